@@ -1,0 +1,53 @@
+"""Digests of what columns hold: equal values give equal digests, whatever the layout in memory or on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+
+def digest_json(value: Any) -> str:
+    """Digest of a JSON value (keys sorted)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def digest_column(column: pa.ChunkedArray | pa.Array) -> str:
+    """Digest of a column's type and values."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    digest = hashlib.blake2b(str(array.type).encode(), digest_size=16)
+    _update(digest, array)
+    return digest.hexdigest()
+
+
+def _update(digest: Any, array: pa.Array) -> None:
+    # Arrow leaves undefined bytes behind nulls and may slice its buffers: hash validity, lengths and flattened values.
+    kind = array.type
+    digest.update(len(array).to_bytes(8, "little"))
+    digest.update(np.packbits(array.is_valid().to_numpy(zero_copy_only=False)).tobytes())
+    if pa.types.is_struct(kind):
+        for index in range(kind.num_fields):
+            _update(digest, array.flatten()[index])
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        digest.update(_lengths(array))
+        _update(digest, array.flatten())
+    elif pa.types.is_string(kind) or pa.types.is_binary(kind):
+        digest.update(_lengths(array, "binary_length"))
+        for value in array.cast(pa.large_binary()).drop_null():
+            digest.update(value.as_buffer())
+    elif pa.types.is_boolean(kind):
+        digest.update(np.packbits(array.drop_null().to_numpy(zero_copy_only=False)).tobytes())
+    elif pa.types.is_null(kind):
+        pass
+    else:
+        digest.update(np.ascontiguousarray(array.drop_null().to_numpy(zero_copy_only=False)).tobytes())
+
+
+def _lengths(array: pa.Array, function: str = "list_value_length") -> bytes:
+    import pyarrow.compute as pc
+
+    return bytes(pc.call_function(function, [array]).drop_null().cast(pa.int64()).to_numpy().tobytes())

@@ -19,14 +19,17 @@ def digest_json(value: Any) -> str:
 def digest_column(column: pa.ChunkedArray | pa.Array) -> str:
     """Digest of a column's type and values."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    digest = hashlib.blake2b(str(array.type).encode(), digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
     _update(digest, array)
     return digest.hexdigest()
 
 
 def _update(digest: Any, array: pa.Array) -> None:
     # Arrow leaves undefined bytes behind nulls and may slice its buffers: hash validity, lengths and flattened values.
+    # Types count by their own id, since Parquet renames what a list's element is called.
     kind = array.type
+    fields = ",".join(field.name for field in kind) if pa.types.is_struct(kind) else ""
+    digest.update(f"{kind.id}({fields})".encode())
     digest.update(len(array).to_bytes(8, "little"))
     digest.update(np.packbits(array.is_valid().to_numpy(zero_copy_only=False)).tobytes())
     if pa.types.is_struct(kind):

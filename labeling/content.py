@@ -26,10 +26,12 @@ def digest_column(column: pa.ChunkedArray | pa.Array) -> str:
 
 def _update(digest: Any, array: pa.Array) -> None:
     # Arrow leaves undefined bytes behind nulls and may slice its buffers: hash validity, lengths and flattened values.
-    # Types count by their own id, since Parquet renames what a list's element is called.
+    # Parquet renames what a list's element is called, so only leaves count by their full type.
     kind = array.type
-    fields = ",".join(field.name for field in kind) if pa.types.is_struct(kind) else ""
-    digest.update(f"{kind.id}({fields})".encode())
+    if pa.types.is_struct(kind):
+        digest.update(f"struct({','.join(field.name for field in kind)})".encode())
+    else:
+        digest.update(b"list" if pa.types.is_list(kind) else str(kind).encode())
     digest.update(len(array).to_bytes(8, "little"))
     digest.update(np.packbits(array.is_valid().to_numpy(zero_copy_only=False)).tobytes())
     if pa.types.is_struct(kind):

@@ -1,0 +1,67 @@
+"""A Ray to run on: the cluster that RAY_ADDRESS names, or one on this machine for as long as it is needed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def token_file() -> Path:
+    """The project's own Ray token, made on first use and readable by its owner only."""
+    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    path = data / "onediffusion" / "ray-token"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        aside.touch(mode=0o600)
+        aside.write_text(secrets.token_hex(32))
+        os.replace(aside, path)
+    return path
+
+
+@contextmanager
+def ray_session(memory: int = 1 << 30) -> Iterator[None]:
+    """Connect to Ray, or start one on loopback and end it afterwards. A Ray that already runs here is used as it is.
+
+    memory: bytes of shared memory for the object store of a Ray started here.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if "RAY_AUTH_TOKEN" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(token_file()))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    # One thread each: labels must not depend on how many cores a machine has, and pools already use them all.
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    verbose = bool(os.environ.get("ONEDIFFUSION_VERBOSE"))
+    options = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**options)
+    else:
+        ray.init(include_dashboard=False, object_store_memory=memory, **options)
+    if not verbose:
+        for name in ("ray.data", "ray.train"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cluster_cpus() -> float:
+    """CPUs of the Ray connected to."""
+    import ray
+
+    return float(ray.cluster_resources().get("CPU", 1.0))

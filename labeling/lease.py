@@ -1,0 +1,73 @@
+"""Who is working on a column group: a small file that a job keeps fresh, so that two jobs do not fight over shards."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+
+from labeling.storage import Store
+from model.errors import InputError
+
+NAME = "running.json"
+HEARTBEAT = 30.0  # seconds between signs of life
+EXPIRY = 150.0  # seconds after which a job on another machine that gave none is taken for dead
+
+
+@contextmanager
+def lease(store: Store, groups: Sequence[str]) -> Iterator[None]:
+    """Hold groups for a job of this process. Raises InputError, naming the job, when a live one holds any of them."""
+    for group in groups:
+        holder = _holder(store, group)
+        if holder and _is_alive(holder):
+            raise InputError(
+                f"{store.uri}/{group}: a job of process {holder['process']} on {holder['host']} is working on it; "
+                "wait for it to end, or stop it"
+            )
+    stop = threading.Event()
+
+    def beat() -> None:
+        while True:
+            sign = json.dumps({**_myself(), "time": time.time()}).encode()
+            for group in groups:
+                store.put(f"{group}/{NAME}", sign)
+            if stop.wait(HEARTBEAT):
+                return
+
+    beat_now = threading.Thread(target=beat, daemon=True)
+    beat_now.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        beat_now.join()
+        for group in groups:
+            store.delete(f"{group}/{NAME}")
+
+
+def _myself() -> dict[str, Any]:
+    process = psutil.Process()
+    return {"host": socket.gethostname(), "process": os.getpid(), "started": process.create_time()}
+
+
+def _holder(store: Store, group: str) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(store.read(f"{group}/{NAME}")))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _is_alive(holder: dict[str, Any]) -> bool:
+    if holder["host"] != socket.gethostname():
+        return bool(time.time() - holder["time"] < EXPIRY)
+    try:
+        return abs(psutil.Process(holder["process"]).create_time() - holder["started"]) < 1.0
+    except psutil.NoSuchProcess:
+        return False

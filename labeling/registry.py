@@ -1,0 +1,86 @@
+"""Labelers by name: the built-in ones, `module:Class`, or those of packages that declare an entry point."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import Any
+
+from pydantic import ValidationError
+
+from labeling.labeler import Labeler
+from model.errors import InputError, nearest
+
+ENTRY_POINTS = "onediffusion.labelers"
+LABELERS = {
+    "boxes": "labeling.boxes:BoxesLabeler",
+    "segmentation": "labeling.segmentation:SegmentationLabeler",
+    "pose": "labeling.pose:PoseLabeler",
+    "caption": "labeling.caption:CaptionLabeler",
+    "edges": "labeling.edges:EdgesLabeler",
+    "depth": "labeling.depth:DepthLabeler",
+    "latents": "labeling.latents:LatentsLabeler",
+    "text": "labeling.text:TextLabeler",
+}
+
+
+def find_labeler(name: str) -> type[Labeler]:
+    """The labeler class that `name` means: NAME, NAME-VARIANT or module:Class. Raises InputError."""
+    if ":" in name:
+        return _import(name)
+    base = name.split("-", 1)[0]
+    if base in LABELERS:
+        return _import(LABELERS[base])
+    offered = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+    if base in offered:
+        return _import(offered[base])
+    choices = sorted([*LABELERS, *offered])
+    raise InputError(f"unknown labeler {name!r}{nearest(base, choices)}; there are {', '.join(choices)}, or module:Class")
+
+
+def group_name(name: str) -> str:
+    """The column group that a labeler named on the command line fills."""
+    return find_labeler(name).name if ":" in name else name
+
+
+def load_labeler(name: str, parameters: Mapping[str, Any]) -> Labeler:
+    """A labeler with its parameters, models not loaded yet.
+
+    Raises InputError for an unknown labeler, a parameter it does not have, or a value it does not take.
+    """
+    cls = find_labeler(name)
+    try:
+        chosen = cls.Parameters(**parameters)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = list(cls.Parameters.model_fields)
+            hint = nearest(key, known) or f"; it has {', '.join(known) or 'none'}"
+            raise InputError(f"{name}: no parameter {key!r}{hint}") from None
+        raise InputError(f"{name}.{key}: {first['msg']} (got {first.get('input')!r})") from None
+    return cls(group_name(name), chosen)
+
+
+def default_groups(name: str, present: Sequence[str]) -> list[str]:
+    """What a bare name on the command line stands for; `present` are the groups a dataset has or will have.
+
+    `latents` means the latents of the pictures and of every label that is a picture, around 256 × 256 pixels.
+    """
+    if name != "latents":
+        return [name]
+    from model.conditions import CONDITION_READS
+
+    return ["latents-256", *(f"latents-256-{group}" for group in CONDITION_READS if group in present)]
+
+
+def _import(target: str) -> type[Labeler]:
+    module, _, attribute = target.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"labeler {target!r} cannot be imported: {error}") from None
+    if not (isinstance(found, type) and issubclass(found, Labeler)):
+        raise InputError(f"labeler {target!r} is not a subclass of labeling.labeler.Labeler")
+    return found

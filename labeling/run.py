@@ -1,0 +1,82 @@
+"""Running one labeler on the rows of one row group: what a labelling job does in its actors, without the job."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from labeling.labeler import Labeler, Row, RowError
+
+
+def row_seed(identity: str) -> int:
+    """A seed from a row's id, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "little")
+
+
+def group_schema(labeler: Labeler, sets: bool) -> pa.Schema:
+    """Schema of the shards a labeler fills. For rows that are sets every label is a list with one entry a view."""
+    fields = [*labeler.schema, pa.field("model", pa.string()), pa.field("version", pa.int32())]
+    if sets:
+        fields = [pa.field(field.name, pa.list_(field.type)) for field in fields]
+    return pa.schema([pa.field("id", pa.string()), *fields, pa.field("error", pa.string())])
+
+
+def label_rows(labeler: Labeler, rows: Sequence[Row]) -> list[Row]:
+    """Label rows in batches from the first row on. A row that fails keeps its place with nulls and its `error`."""
+    labelled: list[Row] = []
+    for start in range(0, len(rows), labeler.batch_size):
+        batch = list(rows[start : start + labeler.batch_size])
+        try:
+            results = labeler.label(batch)
+        except Exception:  # whatever a model raises on one row must not cost the others theirs
+            results = [_label_alone(labeler, row) for row in batch]
+        assert len(results) == len(batch), f"{labeler.name} gave {len(results)} results for {len(batch)} rows"
+        labelled += [
+            {**result, "model": labeler.model, "version": labeler.version, "error": result.get("error")}
+            for result in results
+        ]
+    return labelled
+
+
+def label_table(labeler: Labeler, rows: Sequence[Row], sets: bool) -> pa.Table:
+    """The group's columns for these rows, as they are stored."""
+    schema = group_schema(labeler, sets)
+    if not sets:
+        results = label_rows(labeler, rows)
+        return pa.Table.from_pylist(
+            [{"id": row["id"], **result} for row, result in zip(rows, results, strict=True)], schema
+        )
+    views = [_views(row) for row in rows]
+    results = label_rows(labeler, [view for row in views for view in row])
+    merged, start = [], 0
+    for row, of_row in zip(rows, views, strict=True):
+        merged.append(_merge(str(row["id"]), results[start : start + len(of_row)], labeler.schema.names))
+        start += len(of_row)
+    return pa.Table.from_pylist(merged, schema)
+
+
+def _label_alone(labeler: Labeler, row: Row) -> Row:
+    try:
+        return labeler.label([row])[0]
+    except RowError as error:
+        return {"error": str(error)}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _views(row: Row) -> list[Row]:
+    """One row for each view of a set; a column whose group is in error for the set is None in each of them."""
+    count = max(len(value) for key, value in row.items() if key != "id" and value is not None)
+    return [
+        {key: f"{value}/{view}" if key == "id" else (None if value is None else value[view]) for key, value in row.items()}
+        for view in range(count)
+    ]
+
+
+def _merge(identity: str, results: Sequence[Row], columns: Sequence[str]) -> dict[str, Any]:
+    reasons = [f"view {index}: {result['error']}" for index, result in enumerate(results) if result["error"]]
+    merged: dict[str, Any] = {key: [result.get(key) for result in results] for key in (*columns, "model", "version")}
+    return {"id": identity, **merged, "error": "; ".join(reasons) or None}

@@ -1,0 +1,96 @@
+"""Pictures as arrays: decoding, encoding, aspect buckets and fitting a picture to one. H, W are pixels."""
+
+from __future__ import annotations
+
+import io
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.errors import InputError
+
+Picture = NDArray[np.uint8]  # (H, W, 3), RGB
+
+STEP = 16  # pixels: 8 of the image codec × 2 of the transformer's patch
+MAX_ASPECT = 4.0  # longer pictures are cropped
+
+
+def aspect_bucket(width: int, height: int, size: int) -> tuple[int, int]:
+    """The (W, H) that a picture is fitted to around size × size pixels.
+
+    Both sides divide by 16, the area is within an eighth of size², and the aspect is the closest to the picture's.
+    Raises InputError for a size that does not divide by 16.
+    """
+    if size < STEP or size % STEP:
+        raise InputError(f"size {size} does not divide by {STEP}; take {max(STEP, round(size / STEP) * STEP)}")
+    assert min(width, height) > 0, (width, height)
+    wanted = math.log(width / height)
+    # Rounded, so that the last bit of a logarithm never decides between two buckets.
+    bucket = min(
+        _buckets(size // STEP), key=lambda b: (round(abs(math.log(b[0] / b[1]) - wanted), 9), b[0] * b[1], b[0])
+    )
+    return bucket[0] * STEP, bucket[1] * STEP
+
+
+@cache
+def _buckets(units: int) -> tuple[tuple[int, int], ...]:
+    """Every (across, down) whose product is next to units², and its transpose, without the extremes."""
+    area = units * units
+    pairs = {(across, down) for across in range(1, area + 1) for down in (area // across, -(-area // across))}
+    return tuple(
+        sorted(
+            pair
+            for across, down in pairs
+            for pair in ((across, down), (down, across))
+            if min(pair) > 0 and max(pair) <= MAX_ASPECT * min(pair) and abs(across * down - area) <= area / 8
+        )
+    )
+
+
+def fit_picture(picture: Picture, width: int, height: int) -> Picture:
+    """Centre-crop a (H, W, 3) picture to the aspect of width × height, then resize it bilinearly with antialiasing."""
+    import mmcv
+
+    rows, columns = picture.shape[:2]
+    crop_width = max(1, min(columns, round(rows * width / height)))
+    crop_height = max(1, min(rows, round(columns * height / width)))
+    left, top = (columns - crop_width) // 2, (rows - crop_height) // 2
+    cropped = picture[top : top + crop_height, left : left + crop_width]
+    # Pillow filters over the whole footprint of a pixel when it makes a picture smaller; OpenCV's bilinear does not.
+    return np.asarray(mmcv.imresize(cropped, (width, height), interpolation="bilinear", backend="pillow"), np.uint8)
+
+
+def decode_picture(data: bytes) -> Picture:
+    """Encoded bytes → (H, W, 3) uint8 RGB. Raises what Pillow raises for bytes that are no picture.
+
+    The bytes are taken as ingest stores them: upright, sRGB.
+    """
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        return np.array(image.convert("RGB"))
+
+
+def decode_gray(data: bytes) -> NDArray[Any]:
+    """Encoded gray bytes → (H, W), uint8 or, for a 16-bit PNG, uint16."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        if image.mode.startswith("I"):
+            return np.array(image).astype(np.uint16)
+        return np.array(image.convert("L"))
+
+
+def encode_png(array: NDArray[Any]) -> bytes:
+    """(H, W) uint8 or uint16, or (H, W, 3) uint8, as PNG. The same array gives the same bytes."""
+    from PIL import Image
+
+    assert (array.ndim == 2 and array.dtype in (np.uint8, np.uint16)) or (
+        array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8
+    ), f"no PNG of shape {array.shape}, {array.dtype}"
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(array)).save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()

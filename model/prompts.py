@@ -1,0 +1,134 @@
+"""Tasks, their tokens and the prompts that carry them: what the published model was told (its prompt guide).
+
+One token serves both directions of a task; which frames are known says which way it goes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from model.errors import InputError, nearest
+
+COLORS: dict[str, str] = {
+    "red": "#FF0000",
+    "lime": "#00FF00",
+    "blue": "#0000FF",
+    "yellow": "#FFFF00",
+    "magenta": "#FF00FF",
+    "cyan": "#00FFFF",
+    "orange": "#FFA500",
+    "purple": "#800080",
+    "brown": "#A52A2A",
+    "green": "#008000",
+    "pink": "#FFC0CB",
+    "teal": "#008080",
+    "darkorange": "#FF8C00",
+    "blueviolet": "#8A2BE2",
+    "darkgreen": "#006400",
+    "orangered": "#FF4500",
+    "navy": "#000080",
+    "gold": "#FFD700",
+    "turquoise": "#40E0D0",
+    "orchid": "#DA70D6",
+}
+_COLOR_NAMES = {code: name for name, code in COLORS.items()}
+_MAX_SOURCES = 3  # the published model was trained with up to three reference pictures
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing the model is trained to do.
+
+    token: what the prompt starts with, None where none was published;
+    condition: what frame 1 shows: a column group (boxes, segmentation, pose, edges, depth, hed), "degraded" for a
+        degradation of the picture itself, "rays" for the cameras of a view set, None for no such frame;
+    phrase: what a class and its colour are called in the prompt, None where classes are not named.
+    """
+
+    name: str
+    token: str | None
+    condition: str | None = None
+    phrase: str | None = None
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task("text2image", "[[text2image]]"),
+        Task("deblurring", "[[deblurring]]", "degraded"),
+        Task("inpainting", "[[image_inpainting]]", "degraded"),
+        Task("upscaling", None, "degraded"),
+        Task("edges", "[[canny2image]]", "edges"),
+        Task("depth", "[[depth2image]]", "depth"),
+        Task("hed", "[[hed2img]]", "hed"),
+        Task("pose", "[[pose2image]]", "pose"),
+        Task("editing", "[[image_editing]]"),
+        Task("segmentation", "[[semanticmap2image]]", "segmentation", "mask"),
+        Task("boxes", "[[boundingbox2image]]", "boxes", "boundingbox"),
+        Task("identity", "[[faceid]]"),
+        Task("views", "[[multiview]]", "rays"),
+        Task("subject", "[[subject_driven]]"),
+    )
+}
+
+
+def find_task(name: str) -> Task:
+    """The task of that name. Raises InputError."""
+    if name not in TASKS:
+        raise InputError(f"unknown task {name!r}{nearest(name, list(TASKS))}; there are {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def draw_colors(names: Sequence[str], seed: str) -> dict[str, str]:
+    """A colour "#RRGGBB" for each class name, drawn without replacement; equal names share one.
+
+    The draw depends on `seed` and the order of the names alone, on any machine and with any library version.
+    Raises InputError when there are more classes than colours.
+    """
+    classes = list(dict.fromkeys(names))
+    if len(classes) > len(COLORS):
+        raise InputError(f"{len(classes)} classes, but there are {len(COLORS)} colours: keep the {len(COLORS)} surest")
+    shuffled = sorted(COLORS.values(), key=lambda code: hashlib.blake2b(f"{seed} {code}".encode()).digest())
+    return dict(zip(classes, shuffled, strict=False))
+
+
+def build_prompt(
+    task: str,
+    caption: str,
+    names: Sequence[str] = (),
+    colors: Sequence[str] = (),
+    sources: Sequence[str] = (),
+) -> str:
+    """The prompt of a task: its token, then what it names, then the caption (for editing: the instruction).
+
+    names, colors: one class name and "#RRGGBB" for each box or region of `boxes` and `segmentation`, a class once in
+    the prompt; for `subject`, the name of the item. sources: captions of the reference pictures of `identity` (up to
+    three) and `subject`. Raises InputError for an unknown task or colour, or too many reference pictures.
+    """
+    found = find_task(task)
+    # Upscaling is in the paper, but no token of it was published: ours follows the pattern and has to be learnt.
+    parts = [found.token or f"[[{found.name}]]"]
+    if found.phrase:
+        phrases = [
+            f"<{code.upper()} {_color_name(code)} {found.phrase}: {name}>"
+            for name, code in zip(names, colors, strict=True)
+        ]
+        parts += dict.fromkeys(phrases)
+    if found.name == "subject":
+        parts += [f"<item: {name}>" for name in names]
+    if found.name in ("identity", "subject"):
+        if len(sources) > _MAX_SOURCES:
+            raise InputError(f"{task}: {len(sources)} reference pictures; at most {_MAX_SOURCES}")
+        parts += [f"[[img{index}]] {text.strip()}".strip() for index, text in enumerate([caption, *sources])]
+    else:
+        parts.append(caption.strip())
+    return " ".join(part for part in parts if part)
+
+
+def _color_name(code: str) -> str:
+    try:
+        return _COLOR_NAMES[code.upper()]
+    except KeyError:
+        raise InputError(f"{code!r} is not one of the model's colours: {', '.join(_COLOR_NAMES)}") from None

@@ -51,13 +51,22 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
         ray.init(**options)
     else:
         ray.init(include_dashboard=False, object_store_memory=memory, **options)
-    if not verbose:
-        for name in ("ray.data", "ray.train"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+    _quiet(verbose)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _quiet(verbose: bool) -> None:
+    """Our own progress bars stand in for those of Ray's libraries, which set up their logging on import."""
+    import ray.data
+    import ray.train
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    if not verbose:
+        for name in ("ray.data", "ray.train"):
+            logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def cluster_cpus() -> float:

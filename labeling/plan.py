@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from labeling.labeler import Labeler
-from labeling.registry import group_name, load_labeler
+from labeling.registry import group_name, is_known, load_labeler
 from labeling.shards import Dataset, Footer, recipe
 from model.errors import InputError
 
@@ -27,7 +27,7 @@ class GroupStatus:
 
 @dataclass
 class Wave:
-    """Shards to compute in one pass over the pictures: shard → groups, in the order that labelers depend on each other."""
+    """Shards to compute in one pass over the pictures: shard → groups, each after those that it reads."""
 
     work: dict[str, list[str]] = field(default_factory=dict)
 
@@ -40,6 +40,7 @@ def declare(labeler: Labeler) -> dict[str, Any]:
     """The content of group.json for a labeler."""
     return {
         "labeler": labeler.name,
+        "class": f"{type(labeler).__module__}:{type(labeler).__qualname__}",
         "version": labeler.version,
         "parameters": labeler.parameters.model_dump(mode="json"),
         "weights": labeler.weights_digest(),
@@ -58,7 +59,9 @@ def choose_labelers(
     asked = {group_name(name): name for name in names}
     stray = [name for name in parameters if name not in asked and not any(g.startswith(f"{name}-") for g in asked)]
     if stray:
-        raise InputError(f"parameters given for {stray[0]!r}, which is not among the groups to label: {', '.join(asked)}")
+        raise InputError(
+            f"parameters given for {stray[0]!r}, which is not among the groups to label: {', '.join(asked)}"
+        )
     chosen: dict[str, Labeler] = {}
     pending: list[str] = []
 
@@ -69,6 +72,8 @@ def choose_labelers(
             raise InputError(f"labelers read each other in a circle: {' → '.join([*pending, group])}")
         declared = dataset.declaration(group) or {}
         given = {**parameters.get(group.split("-", 1)[0], {}), **parameters.get(group, {})}
+        if not is_known(name) and "class" in declared:
+            name = declared["class"]
         labeler = load_labeler(name, {**declared.get("parameters", {}), **given})
         pending.append(group)
         for needed in dict.fromkeys(column.split(".", 1)[0] for column in labeler.reads):

@@ -30,13 +30,18 @@ def find_labeler(name: str) -> type[Labeler]:
     if ":" in name:
         return _import(name)
     base = name.split("-", 1)[0]
-    if base in LABELERS:
-        return _import(LABELERS[base])
-    offered = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+    offered = _offered()
     if base in offered:
         return _import(offered[base])
-    choices = sorted([*LABELERS, *offered])
-    raise InputError(f"unknown labeler {name!r}{nearest(base, choices)}; there are {', '.join(choices)}, or module:Class")
+    choices = sorted(offered)
+    raise InputError(
+        f"unknown labeler {name!r}{nearest(base, choices)}; there are {', '.join(choices)}, or module:Class"
+    )
+
+
+def is_known(name: str) -> bool:
+    """Whether a labeler can be found by this name alone."""
+    return ":" in name or name.split("-", 1)[0] in _offered()
 
 
 def group_name(name: str) -> str:
@@ -73,6 +78,10 @@ def default_groups(name: str, present: Sequence[str]) -> list[str]:
     from model.conditions import CONDITION_READS
 
     return ["latents-256", *(f"latents-256-{group}" for group in CONDITION_READS if group in present)]
+
+
+def _offered() -> dict[str, str]:
+    return {**{point.name: point.value for point in entry_points(group=ENTRY_POINTS)}, **LABELERS}
 
 
 def _import(target: str) -> type[Labeler]:

@@ -71,7 +71,10 @@ def _views(row: Row) -> list[Row]:
     """One row for each view of a set; a column whose group is in error for the set is None in each of them."""
     count = max(len(value) for key, value in row.items() if key != "id" and value is not None)
     return [
-        {key: f"{value}/{view}" if key == "id" else (None if value is None else value[view]) for key, value in row.items()}
+        {
+            key: f"{value}/{view}" if key == "id" else (None if value is None else value[view])
+            for key, value in row.items()
+        }
         for view in range(count)
     ]
 

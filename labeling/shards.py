@@ -33,7 +33,7 @@ INDEX = "index.parquet"
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One shard: its name, how many rows it has, and which source (index into dataset.json's sources) it was cut from."""
+    """One shard: its name, its rows, and the source (index into dataset.json's sources) it was cut from."""
 
     name: str
     rows: int
@@ -91,7 +91,7 @@ class Dataset:
 
     @property
     def kind(self) -> str:
-        """"pictures" (a row is a picture) or "sets" (a row is a set of views, its columns are lists)."""
+        """ "pictures" (a row is a picture) or "sets" (a row is a set of views, its columns are lists)."""
         return str(self.description["kind"])
 
     @cached_property
@@ -195,7 +195,7 @@ def write_shard(
         "columns": json.dumps(columns, sort_keys=True),
         "errors": str(errors),
     }
-    # Pictures are compressed already; the other columns gain from zstd. Statistics and dictionaries serve no reader here.
+    # Pictures are compressed already; other columns gain from zstd. No reader uses statistics or dictionaries.
     compression = {name: "none" if _holds_pictures(table.schema.field(name).type) else "zstd" for name in columns}
     name = f"{group}/{shard}.parquet"
     path = store.scratch(name)

@@ -179,7 +179,8 @@ class S3Store:
         import boto3
 
         with _explained(self.uri):
-            return boto3.client("s3", region_name=_region())
+            # A session of its own: the default one would keep the first credentials it met.
+            return boto3.session.Session().client("s3", region_name=_region())
 
     def key(self, name: str) -> str:
         return f"{self.prefix}/{name}".strip("/")
@@ -324,4 +325,3 @@ def _s3_error(place: str, error: Exception) -> Exception:
     if isinstance(error, s3.EndpointConnectionError | s3.ConnectTimeoutError):
         return InputError(f"{place}: the S3 endpoint does not answer; check AWS_ENDPOINT_URL and the network")
     return error
-

@@ -1,0 +1,5 @@
+"""`python -m pipelines …` is `onediffusion …`, for places where nothing is installed."""
+
+from pipelines.cli import main
+
+main()

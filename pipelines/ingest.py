@@ -1,0 +1,238 @@
+"""The ingest job: raw pictures → the images group and rejected/, one Ray Data row a shard."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from labeling.content import digest_json
+from labeling.ingest import (
+    IMAGES,
+    REJECTED,
+    SHARD_BYTES,
+    SHARD_ROWS,
+    VERSION,
+    Picture,
+    Rejected,
+    cut_row_groups,
+    normalise,
+    picture_id,
+)
+from labeling.lease import lease
+from labeling.shards import SCHEMA_VERSION, Dataset, ShardInfo, open_store, recipe, write_shard
+from labeling.sources import Item, Source, cut
+from model.errors import InputError
+from pipelines.progress import progress
+
+READERS = 8  # threads a shard is read and decoded with; decoding releases the interpreter lock
+
+
+@dataclass(frozen=True)
+class IngestResult:
+    """Pictures added by this run, files rejected by it, and how many pictures the dataset has now."""
+
+    added: int
+    rejected: int
+    pictures: int
+
+
+def ingest(
+    source_uri: str,
+    dataset_uri: str,
+    shard_rows: int = SHARD_ROWS,
+    shard_bytes: int = SHARD_BYTES,
+    max_pixels: int = 100_000_000,
+    min_side: int = 32,
+) -> IngestResult:
+    """Add the pictures of a source that the dataset does not have yet. Needs a running Ray.
+
+    Shards are cut from the sorted listing; of equal files the first one stays, the others go to rejected/ with what
+    they equal. An interrupted run continues with the shards it had not written. Raises InputError for an empty source,
+    a target that cannot be written, a dataset of sets, or a source with no picture at all.
+    """
+    source = Source(source_uri)
+    items = source.list()
+    store = open_store(dataset_uri)
+    dataset = Dataset.open(dataset_uri) if store.exists("dataset.json") else None
+    if dataset and dataset.kind != "pictures":
+        raise InputError(f"{dataset_uri}: a dataset of {dataset.kind}; pictures are ingested into one of pictures")
+    before = dataset.shards if dataset else []
+    sources: list[dict[str, Any]] = list(dataset.description["sources"]) if dataset else []
+    address = {"uri": source.uri if source.uri.startswith("s3://") else open_store(source.uri).uri}
+    if address not in sources:
+        sources.append(address)
+    number = sources.index(address)
+    names, ids = _known(dataset, number) if dataset else (set(), set())
+    fresh = [item for item in items if item.name not in names]
+    total = sum(shard.rows for shard in before)
+    if not fresh:
+        return IngestResult(0, 0, total)
+    parameters = {"max_pixels": max_pixels, "min_side": min_side}
+    declaration = {"labeler": "ingest", "version": VERSION, "parameters": parameters, "weights": "", "reads": []}
+    with lease(store, ["images"]):
+        Dataset(dataset_uri).declare("images", declaration)
+        twins = _duplicates(source, fresh)
+        jobs = []
+        for index, part in enumerate(cut(fresh, shard_rows, shard_bytes), start=len(before)):
+            same = {item.name: twins[item.name] for item in part if item.name in twins}
+            state = digest_json([[asdict(item) for item in part], same, sorted(ids), source.metadata()])
+            jobs.append(_Job(f"{index:06d}", part, same, recipe(declaration, {"source": state})))
+        shards = _run(jobs, source, dataset_uri, ids, max_pixels, min_side, number)
+        added = sum(shard.rows for shard in shards)
+        rejected = len(fresh) - added
+        if not added and not before:
+            reasons = Counter(row["reason"] for row in Dataset(dataset_uri).read("rejected", "000000").to_pylist())
+            for shard in shards:
+                for group in ("images", "rejected"):
+                    store.delete(f"{group}/{shard.name}.parquet")
+            store.delete("images/group.json")
+            raise InputError(f"{source_uri}: none of {len(fresh)} files is a picture ({reasons.most_common(1)[0][0]})")
+        description = {
+            "schema": SCHEMA_VERSION,
+            "kind": "pictures",
+            "shards": [asdict(shard) for shard in [*before, *shards]],
+            "sources": sources,
+        }
+        store.put("dataset.json", json.dumps(description, indent=1).encode() + b"\n")
+    return IngestResult(added, rejected, total + added)
+
+
+@dataclass(frozen=True)
+class _Job:
+    shard: str
+    items: list[Item]
+    twins: dict[str, str]
+    recipe: str
+
+
+def _known(dataset: Dataset, source: int) -> tuple[set[str], set[str]]:
+    """Names of the source that the dataset has met, and the ids of all its pictures."""
+    names: set[str] = set()
+    ids: set[str] = set()
+    for shard in dataset.shards:
+        table = dataset.read("images", shard.name, ["id", "source"])
+        ids.update(table["id"].to_pylist())
+        if shard.source == source:
+            names.update(table["source"].to_pylist())
+            names.update(dataset.read("rejected", shard.name, ["source"])["source"].to_pylist())
+    return names, ids
+
+
+def _duplicates(source: Source, items: Sequence[Item]) -> dict[str, str]:
+    """Items equal to an earlier one → that one's name. Only files of equal size can be equal, so only they are read."""
+    import ray
+
+    sizes = Counter(item.size for item in items)
+    suspects = [asdict(item) for item in items if sizes[item.size] > 1]
+    if not suspects:
+        return {}
+
+    def hashed(row: dict[str, Any]) -> dict[str, Any]:
+        return {"name": row["name"], "id": picture_id(source.read(Item(**row))[0])}
+
+    first: dict[str, str] = {}
+    twins: dict[str, str] = {}
+    rows = ray.data.from_items(suspects).map(hashed, num_cpus=0.5).take_all()
+    for row in sorted(rows, key=lambda row: str(row["name"])):
+        if first.setdefault(row["id"], row["name"]) != row["name"]:
+            twins[row["name"]] = first[row["id"]]
+    return twins
+
+
+def _run(
+    jobs: Sequence[_Job],
+    source: Source,
+    dataset_uri: str,
+    ids: set[str],
+    max_pixels: int,
+    min_side: int,
+    number: int,
+) -> list[ShardInfo]:
+    import ray
+
+    target = Dataset(dataset_uri)
+    rows: dict[str, int] = {}
+    waiting = []
+    for job in jobs:
+        name = f"images/{job.shard}.parquet"
+        footer = target.footer("images", job.shard) if target.store.exists(name) else None
+        if footer and footer.recipe == job.recipe:
+            rows[job.shard] = footer.rows
+        else:
+            waiting.append(job)
+    known = ray.put(ids)
+    metadata = source.metadata()
+
+    def write(row: dict[str, Any]) -> dict[str, Any]:
+        job = waiting[row["id"]]
+        return {"shard": job.shard, "rows": _write(job, source, metadata, target, ray.get(known), max_pixels, min_side)}
+
+    with progress("ingest", sum(len(job.items) for job in waiting), "files") as advance:
+        if waiting:
+            sizes = {job.shard: len(job.items) for job in waiting}
+            dataset = ray.data.range(len(waiting), override_num_blocks=len(waiting)).map(write, num_cpus=1)
+            for row in dataset.iter_rows():
+                rows[row["shard"]] = row["rows"]
+                advance(sizes[row["shard"]])
+    return [ShardInfo(job.shard, rows[job.shard], number) for job in jobs]
+
+
+def _write(
+    job: _Job,
+    source: Source,
+    metadata: Mapping[str, Mapping[str, str]],
+    target: Dataset,
+    known: set[str],
+    max_pixels: int,
+    min_side: int,
+) -> int:
+    def row_of(item: Item) -> dict[str, Any]:
+        if item.name in job.twins:
+            return {"source": item.name, "reason": f"same bytes as {job.twins[item.name]}"}
+        raw, said = source.read(item)
+        identity = picture_id(raw)
+        if identity in known:
+            return {"source": item.name, "reason": f"in the dataset already, as {identity}"}
+        try:
+            picture = normalise(raw, max_pixels, min_side)
+            said = {**said, **metadata.get(item.name, {})}
+            return {"id": identity, "picture": picture, "source": item.name, **_pair(source, said), **_words(said)}
+        except Rejected as error:
+            return {"source": item.name, "reason": str(error)}
+
+    with ThreadPoolExecutor(READERS) as pool:
+        found = list(pool.map(row_of, job.items))
+    kept = [row for row in found if "picture" in row]
+    pictures: list[Picture] = [row.pop("picture") for row in kept]
+    for row, picture in zip(kept, pictures, strict=True):
+        row.update(image=picture.encoded, width=picture.width, height=picture.height)
+    rejected = pa.Table.from_pylist([row for row in found if "reason" in row], REJECTED)
+    # The images shard comes last: it is what says that both are there.
+    write_shard(target.store, "rejected", job.shard, rejected, [rejected.num_rows], job.recipe)
+    table = pa.Table.from_pylist(kept, IMAGES)
+    write_shard(target.store, "images", job.shard, table, cut_row_groups(pictures), job.recipe)
+    return len(kept)
+
+
+def _words(said: Mapping[str, Any]) -> dict[str, str | None]:
+    return {key: said.get(key) for key in ("author", "licence", "text")}
+
+
+def _pair(source: Source, said: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns for a stereo pair's right picture and true disparity, where metadata.csv names them."""
+    pair: dict[str, Any] = {}
+    for key in ("right", "disparity"):
+        if key in said:
+            try:
+                pair[key] = source.store.read(said[key])
+            except FileNotFoundError:
+                raise Rejected(f"metadata.csv names {said[key]} as its {key}, which is not there") from None
+    if "disparity" in pair:
+        pair["disparity_scale"] = float(said.get("disparity_scale", 1.0))
+    return pair

@@ -1,0 +1,303 @@
+"""The labelling job: one pass of Ray Data over references to row groups, an actor pool for every labeler.
+
+    read and decode ─▶ boxes ─▶ segmentation ─▶ … ─▶ (pictures dropped) ─▶ … ─▶ gather a shard, write it
+
+A Ray Data row is one row group of one shard, with the decoded pictures and the finished columns as bytes, so neither
+batches nor blocks ever span or split what a shard's bytes depend on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from labeling.labeler import Labeler
+from labeling.lease import lease
+from labeling.plan import Wave, choose_labelers, declare, expected_recipe, next_wave
+from labeling.registry import default_groups
+from labeling.run import label_table
+from labeling.shards import Dataset, Footer, write_shard
+from pipelines.progress import progress
+
+PICTURES = "images.image"
+MAX_BLOCKS = 4096
+MAX_ACTORS = 64
+
+
+@dataclass
+class LabelResult:
+    """What a labelling run did: shards written and fresh before by group, rows in error by group, seconds."""
+
+    written: Counter[str] = field(default_factory=Counter)
+    fresh: Counter[str] = field(default_factory=Counter)
+    rows: Counter[str] = field(default_factory=Counter)
+    busy: dict[str, float] = field(
+        default_factory=lambda: defaultdict(float)
+    )  # seconds of work by labeler, over all its processes
+    seconds: float = 0.0
+
+
+def label(
+    dataset_uri: str, names: Sequence[str], parameters: Mapping[str, Mapping[str, Any]] | None = None
+) -> LabelResult:
+    """Add or refresh column groups: compute the shards that are missing or stale. Needs a running Ray.
+
+    names: labelers or groups; empty for every group that is declared. parameters: by labeler or group name.
+    Raises InputError for unknown names and parameters, and when another job works on one of the groups.
+    """
+    started = time.monotonic()
+    dataset = Dataset.open(dataset_uri)
+    present = [*dataset.groups(), *names]
+    wanted = [group for name in names for group in default_groups(name, present)]
+    wanted = wanted or [group for group in dataset.groups() if _is_refreshable(dataset, group)]
+    labelers = choose_labelers(dataset, wanted, parameters or {})
+    declarations = {group: declare(labeler) for group, labeler in labelers.items()}
+    result = LabelResult()
+    with lease(dataset.store, list(labelers)):
+        for group, declaration in declarations.items():
+            if dataset.declaration(group) != declaration:
+                dataset.declare(group, declaration)
+        footers = _footers(dataset, labelers)
+        done: set[tuple[str, str]] = set()
+        while (wave := next_wave(dataset, declarations, footers)).work:
+            todo = {(shard, group) for shard, groups in wave.work.items() for group in groups}
+            assert not todo & done, f"computed and still stale: {sorted(todo & done)[:3]}"
+            done |= todo
+            _run_wave(dataset, wave, labelers, declarations, footers, result)
+            footers = _footers(dataset, labelers)
+        for group in labelers:
+            dataset.footers(group, save=True)
+            result.fresh[group] = len(dataset.shards) - result.written[group]
+    result.seconds = time.monotonic() - started
+    return result
+
+
+def _is_refreshable(dataset: Dataset, group: str) -> bool:
+    return bool((dataset.declaration(group) or {}).get("reads"))
+
+
+def _footers(dataset: Dataset, labelers: Mapping[str, Labeler]) -> dict[str, dict[str, Footer]]:
+    read = {column.split(".", 1)[0] for labeler in labelers.values() for column in labeler.reads}
+    return {group: dataset.footers(group) for group in sorted({"images", *read, *labelers})}
+
+
+def _run_wave(
+    dataset: Dataset,
+    wave: Wave,
+    labelers: Mapping[str, Labeler],
+    declarations: Mapping[str, Mapping[str, Any]],
+    footers: Mapping[str, Mapping[str, Footer]],
+    result: LabelResult,
+) -> None:
+    import ray
+
+    from cluster.session import cluster_cpus
+
+    active = {group: labelers[group] for group in labelers if group in wave.groups}
+    references = [
+        {"shard": shard, "row_group": index, "groups": ",".join(groups)}
+        for shard, groups in wave.work.items()
+        for index in range(len(footers["images"][shard].row_groups))
+    ]
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    writers = [
+        ray.remote(_ShardWriter)
+        .options(num_cpus=0, scheduling_strategy="SPREAD")
+        .remote(dataset, declarations, {group: footers[group] for group in footers})
+        for _ in nodes
+    ]
+    cpus = cluster_cpus()
+    # Every pool holds at least one process at all times; on a small machine they share the cores.
+    share = 0.8 * cpus / (len(active) + 1)
+    rows = ray.data.from_items(references, override_num_blocks=min(len(references), MAX_BLOCKS))
+    rows = rows.map(_Read(dataset, active), num_cpus=min(1.0, share))
+    last_picture = max((i for i, labeler in enumerate(active.values()) if PICTURES in labeler.reads), default=-1)
+    for index, (group, labeler) in enumerate(active.items()):
+        most = max(1, min(MAX_ACTORS, int(cpus // max(labeler.cpus, 1))))
+        rows = rows.map(
+            _Label,
+            fn_constructor_args=(group, labeler, dataset.kind == "sets", index >= last_picture),
+            concurrency=(1, most) if cpus > 4 else 1,
+            num_cpus=min(labeler.cpus, share),
+            num_gpus=labeler.gpus or None,
+        )
+    rows = rows.map(_Gather(writers, list(active)), num_cpus=min(0.1, share))
+    total = sum(footers["images"][row["shard"]].row_groups[row["row_group"]] for row in references)
+    with progress("label " + " ".join(active), total, "rows") as advance:
+        for row in rows.iter_rows():
+            advance(row["rows"])
+            for group in row["groups"].split(","):
+                result.rows[group] += row["rows"]
+                result.busy[group] += row[f"{group}:seconds"]
+    for writer in writers:
+        result.written.update(ray.get(writer.written.remote()))
+        ray.kill(writer)
+
+
+class _Read:
+    """Stage 1: the columns that labelers read from stored shards, and the pictures decoded, once."""
+
+    def __init__(self, dataset: Dataset, active: Mapping[str, Labeler]) -> None:
+        self.dataset = dataset
+        self.reads = {group: labeler.reads for group, labeler in active.items()}
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        groups = row["groups"].split(",")
+        wanted: dict[str, set[str]] = {"images": {"id"}}
+        for column in {column for group in groups for column in self.reads[group]}:
+            group, _, name = column.partition(".")
+            if group not in groups:  # otherwise it is made in this pass
+                wanted.setdefault(group, set()).add(name)
+        decode = wanted["images"] and "image" in wanted["images"]
+        columns: dict[str, pa.Array] = {}
+        for group, names in sorted(wanted.items()):
+            table = self.dataset.read(group, row["shard"], sorted(names), [row["row_group"]])
+            for name in table.column_names:
+                columns[name if group == "images" and name == "id" else f"{group}.{name}"] = table[name]
+        pictures = columns.pop(PICTURES).to_pylist() if decode else None
+        return {
+            **row,
+            "columns": _to_bytes(pa.table(columns)),
+            "pictures": _pack(pictures) if pictures is not None else b"",
+            "rows": len(columns["id"]),
+        }
+
+
+class _Label:
+    """One labeler's actor: its columns are added to the row, as bytes."""
+
+    def __init__(self, group: str, labeler: Labeler, sets: bool, drop_pictures: bool) -> None:
+        self.group = group
+        self.labeler = labeler
+        self.sets = sets
+        self.drop_pictures = drop_pictures
+        labeler.load()
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        labelled, seconds = b"", 0.0
+        if self.group in row["groups"].split(","):
+            started = time.monotonic()
+            labelled = _to_bytes(label_table(self.labeler, self._rows(row), self.sets))
+            seconds = time.monotonic() - started
+        pictures = b"" if self.drop_pictures else row["pictures"]
+        return {**row, "pictures": pictures, f"{self.group}:table": labelled, f"{self.group}:seconds": seconds}
+
+    def _rows(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+        stored = _from_bytes(row["columns"])
+        values = {name: stored[name].to_pylist() for name in stored.column_names if name in ("id", *self.labeler.reads)}
+        for column in self.labeler.reads:
+            group, _, name = column.partition(".")
+            if row.get(f"{group}:table"):
+                values[column] = _from_bytes(row[f"{group}:table"])[name].to_pylist()
+        if PICTURES in self.labeler.reads:
+            values[PICTURES] = _unpack(row["pictures"])
+        return [dict(zip(values, together, strict=True)) for together in zip(*values.values(), strict=True)]
+
+
+class _Gather:
+    """Last stage: a row group's small columns go to the writer that its shard belongs to."""
+
+    def __init__(self, writers: Sequence[Any], groups: Sequence[str]) -> None:
+        self.writers = writers
+        self.groups = groups
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        import ray
+
+        writer = self.writers[int(row["shard"]) % len(self.writers)]
+        tables = {group: row[f"{group}:table"] for group in self.groups if row[f"{group}:table"]}
+        ray.get(writer.add.remote(row["shard"], row["row_group"], tables))
+        return {
+            "rows": row["rows"],
+            "groups": ",".join(tables),
+            **{f"{g}:seconds": row[f"{g}:seconds"] for g in self.groups},
+        }
+
+
+class _ShardWriter:
+    """Collects the row groups of shards as they come and writes each shard when its last one is there."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        declarations: Mapping[str, Mapping[str, Any]],
+        footers: Mapping[str, Mapping[str, Footer]],
+    ) -> None:
+        self.dataset = dataset
+        self.declarations = declarations
+        self.footers = {group: dict(shards) for group, shards in footers.items()}
+        self.parts: dict[str, dict[int, Mapping[str, bytes]]] = {}
+        self.count: Counter[str] = Counter()
+
+    def add(self, shard: str, row_group: int, tables: Mapping[str, bytes]) -> None:
+        parts = self.parts.setdefault(shard, {})
+        parts[row_group] = tables
+        row_groups = self.footers["images"][shard].row_groups
+        if len(parts) < len(row_groups):
+            return
+        del self.parts[shard]
+        for group in self.declarations:  # in the order of dependence: a recipe names the content of what was read
+            if group not in tables:
+                continue
+            table = pa.concat_tables([_from_bytes(parts[index][group]) for index in range(len(row_groups))])
+            wanted = expected_recipe(self.declarations[group], shard, self.footers)
+            assert wanted is not None, f"{group}/{shard} was labelled before what it reads"
+            self.footers.setdefault(group, {})[shard] = write_shard(
+                self.dataset.store, group, shard, table, row_groups, wanted
+            )
+            self.count[group] += 1
+
+    def written(self) -> Counter[str]:
+        return self.count
+
+
+def _pack(encoded: Sequence[Any]) -> bytes:
+    """Decoded pictures as one run of bytes: [views, then height and width of each] and pixels; sets nest once."""
+    from model.pictures import decode_picture
+
+    parts: list[bytes] = []
+    for row in encoded:
+        views = row if isinstance(row, list) else [row]
+        pictures = [decode_picture(view) for view in views]
+        header = [len(pictures) if isinstance(row, list) else 0]
+        header += [side for picture in pictures for side in picture.shape[:2]]
+        parts += [np.array(header, np.int32).tobytes(), *(picture.tobytes() for picture in pictures)]
+    return b"".join(parts)
+
+
+def _unpack(packed: bytes) -> list[Any]:
+    data = np.frombuffer(packed, np.uint8)
+    rows: list[Any] = []
+    start = 0
+
+    def integers(count: int) -> list[int]:
+        nonlocal start
+        start += 4 * count
+        return [int(value) for value in np.frombuffer(data[start - 4 * count : start].tobytes(), np.int32)]
+
+    while start < len(data):
+        views = integers(1)[0]
+        sizes = integers(2 * max(views, 1))
+        pictures = []
+        for height, width in zip(sizes[::2], sizes[1::2], strict=True):
+            pictures.append(data[start : start + height * width * 3].reshape(height, width, 3))
+            start += height * width * 3
+        rows.append(pictures if views else pictures[0])
+    return rows
+
+
+def _to_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def _from_bytes(data: bytes) -> pa.Table:
+    return pa.ipc.open_stream(data).read_all()

@@ -1,0 +1,97 @@
+"""What tests share: a Ray on this machine, a real S3 server, photographs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# simple_labelers, here and in the processes that tests start
+sys.path.insert(0, str(Path(__file__).parent))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Ray of this test session; the jobs under test connect to it."""
+    os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("data"))
+    from cluster.session import ray_session
+
+    with ray_session(memory=600 << 20):
+        yield
+
+
+@pytest.fixture(scope="session")
+def photographs() -> Path:
+    """Folder of the photographs that scikit-image ships."""
+    import skimage
+
+    return Path(skimage.__file__).parent / "data"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, photographs: Path) -> Path:
+    """A small source folder: six photographs, one of them twice, and two files that are no whole picture."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "camera.png"):
+        shutil.copy(photographs / name, folder / name)
+    shutil.copy(photographs / "coffee.png", folder / "z-coffee-again.png")
+    (folder / "cut.jpg").write_bytes((photographs / "rocket.jpg").read_bytes()[:60_000])
+    (folder / "notes.txt").write_text("not a picture")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A real S3 server (rclone) on loopback with a bucket `lab`; yields the environment that reaches it."""
+    package = importlib.util.find_spec("rclone_api")
+    assert package is not None and package.origin is not None
+    rclone = Path(package.origin).parent / "bin" / "rclone"
+    root = tmp_path_factory.mktemp("s3")
+    (root / "lab").mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    key, secret = "tester", secrets.token_hex(16)
+    server = subprocess.Popen(
+        [str(rclone), "serve", "s3", str(root), "--addr", f"127.0.0.1:{port}", "--auth-key", f"{key},{secret}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    for _ in range(100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.1)
+    else:
+        pytest.fail("rclone did not start")
+    yield {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": key,
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_REGION": "us-east-1",
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    server.terminate()
+    server.wait()
+
+
+@pytest.fixture
+def s3(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """Address of the test bucket, with the environment set to reach it."""
+    for name, value in s3_server.items():
+        monkeypatch.setenv(name, value)
+    return "s3://lab"

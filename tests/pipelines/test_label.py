@@ -1,0 +1,143 @@
+"""The labelling job: resume, rebuild and increment are one operation, and rows in error keep their place."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from labeling.ingest import IMAGES
+from labeling.plan import dataset_status
+from labeling.shards import Dataset, open_store, write_shard
+from model.errors import InputError
+from pipelines.ingest import ingest
+from pipelines.label import label
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+BRIGHTNESS, DOUBLED = "simple_labelers:Brightness", "simple_labelers:Doubled"
+
+
+@pytest.fixture
+def dataset(pictures: Path, tmp_path: Path) -> Dataset:
+    ingest(str(pictures), str(tmp_path / "dataset"), shard_rows=3)
+    return Dataset.open(tmp_path / "dataset")
+
+
+def contents(dataset: Dataset, group: str) -> dict[str, bytes]:
+    return {shard.name: dataset.store.read(f"{group}/{shard.name}.parquet") for shard in dataset.shards}
+
+
+def test_labels_are_made_once_and_then_fresh(dataset: Dataset) -> None:
+    first = label(dataset.uri, [BRIGHTNESS, DOUBLED])
+    assert first.written == {"brightness": len(dataset.shards), "doubled": len(dataset.shards)}
+    rows = list(dataset.rows("brightness"))
+    ids = [row["id"] for row in dataset.rows("images", ["id"])]
+    assert [row["id"] for row in rows] == ids
+    assert len({row["value"] for row in rows}) == len(ids)
+    assert [row["twice"] for row in dataset.rows("doubled")] == pytest.approx([2 * row["value"] for row in rows])
+    again = label(dataset.uri, [])
+    assert not again.written
+    assert again.fresh == {"brightness": len(dataset.shards), "doubled": len(dataset.shards)}
+
+
+def test_a_parameter_restales_what_depends_on_it_but_equal_values_do_not(dataset: Dataset) -> None:
+    label(dataset.uri, [BRIGHTNESS, DOUBLED], {"brightness": {"levels": 2}})
+    count = len(dataset.shards)
+    same = label(dataset.uri, [BRIGHTNESS, DOUBLED], {"brightness": {"gain": 1.0001}})
+    assert same.written == {"brightness": count}  # levels=2 is kept, and the values came out the same
+    assert same.fresh["doubled"] == count
+    other = label(dataset.uri, [BRIGHTNESS, DOUBLED], {"brightness": {"gain": 0.1, "levels": 256}})
+    assert other.written == {"brightness": count, "doubled": count}
+
+
+def test_a_missing_shard_comes_back_byte_for_byte(dataset: Dataset) -> None:
+    label(dataset.uri, [BRIGHTNESS, DOUBLED])
+    before = {group: contents(dataset, group) for group in ("brightness", "doubled")}
+    dataset.store.delete("brightness/000001.parquet")
+    status = dataset_status(dataset)
+    assert asdict(status["brightness"])["missing"] == 1
+    result = label(dataset.uri, [])
+    assert result.written == {"brightness": 1}
+    assert {group: contents(dataset, group) for group in before} == before
+
+
+def test_rows_in_error_keep_their_place_and_are_filled_later(dataset: Dataset) -> None:
+    label(dataset.uri, [BRIGHTNESS, DOUBLED], {"brightness": {"refuse_wider_than": 600}})
+    widths = [row["width"] for row in dataset.rows("images", ["width"])]
+    rows = list(dataset.rows("brightness"))
+    assert [row["error"] for row in rows] == ["wider than 600" if width > 600 else None for width in widths]
+    assert [row["value"] is None for row in rows] == [width > 600 for width in widths]
+    assert dataset_status(dataset)["doubled"].errors == sum(width > 600 for width in widths) > 0
+    result = label(dataset.uri, [BRIGHTNESS, DOUBLED], {"brightness": {"refuse_wider_than": 10_000}})
+    assert dataset_status(dataset)["doubled"].errors == 0
+    touched = {index // 3 for index, width in enumerate(widths) if width > 600}
+    assert result.written["doubled"] == len(touched) < len(dataset.shards)
+
+
+def test_growth_appends_shards_and_labels_only_them(dataset: Dataset, pictures: Path, photographs: Path) -> None:
+    label(dataset.uri, [BRIGHTNESS])
+    before = contents(dataset, "brightness")
+    (pictures / "a-new-one.png").write_bytes((photographs / "brick.png").read_bytes())
+    (pictures / "a-known-one.png").write_bytes((photographs / "camera.png").read_bytes())
+    grown = ingest(str(pictures), dataset.uri, shard_rows=3)
+    assert (grown.added, grown.rejected, grown.pictures) == (1, 1, 7)
+    dataset = Dataset.open(dataset.uri)
+    assert label(dataset.uri, [BRIGHTNESS]).written == {"brightness": 1}
+    after = contents(dataset, "brightness")
+    assert {name: after[name] for name in before} == before
+    rejected = [row["reason"] for row in dataset.rows("rejected")]
+    assert sum("in the dataset already" in reason for reason in rejected) == 1
+    assert ingest(str(pictures), dataset.uri).added == 0
+
+
+def test_sets_are_labelled_view_by_view(dataset: Dataset, tmp_path: Path) -> None:
+    pictures = list(dataset.rows("images"))
+    rows = [
+        {"id": name, **{key: [picture[key] for picture in some] for key in IMAGES.names if key != "id"}}
+        for name, some in (("first", pictures[:2]), ("second", pictures[2:5]))
+    ]
+    schema = pa.schema([f if f.name == "id" else pa.field(f.name, pa.list_(f.type)) for f in IMAGES])
+    store = open_store(tmp_path / "sets")
+    write_shard(store, "images", "000000", pa.Table.from_pylist(rows, schema), [1, 1], "recipe")
+    description = {"schema": 1, "kind": "sets", "shards": [{"name": "000000", "rows": 2}], "sources": []}
+    store.put("dataset.json", json.dumps(description).encode())
+    label(str(tmp_path / "sets"), [BRIGHTNESS, DOUBLED])
+    heights = [row["height"] for row in Dataset.open(tmp_path / "sets").rows("brightness", ["height"])]
+    assert heights == [row["height"] for row in rows]
+    assert [len(row["twice"]) for row in Dataset.open(tmp_path / "sets").rows("doubled")] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("names", "parameters", "message"),
+    [
+        (["boxs"], {}, "did you mean 'boxes'"),
+        (["nowhere:Labeler"], {}, "cannot be imported"),
+        ([BRIGHTNESS], {"brightness": {"gian": 2}}, "did you mean 'gain'"),
+        ([BRIGHTNESS], {"brightness": {"gain": "much"}}, "brightness:Brightness.gain|Brightness.gain"),
+        ([BRIGHTNESS], {"doubled": {"x": 1}}, "not among the groups"),
+    ],
+)
+def test_what_is_asked_wrongly_is_named(
+    dataset: Dataset, names: list[str], parameters: dict[str, dict[str, object]], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        label(dataset.uri, names, parameters)
+    assert dataset.groups() == ["images"]
+
+
+def test_a_group_that_another_job_works_on_is_refused(dataset: Dataset) -> None:
+    import os
+    import socket
+
+    import psutil
+
+    holder = {"host": socket.gethostname(), "process": os.getpid(), "started": psutil.Process().create_time(), "time": 0}
+    dataset.store.put("brightness/running.json", json.dumps(holder).encode())
+    with pytest.raises(InputError, match=f"process {os.getpid()}"):
+        label(dataset.uri, [BRIGHTNESS])
+    dataset.store.put("brightness/running.json", json.dumps({**holder, "started": 1.0}).encode())
+    label(dataset.uri, [BRIGHTNESS])  # the process is another one now: what it held is free
+    assert not dataset.store.exists("brightness/running.json")

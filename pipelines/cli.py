@@ -122,6 +122,88 @@ def status(
     Console().print(table)
 
 
+@app.command()
+def views(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Meshes or transforms.json; a folder or s3://.")],
+    dataset: DatasetArgument,
+    count: Annotated[int, typer.Option(min=2, max=64, help="Views rendered of a mesh.")] = 8,
+    size: Annotated[int, typer.Option(min=32, help="Side of a rendered view, in pixels.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Of the cameras around a mesh.")] = 0,
+) -> None:
+    """View sets with cameras (and exact depth, from meshes) → a dataset of sets."""
+    from cluster.session import ray_session
+    from pipelines.views import views as run
+
+    with ray_session():
+        result = run(source, dataset, count, size, seed)
+    print(f"{result.added} sets written; {result.sets} sets in {dataset}")
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file or a preset: debug, stage1-256, …")],
+    run: Annotated[str | None, typer.Option("--run", help="Folder or s3:// of the run; default runs/NAME.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in --set optimizer.ema=0.999.")
+    ] = None,
+) -> None:
+    """A run: checkpoints, metrics, TensorBoard. Run again, it resumes by itself."""
+    from training.config import load_config
+
+    settings = load_config(config, overrides or [])
+    from cluster.session import ray_session
+    from pipelines.train import train as run_it
+
+    with ray_session():
+        run_it(settings, run or f"runs/{settings.name}")
+
+
+@app.command()
+def sample(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A run, or one of its checkpoints.")],
+    task: Annotated[str, typer.Argument(metavar="TASK", help="text2image, depth, segmentation, edges, pose, views, …")],
+    images: Annotated[list[str] | None, typer.Option("--image", help="A picture whose label is wanted.")] = None,
+    condition: Annotated[str | None, typer.Option("--condition", help="A label whose picture is wanted.")] = None,
+    prompt: Annotated[str, typer.Option(help="Caption of the picture.")] = "",
+    names: Annotated[list[str] | None, typer.Option("--name", help="A class, for segmentation and boxes.")] = None,
+    cameras: Annotated[
+        list[str] | None, typer.Option("--camera", metavar="AZ,EL,DIST", help="One a view, known ones first.")
+    ] = None,
+    out: Annotated[str, typer.Option(help="Where to write the picture.")] = "sample.png",
+    size: Annotated[int | None, typer.Option(min=16, help="Around which to sample; default as trained.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
+    guidance: Annotated[float, typer.Option(min=1.0, help="Towards the prompt; 1 is none.")] = 4.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """One task from a checkpoint: --condition gives a picture, --image its label."""
+    from pipelines.sample import sample as run
+
+    written = run(
+        checkpoint, task, out, images or [], condition, prompt, names or [], cameras or [], size, steps, guidance, seed
+    )
+    print("\n".join(written))
+
+
+@app.command()
+def report(target: Annotated[str, typer.Argument(metavar="DATASET|RUN", help="A folder or s3:// address.")]) -> None:
+    """One self-contained HTML page about a dataset or a run."""
+    from pipelines.report import report as run
+
+    print(run(target))
+
+
+@app.command()
+def demo(
+    pictures: Annotated[str | None, typer.Option(help="Your own pictures: folder, glob or s3://.")] = None,
+    out: Annotated[str, typer.Option(help="Where everything goes: a folder or s3:// address.")] = "runs/demo",
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps, if not the preset's.")] = None,
+) -> None:
+    """The whole journey on real pictures, ending with a page of pictures."""
+    from pipelines.demo import demo as run
+
+    run(out, pictures, steps)
+
+
 def parse_settings(settings: list[str]) -> dict[str, dict[str, Any]]:
     """NAME.KEY=VALUE, values in YAML. Raises InputError for another form."""
     import yaml

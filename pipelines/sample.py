@@ -99,7 +99,10 @@ def _views(
     stem, dot, ending = out.rpartition(".")
     if cameras:
         wanted = range(len(pictures), count)
-        return [_write(f"{stem}-{view}.{ending}" if dot else f"{out}-{view}", sampler.decode(latents[2 * view])) for view in wanted]
+        return [
+            _write(f"{stem}-{view}.{ending}" if dot else f"{out}-{view}", sampler.decode(latents[2 * view]))
+            for view in wanted
+        ]
     rotation, translation = recover_cameras(latents[1::2], intrinsics)
     poses = {"R": np.asarray(rotation).tolist(), "T": np.asarray(translation).tolist(), "convention": "PyTorch3D"}
     folder, name = _place(f"{stem}.json" if dot else f"{out}.json")
@@ -127,7 +130,9 @@ def _check(task: str, images: Sequence[str], condition: str | None, cameras: Seq
             if len(parts) != 3:
                 raise InputError(f"--camera {camera}: write azimuth,elevation,distance, as in 30,10,1.5")
         if cameras and len(cameras) <= len(images):
-            raise InputError(f"{len(cameras)} cameras for {len(images)} images: give one for each view, wanted ones last")
+            raise InputError(
+                f"{len(cameras)} cameras for {len(images)} images: give one for each view, wanted ones last"
+            )
         if not cameras and len(images) < 2:
             raise InputError("views: give --camera for each view, or at least two images to find the cameras of")
 

@@ -37,7 +37,9 @@ def kill_when(dataset: Path, moment: Callable[[], bool]) -> None:
     job = start(dataset)
     deadline = time.monotonic() + 240
     while not moment():
-        assert job.poll() is None, f"the job ended before it could be killed:\n{dataset.with_suffix('.log').read_text()}"
+        assert job.poll() is None, (
+            f"the job ended before it could be killed:\n{dataset.with_suffix('.log').read_text()}"
+        )
         assert time.monotonic() < deadline
         time.sleep(0.02)
     children = psutil.Process(job.pid).children(recursive=True)

@@ -134,7 +134,12 @@ def test_a_group_that_another_job_works_on_is_refused(dataset: Dataset) -> None:
 
     import psutil
 
-    holder = {"host": socket.gethostname(), "process": os.getpid(), "started": psutil.Process().create_time(), "time": 0}
+    holder = {
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "started": psutil.Process().create_time(),
+        "time": 0,
+    }
     dataset.store.put("brightness/running.json", json.dumps(holder).encode())
     with pytest.raises(InputError, match=f"process {os.getpid()}"):
         label(dataset.uri, [BRIGHTNESS])

@@ -1,0 +1,237 @@
+"""What a checkpoint has learnt: labels it gives training pictures against the true ones, and samples to look at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from labeling.shards import Dataset, open_store
+from model.conditions import CONDITION_READS, DEGRADATIONS, condition_picture, degrade
+from model.pictures import Picture, decode_picture, encode_png, fit_picture
+from pipelines.sampler import Request, Sampler, camera_latents, recover_cameras
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LABELS = ("edges", "segmentation")
+STEPS, GUIDANCE = 20, 1.0
+
+
+@dataclass
+class Example:
+    """A row of a dataset of pictures, as the model is shown it: pictures by frame name, and its prompts by task."""
+
+    id: str
+    picture: Picture
+    prompts: dict[str, str]
+    labels: dict[str, Picture] = field(default_factory=dict)  # drawn, only those that are not empty
+
+
+def examples(dataset: Dataset, limit: int | None = None) -> list[Example]:
+    """The first rows of a dataset of pictures with their labels drawn; rows in error simply lack that label."""
+    groups = [group for group in CONDITION_READS if dataset.declaration(group)]
+    found: list[Example] = []
+    for row in _joined(dataset, groups):
+        picture = decode_picture(row["images.image"])
+        prompts = {entry["task"]: entry["prompt"] for entry in row["text.entries"] or ()}
+        example = Example(row["id"], picture, prompts)
+        for group in groups:
+            if all(row[column] is not None for column in CONDITION_READS[group]):
+                drawn = condition_picture(group, row, row["images.width"], row["images.height"])
+                if drawn.any():
+                    example.labels[group] = drawn
+        found.append(example)
+        if limit and len(found) == limit:
+            break
+    return found
+
+
+def label_correlations(
+    sampler: Sampler, first: Sampler, shown: Sequence[Example], steps: int = STEPS, guidance: float = GUIDANCE
+) -> dict[str, Any]:
+    """Correlation of labels sampled from pictures with the true ones, mean over pictures whose label is not empty.
+
+    Beside the checkpoint's: that of a checkpoint of step 0 (`first`), of the mean of the other pictures' labels, and of
+    each other picture's label, on the same pictures. Pearson's, over all pixels and colours at the model's size.
+    """
+    figures: dict[str, Any] = {}
+    for group in LABELS:
+        some = [example for example in shown if group in example.labels and group in example.prompts]
+        if not some:
+            continue
+        sizes = [sampler.bucket(example.picture) for example in some]
+        truth = [fit_picture(e.labels[group], *size) for e, size in zip(some, sizes, strict=True)]
+        drawn = {
+            name: sample_labels(one, some, group, steps, guidance)
+            for name, one in (("model", sampler), ("step_0", first))
+        }
+        per_picture = [correlation(a, b) for a, b in zip(drawn["model"], truth, strict=True)]
+        others = [
+            [fit_picture(o.labels[group], *size) for o in some if o.id != example.id]
+            for example, size in zip(some, sizes, strict=True)
+        ]
+        figures[f"image_to_{group}_correlation"] = {
+            "model": float(np.mean(per_picture)),
+            "step_0": float(np.mean([correlation(a, b) for a, b in zip(drawn["step_0"], truth, strict=True)])),
+            "mean_label": float(
+                np.mean([correlation(np.mean(o, 0), t) for o, t in zip(others, truth, strict=True) if o])
+            ),
+            "other_pictures": float(
+                np.mean([np.mean([correlation(x, t) for x in o]) for o, t in zip(others, truth, strict=True) if o])
+            ),
+            "pictures": len(some),
+            "per_picture": per_picture,
+        }
+    return figures
+
+
+def sample_labels(
+    sampler: Sampler, some: Sequence[Example], group: str, steps: int = STEPS, guidance: float = GUIDANCE
+) -> list[Picture]:
+    """The label of each picture as the model predicts it, at the model's size."""
+    requests = [
+        Request(e.prompts[group], (0, 1), (e.picture,), *sampler.bucket(e.picture), seed=index)
+        for index, e in enumerate(some)
+    ]
+    return [sampler.decode(latents[1]) for latents in sampler.sample(requests, steps, guidance)]
+
+
+def correlation(a: Any, b: Any) -> float:
+    """Pearson's correlation of two arrays, 0 where one of them is constant."""
+    x, y = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
+    x, y = x - x.mean(), y - y.mean()
+    scale = np.sqrt((x @ x) * (y @ y))
+    return float(x @ y / scale) if scale > 0 else 0.0
+
+
+def draw_samples(
+    sampler: Sampler, run: str, shown: Sequence[Example], views: Dataset | None, each: int = 2, steps: int = STEPS
+) -> list[dict[str, Any]]:
+    """Samples of every task in both directions, written below RUN/samples with samples.json to describe them."""
+    store = open_store(f"{run}/samples")
+    records: list[dict[str, Any]] = []
+    requests: list[Request] = []
+    plans: list[tuple[str, str, Example, Picture, Picture | None]] = []
+    for example in shown[:each]:
+        if "text2image" in example.prompts:
+            plans.append(("text2image", "to_image", example, example.picture, None))
+            requests.append(Request(example.prompts["text2image"], (1,), (), *sampler.bucket(example.picture)))
+    for task in (*CONDITION_READS, *DEGRADATIONS):
+        suited = [e for e in shown if task in e.prompts and (task in DEGRADATIONS or task in e.labels)]
+        for example in suited[:each]:
+            size = sampler.bucket(example.picture)
+            picture = fit_picture(example.picture, *size)
+            if task in DEGRADATIONS:
+                condition = degrade(picture, task, 0)
+            else:
+                condition = fit_picture(example.labels[task], *size)
+            for direction, mask, known in (("to_image", (1, 0), condition), ("from_image", (0, 1), picture)):
+                plans.append((task, direction, example, picture, condition))
+                requests.append(Request(example.prompts[task], mask, (known,), *size))
+    for (task, direction, example, picture, condition), latents in zip(
+        plans, sampler.sample(requests, steps, GUIDANCE), strict=True
+    ):
+        stem = f"{task}-{direction}-{example.id[:8]}"
+        forward = direction == "to_image"
+        known, truth = (condition, picture) if forward else (picture, condition)
+        files = {"output": sampler.decode(latents[0 if forward else 1]), "input": known, "label": truth}
+        names = {key: f"{stem}-{key}.png" for key, value in files.items() if value is not None}
+        for key, name in names.items():
+            store.put(name, encode_png(files[key]))  # type: ignore[arg-type]
+        records.append(
+            {
+                "task": task,
+                "direction": direction,
+                "id": example.id,
+                "prompt": example.prompts[task],
+                "inputs": [names["input"]] if "input" in names else [],
+                "label": names.get("label"),
+                "output": [names["output"]],
+                "note": "",
+            }
+        )
+    if views is not None:
+        records += list(_view_samples(sampler, run, views, steps))
+    store.put("samples.json", json.dumps(records, indent=1, ensure_ascii=False).encode())
+    return records
+
+
+def _view_samples(sampler: Sampler, run: str, views: Dataset, steps: int) -> Iterator[dict[str, Any]]:
+    """The first set, both ways: one view known and two wanted, then two views known and their cameras wanted."""
+    import torch
+
+    store = open_store(f"{run}/samples")
+    row = next(iter(_joined(views, ["cameras"])))
+    side = sampler.size // 16 * 16
+    pictures = [fit_picture(decode_picture(raw), side, side) for raw in row["images.image"]]
+    chosen = [0, 1, 2] if len(pictures) > 2 else list(range(len(pictures)))
+    c2w = torch.tensor(row["cameras.c2w"]).reshape(-1, 4, 4)[chosen]
+    intrinsics = torch.tensor(row["cameras.intrinsics"]).reshape(-1, 3, 3)[chosen]
+    entries = (row["text.entries"] or [[]])[0]
+    prompt = next((entry["prompt"] for entry in entries if entry["task"] == "views"), "[[multiview]]")
+    names = [f"views-{row['id'][:8]}-{index}.png" for index in chosen]
+    for name, index in zip(names, chosen, strict=True):
+        store.put(name, encode_png(pictures[index]))
+    rays = camera_latents(c2w, intrinsics, side, side)
+    mask = tuple(value for view in range(len(chosen)) for value in (int(view > 0), 0))
+    request = Request(prompt, mask, (pictures[chosen[0]],), side, side, 0, rays)
+    latents = sampler.sample([request], steps, GUIDANCE)[0]
+    outputs = []
+    for view in range(1, len(chosen)):
+        outputs.append(f"views-{row['id'][:8]}-{view}-output.png")
+        store.put(outputs[-1], encode_png(sampler.decode(latents[2 * view])))
+    yield {
+        "task": "views",
+        "direction": "to_image",
+        "id": row["id"],
+        "prompt": prompt,
+        "inputs": names[:1],
+        "label": names[1] if len(names) > 1 else None,
+        "output": outputs,
+        "note": f"one view and {len(chosen)} cameras known",
+    }
+    known = tuple(pictures[index] for index in chosen)
+    request = Request(prompt, (0, 1) * len(chosen), known, side, side, 0, torch.zeros_like(rays))
+    found = sampler.sample([request], steps, GUIDANCE)[0][1::2]
+    yield {
+        "task": "views",
+        "direction": "from_image",
+        "id": row["id"],
+        "prompt": prompt,
+        "inputs": names,
+        "label": None,
+        "output": [],
+        "note": _camera_note(found, rays, intrinsics),
+    }
+
+
+def _camera_note(found: Tensor, true: Tensor, intrinsics: Tensor) -> str:
+    """How far recovered cameras are from the true ones."""
+    rotation, _ = recover_cameras(found, intrinsics)
+    truth, _ = recover_cameras(true, intrinsics)
+    cosine = ((rotation.transpose(1, 2) @ truth).diagonal(dim1=1, dim2=2).sum(1) - 1) / 2
+    angles = np.degrees(np.arccos(np.clip(cosine.numpy(), -1, 1)))
+    return "cameras recovered from the pictures; rotation off by " + ", ".join(f"{angle:.0f}°" for angle in angles)
+
+
+def _joined(dataset: Dataset, groups: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    """Rows of images, text and the groups named, as "group.column" → value."""
+    wanted = ["images", *groups, *(["text"] if dataset.declaration("text") else [])]
+    for shard in dataset.shards:
+        columns: dict[str, list[Any]] = {"text.entries": [None] * shard.rows}
+        for group in wanted:
+            if not dataset.store.exists(f"{group}/{shard.name}.parquet"):
+                continue
+            table = dataset.read(group, shard.name, _without_embeddings(group))
+            columns |= {f"{group}.{name}": table[name].to_pylist() for name in table.column_names}
+        columns["id"] = columns["images.id"]
+        for values in zip(*columns.values(), strict=True):
+            yield dict(zip(columns, values, strict=True))
+
+
+def _without_embeddings(group: str) -> list[str] | None:
+    return None if group != "text" else ["entries"]

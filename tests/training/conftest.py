@@ -1,0 +1,171 @@
+"""A small dataset of pictures and one of view sets, written as the labelers write them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from labeling.shards import Dataset, write_shard
+
+WIDTH = 32  # of the prompts' embeddings
+SIZE = 64  # latents are taken around SIZE × SIZE pixels
+TASKS = ("text2image", "edges", "segmentation", "deblurring", "inpainting", "views")
+_TEXT = pa.list_(
+    pa.struct(
+        [
+            ("task", pa.string()),
+            ("prompt", pa.string()),
+            ("tokens", pa.int32()),
+            ("embedding", pa.list_(pa.float16())),
+        ]
+    )
+)
+_LATENT = {"latent": pa.list_(pa.float16()), "latent_height": pa.int32(), "latent_width": pa.int32()}
+
+
+def _rows(shards: list[list[int]]) -> int:
+    return sum(map(sum, shards))
+
+
+def _write(
+    uri: Path, group: str, shards: list[list[int]], types: dict[str, pa.DataType], rows: list[dict[str, Any]]
+) -> None:
+    """Write rows as shards; `shards` lists the rows of each row group of each shard."""
+    dataset = Dataset(uri)
+    parameters = {"codec": "dct"} if group.startswith("latents") else {"encoder": "minilm"} if group == "text" else {}
+    declaration = {"labeler": group, "version": 1, "parameters": parameters, "weights": parameters.get("codec", "")}
+    dataset.declare(group, declaration)
+    schema = pa.schema([("id", pa.string()), *types.items(), ("error", pa.string())])
+    start = 0
+    for number, row_groups in enumerate(shards):
+        chosen = rows[start : start + sum(row_groups)]
+        table = pa.table(
+            {
+                field.name: pa.array(
+                    [str(start + i) if field.name == "id" else row.get(field.name) for i, row in enumerate(chosen)],
+                    field.type,
+                )
+                for field in schema
+            }
+        )
+        write_shard(dataset.store, group, f"{number:06d}", table, row_groups, "recipe")
+        start += sum(row_groups)
+
+
+def _describe(uri: Path, kind: str, shards: list[list[int]]) -> None:
+    description = {
+        "schema": 1,
+        "kind": kind,
+        "shards": [{"name": f"{number:06d}", "rows": sum(groups)} for number, groups in enumerate(shards)],
+        "sources": [],
+    }
+    Dataset(uri).store.put("dataset.json", json.dumps(description).encode())
+
+
+def _entries(random: np.random.Generator, tasks: tuple[str, ...] = ("", *TASKS)) -> list[dict[str, Any]]:
+    found = []
+    for task in tasks:
+        tokens = int(random.integers(2, 7))
+        values = random.normal(size=tokens * WIDTH).astype(np.float16)
+        found.append({"task": task, "prompt": task, "tokens": tokens, "embedding": values})
+    return found
+
+
+@pytest.fixture
+def write_group() -> Callable[..., None]:
+    return _write
+
+
+@pytest.fixture
+def pictures_dataset(tmp_path: Path, photographs: Path) -> Path:
+    """Twelve rows in two shards of two row groups; row 1 has no edges, row 2 an empty segmentation, row 3 no prompt."""
+    import torch
+
+    from model.codecs import load_codec
+    from model.pictures import aspect_bucket, decode_picture, fit_picture
+
+    uri, shards = tmp_path / "pictures-dataset", [[4, 4], [2, 2]]
+    random = np.random.default_rng(0)
+    codec = load_codec("dct")
+    names = ["astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg"]
+    images, latents, edges, masks, mask_labels, texts = [], [], [], [], [], []
+    for row in range(_rows(shards)):
+        data = (photographs / names[row % len(names)]).read_bytes()
+        picture = decode_picture(data)
+        width, height = aspect_bucket(picture.shape[1], picture.shape[0], SIZE)
+        pixels = torch.from_numpy(fit_picture(picture, width, height)).permute(2, 0, 1)[None].float() / 127.5 - 1
+        latent = codec.encode(pixels)[0].numpy().astype(np.float16)
+        stored = {"latent": latent.ravel(), "latent_height": height // 8, "latent_width": width // 8}
+        images.append({"image": data, "width": picture.shape[1], "height": picture.shape[0]})
+        latents.append(stored)
+        edges.append({"error": "no edges"} if row == 1 else {**stored, "latent": -latent.ravel()})
+        masks.append({**stored, "latent": latent[::-1].ravel()})
+        mask_labels.append({"names": [] if row == 2 else ["cat"]})
+        texts.append({"entries": _entries(random, ("",) if row == 3 else ("", *TASKS))})
+    image = {"image": pa.binary(), "width": pa.int32(), "height": pa.int32()}
+    _write(uri, "images", shards, image, images)
+    _write(uri, f"latents-{SIZE}", shards, _LATENT, latents)
+    _write(uri, f"latents-{SIZE}-edges", shards, _LATENT, edges)
+    _write(uri, f"latents-{SIZE}-segmentation", shards, _LATENT, masks)
+    _write(uri, "segmentation", shards, {"names": pa.list_(pa.string())}, mask_labels)
+    _write(uri, "text", shards, {"entries": _TEXT}, texts)
+    _describe(uri, "pictures", shards)
+    return uri
+
+
+@pytest.fixture
+def views_dataset(tmp_path: Path) -> Path:
+    """Three sets of 3, 4 and 5 views with cameras around the origin."""
+    from model.cameras import orbit_cameras
+
+    uri, shards = tmp_path / "views-dataset", [[2, 1]]
+    random = np.random.default_rng(1)
+    side = SIZE // 8
+    latents, cameras, texts = [], [], []
+    for count in (3, 4, 5):
+        c2w = orbit_cameras([30.0 * view for view in range(count)], [10.0] * count, [1.5] * count)
+        latents.append(
+            {
+                "latent": [random.normal(size=16 * side * side).astype(np.float16) for _ in range(count)],
+                "latent_height": [side] * count,
+                "latent_width": [side] * count,
+            }
+        )
+        intrinsics = [1.4, 0, 0.5, 0, 1.4, 0.5, 0, 0, 1.0]
+        cameras.append({"c2w": np.asarray(c2w).reshape(count, 16).tolist(), "intrinsics": [intrinsics] * count})
+        texts.append({"entries": [_entries(random) for _ in range(count)]})
+    lists = {name: pa.list_(kind) for name, kind in _LATENT.items()}
+    floats = pa.list_(pa.list_(pa.float32()))
+    _write(uri, f"latents-{SIZE}", shards, lists, latents)
+    _write(uri, "cameras", shards, {"c2w": floats, "intrinsics": floats}, cameras)
+    _write(uri, "text", shards, {"entries": pa.list_(_TEXT)}, texts)
+    _describe(uri, "sets", shards)
+    return uri
+
+
+@pytest.fixture
+def small_config(pictures_dataset: Path) -> dict[str, Any]:
+    """A run of a few seconds on the pictures, as overrides of the debug preset."""
+    return {
+        "size": SIZE,
+        "steps": 4,
+        "batch": 6,
+        "log_every": 1,
+        "mixture": {
+            "pictures": {
+                "dataset": str(pictures_dataset),
+                "tasks": ["text2image", "edges", "segmentation", "deblurring"],
+            },
+            "views": None,
+        },
+        "model": {"hidden_size": 48, "depth": 2, "num_heads": 4, "num_kv_heads": 2, "caption_channels": WIDTH},
+        "optimizer": {"warmup": 2, "schedule": "constant"},
+        "workers": {"count": 1, "threads": 1},
+        "checkpoints": {"every": 2, "keep": 2, "first": False},
+    }

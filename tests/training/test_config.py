@@ -1,0 +1,92 @@
+"""Configurations: presets, inheritance, overrides, and what a wrong one says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from model.errors import InputError
+from training.config import PRESETS, load_config, presets
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_loads_and_says_its_command_time_and_result(name: str) -> None:
+    config = load_config(name)
+    comment = (PRESETS / f"{name}.yaml").read_text().split("name:")[0]
+    assert config.name == name
+    assert f"onediffusion train {name}" in comment
+    assert "Time:" in comment
+    assert "Result:" in comment
+
+
+def test_presets_give_only_what_differs_from_their_base() -> None:
+    for name in presets():
+        values = yaml.safe_load((PRESETS / f"{name}.yaml").read_text())
+        base = values.pop("base", None)
+        if base:
+            inherited = load_config(base).model_dump(mode="json")
+            repeated = [key for key, value in values.items() if inherited.get(key) == value]
+            assert not repeated, f"{name} repeats {repeated} of {base}"
+
+
+def test_released_presets_keep_to_the_paper() -> None:
+    config = load_config("stage2")
+    assert (config.optimizer.learning_rate, config.batch, config.optimizer.ema) == (5e-4, 256, 0.9999)
+    assert config.objective.known_frame_share == 0
+    assert (config.model.hidden_size, config.model.depth, config.model.caption_channels) == (3840, 16, 2048)
+    assert config.mixture["pictures"].size == 512
+    assert config.size == 256
+    assert set(config.mixture) == {"pictures", "labelled", "views"}
+
+
+def test_a_file_inherits_from_a_file_beside_it_and_overrides_come_last(tmp_path: Path) -> None:
+    (tmp_path / "first.yaml").write_text("base: debug\nsteps: 7\nmixture: {views: null}\n")
+    (tmp_path / "second.yaml").write_text("base: first.yaml\noptimizer: {warmup: 3}\n")
+    config = load_config(tmp_path / "second.yaml", ["steps=9", "mixture.pictures.tasks={edges: 2}"])
+    assert (config.steps, config.optimizer.warmup, list(config.mixture)) == (9, 3, ["pictures"])
+    assert config.mixture["pictures"].tasks == {"edges": 2}
+    assert config.optimizer.learning_rate == load_config("debug").optimizer.learning_rate
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optimiser.warmup=3", "no key 'optimiser' (did you mean 'optimizer'?)"),
+        ("optimizer.warmups=3", "no key 'optimizer.warmups' (did you mean 'warmup'?)"),
+        ("mixture.pictures.datset=x", "no key 'mixture.pictures.datset' (did you mean 'dataset'?)"),
+        ("workers.counts=2", "no key 'workers.counts' (did you mean 'count'?)"),
+        ("steps=-1", "steps: Input should be greater than 0, got -1"),
+        ("mixture.new.tasks=[edges]", "key 'mixture.new.dataset' is missing"),
+        ("batch=1", "batch 1 leaves some of the 2 workers without a sample"),
+        ("objective.min_views=40", "min_views 40 is more than max_views 3"),
+        ("steps", "write section.key=value"),
+    ],
+)
+def test_a_wrong_override_is_named_in_one_line(override: str, expected: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config("debug", [override])
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"debg: no such file or preset \(did you mean 'debug'\?\)"):
+        load_config("debg")
+    (tmp_path / "loop.yaml").write_text("base: loop.yaml\n")
+    with pytest.raises(InputError, match="its own base"):
+        load_config(tmp_path / "loop.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(InputError, match="not YAML"):
+        load_config(tmp_path / "bad.yaml")
+
+
+def test_what_a_run_may_change_when_it_resumes() -> None:
+    debug = load_config("debug")
+    assert load_config("debug", ["workers.count=1", "log_every=3", "checkpoints.every=9"]).fixed() == debug.fixed()
+    assert load_config("debug", ["seed=1"]).fixed() != debug.fixed()
+    # The schedule ends at the last step, so that is part of the numbers, unless the rate is constant.
+    assert load_config("debug", ["steps=5"]).fixed() != debug.fixed()
+    constant = ["optimizer.schedule=constant"]
+    assert load_config("debug", [*constant, "steps=5"]).fixed() == load_config("debug", constant).fixed()

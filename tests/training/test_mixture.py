@@ -1,0 +1,92 @@
+"""The manifest: what is pinned, which rows are eligible, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from labeling.shards import Dataset
+from model.errors import InputError
+from training.config import SourceConfig
+from training.mixture import Manifest, build_manifest
+
+SIZE = 64
+
+
+def _mixture(dataset: Path, *tasks: str, size: int | None = None) -> dict[str, SourceConfig]:
+    return {"source": SourceConfig(dataset=str(dataset), tasks=dict.fromkeys(tasks, 1.0), size=size)}
+
+
+def test_rows_are_counted_for_each_task(pictures_dataset: Path) -> None:
+    manifest = build_manifest(_mixture(pictures_dataset, "text2image", "edges", "segmentation", "inpainting"), SIZE)
+    # Of twelve rows: row 3 has no prompts, row 1 no edges, row 2 an empty segmentation.
+    assert manifest.counts() == {"text2image": 11, "edges": 10, "segmentation": 10, "inpainting": 11}
+    edges = next(stream for stream in manifest.streams if stream.task == "edges")
+    first = manifest.sources["source"].shards[0]
+    assert first.mask(edges).tolist() == [True, False, True, False, True, True, True, True]
+
+
+def test_content_of_the_groups_used_is_pinned(pictures_dataset: Path) -> None:
+    manifest = build_manifest(_mixture(pictures_dataset, "text2image", "edges"), SIZE)
+    dataset = Dataset.open(pictures_dataset)
+    shards = manifest.sources["source"].shards
+    assert [shard.name for shard in shards] == ["000000", "000001"]
+    assert [shard.row_groups for shard in shards] == [[4, 4], [2, 2]]
+    assert set(shards[0].content) == {"latents-64", "text", "latents-64-edges"}
+    for group, content in shards[1].content.items():
+        assert content == dataset.footer(group, "000001").content
+
+
+def test_sets_count_their_views(views_dataset: Path) -> None:
+    manifest = build_manifest(_mixture(views_dataset, "views"), SIZE)
+    assert manifest.counts() == {"views": 3}
+    assert manifest.sources["source"].shards[0].views == [3, 4, 5]
+
+
+def test_it_survives_the_disk(pictures_dataset: Path) -> None:
+    manifest = build_manifest(_mixture(pictures_dataset, "text2image", "edges"), SIZE)
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        ("edgs", "unknown task 'edgs' (did you mean 'edges'?)"),
+        ("identity", "task 'identity' cannot be trained yet"),
+        ("views", "a dataset of pictures, but task 'views' needs one of sets"),
+        ("depth", "no group 'latents-64-depth', which depth needs"),
+    ],
+)
+def test_a_task_that_cannot_be_served_is_named(pictures_dataset: Path, task: str, expected: str) -> None:
+    with pytest.raises(InputError) as caught:
+        build_manifest(_mixture(pictures_dataset, task), SIZE)
+    assert expected in str(caught.value)
+
+
+def test_missing_shards_and_sizes_are_named(pictures_dataset: Path) -> None:
+    with pytest.raises(InputError, match="no group 'latents-128'"):
+        build_manifest(_mixture(pictures_dataset, "text2image", size=128), SIZE)
+    (pictures_dataset / "text" / "000001.parquet").unlink()
+    with pytest.raises(InputError, match=r"group 'text' lacks 1 of 2 shards \(000001"):
+        build_manifest(_mixture(pictures_dataset, "text2image"), SIZE)
+
+
+def test_latents_of_two_codecs_do_not_mix(pictures_dataset: Path) -> None:
+    dataset = Dataset.open(pictures_dataset)
+    declaration = dataset.declaration("latents-64-edges")
+    assert declaration is not None
+    dataset.declare("latents-64-edges", {**declaration, "weights": "another"})
+    with pytest.raises(InputError, match="come from different weights; latents must be of one kind"):
+        build_manifest(_mixture(pictures_dataset, "edges"), SIZE)
+
+
+def test_a_mixture_without_any_row_is_refused(pictures_dataset: Path, write_group: Callable[..., None]) -> None:
+    rows: list[dict[str, Any]] = [{"names": []}] * 12
+    write_group(pictures_dataset, "segmentation", [[4, 4], [2, 2]], {"names": pa.list_(pa.string())}, rows)
+    with pytest.raises(InputError, match=r"no row of .* is eligible"):
+        build_manifest(_mixture(pictures_dataset, "segmentation"), SIZE)
+    assert build_manifest(_mixture(pictures_dataset, "segmentation", "edges"), SIZE).counts()["segmentation"] == 0

@@ -1,0 +1,39 @@
+"""Packing: every sample once, within the budget, evenly dealt."""
+
+from __future__ import annotations
+
+import pytest
+
+from model.errors import InputError
+from training.draws import Draws
+from training.packing import deal_packs
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+def test_every_sample_once_within_the_budget(workers: int) -> None:
+    draws = Draws("packing", workers)
+    tokens = [draws.integer(1, 64) for _ in range(40)]
+    dealt = deal_packs(tokens, 100, workers)
+    assert sorted(place for packs in dealt for pack in packs for place in pack) == list(range(40))
+    assert all(0 < sum(tokens[place] for place in pack) <= 100 for packs in dealt for pack in packs)
+    numbers = [len(packs) for packs in dealt]
+    assert max(numbers) == min(numbers)
+    loads = [sum(tokens[place] for pack in packs for place in pack) for packs in dealt]
+    assert max(loads) - min(loads) <= 64
+
+
+def test_as_few_packs_as_fit() -> None:
+    assert deal_packs([4, 4, 4, 4], 16, 1) == [[[0, 1, 2, 3]]]
+    assert deal_packs([4, 4, 4, 4], 16, 2) == [[[0, 2]], [[1, 3]]]
+    assert [len(packs) for packs in deal_packs([9, 9, 9, 1], 10, 2)] == [2, 2]
+
+
+def test_uneven_only_where_it_must_be() -> None:
+    assert [len(packs) for packs in deal_packs([10, 10, 10], 10, 2)] == [2, 1]
+
+
+def test_what_cannot_be_dealt_is_said() -> None:
+    with pytest.raises(InputError, match=r"pack_tokens 8 is less than one sample of 9 tokens"):
+        deal_packs([1, 9], 8, 1)
+    with pytest.raises(InputError, match="a step of 1 samples for 2 workers"):
+        deal_packs([1], 8, 2)

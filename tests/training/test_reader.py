@@ -1,0 +1,179 @@
+"""Reading what the plan says: latents, conditions, degraded pictures, prompts, cameras; stopping at a changed shard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from labeling.shards import Dataset
+from model.errors import InputError
+from training.batch import Sample
+from training.config import TrainingConfig, load_config
+from training.mixture import build_manifest
+from training.plan import PlannedSample
+from training.reader import PlanReader
+
+WIDTH = 32
+
+
+def _config(settings: dict[str, Any], **changes: Any) -> TrainingConfig:
+    return load_config("debug", {**settings, **changes})
+
+
+def _reader(config: TrainingConfig) -> PlanReader:
+    return PlanReader(build_manifest(config.mixture, config.size), config, "dct")
+
+
+def _first(reader: PlanReader, task: str, drop_caption: bool = False) -> PlannedSample:
+    samples = (reader.plan.sample(index) for index in range(500))
+    return next(sample for sample in samples if sample.task == task and sample.drop_caption == drop_caption)
+
+
+def _read(reader: PlanReader, planned: PlannedSample) -> Sample:
+    return reader.read_sample(planned, np.ones(planned.frames, np.float32), np.ones(planned.frames, bool))
+
+
+def _stored(dataset: Path, group: str, planned: PlannedSample) -> dict[str, Any]:
+    table = Dataset.open(dataset).read(group, f"{planned.shard:06d}", row_groups=[planned.row_group])
+    return {name: table[name][planned.row].as_py() for name in table.column_names}
+
+
+def _entry(entries: list[dict[str, Any]], task: str) -> np.ndarray[Any, Any]:
+    found = next(entry for entry in entries if entry["task"] == task)
+    return np.array(found["embedding"], np.float16).reshape(found["tokens"], WIDTH)
+
+
+@pytest.mark.parametrize(("task", "group"), [("text2image", None), ("edges", "latents-64-edges")])
+def test_stored_latents_and_prompts(
+    small_config: dict[str, Any], pictures_dataset: Path, task: str, group: str | None
+) -> None:
+    reader = _reader(_config(small_config))
+    planned = _first(reader, task)
+    sample = _read(reader, planned)
+    for frame, name in enumerate(["latents-64", *([group] if group else [])]):
+        stored = _stored(pictures_dataset, name, planned)
+        shape = (16, stored["latent_height"], stored["latent_width"])
+        np.testing.assert_array_equal(sample.latents[frame].ravel(), np.array(stored["latent"], np.float16))
+        assert sample.latents[frame].shape == shape
+    entries = _stored(pictures_dataset, "text", planned)["entries"]
+    np.testing.assert_array_equal(sample.text, _entry(entries, task))
+    dropped = _first(reader, task, drop_caption=True)
+    entries = _stored(pictures_dataset, "text", dropped)["entries"]
+    np.testing.assert_array_equal(_read(reader, dropped).text, _entry(entries, ""))
+
+
+def test_degraded_pictures_are_encoded_at_the_latents_size(small_config: dict[str, Any]) -> None:
+    reader = _reader(_config(small_config))
+    planned = _first(reader, "deblurring")
+    sample = _read(reader, planned)
+    clean, blurred = sample.latents.astype(np.float32)
+    assert blurred.shape == clean.shape
+    # A blurred picture is the same picture with less detail: the codec's higher channels lose energy.
+    assert np.corrcoef(clean[0].ravel(), blurred[0].ravel())[0, 1] > 0.6
+    assert np.square(blurred[3:10]).sum() < np.square(clean[3:10]).sum()
+    np.testing.assert_array_equal(_read(_reader(_config(small_config)), planned).latents, sample.latents)
+    other = PlannedSample(**{**vars(planned), "degradation_seed": planned.degradation_seed + 1})
+    assert not np.array_equal(_read(reader, other).latents[1], sample.latents[1])
+
+
+def test_views_alternate_with_their_rays(small_config: dict[str, Any], views_dataset: Path) -> None:
+    import torch
+
+    from model.cameras import camera_rays, rays_to_latents
+
+    mixture = {"pictures": None, "views": {"dataset": str(views_dataset), "tasks": ["views"]}}
+    config = load_config("debug", {**small_config, "mixture": mixture, "objective": {"min_views": 3}})
+    reader = _reader(config)
+    planned = _first(reader, "views")
+    sample = _read(reader, planned)
+    assert sample.latents.shape == (2 * len(planned.views), 16, 8, 8)
+    latents = _stored(views_dataset, "latents-64", planned)["latent"]
+    for place, view in enumerate(planned.views):
+        np.testing.assert_array_equal(sample.latents[2 * place].ravel(), np.array(latents[view], np.float16))
+    stored = _stored(views_dataset, "cameras", planned)
+    c2w = torch.tensor([stored["c2w"][view] for view in planned.views]).reshape(-1, 4, 4)
+    intrinsics = torch.tensor([stored["intrinsics"][view] for view in planned.views]).reshape(-1, 3, 3)
+    rays = rays_to_latents(camera_rays(c2w, intrinsics, 8, normalize=True, scale=1.7), 8, 8)
+    np.testing.assert_allclose(sample.latents[1::2].astype(np.float32), rays.numpy(), atol=2e-3)
+    text = _stored(views_dataset, "text", planned)["entries"][planned.views[0]]
+    np.testing.assert_array_equal(sample.text, _entry(text, "views"))
+
+
+@pytest.mark.parametrize("budget", [16384, 40])
+def test_workers_share_a_step_without_changing_it(small_config: dict[str, Any], budget: int) -> None:
+    config = _config(small_config, workers={"count": 1, "pack_tokens": budget})
+    reader = _reader(config)
+
+    def samples(workers: int) -> tuple[set[int], dict[int, Sample]]:
+        read = [reader.read(3, rank, workers) for rank in range(workers)]
+        found = {sample.noise_seed: sample for batch in read for pack in batch.packs for sample in pack}
+        return {batch.frames_in_loss for batch in read}, found
+
+    frames, alone = samples(1)
+    assert len(alone) == 6
+    assert frames == {sum(int(sample.in_loss.sum()) for sample in alone.values())}
+    for workers in (2, 3):
+        again, shared = samples(workers)
+        assert again == frames
+        assert shared.keys() == alone.keys()
+        for seed, sample in shared.items():
+            np.testing.assert_array_equal(sample.latents, alone[seed].latents)
+            np.testing.assert_array_equal(sample.sigmas, alone[seed].sigmas)
+
+
+def test_a_worker_with_fewer_packs_gets_one_that_does_not_count(small_config: dict[str, Any]) -> None:
+    # Seven samples that each fill a pack, for two workers: four and three.
+    reader = _reader(_config(small_config, batch=7, workers={"count": 1, "pack_tokens": 32}))
+    step = next(s for s in range(50) if sum(p.tokens for p in reader.plan.step(s)) > 32 * 6)
+    first, second = (reader.read(step, rank, 2) for rank in range(2))
+    assert len(first.packs) == len(second.packs)
+    counted = sum(int(s.in_loss.sum()) for batch in (first, second) for pack in batch.packs for s in pack)
+    assert counted == first.frames_in_loss
+    assert sum(len(pack) for batch in (first, second) for pack in batch.packs) == 8
+
+
+def test_row_groups_are_read_once_while_they_fit(small_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = _reader(_config(small_config))
+    reads: list[tuple[Any, ...]] = []
+    original = Dataset.read
+
+    def counted(self: Dataset, *arguments: Any) -> pa.Table:
+        reads.append(arguments)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Dataset, "read", counted)
+    for step in range(10):
+        reader.read(step, 0, 1)
+    # 2 shards × 2 row groups of latents, edges, segmentation, text and images: twenty at most for sixty samples.
+    assert len(reads) == len(set(map(repr, reads))) <= 20
+
+
+def test_a_changed_or_missing_shard_is_named(
+    small_config: dict[str, Any], pictures_dataset: Path, write_group: Callable[..., None]
+) -> None:
+    config = _config(small_config)
+    manifest = build_manifest(config.mixture, config.size)
+    rows = Dataset.open(pictures_dataset).rows("latents-64-edges")
+    changed = [{**row, "latent": np.zeros_like(row["latent"]) if row["latent"] else None} for row in rows]
+    types = {"latent": pa.list_(pa.float16()), "latent_height": pa.int32(), "latent_width": pa.int32()}
+    write_group(pictures_dataset, "latents-64-edges", [[4, 4], [2, 2]], types, changed)
+    reader = PlanReader(manifest, config, "dct")
+    with pytest.raises(InputError, match=r"latents-64-edges/00000\d.parquet: changed since the run began"):
+        _read(reader, _first(reader, "edges"))
+    for shard in ("000000", "000001"):
+        (pictures_dataset / "latents-64-edges" / f"{shard}.parquet").unlink()
+    reader = PlanReader(manifest, config, "dct")
+    with pytest.raises(InputError, match=r"latents-64-edges/00000\d.parquet: gone since the run began"):
+        _read(reader, _first(reader, "edges"))
+
+
+def test_another_text_width_is_named(small_config: dict[str, Any]) -> None:
+    model = {**small_config["model"], "caption_channels": 384}
+    reader = _reader(_config(small_config, model=model))
+    with pytest.raises(InputError, match=r"model.caption_channels is 384, but the prompts of .* are 32 wide"):
+        _read(reader, _first(reader, "text2image"))

@@ -1,0 +1,1 @@
+"""The mixture, the sample plan, packing, the objective, the loop and its checkpoints."""

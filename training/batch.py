@@ -1,0 +1,89 @@
+"""What a worker gets for one step, and its form on the way: safetensors bytes, so that no pickle and no copy is needed.
+
+F frames, C = 16 channels, h × w latent height and width, L prompt tokens, Y text width.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample as read.
+
+    latents: (F, C, h, w) float16, clean; text: (L, Y) float16; sigmas: (F,) noise levels, 0 for known frames;
+    in_loss: (F,) frames that the loss counts.
+    """
+
+    task: str
+    latents: NDArray[np.float16]
+    text: NDArray[np.float16]
+    sigmas: NDArray[np.float32]
+    in_loss: NDArray[np.bool_]
+    noise_seed: int
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens: 2 × 2 latent pixels each."""
+        frames, _, height, width = self.latents.shape
+        return int(frames * (height // 2) * (width // 2))
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """A worker's packs of a step. frames_in_loss: of the whole step, over all workers."""
+
+    step: int
+    packs: list[list[Sample]]
+    frames_in_loss: int
+
+    def to_bytes(self) -> bytes:
+        """As one safetensors document."""
+        from safetensors.numpy import save
+
+        tensors: dict[str, NDArray[Any]] = {}
+        described = []
+        for number, sample in enumerate(sample for pack in self.packs for sample in pack):
+            tensors[f"{number}.latents"] = np.ascontiguousarray(sample.latents)
+            tensors[f"{number}.text"] = np.ascontiguousarray(sample.text)
+            described.append(
+                [sample.task, sample.noise_seed, [float(sigma) for sigma in sample.sigmas], sample.in_loss.tolist()]
+            )
+        header = {
+            "step": self.step,
+            "frames_in_loss": self.frames_in_loss,
+            "packs": [len(pack) for pack in self.packs],
+            "samples": described,
+        }
+        return save(tensors, metadata={"batch": json.dumps(header)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> StepBatch:
+        """Back from `to_bytes`."""
+        from safetensors.numpy import load
+
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["batch"])
+        tensors = load(data)
+        samples = [
+            Sample(
+                task=task,
+                latents=tensors[f"{number}.latents"],
+                text=tensors[f"{number}.text"],
+                sigmas=np.array(sigmas, np.float32),
+                in_loss=np.array(in_loss, bool),
+                noise_seed=seed,
+            )
+            for number, (task, seed, sigmas, in_loss) in enumerate(header["samples"])
+        ]
+        packs, start = [], 0
+        for size in header["packs"]:
+            packs.append(samples[start : start + size])
+            start += size
+        return cls(header["step"], packs, header["frames_in_loss"])

@@ -1,0 +1,300 @@
+"""A training run as one typed, complete configuration; the presets beside it repeat none of each other's numbers."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from model.errors import InputError, nearest
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+class Section(BaseModel):
+    """A part of the configuration; a key it does not have is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceConfig(Section):
+    """A dataset and the tasks it serves.
+
+    tasks: task → weight, or a list of tasks of weight 1 each. size: which latents, `latents-SIZE`;
+    the run's by default.
+    """
+
+    dataset: str
+    tasks: dict[str, Annotated[float, Field(gt=0)]]
+    size: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weigh_equally(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and isinstance(values.get("tasks"), list):
+            return {**values, "tasks": dict.fromkeys(values["tasks"], 1.0)}
+        return values
+
+
+class ModelConfig(Section):
+    """Arguments of NextDiT. The defaults are the released model's."""
+
+    input_size: tuple[int, int, int] = (1, 32, 32)
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    in_channels: int = 16
+    hidden_size: int = Field(default=3840, gt=0)
+    depth: int = Field(default=16, gt=0)
+    num_heads: int = Field(default=32, gt=0)
+    num_kv_heads: int = Field(default=8, gt=0)
+    multiple_of: int = Field(default=256, gt=0)
+    ffn_dim_multiplier: float | None = None
+    norm_eps: float = 1e-5
+    caption_channels: int = Field(default=2048, gt=0)
+    qk_norm: bool = True
+    rotary_max_length: int = 128
+    rotary_max_length_t: int = 128
+
+
+class ObjectiveConfig(Section):
+    """What is learnt.
+
+    known_frame_share: with this probability a sample of several frames has known (clean) ones, and the loss is on the
+        others; 0 is the paper's rule, every frame with its own noise level and all of them in the loss.
+    shift: of the noise levels, σ' = shift·σ / (1 + (shift − 1)·σ). caption_dropout: share of empty prompts.
+    min_views, max_views: views of a set in one sample. c2w_scaling: distance of the first camera (MODEL.md, Cameras).
+    """
+
+    known_frame_share: float = Field(default=0.0, ge=0, le=1)
+    shift: float = Field(default=3.0, gt=0)
+    caption_dropout: float = Field(default=0.1, ge=0, le=1)
+    min_views: int = Field(default=4, ge=1)
+    max_views: int = Field(default=12, ge=1)
+    c2w_scaling: float = Field(default=1.7, gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ObjectiveConfig:
+        if self.min_views > self.max_views:
+            raise ValueError(f"min_views {self.min_views} is more than max_views {self.max_views}")
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW, its schedule, and the moving average of the weights.
+
+    schedule: after `warmup` steps the rate stays, or falls to 0 at the last step, linearly or as a half cosine.
+    ema: decay of the average, reached gradually: min(ema, (1 + step) / (10 + step)). clip: of the gradient's norm.
+    """
+
+    learning_rate: float = Field(default=5e-4, gt=0)
+    warmup: int = Field(default=1000, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    ema: float = Field(default=0.9999, ge=0, lt=1)
+
+
+class ReaderConfig(Section):
+    """How the bytes come.
+
+    processes: readers for each worker; cpus: Ray's logical CPUs that each asks for; cache_mb: row groups it keeps;
+    window: row groups shuffled together (more mixes better, fewer reads more locally); prefetch: steps read ahead.
+    """
+
+    processes: int = Field(default=2, ge=1)
+    cpus: float = Field(default=1.0, ge=0)
+    cache_mb: int = Field(default=512, gt=0)
+    window: int = Field(default=8, gt=0)
+    prefetch: int = Field(default=4, ge=1)
+
+
+class WorkersConfig(Section):
+    """Who computes.
+
+    count: workers, or [least, most] for an elastic run. cpus, gpus: Ray's logical resources that each asks for.
+    threads: of each worker on a CPU; 0 shares the machine's cores among its workers.
+    pack_tokens: at most so many image tokens in one forward pass (a sample is never split).
+    max_failures: times that a failed worker group starts again from the newest checkpoint; -1 is always.
+    """
+
+    count: int | tuple[int, int] = 1
+    cpus: float = Field(default=1.0, ge=0)
+    gpus: float = Field(default=0.0, ge=0)
+    threads: int = Field(default=0, ge=0)
+    precision: Literal["no", "bf16"] = "no"
+    fsdp: bool = False
+    pack_tokens: int = Field(default=16384, gt=0)
+    max_failures: int = Field(default=0, ge=-1)
+
+    @property
+    def most(self) -> int:
+        return self.count if isinstance(self.count, int) else self.count[1]
+
+    @model_validator(mode="after")
+    def _sound(self) -> WorkersConfig:
+        least = self.count if isinstance(self.count, int) else self.count[0]
+        if not 1 <= least <= self.most:
+            raise ValueError(f"count {self.count}: give 1 or more workers, or [least, most]")
+        if self.fsdp and not self.gpus:
+            raise ValueError("fsdp shards over GPUs; set workers.gpus, or leave fsdp off")
+        return self
+
+
+class CheckpointConfig(Section):
+    """every: steps between checkpoints (there is always one at the end); keep: how many of the newest stay.
+
+    first: also one of step 0, which stays, to compare what was learnt with.
+    """
+
+    every: int = Field(default=1000, gt=0)
+    keep: int = Field(default=3, gt=0)
+    first: bool = False
+
+
+class TrainingConfig(Section):
+    """A run. `batch` is the number of samples of a step over all workers; `initialize` a checkpoint to start from."""
+
+    name: str
+    seed: int = Field(default=0, ge=0)
+    steps: int = Field(gt=0)
+    batch: int = Field(gt=0)
+    size: int = Field(gt=0, multiple_of=16)
+    initialize: str | None = None
+    log_every: int = Field(default=50, gt=0)
+    mixture: dict[str, SourceConfig] = Field(min_length=1)
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    reader: ReaderConfig = ReaderConfig()
+    workers: WorkersConfig = WorkersConfig()
+    checkpoints: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> TrainingConfig:
+        if self.batch < self.workers.most:
+            raise ValueError(f"batch {self.batch} leaves some of the {self.workers.most} workers without a sample")
+        return self
+
+    def fixed(self) -> dict[str, Any]:
+        """What must stay the same when a run resumes: all that decides which numbers come out."""
+        values = self.model_dump(mode="json", exclude={"name", "log_every", "workers", "checkpoints"})
+        values["reader"] = {"window": self.reader.window}
+        if self.optimizer.schedule == "constant":
+            del values["steps"]  # then a finished run may be continued
+        return values
+
+
+def presets() -> list[str]:
+    """Names of the presets that come with the project."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def load_config(
+    path_or_preset: str | Path, overrides: Sequence[str] | Mapping[str, Any] | None = None
+) -> TrainingConfig:
+    """The configuration in a YAML file, or the preset of that name, with overrides put over it.
+
+    A file may name a preset or another file as its `base` and then gives only what differs; null removes an entry.
+    overrides: "section.key=value" strings (values in YAML), or a nested mapping.
+    Raises InputError for a file that is not there, an unknown key (named, with the nearest right one) or a wrong value.
+    """
+    place = str(path_or_preset)
+    values = _read(place)
+    for layer in _layers(overrides):
+        values = _merge(values, layer)
+    return parse_config(values, place)
+
+
+def parse_config(values: Mapping[str, Any], place: str) -> TrainingConfig:
+    """The configuration that nested values state; `place` is where they came from. Raises InputError."""
+    try:
+        return TrainingConfig.model_validate(dict(values))
+    except ValidationError as error:
+        raise InputError(f"{place}: {_explain(error)}") from None
+
+
+def _read(place: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    path = PRESETS / f"{place}.yaml" if place in presets() else Path(place).expanduser()
+    if str(path) in seen:
+        raise InputError(f"{place}: is its own base; remove one `base`")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(
+            f"{place}: no such file or preset{nearest(place, presets())}; presets are {', '.join(presets())}"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{place}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{place}: a configuration is `key: value` lines")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    beside = path.parent / str(base)
+    return _merge(_read(str(beside) if beside.is_file() else str(base), (*seen, str(path))), values)
+
+
+def _layers(overrides: Sequence[str] | Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    if overrides is None or isinstance(overrides, Mapping):
+        return [overrides] if overrides else []
+    layers = []
+    for text in overrides:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise InputError(f"{text}: write section.key=value, as in optimizer.learning_rate=1e-3")
+        try:
+            nested: Any = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"{text}: {value!r} is no YAML value; quote it") from None
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        layers.append(nested)
+    return layers
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and key != "tasks":
+            merged[key] = _merge(merged[key], value)
+        elif value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _explain(error: ValidationError) -> str:
+    """The first thing that is wrong, in one line."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        *folder, key = problem["loc"]
+        fields = list(_section(folder).model_fields)
+        hint = nearest(str(key), fields) or f"; there are {', '.join(fields)}"
+        return f"no key {where!r}{hint}"
+    if problem["type"] == "missing":
+        return f"key {where!r} is missing"
+    given = problem["input"]
+    shown = f", got {given!r}" if isinstance(given, str | int | float | bool) else ""
+    return f"{where + ': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _section(path: Sequence[Any]) -> type[BaseModel]:
+    """The part of the configuration that holds the keys at `path`."""
+    found: Any = TrainingConfig
+    for part in path:
+        if isinstance(found, type) and issubclass(found, BaseModel):
+            found = found.model_fields[str(part)].annotation
+        else:
+            found = typing.get_args(found)[-1]  # the value type of a dict
+        if isinstance(found, types.UnionType):
+            found = next(kind for kind in typing.get_args(found) if isinstance(kind, type))
+    assert isinstance(found, type) and issubclass(found, BaseModel), path
+    return found

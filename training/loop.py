@@ -1,0 +1,224 @@
+"""A training run from outside: start its workers with Ray Train, follow them, and pick up what they left."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from labeling.storage import Store, open_store
+from model.errors import InputError
+from training.checkpoint import FOLDER, checkpoint_name, whole_checkpoints
+from training.config import TrainingConfig
+from training.mixture import Manifest, build_manifest
+from training.records import read_metrics
+
+CONFIG, MANIFEST = "config.yaml", "manifest.json"
+_POLL_SECONDS = 0.5
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run came to.
+
+    checkpoint: address of the last one; resumed_from: the step it began at; already_finished: there was nothing to do;
+    rows: eligible rows of each task; metrics: the last record of metrics.jsonl; seconds: this time, start to end.
+    """
+
+    run: str
+    checkpoint: str
+    step: int
+    resumed_from: int
+    already_finished: bool
+    rows: dict[str, int]
+    metrics: dict[str, Any]
+    seconds: float
+
+
+def run_training(config: TrainingConfig, run_uri: str, progress: Progress | None = None) -> TrainingResult:
+    """Train as configured, continuing from the run's newest whole checkpoint if it has one.
+
+    run_uri: folder or s3:// address of the run. Ray must be running (`cluster.session.ray_session`).
+    progress: called in this process with dicts that have an "event": "mixture" (rows: eligible rows of each task;
+    empty: tasks without any, which are left out), "resume" (step), "step" (a record of metrics.jsonl, and steps),
+    "checkpoint" (step, checkpoint).
+    Raises InputError for what a user can mend: datasets, configuration, a run of another configuration, S3.
+    """
+    began = time.monotonic()
+    tell = progress or (lambda record: None)
+    store = open_store(run_uri)
+    done = whole_checkpoints(store)
+    start = done[-1] if done else 0
+    if done:
+        _check_same(config, store)
+        manifest = Manifest.from_json(store.read(MANIFEST))
+    else:
+        manifest = build_manifest(config.mixture, config.size)
+        store.put(MANIFEST, manifest.to_json().encode())
+    store.put(CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
+    rows = manifest.counts()
+    tell({"event": "mixture", "rows": rows, "empty": [task for task, count in rows.items() if not count]})
+    finished = bool(done) and start >= config.steps
+    if not finished:
+        if done:
+            tell({"event": "resume", "step": start})
+        _train(config, store.uri, manifest, tell)
+    step = whole_checkpoints(store)[-1]
+    return TrainingResult(
+        run=store.uri,
+        checkpoint=f"{store.uri}/{checkpoint_name(step)}",
+        step=step,
+        resumed_from=start,
+        already_finished=finished,
+        rows=rows,
+        metrics=next(iter(read_metrics(store)[-1:]), {}),
+        seconds=time.monotonic() - began,
+    )
+
+
+def _train(config: TrainingConfig, run: str, manifest: Manifest, tell: Progress) -> None:
+    import ray
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
+    from training.worker import Job, train_worker
+
+    board = ray.remote(num_cpus=0)(Board).remote()
+    codec, text_encoder = _encoders(manifest)
+    job = Job(
+        config=config,
+        run=run,
+        manifest=ray.put(manifest),
+        board=board,
+        codec=codec,
+        text_encoder=text_encoder,
+        tasks=tuple(task for task, count in manifest.counts().items() if count),
+    )
+    workers = config.workers
+    resources = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
+    # Checkpoints are ours; Ray only wants a folder for its own notes, which nobody has to share.
+    with tempfile.TemporaryDirectory(prefix="onediffusion-") as notes, _told(board, tell), _sigint_kept():
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"job": job},
+            scaling_config=ScalingConfig(
+                num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=resources
+            ),
+            run_config=RunConfig(
+                name=config.name,
+                storage_path=notes,
+                failure_config=FailureConfig(max_failures=workers.max_failures),
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError:
+            failure = ray.get(board.failure.remote())
+            if failure is None:
+                raise
+            raise InputError(failure) from None
+        failure = ray.get(board.failure.remote())
+        if failure is not None:
+            raise InputError(failure)
+
+
+class Board:
+    """An actor where workers leave what the driver tells its user."""
+
+    def __init__(self) -> None:
+        self._records: list[dict[str, Any]] = []
+        self._failure: str | None = None
+
+    def post(self, record: dict[str, Any]) -> None:
+        """Leave a record."""
+        self._records.append(record)
+
+    def take(self) -> list[dict[str, Any]]:
+        """Fetch the records left since."""
+        records, self._records = self._records, []
+        return records
+
+    def fail(self, message: str) -> None:
+        """Say what a user has to mend; the first message stays."""
+        self._failure = self._failure or message
+
+    def failure(self) -> str | None:
+        """That message, if there is one."""
+        return self._failure
+
+
+@contextmanager
+def _told(board: Any, tell: Progress) -> Iterator[None]:
+    """Pass on what is posted on the board, in a thread, until the end."""
+    import ray
+
+    over = threading.Event()
+
+    def follow() -> None:
+        while True:
+            last = over.wait(_POLL_SECONDS)
+            for record in ray.get(board.take.remote()):
+                tell(record)
+            if last:
+                return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextmanager
+def _sigint_kept() -> Iterator[None]:
+    """Ray Train takes Ctrl-C for itself and does not give it back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _encoders(manifest: Manifest) -> tuple[str, str]:
+    """(codec, text encoder) that the latents and prompts were made with, as their labelers were told."""
+    declarations = [item for source in manifest.sources.values() for item in source.declarations.items()]
+    codec = next(found["parameters"]["codec"] for group, found in declarations if group.startswith("latents-"))
+    encoder = next(found["parameters"]["encoder"] for group, found in declarations if group == "text")
+    return str(codec), str(encoder)
+
+
+def _check_same(config: TrainingConfig, store: Store) -> None:
+    """A run continues only as what it began as."""
+    before = TrainingConfig.model_validate(yaml.safe_load(store.read(CONFIG))).fixed()
+    changed = _differences(before, config.fixed())
+    if changed:
+        key, old, new = changed[0]
+        raise InputError(
+            f"{store.uri}: was begun with {key} {old!r}, the configuration now says {new!r}; "
+            f"take another run, or remove its {FOLDER}/ to begin again"
+        )
+
+
+def _differences(before: Any, now: Any, place: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [
+            difference
+            for key in dict.fromkeys([*before, *now])
+            for difference in _differences(before.get(key), now.get(key), f"{place}.{key}".strip("."))
+        ]
+    return [] if before == now else [(place, before, now)]

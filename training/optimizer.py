@@ -1,0 +1,71 @@
+"""AdamW, its learning-rate schedule, and the moving average of the weights that is sampled from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from training.config import OptimizerConfig
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over the model's parameters; norms, gates and biases (less than two axes) are not decayed."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
+
+
+def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
+    """The rate of a step counted from 0: a linear warm-up, then the schedule, which ends at 0 after `steps`."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    left = (steps - step) / max(1, steps - config.warmup)
+    if config.schedule == "linear":
+        return config.learning_rate * left
+    if config.schedule == "cosine":
+        return config.learning_rate * (1 + math.cos(math.pi * (1 - left))) / 2
+    return config.learning_rate
+
+
+class MovingAverage:
+    """Exponential moving average of a model's parameters, in float32, on their device (and in their sharding)."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.parameters = list(model.parameters())
+        self.decay = decay
+        self.average = [parameter.detach().float().clone() for parameter in self.parameters]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after the step of that number, counted from 0."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        current: list[Tensor] = [parameter.detach().float() for parameter in self.parameters]
+        torch._foreach_lerp_(self.average, current, 1 - decay)
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Start again from the weights as they are."""
+        for average, parameter in zip(self.average, self.parameters, strict=True):
+            average.copy_(parameter)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model has the averaged weights within, its own afterwards."""
+        with torch.no_grad():
+            own = [parameter.detach().clone() for parameter in self.parameters]
+            for parameter, average in zip(self.parameters, self.average, strict=True):
+                parameter.copy_(average)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, weight in zip(self.parameters, own, strict=True):
+                    parameter.copy_(weight)

@@ -1,0 +1,42 @@
+"""Packing: the samples of a step into sequences of at most so many tokens, dealt evenly to the workers.
+
+Packing decides who computes what together, never which samples a step has (packed attention stays within a sample).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from model.errors import InputError
+
+
+def deal_packs(tokens: Sequence[int], budget: int, workers: int) -> list[list[list[int]]]:
+    """Deal samples to workers.
+
+    tokens: of each sample of the step. Returns, for each worker, its packs, each a list of places in `tokens`, in
+    order. There are as few packs as the budget allows, none is empty, and workers' numbers of them differ by at most
+    one. Raises InputError for a sample above the budget or fewer samples than workers.
+    """
+    if max(tokens) > budget:
+        raise InputError(f"workers.pack_tokens {budget} is less than one sample of {max(tokens)} tokens; raise it")
+    if len(tokens) < workers:
+        raise InputError(f"a step of {len(tokens)} samples for {workers} workers; raise `batch` or use fewer workers")
+    # Longest first onto the lightest pack: within a third of the best balance, and the same on every machine.
+    order = sorted(range(len(tokens)), key=lambda place: (-tokens[place], place))
+    each = max(1, -(-sum(tokens) // (budget * workers)))
+    while True:
+        packs = _fill(tokens, order, min(each * workers, len(tokens)))
+        if max(sum(tokens[place] for place in pack) for pack in packs) <= budget:
+            break
+        each += 1
+    return [[sorted(pack) for pack in packs[worker::workers]] for worker in range(workers)]
+
+
+def _fill(tokens: Sequence[int], order: Sequence[int], count: int) -> list[list[int]]:
+    packs: list[list[int]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for place in order:
+        lightest = min(range(count), key=lambda pack: (loads[pack], len(packs[pack]), pack))
+        packs[lightest].append(place)
+        loads[lightest] += tokens[place]
+    return packs

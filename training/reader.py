@@ -1,0 +1,215 @@
+"""From plan entries to samples: what a worker's reader does for each step.
+
+C = 16 latent channels, h × w latent height and width, V views, L prompt tokens, Y text width.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from labeling.shards import Dataset
+from model.errors import InputError
+from model.prompts import find_task
+from training.batch import Sample, StepBatch
+from training.config import TrainingConfig
+from training.mixture import Manifest, Stream
+from training.objective import draw_levels
+from training.packing import deal_packs
+from training.plan import Plan, PlannedSample
+
+if TYPE_CHECKING:
+    from model.codecs import ImageCodec
+
+_CHANNELS = 16
+_COLUMNS = {"images": ["image"], "text": ["entries"], "cameras": ["c2w", "intrinsics"]}
+_LATENT_COLUMNS = ["latent", "latent_height", "latent_width"]
+_EMPTY_PROMPT = ""  # the task of the entry that stands for a dropped caption
+
+
+class PlanReader:
+    """Reads what the plan gives to one worker."""
+
+    def __init__(self, manifest: Manifest, config: TrainingConfig, codec: str) -> None:
+        """codec: what encoded the latents, to encode degraded pictures with (as for `model.codecs.load_codec`)."""
+        self.manifest, self.config = manifest, config
+        self.plan = Plan(manifest, config.seed, config.batch, config.objective, config.reader.window)
+        self._codec_name = codec
+        self._datasets = {name: Dataset(source.dataset) for name, source in manifest.sources.items()}
+        self._tables = _Tables(config.reader.cache_mb << 20)
+        self._verified: set[tuple[str, str, int]] = set()
+
+    @cached_property
+    def codec(self) -> ImageCodec:
+        """The codec of degraded pictures, loaded when the first one comes."""
+        from model.codecs import load_codec
+
+        return load_codec(self._codec_name)
+
+    def read(self, step: int, rank: int, workers: int) -> StepBatch:
+        """The packs of one worker for a step.
+
+        Raises InputError for a shard that is not the one the run began with, naming it.
+        """
+        planned = self.plan.step(step)
+        levels = [draw_levels(sample.noise_seed, sample.frames, self.config.objective) for sample in planned]
+        dealt = deal_packs([sample.tokens for sample in planned], self.config.workers.pack_tokens, workers)
+        packs = [[self.read_sample(planned[place], *levels[place]) for place in pack] for pack in dealt[rank]]
+        if len(packs) < max(map(len, dealt)):
+            # Sharded models call forward equally often on every worker: one more sample, which the loss leaves out.
+            first = packs[0][0]
+            packs.append([Sample(**{**vars(first), "in_loss": np.zeros_like(first.in_loss)})])
+        return StepBatch(step, packs, sum(int(in_loss.sum()) for _, in_loss in levels))
+
+    def read_sample(self, planned: PlannedSample, sigmas: NDArray[np.float32], in_loss: NDArray[np.bool_]) -> Sample:
+        """One sample with the noise levels given."""
+        stream = self.manifest.streams[planned.stream]
+        if planned.views:
+            latents = self._views(stream, planned)
+        else:
+            frames = [self._latent(stream, stream.latents, planned)]
+            if find_task(stream.task).condition == "degraded":
+                frames.append(self._degraded(stream, planned, frames[0].shape))
+            elif stream.condition is not None:
+                frames.append(self._latent(stream, stream.condition, planned))
+                if frames[1].shape != frames[0].shape:
+                    raise InputError(
+                        f"{self._place(stream, stream.condition, planned)}: latents of another size than the "
+                        f"picture's; label {stream.condition} again"
+                    )
+            latents = np.stack(frames)
+        return Sample(stream.task, latents, self._text(stream, planned), sigmas, in_loss, planned.noise_seed)
+
+    def _latent(self, stream: Stream, group: str, planned: PlannedSample) -> NDArray[np.float16]:
+        """(C, h, w) of a picture."""
+        table = self._table(stream, group, planned)
+        height, width = (table[name][planned.row].as_py() for name in ("latent_height", "latent_width"))
+        return _array(table["latent"][planned.row].values).reshape(_CHANNELS, height, width)
+
+    def _views(self, stream: Stream, planned: PlannedSample) -> NDArray[np.float16]:
+        """(2V, C, h, w): image₀, rays₀, image₁, rays₁, …"""
+        import torch
+
+        from model.cameras import camera_rays, rays_to_latents
+
+        table = self._table(stream, stream.latents, planned)
+        heights, widths, latents = (table[name][planned.row] for name in ("latent_height", "latent_width", "latent"))
+        sides = {(heights[view].as_py(), widths[view].as_py()) for view in planned.views}
+        if len(sides) > 1 or len(set(*sides)) > 1:
+            raise InputError(f"{self._place(stream, stream.latents, planned)}: views must be square and of one size")
+        side = next(iter(sides))[0]
+        images = np.stack([_array(latents[view].values).reshape(_CHANNELS, side, side) for view in planned.views])
+        cameras = self._table(stream, "cameras", planned)
+        chosen = {
+            name: torch.tensor([cameras[name][planned.row][view].as_py() for view in planned.views])
+            for name in ("c2w", "intrinsics")
+        }
+        rays = camera_rays(
+            chosen["c2w"].reshape(-1, 4, 4),
+            chosen["intrinsics"].reshape(-1, 3, 3),
+            side,
+            normalize=True,
+            scale=self.config.objective.c2w_scaling,
+        )
+        ray_frames = rays_to_latents(rays, side, side).to(torch.float16).numpy()
+        return np.stack([images, ray_frames], axis=1).reshape(-1, _CHANNELS, side, side)
+
+    def _degraded(self, stream: Stream, planned: PlannedSample, shape: tuple[int, ...]) -> NDArray[np.float16]:
+        """(C, h, w) of the picture, fitted like the stored latents, then degraded and encoded."""
+        import torch
+
+        from model.conditions import degrade
+        from model.pictures import decode_picture, fit_picture
+
+        table = self._table(stream, "images", planned)
+        picture = decode_picture(table["image"][planned.row].as_py())
+        fitted = fit_picture(picture, shape[2] * 8, shape[1] * 8)
+        degraded = degrade(fitted, stream.task, planned.degradation_seed)
+        pixels = torch.from_numpy(degraded.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+        with torch.inference_mode():
+            return self.codec.encode(pixels)[0].to(torch.float16).numpy()
+
+    def _text(self, stream: Stream, planned: PlannedSample) -> NDArray[np.float16]:
+        """(L, Y) of the prompt; of a set, the prompt of the first view shown."""
+        wanted = _EMPTY_PROMPT if planned.drop_caption else stream.task
+        entries = self._table(stream, "text", planned)["entries"][planned.row]
+        if planned.views:
+            entries = entries[planned.views[0]]
+        structs = entries.values
+        tasks = structs.field("task").to_pylist()
+        if wanted not in tasks:
+            named = f"for task {wanted!r}" if wanted else "that is empty, for dropped captions"
+            raise InputError(f"{self._place(stream, 'text', planned)}: no prompt {named}; label text again")
+        place = tasks.index(wanted)
+        embedding = _array(structs.field("embedding")[place].values)
+        text = embedding.reshape(structs.field("tokens")[place].as_py(), -1)
+        if text.shape[1] != self.config.model.caption_channels:
+            raise InputError(
+                f"model.caption_channels is {self.config.model.caption_channels}, but the prompts of "
+                f"{self.manifest.sources[stream.source].dataset} are {text.shape[1]} wide; set it so"
+            )
+        return text
+
+    def _table(self, stream: Stream, group: str, planned: PlannedSample) -> pa.Table:
+        """The row group of `group` that holds the sample."""
+        dataset = self._datasets[stream.source]
+        key = (dataset.uri, group, planned.shard, planned.row_group)
+        table = self._tables.find(key)
+        if table is None:
+            self._verify(stream, group, planned.shard)
+            shard = self.manifest.sources[stream.source].shards[planned.shard].name
+            columns = _COLUMNS.get(group, _LATENT_COLUMNS)
+            table = dataset.read(group, shard, columns, [planned.row_group]).combine_chunks()
+            self._tables.keep(key, table)
+        return table
+
+    def _verify(self, stream: Stream, group: str, number: int) -> None:
+        """Stop at a shard whose content is not what the manifest pins."""
+        key = (stream.source, group, number)
+        if key in self._verified:
+            return
+        source = self.manifest.sources[stream.source]
+        pin = source.shards[number]
+        place = f"{source.dataset}/{group}/{pin.name}.parquet"
+        try:
+            content = self._datasets[stream.source].footer(group, pin.name).content
+        except FileNotFoundError:
+            raise InputError(f"{place}: gone since the run began; restore it, or begin a new run") from None
+        if content != pin.content[group]:
+            raise InputError(f"{place}: changed since the run began; restore it, or begin a new run")
+        self._verified.add(key)
+
+    def _place(self, stream: Stream, group: str, planned: PlannedSample) -> str:
+        source = self.manifest.sources[stream.source]
+        shard = source.shards[planned.shard]
+        row = sum(shard.row_groups[: planned.row_group]) + planned.row
+        return f"{source.dataset}/{group}/{shard.name}.parquet row {row}"
+
+
+class _Tables:
+    """The row groups used last, up to a number of bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._held = limit, 0
+        self._tables: OrderedDict[tuple[Any, ...], pa.Table] = OrderedDict()
+
+    def find(self, key: tuple[Any, ...]) -> pa.Table | None:
+        if key not in self._tables:
+            return None
+        self._tables.move_to_end(key)
+        return self._tables[key]
+
+    def keep(self, key: tuple[Any, ...], table: pa.Table) -> None:
+        self._tables[key] = table
+        self._held += table.nbytes
+        while self._held > self._limit and len(self._tables) > 1:
+            self._held -= self._tables.popitem(last=False)[1].nbytes
+
+
+def _array(values: pa.Array) -> NDArray[np.float16]:
+    return np.asarray(values.to_numpy(zero_copy_only=False), np.float16)

@@ -1,0 +1,97 @@
+"""A worker's stream of steps: Ray Data reads ahead in its own processes, in the plan's order.
+
+Each worker has a stream of its own rather than a share of one that is split as workers ask: who gets what is the
+plan's business, and must not depend on who was faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from model.errors import InputError
+from training.batch import StepBatch
+from training.config import TrainingConfig
+from training.reader import PlanReader
+
+_BLOCK_STEPS = 4  # steps a task: enough to hide Ray's cost of one, few enough to begin at once
+_SEGMENT_STEPS = 8192  # steps of one Ray Data execution, so that what it holds about its blocks stays small
+_STORE_SHARE = 0.25  # of the object store for what all workers have read ahead
+
+
+class StepReader:
+    """The actor: numbers of steps in, encoded batches of one worker out."""
+
+    def __init__(self, manifest: Any, config: TrainingConfig, codec: str, rank: int, workers: int) -> None:
+        """manifest: Ray's reference to a Manifest; codec: as for PlanReader."""
+        import ray
+        import torch
+
+        torch.set_num_threads(1)
+        self.reader = PlanReader(ray.get(manifest["ref"]), config, codec)
+        self.rank, self.workers = rank, workers
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """(step) → (batch, error). What a user can mend travels as a value: Ray would bury it in a traceback."""
+        batches: list[bytes | None] = []
+        errors: list[str | None] = []
+        for step in table["step"].to_pylist():
+            try:
+                batches.append(self.reader.read(step, self.rank, self.workers).to_bytes())
+                errors.append(None)
+            except InputError as error:
+                batches.append(None)
+                errors.append(str(error))
+        return pa.table({"batch": pa.array(batches, pa.large_binary()), "error": pa.array(errors, pa.string())})
+
+
+def stream_steps(
+    manifest: Any, config: TrainingConfig, codec: str, rank: int, workers: int, steps: Sequence[int]
+) -> Iterator[StepBatch]:
+    """The batches of worker `rank` for consecutive steps. `manifest` is a Ray reference to the Manifest.
+
+    Raises InputError that a reader met (a shard that changed, a prompt that is missing).
+    """
+    for start in range(0, len(steps), _SEGMENT_STEPS):
+        segment = steps[start : start + _SEGMENT_STEPS]
+        for row in _dataset(manifest, config, codec, rank, workers, segment):
+            for data, error in zip(row["batch"], row["error"], strict=True):
+                if error.is_valid:
+                    raise InputError(error.as_py())
+                yield StepBatch.from_bytes(data.as_buffer())
+
+
+def _dataset(
+    manifest: Any, config: TrainingConfig, codec: str, rank: int, workers: int, steps: Sequence[int]
+) -> Iterator[pa.Table]:
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    reader = config.reader
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    # Every worker runs its own execution; together they must not take each other's memory.
+    store = ray.cluster_resources().get("object_store_memory", 0.0) * _STORE_SHARE / workers
+    context.execution_options.resource_limits = ExecutionResources(
+        cpu=max(reader.cpus * reader.processes, 0.01), object_store_memory=store
+    )
+    # Beside its worker, if that machine has room: what is read then never crosses the network twice.
+    context.scheduling_strategy = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    blocks = [
+        pa.table({"step": pa.array(steps[start : start + _BLOCK_STEPS], pa.int64())})
+        for start in range(0, len(steps), _BLOCK_STEPS)
+    ]
+    dataset = ray.data.from_arrow(blocks).map_batches(
+        StepReader,
+        fn_constructor_args=[{"ref": manifest}, config, codec, rank, workers],
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=reader.cpus,
+        compute=ActorPoolStrategy(size=reader.processes),
+    )
+    yield from dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=reader.prefetch)

@@ -1,0 +1,337 @@
+"""What each training worker does: the step loop, under accelerate, on its own stream of packs."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from labeling.storage import Store, open_store
+from model.errors import InputError
+from training.batch import StepBatch
+from training.checkpoint import checkpoint_name, load_checkpoint, load_training, save_checkpoint, whole_checkpoints
+from training.config import TrainingConfig
+from training.objective import flow_matching_loss
+from training.optimizer import MovingAverage, build_optimizer, learning_rate
+from training.records import TENSORBOARD, Records
+from training.stream import stream_steps
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from model.transformer import NextDiT
+
+_PREFIX = "transformer."
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the driver gives every worker. manifest and board are a Ray reference and actor; tasks: names, in order."""
+
+    config: TrainingConfig
+    run: str
+    manifest: Any
+    board: Any
+    codec: str
+    text_encoder: str
+    tasks: tuple[str, ...]
+
+
+class PackedForward(nn.Module):
+    """NextDiT with the packed form as its `forward`, which is what wrappers for several processes call."""
+
+    def __init__(self, transformer: NextDiT) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, samples: list[Tensor], timesteps: list[Tensor], text: list[Tensor]) -> list[Tensor]:
+        """Samples (F, C, h, w), timesteps (F,), text (L, Y) of each → velocities (F, C, h, w)."""
+        return list(self.transformer.forward_packed(samples, timesteps, text))
+
+
+def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """Train to the configured step from the newest whole checkpoint. Returns the last metrics (of rank 0)."""
+    import ray
+
+    job: Job = settings["job"]
+    # A user's mistake must not be retried like a lost machine: the group that starts again stops at once.
+    if ray.get(job.board.failure.remote()):
+        return {}
+    try:
+        return _Worker(job).run()
+    except InputError as error:
+        ray.get(job.board.fail.remote(str(error)))
+        raise
+
+
+class _Worker:
+    def __init__(self, job: Job) -> None:
+        import ray.train
+
+        self.job, self.config = job, job.config
+        context = ray.train.get_context()
+        self.rank, self.workers = context.get_world_rank(), context.get_world_size()
+        self.store: Store = open_store(job.run)
+        _set_threads(self.config.workers.threads or max(1, _cores() // context.get_local_world_size()))
+        self.start = _from_rank_zero(whole_checkpoints(self.store)[-1:])
+        self.records = Records(self.store, self.start[0] if self.start else 0) if self.rank == 0 else None
+        self.accelerator = _accelerator(self.config, str(self.records.folder) if self.records else None)
+        transformer = _build(self.config)
+        self.transformer_config = dict(transformer.config)
+        model = PackedForward(transformer)
+        optimizer = build_optimizer(model, self.config.optimizer)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.average = MovingAverage(self.model, self.config.optimizer.ema)
+        self._window = _Window(job.tasks, self.accelerator.device)
+
+    def run(self) -> dict[str, Any]:
+        import ray.train
+
+        step = self._restore()
+        config, job = self.config, self.job
+        self.accelerator.init_trackers(TENSORBOARD, init_kwargs={"tensorboard": {"purge_step": step}})
+        if step == 0 and config.checkpoints.first and not self.start:
+            self._save(0)
+        metrics: dict[str, Any] = {}
+        began = waited_since = time.monotonic()
+        for batch in stream_steps(job.manifest, config, job.codec, self.rank, self.workers, range(step, config.steps)):
+            waited = time.monotonic() - waited_since
+            norm = self._step(batch)
+            step = batch.step + 1
+            self._window.took(waited, time.monotonic() - waited_since)
+            if step % config.log_every == 0 or step == config.steps:
+                metrics = self._log(step, norm, time.monotonic() - began)
+            if step % config.checkpoints.every == 0 or step == config.steps:
+                self._save(step)
+                ray.train.report({"step": step, "loss": metrics.get("loss")})
+            waited_since = time.monotonic()
+        self.accelerator.end_training()
+        if self.records:
+            self.records.close()
+        return metrics
+
+    def _step(self, batch: StepBatch) -> float:
+        """One update of the weights. Returns the norm of the gradient before clipping."""
+        rate = learning_rate(batch.step, self.config.steps, self.config.optimizer)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        for number, pack in enumerate(batch.packs):
+            last = number == len(batch.packs) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss, parts = flow_matching_loss(self.model, pack, self.accelerator.device)
+                # Gradients are averaged over workers, the loss is a sum over them: hence × workers.
+                self.accelerator.backward(loss * (self.workers / batch.frames_in_loss))
+            self._window.add(pack, parts, batch.frames_in_loss)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
+        self.optimizer.step()
+        self.average.update(batch.step)
+        return float(norm)
+
+    def _log(self, step: int, norm: float, seconds: float) -> dict[str, Any]:
+        values = self._window.close()
+        rate = learning_rate(step - 1, self.config.steps, self.config.optimizer)
+        record = {"step": step, **values, "learning_rate": rate, "gradient_norm": norm, "seconds": round(seconds, 3)}
+        if not torch.isfinite(torch.tensor(values["loss"])):
+            raise InputError(f"the loss is {values['loss']} at step {step}; lower optimizer.learning_rate")
+        flat = {f"loss/{task}": loss for task, loss in values["losses"].items()}
+        flat |= {name: value for name, value in record.items() if name not in ("step", "losses")}
+        self.accelerator.log(flat, step=step)
+        if self.records:
+            self.records.append(record)
+            self.job.board.post.remote({"event": "step", "steps": self.config.steps, **record})
+        return record
+
+    def _restore(self) -> int:
+        """Load the newest checkpoint, or the weights to start from. Returns the steps done."""
+        from torch.distributed.checkpoint.state_dict import (
+            StateDictOptions,
+            get_optimizer_state_dict,
+            set_model_state_dict,
+            set_optimizer_state_dict,
+        )
+
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        if not self.start:
+            if self.config.initialize:
+                weights = _initial_weights(self.config)
+                set_model_state_dict(self.model, weights, options=options)
+            self.average.reset()
+            return 0
+        step = self.start[0]
+        tensors = load_training(self.store, step)
+        averaged, _ = load_checkpoint(f"{self.store.uri}/{checkpoint_name(step)}")
+        set_model_state_dict(self.model, _prefixed(averaged.state_dict()), options=options)
+        self.average.reset()
+        live = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+        set_model_state_dict(self.model, _prefixed(live), options=options)
+        optimizer = self.optimizer.optimizer
+        states: dict[str, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                parameter, _, key = name.removeprefix("optimizer.").rpartition("/")
+                states.setdefault(f"{_PREFIX}{parameter}", {})[key] = value
+        groups = get_optimizer_state_dict(self.model, optimizer, options=StateDictOptions())["param_groups"]
+        set_optimizer_state_dict(self.model, optimizer, {"state": states, "param_groups": groups}, options=options)
+        return step
+
+    def _save(self, step: int) -> None:
+        from torch.distributed.checkpoint.state_dict import (
+            StateDictOptions,
+            get_model_state_dict,
+            get_optimizer_state_dict,
+        )
+
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        with self.average.applied():
+            averaged = {
+                name: value.clone() for name, value in get_model_state_dict(self.model, options=options).items()
+            }
+        live = get_model_state_dict(self.model, options=options)
+        states = get_optimizer_state_dict(self.model, self.optimizer.optimizer, options=options)
+        if self.rank == 0:
+            tensors = {f"model.{name.removeprefix(_PREFIX)}": value for name, value in live.items()}
+            if step:  # asking for the state of an optimizer that has done nothing makes it up
+                for name, state in states["state"].items():
+                    for key, value in state.items():
+                        tensors[f"optimizer.{name.removeprefix(_PREFIX)}/{key}"] = torch.as_tensor(value)
+            state = {
+                "step": step,
+                "config": self.config.model_dump(mode="json"),
+                "codec": self.job.codec,
+                "text_encoder": self.job.text_encoder,
+            }
+            transformer = self._export({name.removeprefix(_PREFIX): value for name, value in averaged.items()})
+            tensors = {name: value.contiguous() for name, value in tensors.items()}
+            address = save_checkpoint(self.store, transformer, tensors, state, self.config.checkpoints.keep)
+            assert self.records is not None
+            self.records.sync()
+            self.job.board.post.remote({"event": "checkpoint", "step": step, "checkpoint": address})
+        self.accelerator.wait_for_everyone()
+
+    def _export(self, weights: dict[str, Tensor]) -> NextDiT:
+        from model.transformer import NextDiT
+
+        with torch.device("meta"):
+            transformer = NextDiT.from_config(self.transformer_config)
+        transformer.load_state_dict(weights, strict=True, assign=True)
+        return transformer
+
+
+class _Window:
+    """Sums since the last logged step, on each worker."""
+
+    def __init__(self, tasks: tuple[str, ...], device: torch.device) -> None:
+        self.tasks, self.device = tasks, device
+        self._reset()
+
+    def _reset(self) -> None:
+        self.steps, self.loss, self.tokens, self.samples = 0, 0.0, 0, 0
+        self.waited, self.seconds = 0.0, 0.0
+        self.by_task = {task: [0.0, 0.0] for task in self.tasks}
+
+    def add(self, pack: list[Any], parts: list[float], frames_in_loss: int) -> None:
+        self.loss += sum(parts) / frames_in_loss
+        for sample, part in zip(pack, parts, strict=True):
+            self.tokens += sample.tokens
+            self.samples += 1
+            self.by_task[sample.task][0] += part
+            self.by_task[sample.task][1] += int(sample.in_loss.sum())
+
+    def took(self, waited: float, seconds: float) -> None:
+        """waited: seconds of the step's that went by without a batch."""
+        self.steps += 1
+        self.waited += waited
+        self.seconds += seconds
+
+    def close(self) -> dict[str, Any]:
+        """Means over the window and all workers; begins the next window."""
+        local = [self.loss, self.tokens, self.samples, self.waited, self.seconds, 1.0]
+        local += [value for task in self.tasks for value in self.by_task[task]]
+        total = torch.tensor(local, dtype=torch.float32 if self.device.type == "mps" else torch.float64)
+        total = total.to(self.device)
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(total)
+        loss, tokens, samples, waited, seconds, workers, *rest = total.tolist()
+        losses = {
+            task: part / frames for task, part, frames in zip(self.tasks, rest[::2], rest[1::2], strict=True) if frames
+        }
+        values = {
+            "loss": loss / self.steps,
+            "losses": losses,
+            "tokens_per_second": round(tokens * workers / seconds, 1),
+            "samples_per_second": round(samples * workers / seconds, 3),
+            "wait_share": round(waited / seconds, 4),
+        }
+        self._reset()
+        return values
+
+
+def _accelerator(config: TrainingConfig, folder: str | None) -> Accelerator:
+    from accelerate import Accelerator
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    from model.transformer import NextDiT
+
+    plugin = None
+    if config.workers.fsdp:
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=list(NextDiT._no_split_modules),
+        )
+    return Accelerator(
+        cpu=config.workers.gpus == 0,
+        mixed_precision=config.workers.precision,
+        fsdp_plugin=plugin,
+        log_with="tensorboard" if folder else None,
+        project_dir=folder,
+    )
+
+
+def _build(config: TrainingConfig) -> NextDiT:
+    from model.transformer import NextDiT
+
+    torch.manual_seed(config.seed)
+    return NextDiT(**config.model.model_dump())
+
+
+def _initial_weights(config: TrainingConfig) -> dict[str, Tensor]:
+    assert config.initialize is not None
+    transformer, _ = load_checkpoint(config.initialize)
+    for name, value in config.model.model_dump().items():
+        given = transformer.config.get(name)
+        if name not in ("input_size", "rotary_max_length", "rotary_max_length_t") and _plain(given) != _plain(value):
+            raise InputError(f"{config.initialize}: a model with {name} {given}, the configuration says {value}")
+    return _prefixed(transformer.float().state_dict())
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _prefixed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{_PREFIX}{name}": value for name, value in weights.items()}
+
+
+def _from_rank_zero(value: list[int]) -> list[int]:
+    """What rank 0 has, on every worker."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return value
+    box = [value]
+    torch.distributed.broadcast_object_list(box)
+    return box[0]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _set_threads(threads: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # accelerate takes it from here, and sets it again
+    torch.set_num_threads(threads)

@@ -1,0 +1,15 @@
+"""OneDiffusion: the transformer, its codecs, prompts, conditions, cameras and sampling. Needs no Ray."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_EXPORTS = {"NextDiT": "model.transformer", "sample_frames": "model.sampling"}
+__all__ = ["NextDiT", "sample_frames"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,186 @@
+"""Attention inside each sample of a pack, and from its image tokens to its text.
+
+N image tokens of all samples, T text tokens of all samples, D width, A heads, K key/value heads, d = D/A, Y text width;
+a group is g consecutive samples of n tokens each, whose texts have at most L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from model.rotary import rotate
+
+
+@dataclass(frozen=True)
+class Group:
+    """Consecutive samples of one shape: where they begin in the pack, how many, tokens of each, and their texts.
+
+    lengths: text tokens of each sample, or None where the texts are padded to one length already, with `mask` (g, L).
+    """
+
+    start: int
+    samples: int
+    tokens: int
+    text_start: int
+    text_tokens: int
+    lengths: tuple[int, ...] | None = None
+    mask: Tensor | None = None
+
+    @property
+    def span(self) -> slice:
+        return slice(self.start, self.start + self.samples * self.tokens)
+
+    def texts(self, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        """This group's part of y (T, K, d), padded: (g, L, K, d), and the mask (g, L) of what is no padding."""
+        part = y[self.text_start : self.text_start + self.text_tokens]
+        if self.lengths is None or len(set(self.lengths)) == 1:
+            return part.unflatten(0, (self.samples, -1)), self.mask
+        padded = nn.utils.rnn.pad_sequence(list(part.split(list(self.lengths))), batch_first=True)
+        lengths = torch.tensor(self.lengths, device=y.device)
+        return padded, torch.arange(padded.shape[1], device=y.device) < lengths[:, None]
+
+
+@dataclass
+class Layout:
+    """How samples lie in a pack. cos, sin: (N, d/2). frame_of_token: (N,); tokens_per_frame: where all are equal."""
+
+    groups: list[Group]
+    cos: Tensor
+    sin: Tensor
+    frame_of_token: Tensor
+    tokens_per_frame: int | None
+
+    def per_frame(self, x: Tensor, change: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """apply(x (N, D), change (frames, D)) with each frame's row given to its tokens."""
+        if self.tokens_per_frame is None:
+            return apply(x, change[self.frame_of_token])
+        framed = rearrange(x, "(f t) D -> f t D", t=self.tokens_per_frame)
+        return rearrange(apply(framed, change[:, None]), "f t D -> (f t) D")
+
+    @cached_property
+    def sample_of_token(self) -> Tensor:
+        """Index of each image token's sample, (N,), for block masks."""
+        counts = [group.tokens for group in self.groups for _ in range(group.samples)]
+        return _owners(counts, self.cos.device)
+
+    @cached_property
+    def sample_of_text(self) -> Tensor:
+        """Index of each text token's sample, (T,), −1 for padding."""
+        owners, first = [], 0
+        for group in self.groups:
+            counts = group.lengths or (group.text_tokens // group.samples,) * group.samples
+            owner = _owners(list(counts), self.cos.device) + first
+            owners.append(owner if group.mask is None else owner.where(group.mask.flatten().bool(), -1))
+            first += group.samples
+        return torch.cat(owners)
+
+
+class Attention(nn.Module):
+    """Self-attention with rotary positions plus gated attention to text, sharing the queries (MODEL.md, Attention)."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int, text_width: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.size = heads, kv_heads, width // heads
+        kv_width = kv_heads * self.size
+        self.wq = nn.Linear(width, width, bias=False)
+        self.wk = nn.Linear(width, kv_width, bias=False)
+        self.wv = nn.Linear(width, kv_width, bias=False)
+        self.wk_y = nn.Linear(text_width, kv_width, bias=False)
+        self.wv_y = nn.Linear(text_width, kv_width, bias=False)
+        self.wo = nn.Linear(width, width, bias=False)
+        self.gate = nn.Parameter(torch.zeros(heads))
+        self.q_norm: nn.Module = nn.LayerNorm(width) if qk_norm else nn.Identity()
+        self.k_norm: nn.Module = nn.LayerNorm(kv_width) if qk_norm else nn.Identity()
+        self.ky_norm: nn.Module = nn.LayerNorm(kv_width, eps=1e-6) if qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, y: Tensor, layout: Layout, soft_cap: float | None) -> Tensor:
+        """x (N, D), y (T, Y) → (N, D)."""
+        q = rearrange(self.q_norm(self.wq(x)), "N (A d) -> N A d", d=self.size)
+        k = rearrange(self.k_norm(self.wk(x)), "N (K d) -> N K d", d=self.size)
+        v = rearrange(self.wv(x), "N (K d) -> N K d", d=self.size)
+        k_y = rearrange(self.ky_norm(self.wk_y(y)), "T (K d) -> T K d", d=self.size)
+        v_y = rearrange(self.wv_y(y), "T (K d) -> T K d", d=self.size)
+        q, k = rotate(q, layout.cos, layout.sin), rotate(k, layout.cos, layout.sin)
+        # Self-attention repeats each key head for its neighbours, attention to text tiles the heads (MODEL.md).
+        copies = self.heads // self.kv_heads
+        k, v = (repeat(z, "N K d -> N (K copies) d", copies=copies) for z in (k, v))
+        k_y, v_y = (repeat(z, "T K d -> T (copies K) d", copies=copies) for z in (k_y, v_y))
+        attend = _attend_flex if x.is_cuda and not _one_shape(layout, soft_cap) else _attend_groups
+        image, text = attend(q, k, v, k_y, v_y, layout, soft_cap)
+        mixed = image + text * self.gate.tanh().to(text.dtype)[:, None]
+        return self.wo(rearrange(mixed, "N A d -> N (A d)"))
+
+
+def _one_shape(layout: Layout, soft_cap: float | None) -> bool:
+    """Whether plain batched attention does: one group, nothing done to the logits."""
+    return len(layout.groups) == 1 and soft_cap is None
+
+
+def _attend_groups(
+    q: Tensor, k: Tensor, v: Tensor, k_y: Tensor, v_y: Tensor, layout: Layout, soft_cap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Batched attention over each group of samples of one shape: exact, and no token attends to padding."""
+    images, texts = [], []
+    for group in layout.groups:
+        qs, ks, vs = (rearrange(z[group.span], "(g n) A d -> g A n d", g=group.samples) for z in (q, k, v))
+        keys, mask = group.texts(k_y)
+        values, _ = group.texts(v_y)
+        keys, values = (rearrange(z, "g L A d -> g A L d") for z in (keys, values))
+        image = _capped(qs, ks, vs, soft_cap) if soft_cap else F.scaled_dot_product_attention(qs, ks, vs)
+        seen = None if mask is None else mask.bool()[:, None, None]
+        text = F.scaled_dot_product_attention(qs, keys, values, attn_mask=seen)
+        images.append(rearrange(image, "g A n d -> (g n) A d"))
+        texts.append(rearrange(text, "g A n d -> (g n) A d"))
+    if len(images) == 1:
+        return images[0], texts[0]
+    return torch.cat(images), torch.cat(texts)
+
+
+def _capped(q: Tensor, k: Tensor, v: Tensor, soft_cap: float) -> Tensor:
+    """Attention with logits soft_cap · tanh(logits / soft_cap); q, k, v (g, A, n, d)."""
+    logits = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    return (soft_cap * torch.tanh(logits / soft_cap)).softmax(-1).to(v.dtype) @ v
+
+
+def _attend_flex(
+    q: Tensor, k: Tensor, v: Tensor, k_y: Tensor, v_y: Tensor, layout: Layout, soft_cap: float | None
+) -> tuple[Tensor, Tensor]:
+    """The whole pack in one kernel each for image and text, under block masks that keep samples apart."""
+    flex, make_mask = _flex()
+    owner, text_owner = layout.sample_of_token, layout.sample_of_text
+
+    def within(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return owner[i] == owner[j]
+
+    def to_text(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return owner[i] == text_owner[j]
+
+    def cap(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return soft_cap * torch.tanh(score / soft_cap)
+
+    masks = layout.__dict__.setdefault("_masks", {})  # the same for every block of the transformer
+    if not masks:
+        masks["self"] = make_mask(within, None, None, len(owner), len(owner), device=q.device)
+        masks["text"] = make_mask(to_text, None, None, len(owner), len(text_owner), device=q.device)
+    q, k, v, k_y, v_y = (rearrange(z, "N A d -> 1 A N d") for z in (q, k, v, k_y, v_y))
+    image = flex(q, k, v, score_mod=cap if soft_cap else None, block_mask=masks["self"])
+    text = flex(q, k_y, v_y, block_mask=masks["text"])
+    return rearrange(image, "1 A N d -> N A d"), rearrange(text, "1 A N d -> N A d")
+
+
+@lru_cache(maxsize=1)
+def _flex() -> tuple[Callable[..., Tensor], Callable[..., object]]:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    return torch.compile(flex_attention), create_block_mask
+
+
+def _owners(counts: list[int], device: torch.device) -> Tensor:
+    return torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(device)

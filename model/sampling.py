@@ -1,0 +1,88 @@
+"""Sampling: known frames stay what they are, the others are integrated from noise (MODEL.md, Sampling)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+P = 2
+
+
+@torch.no_grad()
+def sample_frames(
+    transformer: Any,
+    scheduler: Any,
+    noise: Tensor,
+    known: Tensor | None,
+    denoise_mask: Sequence[int],
+    prompt_embeds: Tensor,
+    prompt_mask: Tensor,
+    num_steps: int,
+    guidance: float = 1.0,
+    camera_rays: Tensor | None = None,
+    condition_timestep: Literal["last", "zero"] = "last",
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Final latents (B, F, 16, h, w) of all frames.
+
+    noise (B, F, 16, h, w); known (B, K, 16, h, w): clean latents of the known image frames in frame order; denoise_mask:
+    1 for each frame to generate. camera_rays (B, V, 16, h, w): latents of all cameras of a view set, whose frames
+    alternate image, rays; written where the mask says known. prompt_embeds (B or 2B, L, Y), the negative half first when
+    guidance > 1. condition_timestep: what known frames are told, the last timestep of the schedule (the released code)
+    or 0 (the paper). progress(step, steps) is called after each step. Raises ValueError when mask and frames disagree.
+    """
+    B, F, _, h, w = noise.shape
+    wanted = [bool(value) for value in denoise_mask]
+    if len(wanted) != F:
+        raise ValueError(f"denoise_mask has {len(wanted)} values for {F} frames")
+    clean = _clean_frames(noise, known, wanted, camera_rays)
+    free = torch.tensor(wanted, device=noise.device)
+    timesteps = set_timesteps(scheduler, num_steps, sum(wanted) * (h // P) * (w // P), noise.device)
+    told = timesteps[-1] if condition_timestep == "last" else torch.zeros_like(timesteps[-1])
+    pick = free[None, :, None, None, None]
+    latents = torch.where(pick, noise, clean)
+    guided = guidance > 1
+    for index, t in enumerate(timesteps):
+        levels = torch.where(free, t, told).expand(B, F)
+        if guided:
+            negative, positive = transformer(
+                torch.cat([latents, latents]), torch.cat([levels, levels]), prompt_embeds, prompt_mask
+            ).chunk(2)
+            velocity = negative + guidance * (positive - negative)
+        else:
+            velocity = transformer(latents, levels, prompt_embeds, prompt_mask)
+        latents = scheduler.step(velocity, t, latents, return_dict=False)[0]
+        latents = torch.where(pick, latents, clean)
+        if progress:
+            progress(index + 1, len(timesteps))
+    return latents
+
+
+def set_timesteps(scheduler: Any, num_steps: int, tokens: int, device: torch.device) -> Tensor:
+    """Set the scheduler's sigmas for so many denoised tokens, and give its timesteps, 0…1000."""
+    config = scheduler.config
+    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+    mu = config.base_shift + slope * (tokens - config.base_image_seq_len)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), device=device, mu=mu)
+    return scheduler.timesteps
+
+
+def _clean_frames(noise: Tensor, known: Tensor | None, wanted: Sequence[bool], rays: Tensor | None) -> Tensor:
+    """(B, F, 16, h, w) with the known frames' latents in their places, zeros elsewhere."""
+    clean = torch.zeros_like(noise)
+    images = list(range(len(wanted))) if rays is None else list(range(0, len(wanted), 2))
+    places = [frame for frame in images if not wanted[frame]]
+    given = 0 if known is None else known.shape[1]
+    if given != len(places):
+        raise ValueError(f"{given} known latents for {len(places)} known image frames in the mask {list(wanted)}")
+    if known is not None and given:
+        clean[:, places] = known.to(clean)
+    if rays is not None:
+        cameras = [frame for frame in range(1, len(wanted), 2) if not wanted[frame]]
+        if cameras:
+            clean[:, cameras] = rays[:, [frame // 2 for frame in cameras]].to(clean)
+    return clean

@@ -1,0 +1,160 @@
+"""NextDiT, the OneDiffusion transformer: frames with a noise level each in, their velocities out (MODEL.md).
+
+B batch, F frames, C latent channels, h × w latents, p = 2 spatial patch, r × c = h/p × w/p tokens a frame, D width,
+L prompt tokens, Y text width. All samples of a call, of one shape or of many, lie in one pack of N tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from einops import rearrange
+from torch import Tensor, nn
+
+from model.attention import Group, Layout
+from model.layers import Block, FinalLayer, TimestepEmbedder
+from model.rotary import rotary_rows
+
+P = 2
+SOFT_CAP = 30.0
+
+
+class NextDiT(ModelMixin, ConfigMixin):
+    """The published model: constructor arguments, parameter names and numbers."""
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]  # noqa: RUF012 - diffusers' name and form
+
+    @register_to_config
+    def __init__(
+        self,
+        input_size: Sequence[int] = (1, 32, 32),
+        patch_size: Sequence[int] = (1, 2, 2),
+        in_channels: int = 16,
+        hidden_size: int = 4096,
+        depth: int = 32,
+        num_heads: int = 32,
+        num_kv_heads: int | None = None,
+        multiple_of: int = 256,
+        ffn_dim_multiplier: float | None = None,
+        norm_eps: float = 1e-5,
+        pred_sigma: bool = False,
+        caption_channels: int = 4096,
+        qk_norm: bool = False,
+        norm_type: str = "rms",
+        model_max_length: int = 120,
+        rotary_max_length: int = 384,
+        rotary_max_length_t: int = 16,
+        soft_capping: bool | None = None,
+    ) -> None:
+        """soft_capping: of self-attention logits; None means as published, in bf16 and fp16 but not in fp32."""
+        super().__init__()
+        assert tuple(patch_size) == (1, P, P) and not pred_sigma, "no such published model"
+        assert hidden_size % num_heads == 0 and hidden_size // num_heads % 6 == 0, "head size must divide by 6"
+        width, self.in_channels = min(hidden_size, 1024), in_channels
+        self.head_size = hidden_size // num_heads
+        self.x_embedder = nn.Linear(P * P * in_channels, hidden_size)
+        self.t_embedder = TimestepEmbedder(width)
+        self.y_embedder = nn.Sequential(nn.LayerNorm(caption_channels, eps=1e-6), nn.Linear(caption_channels, width))
+        arguments = (hidden_size, num_heads, num_kv_heads or num_heads, multiple_of, ffn_dim_multiplier, norm_eps)
+        self.layers = nn.ModuleList([Block(*arguments, qk_norm, caption_channels) for _ in range(depth)])
+        self.final_layer = FinalLayer(hidden_size, P * P * in_channels)
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        samples: Tensor,
+        timesteps: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor,
+        scale_factor: float = 1.0,
+        scale_watershed: float = 1.0,
+    ) -> Tensor:
+        """Velocity of samples (B, F, C, h, w) or (B, C, h, w), in the same shape.
+
+        timesteps: 0…1000, (B,), (B, F) or for each element; encoder_hidden_states (B, L, Y) with mask (B, L).
+        """
+        x = samples[:, None] if samples.ndim == 4 else samples
+        B, F, _, h, w = x.shape
+        r, c = h // P, w // P
+        linear, ntk = 1.0, 1.0
+        if scale_factor != 1.0:
+            early = bool(timesteps.max() < scale_watershed)
+            linear, ntk = (scale_factor, 1.0) if early else (1.0, scale_factor)
+        y, mask = encoder_hidden_states, encoder_attention_mask
+        weight = mask.to(y.dtype)[..., None]
+        pooled = (y * weight).sum(1) / (weight.sum(1) + 1e-8)
+        if timesteps.ndim == x.ndim or timesteps.ndim == samples.ndim > 2:  # every token has a timestep of its own
+            t = _patchify(timesteps.view_as(x)).mean(-1)
+            each, text_rows = 1, torch.arange(B, device=x.device).repeat_interleave(F * r * c)
+        else:
+            t = (timesteps[:, None] if timesteps.ndim == 1 else timesteps).expand(B, F).flatten()
+            each, text_rows = r * c, torch.arange(B, device=x.device).repeat_interleave(F)
+        cos, sin = rotary_rows(F, r, c, self.head_size, linear, ntk, x.device)
+        group = Group(0, B, F * r * c, 0, B * y.shape[1], None, mask)
+        frames = torch.arange(len(t), device=x.device).repeat_interleave(each)
+        layout = Layout([group], cos.repeat(B, 1), sin.repeat(B, 1), frames, each)
+        v = self._blocks(_patchify(x), t, pooled[text_rows], rearrange(y, "B L Y -> (B L) Y"), layout)
+        return _unpatchify(v, F, r, c).view_as(samples)
+
+    def forward_packed(
+        self, samples: Sequence[Tensor], timesteps: Sequence[Tensor], text: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Velocities of samples of any shapes, as if each were alone: no padding, attention inside a sample only.
+
+        samples: (F, C, h, w) each; timesteps: (F,) each, 0…1000; text: (L, Y) each, without padding.
+        """
+        # Samples of one shape lie together, so that attention can take them as a batch.
+        order = sorted(range(len(samples)), key=lambda i: (tuple(samples[i].shape), len(text[i])))
+        xs, ys = [samples[i] for i in order], [text[i] for i in order]
+        groups: list[Group] = []
+        start = text_start = first = 0
+        for shape, same in groupby(x.shape for x in xs):
+            count, tokens = len(list(same)), shape[0] * (shape[2] // P) * (shape[3] // P)
+            lengths = tuple(len(y) for y in ys[first : first + count])
+            groups.append(Group(start, count, tokens, text_start, sum(lengths), lengths))
+            start, text_start, first = start + count * tokens, text_start + sum(lengths), first + count
+        sizes = [(x.shape[2] // P) * (x.shape[3] // P) for x in xs for _ in range(x.shape[0])]
+        rows = [
+            rotary_rows(x.shape[0], x.shape[2] // P, x.shape[3] // P, self.head_size, 1.0, 1.0, x.device) for x in xs
+        ]
+        device = xs[0].device
+        same_size = sizes[0] if len(set(sizes)) == 1 else None
+        frames = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(device)
+        layout = Layout(groups, torch.cat([r[0] for r in rows]), torch.cat([r[1] for r in rows]), frames, same_size)
+        pooled = torch.stack([y.sum(0) / (len(y) + 1e-8) for y in ys])
+        of_frame = torch.repeat_interleave(torch.arange(len(xs)), torch.tensor([x.shape[0] for x in xs])).to(device)
+        t = torch.cat([timesteps[i] for i in order])
+        v = self._blocks(torch.cat([_patchify(x[None]) for x in xs]), t, pooled[of_frame], torch.cat(ys), layout)
+        out: list[Any] = [None] * len(samples)
+        parts = v.split([sizes_of.shape[0] * (sizes_of.shape[2] // P) * (sizes_of.shape[3] // P) for sizes_of in xs])
+        for i, part in zip(order, parts, strict=True):
+            F, _, h, w = samples[i].shape
+            out[i] = _unpatchify(part, F, h // P, w // P)[0]
+        return out
+
+    def _blocks(self, x: Tensor, t: Tensor, pooled: Tensor, y: Tensor, layout: Layout) -> Tensor:
+        """Tokens x (N, p·p·C), timesteps t and pooled text of each frame, text tokens y (T, Y) → (N, p·p·C)."""
+        x = self.x_embedder(x)
+        c = self.t_embedder(t) + self.y_embedder(pooled)
+        capped = self.config.soft_capping if self.config.soft_capping is not None else x.dtype != torch.float32
+        for layer in self.layers:
+            arguments = (x, y, c, layout, SOFT_CAP if capped else None)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = self._gradient_checkpointing_func(layer, *arguments)
+            else:
+                x = layer(*arguments)
+        return self.final_layer(x, c, layout)
+
+
+def _patchify(x: Tensor) -> Tensor:
+    return rearrange(x, "B F C (r p) (c q) -> (B F r c) (p q C)", p=P, q=P)
+
+
+def _unpatchify(x: Tensor, F: int, r: int, c: int) -> Tensor:
+    return rearrange(x, "(B F r c) (p q C) -> B F C (r p) (c q)", F=F, r=r, c=c, p=P, q=P)

@@ -29,11 +29,12 @@ def sample_frames(
 ) -> Tensor:
     """Final latents (B, F, 16, h, w) of all frames.
 
-    noise (B, F, 16, h, w); known (B, K, 16, h, w): clean latents of the known image frames in frame order; denoise_mask:
-    1 for each frame to generate. camera_rays (B, V, 16, h, w): latents of all cameras of a view set, whose frames
-    alternate image, rays; written where the mask says known. prompt_embeds (B or 2B, L, Y), the negative half first when
-    guidance > 1. condition_timestep: what known frames are told, the last timestep of the schedule (the released code)
-    or 0 (the paper). progress(step, steps) is called after each step. Raises ValueError when mask and frames disagree.
+    noise (B, F, 16, h, w); known (B, K, 16, h, w): clean latents of the known image frames in frame order;
+    denoise_mask: 1 for each frame to generate. camera_rays (B, V, 16, h, w): latents of all cameras of a view set,
+    whose frames alternate image, rays; written where the mask says known. prompt_embeds (B or 2B, L, Y), the negative
+    half first when guidance > 1. condition_timestep: what known frames are told, the last timestep of the schedule
+    (the released code) or 0 (the paper). progress(step, steps) is called after each step.
+    Raises ValueError when mask and frames disagree.
     """
     B, F, _, h, w = noise.shape
     wanted = [bool(value) for value in denoise_mask]

@@ -1,0 +1,121 @@
+"""Cameras as frames: Plücker rays of latent pixels, and cameras recovered from them (MODEL.md, Cameras).
+
+V views, n × n latent pixels, m = n². World and cameras as in PyTorch3D: x left, y up, z forward; row vectors,
+x_cam = x_world R + T. What comes in are OpenGL camera-to-world matrices and intrinsics for an image width of 1.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import einsum, rearrange, repeat
+from torch import Tensor
+
+RAY_SCALE = 1.658  # brings ray latents to about unit variance
+_CHANNELS = (*range(6), *range(6), *range(4))
+
+
+def orbit_cameras(azimuth: Tensor, elevation: Tensor, distance: Tensor) -> Tensor:
+    """OpenGL camera-to-world (V, 4, 4) of cameras that look at the origin from angles in degrees (V,), z up."""
+    a, e = torch.deg2rad(azimuth.double()), torch.deg2rad(elevation.double())
+    place = distance.double()[:, None] * torch.stack([e.cos() * a.cos(), e.cos() * a.sin(), e.sin()], -1)
+    forward = -place / place.norm(dim=-1, keepdim=True)
+    right = torch.linalg.cross(forward, torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64).expand_as(forward))
+    right = right / right.norm(dim=-1, keepdim=True)
+    up = torch.linalg.cross(right, forward)
+    c2w = torch.eye(4, dtype=torch.float64).repeat(len(place), 1, 1)
+    c2w[:, :3] = torch.stack([right, up, -forward, place], -1)
+    return c2w.to(azimuth.dtype)
+
+
+def world_to_camera(c2w: Tensor) -> tuple[Tensor, Tensor]:
+    """R (V, 3, 3), T (V, 3) in PyTorch3D's convention from OpenGL camera-to-world (V, 4, 4)."""
+    c2w = c2w.double().clone()
+    c2w[:, :, 1:3] *= -1  # OpenGL → OpenCV camera axes
+    c2w = c2w[:, [1, 0, 2, 3]]
+    c2w[:, 2] *= -1
+    w2c = torch.linalg.inv(c2w)
+    R, T = rearrange(w2c[:, :3, :3], "V i j -> V j i").clone(), w2c[:, :3, 3].clone()
+    R[:, :, :2] *= -1  # OpenCV → PyTorch3D: x left, y up
+    T[:, :2] *= -1
+    return R, T
+
+
+def camera_rays(c2w: Tensor, intrinsics: Tensor, size: int, normalize: bool = False, scale: float = 1.0) -> Tensor:
+    """Rays (V, size², 6): unit direction and origin × direction, relative to the first camera, row by row.
+
+    c2w: (V, 4, 4) OpenGL camera-to-world; intrinsics: (V, 3, 3), image width 1; size: latent pixels a side.
+    normalize: as in training, optical axes meet at the origin and the first camera is `scale` from it.
+    """
+    R, T = world_to_camera(c2w)
+    if normalize:
+        R, T = _normalised(R, T, scale)
+    else:
+        # Relative to the first camera: world' = x_world R₀ + T₀.
+        T = T - einsum(T[0], R[0].T @ R, "i, V i j -> V j")
+        R = R[0].T @ R
+    directions, centres = _unproject(R, T, intrinsics, size)
+    directions = directions / directions.norm(dim=-1, keepdim=True)
+    moments = torch.linalg.cross(centres[:, None].expand_as(directions), directions)
+    return torch.cat([directions, moments], -1).to(c2w.dtype)
+
+
+def rays_to_latents(rays: Tensor, h: int, w: int) -> Tensor:
+    """(V, h·w, 6) → camera frames (V, 16, h, w)."""
+    return rearrange(rays[..., _CHANNELS], "V (h w) C -> V C h w", h=h, w=w) * RAY_SCALE
+
+
+def latents_to_rays(latents: Tensor) -> Tensor:
+    """Camera frames (V, 16, h, w) → rays (V, h·w, 6), the mean of the copies that the channels hold."""
+    channels = rearrange(latents, "V C h w -> V (h w) C") / RAY_SCALE
+    index = torch.tensor(_CHANNELS, device=latents.device)
+    return torch.stack([channels[..., index == value].mean(-1) for value in range(6)], -1)
+
+
+def rays_to_cameras(rays: Tensor, intrinsics: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """R (V, 3, 3), T (V, 3) that fit rays (V, size², 6): centres by least squares, rotations by Procrustes."""
+    directions, moments = rays.double().split(3, dim=-1)
+    directions = directions / directions.norm(dim=-1, keepdim=True)
+    # The point nearest to all rays: Σ (I − d dᵀ) c = Σ (I − d dᵀ) p, with p = d × m on each ray.
+    points = torch.linalg.cross(directions, moments)
+    eye = torch.eye(3, dtype=torch.float64, device=rays.device)
+    across = eye - einsum(directions, directions, "V m i, V m j -> V m i j")
+    centres = torch.linalg.lstsq(across.sum(1), einsum(across, points, "V m i j, V m j -> V i")[..., None]).solution[
+        ..., 0
+    ]
+    identity = repeat(eye, "i j -> V i j", V=len(rays))
+    own, _ = _unproject(identity, torch.zeros(len(rays), 3, dtype=torch.float64), intrinsics, size)
+    own = own / own.norm(dim=-1, keepdim=True)
+    u, _, vt = torch.linalg.svd(einsum(directions, own.to(rays.device), "V m i, V m j -> V i j"))
+    flip = torch.ones(len(rays), 3, dtype=torch.float64, device=rays.device)
+    flip[:, 2] = torch.det(u @ vt)
+    R = (u * flip[:, None]) @ vt
+    T = -einsum(centres, R, "V i, V i j -> V j")
+    return R.to(rays.dtype), T.to(rays.dtype)
+
+
+def _unproject(R: Tensor, T: Tensor, intrinsics: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Directions (V, size², 3) through pixel centres, and camera centres (V, 3), in world coordinates."""
+    K = intrinsics.double().to(R.device)
+    # Normalised device coordinates span ±1 over the shorter side: image width 1 → 2.
+    focal = torch.stack([K[:, 0, 0], K[:, 1, 1]], -1) * 2
+    principal = 1 - torch.stack([K[:, 0, 2], K[:, 1, 2]], -1) * 2
+    axis = 1 - (2 * torch.arange(size, dtype=torch.float64, device=R.device) + 1) / size
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    grid = rearrange(torch.stack([x, y], -1), "r c k -> 1 (r c) k")
+    plane = (grid - principal[:, None]) / focal[:, None]
+    local = torch.cat([plane, torch.ones_like(plane[..., :1])], -1)
+    directions = einsum(local, R, "V m j, V i j -> V m i")
+    centres = -einsum(T, R, "V j, V i j -> V i")
+    return directions, centres
+
+
+def _normalised(R: Tensor, T: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Move the world to where the optical axes meet, scale it so that the first camera is `scale` from there, and make
+    the first camera the identity rotation."""
+    centres = -einsum(T, R, "V j, V i j -> V i")
+    axes = R[:, :, 2]
+    across = torch.eye(3, dtype=torch.float64) - einsum(axes, axes, "V i, V j -> V i j")
+    meeting = torch.linalg.lstsq(across.sum(0), einsum(across, centres, "V i j, V j -> i")[:, None]).solution[:, 0]
+    T = T + einsum(meeting, R, "i, V i j -> V j")
+    T = T * (scale / T[0].norm())
+    return R[0].T @ R, T - einsum(T[0], R[0].T @ R, "i, V i j -> V j")

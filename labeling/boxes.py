@@ -141,7 +141,7 @@ class BoxesLabeler(Labeler):
         overlap: intersection over union above which the less sure of two boxes of a class goes; most: boxes kept."""
 
         model: str = ""
-        threshold: float = Field(0.45, ge=0, le=1)
+        threshold: float = Field(0.5, ge=0, le=1)
         overlap: float = Field(0.5, ge=0, le=1)
         most: int = Field(20, ge=1)
         classes: int = Field(10, ge=1, le=20)

@@ -64,7 +64,7 @@ def save_checkpoint(
     store.put_file(f"{name}/{_TRAINING}", target)
     store.put(f"{name}/{_STATE}", json.dumps(state, indent=1, sort_keys=True).encode() + b"\n")
     older = [step for step in whole_checkpoints(store) if 0 < step < state["step"]]
-    for step in older[: len(older) - (keep - 1)]:
+    for step in older[: max(0, len(older) - (keep - 1))]:
         store.delete(f"{checkpoint_name(step)}/{_STATE}")  # no longer whole from here on
         store.delete_tree(checkpoint_name(step))
     return f"{store.uri}/{name}"

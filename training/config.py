@@ -42,7 +42,10 @@ class SourceConfig(Section):
 
 
 class ModelConfig(Section):
-    """Arguments of NextDiT. The defaults are the released model's."""
+    """Arguments of NextDiT. The defaults are the released model's.
+
+    soft_capping: of self-attention logits; null means as published, with bf16 but not in fp32.
+    """
 
     input_size: tuple[int, int, int] = (1, 32, 32)
     patch_size: tuple[int, int, int] = (1, 2, 2)
@@ -58,6 +61,15 @@ class ModelConfig(Section):
     qk_norm: bool = True
     rotary_max_length: int = 128
     rotary_max_length_t: int = 128
+    soft_capping: bool | None = None
+
+    @model_validator(mode="after")
+    def _divisible(self) -> ModelConfig:
+        if self.hidden_size % (6 * self.num_heads):
+            raise ValueError(f"hidden_size {self.hidden_size} must divide by 6 × num_heads, {6 * self.num_heads}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} must divide by num_kv_heads, {self.num_kv_heads}")
+        return self
 
 
 class ObjectiveConfig(Section):
@@ -119,6 +131,7 @@ class WorkersConfig(Section):
 
     count: workers, or [least, most] for an elastic run. cpus, gpus: Ray's logical resources that each asks for.
     threads: of each worker on a CPU; 0 shares the machine's cores among its workers.
+    fsdp: shard the weights over the GPUs; gradient_checkpointing: compute each block again in the backward pass.
     pack_tokens: at most so many image tokens in one forward pass (a sample is never split).
     max_failures: times that a failed worker group starts again from the newest checkpoint; -1 is always.
     """
@@ -129,6 +142,7 @@ class WorkersConfig(Section):
     threads: int = Field(default=0, ge=0)
     precision: Literal["no", "bf16"] = "no"
     fsdp: bool = False
+    gradient_checkpointing: bool = False
     pack_tokens: int = Field(default=16384, gt=0)
     max_failures: int = Field(default=0, ge=-1)
 
@@ -182,8 +196,13 @@ class TrainingConfig(Section):
         return self
 
     def fixed(self) -> dict[str, Any]:
-        """What must stay the same when a run resumes: all that decides which numbers come out."""
+        """What must stay the same when a run resumes: all that decides which numbers come out.
+
+        Datasets may have moved: their content is pinned by the run's manifest.
+        """
         values = self.model_dump(mode="json", exclude={"name", "log_every", "workers", "checkpoints"})
+        for source in values["mixture"].values():
+            del source["dataset"]
         values["reader"] = {"window": self.reader.window}
         if self.optimizer.schedule == "constant":
             del values["steps"]  # then a finished run may be continued

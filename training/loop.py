@@ -60,7 +60,9 @@ def run_training(config: TrainingConfig, run_uri: str, progress: Progress | None
     start = done[-1] if done else 0
     if done:
         _check_same(config, store)
-        manifest = Manifest.from_json(store.read(MANIFEST))
+        manifest = Manifest.from_json(store.read(MANIFEST)).moved(
+            {name: source.dataset for name, source in config.mixture.items()}
+        )
     else:
         manifest = build_manifest(config.mixture, config.size)
         store.put(MANIFEST, manifest.to_json().encode())

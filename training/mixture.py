@@ -113,6 +113,14 @@ class Manifest:
         }
         return cls(sources, [Stream(**stream) for stream in values["streams"]])
 
+    def moved(self, datasets: Mapping[str, str]) -> Manifest:
+        """The same shards at other addresses (source → dataset)."""
+        moved = {
+            name: SourcePin(Dataset(datasets[name]).uri, source.kind, source.declarations, source.shards)
+            for name, source in self.sources.items()
+        }
+        return Manifest(moved, self.streams)
+
     def counts(self) -> dict[str, int]:
         """Eligible rows of each task, over all sources."""
         counts: dict[str, int] = {}

@@ -60,7 +60,7 @@ def stream_steps(
             for data, error in zip(row["batch"], row["error"], strict=True):
                 if error.is_valid:
                     raise InputError(error.as_py())
-                yield StepBatch.from_bytes(data.as_buffer())
+                yield StepBatch.from_bytes(data.as_py())
 
 
 def _dataset(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from model.transformer import NextDiT
 
 _PREFIX = "transformer."
+_WEIGHTLESS = ("input_size", "rotary_max_length", "rotary_max_length_t", "soft_capping")  # may differ from a checkpoint
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class _Worker:
 
         step = self._restore()
         config, job = self.config, self.job
-        self.accelerator.init_trackers(TENSORBOARD, init_kwargs={"tensorboard": {"purge_step": step}})
+        self.accelerator.init_trackers(TENSORBOARD, init_kwargs={"tensorboard": {"purge_step": step + 1}})
         if step == 0 and config.checkpoints.first and not self.start:
             self._save(0)
         metrics: dict[str, Any] = {}
@@ -298,7 +299,10 @@ def _build(config: TrainingConfig) -> NextDiT:
     from model.transformer import NextDiT
 
     torch.manual_seed(config.seed)
-    return NextDiT(**config.model.model_dump())
+    transformer = NextDiT(**config.model.model_dump())
+    if config.workers.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    return transformer
 
 
 def _initial_weights(config: TrainingConfig) -> dict[str, Tensor]:
@@ -306,7 +310,7 @@ def _initial_weights(config: TrainingConfig) -> dict[str, Tensor]:
     transformer, _ = load_checkpoint(config.initialize)
     for name, value in config.model.model_dump().items():
         given = transformer.config.get(name)
-        if name not in ("input_size", "rotary_max_length", "rotary_max_length_t") and _plain(given) != _plain(value):
+        if name not in _WEIGHTLESS and _plain(given) != _plain(value):
             raise InputError(f"{config.initialize}: a model with {name} {given}, the configuration says {value}")
     return _prefixed(transformer.float().state_dict())
 

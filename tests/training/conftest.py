@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,14 +84,20 @@ def write_group() -> Callable[..., None]:
 
 
 @pytest.fixture
-def pictures_dataset(tmp_path: Path, photographs: Path) -> Path:
+def pictures_dataset(tmp_path: Path, pictures_original: Path) -> Path:
+    """A copy of the pictures that a test may spoil."""
+    return Path(shutil.copytree(pictures_original, tmp_path / "pictures-dataset"))
+
+
+@pytest.fixture(scope="session")
+def pictures_original(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
     """Twelve rows in two shards of two row groups; row 1 has no edges, row 2 an empty segmentation, row 3 no prompt."""
     import torch
 
     from model.codecs import load_codec
     from model.pictures import aspect_bucket, decode_picture, fit_picture
 
-    uri, shards = tmp_path / "pictures-dataset", [[4, 4], [2, 2]]
+    uri, shards = tmp_path_factory.mktemp("training") / "pictures", [[4, 4], [2, 2]]
     random = np.random.default_rng(0)
     codec = load_codec("dct")
     names = ["astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg"]
@@ -119,17 +126,19 @@ def pictures_dataset(tmp_path: Path, photographs: Path) -> Path:
     return uri
 
 
-@pytest.fixture
-def views_dataset(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def views_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three sets of 3, 4 and 5 views with cameras around the origin."""
+    import torch
+
     from model.cameras import orbit_cameras
 
-    uri, shards = tmp_path / "views-dataset", [[2, 1]]
+    uri, shards = tmp_path_factory.mktemp("training") / "views", [[2, 1]]
     random = np.random.default_rng(1)
     side = SIZE // 8
     latents, cameras, texts = [], [], []
     for count in (3, 4, 5):
-        c2w = orbit_cameras([30.0 * view for view in range(count)], [10.0] * count, [1.5] * count)
+        c2w = orbit_cameras(30.0 * torch.arange(count), torch.full((count,), 10.0), torch.full((count,), 1.5))
         latents.append(
             {
                 "latent": [random.normal(size=16 * side * side).astype(np.float16) for _ in range(count)],
@@ -138,7 +147,7 @@ def views_dataset(tmp_path: Path) -> Path:
             }
         )
         intrinsics = [1.4, 0, 0.5, 0, 1.4, 0.5, 0, 0, 1.0]
-        cameras.append({"c2w": np.asarray(c2w).reshape(count, 16).tolist(), "intrinsics": [intrinsics] * count})
+        cameras.append({"c2w": c2w.reshape(count, 16).tolist(), "intrinsics": [intrinsics] * count})
         texts.append({"entries": [_entries(random) for _ in range(count)]})
     lists = {name: pa.list_(kind) for name, kind in _LATENT.items()}
     floats = pa.list_(pa.list_(pa.float32()))
@@ -149,9 +158,7 @@ def views_dataset(tmp_path: Path) -> Path:
     return uri
 
 
-@pytest.fixture
-def small_config(pictures_dataset: Path) -> dict[str, Any]:
-    """A run of a few seconds on the pictures, as overrides of the debug preset."""
+def _small_config(pictures: Path) -> dict[str, Any]:
     return {
         "size": SIZE,
         "steps": 4,
@@ -159,7 +166,7 @@ def small_config(pictures_dataset: Path) -> dict[str, Any]:
         "log_every": 1,
         "mixture": {
             "pictures": {
-                "dataset": str(pictures_dataset),
+                "dataset": str(pictures),
                 "tasks": ["text2image", "edges", "segmentation", "deblurring"],
             },
             "views": None,
@@ -169,3 +176,17 @@ def small_config(pictures_dataset: Path) -> dict[str, Any]:
         "workers": {"count": 1, "threads": 1},
         "checkpoints": {"every": 2, "keep": 2, "first": False},
     }
+
+
+@pytest.fixture
+def small_config(pictures_dataset: Path) -> dict[str, Any]:
+    """A run of a few seconds on the pictures, as overrides of the debug preset."""
+    return _small_config(pictures_dataset)
+
+
+@pytest.fixture(scope="session")
+def shared_config(pictures_original: Path, views_dataset: Path) -> dict[str, Any]:
+    """The same on both datasets, which must be left as they are; 30 steps, so that there is time to kill it."""
+    config = _small_config(pictures_original)
+    config["mixture"]["views"] = {"dataset": str(views_dataset), "tasks": ["views"]}
+    return {**config, "steps": 30, "checkpoints": {"every": 2, "keep": 14, "first": True}}

@@ -1,0 +1,94 @@
+"""Checkpoints: whole or not there, the newest kept, safetensors only; the average and the schedule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from labeling.storage import open_store
+from model import NextDiT
+from model.errors import InputError
+from training.checkpoint import load_checkpoint, load_state, load_training, save_checkpoint, whole_checkpoints
+from training.config import OptimizerConfig
+from training.optimizer import MovingAverage, build_optimizer, learning_rate
+
+
+@pytest.fixture
+def transformer() -> NextDiT:
+    torch.manual_seed(0)
+    return NextDiT(hidden_size=24, depth=1, num_heads=2, multiple_of=8, caption_channels=8)
+
+
+@pytest.mark.parametrize("keep", [1, 3, 20])
+def test_the_newest_stay_and_the_first(tmp_path: Path, transformer: NextDiT, keep: int) -> None:
+    store = open_store(tmp_path / "run")
+    for step in range(0, 16, 2):
+        save_checkpoint(store, transformer, {"a": torch.full((2,), float(step))}, {"step": step}, keep)
+    assert whole_checkpoints(store) == [0, *list(range(2, 16, 2))[-keep:]]
+    assert len(store.folders("checkpoints")) == len(whole_checkpoints(store))
+    assert load_training(store, 14)["a"].tolist() == [14.0, 14.0]
+    assert load_state(store, 14)["step"] == 14
+
+
+def test_it_loads_as_run_as_checkpoint_and_as_diffusers_folder(tmp_path: Path, transformer: NextDiT) -> None:
+    store = open_store(tmp_path / "run")
+    address = save_checkpoint(store, transformer, {}, {"step": 3, "codec": "dct"}, 1)
+    transformer.save_pretrained(tmp_path / "released" / "transformer")
+    for place, step in ((tmp_path / "run", 3), (address, 3), (tmp_path / "released", None)):
+        loaded, state = load_checkpoint(place)
+        assert state.get("step") == step
+        assert not loaded.training
+        for name, value in transformer.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], value)
+    files = {path.suffix for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert files == {".json", ".safetensors"}
+
+
+def test_one_that_is_not_whole_does_not_count(tmp_path: Path, transformer: NextDiT) -> None:
+    store = open_store(tmp_path / "run")
+    save_checkpoint(store, transformer, {}, {"step": 1}, 5)
+    address = save_checkpoint(store, transformer, {}, {"step": 2}, 5)
+    store.delete("checkpoints/step-000002/state.json")
+    assert whole_checkpoints(store) == [1]
+    assert load_checkpoint(tmp_path / "run")[1]["step"] == 1
+    with pytest.raises(InputError, match="is not whole"):
+        load_checkpoint(address)
+    with pytest.raises(InputError, match="no checkpoint there"):
+        load_checkpoint(tmp_path / "elsewhere")
+
+
+def test_the_average_follows_and_is_lent(transformer: NextDiT) -> None:
+    average = MovingAverage(transformer, 0.5)
+    weight = next(transformer.parameters())
+    start = weight.detach().clone()
+    with torch.no_grad():
+        weight.add_(1.0)
+    average.update(1000)
+    with average.applied():
+        torch.testing.assert_close(weight, start + 0.5)
+    torch.testing.assert_close(weight, start + 1.0)
+    average.reset()
+    with torch.no_grad():
+        weight.add_(1.0)
+    average.update(0)  # early on it follows closely: decay 1/10
+    with average.applied():
+        torch.testing.assert_close(weight, start + 1.9)
+
+
+def test_the_schedule() -> None:
+    config = OptimizerConfig(learning_rate=1.0, warmup=4, schedule="linear")
+    rates = [learning_rate(step, 12, config) for step in range(12)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[-1] == pytest.approx(1 / 8)
+    assert learning_rate(8, 12, config) == pytest.approx(0.5)
+    assert learning_rate(8, 12, config.model_copy(update={"schedule": "cosine"})) == pytest.approx(0.5)
+    assert learning_rate(11, 12, config.model_copy(update={"schedule": "constant"})) == 1.0
+
+
+def test_norms_and_gates_are_not_decayed(transformer: NextDiT) -> None:
+    groups = build_optimizer(transformer, OptimizerConfig(weight_decay=0.1)).param_groups
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    assert all(parameter.ndim >= 2 for parameter in groups[0]["params"])
+    assert all(parameter.ndim < 2 for parameter in groups[1]["params"])

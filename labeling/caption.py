@@ -171,6 +171,6 @@ def _light(picture: Picture) -> str:
     tone = "dark" if gray < 70 else "bright" if gray > 180 else "evenly lit"
     if spread < 6:
         return f"It is black and white, and {tone}."
-    red, green, blue = levels.mean(0)
+    red, _, blue = levels.mean(0)
     warm = "warm" if red - blue > 18 else "cool" if blue - red > 12 else "neutral"
     return f"It is {tone}, in {warm} colours."

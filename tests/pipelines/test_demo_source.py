@@ -1,0 +1,92 @@
+"""The demo's pictures: each one whole, with author and licence; the stereo truth as published; what must be refused."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from labeling.ingest import Rejected, normalise
+from labeling.sources import Source
+from model.pictures import decode_gray, decode_picture
+from pipelines.demo_source import OWN, gather_pictures
+
+MAX_PIXELS, MIN_SIDE = 100_000_000, 32
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    gather_pictures(folder)
+    return folder
+
+
+def test_every_picture_is_whole_and_has_author_licence_and_text(folder: Path) -> None:
+    source = Source(str(folder))
+    told = source.metadata()
+    names = [item.name for item in source.list() if not item.name.startswith("refused/")]
+    assert sorted(told) == names
+    assert {"astronaut.png", "grace_hopper.jpg", "motorcycle_left.png", "moonwalk.jpg", "panda.jpg"} <= set(names)
+    for item in source.list():
+        if item.name in told:
+            assert normalise(source.read(item)[0], MAX_PIXELS, MIN_SIDE).width >= 300, item.name
+            assert all(told[item.name][key] for key in ("author", "licence", "text")), item.name
+
+
+def test_the_own_photographs_are_free_small_and_all_in_their_table() -> None:
+    with (OWN / "metadata.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    files = {path.name for path in OWN.iterdir()} - {"metadata.csv", "README.md"}
+    assert files == {row["file_name"] for row in rows}
+    assert sum((OWN / name).stat().st_size for name in files) < 3_000_000
+    for row in rows:
+        assert row["licence"] == "public domain" or row["licence"].startswith(("CC0-", "CC-BY-"))
+        assert "SA" not in row["licence"] and row["origin"]
+        assert max(decode_picture((OWN / row["file_name"]).read_bytes()).shape) <= 640
+
+
+def test_the_stereo_pair_comes_with_its_true_disparity(folder: Path, photographs: Path) -> None:
+    row = Source(str(folder)).metadata()["motorcycle_left.png"]
+    levels = decode_gray((folder / row["disparity"]).read_bytes())
+    assert levels.dtype == np.uint16
+    with np.load(photographs / "motorcycle_disp.npz") as archive:
+        truth = archive["arr_0"]
+    known = np.isfinite(truth)
+    assert np.array_equal(levels > 0, known)
+    assert np.abs(levels * float(row["disparity_scale"]) - truth)[known].max() < 1e-3
+    # The disparity says where a left pixel is in the right picture; zero disparity is far worse.
+    left, right = (
+        decode_picture((folder / name).read_bytes()).astype(float) for name in ("motorcycle_left.png", row["right"])
+    )
+    rows, columns = np.nonzero(known)
+    moved = np.rint(columns - truth[known]).astype(int)
+    seen = moved >= 0
+    there = np.abs(left[rows, columns] - right[rows, moved.clip(0)])[seen].mean()
+    assert there < 0.5 * np.abs(left - right)[known][seen].mean()
+
+
+def test_the_files_to_refuse_are_refused_each_for_its_reason(folder: Path) -> None:
+    source = Source(str(folder))
+    reasons = {}
+    for item in source.list():
+        if item.name.startswith("refused/"):
+            try:
+                normalise(source.read(item)[0], MAX_PIXELS, MIN_SIDE)
+            except Rejected as error:
+                reasons[Path(item.name).name] = str(error)
+    assert "decompression bomb" in reasons["60000x60000.png"]
+    assert reasons["note.jpg"] == "not a picture"
+    assert "truncated" in reasons["rocket_cut.jpg"]
+    assert (folder / "refused/coffee_again.png").read_bytes() == (folder / "coffee.png").read_bytes()
+
+
+def test_gathering_again_writes_nothing_and_mends_a_broken_file(folder: Path) -> None:
+    (folder / "coffee.png").write_bytes(b"half")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    gather_pictures(folder)
+    after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    assert [path.name for path in before if before[path] != after[path]] == ["coffee.png"]
+    assert sorted(after) == sorted(before)
+    assert decode_picture((folder / "coffee.png").read_bytes()).shape == (400, 600, 3)

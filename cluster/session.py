@@ -36,6 +36,8 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    # A labelling job has a dozen small processes whatever the number of cores; they may start together.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     # One thread each: labels must not depend on how many cores a machine has, and pools already use them all.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psutil
@@ -33,21 +33,24 @@ def lease(store: Store, groups: Sequence[str]) -> Iterator[None]:
             )
     stop = threading.Event()
 
-    def beat() -> None:
-        while True:
-            sign = json.dumps({**_myself(), "time": time.time()}).encode()
-            for group in groups:
-                store.put(f"{group}/{NAME}", sign)
-            if stop.wait(HEARTBEAT):
-                return
+    def sign() -> None:
+        life = json.dumps({**_myself(), "time": time.time()}).encode()
+        for group in groups:
+            store.put(f"{group}/{NAME}", life)
 
-    beat_now = threading.Thread(target=beat, daemon=True)
-    beat_now.start()
+    def beat() -> None:
+        while not stop.wait(HEARTBEAT):
+            with suppress(Exception):  # a missed beat is made up by the next; the job's own writes tell of real trouble
+                sign()
+
+    sign()
+    heart = threading.Thread(target=beat, daemon=True)
+    heart.start()
     try:
         yield
     finally:
         stop.set()
-        beat_now.join()
+        heart.join()
         for group in groups:
             store.delete(f"{group}/{NAME}")
 

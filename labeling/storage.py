@@ -121,7 +121,10 @@ class LocalStore:
         return (self.root / name).is_file()
 
     def read(self, name: str) -> bytes:
-        return (self.root / name).read_bytes()
+        try:
+            return (self.root / name).read_bytes()
+        except NotADirectoryError:
+            raise FileNotFoundError(str(self.root / name)) from None
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         with (self.root / name).open("rb") as file:

@@ -66,11 +66,9 @@ def ingest(
     min_side: Annotated[int, typer.Option(min=1, help="Pictures with a shorter side are refused.")] = 32,
 ) -> None:
     """Pictures → DATASET/images; what is no picture goes to DATASET/rejected with the reason."""
-    from cluster.session import ray_session
     from pipelines.ingest import ingest as run
 
-    with ray_session():
-        result = run(source, dataset, shard_rows=shard_rows, max_pixels=max_pixels, min_side=min_side)
+    result = run(source, dataset, shard_rows=shard_rows, max_pixels=max_pixels, min_side=min_side)
     print(f"{result.added} pictures added, {result.rejected} files rejected; {result.pictures} pictures in {dataset}")
 
 
@@ -81,12 +79,9 @@ def label(
     parameters: SetOption = None,
 ) -> None:
     """Add or refresh column groups: boxes, segmentation, pose, caption, edges, depth, latents, text, module:Class."""
-    from cluster.session import ray_session
     from pipelines.label import label as run
 
-    given = parse_settings(parameters or [])
-    with ray_session():
-        result = run(dataset, names or [], given)
+    result = run(dataset, names or [], parse_settings(parameters or []))
     print_labels(result)
 
 
@@ -131,11 +126,9 @@ def views(
     seed: Annotated[int, typer.Option(min=0, help="Of the cameras around a mesh.")] = 0,
 ) -> None:
     """View sets with cameras (and exact depth, from meshes) → a dataset of sets."""
-    from cluster.session import ray_session
     from pipelines.views import views as run
 
-    with ray_session():
-        result = run(source, dataset, count, size, seed)
+    result = run(source, dataset, count, size, seed)
     print(f"{result.added} sets written; {result.sets} sets in {dataset}")
 
 
@@ -151,11 +144,9 @@ def train(
     from training.config import load_config
 
     settings = load_config(config, overrides or [])
-    from cluster.session import ray_session
     from pipelines.train import train as run_it
 
-    with ray_session():
-        run_it(settings, run or f"runs/{settings.name}")
+    run_it(settings, run or f"runs/{settings.name}")
 
 
 @app.command()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.session import ray_session
 from labeling.content import digest_json
 from labeling.ingest import (
     IMAGES,
@@ -50,7 +51,7 @@ def ingest(
     max_pixels: int = 100_000_000,
     min_side: int = 32,
 ) -> IngestResult:
-    """Add the pictures of a source that the dataset does not have yet. Needs a running Ray.
+    """Add the pictures of a source that the dataset does not have yet, on the Ray of `cluster.session`.
 
     Shards are cut from the sorted listing; of equal files the first one stays, the others go to rejected/ with what
     they equal. An interrupted run continues with the shards it had not written. Raises InputError for an empty source,
@@ -75,7 +76,7 @@ def ingest(
         return IngestResult(0, 0, total)
     parameters = {"max_pixels": max_pixels, "min_side": min_side}
     declaration = {"labeler": "ingest", "version": VERSION, "parameters": parameters, "weights": "", "reads": []}
-    with lease(store, ["images"]):
+    with lease(store, ["images"]), ray_session():
         Dataset(dataset_uri).declare("images", declaration)
         twins = _duplicates(source, fresh)
         jobs = []

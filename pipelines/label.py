@@ -11,12 +11,14 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from cluster.session import cluster_cpus, ray_session
 from labeling.labeler import Labeler
 from labeling.lease import lease
 from labeling.plan import Wave, choose_labelers, declare, expected_recipe, next_wave
@@ -46,7 +48,7 @@ class LabelResult:
 def label(
     dataset_uri: str, names: Sequence[str], parameters: Mapping[str, Mapping[str, Any]] | None = None
 ) -> LabelResult:
-    """Add or refresh column groups: compute the shards that are missing or stale. Needs a running Ray.
+    """Add or refresh column groups: compute the shards that are missing or stale, on the Ray of `cluster.session`.
 
     names: labelers or groups; empty for every group that is declared. parameters: by labeler or group name.
     Raises InputError for unknown names and parameters, and when another job works on one of the groups.
@@ -65,12 +67,14 @@ def label(
                 dataset.declare(group, declaration)
         footers = _footers(dataset, labelers)
         done: set[tuple[str, str]] = set()
-        while (wave := next_wave(dataset, declarations, footers)).work:
-            todo = {(shard, group) for shard, groups in wave.work.items() for group in groups}
-            assert not todo & done, f"computed and still stale: {sorted(todo & done)[:3]}"
-            done |= todo
-            _run_wave(dataset, wave, labelers, declarations, footers, result)
-            footers = _footers(dataset, labelers)
+        with ExitStack() as session:
+            while (wave := next_wave(dataset, declarations, footers)).work:
+                todo = {(shard, group) for shard, groups in wave.work.items() for group in groups}
+                assert not todo & done, f"computed and still stale: {sorted(todo & done)[:3]}"
+                session.enter_context(ray_session())
+                done |= todo
+                _run_wave(dataset, wave, labelers, declarations, footers, result)
+                footers = _footers(dataset, labelers)
         for group in labelers:
             dataset.footers(group, save=True)
             result.fresh[group] = len(dataset.shards) - result.written[group]
@@ -96,8 +100,6 @@ def _run_wave(
     result: LabelResult,
 ) -> None:
     import ray
-
-    from cluster.session import cluster_cpus
 
     active = {group: labelers[group] for group in labelers if group in wave.groups}
     references = [

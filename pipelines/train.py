@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from cluster.session import ray_session
 from pipelines.progress import progress
 from training.config import TrainingConfig
 from training.loop import TrainingResult, run_training
 
 
 def train(config: TrainingConfig, run: str, say: Callable[[str], None] = print) -> TrainingResult:
-    """Train with a bar on screen, saying what is resumed, left out or finished already. Needs a running Ray."""
-    with progress("train", config.steps, "steps") as advance:
+    """Train with a bar on screen, saying what is resumed, left out or finished already."""
+    with ray_session(), progress("train", config.steps, "steps") as advance:
         seen = 0
 
         def tell(record: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cluster.session import ray_session
 from labeling.content import digest_json
 from labeling.ingest import IMAGES, ROW_GROUP_BYTES, ROW_GROUP_PIXELS, Rejected, normalise, picture_id
 from labeling.lease import lease
@@ -49,7 +50,7 @@ class ViewsResult:
 
 
 def views(source_uri: str, dataset_uri: str, count: int = 8, size: int = 256, seed: int = 0) -> ViewsResult:
-    """Make a dataset of view sets: one set for each mesh or transforms.json below the source. Needs a running Ray.
+    """Make a dataset of view sets: one set for each mesh or transforms.json below the source.
 
     count, size: views of a mesh and their side in pixels; seed: of the cameras drawn around it. Sets written before
     are kept. Raises InputError when the source has neither, or the dataset holds pictures.
@@ -118,7 +119,7 @@ def _run(
         return {"sets": len(sets)}
 
     added = 0
-    with progress("views", sum(len(part) for _, part, _ in waiting), "sets") as advance:
+    with ray_session(), progress("views", sum(len(part) for _, part, _ in waiting), "sets") as advance:
         for row in ray.data.range(len(waiting), override_num_blocks=len(waiting)).map(write).iter_rows():
             added += row["sets"]
             advance(row["sets"])

@@ -1,0 +1,91 @@
+"""The command line: quick to answer, and one line with exit code 2 for what a user got wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def onediffusion(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipelines", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        timeout=240,
+    )
+
+
+def test_help_names_every_command_and_imports_nothing_heavy() -> None:
+    found = onediffusion("--help")
+    assert found.returncode == 0
+    for command in ("ingest", "label", "status", "views", "train", "sample", "report", "demo"):
+        assert re.search(rf"\b{command}\b", found.stdout)
+    code = "import sys, pipelines.cli; print([m for m in ('torch', 'ray', 'numpy', 'pyarrow') if m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert loaded.stdout.strip() == "[]"
+
+
+def refused(found: subprocess.CompletedProcess[str], *words: str) -> None:
+    lines = found.stderr.strip().splitlines()
+    assert found.returncode == 2, found.stderr
+    assert len(lines) == 1, found.stderr
+    assert lines[0].startswith("onediffusion: ")
+    for word in words:
+        assert word in lines[0]
+
+
+def test_wrong_words_are_refused(tmp_path: Path) -> None:
+    refused(onediffusion("lable", str(tmp_path)), "lable", "label")
+    refused(onediffusion("label"), "DATASET")
+    refused(onediffusion("status", str(tmp_path / "nowhere")), "nowhere", "ingest")
+    refused(onediffusion("report", str(tmp_path / "nowhere")), "nowhere")
+    refused(onediffusion("train", "debgu"), "debgu", "debug")
+    refused(onediffusion("train", "debug", "--set", "optimiser.ema=0.9"), "optimiser", "optimizer")
+    refused(onediffusion("train", "debug", "--set", "optimizer.learning_rat=0.9"), "learning_rat", "learning_rate")
+    refused(onediffusion("sample", str(tmp_path), "dept", "--image", "x.png"), "dept", "depth")
+    refused(onediffusion("sample", str(tmp_path), "depth"), "--condition", "--image")
+    refused(onediffusion("sample", str(tmp_path), "views", "--image", "a.png", "--camera", "1,2"), "azimuth")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_source_and_an_unwritable_target_are_refused(tmp_path: Path, photographs: Path) -> None:
+    refused(onediffusion("ingest", str(tmp_path / "nowhere"), str(tmp_path / "dataset")), "nowhere")
+    (tmp_path / "file").write_text("")
+    refused(onediffusion("ingest", f"{photographs}/c*.png", str(tmp_path / "file" / "dataset")), "cannot write")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_wrong_s3_credentials_are_refused(s3_server: dict[str, str], photographs: Path) -> None:
+    wrong = {**s3_server, "AWS_SECRET_ACCESS_KEY": "wrong"}
+    refused(onediffusion("status", "s3://lab/refused", **wrong), "credentials", "s3://lab/refused")
+    refused(onediffusion("ingest", f"{photographs}/c*.png", "s3://lab/refused", **wrong), "credentials")
+    assert "wrong" not in onediffusion("status", "s3://lab/refused", **wrong).stderr
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_status_tells_people_and_machines(tmp_path: Path, pictures: Path) -> None:
+    from pipelines.ingest import ingest
+    from pipelines.label import label
+
+    dataset = str(tmp_path / "dataset")
+    ingest(str(pictures), dataset)
+    label(dataset, ["edges"], {"edges": {"low": 40}})
+    found = json.loads(onediffusion("status", dataset, "--json").stdout)
+    assert found["edges"] == {"fresh": 1, "stale": 0, "missing": 0, "rows": 6, "errors": 0}
+    declared = json.loads(Path(dataset, "edges", "group.json").read_text())
+    assert declared["parameters"]["low"] == 40
+    declared["version"] += 1  # as a newer program would declare it
+    Path(dataset, "edges", "group.json").write_text(json.dumps(declared))
+    assert json.loads(onediffusion("status", dataset, "--json").stdout)["edges"]["stale"] == 1
+    table = onediffusion("status", dataset).stdout
+    assert re.search(r"edges\W+0\W+1\W+0\W+6\W+0", table)

@@ -1,0 +1,106 @@
+"""The whole journey on a real S3 server: the demo, what it learnt, and that a second run has nothing left to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from labeling.shards import Dataset, open_store
+from labeling.storage import Entry
+
+ROOT = Path(__file__).parents[1]
+TASKS = {"text2image", "segmentation", "boxes", "pose", "edges", "depth", "deblurring", "inpainting", "views"}
+
+
+def demo(out: str) -> str:
+    found = subprocess.run(
+        [sys.executable, "-m", "pipelines", "demo", "--out", out],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=dict(os.environ),
+        timeout=2400,
+    )
+    assert found.returncode == 0, found.stderr[-4000:]
+    return found.stdout
+
+
+@pytest.fixture(scope="module")
+def journey(s3_server: dict[str, str]) -> tuple[str, str]:
+    """Address of a finished demo on S3 and what it said."""
+    os.environ.update(s3_server)
+    return "s3://lab/demo", demo("s3://lab/demo")
+
+
+def test_every_label_is_there_on_at_least_five_pictures(journey: tuple[str, str]) -> None:
+    pictures, views = Dataset.open(f"{journey[0]}/dataset"), Dataset.open(f"{journey[0]}/views")
+    counts = {
+        "boxes": sum(bool(row["boxes"]) for row in pictures.rows("boxes")),
+        "segmentation": sum(bool(row["names"]) for row in pictures.rows("segmentation")),
+        "pose": sum(bool(row["keypoints"]) for row in pictures.rows("pose")),
+        "caption": sum(bool(row["caption"]) for row in pictures.rows("caption")),
+        "edges": sum(row["edges"] is not None for row in pictures.rows("edges")),
+        "depth": sum(len(row["depth"]) for row in views.rows("depth"))
+        + sum(row["depth"] is not None for row in pictures.rows("depth")),
+    }
+    assert min(counts.values()) >= 5, counts
+    reasons = [row["reason"] for row in pictures.rows("rejected")]
+    for word in ("bomb", "truncated", "not a picture", "same bytes"):
+        assert any(word in reason for reason in reasons), (word, reasons)
+    methods = {row["source"]: row["method"] for row in _joined(pictures)}
+    assert methods["motorcycle_left.png"] == "stereo"
+
+
+def _joined(dataset: Dataset) -> list[dict[str, str]]:
+    sources = [row["source"] for row in dataset.rows("images", ["source"])]
+    return [{**row, "source": source} for source, row in zip(sources, dataset.rows("depth", ["method"]), strict=True)]
+
+
+def test_it_learnt_to_find_edges_and_objects(journey: tuple[str, str]) -> None:
+    metrics = json.loads(open_store(journey[0]).read("metrics.json"))
+    for label in ("edges", "segmentation"):
+        name = f"image_to_{label}_correlation"
+        figures = metrics["figures"][name]
+        assert metrics[name] == figures["model"] >= 0.5
+        assert figures["pictures"] >= 5
+        assert figures["model"] > max(figures["step_0"], figures["mean_label"], figures["other_pictures"])
+
+
+def test_every_task_is_sampled_in_both_directions(journey: tuple[str, str]) -> None:
+    store = open_store(f"{journey[0]}/samples")
+    records = json.loads(store.read("samples.json"))
+    directions = {(record["task"], record["direction"]) for record in records}
+    assert {task for task, _ in directions} >= TASKS
+    for task in TASKS - {"text2image"}:
+        assert {(task, "to_image"), (task, "from_image")} <= directions
+    files = store.list()
+    named = {name for record in records for name in (*record["inputs"], *record["output"], record["label"]) if name}
+    assert named <= set(files)
+
+
+def test_the_page_stands_alone(journey: tuple[str, str]) -> None:
+    page = open_store(journey[0]).read("report.html").decode()
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
+    for word in ("segmentation", "rejected", "tokens", "inpainting", "Grace Hopper"):
+        assert word in page
+
+
+def test_a_second_run_finds_everything_fresh(journey: tuple[str, str]) -> None:
+    before = kept(journey[0])
+    said = demo(journey[0])
+    assert "ingest: 0 pictures added" in said
+    assert re.search(r"label pictures: 0 shards labelled, \d+ shards fresh", said)
+    assert re.search(r"label views: 0 shards labelled, \d+ shards fresh", said)
+    assert "finished already" in said
+    assert kept(journey[0]) == before
+
+
+def kept(out: str) -> dict[str, Entry]:
+    """Shards and checkpoints, with their sizes and tags."""
+    return {name: entry for name, entry in open_store(out).walk().items() if name.endswith(("parquet", "tensors"))}

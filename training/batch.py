@@ -74,8 +74,8 @@ class StepBatch:
         samples = [
             Sample(
                 task=task,
-                latents=tensors[f"{number}.latents"],
-                text=tensors[f"{number}.text"],
+                latents=tensors[f"{number}.latents"].copy(),  # torch wants memory that it may write to
+                text=tensors[f"{number}.text"].copy(),
                 sigmas=np.array(sigmas, np.float32),
                 in_loss=np.array(in_loss, bool),
                 noise_seed=seed,

@@ -6,6 +6,7 @@ C = 16 latent channels, h × w latent height and width, V views, L prompt tokens
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from training.plan import Plan, PlannedSample
 
 if TYPE_CHECKING:
     from model.codecs import ImageCodec
+    from model.pictures import Picture
 
 _CHANNELS = 16
 _COLUMNS = {"images": ["image"], "text": ["entries"], "cameras": ["c2w", "intrinsics"]}
@@ -41,7 +43,8 @@ class PlanReader:
         self.plan = Plan(manifest, config.seed, config.batch, config.objective, config.reader.window)
         self._codec_name = codec
         self._datasets = {name: Dataset(source.dataset) for name, source in manifest.sources.items()}
-        self._tables = _Tables(config.reader.cache_mb << 20)
+        self._tables = _Cache(config.reader.cache_mb << 20)
+        self._pictures = _Cache(config.reader.cache_mb << 18)
         self._verified: set[tuple[str, str, int]] = set()
 
     @cached_property
@@ -124,15 +127,23 @@ class PlanReader:
         import torch
 
         from model.conditions import degrade
-        from model.pictures import decode_picture, fit_picture
 
-        table = self._table(stream, "images", planned)
-        picture = decode_picture(table["image"][planned.row].as_py())
-        fitted = fit_picture(picture, shape[2] * 8, shape[1] * 8)
+        fitted = self._picture(stream, planned, shape[2] * 8, shape[1] * 8)
         degraded = degrade(fitted, stream.task, planned.degradation_seed)
         pixels = torch.from_numpy(degraded.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
         with torch.inference_mode():
             return self.codec.encode(pixels)[0].to(torch.float16).numpy()
+
+    def _picture(self, stream: Stream, planned: PlannedSample, width: int, height: int) -> Picture:
+        """The picture fitted to a size; kept for a while, for small datasets come back to it soon."""
+        from model.pictures import decode_picture, fit_picture
+
+        def read() -> Picture:
+            data = self._table(stream, "images", planned)["image"][planned.row].as_py()
+            return fit_picture(decode_picture(data), width, height)
+
+        key = (stream.source, planned.shard, planned.row_group, planned.row, width, height)
+        return self._pictures.get(key, read)
 
     def _text(self, stream: Stream, planned: PlannedSample) -> NDArray[np.float16]:
         """(L, Y) of the prompt; of a set, the prompt of the first view shown."""
@@ -158,15 +169,14 @@ class PlanReader:
     def _table(self, stream: Stream, group: str, planned: PlannedSample) -> pa.Table:
         """The row group of `group` that holds the sample."""
         dataset = self._datasets[stream.source]
-        key = (dataset.uri, group, planned.shard, planned.row_group)
-        table = self._tables.find(key)
-        if table is None:
+
+        def read() -> pa.Table:
             self._verify(stream, group, planned.shard)
             shard = self.manifest.sources[stream.source].shards[planned.shard].name
             columns = _COLUMNS.get(group, _LATENT_COLUMNS)
-            table = dataset.read(group, shard, columns, [planned.row_group]).combine_chunks()
-            self._tables.keep(key, table)
-        return table
+            return dataset.read(group, shard, columns, [planned.row_group]).combine_chunks()
+
+        return self._tables.get((dataset.uri, group, planned.shard, planned.row_group), read)
 
     def _verify(self, stream: Stream, group: str, number: int) -> None:
         """Stop at a shard whose content is not what the manifest pins."""
@@ -191,24 +201,23 @@ class PlanReader:
         return f"{source.dataset}/{group}/{shard.name}.parquet row {row}"
 
 
-class _Tables:
-    """The row groups used last, up to a number of bytes."""
+class _Cache:
+    """The values used last (tables, arrays), up to a number of bytes."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._held = limit, 0
-        self._tables: OrderedDict[tuple[Any, ...], pa.Table] = OrderedDict()
+        self._values: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
 
-    def find(self, key: tuple[Any, ...]) -> pa.Table | None:
-        if key not in self._tables:
-            return None
-        self._tables.move_to_end(key)
-        return self._tables[key]
-
-    def keep(self, key: tuple[Any, ...], table: pa.Table) -> None:
-        self._tables[key] = table
-        self._held += table.nbytes
-        while self._held > self._limit and len(self._tables) > 1:
-            self._held -= self._tables.popitem(last=False)[1].nbytes
+    def get(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """The value of the key, made if it is not there. Values have `nbytes`."""
+        if key in self._values:
+            self._values.move_to_end(key)
+            return self._values[key]
+        value = self._values[key] = make()
+        self._held += value.nbytes
+        while self._held > self._limit and len(self._values) > 1:
+            self._held -= self._values.popitem(last=False)[1].nbytes
+        return value
 
 
 def _array(values: pa.Array) -> NDArray[np.float16]:

@@ -169,7 +169,7 @@ def test_a_changed_shard_stops_the_run_and_is_named(
     mixture = {**shared_config["mixture"]}
     mixture["pictures"] = {**mixture["pictures"], "dataset": str(pictures_dataset)}  # a moved dataset may go on
     with pytest.raises(InputError, match=r"text/00000\d.parquet: gone since the run began"):
-        _run(shared_config, run, steps=34, mixture=mixture)
+        _run(shared_config, run, steps=34, mixture=mixture, workers={"max_failures": 1})
     assert whole_checkpoints(open_store(run))[-1] == 30
 
 

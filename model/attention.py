@@ -7,79 +7,15 @@ a group is g consecutive samples of n tokens each, whose texts have at most L to
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from model.layout import Layout
 from model.rotary import rotate
-
-
-@dataclass(frozen=True)
-class Group:
-    """Consecutive samples of one shape: where they begin in the pack, how many, tokens of each, and their texts.
-
-    lengths: text tokens of each sample, or None where the texts are padded to one length already, with `mask` (g, L).
-    """
-
-    start: int
-    samples: int
-    tokens: int
-    text_start: int
-    text_tokens: int
-    lengths: tuple[int, ...] | None = None
-    mask: Tensor | None = None
-
-    @property
-    def span(self) -> slice:
-        return slice(self.start, self.start + self.samples * self.tokens)
-
-    def texts(self, y: Tensor) -> tuple[Tensor, Tensor | None]:
-        """This group's part of y (T, K, d), padded: (g, L, K, d), and the mask (g, L) of what is no padding."""
-        part = y[self.text_start : self.text_start + self.text_tokens]
-        if self.lengths is None or len(set(self.lengths)) == 1:
-            return part.unflatten(0, (self.samples, -1)), self.mask
-        padded = nn.utils.rnn.pad_sequence(list(part.split(list(self.lengths))), batch_first=True)
-        lengths = torch.tensor(self.lengths, device=y.device)
-        return padded, torch.arange(padded.shape[1], device=y.device) < lengths[:, None]
-
-
-@dataclass
-class Layout:
-    """How samples lie in a pack. cos, sin: (N, d/2). frame_of_token: (N,); tokens_per_frame: where all are equal."""
-
-    groups: list[Group]
-    cos: Tensor
-    sin: Tensor
-    frame_of_token: Tensor
-    tokens_per_frame: int | None
-
-    def per_frame(self, x: Tensor, change: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """apply(x (N, D), change (frames, D)) with each frame's row given to its tokens."""
-        if self.tokens_per_frame is None:
-            return apply(x, change[self.frame_of_token])
-        framed = rearrange(x, "(f t) D -> f t D", t=self.tokens_per_frame)
-        return rearrange(apply(framed, change[:, None]), "f t D -> (f t) D")
-
-    @cached_property
-    def sample_of_token(self) -> Tensor:
-        """Index of each image token's sample, (N,), for block masks."""
-        counts = [group.tokens for group in self.groups for _ in range(group.samples)]
-        return _owners(counts, self.cos.device)
-
-    @cached_property
-    def sample_of_text(self) -> Tensor:
-        """Index of each text token's sample, (T,), −1 for padding."""
-        owners, first = [], 0
-        for group in self.groups:
-            counts = group.lengths or (group.text_tokens // group.samples,) * group.samples
-            owner = _owners(list(counts), self.cos.device) + first
-            owners.append(owner if group.mask is None else owner.where(group.mask.flatten().bool(), -1))
-            first += group.samples
-        return torch.cat(owners)
 
 
 class Attention(nn.Module):
@@ -107,7 +43,9 @@ class Attention(nn.Module):
         v = rearrange(self.wv(x), "N (K d) -> N K d", d=self.size)
         k_y = rearrange(self.ky_norm(self.wk_y(y)), "T (K d) -> T K d", d=self.size)
         v_y = rearrange(self.wv_y(y), "T (K d) -> T K d", d=self.size)
-        q, k = rotate(q, layout.cos, layout.sin), rotate(k, layout.cos, layout.sin)
+        # Under autocast norms give float32; attention wants one type.
+        q, k = (rotate(z, layout.cos, layout.sin).to(v.dtype) for z in (q, k))
+        k_y = k_y.to(v_y.dtype)
         # Self-attention repeats each key head for its neighbours, attention to text tiles the heads (MODEL.md).
         copies = self.heads // self.kv_heads
         k, v = (repeat(z, "N K d -> N (K copies) d", copies=copies) for z in (k, v))
@@ -165,7 +103,7 @@ def _attend_flex(
     def cap(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return soft_cap * torch.tanh(score / soft_cap)
 
-    masks = layout.__dict__.setdefault("_masks", {})  # the same for every block of the transformer
+    masks = layout.block_masks
     if not masks:
         masks["self"] = make_mask(within, None, None, len(owner), len(owner), device=q.device)
         masks["text"] = make_mask(to_text, None, None, len(owner), len(text_owner), device=q.device)
@@ -180,7 +118,3 @@ def _flex() -> tuple[Callable[..., Tensor], Callable[..., object]]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     return torch.compile(flex_attention), create_block_mask
-
-
-def _owners(counts: list[int], device: torch.device) -> Tensor:
-    return torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(device)

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import Attention, Layout
+from model.attention import Attention
+from model.layout import Layout
 
 SINUSOID = 256  # width of the timestep's sinusoid
 MAX_PERIOD = 10000.0
@@ -88,14 +89,14 @@ class Block(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(min(width, 1024), 4 * width))
 
     def forward(self, x: Tensor, y: Tensor, c: Tensor, layout: Layout, soft_cap: float | None) -> Tensor:
-        """x (N, D), y (T, Y), c (frames, min(D, 1024)) → (N, D)."""
+        """x (N, D), y (T, Y), c (rows, min(D, 1024)) → (N, D)."""
         scale_msa, gate_msa, scale_mlp, gate_mlp = self.adaLN_modulation(c).chunk(4, dim=-1)
-        h = layout.per_frame(self.attention_norm1(x), scale_msa, _scaled)
+        h = layout.per_row(self.attention_norm1(x), scale_msa, _scaled)
         h = self.attention_norm2(self.attention(h, self.attention_y_norm(y), layout, soft_cap))
-        x = x + layout.per_frame(h, gate_msa.tanh(), _gated)
-        h = layout.per_frame(self.ffn_norm1(x), scale_mlp, _scaled)
+        x = x + layout.per_row(h, gate_msa.tanh(), _gated)
+        h = layout.per_row(self.ffn_norm1(x), scale_mlp, _scaled)
         h = self.ffn_norm2(self.feed_forward(h))
-        return x + layout.per_frame(h, gate_mlp.tanh(), _gated)
+        return x + layout.per_row(h, gate_mlp.tanh(), _gated)
 
 
 class FinalLayer(nn.Module):
@@ -108,5 +109,5 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(min(width, 1024), width))
 
     def forward(self, x: Tensor, c: Tensor, layout: Layout) -> Tensor:
-        """x (N, D), c (frames, min(D, 1024)) → (N, p·p·C)."""
-        return self.linear(layout.per_frame(self.norm_final(x), self.adaLN_modulation(c), _scaled))
+        """x (N, D), c (rows, min(D, 1024)) → (N, p·p·C)."""
+        return self.linear(layout.per_row(self.norm_final(x), self.adaLN_modulation(c), _scaled))

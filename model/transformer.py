@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -16,9 +15,8 @@ from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from torch import Tensor, nn
 
-from model.attention import Group, Layout
 from model.layers import Block, FinalLayer, TimestepEmbedder
-from model.rotary import rotary_rows
+from model.layout import Group, Layout, batch_layout, packed_layout
 
 P = 2
 SOFT_CAP = 30.0
@@ -81,26 +79,21 @@ class NextDiT(ModelMixin, ConfigMixin):
         """
         x = samples[:, None] if samples.ndim == 4 else samples
         B, F, _, h, w = x.shape
-        r, c = h // P, w // P
         linear, ntk = 1.0, 1.0
         if scale_factor != 1.0:
             early = bool(timesteps.max() < scale_watershed)
             linear, ntk = (scale_factor, 1.0) if early else (1.0, scale_factor)
+        per_token = timesteps.numel() == x.numel()
+        if per_token:
+            t = _patchify(timesteps.view_as(x)).mean(-1)
+        else:
+            t = (timesteps[:, None] if timesteps.ndim == 1 else timesteps).expand(B, F).flatten()
         y, mask = encoder_hidden_states, encoder_attention_mask
         weight = mask.to(y.dtype)[..., None]
         pooled = (y * weight).sum(1) / (weight.sum(1) + 1e-8)
-        if timesteps.ndim == x.ndim or timesteps.ndim == samples.ndim > 2:  # every token has a timestep of its own
-            t = _patchify(timesteps.view_as(x)).mean(-1)
-            each, text_rows = 1, torch.arange(B, device=x.device).repeat_interleave(F * r * c)
-        else:
-            t = (timesteps[:, None] if timesteps.ndim == 1 else timesteps).expand(B, F).flatten()
-            each, text_rows = r * c, torch.arange(B, device=x.device).repeat_interleave(F)
-        cos, sin = rotary_rows(F, r, c, self.head_size, linear, ntk, x.device)
-        group = Group(0, B, F * r * c, 0, B * y.shape[1], None, mask)
-        frames = torch.arange(len(t), device=x.device).repeat_interleave(each)
-        layout = Layout([group], cos.repeat(B, 1), sin.repeat(B, 1), frames, each)
-        v = self._blocks(_patchify(x), t, pooled[text_rows], rearrange(y, "B L Y -> (B L) Y"), layout)
-        return _unpatchify(v, F, r, c).view_as(samples)
+        layout = batch_layout(B, (F, h // P, w // P), mask, per_token, self.head_size, linear, ntk)
+        v = self._tokens(_patchify(x), t, pooled, rearrange(y, "B L Y -> (B L) Y"), layout)
+        return _unpatchify(v, layout.groups[0]).view_as(samples)
 
     def forward_packed(
         self, samples: Sequence[Tensor], timesteps: Sequence[Tensor], text: Sequence[Tensor]
@@ -112,36 +105,19 @@ class NextDiT(ModelMixin, ConfigMixin):
         # Samples of one shape lie together, so that attention can take them as a batch.
         order = sorted(range(len(samples)), key=lambda i: (tuple(samples[i].shape), len(text[i])))
         xs, ys = [samples[i] for i in order], [text[i] for i in order]
-        groups: list[Group] = []
-        start = text_start = first = 0
-        for shape, same in groupby(x.shape for x in xs):
-            count, tokens = len(list(same)), shape[0] * (shape[2] // P) * (shape[3] // P)
-            lengths = tuple(len(y) for y in ys[first : first + count])
-            groups.append(Group(start, count, tokens, text_start, sum(lengths), lengths))
-            start, text_start, first = start + count * tokens, text_start + sum(lengths), first + count
-        sizes = [(x.shape[2] // P) * (x.shape[3] // P) for x in xs for _ in range(x.shape[0])]
-        rows = [
-            rotary_rows(x.shape[0], x.shape[2] // P, x.shape[3] // P, self.head_size, 1.0, 1.0, x.device) for x in xs
-        ]
-        device = xs[0].device
-        same_size = sizes[0] if len(set(sizes)) == 1 else None
-        frames = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(device)
-        layout = Layout(groups, torch.cat([r[0] for r in rows]), torch.cat([r[1] for r in rows]), frames, same_size)
-        pooled = torch.stack([y.sum(0) / (len(y) + 1e-8) for y in ys])
-        of_frame = torch.repeat_interleave(torch.arange(len(xs)), torch.tensor([x.shape[0] for x in xs])).to(device)
+        grids = [(x.shape[0], x.shape[2] // P, x.shape[3] // P) for x in xs]
+        layout = packed_layout(grids, [len(y) for y in ys], self.head_size, xs[0].device)
+        x = torch.cat([_patchify(torch.stack(list(alike))) for _, alike in groupby(xs, lambda x: x.shape)])
         t = torch.cat([timesteps[i] for i in order])
-        v = self._blocks(torch.cat([_patchify(x[None]) for x in xs]), t, pooled[of_frame], torch.cat(ys), layout)
-        out: list[Any] = [None] * len(samples)
-        parts = v.split([sizes_of.shape[0] * (sizes_of.shape[2] // P) * (sizes_of.shape[3] // P) for sizes_of in xs])
-        for i, part in zip(order, parts, strict=True):
-            F, _, h, w = samples[i].shape
-            out[i] = _unpatchify(part, F, h // P, w // P)[0]
-        return out
+        pooled = torch.stack([y.sum(0) / (len(y) + 1e-8) for y in ys])
+        v = self._tokens(x, t, pooled, torch.cat(ys), layout)
+        velocities = [one for group in layout.groups for one in _unpatchify(v[group.span], group).unbind()]
+        return [velocities[place] for place in sorted(range(len(order)), key=order.__getitem__)]
 
-    def _blocks(self, x: Tensor, t: Tensor, pooled: Tensor, y: Tensor, layout: Layout) -> Tensor:
-        """Tokens x (N, p·p·C), timesteps t and pooled text of each frame, text tokens y (T, Y) → (N, p·p·C)."""
+    def _tokens(self, x: Tensor, t: Tensor, pooled: Tensor, y: Tensor, layout: Layout) -> Tensor:
+        """x (N, p·p·C), timesteps t (rows,), pooled text (samples, Y), text tokens y (T, Y) → (N, p·p·C)."""
         x = self.x_embedder(x)
-        c = self.t_embedder(t) + self.y_embedder(pooled)
+        c = self.t_embedder(t) + self.y_embedder(pooled)[layout.sample_of_row]
         capped = self.config.soft_capping if self.config.soft_capping is not None else x.dtype != torch.float32
         for layer in self.layers:
             arguments = (x, y, c, layout, SOFT_CAP if capped else None)
@@ -156,5 +132,6 @@ def _patchify(x: Tensor) -> Tensor:
     return rearrange(x, "B F C (r p) (c q) -> (B F r c) (p q C)", p=P, q=P)
 
 
-def _unpatchify(x: Tensor, F: int, r: int, c: int) -> Tensor:
+def _unpatchify(x: Tensor, group: Group) -> Tensor:
+    F, r, c = group.grid
     return rearrange(x, "(B F r c) (p q C) -> B F C (r p) (c q)", F=F, r=r, c=c, p=P, q=P)

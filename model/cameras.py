@@ -6,6 +6,8 @@ x_cam = x_world R + T. What comes in are OpenGL camera-to-world matrices and int
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from einops import einsum, rearrange, repeat
 from torch import Tensor
@@ -14,17 +16,25 @@ RAY_SCALE = 1.658  # brings ray latents to about unit variance
 _CHANNELS = (*range(6), *range(6), *range(4))
 
 
-def orbit_cameras(azimuth: Tensor, elevation: Tensor, distance: Tensor) -> Tensor:
-    """OpenGL camera-to-world (V, 4, 4) of cameras that look at the origin from angles in degrees (V,), z up."""
-    a, e = torch.deg2rad(azimuth.double()), torch.deg2rad(elevation.double())
-    place = distance.double()[:, None] * torch.stack([e.cos() * a.cos(), e.cos() * a.sin(), e.sin()], -1)
+def orbit_cameras(
+    azimuth: Tensor | Sequence[float], elevation: Tensor | Sequence[float], distance: Tensor | Sequence[float]
+) -> Tensor:
+    """OpenGL camera-to-world (V, 4, 4) of cameras that look at the origin from angles in degrees (V,), z up.
+
+    Raises ValueError for an elevation of ±90° or beyond, where up is not defined.
+    """
+    a, e, distance = (torch.as_tensor(values, dtype=torch.float64) for values in (azimuth, elevation, distance))
+    if bool((e.abs() >= 90).any()):
+        raise ValueError(f"elevation {float(e.abs().max())}° must be between -90° and 90°")
+    a, e = torch.deg2rad(a), torch.deg2rad(e)
+    place = distance[:, None] * torch.stack([e.cos() * a.cos(), e.cos() * a.sin(), e.sin()], -1)
     forward = -place / place.norm(dim=-1, keepdim=True)
-    right = torch.linalg.cross(forward, torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64).expand_as(forward))
+    right = torch.linalg.cross(forward, place.new_tensor([0.0, 0.0, 1.0]).expand_as(forward))
     right = right / right.norm(dim=-1, keepdim=True)
     up = torch.linalg.cross(right, forward)
-    c2w = torch.eye(4, dtype=torch.float64).repeat(len(place), 1, 1)
+    c2w = torch.eye(4, dtype=place.dtype, device=place.device).repeat(len(place), 1, 1)
     c2w[:, :3] = torch.stack([right, up, -forward, place], -1)
-    return c2w.to(azimuth.dtype)
+    return c2w.float()
 
 
 def world_to_camera(c2w: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,20 +82,22 @@ def latents_to_rays(latents: Tensor) -> Tensor:
 
 
 def rays_to_cameras(rays: Tensor, intrinsics: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """R (V, 3, 3), T (V, 3) that fit rays (V, size², 6): centres by least squares, rotations by Procrustes."""
+    """R (V, 3, 3), T (V, 3) that fit rays (V, size², 6): centres by least squares, rotations by Procrustes.
+
+    x_cam = x_world R + T, in the world of the rays; directions are brought to unit length first. intrinsics: (V, 3, 3).
+    """
     directions, moments = rays.double().split(3, dim=-1)
     directions = directions / directions.norm(dim=-1, keepdim=True)
     # The point nearest to all rays: Σ (I − d dᵀ) c = Σ (I − d dᵀ) p, with p = d × m on each ray.
     points = torch.linalg.cross(directions, moments)
     eye = torch.eye(3, dtype=torch.float64, device=rays.device)
     across = eye - einsum(directions, directions, "V m i, V m j -> V m i j")
-    centres = torch.linalg.lstsq(across.sum(1), einsum(across, points, "V m i j, V m j -> V i")[..., None]).solution[
-        ..., 0
-    ]
+    pull = einsum(across, points, "V m i j, V m j -> V i")
+    centres = torch.linalg.lstsq(across.sum(1), pull[..., None]).solution[..., 0]
     identity = repeat(eye, "i j -> V i j", V=len(rays))
-    own, _ = _unproject(identity, torch.zeros(len(rays), 3, dtype=torch.float64), intrinsics, size)
+    own, _ = _unproject(identity, torch.zeros_like(centres), intrinsics, size)
     own = own / own.norm(dim=-1, keepdim=True)
-    u, _, vt = torch.linalg.svd(einsum(directions, own.to(rays.device), "V m i, V m j -> V i j"))
+    u, _, vt = torch.linalg.svd(einsum(directions, own, "V m i, V m j -> V i j"))
     flip = torch.ones(len(rays), 3, dtype=torch.float64, device=rays.device)
     flip[:, 2] = torch.det(u @ vt)
     R = (u * flip[:, None]) @ vt
@@ -110,11 +122,10 @@ def _unproject(R: Tensor, T: Tensor, intrinsics: Tensor, size: int) -> tuple[Ten
 
 
 def _normalised(R: Tensor, T: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Move the world to where the optical axes meet, scale it so that the first camera is `scale` from there, and make
-    the first camera the identity rotation."""
+    """Relative to the first camera, in a world where it is `scale` from where the optical axes meet."""
     centres = -einsum(T, R, "V j, V i j -> V i")
     axes = R[:, :, 2]
-    across = torch.eye(3, dtype=torch.float64) - einsum(axes, axes, "V i, V j -> V i j")
+    across = torch.eye(3, dtype=R.dtype, device=R.device) - einsum(axes, axes, "V i, V j -> V i j")
     meeting = torch.linalg.lstsq(across.sum(0), einsum(across, centres, "V i j, V j -> i")[:, None]).solution[:, 0]
     T = T + einsum(meeting, R, "i, V i j -> V j")
     T = T * (scale / T[0].norm())

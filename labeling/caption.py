@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,25 @@ from labeling import labeler
 from labeling.labeler import Labeler, Row, RowError
 from model.pictures import Picture
 
-_COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_PLURALS = {"person": "people", "bus": "buses", "bench": "benches", "couch": "couches", "sheep": "sheep",
-            "knife": "knives", "mouse": "mice", "skis": "skis", "scissors": "scissors", "wine glass": "wine glasses",
-            "sandwich": "sandwiches", "toothbrush": "toothbrushes"}  # fmt: skip
+Point = Mapping[str, float]  # x, y in pixels, score
+Box = Mapping[str, float]  # x0, y0, x1, y1 in pixels
+
 _ASK = "Describe this picture in 100 to 150 words: what is in it, where, its colours, light and style."
+_SEEN = 0.6  # least score of a point of the body that anything is said of
+_MOST_PLACES = 4  # classes whose place is told, the largest first
+_COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_PLURALS = {"person": "people", "knife": "knives", "mouse": "mice", "sheep": "sheep"}
+_PARTS = {"skis": "pair", "scissors": "pair", "broccoli": "piece"}  # named by what is counted of them
+# Shoulders, hips, knees, ankles, wrists, eyes: left and right in mediapipe's 33 points and in COCO's 17.
+_BODIES = {
+    33: {"shoulders": (11, 12), "hips": (23, 24), "knees": (25, 26), "ankles": (27, 28), "wrists": (15, 16),
+         "eyes": (2, 5)},
+    17: {"shoulders": (5, 6), "hips": (11, 12), "knees": (13, 14), "ankles": (15, 16), "wrists": (9, 10),
+         "eyes": (1, 2)},
+}  # fmt: skip
+# Upper ends of hue, in degrees, of colours that are neither dark, pale nor gray.
+_HUES = ((15, "red"), (40, "orange"), (68, "yellow"), (165, "green"), (195, "turquoise"), (255, "blue"),
+         (290, "purple"), (340, "pink"), (361, "red"))  # fmt: skip
 
 
 class CaptionLabeler(Labeler):
@@ -24,28 +39,40 @@ class CaptionLabeler(Labeler):
 
     name = "caption"
     version = 1
-    reads = ("images.image", "images.text", "boxes.boxes", "boxes.names", "pose.keypoints")
+    reads: tuple[str, ...] = (
+        "images.image",
+        "images.text",
+        "boxes.boxes",
+        "boxes.names",
+        "boxes.scores",
+        "pose.keypoints",
+    )
     schema = pa.schema([("caption", pa.string())])
 
     class Parameters(labeler.Parameters):
         """model: hub name or path of a transformers image-to-text model, "" to compose; tokens: most that it writes;
-        prompt: what a model that takes instructions is asked."""
+        prompt: what a model that takes instructions is asked; threshold: least score of an object that a composed
+        caption speaks of."""
 
         model: str = ""
         tokens: int = Field(256, ge=1)
         prompt: str = _ASK
+        threshold: float = Field(0.6, ge=0, le=1)
 
     parameters: Parameters
 
     def __init__(self, group: str, parameters: labeler.Parameters) -> None:
         super().__init__(group, parameters)
+        if self.parameters.model:
+            self.reads = ("images.image",)
+        self._name = ""  # of a model that is given: class and digest, never the path it lies at
         self._network: Any = None
         self._processor: Any = None
         self._tokenizer: Any = None
 
     @property
     def model(self) -> str:
-        return self.parameters.model or "composed"
+        return self._name or "composed"
 
     def weights_digest(self) -> str:
         if not self.parameters.model:
@@ -58,14 +85,7 @@ class CaptionLabeler(Labeler):
         if not self.parameters.model:
             return
         import torch
-        from transformers import (
-            AutoConfig,
-            AutoImageProcessor,
-            AutoModelForImageTextToText,
-            AutoProcessor,
-            AutoTokenizer,
-            VisionEncoderDecoderModel,
-        )
+        from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
         from model.weights import model_folder
 
@@ -73,16 +93,15 @@ class CaptionLabeler(Labeler):
         self._device = "cuda" if self.gpus and torch.cuda.is_available() else "cpu"
         if self._device == "cpu":
             torch.set_num_threads(1)
-        kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
-        loader: Any = VisionEncoderDecoderModel if kind == "vision-encoder-decoder" else AutoModelForImageTextToText
-        network = loader.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        network = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         self._network = network.to(self._device).eval()
-        if kind == "vision-encoder-decoder":
+        if network.config.model_type == "vision-encoder-decoder":  # has its two halves' processors, not one of its own
             self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         else:
             self._processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
             self._tokenizer = self._processor.tokenizer
+        self._name = f"{type(network).__name__} {self.weights_digest()[:8]}"
 
     def label_row(self, row: Row) -> Row:
         picture = row["images.image"]
@@ -90,87 +109,178 @@ class CaptionLabeler(Labeler):
             raise RowError("no images: images.image is missing")
         if self._network is not None:
             return {"caption": self._write(np.asarray(picture))}
-        return {"caption": compose(np.asarray(picture), row)}
+        for column in ("boxes.boxes", "pose.keypoints"):
+            if row[column] is None:
+                raise RowError(f"no {column.split('.')[0]}: {column} is missing")
+        return {"caption": compose(np.asarray(picture), row, self.parameters.threshold)}
 
     def _write(self, picture: Picture) -> str:
         import torch
         from PIL import Image
 
         image = Image.fromarray(picture)
-        if getattr(self._tokenizer, "chat_template", None):
+        if getattr(self._processor, "chat_template", None):
             ask = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self.parameters.prompt}]}]
             text = self._processor.apply_chat_template(ask, add_generation_prompt=True)
             inputs = self._processor(images=image, text=text, return_tensors="pt")
         else:
             inputs = self._processor(images=image, return_tensors="pt")
+        inputs = inputs.to(self._device, self._network.dtype)  # weights may be stored in half precision
         with torch.no_grad():
             written = self._network.generate(
-                **inputs.to(self._device), max_new_tokens=self.parameters.tokens, do_sample=False
+                **inputs, max_new_tokens=self.parameters.tokens, do_sample=False, num_beams=1
             )
-        asked = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
-        caption = self._tokenizer.decode(written[0, asked:], skip_special_tokens=True)
-        return " ".join(caption.split())
+        asked = inputs.get("input_ids")
+        if asked is not None and torch.equal(written[:, : asked.shape[1]], asked):  # most models repeat the question
+            written = written[:, asked.shape[1] :]
+        caption = " ".join(self._tokenizer.decode(written[0], skip_special_tokens=True).split())
+        if not caption:
+            raise RowError("the model wrote nothing")
+        return caption
 
 
-def compose(picture: Picture, row: Row) -> str:
-    """Sentences from the source's text, detected objects and where they are, poses, and the light of the picture."""
-    sentences = []
-    if row["images.text"]:
-        text = " ".join(row["images.text"].split())
-        sentences.append(text if text.endswith((".", "!", "?")) else f"{text}.")
+def compose(picture: Picture, row: Row, threshold: float) -> str:
+    """Sentences from the source's text, detected objects and where they are, poses, and the picture's colours."""
     height, width = picture.shape[:2]
-    boxes, names = row["boxes.boxes"] or [], row["boxes.names"] or []
-    kinds = list(dict.fromkeys(names))
-    if kinds:
-        amounts = [_amount(names.count(kind), kind) for kind in kinds]
-        sentences.append(f"The picture shows {_listed(amounts)}.")
-        single = [(kind, boxes[names.index(kind)]) for kind in kinds if names.count(kind) == 1]
-        sentences += [f"The {kind} {_place(box, width, height)}." for kind, box in single[:3]]
-    raised = sum(_arms_raised(person) for person in row["pose.keypoints"] or [])
-    if raised:
-        sentences.append(f"{_COUNTS[min(raised, 9)].capitalize()} {'person has' if raised == 1 else 'people have'} "
-                         f"{'an arm' if raised == 1 else 'arms'} raised.")  # fmt: skip
-    sentences.append(_light(picture))
+    sentences = []
+    if said := " ".join((row["images.text"] or "").split()):
+        sentences.append(said if said.endswith((".", "!", "?")) else f"{said}.")
+    found: dict[str, list[Box]] = {}
+    for box, name, score in zip(row["boxes.boxes"], row["boxes.names"], row["boxes.scores"], strict=True):
+        if score >= threshold:
+            found.setdefault(name, []).append(box)
+    if found:
+        kinds = sorted(found, key=lambda name: -max(_area(box) for box in found[name]))
+        sentences.append(f"The picture shows {_listed([_amount(len(found[name]), name) for name in kinds])}.")
+        sentences += [_placed(name, found[name], width, height) for name in kinds[:_MOST_PLACES]]
+    sentences += _poses(row["pose.keypoints"], height)
+    sentences += _looks(picture)
     return " ".join(sentences)
 
 
 def _amount(count: int, name: str) -> str:
+    if name in _PARTS:
+        return f"{_amount(count, _PARTS[name])} of {name}"
     if count == 1:
-        return f"{'an' if name[0] in 'aeiou' else 'a'} {name}" if name not in ("skis", "scissors") else name
-    many = _COUNTS[count] if count < len(_COUNTS) else str(count)
-    return f"{many} {_PLURALS.get(name, f'{name}s')}"
+        return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+    return f"{_COUNTS[count] if count < len(_COUNTS) else count} {_plural(name)}"
 
 
-def _listed(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+def _plural(name: str) -> str:
+    ending = "es" if name.endswith(("s", "x", "ch", "sh")) else "s"
+    return _PLURALS.get(name, f"{name}{ending}")
 
 
-def _place(box: dict[str, float], width: int, height: int) -> str:
-    """Where a box lies and how large it is."""
-    area = (box["x1"] - box["x0"]) * (box["y1"] - box["y0"]) / (width * height)
-    if area > 0.6:
-        return "fills most of it"
+def _listed(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+
+
+def _area(box: Box) -> float:
+    return (box["x1"] - box["x0"]) * (box["y1"] - box["y0"])
+
+
+def _placed(name: str, boxes: Sequence[Box], width: int, height: int) -> str:
+    """Where the objects of a class lie, and how large a single one is."""
+    sides = {_side(box, width) for box in boxes}
+    if len(boxes) > 1:
+        place = sides.pop() if len(sides) == 1 else "in different parts of the picture"
+        return f"The {_plural(name) if name not in _PARTS else name} are {place}."
+    box, verb = boxes[0], "are" if name in _PARTS and name.endswith("s") else "is"
+    share = _area(box) / (width * height)
+    if share > 0.6:
+        return f"The {name} {'fill' if verb == 'are' else 'fills'} most of the picture."
+    middle = (box["y0"] + box["y1"]) / 2 / height
+    part = ", near the top" if middle < 0.3 else ", near the bottom" if middle > 0.7 else ""
+    return f"The {name} {verb} {'small, and ' if share < 0.03 else ''}{sides.pop()}{part}."
+
+
+def _side(box: Box, width: int) -> str:
+    if box["x1"] - box["x0"] > 0.75 * width:
+        return "across the whole width"
     centre = (box["x0"] + box["x1"]) / 2 / width
-    side = "on the left" if centre < 0.38 else "on the right" if centre > 0.62 else "in the middle"
-    return f"is small, {side}" if area < 0.03 else f"is {side}"
+    return "on the left" if centre < 0.38 else "on the right" if centre > 0.62 else "in the middle"
 
 
-def _arms_raised(person: list[dict[str, float]]) -> bool:
-    """Whether a wrist that is seen lies above the eyes (mediapipe's 33 points or COCO's 17)."""
-    eyes, wrists = ((2, 5), (15, 16)) if len(person) == 33 else ((1, 2), (9, 10))
-    seen = [person[index] for index in (*eyes, *wrists) if person[index]["score"] > 0.6]
-    tops = [person[index]["y"] for index in eyes if person[index] in seen]
-    return bool(tops) and any(person[index] in seen and person[index]["y"] < min(tops) for index in wrists)
+def _poses(people: Sequence[Sequence[Point]], height: int) -> list[str]:
+    """What the bodies do, of those whose points are seen."""
+    known = [person for person in people if len(person) in _BODIES]
+    sentences = []
+    for does, do, count in (
+        ("stands upright", "stand upright", sum(_stands(person) for person in known)),
+        ("has an arm raised", "have an arm raised", sum(_raises_arm(person) for person in known)),
+        ("is cut off above the knees", "are cut off above the knees", sum(_is_cut(person, height) for person in known)),
+    ):
+        if count:
+            number = _COUNTS[count] if count < len(_COUNTS) else str(count)
+            sentences.append(
+                f"{number.capitalize()} {'person' if count == 1 else 'people'} {does if count == 1 else do}."
+            )
+    return sentences
 
 
-def _light(picture: Picture) -> str:
-    """Brightness and colour, from the pixels."""
-    levels = picture.reshape(-1, 3).astype(np.float32)
-    spread = float((levels.max(1) - levels.min(1)).mean())
-    gray = float(levels.mean())
-    tone = "dark" if gray < 70 else "bright" if gray > 180 else "evenly lit"
-    if spread < 6:
-        return f"It is black and white, and {tone}."
-    red, _, blue = levels.mean(0)
-    warm = "warm" if red - blue > 18 else "cool" if blue - red > 12 else "neutral"
-    return f"It is {tone}, in {warm} colours."
+def _points(person: Sequence[Point], part: str) -> list[Point]:
+    return [person[index] for index in _BODIES[len(person)][part] if person[index]["score"] >= _SEEN]
+
+
+def _stands(person: Sequence[Point]) -> bool:
+    """Whether shoulders, hips, knees and ankles are all seen, one above the other and at the distances of a body."""
+    parts = [_points(person, part) for part in ("shoulders", "hips", "knees", "ankles")]
+    if any(len(part) < 2 for part in parts):
+        return False
+    heights = np.array([np.mean([point["y"] for point in part]) for part in parts])
+    steps, length = np.diff(heights), heights[-1] - heights[0]
+    across = np.ptp([np.mean([point["x"] for point in part]) for part in parts])
+    # Sitting and kneeling shorten one of the three; leaning and lying spread them across.
+    return bool(length > 0 and (steps > 0.18 * length).all() and across < 0.25 * length)
+
+
+def _raises_arm(person: Sequence[Point]) -> bool:
+    """Whether a wrist lies above the eyes, of a person whose shoulders lie below them."""
+    eyes, wrists, shoulders = (_points(person, part) for part in ("eyes", "wrists", "shoulders"))
+    if not (eyes and wrists and shoulders):
+        return False
+    top = min(point["y"] for point in eyes)
+    return min(point["y"] for point in wrists) < top < min(point["y"] for point in shoulders)
+
+
+def _is_cut(person: Sequence[Point], height: int) -> bool:
+    """Whether shoulders are seen, and both knees lie below the picture."""
+    knees = [person[index] for index in _BODIES[len(person)]["knees"]]
+    return len(_points(person, "shoulders")) == 2 and all(knee["y"] > height for knee in knees)
+
+
+def _looks(picture: Picture) -> list[str]:
+    """Colours, brightness and contrast, from the pixels."""
+    import mmcv
+
+    small = np.asarray(mmcv.imresize(picture, (64, 64), interpolation="area"), np.float64).reshape(-1, 3) / 255
+    light = small.mean(axis=1)
+    tone = "dark" if light.mean() < 0.27 else "bright" if light.mean() > 0.7 else ""
+    flat = "low in contrast" if light.std() < 0.08 else ""
+    about = [part for part in (tone, flat) if part]
+    if np.ptp(small, axis=1).mean() < 0.02:
+        return [f"The picture is {_listed(['black and white', *about])}."]
+    names, counts = np.unique([_color(*pixel) for pixel in small], return_counts=True)
+    order = sorted(zip(-counts, names, strict=True))
+    main = [str(name) for share, name in order if -share >= 0.12 * len(small)][:3]
+    sentences = (
+        [f"The picture's main {'colour is' if len(main) == 1 else 'colours are'} {_listed(main)}."] if main else []
+    )
+    return [*sentences, f"It is {_listed(about)}."] if about else sentences
+
+
+def _color(red: float, green: float, blue: float) -> str:
+    """An everyday name of a colour, its channels in 0…1."""
+    import colorsys
+
+    hue, saturation, value = colorsys.rgb_to_hsv(red, green, blue)
+    hue *= 360
+    if value < 0.18:
+        return "black"
+    if saturation < 0.15:
+        return "white" if value > 0.85 else "gray"
+    if 12 <= hue < 55 and saturation < 0.45 and value > 0.6:
+        return "beige"
+    if 12 <= hue < 55 and value < 0.7:
+        return "brown"
+    return next(name for end, name in _HUES if hue < end)

@@ -9,7 +9,7 @@ class InputError(ValueError):
 
 
 def nearest(word: str, choices: list[str]) -> str:
-    """" (did you mean X?)" for the choice closest to `word`, or "" when none is close."""
+    """ " (did you mean X?)" for the choice closest to `word`, or "" when none is close."""
     import difflib
 
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)

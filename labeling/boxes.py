@@ -150,12 +150,13 @@ class BoxesLabeler(Labeler):
 
     def __init__(self, group: str, parameters: labeler.Parameters) -> None:
         super().__init__(group, parameters)
+        self._name = ""  # of a model that is given: class and digest, never the path it lies at
         self._net: Any = None
         self._processor: Any = None
 
     @property
     def model(self) -> str:
-        return self.parameters.model or f"ssd_mobilenet_v2, {package_model(PACKAGE)[0]}"
+        return self._name or f"ssd_mobilenet_v2, {package_model(PACKAGE)[0]}"
 
     def weights_digest(self) -> str:
         if self.parameters.model:
@@ -184,6 +185,7 @@ class BoxesLabeler(Labeler):
         self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
         network = AutoModelForObjectDetection.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         self._net = network.to(self._device).eval()
+        self._name = f"{type(network).__name__} {self.weights_digest()[:8]}"
 
     def label_row(self, row: Row) -> Row:
         picture = row["images.image"]

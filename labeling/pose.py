@@ -23,7 +23,7 @@ class PoseLabeler(Labeler):
 
     name = "pose"
     version = 1
-    reads = ("images.image", "boxes.boxes", "boxes.names", "boxes.scores")
+    reads = ("images.image", "boxes.boxes", "boxes.names")
     schema = pa.schema(
         [
             (
@@ -47,12 +47,13 @@ class PoseLabeler(Labeler):
 
     def __init__(self, group: str, parameters: labeler.Parameters) -> None:
         super().__init__(group, parameters)
+        self._name = ""  # of a model that is given: class and digest, never the path it lies at
         self._network: Any = None
         self._processor: Any = None
 
     @property
     def model(self) -> str:
-        return self.parameters.model or f"pose_landmark_full, {package_model('mediapipe')[0]}"
+        return self._name or f"pose_landmark_full, {package_model('mediapipe')[0]}"
 
     def weights_digest(self) -> str:
         if self.parameters.model:
@@ -83,6 +84,7 @@ class PoseLabeler(Labeler):
         self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
         network = VitPoseForPoseEstimation.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         self._network = network.to(self._device).eval()
+        self._name = f"{type(network).__name__} {self.weights_digest()[:8]}"
 
     def label_row(self, row: Row) -> Row:
         picture = row["images.image"]
@@ -103,7 +105,7 @@ class PoseLabeler(Labeler):
     def _mediapipe(self, picture: Picture, boxes: list[NDArray[np.float64]]) -> list[Points]:
         """One person a crop; without a person box the whole picture is tried, for people the detector overlooked."""
         height, width = picture.shape[:2]
-        people = []
+        people: list[Points] = []
         for box in boxes or [np.array([0.0, 0.0, width, height])]:
             margin = self.parameters.margin * max(box[2] - box[0], box[3] - box[1])
             left, top = (int(max(0, value - margin)) for value in box[:2])

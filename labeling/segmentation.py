@@ -40,6 +40,7 @@ class SegmentationLabeler(Labeler):
 
     def __init__(self, group: str, parameters: labeler.Parameters) -> None:
         super().__init__(group, parameters)
+        self._name = ""  # of a model that is given: class and digest, never the path it lies at
         self._people: Any = None
         self._network: Any = None
         self._processor: Any = None
@@ -48,10 +49,7 @@ class SegmentationLabeler(Labeler):
     def model(self) -> str:
         import cv2
 
-        return (
-            self.parameters.model
-            or f"selfie_segmentation, {package_model('mediapipe')[0]}; GrabCut, opencv {cv2.__version__}"
-        )
+        return self._name or f"selfie_segmentation, {package_model('mediapipe')[0]}; GrabCut, opencv {cv2.__version__}"
 
     def weights_digest(self) -> str:
         if self.parameters.model:
@@ -83,6 +81,7 @@ class SegmentationLabeler(Labeler):
         self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
         network = AutoModelForUniversalSegmentation.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         self._network = network.to(self._device).eval()
+        self._name = f"{type(network).__name__} {self.weights_digest()[:8]}"
 
     def label_row(self, row: Row) -> Row:
         picture = row["images.image"]
@@ -98,11 +97,11 @@ class SegmentationLabeler(Labeler):
         mask = np.zeros(picture.shape[:2], np.uint8)
         for region, name in sorted(regions, key=lambda one: -int(one[0].sum())):  # small ones stay on top
             mask[region] = classes.index(name) + 1
-        shown = [name for index, name in enumerate(classes) if (mask == index + 1).any()]
+        shown = [name for index, name in enumerate(classes) if (mask == index + 1).mean() >= _LEAST_SHARE]
         numbers = np.zeros(len(classes) + 1, np.uint8)
         for name in shown:
             numbers[classes.index(name) + 1] = shown.index(name) + 1
-        colors = draw_colors(shown, f"{row['id']} mask")
+        colors = draw_colors(shown, f"{row['id']} segmentation")
         return {"mask": encode_png(numbers[mask]), "names": shown, "colors": [colors[name] for name in shown]}
 
     def _cut_out(
@@ -153,8 +152,9 @@ class SegmentationLabeler(Labeler):
             mask[:rim], mask[-rim:], mask[:, :rim], mask[:, -rim:] = (cv2.GC_PR_BGD,) * 4
             mask[0], mask[-1], mask[:, 0], mask[:, -1] = (cv2.GC_BGD,) * 4
         cv2.setRNGSeed(0)  # GrabCut begins with k-means, which draws its centres
-        models = np.zeros((1, 65)), np.zeros((1, 65))
-        cv2.grabCut(picture, mask, None, *models, self.parameters.iterations, cv2.GC_INIT_WITH_MASK)
+        back, fore = np.zeros((1, 65)), np.zeros((1, 65))
+        nowhere = (0, 0, 1, 1)  # the rectangle is not used when a mask is given
+        cv2.grabCut(picture, mask, nowhere, back, fore, self.parameters.iterations, cv2.GC_INIT_WITH_MASK)
         found = np.isin(mask, (cv2.GC_FGD, cv2.GC_PR_FGD))
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
         return cv2.morphologyEx(found.astype(np.uint8), cv2.MORPH_OPEN, kernel).astype(bool)

@@ -31,22 +31,8 @@ from labeling.registry import load_labeler
 from labeling.run import label_rows, label_table
 
 SPECIAL_WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "<image>")
-WORDS = (
-    *SPECIAL_WORDS,
-    "USER",
-    ":",
-    "describe",
-    "a",
-    "the",
-    "cat",
-    "dog",
-    "sits",
-    "stands",
-    "on",
-    "red",
-    "sofa",
-    "grass",
-)
+PLAIN_WORDS = ("USER", ":", "describe", "a", "the", "cat", "dog", "sits", "stands", "on", "red", "sofa", "grass")
+WORDS = (*SPECIAL_WORDS, *PLAIN_WORDS)
 # The layers of a transformer of one layer, by the names most configurations use.
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 SEEN = {"image_size": 32, "patch_size": 16}

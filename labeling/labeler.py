@@ -37,13 +37,13 @@ class Labeler(ABC):
     version: ClassVar[int]
     reads: tuple[str, ...] = ("images.image",)
     schema: ClassVar[pa.Schema]
-    Parameters: ClassVar[type[Parameters]] = Parameters
+    Parameters: ClassVar[type[BaseModel]] = Parameters
     deterministic: bool = True  # the same rows give the same bytes; GPU kernels usually do not
     cpus: ClassVar[float] = 1.0
     gpus: float = 0.0
     batch_size: int = 8  # rows a call; batches start at row-group boundaries, so they depend on the shard alone
 
-    def __init__(self, group: str, parameters: Parameters) -> None:
+    def __init__(self, group: str, parameters: BaseModel) -> None:
         """`group` is the column group to fill: `name`, or `name-…` for a labeler that fills several."""
         self.group = group
         self.parameters = parameters

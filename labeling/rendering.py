@@ -68,10 +68,10 @@ class Surface:
             scene = trimesh.load_scene(path)
         except Exception as error:  # trimesh raises whatever its many readers do
             raise InputError(f"{path.name}: cannot be read as a mesh ({error})") from None
-        self.parts = [mesh for mesh in scene.dump() if isinstance(mesh, trimesh.Trimesh) and len(mesh.faces)]
+        self.parts: list[Any] = [mesh for mesh in scene.dump() if isinstance(mesh, trimesh.Trimesh) and len(mesh.faces)]
         if not self.parts:
             raise InputError(f"{path.name}: has no triangles to render")
-        whole = trimesh.util.concatenate([trimesh.Trimesh(m.vertices, m.faces, process=False) for m in self.parts])
+        whole: Any = trimesh.util.concatenate([trimesh.Trimesh(m.vertices, m.faces, process=False) for m in self.parts])
         vertices = np.asarray(whole.vertices)
         if scene.metadata.get("file_type", path.suffix.lstrip(".")) in ("glb", "gltf", "obj"):
             # These formats have y up, our world z.

@@ -120,7 +120,7 @@ class Dataset:
 
         save: keep what was learnt in GROUP/index.parquet.
         """
-        listing = self.store.list(group)
+        listing = self.store.files(group)
         names = [shard.name for shard in self.shards if f"{shard.name}.parquet" in listing]
         known = self._load_index(group) if INDEX in listing else {}
         found, changed = {}, False

@@ -52,7 +52,7 @@ class Source:
             folder = folder or "."
         self.store: Store = open_store(folder)
 
-    def list(self) -> list[Item]:
+    def items(self) -> list[Item]:
         """All items, sorted by name. Raises InputError when there are none."""
         files = self.store.walk()
         if self.pattern:

@@ -37,7 +37,7 @@ class Store(Protocol):
 
     uri: str
 
-    def list(self, prefix: str = "") -> dict[str, Entry]:
+    def files(self, prefix: str = "") -> dict[str, Entry]:
         """Files directly in the folder `prefix`, by base name. An absent folder is empty."""
 
     def folders(self, prefix: str = "") -> list[str]:
@@ -91,7 +91,7 @@ class LocalStore:
         self.uri = uri
         self.root = Path(uri)
 
-    def list(self, prefix: str = "") -> dict[str, Entry]:
+    def files(self, prefix: str = "") -> dict[str, Entry]:
         folder = self.root / prefix
         if not folder.is_dir():
             return {}
@@ -195,7 +195,7 @@ class S3Store:
                 Bucket=self.bucket, Prefix=f"{folder}/" if folder else "", Delimiter=delimiter
             )
 
-    def list(self, prefix: str = "") -> dict[str, Entry]:
+    def files(self, prefix: str = "") -> dict[str, Entry]:
         found = {}
         for page in self._pages(prefix, "/"):
             for item in page.get("Contents", ()):

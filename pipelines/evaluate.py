@@ -115,10 +115,10 @@ def draw_samples(
     store = open_store(f"{run}/samples")
     records: list[dict[str, Any]] = []
     requests: list[Request] = []
-    plans: list[tuple[str, str, Example, Picture, Picture | None]] = []
+    plans: list[tuple[str, str, Example, Picture | None, Picture]] = []  # …, known frame, true frame
     for example in shown[:each]:
         if "text2image" in example.prompts:
-            plans.append(("text2image", "to_image", example, example.picture, None))
+            plans.append(("text2image", "to_image", example, None, example.picture))
             requests.append(Request(example.prompts["text2image"], (1,), (), *sampler.bucket(example.picture)))
     for task in (*CONDITION_READS, *DEGRADATIONS):
         suited = [e for e in shown if task in e.prompts and (task in DEGRADATIONS or task in e.labels)]
@@ -129,19 +129,21 @@ def draw_samples(
                 condition = degrade(picture, task, 0)
             else:
                 condition = fit_picture(example.labels[task], *size)
-            for direction, mask, known in (("to_image", (1, 0), condition), ("from_image", (0, 1), picture)):
-                plans.append((task, direction, example, picture, condition))
+            for direction, mask, known, true in (
+                ("to_image", (1, 0), condition, picture),
+                ("from_image", (0, 1), picture, condition),
+            ):
+                plans.append((task, direction, example, known, true))
                 requests.append(Request(example.prompts[task], mask, (known,), *size))
-    for (task, direction, example, picture, condition), latents in zip(
+    for (task, direction, example, given, true), latents in zip(
         plans, sampler.sample(requests, steps, GUIDANCE), strict=True
     ):
-        stem = f"{task}-{direction}-{example.id[:8]}"
-        forward = direction == "to_image"
-        known, truth = (condition, picture) if forward else (picture, condition)
-        files = {"output": sampler.decode(latents[0 if forward else 1]), "input": known, "label": truth}
-        names = {key: f"{stem}-{key}.png" for key, value in files.items() if value is not None}
-        for key, name in names.items():
-            store.put(name, encode_png(files[key]))  # type: ignore[arg-type]
+        drawn = sampler.decode(latents[0 if direction == "to_image" else 1])
+        names = {}
+        for key, shown_picture in (("output", drawn), ("input", given), ("label", true)):
+            if shown_picture is not None:
+                names[key] = f"{task}-{direction}-{example.id[:8]}-{key}.png"
+                store.put(names[key], encode_png(shown_picture))
         records.append(
             {
                 "task": task,

@@ -58,7 +58,7 @@ def ingest(
     a target that cannot be written, a dataset of sets, or a source with no picture at all.
     """
     source = Source(source_uri)
-    items = source.list()
+    items = source.items()
     store = open_store(dataset_uri)
     dataset = Dataset.open(dataset_uri) if store.exists("dataset.json") else None
     if dataset and dataset.kind != "pictures":

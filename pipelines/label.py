@@ -102,7 +102,7 @@ def _run_wave(
     import ray
 
     active = {group: labelers[group] for group in labelers if group in wave.groups}
-    references = [
+    references: list[dict[str, Any]] = [
         {"shard": shard, "row_group": index, "groups": ",".join(groups)}
         for shard, groups in wave.work.items()
         for index in range(len(footers["images"][shard].row_groups))

@@ -113,7 +113,7 @@ class Sampler:
             ]
         )
         embeds, mask = self._prompts([request.prompt for request in requests], guidance > 1)
-        rays = torch.stack([r.rays for r in requests]) if first.rays is not None else None  # type: ignore[misc]
+        rays = torch.stack([r.rays for r in requests]) if first.rays is not None else None
         latents: Tensor = sample_frames(
             self.transformer,
             self.scheduler,

@@ -56,7 +56,7 @@ def views(source_uri: str, dataset_uri: str, count: int = 8, size: int = 256, se
     are kept. Raises InputError when the source has neither, or the dataset holds pictures.
     """
     source = Source(source_uri)
-    found = [item for item in source.list() if _is_set(item.name)]
+    found = [item for item in source.items() if _is_set(item.name)]
     if not found:
         raise InputError(f"{source_uri}: no mesh ({', '.join(MESHES)}) and no transforms.json there")
     store = open_store(dataset_uri)

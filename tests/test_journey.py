@@ -79,7 +79,7 @@ def test_every_task_is_sampled_in_both_directions(journey: tuple[str, str]) -> N
     assert {task for task, _ in directions} >= TASKS
     for task in TASKS - {"text2image"}:
         assert {(task, "to_image"), (task, "from_image")} <= directions
-    files = store.list()
+    files = store.files()
     named = {name for record in records for name in (*record["inputs"], *record["output"], record["label"]) if name}
     assert named <= set(files)
 

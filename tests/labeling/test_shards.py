@@ -46,7 +46,7 @@ def test_a_shard_reads_back_with_its_footer(place: str) -> None:
     assert (footer.recipe, footer.rows, footer.errors, footer.row_groups) == ("recipe", 3, 1, [2, 1])
     assert dataset.read("images", "000000").equals(TABLE)
     assert dataset.read("images", "000000", ["latent"], [1]).to_pylist() == [{"latent": [3.0]}]
-    assert "index.parquet" in dataset.store.list("images")
+    assert "index.parquet" in dataset.store.files("images")
     assert dataset.footers("images")["000000"] == footer
 
 
@@ -98,7 +98,7 @@ def test_wrong_s3_credentials_are_named(s3: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     store = open_store(f"{s3}/credentials")
     for operation in (
-        lambda: store.list(),
+        lambda: store.files(),
         lambda: store.put("a", b""),
         lambda: store.read("a"),
         lambda: store.open("a"),
@@ -109,4 +109,4 @@ def test_wrong_s3_credentials_are_named(s3: str, monkeypatch: pytest.MonkeyPatch
 
 def test_a_missing_bucket_is_named(s3: str) -> None:
     with pytest.raises(InputError, match="no such bucket"):
-        open_store("s3://nowhere/x").list()
+        open_store("s3://nowhere/x").files()

@@ -26,10 +26,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_picture_is_whole_and_has_author_licence_and_text(folder: Path) -> None:
     source = Source(str(folder))
     told = source.metadata()
-    names = [item.name for item in source.list() if not item.name.startswith("refused/")]
+    names = [item.name for item in source.items() if not item.name.startswith("refused/")]
     assert sorted(told) == names
     assert {"astronaut.png", "grace_hopper.jpg", "motorcycle_left.png", "moonwalk.jpg", "panda.jpg"} <= set(names)
-    for item in source.list():
+    for item in source.items():
         if item.name in told:
             assert normalise(source.read(item)[0], MAX_PIXELS, MIN_SIDE).width >= 300, item.name
             assert all(told[item.name][key] for key in ("author", "licence", "text")), item.name
@@ -70,7 +70,7 @@ def test_the_stereo_pair_comes_with_its_true_disparity(folder: Path, photographs
 def test_the_files_to_refuse_are_refused_each_for_its_reason(folder: Path) -> None:
     source = Source(str(folder))
     reasons = {}
-    for item in source.list():
+    for item in source.items():
         if item.name.startswith("refused/"):
             try:
                 normalise(source.read(item)[0], MAX_PIXELS, MIN_SIDE)

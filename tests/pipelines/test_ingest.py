@@ -113,7 +113,7 @@ def test_row_groups_respect_every_limit() -> None:
 
 
 def names(source: Source) -> list[str]:
-    return [item.name for item in source.list()]
+    return [item.name for item in source.items()]
 
 
 def test_folders_globs_tars_and_parquet_are_listed_in_order(pictures: Path, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_folders_globs_tars_and_parquet_are_listed_in_order(pictures: Path, tmp_
         for path in pictures.glob("c*.png"):
             archive.add(path, f"inside/../../{path.name}")
     tar = Source(str(tmp_path / "some.tar"))
-    assert [(item.name.rsplit("/", 1)[-1], tar.read(item)[0]) for item in tar.list()] == [
+    assert [(item.name.rsplit("/", 1)[-1], tar.read(item)[0]) for item in tar.items()] == [
         (path.name, path.read_bytes()) for path in sorted(pictures.glob("c*.png"))
     ]
     rows = [
@@ -131,7 +131,7 @@ def test_folders_globs_tars_and_parquet_are_listed_in_order(pictures: Path, tmp_
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "some.parquet", row_group_size=2)
     parquet = Source(str(tmp_path / "some.parquet"))
-    assert [parquet.read(item) for item in parquet.list()] == [
+    assert [parquet.read(item) for item in parquet.items()] == [
         (row["image"]["bytes"], {"text": row["caption"]}) for row in rows
     ]
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from labeling import labeler
 from labeling.labeler import Labeler, Row, RowError
 from model.pictures import Picture, decode_gray, decode_picture, encode_png
 
+_METRIC = ("depth_pro", "glpn", "zoedepth")  # architectures that predict metres, and whose configuration does not say
+_NEAREST = 0.01  # metres; what is predicted nearer is noise, and would leave no levels for the rest
 Inverse = NDArray[np.float32]  # (H, W) inverse depth in any unit, NaN where unknown
 
 
@@ -21,21 +23,35 @@ class DepthLabeler(Labeler):
 
     name = "depth"
     version = 1
-    reads = ("images.image", "images.right", "images.disparity", "images.disparity_scale")
+    reads: tuple[str, ...] = ("images.image", "images.right", "images.disparity", "images.disparity_scale")
     schema = pa.schema([("depth", pa.binary()), ("near", pa.float32()), ("far", pa.float32()), ("method", pa.string())])
 
     class Parameters(labeler.Parameters):
-        """model: hub name or path of a transformers depth model, "" for none; disparities: the largest shift between
-        the pictures of a pair, as a share of the width; block: of the stereo matcher, in pixels."""
+        """model: hub name or path of a transformers depth model, "" for none; gives: what the model predicts, inverse
+        depth (as MiDaS and Depth Anything) or depth in metres, "auto" to go by its configuration; disparities: the
+        largest shift between the pictures of a pair, as a share of the width; block: side of what the stereo matcher
+        compares, an odd number of pixels; long_side: pixels that a larger pair is reduced to before matching."""
 
         model: str = ""
-        disparities: float = Field(0.15, gt=0, le=1)
-        block: int = Field(5, ge=1, le=21)
+        gives: Literal["auto", "inverse", "depth"] = "auto"
+        disparities: float = Field(0.15, gt=0, le=0.5)
+        block: int = Field(3, ge=1, le=21)
+        long_side: int = Field(1280, ge=64)
+
+        @field_validator("block")
+        @classmethod
+        def _odd(cls, block: int) -> int:
+            if block % 2 == 0:
+                raise ValueError(f"{block} has no middle pixel; take {block + 1}")
+            return block
 
     parameters: Parameters
 
     def __init__(self, group: str, parameters: labeler.Parameters) -> None:
         super().__init__(group, parameters)
+        if self.parameters.model:
+            self.reads = ("images.image",)
+        self._name = ""  # of a model that is given: class and digest, never the path it lies at
         self._network: Any = None
         self._processor: Any = None
 
@@ -43,7 +59,7 @@ class DepthLabeler(Labeler):
     def model(self) -> str:
         import cv2
 
-        return self.parameters.model or f"opencv {cv2.__version__} stereo"
+        return self._name or f"opencv {cv2.__version__} stereo"
 
     def weights_digest(self) -> str:
         if not self.parameters.model:
@@ -70,20 +86,25 @@ class DepthLabeler(Labeler):
         self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
         network = AutoModelForDepthEstimation.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         self._network = network.to(self._device).eval()
+        self._name = f"{type(network).__name__} {self.weights_digest()[:8]}"
+        gives = self.parameters.gives
+        self._metric = gives == "depth" or (gives == "auto" and _is_metric(network.config))
 
     def label_row(self, row: Row) -> Row:
         picture = row["images.image"]
         if picture is None:
             raise RowError("no images: images.image is missing")
         if self._network is not None:
-            inverse, method = self._estimate(np.asarray(picture)), self.parameters.model
+            inverse, method = self._estimate(np.asarray(picture)), self._name
         elif row["images.right"] is not None:
             inverse, method = self._match(np.asarray(picture), decode_picture(row["images.right"])), "stereo"
         elif row["images.disparity"] is not None:
-            levels = decode_gray(row["images.disparity"]).astype(np.float32)
-            inverse, method = np.where(levels > 0, levels * row["images.disparity_scale"], np.nan), "given"
+            if row["images.disparity_scale"] is None:
+                raise RowError("given: images.disparity without images.disparity_scale; ingest it with its scale")
+            steps = decode_gray(row["images.disparity"]).astype(np.float32)
+            inverse, method = np.where(steps > 0, steps * row["images.disparity_scale"], np.nan), "given"
         else:
-            raise RowError("no depth model, stereo pair or true disparity: name a model with depth.model")
+            raise RowError("no depth model, stereo pair or true disparity: set depth.model=NAME")
         known = np.isfinite(inverse)
         if inverse.shape != picture.shape[:2]:
             raise RowError(f"{method} of {inverse.shape[1]}×{inverse.shape[0]} pixels for a picture of another size")
@@ -96,21 +117,43 @@ class DepthLabeler(Labeler):
 
     def _match(self, left: Picture, right: Picture) -> Inverse:
         """Disparities by semi-global matching; NaN where the two directions disagree or nothing fits."""
-        import cv2
+        import mmcv
 
         if left.shape != right.shape:
             raise RowError(f"right picture of {right.shape[1]}×{right.shape[0]} pixels for a left one of another size")
+        width, height = left.shape[1], left.shape[0]
+        # Time grows with the third power of the side, and the model never sees the finest shifts.
+        limit = self.parameters.long_side
+        if max(width, height) > limit:
+            left, right = (mmcv.imrescale(side, (limit, limit), interpolation="area") for side in (left, right))
+        found = self._shifts(left, right)
+        # The same from the right picture's side, which mirrored is a left one. What it sees elsewhere is hidden from
+        # one of the two, or wrong.
+        back = self._shifts(right[:, ::-1].copy(), left[:, ::-1].copy())[:, ::-1]
+        columns = np.arange(found.shape[1])[None] - np.rint(np.nan_to_num(found)).astype(np.int64)
+        there = np.take_along_axis(back, columns.clip(0), axis=1)
+        # A comparison with NaN is false.
+        found = np.where((columns >= 0) & (np.abs(found - there) <= 1), found, np.nan).astype(np.float32)
+        if found.shape == (height, width):
+            return found
+        nearest = np.asarray(mmcv.imresize(found, (width, height), interpolation="nearest"), np.float32)
+        return nearest * np.float32(width / found.shape[1])
+
+    def _shifts(self, left: Picture, right: Picture) -> Inverse:
+        """How far each pixel of the left picture lies to the left in the right one, NaN where nothing fits."""
+        import cv2
+
         most = max(16, -(-round(left.shape[1] * self.parameters.disparities) // 16) * 16)
-        area = self.parameters.block**2
+        area = 3 * self.parameters.block**2  # channels × pixels, what the costs are sums over
         matcher = cv2.StereoSGBM.create(
             minDisparity=0,
             numDisparities=most,
             blockSize=self.parameters.block,
-            P1=8 * 3 * area,
-            P2=32 * 3 * area,
+            P1=8 * area,
+            P2=32 * area,
             disp12MaxDiff=1,
-            uniquenessRatio=8,
-            speckleWindowSize=120,
+            uniquenessRatio=5,
+            speckleWindowSize=100,
             speckleRange=2,
             mode=cv2.STEREO_SGBM_MODE_SGBM_3WAY,
         )
@@ -125,5 +168,16 @@ class DepthLabeler(Labeler):
         inputs = self._processor(images=picture, return_tensors="pt", input_data_format="channels_last")
         with torch.no_grad():
             outputs = self._network(**inputs.to(self._device))
-        (found,) = self._processor.post_process_depth_estimation(outputs, target_sizes=[picture.shape[:2]])
-        return found["predicted_depth"].float().cpu().numpy()
+        size = [picture.shape[:2]]
+        sources = {"source_sizes": size} if self._network.config.model_type == "zoedepth" else {}  # it pads
+        (found,) = self._processor.post_process_depth_estimation(outputs, target_sizes=size, **sources)
+        predicted = found["predicted_depth"].float().cpu().numpy()
+        if not self._metric:
+            return predicted
+        return np.where(predicted > 0, 1 / np.maximum(predicted, _NEAREST), np.nan).astype(np.float32)
+
+
+def _is_metric(config: Any) -> bool:
+    """Whether a transformers depth model of this configuration predicts metres instead of inverse depth."""
+    stated = getattr(config, "depth_estimation_type", None)
+    return stated == "metric" if stated else config.model_type in _METRIC

@@ -6,6 +6,7 @@ plan's business, and must not depend on who was faster.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,30 @@ from training.reader import PlanReader
 _BLOCK_STEPS = 4  # steps a task: enough to hide Ray's cost of one, few enough to begin at once
 _SEGMENT_STEPS = 8192  # steps of one Ray Data execution, so that what it holds about its blocks stays small
 _STORE_SHARE = 0.25  # of the object store for what all workers have read ahead
+
+
+_PAUSE = 0.05  # seconds; far below the time of a block of steps
+
+
+class Unhurried:
+    """Makes Ray Data's scheduling loop rest between rounds (an ExecutionCallback of Ray Data).
+
+    Once enough is read ahead there is no task to wait for, and the loop, a thread of the training worker, spins: on two
+    cores it took half of the worker's time.
+    """
+
+    def before_execution_starts(self, executor: Any) -> None:
+        """Nothing to prepare."""
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Rest."""
+        time.sleep(_PAUSE)
+
+    def after_execution_succeeds(self, executor: Any) -> None:
+        """Nothing to tidy."""
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None:
+        """Nothing to tidy."""
 
 
 class StepReader:
@@ -75,6 +100,7 @@ def _dataset(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
+    context.custom_execution_callback_classes = [Unhurried]
     # Every worker runs its own execution; together they must not take each other's memory.
     store = ray.cluster_resources().get("object_store_memory", 0.0) * _STORE_SHARE / workers
     context.execution_options.resource_limits = ExecutionResources(

@@ -173,6 +173,13 @@ def test_colours_have_everyday_names(color, name):
     assert f"The picture's main colours are black and {name}." in caption(images_image=picture)
 
 
+def test_a_gray_picture_with_one_coloured_thing_is_not_black_and_white():
+    picture = np.full((100, 100, 3), 128, np.uint8)
+    assert "black and white" in caption(images_image=picture)
+    picture[:15, :15] = (255, 0, 0)
+    assert caption(images_image=picture).startswith("The picture's main colour is gray.")
+
+
 def test_photographs():
     assert "main colours are brown and beige" in caption(images_image=data.chelsea())
     assert caption(images_image=data.camera()[..., None].repeat(3, 2)).endswith("The picture is black and white.")

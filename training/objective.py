@@ -55,12 +55,12 @@ def draw_noise(noise_seed: int, shape: Sequence[int]) -> torch.Tensor:
 
 def flow_matching_loss(
     model: torch.nn.Module, samples: Sequence[Sample], device: torch.device | str = "cpu"
-) -> tuple[torch.Tensor, list[float]]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss of a pack: Σ over counted frames of the mean squared error of the velocity.
 
     model: called as model(noisy, timesteps, text), lists over the samples, like NextDiT.forward_packed.
-    Returns the sum as a scalar to differentiate, float32, and each sample's part of it. Dividing by the number of
-    counted frames of the whole step makes the loss of the step, whoever shared a pack or a worker.
+    Returns the sum as a scalar to differentiate, float32, and each sample's part of it, (samples,), detached. Dividing
+    by the number of counted frames of the whole step makes the loss of the step, whoever shared a pack or a worker.
     """
     import torch
 
@@ -81,4 +81,4 @@ def flow_matching_loss(
         for velocity, target, frames in zip(velocities, targets, counted, strict=True)
     ]
     stacked = torch.stack(losses)
-    return stacked.sum(), stacked.detach().tolist()
+    return stacked.sum(), stacked.detach()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from labeling.storage import Store, open_store
 from model.errors import InputError
-from training.batch import StepBatch
+from training.batch import Sample, StepBatch
 from training.checkpoint import checkpoint_name, load_checkpoint, load_training, save_checkpoint, whole_checkpoints
 from training.config import TrainingConfig
 from training.objective import flow_matching_loss
@@ -116,8 +116,11 @@ class _Worker:
             self.records.close()
         return metrics
 
-    def _step(self, batch: StepBatch) -> float:
-        """One update of the weights. Returns the norm of the gradient before clipping."""
+    def _step(self, batch: StepBatch) -> Tensor:
+        """One update of the weights. Returns the norm of the gradient before clipping.
+
+        Nothing here waits for a GPU: what is to be logged stays there until it is.
+        """
         rate = learning_rate(batch.step, self.config.steps, self.config.optimizer)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -132,12 +135,14 @@ class _Worker:
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
         self.optimizer.step()
         self.average.update(batch.step)
-        return float(norm)
+        assert norm is not None
+        return norm.detach()
 
-    def _log(self, step: int, norm: float, seconds: float) -> dict[str, Any]:
+    def _log(self, step: int, norm: Tensor, seconds: float) -> dict[str, Any]:
         values = self._window.close()
         rate = learning_rate(step - 1, self.config.steps, self.config.optimizer)
-        record = {"step": step, **values, "learning_rate": rate, "gradient_norm": norm, "seconds": round(seconds, 3)}
+        record = {"step": step, **values, "learning_rate": rate, "gradient_norm": float(norm)}
+        record["seconds"] = round(seconds, 3)
         if not torch.isfinite(torch.tensor(values["loss"])):
             raise InputError(f"the loss is {values['loss']} at step {step}; lower optimizer.learning_rate")
         flat = {f"loss/{task}": loss for task, loss in values["losses"].items()}
@@ -232,17 +237,16 @@ class _Window:
         self._reset()
 
     def _reset(self) -> None:
-        self.steps, self.loss, self.tokens, self.samples = 0, 0.0, 0, 0
+        self.steps, self.tokens, self.samples = 0, 0, 0
         self.waited, self.seconds = 0.0, 0.0
-        self.by_task = {task: [0.0, 0.0] for task in self.tasks}
+        self.packs: list[tuple[list[tuple[str, int]], Tensor, int]] = []
 
-    def add(self, pack: list[Any], parts: list[float], frames_in_loss: int) -> None:
-        self.loss += sum(parts) / frames_in_loss
-        for sample, part in zip(pack, parts, strict=True):
-            self.tokens += sample.tokens
-            self.samples += 1
-            self.by_task[sample.task][0] += part
-            self.by_task[sample.task][1] += int(sample.in_loss.sum())
+    def add(self, pack: list[Sample], parts: Tensor, frames_in_loss: int) -> None:
+        """parts: of each sample of the pack; frames_in_loss: of the step."""
+        counted = [(sample.task, int(sample.in_loss.sum())) for sample in pack]
+        self.packs.append((counted, parts, frames_in_loss))
+        self.tokens += sum(sample.tokens for sample in pack)
+        self.samples += len(pack)
 
     def took(self, waited: float, seconds: float) -> None:
         """waited: seconds of the step's that went by without a batch."""
@@ -252,10 +256,15 @@ class _Window:
 
     def close(self) -> dict[str, Any]:
         """Means over the window and all workers; begins the next window."""
-        local = [self.loss, self.tokens, self.samples, self.waited, self.seconds, 1.0]
-        local += [value for task in self.tasks for value in self.by_task[task]]
-        total = torch.tensor(local, dtype=torch.float32 if self.device.type == "mps" else torch.float64)
-        total = total.to(self.device)
+        loss, by_task = 0.0, {task: [0.0, 0.0] for task in self.tasks}
+        for counted, parts, frames_in_loss in self.packs:
+            for (task, frames), part in zip(counted, parts.tolist(), strict=True):
+                loss += part / frames_in_loss
+                by_task[task][0] += part
+                by_task[task][1] += frames
+        local = [loss, self.tokens, self.samples, self.waited, self.seconds, 1.0]
+        local += [value for task in self.tasks for value in by_task[task]]
+        total = torch.tensor(local, dtype=torch.float64, device=self.device)
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(total)
         loss, tokens, samples, waited, seconds, workers, *rest = total.tolist()

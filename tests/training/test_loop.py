@@ -110,11 +110,12 @@ def test_two_workers_and_small_packs_give_the_same_run(
 def test_a_killed_run_continues_to_the_same_weights(
     whole: tuple[Path, TrainingResult, list[Any]], shared_config: dict[str, Any], tmp_path: Path
 ) -> None:
+    import ray  # not before ray_cluster has set how it authenticates
+
     killed = tmp_path / "killed"
-    (tmp_path / "settings.json").write_text(json.dumps(shared_config))
-    driver = subprocess.Popen(
-        [sys.executable, "-c", _DRIVER, str(tmp_path / "settings.json"), str(killed)], start_new_session=True
-    )
+    command = [sys.executable, "-c", _DRIVER, str(_settings(tmp_path, [shared_config])), str(killed)]
+    address = ray.get_runtime_context().gcs_address
+    driver = subprocess.Popen(command, start_new_session=True, env={**os.environ, "RAY_ADDRESS": address})
     deadline = time.monotonic() + 180
     while not any(whole_checkpoints(open_store(killed))) and time.monotonic() < deadline:
         assert driver.poll() is None, "the run ended before it could be killed"
@@ -181,14 +182,13 @@ def test_a_run_on_s3_resumes_and_leaves_the_same(
     s3_server: dict[str, str],
 ) -> None:
     """In a process of its own: workers take credentials from the environment that their Ray was started in."""
-    for steps in (2, 4):
-        (tmp_path / "settings.json").write_text(json.dumps({**shared_config, "steps": steps}))
-        command = [sys.executable, "-c", _DRIVER, str(tmp_path / "settings.json"), f"{s3}/run"]
-        subprocess.run(command, check=True, timeout=180, env={**os.environ, **s3_server})
+    settings = _settings(tmp_path, [{**shared_config, "steps": steps} for steps in (2, 4)])
+    command = [sys.executable, "-c", _DRIVER, str(settings), f"{s3}/run"]
+    subprocess.run(command, check=True, timeout=300, env={**os.environ, **s3_server})
     store = open_store(f"{s3}/run")
     assert whole_checkpoints(store) == [0, 2, 4]
     assert [record["loss"] for record in read_metrics(store)] == _losses(whole[0])[:4]
-    assert any("events.out" in name for name in store.list("tensorboard"))
+    assert any("events.out" in name for name in store.files("tensorboard"))
     transformer, state = load_checkpoint(f"{s3}/run")
     assert state["step"] == 4
     local, _ = load_checkpoint(whole[0] / "checkpoints" / "step-000004")
@@ -202,8 +202,16 @@ from cluster.session import ray_session
 from training.config import load_config
 from training.loop import run_training
 with ray_session(memory=200 << 20):
-    run_training(load_config("debug", json.load(open(sys.argv[1]))), sys.argv[2])
+    for settings in json.load(open(sys.argv[1])):
+        run_training(load_config("debug", settings), sys.argv[2])
 """
+
+
+def _settings(folder: Path, runs: list[dict[str, Any]]) -> Path:
+    """A file of settings for _DRIVER."""
+    path = folder / "settings.json"
+    path.write_text(json.dumps(runs))
+    return path
 
 
 def _tensorboard_steps(run: Path, name: str) -> list[int]:

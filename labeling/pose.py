@@ -82,7 +82,9 @@ class PoseLabeler(Labeler):
         if self._device == "cpu":
             torch.set_num_threads(1)
         self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        network = VitPoseForPoseEstimation.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        network = VitPoseForPoseEstimation.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        )
         self._network = network.to(self._device).eval()
         self._name = f"{type(network).__name__} {self.weights_digest()[:8]}"
 
@@ -99,14 +101,20 @@ class PoseLabeler(Labeler):
             if name == "person"
         ]
         boxes = sorted(boxes, key=lambda box: -(box[2] - box[0]) * (box[3] - box[1]))[: self.parameters.people]
-        found = self._vitpose(picture, boxes) if self._processor is not None else self._mediapipe(picture, boxes)
+        if self._processor is not None:
+            found = self._vitpose(picture, boxes)
+        else:
+            # Without any box the whole picture is tried, for people the detector overlooked; where it found other
+            # things, mediapipe would put a person on a bird.
+            whole = [] if row["boxes.boxes"] else [np.array([0.0, 0.0, width, height])]
+            found = self._mediapipe(picture, boxes or whole)
         return {"keypoints": found, "skeleton": encode_png(draw_skeleton(found, width, height))}
 
     def _mediapipe(self, picture: Picture, boxes: list[NDArray[np.float64]]) -> list[Points]:
-        """One person a crop; without a person box the whole picture is tried, for people the detector overlooked."""
+        """At most one person a box, found in a crop around it."""
         height, width = picture.shape[:2]
         people: list[Points] = []
-        for box in boxes or [np.array([0.0, 0.0, width, height])]:
+        for box in boxes:
             margin = self.parameters.margin * max(box[2] - box[0], box[3] - box[1])
             left, top = (int(max(0, value - margin)) for value in box[:2])
             right, bottom = (

@@ -1,3 +1,7 @@
+import hashlib
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -61,9 +65,10 @@ def test_one_person_in_two_boxes_is_one(labeler):
     assert len(labeler.label_row(row(data.astronaut(), PERSON, near))["keypoints"]) == 1
 
 
-def test_without_a_person_box_the_whole_picture_is_tried(labeler):
-    (person,) = labeler.label_row(row(data.astronaut(), (400, 10, 500, 200), names=["train"]))["keypoints"]
+def test_the_whole_picture_is_tried_only_where_nothing_was_detected(labeler):
+    (person,) = labeler.label_row(row(data.astronaut()))["keypoints"]
     assert np.abs(at(person, NOSE) - (224, 122)).max() < 25
+    assert labeler.label_row(row(data.astronaut(), (400, 10, 500, 200), names=["train"]))["keypoints"] == []
 
 
 def test_the_skeleton_is_the_drawing_of_the_points(labeler):
@@ -85,6 +90,19 @@ def test_neither_the_batch_nor_another_labeler_changes_a_row(labeler):
     together = label_table(labeler, [cup, person], sets=False)
     assert label_table(make(), [person], sets=False).to_pylist() == together.slice(1).to_pylist()
     assert "mediapipe" in together["model"][0].as_py() and labeler.weights_digest()
+
+
+def test_another_process_gives_the_same(labeler):
+    script = (
+        "import hashlib\nfrom skimage import data\nfrom labeling.registry import load_labeler\n"
+        "labeler = load_labeler('pose', {})\nlabeler.load()\n"
+        "box = dict(zip(('x0', 'y0', 'x1', 'y1'), (14, 12, 370, 508)))\n"
+        "row = {'id': 'one', 'images.image': data.astronaut(), 'boxes.boxes': [box], 'boxes.names': ['person']}\n"
+        "print(hashlib.sha256(repr(labeler.label_row(row)).encode()).hexdigest())"
+    )
+    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+    here = labeler.label_row(row(data.astronaut(), PERSON))
+    assert hashlib.sha256(repr(here).encode()).hexdigest() == other
 
 
 def test_scores_of_boxes_are_not_read(labeler):

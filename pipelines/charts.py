@@ -1,0 +1,196 @@
+"""Charts as inline SVG: no script, no fonts, colours by CSS class, so that they follow the page into dark mode."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup, escape
+
+WIDTH, HEIGHT = 460, 220
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 22, 24, 34
+MOST_POINTS = 400
+Points = Sequence[tuple[float, float]]
+
+
+def line_chart(points: Points, label: str, unit: str, smooth: bool = True, top: float | None = None) -> Markup:
+    """Values over training steps: as measured, faint, and smoothed, strong.
+
+    points: (step, value); label: what is measured, for readers of the page's text; unit: on the vertical axis;
+    top: of that axis, to give several charts the same. Values that are not finite are left out.
+    """
+    points = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    if not points:
+        return Markup("")
+    steps, values = np.array(points, float).T
+    means = smoothed(values) if smooth else values
+    high = top or chart_top(values)
+    low = min(0.0, float(values.min()))
+    x0, x1 = float(steps.min()), float(steps.max())
+    if x0 == x1:
+        x0, x1 = x0 - 1, x1 + 1
+    inner = (WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM)
+
+    def x(value: float) -> float:
+        return _LEFT + (value - x0) / (x1 - x0) * inner[0]
+
+    def y(value: float) -> float:
+        return _TOP + (1 - (min(value, high) - low) / (high - low)) * inner[1]
+
+    parts = []
+    for tick in ticks(low, high, 5):
+        place = y(tick)
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{place:.1f}" y2="{place:.1f}"/>')
+        parts.append(f'<text class="axis end" x="{_LEFT - 7}" y="{place + 3.5:.1f}">{number(tick)}</text>')
+    for tick in ticks(x0, x1, 6):
+        parts.append(f'<text class="axis mid" x="{x(tick):.1f}" y="{HEIGHT - 18}">{number(tick)}</text>')
+    parts.append(f'<text class="axis end" x="{WIDTH - _RIGHT}" y="{HEIGHT - 3}">step</text>')
+    parts.append(f'<text class="axis" x="4" y="12">{escape(unit)}</text>')
+    for name, line in (("raw", values), ("line", means)) if smooth else (("line", values),):
+        if len(points) == 1:
+            parts.append(f'<circle class="dot" cx="{x(steps[0]):.1f}" cy="{y(line[0]):.1f}" r="3"/>')
+            continue
+        path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(*_thinned(steps, line), strict=True))
+        parts.append(f'<polyline class="{name}" points="{path}"/>')
+    told = f"{label}: {number(float(means[0]))} at step {number(steps[0])}, {number(float(means[-1]))} at the end"
+    return _svg(WIDTH, HEIGHT, told, "chart", parts)
+
+
+def chart_top(values: Any) -> float:
+    """A top of the axis that shows all but the rarest spikes."""
+    finite = np.array([value for value in values if math.isfinite(value)], float)
+    if not finite.size:
+        return 1.0
+    high = max(float(np.quantile(finite, 0.995)), float(smoothed(finite).max()))
+    return high * 1.05 if high > 0 else 1.0
+
+
+def dot_strip(figure: Mapping[str, Any], baselines: Mapping[str, str]) -> Markup:
+    """Correlations on one axis: a dot for each picture, a bar for the model's mean, a mark for each baseline.
+
+    figure: as in evaluation.json; baselines: key in it → short name. Marks are explained by the page's legend.
+    """
+    single = [value for value in figure.get("per_picture") or () if _is_number(value)]
+    marks = {key: figure[key] for key in baselines if _is_number(figure.get(key))}
+    known = [*single, *marks.values(), *([figure["model"]] if _is_number(figure.get("model")) else [])]
+    if not known:
+        return Markup("")
+    low = math.floor(min(-0.1, *known) * 10) / 10
+    width, height, left, right = WIDTH, 64, 14, 14
+
+    def x(value: float) -> float:
+        return left + (value - low) / (1 - low) * (width - left - right)
+
+    parts = [f'<line class="grid" x1="{left}" x2="{width - right}" y1="30" y2="30"/>']
+    for tick in ticks(low, 1, 6):
+        parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="10" y2="46"/>')
+        parts.append(f'<text class="axis mid" x="{x(tick):.1f}" y="60">{number(tick)}</text>')
+    parts += [f'<circle class="dot" cx="{x(value):.1f}" cy="30" r="4"/>' for value in single]
+    for index, (key, value) in enumerate(marks.items()):
+        parts.append(
+            f'<path class="mark m{index}" d="M{x(value):.1f} 12v36"><title>{escape(baselines[key])}</title></path>'
+        )
+    if _is_number(figure.get("model")):
+        parts.append(f'<path class="mark model" d="M{x(figure["model"]):.1f} 8v44"><title>model</title></path>')
+    told = "; ".join(f"{baselines[key]} {value:.2f}" for key, value in marks.items())
+    return _svg(width, height, f"correlation of the model {_two(figure.get('model'))}; {told}", "strip", parts)
+
+
+def camera_plan(c2w: Sequence[Sequence[float]], intrinsics: Sequence[Sequence[float]]) -> Markup:
+    """The cameras of a view set seen from above (z up): where each stands, and what lies in its field of view.
+
+    c2w: 16 numbers a camera, OpenGL camera-to-world; intrinsics: 9 numbers a camera, for an image width of 1.
+    """
+    size, margin = 220, 26
+    matrices = np.array(c2w, float).reshape(-1, 4, 4)
+    focal = np.array(intrinsics, float).reshape(-1, 3, 3)[:, 0, 0]
+    places = matrices[:, :2, 3]
+    if not (len(matrices) and np.isfinite(matrices).all() and np.isfinite(focal).all() and (focal > 0).all()):
+        return Markup("")
+    ahead, aside = -matrices[:, :2, 2], matrices[:, :2, 0]
+    span = np.concatenate([places, np.zeros((1, 2))])
+    middle = (span.max(0) + span.min(0)) / 2
+    reach = float(np.abs(span - middle).max()) or 1.0
+    scale = (size / 2 - margin) / reach
+    length = 0.42 * reach
+
+    def at(point: Any) -> str:
+        across, up = (np.asarray(point) - middle) * scale
+        return f"{size / 2 + across:.1f},{size / 2 - up:.1f}"
+
+    ox, oy = at((0, 0)).split(",")
+    parts = [f'<path class="origin" d="M{ox} {oy}m-5 0h10m-5 -5v10"/>']
+    for index, place in enumerate(places):
+        half = aside[index] * 0.5 / focal[index]
+        left, right = (place + length * (ahead[index] + sign * half) for sign in (-1, 1))
+        parts.append(f'<polygon class="view" points="{at(place)} {at(left)} {at(right)}"/>')
+    for index, place in enumerate(places):
+        cx, cy = at(place).split(",")
+        away = place - middle
+        tx, ty = at(place + away / (np.linalg.norm(away) or 1) * 13 / scale).split(",")
+        parts.append(f'<circle class="dot" cx="{cx}" cy="{cy}" r="3.5"/>')
+        parts.append(f'<text class="axis mid" x="{tx}" y="{float(ty) + 3.5:.1f}">{index + 1}</text>')
+    return _svg(size, size, f"{len(places)} cameras seen from above", "plan", parts)
+
+
+def smoothed(values: Any) -> Any:
+    """Exponential moving average without the pull of a first value; as long as a thirtieth of the curve."""
+    keep = 1 - 1 / max(1.0, len(values) / 30)
+    total = weight = 0.0
+    found = np.empty(len(values))
+    for index, value in enumerate(values):
+        total, weight = keep * total + float(value), keep * weight + 1
+        found[index] = total / weight
+    return found
+
+
+def ticks(low: float, high: float, most: int) -> list[float]:
+    """Round numbers from low to high, at most about `most`."""
+    if not high > low:
+        return [low]
+    rough = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def number(value: Any) -> str:
+    """A number as a person writes it: three digits that count, thousands apart, "–" for none."""
+    if not _is_number(value):
+        return "–"
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000 or (float(value).is_integer() and abs(value) < 1e15):
+        return f"{value:,.0f}"
+    if abs(value) < 1e-3:
+        return f"{value:.2g}"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    text = f"{value:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _two(value: Any) -> str:
+    return f"{value:.2f}" if _is_number(value) else "unknown"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _thinned(x: Any, y: Any) -> tuple[Any, Any]:
+    """At most MOST_POINTS points: means of equal stretches of the curve."""
+    if len(x) <= MOST_POINTS:
+        return x, y
+    stretches = np.array_split(np.arange(len(x)), MOST_POINTS)
+    return np.array([x[part].mean() for part in stretches]), np.array([y[part].mean() for part in stretches])
+
+
+def _svg(width: int, height: int, told: str, kind: str, parts: Sequence[str]) -> Markup:
+    return Markup(  # noqa: S704 - numbers, and text that was escaped above
+        f'<svg class="{kind}" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(told)}">'
+        + "".join(parts)
+        + "</svg>"
+    )

@@ -5,7 +5,7 @@ PICTURES ?=
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --constraint constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/onediffusion demo $(if $(PICTURES),--pictures "$(PICTURES)")

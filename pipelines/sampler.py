@@ -49,13 +49,17 @@ class Sampler:
     def __init__(self, checkpoint: str, device: str | None = None) -> None:
         """checkpoint: a run or one of its checkpoints, local or s3://. Raises InputError when there is none."""
         from diffusers import FlowMatchEulerDiscreteScheduler
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()  # of weights that are read in no time
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if self.device == "cpu":
             torch.set_num_threads(os.cpu_count() or 1)
         self.transformer, self.state = load_checkpoint(checkpoint)
-        self.dtype = torch.float32 if self.device == "cpu" else torch.bfloat16
-        self.transformer.to(self.device, self.dtype)
+        self.dtype = torch.float32
+        if self.device != "cpu":
+            self.dtype = torch.bfloat16
+            self.transformer.to(self.device, self.dtype)
         self.codec = load_codec(self.state.get("codec", "dct"), device=self.device)
         self.text = load_text_encoder(self.state.get("text_encoder", "minilm"), device=self.device)
         self.size = int(self.state.get("config", {}).get("size", 256))

@@ -183,7 +183,9 @@ class BoxesLabeler(Labeler):
         if self._device == "cpu":
             torch.set_num_threads(1)
         self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        network = AutoModelForObjectDetection.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        network = AutoModelForObjectDetection.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        )
         self._net = network.to(self._device).eval()
         self._name = f"{type(network).__name__} {self.weights_digest()[:8]}"
 

@@ -84,7 +84,9 @@ class DepthLabeler(Labeler):
         if self._device == "cpu":
             torch.set_num_threads(1)
         self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        network = AutoModelForDepthEstimation.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        network = AutoModelForDepthEstimation.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        )
         self._network = network.to(self._device).eval()
         self._name = f"{type(network).__name__} {self.weights_digest()[:8]}"
         gives = self.parameters.gives

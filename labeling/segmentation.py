@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +11,13 @@ from pydantic import Field
 
 from labeling import labeler
 from labeling.labeler import Labeler, Row, RowError, package_model
+from model.errors import InputError
 from model.pictures import Picture, encode_png
 from model.prompts import draw_colors
 
 _PERSON = "person"
+_NOTHING = ("background", "unlabeled", "void", "N/A")  # classes of some models that stand for none
+_CLASSES = 10  # of a picture (PAPER.md, One-Gen)
 _LEAST_SHARE = 0.0005  # of the picture: smaller regions are noise
 
 
@@ -23,15 +26,17 @@ class SegmentationLabeler(Labeler):
 
     name = "segmentation"
     version = 1
-    reads = ("images.image", "boxes.boxes", "boxes.names")
+    reads: tuple[str, ...] = ("images.image", "boxes.boxes", "boxes.names")
     schema = pa.schema([("mask", pa.binary()), ("names", pa.list_(pa.string())), ("colors", pa.list_(pa.string()))])
 
     class Parameters(labeler.Parameters):
-        """model: hub name or path of a transformers universal segmentation model, "" for the embedded way;
+        """model: hub name or path of a transformers segmentation model, "" for the embedded way; kind: which regions a
+        model is asked for, "" for single things or, of a model that cannot tell them apart, classes of pixels;
         working_side: pixels of the longer side that GrabCut works at; iterations: of GrabCut; threshold: least share
         of person in a pixel, or least score of a segment."""
 
         model: str = ""
+        kind: Literal["", "instance", "panoptic", "semantic"] = ""
         working_side: int = Field(320, ge=32)
         iterations: int = Field(4, ge=1)
         threshold: float = Field(0.5, ge=0, le=1)
@@ -40,6 +45,8 @@ class SegmentationLabeler(Labeler):
 
     def __init__(self, group: str, parameters: labeler.Parameters) -> None:
         super().__init__(group, parameters)
+        if self.parameters.model:
+            self.reads = ("images.image",)
         self._name = ""  # of a model that is given: class and digest, never the path it lies at
         self._people: Any = None
         self._network: Any = None
@@ -70,7 +77,13 @@ class SegmentationLabeler(Labeler):
             self._people = solution("selfie_segmentation").SelfieSegmentation(model_selection=0)
             return
         import torch
-        from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
+        from transformers import (
+            MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
+            AutoConfig,
+            AutoImageProcessor,
+            AutoModelForSemanticSegmentation,
+            AutoModelForUniversalSegmentation,
+        )
 
         from model.weights import model_folder
 
@@ -79,7 +92,15 @@ class SegmentationLabeler(Labeler):
         if self._device == "cpu":
             torch.set_num_threads(1)
         self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        network = AutoModelForUniversalSegmentation.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        # Models of things and of stuff, or of classes of pixels alone.
+        universal = (
+            type(AutoConfig.from_pretrained(folder, local_files_only=True)) in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
+        )
+        self._kind = self.parameters.kind or ("instance" if universal else "semantic")
+        if not hasattr(self._processor, f"post_process_{self._kind}_segmentation"):
+            raise InputError(f"segmentation.kind: {self._kind} regions are not what this model gives; take semantic")
+        loader = AutoModelForUniversalSegmentation if universal else AutoModelForSemanticSegmentation
+        network = loader.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
         self._network = network.to(self._device).eval()
         self._name = f"{type(network).__name__} {self.weights_digest()[:8]}"
 
@@ -165,15 +186,21 @@ class SegmentationLabeler(Labeler):
         inputs = self._processor(images=picture, return_tensors="pt", input_data_format="channels_last")
         with torch.no_grad():
             outputs = self._network(**inputs.to(self._device))
-        (found,) = self._processor.post_process_instance_segmentation(
-            outputs, threshold=self.parameters.threshold, target_sizes=[picture.shape[:2]]
-        )
-        numbers = found["segmentation"].cpu().numpy()
-        names = self._network.config.id2label
-        surest = sorted(found["segments_info"], key=lambda one: -one["score"])
-        classes = list(dict.fromkeys(str(names[one["label_id"]]) for one in surest))[:10]
-        regions = [(numbers == one["id"], str(names[one["label_id"]])) for one in surest]
-        return [(region, name) for region, name in regions if name in classes and region.mean() >= _LEAST_SHARE]
+        size, names = picture.shape[:2], self._network.config.id2label
+        post_process = getattr(self._processor, f"post_process_{self._kind}_segmentation")
+        if self._kind == "semantic":
+            (found,) = post_process(outputs, target_sizes=[size])
+            numbers = found.cpu().numpy()
+            regions = [(numbers == label, str(names[int(label)])) for label in np.unique(numbers)]
+            regions.sort(key=lambda one: -int(one[0].sum()))
+        else:
+            (found,) = post_process(outputs, threshold=self.parameters.threshold, target_sizes=[size])
+            numbers = found["segmentation"].cpu().numpy()
+            surest = sorted(found["segments_info"], key=lambda one: -one["score"])
+            regions = [(numbers == one["id"], str(names[one["label_id"]])) for one in surest]
+        regions = [(region, name) for region, name in regions if name not in _NOTHING and region.mean() >= _LEAST_SHARE]
+        kept = list(dict.fromkeys(name for _, name in regions))[:_CLASSES]  # the surest, or the largest
+        return [(region, name) for region, name in regions if name in kept]
 
 
 def _pixels(corners: tuple[float, ...], width: int, height: int) -> tuple[int, int, int, int]:

@@ -1,12 +1,24 @@
+import hashlib
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from skimage import data
-from transformers import EomtConfig, EomtForUniversalSegmentation, EomtImageProcessorPil
+from transformers import (
+    EomtConfig,
+    EomtForUniversalSegmentation,
+    EomtImageProcessorPil,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessorPil,
+)
 
 from labeling.registry import load_labeler
 from labeling.run import label_rows, label_table
 from model.conditions import condition_picture
+from model.errors import InputError
 from model.pictures import decode_gray
 from model.prompts import COLORS
 
@@ -119,18 +131,63 @@ def test_neither_the_batch_nor_another_labeler_changes_a_row(labeler):
     assert "mediapipe" in together["model"][0].as_py() and labeler.weights_digest()
 
 
-def test_a_segmenter_by_path(tmp_path):
-    torch.manual_seed(0)
+def test_another_process_gives_the_same(labeler):
+    script = (
+        "import hashlib\nfrom skimage import data\nfrom labeling.registry import load_labeler\n"
+        "labeler = load_labeler('segmentation', {})\nlabeler.load()\n"
+        "given = ('astronaut', (14, 12, 370, 508), 'person'), ('coffee', (60, 15, 490, 390), 'cup')\n"
+        "for name, corners, kind in given:\n"
+        "    row = {'id': 'one', 'images.image': getattr(data, name)(), 'boxes.names': [kind],\n"
+        "           'boxes.boxes': [dict(zip(('x0', 'y0', 'x1', 'y1'), corners))]}\n"
+        "    print(hashlib.sha256(labeler.label_row(row)['mask']).hexdigest())"
+    )
+    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    here = [
+        labeler.label_row(row(data.astronaut(), ((14, 12, 370, 508), "person"))),
+        labeler.label_row(row(data.coffee(), ((60, 15, 490, 390), "cup"))),
+    ]
+    assert [result["names"] for result in here] == [["person"], ["cup"]]
+    assert [hashlib.sha256(result["mask"]).hexdigest() for result in here] == other
+
+
+LABELS = {0: "teapot", 1: "kettle"}
+
+
+def universal(folder):
     small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 1, "num_blocks": 1}
     sizes = {"image_size": 64, "patch_size": 16, "num_queries": 6, "num_upscale_blocks": 1}
-    EomtForUniversalSegmentation(EomtConfig(**small, **sizes, id2label={0: "teapot", 1: "kettle"})).save_pretrained(
-        tmp_path
-    )
-    EomtImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 64}, do_pad=True).save_pretrained(tmp_path)
-    labeler = make(model=str(tmp_path), threshold=0)
-    result = labeler.label_row(row(data.coffee()))
+    EomtForUniversalSegmentation(EomtConfig(**small, **sizes, id2label=LABELS)).save_pretrained(folder)
+    EomtImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 64}, do_pad=True).save_pretrained(folder)
+
+
+def semantic(folder):
+    stages = {"num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [8, 8]}
+    layers = {"patch_sizes": [7, 3], "strides": [4, 2], "num_attention_heads": [1, 1], "mlp_ratios": [1, 1]}
+    config = SegformerConfig(**stages, **layers, decoder_hidden_size=8, id2label={**LABELS, 2: "background"})
+    network = SegformerForSemanticSegmentation(config)
+    torch.nn.init.normal_(network.decode_head.classifier.weight)
+    network.to(torch.bfloat16).save_pretrained(folder)  # as many published weights are
+    SegformerImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("build", "kind"), [(universal, ""), (universal, "semantic"), (semantic, ""), (semantic, "semantic")]
+)
+def test_a_segmenter_by_path(build, kind, tmp_path):
+    torch.manual_seed(0)
+    build(tmp_path)
+    labeler = make(model=str(tmp_path), threshold=0, kind=kind)
+    assert labeler.reads == ("images.image",)  # it knows by itself what there is
+    given = {"id": "one", "images.image": data.coffee()}
+    result = labeler.label_row(given)
     mask = mask_of(result)
     assert mask.shape == (400, 600) and mask.max() == len(result["names"]) == len(result["colors"]) > 0
     assert set(result["names"]) <= {"teapot", "kettle"}
-    assert labeler.label_row(row(data.coffee())) == result
-    assert labeler.model == f"EomtForUniversalSegmentation {labeler.weights_digest()[:8]}"  # no path of this machine
+    assert make(model=str(tmp_path), threshold=0, kind=kind).label_row(given) == result
+    assert labeler.model.split()[1] == labeler.weights_digest()[:8]  # and no path of this machine
+
+
+def test_a_model_of_classes_knows_no_single_things(tmp_path):
+    semantic(tmp_path)
+    with pytest.raises(InputError, match=r"segmentation.kind: instance regions .* take semantic"):
+        make(model=str(tmp_path), kind="instance")

@@ -158,7 +158,7 @@ def _boxes(row: Mapping[str, Any], picture: Picture) -> tuple[Picture, list[Chip
     pen = ImageDraw.Draw(image)
     font = ImageFont.load_default(11)
     boxes = row["boxes.boxes"]
-    names = [str(name) for name in row["boxes.names"]]
+    names = [str(name)[:40] for name in row["boxes.names"]]
     colors = [_color(color) for color in row["boxes.colors"]]
     scores = row.get("boxes.scores") or [None] * len(boxes)
     fit = (image.width / row["images.width"], image.height / row["images.height"])
@@ -167,7 +167,7 @@ def _boxes(row: Mapping[str, Any], picture: Picture) -> tuple[Picture, list[Chip
     for index in order:
         x0, y0, x1, y1 = corners[index]
         if x1 > x0 and y1 > y0:
-            pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=colors[index], width=2)
+            pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colors[index], width=2)
     written: list[tuple[float, float, float, float]] = []
     for index in order:  # names last: no line goes through them
         x0, y0, *_ = corners[index]

@@ -325,7 +325,7 @@ def duration(seconds: Any) -> str:
 def _training_seconds(records: Sequence[Mapping[str, Any]]) -> float:
     """`seconds` counts from the start of each process, so it falls where a run was resumed."""
     seconds = _values(records, "seconds")
-    return sum(now for now, after in zip(seconds, [*seconds[1:], -1.0], strict=True) if after < now)
+    return sum(now for now, after in zip(seconds, [*seconds[1:], -1.0], strict=False) if after < now)
 
 
 def _points(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:

@@ -52,8 +52,8 @@ def test_the_models_rays_hit_what_the_depth_says(scene: Path) -> None:
     views = render_views(scene, 4, 32, seed=0)
     c2w = torch.tensor(np.stack([view.c2w for view in views]))
     intrinsics = torch.tensor(np.stack([view.intrinsics for view in views]))
-    rays = camera_rays(c2w, intrinsics, 32)
-    R, T = world_to_camera(c2w)
+    rays = camera_rays(c2w, intrinsics, 32).double()
+    R, T = (value.double() for value in world_to_camera(c2w))
     for index, view in enumerate(views):
         hit = torch.from_numpy(view.inverse_depth.ravel() > 0)
         origins, directions = (torch.from_numpy(value) for value in pixel_rays(view.c2w, 32))

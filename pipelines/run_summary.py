@@ -268,9 +268,9 @@ def _sample(store: Store, record: Mapping[str, Any], inline: Inliner) -> Sample:
         if task == "views"
         else f"{of} → {made}",
         prompt=str(record.get("prompt") or ""),
-        inputs=[picture(name, f"given {of}", f"given {of}") for name in inputs],
-        outputs=[picture(name, f"sampled {made}", f"sampled {made}") for name in outputs],
-        truth=picture(record["label"], f"true {made}", f"true {made}") if record.get("label") else None,
+        inputs=[picture(name, "given", f"given {of}") for name in inputs],
+        outputs=[picture(name, "sampled", f"sampled {made}") for name in outputs],
+        truth=picture(record["label"], "true", f"true {made}") if record.get("label") else None,
         note=str(record.get("note") or ""),
     )
 

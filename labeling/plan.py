@@ -77,8 +77,8 @@ def choose_labelers(
         labeler = load_labeler(name, {**declared.get("parameters", {}), **given})
         pending.append(group)
         for needed in dict.fromkeys(column.split(".", 1)[0] for column in labeler.reads):
-            # What is there already is refreshed only when asked for by name.
-            if needed != "images" and (needed in asked or dataset.declaration(needed) is None):
+            # What is whole already is refreshed only when asked for by name.
+            if needed != "images" and (needed in asked or not _is_whole(dataset, needed)):
                 visit(needed, asked.get(needed, needed))
         pending.pop()
         chosen[group] = labeler
@@ -86,6 +86,12 @@ def choose_labelers(
     for group, name in asked.items():
         visit(group, name)
     return chosen
+
+
+def _is_whole(dataset: Dataset, group: str) -> bool:
+    """Whether a group is declared and none of its shards is missing."""
+    present = dataset.store.files(group)
+    return "group.json" in present and all(f"{shard.name}.parquet" in present for shard in dataset.shards)
 
 
 def expected_recipe(declaration: Mapping[str, Any], shard: str, footers: Footers) -> str | None:

@@ -64,6 +64,13 @@ def test_a_missing_shard_comes_back_byte_for_byte(dataset: Dataset) -> None:
     assert {group: contents(dataset, group) for group in before} == before
 
 
+def test_what_a_killed_job_left_unmade_is_made_for_who_reads_it(dataset: Dataset) -> None:
+    label(dataset.uri, [BRIGHTNESS, DOUBLED])
+    for group in ("brightness", "doubled"):
+        dataset.store.delete(f"{group}/000000.parquet")
+    assert label(dataset.uri, [DOUBLED]).written == {"brightness": 1, "doubled": 1}
+
+
 def test_rows_in_error_keep_their_place_and_are_filled_later(dataset: Dataset) -> None:
     label(dataset.uri, [BRIGHTNESS, DOUBLED], {"brightness": {"refuse_wider_than": 600}})
     widths = [row["width"] for row in dataset.rows("images", ["width"])]

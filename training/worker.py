@@ -319,6 +319,8 @@ def _initial_weights(config: TrainingConfig) -> dict[str, Tensor]:
     transformer, _ = load_checkpoint(config.initialize)
     for name, value in config.model.model_dump().items():
         given = transformer.config.get(name)
+        if name == "num_kv_heads":
+            given = given or transformer.config["num_heads"]
         if name not in _WEIGHTLESS and _plain(given) != _plain(value):
             raise InputError(f"{config.initialize}: a model with {name} {given}, the configuration says {value}")
     return _prefixed(transformer.float().state_dict())

@@ -92,3 +92,17 @@ def test_norms_and_gates_are_not_decayed(transformer: NextDiT) -> None:
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
     assert all(parameter.ndim >= 2 for parameter in groups[0]["params"])
     assert all(parameter.ndim < 2 for parameter in groups[1]["params"])
+
+
+def test_a_run_starts_from_another_checkpoint_of_the_same_model(tmp_path: Path, transformer: NextDiT) -> None:
+    from training.config import load_config
+    from training.worker import _initial_weights
+
+    transformer.save_pretrained(tmp_path / "released" / "transformer")
+    model = {"hidden_size": 24, "depth": 1, "num_heads": 2, "num_kv_heads": 2, "multiple_of": 8, "caption_channels": 8}
+    model |= {"qk_norm": False}
+    settings = {"initialize": str(tmp_path / "released"), "model": model}
+    weights = _initial_weights(load_config("debug", settings))
+    assert weights.keys() == {f"transformer.{name}" for name in transformer.state_dict()}
+    with pytest.raises(InputError, match="a model with depth 1, the configuration says 2"):
+        _initial_weights(load_config("debug", {**settings, "model": {**model, "depth": 2}}))

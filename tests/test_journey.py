@@ -91,6 +91,23 @@ def test_the_page_stands_alone(journey: tuple[str, str]) -> None:
         assert word in page
 
 
+def test_its_checkpoint_is_sampled_from_the_command_line(
+    journey: tuple[str, str], tmp_path: Path, photographs: Path
+) -> None:
+    cat = str(photographs / "chelsea.png")
+    for arguments, written in (
+        (["edges", "--image", cat], ["out.png"]),
+        (["edges", "--condition", cat, "--prompt", "a cat"], ["out.png"]),
+        (["segmentation", "--image", cat, "--name", "cat", "--guidance", "1"], ["out.png"]),
+        (["views", "--image", cat, "--camera", "0,20,2.8", "--camera", "45,20,2.8"], ["out-1.png"]),
+        (["views", "--image", cat, "--image", cat], ["out.json"]),
+    ):
+        folder = tmp_path / "-".join(argument.strip("-") for argument in arguments if "/" not in argument)
+        command = [sys.executable, "-m", "pipelines", "sample", journey[0], *arguments]
+        subprocess.run([*command, "--steps", "2", "--out", str(folder / "out.png")], check=True, cwd=ROOT, timeout=300)
+        assert sorted(path.name for path in folder.iterdir()) == written
+
+
 def test_a_second_run_finds_everything_fresh(journey: tuple[str, str]) -> None:
     before = kept(journey[0])
     said = demo(journey[0])

@@ -65,8 +65,10 @@ def test_killed_at_several_moments(tmp_path: Path, pictures: Path, ray_cluster: 
     kill_when(killed, lambda: (killed / "boxes" / "running.json").exists())
     assert labelled(killed) == 0
     kill_when(killed, lambda: any(killed.glob("*/.*.tmp")) or labelled(killed) > 0)
-    kill_when(killed, lambda: labelled(killed) >= count // 2)
-    assert count // 2 <= labelled(killed)
+    some = labelled(killed)
+    started = time.monotonic()
+    kill_when(killed, lambda: time.monotonic() - started > 6)  # while its processes start, some shards done already
+    assert labelled(killed) >= some
 
     assert start(killed).wait() == 0, killed.with_suffix(".log").read_text()
     assert shards(killed) == shards(calm)

@@ -173,21 +173,14 @@ class BoxesLabeler(Labeler):
             graph, text = _files()
             self._net = cv2.dnn.readNetFromTensorflow(str(graph), str(text))
             return
-        import torch
         from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
+        from labeling.pretrained import load_network
         from model.weights import model_folder
 
         folder = model_folder(self.parameters.model, "detector")
-        self._device = "cuda" if self.gpus and torch.cuda.is_available() else "cpu"
-        if self._device == "cpu":
-            torch.set_num_threads(1)
         self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        network = AutoModelForObjectDetection.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
-        self._net = network.to(self._device).eval()
-        self._name = f"{type(network).__name__} {self.weights_digest()[:8]}"
+        self._net, self._name = load_network(AutoModelForObjectDetection, folder, self.gpus)
 
     def label_row(self, row: Row) -> Row:
         picture = row["images.image"]
@@ -223,7 +216,7 @@ class BoxesLabeler(Labeler):
 
         inputs = self._processor(images=picture, return_tensors="pt", input_data_format="channels_last")
         with torch.no_grad():
-            outputs = self._net(**inputs.to(self._device))
+            outputs = self._net(**inputs.to(self._net.device))
         (found,) = self._processor.post_process_object_detection(
             outputs, threshold=self.parameters.threshold, target_sizes=[picture.shape[:2]]
         )

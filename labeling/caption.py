@@ -84,24 +84,22 @@ class CaptionLabeler(Labeler):
     def load(self) -> None:
         if not self.parameters.model:
             return
-        import torch
         from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
+        from labeling.pretrained import load_network
         from model.weights import model_folder
 
         folder = model_folder(self.parameters.model, "captioner")
-        self._device = "cuda" if self.gpus and torch.cuda.is_available() else "cpu"
-        if self._device == "cpu":
-            torch.set_num_threads(1)
-        network = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        self._network = network.to(self._device).eval()
-        if network.config.model_type == "vision-encoder-decoder":  # has its two halves' processors, not one of its own
+        # A captioner may be large: it stays in the precision it is stored in.
+        self._network, self._name = load_network(AutoModelForImageTextToText, folder, self.gpus, "auto")
+        if (
+            self._network.config.model_type == "vision-encoder-decoder"
+        ):  # has its two halves' processors, not one of its own
             self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         else:
             self._processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
             self._tokenizer = self._processor.tokenizer
-        self._name = f"{type(network).__name__} {self.weights_digest()[:8]}"
 
     def label_row(self, row: Row) -> Row:
         picture = row["images.image"]
@@ -125,7 +123,7 @@ class CaptionLabeler(Labeler):
             inputs = self._processor(images=image, text=text, return_tensors="pt")
         else:
             inputs = self._processor(images=image, return_tensors="pt")
-        inputs = inputs.to(self._device, self._network.dtype)  # weights may be stored in half precision
+        inputs = inputs.to(self._network.device, self._network.dtype)
         with torch.no_grad():
             written = self._network.generate(
                 **inputs, max_new_tokens=self.parameters.tokens, do_sample=False, num_beams=1

@@ -74,23 +74,16 @@ class DepthLabeler(Labeler):
         cv2.setNumThreads(1)
         if not self.parameters.model:
             return
-        import torch
         from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
+        from labeling.pretrained import load_network
         from model.weights import model_folder
 
         folder = model_folder(self.parameters.model, "depth")
-        self._device = "cuda" if self.gpus and torch.cuda.is_available() else "cpu"
-        if self._device == "cpu":
-            torch.set_num_threads(1)
         self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        network = AutoModelForDepthEstimation.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
-        self._network = network.to(self._device).eval()
-        self._name = f"{type(network).__name__} {self.weights_digest()[:8]}"
+        self._network, self._name = load_network(AutoModelForDepthEstimation, folder, self.gpus)
         gives = self.parameters.gives
-        self._metric = gives == "depth" or (gives == "auto" and _is_metric(network.config))
+        self._metric = gives == "depth" or (gives == "auto" and _is_metric(self._network.config))
 
     def label_row(self, row: Row) -> Row:
         picture = row["images.image"]
@@ -169,7 +162,7 @@ class DepthLabeler(Labeler):
 
         inputs = self._processor(images=picture, return_tensors="pt", input_data_format="channels_last")
         with torch.no_grad():
-            outputs = self._network(**inputs.to(self._device))
+            outputs = self._network(**inputs.to(self._network.device))
         size = [picture.shape[:2]]
         sources = {"source_sizes": size} if self._network.config.model_type == "zoedepth" else {}  # it pads
         (found,) = self._processor.post_process_depth_estimation(outputs, target_sizes=size, **sources)

@@ -6,7 +6,8 @@ it, fitted to the same bucket.
 
 from __future__ import annotations
 
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,9 @@ from labeling.labeler import Labeler, Row, RowError
 from model.conditions import CONDITION_READS, condition_picture
 from model.errors import InputError, nearest
 from model.pictures import STEP, Picture, aspect_bucket, fit_picture
+
+if TYPE_CHECKING:
+    from model.codecs import ImageCodec
 
 
 class LatentsLabeler(Labeler):
@@ -70,9 +74,7 @@ class LatentsLabeler(Labeler):
     def load(self) -> None:
         import torch
 
-        from model.codecs import load_codec
-
-        self._codec = load_codec(self.parameters.codec, "cuda" if self.gpus and torch.cuda.is_available() else "cpu")
+        self._codec = _codec(self.parameters.codec, "cuda" if self.gpus and torch.cuda.is_available() else "cpu")
 
     def label_row(self, row: Row) -> Row:
         import torch
@@ -95,3 +97,11 @@ class LatentsLabeler(Labeler):
         if not self.source:
             return np.asarray(row["images.image"])
         return condition_picture(self.source, row, row["images.width"], row["images.height"])
+
+
+@lru_cache(maxsize=1)
+def _codec(name: str, device: str) -> ImageCodec:
+    """Loaded once in a process that encodes several sources."""
+    from model.codecs import load_codec
+
+    return load_codec(name, device)

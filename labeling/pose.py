@@ -72,21 +72,14 @@ class PoseLabeler(Labeler):
                 static_image_mode=True, model_complexity=1, min_detection_confidence=self.parameters.confidence
             )
             return
-        import torch
         from transformers import AutoImageProcessor, VitPoseForPoseEstimation
 
+        from labeling.pretrained import load_network
         from model.weights import model_folder
 
         folder = model_folder(self.parameters.model, "pose")
-        self._device = "cuda" if self.gpus and torch.cuda.is_available() else "cpu"
-        if self._device == "cpu":
-            torch.set_num_threads(1)
         self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        network = VitPoseForPoseEstimation.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
-        self._network = network.to(self._device).eval()
-        self._name = f"{type(network).__name__} {self.weights_digest()[:8]}"
+        self._network, self._name = load_network(VitPoseForPoseEstimation, folder, self.gpus)
 
     def label_row(self, row: Row) -> Row:
         picture = row["images.image"]
@@ -143,7 +136,7 @@ class PoseLabeler(Labeler):
         if getattr(self._network.config.backbone_config, "num_experts", 1) > 1:
             inputs["dataset_index"] = torch.zeros(len(boxes), dtype=torch.int64)  # COCO is the first expert
         with torch.no_grad():
-            outputs = self._network(**inputs.to(self._device))
+            outputs = self._network(**inputs.to(self._network.device))
         (found,) = self._processor.post_process_pose_estimation(outputs, boxes=[corners])
         return [
             [

@@ -76,7 +76,6 @@ class SegmentationLabeler(Labeler):
 
             self._people = solution("selfie_segmentation").SelfieSegmentation(model_selection=0)
             return
-        import torch
         from transformers import (
             MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
             AutoConfig,
@@ -85,12 +84,10 @@ class SegmentationLabeler(Labeler):
             AutoModelForUniversalSegmentation,
         )
 
+        from labeling.pretrained import load_network
         from model.weights import model_folder
 
         folder = model_folder(self.parameters.model, "segmenter")
-        self._device = "cuda" if self.gpus and torch.cuda.is_available() else "cpu"
-        if self._device == "cpu":
-            torch.set_num_threads(1)
         self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
         # Models of things and of stuff, or of classes of pixels alone.
         universal = (
@@ -100,9 +97,7 @@ class SegmentationLabeler(Labeler):
         if not hasattr(self._processor, f"post_process_{self._kind}_segmentation"):
             raise InputError(f"segmentation.kind: {self._kind} regions are not what this model gives; take semantic")
         loader = AutoModelForUniversalSegmentation if universal else AutoModelForSemanticSegmentation
-        network = loader.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
-        self._network = network.to(self._device).eval()
-        self._name = f"{type(network).__name__} {self.weights_digest()[:8]}"
+        self._network, self._name = load_network(loader, folder, self.gpus)
 
     def label_row(self, row: Row) -> Row:
         picture = row["images.image"]
@@ -185,7 +180,7 @@ class SegmentationLabeler(Labeler):
 
         inputs = self._processor(images=picture, return_tensors="pt", input_data_format="channels_last")
         with torch.no_grad():
-            outputs = self._network(**inputs.to(self._device))
+            outputs = self._network(**inputs.to(self._network.device))
         size, names = picture.shape[:2], self._network.config.id2label
         post_process = getattr(self._processor, f"post_process_{self._kind}_segmentation")
         if self._kind == "semantic":

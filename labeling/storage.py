@@ -6,6 +6,7 @@ both take credentials and endpoint from the usual AWS_* environment variables.
 
 from __future__ import annotations
 
+import mimetypes
 import os
 import shutil
 from collections.abc import Iterator
@@ -247,7 +248,9 @@ class S3Store:
 
     def put(self, name: str, content: bytes) -> None:
         with _explained(f"{self.uri}/{name}"):
-            self.client.put_object(Bucket=self.bucket, Key=self.key(name), Body=content)
+            # A report opened from the bucket must show, not download.
+            kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+            self.client.put_object(Bucket=self.bucket, Key=self.key(name), Body=content, ContentType=kind)
 
     def put_file(self, name: str, path: Path) -> None:
         with _explained(f"{self.uri}/{name}"):

@@ -53,6 +53,7 @@ class TextLabeler(Labeler):
             "text2image",
             "deblurring",
             "inpainting",
+            "upscaling",
             "edges",
             "depth",
             "pose",

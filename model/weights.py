@@ -39,7 +39,7 @@ def weights_digest(*folders: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for folder in folders:
         for path in sorted(folder.iterdir()):
-            if path.suffix in (".safetensors", ".json", ".txt", ".model"):
+            if path.suffix in (".safetensors", ".json", ".txt", ".model", ".jinja"):
                 status = path.stat()
                 digest.update(f"{path.name} {_file_digest(path, status.st_size, status.st_mtime_ns)}\n".encode())
     return digest.hexdigest()
@@ -65,7 +65,7 @@ def _download(name: str, subfolder: str, also: Sequence[str]) -> Path:
             wanted = [f"{part}/*" for part in (subfolder, *also)]
             unwanted = ["*.bin", "*.msgpack", "*.h5", "*.onnx"]
         else:
-            wanted, unwanted = ["*.safetensors", "*.json", "*.txt", "*.model"], ["*/*"]
+            wanted, unwanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"], ["*/*"]
         return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=unwanted))
     except RepositoryNotFoundError:
         raise InputError(f"{name}: neither a folder nor a model of the hub") from None

@@ -102,6 +102,7 @@ def _run_wave(
     import ray
 
     active = {group: labelers[group] for group in labelers if group in wave.groups}
+    stages = _stages(active)
     references: list[dict[str, Any]] = [
         {"shard": shard, "row_group": index, "groups": ",".join(groups)}
         for shard, groups in wave.work.items()
@@ -116,15 +117,16 @@ def _run_wave(
     ]
     cpus = cluster_cpus()
     # Every pool holds at least one process at all times; on a small machine they share the cores.
-    share = 0.8 * cpus / (len(active) + 1)
+    share = 0.8 * cpus / (len(stages) + 1)
     rows = ray.data.from_items(references, override_num_blocks=min(len(references), MAX_BLOCKS))
     rows = rows.map(_Read(dataset, active), num_cpus=min(1.0, share))
-    last_picture = max((i for i, labeler in enumerate(active.values()) if PICTURES in labeler.reads), default=-1)
-    for index, (group, labeler) in enumerate(active.items()):
+    last_picture = max((i for i, stage in enumerate(stages) if _reads_pictures(stage)), default=-1)
+    for index, stage in enumerate(stages):
+        labeler = next(iter(stage.values()))
         most = max(1, min(MAX_ACTORS, int(cpus // max(labeler.cpus, 1))))
         rows = rows.map(
             _Label,
-            fn_constructor_args=(group, labeler, dataset.kind == "sets", index >= last_picture),
+            fn_constructor_args=(stage, dataset.kind == "sets", index >= last_picture),
             concurrency=(1, most) if cpus > 4 else 1,
             num_cpus=min(labeler.cpus, share),
             num_gpus=labeler.gpus or None,
@@ -140,6 +142,30 @@ def _run_wave(
     for writer in writers:
         result.written.update(ray.get(writer.written.remote()))
         ray.kill(writer)
+
+
+def _stages(active: Mapping[str, Labeler]) -> list[dict[str, Labeler]]:
+    """Labelers that share a process, in order: those of one kind with the same parameters, as latents of many sources.
+
+    A stage stands where its last group does, unless something in between reads one of its groups.
+    """
+    stages: list[dict[str, Labeler]] = []
+    for group, labeler in active.items():
+        kind = (type(labeler), labeler.parameters)
+        alike = [i for i, stage in enumerate(stages) if all((type(o), o.parameters) == kind for o in stage.values())]
+        joined = {group: labeler}
+        if alike:
+            between = {
+                read.partition(".")[0] for stage in stages[alike[-1] + 1 :] for o in stage.values() for read in o.reads
+            }
+            if not between & stages[alike[-1]].keys():
+                joined = stages.pop(alike[-1]) | joined
+        stages.append(joined)
+    return stages
+
+
+def _reads_pictures(stage: Mapping[str, Labeler]) -> bool:
+    return any(PICTURES in labeler.reads for labeler in stage.values())
 
 
 class _Read:
@@ -172,33 +198,37 @@ class _Read:
 
 
 class _Label:
-    """One labeler's actor: its columns are added to the row, as bytes."""
+    """The actor of one stage: its labelers' columns are added to the row, as bytes."""
 
-    def __init__(self, group: str, labeler: Labeler, sets: bool, drop_pictures: bool) -> None:
-        self.group = group
-        self.labeler = labeler
+    def __init__(self, stage: Mapping[str, Labeler], sets: bool, drop_pictures: bool) -> None:
+        self.stage = stage
         self.sets = sets
         self.drop_pictures = drop_pictures
-        labeler.load()
+        for labeler in stage.values():
+            labeler.load()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        labelled, seconds = b"", 0.0
-        if self.group in row["groups"].split(","):
-            started = time.monotonic()
-            labelled = _to_bytes(label_table(self.labeler, self._rows(row), self.sets))
-            seconds = time.monotonic() - started
-        pictures = b"" if self.drop_pictures else row["pictures"]
-        return {**row, "pictures": pictures, f"{self.group}:table": labelled, f"{self.group}:seconds": seconds}
+        wanted = row["groups"].split(",")
+        done = dict(row)
+        pictures = _unpack(row["pictures"]) if row["pictures"] and _reads_pictures(self.stage) else None
+        for group, labeler in self.stage.items():
+            labelled, seconds = b"", 0.0
+            if group in wanted:
+                started = time.monotonic()
+                labelled = _to_bytes(label_table(labeler, self._rows(done, labeler, pictures), self.sets))
+                seconds = time.monotonic() - started
+            done |= {f"{group}:table": labelled, f"{group}:seconds": seconds}
+        return done | ({"pictures": b""} if self.drop_pictures else {})
 
-    def _rows(self, row: dict[str, Any]) -> list[dict[str, Any]]:
+    def _rows(self, row: dict[str, Any], labeler: Labeler, pictures: list[Any] | None) -> list[dict[str, Any]]:
         stored = _from_bytes(row["columns"])
-        values = {name: stored[name].to_pylist() for name in stored.column_names if name in ("id", *self.labeler.reads)}
-        for column in self.labeler.reads:
+        values = {name: stored[name].to_pylist() for name in stored.column_names if name in ("id", *labeler.reads)}
+        for column in labeler.reads:
             group, _, name = column.partition(".")
             if row.get(f"{group}:table"):
                 values[column] = _from_bytes(row[f"{group}:table"])[name].to_pylist()
-        if PICTURES in self.labeler.reads:
-            values[PICTURES] = _unpack(row["pictures"])
+        if PICTURES in labeler.reads:
+            values[PICTURES] = pictures
         return [dict(zip(values, together, strict=True)) for together in zip(*values.values(), strict=True)]
 
 

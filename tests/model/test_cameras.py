@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
-from safetensors.torch import load_file
+from reference_vectors import DESCRIBED, cases, relative
 from torch import Tensor
 
 from model.cameras import camera_rays, latents_to_rays, orbit_cameras, rays_to_cameras, rays_to_latents
-
-VECTORS = Path(__file__).parent / "vectors" / "onediffusion_reference"
-DESCRIBED: dict[str, Any] = json.loads(VECTORS.with_suffix(".json").read_text())
-
-
-@pytest.fixture(scope="module")
-def vectors() -> dict[str, Tensor]:
-    return load_file(VECTORS.with_suffix(".safetensors"))
-
-
-def cases(kind: str) -> list[str]:
-    return [name for name, case in DESCRIBED["cases"].items() if case["kind"] == kind]
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    return float(((found - expected).abs().max() / expected.abs().max()).detach())
 
 
 @pytest.mark.parametrize("name", cases("rays"))

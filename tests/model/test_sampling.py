@@ -2,42 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from safetensors.torch import load_file
+from reference_vectors import DESCRIBED, cases, relative
 from torch import Tensor
 
 from model import NextDiT, sample_frames
 from model.cameras import camera_rays, orbit_cameras, rays_to_latents
-
-VECTORS = Path(__file__).parent / "vectors" / "onediffusion_reference"
-DESCRIBED: dict[str, Any] = json.loads(VECTORS.with_suffix(".json").read_text())
-
-
-@pytest.fixture(scope="module")
-def vectors() -> dict[str, Tensor]:
-    return load_file(VECTORS.with_suffix(".safetensors"))
-
-
-@pytest.fixture(scope="module")
-def transformer(vectors: dict[str, Tensor]) -> NextDiT:
-    model = NextDiT(**DESCRIBED["transformer"])
-    weights = {key.removeprefix("transformer."): value for key, value in vectors.items() if key.startswith("transf")}
-    model.load_state_dict(weights, strict=True)
-    return model.eval()
-
-
-def cases(kind: str) -> list[str]:
-    return [name for name, case in DESCRIBED["cases"].items() if case["kind"] == kind]
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    return float(((found - expected).abs().max() / expected.abs().max()).detach())
 
 
 @pytest.mark.parametrize("name", cases("sample"))

@@ -1,14 +1,15 @@
-# Everything a newcomer types. VENV names the environment; PICTURES the pictures of the demo; PYTHON a Python 3.11.
+# Everything a newcomer types. VENV names the environment; PICTURES the pictures of the demo, OUT its place; PYTHON a Python 3.11.
 VENV ?= .venv
 PYTHON ?= python3.11
 PICTURES ?=
+OUT ?= runs/demo
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --constraint constraints.txt
 
 .PHONY: demo test lint clean
 
 demo: $(VENV)/installed
-	$(BIN)/onediffusion demo $(if $(PICTURES),--pictures "$(PICTURES)")
+	$(BIN)/onediffusion demo --out "$(OUT)" $(if $(PICTURES),--pictures "$(PICTURES)")
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest

@@ -22,7 +22,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "report.html"
 # Characters of pictures, so that a page stays well below 12 MB: it is to be mailed and opened on a phone.
 RUN_PICTURES, DATASET_PICTURES = 3_500_000, 6_000_000
-MOST_PICTURES = 24
+MOST_PICTURES = 48
 PACKAGES = (
     *("onediffusion", "torch", "ray", "pyarrow", "numpy", "transformers", "diffusers", "accelerate", "safetensors"),
     *("mediapipe", "mmcv", "opencv-python", "pillow", "scikit-image", "trimesh", "embreex", "boto3", "pydantic"),

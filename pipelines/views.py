@@ -102,8 +102,6 @@ def _digest(source: Source, name: str) -> str:
 def _run(
     source: Source, target: Dataset, waiting: Sequence[tuple[str, list[str], str]], parameters: dict[str, int]
 ) -> int:
-    import ray
-
     if not waiting:
         return 0
 
@@ -120,6 +118,8 @@ def _run(
 
     added = 0
     with ray_session(), progress("views", sum(len(part) for _, part, _ in waiting), "sets") as advance:
+        import ray  # the session says how it is to start
+
         for row in ray.data.range(len(waiting), override_num_blocks=len(waiting)).map(write).iter_rows():
             added += row["sets"]
             advance(row["sets"])

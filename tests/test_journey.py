@@ -19,13 +19,15 @@ TASKS = {"text2image", "segmentation", "boxes", "pose", "edges", "depth", "deblu
 
 
 def demo(out: str) -> str:
+    """`make demo` in the environment of this test, taken as installed."""
+    installed = f"{sys.prefix}/installed"
     found = subprocess.run(
-        [sys.executable, "-m", "pipelines", "demo", "--out", out],
+        ["make", "--old-file", installed, "demo", f"VENV={sys.prefix}", f"OUT={out}"],
         capture_output=True,
         text=True,
         cwd=ROOT,
         env=dict(os.environ),
-        timeout=2400,
+        timeout=1800,
     )
     assert found.returncode == 0, found.stderr[-4000:]
     return found.stdout
@@ -91,21 +93,15 @@ def test_the_page_stands_alone(journey: tuple[str, str]) -> None:
         assert word in page
 
 
-def test_its_checkpoint_is_sampled_from_the_command_line(
+def test_its_checkpoint_finds_cameras_from_the_command_line(
     journey: tuple[str, str], tmp_path: Path, photographs: Path
 ) -> None:
-    cat = str(photographs / "chelsea.png")
-    for arguments, written in (
-        (["edges", "--image", cat], ["out.png"]),
-        (["edges", "--condition", cat, "--prompt", "a cat"], ["out.png"]),
-        (["segmentation", "--image", cat, "--name", "cat", "--guidance", "1"], ["out.png"]),
-        (["views", "--image", cat, "--camera", "0,20,2.8", "--camera", "45,20,2.8"], ["out-1.png"]),
-        (["views", "--image", cat, "--image", cat], ["out.json"]),
-    ):
-        folder = tmp_path / "-".join(argument.strip("-") for argument in arguments if "/" not in argument)
-        command = [sys.executable, "-m", "pipelines", "sample", journey[0], *arguments]
-        subprocess.run([*command, "--steps", "2", "--out", str(folder / "out.png")], check=True, cwd=ROOT, timeout=300)
-        assert sorted(path.name for path in folder.iterdir()) == written
+    """The other directions are the README's."""
+    cat, out = str(photographs / "chelsea.png"), tmp_path / "poses"
+    command = [sys.executable, "-m", "pipelines", "sample", journey[0], "views", "--image", cat, "--image", cat]
+    subprocess.run([*command, "--steps", "2", "--out", str(out / "out.png")], check=True, cwd=ROOT, timeout=300)
+    assert [path.name for path in out.iterdir()] == ["out.json"]
+    assert len(json.loads((out / "out.json").read_text())["R"]) == 2
 
 
 def test_a_second_run_finds_everything_fresh(journey: tuple[str, str]) -> None:

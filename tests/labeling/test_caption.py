@@ -5,12 +5,8 @@ import numpy as np
 import pytest
 import torch
 from skimage import data
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tiny_models import PLAIN_WORDS, SEEN, SIZE, SMALL, SPECIAL, WORDS, save_blip, save_captioner, word_tokenizer
 from transformers import (
-    BlipConfig,
-    BlipForConditionalGeneration,
-    BlipImageProcessorPil,
-    BlipProcessor,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     GPT2Config,
@@ -18,7 +14,6 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
-    PreTrainedTokenizerFast,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
     ViTConfig,
@@ -29,13 +24,6 @@ from labeling.labeler import RowError
 from labeling.plan import declare
 from labeling.registry import load_labeler
 from labeling.run import label_rows, label_table
-
-SPECIAL_WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "<image>")
-PLAIN_WORDS = ("USER", ":", "describe", "a", "the", "cat", "dog", "sits", "stands", "on", "red", "sofa", "grass")
-WORDS = (*SPECIAL_WORDS, *PLAIN_WORDS)
-# The layers of a transformer of one layer, by the names most configurations use.
-SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-SEEN = {"image_size": 32, "patch_size": 16}
 
 
 def make(**parameters):
@@ -209,59 +197,28 @@ def test_the_same_in_another_process():
     assert other == caption(images_image=data.coffee())
 
 
-def tokenizer():
-    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[CLS]", "eos_token": "[SEP]"}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words, **special, cls_token="[CLS]", sep_token="[SEP]", extra_special_tokens=["<image>"]
-    )
-
-
-SPECIAL = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
-SIZE = {"size": {"height": 32, "width": 32}}
-
-
-def save(network, folder):
-    network.generation_config.pad_token_id, network.generation_config.eos_token_id = 0, 3
-    # What has learnt nothing may end at once, or write what is no word.
-    network.generation_config.suppress_tokens = list(range(len(SPECIAL_WORDS)))
-    network.save_pretrained(folder)
-
-
-def blip(folder, words=PLAIN_WORDS):
-    text = {**SMALL, **SPECIAL, "vocab_size": len(WORDS), "sep_token_id": 3, "encoder_hidden_size": 16}
-    config = BlipConfig(text_config={**text, "bos_token_id": 2}, vision_config={**SMALL, **SEEN}, projection_dim=16)
-    network = BlipForConditionalGeneration(config)
-    head = network.text_decoder.cls.predictions
-    for bias in (head.bias, head.decoder.bias):  # it decodes by a configuration of its own
-        bias.data = torch.tensor([0.0 if word in words else -1e4 for word in WORDS])
-    save(network, folder)
-    BlipProcessor(BlipImageProcessorPil(**SIZE), tokenizer()).save_pretrained(folder)
-
-
 def vision_encoder_decoder(folder):
     decoder = GPT2Config(vocab_size=len(WORDS), n_embd=16, n_layer=1, n_head=2, **SPECIAL)
     config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(**SMALL, **SEEN), decoder)
     network = VisionEncoderDecoderModel(config)
     network.generation_config.decoder_start_token_id = 2
-    save(network, folder)
+    save_captioner(network, folder)
     ViTImageProcessorPil(**SIZE).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
 
 
 def llava(folder):
     text = LlamaConfig(**SMALL, **SPECIAL, vocab_size=len(WORDS), num_key_value_heads=2)
     vision = CLIPVisionConfig(**{**SMALL, "num_hidden_layers": 2}, **SEEN)
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=WORDS.index("<image>"))
-    save(LlavaForConditionalGeneration(config).to(torch.bfloat16), folder)
+    save_captioner(LlavaForConditionalGeneration(config).to(torch.bfloat16), folder)
     template = (
         "{% for m in messages %}USER : {% for c in m.content %}"
         "{{ '<image> ' if c.type == 'image' else c.text }}{% endfor %}{% endfor %}"
     )
     processor = LlavaProcessor(
         CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
-        tokenizer(),
+        word_tokenizer(),
         patch_size=16,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -270,7 +227,7 @@ def llava(folder):
     processor.save_pretrained(folder)
 
 
-@pytest.mark.parametrize("build", [blip, vision_encoder_decoder, llava])
+@pytest.mark.parametrize("build", [save_blip, vision_encoder_decoder, llava])
 def test_a_model_by_path_writes_the_caption(build, tmp_path):
     torch.manual_seed(1)
     build(tmp_path)
@@ -298,6 +255,6 @@ def test_the_question_is_part_of_what_a_model_of_instructions_reads(tmp_path):
 
 
 def test_a_model_that_writes_nothing_is_an_error(tmp_path):
-    blip(tmp_path, ["[SEP]"])
+    save_blip(tmp_path, ["[SEP]"])
     with pytest.raises(RowError, match="the model wrote nothing"):
         make(model=str(tmp_path)).label_row({"id": "a", "images.image": data.coffee()})

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from skimage import data
-from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTImageProcessor
+from tiny_models import save_depth_anything
+from transformers import DepthAnythingForDepthEstimation, DPTImageProcessor
 
 from labeling.depth import DepthLabeler
 from labeling.registry import load_labeler
@@ -109,44 +110,9 @@ def test_a_row_without_any_source_names_the_remedy():
     assert table["depth"].to_pylist() == [None]
 
 
-def build(folder, kind):
-    """A tiny random Depth Anything in a folder."""
-    torch.manual_seed(0)
-    backbone = Dinov2Config(
-        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, mlp_ratio=2, image_size=56, patch_size=14,
-        out_indices=[1, 2, 3, 4], reshape_hidden_states=False, apply_layernorm=True,
-    )  # fmt: skip
-    config = DepthAnythingConfig(
-        backbone_config=backbone, patch_size=14, reassemble_hidden_size=16, reassemble_factors=[4, 2, 1, 0.5],
-        neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8, head_hidden_size=8, depth_estimation_type=kind,
-        max_depth=20 if kind == "metric" else 1,
-    )  # fmt: skip
-    model = DepthAnythingForDepthEstimation(config)
-    # Random layers as small as they are initialised give next to the same depth everywhere.
-    for parameter in model.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    # Around 2, by so little that neither the ReLU nor the sigmoid that ends it saturates.
-    last = model.head.conv3
-    spread: list[float] = []
-    hook = last.register_forward_hook(lambda _module, _inputs, output: spread.append(output.std().item()))
-    with torch.no_grad():
-        model(torch.randn(1, 3, 56, 84))
-        hook.remove()
-        last.weight *= 0.3 / spread[0]
-        last.bias.fill_(0.0)
-        hook = last.register_forward_hook(lambda _module, _inputs, output: spread.append(output.mean().item()))
-        model(torch.randn(1, 3, 56, 84))
-        hook.remove()
-        last.bias.fill_(2.0 - spread[1])
-    model.save_pretrained(folder, safe_serialization=True)
-    DPTImageProcessor(
-        size={"height": 56, "width": 56}, keep_aspect_ratio=True, ensure_multiple_of=14
-    ).save_pretrained(folder)  # fmt: skip
-
-
 @pytest.mark.parametrize("kind", ["relative", "metric"])
 def test_a_model_is_loaded_from_its_folder(tmp_path, kind):
-    build(tmp_path, kind)
+    save_depth_anything(tmp_path, kind)
     folder, labeler = tmp_path, make(model=str(tmp_path))
     assert labeler.reads == ("images.image",)
     assert labeler.model == f"DepthAnythingForDepthEstimation {labeler.weights_digest()[:8]}"
@@ -181,7 +147,7 @@ def test_only_safetensors_are_read(tmp_path):
 
 def test_the_same_bytes_in_another_process(motorcycle, tmp_path, photographs):
     left, right, _ = motorcycle
-    build(tmp_path, "relative")
+    save_depth_anything(tmp_path, "relative")
     script = (
         "import hashlib, sys, mmcv\nfrom labeling.registry import load_labeler\nfrom model.pictures import encode_png\n"
         "left, right = (mmcv.imread(f'{sys.argv[1]}/motorcycle_{side}.png', channel_order='rgb')\n"

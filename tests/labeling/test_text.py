@@ -15,7 +15,7 @@ ROW = {
     "boxes.names": ["dog", "dog"],
     "boxes.colors": ["#0000FF", "#0000FF"],
 }
-DEFAULT = ["", "text2image", "deblurring", "inpainting", "edges", "depth", "pose", "segmentation", "boxes"]
+DEFAULT = ["", "text2image", "deblurring", "inpainting", "upscaling", "edges", "depth", "pose", "segmentation", "boxes"]
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderKL
 from skimage import data
 from skimage.color import gray2rgb
+from tiny_models import save_vae
 
 from model.codecs import DCTCodec, VAECodec, codec_digest, load_codec
 from model.conditions import draw_mask
@@ -40,20 +41,6 @@ def vae_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipeline")
     save_vae(folder / "vae", scaling_factor=1.5305, shift_factor=0.0609)
     return folder
-
-
-def save_vae(folder, levels=4, **config):
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=(8,) * levels,
-        norm_num_groups=4,
-        layers_per_block=1,
-        **{"latent_channels": 16, **config},
-    )
-    vae.save_pretrained(folder)
-    return vae
 
 
 @pytest.mark.parametrize(

@@ -1,29 +1,17 @@
 import pytest
 import torch
+from tiny_models import save_t5
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import (
     BertConfig,
     BertModel,
     PreTrainedTokenizerFast,
-    T5Config,
     T5EncoderModel,
     T5TokenizerFast,
 )
 
 from model.errors import InputError
 from model.text import load_text_encoder, text_encoder_digest
-
-
-def save_t5(root):
-    """A tiny random T5 encoder in the layout of a diffusers pipeline."""
-    torch.manual_seed(0)
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0)]
-    pieces += [(f"▁{word}", -2.0) for word in ("a", "dog", "the", "cat")]
-    pieces += [(letter, -6.0) for letter in "▁abcdefghijklmnopqrstuvwxyz[]2."]
-    T5TokenizerFast(vocab=pieces, extra_ids=0).save_pretrained(root / "tokenizer")
-    config = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
-    T5EncoderModel(config).save_pretrained(root / "text_encoder")
-    return root
 
 
 @pytest.fixture(scope="module")

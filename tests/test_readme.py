@@ -1,0 +1,101 @@
+"""Every command of the README, in its order, as someone would who has a few pictures and small models."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trimesh
+from tiny_models import save_blip, save_depth_anything, save_t5, save_vae
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+COMMANDS = re.findall(r"^onediffusion .+$|(?<=`)onediffusion [^`]+(?=`)", README, re.MULTILINE)
+# The demo trains this preset (test_journey.py), and takes its time.
+ELSEWHERE = ("onediffusion train debug",)
+# The model of the README's run on the least that has all its parts: it is there for the command, not for its pictures.
+SMALL = {
+    "steps": 2,
+    "batch": 2,
+    "model": "{hidden_size: 24, depth: 1, num_heads: 2, num_kv_heads: 2, multiple_of: 8, caption_channels: 32}",
+    "workers": '{count: 1, gpus: 0, fsdp: false, precision: "no"}',
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> tuple[Path, dict[str, str]]:
+    """A working folder with what the README speaks of, and the environment of someone who works there."""
+    home, here = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("work")
+    for name in ("astronaut.png", "chelsea.png", "coffee.png"):
+        (home / "Pictures").mkdir(exist_ok=True)
+        shutil.copy(photographs / name, home / "Pictures" / name)
+    for name, photograph in (("cat", "chelsea"), ("street", "camera"), ("front", "astronaut")):
+        shutil.copy(photographs / f"{photograph}.png", here / f"{name}.png")
+    (here / "meshes").mkdir()
+    trimesh.creation.box().export(here / "meshes" / "box.glb")
+    save_vae(here / "models" / "sd3" / "vae", scaling_factor=1.5)
+    save_t5(here / "models" / "t5")
+    save_in_hub(home, "depth-anything/Depth-Anything-V2-Large-hf", save_depth_anything)
+    save_in_hub(home, "Salesforce/blip-image-captioning-large", save_blip)
+    (here / "my_module.py").write_text(
+        "from simple_labelers import Brightness\n\n\nclass MyLabeler(Brightness):\n    name = 'mine'\n"
+    )
+    (here / "mine.yaml").write_text(re.search(r"```yaml\n(.+?)```", README, re.DOTALL)[1])
+    environment = {
+        **os.environ,
+        "HOME": str(home),
+        "XDG_DATA_HOME": str(home / "data"),
+        "HF_HUB_OFFLINE": "1",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
+    environment.pop("HF_HOME", None)
+    return here, environment
+
+
+def save_in_hub(home: Path, name: str, save: Callable[[Path], object]) -> None:
+    """A model where the hub's downloads lie."""
+    folder = home / ".cache" / "huggingface" / "hub" / f"models--{name.replace('/', '--')}"
+    commit = "0" * 40
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    save(folder / "snapshots" / commit)
+
+
+def run(place: tuple[Path, dict[str, str]], command: str) -> str:
+    here, environment = place
+    found = subprocess.run(
+        ["bash", "-c", command], cwd=here, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert found.returncode == 0, f"{command}\n{found.stdout}\n{found.stderr}"
+    return found.stdout
+
+
+def test_every_command_works(place: tuple[Path, dict[str, str]]) -> None:
+    here, _ = place
+    commands = [command for command in COMMANDS if not command.startswith(ELSEWHERE)]
+    assert len(commands) >= 15
+    for command in commands:
+        if command.startswith("onediffusion train"):
+            command += "".join(f" --set '{key}={value}'" for key, value in SMALL.items())
+        if command.startswith("onediffusion sample"):
+            if not (here / "runs" / "demo").exists():
+                (here / "runs" / "demo").symlink_to(here / "runs" / "mine")
+            command += " --steps 2"
+        said = run(place, command)
+        if command.endswith("status data/pictures"):
+            assert "segmentation" in said
+    for written in ("edges.png", "mask.png", "turned-1.png", "data/pictures/report.html", "data/views/dataset.json"):
+        assert (here / written).exists(), written
+    for group in ("mine", "latents-256-depth", "latents-256-edges", "text"):
+        assert (here / "data" / "pictures" / group / "000000.parquet").exists(), group
+
+
+def test_its_python_works(place: tuple[Path, dict[str, str]]) -> None:
+    script = re.search(r"```python\n(.+?)```", README, re.DOTALL)[1]
+    (place[0] / "script.py").write_text(script)
+    assert len(run(place, "python script.py").splitlines()) == 3

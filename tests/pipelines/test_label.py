@@ -11,10 +11,12 @@ import pytest
 
 from labeling.ingest import IMAGES
 from labeling.plan import dataset_status
+from labeling.registry import load_labeler
 from labeling.shards import Dataset, open_store, write_shard
 from model.errors import InputError
 from pipelines.ingest import ingest
-from pipelines.label import label
+from pipelines.label import _stages, label
+from simple_labelers import Brightness, Doubled
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 BRIGHTNESS, DOUBLED = "simple_labelers:Brightness", "simple_labelers:Doubled"
@@ -153,3 +155,16 @@ def test_a_group_that_another_job_works_on_is_refused(dataset: Dataset) -> None:
     dataset.store.put("brightness/running.json", json.dumps({**holder, "started": 1.0}).encode())
     label(dataset.uri, [BRIGHTNESS])  # the process is another one now: what it held is free
     assert not dataset.store.exists("brightness/running.json")
+
+
+def test_labelers_of_one_kind_share_a_process_unless_another_reads_between_them() -> None:
+    edges = load_labeler("edges", {})
+    latents = {group: load_labeler(group, {}) for group in ("latents-96", "latents-96-edges")}
+    other = load_labeler("latents-64", {"codec": "owner/model"})
+    active = {"latents-96": latents["latents-96"], "edges": edges, "latents-64": other}
+    active["latents-96-edges"] = latents["latents-96-edges"]
+    assert [list(stage) for stage in _stages(active)] == [["edges"], ["latents-64"], ["latents-96", "latents-96-edges"]]
+    bright = {group: Brightness(group, Brightness.Parameters()) for group in ("brightness", "brightness-again")}
+    doubled = Doubled("doubled", Doubled.Parameters())
+    active = {"brightness": bright["brightness"], "doubled": doubled, "brightness-again": bright["brightness-again"]}
+    assert [list(stage) for stage in _stages(active)] == [["brightness"], ["doubled"], ["brightness-again"]]

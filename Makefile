@@ -1,4 +1,5 @@
-# Everything a newcomer types. VENV names the environment; PICTURES the pictures of the demo, OUT its place; PYTHON a Python 3.11.
+# Everything a newcomer types. PICTURES names the pictures of the demo and OUT its place; VENV the environment and
+# PYTHON a Python 3.11 to make it with.
 VENV ?= .venv
 PYTHON ?= python3.11
 PICTURES ?=

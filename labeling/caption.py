@@ -92,9 +92,8 @@ class CaptionLabeler(Labeler):
         folder = model_folder(self.parameters.model, "captioner")
         # A captioner may be large: it stays in the precision it is stored in.
         self._network, self._name = load_network(AutoModelForImageTextToText, folder, self.gpus, "auto")
-        if (
-            self._network.config.model_type == "vision-encoder-decoder"
-        ):  # has its two halves' processors, not one of its own
+        # An encoder and a decoder put together have their own processors, not one for both.
+        if self._network.config.model_type == "vision-encoder-decoder":
             self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         else:

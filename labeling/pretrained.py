@@ -1,4 +1,4 @@
-"""Models of transformers as labelers use them: whole pictures in, no gradients, one thread on a CPU."""
+"""Loading a model of transformers in the process that labels with it."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def demo(out: str) -> str:
         text=True,
         cwd=ROOT,
         env=dict(os.environ),
-        timeout=1800,
+        timeout=2400,
     )
     assert found.returncode == 0, found.stderr[-4000:]
     return found.stdout

@@ -52,7 +52,7 @@ class Attention(nn.Module):
         k_y, v_y = (repeat(z, "T K d -> T (copies K) d", copies=copies) for z in (k_y, v_y))
         attend = _attend_flex if x.is_cuda and not _one_shape(layout, soft_cap) else _attend_groups
         image, text = attend(q, k, v, k_y, v_y, layout, soft_cap)
-        mixed = image + text * self.gate.tanh().to(text.dtype)[:, None]
+        mixed = torch.addcmul(image, text, self.gate.tanh().to(text.dtype)[:, None])
         return self.wo(rearrange(mixed, "N A d -> N (A d)"))
 
 
@@ -66,10 +66,10 @@ def _attend_groups(
 ) -> tuple[Tensor, Tensor]:
     """Batched attention over each group of samples of one shape: exact, and no token attends to padding."""
     images, texts = [], []
-    for group in layout.groups:
-        qs, ks, vs = (rearrange(z[group.span], "(g n) A d -> g A n d", g=group.samples) for z in (q, k, v))
-        keys, mask = group.texts(k_y)
-        values, _ = group.texts(v_y)
+    parts = zip(*map(layout.split, (q, k, v)), *map(layout.split_text, (k_y, v_y)), strict=True)
+    for group, (*image_parts, keys, values) in zip(layout.groups, parts, strict=True):
+        qs, ks, vs = (rearrange(z, "(g n) A d -> g A n d", g=group.samples) for z in image_parts)
+        (keys, mask), (values, _) = group.texts(keys), group.texts(values)
         keys, values = (rearrange(z, "g L A d -> g A L d") for z in (keys, values))
         image = _capped(qs, ks, vs, soft_cap) if soft_cap else F.scaled_dot_product_attention(qs, ks, vs)
         seen = None if mask is None else mask.bool()[:, None, None]

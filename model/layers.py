@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from model.attention import Attention
 from model.layout import Layout
@@ -16,10 +18,41 @@ MAX_PERIOD = 10000.0
 
 
 class RMSNorm(nn.RMSNorm):
-    """Root-mean-square norm, computed in float32."""
+    """Root-mean-square norm, computed in float32, its result times a factor for each row of the layout where given."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.normalized_shape, self.weight.float(), self.eps).to(x.dtype)
+    def forward(self, x: Tensor, factor: Tensor | None = None, layout: Layout | None = None) -> Tensor:
+        """x (N, D), factor (rows, D) → (N, D)."""
+        if factor is None or layout is None:
+            return self._normalise(x[None], self.weight.float().view(1, 1, -1))[0]
+        # Weight and factor meet while they are a row each, not once for every token.
+        return layout.per_row(x, self.weight.float() * factor.float(), self._normalise)
+
+    def _normalise(self, x: Tensor, factor: Tensor) -> Tensor:
+        result: Tensor = _Normalise.apply(x, factor, self.eps)
+        return result
+
+
+class _Normalise(torch.autograd.Function):
+    """x (f, t, D) / rms(x) · factor (f, 1, D), keeping no float32 copies of x for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: Tensor, eps: float) -> Tensor:
+        x32 = x.float()
+        square = torch.linalg.vector_norm(x32, dim=-1, keepdim=True).square()
+        scale = torch.rsqrt(square / x.shape[-1] + eps)
+        ctx.save_for_backward(x, factor, scale)
+        return (x32 * scale * factor).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, factor, scale = ctx.saved_tensors
+        x32, grad32 = x.float(), grad.float()
+        with torch.autocast(x.device.type, enabled=False):
+            product = grad32 * x32
+            of_factor = scale.mT @ product
+            slope = product @ factor.mT * scale**3 / -x.shape[-1]
+        return (grad32 * factor).mul_(scale).addcmul_(x32, slope).to(x.dtype), of_factor, None
 
 
 class TimestepEmbedder(nn.Module):
@@ -56,14 +89,6 @@ class FeedForward(nn.Module):
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
 
-def _scaled(x: Tensor, scale: Tensor) -> Tensor:
-    return x * (1 + scale)
-
-
-def _gated(x: Tensor, gate: Tensor) -> Tensor:
-    return x * gate
-
-
 class Block(nn.Module):
     """Attention and feed-forward, each between two norms, scaled and gated by the frame's timestep and text."""
 
@@ -91,12 +116,11 @@ class Block(nn.Module):
     def forward(self, x: Tensor, y: Tensor, c: Tensor, layout: Layout, soft_cap: float | None) -> Tensor:
         """x (N, D), y (T, Y), c (rows, min(D, 1024)) → (N, D)."""
         scale_msa, gate_msa, scale_mlp, gate_mlp = self.adaLN_modulation(c).chunk(4, dim=-1)
-        h = layout.per_row(self.attention_norm1(x), scale_msa, _scaled)
-        h = self.attention_norm2(self.attention(h, self.attention_y_norm(y), layout, soft_cap))
-        x = x + layout.per_row(h, gate_msa.tanh(), _gated)
-        h = layout.per_row(self.ffn_norm1(x), scale_mlp, _scaled)
-        h = self.ffn_norm2(self.feed_forward(h))
-        return x + layout.per_row(h, gate_mlp.tanh(), _gated)
+        h = self.attention_norm1(x, 1 + scale_msa, layout)
+        h = self.attention(h, self.attention_y_norm(y), layout, soft_cap)
+        x = x + self.attention_norm2(h, gate_msa.tanh(), layout)
+        h = self.feed_forward(self.ffn_norm1(x, 1 + scale_mlp, layout))
+        return x + self.ffn_norm2(h, gate_mlp.tanh(), layout)
 
 
 class FinalLayer(nn.Module):
@@ -110,4 +134,4 @@ class FinalLayer(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor, layout: Layout) -> Tensor:
         """x (N, D), c (rows, min(D, 1024)) → (N, p·p·C)."""
-        return self.linear(layout.per_row(self.norm_final(x), self.adaLN_modulation(c), _scaled))
+        return self.linear(layout.per_row(self.norm_final(x), 1 + self.adaLN_modulation(c), torch.mul))

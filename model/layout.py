@@ -22,15 +22,13 @@ Grid = tuple[int, int, int]  # F, r, c of a sample
 
 @dataclass(frozen=True)
 class Group:
-    """Consecutive samples of one shape: where they begin in the pack, how many, tokens of each, and their texts.
+    """Consecutive samples of one shape: frames, rows and columns of each, how many, and their texts.
 
     lengths: text tokens of each sample, or None where the texts are padded to one length already, with `mask` (g, L).
     """
 
     grid: Grid
-    start: int
     samples: int
-    text_start: int
     text_tokens: int
     lengths: tuple[int, ...] | None = None
     mask: Tensor | None = None
@@ -40,10 +38,6 @@ class Group:
         F, r, c = self.grid
         return F * r * c
 
-    @property
-    def span(self) -> slice:
-        return slice(self.start, self.start + self.samples * self.tokens)
-
     @cached_property
     def padding(self) -> tuple[Tensor, Tensor]:
         """(g·L) places in the group's text tokens, and (g, L) where they are real, for texts of different lengths."""
@@ -52,11 +46,11 @@ class Group:
         real = place < lengths
         return torch.where(real, lengths.cumsum(0) - lengths + place, 0).flatten(), real
 
-    def texts(self, y: Tensor) -> tuple[Tensor, Tensor | None]:
-        """This group's part of y (T, A, d), padded: (g, L, A, d), and the mask (g, L) of what is no padding."""
-        part, mask = y[self.text_start : self.text_start + self.text_tokens], self.mask
+    def texts(self, part: Tensor) -> tuple[Tensor, Tensor | None]:
+        """This group's text tokens (t, A, d), padded: (g, L, A, d), and the mask (g, L) of what is no padding."""
+        mask = self.mask
         if self.lengths is not None and len(set(self.lengths)) > 1:
-            places, mask = (z.to(y.device, non_blocking=True) for z in self.padding)
+            places, mask = (z.to(part.device, non_blocking=True) for z in self.padding)
             part = part.index_select(0, places)
         return part.unflatten(0, (self.samples, part.shape[0] // self.samples)), mask
 
@@ -65,28 +59,31 @@ class Group:
 class Layout:
     """Groups in order, and the rows that noise levels belong to: frames, or tokens when each has its own.
 
-    cos, sin: (N, 1, d), see model.rotary. sample_of_row: (rows,). row_tokens: tokens of each row, one number where all
-    are equal.
+    cos, sin: (N, 1, d), see model.rotary. sample_of_row: (rows,). A group's rows have the same number of tokens each.
     """
 
     groups: list[Group]
     cos: Tensor
     sin: Tensor
     sample_of_row: Tensor
-    row_tokens: int | list[int]
+    per_token: bool = False
 
-    def per_row(self, x: Tensor, change: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """apply(x (N, D), change (rows, D)) with each row of change given to its tokens."""
-        if isinstance(self.row_tokens, int):
-            framed = rearrange(x, "(f t) D -> f t D", t=self.row_tokens)
-            return rearrange(apply(framed, change[:, None]), "f t D -> (f t) D")
-        return apply(x, change[self.row_of_token])
+    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """x (N, …) → that of each group."""
+        return _split(x, [group.samples * group.tokens for group in self.groups])
 
-    @cached_property
-    def row_of_token(self) -> Tensor:
-        """(N,)"""
-        assert not isinstance(self.row_tokens, int)
-        return owners(self.row_tokens, self.cos.device)
+    def split_text(self, y: Tensor) -> tuple[Tensor, ...]:
+        """y (T, …) → that of each group."""
+        return _split(y, [group.text_tokens for group in self.groups])
+
+    def per_row(self, x: Tensor, factor: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """apply(x (N, D), factor (rows, D)) with each row of factor given to its tokens, broadcast, not gathered."""
+        rows = [group.samples * (group.tokens if self.per_token else group.grid[0]) for group in self.groups]
+        parts = [
+            apply(rearrange(part, "(f t) D -> f t D", f=len(of_row)), of_row[:, None]).flatten(0, 1)
+            for part, of_row in zip(self.split(x), _split(factor, rows), strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @cached_property
     def sample_of_token(self) -> Tensor:
@@ -114,32 +111,35 @@ def batch_layout(
     samples: int, grid: Grid, mask: Tensor, per_token: bool, size: int, linear: float, ntk: float
 ) -> Layout:
     """The layout of samples of one shape with texts padded to one length, mask (B, L)."""
-    group = Group(grid, 0, samples, 0, mask.numel(), None, mask)
+    group = Group(grid, samples, mask.numel(), None, mask)
     cos, sin = rotary_rows(*grid, size, linear, ntk, mask.device)
     rows = group.tokens if per_token else grid[0]
     of_row = torch.arange(samples, device=mask.device).repeat_interleave(rows)
-    return Layout([group], cos.repeat(samples, 1, 1), sin.repeat(samples, 1, 1), of_row, group.tokens // rows)
+    return Layout([group], cos.repeat(samples, 1, 1), sin.repeat(samples, 1, 1), of_row, per_token)
 
 
 def packed_layout(grids: Sequence[Grid], lengths: Sequence[int], size: int, device: torch.device) -> Layout:
     """The layout of samples of any shapes and text lengths, in which equal shapes follow each other."""
     groups: list[Group] = []
-    start = text_start = first = 0
+    first = 0
     for grid, alike in groupby(grids):
         count = len(list(alike))
         texts = tuple(lengths[first : first + count])
-        groups.append(Group(grid, start, count, text_start, sum(texts), texts))
-        start, text_start, first = groups[-1].span.stop, text_start + sum(texts), first + count
+        groups.append(Group(grid, count, sum(texts), texts))
+        first += count
     rows = [rotary_rows(*group.grid, size, 1.0, 1.0, device) for group in groups]
     cos, sin = (
         torch.cat([row[i].repeat(group.samples, 1, 1) for row, group in zip(rows, groups, strict=True)]) for i in (0, 1)
     )
-    tokens = [r * c for F, r, c in grids for _ in range(F)]
-    of_row = owners([F for F, _, _ in grids], device)
-    return Layout(groups, cos, sin, of_row, tokens[0] if len(set(tokens)) == 1 else tokens)
+    return Layout(groups, cos, sin, owners([F for F, _, _ in grids], device))
 
 
 def owners(counts: Sequence[int], device: torch.device) -> Tensor:
     """0 counts[0] times, 1 counts[1] times, …"""
     # The length is known here; on the device repeat_interleave would wait for it.
     return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(device, non_blocking=True)
+
+
+def _split(x: Tensor, counts: Sequence[int]) -> tuple[Tensor, ...]:
+    # The gradient of one split is one copy, that of slices a sum of as many padded with zeros, and of neither nothing.
+    return x.split(list(counts)) if len(counts) > 1 else (x,)

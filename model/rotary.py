@@ -20,37 +20,34 @@ def rotary_rows(
     """cos, sin (n, 1, d) for one sample's tokens, in the order (frame, row, column), as `rotate` takes them.
 
     d is split in three equal parts, one an axis; frequencies are base^(−i/d), i = 0, 6, 12 … linear divides the
-    frequencies, ntk multiplies the base (MODEL.md, time-aware scaling). Cached by shape.
+    frequencies, ntk multiplies the base (MODEL.md, time-aware scaling). What is kept between calls is an axis of a
+    length, some kilobytes; the rows of a grid are copies of those.
     """
-    make = _rows if torch.compiler.is_compiling() else _cached_rows
-    return make(frames, rows, columns, size, linear, ntk, device)
+    make = _axis if torch.compiler.is_compiling() else _kept_axis
+    axes = (frames, rows, columns)
+    per_axis = zip(*(make(n, size, linear, ntk, device) for n in axes), strict=True)
+    cos, sin = (
+        torch.cat([f[:, None, None].expand(*axes, -1), r[:, None].expand(*axes, -1), c.expand(*axes, -1)], -1)
+        for f, r, c in per_axis
+    )
+    return cos.view(-1, 1, size), sin.view(-1, 1, size)
 
 
-def _rows(
-    frames: int, rows: int, columns: int, size: int, linear: float, ntk: float, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    # What is cached while sampling must serve training too, where inference tensors are refused.
+def _axis(n: int, size: int, linear: float, ntk: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos, sin (n, d/3) of positions 0 … n−1."""
+    # What is kept while sampling must serve training too, where inference tensors are refused.
     with torch.inference_mode(False):
         frequencies = (BASE * ntk) ** (-torch.arange(0, size, 6, device=device, dtype=torch.float32) / size) / linear
-        axes = (frames, rows, columns)
-        angles = [torch.outer(torch.arange(n, device=device, dtype=torch.float32), frequencies) for n in axes]
-        grid = torch.cat(
-            [
-                angle.view(*(n if i == axis else 1 for i, n in enumerate(axes)), -1).expand(*axes, -1)
-                for axis, angle in enumerate(angles)
-            ],
-            dim=-1,
-        )
-        grid = rearrange(grid, "F r c i -> (F r c) 1 i")
-        cos, sin = grid.cos(), grid.sin()
+        angles = torch.outer(torch.arange(n, device=device, dtype=torch.float32), frequencies)
+        cos, sin = angles.cos(), angles.sin()
         return cos.repeat_interleave(2, -1), torch.stack([-sin, sin], -1).flatten(-2)
 
 
-_cached_rows = lru_cache(maxsize=64)(_rows)
+_kept_axis = lru_cache(maxsize=256)(_axis)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate adjacent channel pairs of x (N, A, d), in float32: cos (N, 1, d), and sin with the signs −, +."""
     x32 = x.float()
     swapped = rearrange(x32, "N A (i two) -> N A i two", two=2).flip(-1).flatten(-2)
-    return (x32 * cos + swapped * sin).to(x.dtype)
+    return torch.addcmul(x32 * cos, swapped, sin).to(x.dtype)

@@ -16,6 +16,7 @@ from model.errors import InputError
 from training.batch import Sample, StepBatch
 from training.checkpoint import checkpoint_name, load_checkpoint, load_training, save_checkpoint, whole_checkpoints
 from training.config import TrainingConfig
+from training.memory import keep_freed_memory
 from training.objective import flow_matching_loss
 from training.optimizer import MovingAverage, build_optimizer, learning_rate
 from training.records import TENSORBOARD, Records
@@ -78,6 +79,8 @@ class _Worker:
         context = ray.train.get_context()
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
         self.store: Store = open_store(job.run)
+        if not torch.cuda.is_available():
+            keep_freed_memory()
         _set_threads(self.config.workers.threads or max(1, _cores() // context.get_local_world_size()))
         self.start = _from_rank_zero(whole_checkpoints(self.store)[-1:])
         self.records = Records(self.store, self.start[0] if self.start else 0) if self.rank == 0 else None

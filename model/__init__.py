@@ -5,8 +5,12 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_EXPORTS = {"NextDiT": "model.transformer", "sample_frames": "model.sampling"}
-__all__ = ["NextDiT", "sample_frames"]
+_EXPORTS = {
+    "NextDiT": "model.transformer",
+    "OneDiffusionPipeline": "model.pipeline",
+    "sample_frames": "model.sampling",
+}
+__all__ = ["NextDiT", "OneDiffusionPipeline", "sample_frames"]
 
 
 def __getattr__(name: str) -> Any:

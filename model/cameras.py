@@ -13,6 +13,8 @@ from einops import einsum, rearrange, repeat
 from torch import Tensor
 
 RAY_SCALE = 1.658  # brings ray latents to about unit variance
+FOCAL = 1.3887  # default focal length, image width = 1
+C2W_SCALING = 1.7  # distance of the first camera in normalised camera frames
 _CHANNELS = (*range(6), *range(6), *range(4))
 
 
@@ -130,3 +132,23 @@ def _normalised(R: Tensor, T: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     T = T + einsum(meeting, R, "i, V i j -> V j")
     T = T * (scale / T[0].norm())
     return R[0].T @ R, T - einsum(T[0], R[0].T @ R, "i, V i j -> V j")
+
+
+def default_intrinsics(views: int) -> Tensor:
+    """(V, 3, 3) of the focal length that the published model is sampled with, image width 1."""
+    return torch.tensor([[FOCAL, 0, 0.5], [0, FOCAL, 0.5], [0, 0, 1.0]]).expand(views, 3, 3)
+
+
+def camera_latents(c2w: Tensor, intrinsics: Tensor, size: int, normalize: bool) -> Tensor:
+    """Camera frames (V, 16, size, size) of OpenGL camera-to-world (V, 4, 4) and intrinsics (V, 3, 3).
+
+    normalize: as training sees them, optical axes meeting at the origin, the first camera C2W_SCALING from it.
+    """
+    rays = camera_rays(c2w, intrinsics, size, normalize=normalize, scale=C2W_SCALING if normalize else 1.0)
+    return rays_to_latents(rays, size, size)
+
+
+def recover_cameras(latents: Tensor, intrinsics: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """R (V, 3, 3) and T (V, 3) in PyTorch3D's convention from camera frames (V, 16, h, h)."""
+    intrinsics = default_intrinsics(len(latents)) if intrinsics is None else intrinsics
+    return rays_to_cameras(latents_to_rays(latents), intrinsics, latents.shape[-1])

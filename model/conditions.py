@@ -25,6 +25,7 @@ CONDITION_READS: dict[str, tuple[str, ...]] = {
 
 DEGRADATIONS = ("deblurring", "inpainting", "upscaling")
 MASKED_GRAY = 128  # what inpainting puts over the picture: 0 in the codec's range, like no other information
+LIMB_SHADE = 0.6  # limbs are darker than the joints that they end in
 MIN_SCORE = 0.3  # keypoints below are not drawn
 
 # OpenPose's 18 points: nose, neck, right shoulder, elbow, wrist, left shoulder, elbow, wrist, right hip, knee, ankle,
@@ -33,11 +34,11 @@ _NECK = 1
 _FROM_COCO = (0, None, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
 _FROM_MEDIAPIPE = (0, None, 12, 14, 16, 11, 13, 15, 24, 26, 28, 23, 25, 27, 5, 2, 8, 7)
 _LAYOUTS = {17: _FROM_COCO, 33: _FROM_MEDIAPIPE, 18: tuple(range(18))}
-_LIMBS = (
+LIMBS = (
     *((1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13)),
     *((1, 0), (0, 14), (14, 16), (0, 15), (15, 17)),
 )
-_RAINBOW = (
+JOINT_COLORS = (
     *((255, 0, 0), (255, 85, 0), (255, 170, 0), (255, 255, 0), (170, 255, 0), (85, 255, 0), (0, 255, 0)),
     *((0, 255, 85), (0, 255, 170), (0, 255, 255), (0, 170, 255), (0, 85, 255), (0, 0, 255), (85, 0, 255)),
     *((170, 0, 255), (255, 0, 255), (255, 0, 170), (255, 0, 85)),
@@ -130,17 +131,18 @@ def draw_skeleton(people: Sequence[Sequence[Any]], width: int, height: int, min_
     size = np.array((width, height))
     seen = [(b[:, 2] >= min_score) & ((b[:, :2] >= 0) & (b[:, :2] < size)).all(axis=1) for b in bodies]
     for body, visible in zip(bodies, seen, strict=True):
-        for (start, end), color in zip(_LIMBS, _RAINBOW, strict=False):
+        for (start, end), color in zip(LIMBS, JOINT_COLORS, strict=False):
             if visible[start] and visible[end]:
                 (x0, y0), (x1, y1) = body[start, :2], body[end, :2]
                 centre = (round((x0 + x1) / 2), round((y0 + y1) / 2))
                 axes = (round(np.hypot(x1 - x0, y1 - y0) / 2), radius)
                 angle = round(np.degrees(np.arctan2(y1 - y0, x1 - x0)))
                 outline = np.array(cv2.ellipse2Poly(centre, axes, angle, 0, 360, 1))
-                cv2.fillConvexPoly(canvas, outline, tuple(round(0.6 * channel) for channel in color))
+                cv2.fillConvexPoly(canvas, outline, tuple(round(LIMB_SHADE * channel) for channel in color))
     for body, visible in zip(bodies, seen, strict=True):
         for index in np.flatnonzero(visible):
-            cv2.circle(canvas, (round(body[index, 0]), round(body[index, 1])), radius, _RAINBOW[index], thickness=-1)
+            centre = (round(body[index, 0]), round(body[index, 1]))
+            cv2.circle(canvas, centre, radius, JOINT_COLORS[index], thickness=-1)
     return canvas
 
 

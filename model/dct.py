@@ -1,7 +1,7 @@
-"""The image codec that needs no training: the 16 lowest DCT coefficients of 8 × 8 blocks, whitened.
+"""The numbers of the image codec that needs no training: the 16 lowest DCT coefficients of 8 × 8 blocks, whitened.
 
 Ten of luma, three of each chroma (YCbCr as in JPEG), so that a latent has the shape of the published model's
-autoencoder: 16 channels at an eighth of the side. B pictures, H × W pixels, h = H/8, w = W/8.
+autoencoder: 16 channels at an eighth of the side.
 """
 
 from __future__ import annotations
@@ -9,12 +9,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional
-
-from model.errors import InputError
 
 BLOCK = 8
 CHANNELS = 16
@@ -28,40 +23,12 @@ _YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -
 # 256 × 256, pixels in [-1, 1]. Two things are not as measured: the means of all but the flat coefficients are 0, which
 # mirror symmetry asks for; and the four chroma gradients, which photographs hardly have (0.11 to 0.16), get the least
 # of luma's, or the border between two saturated colours of a mask would be 43 standard deviations away.
-_MEAN = (-1.65, 0, 0, 0, 0, 0, 0, 0, 0, 0, -0.40, 0, 0, 0.66, 0, 0)
-_STD = (3.11, 0.67, 0.66, 0.35, 0.37, 0.39, 0.26, 0.25, 0.25, 0.22, 0.87, 0.22, 0.22, 1.28, 0.22, 0.22)
+MEAN = (-1.65, 0, 0, 0, 0, 0, 0, 0, 0, 0, -0.40, 0, 0, 0.66, 0, 0)
+STD = (3.11, 0.67, 0.66, 0.35, 0.37, 0.39, 0.26, 0.25, 0.25, 0.22, 0.87, 0.22, 0.22, 1.28, 0.22, 0.22)
+DIGEST = hashlib.blake2b(repr((_LUMA, _CHROMA, _YCBCR, MEAN, STD)).encode(), digest_size=16).hexdigest()
 
 
-class DCTCodec:
-    """Pictures to whitened DCT coefficients and back. Every latent decodes to a picture that encodes to it exactly."""
-
-    name = "dct"
-    digest = hashlib.blake2b(repr((_LUMA, _CHROMA, _YCBCR, _MEAN, _STD)).encode(), digest_size=16).hexdigest()
-
-    def __init__(self, device: str | torch.device = "cpu") -> None:
-        forward, inverse = _kernels()
-        self.forward = torch.from_numpy(forward).to(device, torch.float32)
-        self.inverse = torch.from_numpy(inverse).to(device, torch.float32)
-        self.mean = torch.tensor(_MEAN, dtype=torch.float32, device=device).view(CHANNELS, 1, 1)
-        self.std = torch.tensor(_STD, dtype=torch.float32, device=device).view(CHANNELS, 1, 1)
-
-    @torch.no_grad()
-    def encode(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] → (B, 16, h, w) float32. Raises InputError when 8 does not divide H and W."""
-        height, width = pixels.shape[-2:]
-        if height % BLOCK or width % BLOCK:
-            raise InputError(f"a picture of {width}×{height} pixels has no latent: both sides must divide by {BLOCK}")
-        blocks = functional.conv2d(pixels.to(self.forward), self.forward, stride=BLOCK)
-        return (blocks - self.mean) / self.std
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """(B, 16, h, w) → (B, 3, H, W) float32, not clamped to [-1, 1]."""
-        blocks = latents.to(self.inverse) * self.std + self.mean
-        return functional.conv_transpose2d(blocks, self.inverse, stride=BLOCK)
-
-
-def _kernels() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def kernels() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Convolution kernels (16, 3, 8, 8) from RGB to coefficients and from coefficients to RGB."""
     index = np.arange(BLOCK)
     basis = np.sqrt(2 / BLOCK) * np.cos((2 * index + 1) * index[:, None] * np.pi / (2 * BLOCK))

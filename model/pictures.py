@@ -94,3 +94,25 @@ def encode_png(array: NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(array)).save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()
+
+
+def as_picture(image: Any) -> Picture:
+    """A PIL image, an (H, W, 3) or (H, W) array (uint8, or float in 0…1) or a (3, H, W) tensor in 0…1 as a picture.
+
+    Raises InputError for anything else.
+    """
+    from PIL import Image
+
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    if hasattr(image, "permute") and getattr(image, "ndim", 0) == 3:
+        image = image.detach().float().cpu().permute(1, 2, 0).numpy()
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 and np.issubdtype(image.dtype, np.floating):
+            image = (image.clip(0, 1) * 255).round().astype(np.uint8)
+        if image.ndim == 2:
+            image = np.repeat(image[..., None], 3, axis=2)
+        if image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8:
+            return np.ascontiguousarray(image)
+    shape = getattr(image, "shape", type(image).__name__)
+    raise InputError(f"no picture: {shape}; give a PIL image, an (H, W, 3) array or a (3, H, W) tensor in 0…1")

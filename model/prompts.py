@@ -34,7 +34,7 @@ COLORS: dict[str, str] = {
     "orchid": "#DA70D6",
 }
 _COLOR_NAMES = {code: name for name, code in COLORS.items()}
-_MAX_SOURCES = 3  # the published model was trained with up to three reference pictures
+MAX_REFERENCES = 3  # the published model was trained with up to three reference pictures
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,16 @@ class Task:
     token: what the prompt starts with, None where none was published;
     condition: what frame 1 shows: a column group (boxes, segmentation, pose, edges, depth, hed), "degraded" for a
         degradation of the picture itself, "rays" for the cameras of a view set, None for no such frame;
-    phrase: what a class and its colour are called in the prompt, None where classes are not named.
+    phrase: what a class and its colour are called in the prompt, None where classes are not named;
+    steps, guidance: what the published model is sampled with.
     """
 
     name: str
     token: str | None
     condition: str | None = None
     phrase: str | None = None
+    steps: int = 50
+    guidance: float = 4.0
 
 
 TASKS: dict[str, Task] = {
@@ -64,11 +67,11 @@ TASKS: dict[str, Task] = {
         Task("depth", "[[depth2image]]", "depth"),
         Task("hed", "[[hed2img]]", "hed"),
         Task("pose", "[[pose2image]]", "pose"),
-        Task("editing", "[[image_editing]]"),
+        Task("editing", "[[image_editing]]", guidance=3.5),
         Task("segmentation", "[[semanticmap2image]]", "segmentation", "mask"),
         Task("boxes", "[[boundingbox2image]]", "boxes", "boundingbox"),
-        Task("identity", "[[faceid]]"),
-        Task("views", "[[multiview]]", "rays"),
+        Task("identity", "[[faceid]]", steps=75),
+        Task("views", "[[multiview]]", "rays", steps=60),
         Task("subject", "[[subject_driven]]"),
     )
 }
@@ -119,8 +122,8 @@ def build_prompt(
     if found.name == "subject":
         parts += [f"<item: {name}>" for name in names]
     if found.name in ("identity", "subject"):
-        if len(sources) > _MAX_SOURCES:
-            raise InputError(f"{task}: {len(sources)} reference pictures; at most {_MAX_SOURCES}")
+        if len(sources) > MAX_REFERENCES:
+            raise InputError(f"{task}: {len(sources)} reference pictures; at most {MAX_REFERENCES}")
         parts += [f"[[img{index}]] {text.strip()}".strip() for index, text in enumerate([caption, *sources])]
     else:
         parts.append(caption.strip())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 P = 2
+ConditionTimestep = Literal["last", "zero"]
 
 
 @torch.no_grad()
@@ -24,8 +25,9 @@ def sample_frames(
     num_steps: int,
     guidance: float = 1.0,
     camera_rays: Tensor | None = None,
-    condition_timestep: Literal["last", "zero"] = "last",
+    condition_timestep: ConditionTimestep = "last",
     progress: Callable[[int, int], None] | None = None,
+    after_step: Callable[[int, Tensor, Tensor], Tensor | None] | None = None,
 ) -> Tensor:
     """Final latents (B, F, 16, h, w) of all frames.
 
@@ -33,7 +35,8 @@ def sample_frames(
     denoise_mask: 1 for each frame to generate. camera_rays (B, V, 16, h, w): latents of all cameras of a view set,
     whose frames alternate image, rays; written where the mask says known. prompt_embeds (B or 2B, L, Y), the negative
     half first when guidance > 1. condition_timestep: what known frames are told, the last timestep of the schedule
-    (the released code) or 0 (the paper). progress(step, steps) is called after each step.
+    (the released code) or 0 (the paper). progress(step, steps) is called after each step, after_step(index, timestep,
+    latents) too: what it returns takes the latents' place, None ends the sampling there.
     Raises ValueError when mask and frames disagree.
     """
     B, F, _, h, w = noise.shape
@@ -60,6 +63,11 @@ def sample_frames(
         latents = torch.where(pick, latents, clean)
         if progress:
             progress(index + 1, len(timesteps))
+        if after_step:
+            changed = after_step(index, t, latents)
+            if changed is None:
+                break
+            latents = changed
     return latents
 
 

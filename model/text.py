@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,43 +21,18 @@ _T5_KINDS = ("t5", "mt5", "umt5")
 _GPU_BATCH = 32
 
 
-class TextEncoder(Protocol):
-    """Prompts to embeddings (L_i, Y) float32, one each, without padding.
+class TextEncoder:
+    """Prompts to embeddings (L_i, Y) float32, one each, without padding, through a model of transformers.
 
     name: what a label says made it, without paths; digest: of weights and tokenizer; width: Y.
     """
 
-    name: str
-    digest: str
-    width: int
-
-    def encode(self, prompts: Sequence[str]) -> list[Tensor]: ...
-
-
-class TransformersEncoder:
-    """A text encoder of transformers: a T5 encoder, as the published model has, or any model with hidden states."""
-
-    def __init__(
-        self,
-        encoder: Path,
-        tokenizer: Path,
-        name: str = "",
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        """encoder, tokenizer: folders. `name` defaults to the model's class and the start of its digest."""
-        from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel, UMT5EncoderModel
-
-        config: Any = AutoConfig.from_pretrained(encoder, local_files_only=True)
-        classes: dict[str, Any] = {"t5": T5EncoderModel, "mt5": T5EncoderModel, "umt5": UMT5EncoderModel}
-        loader: Any = classes.get(config.model_type, AutoModel)
-        model = loader.from_pretrained(encoder, local_files_only=True, use_safetensors=True, dtype=dtype)
-        self.model = model.to(device).eval().requires_grad_(False)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
-        self.tokens = _token_limit(config, self.tokenizer)
-        self.width = int(config.hidden_size)
-        self.digest = _digest(encoder, tokenizer)
-        self.name = name or f"{type(self.model).__name__} {self.digest[:8]}"
+    def __init__(self, model: Any, tokenizer: Any, name: str = "", digest: str = "") -> None:
+        """model: a T5 encoder, as the published model has, or any model with hidden states."""
+        self.model, self.tokenizer = model, tokenizer
+        self.tokens = _token_limit(model.config, tokenizer)
+        self.width = int(model.config.hidden_size)
+        self.name, self.digest = name, digest
 
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
         """Embeddings (L_i, Y) float32 on the CPU, at most `tokens` long, a special token or two in it.
@@ -77,19 +53,22 @@ class TransformersEncoder:
         return [row[kept] for row, kept in zip(hidden, mask.bool().cpu(), strict=True)]
 
 
-def load_text_encoder(
-    name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-) -> TransformersEncoder:
+def load_text_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> TextEncoder:
     """The text encoder "minilm" (in a package, 384 wide), or that of a hub name or path. Raises InputError.
 
     A path holds text_encoder/ and tokenizer/, as a diffusers pipeline does, or both in one folder.
     """
-    if name == "minilm":
-        from importlib.metadata import version
+    from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel, UMT5EncoderModel
 
-        folder = _minilm_folder()
-        return TransformersEncoder(folder, folder, f"{_PACKAGE} {version(_PACKAGE)}", device, dtype)
-    return TransformersEncoder(*_folders(name), device=device, dtype=dtype)
+    encoder, tokenizer = (_minilm_folder(),) * 2 if name == "minilm" else _folders(name)
+    config: Any = AutoConfig.from_pretrained(encoder, local_files_only=True)
+    classes: dict[str, Any] = {"t5": T5EncoderModel, "mt5": T5EncoderModel, "umt5": UMT5EncoderModel}
+    loader: Any = classes.get(config.model_type, AutoModel)
+    model = loader.from_pretrained(encoder, local_files_only=True, use_safetensors=True, dtype=dtype)
+    digest = _digest(encoder, tokenizer)
+    title = f"{_PACKAGE} {version(_PACKAGE)}" if name == "minilm" else f"{type(model).__name__} {digest[:8]}"
+    words = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+    return TextEncoder(model.to(device).eval().requires_grad_(False), words, title, digest)
 
 
 def text_encoder_digest(name: str) -> str:

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from einops import rearrange
 from torch import Tensor, nn
 
 from model.layers import Block, FinalLayer, TimestepEmbedder
 from model.layout import Group, Layout, batch_layout, packed_layout
+from model.loading import load_model
 
 P = 2
 SOFT_CAP = 30.0
 
 
-class NextDiT(ModelMixin, ConfigMixin):
+class NextDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """The published model: constructor arguments, parameter names and numbers."""
 
     _supports_gradient_checkpointing = True
@@ -63,6 +66,11 @@ class NextDiT(ModelMixin, ConfigMixin):
         self.layers = nn.ModuleList([Block(*arguments, qk_norm, caption_channels) for _ in range(depth)])
         self.final_layer = FinalLayer(hidden_size, P * P * in_channels)
         self.gradient_checkpointing = False
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> NextDiT:
+        """The model of a folder or hub name; see model.loading.load_model."""
+        return load_model(cls, super().from_pretrained, pretrained_model_name_or_path, **kwargs)
 
     def forward(
         self,
@@ -111,7 +119,8 @@ class NextDiT(ModelMixin, ConfigMixin):
         t = torch.cat([timesteps[i] for i in order])
         pooled = torch.stack([y.sum(0) / (len(y) + 1e-8) for y in ys])
         v = self._tokens(x, t, pooled, torch.cat(ys), layout)
-        velocities = [one for group in layout.groups for one in _unpatchify(v[group.span], group).unbind()]
+        parts = zip(layout.split(v), layout.groups, strict=True)
+        velocities = [one for part, group in parts for one in _unpatchify(part, group).unbind()]
         return [velocities[place] for place in sorted(range(len(order)), key=order.__getitem__)]
 
     def _tokens(self, x: Tensor, t: Tensor, pooled: Tensor, y: Tensor, layout: Layout) -> Tensor:

@@ -34,6 +34,16 @@ def model_folder(name: str, subfolder: str, also: Sequence[str] = ()) -> Path:
     return folder
 
 
+def pipeline_folder(name: str) -> Path:
+    """The folder of a whole diffusers pipeline, by path or hub name. Raises InputError."""
+    root = Path(name).expanduser()
+    if not root.is_dir():
+        root = _fetch(name, ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"], [])
+    if not (root / "model_index.json").is_file():
+        raise InputError(f"{name}: no model_index.json is there; name the folder that save_pretrained wrote")
+    return root
+
+
 def weights_digest(*folders: Path) -> str:
     """Digest of what a model's output depends on: its safetensors, configuration and tokenizer files."""
     digest = hashlib.blake2b(digest_size=16)
@@ -53,20 +63,22 @@ def _file_digest(path: Path, _size: int, _modified: int) -> str:
 
 
 def _download(name: str, subfolder: str, also: Sequence[str]) -> Path:
+    # What is there is looked at first: a whole pipeline may hold many times what is needed of it.
+    root = _fetch(name, ["config.json", f"{subfolder}/config.json"], [])
+    if (root / subfolder / "config.json").is_file():
+        return _fetch(name, [f"{part}/*" for part in (subfolder, *also)], ["*.bin", "*.msgpack", "*.h5", "*.onnx"])
+    return _fetch(name, ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"], ["*/*"])
+
+
+def _fetch(name: str, wanted: Sequence[str], unwanted: Sequence[str]) -> Path:
+    """Files of a hub repository, downloaded once."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     if not _HUB_NAME.fullmatch(name):
         raise InputError(f"{name}: no such folder; give a model's folder or a hub name such as owner/model")
     try:
-        # What is there is looked at first: a whole pipeline may hold many times what is needed of it.
-        root = Path(snapshot_download(name, allow_patterns=["config.json", f"{subfolder}/config.json"]))
-        if (root / subfolder / "config.json").is_file():
-            wanted = [f"{part}/*" for part in (subfolder, *also)]
-            unwanted = ["*.bin", "*.msgpack", "*.h5", "*.onnx"]
-        else:
-            wanted, unwanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"], ["*/*"]
-        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=unwanted))
+        return Path(snapshot_download(name, allow_patterns=list(wanted), ignore_patterns=list(unwanted)))
     except RepositoryNotFoundError:
         raise InputError(f"{name}: neither a folder nor a model of the hub") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BlipConfig,
@@ -19,6 +21,8 @@ from transformers import (
     T5EncoderModel,
     T5TokenizerFast,
 )
+
+from model import NextDiT
 
 SPECIAL_WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "<image>")
 PLAIN_WORDS = ("USER", ":", "describe", "a", "the", "cat", "dog", "sits", "stands", "on", "red", "sofa", "grass")
@@ -37,6 +41,34 @@ def save_t5(root):
     T5TokenizerFast(vocab=pieces, extra_ids=0).save_pretrained(root / "tokenizer")
     config = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
     T5EncoderModel(config).save_pretrained(root / "text_encoder")
+    return root
+
+
+def save_pipeline(root):
+    """A tiny random OneDiffusion in the released layout, its scheduler as published."""
+    torch.manual_seed(0)
+    transformer = NextDiT(
+        hidden_size=48, depth=2, num_heads=4, num_kv_heads=2, multiple_of=16, caption_channels=32, qk_norm=True
+    )
+    for parameter in transformer.parameters():  # gates start at 0, which would hide what text does
+        if not parameter.any():
+            parameter.data.normal_(std=0.2)
+    transformer.save_pretrained(root / "transformer")
+    save_vae(root / "vae", scaling_factor=1.5305)
+    save_t5(root)
+    FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True).save_pretrained(root / "scheduler")
+    index = {
+        "_class_name": "OneDiffusionPipeline",
+        "_diffusers_version": "0.30.0",
+        "default_size": 64,
+        # As released: the module of a package that is not installed here.
+        "transformer": ["onediffusion.models.denoiser.nextdit", "NextDiT"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "T5TokenizerFast"],
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    }
+    (root / "model_index.json").write_text(json.dumps(index))
     return root
 
 

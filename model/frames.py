@@ -1,0 +1,116 @@
+"""What a call asks for, frame by frame: which frames a task has, which are known, which are wanted.
+
+Frame 0 is the image; then come its conditions, or the pictures it refers to. View sets alternate image and camera rays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from model.errors import InputError
+from model.prompts import MAX_REFERENCES, find_task
+
+IMAGE, REFERENCE, RAYS = "image", "reference", "rays"
+MAX_VIEWS = 12
+_REFERRING = ("editing", "identity", "subject")
+Known = Literal["image", "condition"]
+
+
+@dataclass(frozen=True)
+class Frames:
+    """kinds: of each frame, "image", "reference", "rays" or the condition's task; mask: 1 for each frame wanted."""
+
+    kinds: tuple[str, ...]
+    mask: tuple[int, ...]
+
+    @property
+    def pictures_known(self) -> int:
+        """How many pictures have to be given."""
+        return sum(not wanted and kind != RAYS for kind, wanted in zip(self.kinds, self.mask, strict=True))
+
+    @property
+    def wanted(self) -> tuple[int, ...]:
+        """Places of the frames to generate."""
+        return tuple(place for place, wanted in enumerate(self.mask) if wanted)
+
+
+def plan_frames(
+    tasks: Sequence[str],
+    pictures: int,
+    known: Known | None = None,
+    denoise_mask: Sequence[int] | None = None,
+    cameras: int = 0,
+) -> Frames:
+    """The frames of a call.
+
+    tasks: one task, or several conditions of one image. pictures: how many are given. known: what they are, the
+    condition (an image is wanted; the default) or the image (its labels are wanted). denoise_mask instead: 1 for each
+    frame to generate, 0 for each known one, in frame order. cameras: of a view set, 0 where none are given.
+    Raises InputError for tasks that do not go together, and a mask or pictures that do not fit the frames.
+    """
+    kinds = _kinds(tasks, pictures, denoise_mask, cameras)
+    name = " + ".join(tasks)
+    if denoise_mask is not None:
+        if known is not None:
+            raise InputError("give known or denoise_mask, not both")
+        mask = tuple(int(value) for value in denoise_mask)
+        if len(mask) != len(kinds):
+            raise InputError(f"denoise_mask has {len(mask)} values; {name} has {len(kinds)} frames: {', '.join(kinds)}")
+        if set(mask) - {0, 1}:
+            raise InputError(f"denoise_mask {list(mask)}: give 1 for each frame to generate and 0 for each known one")
+    else:
+        mask = _default_mask(kinds, pictures, known, cameras)
+    if not any(mask):
+        raise InputError(f"denoise_mask {list(mask)} leaves no frame to generate")
+    frames = Frames(kinds, mask)
+    if pictures != frames.pictures_known:
+        more = "more" if pictures > frames.pictures_known else "fewer"
+        raise InputError(
+            f"{pictures} images are {more} than the {frames.pictures_known} known image frames of {name}: "
+            + ", ".join(f"{kind} {'wanted' if wanted else 'known'}" for kind, wanted in zip(kinds, mask, strict=True))
+        )
+    if not cameras and any(kind == RAYS and not wanted for kind, wanted in zip(kinds, mask, strict=True)):
+        raise InputError(f"denoise_mask {list(mask)} has known cameras: give azimuth, elevation and distance, or c2w")
+    return frames
+
+
+def _kinds(tasks: Sequence[str], pictures: int, mask: Sequence[int] | None, cameras: int) -> tuple[str, ...]:
+    found = [find_task(name) for name in tasks]
+    if not found:
+        raise InputError("name a task")
+    first = found[0]
+    if len(found) > 1:
+        odd = next((task.name for task in found if task.condition in (None, RAYS)), None)
+        if odd or len({task.name for task in found}) < len(found):
+            raise InputError(f"{odd or found[-1].name} cannot be combined: only different conditions of one image can")
+        return (IMAGE, *(task.name for task in found))
+    if first.condition == RAYS:
+        views = cameras or (len(mask) // 2 if mask is not None else pictures)
+        if not 1 <= views <= MAX_VIEWS:
+            raise InputError(f"{views} views: there may be 1 to {MAX_VIEWS}")
+        return (IMAGE, RAYS) * views
+    if cameras:
+        raise InputError(f"{first.name} has no cameras; they belong to views")
+    if first.name in _REFERRING:
+        most = 1 if first.name == "editing" else MAX_REFERENCES
+        references = len(mask) - 1 if mask is not None else pictures
+        if not 1 <= references <= most:
+            raise InputError(f"{first.name} with {references} pictures to refer to: there may be 1 to {most}")
+        return (IMAGE,) + (REFERENCE,) * references
+    return (IMAGE, first.name) if first.condition else (IMAGE,)
+
+
+def _default_mask(kinds: tuple[str, ...], pictures: int, known: Known | None, cameras: int) -> tuple[int, ...]:
+    if known not in (None, "image", "condition"):
+        raise InputError(f"known={known!r}: say 'image' or 'condition', or give a denoise_mask")
+    if RAYS in kinds:
+        if not cameras:
+            return (0, 1) * (len(kinds) // 2)
+        return tuple(value for view in range(len(kinds) // 2) for value in (int(view >= pictures), 0))
+    if known == "image":
+        if len(kinds) == 1:
+            raise InputError("text2image has no label to predict from an image")
+        return (0,) + (1,) * (len(kinds) - 1)
+    return (1,) + (0,) * (len(kinds) - 1)

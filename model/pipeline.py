@@ -1,0 +1,304 @@
+"""Every task of OneDiffusion in one call, for anyone who knows diffusers.
+
+Symbols as in MODEL.md: B samples, F frames, V views, h × w latents; H × W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from model.cameras import camera_latents, default_intrinsics, orbit_cameras, recover_cameras
+from model.codecs import ImageCodec
+from model.errors import InputError
+from model.frames import RAYS, Frames, Known, plan_frames
+from model.lora import LoraMixin
+from model.outputs import OneDiffusionOutput, read_pictures
+from model.pictures import STEP, Picture, as_picture, aspect_bucket, fit_picture
+from model.prompts import build_prompt, draw_colors, find_task
+from model.sampling import ConditionTimestep, sample_frames
+from model.text import TextEncoder
+from model.weights import pipeline_folder
+
+Pictures = Sequence[Any]  # each a PIL image, (H, W, 3) array or (3, H, W) tensor
+After = Callable[[DiffusionPipeline, int, Tensor, dict[str, Any]], dict[str, Any]]
+
+
+class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
+    """The transformer with its image codec, text encoder and scheduler.
+
+    `from_pretrained` takes a folder or hub name in the released layout; `save_pretrained` writes one.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012 - diffusers' name and form
+
+    def __init__(
+        self,
+        transformer: Any,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        scheduler: Any,
+        default_size: int = 512,
+    ) -> None:
+        """default_size: pictures are sampled around default_size² pixels where no height and width are given."""
+        super().__init__()
+        self.register_modules(
+            transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
+        )
+        self.register_to_config(default_size=default_size)
+        self._interrupt = False
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> OneDiffusionPipeline:
+        """A pipeline in a folder, or of a hub name, whose safetensors are downloaded once. Raises InputError."""
+        folder = pipeline_folder(str(pretrained_model_name_or_path))
+        return super().from_pretrained(str(folder), **{"use_safetensors": True, **kwargs})
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """As diffusers', but the transformer is our class whatever module the folder's writer had it in."""
+        config = super().load_config(*args, **kwargs)
+        index = config[0] if isinstance(config, tuple) else config
+        if "transformer" in index:
+            index["transformer"] = ["model.transformer", "NextDiT"]
+        return config
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call ends after this step; a callback may set `_interrupt`."""
+        return self._interrupt
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        task: str | Sequence[str],
+        images: Pictures | Sequence[Pictures] | Any | None = None,
+        prompt: str | Sequence[str] = "",
+        known: Known | None = None,
+        *,
+        denoise_mask: Sequence[int] | None = None,
+        negative_prompt: str = "",
+        names: Sequence[str] = (),
+        colors: Sequence[str] | None = None,
+        reference_prompts: Sequence[str] = (),
+        azimuth: Sequence[float] | None = None,
+        elevation: Sequence[float] | None = None,
+        distance: Sequence[float] | None = None,
+        c2w: Tensor | None = None,
+        intrinsics: Tensor | None = None,
+        normalize_cameras: bool | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        condition_timestep: ConditionTimestep = "last",
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: After | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> OneDiffusionOutput | tuple[Any, ...]:
+        """Sample one task, or several conditions of one image, from what is known to what is wanted.
+
+        task: a name of model.prompts.TASKS. images: the pictures of the known frames, in frame order, each cropped
+        about its centre to the size; known: what they are, the "condition" (default) or the "image"; denoise_mask: 1
+        for each frame to generate, instead of `known`, for any other combination.
+        prompt: the caption (for editing the instruction), to which the task's token is added unless it begins with one;
+        a sequence is a batch over the same images, or over `images` if that is a sequence of sequences.
+        names: classes of segmentation and boxes, or the item of subject; colors: "#RRGGBB" for each of them,
+        drawn from the names otherwise. reference_prompts: captions of the pictures that identity and subject refer to.
+        azimuth, elevation, distance (degrees, V each), or c2w (V, 4, 4) OpenGL camera-to-world: the cameras of views;
+        intrinsics (V, 3, 3) with image width 1. normalize_cameras: as in training; by default for c2w only.
+        height, width: of every frame, by default the aspect of the first image around `default_size`².
+        num_inference_steps, guidance_scale: by default those of the task. condition_timestep: see sample_frames.
+        latents: noise (B, F, 16, h, w) to begin with. output_type: "pil", "np" (H, W, 3) in 0…1, "pt" or "latent".
+        Raises InputError for what does not go together.
+        """
+        tasks = [task] if isinstance(task, str) else list(task)
+        captions = [prompt] if isinstance(prompt, str) else list(prompt)
+        given = _pictures(images, len(captions))
+        cameras = _cameras(azimuth, elevation, distance, c2w, intrinsics, normalize_cameras)
+        frames = plan_frames(tasks, len(given[0]), known, denoise_mask, 0 if cameras is None else len(cameras[0]))
+        codes = _colors(names, colors)
+        prompts = [
+            _prompt(tasks, caption, names, list(codes.values()), reference_prompts)
+            for caption in captions
+            for _ in range(num_images_per_prompt)
+        ]
+        width, height = self._size(given[0], frames, width, height)
+        guidance = find_task(tasks[0]).guidance if guidance_scale is None else guidance_scale
+        embeds, mask = self._embed(prompts, negative_prompt if guidance > 1 else None)
+        shape = (len(prompts), len(frames.mask), 16, height // 8, width // 8)
+        noise = self._noise(shape, generator, latents)
+        clean = torch.stack([self._encode(of_sample, width, height) for of_sample in given])
+        clean = clean.repeat_interleave(len(prompts) // len(given), 0).to(noise)
+        rays = None
+        if RAYS in frames.kinds:
+            rays = noise.new_zeros(len(frames.kinds) // 2, *shape[2:])
+            if cameras is not None:
+                rays = camera_latents(*cameras[:2], height // 8, normalize=cameras[2]).to(noise)
+        steps = num_inference_steps or max(find_task(name).steps for name in tasks)
+        with self.progress_bar(total=steps) as bar:
+            result = sample_frames(
+                self.transformer,
+                self.scheduler,
+                noise,
+                clean,
+                frames.mask,
+                embeds.to(noise),
+                mask.to(noise.device),
+                steps,
+                guidance,
+                None if rays is None else rays[None].expand(len(prompts), *rays.shape),
+                condition_timestep,
+                lambda step, steps: bar.update(),
+                self._after(callback_on_step_end, callback_on_step_end_tensor_inputs),
+            )
+        fields = {} if output_type == "latent" else self._read(result, frames, codes, intrinsics, output_type)
+        self.maybe_free_model_hooks()
+        output = OneDiffusionOutput(latents=result, **fields)
+        return output if return_dict else output.to_tuple()
+
+    def _size(self, given: Sequence[Picture], frames: Frames, width: int | None, height: int | None) -> tuple[int, int]:
+        size = self.config.default_size
+        if width is None or height is None:
+            if width or height:
+                raise InputError("give height and width, or neither")
+            if RAYS in frames.kinds or not given:
+                width = height = size // STEP * STEP
+            else:
+                width, height = aspect_bucket(given[0].shape[1], given[0].shape[0], size // STEP * STEP)
+        if width % STEP or height % STEP or min(width, height) < STEP:
+            raise InputError(f"width {width} × height {height}: both must divide by {STEP}")
+        if RAYS in frames.kinds and width != height:
+            raise InputError(f"views must be square to have cameras, not {width} × {height}")
+        return width, height
+
+    def _embed(self, prompts: Sequence[str], negative: str | None) -> tuple[Tensor, Tensor]:
+        """Padded embeddings (B or 2B, L, Y) and their mask, those of the negative prompt first."""
+        encoder = TextEncoder(self.text_encoder, self.tokenizer)
+        distinct = list(dict.fromkeys([*([] if negative is None else [negative]), *prompts]))
+        encoded = dict(zip(distinct, encoder.encode(distinct), strict=True))
+        rows = [encoded[one] for one in [*([] if negative is None else [negative] * len(prompts)), *prompts]]
+        embeds = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = torch.arange(embeds.shape[1]) < lengths[:, None]
+        return embeds.to(self._execution_device), mask.to(self._execution_device)
+
+    def _encode(self, given: Sequence[Picture], width: int, height: int) -> Tensor:
+        """(K, 16, h, w) latents of known pictures."""
+        device = self._execution_device
+        codec = ImageCodec(self.vae)
+        found = []
+        for picture in given:
+            pixels = torch.from_numpy(fit_picture(picture, width, height).copy()).permute(2, 0, 1)[None]
+            found.append(codec.encode(pixels.to(device).float() / 127.5 - 1)[0])
+        return torch.stack(found) if found else torch.zeros(0, 16, height // 8, width // 8, device=device)
+
+    def _noise(self, shape: tuple[int, ...], generator: Any, latents: Tensor | None) -> Tensor:
+        if isinstance(generator, list) and len(generator) != shape[0]:
+            raise InputError(f"{len(generator)} generators for {shape[0]} samples")
+        if latents is None:
+            return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.transformer.dtype)
+        if tuple(latents.shape) != shape:
+            raise InputError(f"latents of shape {tuple(latents.shape)}: they must be {shape}")
+        return latents.to(self._execution_device, self.transformer.dtype)
+
+    def _after(
+        self, callback: After | None, inputs: Sequence[str]
+    ) -> Callable[[int, Tensor, Tensor], Tensor | None] | None:
+        stray = set(inputs) - set(self._callback_tensor_inputs)
+        if stray:
+            raise InputError(
+                f"callback_on_step_end_tensor_inputs {sorted(stray)}: there is {self._callback_tensor_inputs}"
+            )
+        self._interrupt = False
+        if callback is None:
+            return None
+
+        def after(index: int, timestep: Tensor, latents: Tensor) -> Tensor | None:
+            changed = callback(self, index, timestep, {"latents": latents} if inputs else {})
+            if self._interrupt:
+                return None
+            return (changed or {}).get("latents", latents)
+
+        return after
+
+    def _read(
+        self, latents: Tensor, frames: Frames, codes: dict[str, str], intrinsics: Tensor | None, form: str
+    ) -> dict[str, Any]:
+        """Pictures of the frames generated, and what can be read from them."""
+        codec = ImageCodec(self.vae)
+        places = [place for place in frames.wanted if frames.kinds[place] != RAYS]
+        pixels = [codec.decode(sample[places].to(self._execution_device)) for sample in latents] if places else []
+        fields = read_pictures(pixels, [frames.kinds[place] for place in places], codes, form)
+        if any(frames.kinds[place] == RAYS for place in frames.wanted):
+            fields["cameras"] = [recover_cameras(sample[1::2].float().cpu(), intrinsics) for sample in latents]
+        return fields
+
+
+def _pictures(images: Any, samples: int) -> list[list[Picture]]:
+    """The known pictures of each sample, or of all samples at once. Raises InputError for batches of other lengths."""
+    if images is None:
+        return [[]]
+    if not isinstance(images, (list, tuple)):
+        images = [images]
+    if not any(isinstance(one, (list, tuple)) for one in images):
+        return [[as_picture(one) for one in images]]
+    if len(images) != samples or len({len(one) for one in images}) > 1:
+        raise InputError(f"{len(images)} sequences of images for {samples} prompts: give one each, of the same length")
+    return [[as_picture(one) for one in of_sample] for of_sample in images]
+
+
+def _prompt(
+    tasks: Sequence[str], caption: str, names: Sequence[str], colors: Sequence[str], references: Sequence[str]
+) -> str:
+    """Of several conditions: the tokens and classes of each, then the caption."""
+    if caption.startswith("[["):
+        return caption
+    parts = [build_prompt(name, "", names, colors) for name in tasks[:-1]]
+    return " ".join([*parts, build_prompt(tasks[-1], caption, names, colors, references)])
+
+
+def _colors(names: Sequence[str], colors: Sequence[str] | None) -> dict[str, str]:
+    """Class → "#RRGGBB"."""
+    if colors is None:
+        return draw_colors(names, " ".join(names))
+    if len(colors) != len(names):
+        raise InputError(f"{len(colors)} colours for {len(names)} names")
+    return dict(zip(names, (color.upper() for color in colors), strict=True))
+
+
+def _cameras(
+    azimuth: Sequence[float] | None,
+    elevation: Sequence[float] | None,
+    distance: Sequence[float] | None,
+    c2w: Tensor | None,
+    intrinsics: Tensor | None,
+    normalize: bool | None,
+) -> tuple[Tensor, Tensor, bool] | None:
+    """Camera-to-world (V, 4, 4), intrinsics (V, 3, 3) and whether to normalise, if cameras are given."""
+    angles = (azimuth, elevation, distance)
+    if c2w is None and all(one is None for one in angles):
+        return None
+    if c2w is not None and any(one is not None for one in angles):
+        raise InputError("give cameras as c2w or as azimuth, elevation and distance, not both")
+    if c2w is None:
+        lengths = {len(one) for one in angles if one is not None}
+        if any(one is None for one in angles) or len(lengths) > 1:
+            raise InputError("give azimuth, elevation and distance of every view: three sequences of one length")
+        c2w = orbit_cameras(*angles)
+        normalize = bool(normalize)
+    intrinsics = default_intrinsics(len(c2w)) if intrinsics is None else intrinsics
+    if c2w.shape != (len(c2w), 4, 4) or intrinsics.shape != (len(c2w), 3, 3):
+        raise InputError(f"c2w {tuple(c2w.shape)}, intrinsics {tuple(intrinsics.shape)}: (V, 4, 4) and (V, 3, 3)")
+    return c2w, intrinsics, True if normalize is None else normalize

@@ -1,0 +1,218 @@
+"""The pipeline on a tiny random model in the released layout: every task, both ways, as diffusers' users call it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from PIL import Image
+from skimage import data
+from tiny_models import save_pipeline
+
+from model import OneDiffusionPipeline, sample_frames
+from model.cameras import camera_latents, default_intrinsics, orbit_cameras
+from model.errors import InputError
+from model.pictures import fit_picture
+from model.prompts import TASKS
+
+CAT, COFFEE = data.chelsea(), data.coffee()
+SMALL = {"height": 32, "width": 48, "num_inference_steps": 2}
+PAIRED = [name for name, task in TASKS.items() if task.condition not in (None, "rays")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_pipeline(tmp_path_factory.mktemp("released"))
+
+
+@pytest.fixture(scope="module")
+def pipe(folder):
+    pipeline = OneDiffusionPipeline.from_pretrained(folder, default_size=64)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_it_gives_what_its_parts_give(pipe):
+    output = pipe("depth", CAT, "a cat", **SMALL, generator=seeded(), guidance_scale=3.0)
+    fitted = torch.from_numpy(fit_picture(CAT, 48, 32).copy()).permute(2, 0, 1)[None] / 127.5 - 1
+    known = pipe.vae.encode(fitted).latent_dist.mode() * 1.5305
+    ids = pipe.tokenizer(["", "[[depth2image]] a cat"], padding="max_length", max_length=300, return_tensors="pt")
+    with torch.no_grad():
+        embeds = pipe.text_encoder(**ids).last_hidden_state
+    expected = sample_frames(
+        pipe.transformer,
+        FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config),
+        torch.randn(1, 2, 16, 4, 6, generator=seeded()),
+        known[None],
+        [1, 0],
+        embeds,
+        ids["attention_mask"],
+        2,
+        guidance=3.0,
+    )
+    torch.testing.assert_close(output.latents, expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(output.latents[:, 1], known)
+
+
+@pytest.mark.parametrize("task", PAIRED)
+def test_pairs_go_both_ways(pipe, task):
+    settings = {"names": ["cat", "dog"]} if TASKS[task].phrase else {}
+    forth = pipe(task, CAT, "a cat", **SMALL, **settings, output_type="pt")
+    assert forth.images.shape == (1, 3, 32, 48)
+    assert set(forth.keys()) == {"latents", "images"}
+    back = pipe(task, Image.fromarray(CAT), "a cat", known="image", **SMALL, **settings)
+    assert back.images[0].size == (48, 32)
+    read = {"depth": "depth", "pose": "keypoints", "segmentation": "segmentation", "boxes": "boxes"}.get(task)
+    assert set(back.keys()) == {"latents", "images", *([read] if read else [])}
+    if task == "depth":
+        assert back.depth[0].shape == (32, 48) and 0 <= back.depth[0].min() <= back.depth[0].max() <= 1
+    if task == "segmentation":
+        assert {name: mask.shape for name, mask in back.segmentation[0].items()} == {"cat": (32, 48), "dog": (32, 48)}
+    if task == "pose":
+        assert back.keypoints[0].shape == (18, 3)
+    if task == "boxes":
+        assert set(back.boxes[0]) == {"cat", "dog"}
+
+
+@pytest.mark.parametrize(
+    ("task", "pictures", "settings"),
+    [
+        ("text2image", None, {}),
+        ("editing", CAT, {}),
+        ("subject", [CAT, COFFEE], {"names": ["cup"], "reference_prompts": ["a cat", "the dog"]}),
+        ("identity", [CAT, COFFEE, CAT], {"reference_prompts": ["a cat", "the dog", "a cat"]}),
+        (("edges", "segmentation"), [CAT, COFFEE], {"names": ["cat"]}),
+    ],
+)
+def test_the_other_tasks_make_a_picture(pipe, task, pictures, settings):
+    output = pipe(task, pictures, "the dog", **SMALL, **settings, output_type="np")
+    assert output.images.shape == (1, 32, 48, 3)
+    assert output.latents.shape[1] == 1 + (len(pictures) if isinstance(pictures, list) else pictures is not None)
+
+
+def test_image_and_depth_are_generated_together(pipe):
+    output = pipe("depth", prompt="a cat", denoise_mask=[1, 1], **SMALL)
+    assert len(output.images) == 2 and len(output.depth) == 1
+
+
+@pytest.mark.parametrize("views", [1, 12])
+def test_views_of_one_picture(pipe, views):
+    angles = {"azimuth": [30.0 * view for view in range(views)], "elevation": [10] * views, "distance": [1.5] * views}
+    settings = {"height": 32, "width": 32, "num_inference_steps": 1, "guidance_scale": 1.0}
+    output = pipe("views", [CAT][: views - 1], "a cat", **angles, **settings)
+    assert len(output.images) == max(views - 1, 1)
+    c2w = orbit_cameras(*angles.values())
+    rays = camera_latents(c2w, default_intrinsics(views), 4, normalize=False)
+    torch.testing.assert_close(output.latents[0, 1::2], rays)
+    given = pipe("views", [CAT][: views - 1], "a cat", c2w=c2w, normalize_cameras=False, **settings)
+    assert torch.equal(given.latents[:, 1::2], output.latents[:, 1::2])
+
+
+def test_cameras_of_pictures(pipe):
+    output = pipe("views", [CAT, COFFEE], denoise_mask=[0, 1, 0, 1], height=32, width=32, num_inference_steps=2)
+    assert output.images is None
+    rotation, translation = output.cameras[0]
+    torch.testing.assert_close(rotation @ rotation.transpose(1, 2), torch.eye(3).expand(2, 3, 3), atol=1e-4, rtol=0)
+    assert translation.shape == (2, 3)
+    some = pipe("views", [CAT], "a cat", denoise_mask=[0, 1, 1, 1], height=32, width=32, num_inference_steps=1)
+    assert len(some.images) == 1 and some.cameras[0][0].shape == (2, 3, 3)
+
+
+def test_batches_are_samples_alone(pipe):
+    both = pipe(
+        "edges", [[CAT], [COFFEE]], ["a cat", "the dog the dog"], **SMALL, generator=[seeded(1), seeded(2)]
+    ).latents
+    alone = pipe("edges", COFFEE, "the dog the dog", **SMALL, generator=seeded(2)).latents
+    torch.testing.assert_close(both[1:], alone, atol=1e-4, rtol=1e-4)
+    twice = pipe("edges", CAT, "a cat", **SMALL, num_images_per_prompt=2, generator=[seeded(1), seeded(3)]).latents
+    torch.testing.assert_close(twice[:1], both[:1], atol=1e-4, rtol=1e-4)
+    assert not torch.equal(twice[0, 0], twice[1, 0])
+
+
+def test_saved_and_loaded_again_it_is_the_same(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    again = OneDiffusionPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert again.config.default_size == 64
+    one, other = (p("text2image", prompt="a cat", **SMALL, generator=seeded()).latents for p in (pipe, again))
+    assert torch.equal(one, other)
+
+
+def test_callbacks_see_steps_change_latents_and_end_it(pipe):
+    seen = []
+
+    def watch(pipeline, index, timestep, tensors):
+        seen.append((index, float(timestep), tensors["latents"].shape))
+        pipeline._interrupt = index == 1
+        return {"latents": tensors["latents"] * 0}
+
+    settings = {**SMALL, "num_inference_steps": 4}
+    output = pipe("text2image", prompt="a cat", **settings, callback_on_step_end=watch, output_type="latent")
+    assert [index for index, _, _ in seen] == [0, 1]
+    assert output.latents.any(), "the step after which it ended is kept"
+    with pytest.raises(InputError, match="embeds"):
+        pipe("text2image", **SMALL, callback_on_step_end=watch, callback_on_step_end_tensor_inputs=["embeds"])
+
+
+def test_the_tasks_own_steps_and_guidance(pipe, monkeypatch):
+    import model.pipeline as module
+
+    asked = []
+
+    def spy(*arguments):
+        asked.append(arguments[7:9])
+        return sample_frames(*arguments[:7], 1, *arguments[8:])
+
+    monkeypatch.setattr(module, "sample_frames", spy)
+    for task, pictures in (("text2image", None), ("editing", CAT), ("identity", CAT), ("views", [CAT, CAT])):
+        pipe(task, pictures, "a cat", height=32, width=32)
+    assert asked == [(50, 4.0), (50, 3.5), (75, 4.0), (60, 4.0)]
+
+
+def test_bf16_and_a_default_size(folder):
+    half = OneDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16, default_size=64)
+    half.set_progress_bar_config(disable=True)
+    output = half("depth", CAT, "a cat", known="image", num_inference_steps=2)
+    assert output.latents.dtype == torch.bfloat16
+    assert output.images[0].size == (80, 48)  # the aspect of the picture
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"height": 40, "width": 48}, "width 48 × height 40: both must divide by 16"),
+        ({"height": 32}, "give height and width, or neither"),
+        ({"images": [CAT, CAT]}, "2 images are more than the 1 known image frames"),
+        ({"images": "cat.png"}, "no picture: str"),
+        ({"images": np.zeros((4, 4, 5))}, "no picture: (4, 4, 5)"),
+        ({"images": [[CAT], [CAT]]}, "2 sequences of images for 1 prompts"),
+        ({"names": ["cat"], "colors": ["#123456"]}, "'#123456' is not one of the model's colours"),
+        ({"names": ["cat"], "colors": []}, "0 colours for 1 names"),
+        ({"latents": torch.zeros(1, 1, 16, 4, 4)}, "they must be (1, 2, 16, 4, 4)"),
+        ({"generator": [torch.Generator()] * 2}, "2 generators for 1 samples"),
+        ({"azimuth": [0], "elevation": [0], "distance": [1]}, "segmentation has no cameras"),
+        ({"azimuth": [0]}, "give azimuth, elevation and distance of every view"),
+    ],
+)
+def test_wrong_calls_are_named(pipe, settings, said):
+    size = {} if {"height", "width"} & settings.keys() else {"height": 32, "width": 32}
+    with pytest.raises(InputError) as found:
+        pipe("segmentation", **{"images": CAT, "prompt": "a cat", **size, **settings})
+    assert said in str(found.value)
+
+
+def test_views_must_be_square(pipe):
+    with pytest.raises(InputError, match="views must be square"):
+        pipe("views", [CAT, CAT], height=32, width=48)
+
+
+def test_a_folder_that_is_no_pipeline_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"no model_index\.json"):
+        OneDiffusionPipeline.from_pretrained(tmp_path)
+    with pytest.raises(InputError, match="no such folder"):
+        OneDiffusionPipeline.from_pretrained(tmp_path / "nowhere")

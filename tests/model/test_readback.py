@@ -1,0 +1,62 @@
+"""What is drawn comes back, also when it is noisy."""
+
+import numpy as np
+import pytest
+
+from model.conditions import draw_boxes, draw_depth, draw_mask, draw_skeleton
+from model.readback import read_boxes, read_depth, read_keypoints, read_masks
+
+COLORS = {"dog": "#00FFFF", "cat": "#FF0000", "sofa": "#A52A2A"}
+# A person who stands with bent arms, in OpenPose's points, on 512 × 512.
+PERSON = [
+    *((256, 90), (256, 140), (215, 142), (180, 200), (205, 255), (297, 142), (340, 195), (310, 250), (230, 270)),
+    *((225, 360), (222, 450), (282, 270), (288, 360), (292, 450), (245, 80), (267, 80), (232, 88), (280, 88)),
+]
+
+
+def noisy(picture, scale=20):
+    noise = np.random.default_rng(0).normal(0, scale, picture.shape)
+    return (picture + noise).clip(0, 255).astype(np.uint8)
+
+
+def test_depth_is_gray():
+    levels = np.linspace(1, 65535, 64 * 48).astype(np.uint16).reshape(48, 64)
+    found = read_depth(noisy(draw_depth(levels), 2))
+    assert found.dtype == np.float32
+    assert np.abs(found - levels / 65535).max() < 0.04
+
+
+def test_masks_are_of_the_nearest_colour():
+    regions = np.zeros((60, 80), np.uint8)
+    regions[10:40, 5:30], regions[20:50, 40:70], regions[0:8, 0:80] = 1, 2, 3
+    found = read_masks(noisy(draw_mask(regions, list(COLORS.values()))), COLORS)
+    for index, name in enumerate(COLORS, start=1):
+        assert (found[name] == (regions == index)).mean() > 0.995
+
+
+def test_boxes_are_found_apart_even_where_they_cross():
+    boxes = [(20, 30, 120, 160), (150, 40, 230, 200), (90, 100, 180, 220)]
+    colors = [COLORS["dog"], COLORS["dog"], COLORS["cat"]]
+    found = read_boxes(noisy(draw_boxes(boxes, colors, 256, 256)), COLORS)
+    assert found["sofa"] == []
+    for name, expected in (("dog", boxes[:2]), ("cat", boxes[2:])):
+        assert len(found[name]) == len(expected)
+        for one, box in zip(sorted(found[name]), sorted(expected), strict=True):
+            assert np.abs(np.subtract(one, box)).max() <= 3
+
+
+@pytest.mark.parametrize("size", [256, 512])
+def test_keypoints_are_where_they_were_drawn(size):
+    scale = size / 512
+    points = [(x * scale, y * scale, 1.0) for x, y in PERSON]
+    points[4] = (*points[4][:2], 0.0)  # an unseen wrist
+    found = read_keypoints(noisy(draw_skeleton([points], size, size)))
+    assert found[4, 2] == 0 and np.isnan(found[4, :2]).all()
+    seen = [index for index in range(18) if index != 4]
+    assert (found[seen, 2] > 0.5).all()
+    assert np.abs(found[seen, :2] - np.array(points)[seen, :2]).max() < 3 * max(scale, 1)
+
+
+def test_nothing_is_read_from_black_or_noise():
+    assert (read_keypoints(noisy(np.zeros((128, 128, 3)), 40))[:, 2] == 0).all()
+    assert read_boxes(noisy(np.zeros((128, 128, 3)), 20), COLORS) == {name: [] for name in COLORS}

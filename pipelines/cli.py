@@ -153,24 +153,41 @@ def train(
 def sample(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A run, or one of its checkpoints.")],
     task: Annotated[str, typer.Argument(metavar="TASK", help="text2image, depth, segmentation, edges, pose, views, …")],
-    images: Annotated[list[str] | None, typer.Option("--image", help="A picture whose label is wanted.")] = None,
+    images: Annotated[
+        list[str] | None, typer.Option("--image", help="A picture whose label is wanted, or that is referred to.")
+    ] = None,
     condition: Annotated[str | None, typer.Option("--condition", help="A label whose picture is wanted.")] = None,
     prompt: Annotated[str, typer.Option(help="Caption of the picture.")] = "",
     names: Annotated[list[str] | None, typer.Option("--name", help="A class, for segmentation and boxes.")] = None,
     cameras: Annotated[
         list[str] | None, typer.Option("--camera", metavar="AZ,EL,DIST", help="One a view, known ones first.")
     ] = None,
+    references: Annotated[
+        list[str] | None, typer.Option("--reference", metavar="CAPTION", help="Of an --image of identity or subject.")
+    ] = None,
     out: Annotated[str, typer.Option(help="Where to write the picture.")] = "sample.png",
     size: Annotated[int | None, typer.Option(min=16, help="Around which to sample; default as trained.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
-    guidance: Annotated[float, typer.Option(min=1.0, help="Towards the prompt; 1 is none.")] = 4.0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; default as published.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=1.0, help="Towards the prompt; 1 is none.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """One task from a checkpoint: --condition gives a picture, --image its label."""
     from pipelines.sample import sample as run
 
     written = run(
-        checkpoint, task, out, images or [], condition, prompt, names or [], cameras or [], size, steps, guidance, seed
+        checkpoint,
+        task,
+        out,
+        images or [],
+        condition,
+        prompt,
+        names or [],
+        cameras or [],
+        references or [],
+        size,
+        steps,
+        guidance,
+        seed,
     )
     print("\n".join(written))
 

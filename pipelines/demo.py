@@ -143,14 +143,14 @@ def _evaluate(
             say("evaluation: figures and samples of this checkpoint are there already")
             return dict(kept["figures"])
     from pipelines.evaluate import draw_samples, examples, label_correlations
-    from pipelines.sampler import Sampler
+    from pipelines.sampler import load_pipeline
 
     shown = examples(dataset, limit=64)
     with _timed("sample and evaluate", timings) as done:
-        sampler = Sampler(run.checkpoint)
-        first = Sampler(f"{out}/checkpoints/step-000000")
-        figures = label_correlations(sampler, first, shown)
-        records = draw_samples(sampler, out, shown, views)
+        pipeline = load_pipeline(run.checkpoint)
+        first = load_pipeline(f"{out}/checkpoints/step-000000")
+        figures = label_correlations(pipeline, first, shown)
+        records = draw_samples(pipeline, out, shown, views)
         done(samples=len(records))
     kept = {"checkpoint": run.checkpoint, "figures": figures}
     store.put("evaluation.json", json.dumps(kept, indent=1).encode())

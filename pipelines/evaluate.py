@@ -12,10 +12,12 @@ import numpy as np
 from labeling.shards import Dataset, open_store
 from model.conditions import CONDITION_READS, DEGRADATIONS, condition_picture, degrade
 from model.pictures import Picture, decode_picture, encode_png, fit_picture
-from pipelines.sampler import Request, Sampler, camera_latents, recover_cameras
+from pipelines.sampler import Call, bucket, sample_all
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from model import OneDiffusionPipeline
 
 LABELS = ("edges", "segmentation")
 STEPS, GUIDANCE = 10, 1.0  # more steps draw no better at this size
@@ -51,7 +53,11 @@ def examples(dataset: Dataset, limit: int | None = None) -> list[Example]:
 
 
 def label_correlations(
-    sampler: Sampler, first: Sampler, shown: Sequence[Example], steps: int = STEPS, guidance: float = GUIDANCE
+    pipeline: OneDiffusionPipeline,
+    first: OneDiffusionPipeline,
+    shown: Sequence[Example],
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
 ) -> dict[str, Any]:
     """Correlation of labels sampled from pictures with the true ones, mean over pictures whose label is not empty.
 
@@ -63,11 +69,11 @@ def label_correlations(
         some = [example for example in shown if group in example.labels and group in example.prompts]
         if not some:
             continue
-        sizes = [sampler.bucket(example.picture) for example in some]
+        sizes = [bucket(pipeline, example.picture) for example in some]
         truth = [fit_picture(e.labels[group], *size) for e, size in zip(some, sizes, strict=True)]
         drawn = {
             name: sample_labels(one, some, group, steps, guidance)
-            for name, one in (("model", sampler), ("step_0", first))
+            for name, one in (("model", pipeline), ("step_0", first))
         }
         per_picture = [correlation(a, b) for a, b in zip(drawn["model"], truth, strict=True)]
         others = [
@@ -90,14 +96,18 @@ def label_correlations(
 
 
 def sample_labels(
-    sampler: Sampler, some: Sequence[Example], group: str, steps: int = STEPS, guidance: float = GUIDANCE
+    pipeline: OneDiffusionPipeline,
+    some: Sequence[Example],
+    group: str,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
 ) -> list[Picture]:
     """The label of each picture as the model predicts it, at the model's size."""
-    requests = [
-        Request(e.prompts[group], (0, 1), (e.picture,), *sampler.bucket(e.picture), seed=index)
+    calls = [
+        Call(group, e.prompts[group], (0, 1), (e.picture,), *bucket(pipeline, e.picture), seed=index)
         for index, e in enumerate(some)
     ]
-    return [sampler.decode(latents[1]) for latents in sampler.sample(requests, steps, guidance)]
+    return [pictures[0] for pictures, _ in sample_all(pipeline, calls, steps, guidance)]
 
 
 def correlation(a: Any, b: Any) -> float:
@@ -109,21 +119,27 @@ def correlation(a: Any, b: Any) -> float:
 
 
 def draw_samples(
-    sampler: Sampler, run: str, shown: Sequence[Example], views: Dataset | None, each: int = 2, steps: int = STEPS
+    pipeline: OneDiffusionPipeline,
+    run: str,
+    shown: Sequence[Example],
+    views: Dataset | None,
+    each: int = 2,
+    steps: int = STEPS,
 ) -> list[dict[str, Any]]:
     """Samples of every task in both directions, written below RUN/samples with samples.json to describe them."""
     store = open_store(f"{run}/samples")
     records: list[dict[str, Any]] = []
-    requests: list[Request] = []
+    calls: list[Call] = []
     plans: list[tuple[str, str, Example, Picture | None, Picture]] = []  # …, known frame, true frame
     for example in shown[:each]:
         if "text2image" in example.prompts:
             plans.append(("text2image", "to_image", example, None, example.picture))
-            requests.append(Request(example.prompts["text2image"], (1,), (), *sampler.bucket(example.picture)))
+            size = bucket(pipeline, example.picture)
+            calls.append(Call("text2image", example.prompts["text2image"], (1,), (), *size))
     for task in (*CONDITION_READS, *DEGRADATIONS):
         suited = [e for e in shown if task in e.prompts and (task in DEGRADATIONS or task in e.labels)]
         for example in suited[:each]:
-            size = sampler.bucket(example.picture)
+            size = bucket(pipeline, example.picture)
             picture = fit_picture(example.picture, *size)
             if task in DEGRADATIONS:
                 condition = degrade(picture, task, 0)
@@ -134,11 +150,10 @@ def draw_samples(
                 ("from_image", (0, 1), picture, condition),
             ):
                 plans.append((task, direction, example, known, true))
-                requests.append(Request(example.prompts[task], mask, (known,), *size))
-    for (task, direction, example, given, true), latents in zip(
-        plans, sampler.sample(requests, steps, GUIDANCE), strict=True
+                calls.append(Call(task, example.prompts[task], mask, (known,), *size))
+    for (task, direction, example, given, true), ((drawn,), _) in zip(
+        plans, sample_all(pipeline, calls, steps, GUIDANCE), strict=True
     ):
-        drawn = sampler.decode(latents[0 if direction == "to_image" else 1])
         names = {}
         for key, shown_picture in (("output", drawn), ("input", given), ("label", true)):
             if shown_picture is not None:
@@ -157,18 +172,20 @@ def draw_samples(
             }
         )
     if views is not None:
-        records += list(_view_samples(sampler, run, views, steps))
+        records += list(_view_samples(pipeline, run, views, steps))
     store.put("samples.json", json.dumps(records, indent=1, ensure_ascii=False).encode())
     return records
 
 
-def _view_samples(sampler: Sampler, run: str, views: Dataset, steps: int) -> Iterator[dict[str, Any]]:
+def _view_samples(pipeline: OneDiffusionPipeline, run: str, views: Dataset, steps: int) -> Iterator[dict[str, Any]]:
     """The first set, both ways: one view known and two wanted, then two views known and their cameras wanted."""
     import torch
 
+    from model.cameras import camera_latents, recover_cameras
+
     store = open_store(f"{run}/samples")
     row = next(iter(_joined(views, ["cameras"])))
-    side = sampler.size // 16 * 16
+    side = pipeline.config.default_size // 16 * 16
     pictures = [fit_picture(decode_picture(raw), side, side) for raw in row["images.image"]]
     chosen = [0, 1, 2] if len(pictures) > 2 else list(range(len(pictures)))
     c2w = torch.tensor(row["cameras.c2w"]).reshape(-1, 4, 4)[chosen]
@@ -178,14 +195,16 @@ def _view_samples(sampler: Sampler, run: str, views: Dataset, steps: int) -> Ite
     names = [f"views-{row['id'][:8]}-{index}.png" for index in chosen]
     for name, index in zip(names, chosen, strict=True):
         store.put(name, encode_png(pictures[index]))
-    rays = camera_latents(c2w, intrinsics, side, side)
     mask = tuple(value for view in range(len(chosen)) for value in (int(view > 0), 0))
-    request = Request(prompt, mask, (pictures[chosen[0]],), side, side, 0, rays)
-    latents = sampler.sample([request], steps, GUIDANCE)[0]
+    turned = Call("views", prompt, mask, (pictures[chosen[0]],), side, side, 0, c2w, intrinsics)
+    known = tuple(pictures[index] for index in chosen)
+    posed = Call("views", prompt, (0, 1) * len(chosen), known, side, side, 0, None, intrinsics)
+    (drawn, _), (_, (found, _)) = sample_all(pipeline, [turned, posed], steps, GUIDANCE)
+    true, _ = recover_cameras(camera_latents(c2w, intrinsics, side // 8, normalize=True), intrinsics)
     outputs = []
-    for view in range(1, len(chosen)):
+    for view, picture in enumerate(drawn, start=1):
         outputs.append(f"views-{row['id'][:8]}-{view}-output.png")
-        store.put(outputs[-1], encode_png(sampler.decode(latents[2 * view])))
+        store.put(outputs[-1], encode_png(picture))
     yield {
         "task": "views",
         "direction": "to_image",
@@ -196,9 +215,6 @@ def _view_samples(sampler: Sampler, run: str, views: Dataset, steps: int) -> Ite
         "output": outputs,
         "note": f"one view and {len(chosen)} cameras known",
     }
-    known = tuple(pictures[index] for index in chosen)
-    request = Request(prompt, (0, 1) * len(chosen), known, side, side, 0, torch.zeros_like(rays))
-    found = sampler.sample([request], steps, GUIDANCE)[0][1::2]
     yield {
         "task": "views",
         "direction": "from_image",
@@ -207,15 +223,13 @@ def _view_samples(sampler: Sampler, run: str, views: Dataset, steps: int) -> Ite
         "inputs": names,
         "label": None,
         "output": [],
-        "note": _camera_note(found, rays, intrinsics),
+        "note": _camera_note(found, true),
     }
 
 
-def _camera_note(found: Tensor, true: Tensor, intrinsics: Tensor) -> str:
-    """How far recovered cameras are from the true ones."""
-    rotation, _ = recover_cameras(found, intrinsics)
-    truth, _ = recover_cameras(true, intrinsics)
-    cosine = ((rotation.transpose(1, 2) @ truth).diagonal(dim1=1, dim2=2).sum(1) - 1) / 2
+def _camera_note(found: Tensor, true: Tensor) -> str:
+    """How far recovered rotations (V, 3, 3) are from the true ones."""
+    cosine = ((found.transpose(1, 2) @ true).diagonal(dim1=1, dim2=2).sum(1) - 1) / 2
     angles = np.degrees(np.arccos(np.clip(cosine.numpy(), -1, 1)))
     return "cameras recovered from the pictures; rotation off by " + ", ".join(f"{angle:.0f}°" for angle in angles)
 

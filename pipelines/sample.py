@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from labeling.shards import open_store
 from model.errors import InputError
-from model.prompts import TASKS, build_prompt, draw_colors, find_task
+from model.prompts import TASKS, draw_colors, find_task
 
 if TYPE_CHECKING:
+    from model.outputs import OneDiffusionOutput
     from model.pictures import Picture
 
-FOCAL = 1.3887  # default focal length, image width = 1 (MODEL.md, Cameras)
 PAIRED = tuple(name for name, task in TASKS.items() if task.condition not in (None, "rays"))
-SAMPLED = ("text2image", *PAIRED, "views")
+REFERRING = ("editing", "identity", "subject")
 
 
 def sample(
@@ -28,86 +28,49 @@ def sample(
     prompt: str = "",
     names: Sequence[str] = (),
     cameras: Sequence[str] = (),
+    references: Sequence[str] = (),
     size: int | None = None,
-    steps: int = 50,
-    guidance: float = 4.0,
+    steps: int | None = None,
+    guidance: float | None = None,
     seed: int = 0,
 ) -> list[str]:
-    """Draw one sample and write it to `out` (PNG; for several views out-0.png, out-1.png …; poses as JSON).
+    """Draw one sample and write it to `out` (PNG; for several pictures out-0.png, out-1.png …; poses as JSON).
 
-    condition → picture with `condition`; picture → label with `images`. For views, `cameras` are
+    condition → picture with `condition`; picture → label with `images`, which are also the pictures that editing,
+    identity and subject refer to (their captions are `references`). For views, `cameras` are
     "azimuth,elevation,distance" in degrees, one for each view, the first ones those of `images`; without cameras the
     poses of the images are predicted. names: classes for segmentation and boxes; the colours follow from the seed.
     Returns the files written. Raises InputError for an unknown task or what does not go together.
     """
-    found = find_task(task)
-    if task not in SAMPLED:
-        raise InputError(f"task {task!r} cannot be sampled yet; there are {', '.join(SAMPLED)}")
+    find_task(task)
     _check(task, images, condition, cameras)
     import torch
 
-    from pipelines.sampler import Request, Sampler
+    from pipelines.sampler import load_pipeline
 
     pictures = [_load(path) for path in (*images, *([condition] if condition else []))]
-    sampler = Sampler(checkpoint)
+    pipeline = load_pipeline(checkpoint)
     if size:
-        sampler.size = size
+        pipeline.register_to_config(default_size=size)
+    angles = zip(*(map(float, camera.split(",")) for camera in cameras), strict=True)
+    orbit = dict(zip(("azimuth", "elevation", "distance"), (list(one) for one in angles), strict=False))
     colors = draw_colors(names, str(seed))
-    text = build_prompt(task, prompt, list(names), [colors[name] for name in names])
-    width, height = sampler.bucket(pictures[0]) if pictures else (sampler.size // 16 * 16,) * 2
-    if task == "text2image":
-        request = Request(text, (1,), (), width, height, seed)
-        wanted = [0]
-    elif found.condition != "rays":
-        mask = (1, 0) if condition else (0, 1)
-        request = Request(text, mask, (pictures[0],), width, height, seed)
-        wanted = [0 if condition else 1]
-    else:
-        return _views(sampler, text, pictures, cameras, seed, steps, guidance, out)
-    with torch.no_grad():
-        latents = sampler.sample([request], steps, guidance)[0]
-    return [_write(out, sampler.decode(latents[frame])) for frame in wanted]
-
-
-def _views(
-    sampler: Any,
-    text: str,
-    pictures: Sequence[Picture],
-    cameras: Sequence[str],
-    seed: int,
-    steps: int,
-    guidance: float,
-    out: str,
-) -> list[str]:
-    import numpy as np
-    import torch
-
-    from model.cameras import orbit_cameras
-    from pipelines.sampler import Request, camera_latents, recover_cameras
-
-    side = sampler.size // 16 * 16
-    count = len(cameras) or len(pictures)
-    intrinsics = torch.tensor([[FOCAL, 0, 0.5], [0, FOCAL, 0.5], [0, 0, 1.0]]).expand(count, 3, 3)
-    if cameras:
-        orbits = torch.tensor([[float(value) for value in camera.split(",")] for camera in cameras])
-        rays = camera_latents(orbit_cameras(*orbits.unbind(1)), intrinsics, side, side)
-        mask = tuple(value for view in range(count) for value in (int(view >= len(pictures)), 0))
-    else:
-        rays = torch.zeros(count, 16, side // 8, side // 8)
-        mask = (0, 1) * count
-    latents = sampler.sample([Request(text, mask, tuple(pictures), side, side, seed, rays)], steps, guidance)[0]
-    stem, dot, ending = out.rpartition(".")
-    if cameras:
-        wanted = range(len(pictures), count)
-        return [
-            _write(f"{stem}-{view}.{ending}" if dot else f"{out}-{view}", sampler.decode(latents[2 * view]))
-            for view in wanted
-        ]
-    rotation, translation = recover_cameras(latents[1::2], intrinsics)
-    poses = {"R": np.asarray(rotation).tolist(), "T": np.asarray(translation).tolist(), "convention": "PyTorch3D"}
-    folder, name = _place(f"{stem}.json" if dot else f"{out}.json")
-    folder.put(name, json.dumps(poses, indent=1).encode())
-    return [f"{folder.uri}/{name}"]
+    output = pipeline(
+        task,
+        pictures,
+        prompt,
+        "image" if task in PAIRED and images else None,
+        names=names,
+        colors=[colors[name] for name in names],
+        reference_prompts=references,
+        # Our runs are trained on cameras normalised so.
+        normalize_cameras=True,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=torch.Generator().manual_seed(seed),
+        **orbit,
+    )
+    return _write(out, output)
 
 
 def _check(task: str, images: Sequence[str], condition: str | None, cameras: Sequence[str]) -> None:
@@ -119,6 +82,8 @@ def _check(task: str, images: Sequence[str], condition: str | None, cameras: Seq
         raise InputError(f"{task}: {len(images)} images given; it takes one")
     if task != "views" and cameras:
         raise InputError(f"{task} has no cameras; --camera belongs to views")
+    if task in REFERRING and (condition or not images):
+        raise InputError(f"{task}: give the pictures it refers to with --image, and no --condition")
     if task == "views":
         if condition:
             raise InputError("views takes --image and --camera, no --condition")
@@ -155,9 +120,22 @@ def _load(path: str) -> Picture:
         raise InputError(f"{path}: {error}") from None
 
 
-def _write(path: str, picture: Picture) -> str:
+def _write(out: str, output: OneDiffusionOutput) -> list[str]:
+    import numpy as np
+
     from model.pictures import encode_png
 
-    store, name = _place(path if Path(path).suffix else f"{path}.png")
-    store.put(name, encode_png(picture))
-    return f"{store.uri}/{name}"
+    stem, ending = (out.rpartition(".")[0], Path(out).suffix) if Path(out).suffix else (out, ".png")
+    files: dict[str, bytes] = {}
+    pictures = output.images or []
+    for index, picture in enumerate(pictures):
+        files[f"{stem}-{index}{ending}" if len(pictures) > 1 else f"{stem}{ending}"] = encode_png(np.asarray(picture))
+    for rotation, translation in output.cameras or []:
+        poses = {"R": rotation.tolist(), "T": translation.tolist(), "convention": "PyTorch3D"}
+        files[f"{stem}.json"] = json.dumps(poses, indent=1).encode()
+    written = []
+    for path, content in files.items():
+        store, name = _place(path)
+        store.put(name, content)
+        written.append(f"{store.uri}/{name}")
+    return written

@@ -7,7 +7,7 @@ OUT ?= runs/demo
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --constraint constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench bench-model clean
 
 demo: $(VENV)/installed
 	$(BIN)/onediffusion demo --out "$(OUT)" $(if $(PICTURES),--pictures "$(PICTURES)")
@@ -20,6 +20,11 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: bench-model
+
+bench-model: $(VENV)/installed-test
+	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_model.py
 
 clean:
 	rm -rf runs

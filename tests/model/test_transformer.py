@@ -145,6 +145,12 @@ def test_it_compiles_to_one_graph(vectors: dict[str, Tensor]) -> None:
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         assert relative(compiled(*arguments), model(*arguments)) < 1e-5
+    gradients = []
+    for one in (compiled, model):
+        model.zero_grad()
+        one(*arguments).square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert relative(*gradients) < 1e-5
 
 
 def test_autocast_trains_packs(transformer: NextDiT) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import trimesh
-from tiny_models import save_blip, save_depth_anything, save_t5, save_vae
+from tiny_models import save_blip, save_depth_anything, save_pipeline, save_t5, save_vae
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 COMMANDS = re.findall(r"^onediffusion .+$|(?<=`)onediffusion [^`]+(?=`)", README, re.MULTILINE)
@@ -89,13 +89,20 @@ def test_every_command_works(place: tuple[Path, dict[str, str]]) -> None:
         said = run(place, command)
         if command.endswith("status data/pictures"):
             assert "segmentation" in said
-    for written in ("edges.png", "mask.png", "turned-1.png", "data/pictures/report.html", "data/views/dataset.json"):
+    for written in ("edges.png", "mask.png", "turned.png", "data/pictures/report.html", "data/views/dataset.json"):
         assert (here / written).exists(), written
     for group in ("mine", "latents-256-depth", "latents-256-edges", "text"):
         assert (here / "data" / "pictures" / group / "000000.parquet").exists(), group
 
 
 def test_its_python_works(place: tuple[Path, dict[str, str]]) -> None:
-    script = re.search(r"```python\n(.+?)```", README, re.DOTALL)[1]
-    (place[0] / "script.py").write_text(script)
-    assert len(run(place, "python script.py").splitlines()) == 3
+    here, _ = place
+    save_pipeline(here / "models" / "onediffusion")
+    for name in ("depth", "pose"):
+        shutil.copy(here / "edges.png", here / f"{name}.png")
+    sampling, reading = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
+    (here / "sampling.py").write_text(sampling)
+    (here / "reading.py").write_text(reading)
+    run(place, "python sampling.py")
+    assert (here / "drawn.png").exists()
+    assert len(run(place, "python reading.py").splitlines()) == 3

@@ -30,11 +30,21 @@ class ImageCodec:
     autoencoder's configuration is not applied: the published model works on latents without it.
     """
 
-    def __init__(self, vae: AutoencoderKL | AutoencoderDCT, name: str = "", digest: str = "") -> None:
-        """name: what a label says made it, without paths; digest: of weights or constants."""
+    def __init__(
+        self,
+        vae: AutoencoderKL | AutoencoderDCT,
+        name: str = "",
+        digest: str = "",
+        device: torch.device | None = None,
+    ) -> None:
+        """name: what a label says made it, without paths; digest: of weights or constants.
+
+        device: where an autoencoder computes that is elsewhere while idle (offloading); None where it lies.
+        """
         self.vae: Any = vae
         self.name = name
         self.digest = digest
+        self.device: torch.device = vae.device if device is None else device
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
@@ -42,13 +52,13 @@ class ImageCodec:
         height, width = pixels.shape[-2:]
         if height % BLOCK or width % BLOCK:
             raise InputError(f"a picture of {width}×{height} pixels has no latent: both sides must divide by {BLOCK}")
-        posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+        posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
         return posterior.mode().float() * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """(B, 16, h, w) → (B, 3, H, W), not clamped to [-1, 1]."""
-        latents = latents.to(self.vae.device, torch.float32) / self.vae.config.scaling_factor
+        latents = latents.to(self.device, torch.float32) / self.vae.config.scaling_factor
         return self.vae.decode(latents.to(self.vae.dtype)).sample.float()
 
 

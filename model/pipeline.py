@@ -13,6 +13,8 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+# diffusers loads parts only of modules that are imported already.
+from model import autoencoder_dct, transformer  # noqa: F401
 from model.cameras import camera_latents, default_intrinsics, orbit_cameras, recover_cameras
 from model.codecs import ImageCodec
 from model.errors import InputError
@@ -67,7 +69,7 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
         config = super().load_config(*args, **kwargs)
         index = config[0] if isinstance(config, tuple) else config
         if "transformer" in index:
-            index["transformer"] = ["model.transformer", "NextDiT"]
+            index["transformer"] = [transformer.__name__, transformer.NextDiT.__name__]
         return config
 
     @property
@@ -185,7 +187,7 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
 
     def _embed(self, prompts: Sequence[str], negative: str | None) -> tuple[Tensor, Tensor]:
         """Padded embeddings (B or 2B, L, Y) and their mask, those of the negative prompt first."""
-        encoder = TextEncoder(self.text_encoder, self.tokenizer)
+        encoder = TextEncoder(self.text_encoder, self.tokenizer, device=self._execution_device)
         distinct = list(dict.fromkeys([*([] if negative is None else [negative]), *prompts]))
         encoded = dict(zip(distinct, encoder.encode(distinct), strict=True))
         rows = [encoded[one] for one in [*([] if negative is None else [negative] * len(prompts)), *prompts]]
@@ -197,7 +199,7 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
     def _encode(self, given: Sequence[Picture], width: int, height: int) -> Tensor:
         """(K, 16, h, w) latents of known pictures."""
         device = self._execution_device
-        codec = ImageCodec(self.vae)
+        codec = ImageCodec(self.vae, device=device)
         found = []
         for picture in given:
             pixels = torch.from_numpy(fit_picture(picture, width, height).copy()).permute(2, 0, 1)[None]
@@ -237,7 +239,7 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
         self, latents: Tensor, frames: Frames, codes: dict[str, str], intrinsics: Tensor | None, form: str
     ) -> dict[str, Any]:
         """Pictures of the frames generated, and what can be read from them."""
-        codec = ImageCodec(self.vae)
+        codec = ImageCodec(self.vae, device=self._execution_device)
         places = [place for place in frames.wanted if frames.kinds[place] != RAYS]
         pixels = [codec.decode(sample[places].to(self._execution_device)) for sample in latents] if places else []
         fields = read_pictures(pixels, [frames.kinds[place] for place in places], codes, form)

@@ -27,12 +27,18 @@ class TextEncoder:
     name: what a label says made it, without paths; digest: of weights and tokenizer; width: Y.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, name: str = "", digest: str = "") -> None:
-        """model: a T5 encoder, as the published model has, or any model with hidden states."""
+    def __init__(
+        self, model: Any, tokenizer: Any, name: str = "", digest: str = "", device: torch.device | None = None
+    ) -> None:
+        """model: a T5 encoder, as the published model has, or any model with hidden states.
+
+        device: where a model computes that is elsewhere while idle (offloading); None where it lies.
+        """
         self.model, self.tokenizer = model, tokenizer
         self.tokens = _token_limit(model.config, tokenizer)
         self.width = int(model.config.hidden_size)
         self.name, self.digest = name, digest
+        self.device: torch.device = model.device if device is None else device
 
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
         """Embeddings (L_i, Y) float32 on the CPU, at most `tokens` long, a special token or two in it.
@@ -40,7 +46,7 @@ class TextEncoder:
         On the CPU prompts go one by one: the sums of a matrix product depend on the shape of the batch, and a prompt's
         embedding must not depend on its company.
         """
-        size = 1 if self.model.device.type == "cpu" else _GPU_BATCH
+        size = 1 if self.device.type == "cpu" else _GPU_BATCH
         return [part for start in range(0, len(prompts), size) for part in self._encode(prompts[start : start + size])]
 
     @torch.no_grad()
@@ -48,7 +54,7 @@ class TextEncoder:
         batch = self.tokenizer(
             list(prompts), max_length=self.tokens, truncation=True, padding=len(prompts) > 1, return_tensors="pt"
         )
-        ids, mask = batch["input_ids"].to(self.model.device), batch["attention_mask"].to(self.model.device)
+        ids, mask = batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)
         hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float().cpu()
         return [row[kept] for row, kept in zip(hidden, mask.bool().cpu(), strict=True)]
 

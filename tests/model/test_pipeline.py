@@ -11,6 +11,7 @@ from skimage import data
 from tiny_models import save_pipeline
 
 from model import OneDiffusionPipeline, sample_frames
+from model.autoencoder_dct import AutoencoderDCT
 from model.cameras import camera_latents, default_intrinsics, orbit_cameras
 from model.errors import InputError
 from model.pictures import fit_picture
@@ -172,6 +173,24 @@ def test_the_tasks_own_steps_and_guidance(pipe, monkeypatch):
     for task, pictures in (("text2image", None), ("editing", CAT), ("identity", CAT), ("views", [CAT, CAT])):
         pipe(task, pictures, "a cat", height=32, width=32)
     assert asked == [(50, 4.0), (50, 3.5), (75, 4.0), (60, 4.0)]
+
+
+@pytest.mark.parametrize("vae", [None, AutoencoderDCT()], ids=["AutoencoderKL", "AutoencoderDCT"])
+def test_offloaded_it_gives_the_same(folder, vae):
+    """With diffusers' own hooks, and the CPU as the device to run on (layer by layer accelerate cannot do that)."""
+    parts = {} if vae is None else {"vae": vae}
+    pipeline = OneDiffusionPipeline.from_pretrained(folder, default_size=64, **parts)
+    pipeline.set_progress_bar_config(disable=True)
+    call = ("depth", CAT, "a cat")
+    expected = pipeline(*call, **SMALL, generator=seeded()).latents
+    pipeline.enable_model_cpu_offload(device="cpu")
+    moved = []
+    for name in ("text_encoder", "transformer", "vae"):
+        hook = getattr(pipeline, name)._hf_hook
+        come = hook.pre_forward
+        hook.pre_forward = lambda *args, name=name, come=come, **kwargs: (moved.append(name), come(*args, **kwargs))[1]
+    torch.testing.assert_close(pipeline(*call, **SMALL, generator=seeded()).latents, expected)
+    assert list(dict.fromkeys(moved)) == ["text_encoder", "vae", "transformer"]
 
 
 def test_bf16_and_a_default_size(folder):

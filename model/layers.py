@@ -41,7 +41,7 @@ class _Normalise(torch.autograd.Function):
         square = torch.linalg.vector_norm(x32, dim=-1, keepdim=True).square()
         scale = torch.rsqrt(square / x.shape[-1] + eps)
         ctx.save_for_backward(x, factor, scale)
-        return (x32 * scale * factor).to(x.dtype)
+        return (x32 * scale).mul_(factor).to(x.dtype)
 
     @staticmethod
     @once_differentiable

@@ -50,4 +50,4 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate adjacent channel pairs of x (N, A, d), in float32: cos (N, 1, d), and sin with the signs −, +."""
     x32 = x.float()
     swapped = rearrange(x32, "N A (i two) -> N A i two", two=2).flip(-1).flatten(-2)
-    return torch.addcmul(x32 * cos, swapped, sin).to(x.dtype)
+    return (x32 * cos).addcmul_(swapped, sin).to(x.dtype)

@@ -38,6 +38,11 @@ def execute(address: str, attempt: int) -> int:
     """
     folder = JobFolder(address)
     job = folder.job()
+    before = folder.state()
+    if before and (before.attempt > attempt or (before.attempt == attempt and before.ended)):
+        # A target that tries again by itself has not seen how it ended.
+        print(f"attempt {attempt} is over: attempt {before.attempt} {before.phase}", flush=True)
+        return 0
     os.environ["ONEDIFFUSION_JOB"] = folder.address
     with kept_log(folder.store), _Attempt(folder, attempt) as own:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -56,6 +57,8 @@ class KubernetesBackend:
                     f"{self.target.queue}: no such LocalQueue in namespace {self.target.namespace}"
                     f"{known or '; there is none'}; correct `queue` in the target"
                 )
+        if re.search("[A-Z]", re.split(r"[:@](?=[^/]*$)", self.target.image)[0]):
+            raise InputError(f"{self.target.image}: put what is yours in the place of the capitals in the target")
         self.server.create_job(manifest)
 
     def state(self, name: str) -> NativeState:
@@ -71,7 +74,7 @@ class KubernetesBackend:
         pods = self.server.pods(made) if cluster and not self.target.cluster else []
         workload = self.server.workload(job["metadata"]["uid"]) if waits and self.target.queue else None
         warnings = []
-        if not over and status.get("jobStatus") != "RUNNING":
+        if not over and not waits and status.get("jobStatus") != "RUNNING":
             warnings = self.server.warnings({name, *([made] if made else []), *(pod.metadata.name for pod in pods)})
         return describe(job, cluster, pods, warnings, workload)
 

@@ -213,7 +213,9 @@ class ApiServer:
             if error.status == 409 and taken:
                 raise InputError(f"{taken}: there already, in namespace {self.namespace}; nothing was sent") from None
             raise InputError(self._line(error)) from None
-        except urllib3.exceptions.MaxRetryError as error:
+        except urllib3.exceptions.HTTPError as error:
+            if taken and not isinstance(error, urllib3.exceptions.MaxRetryError):
+                raise  # it was sent, and may have been heard
             raise InputError(
                 f"{self.host}: the API server cannot be reached ({_reason(error)}); check your network or VPN, and "
                 "`context` in the target"
@@ -271,6 +273,7 @@ def one_line(text: str, most: int = 300) -> str:
 def _connect(target: KubernetesTarget) -> Any:
     """A client for the target's context, or for the cluster that this process runs in."""
     import urllib3
+    import yaml
     from kubernetes import client, config
 
     place = target.kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
@@ -294,8 +297,10 @@ def _connect(target: KubernetesTarget) -> Any:
             config.load_kube_config(
                 os.pathsep.join(paths), target.context, client_configuration=settings, persist_config=False
             )
-        except config.ConfigException as error:
-            raise InputError(f"{place}: {one_line(str(error))}; name a context as `context` in the target") from None
+        except (config.ConfigException, yaml.YAMLError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{place}: no usable kubeconfig ({one_line(str(error))}); make one, or name another as `kubeconfig`"
+            ) from None
     settings.retries = urllib3.Retry(total=2, connect=2, read=1, redirect=0, status=0, backoff_factor=0.2)
     return client.ApiClient(settings)
 

@@ -7,6 +7,7 @@ until no task or actor is left. So a spot node, Kueue that needs the room, and `
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from contextlib import suppress
 from typing import Any
@@ -53,4 +54,6 @@ if __name__ == "__main__":
     parser.add_argument("role", choices=("head", "worker"))
     parser.add_argument("--seconds", type=float, required=True)
     given = parser.parse_args()
+    if "KUBERNETES_SERVICE_HOST" not in os.environ:
+        parser.error("this is for pods alone: elsewhere it would end the jobs of others")
     raise SystemExit(0 if drain(given.role, given.seconds) else 1)

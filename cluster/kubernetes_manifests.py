@@ -191,7 +191,7 @@ def _worker_group(
 def worker_template(target: KubernetesTarget, pool: Pool, workers: Workers, environment: dict[str, str]) -> Manifest:
     """The pod of one worker of a job, as large as the pool says or the job asks."""
     memory = f"{workers.memory_gb:g}G" if workers.memory_gb else pool.memory
-    gpus = max(pool.gpus, math.ceil(workers.gpus)) if workers.gpus or pool.gpus else 0
+    gpus = math.ceil(workers.gpus)
     size: dict[str, Any] = {"cpu": _number(max(pool.cpus, workers.cpus)), "memory": memory}
     if gpus:
         size[GPU] = gpus

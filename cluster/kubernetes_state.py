@@ -22,7 +22,7 @@ IMAGE_CAUSES = (
     (r"no match for platform|exec format", "not built for this node's processor"),
     (
         r"unauthorized|denied|forbidden|authentication|no basic auth|\b40[13]\b",
-        "no right to; name a pull secret as `pull_secrets`",
+        "not allowed; name a pull secret as `pull_secrets`",
     ),
     (r"not found|manifest unknown|does not exist|\b404\b", "not found; push it, or correct `image` in the target"),
     (r"no such host|timeout|timed out|connection refused|unreachable", "its registry cannot be reached from the nodes"),

@@ -94,13 +94,14 @@ class Toleration(Section):
 class Pool(Section):
     """Nodes that workers run on, and how large a worker's pod is there.
 
-    cpus, memory, gpus: of a pod; a job that asks for more CPUs or GPUs, or names its memory, gets that instead.
+    cpus, memory: of a pod; a job that asks for more CPUs, or names its memory, gets that instead. gpus: of a pod of a
+    shared cluster (`cluster`); a job's own pods have what its workers ask for.
     shared_memory: of /dev/shm, a part of `memory`, where Ray keeps its objects; 40 % of it by default.
     gpu_type: value of the node label `gpu_label`, as "NVIDIA-A100-SXM4-80GB" (the label of NVIDIA's GPU operator; GKE
     has cloud.google.com/gke-accelerator, Karpenter karpenter.k8s.aws/instance-gpu-name).
     spot: nodes that may be taken away are welcome, and preferred (EKS, Karpenter, GKE, AKS). node_selector: labels that
     a node must have. tolerations: taints it may have.
-    workers: least and most of a shared cluster (`cluster`); else the job says.
+    workers: least and most of a shared cluster; else the job says.
     """
 
     cpus: float = Field(default=4, gt=0)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import yaml
 
+from cluster.session import THREADS
 from cluster.target import Head, KubernetesTarget, MemoryQuantity, Pool, Toleration, is_secret
 from cluster.work import Work, Workers
 from model.errors import InputError
@@ -39,11 +40,10 @@ SPOT_LABELS = (
     ("cloud.google.com/gke-spot", "true"),
     ("kubernetes.azure.com/scalesetpriority", "spot"),
 )
-# The same on every target: one thread each, since labels must not depend on a node's cores; no reports to anyone.
+# What a Ray that the project starts itself has (cluster/session.py).
 ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
+    **THREADS,
+    "RAY_worker_maximum_startup_concurrency": "16",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
@@ -51,8 +51,8 @@ ENVIRONMENT = {
 
 
 def to_yaml(manifest: Manifest) -> str:
-    """As kubectl takes it."""
-    return yaml.safe_dump(manifest, sort_keys=False, width=120)
+    """As kubectl takes it, one manifest after the other."""
+    return yaml.safe_dump(manifest, sort_keys=False, width=120, explicit_start=True)
 
 
 def rayjob(target: KubernetesTarget, work: Work) -> Manifest:
@@ -70,7 +70,7 @@ def rayjob(target: KubernetesTarget, work: Work) -> Manifest:
     }
     if target.cluster:
         spec["clusterSelector"] = {"ray.io/cluster": target.cluster}
-        spec["runtimeEnvYAML"] = to_yaml({"env_vars": given})
+        spec["runtimeEnvYAML"] = yaml.safe_dump({"env_vars": given})
     else:
         if target.queue:
             labels[QUEUE_LABEL] = target.queue

@@ -70,15 +70,16 @@ class RayTarget(Section):
     """A Ray cluster that runs already, through its Jobs API.
 
     address: of its dashboard, http://HOST:8265. token_file: of its token; by default the project's own.
-    working_dir: the checkout to upload, without what git ignores. install: whether Ray installs the packages pinned in
-    constraints.txt for the job ("pip"), or the cluster has them ("none"). environment: variables of the job, no secrets
+    working_dir: the checkout to upload, without what git ignores; by default the one that runs.
+    install: whether Ray installs the packages pinned in constraints.txt for the job ("pip"), or the cluster has them
+    ("none"). environment: variables of the job, no secrets
     (S3 credentials are the cluster's own).
     """
 
     type: Literal["ray"]
     address: str = "http://127.0.0.1:8265"
     token_file: str | None = None
-    working_dir: str = "."
+    working_dir: str | None = None
     install: Literal["none", "pip"] = "none"
     environment: dict[str, str] = {}
 

@@ -24,6 +24,8 @@ from model.errors import InputError
 CHECKOUT = Path(__file__).parents[1]
 NAME = "ONEDIFFUSION_WORK"
 CONNECT_SECONDS = 10.0
+AGENT_SECONDS = 60.0
+NO_AGENT = "No available agent to submit job"
 # Not secrets, and without them a job would not find the S3 that is meant.
 FORWARDED = (
     *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_EC2_METADATA_DISABLED"),
@@ -51,8 +53,17 @@ class RayBackend:
             client = self._client()
             archive = Path(scratch, "working_dir.zip")
             _pack(self._folder(), archive)
-            runtime = {**self._runtime(work), "working_dir": str(archive)}
-            client.submit_job(**self._request(work), runtime_env=runtime)
+            request = {**self._request(work), "runtime_env": {**self._runtime(work), "working_dir": str(archive)}}
+            deadline = time.monotonic() + AGENT_SECONDS
+            while True:
+                try:
+                    client.submit_job(**request)
+                    return
+                except RuntimeError as error:
+                    # A head that has just started answers before its agent, which takes the jobs, is there.
+                    if NO_AGENT not in str(error) or time.monotonic() > deadline:
+                        raise
+                time.sleep(1)
 
     def state(self, name: str) -> NativeState:
         """See `Backend.state`."""

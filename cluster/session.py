@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cluster.records import data_folder
+
+# One thread each: labels must not depend on how many cores a machine has, and pools already use them all.
+THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
 
 def token_file() -> Path:
     """The project's own Ray token, made on first use and readable by its owner only."""
-    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    path = data / "onediffusion" / "ray-token"
+    path = data_folder() / "ray-token"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.{os.getpid()}")
         aside.touch(mode=0o600)
         aside.write_text(secrets.token_hex(32))
@@ -38,9 +41,8 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     # A labelling job has a dozen small processes whatever the number of cores; they may start together.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
-    # One thread each: labels must not depend on how many cores a machine has, and pools already use them all.
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
+    for name, threads in THREADS.items():
+        os.environ.setdefault(name, threads)
     import ray
 
     if ray.is_initialized():

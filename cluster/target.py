@@ -33,15 +33,16 @@ class RayTarget(Section):
     """A Ray cluster that runs already, through its Jobs API.
 
     address: of its dashboard, http://HOST:8265. token_file: of its token; by default the project's own.
-    working_dir: the checkout to upload, without what git ignores. install: whether Ray installs the packages pinned in
-    constraints.txt for the job ("pip"), or the cluster has them ("none"). environment: variables of the job, no secrets
+    working_dir: the checkout to upload, without what git ignores; by default the one that runs.
+    install: whether Ray installs the packages pinned in constraints.txt for the job ("pip"), or the cluster has them
+    ("none"). environment: variables of the job, no secrets
     (S3 credentials are the cluster's own).
     """
 
     type: Literal["ray"]
     address: str = "http://127.0.0.1:8265"
     token_file: str | None = None
-    working_dir: str = "."
+    working_dir: str | None = None
     install: Literal["none", "pip"] = "none"
     environment: dict[str, str] = {}
 
@@ -100,7 +101,12 @@ def parse_target(values: dict[str, Any], place: str) -> Target:
 def _explain(error: ValidationError, values: dict[str, Any]) -> str:
     """The first thing that is wrong, in one line."""
     problem = error.errors()[0]
-    kinds = {"local": LocalTarget, "ray": RayTarget, "kubernetes": KubernetesTarget, "slurm": SlurmTarget}
+    kinds: dict[str, type[Section]] = {
+        "local": LocalTarget,
+        "ray": RayTarget,
+        "kubernetes": KubernetesTarget,
+        "slurm": SlurmTarget,
+    }
     if problem["type"].startswith("union_tag"):
         given = values.get("type")
         known = ", ".join(kinds)
@@ -108,7 +114,7 @@ def _explain(error: ValidationError, values: dict[str, Any]) -> str:
     where = ".".join(str(part) for part in problem["loc"][1:])
     if problem["type"] == "extra_forbidden":
         fields = list(kinds[values["type"]].model_fields)
-        return f"no key {where!r}{nearest(where, fields) or f'; there are ' + ', '.join(fields)}"
+        return f"no key {where!r}{nearest(where, fields) or '; there are ' + ', '.join(fields)}"
     if problem["type"] == "missing":
         return f"key {where!r} is missing"
     shown = f", got {problem['input']!r}" if isinstance(problem["input"], str | int | float | bool) else ""

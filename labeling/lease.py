@@ -23,7 +23,11 @@ EXPIRY = 150.0  # seconds after which a job on another machine that gave none is
 
 @contextmanager
 def lease(store: Store, groups: Sequence[str]) -> Iterator[None]:
-    """Hold groups for a job of this process. Raises InputError, naming the job, when a live one holds any of them."""
+    """Hold groups for a job of this process. Raises InputError, naming the job, when a live one holds any of them.
+
+    A submitted job (its address in ONEDIFFUSION_JOB) that begins again elsewhere takes over what it held before:
+    no two attempts of it run at once, and a lost machine would otherwise hold it up until its lease expires.
+    """
     for group in groups:
         holder = _holder(store, group)
         if holder and _is_alive(holder):
@@ -57,7 +61,12 @@ def lease(store: Store, groups: Sequence[str]) -> Iterator[None]:
 
 def _myself() -> dict[str, Any]:
     process = psutil.Process()
-    return {"host": socket.gethostname(), "process": os.getpid(), "started": process.create_time()}
+    return {
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "started": process.create_time(),
+        "job": os.environ.get("ONEDIFFUSION_JOB", ""),
+    }
 
 
 def _holder(store: Store, group: str) -> dict[str, Any] | None:
@@ -68,6 +77,8 @@ def _holder(store: Store, group: str) -> dict[str, Any] | None:
 
 
 def _is_alive(holder: dict[str, Any]) -> bool:
+    if holder.get("job") and holder["job"] == os.environ.get("ONEDIFFUSION_JOB"):
+        return False
     if holder["host"] != socket.gethostname():
         return bool(time.time() - holder["time"] < EXPIRY)
     try:

@@ -106,14 +106,19 @@ def expected_recipe(declaration: Mapping[str, Any], shard: str, footers: Footers
     return recipe(declaration, read)
 
 
-def next_wave(dataset: Dataset, declarations: Mapping[str, Mapping[str, Any]], footers: Footers) -> Wave:
-    """The shards to compute now, of groups given in dependency order.
+def next_wave(
+    dataset: Dataset,
+    declarations: Mapping[str, Mapping[str, Any]],
+    footers: Footers,
+    shards: tuple[int, int] | None = None,
+) -> Wave:
+    """The shards to compute now, of groups given in dependency order; of shards [first, end) alone where given.
 
     A shard that exists while one that it reads is recomputed waits for the next wave: if the new values equal the old,
     it is fresh after all.
     """
     wave = Wave()
-    for shard in (info.name for info in dataset.shards):
+    for shard in (info.name for info in dataset.shards[slice(*(shards or (None,)))]):
         chosen: list[str] = []
         waiting: set[str] = set()
         for group, declaration in declarations.items():

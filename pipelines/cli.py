@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from model.errors import InputError
+from pipelines import steering
 
 app = typer.Typer(
     help="One diffusion model for every image task: label pictures, train, sample.",
@@ -34,7 +35,7 @@ def main() -> None:
     except Exception as error:
         if hasattr(error, "format_message"):  # a wrong argument, found by the parser
             _fail(error.format_message())
-        cause = _user_error(error)
+        cause = user_error(error)
         if cause is None:
             raise
         _fail(str(cause))
@@ -46,7 +47,7 @@ def _fail(message: str) -> None:
     sys.exit(2)
 
 
-def _user_error(error: BaseException | None) -> InputError | None:
+def user_error(error: BaseException | None) -> InputError | None:
     """The InputError that Ray carried here from another process, if that is what happened."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -77,12 +78,22 @@ def label(
     dataset: DatasetArgument,
     names: Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="Labelers; none: refresh all.")] = None,
     parameters: SetOption = None,
+    shards: Annotated[
+        str | None, typer.Option("--shards", metavar="FIRST:END", help="Only these, as 0:10 for the first ten.")
+    ] = None,
 ) -> None:
     """Add or refresh column groups: boxes, segmentation, pose, caption, edges, depth, latents, text, module:Class."""
     from pipelines.label import label as run
 
-    result = run(dataset, names or [], parse_settings(parameters or []))
+    result = run(dataset, names or [], parse_settings(parameters or []), _range(shards) if shards else None)
     print_labels(result)
+
+
+def _range(text: str) -> tuple[int, int]:
+    first, _, end = text.partition(":")
+    if not (first.isdecimal() and end.isdecimal()):
+        raise InputError(f"--shards {text}: write FIRST:END, as in --shards 0:10")
+    return int(first), int(end)
 
 
 def print_labels(result: Any) -> None:
@@ -210,6 +221,14 @@ def demo(
     from pipelines.demo import demo as run
 
     run(out, pictures, steps)
+
+
+app.command()(steering.submit)
+app.command()(steering.jobs)
+app.command()(steering.logs)
+app.command()(steering.stop)
+app.command()(steering.scale)
+app.command(hidden=True)(steering.execute)
 
 
 def parse_settings(settings: list[str]) -> dict[str, dict[str, Any]]:

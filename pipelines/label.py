@@ -25,6 +25,7 @@ from labeling.plan import Wave, choose_labelers, declare, expected_recipe, next_
 from labeling.registry import default_groups
 from labeling.run import label_table
 from labeling.shards import Dataset, Footer, write_shard
+from model.errors import InputError
 from pipelines.progress import progress
 
 PICTURES = "images.image"
@@ -46,11 +47,15 @@ class LabelResult:
 
 
 def label(
-    dataset_uri: str, names: Sequence[str], parameters: Mapping[str, Mapping[str, Any]] | None = None
+    dataset_uri: str,
+    names: Sequence[str],
+    parameters: Mapping[str, Mapping[str, Any]] | None = None,
+    shards: tuple[int, int] | None = None,
 ) -> LabelResult:
     """Add or refresh column groups: compute the shards that are missing or stale, on the Ray of `cluster.session`.
 
     names: labelers or groups; empty for every group that is declared. parameters: by labeler or group name.
+    shards: [first, end) of the dataset's, in order; all by default.
     Raises InputError for unknown names and parameters, and when another job works on one of the groups.
     """
     started = time.monotonic()
@@ -60,6 +65,8 @@ def label(
     wanted = wanted or [group for group in dataset.groups() if _is_refreshable(dataset, group)]
     labelers = choose_labelers(dataset, wanted, parameters or {})
     declarations = {group: declare(labeler) for group, labeler in labelers.items()}
+    if shards and not 0 <= shards[0] < shards[1] <= len(dataset.shards):
+        raise InputError(f"{dataset_uri}: no shards {shards[0]} to {shards[1]}; it has {len(dataset.shards)}")
     result = LabelResult()
     with lease(dataset.store, list(labelers)):
         for group, declaration in declarations.items():
@@ -68,7 +75,7 @@ def label(
         footers = _footers(dataset, labelers)
         done: set[tuple[str, str]] = set()
         with ExitStack() as session:
-            while (wave := next_wave(dataset, declarations, footers)).work:
+            while (wave := next_wave(dataset, declarations, footers, shards)).work:
                 todo = {(shard, group) for shard, groups in wave.work.items() for group in groups}
                 assert not todo & done, f"computed and still stale: {sorted(todo & done)[:3]}"
                 session.enter_context(ray_session())
@@ -77,7 +84,7 @@ def label(
                 footers = _footers(dataset, labelers)
         for group in labelers:
             dataset.footers(group, save=True)
-            result.fresh[group] = len(dataset.shards) - result.written[group]
+            result.fresh[group] = len(range(*(shards or (len(dataset.shards),)))) - result.written[group]
     result.seconds = time.monotonic() - started
     return result
 

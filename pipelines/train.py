@@ -6,14 +6,22 @@ from collections.abc import Callable
 from typing import Any
 
 from cluster.session import ray_session
+from labeling.lease import lease
+from labeling.storage import open_store
 from pipelines.progress import progress
+from training.checkpoint import FOLDER
 from training.config import TrainingConfig
-from training.loop import TrainingResult, run_training
+from training.loop import TrainingResult, Wish, run_training
 
 
-def train(config: TrainingConfig, run: str, say: Callable[[str], None] = print) -> TrainingResult:
-    """Train with a bar on screen, saying what is resumed, left out or finished already."""
-    with ray_session(), progress("train", config.steps, "steps") as advance:
+def train(
+    config: TrainingConfig, run: str, say: Callable[[str], None] = print, wish: Callable[[], Wish] = Wish
+) -> TrainingResult:
+    """Train with a bar on screen, saying what is resumed, left out or finished already.
+
+    wish: see `training.loop.run_training`. Raises InputError when another job trains this run.
+    """
+    with lease(open_store(run), [FOLDER]), ray_session(), progress("train", config.steps, "steps") as advance:
         seen = 0
 
         def tell(record: dict[str, Any]) -> None:
@@ -23,6 +31,8 @@ def train(config: TrainingConfig, run: str, say: Callable[[str], None] = print) 
                 say(f"train: no rows for {', '.join(record['empty'])}; these tasks are left out")
             elif event == "resume":
                 say(f"train: continuing from step {record['step']}")
+            elif event == "scale":
+                say(f"train: going on from step {record['step']} with {record['workers']} workers")
             if event in ("resume", "step"):
                 advance(record["step"] - seen)
                 seen = record["step"]
@@ -31,6 +41,8 @@ def train(config: TrainingConfig, run: str, say: Callable[[str], None] = print) 
         advance(result.step - seen)
     if result.already_finished:
         say(f"train: finished already, at step {result.step}")
+    elif result.step < config.steps:
+        say(f"train: stopped at step {result.step} of {config.steps} → {result.checkpoint or 'no checkpoint yet'}")
     else:
         say(f"train: {result.step - result.resumed_from} steps in {result.seconds:.0f} s → {result.checkpoint}")
     return result

@@ -16,7 +16,7 @@ import yaml
 from labeling.storage import Store, open_store
 from model.errors import InputError
 from training.checkpoint import FOLDER, checkpoint_name, whole_checkpoints
-from training.config import TrainingConfig
+from training.config import TrainingConfig, parse_config
 from training.mixture import Manifest, build_manifest
 from training.records import read_metrics
 
@@ -27,10 +27,23 @@ Progress = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
+class Wish:
+    """What is wanted of a run that goes on. stop: write a checkpoint and end; workers: go on with so many."""
+
+    stop: bool = False
+    workers: int | tuple[int, int] | None = None
+
+    def ends(self, config: TrainingConfig) -> bool:
+        """Whether the workers there are have to stop for it."""
+        return self.stop or (self.workers is not None and self.workers != config.workers.count)
+
+
+@dataclass(frozen=True)
 class TrainingResult:
     """What a run came to.
 
-    checkpoint: address of the last one; resumed_from: the step it began at; already_finished: there was nothing to do;
+    checkpoint: address of the last one ("" where a run was stopped before its first); resumed_from: the step it began
+    at; already_finished: there was nothing to do;
     rows: eligible rows of each task; metrics: the last record of metrics.jsonl; seconds: this time, start to end.
     """
 
@@ -44,13 +57,20 @@ class TrainingResult:
     seconds: float
 
 
-def run_training(config: TrainingConfig, run_uri: str, progress: Progress | None = None) -> TrainingResult:
+def run_training(
+    config: TrainingConfig,
+    run_uri: str,
+    progress: Progress | None = None,
+    wish: Callable[[], Wish] = Wish,
+) -> TrainingResult:
     """Train as configured, continuing from the run's newest whole checkpoint if it has one.
 
     run_uri: folder or s3:// address of the run. Ray must be running (`cluster.session.ray_session`).
     progress: called in this process with dicts that have an "event": "mixture" (rows: eligible rows of each task;
     empty: tasks without any, which are left out), "resume" (step), "step" (a record of metrics.jsonl, and steps),
-    "checkpoint" (step, checkpoint).
+    "checkpoint" (step, checkpoint), "scale" (step, workers).
+    wish: asked twice a second. For other workers they write a checkpoint, and others go on from it: which samples a
+    step has does not depend on who computes it. A run that was stopped has a `step` below config.steps.
     Raises InputError for what a user can mend: datasets, configuration, a run of another configuration, S3.
     """
     began = time.monotonic()
@@ -70,14 +90,18 @@ def run_training(config: TrainingConfig, run_uri: str, progress: Progress | None
     rows = manifest.counts()
     tell({"event": "mixture", "rows": rows, "empty": [task for task, count in rows.items() if not count]})
     finished = bool(done) and start >= config.steps
-    if not finished:
-        if done:
-            tell({"event": "resume", "step": start})
-        _train(config, store.uri, manifest, tell)
-    step = whole_checkpoints(store)[-1]
+    if done and not finished:
+        tell({"event": "resume", "step": start})
+    step, wanted = start, wish()
+    while step < config.steps and not wanted.stop:
+        if wanted.workers is not None and wanted.ends(config):
+            config = _scaled(config, wanted.workers)
+            tell({"event": "scale", "step": step, "workers": wanted.workers})
+        wanted = _train(config, store.uri, manifest, tell, wish)
+        step = whole_checkpoints(store)[-1]
     return TrainingResult(
         run=store.uri,
-        checkpoint=f"{store.uri}/{checkpoint_name(step)}",
+        checkpoint=f"{store.uri}/{checkpoint_name(step)}" if whole_checkpoints(store) else "",
         step=step,
         resumed_from=start,
         already_finished=finished,
@@ -87,7 +111,15 @@ def run_training(config: TrainingConfig, run_uri: str, progress: Progress | None
     )
 
 
-def _train(config: TrainingConfig, run: str, manifest: Manifest, tell: Progress) -> None:
+def _scaled(config: TrainingConfig, workers: int | tuple[int, int]) -> TrainingConfig:
+    return parse_config(
+        {**config.model_dump(mode="json"), "workers": {**config.workers.model_dump(mode="json"), "count": workers}},
+        "workers",
+    )
+
+
+def _train(config: TrainingConfig, run: str, manifest: Manifest, tell: Progress, wish: Callable[[], Wish]) -> Wish:
+    """Run one group of workers, to the last step or until a wish ends it. Returns that wish."""
     import ray
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
@@ -108,7 +140,11 @@ def _train(config: TrainingConfig, run: str, manifest: Manifest, tell: Progress)
     workers = config.workers
     resources = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
     # Checkpoints are ours; Ray only wants a folder for its own notes, which nobody has to share.
-    with tempfile.TemporaryDirectory(prefix="onediffusion-") as notes, _told(board, tell), _sigint_kept():
+    with (
+        tempfile.TemporaryDirectory(prefix="onediffusion-") as notes,
+        _followed(board, config, tell, wish) as wishes,
+        _sigint_kept(),
+    ):
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"job": job},
@@ -132,14 +168,18 @@ def _train(config: TrainingConfig, run: str, manifest: Manifest, tell: Progress)
         failure = ray.get(board.failure.remote())
         if failure is not None:
             raise InputError(failure)
+    return wishes[-1]
 
 
 class Board:
-    """An actor where workers leave what the driver tells its user."""
+    """An actor where workers leave what the driver tells its user, and learn when they are to stop."""
 
     def __init__(self) -> None:
         self._records: list[dict[str, Any]] = []
         self._failure: str | None = None
+        self._reached: int | None = None
+        self._wanted = False
+        self._stop_at: int | None = None
 
     def post(self, record: dict[str, Any]) -> None:
         """Leave a record."""
@@ -158,26 +198,45 @@ class Board:
         """That message, if there is one."""
         return self._failure
 
+    def stop(self) -> None:
+        """Have all workers stop before the same step, soon."""
+        self._wanted = True
+
+    def reach(self, step: int) -> int | None:
+        """A worker begins a step. Returns the step before which all stop, once that is settled.
+
+        A worker acts on the answer of one step when it begins the next, so that it never waits for it. What is settled
+        lies two steps beyond any that was begun: by then every worker has been told.
+        """
+        if self._wanted and self._stop_at is None:
+            self._stop_at = max(step, step if self._reached is None else self._reached) + 2
+        self._reached = max(step, step if self._reached is None else self._reached)
+        return self._stop_at
+
 
 @contextmanager
-def _told(board: Any, tell: Progress) -> Iterator[None]:
-    """Pass on what is posted on the board, in a thread, until the end."""
+def _followed(board: Any, config: TrainingConfig, tell: Progress, wish: Callable[[], Wish]) -> Iterator[list[Wish]]:
+    """Pass on what is posted on the board, and to it the wish that ends this group of workers: the last of the list."""
     import ray
 
     over = threading.Event()
+    wishes = [Wish()]
 
     def follow() -> None:
         while True:
             last = over.wait(_POLL_SECONDS)
             for record in ray.get(board.take.remote()):
                 tell(record)
+            if (wanted := wish()).ends(config) and not wishes[-1].ends(config):
+                ray.get(board.stop.remote())
+                wishes.append(wanted)
             if last:
                 return
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
     try:
-        yield
+        yield wishes
     finally:
         over.set()
         thread.join()

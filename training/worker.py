@@ -94,6 +94,7 @@ class _Worker:
         self._window = _Window(job.tasks, self.accelerator.device)
 
     def run(self) -> dict[str, Any]:
+        import ray
         import ray.train
 
         step = self._restore()
@@ -103,8 +104,14 @@ class _Worker:
             self._save(0)
         metrics: dict[str, Any] = {}
         began = waited_since = time.monotonic()
+        answer = None  # to where the last step was announced
         for batch in stream_steps(job.manifest, config, job.codec, self.rank, self.workers, range(step, config.steps)):
             waited = time.monotonic() - waited_since
+            if answer is not None and (end := ray.get(answer)) is not None and batch.step >= end:
+                if step % config.checkpoints.every:
+                    self._save(step)
+                break
+            answer = job.board.reach.remote(batch.step)
             norm = self._step(batch)
             step = batch.step + 1
             self._window.took(waited, time.monotonic() - waited_since)

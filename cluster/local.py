@@ -1,0 +1,109 @@
+"""The target `local`: a process of its own in the background, which outlives the terminal."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from cluster.records import data_folder, one_at_a_time
+from cluster.target import LocalTarget
+from cluster.work import NativeState, Work
+from model.errors import InputError
+
+NAME = "ONEDIFFUSION_WORK"
+CHECKOUT = Path(__file__).parents[1]
+
+
+class LocalBackend:
+    """Processes of this user. Work is found by its name in their environment, so there is nothing to lose."""
+
+    def __init__(self, target: LocalTarget) -> None:
+        self.target = target
+
+    def plan(self, work: Work) -> dict[str, str]:
+        """The command; see `Backend.plan`."""
+        given = {**self.target.environment, **work.environment, NAME: work.name}
+        return {"command": shlex.join([*(f"{key}={value}" for key, value in given.items()), *_command(work)]) + "\n"}
+
+    def submit(self, work: Work) -> None:
+        """Start it in a session of its own; see `Backend.submit`."""
+        with one_at_a_time("local"):
+            if _processes(work.name):
+                raise InputError(f"{work.name}: runs on this machine already")
+            given = {**os.environ, **self.target.environment, **work.environment, NAME: work.name}
+            # The folder one works in may hold labelers of one's own; our packages must be found from anywhere.
+            path = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
+            with _log(work.name).open("ab") as log:
+                subprocess.Popen(  # noqa: S603 - our own command
+                    _command(work),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=given | {"PYTHONPATH": os.pathsep.join(path)},
+                    start_new_session=True,
+                )
+
+    def state(self, name: str) -> NativeState:
+        """Running, or unknown; see `Backend.state`."""
+        return NativeState("running" if _leader(name) else "absent")
+
+    def stop(self, name: str) -> None:
+        """Interrupt it, wait for it to end by itself, and end what is left; see `Backend.stop`."""
+        leader = _leader(name)
+        if leader:
+            leader.send_signal(signal.SIGTERM)
+            psutil.wait_procs([leader], timeout=60)
+        for _ in range(3):  # what is killed may have started something in between
+            left = _processes(name)
+            for process in left:
+                process.kill()
+            psutil.wait_procs(left, timeout=10)
+
+    def scale(self, name: str, work: Work) -> bool:
+        """This machine is as large as it is: the job itself goes on with more or fewer workers."""
+        return True
+
+    def logs(self, name: str) -> Iterator[str]:
+        """What it printed; see `Backend.logs`."""
+        if _log(name).exists():
+            yield from _log(name).read_text(errors="replace").splitlines()
+
+
+def _command(work: Work) -> list[str]:
+    return [sys.executable, "-m", "pipelines", *work.arguments]
+
+
+def _log(name: str) -> Path:
+    folder = data_folder() / "logs"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{name}.log"
+
+
+def _processes(name: str) -> list[psutil.Process]:
+    """All processes of the work: it, and what it started."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(NAME) == name:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def _leader(name: str) -> psutil.Process | None:
+    """The process that was started, if it still runs."""
+    for process in _processes(name):
+        try:
+            if os.getsid(process.pid) == process.pid and "execute" in process.cmdline():
+                return process
+        except (psutil.NoSuchProcess, ProcessLookupError):
+            continue
+    return None

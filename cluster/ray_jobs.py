@@ -1,0 +1,193 @@
+"""The target `ray`: a Ray cluster that runs already, through its Jobs API."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from cluster.session import THREADS, token_file
+from cluster.target import RayTarget
+from cluster.work import NativeState, Work
+from model.errors import InputError
+
+CHECKOUT = Path(__file__).parents[1]
+NAME = "ONEDIFFUSION_WORK"
+CONNECT_SECONDS = 10.0
+# Not secrets, and without them a job would not find the S3 that is meant.
+FORWARDED = (
+    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_EC2_METADATA_DISABLED"),
+    *("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"),
+)
+
+
+class RayBackend:
+    """Jobs of a Ray cluster; their submission id is the work's name, which Ray refuses to take twice."""
+
+    def __init__(self, target: RayTarget) -> None:
+        self.target = target
+
+    def plan(self, work: Work) -> dict[str, str]:
+        """The request, and the files of the working directory; see `Backend.plan`."""
+        request = {**self._request(work), "runtime_env": {**self._runtime(work), "working_dir": "(the files below)"}}
+        return {
+            f"POST {self.target.address}/api/jobs/": json.dumps(request, indent=2) + "\n",
+            "working directory": "\n".join(_files(self._folder())) + "\n",
+        }
+
+    def submit(self, work: Work) -> None:
+        """See `Backend.submit`."""
+        with self._explained(work.name), tempfile.TemporaryDirectory(prefix="onediffusion-") as scratch:
+            client = self._client()
+            archive = Path(scratch, "working_dir.zip")
+            _pack(self._folder(), archive)
+            runtime = {**self._runtime(work), "working_dir": str(archive)}
+            client.submit_job(**self._request(work), runtime_env=runtime)
+
+    def state(self, name: str) -> NativeState:
+        """See `Backend.state`."""
+        with self._explained(name):
+            try:
+                found = self._client().get_job_info(name)
+            except RuntimeError as error:
+                if "404" in str(error):
+                    return NativeState("absent")
+                raise
+        status = str(found.status.value)
+        if status == "PENDING":
+            return NativeState("pending", "Ray is preparing the job's environment")
+        if status == "RUNNING":
+            return NativeState("running")
+        return NativeState("ended", "" if status == "SUCCEEDED" else _line(found.message or status))
+
+    def stop(self, name: str) -> None:
+        """See `Backend.stop`."""
+        with self._explained(name):
+            if self.state(name).phase in ("pending", "running"):
+                client = self._client()
+                client.stop_job(name)
+                _until_ended(lambda: self.state(name).phase not in ("pending", "running"))
+
+    def scale(self, name: str, work: Work) -> bool:
+        """A cluster that runs already has the room it has, or grows by Ray's own autoscaler."""
+        return True
+
+    def logs(self, name: str) -> Iterator[str]:
+        """See `Backend.logs`."""
+        if self.state(name).phase != "absent":
+            with self._explained(name):
+                yield from self._client().get_job_logs(name).splitlines()
+
+    def _request(self, work: Work) -> dict[str, Any]:
+        # The driver only waits, so it holds no CPU; what works for it asks Ray for its own.
+        return {
+            "submission_id": work.name,
+            "entrypoint": shlex.join(["python", "-m", "pipelines", *work.arguments]),
+            "entrypoint_num_cpus": 0,
+            "metadata": {"kind": work.kind, "address": work.address},
+        }
+
+    def _runtime(self, work: Work) -> dict[str, Any]:
+        forwarded = {name: os.environ[name] for name in FORWARDED if name in os.environ}
+        given = {**THREADS, **forwarded, **self.target.environment, **work.environment, NAME: work.name}
+        runtime: dict[str, Any] = {"env_vars": given}
+        if self.target.install == "pip":
+            pins = [line.strip() for line in (CHECKOUT / "constraints.txt").read_text().splitlines()]
+            runtime["pip"] = {"packages": [pin for pin in pins if pin and not pin.startswith(("#", "ray=="))]}
+        return runtime
+
+    def _folder(self) -> Path:
+        given = self.target.working_dir
+        folder = Path(given).expanduser().absolute() if given else CHECKOUT
+        if not (folder / "pipelines" / "__main__.py").exists():
+            raise InputError(f"{folder}: no checkout of this project; give one as `working_dir` in the target")
+        return folder
+
+    def _client(self) -> Any:
+        address = urlparse(self.target.address)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise InputError(
+                f"{self.target.address}: write `address` as http://HOST:8265, the address of Ray's dashboard"
+            )
+        port = address.port or (443 if address.scheme == "https" else 80)
+        # Ray's own client has no limit to how long it waits for a host that does not answer.
+        socket.create_connection((address.hostname, port), CONNECT_SECONDS).close()
+        from ray.job_submission import JobSubmissionClient
+
+        return JobSubmissionClient(self.target.address, headers={"Authorization": f"Bearer {self._token()}"})
+
+    def _token(self) -> str:
+        if not self.target.token_file:
+            return (
+                os.environ.get("RAY_AUTH_TOKEN")
+                or Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or token_file()).read_text().strip()
+            )
+        try:
+            return Path(self.target.token_file).expanduser().read_text().strip()
+        except OSError as error:
+            raise InputError(f"{self.target.token_file}: cannot read the cluster's token ({error.strerror})") from None
+
+    @contextmanager
+    def _explained(self, name: str) -> Iterator[None]:
+        """Turn what the cluster answers to a user's mistake into one line."""
+        try:
+            yield
+        except (OSError, ConnectionError) as error:
+            raise InputError(
+                f"{self.target.address}: no Ray cluster answers there ({_line(str(error))}); start one with "
+                "`ray start --head`, or correct `address` in the target"
+            ) from None
+        except Exception as error:
+            text = _line(str(error))
+            if type(error).__name__ == "AuthenticationError":
+                raise InputError(
+                    f"{self.target.address}: the cluster refuses this token; give its own as `token_file` in the target"
+                ) from None
+            if "already used" in text or "already exists" in text:
+                raise InputError(f"{name}: runs on {self.target.address} already") from None
+            if type(error) is RuntimeError and "status code" in text:
+                raise InputError(f"{self.target.address}: Ray refuses: {text[-300:]}") from None
+            raise
+
+
+def _files(folder: Path) -> list[str]:
+    """What is uploaded of a checkout: all that git does not ignore, or, without git, all that is not hidden."""
+    try:
+        listed = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],  # noqa: S607 - the user's own git
+            cwd=folder,
+            capture_output=True,
+            check=True,
+        ).stdout.decode()
+        names = [name for name in listed.split("\0") if name]
+    except (OSError, subprocess.CalledProcessError):
+        paths = (path.relative_to(folder) for path in folder.rglob("*.*"))
+        names = [str(path) for path in paths if not any(part.startswith((".", "__")) for part in path.parent.parts)]
+    return sorted(name for name in names if (folder / name).is_file())
+
+
+def _pack(folder: Path, archive: Path) -> None:
+    """A zip whose bytes depend on the files alone, so that Ray takes the same ones once."""
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in _files(folder):
+            packed.writestr(zipfile.ZipInfo(name), (folder / name).read_bytes(), zipfile.ZIP_DEFLATED)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _until_ended(ended: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not ended() and time.monotonic() < deadline:
+        time.sleep(0.5)

@@ -1,0 +1,49 @@
+"""What this user keeps on this machine, under the data folder: the addresses of the jobs submitted from here."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def data_folder() -> Path:
+    """The project's folder for this user's own data ($XDG_DATA_HOME/onediffusion), made on first use."""
+    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "onediffusion"
+    data.mkdir(parents=True, exist_ok=True)
+    return data
+
+
+def remember_job(identity: str, address: str) -> None:
+    """Note the address of a job's folder, before anything is sent: what is killed later is still listed."""
+    folder = data_folder() / "jobs"
+    folder.mkdir(exist_ok=True)
+    aside = folder / f".{identity}.{os.getpid()}"
+    aside.write_text(json.dumps({"address": address}))
+    os.replace(aside, folder / f"{identity}.json")
+
+
+def forget_job(identity: str) -> None:
+    """Drop the note."""
+    (data_folder() / "jobs" / f"{identity}.json").unlink(missing_ok=True)
+
+
+def remembered_jobs() -> dict[str, str]:
+    """Job id → address of its folder."""
+    return {
+        path.stem: json.loads(path.read_text())["address"]
+        for path in sorted((data_folder() / "jobs").glob("[!.]*.json"))
+    }
+
+
+@contextmanager
+def one_at_a_time(name: str) -> Iterator[None]:
+    """Let one process of this user at a time do what `name` stands for."""
+    folder = data_folder() / "locks"
+    folder.mkdir(exist_ok=True)
+    with (folder / name).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # the system lets go of it when the process ends, however it does
+        yield

@@ -1,0 +1,172 @@
+"""What runs on every target: one attempt at a job, its output and state kept in the job's folder.
+
+The folder outlives the cluster, so `jobs` and `logs` need nothing else; the attempt looks there for what others want.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from contextlib import suppress
+from dataclasses import asdict, replace
+from types import FrameType
+from typing import Any
+
+from pipelines.job import Job, LabelJob, ReportJob, TrainJob, ViewsJob, WorkersSpec
+from pipelines.job_folder import JobFolder, RunState
+from pipelines.log_keeper import kept_log
+from pipelines.progress import under_way
+
+COME_BACK = 75  # EX_TEMPFAIL: interrupted after a checkpoint, to be started again
+LIFE_SECONDS = 20.0
+CONTROL_SECONDS = 2.0
+
+
+class _Interrupted(BaseException):
+    """A signal asked the job to end; no handler of ordinary errors is to catch it."""
+
+
+def execute(address: str, attempt: int) -> int:
+    """Run a job to its end, or until a signal or its control file ends it; the exit code (see COME_BACK).
+
+    SIGTERM and SIGUSR1 interrupt: labelling keeps its finished shards, training writes a checkpoint first.
+    """
+    folder = JobFolder(address)
+    job = folder.job()
+    os.environ["ONEDIFFUSION_JOB"] = folder.address
+    with kept_log(folder.store), _Attempt(folder, attempt) as own:
+        try:
+            result = _run(job, own)
+        except _Interrupted:
+            result = None
+        except Exception as error:
+            from pipelines.cli import user_error
+
+            cause = user_error(error)
+            reason = " ".join(str(cause or f"{type(error).__name__}: {error}").split())
+            if cause is None:
+                traceback.print_exc()
+            else:
+                print(f"onediffusion: {reason}", file=sys.stderr)
+            own.end("failed", reason)
+            return 1 if cause is None else 2
+        if result is None or (own.interrupted and not result.get("finished", True)):
+            own.end("stopped" if own.stopped else "interrupted")
+            print(f"{own.state.phase}; the same job submitted again continues", flush=True)
+            return 0 if own.stopped else COME_BACK
+        own.end("succeeded", result=result)
+        return 0
+
+
+class _Attempt:
+    """This process as an attempt at a job: signs of life, and what others want of it."""
+
+    def __init__(self, folder: JobFolder, number: int) -> None:
+        self.folder = folder
+        now = time.time()
+        self.state = RunState(number, "running", socket.gethostname(), os.getpid(), now, now)
+        self.interrupted = False
+        self.stopped = False
+        self.workers: WorkersSpec | None = None
+        self.lets_go = False  # whether the job itself looks at `interrupted`, and ends in its own time
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._live, daemon=True)
+
+    def __enter__(self) -> _Attempt:
+        self.folder.put_state(self.state)
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._interrupt)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def end(self, phase: str, reason: str = "", result: dict[str, Any] | None = None) -> None:
+        """Say how it ended: the last word on this attempt."""
+        self._over.set()
+        self._thread.join()
+        self.state = replace(self.state, phase=phase, reason=reason, result=result or {}, time=time.time())
+        self.folder.put_state(self.state)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.interrupted:
+            return
+        self.interrupted = True
+        if not self.lets_go:
+            raise _Interrupted
+
+    def _live(self) -> None:
+        beat = time.monotonic()
+        while not self._over.wait(CONTROL_SECONDS):
+            with suppress(Exception):  # made up for by the next; the job's own writes tell of real trouble
+                control = self.folder.control()
+                if control.attempt == self.state.attempt:
+                    self.workers = WorkersSpec(**control.workers) if control.workers else None
+                    if control.stop and not self.stopped:
+                        self.stopped = True
+                        os.kill(os.getpid(), signal.SIGTERM)
+                if time.monotonic() - beat > LIFE_SECONDS:
+                    self.folder.put_state(replace(self.state, time=time.time(), progress=dict(under_way)))
+                    beat = time.monotonic()
+
+
+def _run(job: Job, own: _Attempt) -> dict[str, Any]:
+    """Do the job with the commands that a person would use; figures of what it did."""
+    if isinstance(job, LabelJob):
+        return _label(job)
+    if isinstance(job, ViewsJob):
+        from pipelines.views import views
+
+        return asdict(views(job.source, job.dataset, job.count, job.size, job.seed))
+    if isinstance(job, ReportJob):
+        from pipelines.report import report
+
+        page = report(job.of)
+        print(page)
+        return {"page": page}
+    return _train(job, own)
+
+
+def _label(job: LabelJob) -> dict[str, Any]:
+    from pipelines.cli import print_labels
+    from pipelines.ingest import ingest
+    from pipelines.label import label
+
+    result: dict[str, Any] = {}
+    if job.source:
+        taken = ingest(job.source, job.dataset)
+        print(f"ingest: {taken.added} pictures added, {taken.rejected} files rejected", flush=True)
+        result["ingest"] = asdict(taken)
+    labelled = label(job.dataset, job.groups, job.parameters, job.shards)
+    print_labels(labelled)
+    figures = ("written", "fresh", "rows", "busy", "seconds")
+    return result | {name: _plain(getattr(labelled, name)) for name in figures}
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, dict) else value
+
+
+def _train(job: TrainJob, own: _Attempt) -> dict[str, Any]:
+    from pipelines.train import train
+    from training.config import parse_config
+    from training.loop import Wish
+
+    assert isinstance(job.config, dict)
+    config = parse_config(job.config, "config")
+
+    def wish() -> Wish:
+        return Wish(own.interrupted, own.workers.count if own.workers else None)
+
+    own.lets_go = True
+    done = train(config, job.run, wish=wish)
+    finished = done.step >= config.steps
+    return {"step": done.step, "checkpoint": done.checkpoint, "metrics": done.metrics, "finished": finished}

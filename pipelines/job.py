@@ -1,0 +1,237 @@
+"""Jobs: typed YAML files that say what to do, the same on every target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from cluster.work import Workers
+from labeling.content import digest_json
+from labeling.storage import open_store
+from model.errors import InputError, nearest
+
+JOBS = Path(__file__).parent / "jobs"
+
+
+class Section(BaseModel):
+    """A part of a job; a key it does not have is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WorkersSpec(Section):
+    """How much a job may use.
+
+    count: workers, or [least, most] where the target can add and remove them; cpus, gpus, memory_gb: of each.
+    Training: a worker is one rank. Labelling: a machine's share, on which the labelers' processes are spread.
+    """
+
+    count: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = 1
+    cpus: float = Field(default=1.0, ge=0)
+    gpus: float = Field(default=0.0, ge=0)
+    memory_gb: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WorkersSpec:
+        if not isinstance(self.count, int) and self.count[0] > self.count[1]:
+            raise ValueError(f"count {list(self.count)}: give [least, most]")
+        return self
+
+    def resources(self) -> Workers:
+        """The same for a target."""
+        least, most = (self.count, self.count) if isinstance(self.count, int) else self.count
+        return Workers(least, most, self.cpus, self.gpus, self.memory_gb)
+
+
+class LabelJob(Section):
+    """`label`, after `ingest` where a source is given.
+
+    groups: labelers or column groups; none refreshes all that are declared. parameters: by labeler or group.
+    shards: [first, end) of the dataset's shards, in order; all by default.
+    """
+
+    kind: Literal["label"]
+    dataset: str
+    source: str | None = None
+    groups: list[str] = []
+    parameters: dict[str, dict[str, Any]] = {}
+    shards: tuple[int, int] | None = None
+    workers: WorkersSpec = WorkersSpec()
+
+    @property
+    def output(self) -> str:
+        return self.dataset
+
+    @property
+    def places(self) -> list[str]:
+        return [self.dataset, *([self.source] if self.source else [])]
+
+
+class ViewsJob(Section):
+    """`views`: view sets with cameras from meshes or transforms.json."""
+
+    kind: Literal["views"]
+    source: str
+    dataset: str
+    count: int = Field(default=8, ge=2, le=64)
+    size: int = Field(default=256, ge=32)
+    seed: int = Field(default=0, ge=0)
+    workers: WorkersSpec = WorkersSpec()
+
+    @property
+    def output(self) -> str:
+        return self.dataset
+
+    @property
+    def places(self) -> list[str]:
+        return [self.source, self.dataset]
+
+
+class TrainJob(Section):
+    """`train`. config: a preset, a YAML file, or the configuration itself; overrides: put over it; run: its address.
+
+    workers, where given, take the place of the configuration's count, cpus and gpus.
+    """
+
+    kind: Literal["train"]
+    config: str | dict[str, Any]
+    run: str
+    overrides: dict[str, Any] = {}
+    workers: WorkersSpec | None = None
+
+    @property
+    def output(self) -> str:
+        return self.run
+
+    @property
+    def places(self) -> list[str]:
+        sources = self.config["mixture"].values() if isinstance(self.config, dict) else ()
+        return [self.run, *(source["dataset"] for source in sources)]
+
+
+class ReportJob(Section):
+    """`report`: the page of a dataset or a run."""
+
+    kind: Literal["report"]
+    of: str
+    workers: WorkersSpec = WorkersSpec()
+
+    @property
+    def output(self) -> str:
+        return self.of
+
+    @property
+    def places(self) -> list[str]:
+        return [self.of]
+
+
+Job = LabelJob | ViewsJob | TrainJob | ReportJob
+_KINDS: dict[str, type[Section]] = {"label": LabelJob, "views": ViewsJob, "train": TrainJob, "report": ReportJob}
+_JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="kind")])
+
+
+def examples() -> list[str]:
+    """Names of the jobs that come with the project."""
+    return sorted(path.stem for path in JOBS.glob("*.yaml"))
+
+
+def load_job(name: str) -> Job:
+    """The job in a YAML file, or the example of that name, ready to be sent (`resolve`).
+
+    Raises InputError for a file that is not there, an unknown key (with the nearest right one) or a wrong value.
+    """
+    path = JOBS / f"{name}.yaml" if name in examples() else Path(name).expanduser()
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(
+            f"{name}: no such job file{nearest(name, examples())}; examples are {', '.join(examples())}"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{name}: a job is `key: value` lines, with a `kind`")
+    return resolve(parse_job(values, name))
+
+
+def parse_job(values: dict[str, Any], place: str) -> Job:
+    """The job that nested values state; `place` is where they came from. Raises InputError."""
+    try:
+        return _JOB.validate_python(values)
+    except ValidationError as error:
+        raise InputError(f"{place}: {_explain(error, values)}") from None
+
+
+def resolve(job: Job) -> Job:
+    """The job as any machine can take it: whole addresses, and a training's configuration spelt out.
+
+    Raises InputError for a configuration that is wrong: that is better found here than on a cluster.
+    """
+    if isinstance(job, LabelJob):
+        return job.model_copy(
+            update={"dataset": address(job.dataset), "source": address(job.source) if job.source else None}
+        )
+    if isinstance(job, ViewsJob):
+        return job.model_copy(update={"dataset": address(job.dataset), "source": address(job.source)})
+    if isinstance(job, ReportJob):
+        return job.model_copy(update={"of": address(job.of)})
+    return _resolve_training(job)
+
+
+def _resolve_training(job: TrainJob) -> TrainJob:
+    from training.config import load_config, parse_config
+
+    overrides = dict(job.overrides)
+    if isinstance(job.config, str):
+        config = load_config(job.config, overrides)
+    else:
+        config = parse_config(job.config, "config")
+    values = config.model_dump(mode="json")
+    for source in values["mixture"].values():
+        source["dataset"] = address(source["dataset"])
+    if values["initialize"]:
+        values["initialize"] = address(values["initialize"])
+    if job.workers:
+        wanted = job.workers.model_dump(mode="json", include={"count", "cpus", "gpus"})
+        values["workers"] |= wanted
+    workers = parse_config(values, "workers").workers
+    memory = job.workers.memory_gb if job.workers else 0.0
+    spec = WorkersSpec(count=workers.count, cpus=workers.cpus, gpus=workers.gpus, memory_gb=memory)
+    return TrainJob(kind="train", config=values, run=address(job.run), workers=spec)
+
+
+def address(place: str) -> str:
+    """An s3:// address as it is, a local path whole. Raises InputError for another scheme."""
+    return open_store(place).uri
+
+
+def job_id(job: Job) -> str:
+    """The same for the same job, however it is scaled; of a training, the run alone: two cannot share one."""
+    if isinstance(job, TrainJob):
+        return f"train-{digest_json(job.run)[:8]}"
+    return f"{job.kind}-{digest_json(job.model_dump(mode='json', exclude={'workers'}))[:8]}"
+
+
+def scaled(job: Job, workers: WorkersSpec) -> Job:
+    """The job with other workers. Raises InputError when a training's configuration does not allow them."""
+    return resolve(job.model_copy(update={"workers": workers}))
+
+
+def _explain(error: ValidationError, values: dict[str, Any]) -> str:
+    """The first thing that is wrong, in one line."""
+    problem = error.errors()[0]
+    if problem["type"].startswith("union_tag"):
+        given, known = values.get("kind"), ", ".join(_KINDS)
+        return f"`kind` is one of {known}, not {given!r}" if given else f"`kind` is missing; it is one of {known}"
+    *folder, key = [str(part) for part in problem["loc"][1:]]
+    where = ".".join([*folder, key])
+    if problem["type"] == "extra_forbidden":
+        fields = list((WorkersSpec if folder else _KINDS[values["kind"]]).model_fields)
+        return f"no key {where!r}{nearest(key, fields) or '; there are ' + ', '.join(fields)}"
+    if problem["type"] == "missing":
+        return f"key {where!r} is missing"
+    shown = f", got {problem['input']!r}" if isinstance(problem["input"], str | int | float | bool) else ""
+    return f"{where}: {problem['msg'].removeprefix('Value error, ')}{shown}"

@@ -1,0 +1,261 @@
+"""Sending jobs to targets and steering them: one id a job, one attempt at a time, nothing lost in between.
+
+An attempt gets its name before it is sent, and targets find work by name. So whoever is killed at any moment leaves
+either a note of something that never began, which the next `submit` sends again, or a job that is listed and steered.
+"""
+
+from __future__ import annotations
+
+import getpass
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cluster.backend import Backend, open_backend
+from cluster.records import forget_job, one_at_a_time, remember_job, remembered_jobs
+from cluster.target import load_target, parse_target
+from cluster.work import NativeState, Work
+from model.errors import InputError, nearest
+from pipelines.job import Job, TrainJob, WorkersSpec, job_id, scaled
+from pipelines.job_folder import Control, JobFolder, RunState, Submission, job_address, jobs_of
+
+STOP_SECONDS = 180.0  # for a checkpoint, before the target ends what is left
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What is known of a job's last attempt.
+
+    phase: pending, running, succeeded, failed, stopped, interrupted (submit it again, or its target does), lost (it
+    ended without a word) or unknown (its target does not answer); reason: one line where there is one.
+    """
+
+    phase: str
+    reason: str = ""
+    progress: str = ""
+    result: dict[str, Any] | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self.phase in ("pending", "running", "unknown")
+
+
+def submit_job(job: Job, target_name: str, say: Callable[[str], None] = lambda line: None) -> Submission:
+    """Send a resolved job to a target; or, if it is under way already, say so and return what was sent before.
+
+    Raises InputError for what a user can mend: then nothing is left behind.
+    """
+    target = load_target(target_name)
+    backend = open_backend(target)
+    folder = JobFolder(job_address(job.output, job_id(job)))
+    identity = job_id(job)
+    with one_at_a_time(identity):
+        before = folder.submission()
+        state = job_state(before) if before else None
+        if before and state and state.alive:
+            if _sent(folder.job()) != _sent(job):
+                raise InputError(
+                    f"{identity}: {job.output} is being worked on with another configuration; "
+                    f"wait for it, or end it with `onediffusion stop {identity}`"
+                )
+            say(f"{identity} is {state.phase} already on {before.target_name}; nothing was sent")
+            return before
+        began = folder.state()
+        number = before.attempt if before else 1
+        if before and began and began.attempt == before.attempt:
+            number += 1  # an attempt that never began is sent again under its own name
+        submission = Submission(
+            identity,
+            number,
+            folder.address,
+            target_name,
+            target.model_dump(mode="json"),
+            time.time(),
+            f"{getpass.getuser()}@{socket.gethostname()}",
+        )
+        remember_job(identity, folder.address)
+        old = folder.job() if before else None
+        folder.put_job(job)
+        folder.put_control(Control(number))
+        folder.put_submission(submission)
+        try:
+            backend.submit(work_of(job, submission))
+        except InputError:
+            if before and old:
+                folder.put_job(old)
+                folder.put_submission(before)
+            else:
+                folder.store.delete_tree("")
+                forget_job(identity)
+            raise
+    return submission
+
+
+def plan_job(job: Job, target_name: str) -> dict[str, str]:
+    """What `submit_job` would send, by title; nothing is touched."""
+    target = load_target(target_name)
+    identity = job_id(job)
+    submission = Submission(identity, 1, job_address(job.output, identity), target_name, {}, 0.0, "")
+    return open_backend(target).plan(work_of(job, submission))
+
+
+def work_of(job: Job, submission: Submission) -> Work:
+    """An attempt as targets take it."""
+    workers = job.workers or WorkersSpec()
+    return Work(
+        name=submission.name,
+        kind=job.kind,
+        arguments=("execute", submission.address, "--attempt", str(submission.attempt)),
+        address=submission.address,
+        workers=workers.resources(),
+        places=tuple(job.places),
+    )
+
+
+def find_job(identity: str) -> Submission:
+    """The last submission of a job, by its id or the address of its folder. Raises InputError."""
+    known = remembered_jobs()
+    address = identity if "/" in identity else known.get(identity)
+    found = JobFolder(address).submission() if address else None
+    if found is None:
+        raise InputError(
+            f"{identity}: no such job{nearest(identity, list(known))}; `onediffusion jobs` lists those sent from here, "
+            "`onediffusion jobs DATASET|RUN` those of a place"
+        )
+    return found
+
+
+def list_jobs(place: str | None = None) -> list[tuple[Submission, JobState]]:
+    """The jobs sent from here, or all of a dataset or run, the newest first."""
+    addresses = jobs_of(place) if place else list(remembered_jobs().values())
+
+    def look(address: str) -> tuple[Submission, JobState] | None:
+        found = JobFolder(address).submission()
+        return (found, job_state(found)) if found else None
+
+    with ThreadPoolExecutor(16) as pool:
+        found = [item for item in pool.map(look, addresses) if item]
+    return sorted(found, key=lambda item: -item[0].sent)
+
+
+def backend_of(submission: Submission) -> Backend:
+    """The backend it was sent to, as the target was then."""
+    return open_backend(parse_target(submission.target, submission.target_name))
+
+
+def job_state(submission: Submission) -> JobState:
+    """What the job says of itself, and where it says nothing more, what its target says of it."""
+    own = JobFolder(submission.address).state()
+    own = own if own and own.attempt == submission.attempt else None
+    if own and own.ended:
+        return JobState(own.phase, own.reason, result=own.result)
+    try:
+        native = backend_of(submission).state(submission.name)
+    except InputError as error:
+        if own and own.breathes:
+            return JobState("running", progress=_progress(own))
+        return JobState("unknown", str(error))
+    return _merged(submission, own, native)
+
+
+def _merged(submission: Submission, own: RunState | None, native: NativeState) -> JobState:
+    if native.phase in ("pending", "running"):
+        began = own is not None and own.phase == "running"
+        phase = "running" if native.phase == "running" and began else "pending"
+        reason = native.reason or ("" if began else "starting")
+        return JobState(phase, reason if phase == "pending" else native.reason, _progress(own) if began else "")
+    # It may have ended between the two looks.
+    again = JobFolder(submission.address).state()
+    if again and again.attempt == submission.attempt and again.phase != "running":
+        return JobState(again.phase, again.reason, result=again.result)
+    if own is None:
+        return JobState("lost", native.reason or "it never began; submit it again")
+    return JobState("lost", native.reason or "it ended without a word (killed, or out of memory?); submit it again")
+
+
+def _progress(own: RunState | None) -> str:
+    at = own.progress if own else {}
+    return f"{at['what']}: {at['done']} of {at['total']} {at['unit']}" if at else ""
+
+
+def log_lines(submission: Submission, follow: bool = False) -> Iterator[str]:
+    """The log kept in the job's folder, of all attempts; where there is none yet, what the target kept of it.
+
+    follow: until the job ends.
+    """
+    folder = JobFolder(submission.address)
+    told = ""
+
+    def over() -> bool:
+        nonlocal told
+        state = job_state(submission)
+        if state.phase == "pending" and state.reason != told:
+            told = state.reason
+            waiting.append(f"pending: {told}")
+        return not follow or not state.alive
+
+    waiting: list[str] = []
+    if follow and not folder.log_parts():
+        while not over() and not folder.log_parts():
+            yield from waiting
+            waiting.clear()
+            time.sleep(2.0)
+    if folder.log_parts():
+        yield from folder.log_lines(over)
+    else:
+        yield from backend_of(submission).logs(submission.name)
+
+
+def stop_job(identity: str, say: Callable[[str], None] = lambda line: None) -> JobState:
+    """End a job: a running one writes a checkpoint and ends by itself; what is then left its target ends."""
+    submission = find_job(identity)
+    folder, backend = JobFolder(submission.address), backend_of(submission)
+    state = job_state(submission)
+    if state.phase in ("running", "unknown"):
+        folder.put_control(replace(folder.control(), attempt=submission.attempt, stop=True))
+        say(f"{submission.id}: asked to end; training writes a checkpoint first")
+        deadline = time.monotonic() + STOP_SECONDS
+        while time.monotonic() < deadline and job_state(submission).phase in ("running", "unknown"):
+            time.sleep(1.0)
+    backend.stop(submission.name)
+    own = folder.state()
+    if own is None or own.attempt != submission.attempt or not own.ended:
+        now = time.time()
+        began = own if own and own.attempt == submission.attempt else None
+        life = began or RunState(submission.attempt, "", "", 0, now, now)
+        folder.put_state(replace(life, phase="stopped", time=now))
+    return job_state(submission)
+
+
+def scale_job(identity: str, workers: WorkersSpec, say: Callable[[str], None] = lambda line: None) -> Submission:
+    """Go on with other workers: a training changes them between two steps; other jobs, and targets that cannot make
+    room for running work, end the attempt and begin the next.
+
+    Raises InputError when the job is not under way, or cannot use so many.
+    """
+    submission = find_job(identity)
+    folder = JobFolder(submission.address)
+    job = scaled(folder.job(), workers)
+    state = job_state(submission)
+    if not state.alive:
+        raise InputError(f"{submission.id}: it is {state.phase}; submit it again, with the workers wanted")
+    in_place = state.phase == "running" and isinstance(job, TrainJob)
+    if in_place and backend_of(submission).scale(submission.name, work_of(job, submission)):
+        folder.put_job(job)
+        wanted = workers.model_dump(mode="json")
+        folder.put_control(replace(folder.control(), attempt=submission.attempt, workers=wanted))
+        say(f"{submission.id}: goes on with {workers.count} workers after its next step")
+        return submission
+    stop_job(identity, say)
+    return submit_job(job, submission.target_name, say)
+
+
+def _sent(job: Job) -> dict[str, Any]:
+    """What must agree for two jobs to be the same; not their scale."""
+    values = job.model_dump(mode="json", exclude={"workers"})
+    if isinstance(values.get("config"), dict):
+        values["config"] = {key: value for key, value in values["config"].items() if key != "workers"}
+    return values

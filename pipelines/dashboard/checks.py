@@ -174,7 +174,7 @@ def build_checks(snapshot: Snapshot) -> list[dg.AssetChecksDefinition]:
     if not specs:
         return []
 
-    @dg.multi_asset_check(name=f"check_{name}", specs=specs, can_subset=True)
+    @dg.multi_asset_check(name=f"{name}__check", specs=specs, can_subset=True)
     def check(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         from pipelines.dashboard.sources import source_verdict
 

@@ -22,17 +22,17 @@ def main(name: str, socket: str, workspace: str) -> None:
 
         arguments = ["--socket", socket, "--module-name", "pipelines.dashboard.definitions", "--attribute", "defs"]
         arguments += ["--use-python-environment-entry-point", "--log-level", "warning"]
-        start_command.main([*arguments, "--inject-env-vars-from-instance"][:-1])
+        start_command.main(arguments)
     elif name == "daemon":
         from dagster._daemon.cli import run_command
 
-        run_command.main(["--workspace", workspace, "--log-level", "info"])
+        run_command.main(["--workspace", workspace, "--log-level", "warning"])
     else:
         serve(socket, workspace, read_only=name == "read")
 
 
 def serve(socket: str, workspace: str, read_only: bool) -> None:
-    """Dagster's web server on a socket. (Its own command listens on ports only, where anyone on the machine gets in.)"""
+    """Dagster's web server on a socket. Its own command listens on ports only, where all of this machine get in."""
     import uvicorn
     from dagster import DagsterInstance
     from dagster._core.workspace.context import WorkspaceProcessContext

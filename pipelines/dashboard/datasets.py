@@ -9,7 +9,7 @@ import dagster as dg
 
 from pipelines.dashboard.details import group_details
 from pipelines.dashboard.fingerprints import dataset_state, dataset_versions, in_order
-from pipelines.dashboard.launch import chosen_target, chosen_workers, run_job, target_fields, workers_field
+from pipelines.dashboard.launch import chosen_target, chosen_workers, explained, run_job, target_fields, workers_field
 from pipelines.dashboard.reporting import Reporter
 from pipelines.dashboard.snapshots import Snapshot, find_snapshot, refresh
 from pipelines.job import LabelJob
@@ -88,7 +88,7 @@ def parameter_fields(snapshot: Snapshot) -> dict[str, dg.Field]:
         }
         fields |= {key: dg.Field(dg.Any, is_required=False) for key, value in declared.items() if value is None}
         if fields:
-            found[group] = dg.Field(dg.Shape(fields), is_required=False)
+            found[group] = dg.Field(dg.Shape(fields))
     return found
 
 
@@ -113,7 +113,7 @@ def _labelling(snapshot: Snapshot, specs: list[dg.AssetSpec]) -> dg.AssetsDefini
     name = snapshot.place.name
 
     @dg.multi_asset(
-        name=f"label_{name}",
+        name=f"{name}__label",
         specs=specs,
         can_subset=True,
         backfill_policy=dg.BackfillPolicy.single_run(),
@@ -123,7 +123,6 @@ def _labelling(snapshot: Snapshot, specs: list[dg.AssetSpec]) -> dg.AssetsDefini
             "workers": workers_field(),
             "parameters": dg.Field(
                 dg.Shape(parameter_fields(snapshot)),
-                is_required=False,
                 description="Of the labelers. Changing one makes all shards of its group stale.",
             ),
         },
@@ -131,15 +130,16 @@ def _labelling(snapshot: Snapshot, specs: list[dg.AssetSpec]) -> dg.AssetsDefini
     def label(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterialization]:
         config = context.op_execution_context.op_config
         chosen = choose(context, snapshot)
-        job = LabelJob(
-            kind="label",
-            dataset=snapshot.place.address,
-            groups=chosen.groups,
-            parameters=changed_parameters(snapshot, chosen.groups, config.get("parameters") or {}),
-            shards=chosen.shards,
-            workers=chosen_workers(config),
-        )
-        state = run_job(context, job, chosen_target(config))
+        with explained():
+            job = LabelJob(
+                kind="label",
+                dataset=snapshot.place.address,
+                groups=chosen.groups,
+                parameters=changed_parameters(snapshot, chosen.groups, config.get("parameters") or {}),
+                shards=chosen.shards,
+                workers=chosen_workers(config),
+            )
+            state = run_job(context, job, chosen_target(config))
         yield from made(context.instance, name, chosen, state.result or {})
 
     return label

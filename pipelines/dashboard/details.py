@@ -1,4 +1,4 @@
-"""What asset pages say: pictures, counts, errors by reason, speed; short, so that Dagster shows it on the page itself."""
+"""What asset pages say: pictures, counts, errors by reason, speed; short, so that Dagster shows it at once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def group_details(state: DatasetState, version: Version, job: Mapping[str, Any] 
     found |= {counted: own.rows, "rows in error": own.errors}
     if own.errors:
         found["errors"] = dg.MetadataValue.md(_errors(dataset, group, [s for s in shards if s in state.footers[group]]))
-    found["shards"] = f"{own.fresh} fresh, {own.stale} stale, {own.missing} missing"
+    found["shards"] = own.fresh + own.stale
     seconds = ((job or {}).get("busy") or {}).get(group)
     if job and seconds:
         rows = (job.get("rows") or {}).get(group, 0)
@@ -46,7 +46,9 @@ def group_details(state: DatasetState, version: Version, job: Mapping[str, Any] 
 
 
 def _part(snapshot: Snapshot, partition: str | None) -> Range:
-    return next(part for part in snapshot.ranges if partition in (None, part.key) or partition_of(snapshot, part) is None)
+    return next(
+        part for part in snapshot.ranges if partition in (None, part.key) or partition_of(snapshot, part) is None
+    )
 
 
 def _errors(dataset: Dataset, group: str, shards: list[str]) -> str:
@@ -104,7 +106,10 @@ def run_details(run: RunSection) -> dict[str, Any]:
 def evaluation_details(address: str) -> dict[str, Any]:
     """Of a run's evaluation: its figures beside the baselines."""
     run = describe_run(address, Inliner(0))
-    lines = ["| figure | model | before training | other labels | other pictures |", "| :--- | ---: | ---: | ---: | ---: |"]
+    lines = [
+        "| figure | model | before training | other labels | other pictures |",
+        "| :--- | ---: | ---: | ---: | ---: |",
+    ]
     lines += [f"| {one.title} | {one.model} | {' | '.join(one.baselines)} |" for one in run.figures]
     found: dict[str, Any] = {"figures": dg.MetadataValue.md("\n".join(lines))}
     for one in run.figures:

@@ -73,9 +73,15 @@ class DatasetState:
 
     def totals(self, group: str) -> RangeState:
         """Of all ranges together."""
-        states = self.ranges[group].values()
-        counts = [sum(getattr(state, name) for state in states) for name in ("fresh", "stale", "missing", "rows")]
-        return RangeState(*counts, sum(state.errors for state in states), self.contents[group])
+        states = list(self.ranges[group].values())
+        return RangeState(
+            fresh=sum(state.fresh for state in states),
+            stale=sum(state.stale for state in states),
+            missing=sum(state.missing for state in states),
+            rows=sum(state.rows for state in states),
+            errors=sum(state.errors for state in states),
+            content=self.contents[group],
+        )
 
 
 def dataset_state(snapshot: Snapshot) -> DatasetState:
@@ -126,7 +132,7 @@ def dataset_versions(state: DatasetState) -> Iterator[Version]:
     for group in in_order(snapshot):
         for part in snapshot.ranges:
             own = state.ranges[group][part.key]
-            inputs = {
+            inputs: dict[Key, str] = {
                 (snapshot.place.name, upstream): state.ranges[upstream][part.key].content
                 for upstream in snapshot.upstream(group)
             }

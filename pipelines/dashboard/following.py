@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import dagster as dg
 
+from cluster.records import one_at_a_time
 from pipelines.dashboard.checks import dataset_verdicts, report_verdicts, run_verdicts
 from pipelines.dashboard.details import checkpoint_details, evaluation_details, group_details
-from pipelines.dashboard.fingerprints import DatasetState, dataset_state, dataset_versions
+from pipelines.dashboard.fingerprints import DatasetState, Version, dataset_state, dataset_versions
 from pipelines.dashboard.places import places, remember, worked_on
 from pipelines.dashboard.reporting import Reporter
 from pipelines.dashboard.runs import versions_of
@@ -35,7 +37,10 @@ class Follower:
 
         What does not fit is told the next time.
         """
-        deadline = time.monotonic() + seconds
+        with one_at_a_time("dashboard-follow"):  # the server looks once itself
+            return self._follow(time.monotonic() + seconds)
+
+    def _follow(self, deadline: float) -> list[str]:
         remember(worked_on())
         due = [place.name for place in places() if self._is_due(place.name, place.address)]
         refresh(due)
@@ -69,9 +74,8 @@ class Follower:
         if snapshot.place.kind == "run":
             versions = versions_of(snapshot, self._states)
 
-            def details(one: object) -> dict[str, object]:
-                last = getattr(one, "key")[1]
-                return checkpoint_details(address) if last == "checkpoints" else evaluation_details(address)
+            def details(one: Version) -> dict[str, Any]:
+                return checkpoint_details(address) if one.key[1] == "checkpoints" else evaluation_details(address)
 
             count = self.reporter.report(versions, details, deadline)
             return count + report_verdicts(self.instance, run_verdicts(snapshot))

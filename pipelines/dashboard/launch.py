@@ -10,15 +10,18 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import dagster as dg
 
-from cluster.target import RayTarget, load_target, targets
+from cluster.ray_jobs import RayBackend
+from cluster.target import targets
 from model.errors import InputError
-from pipelines.job import Job, WorkersSpec, resolve
-from pipelines.job_folder import Submission
-from pipelines.submit import JobState, job_state, log_lines, stop_job, submit_job
+from pipelines.job import Job, WorkersSpec, job_id, resolve
+from pipelines.job_folder import JobFolder, Submission, job_address
+from pipelines.submit import JobState, backend_of, job_state, log_lines, stop_job, submit_job
 
 LOOK_SECONDS = 15.0  # between reports of how far a job has come
 POLL_SECONDS = 2.0
@@ -35,7 +38,6 @@ def workers_field(least: int = 1, most: int = 1, cpus: float = 1.0, gpus: float 
                 "gpus": dg.Field(float, default_value=gpus, is_required=False, description="GPUs of each worker."),
             }
         ),
-        is_required=False,
         description="How much it may use; more than one worker where the target has room for them.",
     )
 
@@ -69,6 +71,15 @@ def chosen_workers(config: Mapping[str, Any]) -> WorkersSpec:
     return WorkersSpec(count=count, cpus=values["cpus"], gpus=values["gpus"])
 
 
+@contextmanager
+def explained() -> Iterator[None]:
+    """Let what a user can mend fail a Dagster run with its one line, not with a traceback."""
+    try:
+        yield
+    except InputError as error:
+        raise dg.Failure(str(error), allow_retries=False) from None
+
+
 def run_job(
     context: dg.OpExecutionContext | dg.AssetExecutionContext,
     job: Job,
@@ -77,20 +88,23 @@ def run_job(
 ) -> JobState:
     """Send a job, follow it to its end, and return how it ended.
 
-    look: called now and then while it runs. What a user can mend, and a job that does not succeed, fails the Dagster
-    run with that one line. Terminating the Dagster run stops the job; closing the dashboard does not.
+    look: called now and then while it runs. A job that does not succeed fails the Dagster run with one line.
+    Terminating the Dagster run stops the job; closing the dashboard does not. Raises InputError (see `explained`).
     """
-    try:
-        submission = submit_job(resolve(job), target, context.log.info)
-    except InputError as error:
-        raise dg.Failure(str(error), allow_retries=False) from None
+    job = resolve(job)
+    folder = JobFolder(job_address(job.output, job_id(job)))
+    before = folder.submission()
+    told = len(list(folder.log_lines())) if before else 0
+    submission = submit_job(job, target, context.log.info)
+    if before and before.attempt == submission.attempt:
+        told = 0  # one joins what is under way already
     tags = {"onediffusion/job": submission.id, "onediffusion/target": submission.target_name}
     context.instance.add_run_tags(context.run_id, tags)
     context.log.info(f"{submission.name} on {submission.target_name}, kept in {submission.address}")
     if url := ray_dashboard(submission):
         context.log.info(f"Ray's own dashboard: {url}")
     try:
-        for line in _lines(submission, look):
+        for line in _lines(submission, told, look):
             print(line, flush=True)
     except dg.DagsterExecutionInterruptedError:
         _interrupted(context, submission)
@@ -113,13 +127,13 @@ def _interrupted(context: dg.OpExecutionContext | dg.AssetExecutionContext, subm
         context.log.info(f"the dashboard ends; {submission.id} goes on: onediffusion logs -f {submission.id}")
 
 
-def _lines(submission: Submission, look: Callable[[], None]) -> Iterator[str]:
-    """The job's log as it comes; `look` is called in between, also while nothing comes."""
+def _lines(submission: Submission, told: int, look: Callable[[], None]) -> Iterator[str]:
+    """The job's log as it comes, without the lines `told` by earlier attempts; `look` is called in between."""
     lines: queue.Queue[str | BaseException | None] = queue.Queue()
 
     def read() -> None:
         try:
-            for line in _log(submission):
+            for line in _log(submission, told):
                 lines.put(line)
             lines.put(None)
         except BaseException as error:
@@ -145,7 +159,7 @@ def _lines(submission: Submission, look: Callable[[], None]) -> Iterator[str]:
         time.sleep(POLL_SECONDS)
 
 
-def _log(submission: Submission) -> Iterator[str]:
+def _log(submission: Submission, told: int) -> Iterator[str]:
     """What the job prints.
 
     The log in the job's folder serves every target, but for a job on S3 that means reading a growing file every two
@@ -156,48 +170,25 @@ def _log(submission: Submission) -> Iterator[str]:
     if submission.target.get("type") == "ray" and submission.address.startswith("s3://"):
         yield from ray_log(submission)
     else:
-        yield from log_lines(submission, follow=True)
+        yield from islice(log_lines(submission, follow=True), told, None)
 
 
 def ray_log(submission: Submission) -> Iterator[str]:
     """Lines that a job on a Ray cluster prints, as they come, until it ends."""
     from dagster_ray.core.pipes import tail_logs
-    from ray.job_submission import JobSubmissionClient
 
     while job_state(submission).phase == "pending":
         time.sleep(POLL_SECONDS)
-    target = load_ray_target(submission)
-    client = JobSubmissionClient(target.address, headers=ray_headers(target))
+    backend = backend_of(submission)
+    assert isinstance(backend, RayBackend)
     rest = ""
-    for chunk in tail_logs(client.tail_job_logs(submission.name)):
+    for chunk in tail_logs(backend.client().tail_job_logs(submission.name)):
         *lines, rest = (rest + (chunk or "")).split("\n")
         yield from lines
     if rest:
         yield rest
 
 
-def load_ray_target(submission: Submission) -> RayTarget:
-    return RayTarget.model_validate(submission.target)
-
-
-def ray_headers(target: RayTarget) -> dict[str, str]:
-    raise NotImplementedError
-
-
 def ray_dashboard(submission: Submission) -> str:
     """The address of Ray's own dashboard, where the target has one."""
     return str(submission.target.get("address", "")) if submission.target.get("type") == "ray" else ""
-
-
-def default_target() -> str:
-    """The target that forms begin with."""
-    return "local" if "local" in targets() else targets()[0]
-
-
-def target_dashboard(target: str) -> str:
-    """The address of Ray's own dashboard of a target by name, "" where it has none or cannot be read."""
-    try:
-        found = load_target(target)
-    except InputError:
-        return ""
-    return found.address if isinstance(found, RayTarget) else ""

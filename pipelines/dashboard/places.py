@@ -16,6 +16,7 @@ from model.errors import InputError
 
 Kind = Literal["dataset", "run", "unknown"]
 Policy = Literal["ask", "build", "ignore"]
+POLICIES: tuple[Policy, ...] = ("ask", "build", "ignore")
 _JOB_FOLDER = re.compile(r"(.+)/jobs/([a-z]+)-[0-9a-f]+")
 _OWN_NAMES = ("jobs", "runs", "datasets")  # folders that say nothing of what is in them
 

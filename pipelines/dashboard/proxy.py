@@ -25,8 +25,11 @@ MOST_BYTES = 64 << 20
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 # Hop by hop, or to be set anew.
 _NOT_PASSED = frozenset(
-    ("connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "host", "content-length", "cookie")
-    + ("proxy-authorization", "proxy-authenticate", "authorization", "content-encoding", "accept-encoding")
+    {
+        *("connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "host", "content-length"),
+        *("cookie", "authorization", "proxy-authorization", "proxy-authenticate", "content-encoding"),
+        "accept-encoding",
+    }
 )
 _NOT_SERVED = ("/notebook", "/dagit/notebook")  # would read files of this machine
 _CHANGES = ("/report_asset_materialization", "/report_asset_check", "/report_asset_observation")
@@ -148,7 +151,11 @@ class Proxy:
         if "/" in name or name.startswith(".") or not path.is_file():
             raise web.HTTPNotFound(text="this picture is no longer kept\n")
         policy = "default-src 'none'; style-src 'unsafe-inline'"
-        headers = {**_HEADERS, "Cache-Control": "private, max-age=31536000, immutable", "Content-Security-Policy": policy}
+        headers = {
+            **_HEADERS,
+            "Cache-Control": "private, max-age=31536000, immutable",
+            "Content-Security-Policy": policy,
+        }
         return web.FileResponse(path, headers=headers)
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
@@ -159,6 +166,7 @@ class Proxy:
         if request.headers.get("Upgrade", "").lower() == "websocket":
             return await self._pass_socket(request, self._clients[role])
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _NOT_PASSED}
+        headers["Accept-Encoding"] = "identity"  # compressed once, here
         body = await request.read() if request.can_read_body else None
         try:
             async with self._clients[role].request(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+FEW_SHARDS = 10  # fewer are one range: Dagster shows what is stale best where there are no partitions
 MOST_RANGES = 99  # Dagster compares no data versions of what depends on a hundred partitions or more
 
 
@@ -17,7 +18,9 @@ class Range:
 
 
 def cut_ranges(shards: int) -> list[Range]:
-    """Ranges of 1, 10, 100, … shards, whatever makes at most MOST_RANGES of them."""
+    """Ranges of 1, 10, 100, … shards, whatever makes at most MOST_RANGES of them; of few shards, one."""
+    if 0 < shards < FEW_SHARDS:
+        return [Range("all", 0, shards)]
     size = 1
     while shards > MOST_RANGES * size:
         size *= 10

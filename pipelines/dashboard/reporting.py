@@ -81,7 +81,7 @@ class Reporter:
         return tags
 
     def _pointer(self, key: Key) -> str:
-        """The event up to which Dagster is to take what is upstream for known; it asks for it where that has partitions."""
+        """The event up to which Dagster is to take what is upstream for known, which it asks for in partitions."""
         records = self.instance.fetch_materializations(dg.AssetKey(key), limit=1).records
         return str(records[0].storage_id) if records else "NULL"
 

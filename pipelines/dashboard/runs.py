@@ -8,7 +8,7 @@ import dagster as dg
 
 from pipelines.dashboard.details import checkpoint_details, progress_details
 from pipelines.dashboard.fingerprints import DatasetState, dataset_state, run_code_version, run_versions
-from pipelines.dashboard.launch import chosen_target, chosen_workers, run_job, target_fields, workers_field
+from pipelines.dashboard.launch import chosen_target, chosen_workers, explained, run_job, target_fields, workers_field
 from pipelines.dashboard.reporting import Reporter
 from pipelines.dashboard.snapshots import Snapshot, find_snapshot, refresh, snapshots
 from pipelines.job import TrainJob
@@ -71,7 +71,7 @@ def _training(snapshot: Snapshot, spec: dg.AssetSpec) -> dg.AssetsDefinition:
     name, address = snapshot.place.name, snapshot.place.address
 
     @dg.multi_asset(
-        name=f"train_{name}",
+        name=f"{name}__train",
         specs=[spec],
         can_subset=False,
         pool=f"run_{name}",
@@ -79,13 +79,14 @@ def _training(snapshot: Snapshot, spec: dg.AssetSpec) -> dg.AssetsDefinition:
     )
     def train(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterialization]:
         config = context.op_execution_context.op_config
-        job = TrainJob(
-            kind="train",
-            config={**snapshot.config, **sized(config)},
-            run=address,
-            workers=chosen_workers(config),
-        )
-        run_job(context, job, chosen_target(config), Observer(context, address))
+        with explained():
+            job = TrainJob(
+                kind="train",
+                config={**snapshot.config, **sized(config)},
+                run=address,
+                workers=chosen_workers(config),
+            )
+            run_job(context, job, chosen_target(config), Observer(context, address))
         refresh([name])
         yield from Reporter(context.instance).events(
             [one for one in versions_of(find_snapshot(name)) if one.key[1] == "checkpoints"],

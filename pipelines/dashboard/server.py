@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import InputError
-from pipelines.dashboard.places import Policy, folder, forget, place_kind, places, remember, worked_on
+from pipelines.dashboard.places import POLICIES, folder, forget, place_kind, places, remember, worked_on
 from pipelines.dashboard.proxy import LOOPBACK, Proxy
 from pipelines.dashboard.sheets import drop_old_pictures
 from pipelines.dashboard.snapshots import refresh, shape, snapshots
@@ -28,11 +29,16 @@ PORT = 3000
 START_SECONDS, STOP_SECONDS = 90.0, 15.0
 MOST_DEATHS, DEATH_SECONDS = 5, 120.0
 LOCATION = "onediffusion"
+_OWNER = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+|team:\S+")
 _INSTANCE = """# Written anew by `onediffusion dashboard` whenever it starts.
 telemetry:
   enabled: false
 nux:
   enabled: false
+run_coordinator:
+  module: dagster.core.run_coordinator
+  class: QueuedRunCoordinator
+  config: {dequeue_interval_seconds: 1}
 concurrency:
   runs:
     max_concurrent_runs: 16
@@ -59,7 +65,7 @@ def dashboard(
     port: int = PORT,
     token_file: str | None = None,
     owner: str = "",
-    new_pictures: Policy | None = None,
+    new_pictures: str | None = None,
     forgotten: Sequence[str] = (),
     say: Say = print,
 ) -> None:
@@ -70,11 +76,16 @@ def dashboard(
     """
     if host not in LOOPBACK and not token_file:
         raise InputError(f"--host {host}: others could steer your jobs from there; name a --token-file as well")
+    policy = next((policy for policy in POLICIES if policy == new_pictures), None)
+    if new_pictures and policy is None:
+        raise InputError(f"--new-pictures {new_pictures}: it is one of {', '.join(POLICIES)}")
+    if owner and not _OWNER.fullmatch(owner):
+        raise InputError(f"--owner {owner}: give an e-mail address, or team:NAME")
     tokens = load_tokens(token_file) if token_file else None
     forget(forgotten)
     with _alone() as note:
         found = [(_kind(address, say), address) for address in addresses]
-        remember(found or [(place.kind, place.address) for place in places()], owner, new_pictures)
+        remember(found or [(place.kind, place.address) for place in places()], owner, policy)
         remember(worked_on())
         refresh()
         remember(("dataset", address) for snapshot in snapshots() for address, _ in snapshot.reads)
@@ -182,7 +193,7 @@ class Processes:
             if log.tell() > 10 << 20:
                 log.truncate(0)
             # A session of its own: Ctrl-C is for us, who end them in order. Its standard input closes when we end.
-            self.running[name] = subprocess.Popen(
+            self.running[name] = subprocess.Popen(  # noqa: S603 - our own interpreter and modules
                 [sys.executable, "-m", "pipelines.dashboard.children", name, self.socket(name), self.workspace],
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -256,7 +267,10 @@ async def _serve(processes: Processes, proxy: Proxy, host: str, port: int, note:
         while not over.is_set():
             processes.restart_dead()
             now = await asyncio.to_thread(shape)
-            if now != loaded and await _reload(proxy, say):
+            if now != loaded:
+                problem = await _reload(proxy)
+                if problem:
+                    say(f"dashboard: the definitions do not load: {problem}")
                 loaded = now
             with suppress(TimeoutError):
                 await asyncio.wait_for(over.wait(), 2.0)
@@ -293,18 +307,21 @@ def _first_look(say: Say) -> None:
 
 async def _until_ready(processes: Processes, proxy: Proxy, over: asyncio.Event) -> bool:
     """Wait for the definitions to be loaded. Raises InputError when that takes too long, or fails."""
-    deadline = time.monotonic() + START_SECONDS
-    query = "{ workspaceOrError { ... on Workspace { locationEntries { loadStatus locationOrLoadError { __typename } } } } }"
+    deadline, problem = time.monotonic() + START_SECONDS, ""
+    query = "{ workspaceOrError { ... on Workspace { locationEntries { locationOrLoadError { __typename } } } } }"
     while not over.is_set():
         answers = [await _ask(proxy, role, query) for role in processes.roles]
         states = [_loaded(answer) for answer in answers]
         if all(state == "RepositoryLocation" for state in states):
             return True
         if time.monotonic() > deadline:
-            raise InputError(f"the dashboard does not start within {START_SECONDS:.0f} s; see {folder() / 'logs'}")
+            said = f" ({problem})" if problem else ""
+            raise InputError(
+                f"the dashboard does not start within {START_SECONDS:.0f} s{said}; see {folder() / 'logs'}"
+            )
         processes.restart_dead()
-        if "PythonError" in states:  # loaded before its code server was there
-            await _reload(proxy, lambda line: None)
+        if "PythonError" in states:
+            problem = await _reload(proxy)
         await asyncio.sleep(0.3)
     return False
 
@@ -315,19 +332,14 @@ def _loaded(answer: dict[str, Any] | None) -> str:
     return states[0] if states else ""
 
 
-async def _reload(proxy: Proxy, say: Say) -> bool:
-    """Have the definitions loaded anew; whether it was possible."""
-    answers = [await _ask(proxy, role, _RELOAD, {"name": LOCATION}) for role in proxy.sockets if role == "operate"]
-    entry = (answers[0] or {}).get("reloadRepositoryLocation") or {}
-    problem = (entry.get("locationOrLoadError") or {}).get("message")
-    if problem:
-        say(f"dashboard: the definitions do not load: {problem.strip().splitlines()[-1]}")
-    return bool(entry) and not problem
+async def _reload(proxy: Proxy) -> str:
+    """Have the definitions loaded anew; what is wrong, in a line, where that was not possible."""
+    entry = ((await _ask(proxy, "operate", _RELOAD, {"name": LOCATION})) or {}).get("reloadRepositoryLocation") or {}
+    problem = (entry.get("locationOrLoadError") or {}).get("message") or ("" if entry else "no answer")
+    return " ".join(problem.split())
 
 
-async def _ask(
-    proxy: Proxy, role: Role, query: str, variables: dict[str, Any] | None = None
-) -> dict[str, Any] | None:
+async def _ask(proxy: Proxy, role: Role, query: str, variables: dict[str, Any] | None = None) -> dict[str, Any] | None:
     """Ask a web server's GraphQL; None where it does not answer."""
     from aiohttp import ClientError, ClientSession, ClientTimeout, UnixConnector
 

@@ -32,7 +32,7 @@ PICTURES = "pictures"  # the folder, and the first part of the address they are 
 MOST_BYTES = 1 << 30
 PAGE = 540  # pixels that an asset page has for a picture on a common screen
 TILES, TILE, LINES = 12, 166, 4
-SETS, VIEWS = 2, 6
+SETS, VIEWS, ERRORS = 2, 6, 3
 _MARGIN, _LINE = 10, 15
 _PAPER, _INK, _SOFT = (255, 255, 255), (27, 29, 34), (92, 98, 109)
 _STYLE = (
@@ -70,22 +70,29 @@ class _Collector(Inliner):
 
 
 def contact_sheet(dataset: Dataset, group: str, shards: Iterable[str], footers: Footers) -> str:
-    """Some rows of a group, spread over the shards, each with its label; the sheet's address, "" where there are none."""
-    chosen = {shard: footers["images"][shard] for shard in shards if shard in footers["images"]}
-    chosen = {shard: footer for shard, footer in chosen.items() if shard in footers[group]}
+    """Some rows of a group, spread over the shards, each with its label; the sheet's address, "" without rows."""
+    there = [shard for shard in shards if shard in footers["images"] and shard in footers[group]]
+    chosen = {shard: footers["images"][shard] for shard in there}
     read = {name: footers[name] for name in ("images", group)}
     sets = dataset.kind == "sets"
-    tiles: list[Tile] = []
-    for shard, row_group, offsets in pick_rows(chosen, SETS if sets else TILES):
-        rows = joined_rows(dataset, read, shard, row_group, offsets)
-        for offset, row in zip(offsets, rows, strict=True):
+    most = SETS if sets else TILES
+    good: list[list[Tile]] = []
+    bad: list[list[Tile]] = []
+    # More than are shown where some are in error: those say little as pictures.
+    wanted = 4 * most if any(footers[group][shard].errors for shard in there) else most
+    for shard, row_group, offsets in pick_rows(chosen, wanted):
+        for offset, row in zip(offsets, joined_rows(dataset, read, shard, row_group, offsets), strict=True):
+            some = bad if row.get(f"{group}.error") else good
+            if len(some) == (ERRORS if some is bad else most):
+                continue
             row |= _latent(dataset, group, shard, row_group, offset)
             if sets:
                 views = [view_of_set(row, index) for index in range(min(len(row["images.image"]), VIEWS))]
-                tiles += [_tile(group, view, read, f"view {index}") for index, view in enumerate(views, start=1)]
+                some.append([_tile(group, view, read, f"view {index}") for index, view in enumerate(views, start=1)])
             else:
                 title = str(row.get("images.source") or row["images.id"]).rsplit("/", 1)[-1]
-                tiles.append(_tile(group, row, read, title))
+                some.append([_tile(group, row, read, title)])
+    tiles = [tile for some in [*good, *bad][:most] for tile in some]
     return save_sheet(tiles) if tiles else ""
 
 

@@ -1,7 +1,7 @@
 """What each place declares, as it was seen last: what the definitions are made from.
 
-Dagster loads the definitions in several processes and once for every run. They must agree, load at once, and not need a
-dataset that is out of reach; so they read these files, and only the server and the sensor look at the places themselves.
+Dagster loads the definitions in several processes and once for every run. They must agree, load at once, and not need
+a dataset that is out of reach: they read these files, and only the server and the sensor look at the places.
 """
 
 from __future__ import annotations

@@ -38,6 +38,11 @@ def execute(address: str, attempt: int) -> int:
     """
     folder = JobFolder(address)
     job = folder.job()
+    before = folder.state()
+    if before and (before.attempt > attempt or (before.attempt == attempt and before.ended)):
+        # A target that tries again by itself has not seen how it ended.
+        print(f"attempt {attempt} is over: attempt {before.attempt} {before.phase}", flush=True)
+        return 0
     os.environ["ONEDIFFUSION_JOB"] = folder.address
     with kept_log(folder.store), _Attempt(folder, attempt) as own:
         try:
@@ -145,7 +150,8 @@ def _label(job: LabelJob) -> dict[str, Any]:
         taken = ingest(job.source, job.dataset)
         print(f"ingest: {taken.added} pictures added, {taken.rejected} files rejected", flush=True)
         result["ingest"] = asdict(taken)
-    labelled = label(job.dataset, job.groups, job.parameters, job.shards)
+    room = job.workers.resources()
+    labelled = label(job.dataset, job.groups, job.parameters, job.shards, room.most * room.cpus)
     print_labels(labelled)
     figures = ("written", "fresh", "rows", "busy", "seconds")
     return result | {name: _plain(getattr(labelled, name)) for name in figures}

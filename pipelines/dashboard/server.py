@@ -217,17 +217,22 @@ class Processes:
             self.start(name)
 
     def stop(self) -> None:
-        """End them: first what launches, then what serves."""
-        for name in reversed([name for name in self.names if name in self.running]):
-            process = self.running.pop(name)
+        """End them all, with what they started."""
+        import psutil
+
+        processes = [psutil.Process(process.pid) for process in self.running.values() if process.poll() is None]
+        family = [child for process in processes for child in process.children(recursive=True)]
+        for process in processes:
             process.terminate()
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)  # its own session, so its own children with it
-                process.wait()
-            assert process.stdin
-            process.stdin.close()
+        _, left = psutil.wait_procs([*processes, *family], STOP_SECONDS)
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        for started in self.running.values():
+            started.wait()
+            assert started.stdin
+            started.stdin.close()
+        self.running.clear()
 
 
 def environment() -> dict[str, str]:

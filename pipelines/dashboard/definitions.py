@@ -9,7 +9,7 @@ import dagster as dg
 from pipelines.dashboard.checks import build_checks
 from pipelines.dashboard.datasets import dataset_assets
 from pipelines.dashboard.jobs import JOBS
-from pipelines.dashboard.runs import run_assets
+from pipelines.dashboard.runs import dataset_names, run_assets
 from pipelines.dashboard.sensors import follow, picture_sensor
 from pipelines.dashboard.snapshots import snapshots
 
@@ -17,7 +17,7 @@ from pipelines.dashboard.snapshots import snapshots
 def build_definitions() -> dg.Definitions:
     """Assets and checks of all places, the sensors that watch them, and the jobs that are launched by a form."""
     seen = snapshots()
-    names = {one.place.address: one.place.name for one in seen if one.groups}
+    names = dataset_names(seen)
     assets: list[Any] = []
     checks: list[Any] = []
     sensors: list[Any] = [follow]

@@ -168,11 +168,14 @@ def run_code_version(snapshot: Snapshot) -> str:
     return digest_json(parse_config(snapshot.config, snapshot.place.address).fixed())
 
 
-def run_versions(snapshot: Snapshot, datasets: Mapping[str, DatasetState]) -> Iterator[Version]:
-    """A run's checkpoints and its evaluation, as far as they are there. datasets: by address, those that are known.
+def run_versions(
+    snapshot: Snapshot, names: Mapping[str, str], datasets: Mapping[str, DatasetState]
+) -> Iterator[Version]:
+    """A run's checkpoints and its evaluation, as far as they are there.
 
-    The run's manifest pins the content of every shard it learns from: checkpoints are fresh while that is what the
-    datasets hold.
+    names: address → name, of the datasets that are shown; datasets: by address, those that could be looked at. The
+    run's manifest pins the content of every shard it learns from: checkpoints are fresh while that is what the datasets
+    hold (of one that is out of reach, that is taken to be so).
     """
     from training.checkpoint import checkpoint_name, load_state, whole_checkpoints
 
@@ -184,11 +187,11 @@ def run_versions(snapshot: Snapshot, datasets: Mapping[str, DatasetState]) -> It
     inputs: dict[Key, str] = {}
     current: dict[Key, str] = {}
     for address, group in snapshot.reads:
-        state = datasets.get(address)
-        if state is None or group not in state.contents:
+        if address not in names:
             continue
-        inputs[state.snapshot.place.name, group] = learnt.get((address, group), MISSING)
-        current[state.snapshot.place.name, group] = state.contents[group]
+        key = (names[address], group)
+        inputs[key] = learnt.get((address, group), MISSING)
+        current[key] = datasets[address].contents.get(group, MISSING) if address in datasets else inputs[key]
     last = f"{store.uri}/{checkpoint_name(steps[-1])}"
     content = digest_json([checkpoint_name(steps[-1]), load_state(store, steps[-1])])
     code = run_code_version(snapshot)

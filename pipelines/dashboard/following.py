@@ -15,7 +15,7 @@ from pipelines.dashboard.fingerprints import DatasetState, Version, dataset_stat
 from pipelines.dashboard.places import places, remember, worked_on
 from pipelines.dashboard.reporting import Reporter
 from pipelines.dashboard.runs import versions_of
-from pipelines.dashboard.snapshots import Snapshot, refresh, snapshots
+from pipelines.dashboard.snapshots import NOT_YET, Snapshot, refresh, snapshots
 
 FAR_SECONDS = 60.0  # between looks at places that are not on this machine
 
@@ -52,7 +52,7 @@ class Follower:
             if snapshot.trouble:
                 told.append(f"{name}: {snapshot.trouble}")
                 continue
-            if name not in due or time.monotonic() > deadline:
+            if name not in due or time.monotonic() > deadline or self._waits(snapshot):
                 continue
             try:
                 count = self._tell(snapshot, deadline)
@@ -63,6 +63,11 @@ class Follower:
             if count:
                 told.append(f"{name}: {count} changes")
         return told
+
+    def _waits(self, snapshot: Snapshot) -> bool:
+        """Whether a run reads a dataset that was not looked at yet: then it is not known whether it is fresh."""
+        read = {address for address, _ in snapshot.reads} - self._states.keys()
+        return any(one.place.address in read and one.trouble in ("", NOT_YET) for one in snapshots())
 
     def _is_due(self, name: str, address: str) -> bool:
         if not address.startswith("s3://"):

@@ -1,13 +1,13 @@
 """The assets of a run: its checkpoints, made from the groups that its mixture reads, and their evaluation."""
 
 # No postponed annotations: Dagster reads those of its steps.
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import dagster as dg
 
 from pipelines.dashboard.details import checkpoint_details, progress_details
-from pipelines.dashboard.fingerprints import DatasetState, dataset_state, run_code_version, run_versions
+from pipelines.dashboard.fingerprints import DatasetState, Version, dataset_state, run_code_version, run_versions
 from pipelines.dashboard.launch import chosen_target, chosen_workers, explained, run_job, target_fields, workers_field
 from pipelines.dashboard.reporting import Reporter
 from pipelines.dashboard.snapshots import Snapshot, find_snapshot, refresh, snapshots
@@ -114,10 +114,16 @@ class Observer:
             self.context.log_event(dg.AssetObservation(dg.AssetKey([name, "checkpoints"]), metadata=details))
 
 
-def versions_of(snapshot: Snapshot, datasets: Mapping[str, DatasetState] | None = None) -> list[Any]:
+def dataset_names(seen: Iterable[Snapshot]) -> dict[str, str]:
+    """Address → name, of the datasets whose groups are assets."""
+    return {one.place.address: one.place.name for one in seen if one.groups}
+
+
+def versions_of(snapshot: Snapshot, datasets: Mapping[str, DatasetState] | None = None) -> list[Version]:
     """A run's versions. datasets: by address, where they were looked at already."""
+    seen = snapshots()
     if datasets is None:
         read = {address for address, _ in snapshot.reads}
-        known = [one for one in snapshots() if one.place.address in read and one.groups and not one.trouble]
+        known = [one for one in seen if one.place.address in read and one.groups and not one.trouble]
         datasets = {one.place.address: dataset_state(one) for one in known}
-    return list(run_versions(snapshot, datasets))
+    return list(run_versions(snapshot, dataset_names(seen), datasets))

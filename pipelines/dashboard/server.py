@@ -22,7 +22,7 @@ from model.errors import InputError
 from pipelines.dashboard.places import POLICIES, folder, forget, place_kind, places, remember, worked_on
 from pipelines.dashboard.proxy import LOOPBACK, Proxy
 from pipelines.dashboard.sheets import drop_old_pictures
-from pipelines.dashboard.snapshots import refresh, shape, snapshots
+from pipelines.dashboard.snapshots import NOT_YET, refresh, shape, snapshots
 from pipelines.dashboard.tokens import Role, load_tokens
 
 PORT = 3000
@@ -89,7 +89,7 @@ def dashboard(
         remember(worked_on())
         refresh()
         remember(("dataset", address) for snapshot in snapshots() for address, _ in snapshot.reads)
-        refresh([one.place.name for one in snapshots() if one.trouble == "not looked at yet"])
+        refresh([one.place.name for one in snapshots() if one.trouble == NOT_YET])
         for snapshot in snapshots():
             if snapshot.trouble:
                 say(f"{snapshot.place.address}: {snapshot.trouble}")

@@ -142,7 +142,7 @@ def sample_sheet(run: RunSection) -> str:
     for task, samples in run.samples.items():
         for sample in {one.direction: one for one in reversed(samples)}.values():
             drawings = [*sample.inputs[:1], *sample.outputs[:1], *([sample.truth] if sample.truth else [])][:3]
-            text = Tile(None, task, [sample.direction.replace("→", "to"), sample.prompt])
+            text = Tile(None, task, [sample.direction, sample.prompt])
             shown = [Tile(_from_uri(one), one.title, [one.note] if one.note else []) for one in drawings]
             tiles += [text, *shown, *[Tile(None, "")] * (3 - len(shown))]
     return save_sheet(tiles, columns=4, side=122) if tiles else ""
@@ -154,9 +154,11 @@ def _from_uri(drawing: Drawing) -> Picture | None:
 
 def save_sheet(tiles: Sequence[Tile], columns: int = 3, side: int = TILE) -> str:
     """Tiles as one picture, in rows as high as their highest tile, pictures at most `side` pixels; its address."""
+    import matplotlib
     from PIL import Image, ImageDraw, ImageFont
 
-    font = ImageFont.load_default(11.5)
+    # Pillow's own font has neither × nor →, nor any alphabet but the Latin.
+    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 10.5)
     pictures = [_fitted(tile.picture, side) if tile.picture is not None else None for tile in tiles]
     texts = [_wrapped(tile.text, side // 6) for tile in tiles]
     tall = [

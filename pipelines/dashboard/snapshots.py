@@ -20,6 +20,7 @@ from model.errors import InputError
 from pipelines.dashboard.places import Kind, Place, folder, place_kind, places, remember
 from pipelines.dashboard.ranges import Range, cut_ranges
 
+NOT_YET = "not looked at yet"
 LOOK_SECONDS = 20.0  # after which a place that does not answer is taken for unreachable
 # What a declaration is compared by; where its class lies does not matter.
 _DECLARED = ("labeler", "version", "parameters", "weights")
@@ -135,7 +136,7 @@ def refresh(only: Sequence[str] | None = None) -> bool:
 
 def snapshots() -> list[Snapshot]:
     """Of all places, as they were seen last."""
-    return [_kept(place) or Snapshot(place, trouble="not looked at yet") for place in places()]
+    return [_kept(place) or Snapshot(place, trouble=NOT_YET) for place in places()]
 
 
 def find_snapshot(name: str) -> Snapshot:

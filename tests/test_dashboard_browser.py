@@ -180,7 +180,9 @@ def test_a_training_is_launched_scaled_and_stopped(
     page.goto("about:blank")  # a page that is shown takes its share of two cores
     until(lambda: len(read_metrics(store)) > 5)
     page.goto("/assets/training/checkpoints")
-    shown(page, "loss, throughput, learning rate and gradient norm")
+    shown(page, "loss and speed as they are now")
+    curves = dashboard.request("/curves/training.svg")[2].decode()
+    assert "; 1 worker on local" in curves and "<polyline" in curves
     shoot(page, "training")
 
     scaling = launch(
@@ -194,10 +196,13 @@ def test_a_training_is_launched_scaled_and_stopped(
     until(lambda: any("with 2 workers" in line for line in folder.log_lines()), folder=folder)
     until(lambda: len(read_metrics(store)) > seen + 5, folder=folder)
     page.goto("/assets/training/checkpoints")
-    shown(page, "loss, throughput, learning rate and gradient norm")
+    shown(page, "loss and speed as they are now")
+    shown(page, "loss, throughput, learning rate and gradient norm")  # as of the checkpoint that scaling made
+    assert "; 2 workers on local" in dashboard.request("/curves/training.svg")[2].decode()
     shoot(page, "training-scaled")
 
     page.goto(f"/runs/{training}")
+    expect(page.get_by_role("button", name=re.compile("Terminate")).first).to_be_visible()
     shoot(page, "training-run")
     page.get_by_role("button", name=re.compile("Terminate")).first.click()
     page.get_by_role("dialog").get_by_role("button", name=re.compile("Terminate")).click()

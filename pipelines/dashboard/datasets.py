@@ -9,7 +9,16 @@ import dagster as dg
 
 from pipelines.dashboard.details import group_details
 from pipelines.dashboard.fingerprints import dataset_state, dataset_versions, in_order
-from pipelines.dashboard.launch import chosen_target, chosen_workers, explained, run_job, target_fields, workers_field
+from pipelines.dashboard.launch import (
+    Ended,
+    chosen_target,
+    chosen_workers,
+    explained,
+    job_details,
+    run_job,
+    target_fields,
+    workers_field,
+)
 from pipelines.dashboard.reporting import Reporter
 from pipelines.dashboard.snapshots import Snapshot, find_snapshot, refresh
 from pipelines.job import LabelJob
@@ -139,8 +148,8 @@ def _labelling(snapshot: Snapshot, specs: list[dg.AssetSpec]) -> dg.AssetsDefini
                 shards=chosen.shards,
                 workers=chosen_workers(config),
             )
-            state = run_job(context, job, chosen_target(config))
-        yield from made(context.instance, name, chosen, state.result or {})
+            ended = run_job(context, job, chosen_target(config))
+        yield from made(context.instance, name, chosen, ended)
 
     return label
 
@@ -156,9 +165,7 @@ def choose(context: dg.AssetExecutionContext, snapshot: Snapshot) -> Chosen:
     return Chosen(groups, keys, (parts[0].first, parts[-1].end))
 
 
-def made(
-    instance: dg.DagsterInstance, name: str, chosen: Chosen, result: Mapping[str, Any]
-) -> Iterator[dg.AssetMaterialization]:
+def made(instance: dg.DagsterInstance, name: str, chosen: Chosen, ended: Ended) -> Iterator[dg.AssetMaterialization]:
     """What Dagster is to know after a labelling job: of what was chosen, and of anything else that changed with it."""
     refresh([name])
     state = dataset_state(find_snapshot(name))
@@ -169,8 +176,8 @@ def made(
         for one in versions
         if one.key in wanted and (chosen.partitions is None or one.partition in chosen.partitions)
     ]
-    reporter = Reporter(instance)
+    reporter, about = Reporter(instance), job_details(ended.submission)
     reporter.report([one for one in versions if one not in mine], lambda one: group_details(state, one))
-    yield from reporter.events(mine, lambda one: group_details(state, one, result), again=True)
+    yield from reporter.events(mine, lambda one: group_details(state, one, ended.result) | about, again=True)
     # What depends on what was made now has another input.
     reporter.report(versions, lambda one: group_details(state, one))

@@ -182,8 +182,8 @@ def make_report(context: dg.OpExecutionContext) -> None:
     """One self-contained page about a dataset or a run, report.html beside it."""
     with explained():
         config = context.op_config
-        state = run_job(context, ReportJob(kind="report", of=place_address(config["of"])), chosen_target(config))
-        context.log.info(f"{(state.result or {}).get('page')}")
+        ended = run_job(context, ReportJob(kind="report", of=place_address(config["of"])), chosen_target(config))
+        context.log.info(str(ended.result.get("page")))
 
 
 @dg.job(description=train_run.description)

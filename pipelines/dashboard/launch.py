@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -21,7 +22,7 @@ from cluster.target import targets
 from model.errors import InputError
 from pipelines.job import Job, WorkersSpec, job_id, resolve
 from pipelines.job_folder import JobFolder, Submission, job_address
-from pipelines.submit import JobState, backend_of, job_state, log_lines, stop_job, submit_job
+from pipelines.submit import backend_of, job_state, log_lines, stop_job, submit_job
 
 LOOK_SECONDS = 15.0  # between reports of how far a job has come
 POLL_SECONDS = 2.0
@@ -71,6 +72,14 @@ def chosen_workers(config: Mapping[str, Any]) -> WorkersSpec:
     return WorkersSpec(count=count, cpus=values["cpus"], gpus=values["gpus"])
 
 
+@dataclass(frozen=True)
+class Ended:
+    """A job that succeeded, and its figures."""
+
+    submission: Submission
+    result: dict[str, Any]
+
+
 @contextmanager
 def explained() -> Iterator[None]:
     """Let what a user can mend fail a Dagster run with its one line, not with a traceback."""
@@ -85,7 +94,7 @@ def run_job(
     job: Job,
     target: str,
     look: Callable[[], None] = lambda: None,
-) -> JobState:
+) -> Ended:
     """Send a job, follow it to its end, and return how it ended.
 
     look: called now and then while it runs. A job that does not succeed fails the Dagster run with one line.
@@ -101,8 +110,9 @@ def run_job(
     tags = {"onediffusion/job": submission.id, "onediffusion/target": submission.target_name}
     context.instance.add_run_tags(context.run_id, tags)
     context.log.info(f"{submission.name} on {submission.target_name}, kept in {submission.address}")
-    if url := ray_dashboard(submission):
-        context.log.info(f"Ray's own dashboard: {url}")
+    if isinstance(context, dg.AssetExecutionContext):
+        for key in sorted(context.selected_asset_keys)[:1]:
+            context.log_event(dg.AssetObservation(key, metadata=job_details(submission)))
     try:
         for line in _lines(submission, told, look):
             print(line, flush=True)
@@ -115,7 +125,7 @@ def run_job(
     if state.phase != "succeeded":
         reason = state.reason or "its log says why"
         raise dg.Failure(f"{submission.id}: {state.phase}: {reason}", allow_retries=False)
-    return state
+    return Ended(submission, state.result or {})
 
 
 def _interrupted(context: dg.OpExecutionContext | dg.AssetExecutionContext, submission: Submission) -> None:
@@ -189,6 +199,9 @@ def ray_log(submission: Submission) -> Iterator[str]:
         yield rest
 
 
-def ray_dashboard(submission: Submission) -> str:
-    """The address of Ray's own dashboard, where the target has one."""
-    return str(submission.target.get("address", "")) if submission.target.get("type") == "ray" else ""
+def job_details(submission: Submission) -> dict[str, Any]:
+    """Of a job, as metadata: its id, where it runs, and Ray's own dashboard where its target has one."""
+    found: dict[str, Any] = {"job": submission.id, "target": submission.target_name}
+    if submission.target.get("type") == "ray":
+        found["Ray's dashboard"] = dg.MetadataValue.url(f"{submission.target['address']}/#/jobs/{submission.name}")
+    return found

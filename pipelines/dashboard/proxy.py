@@ -7,6 +7,7 @@ whoever uses this machine; pages of other sites are kept out by the Host and Ori
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
@@ -16,10 +17,13 @@ from urllib.parse import urlsplit
 from aiohttp import ClientSession, ClientTimeout, ClientWebSocketResponse, UnixConnector, WSMsgType, web
 from aiohttp.client_exceptions import ClientConnectionError
 
-from pipelines.dashboard.sheets import PICTURES, picture_folder
+from model.errors import InputError
+from pipelines.dashboard.places import find_place
+from pipelines.dashboard.sheets import CURVES, PICTURES, live_curves, picture_folder
 from pipelines.dashboard.tokens import SESSION_SECONDS, Role, Tokens
 
 COOKIE = "onediffusion_session"
+CURVE_SECONDS = 3.0  # that curves are drawn for everyone who looks
 WRONG_SECONDS = 1.0  # before a wrong token is answered
 MOST_BYTES = 64 << 20
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
@@ -31,6 +35,7 @@ _NOT_PASSED = frozenset(
         "accept-encoding",
     }
 )
+_PICTURE_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _NOT_SERVED = ("/notebook", "/dagit/notebook")  # would read files of this machine
 _CHANGES = ("/report_asset_materialization", "/report_asset_check", "/report_asset_observation")
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>OneDiffusion dashboard</title>
@@ -50,11 +55,13 @@ class Proxy:
     sockets: Mapping[Role, Path]
     tokens: Tokens | None = None
     _clients: dict[Role, ClientSession] = field(default_factory=dict)
+    _curves: dict[str, tuple[float, bytes]] = field(default_factory=dict)
 
     def application(self) -> web.Application:
         """The proxy as an application."""
         app = web.Application(client_max_size=MOST_BYTES)
         app.router.add_get(f"/{PICTURES}/{{name}}", self.picture)
+        app.router.add_get(f"/{CURVES}/{{name}}.svg", self.curves)
         app.router.add_route("*", "/login", self.login)
         app.router.add_post("/logout", self.logout)
         app.router.add_route("*", "/{path:.*}", self.serve)
@@ -150,13 +157,23 @@ class Proxy:
         path = picture_folder() / name
         if "/" in name or name.startswith(".") or not path.is_file():
             raise web.HTTPNotFound(text="this picture is no longer kept\n")
-        policy = "default-src 'none'; style-src 'unsafe-inline'"
-        headers = {
-            **_HEADERS,
-            "Cache-Control": "private, max-age=31536000, immutable",
-            "Content-Security-Policy": policy,
-        }
+        lasting = "private, max-age=31536000, immutable"
+        headers = {**_HEADERS, "Cache-Control": lasting, "Content-Security-Policy": _PICTURE_POLICY}
         return web.FileResponse(path, headers=headers)
+
+    async def curves(self, request: web.Request) -> web.StreamResponse:
+        """A run's loss curves as they are now: an event of Dagster's shows those of its time."""
+        await self._admit(request)
+        name = request.match_info["name"]
+        since, drawn = self._curves.get(name, (float("-inf"), b""))
+        if time.monotonic() - since > CURVE_SECONDS:
+            try:
+                drawn = await asyncio.to_thread(lambda: live_curves(find_place(name).address))
+            except InputError as error:
+                raise web.HTTPNotFound(text=f"{error}\n") from None
+            self._curves[name] = (time.monotonic(), drawn)
+        headers = {**_HEADERS, "Cache-Control": "no-store", "Content-Security-Policy": _PICTURE_POLICY}
+        return web.Response(body=drawn, content_type="image/svg+xml", headers=headers)
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         """Everything else is Dagster's, from the web server of the role."""

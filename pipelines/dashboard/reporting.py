@@ -56,7 +56,7 @@ class Reporter:
                 yield dg.AssetMaterialization(
                     dg.AssetKey(version.key),
                     partition=version.partition,
-                    metadata=dict(metadata(version)),
+                    metadata=_shown(metadata, version),
                     tags=self._tags(version),
                 )
             self._known[place] = (time.monotonic(), version)
@@ -84,6 +84,13 @@ class Reporter:
         """The event up to which Dagster is to take what is upstream for known, which it asks for in partitions."""
         records = self.instance.fetch_materializations(dg.AssetKey(key), limit=1).records
         return str(records[0].storage_id) if records else "NULL"
+
+
+def _shown(metadata: Metadata, version: Version) -> dict[str, Any]:
+    try:
+        return dict(metadata(version))
+    except Exception as error:  # a picture that cannot be drawn must not hide what is fresh
+        return {"not shown": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
 
 
 def _agrees(version: Version, tags: Mapping[str, str] | None) -> bool:

@@ -1,6 +1,7 @@
 """The assets of a run: its checkpoints, made from the groups that its mixture reads, and their evaluation."""
 
 # No postponed annotations: Dagster reads those of its steps.
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -8,8 +9,17 @@ import dagster as dg
 
 from pipelines.dashboard.details import checkpoint_details, progress_details
 from pipelines.dashboard.fingerprints import DatasetState, Version, dataset_state, run_code_version, run_versions
-from pipelines.dashboard.launch import chosen_target, chosen_workers, explained, run_job, target_fields, workers_field
+from pipelines.dashboard.launch import (
+    chosen_target,
+    chosen_workers,
+    explained,
+    job_details,
+    run_job,
+    target_fields,
+    workers_field,
+)
 from pipelines.dashboard.reporting import Reporter
+from pipelines.dashboard.sheets import CURVES
 from pipelines.dashboard.snapshots import Snapshot, find_snapshot, refresh, snapshots
 from pipelines.job import TrainJob
 
@@ -45,7 +55,8 @@ def _about(snapshot: Snapshot) -> str:
     if snapshot.trouble:
         return f"**{snapshot.trouble}**\n\n{snapshot.place.address}"
     tasks = [task for source in snapshot.config["mixture"].values() for task in source["tasks"]]
-    return f"Checkpoints of **{snapshot.config['name']}**, learning {', '.join(dict.fromkeys(tasks))}."
+    about = f"Checkpoints of **{snapshot.config['name']}**, learning {', '.join(dict.fromkeys(tasks))}."
+    return f"{about}\n\n![loss and speed as they are now](/{CURVES}/{snapshot.place.name}.svg)"
 
 
 def training_fields(workers: Mapping[str, Any]) -> dict[str, dg.Field]:
@@ -86,11 +97,11 @@ def _training(snapshot: Snapshot, spec: dg.AssetSpec) -> dg.AssetsDefinition:
                 run=address,
                 workers=chosen_workers(config),
             )
-            run_job(context, job, chosen_target(config), Observer(context, address))
+            ended = run_job(context, job, chosen_target(config), Observer(context, address))
         refresh([name])
         yield from Reporter(context.instance).events(
             [one for one in versions_of(find_snapshot(name)) if one.key[1] == "checkpoints"],
-            lambda one: checkpoint_details(address),
+            lambda one: checkpoint_details(address) | job_details(ended.submission),
             again=True,
         )
 
@@ -98,19 +109,26 @@ def _training(snapshot: Snapshot, spec: dg.AssetSpec) -> dg.AssetsDefinition:
 
 
 class Observer:
-    """While a training goes on: its loss curves, on the page of its checkpoints, whenever there are new records."""
+    """While a training goes on: its loss curves as events of its checkpoints, now and then where there are new records.
+
+    Less and less often, since Dagster keeps them all.
+    """
 
     def __init__(self, context: dg.OpExecutionContext | dg.AssetExecutionContext, address: str) -> None:
         self.context = context
         self.address = address
         self.step = -1
+        self.began = self.due = time.monotonic()
 
     def __call__(self) -> None:
         """Look once."""
+        if time.monotonic() < self.due:
+            return
         name = next((one.place.name for one in snapshots() if one.place.address == self.address), None)
         details = progress_details(self.address) if name else {}
         if name and details.get("loss") and details["step"] > self.step:
             self.step = details["step"]
+            self.due = time.monotonic() + (time.monotonic() - self.began) / 20
             self.context.log_event(dg.AssetObservation(dg.AssetKey([name, "checkpoints"]), metadata=details))
 
 

@@ -13,6 +13,7 @@ import os
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,15 @@ from pipelines.charts import HEIGHT, WIDTH
 from pipelines.dashboard.fingerprints import Footers
 from pipelines.dashboard.places import folder
 from pipelines.gallery import joined_rows, pick_rows, row_values, view_of_set
+from pipelines.job import TrainJob
+from pipelines.job_folder import JobFolder, jobs_of
 from pipelines.overlays import Drawing, Inliner, draw_label, thumbnail
-from pipelines.run_summary import Chart, RunSection
+from pipelines.run_summary import Chart, RunSection, describe_run
 
 PICTURES = "pictures"  # the folder, and the first part of the address they are served at
 MOST_BYTES = 1 << 30
-PAGE = 540  # pixels that an asset page has for a picture on a common screen
+CURVES = "curves"  # the first part of the address of a run's curves as they are now
+PAGE, WIDE = 540, 730  # pixels that an asset page has for a picture among its metadata, and in its description
 TILES, TILE, LINES = 12, 166, 4
 SETS, VIEWS, ERRORS = 2, 6, 3
 _MARGIN, _LINE = 10, 15
@@ -41,7 +45,7 @@ _STYLE = (
     ".mid{text-anchor:middle}.end{text-anchor:end}.raw{fill:none;stroke:#9db4e6;stroke-width:1}"
     ".line{fill:none;stroke:#2457c5;stroke-width:2;stroke-linejoin:round}.dot{fill:#2457c5}"
 )
-_SMALL = ".axis{font-size:16px}.title{font-size:19px}.line{stroke-width:3}"
+_SMALL = ".axis,.note{font-size:16px}.title{font-size:19px}.line{stroke-width:3}"
 
 
 @dataclass
@@ -71,6 +75,8 @@ class _Collector(Inliner):
 
 def contact_sheet(dataset: Dataset, group: str, shards: Iterable[str], footers: Footers) -> str:
     """Some rows of a group, spread over the shards, each with its label; the sheet's address, "" without rows."""
+    if "images" not in footers:
+        return ""
     there = [shard for shard in shards if shard in footers["images"] and shard in footers[group]]
     chosen = {shard: footers["images"][shard] for shard in there}
     read = {name: footers[name] for name in ("images", group)}
@@ -199,23 +205,47 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+def live_curves(address: str) -> bytes:
+    """A run's loss and speed as they are now, as an SVG."""
+    run = describe_run(address, Inliner(0), figures={})
+    said = f"step {run.step:,}, loss {run.loss}, {run.speed} tokens/s" if run.charts else "no metrics yet"
+    return draw_charts(run.charts[:2], columns=2, width=WIDE, caption=f"{said}{_under_way(address)}").encode()
+
+
+def _under_way(address: str) -> str:
+    """Whether a job trains the run now, by what it says of itself."""
+    for place in jobs_of(address):
+        folder = JobFolder(place)
+        state, submission = folder.state(), folder.submission()
+        if state and submission and state.attempt == submission.attempt and state.breathes:
+            job = folder.job()
+            if isinstance(job, TrainJob) and job.workers:
+                count = job.workers.count
+                workers = str(count) if isinstance(count, int) else f"{count[0]} to {count[1]}"
+                return f"; {workers} {'worker' if workers == '1' else 'workers'} on {submission.target_name}"
+    return ""
+
+
 def save_charts(charts: Sequence[Chart], columns: int) -> str:
-    """Charts as one SVG as wide as a page; its address, "" without charts."""
-    if not charts:
-        return ""
+    """Charts as one SVG; its address, "" without charts."""
+    return keep_picture(draw_charts(charts, columns).encode(), "svg") if charts else ""
+
+
+def draw_charts(charts: Sequence[Chart], columns: int, width: int = PAGE, caption: str = "") -> str:
+    """Charts as one SVG, with a line of text above."""
     across, down = WIDTH + 2 * _MARGIN, HEIGHT + 46
     rows = -(-len(charts) // columns)
-    width, height = across * min(columns, len(charts)), down * rows
-    parts = []
+    top = 36 if caption else 0
+    right, bottom = across * min(columns, max(len(charts), 1)), top + down * rows
+    parts = [f'<text class="note" x="{_MARGIN}" y="22">{escape(caption)}</text>'] if caption else []
     for index, chart in enumerate(charts):
-        x, y = index % columns * across + _MARGIN, index // columns * down
+        x, y = index % columns * across + _MARGIN, top + index // columns * down
         inner = str(chart.svg).replace("<svg ", f'<svg x="{x}" y="{y + 32}" width="{WIDTH}" height="{HEIGHT}" ', 1)
         parts.append(f'<text class="title" x="{x}" y="{y + 18}">{chart.title}</text>{inner}')
-    svg = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{PAGE}" height="{height * PAGE // width}" '
-        f'viewBox="0 0 {width} {height}"><style>{_STYLE}{_SMALL if columns > 1 else ""}</style>{"".join(parts)}</svg>'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{bottom * width // right}" '
+        f'viewBox="0 0 {right} {bottom}"><style>{_STYLE}{_SMALL if columns > 1 else ""}</style>{"".join(parts)}</svg>'
     )
-    return keep_picture(svg.encode(), "svg")
 
 
 def keep_picture(content: bytes, kind: str) -> str:

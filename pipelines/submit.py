@@ -95,6 +95,11 @@ def submit_job(job: Job, target_name: str, say: Callable[[str], None] = lambda l
                 folder.store.delete_tree("")
                 forget_job(identity)
             raise
+        except ConnectionError as error:  # it may have been taken: what is noted stays
+            raise InputError(
+                f"{identity}: {target_name} did not answer ({' '.join(str(error).split())}); `onediffusion jobs` tells "
+                "whether it has it, and submitting again never doubles it"
+            ) from None
     return submission
 
 

@@ -45,6 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> tuple[
     (here / "my_module.py").write_text(
         "from simple_labelers import Brightness\n\n\nclass MyLabeler(Brightness):\n    name = 'mine'\n"
     )
+    (here / "lab.yaml").write_text("{kind: label, dataset: s3://lab/pictures, groups: [edges]}")
     (here / "mine.yaml").write_text(re.search(r"```yaml\n(.+?)```", README, re.DOTALL)[1])
     environment = {
         **os.environ,
@@ -78,8 +79,10 @@ def run(place: tuple[Path, dict[str, str]], command: str) -> str:
 def test_every_command_works(place: tuple[Path, dict[str, str]]) -> None:
     here, _ = place
     commands = [command for command in COMMANDS if not command.startswith(ELSEWHERE)]
-    assert len(commands) >= 15
+    assert len(commands) >= 22
+    job = ""
     for command in commands:
+        command = command.replace("label-1a2b3c4d", job)
         if command.startswith("onediffusion train"):
             command += "".join(f" --set '{key}={value}'" for key, value in SMALL.items())
         if command.startswith("onediffusion sample"):
@@ -89,6 +92,11 @@ def test_every_command_works(place: tuple[Path, dict[str, str]]) -> None:
         said = run(place, command)
         if command.endswith("status data/pictures"):
             assert "segmentation" in said
+        if command.endswith("submit label --target local"):
+            job = said.strip()
+        if command.startswith("onediffusion logs"):
+            assert "edges: " in said
+    assert "succeeded" in run(place, "onediffusion jobs data/pictures")
     for written in ("edges.png", "mask.png", "turned.png", "data/pictures/report.html", "data/views/dataset.json"):
         assert (here / written).exists(), written
     for group in ("mine", "latents-256-depth", "latents-256-edges", "text"):

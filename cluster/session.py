@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,15 +53,25 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     verbose = bool(os.environ.get("ONEDIFFUSION_VERBOSE"))
     options = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**options)
-    else:
-        ray.init(include_dashboard=False, object_store_memory=memory, **options)
+    with _sigterm_kept():
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(**options)
+        else:
+            ray.init(include_dashboard=False, object_store_memory=memory, **options)
     _quiet(verbose)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, twice (in Python and below it): a job that answers it gets it back."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _quiet(verbose: bool) -> None:

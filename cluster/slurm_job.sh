@@ -3,9 +3,9 @@
 # The head is a child of this script, which runs on the first node; the other nodes get Ray by an srun step. Neither
 # `ray stop` nor `ray symmetric-run` is used: both end every Ray of a machine, and other jobs may have theirs on it.
 say() { echo "[$(date '+%F %T')] $SLURM_JOB_NAME: $*"; }
-ray() { "$python" -m ray.scripts.scripts "$@"; }
+ray=("$python" -m ray.scripts.scripts start --block)
 
-asked="" signals=0 job="" head="" workers="" listener="" scratch=""
+asked="" signals=0 job="" head="" workers="" listener="" guard="" scratch=""
 
 # SIGUSR1 comes from Slurm ahead of the time limit, SIGTERM from `onediffusion stop`; neither reaches the job itself.
 interrupt() {
@@ -40,10 +40,10 @@ gone_within() {
 finish() {
     trap '' USR1 TERM
     exec 9>&-
-    [ -z "$head" ] || kill "$head" 2>/dev/null
-    [ -z "$workers" ] || gone_within 40 "$workers"
+    [ -z "$guard" ] || kill -KILL "$guard" 2>/dev/null
+    [ -z "$head" ] || "$python" -m cluster.slurm_node end "$head"
+    [ -z "$workers" ] || gone_within 60 "$workers"
     [ -z "$listener" ] || gone_within 10 "$listener"
-    [ -z "$head" ] || gone_within 30 "$head"
     [ -z "$scratch" ] || rm -rf "$scratch"
 }
 fail() {
@@ -78,7 +78,7 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 
 # Ports: 0 lets the system choose, and no two jobs, or nodes that are one machine, can collide. Only the Ray client
 # server, which nobody uses and which cannot be left out, must be told one.
-common=(--block --num-cpus="$cpus" --num-gpus="$gpus" --disable-usage-stats --min-worker-port=0 --max-worker-port=0)
+common=(--num-cpus="$cpus" --num-gpus="$gpus" --disable-usage-stats --min-worker-port=0 --max-worker-port=0)
 common+=(--dashboard-agent-listen-port=0 ${object_store:+--object-store-memory="$object_store"})
 here=()
 if [ "$nodes" -gt 1 ]; then
@@ -91,7 +91,7 @@ start_head() {
     rm -f "$scratch/ray_current_cluster"
     local client
     client=$("$python" -m cluster.slurm_node port) || return 1
-    ray start --head --port=0 --ray-client-server-port="$client" --include-dashboard=false --dashboard-port=0 \
+    "${ray[@]}" --head --port=0 --ray-client-server-port="$client" --include-dashboard=false --dashboard-port=0 \
         "${here[@]}" "${common[@]}" --temp-dir="$scratch" </dev/null >"$scratch/head.out" 2>&1 &
     head=$!
     until [ -s "$scratch/ray_current_cluster" ]; do
@@ -130,14 +130,20 @@ scratch=$(mktemp -d "$root/ray-XXXXXX") || exit 1
 exec 3<&0
 "$python" -m ray.scripts.scripts start "$@" --temp-dir="$scratch" </dev/null >"$scratch/out" 2>&1 3<&- &
 ray=$!
-(while read -r _; do :; done <&3; touch "$scratch/over"; kill "$ray") 2>/dev/null &
+(while read -r _; do :; done <&3; touch "$scratch/over"; exec "$python" -m cluster.slurm_node end "$ray") &
 life=$!
 exec 3<&-
 ended=""
 trap 'ended=143' TERM
 while kill -0 "$ray" 2>/dev/null; do wait "$ray"; done
+if [ -e "$scratch/over" ]; then
+    wait "$life"
+    ended=0
+elif [ -z "$ended" ]; then
+    tail -n 20 "$scratch/out"
+    ended=1
+fi
 kill "$life" 2>/dev/null
-if [ -e "$scratch/over" ]; then ended=0; elif [ -z "$ended" ]; then tail -n 20 "$scratch/out"; ended=1; fi
 rm -rf "$scratch"
 exit "$ended"
 BODY
@@ -158,8 +164,18 @@ fi
 "$python" -m pipelines "${arguments[@]}" </dev/null 9>&- &
 job=$!
 [ -z "$asked" ] || kill -s "$asked" "$job"
+# Without Ray the job can do nothing, and is long in finding out: when the head ends, or Slurm ends all processes of the
+# job (then `tail` is one of them), it has a moment more, so that there is time to clean up as well.
+{
+    trap : TERM
+    tail --pid="$head" -f /dev/null
+    sleep 5
+    kill -KILL "$job"
+} 9>&- 2>/dev/null &
+guard=$!
 await "$job"
 code=$?
+kill -0 "$head" 2>/dev/null || say "Ray on $SLURMD_NODENAME ended before the job"
 # 138, 143: the signal came before the job could answer it.
 [ "$code" -ne 75 ] || come_back
 [ -z "$asked" ] || { [ "$code" -ne 138 ] && [ "$code" -ne 143 ]; } || come_back

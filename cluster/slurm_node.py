@@ -1,4 +1,4 @@
-"""What a Slurm job's script asks on its nodes; `python -m cluster.slurm_node address|port|joined …`."""
+"""What a Slurm job's script asks on its nodes; `python -m cluster.slurm_node address|port|joined|end …`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import random
 import socket
 import sys
 import time
+from contextlib import suppress
+
+import psutil
 
 # Below the ports that systems give out by themselves (32768 and up), which come and go all the time.
 PORTS = range(20_000, 32_000)
 ATTEMPTS = 100
+END_SECONDS = 10.0
 
 
 def reachable_address(peer: str) -> str:
@@ -51,6 +55,32 @@ def wait_until_joined(address: str, nodes: int, seconds: float) -> int:
         ray.shutdown()
 
 
+def end(process: int, seconds: float = END_SECONDS) -> None:
+    """Terminate a process, and kill what is left after some seconds of it and of all that it had started.
+
+    Ray's agents can outlive the rest, and only some sites end what a job leaves behind.
+    """
+    try:
+        root = psutil.Process(process)
+        tree = [root, *root.children(recursive=True)]
+        root.terminate()
+    except psutil.NoSuchProcess:
+        return
+    deadline = time.monotonic() + seconds
+    while any(map(_runs, tree)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for left in filter(_runs, tree):
+        with suppress(psutil.NoSuchProcess):
+            left.kill()
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether it still does something; its parent may not have noticed yet that it does not."""
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
 def main(question: str, *arguments: str) -> None:
     """Answer the script: print what it asks for, or end with a line that says why not."""
     if question == "address":
@@ -65,6 +95,8 @@ def main(question: str, *arguments: str) -> None:
                 f"{alive} of {nodes} nodes joined Ray within {seconds} s (start_seconds): the lines above "
                 f"say why, or {address} cannot be reached from them"
             )
+    elif question == "end":
+        end(int(arguments[0]))
     else:
         raise ValueError(question)
 

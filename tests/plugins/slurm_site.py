@@ -50,7 +50,7 @@ SchedulerParameters=bf_interval=5,sched_interval=5
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=2
-KillWait=5
+KillWait=20
 EnforcePartLimits=ALL
 SlurmdParameters=config_overrides
 MailProg=/bin/true
@@ -78,25 +78,20 @@ class SlurmSite:
         assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
 
-    def processes(self) -> list[psutil.Process]:
-        """All that run for it or in its jobs, by the configuration that their environment names; not this one."""
-        mine = f"SLURM_CONF={self.environment['SLURM_CONF']}".encode()
-        found = []
+    def processes(self, work: str | None = None) -> list[psutil.Process]:
+        """All that run for it or in its jobs (of one job: those of its work), by the variables that they were given.
+
+        Children too: processes that change their title, as Ray's workers do, write it over their variables.
+        """
+        wanted = {f"SLURM_CONF={self.environment['SLURM_CONF']}".encode()}
+        wanted |= {f"ONEDIFFUSION_WORK={work}".encode()} if work else set()
+        found: set[psutil.Process] = set()
         for process in psutil.process_iter():
             with contextlib.suppress(OSError, psutil.Error):
                 given = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
-                if mine in given and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
-
-    def job_processes(self) -> list[psutil.Process]:
-        """Those of its jobs alone."""
-        found = []
-        for process in self.processes():
-            with contextlib.suppress(psutil.Error):
-                if "SLURM_JOB_ID" in process.environ():
-                    found.append(process)
-        return found
+                if wanted <= set(given) and process.pid != os.getpid():
+                    found |= {process, *process.children(recursive=True)}
+        return [process for process in found if _runs(process)]
 
 
 def need_slurm() -> None:
@@ -122,6 +117,12 @@ def slurm_site() -> Iterator[SlurmSite]:
     finally:
         _end(site)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _found(program: str) -> str | None:

@@ -15,6 +15,16 @@ interrupt() {
 }
 trap 'interrupt USR1' USR1
 trap 'interrupt TERM' TERM
+trap '' USR2
+
+# Another node's Ray has ended. A job for a fixed number of nodes cannot go on, and might wait for it to the time limit.
+lost() {
+    say "Ray ended on another node of this job"
+    [ "$fixed" = yes ] || return
+    requeue=no
+    interrupt TERM
+    { read -r -t "$checkpoint_seconds" _; [ $? -le 128 ] || kill -KILL "$job"; } <"$scratch/life" 9>&- &
+}
 
 # Wait for a process to its end; its exit code. A signal ends bash's own `wait` before that.
 await() {
@@ -38,7 +48,7 @@ gone_within() {
 
 # End what this job started, and nothing else: by process id here, by the end of their input on the other nodes.
 finish() {
-    trap '' USR1 TERM
+    trap '' USR1 USR2 TERM
     exec 9>&-
     [ -z "$guard" ] || kill -KILL "$guard" 2>/dev/null
     [ -z "$head" ] || "$python" -m cluster.slurm_node end "$head"
@@ -125,10 +135,11 @@ exec 9>"$scratch/life"
 
 if [ "$nodes" -gt 1 ]; then
     read -r -d '' node_body <<'BODY'
-python=$1 root=$2; shift 2
+root=$1 python=$2
+shift
 scratch=$(mktemp -d "$root/ray-XXXXXX") || exit 1
 exec 3<&0
-"$python" -m ray.scripts.scripts start "$@" --temp-dir="$scratch" </dev/null >"$scratch/out" 2>&1 3<&- &
+"$@" --temp-dir="$scratch" </dev/null >"$scratch/out" 2>&1 3<&- &
 ray=$!
 (while read -r _; do :; done <&3; touch "$scratch/over"; exec "$python" -m cluster.slurm_node end "$ray") &
 life=$!
@@ -147,9 +158,12 @@ kill "$life" 2>/dev/null
 rm -rf "$scratch"
 exit "$ended"
 BODY
-    "${step[@]}" --nodes=$((nodes - 1)) --ntasks=$((nodes - 1)) --ntasks-per-node=1 --exclude="$SLURMD_NODENAME" \
-        --cpus-per-task="$cpus" ${gres:+--gres="$gres"} bash -c "$node_body" ray \
-        "$python" "$scratch_root" --address="$RAY_ADDRESS" "${common[@]}" <"$scratch/life" 9>&- &
+    {
+        "${step[@]}" --nodes=$((nodes - 1)) --ntasks=$((nodes - 1)) --ntasks-per-node=1 --exclude="$SLURMD_NODENAME" \
+            --cpus-per-task="$cpus" ${gres:+--gres="$gres"} bash -c "$node_body" ray \
+            "$scratch_root" "${ray[@]}" --address="$RAY_ADDRESS" "${common[@]}"
+        [ $? -eq 143 ] || kill -USR2 $$
+    } <"$scratch/life" 9>&- &
     workers=$!
     "$python" -m cluster.slurm_node joined "$RAY_ADDRESS" "$nodes" "$((deadline - SECONDS))" 9>&- </dev/null &
     joining=$!
@@ -161,17 +175,19 @@ BODY
 fi
 [ -z "$asked" ] || come_back
 
+trap lost USR2
 "$python" -m pipelines "${arguments[@]}" </dev/null 9>&- &
 job=$!
 [ -z "$asked" ] || kill -s "$asked" "$job"
+[ -z "$workers" ] || kill -0 "$workers" 2>/dev/null || lost
 # Without Ray the job can do nothing, and is long in finding out: when the head ends, or Slurm ends all processes of the
 # job (then `tail` is one of them), it has a moment more, so that there is time to clean up as well.
 {
     trap : TERM
     tail --pid="$head" -f /dev/null
-    sleep 5
-    kill -KILL "$job"
-} 9>&- 2>/dev/null &
+    read -r -t 5 _
+    [ $? -le 128 ] || kill -KILL "$job"
+} <"$scratch/life" 9>&- 2>/dev/null &
 guard=$!
 await "$job"
 code=$?

@@ -94,7 +94,9 @@ def script(target: SlurmTarget, work: Work) -> str:
         "gpus": wanted.gpus,
         "gres": gres(target, wanted),
         "object_store": round(target.object_store_gb * (1 << 30)) if target.object_store_gb else "",
+        "fixed": "yes" if wanted.least == wanted.most else "no",
         "start_seconds": target.start_seconds,
+        "checkpoint_seconds": target.checkpoint_seconds,
         "requeue": "yes" if target.requeue else "no",
     }
     lines += [f"{name}={shlex.quote(str(value))}" for name, value in values.items()]

@@ -193,8 +193,13 @@ def shards(dataset: Path) -> dict[str, bytes]:
 
 def go_on(site: SlurmSite, number: str) -> None:
     """Start a job that was put back without the two minutes that Slurm lets pass."""
-    until(lambda: site.run("squeue", "-h", "-j", number, "-o", "%r") == "BeginTime", lambda: [site.run("squeue")])
-    site.run("scontrol", "update", f"JobId={number}", "StartTime=now")
+
+    def back() -> bool:
+        told = site.run("scontrol", "--oneliner", "show", "job", number)
+        return "Reason=BeginTime" in told or "Restarts=0" not in told
+
+    until(back, lambda: [site.run("squeue")])
+    site.run("scontrol", "update", f"JobId={number}", "StartTime=now", check=False)
 
 
 @pytest.fixture(scope="module")

@@ -51,6 +51,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=2
 KillWait=20
+MinJobAge=3600
 EnforcePartLimits=ALL
 SlurmdParameters=config_overrides
 MailProg=/bin/true

@@ -117,7 +117,7 @@ class _Attempt:
                     self.workers = WorkersSpec(**control.workers) if control.workers else None
                     if control.stop and not self.stopped:
                         self.stopped = True
-                        os.kill(os.getpid(), signal.SIGTERM)
+                        os.kill(os.getpid(), signal.SIGUSR1)
                 if time.monotonic() - beat > LIFE_SECONDS:
                     self.folder.put_state(replace(self.state, time=time.time(), progress=dict(under_way)))
                     beat = time.monotonic()

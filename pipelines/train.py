@@ -37,7 +37,7 @@ def train(
                 advance(record["step"] - seen)
                 seen = record["step"]
 
-        result = run_training(config, run, tell)
+        result = run_training(config, run, tell, wish)
         advance(result.step - seen)
     if result.already_finished:
         say(f"train: finished already, at step {result.step}")

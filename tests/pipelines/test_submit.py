@@ -60,6 +60,13 @@ def until(moment: Callable[[], Any], submission: Submission, seconds: float = 24
         time.sleep(0.2)
 
 
+def until_ended(moment: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 60
+    while not moment():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
 def finished(submission: Submission) -> list[str]:
     """Follow a job to its end and return its log."""
     lines = list(log_lines(submission, follow=True))
@@ -203,8 +210,8 @@ def test_a_submission_killed_half_way_is_sent_again(pictures: Path, tmp_path: Pa
 def test_a_training_is_scaled_and_stopped_and_ends_with_the_same_numbers(
     shared_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    """1 worker, then 2, then stopped, then to the end: the losses of a run that nobody touched."""
-    config = {**shared_config, "steps": 500, "checkpoints": {"every": 1000, "keep": 2, "first": False}}
+    """1 worker, then 2, stopped, interrupted, and to the end: the losses of a run that nobody touched."""
+    config = {**shared_config, "steps": 300, "checkpoints": {"every": 1000, "keep": 2, "first": False}}
     config["optimizer"] = {**config["optimizer"], "learning_rate": 1e-5}  # rounding is not to grow over so many steps
     plain = train_job(config, str(tmp_path / "plain"))
     finished(submit_job(plain, "local"))
@@ -217,19 +224,28 @@ def test_a_training_is_scaled_and_stopped_and_ends_with_the_same_numbers(
     assert scale_job(first.id, WorkersSpec(count=2, cpus=0.25)) == first
     until(lambda: whole_checkpoints(store), first)
     [scaled_at] = whole_checkpoints(store)
-    assert 3 <= scaled_at < 500
+    assert 3 <= scaled_at < 300
     until(lambda: read_metrics(store)[-1]["step"] > scaled_at, first)
     assert stop_job(first.id).phase == "stopped"
     stopped_at = whole_checkpoints(store)[-1]
-    assert scaled_at < stopped_at < 500
+    assert scaled_at < stopped_at < 300
     second = submit_job(job, "local")
-    lines = finished(second)
+    until(lambda: read_metrics(store)[-1]["step"] > stopped_at, second)
+    leader = JobFolder(second.address).state()
+    assert leader is not None
+    os.kill(leader.process, signal.SIGTERM)  # as a machine that is needed elsewhere
+    until_ended(lambda: job_state(second).phase == "interrupted")
+    interrupted_at = whole_checkpoints(store)[-1]
+    assert stopped_at < interrupted_at < 300
+    third = submit_job(job, "local")
+    lines = finished(third)
     assert any(f"going on from step {scaled_at} with 2 workers" in line for line in lines)
-    assert any(f"continuing from step {stopped_at}" in line for line in lines)
+    for step in (stopped_at, interrupted_at):
+        assert any(f"continuing from step {step}" in line for line in lines)
     losses = [[record["loss"] for record in read_metrics(open_store(tmp_path / name))] for name in ("plain", "run")]
-    assert len(losses[0]) == 500
+    assert len(losses[0]) == 300
     torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=1e-3, atol=1e-4)
-    weights = [load_file(tmp_path / name / "checkpoints/step-000500/training.safetensors") for name in ("plain", "run")]
+    weights = [load_file(tmp_path / name / "checkpoints/step-000300/training.safetensors") for name in ("plain", "run")]
     for name, value in weights[0].items():
         if name.startswith("model."):
             torch.testing.assert_close(weights[1][name], value, rtol=1e-2, atol=1e-3)

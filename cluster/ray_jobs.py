@@ -50,7 +50,7 @@ class RayBackend:
     def submit(self, work: Work) -> None:
         """See `Backend.submit`."""
         with self._explained(work.name), tempfile.TemporaryDirectory(prefix="onediffusion-") as scratch:
-            client = self._client()
+            client = self.client()
             archive = Path(scratch, "working_dir.zip")
             _pack(self._folder(), archive)
             request = {**self._request(work), "runtime_env": {**self._runtime(work), "working_dir": str(archive)}}
@@ -69,7 +69,7 @@ class RayBackend:
         """See `Backend.state`."""
         with self._explained(name):
             try:
-                found = self._client().get_job_info(name)
+                found = self.client().get_job_info(name)
             except RuntimeError as error:
                 if "404" in str(error):
                     return NativeState("absent")
@@ -85,7 +85,7 @@ class RayBackend:
         """See `Backend.stop`."""
         with self._explained(name):
             if self.state(name).phase in ("pending", "running"):
-                client = self._client()
+                client = self.client()
                 client.stop_job(name)
                 _until_ended(lambda: self.state(name).phase not in ("pending", "running"))
 
@@ -97,7 +97,7 @@ class RayBackend:
         """See `Backend.logs`."""
         if self.state(name).phase != "absent":
             with self._explained(name):
-                yield from self._client().get_job_logs(name).splitlines()
+                yield from self.client().get_job_logs(name).splitlines()
 
     def _request(self, work: Work) -> dict[str, Any]:
         # The driver only waits, so it holds no CPU; what works for it asks Ray for its own.
@@ -124,7 +124,8 @@ class RayBackend:
             raise InputError(f"{folder}: no checkout of this project; give one as `working_dir` in the target")
         return folder
 
-    def _client(self) -> Any:
+    def client(self) -> Any:
+        """Ray's own client of the cluster's Jobs API. Raises InputError for a wrong address, OSError without answer."""
         address = urlparse(self.target.address)
         if address.scheme not in ("http", "https") or not address.hostname:
             raise InputError(

@@ -67,7 +67,7 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
 
 @contextmanager
 def _sigterm_kept() -> Iterator[None]:
-    """Ray takes SIGTERM for itself, and would end at once where a job wants to write a checkpoint first."""
+    """Ray takes SIGTERM for itself, twice (in Python and below it): a job that answers it gets it back."""
     handler = signal.getsignal(signal.SIGTERM)
     yield
     if callable(handler) and threading.current_thread() is threading.main_thread():

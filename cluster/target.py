@@ -209,11 +209,64 @@ class KubernetesTarget(Section):
         return self
 
 
+_Word = Annotated[str, Field(pattern=r"^[^\s\"'\\]+$")]
+
+
 class SlurmTarget(Section):
-    """A Slurm site, where sbatch, squeue and scancel work."""
+    """A Slurm site, from a machine where sbatch, squeue, scancel and scontrol work.
+
+    partition, account, qos, reservation, constraint: as the site names them; by default as it chooses.
+    options: further ones of sbatch, as "--mail-type=FAIL". hours: time limit; by default the partition's.
+    cpus_per_node, gpus_per_node, memory_gb_per_node: what a job may take of a node. They and a worker's needs decide
+    how many workers share a node, and so how many nodes a job asks for; one that fills no node asks for its share.
+    gpu_type: as in the site's gres (gpu:TYPE:COUNT). exclusive: take whole nodes.
+    python: interpreter on the nodes, with the packages of constraints.txt; by default this one. working_dir: checkout
+    on the nodes; by default this one. folder: on this machine, for scripts and, on a shared disk, their output; by
+    default the user's data folder. scratch: on a node's own disk, for Ray's files (short, since it has sockets there).
+    shared_disk: whether the nodes see this machine's files. Without, all places of a job must be s3:// addresses.
+    checkpoint_seconds: how long before its time limit a job is told to write a checkpoint, and how long a stopped one
+    has for it. requeue: whether a job that was interrupted (time limit, preemption, lost node) goes back to the queue
+    by itself, and continues. start_seconds: how long the nodes have to join Ray. object_store_gb: of Ray's, on a node.
+    setup: shell lines to begin with, as `module load …`. environment: variables of the job, no secrets: S3 credentials
+    are those of the submitting shell, or the ones in ~/.aws on the nodes.
+    """
 
     type: Literal["slurm"]
+    partition: _Word | None = None
+    account: _Word | None = None
+    qos: _Word | None = None
+    reservation: _Word | None = None
+    constraint: _Word | None = None
+    options: list[Annotated[str, Field(pattern=r"^--[a-z][^\n]*$")]] = []
+    hours: float | None = Field(default=None, gt=0)
+    cpus_per_node: int = Field(ge=1)
+    gpus_per_node: int = Field(default=0, ge=0)
+    gpu_type: _Word | None = None
+    memory_gb_per_node: float | None = Field(default=None, gt=0)
+    exclusive: bool = False
+    python: str | None = None
+    working_dir: str | None = None
+    folder: str | None = None
+    scratch: str = Field(default="/tmp", pattern=r"^/\S+$", max_length=32)  # noqa: S108 - folders in it are made by mktemp
+    shared_disk: bool = True
+    checkpoint_seconds: int = Field(default=300, ge=1, le=65535)
+    requeue: bool = True
+    start_seconds: int = Field(default=300, ge=10)
+    object_store_gb: float | None = Field(default=None, ge=0.1)
+    setup: list[str] = []
     environment: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _sound(self) -> SlurmTarget:
+        if self.hours is not None and self.hours * 3600 < self.checkpoint_seconds + 60:
+            raise ValueError(
+                f"hours {self.hours:g} leaves no time before the signal that comes {self.checkpoint_seconds} s "
+                "(checkpoint_seconds) ahead of the limit"
+            )
+        for name in self.environment:
+            if is_secret(name):
+                raise ValueError(f"environment.{name} looks like a secret; set it in the shell that submits instead")
+        return self
 
 
 Target = Annotated[LocalTarget | RayTarget | KubernetesTarget | SlurmTarget, Field(discriminator="type")]

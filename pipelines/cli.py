@@ -231,6 +231,26 @@ app.command()(steering.scale)
 app.command(hidden=True)(steering.execute)
 
 
+@app.command()
+def dashboard(
+    places: Annotated[list[str] | None, typer.Argument(metavar="DATASET|RUN …", help="To add to those shown.")] = None,
+    port: Annotated[int, typer.Option(min=0, help="To listen on; a free one where it is taken.")] = 3000,
+    host: Annotated[str, typer.Option(help="To listen on; beyond this machine only with --token-file.")] = "127.0.0.1",
+    token_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Tokens of those who may come in; made where there is none.")
+    ] = None,
+    new_pictures: Annotated[
+        str | None, typer.Option(metavar="ask|build|ignore", help="What to do about new pictures in the sources.")
+    ] = None,
+    owner: Annotated[str, typer.Option(help="Of the places: an e-mail address, or team:NAME.")] = "",
+    forget: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A place to show no more.")] = None,
+) -> None:
+    """Datasets, runs and jobs in the browser (Dagster), on loopback: see them, launch, scale, stop."""
+    from pipelines.dashboard.server import dashboard as serve
+
+    serve(places or [], host, port, token_file, owner, new_pictures, forget or [])
+
+
 def parse_settings(settings: list[str]) -> dict[str, dict[str, Any]]:
     """NAME.KEY=VALUE, values in YAML. Raises InputError for another form."""
     import yaml

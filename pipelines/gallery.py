@@ -168,7 +168,7 @@ def _gallery(dataset: Dataset, footers: Footers, inline: Inliner, most: int) -> 
     rows: list[Row] = []
     models: dict[str, str] = {}
     for shard, row_group, offsets in pick_rows(footers.get("images", {}), most):
-        for row in _joined(dataset, footers, shard, row_group, offsets):
+        for row in joined_rows(dataset, footers, shard, row_group, offsets):
             if inline.full:
                 return rows, models
             rows.append(describe(row, footers, inline))
@@ -195,7 +195,7 @@ def pick_rows(images: Mapping[str, Footer], most: int) -> list[tuple[str, int, l
     return picked
 
 
-def _joined(
+def joined_rows(
     dataset: Dataset, footers: Footers, shard: str, row_group: int, offsets: Sequence[int]
 ) -> Iterable[dict[str, Any]]:
     """Rows of all groups as "group.column" → value; a group that is not there, or not of these rows, is left out."""
@@ -236,13 +236,13 @@ def _picture_row(row: Mapping[str, Any], footers: Footers, inline: Inliner) -> R
         caption=_caption(row),
         drawings=_drawings(row, footers, inline, title),
         prompts=_prompts(row.get("text.entries")),
-        values=_values(row, footers),
+        values=row_values(row, footers),
     )
 
 
 def _set_row(row: Mapping[str, Any], footers: Footers, inline: Inliner) -> Row:
     count = len(row["images.image"])
-    views = [_view(row, index) for index in range(min(count, MOST_VIEWS))]
+    views = [view_of_set(row, index) for index in range(min(count, MOST_VIEWS))]
     title = _title(str(PurePosixPath(views[0]["images.source"] or "").parent), row["images.id"])
     c2w, intrinsics = row.get("cameras.c2w"), row.get("cameras.intrinsics")
     empty = [group for group in CONDITION_READS if group in footers and all(_shows_nothing(group, v) for v in views)]
@@ -263,7 +263,7 @@ def _set_row(row: Mapping[str, Any], footers: Footers, inline: Inliner) -> Row:
     )
 
 
-def _view(row: Mapping[str, Any], index: int) -> dict[str, Any]:
+def view_of_set(row: Mapping[str, Any], index: int) -> dict[str, Any]:
     """One view of a set as if it were a row of pictures; ids and errors are the set's."""
     return {
         name: value[index] if isinstance(value, list) and len(value) > index else None if value is None else value
@@ -302,7 +302,7 @@ def _prompts(entries: Sequence[Mapping[str, Any]] | None) -> list[tuple[str, str
     return [(str(entry["task"]), str(entry["prompt"])) for entry in entries or () if entry and entry["task"]]
 
 
-def _values(row: Mapping[str, Any], footers: Footers) -> dict[str, str]:
+def row_values(row: Mapping[str, Any], footers: Footers) -> dict[str, str]:
     """Short values and errors of groups that are not drawn, such as those of one's own labelers."""
     shown = {}
     for name, value in row.items():

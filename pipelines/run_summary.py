@@ -106,7 +106,7 @@ def run_datasets(store: Store) -> list[str]:
 
 def run_timings(store: Store) -> list[dict[str, Any]]:
     """Timings that the demo left beside its run, if any."""
-    found = _json(store, FIGURES)
+    found = read_json(store, FIGURES)
     return list(found.get("timings") or []) if isinstance(found, dict) else []
 
 
@@ -120,7 +120,7 @@ def describe_run(uri: str, inline: Inliner, figures: Mapping[str, Any] | None = 
     records = [record for record in read_metrics(store) if isinstance(record.get("step"), int)]
     steps = whole_checkpoints(store)
     if figures is None:
-        kept = _json(store, EVALUATION) or {}
+        kept = read_json(store, EVALUATION) or {}
         figures = kept.get("figures", kept)
     evaluated = [_figure(name, figure) for name, figure in figures.items() if isinstance(figure, Mapping)]
     samples, left_out = _samples(store, inline)
@@ -155,7 +155,7 @@ def _config(store: Store) -> dict[str, Any]:
         return {}
 
 
-def _json(store: Store, name: str) -> Any:
+def read_json(store: Store, name: str) -> Any:
     """The content of a JSON file, None where it is absent or cut short."""
     try:
         return json.loads(store.read(name))
@@ -189,7 +189,7 @@ def _workers(count: Any) -> str:
 
 
 def _tasks(config: Mapping[str, Any], store: Store) -> list[tuple[str, str, str, str]]:
-    streams = (_json(store, MANIFEST) or {}).get("streams") or []
+    streams = (read_json(store, MANIFEST) or {}).get("streams") or []
     rows = {(stream["source"], stream["task"]): stream["rows"] for stream in streams}
     return [
         (name, task, f"{weight:g}", number(rows.get((name, task))))
@@ -233,7 +233,7 @@ def _losses(record: Mapping[str, Any]) -> dict[str, float]:
 
 def _samples(store: Store, inline: Inliner) -> tuple[dict[str, list[Sample]], int]:
     """Samples by task, in the order of the tasks, and how many found no room."""
-    records = [record for record in _json(store, SAMPLES) or [] if isinstance(record, dict)]
+    records = [record for record in read_json(store, SAMPLES) or [] if isinstance(record, dict)]
     order = list(TASKS)
     records.sort(key=lambda one: order.index(one["task"]) if one.get("task") in order else len(order))
     found: dict[str, list[Sample]] = {}

@@ -16,8 +16,8 @@ from tiny_models import save_blip, save_depth_anything, save_pipeline, save_t5, 
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 COMMANDS = re.findall(r"^onediffusion .+$|(?<=`)onediffusion [^`]+(?=`)", README, re.MULTILINE)
-# The demo trains this preset (test_journey.py), and takes its time.
-ELSEWHERE = ("onediffusion train debug",)
+# The demo trains this preset (test_journey.py), and takes its time; the dashboard stays (test_dashboard_browser.py).
+ELSEWHERE = ("onediffusion train debug", "onediffusion dashboard")
 # The model of the README's run on the least that has all its parts: it is there for the command, not for its pictures.
 SMALL = {
     "steps": 2,

@@ -110,3 +110,20 @@ def test_mistakes_are_one_line_and_leave_nothing(
         assert "\n" not in str(error.value)
         assert not open_store(f"{s3}/mistaken").walk()
     assert list_jobs() == []
+
+
+def test_the_dashboard_streams_what_a_job_on_s3_prints(
+    pictures: Path, target: str, s3: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import dagster as dg
+
+    from pipelines.dashboard.jobs import ingest_pictures
+
+    form = {"dataset": f"{s3}/streamed", "source": str(pictures), "target_file": target}
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = ingest_pictures.execute_in_process(
+            {"ops": {"add_pictures": {"config": form}}}, instance=instance, raise_on_error=False
+        )
+    assert run.success
+    assert "ingest: 6 pictures added, 3 files rejected" in capfd.readouterr().out
+    assert open_store(f"{s3}/streamed").exists("dataset.json")

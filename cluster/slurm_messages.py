@@ -1,0 +1,107 @@
+"""What Slurm says, in one line for a person: why a job waits, how it ended, and why it was not taken."""
+
+from __future__ import annotations
+
+import re
+
+# Reasons of pending jobs (squeue %r) → what they mean. A pattern has to match at the start.
+_PENDING = (
+    ("None$", "Slurm has not looked at it yet"),
+    ("Resources", "there is no room on the partition's nodes now"),
+    ("Priority", "jobs of higher priority come first"),
+    ("BeginTime", "it was put back, and Slurm lets some minutes pass before it starts again"),
+    ("Dependency$", "a job of the same name has to end first"),
+    ("DependencyNeverSatisfied", "it waits for a job that failed; stop it and submit again"),
+    ("JobHeldUser", "it is held; release it with `scontrol release {id}`"),
+    ("JobHeldAdmin", "the site's administrators hold it"),
+    ("job requeued in held state|launch failed requeued held", "it could not be started and is held; see `logs`"),
+    ("PartitionTimeLimit", "the partition does not allow so long; lower `hours` in the target"),
+    ("PartitionNodeLimit", "the partition does not allow so many nodes; ask for fewer workers"),
+    ("PartitionDown|PartitionInactive", "the partition is closed; choose another in the target, or wait"),
+    ("PartitionConfig|BadConstraints", "no node of the partition is as the target asks for"),
+    ("ReqNodeNotAvail", "its nodes are reserved, drained or down"),
+    ("Nodes required for job are DOWN", "its nodes are reserved, drained or down"),
+    ("NodeDown", "a node that it needs is down"),
+    ("Reservation", "it waits for its reservation"),
+    ("Licenses", "it waits for a licence"),
+    ("InvalidAccount", "the account is not valid; correct `account` in the target"),
+    ("InvalidQOS", "the QOS is not valid; correct `qos` in the target"),
+    ("QOSNotAllowed", "the account or partition does not allow this QOS; correct `qos` in the target"),
+    (r"QOS.*(TimeLimit|Wall)", "the QOS does not allow so long; lower `hours` in the target"),
+    (r"QOS.*(PerJob|MinCpu|MinGRES)", "the QOS does not allow a job of this size; ask for fewer workers"),
+    ("QOS", "the limit of the QOS is reached; it starts when other jobs have ended"),
+    (r"Assoc.*(TimeLimit|Wall)", "the account does not allow so long; lower `hours` in the target"),
+    (r"Assoc.*PerJob", "the account does not allow a job of this size; ask for fewer workers"),
+    ("Assoc", "the limit of the account is reached; it starts when other jobs have ended"),
+    ("MaxMemPerLimit|JobSize", "it asks for more memory than the partition allows"),
+    ("JobLaunchFailure|SystemFailure|Prolog|Cleaning", "a node had trouble starting it; Slurm tries again"),
+)
+
+_ENDED = {
+    "CANCELLED": "it was cancelled",
+    "TIMEOUT": "it reached its time limit; raise `hours` in the target, or submit it again to continue",
+    "DEADLINE": "it reached its deadline",
+    "NODE_FAIL": "one of its nodes failed; submit it again",
+    "BOOT_FAIL": "one of its nodes did not boot; submit it again",
+    "PREEMPTED": "another job took its place; submit it again",
+    "OUT_OF_MEMORY": "it ran out of memory; raise `memory_gb_per_node` in the target",
+}
+
+# Errors of sbatch → (key of the target that is wrong, what to do).
+_REFUSED = (
+    (r"[Ii]nvalid partition", "partition", "`sinfo -s` lists those of this site"),
+    (r"group not permitted|not (permitted|allowed) to use (this|the requested) partition", "partition",
+     "choose one that you may use"),
+    (r"partition.*(not available|state)|not in an up state", "partition", "choose another, or wait"),
+    (r"[Ii]nvalid account", "account", "`sacctmgr show associations user=$USER` lists yours"),
+    (r"[Ii]nvalid qos", "qos", "`sacctmgr show qos` lists those of this site"),
+    (r"[Ii]nvalid wckey", "options", "give a valid --wckey"),
+    (r"time limit is invalid|[Ii]nvalid --time|time limit exceeds", "hours", "`sinfo -o '%P %l'` shows the limits"),
+    (r"reservation", "reservation", "`scontrol show reservation` lists them"),
+    (r"[Ii]nvalid feature", "constraint", "`sinfo -o '%P %f'` lists features"),
+    (r"[Ii]nvalid generic resource|[Ii]nvalid gres", "gpu_type", "`sinfo -o '%P %G'` lists what nodes have"),
+    (r"[Mm]emory specification|[Mm]emory required", "memory_gb_per_node", "`sinfo -o '%P %m'` lists it in MB"),
+    (r"Node count", "cpus_per_node", "the job needs more nodes than the partition has: ask for fewer workers"),
+    (r"More processors|[Nn]ode configuration is not available|CPU count", "cpus_per_node, gpus_per_node, gpu_type",
+     "`sinfo -o '%P %D %c %m %G'` lists what nodes have"),
+    (r"accounting/QOS policy|QOS.*[Ll]imit|Assoc.*[Ll]imit", "hours, account, qos",
+     "the job exceeds a limit of the account or QOS: ask for less"),
+    (r"[Uu]nrecognized option|[Ii]nvalid option|invalid option", "options", "see `sbatch --help`"),
+)  # fmt: skip
+
+_UNREACHABLE = re.compile(
+    "Unable to contact slurm controller|Could not establish a configuration source|Connection (refused|timed out)"
+    "|Unable to process configuration|controller.*not responding|Zero Bytes were transmitted|Socket timed out"
+)
+
+
+def pending_reason(reason: str, job: str) -> str:
+    """ "there is no room … (Resources)"; a reason that is not known, as it is."""
+    for pattern, line in _PENDING:
+        if re.match(pattern, reason):
+            return f"{line.format(id=job)} ({reason})" if reason != "None" else line
+    return reason
+
+
+def ended_reason(state: str, code: str) -> str:
+    """How a job ended; "" for one that did what it should. code: as "1:0", its exit code and signal."""
+    if state == "COMPLETED":
+        return ""
+    exit_code = code.partition(":")[0]
+    return _ENDED.get(state) or f"it ended with exit code {exit_code or '?'}; `logs` has its last words"
+
+
+def is_unreachable(text: str) -> bool:
+    """Whether a command could not ask the site's controller."""
+    return bool(_UNREACHABLE.search(text))
+
+
+def refusal(text: str, values: dict[str, object]) -> str:
+    """Why sbatch did not take a job, and what to do. values: the target's keys and values."""
+    said = [line.partition("error: ")[2] or line for line in text.splitlines() if line.strip()]
+    reason = "; ".join(dict.fromkeys(line.removeprefix("Batch job submission failed: ") for line in said))
+    for pattern, keys, remedy in _REFUSED:
+        if re.search(pattern, reason):
+            given = ", ".join(f"{key} {values[key]!r}" for key in keys.split(", ") if values.get(key))
+            return f"the site refuses the job: {reason} ({given or keys + ' of the target'}); {remedy}"
+    return f"the site refuses the job: {reason or 'sbatch gave no reason'}"

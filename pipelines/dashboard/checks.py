@@ -1,0 +1,195 @@
+"""Asset checks: is it fresh, how many rows are in error, is labelling as fast as before, does the loss fall.
+
+They read footers and metrics alone. They can be run in Dagster, and the sensor that follows what happens elsewhere
+reports them as well.
+"""
+
+# No postponed annotations: Dagster reads those of its steps.
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import dagster as dg
+
+from labeling.shards import open_store
+from pipelines.dashboard.fingerprints import DatasetState, Key, RangeState, dataset_state
+from pipelines.dashboard.snapshots import Snapshot, find_snapshot, look
+from pipelines.overlays import Inliner
+from pipelines.run_summary import describe_run
+from training.records import read_metrics
+
+MOST_ERRORS = 0.05  # of the rows
+LEAST_SPEED = 0.5  # of what it was before
+_ABOUT = {
+    "fresh": "No shard is missing or stale, by the fingerprints in their footers.",
+    "errors": f"At most {MOST_ERRORS:.0%} of the rows are in error.",
+    "speed": "Labelling is at least half as fast as in earlier runs.",
+    "sources": "All pictures of the sources are in the dataset.",
+    "loss": "The loss is a number, and lower than at the start.",
+    "figures": "The evaluation is of the newest checkpoint, and the model beats every baseline.",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of one check; a check that does not pass warns, and keeps nobody from anything."""
+
+    key: Key
+    check: str
+    passed: bool
+    said: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def result(self) -> dg.AssetCheckResult:
+        """As a check that ran in Dagster gives it."""
+        return dg.AssetCheckResult(
+            asset_key=dg.AssetKey(self.key),
+            check_name=self.check,
+            passed=self.passed,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=self.said,
+            metadata=dict(self.facts),
+        )
+
+    def evaluation(self) -> dg.AssetCheckEvaluation:
+        """As it is reported without a run."""
+        return dg.AssetCheckEvaluation(
+            asset_key=dg.AssetKey(self.key),
+            check_name=self.check,
+            passed=self.passed,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=self.said,
+            metadata={name: dg.MetadataValue.int(v) if isinstance(v, int) else v for name, v in self.facts.items()},
+        )
+
+
+def dataset_verdicts(state: DatasetState, instance: dg.DagsterInstance) -> Iterator[Verdict]:
+    """Of all groups of a dataset, but whether its sources have new pictures."""
+    for group in state.snapshot.labels:
+        key = (state.snapshot.place.name, group)
+        whole = state.totals(group)
+        yield _freshness(key, whole, state)
+        share = whole.errors / max(whole.rows, 1)
+        said = f"{whole.errors:,} of {whole.rows:,} rows ({share:.1%}) are in error"
+        facts = {"rows in error": whole.errors, "share": round(share, 4)}
+        yield Verdict(key, "errors", share <= MOST_ERRORS, said, facts)
+        yield _speed(key, instance)
+
+
+def _freshness(key: Key, whole: RangeState, state: DatasetState) -> Verdict:
+    shards = whole.fresh + whole.stale + whole.missing
+    said = f"all {shards} shards are fresh" if whole.is_fresh else ""
+    if not whole.is_fresh:
+        parts = [f"{count} {what}" for count, what in ((whole.stale, "stale"), (whole.missing, "missing")) if count]
+        said = f"{' and '.join(parts)} of {shards} shards"
+        bad = [name for name, one in state.ranges[key[1]].items() if not one.is_fresh]
+        if len(state.snapshot.ranges) > 1:
+            said += f", in {', '.join(bad[:8])}{' …' if len(bad) > 8 else ''}"
+    facts = {"fresh": whole.fresh, "stale": whole.stale, "missing": whole.missing}
+    return Verdict(key, "fresh", whole.is_fresh, said, facts)
+
+
+def _speed(key: Key, instance: dg.DagsterInstance) -> Verdict:
+    """The last labelling beside the median of up to 19 before it."""
+    speeds = []
+    for record in instance.fetch_materializations(dg.AssetKey(key), limit=20).records:
+        event = record.asset_materialization
+        value = event.metadata.get("rows a second") if event else None
+        if value is not None and isinstance(value.value, int | float):
+            speeds.append(float(value.value))
+    if not speeds:
+        return Verdict(key, "speed", True, "not labelled from here yet")
+    if len(speeds) == 1:
+        return Verdict(key, "speed", True, f"{speeds[0]:.3g} rows a second", {"rows a second": speeds[0]})
+    before = median(speeds[1:])
+    said = f"{speeds[0]:.3g} rows a second, {before:.3g} before"
+    return Verdict(key, "speed", speeds[0] >= LEAST_SPEED * before, said, {"rows a second": speeds[0]})
+
+
+def run_verdicts(snapshot: Snapshot) -> Iterator[Verdict]:
+    """Of a run's losses and evaluation, as far as they are there."""
+    from training.checkpoint import checkpoint_name, whole_checkpoints
+
+    name, store = snapshot.place.name, open_store(snapshot.place.address)
+    losses = [record["loss"] for record in read_metrics(store) if isinstance(record.get("loss"), int | float)]
+    if losses:
+        first, last = _mean(losses[:5]), _mean(losses[-5:])
+        good = math.isfinite(last) and (last < first or len(losses) < 10)
+        said = f"{last:.4g} over the last records, {first:.4g} over the first"
+        yield Verdict((name, "checkpoints"), "loss", good, said, {"loss": last} if math.isfinite(last) else {})
+    run = describe_run(snapshot.place.address, Inliner(0))
+    steps = whole_checkpoints(store)
+    if run.figures and steps:
+        from pipelines.run_summary import EVALUATION, read_json
+
+        of = (read_json(store, EVALUATION) or {}).get("checkpoint") or ""
+        newest = not of or of.endswith(checkpoint_name(steps[-1]))
+        lost = [figure.title for figure in run.figures if not figure.wins]
+        said = "every figure is above its baselines" if not lost else f"not above its baselines: {', '.join(lost)}"
+        said = said if newest else f"of {of.rsplit('/', 1)[-1]}, which is not the newest checkpoint"
+        yield Verdict((name, "evaluation"), "figures", newest and not lost, said)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def report_verdicts(instance: dg.DagsterInstance, verdicts: Iterable[Verdict]) -> int:
+    """Report those that Dagster has otherwise, or not at all; how many."""
+    found = {dg.AssetCheckKey(dg.AssetKey(one.key), one.check): one for one in verdicts}
+    known = instance.event_log_storage.get_latest_asset_check_execution_by_key(list(found))
+    count = 0
+    for key, verdict in found.items():
+        record = known.get(key)
+        event = record.event.dagster_event if record and record.event else None
+        kind = dg.DagsterEventType.ASSET_CHECK_EVALUATION
+        before = event.asset_check_evaluation_data if event and event.event_type == kind else None
+        if before is None or (before.passed, before.description) != (verdict.passed, verdict.said):
+            instance.report_runless_asset_event(verdict.evaluation())
+            count += 1
+    return count
+
+
+def check_spec(key: Key, check: str) -> dg.AssetCheckSpec:
+    """What a check is called and what it asks."""
+    return dg.AssetCheckSpec(check, asset=dg.AssetKey(key), description=_ABOUT[check])
+
+
+def place_checks(snapshot: Snapshot) -> list[dg.AssetCheckSpec]:
+    """All checks of a dataset or run."""
+    name = snapshot.place.name
+    if snapshot.place.kind == "run":
+        return [check_spec((name, "checkpoints"), "loss"), check_spec((name, "evaluation"), "figures")]
+    specs = [check_spec((name, group), check) for group in snapshot.labels for check in ("fresh", "errors", "speed")]
+    if snapshot.sources and snapshot.kind == "pictures" and "images" in snapshot.groups:
+        specs.append(check_spec((name, "images"), "sources"))
+    return specs
+
+
+def build_checks(snapshot: Snapshot) -> list[dg.AssetChecksDefinition]:
+    """The checks of one place, as one step that looks at it once."""
+    name, specs = snapshot.place.name, place_checks(snapshot)
+    if not specs:
+        return []
+
+    @dg.multi_asset_check(name=f"{name}__check", specs=specs, can_subset=True)
+    def check(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        from pipelines.dashboard.sources import source_verdict
+
+        place = find_snapshot(name).place
+        now = look(place)
+        if now.place.kind == "run":
+            verdicts: list[Verdict] = list(run_verdicts(now))
+        else:
+            verdicts = [*dataset_verdicts(dataset_state(now), context.instance), *source_verdict(now)]
+        found = {dg.AssetCheckKey(dg.AssetKey(one.key), one.check): one for one in verdicts}
+        for key in context.selected_asset_check_keys:
+            if key in found:
+                yield found[key].result()
+            else:
+                said = "nothing there to check yet"
+                yield Verdict(tuple(key.asset_key.path), key.name, True, said).result()
+
+    return [check]

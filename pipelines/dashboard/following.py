@@ -1,0 +1,89 @@
+"""Following what happens without Dagster: shards written by the command line, runs that go on, places that are new."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+
+from cluster.records import one_at_a_time
+from pipelines.dashboard.checks import dataset_verdicts, report_verdicts, run_verdicts
+from pipelines.dashboard.details import checkpoint_details, evaluation_details, group_details
+from pipelines.dashboard.fingerprints import DatasetState, Version, dataset_state, dataset_versions
+from pipelines.dashboard.places import places, remember, worked_on
+from pipelines.dashboard.reporting import Reporter
+from pipelines.dashboard.runs import versions_of
+from pipelines.dashboard.snapshots import NOT_YET, Snapshot, refresh, snapshots
+
+FAR_SECONDS = 60.0  # between looks at places that are not on this machine
+
+
+@dataclass
+class Follower:
+    """Looks at the places and tells Dagster what changed."""
+
+    instance: dg.DagsterInstance
+    reporter: Reporter = field(init=False)
+    _looked: dict[str, float] = field(default_factory=dict)
+    _states: dict[str, DatasetState] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.reporter = Reporter(self.instance)
+
+    def follow(self, seconds: float = 40.0) -> list[str]:
+        """Look once, for about so long; what there was to tell, and which places gave trouble, a line each.
+
+        What does not fit is told the next time.
+        """
+        with one_at_a_time("dashboard-follow"):  # the server looks once itself
+            return self._follow(time.monotonic() + seconds)
+
+    def _follow(self, deadline: float) -> list[str]:
+        remember(worked_on())
+        due = [place.name for place in places() if self._is_due(place.name, place.address)]
+        refresh(due)
+        remember(("dataset", address) for one in snapshots() for address, _ in one.reads)
+        told = []
+        # Datasets first: what is made from them is compared with what they hold now.
+        for snapshot in sorted(snapshots(), key=lambda one: (one.place.kind == "run", one.place.name)):
+            name = snapshot.place.name
+            if snapshot.trouble:
+                told.append(f"{name}: {snapshot.trouble}")
+                continue
+            if name not in due or time.monotonic() > deadline or self._waits(snapshot):
+                continue
+            try:
+                count = self._tell(snapshot, deadline)
+            except Exception as error:  # the others are followed all the same
+                told.append(f"{name}: {' '.join(str(error).split()) or type(error).__name__}")
+                continue
+            self._looked[name] = time.monotonic()
+            if count:
+                told.append(f"{name}: {count} changes")
+        return told
+
+    def _waits(self, snapshot: Snapshot) -> bool:
+        """Whether a run reads a dataset that was not looked at yet: then it is not known whether it is fresh."""
+        read = {address for address, _ in snapshot.reads} - self._states.keys()
+        return any(one.place.address in read and one.trouble in ("", NOT_YET) for one in snapshots())
+
+    def _is_due(self, name: str, address: str) -> bool:
+        if not address.startswith("s3://"):
+            return True
+        return time.monotonic() - self._looked.get(name, float("-inf")) > FAR_SECONDS
+
+    def _tell(self, snapshot: Snapshot, deadline: float) -> int:
+        address = snapshot.place.address
+        if snapshot.place.kind == "run":
+            versions = versions_of(snapshot, self._states)
+
+            def details(one: Version) -> dict[str, Any]:
+                return checkpoint_details(address) if one.key[1] == "checkpoints" else evaluation_details(address)
+
+            count = self.reporter.report(versions, details, deadline)
+            return count + report_verdicts(self.instance, run_verdicts(snapshot))
+        state = self._states[address] = dataset_state(snapshot)
+        count = self.reporter.report(dataset_versions(state), lambda one: group_details(state, one), deadline)
+        return count + report_verdicts(self.instance, dataset_verdicts(state, self.instance))

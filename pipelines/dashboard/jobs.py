@@ -1,0 +1,232 @@
+"""What is launched by a form alone: new runs, new labels and new pictures, and steering what runs."""
+
+# No postponed annotations: Dagster reads those of its steps.
+from typing import Any
+
+import dagster as dg
+
+from labeling.lease import lease
+from labeling.registry import is_known, load_labeler
+from labeling.shards import Dataset
+from model.errors import InputError
+from pipelines.dashboard.launch import chosen_target, chosen_workers, explained, run_job, target_fields, workers_field
+from pipelines.dashboard.places import places
+from pipelines.dashboard.runs import Observer, sized, training_fields
+from pipelines.dashboard.snapshots import refresh
+from pipelines.job import LabelJob, ReportJob, TrainJob, address
+from pipelines.submit import list_jobs, scale_job
+from pipelines.submit import stop_job as stop_submitted
+
+_DATASET = dg.Field(str, description="Its name on this dashboard, or its address.")
+
+
+def place_address(text: str) -> str:
+    """The address that a form's text means: that of the place of this name, or the text itself."""
+    return next((place.address for place in places() if place.name == text), None) or address(text)
+
+
+@dg.op(
+    config_schema={
+        "config": dg.Field(
+            str,
+            default_value="debug",
+            is_required=False,
+            description="A preset (debug, stage1-256, …) or a YAML file on this machine.",
+        ),
+        "run": dg.Field(
+            str,
+            default_value="",
+            is_required=False,
+            description="Where the run is kept: a folder or s3:// address; empty: runs/NAME.",
+        ),
+        "overrides": dg.Field(
+            dg.Permissive(), default_value={}, is_required=False, description="Put over the configuration."
+        ),
+        **training_fields({}),
+    }
+)
+def train_run(context: dg.OpExecutionContext) -> None:
+    """Begin a run, or continue it. It becomes an asset as soon as it has begun."""
+    with explained():
+        config = context.op_config
+        overrides = {**config["overrides"], **sized(config)}
+        run = address(config["run"] or _own_run(config["config"], overrides))
+        job = TrainJob(
+            kind="train",
+            config=config["config"],
+            run=run,
+            overrides=overrides,
+            workers=chosen_workers(config),
+        )
+        run_job(context, job, chosen_target(config), Observer(context, run))
+
+
+def _own_run(config: str, overrides: dict[str, Any]) -> str:
+    from training.config import load_config
+
+    return f"runs/{load_config(config, overrides).name}"
+
+
+@dg.op(
+    config_schema={
+        "run": dg.Field(
+            str,
+            default_value="",
+            is_required=False,
+            description="Its name on this dashboard, or its address; empty: the only one under way.",
+        ),
+        "workers": workers_field(),
+    }
+)
+def scale_run(context: dg.OpExecutionContext) -> None:
+    """Go on with other workers: between two steps, without losing any."""
+    with explained():
+        given = context.op_config["run"]
+        jobs = list_jobs(place_address(given) if given else None)
+        alive = [submission for submission, state in jobs if state.alive and submission.id.startswith("train-")]
+        if len(alive) != 1:
+            said = ", ".join(submission.address.rpartition("/jobs/")[0] for submission in alive) or "no training"
+            raise InputError(f"under way: {said}; name the run to scale")
+        scale_job(alive[0].id, chosen_workers(context.op_config), context.log.info)
+
+
+@dg.op(config_schema={"job": dg.Field(str, description="As `onediffusion jobs` names it, like label-1a2b3c4d.")})
+def stop_submission(context: dg.OpExecutionContext) -> None:
+    """End a job; a training writes a checkpoint first."""
+    with explained():
+        state = stop_submitted(context.op_config["job"], context.log.info)
+        context.log.info(f"{context.op_config['job']}: {state.phase}")
+
+
+@dg.op(
+    config_schema={
+        "dataset": _DATASET,
+        "source": dg.Field(
+            str,
+            default_value="",
+            is_required=False,
+            description="Folder, glob, .tar or .parquet, local or s3://; empty: the sources it came from.",
+        ),
+        **target_fields(),
+        "workers": workers_field(),
+    }
+)
+def add_pictures(context: dg.OpExecutionContext) -> None:
+    """Add the pictures of a source that a dataset does not have yet, and label them as the others are."""
+    with explained():
+        config = context.op_config
+        dataset = place_address(config["dataset"])
+        sources = [config["source"]]
+        if not config["source"]:
+            sources = [source["uri"] for source in Dataset.open(dataset).description["sources"]]
+        for source in sources:
+            job = LabelJob(kind="label", dataset=dataset, source=source, workers=chosen_workers(config))
+            run_job(context, job, chosen_target(config))
+
+
+@dg.op(
+    config_schema={
+        "dataset": _DATASET,
+        "groups": dg.Field(
+            [str],
+            default_value=[],
+            is_required=False,
+            description="boxes, segmentation, pose, caption, edges, depth, latents, …; none: all that are declared.",
+        ),
+        "parameters": dg.Field(
+            dg.Permissive(), default_value={}, is_required=False, description="By labeler, as {edges: {low: 50}}."
+        ),
+        **target_fields(),
+        "workers": workers_field(),
+    }
+)
+def label_groups(context: dg.OpExecutionContext) -> None:
+    """Make what is stale or missing in a dataset, or label it with something new, which then becomes an asset."""
+    with explained():
+        config = context.op_config
+        job = LabelJob(
+            kind="label",
+            dataset=place_address(config["dataset"]),
+            groups=config["groups"],
+            parameters=config["parameters"],
+            workers=chosen_workers(config),
+        )
+        run_job(context, job, chosen_target(config))
+
+
+@dg.op(
+    config_schema={
+        "dataset": _DATASET,
+        "group": dg.Field(str, description="A group that is declared."),
+        "parameters": dg.Field(dg.Permissive(), description="Of its labeler, as {low: 50}; the others stay."),
+    }
+)
+def declare_parameters(context: dg.OpExecutionContext) -> None:
+    """Say what is wanted of a group, without making it: what becomes stale is then seen before it is rebuilt."""
+    with explained():
+        config = context.op_config
+        dataset, group = Dataset.open(place_address(config["dataset"])), config["group"]
+        declared = dataset.declaration(group)
+        if not declared or not declared.get("reads"):
+            raise InputError(f"{dataset.uri}: {group!r} is no label that was declared there")
+        labeler = load_labeler(
+            group if is_known(group) else declared["class"], {**declared["parameters"], **config["parameters"]}
+        )
+        with lease(dataset.store, [group]):  # not while a job works on it
+            dataset.declare(group, {**declared, "parameters": labeler.parameters.model_dump(mode="json")})
+        refresh()
+
+
+@dg.op(config_schema={"of": dg.Field(str, description="A dataset or run."), **target_fields()})
+def make_report(context: dg.OpExecutionContext) -> None:
+    """One self-contained page about a dataset or a run, report.html beside it."""
+    with explained():
+        config = context.op_config
+        ended = run_job(context, ReportJob(kind="report", of=place_address(config["of"])), chosen_target(config))
+        context.log.info(str(ended.result.get("page")))
+
+
+@dg.job(description=train_run.description)
+def start_training() -> None:
+    train_run()
+
+
+@dg.job(description=scale_run.description)
+def scale_training() -> None:
+    scale_run()
+
+
+@dg.job(description=stop_submission.description)
+def stop_job() -> None:
+    stop_submission()
+
+
+@dg.job(description=add_pictures.description)
+def ingest_pictures() -> None:
+    add_pictures()
+
+
+@dg.job(description=label_groups.description)
+def label_dataset() -> None:
+    label_groups()
+
+
+@dg.job(description=declare_parameters.description)
+def set_parameters() -> None:
+    declare_parameters()
+
+
+@dg.job(description=make_report.description)
+def write_report() -> None:
+    make_report()
+
+
+JOBS: list[Any] = [
+    start_training,
+    scale_training,
+    stop_job,
+    ingest_pictures,
+    label_dataset,
+    set_parameters,
+    write_report,
+]

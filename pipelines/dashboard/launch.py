@@ -1,0 +1,207 @@
+"""Launch forms, and sending what they say: through `pipelines.submit`, like any other job, never within Dagster.
+
+A Dagster run only follows the job: it copies the job's log, looks at its state, and reports what came of it. So a job
+outlives a dashboard that is closed or killed; when its Dagster run is terminated in the browser, the job is stopped.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import dagster as dg
+
+from cluster.ray_jobs import RayBackend
+from cluster.target import targets
+from model.errors import InputError
+from pipelines.job import Job, WorkersSpec, job_id, resolve
+from pipelines.job_folder import JobFolder, Submission, job_address
+from pipelines.submit import backend_of, job_state, log_lines, stop_job, submit_job
+
+LOOK_SECONDS = 15.0  # between reports of how far a job has come
+POLL_SECONDS = 2.0
+
+
+def workers_field(least: int = 1, most: int = 1, cpus: float = 1.0, gpus: float = 0.0) -> dg.Field:
+    """The part of a form that says how much a job may use."""
+    return dg.Field(
+        dg.Shape(
+            {
+                "least": dg.Field(int, default_value=least, is_required=False, description="Workers, at least."),
+                "most": dg.Field(int, default_value=most, is_required=False, description="Workers, at most."),
+                "cpus": dg.Field(float, default_value=cpus, is_required=False, description="CPUs of each worker."),
+                "gpus": dg.Field(float, default_value=gpus, is_required=False, description="GPUs of each worker."),
+            }
+        ),
+        description="How much it may use; more than one worker where the target has room for them.",
+    )
+
+
+def target_fields(target: str = "local") -> dict[str, dg.Field]:
+    """The part of a form that says where a job runs."""
+    return {
+        "target": dg.Field(
+            dg.Enum("Target", [dg.EnumValue(name) for name in targets()]),
+            default_value=target,
+            is_required=False,
+            description="Where it runs.",
+        ),
+        "target_file": dg.Field(
+            str, default_value="", is_required=False, description="A target file of your own, instead of `target`."
+        ),
+    }
+
+
+def chosen_target(config: Mapping[str, Any]) -> str:
+    """What a form says of where to run."""
+    return str(config.get("target_file") or config["target"])
+
+
+def chosen_workers(config: Mapping[str, Any]) -> WorkersSpec:
+    """What a form says of how much to use. Raises InputError."""
+    values = config["workers"]
+    if not 1 <= values["least"] <= values["most"]:
+        raise InputError(f"workers: at least {values['least']} and at most {values['most']}; give 1 or more, in order")
+    count = values["least"] if values["least"] == values["most"] else (values["least"], values["most"])
+    return WorkersSpec(count=count, cpus=values["cpus"], gpus=values["gpus"])
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job that succeeded, and its figures."""
+
+    submission: Submission
+    result: dict[str, Any]
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Let what a user can mend fail a Dagster run with its one line, not with a traceback."""
+    try:
+        yield
+    except InputError as error:
+        raise dg.Failure(str(error), allow_retries=False) from None
+
+
+def run_job(
+    context: dg.OpExecutionContext | dg.AssetExecutionContext,
+    job: Job,
+    target: str,
+    look: Callable[[], None] = lambda: None,
+) -> Ended:
+    """Send a job, follow it to its end, and return how it ended.
+
+    look: called now and then while it runs. A job that does not succeed fails the Dagster run with one line.
+    Terminating the Dagster run stops the job; closing the dashboard does not. Raises InputError (see `explained`).
+    """
+    job = resolve(job)
+    folder = JobFolder(job_address(job.output, job_id(job)))
+    before = folder.submission()
+    told = len(list(folder.log_lines())) if before else 0
+    submission = submit_job(job, target, context.log.info)
+    if before and before.attempt == submission.attempt:
+        told = 0  # one joins what is under way already
+    tags = {"onediffusion/job": submission.id, "onediffusion/target": submission.target_name}
+    context.instance.add_run_tags(context.run_id, tags)
+    context.log.info(f"{submission.name} on {submission.target_name}, kept in {submission.address}")
+    if isinstance(context, dg.AssetExecutionContext):
+        for key in sorted(context.selected_asset_keys)[:1]:
+            context.log_event(dg.AssetObservation(key, metadata=job_details(submission)))
+    try:
+        for line in _lines(submission, told, look):
+            print(line, flush=True)
+    except dg.DagsterExecutionInterruptedError:
+        _interrupted(context, submission)
+        raise
+    state = job_state(submission)
+    if state.phase == "stopped":
+        raise dg.Failure(f"{submission.id} was stopped; materialise again to continue", allow_retries=False)
+    if state.phase != "succeeded":
+        reason = state.reason or "its log says why"
+        raise dg.Failure(f"{submission.id}: {state.phase}: {reason}", allow_retries=False)
+    return Ended(submission, state.result or {})
+
+
+def _interrupted(context: dg.OpExecutionContext | dg.AssetExecutionContext, submission: Submission) -> None:
+    run = context.instance.get_run_by_id(context.run_id)
+    if run and run.status == dg.DagsterRunStatus.CANCELING:
+        context.log.info(f"stopping {submission.id}")
+        stop_job(submission.id, context.log.info)
+    else:
+        context.log.info(f"the dashboard ends; {submission.id} goes on: onediffusion logs -f {submission.id}")
+
+
+def _lines(submission: Submission, told: int, look: Callable[[], None]) -> Iterator[str]:
+    """The job's log as it comes, without the lines `told` by earlier attempts; `look` is called in between."""
+    lines: queue.Queue[str | BaseException | None] = queue.Queue()
+
+    def read() -> None:
+        try:
+            for line in _log(submission, told):
+                lines.put(line)
+            lines.put(None)
+        except BaseException as error:
+            lines.put(error)
+
+    # Its own thread, since a log may be silent for long; a daemon, since it may wait for a network that is gone.
+    threading.Thread(target=read, daemon=True).start()
+    due = time.monotonic() + LOOK_SECONDS
+    while True:
+        if time.monotonic() >= due:
+            look()
+            due = time.monotonic() + LOOK_SECONDS
+        try:
+            item = lines.get(timeout=0.5)
+        except queue.Empty:
+            continue
+        if item is None:
+            break
+        if isinstance(item, BaseException):
+            raise item
+        yield item
+    while job_state(submission).alive:  # its log may end a moment before it does
+        time.sleep(POLL_SECONDS)
+
+
+def _log(submission: Submission, told: int) -> Iterator[str]:
+    """What the job prints.
+
+    The log in the job's folder serves every target, but for a job on S3 that means reading a growing file every two
+    seconds. A Ray cluster streams what its jobs print, and dagster-ray has the reader for it. (Its own ways to start
+    jobs, the run launcher and the Pipes client, are not used: jobs are to be sent by one path alone, which keeps their
+    ids, attempts and logs the same on every target.)
+    """
+    if submission.target.get("type") == "ray" and submission.address.startswith("s3://"):
+        yield from ray_log(submission)
+    else:
+        yield from islice(log_lines(submission, follow=True), told, None)
+
+
+def ray_log(submission: Submission) -> Iterator[str]:
+    """Lines that a job on a Ray cluster prints, as they come, until it ends."""
+    from dagster_ray.core.pipes import tail_logs
+
+    while job_state(submission).phase == "pending":
+        time.sleep(POLL_SECONDS)
+    backend = backend_of(submission)
+    assert isinstance(backend, RayBackend)
+    rest = ""
+    for chunk in tail_logs(backend.client().tail_job_logs(submission.name)):
+        *lines, rest = (rest + (chunk or "")).split("\n")
+        yield from lines
+    if rest:
+        yield rest
+
+
+def job_details(submission: Submission) -> dict[str, Any]:
+    """Of a job, as metadata: its id, where it runs, and Ray's own dashboard where its target has one."""
+    found: dict[str, Any] = {"job": submission.id, "target": submission.target_name}
+    if submission.target.get("type") == "ray":
+        found["Ray's dashboard"] = dg.MetadataValue.url(f"{submission.target['address']}/#/jobs/{submission.name}")
+    return found

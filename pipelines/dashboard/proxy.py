@@ -1,0 +1,235 @@
+"""What a browser talks to: a proxy that lets in who may, and hands the rest to Dagster's own web servers.
+
+Those listen on sockets in a folder of this user alone, so there is no way around the proxy. Without tokens it serves
+whoever uses this machine; pages of other sites are kept out by the Host and Origin of a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from aiohttp import ClientSession, ClientTimeout, ClientWebSocketResponse, UnixConnector, WSMsgType, web
+from aiohttp.client_exceptions import ClientConnectionError
+
+from model.errors import InputError
+from pipelines.dashboard.places import find_place
+from pipelines.dashboard.sheets import CURVES, PICTURES, live_curves, picture_folder
+from pipelines.dashboard.tokens import SESSION_SECONDS, Role, Tokens
+
+COOKIE = "onediffusion_session"
+CURVE_SECONDS = 3.0  # that curves are drawn for everyone who looks
+WRONG_SECONDS = 1.0  # before a wrong token is answered
+MOST_BYTES = 64 << 20
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
+# Hop by hop, or to be set anew.
+_NOT_PASSED = frozenset(
+    {
+        *("connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "host", "content-length"),
+        *("cookie", "authorization", "proxy-authorization", "proxy-authenticate", "content-encoding"),
+        "accept-encoding",
+    }
+)
+_PICTURE_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_NOT_SERVED = ("/notebook", "/dagit/notebook")  # would read files of this machine
+_CHANGES = ("/report_asset_materialization", "/report_asset_check", "/report_asset_observation")
+_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>OneDiffusion dashboard</title>
+<meta name="viewport" content="width=device-width">
+<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:26rem;margin:18vh auto;padding:0 1rem;color:#1b1d22}}
+input,button{{font:inherit;padding:.5rem .7rem;width:100%;box-sizing:border-box;margin:.3rem 0}}p{{color:#5c626d}}
+.wrong{{color:#b3372b}}</style><h1>OneDiffusion</h1>{said}
+<form method="post" action="/login"><label>Token<input type="password" name="token" autocomplete="current-password"
+autofocus required></label><button>Sign in</button></form></html>"""
+_HEADERS = {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "same-origin"}
+
+
+@dataclass
+class Proxy:
+    """sockets: of the web server for each role; tokens: None where whoever is on this machine may come in."""
+
+    sockets: Mapping[Role, Path]
+    tokens: Tokens | None = None
+    _clients: dict[Role, ClientSession] = field(default_factory=dict)
+    _curves: dict[str, tuple[float, bytes]] = field(default_factory=dict)
+
+    def application(self) -> web.Application:
+        """The proxy as an application."""
+        app = web.Application(client_max_size=MOST_BYTES)
+        app.router.add_get(f"/{PICTURES}/{{name}}", self.picture)
+        app.router.add_get(f"/{CURVES}/{{name}}.svg", self.curves)
+        app.router.add_route("*", "/login", self.login)
+        app.router.add_post("/logout", self.logout)
+        app.router.add_route("*", "/{path:.*}", self.serve)
+        app.on_startup.append(self._open)
+        app.on_cleanup.append(self._close)
+        return app
+
+    async def _open(self, app: web.Application) -> None:
+        for role, path in self.sockets.items():
+            timeout = ClientTimeout(total=None, sock_connect=10)
+            self._clients[role] = ClientSession(
+                connector=UnixConnector(path=str(path), limit=0), timeout=timeout, auto_decompress=False
+            )
+
+    async def _close(self, app: web.Application) -> None:
+        for client in self._clients.values():
+            await client.close()
+
+    def _role(self, request: web.Request) -> Role | None:
+        if self.tokens is None:
+            return "operate"
+        kind, _, token = request.headers.get("Authorization", "").partition(" ")
+        if kind.lower() == "bearer":
+            return self.tokens.role_of(token.strip())
+        return self.tokens.session_role(request.cookies.get(COOKIE, ""))
+
+    def _refusal(self, request: web.Request) -> web.Response | None:
+        """What another site's page would send: a strange Host (a name that it points at us), or its own Origin."""
+        host = request.headers.get("Host", "")
+        name = urlsplit(f"//{host}").hostname or ""
+        if self.tokens is None and name not in LOOPBACK:
+            return web.Response(status=403, text="open the dashboard by its address on this machine\n")
+        origin = request.headers.get("Origin")
+        changes = request.method not in ("GET", "HEAD") or request.headers.get("Upgrade", "").lower() == "websocket"
+        if changes and origin and urlsplit(origin).netloc != host:
+            return web.Response(status=403, text="requests of other sites are refused\n")
+        return None
+
+    async def _admit(self, request: web.Request) -> Role:
+        """The role of who asks. Raises web.HTTPException where there is none."""
+        refusal = self._refusal(request)
+        if refusal is not None:
+            raise web.HTTPForbidden(text=refusal.text)
+        role = self._role(request)
+        if role is None:
+            if "Authorization" in request.headers:
+                await asyncio.sleep(WRONG_SECONDS)
+            if request.method == "GET" and "text/html" in request.headers.get("Accept", ""):
+                raise web.HTTPSeeOther("/login")
+            raise web.HTTPUnauthorized(text="sign in at /login, or send `Authorization: Bearer TOKEN`\n")
+        return role
+
+    async def login(self, request: web.Request) -> web.StreamResponse:
+        """The form, and what it sends: a token in, a cookie out."""
+        refusal = self._refusal(request)
+        if refusal is not None:
+            return refusal
+        if self.tokens is None:
+            raise web.HTTPSeeOther("/")
+        if request.method != "POST":
+            return _form("")
+        token = (await request.post()).get("token", "")
+        role = self.tokens.role_of(token) if isinstance(token, str) else None
+        if role is None:
+            await asyncio.sleep(WRONG_SECONDS)
+            return _form("This token is not known.", 403)
+        response = web.Response(status=303, headers={"Location": "/"})
+        secure = request.secure or request.headers.get("X-Forwarded-Proto") == "https"
+        response.set_cookie(
+            COOKIE,
+            self.tokens.open_session(role),
+            max_age=int(SESSION_SECONDS),
+            httponly=True,
+            samesite="Strict",
+            secure=secure,
+            path="/",
+        )
+        return response
+
+    async def logout(self, request: web.Request) -> web.StreamResponse:
+        """End the session."""
+        await self._admit(request)
+        if self.tokens is not None:
+            self.tokens.close_session(request.cookies.get(COOKIE, ""))
+        response = web.Response(status=303, headers={"Location": "/login"})
+        response.del_cookie(COOKIE, path="/")
+        return response
+
+    async def picture(self, request: web.Request) -> web.StreamResponse:
+        """A picture of an asset page; its name is its content, so it may be kept for good."""
+        await self._admit(request)
+        name = request.match_info["name"]
+        path = picture_folder() / name
+        if "/" in name or name.startswith(".") or not path.is_file():
+            raise web.HTTPNotFound(text="this picture is no longer kept\n")
+        lasting = "private, max-age=31536000, immutable"
+        headers = {**_HEADERS, "Cache-Control": lasting, "Content-Security-Policy": _PICTURE_POLICY}
+        return web.FileResponse(path, headers=headers)
+
+    async def curves(self, request: web.Request) -> web.StreamResponse:
+        """A run's loss curves as they are now: an event of Dagster's shows those of its time."""
+        await self._admit(request)
+        name = request.match_info["name"]
+        since, drawn = self._curves.get(name, (float("-inf"), b""))
+        if time.monotonic() - since > CURVE_SECONDS:
+            try:
+                drawn = await asyncio.to_thread(lambda: live_curves(find_place(name).address))
+            except InputError as error:
+                raise web.HTTPNotFound(text=f"{error}\n") from None
+            self._curves[name] = (time.monotonic(), drawn)
+        headers = {**_HEADERS, "Cache-Control": "no-store", "Content-Security-Policy": _PICTURE_POLICY}
+        return web.Response(body=drawn, content_type="image/svg+xml", headers=headers)
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        """Everything else is Dagster's, from the web server of the role."""
+        role = await self._admit(request)
+        if request.path.startswith(_NOT_SERVED) or (role == "read" and request.path.startswith(_CHANGES)):
+            raise web.HTTPForbidden(text="not served here\n")
+        if request.headers.get("Upgrade", "").lower() == "websocket":
+            return await self._pass_socket(request, self._clients[role])
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in _NOT_PASSED}
+        headers["Accept-Encoding"] = "identity"  # compressed once, here
+        body = await request.read() if request.can_read_body else None
+        try:
+            async with self._clients[role].request(
+                request.method, f"http://dagster{request.path_qs}", headers=headers, data=body, allow_redirects=False
+            ) as answer:
+                passed = [(name, value) for name, value in answer.headers.items() if name.lower() not in _NOT_PASSED]
+                response = web.StreamResponse(status=answer.status, headers={**dict(passed), **_HEADERS})
+                response.enable_compression()
+                await response.prepare(request)
+                async for part in answer.content.iter_chunked(1 << 16):
+                    await response.write(part)
+                await response.write_eof()
+                return response
+        except ClientConnectionError:
+            raise web.HTTPServiceUnavailable(text="the dashboard is starting; try again\n") from None
+
+    async def _pass_socket(self, request: web.Request, client: ClientSession) -> web.StreamResponse:
+        protocols = [name.strip() for name in request.headers.get("Sec-WebSocket-Protocol", "").split(",") if name]
+        try:
+            inner = await client.ws_connect(f"http://dagster{request.path_qs}", protocols=protocols, max_msg_size=0)
+        except ClientConnectionError:
+            raise web.HTTPServiceUnavailable(text="the dashboard is starting; try again\n") from None
+        outer = web.WebSocketResponse(protocols=[inner.protocol] if inner.protocol else (), max_msg_size=MOST_BYTES)
+        await outer.prepare(request)
+        tasks = [asyncio.create_task(_pass_on(*ends)) for ends in ((outer, inner), (inner, outer))]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(inner.close(), outer.close(), *tasks, return_exceptions=True)
+        return outer
+
+
+async def _pass_on(
+    source: web.WebSocketResponse | ClientWebSocketResponse, sink: web.WebSocketResponse | ClientWebSocketResponse
+) -> None:
+    async for message in source:
+        if message.type == WSMsgType.TEXT:
+            await sink.send_str(message.data)
+        elif message.type == WSMsgType.BINARY:
+            await sink.send_bytes(message.data)
+
+
+def _form(said: str, status: int = 200) -> web.Response:
+    text = _PAGE.format(said=f'<p class="wrong">{escape(said)}</p>' if said else "<p>A token opens the dashboard.</p>")
+    policy = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"
+    headers = {**_HEADERS, "Cache-Control": "no-store", "Content-Security-Policy": policy}
+    return web.Response(status=status, text=text, content_type="text/html", headers=headers)

@@ -1,0 +1,147 @@
+"""The assets of a run: its checkpoints, made from the groups that its mixture reads, and their evaluation."""
+
+# No postponed annotations: Dagster reads those of its steps.
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import dagster as dg
+
+from pipelines.dashboard.details import checkpoint_details, progress_details
+from pipelines.dashboard.fingerprints import DatasetState, Version, dataset_state, run_code_version, run_versions
+from pipelines.dashboard.launch import (
+    chosen_target,
+    chosen_workers,
+    explained,
+    job_details,
+    run_job,
+    target_fields,
+    workers_field,
+)
+from pipelines.dashboard.reporting import Reporter
+from pipelines.dashboard.sheets import CURVES
+from pipelines.dashboard.snapshots import Snapshot, find_snapshot, refresh, snapshots
+from pipelines.job import TrainJob
+
+
+def run_assets(snapshot: Snapshot, names: Mapping[str, str]) -> list[dg.AssetSpec | dg.AssetsDefinition]:
+    """The assets of a run. names: address → name, of the datasets on the dashboard."""
+    name = snapshot.place.name
+    checkpoints = dg.AssetSpec(
+        dg.AssetKey([name, "checkpoints"]),
+        deps=[dg.AssetKey([names[address], group]) for address, group in snapshot.reads if address in names],
+        description=_about(snapshot),
+        group_name=name,
+        code_version=run_code_version(snapshot) if snapshot.config else None,
+        kinds={"pytorch", "s3"} if snapshot.place.address.startswith("s3://") else {"pytorch"},
+        owners=[snapshot.place.owner] if snapshot.place.owner else [],
+        metadata={
+            "address": f"{snapshot.place.address}/checkpoints",
+            "configuration": dg.MetadataValue.json(snapshot.config),
+        },
+    )
+    evaluation = dg.AssetSpec(
+        dg.AssetKey([name, "evaluation"]),
+        deps=[checkpoints.key],
+        description="Figures of the model beside baselines, on training pictures.",
+        group_name=name,
+        kinds={"json"},
+        metadata={"address": f"{snapshot.place.address}/evaluation.json"},
+    )
+    return [_training(snapshot, checkpoints) if snapshot.config else checkpoints, evaluation]
+
+
+def _about(snapshot: Snapshot) -> str:
+    if snapshot.trouble:
+        return f"**{snapshot.trouble}**\n\n{snapshot.place.address}"
+    tasks = [task for source in snapshot.config["mixture"].values() for task in source["tasks"]]
+    about = f"Checkpoints of **{snapshot.config['name']}**, learning {', '.join(dict.fromkeys(tasks))}."
+    return f"{about}\n\n![loss and speed as they are now](/{CURVES}/{snapshot.place.name}.svg)"
+
+
+def training_fields(workers: Mapping[str, Any]) -> dict[str, dg.Field]:
+    """The form of a training, but for its configuration."""
+    count = workers.get("count", 1)
+    least, most = (count, count) if isinstance(count, int) else count
+    return {
+        **target_fields(),
+        "workers": workers_field(least, most, float(workers.get("cpus", 1.0)), float(workers.get("gpus", 0.0))),
+        "batch": dg.Field(
+            int, default_value=0, is_required=False, description="Samples of a step over all workers; 0: as configured."
+        ),
+        "steps": dg.Field(int, default_value=0, is_required=False, description="To train; 0: as configured."),
+    }
+
+
+def sized(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a form says of batch and steps, as overrides of a configuration."""
+    return {key: config[key] for key in ("batch", "steps") if config[key]}
+
+
+def _training(snapshot: Snapshot, spec: dg.AssetSpec) -> dg.AssetsDefinition:
+    name, address = snapshot.place.name, snapshot.place.address
+
+    @dg.multi_asset(
+        name=f"{name}__train",
+        specs=[spec],
+        can_subset=False,
+        pool=f"run_{name}",
+        config_schema=training_fields(snapshot.config["workers"]),
+    )
+    def train(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterialization]:
+        config = context.op_execution_context.op_config
+        with explained():
+            job = TrainJob(
+                kind="train",
+                config={**snapshot.config, **sized(config)},
+                run=address,
+                workers=chosen_workers(config),
+            )
+            ended = run_job(context, job, chosen_target(config), Observer(context, address))
+        refresh([name])
+        yield from Reporter(context.instance).events(
+            [one for one in versions_of(find_snapshot(name)) if one.key[1] == "checkpoints"],
+            lambda one: checkpoint_details(address) | job_details(ended.submission),
+            again=True,
+        )
+
+    return train
+
+
+class Observer:
+    """While a training goes on: its loss curves as events of its checkpoints, now and then where there are new records.
+
+    Less and less often, since Dagster keeps them all.
+    """
+
+    def __init__(self, context: dg.OpExecutionContext | dg.AssetExecutionContext, address: str) -> None:
+        self.context = context
+        self.address = address
+        self.step = -1
+        self.began = self.due = time.monotonic()
+
+    def __call__(self) -> None:
+        """Look once."""
+        if time.monotonic() < self.due:
+            return
+        name = next((one.place.name for one in snapshots() if one.place.address == self.address), None)
+        details = progress_details(self.address) if name else {}
+        if name and details.get("loss") and details["step"] > self.step:
+            self.step = details["step"]
+            self.due = time.monotonic() + (time.monotonic() - self.began) / 20
+            self.context.log_event(dg.AssetObservation(dg.AssetKey([name, "checkpoints"]), metadata=details))
+
+
+def dataset_names(seen: Iterable[Snapshot]) -> dict[str, str]:
+    """Address → name, of the datasets whose groups are assets."""
+    return {one.place.address: one.place.name for one in seen if one.groups}
+
+
+def versions_of(snapshot: Snapshot, datasets: Mapping[str, DatasetState] | None = None) -> list[Version]:
+    """A run's versions. datasets: by address, where they were looked at already."""
+    seen = snapshots()
+    if datasets is None:
+        read = {address for address, _ in snapshot.reads}
+        known = [one for one in seen if one.place.address in read and one.groups and not one.trouble]
+        datasets = {one.place.address: dataset_state(one) for one in known}
+    return list(run_versions(snapshot, dataset_names(seen), datasets))

@@ -1,0 +1,239 @@
+"""What a Slurm site is sent, and what its answers become; no site is needed for these."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.slurm import SlurmBackend
+from cluster.slurm_messages import ended_reason, is_unreachable, pending_reason, refusal
+from cluster.slurm_node import free_port, reachable_address
+from cluster.slurm_script import Shape, gres, shape
+from cluster.target import SlurmTarget, load_target, parse_target
+from cluster.work import Work, Workers
+from model.errors import InputError
+
+
+def target(**values: Any) -> SlurmTarget:
+    found = parse_target({"type": "slurm", "cpus_per_node": 32, **values}, "site.yaml")
+    assert isinstance(found, SlurmTarget)
+    return found
+
+
+def work(**values: Any) -> Work:
+    given = {"name": "label-1a2b3c4d-1", "kind": "label", "address": "s3://lab/d/jobs/label-1a2b3c4d", **values}
+    return Work(arguments=("execute", given["address"], "--attempt", "1"), **given)
+
+
+def options(text: str) -> list[str]:
+    return re.findall(r"^#SBATCH (.*)$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("workers", "values", "wanted"),
+    [
+        (Workers(1, 1, 1.0), {}, Shape(1, 1, 1, 0, 0)),  # its share of a node
+        (Workers(2, 2, 32.0), {}, Shape(2, 2, 32, 0, 0)),
+        (Workers(3, 3, 16.0), {}, Shape(2, 2, 32, 0, 0)),
+        (Workers(2, 2, 1.0, 1.0), {"gpus_per_node": 4, "memory_gb_per_node": 256}, Shape(1, 1, 16, 2, 128 * 1024)),
+        (Workers(8, 8, 1.0, 1.0), {"gpus_per_node": 4}, Shape(2, 2, 32, 4, 0)),
+        (Workers(1, 8, 1.0, 1.0), {"gpus_per_node": 4}, Shape(1, 2, 32, 4, 0)),
+        (Workers(2, 2, 1.0, 0.5), {"gpus_per_node": 1}, Shape(1, 1, 32, 1, 0)),
+        (Workers(2, 2, 1.0, 0.0, 100.0), {"memory_gb_per_node": 128}, Shape(2, 2, 32, 0, 128 * 1024)),
+        (Workers(2, 2, 1.0, 0.0, 3.0), {}, Shape(1, 1, 2, 0, 6 * 1024)),
+        (Workers(1, 1, 1.0, 1.0), {"gpus_per_node": 4, "exclusive": True}, Shape(1, 1, 32, 4, 0)),
+        (Workers(1, 1, 0.0), {}, Shape(1, 1, 32, 0, 0)),
+    ],
+)
+def test_workers_become_nodes(workers: Workers, values: dict[str, Any], wanted: Shape) -> None:
+    assert shape(target(**values), workers) == wanted
+
+
+def test_a_worker_larger_than_a_node_is_refused() -> None:
+    with pytest.raises(InputError, match=r"needs 1 GPUs, and the nodes of this target have 0 \(gpus_per_node\)"):
+        shape(target(), Workers(gpus=1.0))
+    with pytest.raises(InputError, match=r"needs 64 CPUs.* 32 \(cpus_per_node\)"):
+        shape(target(), Workers(cpus=64.0))
+
+
+def test_the_script_says_what_the_target_says(tmp_path: Path) -> None:
+    site = target(
+        partition="gpu",
+        account="lab",
+        qos="long",
+        reservation="tuesday",
+        constraint="a100&nvlink",
+        hours=1.5,
+        gpus_per_node=4,
+        gpu_type="a100",
+        memory_gb_per_node=100,
+        options=["--mail-type=FAIL"],
+        setup=["module load cuda"],
+        environment={"HF_HUB_OFFLINE": "1", "NOTE": "it's $HOME"},
+        folder=str(tmp_path / "100% of it"),
+        python="/shared/venv/bin/python",
+        working_dir="/shared/onediffusion",
+    )
+    text = SlurmBackend(site).plan(work(workers=Workers(1, 8, 1.0, 1.0), environment={"MORE": "x"}))["sbatch script"]
+    assert set(options(text)) >= {
+        *("--job-name=label-1a2b3c4d-1", "--dependency=singleton", "--nodes=1-2", "--ntasks-per-node=1"),
+        *("--cpus-per-task=32", "--gres=gpu:a100:4", "--mem=102400M", "--time=90", "--partition=gpu", "--account=lab"),
+        *("--qos=long", "--reservation=tuesday", "'--constraint=a100&nvlink'", "--export=ALL", "--requeue"),
+        *("--signal=B:USR1@300", "--open-mode=append", "--mail-type=FAIL"),
+        f"'--output={tmp_path}/100%% of it/label-1a2b3c4d-1.out'",
+    }
+    lines = text.splitlines()
+    assert lines.index("module load cuda") < lines.index("export HF_HUB_OFFLINE=1") < lines.index("export MORE=x")
+    told = subprocess.run(["bash", "-c", text[: text.index("# Ray on every")] + "env"], capture_output=True, text=True)
+    assert "NOTE=it's $HOME\n" in told.stdout, told.stderr
+    assert "OMP_NUM_THREADS=1\n" in told.stdout
+    assert "arguments=(execute s3://lab/d/jobs/label-1a2b3c4d --attempt 1)" in lines
+    assert {"python=/shared/venv/bin/python", "working_dir=/shared/onediffusion"} <= set(lines)
+    assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+    assert not tmp_path.joinpath("100% of it").exists(), "a plan touches nothing"
+
+
+def test_without_more_a_script_asks_for_little() -> None:
+    text = SlurmBackend(target(requeue=False)).plan(work())["sbatch script"]
+    names = [option.partition("=")[0] for option in options(text)]
+    assert not {"--partition", "--account", "--time", "--gres", "--mem", "--exclusive"} & set(names)
+    assert "--no-requeue" in names
+    assert f"python={sys.executable}" in text.splitlines()
+    assert "--mem=0" in options(SlurmBackend(target(exclusive=True)).plan(work())["sbatch script"])
+
+
+def test_no_secret_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2-hunter2")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "hunter3-hunter3")
+    plan = SlurmBackend(target()).plan(work())
+    assert "hunter" not in str(plan)
+    with pytest.raises(InputError, match="AWS_SECRET_ACCESS_KEY looks like a secret"):
+        target(environment={"AWS_SECRET_ACCESS_KEY": "hunter2"})
+    with pytest.raises(InputError, match="HF_TOKEN: looks like a secret"):
+        SlurmBackend(target()).plan(work(environment={"HF_TOKEN": "hunter2"}))
+
+
+def test_what_lies_on_this_machine_needs_a_shared_disk(tmp_path: Path) -> None:
+    site = SlurmBackend(target(shared_disk=False, working_dir="/opt/onediffusion"))
+    assert "--output=/tmp/label-1a2b3c4d-1.out" in site.plan(work(places=("s3://lab/d",)))["sbatch script"]
+    with pytest.raises(InputError, match=f"{tmp_path}: the nodes of this target do not see"):
+        site.plan(work(places=("s3://lab/d", str(tmp_path))))
+    with pytest.raises(InputError, match=f"{tmp_path}: the nodes of this target do not see"):
+        site.plan(work(address=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"cpus_per_node": 0}, "cpus_per_node: Input should be greater than or equal to 1, got 0"),
+        ({"hours": 0.05}, "hours 0.05 leaves no time before the signal that comes 300 s"),
+        ({"partiton": "gpu"}, "no key 'partiton' (did you mean 'partition'?)"),
+        ({"partition": "gpu --account=x"}, "partition: "),
+        ({"options": ["-p gpu"]}, "options.0: "),
+        ({"scratch": "/scratch/" + "x" * 40}, "scratch: "),
+    ],
+)
+def test_a_wrong_target_is_one_line(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=re.escape(f"site.yaml: {words}")) as raised:
+        target(**values)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_example_is_a_target() -> None:
+    assert isinstance(load_target("slurm"), SlurmTarget)
+    text = Path(str(sys.modules["cluster.target"].TARGETS), "slurm.yaml").read_text()
+    # What is commented out can be used as it is.
+    keys = dict.fromkeys(SlurmTarget.model_fields)
+    given = [line[2:] for line in text.splitlines() if line.startswith("# ") and line[2:].partition(":")[0] in keys]
+    assert len(given) > 8
+    for line in given:
+        import yaml
+
+        target(**yaml.safe_load(line))
+
+
+def test_without_slurm_here_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    for act in (lambda site: site.submit(work()), lambda site: site.state("x"), lambda site: site.stop("x")):
+        with pytest.raises(InputError, match="squeue: not found on this machine; submit from a login node"):
+            act(SlurmBackend(target()))
+
+
+# As Slurm 22.05 and later write them.
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("invalid partition specified: gpuu\n"
+         "sbatch: error: Batch job submission failed: Invalid partition name specified",
+         "(partition 'gpu'); `sinfo -s`"),
+        ("Batch job submission failed: Invalid account or account/partition combination specified",
+         "(account 'lab'); `sacctmgr show associations"),
+        ("Batch job submission failed: Invalid qos specification", "(qos of the target); `sacctmgr show qos`"),
+        ("Batch job submission failed: Requested time limit is invalid (missing or exceeds some limit)",
+         "(hours 2.0); `sinfo"),
+        ("Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time "
+         "limits)", "(hours 2.0, account 'lab'); the job exceeds a limit of the account or QOS"),
+        ("Batch job submission failed: User's group not permitted to use this partition", "choose one that you may"),
+        ("Invalid generic resource (gres) specification", "(gpu_type of the target); "),
+        ("Batch job submission failed: Something new", "the site refuses the job: Something new"),
+    ],
+)  # fmt: skip
+def test_a_refusal_names_what_to_correct(said: str, words: str) -> None:
+    values = target(partition="gpu", account="lab", hours=2).model_dump()
+    line = refusal(f"sbatch: error: {said}\n", values)
+    assert words in line
+    assert "sbatch: error" not in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("Resources", "there is no room on the partition's nodes now (Resources)"),
+        ("None", "Slurm has not looked at it yet"),
+        ("Dependency", "a job of the same name has to end first (Dependency)"),
+        ("JobHeldUser", "release it with `scontrol release 17` (JobHeldUser)"),
+        ("QOSMaxCpuPerUserLimit", "the limit of the QOS is reached"),
+        ("QOSMaxWallDurationPerJobLimit", "lower `hours`"),
+        ("QOSMaxGRESPerJob", "ask for fewer workers"),
+        ("AssocGrpCpuLimit", "the limit of the account is reached"),
+        ("AssocGrpGRES", "the limit of the account is reached"),
+        ("AssocMaxWallDurationPerJobLimit", "the account does not allow so long"),
+        ("ReqNodeNotAvail, UnavailableNodes:node[1-2]", "its nodes are reserved, drained or down (ReqNodeNotAvail, Un"),
+        ("PartitionTimeLimit", "lower `hours` in the target (PartitionTimeLimit)"),
+        ("SomethingNew", "SomethingNew"),
+    ],
+)
+def test_a_reason_to_wait_is_readable(reason: str, words: str) -> None:
+    assert words in pending_reason(reason, "17")
+
+
+def test_an_end_is_explained() -> None:
+    assert ended_reason("COMPLETED", "0:0") == ""
+    assert "exit code 2;" in ended_reason("FAILED", "2:0")
+    assert "raise `memory_gb_per_node`" in ended_reason("OUT_OF_MEMORY", "0:125")
+    assert is_unreachable("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
+    assert not is_unreachable("slurm_load_jobs error: Invalid user id")
+
+
+def test_gpus_are_named_as_the_site_does() -> None:
+    assert gres(target(), Shape(1, 1, 1, 0, 0)) == ""
+    assert gres(target(), Shape(1, 1, 1, 2, 0)) == "gpu:2"
+    assert gres(target(gpu_type="a100"), Shape(1, 1, 1, 2, 0)) == "gpu:a100:2"
+
+
+def test_a_port_is_free_and_an_address_leads_there() -> None:
+    assert reachable_address("127.0.0.1") == "127.0.0.1"
+    with pytest.raises(OSError, match=r"known|resol"):
+        reachable_address("no-such-node.invalid")
+    ports = {free_port() for _ in range(20)}
+    assert len(ports) > 15, "drawn, not the first that is free"
+    with socket.socket() as taken:
+        taken.bind(("", ports.pop()))

@@ -1,0 +1,446 @@
+"""The dashboard's assets: their lineage, and what Dagster calls fresh, beside what the footers say."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.data_version import CachingStaleStatusResolver
+from dagster._core.loader import LoadingContextForTest
+
+from cluster.local import _processes
+from cluster.records import forget_job, remember_job
+from labeling.plan import dataset_status
+from labeling.shards import Dataset
+from model.errors import InputError
+from pipelines.dashboard import ranges
+from pipelines.dashboard.checks import dataset_verdicts, run_verdicts
+from pipelines.dashboard.definitions import build_definitions
+from pipelines.dashboard.fingerprints import Version, dataset_state, dataset_versions
+from pipelines.dashboard.following import Follower
+from pipelines.dashboard.places import find_place, forget, place_kind, places, remember, worked_on
+from pipelines.dashboard.reporting import Reporter
+from pipelines.dashboard.sheets import keep_picture, picture_folder
+from pipelines.dashboard.snapshots import find_snapshot, refresh, shape, snapshots
+from pipelines.dashboard.sources import news
+from pipelines.ingest import ingest
+from pipelines.label import label
+from pipelines.submit import list_jobs
+from pipelines.train import train
+from training.config import load_config
+
+BRIGHTNESS, DOUBLED = "simple_labelers:Brightness", "simple_labelers:Doubled"
+Verdicts = dict[str, tuple[str, list[str]]]
+
+
+@pytest.fixture(scope="session")
+def labelled(ray_cluster: None, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source of six pictures and a dataset of three shards made of it, with two labels, one made from the other."""
+    folder = tmp_path_factory.mktemp("dashboard")
+    (folder / "source").mkdir()
+    for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "camera.png", "motorcycle_left.png"):
+        shutil.copy(photographs / name, folder / "source" / name)
+    ingest(str(folder / "source"), str(folder / "faces"), shard_rows=2)
+    label(str(folder / "faces"), [BRIGHTNESS, DOUBLED], {"brightness": {"levels": 2}})
+    return folder
+
+
+@pytest.fixture
+def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A data folder of the test's own; what jobs leave running is ended."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    yield
+    for submission, _ in list_jobs():
+        for process in _processes(submission.name):
+            process.kill()
+
+
+@pytest.fixture
+def faces(labelled: Path, own_data: None, tmp_path: Path) -> Dataset:
+    """A dataset on the dashboard that a test may spoil."""
+    dataset = Dataset.open(shutil.copytree(labelled / "faces", tmp_path / "faces"))
+    remember([("dataset", dataset.uri)])
+    refresh()
+    return dataset
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+def verdicts(instance: dg.DagsterInstance, partition: str | None = None) -> Verdicts:
+    """What Dagster says of each asset, and why, by the definitions as they load now."""
+    graph = build_definitions().get_repository_def().asset_graph
+    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
+    found: Verdicts = {}
+    for key in graph.get_all_asset_keys():
+        asked = partition if graph.get(key).is_partitioned else None
+        reasons = [cause.reason for cause in resolver.get_stale_causes(key, asked)]
+        found[key.to_user_string()] = (resolver.get_status(key, asked).value, reasons)
+    return found
+
+
+def declare(dataset: Dataset, group: str, **parameters: Any) -> None:
+    declared = dataset.declaration(group)
+    assert declared
+    dataset.declare(group, {**declared, "parameters": {**declared["parameters"], **parameters}})
+    refresh()
+
+
+def last_event(instance: dg.DagsterInstance, *key: str) -> dg.AssetMaterialization:
+    records = instance.fetch_materializations(dg.AssetKey(key), limit=1).records
+    event = records[0].asset_materialization
+    assert event
+    return event
+
+
+def test_groups_are_assets_with_their_lineage_and_code_versions(faces: Dataset) -> None:
+    graph = build_definitions().get_repository_def().asset_graph
+    parents = {
+        key.to_user_string(): {parent.to_user_string() for parent in graph.get(key).parent_keys}
+        for key in graph.get_all_asset_keys()
+    }
+    assert parents == {
+        "faces/images": set(),
+        "faces/brightness": {"faces/images"},
+        "faces/doubled": {"faces/images", "faces/brightness"},
+    }
+    node = graph.get(dg.AssetKey(["faces", "brightness"]))
+    before = node.code_version
+    assert node.group_name == "faces" and node.metadata["labeler"] == "brightness 1" and before
+    assert not graph.get(dg.AssetKey(["faces", "images"])).is_materializable
+    declare(faces, "brightness", gain=2.0)
+    graph = build_definitions().get_repository_def().asset_graph
+    assert graph.get(dg.AssetKey(["faces", "brightness"])).code_version not in (None, before)
+
+
+def test_what_was_labelled_elsewhere_is_shown_as_fresh_with_pictures(
+    faces: Dataset, instance: dg.DagsterInstance
+) -> None:
+    assert verdicts(instance)["faces/brightness"][0] == "MISSING"
+    follower = Follower(instance)
+    assert follower.follow() == ["faces: 9 changes"]  # three groups, and three checks of each label
+    assert {status for status, _ in verdicts(instance).values()} == {"FRESH"}
+    event = last_event(instance, "faces", "brightness")
+    content = dataset_state(find_snapshot("faces")).contents["brightness"]
+    assert event.tags["dagster/data_version"] == content
+    assert event.metadata["dagster/row_count"].value == 6
+    sheet = str(event.metadata["pictures"].value)
+    name = sheet[sheet.index("/pictures/") + len("/pictures/") : -1]
+    assert len(sheet) < 1000 and (picture_folder() / name).read_bytes().startswith(b"\xff\xd8")
+    assert follower.follow() == [] == Follower(instance).follow()
+
+
+def test_dagster_calls_stale_what_the_footers_call_stale(faces: Dataset, instance: dg.DagsterInstance) -> None:
+    follower = Follower(instance)
+    follower.follow()
+    declare(faces, "brightness", gain=1.0001)
+    follower.follow()
+    assert verdicts(instance)["faces/brightness"] == ("STALE", ["has a new code version"])
+    assert verdicts(instance)["faces/doubled"] == ("FRESH", [])
+    label(faces.uri, [])  # with two levels the values come out the same: nothing else is stale
+    follower.follow()
+    assert {status for status, _ in verdicts(instance).values()} == {"FRESH"}
+    declare(faces, "brightness", gain=0.1, levels=256)
+    label(faces.uri, ["brightness"])
+    follower.follow()
+    assert asdict(dataset_status(faces)["doubled"])["stale"] == 3
+    assert verdicts(instance)["faces/doubled"] == ("STALE", ["has a new dependency data version"])
+    label(faces.uri, [])
+    follower.follow()
+    assert {status for status, _ in verdicts(instance).values()} == {"FRESH"}
+
+
+def test_shards_that_are_gone_or_made_otherwise_are_stale(faces: Dataset, instance: dg.DagsterInstance) -> None:
+    label(faces.uri, [BRIGHTNESS], {"brightness": {"gain": 2.0}})
+    declare(faces, "brightness", gain=1.0)  # before the dashboard ever saw it
+    follower = Follower(instance)
+    follower.follow()
+    assert verdicts(instance)["faces/brightness"][0] == "STALE"
+    label(faces.uri, [])
+    follower.follow()
+    assert verdicts(instance)["faces/brightness"][0] == "FRESH"
+    faces.store.delete("doubled/000001.parquet")
+    follower.follow()
+    assert verdicts(instance)["faces/doubled"][0] == "STALE"
+    for name in ("000000", "000002"):
+        faces.store.delete(f"doubled/{name}.parquet")
+    follower.follow()
+    assert verdicts(instance)["faces/doubled"][0] == "STALE"
+    assert last_event(instance, "faces", "doubled").tags["dagster/data_version"] == "missing"
+
+
+def test_a_report_overrules_what_dagster_concludes_from_versions(faces: Dataset, instance: dg.DagsterInstance) -> None:
+    """As when a column changed that nobody reads: the data version is new, what depends on it is fresh all the same."""
+    Follower(instance).follow()
+    versions = list(dataset_versions(dataset_state(find_snapshot("faces"))))
+    changed = [Version(**{**one.__dict__, "content": "x"}) if one.key[1] == "brightness" else one for one in versions]
+    assert Reporter(instance).report(changed, lambda one: {}) == 1
+    assert verdicts(instance)["faces/doubled"][0] == "STALE"
+    inputs = {("faces", "brightness"): "x", ("faces", "images"): versions[0].content}
+    changed[-1] = Version(**{**changed[-1].__dict__, "inputs": inputs, "current": inputs})
+    assert Reporter(instance).report(changed, lambda one: {}) == 1
+    assert verdicts(instance)["faces/doubled"] == ("FRESH", [])
+
+
+@pytest.mark.parametrize(
+    ("shards", "count", "first", "last"),
+    [
+        (0, 0, "", ""),
+        (9, 1, "all", "all"),
+        (10, 10, "000000", "000009"),
+        (99, 99, "000000", "000098"),
+        (100, 10, "000000-000009", "000090-000099"),
+        (101, 11, "000000-000009", "000100-000109"),
+        (100_000, 10, "000000-009999", "090000-099999"),
+    ],
+)
+def test_ranges_are_few_and_keep_their_names_as_a_dataset_grows(shards: int, count: int, first: str, last: str) -> None:
+    found = ranges.cut_ranges(shards)
+    assert len(found) == count <= ranges.MOST_RANGES
+    assert [shard for one in found for shard in range(one.first, one.end)] == list(range(shards))
+    if found:
+        assert (found[0].key, found[-1].key) == (first, last)
+
+
+def test_a_range_of_shards_is_stale_by_itself(
+    faces: Dataset, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranges, "FEW_SHARDS", 2)
+    graph = build_definitions().get_repository_def().asset_graph
+    partitions = graph.get(dg.AssetKey(["faces", "doubled"])).partitions_def
+    assert partitions and partitions.get_partition_keys() == ["000000", "000001", "000002"]
+    follower = Follower(instance)
+    follower.follow()
+    assert {status for status, _ in verdicts(instance, "000001").values()} == {"FRESH"}
+    declare(faces, "brightness", gain=0.1, levels=256)
+    label(faces.uri, ["brightness"], shards=(1, 2))
+    follower.follow()
+    assert verdicts(instance, "000001")["faces/brightness"][0] == "FRESH"
+    assert verdicts(instance, "000001")["faces/doubled"][0] == "STALE"
+    assert verdicts(instance, "000002")["faces/brightness"][0] == "STALE"
+    assert verdicts(instance, "000002")["faces/doubled"][0] == "FRESH"
+    check = {(one.key[1], one.check): one for one in dataset_verdicts(dataset_state(find_snapshot("faces")), instance)}
+    assert check["brightness", "fresh"].said == "2 stale of 3 shards, in 000000, 000002"
+
+
+def materialise(instance: dg.DagsterInstance, *groups: str, **more: Any) -> dg.ExecuteInProcessResult:
+    job = build_definitions().get_implicit_global_asset_job_def()
+    return job.execute_in_process(
+        instance=instance,
+        raise_on_error=False,
+        asset_selection=[dg.AssetKey(["faces", group]) for group in groups],
+        **more,
+    )
+
+
+def test_materialising_is_a_job_on_a_target(
+    faces: Dataset, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Two groups of a range of two shards, with a parameter from the form: one job, which anyone can list."""
+    import ray  # it reads its environment when it is imported
+
+    monkeypatch.setattr(ranges, "FEW_SHARDS", 2)
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)  # rather than one of its own
+    Follower(instance).follow()
+    form = {"parameters": {"brightness": {"gain": 0.1, "levels": 256}}, "workers": {"cpus": 2.0}}
+    run = materialise(
+        instance,
+        "brightness",
+        "doubled",
+        tags={"dagster/asset_partition_range_start": "000000", "dagster/asset_partition_range_end": "000001"},
+        run_config={"ops": {"faces__label": {"config": form}}},
+    )
+    assert run.success
+    [(submission, state)] = list_jobs(faces.uri)
+    assert (state.phase, submission.target_name) == ("succeeded", "local")
+    assert run.dagster_run.tags.get("onediffusion/job", submission.id) == submission.id
+    assert "brightness: 2 shards labelled" in capfd.readouterr().out
+    declared = faces.declaration("brightness")
+    assert declared and declared["parameters"]["gain"] == 0.1
+    for partition, expected in (("000000", "FRESH"), ("000001", "FRESH"), ("000002", "STALE")):
+        assert verdicts(instance, partition)["faces/brightness"][0] == expected
+        assert verdicts(instance, partition)["faces/doubled"][0] == "FRESH"
+    made = run.asset_materializations_for_node("faces__label")
+    assert sorted((one.asset_key.path[1], one.partition) for one in made) == [
+        (group, partition) for group in ("brightness", "doubled") for partition in ("000000", "000001")
+    ]
+    assert made[0].metadata["rows labelled"].value == 4 and made[0].metadata["rows a second"].value > 0
+
+
+def test_what_a_form_says_wrongly_fails_with_one_line(faces: Dataset, instance: dg.DagsterInstance) -> None:
+    run = materialise(
+        instance, "brightness", run_config={"ops": {"faces__label": {"config": {"target_file": "nowhere.yaml"}}}}
+    )
+    assert not run.success
+    [failure] = [event for event in run.all_node_events if event.is_step_failure]
+    error = failure.step_failure_data.error
+    assert error and "nowhere.yaml: no such target file" in str(failure.step_failure_data.user_failure_data)
+
+
+def test_checks_tell_of_errors(faces: Dataset, instance: dg.DagsterInstance) -> None:
+    label(faces.uri, [BRIGHTNESS, DOUBLED], {"brightness": {"refuse_wider_than": 600}})
+    Follower(instance).follow()
+    found = {(one.key[1], one.check): one for one in dataset_verdicts(dataset_state(find_snapshot("faces")), instance)}
+    assert not found["brightness", "errors"].passed and "of 6 rows" in found["brightness", "errors"].said
+    assert found["brightness", "fresh"].passed
+    table = str(last_event(instance, "faces", "brightness").metadata["errors"].value)
+    assert "wider than 600" in table
+    job = build_definitions().get_implicit_global_asset_job_def()
+    key = dg.AssetCheckKey(dg.AssetKey(["faces", "brightness"]), "errors")
+    run = job.execute_in_process(instance=instance, asset_selection=[], op_selection=["faces__check"])
+    outcomes = {one.asset_check_key: one.passed for one in run.get_asset_check_evaluations()}
+    assert outcomes[key] is False and len(outcomes) == 7
+
+
+@pytest.fixture
+def grown(labelled: Path, faces: Dataset, photographs: Path) -> Iterator[Path]:
+    """The dataset's source with one picture more."""
+    added = labelled / "source" / "brick.png"
+    shutil.copy(photographs / "brick.png", added)
+    yield added
+    added.unlink()
+
+
+def notice(instance: dg.DagsterInstance, cursor: str | None = None) -> Any:
+    definitions = build_definitions()
+    sensor = definitions.get_repository_def().get_sensor_def("new_pictures_faces")
+    return sensor.evaluate_tick(dg.build_sensor_context(instance=instance, cursor=cursor))
+
+
+def test_new_pictures_are_asked_about_built_or_ignored(
+    faces: Dataset, grown: Path, instance: dg.DagsterInstance
+) -> None:
+    [found] = news(find_snapshot("faces"))
+    assert (found.count, found.names) == (1, ["brick.png"])
+    asked = notice(instance)
+    assert "1 new in" in asked.skip_message and not asked.run_requests
+    key = dg.AssetCheckKey(dg.AssetKey(["faces", "images"]), "sources")
+    record = instance.event_log_storage.get_latest_asset_check_execution_by_key([key])[key]
+    assert record.event and record.event.dagster_event
+    assert not record.event.dagster_event.asset_check_evaluation_data.passed
+    assert "as they were" in notice(instance, asked.cursor).skip_message
+    remember([("dataset", faces.uri)], new_pictures="build")
+    built = notice(instance, asked.cursor)
+    assert built.run_requests[0].run_config["ops"]["add_pictures"]["config"] == {"dataset": "faces"}
+    remember([("dataset", faces.uri)], new_pictures="ignore")
+    assert "ignored" in notice(instance).skip_message
+
+
+def test_a_dataset_out_of_reach_is_shown_with_its_reason_and_leaves_the_others_alone(
+    faces: Dataset, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("AWS_ENDPOINT_URL", "http://127.0.0.1:9"), ("AWS_ACCESS_KEY_ID", "a")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    remember([("unknown", "s3://lab/far")])
+    told = Follower(instance).follow()
+    assert told[0] == "faces: 9 changes" and told[1].startswith("far: s3://lab/far")
+    graph = build_definitions().get_repository_def().asset_graph
+    assert "does not answer" in str(graph.get(dg.AssetKey(["far"])).description)
+    shutil.move(faces.uri, f"{faces.uri}-away")
+    refresh()
+    graph = build_definitions().get_repository_def().asset_graph
+    assert "Out of reach" in str(graph.get(dg.AssetKey(["faces", "brightness"])).description)
+    shutil.move(f"{faces.uri}-away", faces.uri)
+    refresh()
+    assert not find_snapshot("faces").trouble
+
+
+def test_a_dataset_on_s3_is_shown_like_a_folder(
+    labelled: Path, own_data: None, s3: str, instance: dg.DagsterInstance
+) -> None:
+    source, target = Dataset.open(labelled / "faces").store, Dataset(f"{s3}/far/faces").store
+    for name in source.walk():
+        target.put(name, source.read(name))
+    assert place_kind(target.uri) == "dataset"
+    remember([("dataset", target.uri)])
+    follower = Follower(instance)
+    assert follower.follow() == ["faces: 9 changes"]
+    assert {status for status, _ in verdicts(instance).values()} == {"FRESH"}
+    assert "pictures" in last_event(instance, "faces", "brightness").metadata
+
+
+def test_a_run_is_fresh_while_its_datasets_hold_what_it_learnt_from(
+    pictures_dataset: Path,
+    small_config: dict[str, Any],
+    own_data: None,
+    ray_cluster: None,
+    instance: dg.DagsterInstance,
+    tmp_path: Path,
+) -> None:
+    config = load_config("debug", small_config)
+    train(config, str(tmp_path / "run"), say=lambda line: None)
+    remember([("run", str(tmp_path / "run"))])
+    follower = Follower(instance)
+    follower.follow()  # its datasets are shown with it
+    assert {place.name for place in places()} == {"run", "pictures_dataset"}
+    follower.follow()
+    graph = build_definitions().get_repository_def().asset_graph
+    parents = graph.get(dg.AssetKey(["run", "checkpoints"])).parent_keys
+    assert {key.path[1] for key in parents} == {
+        "images",
+        "latents-64",
+        "latents-64-edges",
+        "latents-64-segmentation",
+        "segmentation",
+        "text",
+    }
+    assert verdicts(instance)["run/checkpoints"] == ("FRESH", [])
+    event = last_event(instance, "run", "checkpoints")
+    assert event.metadata["step"].value == config.steps and "/pictures/" in str(event.metadata["loss"].value)
+    [check] = run_verdicts(find_snapshot("run"))
+    assert check.check == "loss" and check.passed
+    shutil.copy(pictures_dataset / "text" / "000000.parquet", tmp_path / "kept")
+    (pictures_dataset / "text" / "000001.parquet").unlink()
+    follower.follow()
+    assert verdicts(instance)["run/checkpoints"] == ("STALE", ["has a new dependency data version"])
+
+
+def test_places_have_names_of_their_own_for_good(own_data: None) -> None:
+    remember([("dataset", "/data/demo/dataset"), ("run", "/data/runs/demo"), ("dataset", "s3://lab/other/dataset")])
+    assert {place.address: place.name for place in places()} == {
+        "/data/demo/dataset": "dataset",
+        "/data/runs/demo": "demo",
+        "s3://lab/other/dataset": "other_dataset",
+    }
+    before = shape()
+    remember([("dataset", "/data/demo/dataset")], owner="team:labels")
+    assert find_place("dataset").owner == "team:labels" and shape() != before
+    forget(["dataset"])
+    with pytest.raises(InputError, match="dataset: not on the dashboard; there are demo, other_dataset"):
+        forget(["dataset"])
+    remember_job("label-0a", "/data/a-b/jobs/label-0a")
+    remember_job("train-0b", "s3://lab/r/jobs/train-0b")
+    remember_job("report-0c", "/data/c/jobs/report-0c")
+    assert worked_on() == [("dataset", "/data/a-b"), ("run", "s3://lab/r")]
+    for identity in ("label-0a", "train-0b", "report-0c"):
+        forget_job(identity)
+    with pytest.raises(InputError, match="neither a dataset nor a run"):
+        place_kind(os.devnull + "/nothing")
+
+
+def test_old_pictures_make_room(own_data: None) -> None:
+    from pipelines.dashboard.sheets import drop_old_pictures
+
+    names = [keep_picture(bytes([number]) * 1000, "jpg") for number in range(3)]
+    for number, name in enumerate(names):
+        os.utime(picture_folder() / name.rsplit("/", 1)[1], (number, number))
+    drop_old_pictures(most=1500)
+    assert [f"/pictures/{path.name}" for path in picture_folder().iterdir()] == names[2:]
+
+
+def test_definitions_need_nothing_but_the_snapshots(faces: Dataset) -> None:
+    shutil.rmtree(faces.uri)
+    names: Mapping[str, Any] = {snapshot.place.name: snapshot for snapshot in snapshots()}
+    assert list(names) == ["faces"]
+    assert len(list(build_definitions().get_repository_def().asset_graph.get_all_asset_keys())) == 3

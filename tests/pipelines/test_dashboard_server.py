@@ -1,0 +1,295 @@
+"""The dashboard as it is served: who may come in, what they may do, and processes that neither die nor stay behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import psutil
+import pytest
+import yaml
+from aiohttp import ClientSession, WSMsgType
+from dashboard_process import Dashboard, served
+
+from cluster.local import _processes
+from labeling.shards import Dataset
+from labeling.storage import open_store
+from model.errors import InputError
+from pipelines.dashboard.places import folder
+from pipelines.dashboard.server import dashboard
+from pipelines.dashboard.tokens import load_tokens
+from pipelines.submit import list_jobs
+from training.records import read_metrics
+
+LAUNCH = """mutation($p: ExecutionParams!) { launchRun(executionParams: $p) { __typename
+  ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
+STOP_NOTHING: dict[str, Any] = {
+    "selector": {
+        "repositoryLocationName": "onediffusion",
+        "repositoryName": "__repository__",
+        "pipelineName": "stop_job",
+    },
+    "mode": "default",
+    "runConfigData": json.dumps({"ops": {"stop_submission": {"config": {"job": "label-00000000"}}}}),
+}
+ASSETS = "{ assetNodes { assetKey { path } } }"
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def tokens_in(path: Path) -> dict[str, str]:
+    lines = [line.split() for line in path.read_text().splitlines() if not line.startswith("#")]
+    return dict(lines)
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory, pictures_original: Path) -> Iterator[Dashboard]:
+    """A dashboard with tokens."""
+    data = tmp_path_factory.mktemp("guarded")
+    with served(data, str(pictures_original), "--token-file", str(data / "tokens")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def tokens(guarded: Dashboard) -> dict[str, str]:
+    return tokens_in(guarded.data / "tokens")
+
+
+def test_without_a_token_nobody_gets_in(guarded: Dashboard) -> None:
+    for path in ("/graphql", "/server_info", "/pictures/a.jpg", "/logs/a", "/"):
+        assert guarded.request(path)[0] == 401
+    assert guarded.request("/graphql", bearer("operate"), b"{}")[0] == 401
+    status, headers, _ = guarded.request("/", {"Accept": "text/html"})
+    assert (status, headers["Location"]) == (303, "/login")
+
+
+def test_the_form_turns_a_token_into_a_cookie(guarded: Dashboard, tokens: dict[str, str]) -> None:
+    assert b'type="password"' in guarded.request("/login")[2]
+    assert guarded.request("/login", body=urlencode({"token": "wrong"}).encode())[0] == 403
+    status, headers, _ = guarded.request("/login", body=urlencode({"token": tokens["read"]}).encode())
+    assert (status, headers["Location"]) == (303, "/")
+    cookie = headers["Set-Cookie"]
+    assert tokens["read"] not in cookie and "HttpOnly" in cookie and "SameSite=Strict" in cookie
+    session = {"Cookie": cookie.partition(";")[0]}
+    assert guarded.request("/", {**session, "Accept": "text/html"})[0] == 200
+    assert guarded.ask(ASSETS, session)["assetNodes"]
+    assert guarded.request("/logout", session, b"")[0] == 303
+    assert guarded.request("/server_info", session)[0] == 401
+
+
+def test_a_reader_sees_and_an_operator_launches(guarded: Dashboard, tokens: dict[str, str]) -> None:
+    reader, operator = bearer(tokens["read"]), bearer(tokens["operate"])
+    names = {node["assetKey"]["path"][1] for node in guarded.ask(ASSETS, reader)["assetNodes"]}
+    assert names == {"images", "latents-64", "latents-64-edges", "latents-64-segmentation", "segmentation", "text"}
+    refused = guarded.ask(LAUNCH, reader, p=STOP_NOTHING)
+    assert refused["launchRun"]["__typename"] == "UnauthorizedError"
+    event = b'{"asset_key": ["pictures", "text"]}'
+    for kind in ("materialization", "check", "observation"):
+        assert guarded.request(f"/report_asset_{kind}/pictures/text", reader, event)[0] == 403
+    for role in (reader, operator):
+        assert guarded.request("/notebook?path=/etc/passwd", role)[0] == 403
+    run = guarded.ask(LAUNCH, operator, p=STOP_NOTHING)["launchRun"]["run"]["runId"]
+    query = "query($r: ID!) { runOrError(runId: $r) { ... on Run { status } } }"
+    guarded.until(lambda: guarded.ask(query, reader, r=run)["runOrError"]["status"] == "FAILURE")
+
+
+def test_other_sites_are_kept_out(guarded: Dashboard, tokens: dict[str, str]) -> None:
+    operator = bearer(tokens["operate"])
+    body = json.dumps({"query": ASSETS}).encode()
+    for origin, expected in (("https://elsewhere.example", 403), ("null", 403), (guarded.address, 200)):
+        headers = {**operator, "Content-Type": "application/json", "Origin": origin}
+        assert guarded.request("/graphql", headers, body)[0] == expected
+
+
+def test_the_browser_is_told_of_changes_through_the_proxy(guarded: Dashboard, tokens: dict[str, str]) -> None:
+    async def listen(headers: dict[str, str]) -> str:
+        query = "subscription { locationStateChangeEvents { event { eventType } } }"
+        async with (
+            ClientSession() as session,
+            session.ws_connect(f"{guarded.address}/graphql", protocols=["graphql-ws"], headers=headers) as ws,
+        ):
+            await ws.send_json({"type": "connection_init", "payload": {}})
+            await ws.send_json({"type": "start", "id": "1", "payload": {"query": query, "variables": {}}})
+            message = await ws.receive(timeout=30)
+            return str(message.json()["type"]) if message.type == WSMsgType.TEXT else "closed"
+
+    assert asyncio.run(listen(bearer(tokens["read"]))) == "connection_ack"
+    with pytest.raises(Exception, match="401"):
+        asyncio.run(listen({}))
+    with pytest.raises(Exception, match="403"):
+        asyncio.run(listen({**bearer(tokens["operate"]), "Origin": "https://elsewhere.example"}))
+
+
+def test_pictures_are_served_to_those_who_are_in_and_nothing_else_is(
+    guarded: Dashboard, tokens: dict[str, str]
+) -> None:
+    reader = bearer(tokens["read"])
+    query = """{ assetNodeOrError(assetKey: {path: ["pictures", "images"]}) { ... on AssetNode {
+        assetMaterializations(limit: 1) { metadataEntries { label ... on MarkdownMetadataEntry { mdStr } } } } } }"""
+    entries = guarded.until(
+        lambda: guarded.ask(query, reader)["assetNodeOrError"]["assetMaterializations"], seconds=60
+    )[0]["metadataEntries"]
+    text = next(entry["mdStr"] for entry in entries if entry["label"] == "pictures")
+    path = text[text.index("/pictures/") : -1]
+    status, headers, content = guarded.request(path, reader)
+    assert (
+        status == 200 and content.startswith(b"\xff\xd8") and "default-src 'none'" in headers["Content-Security-Policy"]
+    )
+    for other in ("/pictures/..%2fplaces.json", "/pictures/none.jpg", "/pictures/.places.1"):
+        assert guarded.request(other, reader)[0] == 404
+
+
+def test_tokens_are_nowhere_but_in_their_file(guarded: Dashboard, tokens: dict[str, str]) -> None:
+    places = [path for path in guarded.data.rglob("*") if path.is_file() and path.name != "tokens"]
+    seen = b"".join(path.read_bytes() for path in places) + "\n".join(guarded.lines).encode()
+    commands = " ".join(" ".join(one.cmdline()) for one in psutil.Process(guarded.process.pid).children(recursive=True))
+    assert len(places) > 5
+    for token in tokens.values():
+        assert token.encode() not in seen and token not in commands
+    assert stat.S_IMODE((guarded.data / "tokens").stat().st_mode) == 0o600
+
+
+def test_it_listens_on_nothing_but_its_port_on_loopback(guarded: Dashboard) -> None:
+    family = [psutil.Process(guarded.process.pid), *psutil.Process(guarded.process.pid).children(recursive=True)]
+    listening = [
+        connection.laddr
+        for process in family
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert [f"http://{address.ip}:{address.port}" for address in listening] == [guarded.address]
+    sockets = [c.laddr for p in family for c in p.net_connections("unix") if str(c.laddr).endswith(".sock")]
+    assert sockets and all(stat.S_IMODE(Path(name).parent.stat().st_mode) == 0o700 for name in sockets)
+
+
+def test_what_dies_is_started_again_and_all_end_together(
+    tmp_path: Path, pictures_original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(tmp_path, str(pictures_original)) as running:
+        strange = running.request("/graphql", {"Host": "elsewhere.example"}, b"{}")
+        assert strange[0] == 403
+        again = subprocess.run(
+            [sys.executable, "-m", "pipelines", "dashboard"],
+            env={**os.environ, "XDG_DATA_HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert again.returncode == 2 and f"served already, at {running.address}" in again.stderr
+        family = psutil.Process(running.process.pid).children(recursive=True)
+        web = next(one for one in family if one.cmdline()[3:4] == ["web"])
+        web.kill()
+        running.until(lambda: any("'web' died (-9), started again" in line for line in running.lines))
+        running.until(lambda: running.request("/server_info")[0] == 200)
+        # A dataset that is labelled by the command line is seen without anyone reloading anything.
+        dataset = Dataset.open(pictures_original)
+        dataset.declare(
+            "own", {"labeler": "own", "version": 1, "parameters": {}, "weights": "", "reads": ["images.image"]}
+        )
+        try:
+            seen = lambda: [node["assetKey"]["path"][1] for node in running.ask(ASSETS)["assetNodes"]]  # noqa: E731
+            running.until(lambda: "own" in seen(), seconds=90)
+        finally:
+            dataset.store.delete_tree("own")
+        family = psutil.Process(running.process.pid).children(recursive=True)
+        assert len(family) >= 4
+    assert running.process.returncode == 0
+    assert running.lines[-1] == "dashboard: ends; jobs that were sent go on"
+    _, left = psutil.wait_procs(family, timeout=20)
+    assert not left
+
+
+def test_a_job_outlives_the_dashboard_that_sent_it(
+    tmp_path: Path, shared_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closed in the middle of a training: it goes on, and the next dashboard says so of the run that followed it."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    settings = {"base": "debug", **shared_config, "steps": 100_000, "log_every": 5}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    form = {"config": str(tmp_path / "run.yaml"), "run": str(tmp_path / "run"), "workers": {"cpus": 0.25}}
+    selector = {**STOP_NOTHING["selector"], "pipelineName": "start_training"}
+    execution = {"selector": selector, "mode": "default"}
+    execution["runConfigData"] = json.dumps({"ops": {"train_run": {"config": form}}})
+    query = """query($r: ID!) { runOrError(runId: $r) { ... on Run { status } } logsForRun(runId: $r) {
+        ... on EventConnection { events { ... on MessageEvent { message } } } } }"""
+    store = open_store(tmp_path / "run")
+    try:
+        with served(tmp_path / "data") as running:
+            run = running.ask(LAUNCH, p=execution)["launchRun"]["run"]["runId"]
+            running.until(lambda: read_metrics(store), seconds=180)
+        [(submission, state)] = list_jobs()
+        assert state.phase == "running"
+        last = read_metrics(store)[-1]["step"]
+        with served(tmp_path / "data") as running:
+            said = running.ask(query, r=run)
+            assert said["runOrError"]["status"] == "FAILURE"
+            assert any(f"onediffusion logs -f {submission.id}" in str(event) for event in said["logsForRun"]["events"])
+            running.until(lambda: read_metrics(store)[-1]["step"] > last)
+            names = {tuple(node["assetKey"]["path"]) for node in running.ask(ASSETS)["assetNodes"]}
+            assert ("run", "checkpoints") in names
+    finally:
+        for submission, _ in list_jobs():
+            for process in _processes(submission.name):
+                process.kill()
+
+
+def test_nothing_stays_behind_when_it_is_killed(tmp_path: Path, pictures_original: Path) -> None:
+    with served(tmp_path, str(pictures_original)) as running:
+        family = psutil.Process(running.process.pid).children(recursive=True)
+        running.process.kill()
+        running.process.wait()
+        _, left = psutil.wait_procs(family, timeout=60)
+        assert not left
+
+
+def test_what_is_asked_wrongly_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    with pytest.raises(InputError, match="name a --token-file as well"):
+        dashboard([], host="0.0.0.0")
+    with pytest.raises(InputError, match="one of ask, build, ignore"):
+        dashboard([], new_pictures="buld")
+    with pytest.raises(InputError, match="e-mail address, or team:NAME"):
+        dashboard([], owner="me")
+    with pytest.raises(InputError, match="neither a dataset nor a run"):
+        dashboard([str(tmp_path)])
+    assert stat.S_IMODE(folder().stat().st_mode) == 0o700
+
+
+def test_token_files_are_their_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "tokens"
+    made = load_tokens(str(path))
+    roles = {made.role_of(token) for token in tokens_in(path).values()}
+    assert roles == {"read", "operate"} and made.role_of("") is None
+    session = made.open_session("read")
+    assert made.session_role(session) == "read" and made.session_role("x") is None
+    path.chmod(0o640)
+    with pytest.raises(InputError, match="chmod 600"):
+        load_tokens(str(path))
+    path.chmod(0o600)
+    for text, message in (("admin " + "x" * 30, "line 1"), ("read short", "line 1"), ("# none\n", "no token in it")):
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            load_tokens(str(path))
+
+
+def test_a_port_that_is_taken_gives_way(tmp_path: Path) -> None:
+    from pipelines.dashboard.server import _free_port
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port, said = taken.getsockname()[1], []
+        assert _free_port("127.0.0.1", port, said.append) != port
+        assert said == [f"port {port} is taken, so it is {said[0].split()[-1]}"]

@@ -1,0 +1,107 @@
+"""A dashboard as a user starts it, and what a script asks of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+START_SECONDS = 120.0
+
+
+@dataclass
+class Dashboard:
+    """One that runs: its address, its process, and the lines it printed."""
+
+    process: subprocess.Popen[str]
+    data: Path
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        return next((line.split()[-1] for line in list(self.lines) if line.startswith("dashboard: http")), "")
+
+    def request(
+        self, path: str, headers: Mapping[str, str] | None = None, body: bytes | None = None, method: str | None = None
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body; a redirect is not followed."""
+        request = urllib.request.Request(self.address + path, body, dict(headers or {}), method=method)
+        try:
+            with _OPENER.open(request, timeout=60) as answer:
+                return answer.status, dict(answer.headers), answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, dict(error.headers), error.read()
+
+    def ask(self, query: str, headers: Mapping[str, str] | None = None, **variables: Any) -> dict[str, Any]:
+        """Data of a GraphQL query or mutation."""
+        body = json.dumps({"query": query, "variables": variables}).encode()
+        status, _, content = self.request("/graphql", {"Content-Type": "application/json", **(headers or {})}, body)
+        assert status == 200, (status, content[:500])
+        answer = json.loads(content)
+        assert "errors" not in answer, answer["errors"]
+        return answer["data"]
+
+    def log(self) -> str:
+        """What its processes wrote."""
+        return "".join(path.read_text() for path in sorted(self.data.glob("onediffusion/dashboard/logs/*.txt")))
+
+    def until(self, moment: Any, seconds: float = 120.0) -> Any:
+        """Wait for what `moment` gives to be true; that."""
+        deadline = time.monotonic() + seconds
+        while not (found := moment()):
+            assert self.process.poll() is None, self.lines
+            assert time.monotonic() < deadline, (self.lines, self.log()[-3000:])
+            time.sleep(0.3)
+        return found
+
+
+class _Straight(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *parts: Any, **named: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_Straight)
+
+
+@contextmanager
+def served(data: Path, *arguments: str) -> Iterator[Dashboard]:
+    """Start a dashboard on a free port with a data folder, and end it as Ctrl-C does."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines", "dashboard", *arguments, "--port", "0"],
+        env={**os.environ, "XDG_DATA_HOME": str(data), "PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    dashboard = Dashboard(process, data)
+
+    def read() -> None:
+        assert process.stdout
+        for line in process.stdout:
+            dashboard.lines.append(line.rstrip())
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        dashboard.until(lambda: dashboard.address, START_SECONDS)
+        yield dashboard
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        thread.join(10)

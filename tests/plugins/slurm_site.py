@@ -1,0 +1,252 @@
+"""A Slurm of two nodes on this machine, for the time of a test: Debian's daemons, none of its configuration.
+
+Its munged is its own as well, on a socket of its own, so that one that runs already neither helps nor hinders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "srun", "sinfo")
+CONFIGURATION = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerType=sched/backfill
+SchedulerParameters=bf_interval=5,sched_interval=5
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+ReturnToService=2
+KillWait=20
+MinJobAge=3600
+EnforcePartLimits=ALL
+SlurmdParameters=config_overrides
+MailProg=/bin/true
+GresTypes=gpu
+NodeName=node[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{nodes}] CPUs=4 RealMemory=16000 Gres=gpu:small:2
+PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP PriorityTier=1
+PartitionName=urgent Nodes=ALL MaxTime=60 State=UP PriorityTier=2 PreemptMode=OFF
+PartitionName=closed Nodes=ALL MaxTime=60 State=DOWN
+"""
+
+
+@dataclass
+class SlurmSite:
+    """A running site. folder: of its files, removed at its end; environment: what reaches it."""
+
+    folder: Path
+    environment: dict[str, str]
+    daemons: dict[str, subprocess.Popen] = field(default_factory=dict)
+
+    def run(self, *command: str, check: bool = True) -> str:
+        """What a command of the site prints."""
+        done = subprocess.run(
+            command, env={**os.environ, **self.environment}, capture_output=True, text=True, timeout=120
+        )
+        assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout.strip()
+
+    def processes(self, work: str | None = None) -> list[psutil.Process]:
+        """All that run for it or in its jobs (of one job: those of its work), by the variables that they were given.
+
+        Children too: processes that change their title, as Ray's workers do, write it over their variables.
+        """
+        wanted = {f"SLURM_CONF={self.environment['SLURM_CONF']}".encode()}
+        wanted |= {f"ONEDIFFUSION_WORK={work}".encode()} if work else set()
+        found: set[psutil.Process] = set()
+        for process in psutil.process_iter():
+            with contextlib.suppress(OSError, psutil.Error):
+                given = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+                if wanted <= set(given) and process.pid != os.getpid():
+                    found |= {process, *process.children(recursive=True)}
+        return [process for process in found if _runs(process)]
+
+
+def need_slurm() -> None:
+    """Skip where Slurm is not installed; in CI it must be."""
+    missing = [program for program in PROGRAMS if not _found(program)]
+    if missing and os.environ.get("CI") == "true":
+        pytest.fail(f"{', '.join(missing)} not found: apt-get install slurmctld slurmd slurm-client munge")
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not found; slurmctld, slurmd, slurm-client and munge are Debian packages")
+
+
+@contextlib.contextmanager
+def slurm_site() -> Iterator[SlurmSite]:
+    """Start it, wait until both nodes are idle, and end by their ids all processes that it started."""
+    # Not pytest's folder, which only this user may enter: munged runs as another.
+    folder = Path(tempfile.mkdtemp(prefix="slurm-site-"))
+    folder.chmod(0o755)
+    site = SlurmSite(folder, {"SLURM_CONF": str(folder / "slurm.conf")})
+    try:
+        _start_munged(site)
+        _start_slurm(site)
+        yield site
+    finally:
+        _end(site)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _found(program: str) -> str | None:
+    return shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
+
+
+def _start(site: SlurmSite, name: str, *command: str, user: str | None = None) -> None:
+    program = _found(command[0])
+    assert program, command[0]
+    with (site.folder / f"{name}.out").open("wb") as out:
+        site.daemons[name] = subprocess.Popen(
+            [program, *command[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            env={**os.environ, **site.environment},
+            cwd=site.folder,
+            user=user,
+            group=user,
+            extra_groups=[] if user else None,
+            start_new_session=True,
+        )
+
+
+def _start_munged(site: SlurmSite) -> None:
+    user = "munge" if os.getuid() == 0 else None
+    folder = site.folder / "munge"
+    folder.mkdir(mode=0o700)
+    key = folder / "munge.key"
+    key.write_bytes(secrets.token_bytes(128))
+    key.chmod(0o400)
+    sockets = site.folder / "munge.socket"
+    if user:
+        owner = pwd.getpwnam(user)
+        for path in (folder, key):
+            os.chown(path, owner.pw_uid, owner.pw_gid)
+        # The socket and its lock are made by munged beside what root makes.
+        site.folder.chmod(0o1777)
+    files = [f"--{name}-file={folder}/{name}" for name in ("pid", "log", "seed")]
+    _start(site, "munged", "munged", "--foreground", f"--socket={sockets}", f"--key-file={key}", *files, user=user)
+    _until(sockets.exists, 20, site, "munged made no socket")
+
+
+def _start_slurm(site: SlurmSite) -> None:
+    host = socket.gethostname().split(".")[0]
+    for folder in ("state", "spool-node1", "spool-node2"):
+        (site.folder / folder).mkdir()
+    for attempt in range(3):
+        controller, first, second = _free_ports(3)
+        text = CONFIGURATION.format(
+            host=host,
+            controller=controller,
+            nodes=f"{first},{second}",
+            user=pwd.getpwuid(os.getuid()).pw_name,
+            folder=site.folder,
+        )
+        (site.folder / "slurm.conf").write_text(text)
+        # Nothing opens these devices: jobs are only told the numbers of "their" GPUs.
+        gpus = [f"NodeName=node[1-2] Name=gpu Type=small File={path}\n" for path in ("/dev/zero", "/dev/full")]
+        (site.folder / "gres.conf").write_text("".join(gpus))
+        _start(site, "slurmctld", "slurmctld", "-D")
+        for node in ("node1", "node2"):
+            _start(site, node, "slurmd", "-D", "-N", node)
+        try:
+            _until(lambda: _idle(site), 60, site, "the nodes do not come up")
+            return
+        except AssertionError:
+            if attempt == 2:
+                raise
+            for name in ("node1", "node2", "slurmctld"):  # perhaps another took one of the ports
+                _end_process(site.daemons.pop(name))
+
+
+def _idle(site: SlurmSite) -> bool:
+    dead = [name for name, daemon in site.daemons.items() if daemon.poll() is not None]
+    assert not dead, f"{dead} ended: {_tail(site)}"
+    return site.run("sinfo", "-h", "-p", "main", "-N", "-o", "%T", check=False).split() == ["idle", "idle"]
+
+
+def _until(true: Callable[[], bool], seconds: float, site: SlurmSite, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"{what}: {_tail(site)}"
+        time.sleep(0.2)
+
+
+def _tail(site: SlurmSite) -> str:
+    logs = [*sorted(site.folder.glob("*.log")), *sorted(site.folder.glob("*.out"))]
+    return "\n".join(f"{log.name}: {log.read_text(errors='replace')[-1000:]}" for log in logs)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, all different."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def _end(site: SlurmSite) -> None:
+    with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
+        jobs = site.run("squeue", "-h", "-o", "%i", check=False).split()
+        if jobs:
+            site.run("scancel", *jobs, check=False)
+            deadline = time.monotonic() + 20
+            while site.run("squeue", "-h", "-o", "%i", check=False) and time.monotonic() < deadline:
+                time.sleep(0.5)
+    for name in ("node1", "node2", "slurmctld", "munged"):
+        if name in site.daemons:
+            _end_process(site.daemons[name])
+    for _ in range(3):  # what is killed may have started something in between
+        left = site.processes()
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=10)
+
+
+def _end_process(process: subprocess.Popen) -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -54,7 +54,7 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
     verbose = bool(os.environ.get("ONEDIFFUSION_VERBOSE"))
     options = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
     with _sigterm_kept():
-        if os.environ.get("RAY_ADDRESS"):
+        if not own_ray():
             ray.init(**options)
         else:
             ray.init(include_dashboard=False, object_store_memory=memory, **options)
@@ -85,8 +85,13 @@ def _quiet(verbose: bool) -> None:
             logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def cluster_cpus() -> float:
-    """CPUs of the Ray connected to."""
+def cluster_has(unit: str) -> float:
+    """How many CPUs ("CPU") or GPUs ("GPU") the Ray connected to has by now."""
     import ray
 
-    return float(ray.cluster_resources().get("CPU", 1.0))
+    return float(ray.cluster_resources().get(unit, 0.0))
+
+
+def own_ray() -> bool:
+    """Whether `ray_session` starts its own Ray, of this machine only."""
+    return not os.environ.get("RAY_ADDRESS")

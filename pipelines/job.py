@@ -26,7 +26,8 @@ class WorkersSpec(Section):
     """How much a job may use.
 
     count: workers, or [least, most] where the target can add and remove them; cpus, gpus, memory_gb: of each.
-    Training: a worker is one rank. Labelling: a machine's share, on which the labelers' processes are spread.
+    Training: a worker is one rank; its readers' CPUs (`reader` of the configuration) come on top.
+    Labelling: a machine's share, on which the labelers' processes are spread.
     """
 
     count: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = 1
@@ -40,10 +41,10 @@ class WorkersSpec(Section):
             raise ValueError(f"count {list(self.count)}: give [least, most]")
         return self
 
-    def resources(self) -> Workers:
-        """The same for a target."""
+    def resources(self, beside: float = 0.0) -> Workers:
+        """The same for a target. beside: CPUs of what runs beside each worker."""
         least, most = (self.count, self.count) if isinstance(self.count, int) else self.count
-        return Workers(least, most, self.cpus, self.gpus, self.memory_gb)
+        return Workers(least, most, self.cpus + beside, self.gpus, self.memory_gb)
 
 
 class LabelJob(Section):
@@ -201,6 +202,15 @@ def _resolve_training(job: TrainJob) -> TrainJob:
     memory = job.workers.memory_gb if job.workers else 0.0
     spec = WorkersSpec(count=workers.count, cpus=workers.cpus, gpus=workers.gpus, memory_gb=memory)
     return TrainJob(kind="train", config=values, run=address(job.run), workers=spec)
+
+
+def room(job: Job) -> Workers:
+    """What a target is asked for. job: as `resolve` returns it."""
+    beside = 0.0
+    if isinstance(job, TrainJob) and isinstance(job.config, dict):
+        reader = job.config["reader"]
+        beside = reader["processes"] * reader["cpus"]
+    return (job.workers or WorkersSpec()).resources(beside)
 
 
 def address(place: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cluster.session import cluster_cpus, ray_session
+from cluster.session import cluster_has, ray_session
 from labeling.labeler import Labeler
 from labeling.lease import lease
 from labeling.plan import Wave, choose_labelers, declare, expected_recipe, next_wave
@@ -124,7 +124,7 @@ def _run_wave(
         .remote(dataset, declarations, {group: footers[group] for group in footers})
         for _ in nodes
     ]
-    cpus = cluster_cpus()
+    cpus = cluster_has("CPU") or 1.0  # of a cluster whose nodes are yet to come
     # Every pool holds at least one process at all times; on a small machine they share the cores.
     share = 0.8 * cpus / (len(stages) + 1)
     rows = ray.data.from_items(references, override_num_blocks=min(len(references), MAX_BLOCKS))

@@ -20,7 +20,7 @@ from cluster.records import forget_job, one_at_a_time, remember_job, remembered_
 from cluster.target import load_target, parse_target
 from cluster.work import NativeState, Work
 from model.errors import InputError, nearest
-from pipelines.job import Job, TrainJob, WorkersSpec, job_id, scaled
+from pipelines.job import Job, TrainJob, WorkersSpec, job_id, room, scaled
 from pipelines.job_folder import Control, JobFolder, RunState, Submission, job_address, jobs_of
 
 STOP_SECONDS = 180.0  # for a checkpoint, before the target ends what is left
@@ -113,13 +113,12 @@ def plan_job(job: Job, target_name: str) -> dict[str, str]:
 
 def work_of(job: Job, submission: Submission) -> Work:
     """An attempt as targets take it."""
-    workers = job.workers or WorkersSpec()
     return Work(
         name=submission.name,
         kind=job.kind,
         arguments=("execute", submission.address, "--attempt", str(submission.attempt)),
         address=submission.address,
-        workers=workers.resources(),
+        workers=room(job),
         places=tuple(job.places),
     )
 

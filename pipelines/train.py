@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from cluster.session import ray_session
+from cluster.session import cluster_has, own_ray, ray_session
 from labeling.lease import lease
 from labeling.storage import open_store
+from model.errors import InputError
 from pipelines.progress import progress
 from training.checkpoint import FOLDER
 from training.config import TrainingConfig
@@ -19,10 +20,12 @@ def train(
 ) -> TrainingResult:
     """Train with a bar on screen, saying what is resumed, left out or finished already.
 
-    wish: see `training.loop.run_training`. Raises InputError when another job trains this run.
+    wish: see `training.loop.run_training`. Raises InputError when another job trains this run, or this machine has
+    no room for its workers; a cluster may grow, so there they wait.
     """
     with lease(open_store(run), [FOLDER]), ray_session(), progress("train", config.steps, "steps") as advance:
         seen = 0
+        _look_for_room(config, say)
 
         def tell(record: dict[str, Any]) -> None:
             nonlocal seen
@@ -46,3 +49,19 @@ def train(
     else:
         say(f"train: {result.step - result.resumed_from} steps in {result.seconds:.0f} s → {result.checkpoint}")
     return result
+
+
+def _look_for_room(config: TrainingConfig, say: Callable[[str], None]) -> None:
+    """Say what is missing: Ray itself waits without a word for CPUs and GPUs that may never come."""
+    workers, reader = config.workers, config.reader
+    count = workers.count if isinstance(workers.count, int) else workers.count[0]
+    needs = {"CPU": count * (workers.cpus + reader.processes * reader.cpus), "GPU": count * workers.gpus}
+    for unit, needed in needs.items():
+        there = cluster_has(unit)
+        if needed <= there + 1e-6:
+            continue
+        asked = f"{count} workers and their readers ask for {needed:g} {unit}s, and Ray has {there:g}"
+        less = f"workers.count, workers.{unit.lower()}s" + (", reader.processes, reader.cpus" if unit == "CPU" else "")
+        if own_ray():
+            raise InputError(f"train: {asked}: this machine's; ask for less ({less})")
+        say(f"train: {asked}; waiting for nodes that may yet join (or stop it and ask for less: {less})")

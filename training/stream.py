@@ -108,11 +108,9 @@ def _dataset(
     )
     # Beside its worker, if that machine has room: what is read then never crosses the network twice.
     context.scheduling_strategy = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    blocks = [
-        pa.table({"step": pa.array(steps[start : start + _BLOCK_STEPS], pa.int64())})
-        for start in range(0, len(steps), _BLOCK_STEPS)
-    ]
-    dataset = ray.data.from_arrow(blocks).map_batches(
+    # Not from_arrow: it runs a task of a whole CPU for each block, which waits forever where readers only leave parts.
+    rows = [{"step": step} for step in steps]
+    dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // _BLOCK_STEPS)).map_batches(
         StepReader,
         fn_constructor_args=[{"ref": manifest}, config, codec, rank, workers],
         batch_size=1,

@@ -234,7 +234,7 @@ app.command(hidden=True)(steering.execute)
 @app.command()
 def dashboard(
     places: Annotated[list[str] | None, typer.Argument(metavar="DATASET|RUN …", help="To add to those shown.")] = None,
-    port: Annotated[int, typer.Option(min=0, help="To listen on; a free one where it is taken.")] = 3000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="To listen on; a free one where it is taken.")] = 3000,
     host: Annotated[str, typer.Option(help="To listen on; beyond this machine only with --token-file.")] = "127.0.0.1",
     token_file: Annotated[
         str | None, typer.Option(metavar="FILE", help="Tokens of those who may come in; made where there is none.")

@@ -22,6 +22,7 @@ from training.records import read_metrics
 
 MOST_ERRORS = 0.05  # of the rows
 LEAST_SPEED = 0.5  # of what it was before
+MOST_EVENTS = 400  # that are looked at for it
 _ABOUT = {
     "fresh": "No shard is missing or stale, by the fingerprints in their footers.",
     "errors": f"At most {MOST_ERRORS:.0%} of the rows are in error.",
@@ -92,20 +93,21 @@ def _freshness(key: Key, whole: RangeState, state: DatasetState) -> Verdict:
 
 
 def _speed(key: Key, instance: dg.DagsterInstance) -> Verdict:
-    """The last labelling beside the median of up to 19 before it."""
-    speeds = []
-    for record in instance.fetch_materializations(dg.AssetKey(key), limit=20).records:
+    """The last labelling beside the median of those before it."""
+    speeds: dict[str, float] = {}  # by run: each of its ranges has the speed of the whole job
+    for record in instance.fetch_materializations(dg.AssetKey(key), limit=MOST_EVENTS).records:
         event = record.asset_materialization
         value = event.metadata.get("rows a second") if event else None
         if value is not None and isinstance(value.value, int | float):
-            speeds.append(float(value.value))
+            speeds.setdefault(record.event_log_entry.run_id, float(value.value))
     if not speeds:
         return Verdict(key, "speed", True, "not labelled from here yet")
-    if len(speeds) == 1:
-        return Verdict(key, "speed", True, f"{speeds[0]:.3g} rows a second", {"rows a second": speeds[0]})
-    before = median(speeds[1:])
-    said = f"{speeds[0]:.3g} rows a second, {before:.3g} before"
-    return Verdict(key, "speed", speeds[0] >= LEAST_SPEED * before, said, {"rows a second": speeds[0]})
+    last, *earlier = speeds.values()
+    if not earlier:
+        return Verdict(key, "speed", True, f"{last:.3g} rows a second", {"rows a second": last})
+    before = median(earlier)
+    said = f"{last:.3g} rows a second, {before:.3g} before"
+    return Verdict(key, "speed", last >= LEAST_SPEED * before, said, {"rows a second": last})
 
 
 def run_verdicts(snapshot: Snapshot) -> Iterator[Verdict]:

@@ -10,8 +10,10 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 
 NAMES = ("code", "web", "read", "daemon")
+STOP_SECONDS = 10.0
 
 
 def main(name: str, socket: str, workspace: str) -> None:
@@ -54,7 +56,17 @@ def serve(socket: str, workspace: str, read_only: bool) -> None:
 def _end_with_parent() -> None:
     while os.read(0, 4096):
         pass
+    import psutil
+
+    # All that it started as well: Dagster's code server waits for the runs that follow jobs, and these for the jobs.
+    family = psutil.Process().children(recursive=True)
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
     os.kill(os.getpid(), signal.SIGTERM)
+    for process in psutil.wait_procs(family, STOP_SECONDS)[1]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 if __name__ == "__main__":

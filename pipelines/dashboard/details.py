@@ -39,7 +39,7 @@ def group_details(state: DatasetState, version: Version, job: Mapping[str, Any] 
     seconds = ((job or {}).get("busy") or {}).get(group)
     if job and seconds:
         rows = (job.get("rows") or {}).get(group, 0)
-        found["rows labelled"] = int(rows)
+        found["rows labelled by the job"] = int(rows)
         found["rows a second"] = round(rows / seconds, 2)
         found["seconds of work"] = round(float(seconds), 2)
     return found

@@ -38,12 +38,13 @@ class Follower:
         What does not fit is told the next time.
         """
         with one_at_a_time("dashboard-follow"):  # the server looks once itself
-            return self._follow(time.monotonic() + seconds)
+            return self._follow(seconds)
 
-    def _follow(self, deadline: float) -> list[str]:
+    def _follow(self, seconds: float) -> list[str]:
         remember(worked_on())
         due = [place.name for place in places() if self._is_due(place.name, place.address)]
         refresh(due)
+        deadline = time.monotonic() + seconds
         remember(("dataset", address) for one in snapshots() for address, _ in one.reads)
         told = []
         # Datasets first: what is made from them is compared with what they hold now.
@@ -51,6 +52,7 @@ class Follower:
             name = snapshot.place.name
             if snapshot.trouble:
                 told.append(f"{name}: {snapshot.trouble}")
+                self._looked[name] = time.monotonic()
                 continue
             if name not in due or time.monotonic() > deadline or self._waits(snapshot):
                 continue

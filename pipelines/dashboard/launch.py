@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -22,10 +22,13 @@ from cluster.target import targets
 from model.errors import InputError
 from pipelines.job import Job, WorkersSpec, job_id, resolve
 from pipelines.job_folder import JobFolder, Submission, job_address
-from pipelines.submit import backend_of, job_state, log_lines, stop_job, submit_job
+from pipelines.submit import JobState, backend_of, job_state, log_lines, stop_job, submit_job
 
 LOOK_SECONDS = 15.0  # between reports of how far a job has come
 POLL_SECONDS = 2.0
+NEXT_SECONDS = 8.0  # that an attempt may begin after the end of the last
+PATIENCE_SECONDS = 600.0  # with a place that does not answer
+Context = dg.OpExecutionContext | dg.AssetExecutionContext
 
 
 def workers_field(least: int = 1, most: int = 1, cpus: float = 1.0, gpus: float = 0.0) -> dg.Field:
@@ -90,7 +93,7 @@ def explained() -> Iterator[None]:
 
 
 def run_job(
-    context: dg.OpExecutionContext | dg.AssetExecutionContext,
+    context: Context,
     job: Job,
     target: str,
     look: Callable[[], None] = lambda: None,
@@ -104,22 +107,29 @@ def run_job(
     folder = JobFolder(job_address(job.output, job_id(job)))
     before = folder.submission()
     told = len(list(folder.log_lines())) if before else 0
-    submission = submit_job(job, target, context.log.info)
+    try:
+        submission = submit_job(job, target, context.log.info)
+    except dg.DagsterExecutionInterruptedError:
+        begun = folder.submission()
+        if begun and (before is None or begun.attempt != before.attempt):
+            _interrupted(context, begun)
+        raise
     if before and before.attempt == submission.attempt:
         told = 0  # one joins what is under way already
-    tags = {"onediffusion/job": submission.id, "onediffusion/target": submission.target_name}
-    context.instance.add_run_tags(context.run_id, tags)
-    context.log.info(f"{submission.name} on {submission.target_name}, kept in {submission.address}")
-    if isinstance(context, dg.AssetExecutionContext):
-        for key in sorted(context.selected_asset_keys)[:1]:
-            context.log_event(dg.AssetObservation(key, metadata=job_details(submission)))
+    _introduce(context, submission)
     try:
-        for line in _lines(submission, told, look):
-            print(line, flush=True)
+        while True:
+            for line in _lines(submission, told, look):
+                print(line, flush=True)
+                told += 1
+            state, newer = _outcome(submission, folder)
+            if newer is None:
+                break
+            submission = newer  # it was scaled by ending one attempt and beginning the next
+            _introduce(context, submission)
     except dg.DagsterExecutionInterruptedError:
         _interrupted(context, submission)
         raise
-    state = job_state(submission)
     if state.phase == "stopped":
         raise dg.Failure(f"{submission.id} was stopped; materialise again to continue", allow_retries=False)
     if state.phase != "succeeded":
@@ -128,7 +138,33 @@ def run_job(
     return Ended(submission, state.result or {})
 
 
-def _interrupted(context: dg.OpExecutionContext | dg.AssetExecutionContext, submission: Submission) -> None:
+def _introduce(context: Context, submission: Submission) -> None:
+    """Say what is followed, where, and where else it can be watched."""
+    tags = {"onediffusion/job": submission.id, "onediffusion/target": submission.target_name}
+    context.instance.add_run_tags(context.run_id, tags)
+    context.log.info(f"{submission.name} on {submission.target_name}, kept in {submission.address}")
+    page = ray_page(submission)
+    if page:
+        context.log.info(f"Ray's dashboard: {page}")
+    if isinstance(context, dg.AssetExecutionContext):
+        for key in sorted(context.selected_asset_keys)[:1]:
+            context.log_event(dg.AssetObservation(key, metadata=job_details(submission)))
+
+
+def _outcome(submission: Submission, folder: JobFolder) -> tuple[JobState, Submission | None]:
+    """How an attempt ended, and the next one where there is one: it begins some moments after the last."""
+    until = time.monotonic() + NEXT_SECONDS
+    while True:
+        state = job_state(submission)
+        newest = folder.submission()
+        if newest and newest.attempt > submission.attempt:
+            return state, newest
+        if state.phase in ("succeeded", "failed") or time.monotonic() > until:
+            return state, None
+        time.sleep(POLL_SECONDS / 2)
+
+
+def _interrupted(context: Context, submission: Submission) -> None:
     run = context.instance.get_run_by_id(context.run_id)
     if run and run.status == dg.DagsterRunStatus.CANCELING:
         context.log.info(f"stopping {submission.id}")
@@ -154,7 +190,8 @@ def _lines(submission: Submission, told: int, look: Callable[[], None]) -> Itera
     due = time.monotonic() + LOOK_SECONDS
     while True:
         if time.monotonic() >= due:
-            look()
+            with suppress(Exception):  # what it shows is not worth to lose the job for
+                look()
             due = time.monotonic() + LOOK_SECONDS
         try:
             item = lines.get(timeout=0.5)
@@ -163,9 +200,18 @@ def _lines(submission: Submission, told: int, look: Callable[[], None]) -> Itera
         if item is None:
             break
         if isinstance(item, BaseException):
-            raise item
+            yield f"its log cannot be read further ({' '.join(str(item).split())}); the job is followed all the same"
+            break
         yield item
-    while job_state(submission).alive:  # its log may end a moment before it does
+    until = time.monotonic() + PATIENCE_SECONDS
+    while True:  # its log may end a moment before it does, or break off
+        try:
+            if not job_state(submission).alive:
+                return
+            until = time.monotonic() + PATIENCE_SECONDS
+        except Exception:
+            if time.monotonic() > until:
+                raise
         time.sleep(POLL_SECONDS)
 
 
@@ -202,6 +248,14 @@ def ray_log(submission: Submission) -> Iterator[str]:
 def job_details(submission: Submission) -> dict[str, Any]:
     """Of a job, as metadata: its id, where it runs, and Ray's own dashboard where its target has one."""
     found: dict[str, Any] = {"job": submission.id, "target": submission.target_name}
-    if submission.target.get("type") == "ray":
-        found["Ray's dashboard"] = dg.MetadataValue.url(f"{submission.target['address']}/#/jobs/{submission.name}")
+    page = ray_page(submission)
+    if page:
+        found["Ray's dashboard"] = dg.MetadataValue.url(page)
     return found
+
+
+def ray_page(submission: Submission) -> str | None:
+    """The job's page on Ray's own dashboard, where its target has one."""
+    if submission.target.get("type") != "ray":
+        return None
+    return f"{submission.target['address']}/#/jobs/{submission.name}"

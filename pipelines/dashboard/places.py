@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cluster.records import data_folder, one_at_a_time, remembered_jobs
 from labeling.storage import open_store
@@ -51,16 +51,22 @@ def places() -> list[Place]:
     return [Place(**values) for values in kept]
 
 
-def remember(found: Iterable[tuple[Kind, str]], owner: str = "", new_pictures: Policy | None = None) -> list[Place]:
+def remember(
+    found: Iterable[tuple[Kind, str]], owner: str = "", new_pictures: Policy | None = None, asked: bool = False
+) -> list[Place]:
     """Add places by kind and address, and return all. One that is there already keeps its name.
 
     A place that was of unknown kind takes the kind given now; owner and policy are set where they are given.
+    asked: by a person; what was found by itself stays away where a person had it forgotten.
     """
     with one_at_a_time("dashboard"):
         known = {place.address: place for place in places()}
-        before = dict(known)
+        before, unwanted = dict(known), _forgotten()
         for kind, given in found:
             address = open_store(given).uri
+            if address in unwanted and not asked:
+                continue
+            unwanted.discard(address)
             place = known.get(address) or Place(_name(address, [one.name for one in known.values()]), kind, address)
             known[address] = replace(
                 place,
@@ -70,18 +76,22 @@ def remember(found: Iterable[tuple[Kind, str]], owner: str = "", new_pictures: P
             )
         if known != before:
             _keep(list(known.values()))
+        if unwanted != _forgotten():
+            _write("forgotten.json", sorted(unwanted))
     return places()
 
 
 def forget(names: Iterable[str]) -> None:
-    """Take places out. Raises InputError for one that is not there."""
+    """Take places out, until they are asked for again. Raises InputError for one that is not there."""
     with one_at_a_time("dashboard"):
+        unwanted = _forgotten()
         kept = {place.name: place for place in places()}
         for name in names:
             if name not in kept:
                 raise InputError(f"{name}: not on the dashboard; there are {', '.join(kept) or 'none'}")
-            del kept[name]
+            unwanted.add(kept.pop(name).address)
         _keep(list(kept.values()))
+        _write("forgotten.json", sorted(unwanted))
 
 
 def find_place(name: str) -> Place:
@@ -115,10 +125,21 @@ def worked_on() -> list[tuple[Kind, str]]:
 
 
 def _keep(kept: Sequence[Place]) -> None:
-    values = [asdict(place) for place in sorted(kept, key=lambda place: place.name)]
-    aside = folder() / f".places.{os.getpid()}"
+    _write("places.json", [asdict(place) for place in sorted(kept, key=lambda place: place.name)])
+
+
+def _forgotten() -> set[str]:
+    """Addresses that were taken out; jobs were sent there, or runs read them, and they would come back."""
+    try:
+        return set(json.loads((folder() / "forgotten.json").read_text()))
+    except FileNotFoundError:
+        return set()
+
+
+def _write(name: str, values: list[Any]) -> None:
+    aside = folder() / f".{name}.{os.getpid()}"
     aside.write_text(json.dumps(values, indent=1))
-    os.replace(aside, folder() / "places.json")
+    os.replace(aside, folder() / name)
 
 
 def _name(address: str, taken: Sequence[str]) -> str:

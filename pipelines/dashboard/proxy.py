@@ -89,7 +89,18 @@ class Proxy:
         return self.tokens.session_role(request.cookies.get(COOKIE, ""))
 
     def _refusal(self, request: web.Request) -> web.Response | None:
-        """What another site's page would send: a strange Host (a name that it points at us), or its own Origin."""
+        """What another site's page would send: a strange Host (a name that it points at us), or its own Origin.
+
+        A page may embed pictures and scripts of any address without saying where it is from, and Dagster takes
+        mutations by GET as well: its own pages send theirs by POST, so others are refused.
+        """
+        if not {".", ".."}.isdisjoint(request.path.split("/")):
+            return web.Response(status=403, text="write the address without dots\n")
+        if request.method in ("GET", "HEAD") and request.path.endswith("/graphql") and "query" in request.query:
+            return web.Response(status=403, text="send queries by POST\n")
+        visits = request.method == "GET" and request.headers.get("Sec-Fetch-Mode") == "navigate"
+        if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none") and not visits:
+            return web.Response(status=403, text="requests of other sites are refused\n")
         host = request.headers.get("Host", "")
         name = urlsplit(f"//{host}").hostname or ""
         if self.tokens is None and name not in LOOPBACK:
@@ -124,15 +135,15 @@ class Proxy:
         if request.method != "POST":
             return _form("")
         token = (await request.post()).get("token", "")
-        role = self.tokens.role_of(token) if isinstance(token, str) else None
-        if role is None:
+        token = token if isinstance(token, str) else ""
+        if self.tokens.role_of(token) is None:
             await asyncio.sleep(WRONG_SECONDS)
             return _form("This token is not known.", 403)
         response = web.Response(status=303, headers={"Location": "/"})
         secure = request.secure or request.headers.get("X-Forwarded-Proto") == "https"
         response.set_cookie(
             COOKIE,
-            self.tokens.open_session(role),
+            self.tokens.open_session(token),
             max_age=int(SESSION_SECONDS),
             httponly=True,
             samesite="Strict",

@@ -73,7 +73,7 @@ class Reporter:
     def _tags(self, version: Version) -> dict[str, str]:
         tags = {DATA: version.content, OWN: "true"}
         if version.code:
-            tags[CODE] = version.code if version.fresh or _differs(version) else UNLIKE
+            tags[CODE] = version.code if version.fresh or _told_by_inputs(version) else UNLIKE
         for key, content in version.inputs.items():
             name = "/".join(key)
             tags[f"{INPUT}/{name}"] = content
@@ -103,8 +103,16 @@ def _agrees(version: Version, tags: Mapping[str, str] | None) -> bool:
         return True
     known = {name.removeprefix(f"{INPUT}/"): value for name, value in tags.items() if name.startswith(INPUT)}
     current = {"/".join(key): content for key, content in version.current.items()}
-    return (tags.get(CODE) == version.code and known == current) == version.fresh
+    if version.fresh:
+        return tags.get(CODE) == version.code and known == current
+    return tags.get(CODE) != version.code or (known != current and version.partition is None)
 
 
-def _differs(version: Version) -> bool:
-    return any(content != version.current.get(key) for key, content in version.inputs.items())
+def _told_by_inputs(version: Version) -> bool:
+    """Whether Dagster sees by the inputs' versions that it is stale.
+
+    Of a range it may not: it looks for observations alone of what is upstream and not made by a step of Dagster's.
+    """
+    return version.partition is None and any(
+        content != version.current.get(key) for key, content in version.inputs.items()
+    )

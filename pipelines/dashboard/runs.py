@@ -84,7 +84,7 @@ def _training(snapshot: Snapshot, spec: dg.AssetSpec) -> dg.AssetsDefinition:
     @dg.multi_asset(
         name=f"{name}__train",
         specs=[spec],
-        can_subset=False,
+        can_subset=True,  # or Dagster would add an event of its own, with versions of its own
         pool=f"run_{name}",
         config_schema=training_fields(snapshot.config["workers"]),
     )

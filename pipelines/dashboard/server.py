@@ -85,7 +85,7 @@ def dashboard(
     forget(forgotten)
     with _alone() as note:
         found = [(_kind(address, say), address) for address in addresses]
-        remember(found or [(place.kind, place.address) for place in places()], owner, policy)
+        remember(found or [(place.kind, place.address) for place in places()], owner, policy, asked=True)
         remember(worked_on())
         refresh()
         remember(("dataset", address) for snapshot in snapshots() for address, _ in snapshot.reads)
@@ -222,8 +222,10 @@ class Processes:
 
         processes = [psutil.Process(process.pid) for process in self.running.values() if process.poll() is None]
         family = [child for process in processes for child in process.children(recursive=True)]
-        for process in processes:
-            process.terminate()
+        # What follows jobs is asked as well: Dagster would wait for the jobs, which go on without it.
+        for process in [*processes, *family]:
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
         _, left = psutil.wait_procs([*processes, *family], STOP_SECONDS)
         for process in left:
             with suppress(psutil.NoSuchProcess):
@@ -304,6 +306,11 @@ def _first_look(say: Say) -> None:
             job = run.tags.get("onediffusion/job")
             goes_on = f"; its job may go on: onediffusion logs -f {job}" if job else ""
             instance.report_run_failed(run, f"the dashboard was closed{goes_on}")
+        # One that was killed keeps its place in its pool, and the next would wait for it for ever.
+        for run_id in instance.event_log_storage.get_concurrency_run_ids():
+            held = instance.get_run_by_id(run_id)
+            if held is None or held.is_finished:
+                instance.event_log_storage.free_concurrency_slots_for_run(run_id)
         try:
             Follower(instance).follow(30.0)
         except Exception as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -120,8 +121,9 @@ def refresh(only: Sequence[str] | None = None) -> bool:
     threads = [threading.Thread(target=see, args=(place,), daemon=True) for place in chosen]
     for thread in threads:
         thread.start()
+    deadline = time.monotonic() + LOOK_SECONDS
     for thread in threads:
-        thread.join(LOOK_SECONDS)
+        thread.join(max(0.0, deadline - time.monotonic()))
     changed = False
     found: list[tuple[Kind, str]] = []
     for place in chosen:

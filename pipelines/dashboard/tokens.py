@@ -8,6 +8,7 @@ import os
 import secrets
 import stat
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -22,10 +23,24 @@ _HEADER = "# One line a token: its role (read or operate), a blank, the token. D
 
 @dataclass
 class Tokens:
-    """Digests of the tokens, with their roles; and the sessions that were opened with them."""
+    """Digests of the tokens in a file, with their roles, and the sessions that were opened with them.
 
-    digests: list[tuple[Role, bytes]]
-    _sessions: dict[bytes, tuple[Role, float]] = field(default_factory=dict)
+    The file is read again when it has changed, so that a line deleted takes its token and its sessions back at once.
+    """
+
+    path: Path
+    _digests: list[tuple[Role, bytes]] = field(default_factory=list)
+    _changed: int = -1
+    _sessions: dict[bytes, tuple[bytes, float]] = field(default_factory=dict)
+
+    @property
+    def digests(self) -> list[tuple[Role, bytes]]:
+        """Of the file as it is now; as it was before while it cannot be read, or is being written."""
+        with suppress(OSError, InputError):
+            changed = self.path.stat().st_mtime_ns
+            if changed != self._changed:
+                self._digests, self._changed = _read(self.path), changed
+        return self._digests
 
     def role_of(self, token: str) -> Role | None:
         """The role of a token; all are compared, each in constant time."""
@@ -36,19 +51,21 @@ class Tokens:
                 found = role
         return found
 
-    def open_session(self, role: Role) -> str:
+    def open_session(self, token: str) -> str:
         """A secret for a cookie, so that the token itself is sent once only."""
         now = time.monotonic()
         self._sessions = {key: value for key, value in self._sessions.items() if value[1] > now}
         session = secrets.token_urlsafe(32)
-        self._sessions[_digest(session)] = (role, now + SESSION_SECONDS)
+        self._sessions[_digest(session)] = (_digest(token), now + SESSION_SECONDS)
         return session
 
     def session_role(self, session: str) -> Role | None:
-        """The role that a session was opened with, None when it is over."""
+        """The role of the token that a session was opened with, None when it is over."""
         # Looked up by digest: how long that takes tells nothing of the secret.
-        role, until = self._sessions.get(_digest(session), (None, 0.0))
-        return role if time.monotonic() < until else None
+        token, until = self._sessions.get(_digest(session), (b"", 0.0))
+        if time.monotonic() >= until:
+            return None
+        return next((role for role, known in self.digests if known == token), None)
 
     def close_session(self, session: str) -> None:
         """End a session."""
@@ -61,8 +78,18 @@ def load_tokens(place: str) -> Tokens:
     Raises InputError for a file that others can read, or that is not as it should be.
     """
     path = Path(place).expanduser()
-    if not path.exists():
-        _make(path)
+    try:
+        if not path.exists():
+            _make(path)
+        tokens = Tokens(path, _read(path))
+    except OSError as error:
+        raise InputError(
+            f"--token-file {path}: cannot be kept there ({error.strerror}); name a file of yours"
+        ) from None
+    return tokens
+
+
+def _read(path: Path) -> list[tuple[Role, bytes]]:
     mode = path.stat().st_mode
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise InputError(f"{path}: others can read these tokens; make them yours alone with `chmod 600 {path}`")
@@ -77,7 +104,7 @@ def load_tokens(place: str) -> Tokens:
         digests.append((role, _digest(words[1])))
     if not digests:
         raise InputError(f"{path}: no token in it; delete it, and it is made anew")
-    return Tokens(digests)
+    return digests
 
 
 def _make(path: Path) -> None:

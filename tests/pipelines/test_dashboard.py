@@ -262,7 +262,8 @@ def test_materialising_is_a_job_on_a_target(
     assert run.success
     [(submission, state)] = list_jobs(faces.uri)
     assert (state.phase, submission.target_name) == ("succeeded", "local")
-    assert run.dagster_run.tags.get("onediffusion/job", submission.id) == submission.id
+    kept = instance.get_run_by_id(run.run_id)
+    assert kept and kept.tags["onediffusion/job"] == submission.id
     assert "brightness: 2 shards labelled" in capfd.readouterr().out
     declared = faces.declaration("brightness")
     assert declared and declared["parameters"]["gain"] == 0.1
@@ -273,7 +274,7 @@ def test_materialising_is_a_job_on_a_target(
     assert sorted((one.asset_key.path[1], one.partition) for one in made) == [
         (group, partition) for group in ("brightness", "doubled") for partition in ("000000", "000001")
     ]
-    assert made[0].metadata["rows labelled"].value == 4 and made[0].metadata["rows a second"].value > 0
+    assert made[0].metadata["rows labelled by the job"].value == 4 and made[0].metadata["rows a second"].value > 0
 
 
 def test_what_a_form_says_wrongly_fails_with_one_line(faces: Dataset, instance: dg.DagsterInstance) -> None:
@@ -400,7 +401,6 @@ def test_a_run_is_fresh_while_its_datasets_hold_what_it_learnt_from(
     assert event.metadata["step"].value == config.steps and "/pictures/" in str(event.metadata["loss"].value)
     [check] = run_verdicts(find_snapshot("run"))
     assert check.check == "loss" and check.passed
-    shutil.copy(pictures_dataset / "text" / "000000.parquet", tmp_path / "kept")
     (pictures_dataset / "text" / "000001.parquet").unlink()
     follower.follow()
     assert verdicts(instance)["run/checkpoints"] == ("STALE", ["has a new dependency data version"])
@@ -423,6 +423,13 @@ def test_places_have_names_of_their_own_for_good(own_data: None) -> None:
     remember_job("train-0b", "s3://lab/r/jobs/train-0b")
     remember_job("report-0c", "/data/c/jobs/report-0c")
     assert worked_on() == [("dataset", "/data/a-b"), ("run", "s3://lab/r")]
+    remember([*worked_on(), ("dataset", "/data/demo/dataset")])
+    assert "dataset" not in {place.name for place in places()}, "what a person took out does not come back by itself"
+    remember([("dataset", "/data/demo/dataset")], asked=True)
+    assert find_place("dataset").address == "/data/demo/dataset"
+    forget(["a_b"])
+    remember(worked_on())
+    assert "a_b" not in {place.name for place in places()}
     for identity in ("label-0a", "train-0b", "report-0c"):
         forget_job(identity)
     with pytest.raises(InputError, match="neither a dataset nor a run"):

@@ -44,6 +44,10 @@ STOP_NOTHING: dict[str, Any] = {
 ASSETS = "{ assetNodes { assetKey { path } } }"
 
 
+def keys(running: Dashboard) -> set[tuple[str, ...]]:
+    return {tuple(node["assetKey"]["path"]) for node in running.ask(ASSETS)["assetNodes"]}
+
+
 def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
@@ -88,6 +92,19 @@ def test_the_form_turns_a_token_into_a_cookie(guarded: Dashboard, tokens: dict[s
     assert guarded.request("/server_info", session)[0] == 401
 
 
+def test_a_deleted_line_takes_its_token_back(tmp_path: Path) -> None:
+    tokens = load_tokens(str(tmp_path / "tokens"))
+    known = tokens_in(tmp_path / "tokens")
+    session = tokens.open_session(known["operate"])
+    assert tokens.session_role(session) == tokens.role_of(known["operate"]) == "operate"
+    (tmp_path / "tokens").write_text(f"read {known['read']}\n")
+    assert tokens.session_role(session) is None and tokens.role_of(known["operate"]) is None
+    assert tokens.role_of(known["read"]) == "read"
+    (tmp_path / "folder").mkdir(mode=0o700)
+    with pytest.raises(InputError, match=r"--token-file .*/folder: cannot be kept there \(Is a directory\)"):
+        load_tokens(str(tmp_path / "folder"))
+
+
 def test_a_reader_sees_and_an_operator_launches(guarded: Dashboard, tokens: dict[str, str]) -> None:
     reader, operator = bearer(tokens["read"]), bearer(tokens["operate"])
     names = {node["assetKey"]["path"][1] for node in guarded.ask(ASSETS, reader)["assetNodes"]}
@@ -110,25 +127,45 @@ def test_other_sites_are_kept_out(guarded: Dashboard, tokens: dict[str, str]) ->
     for origin, expected in (("https://elsewhere.example", 403), ("null", 403), (guarded.address, 200)):
         headers = {**operator, "Content-Type": "application/json", "Origin": origin}
         assert guarded.request("/graphql", headers, body)[0] == expected
+    # A picture or a script of any page may ask for an address here, and does not say where it is from.
+    mutation = urlencode({"query": LAUNCH, "variables": json.dumps({"p": STOP_NOTHING})})
+    assert guarded.request(f"/graphql?{mutation}", operator)[0] == 403
+    assert guarded.request(f"/x/../graphql?{mutation}", operator)[0] == 403
+    assert guarded.request(f"/x/%2e%2e/graphql?{mutation}", operator)[0] == 403
+    for said, expected in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
+        assert guarded.request("/server_info", {**operator, "Sec-Fetch-Site": said})[0] == expected
+    visit = {**operator, "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    assert guarded.request("/server_info", visit)[0] == 200, "a link on another page may lead here"
 
 
 def test_the_browser_is_told_of_changes_through_the_proxy(guarded: Dashboard, tokens: dict[str, str]) -> None:
-    async def listen(headers: dict[str, str]) -> str:
-        query = "subscription { locationStateChangeEvents { event { eventType } } }"
+    async def listen(headers: dict[str, str], query: str, variables: dict[str, Any]) -> list[dict[str, Any]]:
         async with (
             ClientSession() as session,
             session.ws_connect(f"{guarded.address}/graphql", protocols=["graphql-ws"], headers=headers) as ws,
         ):
             await ws.send_json({"type": "connection_init", "payload": {}})
-            await ws.send_json({"type": "start", "id": "1", "payload": {"query": query, "variables": {}}})
-            message = await ws.receive(timeout=30)
-            return str(message.json()["type"]) if message.type == WSMsgType.TEXT else "closed"
+            await ws.send_json({"type": "start", "id": "1", "payload": {"query": query, "variables": variables}})
+            heard: list[dict[str, Any]] = []
+            while not heard or heard[-1]["type"] not in ("data", "error", "complete", "connection_error"):
+                message = await ws.receive(timeout=30)
+                assert message.type == WSMsgType.TEXT, heard
+                heard.append(message.json())
+            return heard
 
-    assert asyncio.run(listen(bearer(tokens["read"]))) == "connection_ack"
+    # The first run there is: its log comes as it was written, up to its end.
+    run = guarded.ask(LAUNCH, bearer(tokens["operate"]), p=STOP_NOTHING)["launchRun"]["run"]["runId"]
+    told = """subscription($r: ID!) { pipelineRunLogs(runId: $r) { ... on PipelineRunLogsSubscriptionSuccess {
+        messages { ... on MessageEvent { runId } } } } }"""
+    heard = asyncio.run(listen(bearer(tokens["read"]), told, {"r": run}))
+    assert [one["type"] for one in heard] == ["connection_ack", "data"]
+    assert run in json.dumps(heard[-1])
+    heard = asyncio.run(listen(bearer(tokens["read"]), LAUNCH, {"p": STOP_NOTHING}))
+    assert "runId" not in json.dumps(heard), "the read role launches nothing over a socket either"
     with pytest.raises(Exception, match="401"):
-        asyncio.run(listen({}))
+        asyncio.run(listen({}, told, {"r": run}))
     with pytest.raises(Exception, match="403"):
-        asyncio.run(listen({**bearer(tokens["operate"]), "Origin": "https://elsewhere.example"}))
+        asyncio.run(listen({**bearer(tokens["operate"]), "Origin": "https://elsewhere.example"}, told, {"r": run}))
 
 
 def test_pictures_are_served_to_those_who_are_in_and_nothing_else_is(
@@ -235,10 +272,31 @@ def test_a_job_outlives_the_dashboard_that_sent_it(
         with served(tmp_path / "data") as running:
             said = running.ask(query, r=run)
             assert said["runOrError"]["status"] == "FAILURE"
-            assert any(f"onediffusion logs -f {submission.id}" in str(event) for event in said["logsForRun"]["events"])
+            goes_on = f"the dashboard ends; {submission.id} goes on: onediffusion logs -f {submission.id}"
+            assert any(goes_on in str(event) for event in said["logsForRun"]["events"]), said["logsForRun"]["events"]
+            # Again, now as an asset, whose pool has one place; the dashboard is killed, and the next must free it.
+            selector = {**STOP_NOTHING["selector"], "pipelineName": "__ASSET_JOB"}
+            selector["assetSelection"] = [{"path": ["run", "checkpoints"]}]
+            joined = {"selector": selector, "mode": "default"}
+            joined["runConfigData"] = json.dumps({"ops": {"run__train": {"config": {"workers": {"cpus": 0.25}}}}})
+            running.until(lambda: ("run", "checkpoints") in keys(running))
+            answer = running.ask(LAUNCH, p=joined)["launchRun"]
+            assert "run" in answer, answer
+            run = answer["run"]["runId"]
+            running.until(
+                lambda: any(submission.id in str(e) for e in running.ask(query, r=run)["logsForRun"]["events"])
+            )
+            family = psutil.Process(running.process.pid).children(recursive=True)
+            running.process.kill()
+            running.process.wait()
+            assert not psutil.wait_procs(family, timeout=40)[1], "nothing of it stays, though a run was under way"
+        with served(tmp_path / "data") as running:
+            assert running.ask(query, r=run)["runOrError"]["status"] == "FAILURE"
+            again = running.ask(LAUNCH, p=joined)["launchRun"]["run"]["runId"]
+            running.until(
+                lambda: any(submission.id in str(e) for e in running.ask(query, r=again)["logsForRun"]["events"])
+            )
             running.until(lambda: read_metrics(store)[-1]["step"] > last)
-            names = {tuple(node["assetKey"]["path"]) for node in running.ask(ASSETS)["assetNodes"]}
-            assert ("run", "checkpoints") in names
     finally:
         for submission, _ in list_jobs():
             for process in _processes(submission.name):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from cluster.session import THREADS, token_file
+from cluster.session import THREADS, prepare_ray, token_file
 from cluster.target import RayTarget
 from cluster.work import NativeState, Work
 from model.errors import InputError
@@ -134,6 +134,7 @@ class RayBackend:
         port = address.port or (443 if address.scheme == "https" else 80)
         # Ray's own client has no limit to how long it waits for a host that does not answer.
         socket.create_connection((address.hostname, port), CONNECT_SECONDS).close()
+        prepare_ray()
         from ray.job_submission import JobSubmissionClient
 
         return JobSubmissionClient(self.target.address, headers={"Authorization": f"Bearer {self._token()}"})

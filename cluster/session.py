@@ -29,12 +29,8 @@ def token_file() -> Path:
     return path
 
 
-@contextmanager
-def ray_session(memory: int = 1 << 30) -> Iterator[None]:
-    """Connect to Ray, or start one on loopback and end it afterwards. A Ray that already runs here is used as it is.
-
-    memory: bytes of shared memory for the object store of a Ray started here.
-    """
+def prepare_ray() -> None:
+    """Say how Ray is to behave. Before the first import of Ray: it reads some of this once, then."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     if "RAY_AUTH_TOKEN" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(token_file()))
@@ -45,6 +41,15 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     for name, threads in THREADS.items():
         os.environ.setdefault(name, threads)
+
+
+@contextmanager
+def ray_session(memory: int = 1 << 30) -> Iterator[None]:
+    """Connect to Ray, or start one on loopback and end it afterwards. A Ray that already runs here is used as it is.
+
+    memory: bytes of shared memory for the object store of a Ray started here.
+    """
+    prepare_ray()
     import ray
 
     if ray.is_initialized():

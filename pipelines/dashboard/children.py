@@ -11,6 +11,12 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from cluster.local import NAME
+
+if TYPE_CHECKING:
+    import psutil
 
 NAMES = ("code", "web", "read", "daemon")
 STOP_SECONDS = 10.0
@@ -58,8 +64,7 @@ def _end_with_parent() -> None:
         pass
     import psutil
 
-    # All that it started as well: Dagster's code server waits for the runs that follow jobs, and these for the jobs.
-    family = psutil.Process().children(recursive=True)
+    family = started_by(psutil.Process())
     for process in family:
         with suppress(psutil.NoSuchProcess):
             process.terminate()
@@ -67,6 +72,21 @@ def _end_with_parent() -> None:
     for process in psutil.wait_procs(family, STOP_SECONDS)[1]:
         with suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def started_by(process: psutil.Process) -> list[psutil.Process]:
+    """All that a process of the dashboard started, but for jobs on this machine: they are to outlive it.
+
+    Dagster's code server would wait for the runs that follow jobs, and these for the jobs, so they have to be asked.
+    """
+    import psutil
+
+    found = []
+    for child in process.children(recursive=True):
+        with suppress(psutil.Error):
+            if NAME not in child.environ():
+                found.append(child)
+    return found
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import InputError
+from pipelines.dashboard.children import started_by
 from pipelines.dashboard.places import POLICIES, folder, forget, place_kind, places, remember, worked_on
 from pipelines.dashboard.proxy import LOOPBACK, Proxy
 from pipelines.dashboard.sheets import drop_old_pictures
@@ -221,8 +222,7 @@ class Processes:
         import psutil
 
         processes = [psutil.Process(process.pid) for process in self.running.values() if process.poll() is None]
-        family = [child for process in processes for child in process.children(recursive=True)]
-        # What follows jobs is asked as well: Dagster would wait for the jobs, which go on without it.
+        family = [child for process in processes for child in started_by(process)]
         for process in [*processes, *family]:
             with suppress(psutil.NoSuchProcess):
                 process.terminate()

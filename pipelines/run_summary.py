@@ -201,6 +201,7 @@ def _tasks(config: Mapping[str, Any], store: Store) -> list[tuple[str, str, str,
 def _charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
     wanted = (
         ("loss", "Loss", "loss", "all tasks; as logged (faint) and smoothed"),
+        ("held_out_loss", "Loss on held-out rows", "loss", "of the averaged weights, at every checkpoint"),
         ("tokens_per_second", "Throughput", "tokens/s", "image tokens a second over all workers"),
         ("learning_rate", "Learning rate", "rate", ""),
         ("gradient_norm", "Gradient norm", "norm", "before clipping"),

@@ -171,6 +171,16 @@ class CheckpointConfig(Section):
     first: bool = False
 
 
+class HeldOutConfig(Section):
+    """Rows that nothing is learnt from, by whose loss every checkpoint is measured.
+
+    share: of the rows of every source; 0 learns from all, and measures nothing. samples: how many are measured.
+    """
+
+    share: float = Field(default=0.0, ge=0, le=0.5)
+    samples: int = Field(default=256, gt=0)
+
+
 class TrainingConfig(Section):
     """A run. `batch` is the number of samples of a step over all workers; `initialize` a checkpoint to start from."""
 
@@ -188,6 +198,7 @@ class TrainingConfig(Section):
     reader: ReaderConfig = ReaderConfig()
     workers: WorkersConfig = WorkersConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
+    held_out: HeldOutConfig = HeldOutConfig()
 
     @model_validator(mode="after")
     def _enough_samples(self) -> TrainingConfig:

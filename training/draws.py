@@ -30,6 +30,10 @@ class Draws:
         """A number in (0, 1), never 0 or 1."""
         return (float(int(self._bits.random_raw()) >> 12) + 0.5) / 2**52
 
+    def uniforms(self, count: int) -> NDArray[np.float64]:
+        """(count,) numbers in (0, 1), as `uniform` draws them."""
+        return ((self._bits.random_raw(count) >> np.uint64(12)).astype(np.float64) + 0.5) / 2**52
+
     def normal(self) -> float:
         """A number of the standard normal distribution."""
         return _NORMAL.inv_cdf(self.uniform())

@@ -87,7 +87,8 @@ def run_training(
         manifest = build_manifest(config.mixture, config.size)
         store.put(MANIFEST, manifest.to_json().encode())
     store.put(CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
-    rows = manifest.counts()
+    learnt, held_out = _sides(config, manifest)
+    rows = learnt.counts()
     tell({"event": "mixture", "rows": rows, "empty": [task for task, count in rows.items() if not count]})
     finished = bool(done) and start >= config.steps
     if done and not finished:
@@ -97,7 +98,7 @@ def run_training(
         if wanted.workers is not None and wanted.ends(config):
             config = _scaled(config, wanted.workers)
             tell({"event": "scale", "step": step, "workers": wanted.workers})
-        wanted = _train(config, store.uri, manifest, tell, wish)
+        wanted = _train(config, store.uri, learnt, held_out, tell, wish)
         step = whole_checkpoints(store)[-1]
     return TrainingResult(
         run=store.uri,
@@ -118,7 +119,19 @@ def _scaled(config: TrainingConfig, workers: int | tuple[int, int]) -> TrainingC
     )
 
 
-def _train(config: TrainingConfig, run: str, manifest: Manifest, tell: Progress, wish: Callable[[], Wish]) -> Wish:
+def _sides(config: TrainingConfig, manifest: Manifest) -> tuple[Manifest, Manifest | None]:
+    """What is learnt from, and what is held out, if anything is."""
+    return manifest.split(config.held_out.share, config.seed) if config.held_out.share else (manifest, None)
+
+
+def _train(
+    config: TrainingConfig,
+    run: str,
+    manifest: Manifest,
+    held_out: Manifest | None,
+    tell: Progress,
+    wish: Callable[[], Wish],
+) -> Wish:
     """Run one group of workers, to the last step or until a wish ends it. Returns that wish."""
     import ray
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -135,7 +148,9 @@ def _train(config: TrainingConfig, run: str, manifest: Manifest, tell: Progress,
         board=board,
         codec=codec,
         text_encoder=text_encoder,
-        tasks=tuple(task for task, count in manifest.counts().items() if count),
+        tasks=_tasks(manifest),
+        held_out=ray.put(held_out) if held_out else None,
+        held_out_tasks=_tasks(held_out) if held_out else (),
     )
     workers = config.workers
     resources = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
@@ -169,6 +184,10 @@ def _train(config: TrainingConfig, run: str, manifest: Manifest, tell: Progress,
         if failure is not None:
             raise InputError(failure)
     return wishes[-1]
+
+
+def _tasks(manifest: Manifest) -> tuple[str, ...]:
+    return tuple(task for task, count in manifest.counts().items() if count)
 
 
 class Board:

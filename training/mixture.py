@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from labeling.shards import Dataset, Footer, ShardInfo
 from model.errors import InputError
 from model.prompts import Task, find_task
 from training.config import SourceConfig
+from training.draws import Draws
 
 # A label that shows nothing teaches nothing about its task: rows where this column is empty are left out.
 _MUST_SHOW = {"boxes": "names", "segmentation": "names", "pose": "keypoints"}
@@ -121,6 +122,32 @@ class Manifest:
         }
         return Manifest(moved, self.streams)
 
+    def split(self, share: float, seed: int) -> tuple[Manifest, Manifest]:
+        """(what is learnt from, what is held out): about so large a share of the rows of every source.
+
+        A row is on the same side for all tasks, or a picture would be learnt by one and held out from another.
+        Raises InputError when nothing is held out.
+        """
+        sides: dict[bool, dict[str, SourcePin]] = {False: {}, True: {}}
+        for name, source in self.sources.items():
+            streams = [stream for stream in self.streams if stream.source == name]
+            shards: dict[bool, list[ShardPin]] = {False: [], True: []}
+            for shard in source.shards:
+                out = Draws(seed, "held out", name, shard.name).uniforms(sum(shard.row_groups)) < share
+                for side in sides:
+                    eligible = {_key(stream): _bits(shard.mask(stream) & (out == side)) for stream in streams}
+                    shards[side].append(replace(shard, eligible=eligible))
+            for side in sides:
+                sides[side][name] = replace(source, shards=shards[side])
+        learnt, held = (Manifest(sides[side], _counted(sides[side], self.streams)) for side in (False, True))
+        for manifest, what in ((held, "out"), (learnt, "to learn from")):
+            if not any(stream.rows for stream in manifest.streams):
+                most = max(stream.rows for stream in self.streams)
+                raise InputError(
+                    f"held_out.share {share:g} of {most} rows leaves none {what}; change it, or set it to 0"
+                )
+        return learnt, held
+
     def counts(self) -> dict[str, int]:
         """Eligible rows of each task, over all sources."""
         counts: dict[str, int] = {}
@@ -136,20 +163,27 @@ def build_manifest(mixture: Mapping[str, SourceConfig], size: int) -> Manifest:
     segmentation or pose show something. Raises InputError for an unknown task, a group or shards that are not there,
     parts made with different codecs or text encoders, and a mixture without a single eligible row.
     """
-    sources, streams = {}, []
+    sources: dict[str, SourcePin] = {}
+    streams: list[Stream] = []
     for name, source in mixture.items():
         wanted = [Stream(name, task, weight, source.size or size) for task, weight in source.tasks.items()]
         dataset = Dataset.open(source.dataset)
         for stream in wanted:
             _check_task(find_task(stream.task), dataset)
         sources[name] = _pin(dataset, wanted)
-        for stream in wanted:
-            rows = sum(int(shard.mask(stream).sum()) for shard in sources[name].shards)
-            streams.append(Stream(**{**asdict(stream), "rows": rows}))
+        streams += _counted(sources, wanted)
     if not any(stream.rows for stream in streams):
         raise InputError(f"no row of {', '.join(s.dataset for s in mixture.values())} is eligible for any of the tasks")
     _check_same_encoders(sources)
     return Manifest(sources, streams)
+
+
+def _counted(sources: Mapping[str, SourcePin], streams: Iterable[Stream]) -> list[Stream]:
+    """The streams, with how many rows each may use."""
+    return [
+        replace(stream, rows=sum(int(shard.mask(stream).sum()) for shard in sources[stream.source].shards))
+        for stream in streams
+    ]
 
 
 def _check_task(task: Task, dataset: Dataset) -> None:
@@ -208,7 +242,7 @@ def _pin_shard(dataset: Dataset, shard: str, footers: Mapping[str, Footer], stre
             column = dataset.read(stream.latents, shard, ["latent_height"])["latent_height"]
             views = [len(value) if value.is_valid else 0 for value in column]
             mask &= np.array(views) > 0
-        eligible[_key(stream)] = None if mask.all() else np.packbits(mask).tobytes().hex()
+        eligible[_key(stream)] = _bits(mask)
     content = {group: footer.content for group, footer in footers.items()}
     return ShardPin(shard, row_groups, content, eligible, views)
 
@@ -238,6 +272,11 @@ def _check_same_encoders(sources: Mapping[str, SourcePin]) -> None:
                     made.setdefault(str(declaration["weights"]), f"{source.dataset}/{group}")
         if len(made) > 1:
             raise InputError(f"{' and '.join(made.values())} come from different weights; {what} must be of one kind")
+
+
+def _bits(mask: NDArray[np.bool_]) -> str | None:
+    """(rows,) as ShardPin keeps it."""
+    return None if mask.all() else np.packbits(mask).tobytes().hex()
 
 
 def _key(stream: Stream) -> str:

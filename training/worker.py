@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from labeling.storage import Store, open_store
 from model.errors import InputError
-from training.batch import Sample, StepBatch
+from training.batch import StepBatch
 from training.checkpoint import checkpoint_name, load_checkpoint, load_training, save_checkpoint, whole_checkpoints
 from training.config import TrainingConfig
+from training.held_out import HeldOut
 from training.memory import keep_freed_memory
 from training.objective import flow_matching_loss
 from training.optimizer import MovingAverage, build_optimizer, learning_rate
 from training.records import TENSORBOARD, Records
 from training.stream import stream_steps
+from training.window import Window
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -33,7 +35,10 @@ _WEIGHTLESS = ("input_size", "rotary_max_length", "rotary_max_length_t", "soft_c
 
 @dataclass(frozen=True)
 class Job:
-    """What the driver gives every worker. manifest and board are a Ray reference and actor; tasks: names, in order."""
+    """What the driver gives every worker. manifest and board are a Ray reference and actor; tasks: names, in order.
+
+    held_out: a reference to the manifest of what is held out, None where nothing is; held_out_tasks: its tasks.
+    """
 
     config: TrainingConfig
     run: str
@@ -42,6 +47,8 @@ class Job:
     codec: str
     text_encoder: str
     tasks: tuple[str, ...]
+    held_out: Any = None
+    held_out_tasks: tuple[str, ...] = ()
 
 
 class PackedForward(nn.Module):
@@ -91,7 +98,7 @@ class _Worker:
         optimizer = build_optimizer(model, self.config.optimizer)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.average = MovingAverage(self.model, self.config.optimizer.ema)
-        self._window = _Window(job.tasks, self.accelerator.device)
+        self._window = Window(job.tasks, self.accelerator.device)
 
     def run(self) -> dict[str, Any]:
         import ray
@@ -102,6 +109,8 @@ class _Worker:
         self.accelerator.init_trackers(TENSORBOARD, init_kwargs={"tensorboard": {"purge_step": step + 1}})
         if step == 0 and config.checkpoints.first and not self.start:
             self._save(0)
+        # Read before the steps are: its readers are gone when theirs come.
+        held_out = HeldOut(job, self.rank, self.workers, self.accelerator.device) if job.held_out else None
         metrics: dict[str, Any] = {}
         began = waited_since = time.monotonic()
         answer = None  # to where the last step was announced
@@ -115,9 +124,13 @@ class _Worker:
             norm = self._step(batch)
             step = batch.step + 1
             self._window.took(waited, time.monotonic() - waited_since)
+            due = step % config.checkpoints.every == 0 or step == config.steps
+            measured = held_out.measure(self.model, self.average) if held_out and due else {}
             if step % config.log_every == 0 or step == config.steps:
-                metrics = self._log(step, norm, time.monotonic() - began)
-            if step % config.checkpoints.every == 0 or step == config.steps:
+                metrics = self._log(step, norm, time.monotonic() - began, measured)
+            elif measured:
+                self._keep({"step": step, **measured})
+            if due:
                 self._save(step)
                 ray.train.report({"step": step, "loss": metrics.get("loss")})
             waited_since = time.monotonic()
@@ -148,20 +161,27 @@ class _Worker:
         assert norm is not None
         return norm.detach()
 
-    def _log(self, step: int, norm: Tensor, seconds: float) -> dict[str, Any]:
+    def _log(self, step: int, norm: Tensor, seconds: float, measured: dict[str, Any]) -> dict[str, Any]:
         values = self._window.close()
         rate = learning_rate(step - 1, self.config.steps, self.config.optimizer)
         record = {"step": step, **values, "learning_rate": rate, "gradient_norm": float(norm)}
-        record["seconds"] = round(seconds, 3)
+        record |= {"seconds": round(seconds, 3), **measured}
         if not torch.isfinite(torch.tensor(values["loss"])):
             raise InputError(f"the loss is {values['loss']} at step {step}; lower optimizer.learning_rate")
-        flat = {f"loss/{task}": loss for task, loss in values["losses"].items()}
-        flat |= {name: value for name, value in record.items() if name not in ("step", "losses")}
-        self.accelerator.log(flat, step=step)
+        self._keep(record)
         if self.records:
-            self.records.append(record)
             self.job.board.post.remote({"event": "step", "steps": self.config.steps, **record})
         return record
+
+    def _keep(self, record: dict[str, Any]) -> None:
+        """Add a record to metrics.jsonl, and to TensorBoard, where what is by task has a name for each."""
+        flat = {name: value for name, value in record.items() if name != "step" and not isinstance(value, dict)}
+        for name in ("losses", "held_out_losses"):
+            kind = name.replace("losses", "loss")
+            flat |= {f"{kind}/{task}": loss for task, loss in record.get(name, {}).items()}
+        self.accelerator.log(flat, step=record["step"])
+        if self.records:
+            self.records.append(record)
 
     def _restore(self) -> int:
         """Load the newest checkpoint, or the weights to start from. Returns the steps done."""
@@ -237,59 +257,6 @@ class _Worker:
             transformer = NextDiT.from_config(self.transformer_config)
         transformer.load_state_dict(weights, strict=True, assign=True)
         return transformer
-
-
-class _Window:
-    """Sums since the last logged step, on each worker."""
-
-    def __init__(self, tasks: tuple[str, ...], device: torch.device) -> None:
-        self.tasks, self.device = tasks, device
-        self._reset()
-
-    def _reset(self) -> None:
-        self.steps, self.tokens, self.samples = 0, 0, 0
-        self.waited, self.seconds = 0.0, 0.0
-        self.packs: list[tuple[list[tuple[str, int]], Tensor, int]] = []
-
-    def add(self, pack: list[Sample], parts: Tensor, frames_in_loss: int) -> None:
-        """parts: of each sample of the pack; frames_in_loss: of the step."""
-        counted = [(sample.task, int(sample.in_loss.sum())) for sample in pack]
-        self.packs.append((counted, parts, frames_in_loss))
-        self.tokens += sum(sample.tokens for sample in pack)
-        self.samples += len(pack)
-
-    def took(self, waited: float, seconds: float) -> None:
-        """waited: seconds of the step's that went by without a batch."""
-        self.steps += 1
-        self.waited += waited
-        self.seconds += seconds
-
-    def close(self) -> dict[str, Any]:
-        """Means over the window and all workers; begins the next window."""
-        loss, by_task = 0.0, {task: [0.0, 0.0] for task in self.tasks}
-        for counted, parts, frames_in_loss in self.packs:
-            for (task, frames), part in zip(counted, parts.tolist(), strict=True):
-                loss += part / frames_in_loss
-                by_task[task][0] += part
-                by_task[task][1] += frames
-        local = [loss, self.tokens, self.samples, self.waited, self.seconds, 1.0]
-        local += [value for task in self.tasks for value in by_task[task]]
-        total = torch.tensor(local, dtype=torch.float64, device=self.device)
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(total)
-        loss, tokens, samples, waited, seconds, workers, *rest = total.tolist()
-        losses = {
-            task: part / frames for task, part, frames in zip(self.tasks, rest[::2], rest[1::2], strict=True) if frames
-        }
-        values = {
-            "loss": loss / self.steps,
-            "losses": losses,
-            "tokens_per_second": round(tokens * workers / seconds, 1),
-            "samples_per_second": round(samples * workers / seconds, 3),
-            "wait_share": round(waited / seconds, 4),
-        }
-        self._reset()
-        return values
 
 
 def _accelerator(config: TrainingConfig, folder: str | None) -> Accelerator:

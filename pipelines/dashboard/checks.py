@@ -22,6 +22,7 @@ from training.records import read_metrics
 
 MOST_ERRORS = 0.05  # of the rows
 LEAST_SPEED = 0.5  # of what it was before
+MOST_RISE = 1.05  # of a held-out loss over its lowest: more is learning by heart
 MOST_EVENTS = 400  # that are looked at for it
 _ABOUT = {
     "fresh": "No shard is missing or stale, by the fingerprints in their footers.",
@@ -29,6 +30,7 @@ _ABOUT = {
     "speed": "Labelling is at least half as fast as in earlier runs.",
     "sources": "All pictures of the sources are in the dataset.",
     "loss": "The loss is a number, and lower than at the start.",
+    "held_out": "The loss on rows that nothing is learnt from is not rising.",
     "figures": "The evaluation is of the newest checkpoint, and the model beats every baseline.",
 }
 
@@ -121,6 +123,12 @@ def run_verdicts(snapshot: Snapshot) -> Iterator[Verdict]:
         good = math.isfinite(last) and (last < first or len(losses) < 10)
         said = f"{last:.4g} over the last records, {first:.4g} over the first"
         yield Verdict((name, "checkpoints"), "loss", good, said, {"loss": last} if math.isfinite(last) else {})
+    held_out = [record["held_out_loss"] for record in read_metrics(store) if "held_out_loss" in record]
+    if held_out:
+        last, best = held_out[-1], min(held_out)
+        said = f"{last:.4g} at the newest checkpoint, {best:.4g} at the best"
+        good = math.isfinite(last) and last <= MOST_RISE * best
+        yield Verdict((name, "checkpoints"), "held_out", good, said, {"held-out loss": last} if good else {})
     run = describe_run(snapshot.place.address, Inliner(0))
     steps = whole_checkpoints(store)
     if run.figures and steps:
@@ -163,7 +171,9 @@ def place_checks(snapshot: Snapshot) -> list[dg.AssetCheckSpec]:
     """All checks of a dataset or run."""
     name = snapshot.place.name
     if snapshot.place.kind == "run":
-        return [check_spec((name, "checkpoints"), "loss"), check_spec((name, "evaluation"), "figures")]
+        held_out = ["held_out"] if (snapshot.config.get("held_out") or {}).get("share") else []
+        checks = [check_spec((name, "checkpoints"), check) for check in ("loss", *held_out)]
+        return [*checks, check_spec((name, "evaluation"), "figures")]
     specs = [check_spec((name, group), check) for group in snapshot.labels for check in ("fresh", "errors", "speed")]
     if snapshot.sources and snapshot.kind == "pictures" and "images" in snapshot.groups:
         specs.append(check_spec((name, "images"), "sources"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ from labeling.plan import dataset_status
 from labeling.shards import Dataset
 from model.errors import InputError
 from pipelines.dashboard import ranges
-from pipelines.dashboard.checks import dataset_verdicts, run_verdicts
+from pipelines.dashboard.checks import dataset_verdicts, place_checks, run_verdicts
 from pipelines.dashboard.definitions import build_definitions
 from pipelines.dashboard.fingerprints import Version, dataset_state, dataset_versions
 from pipelines.dashboard.following import Follower
@@ -379,7 +380,7 @@ def test_a_run_is_fresh_while_its_datasets_hold_what_it_learnt_from(
     instance: dg.DagsterInstance,
     tmp_path: Path,
 ) -> None:
-    config = load_config("debug", small_config)
+    config = load_config("debug", {**small_config, "held_out": {"share": 0.3, "samples": 12}})
     train(config, str(tmp_path / "run"), say=lambda line: None)
     remember([("run", str(tmp_path / "run"))])
     follower = Follower(instance)
@@ -399,8 +400,14 @@ def test_a_run_is_fresh_while_its_datasets_hold_what_it_learnt_from(
     assert verdicts(instance)["run/checkpoints"] == ("FRESH", [])
     event = last_event(instance, "run", "checkpoints")
     assert event.metadata["step"].value == config.steps and "/pictures/" in str(event.metadata["loss"].value)
-    [check] = run_verdicts(find_snapshot("run"))
-    assert check.check == "loss" and check.passed
+    assert [(one.check, one.passed) for one in run_verdicts(find_snapshot("run"))][0] == ("loss", True)
+    assert {spec.name for spec in place_checks(find_snapshot("run"))} == {"loss", "held_out", "figures"}
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    for loss, passed in ((1e-3, True), (2e-3, False)):  # lower than ever, then risen from there
+        with metrics.open("a") as file:
+            file.write(json.dumps({"step": 5, "held_out_loss": loss}) + "\n")
+        [held_out] = [one for one in run_verdicts(find_snapshot("run")) if one.check == "held_out"]
+        assert held_out.passed is passed, held_out.said
     (pictures_dataset / "text" / "000001.parquet").unlink()
     follower.follow()
     assert verdicts(instance)["run/checkpoints"] == ("STALE", ["has a new dependency data version"])

@@ -21,7 +21,11 @@ from model.errors import InputError
 from training.checkpoint import load_checkpoint, whole_checkpoints
 from training.config import load_config
 from training.loop import TrainingResult, run_training
+from training.mixture import build_manifest
+from training.objective import flow_matching_loss
+from training.reader import PlanReader
 from training.records import read_metrics
+from training.worker import PackedForward
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -105,6 +109,37 @@ def test_two_workers_and_small_packs_give_the_same_run(
             torch.testing.assert_close(value, two[name], rtol=1e-3, atol=1e-4)
             compared += 1
     assert compared > 20
+
+
+def test_rows_held_out_measure_every_checkpoint(shared_config: dict[str, Any], tmp_path: Path) -> None:
+    values = _merged(
+        shared_config,
+        steps=4,
+        log_every=3,
+        workers={"count": 2, "pack_tokens": 100},
+        checkpoints={"every": 2},
+        held_out={"share": 0.3, "samples": 12},
+    )
+    config = load_config("debug", values)
+    result = run_training(config, str(tmp_path / "run"))
+    learnt, held = build_manifest(config.mixture, config.size).split(0.3, config.seed)
+    assert result.rows == learnt.counts()
+    records = read_metrics(open_store(tmp_path / "run"))
+    assert [(record["step"], "loss" in record) for record in records] == [(2, False), (3, True), (4, True)]
+    assert _tensorboard_steps(tmp_path / "run", "held_out_loss") == [2, 4]
+    # By hand, in one process: the averaged weights of the checkpoint on the samples that the plan gives.
+    reader = PlanReader(held, config, "dct")
+    for record in (records[0], records[2]):
+        transformer, _ = load_checkpoint(tmp_path / "run" / "checkpoints" / f"step-{record['step']:06d}")
+        model, losses = PackedForward(transformer), []
+        for step in range(2):
+            batch = reader.read(step, 0, 1)
+            with torch.no_grad():
+                sums = [float(flow_matching_loss(model, pack)[0]) for pack in batch.packs]
+            losses.append(sum(sums) / batch.frames_in_loss)
+        assert record["held_out_loss"] == pytest.approx(sum(losses) / 2, rel=1e-4)
+        assert set(record["held_out_losses"]) <= {task for task, count in held.counts().items() if count}
+    assert records[2]["held_out_loss"] != records[0]["held_out_loss"]
 
 
 def test_a_killed_run_continues_to_the_same_weights(

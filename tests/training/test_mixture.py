@@ -41,6 +41,27 @@ def test_content_of_the_groups_used_is_pinned(pictures_dataset: Path) -> None:
         assert content == dataset.footer(group, "000001").content
 
 
+def test_a_row_is_held_out_from_all_tasks_or_none(pictures_dataset: Path) -> None:
+    manifest = build_manifest(_mixture(pictures_dataset, "text2image", "edges", "segmentation"), SIZE)
+    learnt, held = manifest.split(0.3, 0)
+    sides = []
+    for side in (learnt, held):
+        rows: dict[str, set[tuple[str, int]]] = {}
+        for stream in side.streams:
+            shards = side.sources["source"].shards
+            masks = [(shard.name, shard.mask(stream)) for shard in shards]
+            rows[stream.task] = {(name, int(row)) for name, mask in masks for row in mask.nonzero()[0]}
+            assert stream.rows == len(rows[stream.task])
+        sides.append(rows)
+    assert set().union(*sides[0].values()).isdisjoint(set().union(*sides[1].values()))
+    for task, count in manifest.counts().items():
+        assert len(sides[0][task]) + len(sides[1][task]) == count
+    assert 0 < held.counts()["text2image"] < learnt.counts()["text2image"]
+    assert manifest.split(0.3, 0) == (learnt, held) != manifest.split(0.3, 1)
+    with pytest.raises(InputError, match=r"held_out.share 1e-09 of 11 rows leaves none out; change it, or set it to 0"):
+        manifest.split(1e-9, 0)
+
+
 def test_sets_count_their_views(views_dataset: Path) -> None:
     manifest = build_manifest(_mixture(views_dataset, "views"), SIZE)
     assert manifest.counts() == {"views": 3}

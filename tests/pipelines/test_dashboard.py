@@ -400,7 +400,7 @@ def test_a_run_is_fresh_while_its_datasets_hold_what_it_learnt_from(
     assert verdicts(instance)["run/checkpoints"] == ("FRESH", [])
     event = last_event(instance, "run", "checkpoints")
     assert event.metadata["step"].value == config.steps and "/pictures/" in str(event.metadata["loss"].value)
-    assert [(one.check, one.passed) for one in run_verdicts(find_snapshot("run"))][0] == ("loss", True)
+    assert next((one.check, one.passed) for one in run_verdicts(find_snapshot("run"))) == ("loss", True)
     assert {spec.name for spec in place_checks(find_snapshot("run"))} == {"loss", "held_out", "figures"}
     metrics = tmp_path / "run" / "metrics.jsonl"
     for loss, passed in ((1e-3, True), (2e-3, False)):  # lower than ever, then risen from there

@@ -82,10 +82,12 @@ def started_by(process: psutil.Process) -> list[psutil.Process]:
     import psutil
 
     found = []
-    for child in process.children(recursive=True):
-        with suppress(psutil.Error):
-            if NAME not in child.environ():
-                found.append(child)
+    with suppress(psutil.Error):
+        for child in process.children():
+            with suppress(psutil.Error):
+                # Not by each one's own environment: Ray's processes write their titles over it.
+                if NAME not in child.environ():
+                    found += [child, *started_by(child)]
     return found
 
 

@@ -37,6 +37,8 @@ def prepare_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    # Nobody reads what it finds: jobs are told by signals when their machine is needed elsewhere.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # A labelling job has a dozen small processes whatever the number of cores; they may start together.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     for name, threads in THREADS.items():

@@ -26,6 +26,8 @@ from pipelines.job import WorkersSpec, examples, job_id, load_job, parse_job, re
 from pipelines.job_folder import JobFolder, Submission
 from pipelines.submit import find_job, job_state, list_jobs, log_lines, plan_job, scale_job, stop_job, submit_job
 from training.checkpoint import whole_checkpoints
+from training.config import load_config
+from training.loop import run_training
 from training.records import read_metrics
 
 LABELS = ["edges", "boxes"]
@@ -207,14 +209,12 @@ def test_a_submission_killed_half_way_is_sent_again(pictures: Path, tmp_path: Pa
     finished(attached)
 
 
-def test_a_training_is_scaled_and_stopped_and_ends_with_the_same_numbers(
-    shared_config: dict[str, Any], tmp_path: Path
+def test_a_training_is_scaled_stopped_and_interrupted_and_has_the_same_numbers(
+    shared_config: dict[str, Any], tmp_path: Path, ray_cluster: None
 ) -> None:
-    """1 worker, then 2, stopped, interrupted, and to the end: the losses of a run that nobody touched."""
-    config = {**shared_config, "steps": 300, "checkpoints": {"every": 1000, "keep": 2, "first": False}}
+    """1 worker, then 2, stopped, sent again, interrupted: the losses and weights of a run that nobody touched."""
+    config = {**shared_config, "steps": 100_000, "checkpoints": {"every": 100_000, "keep": 2, "first": False}}
     config["optimizer"] = {**config["optimizer"], "learning_rate": 1e-5}  # rounding is not to grow over so many steps
-    plain = train_job(config, str(tmp_path / "plain"))
-    finished(submit_job(plain, "local"))
     job = train_job(config, str(tmp_path / "run"))
     store = open_store(tmp_path / "run")
     first = submit_job(job, "local")
@@ -224,11 +224,10 @@ def test_a_training_is_scaled_and_stopped_and_ends_with_the_same_numbers(
     assert scale_job(first.id, WorkersSpec(count=2, cpus=0.25)) == first
     until(lambda: whole_checkpoints(store), first)
     [scaled_at] = whole_checkpoints(store)
-    assert 3 <= scaled_at < 300
     until(lambda: read_metrics(store)[-1]["step"] > scaled_at, first)
     assert stop_job(first.id).phase == "stopped"
     stopped_at = whole_checkpoints(store)[-1]
-    assert scaled_at < stopped_at < 300
+    assert 3 <= scaled_at < stopped_at
     second = submit_job(job, "local")
     until(lambda: read_metrics(store)[-1]["step"] > stopped_at, second)
     leader = JobFolder(second.address).state()
@@ -236,16 +235,16 @@ def test_a_training_is_scaled_and_stopped_and_ends_with_the_same_numbers(
     os.kill(leader.process, signal.SIGTERM)  # as a machine that is needed elsewhere
     until_ended(lambda: job_state(second).phase == "interrupted")
     interrupted_at = whole_checkpoints(store)[-1]
-    assert stopped_at < interrupted_at < 300
-    third = submit_job(job, "local")
-    lines = finished(third)
+    assert stopped_at < interrupted_at
+    lines = list(log_lines(second))
     assert any(f"going on from step {scaled_at} with 2 workers" in line for line in lines)
-    for step in (stopped_at, interrupted_at):
-        assert any(f"continuing from step {step}" in line for line in lines)
+    assert any(f"continuing from step {stopped_at}" in line for line in lines)
+    run_training(load_config("debug", {**config, "steps": interrupted_at}), str(tmp_path / "plain"))
     losses = [[record["loss"] for record in read_metrics(open_store(tmp_path / name))] for name in ("plain", "run")]
-    assert len(losses[0]) == 300
+    assert len(losses[0]) == interrupted_at
     torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=1e-3, atol=1e-4)
-    weights = [load_file(tmp_path / name / "checkpoints/step-000300/training.safetensors") for name in ("plain", "run")]
+    last = f"checkpoints/step-{interrupted_at:06d}/training.safetensors"
+    weights = [load_file(tmp_path / name / last) for name in ("plain", "run")]
     for name, value in weights[0].items():
         if name.startswith("model."):
             torch.testing.assert_close(weights[1][name], value, rtol=1e-2, atol=1e-3)

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 def _merged(settings: dict[str, Any], **changes: Any) -> dict[str, Any]:
     merged = dict(settings)
     for name, value in changes.items():
-        merged[name] = {**merged[name], **value} if isinstance(value, dict) else value
+        merged[name] = {**merged.get(name, {}), **value} if isinstance(value, dict) else value
     return merged
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from labeling.storage import open_store
 from model.errors import InputError
+from training.batch import StepBatch
 from training.checkpoint import load_checkpoint, whole_checkpoints
 from training.config import load_config
 from training.loop import TrainingResult, run_training
@@ -133,7 +134,7 @@ def test_rows_held_out_measure_every_checkpoint(shared_config: dict[str, Any], t
         transformer, _ = load_checkpoint(tmp_path / "run" / "checkpoints" / f"step-{record['step']:06d}")
         model, losses = PackedForward(transformer), []
         for step in range(2):
-            batch = reader.read(step, 0, 1)
+            batch = StepBatch.from_bytes(reader.read(step, 0, 1).to_bytes())
             with torch.no_grad():
                 sums = [float(flow_matching_loss(model, pack)[0]) for pack in batch.packs]
             losses.append(sum(sums) / batch.frames_in_loss)

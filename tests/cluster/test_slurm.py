@@ -79,8 +79,8 @@ sys.exit(75)
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmSite]:
-    """The site, reachable from this process."""
+def site(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Iterator[SlurmSite]:
+    """The site, reachable from this process. What starts while it is counts as its own and is ended with it: not Ray."""
     need_slurm()
     with slurm_site() as running, pytest.MonkeyPatch.context() as patch:
         for name, value in running.environment.items():

@@ -80,7 +80,7 @@ sys.exit(75)
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Iterator[SlurmSite]:
-    """The site, reachable from this process. What starts while it is counts as its own and is ended with it: not Ray."""
+    """The site, reachable from this process. What starts while it runs is ended with it; not Ray, therefore."""
     need_slurm()
     with slurm_site() as running, pytest.MonkeyPatch.context() as patch:
         for name, value in running.environment.items():

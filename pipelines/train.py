@@ -55,13 +55,14 @@ def _look_for_room(config: TrainingConfig, say: Callable[[str], None]) -> None:
     """Say what is missing: Ray itself waits without a word for CPUs and GPUs that may never come."""
     workers, reader = config.workers, config.reader
     count = workers.count if isinstance(workers.count, int) else workers.count[0]
-    needs = {"CPU": count * (workers.cpus + reader.processes * reader.cpus), "GPU": count * workers.gpus}
+    # With one reader for each it is slower than with all, and goes on.
+    needs = {"CPU": count * (workers.cpus + reader.cpus), "GPU": count * workers.gpus}
     for unit, needed in needs.items():
         there = cluster_has(unit)
         if needed <= there + 1e-6:
             continue
-        asked = f"{count} workers and their readers ask for {needed:g} {unit}s, and Ray has {there:g}"
-        less = f"workers.count, workers.{unit.lower()}s" + (", reader.processes, reader.cpus" if unit == "CPU" else "")
+        asked = f"{count} workers and a reader for each ask for {needed:g} {unit}s, and Ray has {there:g}"
+        less = f"workers.count, workers.{unit.lower()}s" + (", reader.cpus" if unit == "CPU" else "")
         if own_ray():
             raise InputError(f"train: {asked}: this machine's; ask for less ({less})")
         say(f"train: {asked}; waiting for nodes that may yet join (or stop it and ask for less: {less})")

@@ -89,3 +89,11 @@ def test_status_tells_people_and_machines(tmp_path: Path, pictures: Path) -> Non
     assert json.loads(onediffusion("status", dataset, "--json").stdout)["edges"]["stale"] == 1
     table = onediffusion("status", dataset).stdout
     assert re.search(r"edges\W+0\W+1\W+0\W+6\W+0", table)
+
+
+def test_a_training_that_this_machine_has_no_room_for_says_so(tmp_path: Path) -> None:
+    own = {"RAY_ADDRESS": "", "XDG_DATA_HOME": str(tmp_path)}
+    arguments = ("--run", str(tmp_path / "run"), "--set", "workers.count=1", "--set", "workers.cpus=4000")
+    found = onediffusion("train", "debug", *arguments, **own)
+    refused(found, "1 workers and a reader for each ask for 4000.25 CPUs", "ask for less (workers.count, workers.cpus")
+    assert not (tmp_path / "run" / "config.yaml").exists()

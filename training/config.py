@@ -174,7 +174,8 @@ class CheckpointConfig(Section):
 class HeldOutConfig(Section):
     """Rows that nothing is learnt from, by whose loss every checkpoint is measured.
 
-    share: of the rows of every source; 0 learns from all, and measures nothing. samples: how many are measured.
+    share: of the rows of every source; 0 learns from all, and measures nothing. samples: how many are measured,
+    rounded up to whole steps of `batch`.
     """
 
     share: float = Field(default=0.0, ge=0, le=0.5)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class HeldOut:
     """The same samples with the same noise levels and noise at every checkpoint, so that the figures compare.
 
-    They are read once, and each worker keeps its share: at 256² some 70 kB of latents a frame, and the texts.
+    They are read once, and each worker keeps its share: at 256² 32 kB of latents a frame, and the texts.
     """
 
     def __init__(self, job: Job, rank: int, workers: int, device: torch.device) -> None:

@@ -22,8 +22,8 @@ from training.records import read_metrics
 
 MOST_ERRORS = 0.05  # of the rows
 LEAST_SPEED = 0.5  # of what it was before
+MOST_EVENTS = 400  # that are looked at for what it was before
 MOST_RISE = 1.05  # of a held-out loss over its lowest: more is learning by heart
-MOST_EVENTS = 400  # that are looked at for it
 _ABOUT = {
     "fresh": "No shard is missing or stale, by the fingerprints in their footers.",
     "errors": f"At most {MOST_ERRORS:.0%} of the rows are in error.",
@@ -117,18 +117,20 @@ def run_verdicts(snapshot: Snapshot) -> Iterator[Verdict]:
     from training.checkpoint import checkpoint_name, whole_checkpoints
 
     name, store = snapshot.place.name, open_store(snapshot.place.address)
-    losses = [record["loss"] for record in read_metrics(store) if isinstance(record.get("loss"), int | float)]
+    records = read_metrics(store)
+    losses = [record["loss"] for record in records if isinstance(record.get("loss"), int | float)]
     if losses:
         first, last = _mean(losses[:5]), _mean(losses[-5:])
         good = math.isfinite(last) and (last < first or len(losses) < 10)
         said = f"{last:.4g} over the last records, {first:.4g} over the first"
         yield Verdict((name, "checkpoints"), "loss", good, said, {"loss": last} if math.isfinite(last) else {})
-    held_out = [record["held_out_loss"] for record in read_metrics(store) if "held_out_loss" in record]
+    held_out = [record["held_out_loss"] for record in records if "held_out_loss" in record]
     if held_out:
         last, best = held_out[-1], min(held_out)
         said = f"{last:.4g} at the newest checkpoint, {best:.4g} at the best"
         good = math.isfinite(last) and last <= MOST_RISE * best
-        yield Verdict((name, "checkpoints"), "held_out", good, said, {"held-out loss": last} if good else {})
+        facts = {"held-out loss": last} if math.isfinite(last) else {}
+        yield Verdict((name, "checkpoints"), "held_out", good, said, facts)
     run = describe_run(snapshot.place.address, Inliner(0))
     steps = whole_checkpoints(store)
     if run.figures and steps:

@@ -20,7 +20,11 @@ class Backend(Protocol):
         """Exactly what would be sent: title (as "sbatch script") → text. Holds no secret; touches nothing."""
 
     def submit(self, work: Work) -> None:
-        """Send it. Raises InputError when work of this name is there already (then it was not sent twice)."""
+        """Send it.
+
+        Raises AlreadyThere when work of this name is there (then it was not sent twice), another InputError when it was
+        not taken, and ConnectionError when nobody knows whether it was.
+        """
 
     def state(self, name: str) -> NativeState:
         """What the target knows of the work; "absent" when nothing (it never came, or was forgotten)."""

@@ -99,7 +99,8 @@ class KubernetesBackend:
             pause = min(2 * pause, 3.0)
 
     def scale(self, name: str, work: Work) -> bool:
-        """Change the bounds of the worker group, in the RayCluster itself: KubeRay ignores changes of a RayJob's own.
+        """Change the bounds of the worker group: in the RayCluster itself, since KubeRay ignores changes of a RayJob's
+        own while it runs, and in the RayJob, from which it makes the cluster of a retry.
 
         False under Kueue, which admitted a fixed number; for other workers than there are; and to shrink a cluster
         without autoscaler, where KubeRay would choose the pods to remove by itself, busy or not.
@@ -126,10 +127,9 @@ class KubernetesBackend:
             return False
         else:
             bounds = dict.fromkeys(("minReplicas", "maxReplicas", "replicas"), work.workers.most)
-        path = "/spec/workerGroupSpecs/0"
-        operations = [{"op": "test", "path": f"{path}/groupName", "value": group["groupName"]}]
-        operations += [{"op": "add", "path": f"{path}/{key}", "value": value} for key, value in bounds.items()]
-        self.server.patch_cluster(cluster["metadata"]["name"], operations)
+        self.server.patch_cluster(cluster["metadata"]["name"], _bounds("/spec", group["groupName"], bounds))
+        again = {"minReplicas": work.workers.least, "maxReplicas": work.workers.most, "replicas": work.workers.least}
+        self.server.patch_job(name, _bounds("/spec/rayClusterSpec", group["groupName"], again))
         return True
 
     def logs(self, name: str) -> Iterator[str]:
@@ -143,6 +143,13 @@ class KubernetesBackend:
             for line in self.server.log(pod.metadata.name, HEAD_CONTAINER if head else WORKER_CONTAINER):
                 yield f"{pod.metadata.name}: {line}"
         yield from last_words(job)
+
+
+def _bounds(cluster: str, name: str, values: dict[str, int]) -> list[dict[str, Any]]:
+    """JSON Patch operations on the first worker group of a cluster's spec, as long as it is the one of that name."""
+    group = f"{cluster}/workerGroupSpecs/0"
+    operations: list[dict[str, Any]] = [{"op": "test", "path": f"{group}/groupName", "value": name}]
+    return operations + [{"op": "add", "path": f"{group}/{key}", "value": value} for key, value in values.items()]
 
 
 def _size(template: dict[str, Any]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.target import KubernetesTarget
+from cluster.work import AlreadyThere
 from model.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class ApiServer:
         self.namespace = target.namespace
 
     def create_job(self, manifest: dict[str, Any]) -> None:
-        """Create a RayJob; an unknown field is refused, not dropped. Raises InputError when the name is taken.
+        """Create a RayJob; an unknown field is refused, not dropped. Raises AlreadyThere when the name is taken.
 
         Raises ConnectionError when the server took the request, and then said nothing more: the job may be there.
         """
@@ -85,6 +86,13 @@ class ApiServer:
         with self._explained():
             self._custom.patch_namespaced_custom_object(
                 *RAY, self.namespace, "rayclusters", name, operations, **self._limits
+            )
+
+    def patch_job(self, name: str, operations: list[dict[str, Any]]) -> None:
+        """Change a RayJob by JSON Patch operations."""
+        with self._explained():
+            self._custom.patch_namespaced_custom_object(
+                *RAY, self.namespace, "rayjobs", name, operations, **self._limits
             )
 
     def pods(self, cluster: str) -> list[client.V1Pod]:
@@ -211,7 +219,7 @@ class ApiServer:
             yield
         except ApiException as error:
             if error.status == 409 and taken:
-                raise InputError(f"{taken}: there already, in namespace {self.namespace}; nothing was sent") from None
+                raise AlreadyThere(f"{taken}: there already, in namespace {self.namespace}; nothing was sent") from None
             raise InputError(self._line(error)) from None
         except urllib3.exceptions.HTTPError as error:
             if taken and not isinstance(error, urllib3.exceptions.MaxRetryError):

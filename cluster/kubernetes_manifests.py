@@ -18,7 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from cluster.session import THREADS
-from cluster.target import Head, KubernetesTarget, MemoryQuantity, Pool, Toleration, is_secret
+from cluster.target import Head, KubernetesTarget, MemoryQuantity, Pool, Toleration
 from cluster.work import Work, Workers
 from model.errors import InputError
 
@@ -56,13 +56,10 @@ def to_yaml(manifest: Manifest) -> str:
 
 
 def rayjob(target: KubernetesTarget, work: Work) -> Manifest:
-    """The RayJob of an attempt. Raises InputError for a place that pods cannot see, and for a secret."""
+    """The RayJob of an attempt. Raises InputError for a place that pods cannot see."""
     assert len(work.name) <= MAX_NAME
     check_places(target, work)
-    given = {**target.environment, **work.environment}
-    for name in given:
-        if is_secret(name):
-            raise InputError(f"{name}: looks like a secret; keep it in a Secret, and name that as `credentials`")
+    given = dict(target.environment)
     labels = {**target.labels, "app.kubernetes.io/part-of": "onediffusion", "onediffusion/kind": work.kind}
     spec: Manifest = {
         "entrypoint": shlex.join(["python", "-m", "pipelines", *work.arguments]),

@@ -14,8 +14,7 @@ import psutil
 
 from cluster.records import data_folder, one_at_a_time
 from cluster.target import LocalTarget
-from cluster.work import NativeState, Work
-from model.errors import InputError
+from cluster.work import AlreadyThere, NativeState, Work
 
 NAME = "ONEDIFFUSION_WORK"
 CHECKOUT = Path(__file__).parents[1]
@@ -29,15 +28,15 @@ class LocalBackend:
 
     def plan(self, work: Work) -> dict[str, str]:
         """The command; see `Backend.plan`."""
-        given = {**self.target.environment, **work.environment, NAME: work.name}
+        given = {**self.target.environment, NAME: work.name}
         return {"command": shlex.join([*(f"{key}={value}" for key, value in given.items()), *_command(work)]) + "\n"}
 
     def submit(self, work: Work) -> None:
         """Start it in a session of its own; see `Backend.submit`."""
         with one_at_a_time("local"):
             if _processes(work.name):
-                raise InputError(f"{work.name}: runs on this machine already")
-            given = {**os.environ, **self.target.environment, **work.environment, NAME: work.name}
+                raise AlreadyThere(f"{work.name}: runs on this machine already")
+            given = {**os.environ, **self.target.environment, NAME: work.name}
             # The folder one works in may hold labelers of one's own; our packages must be found from anywhere.
             path = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
             with _log(work.name).open("ab") as log:

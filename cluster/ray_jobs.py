@@ -11,14 +11,14 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 from cluster.session import THREADS, prepare_ray, token_file
 from cluster.target import RayTarget
-from cluster.work import NativeState, Work
+from cluster.work import AlreadyThere, NativeState, Work
 from model.errors import InputError
 
 CHECKOUT = Path(__file__).parents[1]
@@ -59,11 +59,19 @@ class RayBackend:
                 try:
                     client.submit_job(**request)
                     return
+                except OSError as error:
+                    silence = error
+                    break
                 except RuntimeError as error:
                     # A head that has just started answers before its agent, which takes the jobs, is there.
                     if NO_AGENT not in str(error) or time.monotonic() > deadline:
                         raise
                 time.sleep(1)
+        # It was asked, and did not answer: it may have the job.
+        with suppress(InputError):
+            if self.state(work.name).phase != "absent":
+                return
+        raise ConnectionError(_line(str(silence)))
 
     def state(self, name: str) -> NativeState:
         """See `Backend.state`."""
@@ -71,7 +79,7 @@ class RayBackend:
             try:
                 found = self.client().get_job_info(name)
             except RuntimeError as error:
-                if "404" in str(error):
+                if "status code 404" in str(error):
                     return NativeState("absent")
                 raise
         status = str(found.status.value)
@@ -110,7 +118,7 @@ class RayBackend:
 
     def _runtime(self, work: Work) -> dict[str, Any]:
         forwarded = {name: os.environ[name] for name in FORWARDED if name in os.environ}
-        given = {**THREADS, **forwarded, **self.target.environment, **work.environment, NAME: work.name}
+        given = {**THREADS, **forwarded, **self.target.environment, NAME: work.name}
         runtime: dict[str, Any] = {"env_vars": given}
         if self.target.install == "pip":
             pins = [line.strip() for line in (CHECKOUT / "constraints.txt").read_text().splitlines()]
@@ -167,7 +175,7 @@ class RayBackend:
                     f"{self.target.address}: the cluster refuses this token; give its own as `token_file` in the target"
                 ) from None
             if "already used" in text or "already exists" in text:
-                raise InputError(f"{name}: runs on {self.target.address} already") from None
+                raise AlreadyThere(f"{name}: runs on {self.target.address} already") from None
             if type(error) is RuntimeError and "status code" in text:
                 raise InputError(f"{self.target.address}: Ray refuses: {text[-300:]}") from None
             raise

@@ -7,13 +7,18 @@ import os
 import secrets
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from cluster.records import data_folder
+from model.errors import InputError
 
+NODE_SECONDS = 30.0
+UNEXPECTED, PREEMPTED = 1, 3  # of NodeDeathInfo.Reason in Ray's gcs.proto
 # One thread each: labels must not depend on how many cores a machine has, and pools already use them all.
 THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -50,12 +55,14 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
     """Connect to Ray, or start one on loopback and end it afterwards. A Ray that already runs here is used as it is.
 
     memory: bytes of shared memory for the object store of a Ray started here.
+    Raises NodeLost in the place of what failed while a node of the cluster was lost.
     """
     prepare_ray()
     import ray
 
     if ray.is_initialized():
-        yield
+        with _losses_named():
+            yield
         return
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     verbose = bool(os.environ.get("ONEDIFFUSION_VERBOSE"))
@@ -67,9 +74,53 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
             ray.init(include_dashboard=False, object_store_memory=memory, **options)
     _quiet(verbose)
     try:
-        yield
+        with _losses_named():
+            yield
     finally:
         ray.shutdown()
+
+
+class NodeLost(RuntimeError):
+    """Work failed because a machine went away: nothing is wrong with it, and it can go on."""
+
+
+@contextmanager
+def _losses_named() -> Iterator[None]:
+    """Tell apart what fails by itself from what fails because a node is gone: only the node's state shows that."""
+    before = _lost_nodes()
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        # What ran beside it fails at once, and Ray takes a while to be sure that a node is gone.
+        deadline = time.monotonic() + (NODE_SECONDS if _nodes() > 1 else 0.0)
+        while not (lost := {node: at for node, at in _lost_nodes().items() if node not in before}):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+        raise NodeLost(f"the cluster lost {', '.join(sorted(lost.values()))}; submitted again, it goes on") from error
+
+
+def _lost_nodes() -> dict[str, str]:
+    """Node id → address, of nodes that died or were taken away; not of those given back because they were idle."""
+    return {
+        node["NodeID"]: str(node["NodeManagerAddress"])
+        for node in _node_table()
+        if not node["Alive"] and node["DeathReason"] in (UNEXPECTED, PREEMPTED)
+    }
+
+
+def _nodes() -> int:
+    return sum(node["Alive"] for node in _node_table())
+
+
+def _node_table() -> list[dict[str, Any]]:
+    import ray
+
+    with suppress(Exception):  # Ray itself is gone
+        return list(ray.nodes())
+    return []
 
 
 @contextmanager

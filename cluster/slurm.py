@@ -6,14 +6,15 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.records import one_at_a_time
-from cluster.slurm_messages import ended_reason, is_unreachable, pending_reason, refusal
+from cluster.slurm_messages import ended_reason, is_silence, is_unreachable, pending_reason, refusal
 from cluster.slurm_script import folder, gres, output_file, script, shape
 from cluster.target import SlurmTarget
-from cluster.work import NativeState, Phase, Work
+from cluster.work import AlreadyThere, NativeState, Phase, Work
 from model.errors import InputError
 
 COMMAND_SECONDS = 120.0
@@ -43,6 +44,10 @@ class _SlurmJob:
         return self.state in PHASES
 
 
+class SilenceError(InputError):
+    """A command was sent, and nothing came back: it may have been carried out."""
+
+
 class SlurmBackend:
     """Batch jobs, found by their name among those of this user.
 
@@ -61,18 +66,27 @@ class SlurmBackend:
     def submit(self, work: Work) -> None:
         """Send it; see `Backend.submit`."""
         text = self.plan(work)["sbatch script"]
-        there = InputError(f"{work.name}: is at this site already; see it with `squeue --name={work.name}`")
+        there = AlreadyThere(f"{work.name}: is at this site already; see it with `squeue --name={work.name}`")
         with one_at_a_time("slurm"):
             if any(job.lives for job in self._jobs(work.name)):
                 raise there
             path = self._write(work.name, text)
-            done = self._call("sbatch", "--parsable", str(path))
+            try:
+                done = self._call("sbatch", "--parsable", str(path))
+            except SilenceError as silence:
+                self._look_whether_taken(work.name, silence)
+                return
             if done.returncode:
                 raise InputError(refusal(done.stderr, self.target.model_dump()) + self._partitions(done.stderr))
             own = int(done.stdout.strip().partition(";")[0].split()[-1])
-            if min((job.id for job in self._jobs(work.name) if job.lives), default=own) != own:
-                self._do("scancel", str(own))
-                raise there
+            try:
+                if min((job.id for job in self._jobs(work.name) if job.lives), default=own) != own:
+                    self._do("scancel", str(own))
+                    raise there
+            except AlreadyThere:
+                raise
+            except InputError as error:  # it is there; whether alone will be seen next time
+                raise ConnectionError(str(error)) from None
 
     def state(self, name: str) -> NativeState:
         """See `Backend.state`. A site forgets a job some minutes after its end."""
@@ -115,6 +129,13 @@ class SlurmBackend:
             yield from path.read_text(errors="replace").splitlines()
         elif not self.target.shared_disk:
             yield f"what Slurm kept of {name} is in {path} on the job's first node; this target has no shared disk"
+
+    def _look_whether_taken(self, name: str, silence: SilenceError) -> None:
+        """After sbatch asked and heard nothing. Raises ConnectionError unless the job is there."""
+        with suppress(InputError):
+            if any(job.lives for job in self._jobs(name)):
+                return
+        raise ConnectionError(str(silence)) from None
 
     def _check_places(self, work: Work) -> None:
         local = [place for place in (work.address, *work.places) if not place.startswith("s3://")]
@@ -179,7 +200,10 @@ class SlurmBackend:
         return done.stdout
 
     def _call(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of Slurm. Raises InputError where there is none, or no controller answers it."""
+        """Run a command of Slurm. Raises InputError where there is none, or no controller answers it.
+
+        A SilenceError among these may have reached the controller.
+        """
         try:
             done = subprocess.run(  # noqa: S603 - the site's own commands
                 command, capture_output=True, text=True, timeout=COMMAND_SECONDS, env=self._environment(), check=False
@@ -190,9 +214,10 @@ class SlurmBackend:
                 "commands are, or choose another target"
             ) from None
         except subprocess.TimeoutExpired:
-            raise InputError(_unreachable(f"no answer within {COMMAND_SECONDS:.0f} s")) from None
+            raise SilenceError(_unreachable(f"no answer within {COMMAND_SECONDS:.0f} s")) from None
         if done.returncode and is_unreachable(done.stderr):
-            raise InputError(_unreachable(_line(done.stderr)))
+            kind = SilenceError if is_silence(done.stderr) else InputError
+            raise kind(_unreachable(_line(done.stderr)))
         return done
 
     def _environment(self) -> dict[str, str]:

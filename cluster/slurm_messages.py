@@ -75,6 +75,10 @@ _UNREACHABLE = re.compile(
 )
 
 
+# Of these, what may have come after the controller took the request.
+_SILENT = re.compile("Zero Bytes were transmitted|Socket timed out|Connection timed out")
+
+
 def pending_reason(reason: str, job: str) -> str:
     """ "there is no room … (Resources)"; a reason that is not known, as it is."""
     for pattern, line in _PENDING:
@@ -94,6 +98,11 @@ def ended_reason(state: str, code: str) -> str:
 def is_unreachable(text: str) -> bool:
     """Whether a command could not ask the site's controller."""
     return bool(_UNREACHABLE.search(text))
+
+
+def is_silence(text: str) -> bool:
+    """Whether the controller may have done what it was asked, and only its answer is missing."""
+    return bool(_SILENT.search(text))
 
 
 def refusal(text: str, values: dict[str, object]) -> str:

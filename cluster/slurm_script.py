@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cluster.records import data_folder
 from cluster.session import THREADS
-from cluster.target import SlurmTarget, is_secret
+from cluster.target import SlurmTarget
 from cluster.work import Work, Workers
 from model.errors import InputError
 
@@ -72,10 +72,7 @@ def shape(target: SlurmTarget, workers: Workers) -> Shape:
 
 def script(target: SlurmTarget, work: Work) -> str:
     """The whole batch script of a piece of work. Holds no secret. Raises InputError for what the target cannot run."""
-    given = {**THREADS, **RAY_SETTINGS, **target.environment, **work.environment, NAME: work.name}
-    for name in given:
-        if is_secret(name):
-            raise InputError(f"{name}: looks like a secret; set it in the shell that submits, not in a target or job")
+    given = {**THREADS, **RAY_SETTINGS, **target.environment, NAME: work.name}
     wanted = shape(target, work.workers)
     lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in _options(target, work, wanted)), ""]
     lines += target.setup

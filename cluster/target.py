@@ -50,6 +50,20 @@ FolderPath = Annotated[str, _written(r"/[^/].*", "an absolute path")]
 ImageName = Annotated[str, _written(r"\S+", "REGISTRY/NAME:TAG")]
 
 
+def _no_secrets(values: dict[str, str]) -> dict[str, str]:
+    for name in values:
+        if is_secret(name):
+            raise ValueError(f"{name} looks like a secret, and targets are kept with the jobs sent to them; {_SECRETS}")
+    return values
+
+
+_SECRETS = (
+    "leave it in the shell that submits (local, slurm), in the cluster's own environment (ray), or in a Secret that "
+    "`credentials` names (kubernetes)"
+)
+Variables = Annotated[dict[str, str], AfterValidator(_no_secrets)]
+
+
 class Section(BaseModel):
     """A part of a target; a key it does not have is refused."""
 
@@ -63,7 +77,7 @@ class LocalTarget(Section):
     """
 
     type: Literal["local"]
-    environment: dict[str, str] = {}
+    environment: Variables = {}
 
 
 class RayTarget(Section):
@@ -81,7 +95,7 @@ class RayTarget(Section):
     token_file: str | None = None
     working_dir: str | None = None
     install: Literal["none", "pip"] = "none"
-    environment: dict[str, str] = {}
+    environment: Variables = {}
 
 
 class Toleration(Section):
@@ -170,7 +184,7 @@ class KubernetesTarget(Section):
     namespace: DnsName = "default"
     service_account: DnsName | None = None
     credentials: DnsName | None = None
-    environment: dict[str, str] = {}
+    environment: Variables = {}
     volumes: list[Volume] = []
     queue: DnsName | None = None
     priority: DnsName | None = None
@@ -187,14 +201,6 @@ class KubernetesTarget(Section):
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
     ray_version: str | None = None
-
-    @field_validator("environment")
-    @classmethod
-    def _no_secrets(cls, values: dict[str, str]) -> dict[str, str]:
-        for name in values:
-            if is_secret(name):
-                raise ValueError(f"{name} looks like a secret; keep it in a Secret, and name that as `credentials`")
-        return values
 
     @field_validator("gpu_pool", mode="before")
     @classmethod
@@ -254,7 +260,7 @@ class SlurmTarget(Section):
     start_seconds: int = Field(default=300, ge=10)
     object_store_gb: float | None = Field(default=None, ge=0.1)
     setup: list[str] = []
-    environment: dict[str, str] = {}
+    environment: Variables = {}
 
     @model_validator(mode="after")
     def _sound(self) -> SlurmTarget:
@@ -263,9 +269,6 @@ class SlurmTarget(Section):
                 f"hours {self.hours:g} leaves no time before the signal that comes {self.checkpoint_seconds} s "
                 "(checkpoint_seconds) ahead of the limit"
             )
-        for name in self.environment:
-            if is_secret(name):
-                raise ValueError(f"environment.{name} looks like a secret; set it in the shell that submits instead")
         return self
 
 

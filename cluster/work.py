@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
+
+from model.errors import InputError
 
 Phase = Literal["absent", "pending", "running", "ended"]
 
@@ -30,7 +31,7 @@ class Work:
     name: unique to the attempt and a DNS label (as "label-1a2b3c4d-1"), by which a target finds it again, so that
     nothing is lost when a submission is killed half-way. arguments: what follows `python -m pipelines`.
     address: the folder (local or s3://) of the attempt's job, which the work keeps its state and log in.
-    places: addresses it reads and writes. environment: names and values that are no secrets.
+    places: addresses it reads and writes.
     """
 
     name: str
@@ -39,7 +40,6 @@ class Work:
     address: str
     workers: Workers = Workers()
     places: tuple[str, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,3 +48,7 @@ class NativeState:
 
     phase: Phase
     reason: str = ""
+
+
+class AlreadyThere(InputError):
+    """The target has work of this name: what is noted about it is about that work, and stays."""

@@ -52,9 +52,10 @@ def user_error(error: BaseException | None) -> InputError | None:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if type(error) is InputError:
+        cause = getattr(error, "cause", None)  # Ray's own errors are of the classes of what they carry, too
+        if isinstance(error, InputError) and cause is None:
             return error
-        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+        error = cause or error.__cause__ or error.__context__
     return None
 
 

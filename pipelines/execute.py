@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 from types import FrameType
 from typing import Any
 
+from cluster.session import NodeLost
 from pipelines.job import Job, LabelJob, ReportJob, TrainJob, ViewsJob, WorkersSpec
 from pipelines.job_folder import JobFolder, RunState
 from pipelines.log_keeper import kept_log
@@ -32,7 +33,7 @@ class _Interrupted(BaseException):
 
 
 def execute(address: str, attempt: int) -> int:
-    """Run a job to its end, or until a signal or its control file ends it; the exit code (see COME_BACK).
+    """Run a job to its end, or until a signal, its control file or a lost node ends it; the exit code (see COME_BACK).
 
     SIGTERM and SIGUSR1 interrupt: labelling keeps its finished shards, training writes a checkpoint first.
     """
@@ -49,6 +50,10 @@ def execute(address: str, attempt: int) -> int:
             result = _run(job, own)
         except _Interrupted:
             result = None
+        except NodeLost as loss:
+            print(f"onediffusion: {loss}", file=sys.stderr)
+            own.end("interrupted", str(loss))
+            return COME_BACK
         except Exception as error:
             from pipelines.cli import user_error
 
@@ -84,7 +89,7 @@ class _Attempt:
         self._thread = threading.Thread(target=self._live, daemon=True)
 
     def __enter__(self) -> _Attempt:
-        self.folder.put_state(self.state)
+        self._put(self.state)
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._interrupt)
         self._thread.start()
@@ -99,7 +104,13 @@ class _Attempt:
         self._over.set()
         self._thread.join()
         self.state = replace(self.state, phase=phase, reason=reason, result=result or {}, time=time.time())
-        self.folder.put_state(self.state)
+        self._put(self.state)
+
+    def _put(self, state: RunState) -> None:
+        """Nothing, once a later attempt has the word: this one was taken for dead, and is told to end."""
+        last = self.folder.state()
+        if last is None or last.attempt <= state.attempt:
+            self.folder.put_state(state)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if self.interrupted:
@@ -115,11 +126,12 @@ class _Attempt:
                 control = self.folder.control()
                 if control.attempt == self.state.attempt:
                     self.workers = WorkersSpec(**control.workers) if control.workers else None
-                    if control.stop and not self.stopped:
-                        self.stopped = True
-                        os.kill(os.getpid(), signal.SIGUSR1)
+                superseded = control.attempt > self.state.attempt
+                if (superseded or (control.stop and control.attempt == self.state.attempt)) and not self.stopped:
+                    self.stopped = True
+                    os.kill(os.getpid(), signal.SIGUSR1)
                 if time.monotonic() - beat > LIFE_SECONDS:
-                    self.folder.put_state(replace(self.state, time=time.time(), progress=dict(under_way)))
+                    self._put(replace(self.state, time=time.time(), progress=dict(under_way)))
                     beat = time.monotonic()
 
 

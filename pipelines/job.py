@@ -109,8 +109,11 @@ class TrainJob(Section):
 
     @property
     def places(self) -> list[str]:
-        sources = self.config["mixture"].values() if isinstance(self.config, dict) else ()
-        return [self.run, *(source["dataset"] for source in sources)]
+        if isinstance(self.config, str):
+            return [self.run]
+        start = self.config.get("initialize")
+        datasets = [source["dataset"] for source in self.config["mixture"].values()]
+        return [self.run, *datasets, *([start] if start else [])]
 
 
 class ReportJob(Section):
@@ -183,13 +186,12 @@ def resolve(job: Job) -> Job:
 
 
 def _resolve_training(job: TrainJob) -> TrainJob:
-    from training.config import load_config, parse_config
+    from training.config import load_config, override, parse_config
 
-    overrides = dict(job.overrides)
     if isinstance(job.config, str):
-        config = load_config(job.config, overrides)
+        config = load_config(job.config, job.overrides)
     else:
-        config = parse_config(job.config, "config")
+        config = parse_config(override(job.config, job.overrides), "config")
     values = config.model_dump(mode="json")
     for source in values["mixture"].values():
         source["dataset"] = address(source["dataset"])

@@ -20,6 +20,7 @@ import yaml
 from labeling.storage import open_store
 from model.errors import InputError
 from pipelines.job import Job, parse_job
+from pipelines.log_keeper import PART
 
 FOLDER = "jobs"
 ENDED = ("succeeded", "failed", "stopped")
@@ -124,7 +125,7 @@ class JobFolder:
             return {}
 
     def log_parts(self) -> list[str]:
-        return [name for name in self.store.files("log") if name.endswith(".txt")]
+        return [name for name in self.store.files("log") if PART.fullmatch(name)]
 
     def log_lines(self, over: Callable[[], bool] = lambda: True, seconds: float = 2.0) -> Iterator[str]:
         """Lines of the log; then, every few seconds, those that came, until `over` (asked before each last look)."""

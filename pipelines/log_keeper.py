@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ from contextlib import contextmanager, suppress
 
 from labeling.storage import Store
 
+PART = re.compile(r"[0-9]{6}\.txt")
 PART_BYTES = 256_000
 SECONDS = 2.0
 
@@ -18,6 +20,7 @@ SECONDS = 2.0
 @contextmanager
 def kept_log(store: Store) -> Iterator[None]:
     """Copy standard output and error to STORE/log/, every few seconds, after what earlier attempts left there."""
+    number = 1 + max((int(name[:6]) for name in store.files("log") if PART.fullmatch(name)), default=0)
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(1), os.dup(2)]
@@ -25,7 +28,7 @@ def kept_log(store: Store) -> Iterator[None]:
     os.dup2(writing, 1)
     os.dup2(writing, 2)
     os.close(writing)
-    thread = threading.Thread(target=_copy, args=(reading, kept[0], store), daemon=True)
+    thread = threading.Thread(target=_copy, args=(reading, kept[0], store, number), daemon=True)
     thread.start()
     try:
         yield
@@ -38,9 +41,11 @@ def kept_log(store: Store) -> Iterator[None]:
         thread.join(timeout=10)
 
 
-def _copy(reading: int, shown: int, store: Store) -> None:
-    """Pass on to `shown`, and write parts of the log; a part is written again as a whole while it grows."""
-    number = 1 + max((int(name[:6]) for name in store.files("log")), default=0)
+def _copy(reading: int, shown: int, store: Store, number: int) -> None:
+    """Pass on to `shown`, and write parts of the log from `number` on; a part that grows is written again whole.
+
+    Nothing here may raise: the job would stand still at a pipe that nobody reads.
+    """
     part, written, at = b"", 0, time.monotonic()
     os.set_blocking(reading, False)
     while True:
@@ -55,9 +60,7 @@ def _copy(reading: int, shown: int, store: Store) -> None:
                 os.write(shown, data)
         due = time.monotonic() - at > SECONDS or len(part) >= PART_BYTES or data == b""
         if due and len(part) > written:
-            with suppress(
-                Exception
-            ):  # the log is written again with what comes; trouble with the place shows elsewhere
+            with suppress(Exception):  # written again with what comes; trouble with the place shows elsewhere
                 store.put(f"log/{number:06d}.txt", part)
                 written = len(part)
             at = time.monotonic()

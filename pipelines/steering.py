@@ -35,13 +35,14 @@ def jobs(
     from datetime import datetime
 
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from pipelines.submit import list_jobs
 
-    table = Table("id", "attempt", "target", "sent", "state", "")
+    # In a narrow terminal the rest gives way: the id is what other commands are given.
+    table = Table(Column("id", no_wrap=True), "attempt", Column("target", overflow="fold"), "sent", "state", "")
     for submission, state in list_jobs(place):
-        sent = datetime.fromtimestamp(submission.sent).strftime("%Y-%m-%d %H:%M")
+        sent = datetime.fromtimestamp(submission.sent).strftime("%Y-%m-%d %H:%M") if submission.sent else ""
         told = state.reason or state.progress
         table.add_row(submission.id, str(submission.attempt), submission.target_name, sent, state.phase, told)
     Console().print(table)

@@ -11,14 +11,13 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.backend import Backend, open_backend
 from cluster.records import forget_job, one_at_a_time, remember_job, remembered_jobs
-from cluster.target import load_target, parse_target
-from cluster.work import NativeState, Work
+from cluster.target import Target, load_target, parse_target
+from cluster.work import AlreadyThere, NativeState, Work
 from model.errors import InputError, nearest
 from pipelines.job import Job, TrainJob, WorkersSpec, job_id, room, scaled
 from pipelines.job_folder import Control, JobFolder, RunState, Submission, job_address, jobs_of
@@ -49,7 +48,10 @@ def submit_job(job: Job, target_name: str, say: Callable[[str], None] = lambda l
 
     Raises InputError for what a user can mend: then nothing is left behind.
     """
-    target = load_target(target_name)
+    return _submit(job, target_name, load_target(target_name), say)
+
+
+def _submit(job: Job, target_name: str, target: Target, say: Callable[[str], None]) -> Submission:
     backend = open_backend(target)
     folder = JobFolder(job_address(job.output, job_id(job)))
     identity = job_id(job)
@@ -64,13 +66,7 @@ def submit_job(job: Job, target_name: str, say: Callable[[str], None] = lambda l
                 )
             say(f"{identity} is {state.phase} already on {before.target_name}; nothing was sent")
             return before
-        if before:  # what a target would start again by itself must not meet the next attempt
-            with suppress(InputError):
-                backend_of(before).stop(before.name)
-        began = folder.state()
-        number = before.attempt if before else 1
-        if before and began and began.attempt == before.attempt:
-            number += 1  # an attempt that never began is sent again under its own name
+        number = _next_attempt(folder, before) if before else 1
         submission = Submission(
             identity,
             number,
@@ -87,6 +83,8 @@ def submit_job(job: Job, target_name: str, say: Callable[[str], None] = lambda l
         folder.put_submission(submission)
         try:
             backend.submit(work_of(job, submission))
+        except AlreadyThere:  # another machine sent it at the same moment: what is noted is true of that one
+            raise
         except InputError:
             if before and old:
                 folder.put_job(old)
@@ -101,6 +99,22 @@ def submit_job(job: Job, target_name: str, say: Callable[[str], None] = lambda l
                 "whether it has it, and submitting again never doubles it"
             ) from None
     return submission
+
+
+def _next_attempt(folder: JobFolder, before: Submission) -> int:
+    """The number of the attempt after one that is not under way.
+
+    One that never began, and that its target has no trace of, is sent again under its own number.
+    """
+    try:
+        backend = backend_of(before)
+        backend.stop(before.name)  # what a target would start again by itself must not meet the next attempt
+        free = backend.state(before.name).phase == "absent"
+    except InputError:
+        free = False  # it may yet begin, and then sees that there is a later one
+    began = folder.state()
+    last = max(before.attempt, began.attempt if began else 0)
+    return last if free and (began is None or began.attempt < last) else last + 1
 
 
 def plan_job(job: Job, target_name: str) -> dict[str, str]:
@@ -137,12 +151,19 @@ def find_job(identity: str) -> Submission:
 
 
 def list_jobs(place: str | None = None) -> list[tuple[Submission, JobState]]:
-    """The jobs sent from here, or all of a dataset or run, the newest first."""
+    """The jobs sent from here, or all of a dataset or run, the newest first.
+
+    Of a folder that cannot be read only its address is known: attempt 0 of no target, in the state "unknown".
+    """
     addresses = jobs_of(place) if place else list(remembered_jobs().values())
 
     def look(address: str) -> tuple[Submission, JobState] | None:
-        found = JobFolder(address).submission()
-        return (found, job_state(found)) if found else None
+        try:
+            found = JobFolder(address).submission()
+            return (found, job_state(found)) if found else None
+        except Exception as error:  # one place that cannot be reached must not hide the jobs of all others
+            reason = f"{address}: {' '.join(str(error).split()) or type(error).__name__}"
+            return Submission(address.rpartition("/")[2], 0, address, "", {}, 0.0, ""), JobState("unknown", reason)
 
     with ThreadPoolExecutor(16) as pool:
         found = [item for item in pool.map(look, addresses) if item]
@@ -226,9 +247,16 @@ def stop_job(identity: str, say: Callable[[str], None] = lambda line: None) -> J
         folder.put_control(replace(folder.control(), attempt=submission.attempt, stop=True))
         say(f"{submission.id}: asked to end; training writes a checkpoint first")
         deadline = time.monotonic() + STOP_SECONDS
-        while time.monotonic() < deadline and job_state(submission).phase in ("running", "unknown"):
+        while time.monotonic() < deadline and job_state(submission).phase == "running":
             time.sleep(1.0)
-    backend.stop(submission.name)
+    try:
+        backend.stop(submission.name)
+    except InputError as error:
+        left = job_state(submission)
+        if left.phase == "unknown":  # should it live, it ends at its next look into its folder
+            say(f"{submission.id}: neither its target nor the job answers, so it is taken for ended ({error})")
+        elif left.alive:
+            raise
     own = folder.state()
     if own is None or own.attempt != submission.attempt or not own.ended:
         now = time.time()
@@ -239,18 +267,21 @@ def stop_job(identity: str, say: Callable[[str], None] = lambda line: None) -> J
 
 
 def scale_job(identity: str, workers: WorkersSpec, say: Callable[[str], None] = lambda line: None) -> Submission:
-    """Go on with other workers: a training changes them between two steps; other jobs, and targets that cannot make
-    room for running work, end the attempt and begin the next.
+    """Go on with other workers: a training changes their number between two steps; other jobs, workers of another
+    size, and targets that cannot make room for running work, end the attempt and begin the next.
 
     Raises InputError when the job is not under way, or cannot use so many.
     """
     submission = find_job(identity)
     folder = JobFolder(submission.address)
-    job = scaled(folder.job(), workers)
+    now = folder.job()
+    job = scaled(now, workers)
     state = job_state(submission)
     if not state.alive:
         raise InputError(f"{submission.id}: it is {state.phase}; submit it again, with the workers wanted")
-    in_place = state.phase == "running" and isinstance(job, TrainJob)
+    target = parse_target(submission.target, submission.target_name)
+    open_backend(target).plan(work_of(job, submission))  # what its target cannot run is not worth ending it for
+    in_place = state.phase == "running" and isinstance(job, TrainJob) and _of_each(job) == _of_each(now)
     if in_place and backend_of(submission).scale(submission.name, work_of(job, submission)):
         folder.put_job(job)
         wanted = workers.model_dump(mode="json")
@@ -258,7 +289,12 @@ def scale_job(identity: str, workers: WorkersSpec, say: Callable[[str], None] = 
         say(f"{submission.id}: goes on with {workers.count} workers after its next step")
         return submission
     stop_job(identity, say)
-    return submit_job(job, submission.target_name, say)
+    return _submit(job, submission.target_name, target, say)
+
+
+def _of_each(job: Job) -> dict[str, Any]:
+    """What every worker has, however many there are."""
+    return (job.workers or WorkersSpec()).model_dump(exclude={"count"})
 
 
 def _sent(job: Job) -> dict[str, Any]:

@@ -61,7 +61,8 @@ def _look_for_room(config: TrainingConfig, say: Callable[[str], None]) -> None:
         there = cluster_has(unit)
         if needed <= there + 1e-6:
             continue
-        asked = f"{count} workers and a reader for each ask for {needed:g} {unit}s, and Ray has {there:g}"
+        who = "a worker and its reader ask" if count == 1 else f"{count} workers and a reader for each ask"
+        asked = f"{who} for {needed:g} {unit}s, and Ray has {there:g}"
         less = f"workers.count, workers.{unit.lower()}s" + (", reader.cpus" if unit == "CPU" else "")
         if own_ray():
             raise InputError(f"train: {asked}: this machine's; ask for less ({less})")

@@ -115,8 +115,9 @@ class OptimizerConfig(Section):
 class ReaderConfig(Section):
     """How the bytes come.
 
-    processes: readers for each worker; cpus: Ray's logical CPUs that each asks for; cache_mb: row groups it keeps;
-    window: row groups shuffled together (more mixes better, fewer reads more locally); prefetch: steps read ahead.
+    processes: readers for each worker, fewer where there is no room; cpus: of each, held by its worker;
+    cache_mb: row groups it keeps; prefetch: steps read ahead;
+    window: row groups shuffled together (more mixes better, fewer reads more locally).
     """
 
     processes: int = Field(default=2, ge=1)
@@ -238,7 +239,7 @@ def load_config(
     place = str(path_or_preset)
     values = _read(place)
     for layer in _layers(overrides):
-        values = _merge(values, layer)
+        values = override(values, layer)
     return parse_config(values, place)
 
 
@@ -268,7 +269,7 @@ def _read(place: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     if base is None:
         return values
     beside = path.parent / str(base)
-    return _merge(_read(str(beside) if beside.is_file() else str(base), (*seen, str(path))), values)
+    return override(_read(str(beside) if beside.is_file() else str(base), (*seen, str(path))), values)
 
 
 def _layers(overrides: Sequence[str] | Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
@@ -289,11 +290,12 @@ def _layers(overrides: Sequence[str] | Mapping[str, Any] | None) -> list[Mapping
     return layers
 
 
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def override(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values with others put over them; null removes an entry, and `tasks` are replaced as a whole."""
     merged = dict(below)
     for key, value in above.items():
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and key != "tasks":
-            merged[key] = _merge(merged[key], value)
+            merged[key] = override(merged[key], value)
         elif value is None:
             merged.pop(key, None)
         else:

@@ -29,7 +29,7 @@ class HeldOut:
         self._window = Window(job.held_out_tasks, device)
         steps = -(-job.config.held_out.samples // job.config.batch)
         self._batches: list[StepBatch] = list(
-            stream_steps(job.held_out, job.config, job.codec, rank, workers, range(steps))
+            stream_steps(job.held_out, job.config, job.codec, rank, workers, job.readers, range(steps))
         )
 
     @torch.no_grad()

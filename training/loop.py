@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import tempfile
 import threading
@@ -22,6 +23,7 @@ from training.records import read_metrics
 
 CONFIG, MANIFEST = "config.yaml", "manifest.json"
 _POLL_SECONDS = 0.5
+_SILENCE_SECONDS = 60.0
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -99,7 +101,7 @@ def run_training(
             config = _scaled(config, wanted.workers)
             tell({"event": "scale", "step": step, "workers": wanted.workers})
         wanted = _train(config, store.uri, learnt, held_out, tell, wish)
-        step = whole_checkpoints(store)[-1]
+        step = next(iter(whole_checkpoints(store)[-1:]), 0)  # none of a run that ended before its first step
     return TrainingResult(
         run=store.uri,
         checkpoint=f"{store.uri}/{checkpoint_name(step)}" if whole_checkpoints(store) else "",
@@ -140,6 +142,7 @@ def _train(
     from training.worker import Job, train_worker
 
     board = ray.remote(num_cpus=0)(Board).remote()
+    workers, readers = config.workers, readers_of_each(config, ray.cluster_resources().get("CPU", 0.0))
     codec, text_encoder = _encoders(manifest)
     job = Job(
         config=config,
@@ -149,17 +152,15 @@ def _train(
         codec=codec,
         text_encoder=text_encoder,
         tasks=_tasks(manifest),
+        readers=readers,
         held_out=ray.put(held_out) if held_out else None,
         held_out_tasks=_tasks(held_out) if held_out else (),
     )
-    workers = config.workers
-    resources = {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
+    cpus = workers.cpus + readers * config.reader.cpus
+    resources = {"CPU": cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
+    wishes = [Wish()]
     # Checkpoints are ours; Ray only wants a folder for its own notes, which nobody has to share.
-    with (
-        tempfile.TemporaryDirectory(prefix="onediffusion-") as notes,
-        _followed(board, config, tell, wish) as wishes,
-        _sigint_kept(),
-    ):
+    with tempfile.TemporaryDirectory(prefix="onediffusion-") as notes, _sigint_kept() as abort:
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"job": job},
@@ -174,7 +175,11 @@ def _train(
             ),
         )
         try:
-            trainer.fit()
+            with _followed(board, config, tell, wish, wishes, abort):
+                trainer.fit()
+        except (KeyboardInterrupt, SystemExit):  # how Ray Train answers `abort`
+            if not wishes[-1].ends(config):
+                raise
         except TrainingFailedError:
             failure = ray.get(board.failure.remote())
             if failure is None:
@@ -184,6 +189,19 @@ def _train(
         if failure is not None:
             raise InputError(failure)
     return wishes[-1]
+
+
+def readers_of_each(config: TrainingConfig, cpus: float) -> int:
+    """How many readers each worker has and holds CPUs for: as configured, or what `cpus` leave when they share them.
+
+    What is read does not depend on it.
+    """
+    workers, reader = config.workers, config.reader
+    least = workers.count if isinstance(workers.count, int) else workers.count[0]
+    if not reader.cpus:
+        return reader.processes
+    room = int((cpus / least - workers.cpus) / reader.cpus + 1e-6)
+    return max(1, min(room, reader.processes))
 
 
 def _tasks(manifest: Manifest) -> tuple[str, ...]:
@@ -199,6 +217,8 @@ class Board:
         self._reached: int | None = None
         self._wanted = False
         self._stop_at: int | None = None
+        self._heard = time.monotonic()
+        self._longest = 0.0  # seconds between two steps
 
     def post(self, record: dict[str, Any]) -> None:
         """Leave a record."""
@@ -221,12 +241,24 @@ class Board:
         """Have all workers stop before the same step, soon."""
         self._wanted = True
 
+    def unheard(self) -> bool:
+        """Whether nobody is there to be told to stop: no worker began a step yet, or for much longer than one takes.
+
+        So it is while workers, also those that begin again after a failure, wait for room.
+        """
+        silence = time.monotonic() - self._heard
+        return self._stop_at is None and (self._reached is None or silence > _SILENCE_SECONDS + 10 * self._longest)
+
     def reach(self, step: int) -> int | None:
         """A worker begins a step. Returns the step before which all stop, once that is settled.
 
         A worker acts on the answer of one step when it begins the next, so that it never waits for it. What is settled
         lies two steps beyond any that was begun: by then every worker has been told.
         """
+        now = time.monotonic()
+        if self._reached is not None:
+            self._longest = max(self._longest, now - self._heard)
+        self._heard = now
         if self._wanted and self._stop_at is None:
             self._stop_at = max(step, step if self._reached is None else self._reached) + 2
         self._reached = max(step, step if self._reached is None else self._reached)
@@ -234,12 +266,21 @@ class Board:
 
 
 @contextmanager
-def _followed(board: Any, config: TrainingConfig, tell: Progress, wish: Callable[[], Wish]) -> Iterator[list[Wish]]:
-    """Pass on what is posted on the board, and to it the wish that ends this group of workers: the last of the list."""
+def _followed(
+    board: Any,
+    config: TrainingConfig,
+    tell: Progress,
+    wish: Callable[[], Wish],
+    wishes: list[Wish],
+    abort: Callable[[], None],
+) -> Iterator[None]:
+    """Pass on what is posted on the board, and to it the wish that ends this group of workers, which joins `wishes`.
+
+    abort: called where no worker is there to hear it, as while they wait for room.
+    """
     import ray
 
     over = threading.Event()
-    wishes = [Wish()]
 
     def follow() -> None:
         while True:
@@ -251,25 +292,28 @@ def _followed(board: Any, config: TrainingConfig, tell: Progress, wish: Callable
                 wishes.append(wanted)
             if last:
                 return
+            if wishes[-1].ends(config) and ray.get(board.unheard.remote()):
+                abort()
+                return
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
     try:
-        yield wishes
+        yield
     finally:
         over.set()
         thread.join()
 
 
 @contextmanager
-def _sigint_kept() -> Iterator[None]:
-    """Ray Train takes Ctrl-C for itself and does not give it back."""
+def _sigint_kept() -> Iterator[Callable[[], None]]:
+    """Ray Train takes Ctrl-C for itself and does not give it back. Yields what ends its run in the same way."""
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None  # there it does not
         return
     handler = signal.getsignal(signal.SIGINT)
     try:
-        yield
+        yield lambda: os.kill(os.getpid(), signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, handler)
 

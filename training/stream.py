@@ -73,15 +73,15 @@ class StepReader:
 
 
 def stream_steps(
-    manifest: Any, config: TrainingConfig, codec: str, rank: int, workers: int, steps: Sequence[int]
+    manifest: Any, config: TrainingConfig, codec: str, rank: int, workers: int, readers: int, steps: Sequence[int]
 ) -> Iterator[StepBatch]:
-    """The batches of worker `rank` for consecutive steps. `manifest` is a Ray reference to the Manifest.
+    """The batches of worker `rank` for consecutive steps, by its `readers`. manifest: a Ray reference to the Manifest.
 
     Raises InputError that a reader met (a shard that changed, a prompt that is missing).
     """
     for start in range(0, len(steps), _SEGMENT_STEPS):
         segment = steps[start : start + _SEGMENT_STEPS]
-        for row in _dataset(manifest, config, codec, rank, workers, segment):
+        for row in _dataset(manifest, config, codec, rank, workers, readers, segment):
             for data, error in zip(row["batch"], row["error"], strict=True):
                 if error.is_valid:
                     raise InputError(error.as_py())
@@ -89,13 +89,12 @@ def stream_steps(
 
 
 def _dataset(
-    manifest: Any, config: TrainingConfig, codec: str, rank: int, workers: int, steps: Sequence[int]
+    manifest: Any, config: TrainingConfig, codec: str, rank: int, workers: int, readers: int, steps: Sequence[int]
 ) -> Iterator[pa.Table]:
     import ray
     from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    reader = config.reader
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -103,9 +102,7 @@ def _dataset(
     context.custom_execution_callback_classes = [Unhurried]
     # Every worker runs its own execution; together they must not take each other's memory.
     store = ray.cluster_resources().get("object_store_memory", 0.0) * _STORE_SHARE / workers
-    context.execution_options.resource_limits = ExecutionResources(
-        cpu=max(reader.cpus * reader.processes, 0.01), object_store_memory=store
-    )
+    context.execution_options.resource_limits = ExecutionResources(object_store_memory=store)
     # Beside its worker, if that machine has room: what is read then never crosses the network twice.
     context.scheduling_strategy = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     # Not from_arrow: it runs a task of a whole CPU for each block, which waits forever where readers only leave parts.
@@ -115,7 +112,7 @@ def _dataset(
         fn_constructor_args=[{"ref": manifest}, config, codec, rank, workers],
         batch_size=1,
         batch_format="pyarrow",
-        num_cpus=reader.cpus,
-        compute=ActorPoolStrategy(size=reader.processes),
+        num_cpus=0,  # its worker holds what it uses: no other worker's readers can take its place (training.loop)
+        compute=ActorPoolStrategy(size=readers),
     )
-    yield from dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=reader.prefetch)
+    yield from dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=config.reader.prefetch)

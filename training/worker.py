@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,8 @@ _WEIGHTLESS = ("input_size", "rotary_max_length", "rotary_max_length_t", "soft_c
 class Job:
     """What the driver gives every worker. manifest and board are a Ray reference and actor; tasks: names, in order.
 
-    held_out: a reference to the manifest of what is held out, None where nothing is; held_out_tasks: its tasks.
+    readers: of each worker. held_out: a reference to the manifest of what is held out, None where nothing is;
+    held_out_tasks: its tasks.
     """
 
     config: TrainingConfig
@@ -47,6 +49,7 @@ class Job:
     codec: str
     text_encoder: str
     tasks: tuple[str, ...]
+    readers: int
     held_out: Any = None
     held_out_tasks: tuple[str, ...] = ()
 
@@ -114,7 +117,7 @@ class _Worker:
         metrics: dict[str, Any] = {}
         began = waited_since = time.monotonic()
         answer = None  # to where the last step was announced
-        for batch in stream_steps(job.manifest, config, job.codec, self.rank, self.workers, range(step, config.steps)):
+        for batch in self._batches(step):
             waited = time.monotonic() - waited_since
             if answer is not None and (end := ray.get(answer)) is not None and batch.step >= end:
                 if step % config.checkpoints.every:
@@ -138,6 +141,10 @@ class _Worker:
         if self.records:
             self.records.close()
         return metrics
+
+    def _batches(self, step: int) -> Iterator[StepBatch]:
+        job, steps = self.job, range(step, self.config.steps)
+        return stream_steps(job.manifest, job.config, job.codec, self.rank, self.workers, job.readers, steps)
 
     def _step(self, batch: StepBatch) -> Tensor:
         """One update of the weights. Returns the norm of the gradient before clipping.

@@ -336,6 +336,9 @@ def test_scaling(
     group = server.objects["rayclusters", CLUSTER]["spec"]["workerGroupSpecs"][0]
     if bounds:
         assert tuple(group[key] for key in ("replicas", "minReplicas", "maxReplicas")) == bounds
+        again = server.objects["rayjobs", WORK.name]["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+        sizes = (after.least, after.least, after.most)  # of a retry's cluster
+        assert tuple(again[key] for key in ("replicas", "minReplicas", "maxReplicas")) == sizes
     else:
         assert "PATCH" not in {request[0] for request in server.requests}
 

@@ -80,7 +80,7 @@ def test_the_script_says_what_the_target_says(tmp_path: Path) -> None:
         python="/shared/venv/bin/python",
         working_dir="/shared/onediffusion",
     )
-    text = SlurmBackend(site).plan(work(workers=Workers(1, 8, 1.0, 1.0), environment={"MORE": "x"}))["sbatch script"]
+    text = SlurmBackend(site).plan(work(workers=Workers(1, 8, 1.0, 1.0)))["sbatch script"]
     assert set(options(text)) >= {
         *("--job-name=label-1a2b3c4d-1", "--dependency=singleton", "--nodes=1-2", "--ntasks-per-node=1"),
         *("--cpus-per-task=32", "--gres=gpu:a100:4", "--mem=102400M", "--time=90", "--partition=gpu", "--account=lab"),
@@ -89,7 +89,7 @@ def test_the_script_says_what_the_target_says(tmp_path: Path) -> None:
         f"'--output={tmp_path}/100%% of it/label-1a2b3c4d-1.out'",
     }
     lines = text.splitlines()
-    assert lines.index("module load cuda") < lines.index("export HF_HUB_OFFLINE=1") < lines.index("export MORE=x")
+    assert lines.index("module load cuda") < lines.index("export HF_HUB_OFFLINE=1")
     told = subprocess.run(["bash", "-c", text[: text.index("# Ray on every")] + "env"], capture_output=True, text=True)
     assert "NOTE=it's $HOME\n" in told.stdout, told.stderr
     assert "OMP_NUM_THREADS=1\n" in told.stdout
@@ -113,10 +113,6 @@ def test_no_secret_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "hunter3-hunter3")
     plan = SlurmBackend(target()).plan(work())
     assert "hunter" not in str(plan)
-    with pytest.raises(InputError, match="AWS_SECRET_ACCESS_KEY looks like a secret"):
-        target(environment={"AWS_SECRET_ACCESS_KEY": "hunter2"})
-    with pytest.raises(InputError, match="HF_TOKEN: looks like a secret"):
-        SlurmBackend(target()).plan(work(environment={"HF_TOKEN": "hunter2"}))
 
 
 def test_what_lies_on_this_machine_needs_a_shared_disk(tmp_path: Path) -> None:

@@ -95,5 +95,5 @@ def test_a_training_that_this_machine_has_no_room_for_says_so(tmp_path: Path) ->
     own = {"RAY_ADDRESS": "", "XDG_DATA_HOME": str(tmp_path)}
     arguments = ("--run", str(tmp_path / "run"), "--set", "workers.count=1", "--set", "workers.cpus=4000")
     found = onediffusion("train", "debug", *arguments, **own)
-    refused(found, "1 workers and a reader for each ask for 4000.25 CPUs", "ask for less (workers.count, workers.cpus")
+    refused(found, "a worker and its reader ask for 4000.25 CPUs", "ask for less (workers.count, workers.cpus")
     assert not (tmp_path / "run" / "config.yaml").exists()

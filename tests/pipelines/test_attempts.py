@@ -1,0 +1,194 @@
+"""Attempts at a job that are noted and are nowhere, or somewhere unnoted: what is steered, and under which number."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.local import NAME, LocalBackend, _processes
+from cluster.records import remember_job
+from cluster.target import LocalTarget, RayTarget
+from cluster.work import AlreadyThere
+from labeling.storage import open_store
+from model.errors import InputError
+from pipelines.job import Job, LabelJob, WorkersSpec, job_id
+from pipelines.job_folder import Control, JobFolder, RunState, Submission, job_address
+from pipelines.submit import find_job, job_state, list_jobs, scale_job, stop_job, submit_job
+
+
+@pytest.fixture(autouse=True)
+def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """It ends at once: there is no such dataset."""
+    return LabelJob(kind="label", dataset=str(tmp_path / "none"), groups=["edges"])
+
+
+def noted(job: Job, attempt: int, target: Any, state: RunState | None = None) -> Submission:
+    """A job as whoever sent it left it noted."""
+    identity = job_id(job)
+    folder = JobFolder(job_address(job.output, identity))
+    values = target.model_dump(mode="json")
+    submission = Submission(identity, attempt, folder.address, "target.yaml", values, time.time(), "jo@elsewhere")
+    remember_job(identity, folder.address)
+    folder.put_job(job)
+    folder.put_control(Control(attempt))
+    folder.put_submission(submission)
+    if state:
+        folder.put_state(state)
+    return submission
+
+
+def ended(submission: Submission) -> str:
+    deadline = time.monotonic() + 60
+    while job_state(submission).alive or _processes(submission.name):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return job_state(submission).phase
+
+
+GONE = RayTarget(type="ray", address="http://127.0.0.1:9")
+
+
+def test_a_job_whose_target_is_gone_is_stopped_at_once_and_sent_elsewhere(job: Job) -> None:
+    old = time.time() - 1000
+    submission = noted(job, 1, GONE, RunState(1, "running", "elsewhere", 7, old, old))
+    assert job_state(submission).phase == "unknown"
+    said: list[str] = []
+    assert submit_job(job, "local", said.append) == submission  # it may live: nothing is sent
+    began = time.monotonic()
+    assert stop_job(submission.id, said.append).phase == "stopped"
+    assert time.monotonic() - began < 30
+    assert "neither its target nor the job answers" in said[-1]
+    assert JobFolder(submission.address).control() == Control(1, stop=True)
+    again = submit_job(job, "local")
+    assert again.attempt == 2
+    assert ended(again) == "failed"
+
+
+def test_a_job_that_lives_where_its_target_does_not_answer_is_not_taken_for_ended(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    submission = noted(job, 1, GONE, RunState(1, "running", "elsewhere", 7, now, now))
+    monkeypatch.setattr("pipelines.submit.STOP_SECONDS", 1.0)
+    with pytest.raises(InputError, match="no Ray cluster answers"):
+        stop_job(submission.id)
+    assert JobFolder(submission.address).control().stop
+    assert job_state(submission).phase == "running"
+
+
+def test_a_number_is_used_again_only_for_what_never_began(job: Job, tmp_path: Path) -> None:
+    local = LocalTarget(type="local")
+    assert submit_job(job, "local").attempt == 1
+    assert ended(find_job(job_id(job))) == "failed"
+    later = JobFolder(find_job(job_id(job)).address)
+    # A submission of attempt 3 was refused, and what was noted before it came back, after attempt 2 had begun.
+    noted(job, 1, local, RunState(2, "failed", "here", 7, 0.0, 0.0))
+    assert submit_job(job, "local").attempt == 3
+    assert ended(find_job(job_id(job))) == "failed"
+    noted(job, 4, local)
+    assert later.state().attempt == 3
+    assert submit_job(job, "local").attempt == 4
+    assert ended(find_job(job_id(job))) == "failed"
+    noted(job, 5, GONE)  # it may wait there
+    stop_job(job_id(job))
+    assert submit_job(job, "local").attempt == 6
+
+
+def test_what_another_machine_sent_at_the_same_moment_keeps_its_folder(job: Job) -> None:
+    identity = job_id(job)
+    theirs = subprocess.Popen(
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={**os.environ, NAME: f"{identity}-1"}
+    )
+    try:
+        with pytest.raises(AlreadyThere, match="runs on this machine already"):
+            submit_job(job, "local")
+        assert find_job(identity).attempt == 1
+        assert JobFolder(find_job(identity).address).job() == job
+    finally:
+        theirs.communicate(b"\n")
+
+
+def test_an_attempt_that_a_later_one_replaced_ends_and_leaves_its_word(tmp_path: Path, job: Job) -> None:
+    """It was taken for dead: what it says of its end must not stand for the later attempt."""
+    later = RunState(2, "running", "elsewhere", 7, time.time(), time.time())
+    submission = noted(job, 2, GONE, later)
+    script = (
+        "import sys, time\n"
+        "import pipelines.execute as execute\n"
+        "from pipelines.job_folder import JobFolder\n"
+        "execute.CONTROL_SECONDS = 0.2\n"
+        "folder = JobFolder(sys.argv[1])\n"
+        "with execute._Attempt(folder, 1) as own:\n"
+        "    try:\n"
+        "        time.sleep(60)\n"
+        "    except execute._Interrupted:\n"
+        "        own.end('stopped')\n"
+        "        print('ended')\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script, submission.address], capture_output=True, text=True, timeout=50
+    )
+    assert found.stdout == "ended\n", found.stderr
+    assert JobFolder(submission.address).state() == later
+
+
+def test_a_place_that_cannot_be_reached_hides_no_other_job(job: Job, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    submission = noted(job, 1, LocalTarget(type="local"), RunState(1, "failed", "here", 7, 0.0, 0.0, "no dataset"))
+    remember_job("train-far", f"{s3}/far/jobs/train-far")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    found = {listed.id: state for listed, state in list_jobs()}
+    assert found[submission.id].phase == "failed"
+    assert found["train-far"].phase == "unknown"
+    assert "train-far: " in found["train-far"].reason
+    table = subprocess.run([sys.executable, "-m", "pipelines", "jobs"], capture_output=True, text=True, timeout=60)
+    assert submission.id in table.stdout, table.stderr
+
+
+def test_scaling_goes_to_the_target_as_it_was_and_ends_nothing_in_vain(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A label job goes on as another attempt: where it was sent, whatever its target's file says by now."""
+    environment = {"WHERE": "as it was"}
+    submission = noted(job, 1, LocalTarget(type="local", environment=environment))
+    target = LocalTarget(type="local", environment=environment)
+    assert LocalBackend(target).state(submission.name).phase == "absent"
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", "input()", "execute"],
+        stdin=subprocess.PIPE,
+        env={**os.environ, NAME: submission.name},
+        start_new_session=True,
+    )
+    try:
+        assert job_state(submission).phase == "pending"
+        # There is no file target.yaml, and no target of that name.
+        after = scale_job(submission.id, WorkersSpec(count=2))
+        assert (after.attempt, after.target["environment"]) == (2, environment)
+        assert not psutil.pid_exists(waiting.pid)
+        assert ended(after) == "failed"
+    finally:
+        waiting.kill()
+        waiting.communicate()
+
+
+def test_a_folder_of_another_project_is_no_log(tmp_path: Path) -> None:
+    """Parts of a log are counted by their names; other files beside them neither count nor stop the job."""
+    store = open_store(tmp_path)
+    store.put("log/000002.txt", b"before\n")
+    store.put("log/notes.txt", b"mine\n")
+    script = "import sys\nfrom labeling.storage import open_store\nfrom pipelines.log_keeper import kept_log\n"
+    script += "with kept_log(open_store(sys.argv[1])):\n    print('said')\n"
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=30)
+    assert store.read("log/000003.txt") == b"said\n"
+    assert list(JobFolder(str(tmp_path)).log_lines()) == ["before", "said"]

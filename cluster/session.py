@@ -18,7 +18,7 @@ from cluster.records import data_folder
 from model.errors import InputError
 
 NODE_SECONDS = 30.0
-UNEXPECTED, PREEMPTED = 1, 3  # of NodeDeathInfo.Reason in Ray's gcs.proto
+UNEXPECTED, PREEMPTED = 2, 3  # NodeDeathInfo.Reason of Ray's gcs.proto
 # One thread each: labels must not depend on how many cores a machine has, and pools already use them all.
 THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 

@@ -23,7 +23,7 @@ from labeling.labeler import Labeler
 from labeling.lease import lease
 from labeling.plan import Wave, choose_labelers, declare, expected_recipe, next_wave
 from labeling.registry import default_groups
-from labeling.run import label_table
+from labeling.run import group_schema, label_table
 from labeling.shards import Dataset, Footer, write_shard
 from model.errors import InputError
 from pipelines.progress import progress
@@ -80,8 +80,9 @@ def label(
                 todo = {(shard, group) for shard, groups in wave.work.items() for group in groups}
                 assert not todo & done, f"computed and still stale: {sorted(todo & done)[:3]}"
                 session.enter_context(ray_session())
-                done |= todo
-                _run_wave(dataset, wave, labelers, declarations, footers, result, most_cpus)
+                # What a lost node had gathered is missing, and comes with the next wave.
+                if _run_wave(dataset, wave, labelers, declarations, footers, result, most_cpus):
+                    done |= todo
                 footers = _footers(dataset, labelers)
         for group in labelers:
             dataset.footers(group, save=True)
@@ -107,8 +108,10 @@ def _run_wave(
     footers: Mapping[str, Mapping[str, Footer]],
     result: LabelResult,
     most_cpus: float,
-) -> None:
+) -> bool:
+    """Compute the shards of a wave; whether all of them are written."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     active = {group: labelers[group] for group in labelers if group in wave.groups}
     stages = _stages(active)
@@ -117,12 +120,20 @@ def _run_wave(
         for shard, groups in wave.work.items()
         for index in range(len(footers["images"][shard].row_groups))
     ]
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    _write_empty(dataset, wave, active, declarations, footers, result)
+    if not references:
+        return True
     writers = [
         ray.remote(_ShardWriter)
-        .options(num_cpus=0, scheduling_strategy="SPREAD")
+        .options(
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=-1,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=True),
+        )
         .remote(dataset, declarations, {group: footers[group] for group in footers})
-        for _ in nodes
+        for node in ray.nodes()
+        if node["Alive"]
     ]
     cpus = cluster_has("CPU") or 1.0  # of a cluster whose nodes are yet to come
     # Every pool holds at least one process at all times; on a small machine they share the cores.
@@ -150,9 +161,34 @@ def _run_wave(
             for group in row["groups"].split(","):
                 result.rows[group] += row["rows"]
                 result.busy[group] += row[f"{group}:seconds"]
+    whole = True
     for writer in writers:
-        result.written.update(ray.get(writer.written.remote()))
+        written, began_again = ray.get(writer.written.remote())
+        result.written.update(written)
+        whole &= not began_again
         ray.kill(writer)
+    return whole
+
+
+def _write_empty(
+    dataset: Dataset,
+    wave: Wave,
+    labelers: Mapping[str, Labeler],
+    declarations: Mapping[str, Mapping[str, Any]],
+    footers: Mapping[str, Mapping[str, Footer]],
+    result: LabelResult,
+) -> None:
+    """The shards without a row (every file of theirs was rejected): there is nothing to compute for them."""
+    known = {group: dict(shards) for group, shards in footers.items()}
+    for shard, groups in wave.work.items():
+        if footers["images"][shard].row_groups:
+            continue
+        for group in (group for group in declarations if group in groups):
+            wanted = expected_recipe(declarations[group], shard, known)
+            assert wanted is not None, f"{group}/{shard} comes before what it reads"
+            table = group_schema(labelers[group], dataset.kind == "sets").empty_table()
+            known.setdefault(group, {})[shard] = write_shard(dataset.store, group, shard, table, [], wanted)
+            result.written[group] += 1
 
 
 def _stages(active: Mapping[str, Labeler]) -> list[dict[str, Labeler]]:
@@ -296,8 +332,11 @@ class _ShardWriter:
             )
             self.count[group] += 1
 
-    def written(self) -> Counter[str]:
-        return self.count
+    def written(self) -> tuple[Counter[str], bool]:
+        """Shards by group, and whether this is another process than the one that began, with none of its parts."""
+        import ray
+
+        return self.count, ray.get_runtime_context().was_current_actor_reconstructed
 
 
 def _pack(encoded: Sequence[Any]) -> bytes:

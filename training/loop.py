@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import tempfile
 import threading
 import time
@@ -136,9 +134,10 @@ def _train(
 ) -> Wish:
     """Run one group of workers, to the last step or until a wish ends it. Returns that wish."""
     import ray
+    from ray.exceptions import ActorDiedError
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
 
+    from training.trainer import EndableTrainer
     from training.worker import Job, train_worker
 
     board = ray.remote(num_cpus=0)(Board).remote()
@@ -160,8 +159,8 @@ def _train(
     resources = {"CPU": cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
     wishes = [Wish()]
     # Checkpoints are ours; Ray only wants a folder for its own notes, which nobody has to share.
-    with tempfile.TemporaryDirectory(prefix="onediffusion-") as notes, _sigint_kept() as abort:
-        trainer = TorchTrainer(
+    with tempfile.TemporaryDirectory(prefix="onediffusion-") as notes:
+        trainer = EndableTrainer(
             train_worker,
             train_loop_config={"job": job},
             scaling_config=ScalingConfig(
@@ -175,16 +174,19 @@ def _train(
             ),
         )
         try:
-            with _followed(board, config, tell, wish, wishes, abort):
+            with _followed(board, config, tell, wish, wishes, trainer.end):
                 trainer.fit()
-        except (KeyboardInterrupt, SystemExit):  # how Ray Train answers `abort`
-            if not wishes[-1].ends(config):
+        except ActorDiedError:
+            if not trainer.ended:
                 raise
         except TrainingFailedError:
             failure = ray.get(board.failure.remote())
             if failure is None:
                 raise
             raise InputError(failure) from None
+        except KeyboardInterrupt:
+            trainer.end()
+            raise
         failure = ray.get(board.failure.remote())
         if failure is not None:
             raise InputError(failure)
@@ -303,19 +305,6 @@ def _followed(
     finally:
         over.set()
         thread.join()
-
-
-@contextmanager
-def _sigint_kept() -> Iterator[Callable[[], None]]:
-    """Ray Train takes Ctrl-C for itself and does not give it back. Yields what ends its run in the same way."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None  # there it does not
-        return
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield lambda: os.kill(os.getpid(), signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGINT, handler)
 
 
 def _encoders(manifest: Manifest) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from labeling.shards import Dataset, open_store, write_shard
 from model.errors import InputError
 from pipelines.ingest import ingest
 from pipelines.label import _stages, label
+from pipelines.report import report
 from simple_labelers import Brightness, Doubled
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -84,6 +86,26 @@ def test_rows_in_error_keep_their_place_and_are_filled_later(dataset: Dataset) -
     assert dataset_status(dataset)["doubled"].errors == 0
     touched = [max(dataset.read("images", shard.name)["width"].to_pylist()) > 600 for shard in dataset.shards]
     assert result.written["doubled"] == sum(touched) < len(dataset.shards)
+
+
+def test_shards_without_a_picture_are_fresh_at_once(tmp_path: Path, photographs: Path) -> None:
+    source = tmp_path / "mixed"
+    source.mkdir()
+    shutil.copy(photographs / "rocket.jpg", source / "b.jpg")
+    for name in ("a.txt", "c.txt", "d.txt"):
+        (source / name).write_text("not a picture")
+    ingest(str(source), str(tmp_path / "dataset"), shard_rows=1)
+    dataset = Dataset.open(str(tmp_path / "dataset"))
+    assert sorted(info.rows for info in dataset.shards) == [0, 0, 0, 1]
+    assert label(str(tmp_path / "dataset"), [BRIGHTNESS, DOUBLED]).written == {"brightness": 4, "doubled": 4}
+    assert {name: (found.fresh, found.rows) for name, found in dataset_status(dataset).items()} == {
+        "images": (4, 1),
+        "brightness": (4, 1),
+        "doubled": (4, 1),
+    }
+    assert [row["twice"] > 0 for row in dataset.rows("doubled")] == [True]
+    assert not label(str(tmp_path / "dataset"), [BRIGHTNESS, DOUBLED]).written
+    assert Path(report(str(tmp_path / "dataset"))).exists()
 
 
 def test_growth_appends_shards_and_labels_only_them(dataset: Dataset, pictures: Path, photographs: Path) -> None:

@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 import yaml
-from ray_head import RayHead, ray_head
+from ray_head import RayHead, ray_head, ray_node
 
-from labeling.shards import open_store
+from labeling.shards import Dataset
+from labeling.storage import open_store
 from model.errors import InputError
+from pipelines.ingest import ingest
 from pipelines.job import parse_job, resolve
+from pipelines.job_folder import JobFolder
 from pipelines.submit import (
     backend_of,
     job_state,
@@ -41,6 +44,9 @@ def target(head: RayHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3: s
     for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     return write(tmp_path / "target.yaml", address=head.address, token_file=str(head.token_file))
+
+
+PLUGINS = str(Path(__file__).parents[1] / "plugins")
 
 
 def write(path: Path, **values: Any) -> str:
@@ -90,6 +96,42 @@ def test_stopping_ends_it_on_the_cluster(pictures: Path, target: str, s3: str) -
         time.sleep(0.5)
     assert stop_job(submission.id).phase == "stopped"
     assert backend.state(submission.name).phase == "ended"
+
+
+def test_an_attempt_that_the_cluster_knows_and_that_never_began_is_sent_under_the_next_number(
+    pictures: Path, target: str, s3: str
+) -> None:
+    """Ray keeps the name of what ended. Here it ends at once: its sender had not yet written the job's folder."""
+    job = label_job(pictures, f"{s3}/numbers")
+    submission = submit_job(job, target)
+    backend, folder = backend_of(submission), JobFolder(submission.address)
+    stop_job(submission.id)
+    folder.store.delete("state.json")
+    assert job_state(submission).phase == "lost"
+    assert backend.state(submission.name).phase == "ended"
+    again = submit_job(job, target)
+    assert again.attempt == 2
+    assert stop_job(again.id).phase == "stopped"
+
+
+def test_a_label_job_that_loses_a_node_goes_on_without_it(
+    pictures: Path, head: RayHead, target: str, tmp_path: Path, s3: str
+) -> None:
+    values = {"address": head.address, "token_file": str(head.token_file), "environment": {"PYTHONPATH": PLUGINS}}
+    path = write(tmp_path / "with-labelers.yaml", **values)
+    group = "simple_labelers:Patient"
+    job = parse_job({"kind": "label", "dataset": f"{s3}/lost", "groups": [group]}, "job")
+    ingest(str(pictures), f"{s3}/lost", shard_rows=2)
+    with ray_node(head, 1) as raylet:
+        submission = submit_job(job, path)
+        deadline = time.monotonic() + 120
+        while len(open_store(f"{s3}/lost").files("patient")) < 2:  # its declaration, and a shard
+            assert time.monotonic() < deadline and job_state(submission).alive, list(log_lines(submission))
+            time.sleep(0.2)
+        raylet.kill()
+        lines = list(log_lines(submission, follow=True))
+    assert job_state(submission).phase == "succeeded", "\n".join(lines)
+    assert sum(row["value"] is not None for row in Dataset.open(f"{s3}/lost").rows("patient")) == 6
 
 
 def test_mistakes_are_one_line_and_leave_nothing(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +18,17 @@ from pathlib import Path
 
 import psutil
 
+START = (sys.executable, "-m", "ray.scripts.scripts", "start", "--block")
+
 
 @dataclass(frozen=True)
 class RayHead:
-    """Address of its dashboard, and the file of its token."""
+    """Address of its dashboard, where its nodes meet, the file of its token, and the environment of its nodes."""
 
     address: str
+    gcs: str
     token_file: Path
+    environment: dict[str, str]
 
 
 @contextmanager
@@ -32,20 +38,22 @@ def ray_head(folder: Path, environment: dict[str, str]) -> Iterator[RayHead]:
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     port, dashboard, client = free_ports(3)
+    scratch = tempfile.mkdtemp(prefix="ray-")  # it makes sockets there, whose paths must be short
     own = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))},
         **environment,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_health_check_period_ms": "1000",  # of nodes: tests do not wait as long for the loss of one
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
     command = [
-        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+        *(*START, "--head"),
         *("--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2", f"--object-store-memory={300 << 20}"),
         *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"),
-        f"--temp-dir={folder / 'ray'}",
+        f"--temp-dir={scratch}",
     ]
     log = (folder / "head.log").open("wb")
     head = subprocess.Popen(command, env=own, stdout=log, stderr=log, start_new_session=True)
@@ -55,15 +63,41 @@ def ray_head(folder: Path, environment: dict[str, str]) -> Iterator[RayHead]:
             assert head.poll() is None, (folder / "head.log").read_text()
             assert time.monotonic() < deadline, (folder / "head.log").read_text()
             time.sleep(0.3)
-        yield RayHead(f"http://127.0.0.1:{dashboard}", token)
+        yield RayHead(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", token, own)
     finally:
-        family = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
-        head.send_signal(signal.SIGTERM)
-        _, left = psutil.wait_procs([psutil.Process(head.pid), *family], timeout=20)
-        for process in left:
-            process.kill()
-        head.wait()
+        _end(head)
         log.close()
+        shutil.rmtree(scratch)
+
+
+@contextmanager
+def ray_node(head: RayHead, cpus: int) -> Iterator[psutil.Process]:
+    """One more node; yields its raylet, whose death is that of the node."""
+    command = [*START, f"--address={head.gcs}", f"--num-cpus={cpus}", f"--object-store-memory={100 << 20}"]
+    # It talks much when it is killed.
+    silent = subprocess.DEVNULL
+    node = subprocess.Popen(command, env=head.environment, stdout=silent, stderr=silent, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not (found := [one for one in _family(node) if one.name() == "raylet"]):
+            assert node.poll() is None and time.monotonic() < deadline
+            time.sleep(0.3)
+        yield found[0]
+    finally:
+        _end(node)
+
+
+def _family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    family = _family(process)
+    process.send_signal(signal.SIGTERM)
+    _, left = psutil.wait_procs(family, timeout=6)
+    for one in left:
+        one.kill()
+    process.wait()
 
 
 def free_ports(count: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import ClassVar
 
 import pyarrow as pa
@@ -32,6 +33,23 @@ class Brightness(Labeler):
             raise RowError(f"wider than {self.parameters.refuse_wider_than}")
         step = 256 / self.parameters.levels
         return {"value": picture.mean() * self.parameters.gain // step * step, "height": picture.shape[0]}
+
+
+class PatientParameters(BrightnessParameters):
+    """seconds: for each picture."""
+
+    seconds: float = 1.0
+
+
+class Patient(Brightness):
+    """The same, in so long that there is time to disturb it."""
+
+    name: ClassVar[str] = "patient"
+    Parameters: ClassVar[type[Parameters]] = PatientParameters
+
+    def label_row(self, row: Row) -> Row:
+        time.sleep(self.parameters.seconds)
+        return super().label_row(row)
 
 
 class Doubled(Labeler):

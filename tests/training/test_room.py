@@ -1,0 +1,89 @@
+"""How workers and their readers share what a Ray has, and what becomes of those that wait for more."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labeling.storage import open_store
+from training.checkpoint import whole_checkpoints
+from training.config import TrainingConfig, load_config
+from training.loop import Board, Wish, readers_of_each, run_training
+from training.records import read_metrics
+
+TOO_MANY = 4000
+
+
+def config_of(settings: dict[str, Any], workers: dict[str, Any], **changes: Any) -> TrainingConfig:
+    return load_config("debug", {**settings, **changes, "workers": {**settings["workers"], **workers}})
+
+
+@pytest.mark.parametrize(
+    ("count", "cpus", "reader", "there", "readers"),
+    [
+        (2, 1.0, {"processes": 2, "cpus": 1.0}, 6, 2),  # as much as targets are asked for
+        (2, 1.0, {"processes": 2, "cpus": 1.0}, 5, 1),
+        (2, 1.0, {"processes": 8, "cpus": 0.5}, 12, 8),
+        (2, 1.0, {"processes": 2, "cpus": 1.0}, 1, 1),  # they wait; slower than with all, and not never
+        ((1, 4), 1.0, {"processes": 3, "cpus": 1.0}, 3, 2),
+        (4, 0.3, {"processes": 1, "cpus": 0.1}, 1.6, 1),
+        (4, 1.0, {"processes": 5, "cpus": 0.0}, 1, 5),
+    ],
+)
+def test_readers_take_what_workers_leave(
+    small_config: dict[str, Any], count: Any, cpus: float, reader: dict[str, Any], there: float, readers: int
+) -> None:
+    config = config_of(small_config, {"count": count, "cpus": cpus}, reader=reader)
+    assert readers_of_each(config, there) == readers
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_elastic_workers_leave_room_for_their_readers(shared_config: dict[str, Any], tmp_path: Path) -> None:
+    """Of the two CPUs each worker would take one, and the readers of both would wait for a third."""
+    short = {**shared_config, "steps": 2}
+    elastic = config_of(short, {"count": [1, 2], "cpus": 1.0}, reader={"processes": 2, "cpus": 1.0})
+    assert run_training(elastic, str(tmp_path / "run")).step == 2
+    assert len(read_metrics(open_store(tmp_path / "run"))) == 2
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_waits_for_room_is_stopped_and_scaled_at_once(shared_config: dict[str, Any], tmp_path: Path) -> None:
+    began = time.monotonic()
+    config = config_of({**shared_config, "steps": 2}, {"count": TOO_MANY, "cpus": 1.0}, batch=TOO_MANY)
+    stopped = run_training(config, str(tmp_path / "run"), wish=lambda: Wish(stop=time.monotonic() - began > 3))
+    assert (stopped.step, stopped.checkpoint) == (0, "")
+    assert time.monotonic() - began < 30
+    config = config_of({**shared_config, "steps": 2}, {"count": 6, "cpus": 1.0})
+    events: list[dict[str, Any]] = []
+    began = time.monotonic()
+    fewer = run_training(
+        config,
+        str(tmp_path / "run-6"),
+        events.append,
+        lambda: Wish(workers=1 if time.monotonic() - began > 3 else None),
+    )
+    assert fewer.step == 2
+    assert {"event": "scale", "step": 0, "workers": 1} in events
+    assert whole_checkpoints(open_store(tmp_path / "run-6")) == [0, 2]
+
+
+def test_workers_that_step_are_told_and_those_that_are_gone_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("training.loop.time.monotonic", lambda: now)
+    board = Board()
+    assert board.unheard()
+    for step, moment in ((0, 10.0), (0, 11.0), (1, 20.0), (1, 21.0)):  # of two workers
+        now = moment
+        assert board.reach(step) is None
+    assert not board.unheard()
+    now = 21.0 + 60 + 89
+    assert not board.unheard()  # a step took nine seconds
+    now += 2
+    assert board.unheard()
+    board.stop()
+    assert board.reach(2) == 4
+    now += 1e6
+    assert not board.unheard()  # they write their checkpoint

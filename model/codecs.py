@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from model.block_transform import analyse, block_constants, synthesise
 from model.dct import BLOCK, CHANNELS, DIGEST
 from model.errors import InputError
 from model.weights import model_folder, weights_digest
@@ -52,14 +53,37 @@ class ImageCodec:
         height, width = pixels.shape[-2:]
         if height % BLOCK or width % BLOCK:
             raise InputError(f"a picture of {width}×{height} pixels has no latent: both sides must divide by {BLOCK}")
-        posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
-        return posterior.mode().float() * self.vae.config.scaling_factor
+        return self._encode(pixels)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """(B, 16, h, w) → (B, 3, H, W), not clamped to [-1, 1]."""
-        latents = latents.to(self.device, torch.float32) / self.vae.config.scaling_factor
+        return self._decode(latents.to(self.device, torch.float32))
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
+        return posterior.mode().float() * self.vae.config.scaling_factor
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        latents = latents / self.vae.config.scaling_factor
         return self.vae.decode(latents.to(self.vae.dtype)).sample.float()
+
+
+class _DctCodec(ImageCodec):
+    """What `AutoencoderDCT` computes, without diffusers: to import that takes longer than most uses of this codec."""
+
+    def __init__(self, device: str | torch.device) -> None:
+        self.name, self.digest, self.device = DCT, DIGEST, torch.device(device)
+        self._constants = {name: value.to(device) for name, value in block_constants().items()}
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        constants = self._constants
+        pixels = pixels.to(self.device, torch.float32)
+        return analyse(pixels, constants["analysis"], constants["mean"], constants["std"])
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        constants = self._constants
+        return synthesise(latents, constants["synthesis"], constants["mean"], constants["std"])
 
 
 def load_codec(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> ImageCodec:
@@ -69,14 +93,21 @@ def load_codec(name: str, device: str | torch.device = "cpu", dtype: torch.dtype
     pipeline with it under vae/. Raises InputError.
     """
     if name == DCT:
+        return _DctCodec(device)
+    digest = weights_digest(model_folder(name, _SUBFOLDER))
+    return ImageCodec(load_autoencoder(name, device, dtype), f"AutoencoderKL {digest[:8]}", digest)
+
+
+def load_autoencoder(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+    """The same as a model of diffusers: an AutoencoderDCT or AutoencoderKL. Raises InputError."""
+    if name == DCT:
         from model.autoencoder_dct import AutoencoderDCT
 
-        return ImageCodec(AutoencoderDCT().to(device), DCT, DIGEST)
+        return AutoencoderDCT().to(device)
     from diffusers import AutoencoderKL
 
-    folder = model_folder(name, _SUBFOLDER)
     vae: Any = AutoencoderKL.from_pretrained(
-        str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True
+        str(model_folder(name, _SUBFOLDER)), torch_dtype=dtype, use_safetensors=True, local_files_only=True
     )
     side = 2 ** (len(vae.config.block_out_channels) - 1)
     if vae.config.latent_channels != CHANNELS or side != BLOCK:
@@ -84,8 +115,7 @@ def load_codec(name: str, device: str | torch.device = "cpu", dtype: torch.dtype
             f"{name}: an autoencoder with {vae.config.latent_channels} channels at 1/{side} of the side; "
             f"the transformer works on {CHANNELS} at 1/{BLOCK}"
         )
-    digest = weights_digest(folder)
-    return ImageCodec(vae.to(device).eval().requires_grad_(False), f"AutoencoderKL {digest[:8]}", digest)
+    return vae.to(device).eval().requires_grad_(False)
 
 
 def codec_digest(name: str) -> str:

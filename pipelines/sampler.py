@@ -13,7 +13,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from model import OneDiffusionPipeline
-from model.codecs import load_codec
+from model.codecs import load_autoencoder
 from model.pictures import Picture, aspect_bucket
 from model.text import load_text_encoder
 from training.checkpoint import load_checkpoint
@@ -53,7 +53,7 @@ def load_pipeline(checkpoint: str, device: str | None = None) -> OneDiffusionPip
     text = load_text_encoder(state.get("text_encoder", "minilm"))
     pipeline = OneDiffusionPipeline(
         transformer,
-        load_codec(state.get("codec", "dct")).vae,
+        load_autoencoder(state.get("codec", "dct")),
         text.model,
         text.tokenizer,
         FlowMatchEulerDiscreteScheduler(

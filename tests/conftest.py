@@ -20,7 +20,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 PLUGINS = str(Path(__file__).parent / "plugins")
 sys.path.insert(0, PLUGINS)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [PLUGINS, os.environ.get("PYTHONPATH")]))
-pytest_plugins = ["tiny_training"]  # small datasets and configurations of a run
+# Fixtures: small datasets and configurations of a run, a Slurm, a dataset on the dashboard.
+pytest_plugins = ["tiny_training", "slurm_jobs", "dashboard_assets"]
 
 
 @pytest.fixture(scope="session")

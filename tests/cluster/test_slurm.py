@@ -1,4 +1,4 @@
-"""Jobs on a real Slurm of two nodes: found, stopped, put back to the queue; what they leave behind, and what not."""
+"""A real Slurm of two nodes: jobs are found, stopped, put back to the queue; what they leave behind, and what not."""
 
 from __future__ import annotations
 
@@ -8,198 +8,22 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import yaml
-from slurm_site import SlurmSite, need_slurm, slurm_site
+from slurm_jobs import CHECKOUT, StandIn, all_gone, go_on, stand_in, target, until
+from slurm_site import SlurmSite, slurm_site
 
 from cluster.slurm import SlurmBackend
-from cluster.target import SlurmTarget
-from cluster.work import NativeState, Work, Workers
-from labeling.shards import Dataset
-from labeling.storage import open_store
+from cluster.work import AlreadyThere, NativeState, Work, Workers
 from model.errors import InputError
-from pipelines.ingest import ingest
-from pipelines.job import parse_job, resolve
-from pipelines.label import label
-from pipelines.submit import job_state, list_jobs, log_lines, plan_job, submit_job
-from training.checkpoint import whole_checkpoints
-from training.records import read_metrics
-
-CHECKOUT = Path(__file__).parents[2]
-SECONDS = 240.0
-# Stands in for a job: it uses the Ray it is given, and answers signals as real ones do, or not at all.
-STAND_IN = """
-import json, os, signal, sys, time
-from pathlib import Path
-
-import ray
-
-from cluster.session import ray_session
-
-folder, manner = Path(sys.argv[2]), sys.argv[3]
-signals = []
-for number in (signal.SIGUSR1, signal.SIGTERM):
-    signal.signal(number, lambda number, frame: signals.append(signal.Signals(number).name))
-session = ray_session()
-session.__enter__()
-@ray.remote(num_cpus=0.1)
-def double(number):
-    return 2 * number
-def checkpoint():
-    return ray.get(double.remote(21)) == 42
-restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
-told = {
-    "nodes": sum(node["Alive"] for node in ray.nodes()),
-    "cpus": ray.cluster_resources()["CPU"],
-    "address": os.environ["RAY_ADDRESS"],
-    "token": os.environ["RAY_AUTH_TOKEN"],
-    "secret": os.environ.get("AWS_SECRET_ACCESS_KEY"),
-    "works": checkpoint(),
-}
-(folder / f".told-{restarts}").write_text(json.dumps(told))
-os.replace(folder / f".told-{restarts}", folder / f"told-{restarts}.json")
-if manner == "twice" and restarts != "0":
-    sys.exit(0)
-while manner == "deaf" or not signals:
-    time.sleep(0.1)
-(folder / ".checkpoint").write_text(json.dumps({"signals": signals, "works": checkpoint()}))
-os.replace(folder / ".checkpoint", folder / f"checkpoint-{restarts}.json")
-sys.exit(75)
-"""
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Iterator[SlurmSite]:
-    """The site, reachable from this process. What starts while it runs is ended with it; not Ray, therefore."""
-    need_slurm()
-    with slurm_site() as running, pytest.MonkeyPatch.context() as patch:
-        for name, value in running.environment.items():
-            patch.setenv(name, value)
-        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
-        patch.delenv("RAY_ADDRESS", raising=False)
-        yield running
-
-
-@pytest.fixture
-def scratch() -> Iterator[Path]:
-    """A node's own disk: a short path, since Ray makes sockets there."""
-    folder = Path(tempfile.mkdtemp(prefix="scratch-"))
-    yield folder
-    shutil.rmtree(folder)
-
-
-@dataclass
-class StandIn:
-    """A job that is no job: its folder, backend and work."""
-
-    folder: Path
-    backend: SlurmBackend
-    work: Work
-
-    @property
-    def name(self) -> str:
-        return self.work.name
-
-    def explain(self) -> list[str]:
-        return [*self.backend.logs(self.name), str(self.backend.state(self.name))]
-
-    def left(self, file: str) -> dict[str, Any]:
-        """What it wrote, once it has."""
-        path = self.folder / file
-        until(lambda: path.exists() or self.backend.state(self.name).phase == "ended", self.explain)
-        assert path.exists(), self.explain()
-        return dict(json.loads(path.read_text()))
-
-    def told(self, restart: int = 0) -> dict[str, Any]:
-        """What it said after it had begun."""
-        return self.left(f"told-{restart}.json")
-
-    def checkpoint(self) -> dict[str, Any]:
-        """What it wrote when it was interrupted."""
-        return self.left("checkpoint-0.json")
-
-    def ended(self) -> str:
-        """Wait for its end; the reason."""
-        until(lambda: self.backend.state(self.name).phase == "ended", self.explain)
-        return self.backend.state(self.name).reason
-
-    def number(self) -> str:
-        """Slurm's."""
-        return str(self.backend._jobs(self.work.name)[0].id)
-
-
-def target(own: Path, **values: Any) -> SlurmTarget:
-    given = {
-        "cpus_per_node": 2,
-        "object_store_gb": 0.1,
-        "checkpoint_seconds": 60,
-        "folder": str(own / "slurm"),
-        **values,
-    }
-    return SlurmTarget(type="slurm", **given)
-
-
-def stand_in(
-    folder: Path, name: str, manner: str = "careful", workers: Workers | None = None, **values: Any
-) -> StandIn:
-    """A stand-in, not yet sent."""
-    own = folder / name
-    (own / "pipelines").mkdir(parents=True)
-    (own / "pipelines" / "__init__.py").touch()
-    (own / "pipelines" / "__main__.py").write_text(STAND_IN)
-    environment = {"PYTHONPATH": str(CHECKOUT)}
-    backend = SlurmBackend(target(own, working_dir=str(own), environment=environment, **values))
-    arguments = ("execute", str(own), manner)
-    return StandIn(own, backend, Work(name, "label", arguments, str(own)))
-
-
-def until(true: Callable[[], Any], explain: Callable[[], Any], seconds: float = SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "\n".join(map(str, explain()))
-        time.sleep(0.2)
-
-
-def all_gone(processes: list[psutil.Process], scratch: Path) -> None:
-    """Processes end, Ray's agents some moments after the rest, and the folders of their Rays are removed."""
-    assert processes
-    assert not psutil.wait_procs(processes, timeout=30)[1]
-    assert not list(scratch.iterdir())
-
-
-def raylets(processes: list[psutil.Process]) -> set[str]:
-    """Names of the nodes that Ray runs on."""
-    found = set()
-    for process in processes:
-        with suppress(psutil.Error):
-            if process.name() == "raylet":
-                found.add(process.environ()["SLURMD_NODENAME"])
-    return found
-
-
-def shards(dataset: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((dataset / "edges").glob("[0-9]*.parquet"))}
-
-
-def go_on(site: SlurmSite, number: str) -> None:
-    """Start a job that was put back without the two minutes that Slurm lets pass."""
-
-    def back() -> bool:
-        told = site.run("scontrol", "--oneliner", "show", "job", number)
-        return "Reason=BeginTime" in told or "Restarts=0" not in told
-
-    until(back, lambda: [site.run("squeue")])
-    site.run("scontrol", "update", f"JobId={number}", "StartTime=now", check=False)
+from pipelines.job import LabelJob
+from pipelines.submit import job_state, list_jobs, stop_job, submit_job, work_of
 
 
 @pytest.fixture(scope="module")
@@ -316,6 +140,37 @@ def test_of_two_sent_at_once_one_stays(site: SlurmSite, tmp_path: Path, monkeypa
     job.backend.stop("closed-2")
 
 
+def test_a_site_that_goes_silent_while_a_job_is_sent_may_have_it(
+    site: SlurmSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = LabelJob(kind="label", dataset=str(tmp_path / "none"), groups=["edges"])
+    place = tmp_path / "site.yaml"
+    place.write_text(yaml.safe_dump(target(tmp_path, partition="closed").model_dump(exclude_none=True)))
+    real, path = shutil.which("sbatch"), os.environ["PATH"]
+    silence = 'echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2; exit 1\n'
+
+    def sbatch(first: str) -> None:
+        """The site's own, which says nothing of what it did before."""
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / "sbatch").write_text(f"#!/bin/bash\n{first}\n{silence}")
+        (tmp_path / "bin" / "sbatch").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{path}")
+
+    sbatch("true")
+    with pytest.raises(InputError, match=r"did not answer \(.*Socket timed out.*never doubles it"):
+        submit_job(job, str(place))
+    [(noted, state)] = list_jobs()
+    assert (noted.attempt, state.phase) == (1, "lost")
+    sbatch(f'{real} "$@" > {tmp_path}/said')
+    sent = submit_job(job, str(place))
+    assert (sent.attempt, job_state(sent).phase) == (1, "pending")
+    assert len(SlurmBackend(target(tmp_path))._jobs(sent.name)) == 1
+    monkeypatch.setenv("PATH", path)
+    with pytest.raises(AlreadyThere):
+        SlurmBackend(target(tmp_path)).submit(work_of(job, sent))
+    assert stop_job(sent.id).phase == "stopped"
+
+
 def test_killed_before_sbatch_has_answered_it_is_found_by_name(
     site: SlurmSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,28 +240,6 @@ def test_two_jobs_of_one_node_do_not_meet_and_stop_leaves_nothing(
     all_gone(running[1], scratch)
 
 
-def test_a_label_job_on_two_nodes_gives_the_shards_of_one_machine(
-    site: SlurmSite, tmp_path: Path, scratch: Path, pictures: Path, ray_cluster: None
-) -> None:
-    ingest(str(pictures), str(tmp_path / "here"), shard_rows=3)
-    shutil.copytree(tmp_path / "here", tmp_path / "there")
-    label(str(tmp_path / "here"), ["edges"])
-    backend = SlurmBackend(target(tmp_path, scratch=str(scratch)))
-    there = str(tmp_path / "there")
-    work = Work("label-1", "label", ("label", there, "edges"), there, Workers(2, 2, 2.0))
-    backend.submit(work)
-    until(lambda: (tmp_path / "there" / "edges").exists(), lambda: backend.logs("label-1"))
-    running = site.processes("label-1")
-    assert raylets(running) == {"node1", "node2"}
-    until(lambda: backend.state("label-1").phase == "ended", lambda: backend.logs("label-1"))
-    lines = list(backend.logs("label-1"))
-    assert backend.state("label-1").reason == "", lines
-    assert any("on 2 node(s)" in line for line in lines)
-    assert shards(tmp_path / "there") == shards(tmp_path / "here")
-    assert len(shards(tmp_path / "here")) == len(Dataset.open(there).shards) > 1
-    all_gone(running, scratch)
-
-
 def test_a_preempted_job_writes_a_checkpoint_and_is_put_back(site: SlurmSite, tmp_path: Path, scratch: Path) -> None:
     site.run("scontrol", "update", "PartitionName=main", "GraceTime=60")
     job = stand_in(tmp_path, "preempted-1", scratch=str(scratch), options=["--nodelist=node1"])
@@ -425,47 +258,6 @@ def test_a_preempted_job_writes_a_checkpoint_and_is_put_back(site: SlurmSite, tm
     assert job.backend.state("preempted-1").phase == "ended"
     all_gone(running, scratch)
     site.run("scontrol", "update", "PartitionName=main", "GraceTime=0")
-
-
-def test_two_nodes_train_are_interrupted_and_finish(
-    site: SlurmSite, tmp_path: Path, scratch: Path, shared_config: dict[str, Any]
-) -> None:
-    run = tmp_path / "run"
-    config = {**shared_config, "steps": 12, "checkpoints": {"every": 2, "keep": 20, "first": False}}
-    workers = {"count": 2, "cpus": 1.25}  # one on a node, with room for what reads for it
-    values = {"kind": "train", "config": "debug", "overrides": config, "run": str(run), "workers": workers}
-    job = resolve(parse_job(values, "job"))
-    place = tmp_path / "site.yaml"
-    place.write_text(yaml.safe_dump(target(tmp_path, scratch=str(scratch)).model_dump(exclude_none=True)))
-    assert "--nodes=2" in plan_job(job, str(place))["sbatch script"]
-    submission = submit_job(job, str(place))
-    assert [found.id for found, _ in list_jobs()] == [submission.id]
-
-    def explain() -> list[str]:
-        return [str(job_state(submission)), *log_lines(submission), *backend.logs(submission.name)]
-
-    backend = SlurmBackend(target(tmp_path))
-    until(lambda: whole_checkpoints(open_store(run)), explain)
-    running = site.processes(submission.name)
-    assert raylets(running) == {"node1", "node2"}
-    number = str(backend._jobs(submission.name)[0].id)
-    site.run("scancel", "--batch", "--signal=USR1", number)  # as ahead of the time limit
-    until(lambda: backend.state(submission.name).phase == "pending", explain)
-    all_gone(running, scratch)
-    saved = whole_checkpoints(open_store(run))
-    assert 2 <= saved[-1] < 12, explain()
-    before = {path: path.read_bytes() for path in (run / "checkpoints").rglob("*.safetensors")}
-    state = job_state(submission)
-    assert (state.phase, "it was put back" in state.reason) == ("pending", True)
-    go_on(site, number)
-    until(lambda: not job_state(submission).alive, explain)
-    assert job_state(submission).phase == "succeeded", explain()
-    assert job_state(submission).result["step"] == 12
-    assert whole_checkpoints(open_store(run)) == sorted({*saved, *range(2, 13, 2)})
-    assert {path: path.read_bytes() for path in before} == before, "it went on from there, and wrote none of them again"
-    assert [record["step"] for record in read_metrics(open_store(run))] == list(range(1, 13))
-    assert any(f"continuing from step {saved[-1]}" in line for line in log_lines(submission))
-    assert "Restarts=1" in site.run("scontrol", "show", "job", number)
 
 
 def test_at_its_time_limit_a_job_is_put_back_and_goes_on(site: SlurmSite, limited: StandIn) -> None:

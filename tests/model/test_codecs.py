@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -9,7 +12,8 @@ from skimage import data
 from skimage.color import gray2rgb
 from tiny_models import save_vae
 
-from model.codecs import codec_digest, load_codec
+from model.block_transform import block_constants
+from model.codecs import codec_digest, load_autoencoder, load_codec
 from model.conditions import draw_mask
 from model.dct import MEAN, STD
 from model.errors import InputError
@@ -68,11 +72,21 @@ def test_dct_decodes_exactly_to_what_encodes_to_the_same():
     torch.testing.assert_close(codec.decode(codec.encode(flat)), flat, atol=2e-6, rtol=0)
 
 
+def test_dct_is_the_same_with_and_without_diffusers():
+    codec, autoencoder = load_codec("dct"), load_autoencoder("dct")
+    pixels = as_pixels(photograph("chelsea"), 128)
+    latents = codec.encode(pixels)
+    assert torch.equal(latents, autoencoder.encode(pixels).latent_dist.mode())
+    assert torch.equal(codec.decode(latents), autoencoder.decode(latents).sample)
+    code = "import sys; from model.codecs import load_codec; load_codec('dct'); sys.exit('diffusers' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
+
+
 def test_dct_constants_are_the_statistics_of_photographs():
-    codec, blocks = load_codec("dct"), []
+    codec, constants, blocks = load_codec("dct"), block_constants(), []
     for name in (*PHOTOGRAPHS, "motorcycle"):
         latents = codec.encode(as_pixels(photograph(name)))
-        blocks.append((latents * codec.vae.std + codec.vae.mean)[0].flatten(1))
+        blocks.append((latents * constants["std"] + constants["mean"])[0].flatten(1))
     values = torch.cat(blocks, dim=1)
     chroma = [11, 12, 14, 15]  # gradients, floored at the least of luma's
     other = [index for index in range(16) if index not in chroma]

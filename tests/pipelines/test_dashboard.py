@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
-from dagster._core.definitions.data_version import CachingStaleStatusResolver
-from dagster._core.loader import LoadingContextForTest
+from dashboard_assets import BRIGHTNESS, declare, last_event, verdicts
 
-from cluster.local import _processes
 from cluster.records import forget_job, remember_job
 from labeling.plan import dataset_status
 from labeling.shards import Dataset
@@ -29,78 +27,9 @@ from pipelines.dashboard.places import find_place, forget, place_kind, places, r
 from pipelines.dashboard.reporting import Reporter
 from pipelines.dashboard.sheets import keep_picture, picture_folder
 from pipelines.dashboard.snapshots import find_snapshot, refresh, shape, snapshots
-from pipelines.dashboard.sources import news
-from pipelines.ingest import ingest
 from pipelines.label import label
-from pipelines.submit import list_jobs
 from pipelines.train import train
 from training.config import load_config
-
-BRIGHTNESS, DOUBLED = "simple_labelers:Brightness", "simple_labelers:Doubled"
-Verdicts = dict[str, tuple[str, list[str]]]
-
-
-@pytest.fixture(scope="session")
-def labelled(ray_cluster: None, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A source of six pictures and a dataset of three shards made of it, with two labels, one made from the other."""
-    folder = tmp_path_factory.mktemp("dashboard")
-    (folder / "source").mkdir()
-    for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "camera.png", "motorcycle_left.png"):
-        shutil.copy(photographs / name, folder / "source" / name)
-    ingest(str(folder / "source"), str(folder / "faces"), shard_rows=2)
-    label(str(folder / "faces"), [BRIGHTNESS, DOUBLED], {"brightness": {"levels": 2}})
-    return folder
-
-
-@pytest.fixture
-def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A data folder of the test's own; what jobs leave running is ended."""
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    yield
-    for submission, _ in list_jobs():
-        for process in _processes(submission.name):
-            process.kill()
-
-
-@pytest.fixture
-def faces(labelled: Path, own_data: None, tmp_path: Path) -> Dataset:
-    """A dataset on the dashboard that a test may spoil."""
-    dataset = Dataset.open(shutil.copytree(labelled / "faces", tmp_path / "faces"))
-    remember([("dataset", dataset.uri)])
-    refresh()
-    return dataset
-
-
-@pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.ephemeral() as instance:
-        yield instance
-
-
-def verdicts(instance: dg.DagsterInstance, partition: str | None = None) -> Verdicts:
-    """What Dagster says of each asset, and why, by the definitions as they load now."""
-    graph = build_definitions().get_repository_def().asset_graph
-    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
-    found: Verdicts = {}
-    for key in graph.get_all_asset_keys():
-        asked = partition if graph.get(key).is_partitioned else None
-        reasons = [cause.reason for cause in resolver.get_stale_causes(key, asked)]
-        found[key.to_user_string()] = (resolver.get_status(key, asked).value, reasons)
-    return found
-
-
-def declare(dataset: Dataset, group: str, **parameters: Any) -> None:
-    declared = dataset.declaration(group)
-    assert declared
-    dataset.declare(group, {**declared, "parameters": {**declared["parameters"], **parameters}})
-    refresh()
-
-
-def last_event(instance: dg.DagsterInstance, *key: str) -> dg.AssetMaterialization:
-    records = instance.fetch_materializations(dg.AssetKey(key), limit=1).records
-    event = records[0].asset_materialization
-    assert event
-    return event
 
 
 def test_groups_are_assets_with_their_lineage_and_code_versions(faces: Dataset) -> None:
@@ -231,110 +160,6 @@ def test_a_range_of_shards_is_stale_by_itself(
     assert verdicts(instance, "000002")["faces/doubled"][0] == "FRESH"
     check = {(one.key[1], one.check): one for one in dataset_verdicts(dataset_state(find_snapshot("faces")), instance)}
     assert check["brightness", "fresh"].said == "2 stale of 3 shards, in 000000, 000002"
-
-
-def materialise(instance: dg.DagsterInstance, *groups: str, **more: Any) -> dg.ExecuteInProcessResult:
-    job = build_definitions().get_implicit_global_asset_job_def()
-    return job.execute_in_process(
-        instance=instance,
-        raise_on_error=False,
-        asset_selection=[dg.AssetKey(["faces", group]) for group in groups],
-        **more,
-    )
-
-
-def test_materialising_is_a_job_on_a_target(
-    faces: Dataset, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Two groups of a range of two shards, with a parameter from the form: one job, which anyone can list."""
-    import ray  # it reads its environment when it is imported
-
-    monkeypatch.setattr(ranges, "FEW_SHARDS", 2)
-    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)  # rather than one of its own
-    Follower(instance).follow()
-    form = {"parameters": {"brightness": {"gain": 0.1, "levels": 256}}, "workers": {"cpus": 2.0}}
-    run = materialise(
-        instance,
-        "brightness",
-        "doubled",
-        tags={"dagster/asset_partition_range_start": "000000", "dagster/asset_partition_range_end": "000001"},
-        run_config={"ops": {"faces__label": {"config": form}}},
-    )
-    assert run.success
-    [(submission, state)] = list_jobs(faces.uri)
-    assert (state.phase, submission.target_name) == ("succeeded", "local")
-    kept = instance.get_run_by_id(run.run_id)
-    assert kept and kept.tags["onediffusion/job"] == submission.id
-    assert "brightness: 2 shards labelled" in capfd.readouterr().out
-    declared = faces.declaration("brightness")
-    assert declared and declared["parameters"]["gain"] == 0.1
-    for partition, expected in (("000000", "FRESH"), ("000001", "FRESH"), ("000002", "STALE")):
-        assert verdicts(instance, partition)["faces/brightness"][0] == expected
-        assert verdicts(instance, partition)["faces/doubled"][0] == "FRESH"
-    made = run.asset_materializations_for_node("faces__label")
-    assert sorted((one.asset_key.path[1], one.partition) for one in made) == [
-        (group, partition) for group in ("brightness", "doubled") for partition in ("000000", "000001")
-    ]
-    assert made[0].metadata["rows labelled by the job"].value == 4 and made[0].metadata["rows a second"].value > 0
-
-
-def test_what_a_form_says_wrongly_fails_with_one_line(faces: Dataset, instance: dg.DagsterInstance) -> None:
-    run = materialise(
-        instance, "brightness", run_config={"ops": {"faces__label": {"config": {"target_file": "nowhere.yaml"}}}}
-    )
-    assert not run.success
-    [failure] = [event for event in run.all_node_events if event.is_step_failure]
-    error = failure.step_failure_data.error
-    assert error and "nowhere.yaml: no such target file" in str(failure.step_failure_data.user_failure_data)
-
-
-def test_checks_tell_of_errors(faces: Dataset, instance: dg.DagsterInstance) -> None:
-    label(faces.uri, [BRIGHTNESS, DOUBLED], {"brightness": {"refuse_wider_than": 600}})
-    Follower(instance).follow()
-    found = {(one.key[1], one.check): one for one in dataset_verdicts(dataset_state(find_snapshot("faces")), instance)}
-    assert not found["brightness", "errors"].passed and "of 6 rows" in found["brightness", "errors"].said
-    assert found["brightness", "fresh"].passed
-    table = str(last_event(instance, "faces", "brightness").metadata["errors"].value)
-    assert "wider than 600" in table
-    job = build_definitions().get_implicit_global_asset_job_def()
-    key = dg.AssetCheckKey(dg.AssetKey(["faces", "brightness"]), "errors")
-    run = job.execute_in_process(instance=instance, asset_selection=[], op_selection=["faces__check"])
-    outcomes = {one.asset_check_key: one.passed for one in run.get_asset_check_evaluations()}
-    assert outcomes[key] is False and len(outcomes) == 7
-
-
-@pytest.fixture
-def grown(labelled: Path, faces: Dataset, photographs: Path) -> Iterator[Path]:
-    """The dataset's source with one picture more."""
-    added = labelled / "source" / "brick.png"
-    shutil.copy(photographs / "brick.png", added)
-    yield added
-    added.unlink()
-
-
-def notice(instance: dg.DagsterInstance, cursor: str | None = None) -> Any:
-    definitions = build_definitions()
-    sensor = definitions.get_repository_def().get_sensor_def("new_pictures_faces")
-    return sensor.evaluate_tick(dg.build_sensor_context(instance=instance, cursor=cursor))
-
-
-def test_new_pictures_are_asked_about_built_or_ignored(
-    faces: Dataset, grown: Path, instance: dg.DagsterInstance
-) -> None:
-    [found] = news(find_snapshot("faces"))
-    assert (found.count, found.names) == (1, ["brick.png"])
-    asked = notice(instance)
-    assert "1 new in" in asked.skip_message and not asked.run_requests
-    key = dg.AssetCheckKey(dg.AssetKey(["faces", "images"]), "sources")
-    record = instance.event_log_storage.get_latest_asset_check_execution_by_key([key])[key]
-    assert record.event and record.event.dagster_event
-    assert not record.event.dagster_event.asset_check_evaluation_data.passed
-    assert "as they were" in notice(instance, asked.cursor).skip_message
-    remember([("dataset", faces.uri)], new_pictures="build")
-    built = notice(instance, asked.cursor)
-    assert built.run_requests[0].run_config["ops"]["add_pictures"]["config"] == {"dataset": "faces"}
-    remember([("dataset", faces.uri)], new_pictures="ignore")
-    assert "ignored" in notice(instance).skip_message
 
 
 def test_a_dataset_out_of_reach_is_shown_with_its_reason_and_leaves_the_others_alone(

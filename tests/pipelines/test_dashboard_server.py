@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -46,6 +47,18 @@ ASSETS = "{ assetNodes { assetKey { path } } }"
 
 def keys(running: Dashboard) -> set[tuple[str, ...]]:
     return {tuple(node["assetKey"]["path"]) for node in running.ask(ASSETS)["assetNodes"]}
+
+
+def family_of(running: Dashboard) -> list[psutil.Process]:
+    """What it started."""
+    return psutil.Process(running.process.pid).children(recursive=True)
+
+
+def command(process: psutil.Process) -> list[str]:
+    """Its command line; of one that has just ended, nothing."""
+    with suppress(psutil.NoSuchProcess):
+        return process.cmdline()
+    return []
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -190,7 +203,7 @@ def test_pictures_are_served_to_those_who_are_in_and_nothing_else_is(
 def test_tokens_are_nowhere_but_in_their_file(guarded: Dashboard, tokens: dict[str, str]) -> None:
     places = [path for path in guarded.data.rglob("*") if path.is_file() and path.name != "tokens"]
     seen = b"".join(path.read_bytes() for path in places) + "\n".join(guarded.lines).encode()
-    commands = " ".join(" ".join(one.cmdline()) for one in psutil.Process(guarded.process.pid).children(recursive=True))
+    commands = " ".join(" ".join(command(one)) for one in family_of(guarded))
     assert len(places) > 5
     for token in tokens.values():
         assert token.encode() not in seen and token not in commands
@@ -198,7 +211,7 @@ def test_tokens_are_nowhere_but_in_their_file(guarded: Dashboard, tokens: dict[s
 
 
 def test_it_listens_on_nothing_but_its_port_on_loopback(guarded: Dashboard) -> None:
-    family = [psutil.Process(guarded.process.pid), *psutil.Process(guarded.process.pid).children(recursive=True)]
+    family = [psutil.Process(guarded.process.pid), *family_of(guarded)]
     listening = [
         connection.laddr
         for process in family
@@ -224,8 +237,7 @@ def test_what_dies_is_started_again_and_all_end_together(
             timeout=60,
         )
         assert again.returncode == 2 and f"served already, at {running.address}" in again.stderr
-        family = psutil.Process(running.process.pid).children(recursive=True)
-        web = next(one for one in family if one.cmdline()[3:4] == ["web"])
+        web = next(one for one in family_of(running) if command(one)[3:4] == ["web"])
         web.kill()
         running.until(lambda: any("'web' died (-9), started again" in line for line in running.lines))
         running.until(lambda: running.request("/server_info")[0] == 200)
@@ -239,7 +251,7 @@ def test_what_dies_is_started_again_and_all_end_together(
             running.until(lambda: "own" in seen(), seconds=90)
         finally:
             dataset.store.delete_tree("own")
-        family = psutil.Process(running.process.pid).children(recursive=True)
+        family = family_of(running)
         assert len(family) >= 4
     assert running.process.returncode == 0
     assert running.lines[-1] == "dashboard: ends; jobs that were sent go on"
@@ -286,7 +298,7 @@ def test_a_job_outlives_the_dashboard_that_sent_it(
             running.until(
                 lambda: any(submission.id in str(e) for e in running.ask(query, r=run)["logsForRun"]["events"])
             )
-            family = psutil.Process(running.process.pid).children(recursive=True)
+            family = family_of(running)
             running.process.kill()
             running.process.wait()
             assert not psutil.wait_procs(family, timeout=40)[1], "nothing of it stays, though a run was under way"
@@ -305,7 +317,7 @@ def test_a_job_outlives_the_dashboard_that_sent_it(
 
 def test_nothing_stays_behind_when_it_is_killed(tmp_path: Path, pictures_original: Path) -> None:
     with served(tmp_path, str(pictures_original)) as running:
-        family = psutil.Process(running.process.pid).children(recursive=True)
+        family = family_of(running)
         running.process.kill()
         running.process.wait()
         _, left = psutil.wait_procs(family, timeout=60)

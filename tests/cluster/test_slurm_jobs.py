@@ -1,0 +1,89 @@
+"""Real jobs on two nodes of a real Slurm: the shards of one machine; a training that is interrupted and finishes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from slurm_jobs import all_gone, go_on, raylets, target, until
+from slurm_site import SlurmSite
+
+from cluster.slurm import SlurmBackend
+from cluster.work import Work, Workers
+from labeling.shards import Dataset
+from labeling.storage import open_store
+from pipelines.ingest import ingest
+from pipelines.job import parse_job, resolve
+from pipelines.label import label
+from pipelines.submit import job_state, list_jobs, log_lines, plan_job, submit_job
+from training.checkpoint import whole_checkpoints
+from training.records import read_metrics
+
+
+def shards(dataset: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((dataset / "edges").glob("[0-9]*.parquet"))}
+
+
+def test_a_label_job_on_two_nodes_gives_the_shards_of_one_machine(
+    site: SlurmSite, tmp_path: Path, scratch: Path, pictures: Path, ray_cluster: None
+) -> None:
+    ingest(str(pictures), str(tmp_path / "here"), shard_rows=3)
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    label(str(tmp_path / "here"), ["edges"])
+    backend = SlurmBackend(target(tmp_path, scratch=str(scratch)))
+    there = str(tmp_path / "there")
+    work = Work("label-1", "label", ("label", there, "edges"), there, Workers(2, 2, 2.0))
+    backend.submit(work)
+    until(lambda: (tmp_path / "there" / "edges").exists(), lambda: backend.logs("label-1"))
+    running = site.processes("label-1")
+    assert raylets(running) == {"node1", "node2"}
+    until(lambda: backend.state("label-1").phase == "ended", lambda: backend.logs("label-1"))
+    lines = list(backend.logs("label-1"))
+    assert backend.state("label-1").reason == "", lines
+    assert any("on 2 node(s)" in line for line in lines)
+    assert shards(tmp_path / "there") == shards(tmp_path / "here")
+    assert len(shards(tmp_path / "here")) == len(Dataset.open(there).shards) > 1
+    all_gone(running, scratch)
+
+
+def test_two_nodes_train_are_interrupted_and_finish(
+    site: SlurmSite, tmp_path: Path, scratch: Path, shared_config: dict[str, Any]
+) -> None:
+    run = tmp_path / "run"
+    config = {**shared_config, "steps": 12, "checkpoints": {"every": 2, "keep": 20, "first": False}}
+    workers = {"count": 2, "cpus": 1.25}  # one on a node, with room for what reads for it
+    values = {"kind": "train", "config": "debug", "overrides": config, "run": str(run), "workers": workers}
+    job = resolve(parse_job(values, "job"))
+    place = tmp_path / "site.yaml"
+    place.write_text(yaml.safe_dump(target(tmp_path, scratch=str(scratch)).model_dump(exclude_none=True)))
+    assert "--nodes=2" in plan_job(job, str(place))["sbatch script"]
+    submission = submit_job(job, str(place))
+    assert [found.id for found, _ in list_jobs()] == [submission.id]
+
+    def explain() -> list[str]:
+        return [str(job_state(submission)), *log_lines(submission), *backend.logs(submission.name)]
+
+    backend = SlurmBackend(target(tmp_path))
+    until(lambda: whole_checkpoints(open_store(run)), explain)
+    running = site.processes(submission.name)
+    assert raylets(running) == {"node1", "node2"}
+    number = str(backend._jobs(submission.name)[0].id)
+    site.run("scancel", "--batch", "--signal=USR1", number)  # as ahead of the time limit
+    until(lambda: backend.state(submission.name).phase == "pending", explain)
+    all_gone(running, scratch)
+    saved = whole_checkpoints(open_store(run))
+    assert 2 <= saved[-1] < 12, explain()
+    before = {path: path.read_bytes() for path in (run / "checkpoints").rglob("*.safetensors")}
+    state = job_state(submission)
+    assert (state.phase, "it was put back" in state.reason) == ("pending", True)
+    go_on(site, number)
+    until(lambda: not job_state(submission).alive, explain)
+    assert job_state(submission).phase == "succeeded", explain()
+    assert job_state(submission).result["step"] == 12
+    assert whole_checkpoints(open_store(run)) == sorted({*saved, *range(2, 13, 2)})
+    assert {path: path.read_bytes() for path in before} == before, "it went on from there, and wrote none of them again"
+    assert [record["step"] for record in read_metrics(open_store(run))] == list(range(1, 13))
+    assert any(f"continuing from step {saved[-1]}" in line for line in log_lines(submission))
+    assert "Restarts=1" in site.run("scontrol", "show", "job", number)

@@ -1,0 +1,88 @@
+"""Fixtures of the dashboard's tests: a labelled dataset on a dashboard, and what Dagster says of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.data_version import CachingStaleStatusResolver
+from dagster._core.loader import LoadingContextForTest
+
+from cluster.local import _processes
+from labeling.shards import Dataset
+from pipelines.dashboard.definitions import build_definitions
+from pipelines.dashboard.places import remember
+from pipelines.dashboard.snapshots import refresh
+from pipelines.ingest import ingest
+from pipelines.label import label
+from pipelines.submit import list_jobs
+
+BRIGHTNESS, DOUBLED = "simple_labelers:Brightness", "simple_labelers:Doubled"
+Verdicts = dict[str, tuple[str, list[str]]]
+
+
+@pytest.fixture(scope="session")
+def labelled(ray_cluster: None, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source of six pictures and a dataset of three shards made of it, with two labels, one made from the other."""
+    folder = tmp_path_factory.mktemp("dashboard")
+    (folder / "source").mkdir()
+    for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "camera.png", "motorcycle_left.png"):
+        shutil.copy(photographs / name, folder / "source" / name)
+    ingest(str(folder / "source"), str(folder / "faces"), shard_rows=2)
+    label(str(folder / "faces"), [BRIGHTNESS, DOUBLED], {"brightness": {"levels": 2}})
+    return folder
+
+
+@pytest.fixture
+def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A data folder of the test's own; what jobs leave running is ended."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    yield
+    for submission, _ in list_jobs():
+        for process in _processes(submission.name):
+            process.kill()
+
+
+@pytest.fixture
+def faces(labelled: Path, own_data: None, tmp_path: Path) -> Dataset:
+    """A dataset on the dashboard that a test may spoil."""
+    dataset = Dataset.open(shutil.copytree(labelled / "faces", tmp_path / "faces"))
+    remember([("dataset", dataset.uri)])
+    refresh()
+    return dataset
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+def verdicts(instance: dg.DagsterInstance, partition: str | None = None) -> Verdicts:
+    """What Dagster says of each asset, and why, by the definitions as they load now."""
+    graph = build_definitions().get_repository_def().asset_graph
+    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
+    found: Verdicts = {}
+    for key in graph.get_all_asset_keys():
+        asked = partition if graph.get(key).is_partitioned else None
+        reasons = [cause.reason for cause in resolver.get_stale_causes(key, asked)]
+        found[key.to_user_string()] = (resolver.get_status(key, asked).value, reasons)
+    return found
+
+
+def declare(dataset: Dataset, group: str, **parameters: Any) -> None:
+    declared = dataset.declaration(group)
+    assert declared
+    dataset.declare(group, {**declared, "parameters": {**declared["parameters"], **parameters}})
+    refresh()
+
+
+def last_event(instance: dg.DagsterInstance, *key: str) -> dg.AssetMaterialization:
+    records = instance.fetch_materializations(dg.AssetKey(key), limit=1).records
+    event = records[0].asset_materialization
+    assert event
+    return event

@@ -55,8 +55,11 @@ def logs(
     """What a job printed, over all its attempts."""
     from pipelines.submit import find_job, log_lines
 
-    for line in log_lines(find_job(job), follow):
+    def show(line: str) -> None:
         print(line, flush=True)
+
+    for line in log_lines(find_job(job), follow, show):
+        show(line)
 
 
 def stop(job: JobArgument) -> None:

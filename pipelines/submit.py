@@ -210,10 +210,12 @@ def _progress(own: RunState | None) -> str:
     return f"{at['what']}: {at['done']} of {at['total']} {at['unit']}" if at else ""
 
 
-def log_lines(submission: Submission, follow: bool = False) -> Iterator[str]:
+def log_lines(
+    submission: Submission, follow: bool = False, say: Callable[[str], None] = lambda line: None
+) -> Iterator[str]:
     """The log kept in the job's folder, of all attempts; where there is none yet, what the target kept of it.
 
-    follow: until the job ends.
+    follow: until the job ends. say: told why it waits, when that changes; such lines are none of the log's.
     """
     folder = JobFolder(submission.address)
     told = ""
@@ -223,14 +225,11 @@ def log_lines(submission: Submission, follow: bool = False) -> Iterator[str]:
         state = job_state(submission)
         if state.phase == "pending" and state.reason != told:
             told = state.reason
-            waiting.append(f"pending: {told}")
+            say(f"pending: {told}")
         return not follow or not state.alive
 
-    waiting: list[str] = []
     if follow and not folder.log_parts():
         while not over() and not folder.log_parts():
-            yield from waiting
-            waiting.clear()
             time.sleep(2.0)
     if folder.log_parts():
         yield from folder.log_lines(over)

@@ -226,7 +226,7 @@ def _log(submission: Submission, told: int) -> Iterator[str]:
     if submission.target.get("type") == "ray" and submission.address.startswith("s3://"):
         yield from ray_log(submission)
     else:
-        yield from islice(log_lines(submission, follow=True), told, None)
+        yield from islice(log_lines(submission, follow=True, say=print), told, None)
 
 
 def ray_log(submission: Submission) -> Iterator[str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,8 @@ import dagster as dg
 import pytest
 from dashboard_assets import BRIGHTNESS, DOUBLED, last_event, verdicts
 
+from labeling.plan import declare
+from labeling.registry import load_labeler
 from labeling.shards import Dataset
 from pipelines.dashboard import ranges
 from pipelines.dashboard.checks import dataset_verdicts
@@ -18,10 +23,13 @@ from pipelines.dashboard.definitions import build_definitions
 from pipelines.dashboard.fingerprints import dataset_state
 from pipelines.dashboard.following import Follower
 from pipelines.dashboard.places import remember
-from pipelines.dashboard.snapshots import find_snapshot
+from pipelines.dashboard.snapshots import find_snapshot, refresh
 from pipelines.dashboard.sources import news
+from pipelines.ingest import ingest
+from pipelines.job import WorkersSpec
+from pipelines.job_folder import JobFolder, Submission
 from pipelines.label import label
-from pipelines.submit import list_jobs
+from pipelines.submit import list_jobs, scale_job
 
 
 def materialise(instance: dg.DagsterInstance, *groups: str, **more: Any) -> dg.ExecuteInProcessResult:
@@ -67,6 +75,38 @@ def test_materialising_is_a_job_on_a_target(
         (group, partition) for group in ("brightness", "doubled") for partition in ("000000", "000001")
     ]
     assert made[0].metadata["rows labelled by the job"].value == 4 and made[0].metadata["rows a second"].value > 0
+
+
+def test_a_job_that_is_scaled_is_followed_through_its_next_attempt(
+    faces: Dataset, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A label job is scaled by ending one attempt and beginning the next, while someone watches it here."""
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    faces.declare("patient", declare(load_labeler("simple_labelers:Patient", {"seconds": 2.0})))
+    refresh()
+    scaled: list[Submission] = []
+
+    def scale() -> None:
+        deadline = time.monotonic() + 120
+        while not faces.store.exists("patient/000000.parquet") and time.monotonic() < deadline:
+            time.sleep(0.2)
+        [(submission, _)] = list_jobs(faces.uri)
+        scaled.append(scale_job(submission.id, WorkersSpec(count=2)))
+
+    thread = threading.Thread(target=scale)
+    thread.start()
+    run = materialise(instance, "patient")
+    thread.join()
+    assert run.success
+    [(submission, state)] = list_jobs(faces.uri)
+    assert (submission, state.phase) == (scaled[0], "succeeded")
+    assert (submission.attempt, JobFolder(submission.address).job().workers) == (2, WorkersSpec(count=2))
+    assert sum(row["value"] is not None for row in faces.rows("patient")) == 6
+    said = capfd.readouterr().out
+    assert "stopped; the same job submitted again continues" in said
+    assert re.search(r"patient: [12] shards labelled, [12] fresh", said), said
 
 
 def test_what_a_form_says_wrongly_fails_with_one_line(faces: Dataset, instance: dg.DagsterInstance) -> None:
@@ -126,3 +166,27 @@ def test_new_pictures_are_asked_about_built_or_ignored(
     assert built.run_requests[0].run_config["ops"]["add_pictures"]["config"] == {"dataset": "faces"}
     remember([("dataset", faces.uri)], new_pictures="ignore")
     assert "ignored" in notice(instance).skip_message
+
+
+@pytest.mark.parametrize("few", [2, 4])
+def test_shards_that_come_are_ranges_of_their_own(
+    faces: Dataset, grown: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    """Three shards and then four: in ranges before, or whole until then."""
+    monkeypatch.setattr(ranges, "FEW_SHARDS", few)
+    follower = Follower(instance)
+    follower.follow()
+    before = "000001" if few == 2 else None
+    assert {status for status, _ in verdicts(instance, before).values()} == {"FRESH"}
+    ingest(str(grown.parent), faces.uri, shard_rows=2)
+    follower.follow()
+    for partition in ("000000", "000001", "000002"):
+        assert {status for status, _ in verdicts(instance, partition).values()} == {"FRESH"}, partition
+    assert {name: status for name, (status, _) in verdicts(instance, "000003").items()} == {
+        "faces/images": "FRESH",
+        "faces/brightness": "MISSING",
+        "faces/doubled": "MISSING",
+    }
+    label(faces.uri, [], shards=(3, 4))
+    follower.follow()
+    assert {status for status, _ in verdicts(instance, "000003").values()} == {"FRESH"}

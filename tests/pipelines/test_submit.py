@@ -218,9 +218,12 @@ def test_a_submission_killed_half_way_is_sent_again(pictures: Path, tmp_path: Pa
 
 
 def test_a_training_is_scaled_stopped_and_interrupted_and_has_the_same_numbers(
-    shared_config: dict[str, Any], tmp_path: Path, ray_cluster: None
+    shared_config: dict[str, Any], tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1 worker, then 2, stopped, sent again, interrupted: the losses and weights of a run that nobody touched."""
+    import ray  # it reads its environment when it is imported
+
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)  # rather than one for each attempt
     config = {**shared_config, "steps": 100_000, "checkpoints": {"every": 100_000, "keep": 2, "first": False}}
     config["optimizer"] = {**config["optimizer"], "learning_rate": 1e-5}  # rounding is not to grow over so many steps
     job = train_job(config, str(tmp_path / "run"))

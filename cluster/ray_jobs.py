@@ -176,6 +176,11 @@ class RayBackend:
                 ) from None
             if "already used" in text or "already exists" in text:
                 raise AlreadyThere(f"{name}: runs on {self.target.address} already") from None
+            if NO_AGENT in text:
+                raise InputError(
+                    f"{self.target.address}: the agent that takes jobs does not run; another Ray on the head's machine "
+                    "may have its port: start the head with `--dashboard-agent-listen-port` and a free one"
+                ) from None
             if type(error) is RuntimeError and "status code" in text:
                 raise InputError(f"{self.target.address}: Ray refuses: {text[-300:]}") from None
             raise

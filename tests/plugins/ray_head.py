@@ -37,7 +37,7 @@ def ray_head(folder: Path, environment: dict[str, str]) -> Iterator[RayHead]:
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
-    port, dashboard, client = free_ports(3)
+    port, dashboard, client, agent = free_ports(4)
     scratch = tempfile.mkdtemp(prefix="ray-")  # it makes sockets there, whose paths must be short
     own = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))},
@@ -54,6 +54,7 @@ def ray_head(folder: Path, environment: dict[str, str]) -> Iterator[RayHead]:
         *("--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2", f"--object-store-memory={300 << 20}"),
         *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"),
         f"--temp-dir={scratch}",
+        f"--dashboard-agent-listen-port={agent}",  # a Ray that runs beside it may have taken the usual one
     ]
     log = (folder / "head.log").open("wb")
     head = subprocess.Popen(command, env=own, stdout=log, stderr=log, start_new_session=True)
@@ -74,6 +75,7 @@ def ray_head(folder: Path, environment: dict[str, str]) -> Iterator[RayHead]:
 def ray_node(head: RayHead, cpus: int) -> Iterator[psutil.Process]:
     """One more node; yields its raylet, whose death is that of the node."""
     command = [*START, f"--address={head.gcs}", f"--num-cpus={cpus}", f"--object-store-memory={100 << 20}"]
+    command += [f"--dashboard-agent-listen-port={free_ports(1)[0]}"]
     # It talks much when it is killed.
     silent = subprocess.DEVNULL
     node = subprocess.Popen(command, env=head.environment, stdout=silent, stderr=silent, start_new_session=True)

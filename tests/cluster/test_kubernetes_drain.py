@@ -56,7 +56,9 @@ def job(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
 def pod(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pod has its processes to itself; here they are those that the test started, and not the others' jobs."""
     own = psutil.Process()
-    monkeypatch.setattr(psutil, "process_iter", lambda: own.children(recursive=True))
+    before = {process.pid for process in own.children(recursive=True)}  # a Ray of other tests
+    mine = lambda: [process for process in own.children(recursive=True) if process.pid not in before]  # noqa: E731
+    monkeypatch.setattr(psutil, "process_iter", mine)
 
 
 def test_the_head_waits_for_the_checkpoint(job: tuple[subprocess.Popen[bytes], Path]) -> None:

@@ -115,23 +115,24 @@ def test_an_attempt_that_the_cluster_knows_and_that_never_began_is_sent_under_th
 
 
 def test_a_label_job_that_loses_a_node_goes_on_without_it(
-    pictures: Path, head: RayHead, target: str, tmp_path: Path, s3: str
+    pictures: Path, head: RayHead, target: str, tmp_path: Path
 ) -> None:
     values = {"address": head.address, "token_file": str(head.token_file), "environment": {"PYTHONPATH": PLUGINS}}
     path = write(tmp_path / "with-labelers.yaml", **values)
+    lost = str(tmp_path / "lost")
     group = "simple_labelers:Patient"
-    job = parse_job({"kind": "label", "dataset": f"{s3}/lost", "groups": [group]}, "job")
-    ingest(str(pictures), f"{s3}/lost", shard_rows=2)
+    job = parse_job({"kind": "label", "dataset": lost, "groups": [group]}, "job")
+    ingest(str(pictures), lost, shard_rows=2)
     with ray_node(head, 1) as raylet:
         submission = submit_job(job, path)
         deadline = time.monotonic() + 120
-        while len(open_store(f"{s3}/lost").files("patient")) < 2:  # its declaration, and a shard
+        while len(open_store(lost).files("patient")) < 2:  # its declaration, and a shard
             assert time.monotonic() < deadline and job_state(submission).alive, list(log_lines(submission))
             time.sleep(0.2)
         raylet.kill()
         lines = list(log_lines(submission, follow=True))
     assert job_state(submission).phase == "succeeded", "\n".join(lines)
-    assert sum(row["value"] is not None for row in Dataset.open(f"{s3}/lost").rows("patient")) == 6
+    assert sum(row["value"] is not None for row in Dataset.open(lost).rows("patient")) == 6
 
 
 def test_mistakes_are_one_line_and_leave_nothing(

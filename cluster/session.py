@@ -71,13 +71,26 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
         if not own_ray():
             ray.init(**options)
         else:
-            ray.init(include_dashboard=False, object_store_memory=memory, **options)
+            _start(include_dashboard=False, object_store_memory=memory, **options)
     _quiet(verbose)
     try:
         with _losses_named():
             yield
     finally:
         ray.shutdown()
+
+
+def _start(**options: Any) -> None:
+    """Ray gives its own processes half a minute, which a busy machine may need longer than: once more, then."""
+    import ray
+
+    try:
+        ray.init(**options)
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        ray.shutdown()
+        ray.init(**options)
 
 
 class NodeLost(RuntimeError):

@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,15 +51,12 @@ class ApiServer:
                     *RAY, self.namespace, "rayjobs", manifest, field_validation="Strict", **self._limits
                 )
         except (urllib3.exceptions.ReadTimeoutError, urllib3.exceptions.ProtocolError):
+            # Absent now is not refused: a busy server may still be at it.
             for _ in range(3):
-                try:
-                    found = self.job(name)
-                except InputError:
-                    time.sleep(1.0)
-                    continue
-                if found:
-                    return
-                raise InputError(f"{self.host}: the API server did not answer; nothing was sent, try again") from None
+                with suppress(InputError):
+                    if self.job(name):
+                        return
+                time.sleep(1.0)
             raise ConnectionError(
                 f"{name}: {self.host} went silent while it was sent; look again with `onediffusion jobs`"
             ) from None

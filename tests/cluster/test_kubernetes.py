@@ -113,7 +113,7 @@ def test_a_request_without_an_answer_is_looked_up(server: ApiServer, backend: Ku
     assert ("rayjobs", WORK.name) in server.objects and len([r for r in server.requests if r[0] == "POST"]) == 1
     server.objects.clear()
     server.refusals["POST", "rayjobs"] = (200, {})
-    with pytest.raises(InputError, match="did not answer; nothing was sent"):
+    with pytest.raises(ConnectionError, match="went silent while it was sent"):  # not there, but it may yet come
         backend.submit(WORK)
     server.refusals["GET", "rayjobs"] = (503, "etcd is down")
     with pytest.raises(ConnectionError, match="went silent while it was sent"):

@@ -34,6 +34,14 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def shared_ray(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes that a test starts use the Ray of this session, where starting their own is not what is tested."""
+    import ray  # it reads its environment when it is imported
+
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+
+
 @pytest.fixture(scope="session")
 def photographs() -> Path:
     """Folder of the photographs that scikit-image ships."""

@@ -50,10 +50,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, photographs: Path, ray_cl
 
 @pytest.fixture(scope="module")
 def dashboard(tmp_path_factory: pytest.TempPathFactory, pictures: Dataset) -> Iterator[Dashboard]:
+    import ray  # it reads its environment when it is imported
+
     patch = pytest.MonkeyPatch()
     data = tmp_path_factory.mktemp("data")
     patch.setenv("XDG_DATA_HOME", str(data))
-    patch.delenv("RAY_ADDRESS", raising=False)
+    patch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)  # rather than one for each job
     with served(data, pictures.uri) as running:
         yield running
     for submission, _ in list_jobs():

@@ -267,11 +267,10 @@ def test_what_dies_is_started_again_and_all_end_together(
 
 
 def test_a_job_outlives_the_dashboard_that_sent_it(
-    tmp_path: Path, shared_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shared_config: dict[str, Any], shared_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Closed in the middle of a training: it goes on, and the next dashboard says so of the run that followed it."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     settings = {"base": "debug", **shared_config, "steps": 100_000, "log_every": 5}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
     form = {"config": str(tmp_path / "run.yaml"), "run": str(tmp_path / "run"), "workers": {"cpus": 0.25}}

@@ -164,13 +164,17 @@ def test_a_mistake_is_the_reason(tmp_path: Path) -> None:
     assert "make it with `ingest`" in state.reason
 
 
-def test_stopped_and_killed_jobs_leave_nothing_running_and_continue(pictures: Path, tmp_path: Path) -> None:
+def test_stopped_and_killed_jobs_leave_nothing_running_and_continue(
+    pictures: Path, tmp_path: Path, shared_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = label_job(pictures, str(tmp_path / "data"))
     first = submit_job(job, "local")
     until(lambda: (tmp_path / "data" / "edges" / "group.json").exists(), first)
     assert stop_job(first.id).phase == "stopped"
     assert not _processes(first.name)
-    second = submit_job(job, "local")
+    with monkeypatch.context() as alone:
+        alone.delenv("RAY_ADDRESS")  # it starts a Ray, which must not outlive it
+        second = submit_job(job, "local")
     assert second.attempt == 2
     until(lambda: any("raylet" in process.name() for process in _processes(second.name)), second)
     leader = JobFolder(second.address).state()
@@ -185,7 +189,7 @@ def test_stopped_and_killed_jobs_leave_nothing_running_and_continue(pictures: Pa
     finished(third)
 
 
-def test_a_submission_killed_half_way_is_sent_again(pictures: Path, tmp_path: Path) -> None:
+def test_a_submission_killed_half_way_is_sent_again(pictures: Path, tmp_path: Path, shared_ray: None) -> None:
     """Before the target has it, it is listed, and sent under its own name; after that it is attached to."""
     job = label_job(pictures, str(tmp_path / "data"), groups=["edges"])
     script = (
@@ -218,12 +222,9 @@ def test_a_submission_killed_half_way_is_sent_again(pictures: Path, tmp_path: Pa
 
 
 def test_a_training_is_scaled_stopped_and_interrupted_and_has_the_same_numbers(
-    shared_config: dict[str, Any], tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+    shared_config: dict[str, Any], tmp_path: Path, shared_ray: None
 ) -> None:
     """1 worker, then 2, stopped, sent again, interrupted: the losses and weights of a run that nobody touched."""
-    import ray  # it reads its environment when it is imported
-
-    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)  # rather than one for each attempt
     config = {**shared_config, "steps": 100_000, "checkpoints": {"every": 100_000, "keep": 2, "first": False}}
     config["optimizer"] = {**config["optimizer"], "learning_rate": 1e-5}  # rounding is not to grow over so many steps
     job = train_job(config, str(tmp_path / "run"))

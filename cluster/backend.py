@@ -14,7 +14,12 @@ class Backend(Protocol):
 
     Work is found by its name alone: a submission killed at any moment leaves either nothing or something that `state`
     finds and `stop` ends.
+
+    sees_all: whether "absent" is said of all work there, or only of what this user on this machine can see.
     """
+
+    @property
+    def sees_all(self) -> bool: ...
 
     def plan(self, work: Work) -> dict[str, str]:
         """Exactly what would be sent: title (as "sbatch script") → text. Holds no secret; touches nothing."""

@@ -26,6 +26,8 @@ from model.errors import InputError, nearest
 class KubernetesBackend:
     """RayJobs of one namespace; a RayJob has the work's name, which the API server refuses to take twice."""
 
+    sees_all = True
+
     def __init__(self, target: KubernetesTarget) -> None:
         self.target = target
         self.server = ApiServer(target)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -23,12 +24,14 @@ CHECKOUT = Path(__file__).parents[1]
 class LocalBackend:
     """Processes of this user. Work is found by its name in their environment, so there is nothing to lose."""
 
+    sees_all = False  # neither those of other users nor of other machines
+
     def __init__(self, target: LocalTarget) -> None:
         self.target = target
 
     def plan(self, work: Work) -> dict[str, str]:
         """The command; see `Backend.plan`."""
-        given = {**self.target.environment, NAME: work.name}
+        given = {**self.target.environment, NAME: work.name, "PYTHONPATH": _python_path()}
         return {"command": shlex.join([*(f"{key}={value}" for key, value in given.items()), *_command(work)]) + "\n"}
 
     def submit(self, work: Work) -> None:
@@ -37,15 +40,13 @@ class LocalBackend:
             if _processes(work.name):
                 raise AlreadyThere(f"{work.name}: runs on this machine already")
             given = {**os.environ, **self.target.environment, NAME: work.name}
-            # The folder one works in may hold labelers of one's own; our packages must be found from anywhere.
-            path = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
             with _log(work.name).open("ab") as log:
                 subprocess.Popen(  # noqa: S603 - our own command
                     _command(work),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=given | {"PYTHONPATH": os.pathsep.join(path)},
+                    env=given | {"PYTHONPATH": _python_path()},
                     start_new_session=True,
                 )
 
@@ -57,12 +58,14 @@ class LocalBackend:
         """Interrupt it, wait for it to end by itself, and end what is left; see `Backend.stop`."""
         leader = _leader(name)
         if leader:
-            leader.send_signal(signal.SIGTERM)
+            with suppress(psutil.NoSuchProcess):
+                leader.send_signal(signal.SIGTERM)
             psutil.wait_procs([leader], timeout=60)
         for _ in range(3):  # what is killed may have started something in between
             left = _processes(name)
             for process in left:
-                process.kill()
+                with suppress(psutil.NoSuchProcess):  # Ray's end by themselves when one of them does
+                    process.kill()
             psutil.wait_procs(left, timeout=10)
 
     def scale(self, name: str, work: Work) -> bool:
@@ -73,6 +76,11 @@ class LocalBackend:
         """What it printed; see `Backend.logs`."""
         if _log(name).exists():
             yield from _log(name).read_text(errors="replace").splitlines()
+
+
+def _python_path() -> str:
+    """The folder one works in may hold labelers of one's own; our packages must be found from anywhere."""
+    return os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def _command(work: Work) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from cluster.session import THREADS, prepare_ray, token_file
+from cluster.session import THREADS, cluster_token_file, prepare_ray
 from cluster.target import RayTarget
 from cluster.work import AlreadyThere, NativeState, Work
 from model.errors import InputError
@@ -25,6 +25,8 @@ CHECKOUT = Path(__file__).parents[1]
 NAME = "ONEDIFFUSION_WORK"
 CONNECT_SECONDS = 10.0
 AGENT_SECONDS = 60.0
+PACKAGES = ("model", "labeling", "training", "cluster", "pipelines")
+MOST_BYTES = 500 << 20  # a little less than what Ray takes as a package
 NO_AGENT = "No available agent to submit job"
 # Not secrets, and without them a job would not find the S3 that is meant.
 FORWARDED = (
@@ -35,6 +37,8 @@ FORWARDED = (
 
 class RayBackend:
     """Jobs of a Ray cluster; their submission id is the work's name, which Ray refuses to take twice."""
+
+    sees_all = True
 
     def __init__(self, target: RayTarget) -> None:
         self.target = target
@@ -49,24 +53,25 @@ class RayBackend:
 
     def submit(self, work: Work) -> None:
         """See `Backend.submit`."""
-        with self._explained(work.name), tempfile.TemporaryDirectory(prefix="onediffusion-") as scratch:
-            client = self.client()
+        with tempfile.TemporaryDirectory(prefix="onediffusion-") as scratch:
             archive = Path(scratch, "working_dir.zip")
             _pack(self._folder(), archive)
             request = {**self._request(work), "runtime_env": {**self._runtime(work), "working_dir": str(archive)}}
-            deadline = time.monotonic() + AGENT_SECONDS
-            while True:
-                try:
-                    client.submit_job(**request)
-                    return
-                except OSError as error:
-                    silence = error
-                    break
-                except RuntimeError as error:
-                    # A head that has just started answers before its agent, which takes the jobs, is there.
-                    if NO_AGENT not in str(error) or time.monotonic() > deadline:
-                        raise
-                time.sleep(1)
+            with self._explained(work.name):
+                client = self.client()
+                deadline = time.monotonic() + AGENT_SECONDS
+                while True:
+                    try:
+                        client.submit_job(**request)
+                        return
+                    except OSError as error:
+                        silence = error
+                        break
+                    except RuntimeError as error:
+                        # A head that has just started answers before its agent, which takes the jobs, is there.
+                        if NO_AGENT not in str(error) or time.monotonic() > deadline:
+                            raise
+                    time.sleep(1)
         # It was asked, and did not answer: it may have the job.
         with suppress(InputError):
             if self.state(work.name).phase != "absent":
@@ -142,28 +147,31 @@ class RayBackend:
         port = address.port or (443 if address.scheme == "https" else 80)
         # Ray's own client has no limit to how long it waits for a host that does not answer.
         socket.create_connection((address.hostname, port), CONNECT_SECONDS).close()
+        token = self._token()
         prepare_ray()
         from ray.job_submission import JobSubmissionClient
 
-        return JobSubmissionClient(self.target.address, headers={"Authorization": f"Bearer {self._token()}"})
+        return JobSubmissionClient(self.target.address, headers={"Authorization": f"Bearer {token}"})
 
     def _token(self) -> str:
-        if not self.target.token_file:
-            return (
-                os.environ.get("RAY_AUTH_TOKEN")
-                or Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or token_file()).read_text().strip()
-            )
+        if not self.target.token_file and (token := os.environ.get("RAY_AUTH_TOKEN")):
+            return token
+        path = Path(self.target.token_file or os.environ.get("RAY_AUTH_TOKEN_PATH") or cluster_token_file())
         try:
-            return Path(self.target.token_file).expanduser().read_text().strip()
+            return path.expanduser().read_text().strip()
         except OSError as error:
-            raise InputError(f"{self.target.token_file}: cannot read the cluster's token ({error.strerror})") from None
+            raise InputError(
+                f"{path}: cannot read the cluster's token ({error.strerror}); give its file as `token_file` in the target"
+            ) from None
 
     @contextmanager
     def _explained(self, name: str) -> Iterator[None]:
         """Turn what the cluster answers to a user's mistake into one line."""
         try:
             yield
-        except (OSError, ConnectionError) as error:
+        except InputError:
+            raise
+        except OSError as error:
             raise InputError(
                 f"{self.target.address}: no Ray cluster answers there ({_line(str(error))}); start one with "
                 "`ray start --head`, or correct `address` in the target"
@@ -187,7 +195,7 @@ class RayBackend:
 
 
 def _files(folder: Path) -> list[str]:
-    """What is uploaded of a checkout: all that git does not ignore, or, without git, all that is not hidden."""
+    """What is uploaded of a checkout: all that git does not ignore, or, without git, the project's own packages."""
     try:
         listed = subprocess.run(
             ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],  # noqa: S607 - the user's own git
@@ -197,16 +205,31 @@ def _files(folder: Path) -> list[str]:
         ).stdout.decode()
         names = [name for name in listed.split("\0") if name]
     except (OSError, subprocess.CalledProcessError):
-        paths = (path.relative_to(folder) for path in folder.rglob("*.*"))
-        names = [str(path) for path in paths if not any(part.startswith((".", "__")) for part in path.parent.parts)]
+        paths = (path.relative_to(folder) for package in PACKAGES for path in (folder / package).rglob("*.*"))
+        names = [str(path) for path in paths if "__pycache__" not in path.parts]
     return sorted(name for name in names if (folder / name).is_file())
 
 
 def _pack(folder: Path, archive: Path) -> None:
     """A zip whose bytes depend on the files alone, so that Ray takes the same ones once."""
+    names = _files(folder)
+    sizes = {name: (folder / name).stat().st_size for name in names}
+    if sum(sizes.values()) > MOST_BYTES:
+        largest = max(sizes, key=lambda name: sizes[name])
+        raise InputError(
+            f"{folder}: {sum(sizes.values()) >> 20} MB would be uploaded with the job, {MOST_BYTES >> 20} MB at the "
+            f"most; let git ignore what is no code (the largest file is {largest})"
+        )
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
-        for name in _files(folder):
-            packed.writestr(zipfile.ZipInfo(name), (folder / name).read_bytes(), zipfile.ZIP_DEFLATED)
+        for name in names:
+            try:
+                content = (folder / name).read_bytes()
+            except OSError as error:
+                raise InputError(
+                    f"{folder / name}: cannot be uploaded with the job ({error.strerror}); make it readable, or let "
+                    "git ignore it"
+                ) from None
+            packed.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
 
 
 def _line(text: str) -> str:

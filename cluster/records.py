@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +18,20 @@ def data_folder() -> Path:
     return data
 
 
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file of this user's own (mode 0600), whole or not at all, whoever else writes it at the same time."""
+    data = content.encode() if isinstance(content, str) else content
+    # The name aside is new each time: on a disk that machines share, not even process ids are one writer's own.
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as aside:
+        aside.write(data)
+    os.replace(aside.name, path)
+
+
 def remember_job(identity: str, address: str) -> None:
     """Note the address of a job's folder, before anything is sent: what is killed later is still listed."""
     folder = data_folder() / "jobs"
     folder.mkdir(exist_ok=True)
-    aside = folder / f".{identity}.{os.getpid()}"
-    aside.write_text(json.dumps({"address": address}))
-    os.replace(aside, folder / f"{identity}.json")
+    write_whole(folder / f"{identity}.json", json.dumps({"address": address}))
 
 
 def forget_job(identity: str) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cluster.records import data_folder
+from cluster.records import data_folder, one_at_a_time, write_whole
 from model.errors import InputError
 
 NODE_SECONDS = 30.0
@@ -26,19 +26,23 @@ THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS
 def token_file() -> Path:
     """The project's own Ray token, made on first use and readable by its owner only."""
     path = data_folder() / "ray-token"
-    if not path.exists():
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.touch(mode=0o600)
-        aside.write_text(secrets.token_hex(32))
-        os.replace(aside, path)
+    with one_at_a_time("ray-token"):
+        if not path.exists():
+            write_whole(path, secrets.token_hex(32))
     return path
+
+
+def cluster_token_file() -> Path:
+    """The token for a Ray that was not started here: where Ray itself looks for one, or else the project's own."""
+    users = Path.home() / ".ray" / "auth_token"
+    return users if users.exists() else token_file()
 
 
 def prepare_ray() -> None:
     """Say how Ray is to behave. Before the first import of Ray: it reads some of this once, then."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if "RAY_AUTH_TOKEN" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(token_file()))
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file() if own_ray() else cluster_token_file())
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")

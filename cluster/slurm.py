@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.records import one_at_a_time
+from cluster.records import one_at_a_time, write_whole
 from cluster.slurm_messages import ended_reason, is_silence, is_unreachable, pending_reason, refusal
 from cluster.slurm_script import folder, gres, output_file, script, shape
 from cluster.target import SlurmTarget
@@ -54,6 +54,8 @@ class SlurmBackend:
     Slurm takes any number of jobs of one name. That there is one only is seen to here: on one machine by a lock, and
     between machines by the rule that the later job of two withdraws; it could not have begun (`singleton`).
     """
+
+    sees_all = False  # only this user's
 
     def __init__(self, target: SlurmTarget) -> None:
         self.target = target
@@ -149,9 +151,7 @@ class SlurmBackend:
         path = folder(self.target) / f"{name}.sh"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_name(f".{path.name}.{os.getpid()}")
-            aside.write_text(text)
-            os.replace(aside, path)
+            write_whole(path, text)
         except OSError as error:
             raise InputError(f"{path.parent}: cannot keep scripts there ({error.strerror}); correct `folder`") from None
         return path

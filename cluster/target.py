@@ -83,7 +83,8 @@ class LocalTarget(Section):
 class RayTarget(Section):
     """A Ray cluster that runs already, through its Jobs API.
 
-    address: of its dashboard, http://HOST:8265. token_file: of its token; by default the project's own.
+    address: of its dashboard, http://HOST:8265. token_file: of its token; by default ~/.ray/auth_token, where
+    `ray get-auth-token` leaves it, or else the project's own.
     working_dir: the checkout to upload, without what git ignores; by default the one that runs.
     install: whether Ray installs the packages pinned in constraints.txt for the job ("pip"), or the cluster has them
     ("none"). environment: variables of the job, no secrets

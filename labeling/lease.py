@@ -56,7 +56,8 @@ def lease(store: Store, groups: Sequence[str]) -> Iterator[None]:
         stop.set()
         heart.join()
         for group in groups:
-            store.delete(f"{group}/{NAME}")
+            if _same(_holder(store, group), _myself()):  # not of an attempt that took over
+                store.delete(f"{group}/{NAME}")
 
 
 def _myself() -> dict[str, Any]:
@@ -67,6 +68,10 @@ def _myself() -> dict[str, Any]:
         "started": process.create_time(),
         "job": os.environ.get("ONEDIFFUSION_JOB", ""),
     }
+
+
+def _same(one: dict[str, Any] | None, other: dict[str, Any]) -> bool:
+    return one is not None and all(one[key] == other[key] for key in ("host", "process", "started"))
 
 
 def _holder(store: Store, group: str) -> dict[str, Any] | None:

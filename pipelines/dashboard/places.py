@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cluster.records import data_folder, one_at_a_time, remembered_jobs
+from cluster.records import data_folder, one_at_a_time, remembered_jobs, write_whole
 from labeling.storage import open_store
 from model.errors import InputError
 
@@ -137,9 +137,7 @@ def _forgotten() -> set[str]:
 
 
 def _write(name: str, values: list[Any]) -> None:
-    aside = folder() / f".{name}.{os.getpid()}"
-    aside.write_text(json.dumps(values, indent=1))
-    os.replace(aside, folder() / name)
+    write_whole(folder() / name, json.dumps(values, indent=1))
 
 
 def _name(address: str, taken: Sequence[str]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import os
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.records import write_whole
 from labeling.shards import Dataset
 from model.conditions import CONDITION_READS
 from model.pictures import Picture, decode_picture
@@ -253,9 +253,7 @@ def keep_picture(content: bytes, kind: str) -> str:
     name = f"{hashlib.blake2b(content, digest_size=12).hexdigest()}.{kind}"
     path = picture_folder() / name
     if not path.exists():
-        aside = path.with_name(f".{name}.{os.getpid()}")
-        aside.write_bytes(content)
-        os.replace(aside, path)
+        write_whole(path, content)
     return f"/{PICTURES}/{name}"
 
 

@@ -7,7 +7,6 @@ a dataset that is out of reach: they read these files, and only the server and t
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cluster.records import write_whole
 from labeling.content import digest_json
 from labeling.shards import Dataset, open_store
 from model.errors import InputError
@@ -180,7 +180,5 @@ def _keep(snapshot: Snapshot) -> bool:
     text = json.dumps(asdict(snapshot), indent=1, sort_keys=True)
     if path.exists() and path.read_text() == text:
         return False
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text)
-    os.replace(aside, path)
+    write_whole(path, text)
     return True

@@ -161,7 +161,8 @@ class RayBackend:
             return path.expanduser().read_text().strip()
         except OSError as error:
             raise InputError(
-                f"{path}: cannot read the cluster's token ({error.strerror}); give its file as `token_file` in the target"
+                f"{path}: cannot read the cluster's token ({error.strerror}); name its file as `token_file` in the "
+                "target"
             ) from None
 
     @contextmanager

@@ -42,9 +42,11 @@ def shape(target: SlurmTarget, workers: Workers) -> Shape:
 
     Raises InputError for a worker that is larger than a node.
     """
+    # A worker with a part of a GPU has it of one, so what is left of that may be too little for another.
+    gpus = 1 / math.floor(1 / workers.gpus + 1e-9) if 0 < workers.gpus < 1 else workers.gpus
     limits = (
         ("CPUs", "cpus_per_node", workers.cpus, target.cpus_per_node),
-        ("GPUs", "gpus_per_node", workers.gpus, target.gpus_per_node),
+        ("GPUs", "gpus_per_node", gpus, target.gpus_per_node),
         ("GB", "memory_gb_per_node", workers.memory_gb, target.memory_gb_per_node or math.inf),
     )
     capacities = []
@@ -65,7 +67,7 @@ def shape(target: SlurmTarget, workers: Workers) -> Shape:
         least=math.ceil(workers.least / fits),
         most=most,
         cpus=max(1, math.ceil(share * target.cpus_per_node - 1e-9)),
-        gpus=target.gpus_per_node if target.exclusive else math.ceil(together * workers.gpus - 1e-9),
+        gpus=target.gpus_per_node if target.exclusive else math.ceil(together * gpus - 1e-9),
         memory_mb=math.ceil(memory * 1024),
     )
 

@@ -52,9 +52,15 @@ ImageName = Annotated[str, _written(r"\S+", "REGISTRY/NAME:TAG")]
 
 def _no_secrets(values: dict[str, str]) -> dict[str, str]:
     for name in values:
+        _no_secret_in(f"{name}=")
+    return values
+
+
+def _no_secret_in(line: str) -> str:
+    for name in re.findall(r"(\w+)=", line):
         if is_secret(name):
             raise ValueError(f"{name} looks like a secret, and targets are kept with the jobs sent to them; {_SECRETS}")
-    return values
+    return line
 
 
 _SECRETS = (
@@ -244,7 +250,7 @@ class SlurmTarget(Section):
     qos: _Word | None = None
     reservation: _Word | None = None
     constraint: _Word | None = None
-    options: list[Annotated[str, Field(pattern=r"^--[a-z][^\n]*$")]] = []
+    options: list[Annotated[str, Field(pattern=r"^--[a-z][^\n]*$"), AfterValidator(_no_secret_in)]] = []
     hours: float | None = Field(default=None, gt=0)
     cpus_per_node: int = Field(ge=1)
     gpus_per_node: int = Field(default=0, ge=0)
@@ -260,7 +266,7 @@ class SlurmTarget(Section):
     requeue: bool = True
     start_seconds: int = Field(default=300, ge=10)
     object_store_gb: float | None = Field(default=None, ge=0.1)
-    setup: list[str] = []
+    setup: list[Annotated[str, AfterValidator(_no_secret_in)]] = []
     environment: Variables = {}
 
     @model_validator(mode="after")
@@ -293,6 +299,8 @@ def load_target(name: str) -> Target:
         raise InputError(
             f"{name}: no such target file{nearest(name, targets())}; targets here are {', '.join(targets())}"
         ) from None
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read ({error.strerror}); correct its permissions") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

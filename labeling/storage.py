@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mimetypes
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -133,7 +134,9 @@ class LocalStore:
             return file.read(size)
 
     def put(self, name: str, content: bytes) -> None:
+        # Unlike a shard, which has one writer, some of these have several at a time: each writes aside by itself.
         path = self.scratch(name)
+        path = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.tmp")
         path.write_bytes(content)
         self.put_file(name, path)
 

@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from types import FrameType
 from typing import Any
 
@@ -44,33 +44,62 @@ def execute(address: str, attempt: int) -> int:
         # A target that tries again by itself has not seen how it ended.
         print(f"attempt {attempt} is over: attempt {before.attempt} {before.phase}", flush=True)
         return 0
+    _await_end(folder, attempt)
     os.environ["ONEDIFFUSION_JOB"] = folder.address
-    with kept_log(folder.store), _Attempt(folder, attempt) as own:
+    with _Attempt(folder, attempt) as own:
+        with kept_log(folder.store):
+            outcome = _outcome(job, own)
+        own.end(outcome)  # when the log is whole: who follows it reads no further once a job has ended
+    return outcome.code
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """How an attempt ended, as `RunState` has it, and its exit code."""
+
+    code: int
+    phase: str
+    reason: str = ""
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+def _await_end(folder: JobFolder, attempt: int) -> None:
+    """An earlier attempt that was taken for dead may live: it is told to end by now, and two must not write at once."""
+    told = False
+    while (before := folder.state()) and before.attempt < attempt and before.lives:
+        if not told:
+            print(f"attempt {attempt} waits for attempt {before.attempt} on {before.host} to end", flush=True)
+            told = True
+        time.sleep(CONTROL_SECONDS)
+
+
+def _outcome(job: Job, own: _Attempt) -> _Outcome:
+    try:
         try:
             result = _run(job, own)
-        except _Interrupted:
-            result = None
-        except NodeLost as loss:
-            print(f"onediffusion: {loss}", file=sys.stderr)
-            own.end("interrupted", str(loss))
-            return COME_BACK
-        except Exception as error:
-            from pipelines.cli import user_error
+        finally:
+            own.lets_go = True  # what is left to do is short, and has to be done
+    except (_Interrupted, SystemExit):  # Ray, while it starts, answers SIGTERM by the latter
+        own.interrupted = True
+        result = {"finished": False}
+    except NodeLost as loss:
+        print(f"onediffusion: {loss}", file=sys.stderr)
+        return _Outcome(COME_BACK, "interrupted", str(loss))
+    except Exception as error:
+        from pipelines.cli import user_error
 
-            cause = user_error(error)
-            reason = " ".join(str(cause or f"{type(error).__name__}: {error}").split())
-            if cause is None:
-                traceback.print_exc()
-            else:
-                print(f"onediffusion: {reason}", file=sys.stderr)
-            own.end("failed", reason)
-            return 1 if cause is None else 2
-        if result is None or (own.interrupted and not result.get("finished", True)):
-            own.end("stopped" if own.stopped else "interrupted")
-            print(f"{own.state.phase}; the same job submitted again continues", flush=True)
-            return 0 if own.stopped else COME_BACK
-        own.end("succeeded", result=result)
-        return 0
+        cause = user_error(error)
+        reason = " ".join(str(cause or f"{type(error).__name__}: {error}").split())
+        if cause is None:
+            traceback.print_exc()
+        else:
+            print(f"onediffusion: {reason}", file=sys.stderr)
+        return _Outcome(1 if cause is None else 2, "failed", reason)
+    if own.interrupted and not result.get("finished", True):
+        phase = "stopped" if own.stopped else "interrupted"
+        print(f"{phase}; the same job submitted again continues", flush=True)
+        return _Outcome(0 if own.stopped else COME_BACK, phase)
+    return _Outcome(0, "succeeded", result=result)
 
 
 class _Attempt:
@@ -99,11 +128,13 @@ class _Attempt:
         self._over.set()
         self._thread.join()
 
-    def end(self, phase: str, reason: str = "", result: dict[str, Any] | None = None) -> None:
+    def end(self, outcome: _Outcome) -> None:
         """Say how it ended: the last word on this attempt."""
         self._over.set()
         self._thread.join()
-        self.state = replace(self.state, phase=phase, reason=reason, result=result or {}, time=time.time())
+        self.state = replace(
+            self.state, phase=outcome.phase, reason=outcome.reason, result=outcome.result, time=time.time()
+        )
         self._put(self.state)
 
     def _put(self, state: RunState) -> None:

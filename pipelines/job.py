@@ -154,6 +154,8 @@ def load_job(name: str) -> Job:
         raise InputError(
             f"{name}: no such job file{nearest(name, examples())}; examples are {', '.join(examples())}"
         ) from None
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read ({error.strerror}); correct its permissions") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

@@ -9,12 +9,17 @@ log/000001.txt …   its output, over all attempts, in parts
 
 from __future__ import annotations
 
+import getpass
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from labeling.storage import open_store
@@ -71,6 +76,18 @@ class RunState:
     def breathes(self) -> bool:
         return self.phase == "running" and time.time() - self.time < ALIVE_SECONDS
 
+    @property
+    def lives(self) -> bool:
+        """Whether it runs still: of this machine's own its process is the witness, of others their signs of life."""
+        if self.host != socket.gethostname():
+            return self.breathes
+        try:
+            process = psutil.Process(self.process)
+            there = process.create_time() < self.started + 1 and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+        return self.phase == "running" and there
+
 
 @dataclass(frozen=True)
 class Control:
@@ -87,6 +104,14 @@ class JobFolder:
     def __init__(self, address: str) -> None:
         self.store = open_store(address)
         self.address = self.store.uri
+
+    def remove(self) -> None:
+        """Remove it, and the folders that were made for it alone."""
+        self.store.delete_tree("")
+        if not self.address.startswith("s3://"):
+            with suppress(OSError):
+                for folder in list(Path(self.address).parents)[:2]:
+                    folder.rmdir()
 
     def job(self) -> Job:
         """Raises InputError when there is no job here."""
@@ -146,6 +171,11 @@ class JobFolder:
             time.sleep(seconds)
         if rest:
             yield rest.decode(errors="replace")
+
+
+def this_sender() -> str:
+    """Who submits from here."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def job_address(output: str, identity: str) -> str:

@@ -84,8 +84,11 @@ def scale(
     numbers = workers.split(":")
     if len(numbers) > 2 or not all(number.isdecimal() and int(number) for number in numbers):
         raise InputError(f"--workers {workers}: write a number, or LEAST:MOST")
+    least, most = int(numbers[0]), int(numbers[-1])
+    if least > most:
+        raise InputError(f"--workers {workers}: write the smaller number first, as {most}:{least}")
     now = JobFolder(find_job(job).address).job().workers or WorkersSpec()
-    count = int(numbers[0]) if len(numbers) == 1 else (int(numbers[0]), int(numbers[1]))
+    count = least if len(numbers) == 1 else (least, most)
     changed = {"count": count, "cpus": cpus, "gpus": gpus}
     given = {key: value for key, value in changed.items() if value is not None}
     scale_job(job, WorkersSpec(**{**now.model_dump(), **given}), say=typer.echo)

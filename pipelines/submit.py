@@ -6,11 +6,10 @@ either a note of something that never began, which the next `submit` sends again
 
 from __future__ import annotations
 
-import getpass
-import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,9 +19,10 @@ from cluster.target import Target, load_target, parse_target
 from cluster.work import AlreadyThere, NativeState, Work
 from model.errors import InputError, nearest
 from pipelines.job import Job, TrainJob, WorkersSpec, job_id, room, scaled
-from pipelines.job_folder import Control, JobFolder, RunState, Submission, job_address, jobs_of
+from pipelines.job_folder import Control, JobFolder, RunState, Submission, job_address, jobs_of, this_sender
 
 STOP_SECONDS = 180.0  # for a checkpoint, before the target ends what is left
+SENDING_SECONDS = 120.0  # that another sender may take between its note and what its target has of it
 
 
 @dataclass(frozen=True)
@@ -66,18 +66,15 @@ def _submit(job: Job, target_name: str, target: Target, say: Callable[[str], Non
                 )
             say(f"{identity} is {state.phase} already on {before.target_name}; nothing was sent")
             return before
-        number = _next_attempt(folder, before) if before else 1
-        submission = Submission(
-            identity,
-            number,
-            folder.address,
-            target_name,
-            target.model_dump(mode="json"),
-            time.time(),
-            f"{getpass.getuser()}@{socket.gethostname()}",
-        )
+        number = 1
+        if before:
+            with suppress(InputError):  # what a target would start again by itself must not meet the next attempt
+                backend_of(before).stop(before.name)
+            number = _next_attempt(folder, before)
+        values = target.model_dump(mode="json")
+        submission = Submission(identity, number, folder.address, target_name, values, time.time(), this_sender())
         remember_job(identity, folder.address)
-        old = folder.job() if before else None
+        old = (folder.job(), folder.control()) if before else None
         folder.put_job(job)
         folder.put_control(Control(number))
         folder.put_submission(submission)
@@ -86,12 +83,14 @@ def _submit(job: Job, target_name: str, target: Target, say: Callable[[str], Non
         except AlreadyThere:  # another machine sent it at the same moment: what is noted is true of that one
             raise
         except InputError:
-            if before and old:
-                folder.put_job(old)
-                folder.put_submission(before)
-            else:
-                folder.store.delete_tree("")
-                forget_job(identity)
+            if folder.submission() == submission:  # else another sender has noted its own by now
+                if before and old:
+                    folder.put_job(old[0])
+                    folder.put_control(old[1])
+                    folder.put_submission(before)
+                else:
+                    folder.remove()
+                    forget_job(identity)
             raise
         except ConnectionError as error:  # it may have been taken: what is noted stays
             raise InputError(
@@ -104,14 +103,13 @@ def _submit(job: Job, target_name: str, target: Target, say: Callable[[str], Non
 def _next_attempt(folder: JobFolder, before: Submission) -> int:
     """The number of the attempt after one that is not under way.
 
-    One that never began, and that its target has no trace of, is sent again under its own number.
+    One that was sent from here, never began, and that its target has no trace of, is sent again under its own number.
+    All others may yet begin, and then see that there is a later one.
     """
     try:
-        backend = backend_of(before)
-        backend.stop(before.name)  # what a target would start again by itself must not meet the next attempt
-        free = backend.state(before.name).phase == "absent"
+        free = before.sender == this_sender() and backend_of(before).state(before.name).phase == "absent"
     except InputError:
-        free = False  # it may yet begin, and then sees that there is a later one
+        free = False
     began = folder.state()
     last = max(before.attempt, began.attempt if began else 0)
     return last if free and (began is None or began.attempt < last) else last + 1
@@ -121,7 +119,11 @@ def plan_job(job: Job, target_name: str) -> dict[str, str]:
     """What `submit_job` would send, by title; nothing is touched."""
     target = load_target(target_name)
     identity = job_id(job)
-    submission = Submission(identity, 1, job_address(job.output, identity), target_name, {}, 0.0, "")
+    number = 1
+    if identity in remembered_jobs() and (before := find_job(identity)):
+        alive = job_state(before).alive
+        number = before.attempt if alive else _next_attempt(JobFolder(before.address), before)
+    submission = Submission(identity, number, job_address(job.output, identity), target_name, {}, 0.0, "")
     return open_backend(target).plan(work_of(job, submission))
 
 
@@ -182,12 +184,24 @@ def job_state(submission: Submission) -> JobState:
     if own and own.ended:
         return JobState(own.phase, own.reason, result=own.result)
     try:
-        native = backend_of(submission).state(submission.name)
+        backend = backend_of(submission)
+        native = backend.state(submission.name)
     except InputError as error:
         if own and own.breathes:
             return JobState("running", progress=_progress(own))
         return JobState("unknown", str(error))
+    if native.phase == "absent" and not backend.sees_all and (unseen := _unseen(submission, own)):
+        return unseen
     return _merged(submission, own, native)
+
+
+def _unseen(submission: Submission, own: RunState | None) -> JobState | None:
+    """Of an attempt that its target cannot be asked about from here: what its folder tells."""
+    if own and own.lives:
+        return JobState("running", progress=_progress(own))
+    if own is None and submission.sender != this_sender() and time.time() - submission.sent < SENDING_SECONDS:
+        return JobState("pending", f"{submission.sender} is sending it")
+    return None
 
 
 def _merged(submission: Submission, own: RunState | None, native: NativeState) -> JobState:
@@ -222,11 +236,12 @@ def log_lines(
 
     def over() -> bool:
         nonlocal told
-        state = job_state(submission)
+        last = folder.submission() or submission
+        state = job_state(last)
         if state.phase == "pending" and state.reason != told:
             told = state.reason
             say(f"pending: {told}")
-        return not follow or not state.alive
+        return not follow or not (state.alive or folder.control().attempt > last.attempt)
 
     if follow and not folder.log_parts():
         while not over() and not folder.log_parts():
@@ -240,15 +255,25 @@ def log_lines(
 def stop_job(identity: str, say: Callable[[str], None] = lambda line: None) -> JobState:
     """End a job: a running one writes a checkpoint and ends by itself; what is then left its target ends."""
     submission = find_job(identity)
+    return _end(submission, Control(submission.attempt, stop=True), say)
+
+
+def _end(submission: Submission, control: Control, say: Callable[[str], None]) -> JobState:
+    """End an attempt. control: what tells it so where it looks."""
     folder, backend = JobFolder(submission.address), backend_of(submission)
     state = job_state(submission)
+    folder.put_control(control)
     if state.phase in ("running", "unknown"):
-        folder.put_control(replace(folder.control(), attempt=submission.attempt, stop=True))
         say(f"{submission.id}: asked to end; training writes a checkpoint first")
         deadline = time.monotonic() + STOP_SECONDS
         while time.monotonic() < deadline and job_state(submission).phase == "running":
-            time.sleep(1.0)
+            time.sleep(0.5)
     try:
+        if not backend.sees_all and backend.state(submission.name).phase == "absent" and job_state(submission).alive:
+            raise InputError(
+                f"{submission.id}: {submission.sender} sent it, and it cannot be ended by force from here; it has been "
+                "asked to end, and `onediffusion jobs` tells when it has"
+            )
         backend.stop(submission.name)
     except InputError as error:
         left = job_state(submission)
@@ -279,7 +304,9 @@ def scale_job(identity: str, workers: WorkersSpec, say: Callable[[str], None] = 
     if not state.alive:
         raise InputError(f"{submission.id}: it is {state.phase}; submit it again, with the workers wanted")
     target = parse_target(submission.target, submission.target_name)
-    open_backend(target).plan(work_of(job, submission))  # what its target cannot run is not worth ending it for
+    # What its target cannot run, or now nobody could send there, is not worth ending it for.
+    open_backend(target).plan(work_of(job, submission))
+    backend_of(submission).state(submission.name)
     in_place = state.phase == "running" and isinstance(job, TrainJob) and _of_each(job) == _of_each(now)
     if in_place and backend_of(submission).scale(submission.name, work_of(job, submission)):
         folder.put_job(job)
@@ -287,8 +314,12 @@ def scale_job(identity: str, workers: WorkersSpec, say: Callable[[str], None] = 
         folder.put_control(replace(folder.control(), attempt=submission.attempt, workers=wanted))
         say(f"{submission.id}: goes on with {workers.count} workers after its next step")
         return submission
-    stop_job(identity, say)
-    return _submit(job, submission.target_name, target, say)
+    _end(submission, Control(submission.attempt + 1), say)  # who follows it then waits for the next attempt
+    try:
+        return _submit(job, submission.target_name, target, say)
+    except InputError:
+        folder.put_control(Control(submission.attempt, stop=True))
+        raise
 
 
 def _of_each(job: Job) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def train(
                 advance(record["step"] - seen)
                 seen = record["step"]
 
-        result = run_training(config, run, tell, wish)
+        result = run_training(config, run, tell, _possible(wish, config, say))
         advance(result.step - seen)
     if result.already_finished:
         say(f"train: finished already, at step {result.step}")
@@ -53,17 +53,39 @@ def train(
 
 def _look_for_room(config: TrainingConfig, say: Callable[[str], None]) -> None:
     """Say what is missing: Ray itself waits without a word for CPUs and GPUs that may never come."""
-    workers, reader = config.workers, config.reader
-    count = workers.count if isinstance(workers.count, int) else workers.count[0]
-    # With one reader for each it is slower than with all, and goes on.
-    needs = {"CPU": count * (workers.cpus + reader.cpus), "GPU": count * workers.gpus}
-    for unit, needed in needs.items():
-        there = cluster_has(unit)
-        if needed <= there + 1e-6:
-            continue
-        who = "a worker and its reader ask" if count == 1 else f"{count} workers and a reader for each ask"
-        asked = f"{who} for {needed:g} {unit}s, and Ray has {there:g}"
-        less = f"workers.count, workers.{unit.lower()}s" + (", reader.cpus" if unit == "CPU" else "")
+    for asked, less in _missing(config, config.workers.count):
         if own_ray():
             raise InputError(f"train: {asked}: this machine's; ask for less ({less})")
         say(f"train: {asked}; waiting for nodes that may yet join (or stop it and ask for less: {less})")
+
+
+def _possible(wish: Callable[[], Wish], config: TrainingConfig, say: Callable[[str], None]) -> Callable[[], Wish]:
+    """The same wishes, but for workers that this machine has no room for: it goes on with those it has, and says so."""
+    refused: set[int | tuple[int, int]] = set()
+
+    def wished() -> Wish:
+        wanted = wish()
+        if wanted.workers is None or not own_ray() or not (missing := _missing(config, wanted.workers)):
+            return wanted
+        if wanted.workers not in refused:
+            refused.add(wanted.workers)
+            say(f"train: {missing[0][0]}: this machine's; it goes on with the workers it has")
+        return Wish(wanted.stop)
+
+    return wished
+
+
+def _missing(config: TrainingConfig, workers: int | tuple[int, int]) -> list[tuple[str, str]]:
+    """What so many workers need and Ray has not, in words, and what to ask less of."""
+    each, reader = config.workers, config.reader
+    count = workers if isinstance(workers, int) else workers[0]
+    # With one reader for each it is slower than with all, and goes on.
+    needs = {"CPU": count * (each.cpus + reader.cpus), "GPU": count * each.gpus}
+    found = []
+    for unit, needed in needs.items():
+        there = cluster_has(unit)
+        if needed > there + 1e-6:
+            who = "a worker and its reader ask" if count == 1 else f"{count} workers and a reader for each ask"
+            less = f"workers.count, workers.{unit.lower()}s" + (", reader.cpus" if unit == "CPU" else "")
+            found.append((f"{who} for {needed:g} {unit}s, and Ray has {there:g}", less))
+    return found

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,12 @@ from cluster.local import NAME, LocalBackend, _processes
 from cluster.records import remember_job
 from cluster.target import LocalTarget, RayTarget
 from cluster.work import AlreadyThere
+from labeling.lease import lease
 from labeling.storage import open_store
 from model.errors import InputError
 from pipelines.job import Job, LabelJob, WorkersSpec, job_id
-from pipelines.job_folder import Control, JobFolder, RunState, Submission, job_address
-from pipelines.submit import find_job, job_state, list_jobs, scale_job, stop_job, submit_job
+from pipelines.job_folder import Control, JobFolder, RunState, Submission, job_address, this_sender
+from pipelines.submit import find_job, job_state, list_jobs, log_lines, scale_job, stop_job, submit_job
 
 
 @pytest.fixture(autouse=True)
@@ -34,12 +37,16 @@ def job(tmp_path: Path) -> Job:
     return LabelJob(kind="label", dataset=str(tmp_path / "none"), groups=["edges"])
 
 
-def noted(job: Job, attempt: int, target: Any, state: RunState | None = None) -> Submission:
+def noted(
+    job: Job, attempt: int, target: Any, state: RunState | None = None, sender: str = "", sent: float = 0.0
+) -> Submission:
     """A job as whoever sent it left it noted."""
     identity = job_id(job)
     folder = JobFolder(job_address(job.output, identity))
     values = target.model_dump(mode="json")
-    submission = Submission(identity, attempt, folder.address, "target.yaml", values, time.time(), "jo@elsewhere")
+    submission = Submission(
+        identity, attempt, folder.address, "target.yaml", values, sent or time.time(), sender or this_sender()
+    )
     remember_job(identity, folder.address)
     folder.put_job(job)
     folder.put_control(Control(attempt))
@@ -57,6 +64,7 @@ def ended(submission: Submission) -> str:
     return job_state(submission).phase
 
 
+LOCAL = LocalTarget(type="local")
 GONE = RayTarget(type="ray", address="http://127.0.0.1:9")
 
 
@@ -89,21 +97,114 @@ def test_a_job_that_lives_where_its_target_does_not_answer_is_not_taken_for_ende
 
 
 def test_a_number_is_used_again_only_for_what_never_began(job: Job, tmp_path: Path) -> None:
-    local = LocalTarget(type="local")
     assert submit_job(job, "local").attempt == 1
     assert ended(find_job(job_id(job))) == "failed"
     later = JobFolder(find_job(job_id(job)).address)
     # A submission of attempt 3 was refused, and what was noted before it came back, after attempt 2 had begun.
-    noted(job, 1, local, RunState(2, "failed", "here", 7, 0.0, 0.0))
+    noted(job, 1, LOCAL, RunState(2, "failed", "here", 7, 0.0, 0.0))
     assert submit_job(job, "local").attempt == 3
     assert ended(find_job(job_id(job))) == "failed"
-    noted(job, 4, local)
+    noted(job, 4, LOCAL)
     assert later.state().attempt == 3
     assert submit_job(job, "local").attempt == 4
     assert ended(find_job(job_id(job))) == "failed"
     noted(job, 5, GONE)  # it may wait there
     stop_job(job_id(job))
     assert submit_job(job, "local").attempt == 6
+
+
+def test_a_job_of_another_machine_is_told_by_its_signs_of_life(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target sees what this user has on this machine; nothing else is taken for ended, ended or sent again."""
+    now = time.time()
+    submission = noted(job, 1, LOCAL, RunState(1, "running", "elsewhere", 7, now, now), "jo@elsewhere")
+    assert job_state(submission).phase == "running"
+    assert submit_job(job, "local") == submission
+    monkeypatch.setattr("pipelines.submit.STOP_SECONDS", 1.0)
+    with pytest.raises(InputError, match="jo@elsewhere sent it, and it cannot be ended by force from here"):
+        stop_job(submission.id)
+    assert JobFolder(submission.address).control() == Control(1, stop=True)
+    assert job_state(submission).phase == "running"
+    JobFolder(submission.address).put_state(RunState(1, "running", "elsewhere", 7, now, now - 1000))
+    assert job_state(submission).phase == "lost"
+
+
+def test_what_another_is_sending_is_not_sent_again_under_its_number(job: Job) -> None:
+    submission = noted(job, 1, LOCAL, sender="jo@elsewhere")
+    assert job_state(submission).reason == "jo@elsewhere is sending it"
+    assert submit_job(job, "local") == submission
+    noted(job, 1, LOCAL, sender="jo@elsewhere", sent=time.time() - 1000)
+    again = submit_job(job, "local")
+    assert again.attempt == 2, "theirs may begin yet, and then ends by itself"
+    assert ended(again) == "failed"
+
+
+def test_a_refusal_leaves_alone_what_another_has_noted_meanwhile(job: Job, tmp_path: Path) -> None:
+    """A cluster that refuses, after another machine has noted the same job."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def refuse() -> None:
+            server.accept()[0].close()
+            connection, _ = server.accept()
+            noted(job, 1, LOCAL, sender="jo@elsewhere")
+            connection.close()
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        token = tmp_path / "token"
+        token.write_text("0" * 64)
+        port = server.getsockname()[1]
+        target = tmp_path / "ray.yaml"
+        target.write_text(f"{{type: ray, address: 'http://127.0.0.1:{port}', token_file: '{token}'}}")
+        with pytest.raises(InputError, match="no Ray cluster answers there"):
+            submit_job(job, str(target))
+        thread.join()
+    assert find_job(job_id(job)).sender == "jo@elsewhere"
+
+
+def test_a_refused_first_submission_leaves_nothing(job: Job, tmp_path: Path) -> None:
+    target = tmp_path / "ray.yaml"
+    target.write_text("{type: ray, address: 'http://127.0.0.1:9'}")
+    with pytest.raises(InputError, match="no Ray cluster answers there"):
+        submit_job(job, str(target))
+    assert not Path(job.output).exists()
+    assert list_jobs() == []
+
+
+def test_an_attempt_waits_for_an_earlier_one_that_lives(job: Job, tmp_path: Path) -> None:
+    earlier = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    now = time.time()
+    submission = noted(job, 2, LOCAL, RunState(1, "running", socket.gethostname(), earlier.pid, now, now))
+    command = [sys.executable, "-u", "-m", "pipelines", "execute", submission.address, "--attempt", "2"]
+    later = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert later.stdout
+        assert later.stdout.readline().startswith("attempt 2 waits for attempt 1 on ")
+        assert JobFolder(submission.address).state().attempt == 1
+    finally:
+        earlier.communicate(b"\n")
+        said = later.communicate(timeout=60)[0]
+    assert "no dataset there" in said
+    assert JobFolder(submission.address).state().attempt == 2
+
+
+def test_an_attempt_that_was_taken_over_leaves_the_groups_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONEDIFFUSION_JOB", "s3://lab/data/jobs/label-1")
+    store = open_store(tmp_path)
+    script = (
+        "import sys\nfrom labeling.lease import lease\nfrom labeling.storage import open_store\n"
+        "with lease(open_store(sys.argv[1]), ['edges']):\n    print('held', flush=True)\n    input()\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    earlier = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], **pipes)
+    assert earlier.stdout and earlier.stdout.readline() == b"held\n"
+    with lease(store, ["edges"]):
+        earlier.communicate(b"\n", timeout=30)
+        monkeypatch.delenv("ONEDIFFUSION_JOB")
+        with pytest.raises(InputError, match="is working on it"), lease(store, ["edges"]):
+            pass
+    assert not store.exists("edges/running.json")
 
 
 def test_what_another_machine_sent_at_the_same_moment_keeps_its_folder(job: Job) -> None:
@@ -134,7 +235,7 @@ def test_an_attempt_that_a_later_one_replaced_ends_and_leaves_its_word(tmp_path:
         "    try:\n"
         "        time.sleep(60)\n"
         "    except execute._Interrupted:\n"
-        "        own.end('stopped')\n"
+        "        own.end(execute._Outcome(0, 'stopped'))\n"
         "        print('ended')\n"
     )
     found = subprocess.run(
@@ -145,7 +246,7 @@ def test_an_attempt_that_a_later_one_replaced_ends_and_leaves_its_word(tmp_path:
 
 
 def test_a_place_that_cannot_be_reached_hides_no_other_job(job: Job, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    submission = noted(job, 1, LocalTarget(type="local"), RunState(1, "failed", "here", 7, 0.0, 0.0, "no dataset"))
+    submission = noted(job, 1, LOCAL, RunState(1, "failed", "here", 7, 0.0, 0.0, "no dataset"))
     remember_job("train-far", f"{s3}/far/jobs/train-far")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     found = {listed.id: state for listed, state in list_jobs()}
@@ -170,11 +271,16 @@ def test_scaling_goes_to_the_target_as_it_was_and_ends_nothing_in_vain(
         env={**os.environ, NAME: submission.name},
         start_new_session=True,
     )
+    lines: list[str] = []
+    follower = threading.Thread(target=lambda: lines.extend(log_lines(submission, follow=True)))
+    follower.start()
     try:
         assert job_state(submission).phase == "pending"
         # There is no file target.yaml, and no target of that name.
         after = scale_job(submission.id, WorkersSpec(count=2))
         assert (after.attempt, after.target["environment"]) == (2, environment)
+        follower.join(timeout=60)
+        assert any("no dataset there" in line for line in lines), "who follows a job goes on with its next attempt"
         assert not psutil.pid_exists(waiting.pid)
         assert ended(after) == "failed"
     finally:

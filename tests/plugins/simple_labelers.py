@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import ClassVar
 
 import pyarrow as pa
@@ -49,6 +50,28 @@ class Patient(Brightness):
 
     def label_row(self, row: Row) -> Row:
         time.sleep(self.parameters.seconds)
+        return super().label_row(row)
+
+
+class GatedParameters(BrightnessParameters):
+    """gate: a file with the number of pictures that a process lets through."""
+
+    gate: str
+
+
+class Gated(Brightness):
+    """The same, as far as a test lets it come."""
+
+    name: ClassVar[str] = "gated"
+    Parameters: ClassVar[type[Parameters]] = GatedParameters
+
+    def load(self) -> None:
+        self.through = 0
+
+    def label_row(self, row: Row) -> Row:
+        while self.through >= int(Path(self.parameters.gate).read_text()):
+            time.sleep(0.05)
+        self.through += 1
         return super().label_row(row)
 
 

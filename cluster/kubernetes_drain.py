@@ -1,19 +1,32 @@
 """What pods run before they are taken away: `python -m cluster.kubernetes_drain head|worker --seconds N`.
 
-On the head it asks the job for a checkpoint (SIGTERM to its process) and waits for it to end; on a worker it waits
-until no task or actor is left. So a spot node, Kueue that needs the room, and `stop` lose no work, if N suffices.
+On the head it asks the job for a checkpoint (SIGTERM to its process) and waits for it to end. On a worker it tells Ray
+that the node goes, upon which a training writes a checkpoint and goes on elsewhere (training.board), and waits until no
+task or actor is left. So a spot node, Kueue that needs the room, and `stop` lose no work, if N suffices.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from typing import Any
 
 JOB = ["-m", "pipelines", "execute"]
-NOT_WORK = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+# Ray's own; the second line's are Ray Data's, which stay for as long as the cluster does.
+NOT_WORK = (
+    *("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent"),
+    *("ray::_StatsActor", "ray::_StatsSummaryActor", "ray::_UsageCollectionActor"),
+    *("ray::ActorLocationTracker", "ray::AutoscalingRequester", "ray::_AutoscalingCoordinatorActor"),
+)
+LEAVE = (
+    *(sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--reason=DRAIN_NODE_REASON_PREEMPTION"),
+    "--reason-message=its pod is taken away",
+)
+LEAVE_SECONDS = 20.0
 
 
 def drain(role: str, seconds: float) -> bool:
@@ -25,11 +38,21 @@ def drain(role: str, seconds: float) -> bool:
         for process in _found(role):
             with suppress(psutil.NoSuchProcess):
                 process.terminate()
+    else:
+        leave(seconds)
     while _found(role):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.5)
     return True
+
+
+def leave(seconds: float, *more: str) -> None:
+    """Tell Ray that this node goes within some seconds: it gives it nothing new to do, and whoever works here hears."""
+    with suppress(OSError, subprocess.TimeoutExpired):  # of a Ray that does not answer there is nothing to wait for
+        subprocess.run(  # noqa: S603 - Ray's own command
+            [*LEAVE, f"--deadline-remaining-seconds={int(seconds)}", *more], timeout=LEAVE_SECONDS, check=False
+        )
 
 
 def _found(role: str) -> list[Any]:

@@ -336,7 +336,8 @@ def _explain(error: ValidationError, values: dict[str, Any]) -> str:
         return f"no key {where!r}{nearest(str(key), fields) or '; there are ' + ', '.join(fields)}"
     if problem["type"] == "missing":
         return f"key {where!r} is missing"
-    shown = f", got {problem['input']!r}" if isinstance(problem["input"], str | int | float | bool) else ""
+    tellable = isinstance(problem["input"], str | int | float | bool) and "looks like a secret" not in problem["msg"]
+    shown = f", got {problem['input']!r}" if tellable else ""
     return f"{where}: {problem['msg'].removeprefix('Value error, ')}{shown}".removeprefix(": ")
 
 

@@ -205,6 +205,15 @@ def sample(
 
 
 @app.command()
+def evaluate(run: Annotated[str, typer.Argument(metavar="RUN", help="A folder or s3:// address.")]) -> None:
+    """What a run has learnt: figures beside baselines, and samples of every task, of its newest checkpoint."""
+    from pipelines.evaluate import evaluate as run_it
+
+    for name, figure in run_it(run).items():
+        print(f"{name}: {figure['model']:.2f}")
+
+
+@app.command()
 def report(target: Annotated[str, typer.Argument(metavar="DATASET|RUN", help="A folder or s3:// address.")]) -> None:
     """One self-contained HTML page about a dataset or a run."""
     from pipelines.report import report as run

@@ -36,9 +36,12 @@ def demo(out: str, pictures: str | None = None, steps: int | None = None, say: S
     timings: list[dict[str, Any]] = []
     with ray_session():
         dataset, views, size = _datasets(out, source, timings, say)
-        run = _train(out, size, steps, timings, say)
-    figures = _evaluate(out, dataset, views, run, timings, say)
+        _train(out, size, steps, timings, say)
+    from pipelines.evaluate import evaluate
     from pipelines.report import write_report
+
+    with _timed("sample and evaluate", timings):
+        figures = evaluate(out, say)
 
     page = write_report(
         f"{out}/report.html", [dataset.uri, views.uri], out, "OneDiffusion demo", timings=timings, figures=figures
@@ -117,7 +120,7 @@ def _datasets(out: str, source: str, timings: list[dict[str, Any]], say: Say) ->
     return dataset, sets, size
 
 
-def _train(out: str, size: int, steps: int | None, timings: list[dict[str, Any]], say: Say) -> Any:
+def _train(out: str, size: int, steps: int | None, timings: list[dict[str, Any]], say: Say) -> None:
     from pipelines.train import train
     from training.config import load_config
 
@@ -129,32 +132,6 @@ def _train(out: str, size: int, steps: int | None, timings: list[dict[str, Any]]
     with _timed("train", timings) as done:
         result = train(config, out, say)
         done(steps=result.step - result.resumed_from, tokens_per_second=result.metrics.get("tokens_per_second"))
-    return result
-
-
-def _evaluate(
-    out: str, dataset: Dataset, views: Dataset, run: Any, timings: list[dict[str, Any]], say: Say
-) -> dict[str, Any]:
-    """Figures and samples of the last checkpoint; kept, so that a second run need not draw them again."""
-    store = open_store(out)
-    if store.exists("evaluation.json"):
-        kept = json.loads(store.read("evaluation.json"))
-        if kept.get("checkpoint") == run.checkpoint:
-            say("evaluation: figures and samples of this checkpoint are there already")
-            return dict(kept["figures"])
-    from pipelines.evaluate import draw_samples, examples, label_correlations
-    from pipelines.sampler import load_pipeline
-
-    shown = examples(dataset, limit=64)
-    with _timed("sample and evaluate", timings) as done:
-        pipeline = load_pipeline(run.checkpoint)
-        first = load_pipeline(f"{out}/checkpoints/step-000000")
-        figures = label_correlations(pipeline, first, shown)
-        records = draw_samples(pipeline, out, shown, views)
-        done(samples=len(records))
-    kept = {"checkpoint": run.checkpoint, "figures": figures}
-    store.put("evaluation.json", json.dumps(kept, indent=1).encode())
-    return figures
 
 
 @contextmanager

@@ -1,18 +1,24 @@
-"""What a checkpoint has learnt: labels it gives training pictures against the true ones, and samples to look at."""
+"""`onediffusion evaluate`: what a run has learnt, in figures (labels it gives training pictures against the true ones)
+and in samples of every task to look at."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 
 from labeling.shards import Dataset, open_store
 from model.conditions import CONDITION_READS, DEGRADATIONS, condition_picture, degrade
+from model.errors import InputError
 from model.pictures import Picture, decode_picture, encode_png, fit_picture
-from pipelines.sampler import Call, bucket, sample_all
+from pipelines.run_summary import EVALUATION
+from pipelines.sampler import Call, bucket, load_pipeline, sample_all
+from training.checkpoint import checkpoint_name, whole_checkpoints
+from training.loop import CONFIG
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +27,42 @@ if TYPE_CHECKING:
 
 LABELS = ("edges", "segmentation")
 STEPS, GUIDANCE = 10, 1.0  # more steps draw no better at this size
+MOST_EXAMPLES = 64
+
+
+def evaluate(run: str, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Figures and samples of a run's newest checkpoint, kept in RUN/evaluation.json and RUN/samples/. The figures.
+
+    They are of the first pictures and view sets that the run learns from. What was kept of this checkpoint stays.
+    Raises InputError when there is no checkpoint, or no pictures with labels and prompts.
+    """
+    store = open_store(run)
+    steps = whole_checkpoints(store)
+    if not steps:
+        raise InputError(f"{store.uri}: no checkpoint there; make one with `train`")
+    newest, first = (f"{store.uri}/{checkpoint_name(step)}" for step in (steps[-1], steps[0]))
+    if store.exists(EVALUATION):
+        kept = json.loads(store.read(EVALUATION))
+        if kept.get("checkpoint") == newest:
+            say("evaluation: figures and samples of this checkpoint are there already")
+            return dict(kept["figures"])
+    pictures, views = _learnt_from(run)
+    shown = examples(pictures, limit=MOST_EXAMPLES) if pictures else []
+    pipeline = load_pipeline(newest)
+    figures = label_correlations(pipeline, load_pipeline(first) if steps[0] == 0 else None, shown)
+    records = draw_samples(pipeline, run, shown, views)
+    if not records:
+        raise InputError(f"{store.uri}: learns from no pictures with a prompt (`text`), so there is nothing to sample")
+    store.put(EVALUATION, json.dumps({"checkpoint": newest, "figures": figures}, indent=1).encode())
+    return figures
+
+
+def _learnt_from(run: str) -> tuple[Dataset | None, Dataset | None]:
+    """The first dataset of pictures of a run's mixture, and the first of view sets."""
+    config = yaml.safe_load(open_store(run).read(CONFIG))
+    found = [Dataset.open(source["dataset"]) for source in config["mixture"].values()]
+    kinds = [next((dataset for dataset in found if dataset.kind == kind), None) for kind in ("pictures", "sets")]
+    return kinds[0], kinds[1]
 
 
 @dataclass
@@ -54,15 +96,16 @@ def examples(dataset: Dataset, limit: int | None = None) -> list[Example]:
 
 def label_correlations(
     pipeline: OneDiffusionPipeline,
-    first: OneDiffusionPipeline,
+    first: OneDiffusionPipeline | None,
     shown: Sequence[Example],
     steps: int = STEPS,
     guidance: float = GUIDANCE,
 ) -> dict[str, Any]:
     """Correlation of labels sampled from pictures with the true ones, mean over pictures whose label is not empty.
 
-    Beside the checkpoint's: that of a checkpoint of step 0 (`first`), of the mean of the other pictures' labels, and of
-    each other picture's label, on the same pictures. Pearson's, over all pixels and colours at the model's size.
+    Beside the checkpoint's: that of a checkpoint of step 0 (`first`, where it was kept), of the mean of the other
+    pictures' labels, and of each other picture's label, on the same pictures. Pearson's, over all pixels and colours at
+    the model's size.
     """
     figures: dict[str, Any] = {}
     for group in LABELS:
@@ -74,15 +117,17 @@ def label_correlations(
         drawn = {
             name: sample_labels(one, some, group, steps, guidance)
             for name, one in (("model", pipeline), ("step_0", first))
+            if one
         }
-        per_picture = [correlation(a, b) for a, b in zip(drawn["model"], truth, strict=True)]
+        singly = {
+            name: [correlation(a, b) for a, b in zip(labels, truth, strict=True)] for name, labels in drawn.items()
+        }
         others = [
             [fit_picture(o.labels[group], *size) for o in some if o.id != example.id]
             for example, size in zip(some, sizes, strict=True)
         ]
         figures[f"image_to_{group}_correlation"] = {
-            "model": float(np.mean(per_picture)),
-            "step_0": float(np.mean([correlation(a, b) for a, b in zip(drawn["step_0"], truth, strict=True)])),
+            **{name: float(np.mean(values)) for name, values in singly.items()},
             "mean_label": float(
                 np.mean([correlation(np.mean(o, 0), t) for o, t in zip(others, truth, strict=True) if o])
             ),
@@ -90,7 +135,7 @@ def label_correlations(
                 np.mean([np.mean([correlation(x, t) for x in o]) for o, t in zip(others, truth, strict=True) if o])
             ),
             "pictures": len(some),
-            "per_picture": per_picture,
+            "per_picture": singly["model"],
         }
     return figures
 

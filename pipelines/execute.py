@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, field, replace
 from types import FrameType
 from typing import Any
 
-from cluster.session import NodeLost
-from pipelines.job import Job, LabelJob, ReportJob, TrainJob, ViewsJob, WorkersSpec
+from cluster.session import NodeLost, ray_session
+from pipelines.job import EvaluateJob, Job, LabelJob, ReportJob, TrainJob, ViewsJob, WorkersSpec
 from pipelines.job_folder import JobFolder, RunState
 from pipelines.log_keeper import kept_log
 from pipelines.progress import under_way
@@ -174,6 +174,8 @@ def _run(job: Job, own: _Attempt) -> dict[str, Any]:
         from pipelines.views import views
 
         return asdict(views(job.source, job.dataset, job.count, job.size, job.seed))
+    if isinstance(job, EvaluateJob):
+        return _evaluate(job)
     if isinstance(job, ReportJob):
         from pipelines.report import report
 
@@ -200,14 +202,29 @@ def _label(job: LabelJob) -> dict[str, Any]:
     return result | {name: _plain(getattr(labelled, name)) for name in figures}
 
 
+def _evaluate(job: EvaluateJob) -> dict[str, Any]:
+    """On a worker, since this process may have no GPU."""
+    with ray_session():
+        import ray
+
+        from pipelines.evaluate import evaluate
+
+        each = job.workers.resources()
+        task = ray.remote(evaluate).options(num_cpus=each.cpus, num_gpus=each.gpus, max_retries=0)
+        figures = ray.get(task.remote(job.run))
+    for name, figure in figures.items():
+        print(f"{name}: {figure['model']:.2f}", flush=True)
+    return {"figures": {name: figure["model"] for name, figure in figures.items()}}
+
+
 def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, dict) else value
 
 
 def _train(job: TrainJob, own: _Attempt) -> dict[str, Any]:
     from pipelines.train import train
+    from training.board import Wish
     from training.config import parse_config
-    from training.loop import Wish
 
     assert isinstance(job.config, dict)
     config = parse_config(job.config, "config")

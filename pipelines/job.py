@@ -116,6 +116,22 @@ class TrainJob(Section):
         return [self.run, *datasets, *([start] if start else [])]
 
 
+class EvaluateJob(Section):
+    """`evaluate`: figures and samples of the newest checkpoint of a run."""
+
+    kind: Literal["evaluate"]
+    run: str
+    workers: WorkersSpec = WorkersSpec()
+
+    @property
+    def output(self) -> str:
+        return self.run
+
+    @property
+    def places(self) -> list[str]:
+        return [self.run]
+
+
 class ReportJob(Section):
     """`report`: the page of a dataset or a run."""
 
@@ -132,8 +148,14 @@ class ReportJob(Section):
         return [self.of]
 
 
-Job = LabelJob | ViewsJob | TrainJob | ReportJob
-_KINDS: dict[str, type[Section]] = {"label": LabelJob, "views": ViewsJob, "train": TrainJob, "report": ReportJob}
+Job = LabelJob | ViewsJob | TrainJob | EvaluateJob | ReportJob
+_KINDS: dict[str, type[Section]] = {
+    "label": LabelJob,
+    "views": ViewsJob,
+    "train": TrainJob,
+    "evaluate": EvaluateJob,
+    "report": ReportJob,
+}
 _JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, Field(discriminator="kind")])
 
 
@@ -182,6 +204,8 @@ def resolve(job: Job) -> Job:
         )
     if isinstance(job, ViewsJob):
         return job.model_copy(update={"dataset": address(job.dataset), "source": address(job.source)})
+    if isinstance(job, EvaluateJob):
+        return job.model_copy(update={"run": address(job.run)})
     if isinstance(job, ReportJob):
         return job.model_copy(update={"of": address(job.of)})
     return _resolve_training(job)

@@ -10,7 +10,9 @@ JobArgument = Annotated[str, typer.Argument(metavar="ID", help="As `submit` and 
 
 
 def submit(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="A YAML file, or an example: label, views, train, report.")],
+    job: Annotated[
+        str, typer.Argument(metavar="JOB", help="A YAML file, or an example: label, views, train, evaluate, report.")
+    ],
     target: Annotated[str, typer.Option("--target", help="A YAML file, or local, ray, kubernetes, slurm.")] = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
 ) -> None:

@@ -10,9 +10,10 @@ from labeling.lease import lease
 from labeling.storage import open_store
 from model.errors import InputError
 from pipelines.progress import progress
+from training.board import Wish
 from training.checkpoint import FOLDER
 from training.config import TrainingConfig
-from training.loop import TrainingResult, Wish, run_training
+from training.loop import TrainingResult, run_training
 
 
 def train(
@@ -36,6 +37,8 @@ def train(
                 say(f"train: continuing from step {record['step']}")
             elif event == "scale":
                 say(f"train: going on from step {record['step']} with {record['workers']} workers")
+            elif event == "leave":
+                say("train: a node is taken away; its workers write a checkpoint and go on elsewhere")
             if event in ("resume", "step"):
                 advance(record["step"] - seen)
                 seen = record["step"]

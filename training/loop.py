@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,28 +12,13 @@ import yaml
 
 from labeling.storage import Store, open_store
 from model.errors import InputError
+from training.board import Board, Progress, Wish, await_departures, followed
 from training.checkpoint import FOLDER, checkpoint_name, whole_checkpoints
 from training.config import TrainingConfig, parse_config
 from training.mixture import Manifest, build_manifest
 from training.records import read_metrics
 
 CONFIG, MANIFEST = "config.yaml", "manifest.json"
-_POLL_SECONDS = 0.5
-_SILENCE_SECONDS = 60.0
-
-Progress = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What is wanted of a run that goes on. stop: write a checkpoint and end; workers: go on with so many."""
-
-    stop: bool = False
-    workers: int | tuple[int, int] | None = None
-
-    def ends(self, config: TrainingConfig) -> bool:
-        """Whether the workers there are have to stop for it."""
-        return self.stop or (self.workers is not None and self.workers != config.workers.count)
 
 
 @dataclass(frozen=True)
@@ -68,7 +51,7 @@ def run_training(
     run_uri: folder or s3:// address of the run. Ray must be running (`cluster.session.ray_session`).
     progress: called in this process with dicts that have an "event": "mixture" (rows: eligible rows of each task;
     empty: tasks without any, which are left out), "resume" (step), "step" (a record of metrics.jsonl, and steps),
-    "checkpoint" (step, checkpoint), "scale" (step, workers).
+    "checkpoint" (step, checkpoint), "scale" (step, workers), "leave" (a node of theirs is taken away).
     wish: asked twice a second. For other workers they write a checkpoint, and others go on from it: which samples a
     step has does not depend on who computes it. A run that was stopped has a `step` below config.steps.
     Raises InputError for what a user can mend: datasets, configuration, a run of another configuration, S3.
@@ -98,6 +81,8 @@ def run_training(
         if wanted.workers is not None and wanted.ends(config):
             config = _scaled(config, wanted.workers)
             tell({"event": "scale", "step": step, "workers": wanted.workers})
+        if not isinstance(config.workers.count, int):
+            await_departures(wish)
         wanted = _train(config, store.uri, learnt, held_out, tell, wish)
         step = next(iter(whole_checkpoints(store)[-1:]), 0)  # none of a run that ended before its first step
     return TrainingResult(
@@ -174,7 +159,7 @@ def _train(
             ),
         )
         try:
-            with _followed(board, config, tell, wish, wishes, trainer.end):
+            with followed(board, config, tell, wish, wishes, trainer.end):
                 trainer.fit()
         except ActorDiedError:
             if not trainer.ended:
@@ -208,103 +193,6 @@ def readers_of_each(config: TrainingConfig, cpus: float) -> int:
 
 def _tasks(manifest: Manifest) -> tuple[str, ...]:
     return tuple(task for task, count in manifest.counts().items() if count)
-
-
-class Board:
-    """An actor where workers leave what the driver tells its user, and learn when they are to stop."""
-
-    def __init__(self) -> None:
-        self._records: list[dict[str, Any]] = []
-        self._failure: str | None = None
-        self._reached: int | None = None
-        self._wanted = False
-        self._stop_at: int | None = None
-        self._heard = time.monotonic()
-        self._longest = 0.0  # seconds between two steps
-
-    def post(self, record: dict[str, Any]) -> None:
-        """Leave a record."""
-        self._records.append(record)
-
-    def take(self) -> list[dict[str, Any]]:
-        """Fetch the records left since."""
-        records, self._records = self._records, []
-        return records
-
-    def fail(self, message: str) -> None:
-        """Say what a user has to mend; the first message stays."""
-        self._failure = self._failure or message
-
-    def failure(self) -> str | None:
-        """That message, if there is one."""
-        return self._failure
-
-    def stop(self) -> None:
-        """Have all workers stop before the same step, soon."""
-        self._wanted = True
-
-    def unheard(self) -> bool:
-        """Whether nobody is there to be told to stop: no worker began a step yet, or for much longer than one takes.
-
-        So it is while workers, also those that begin again after a failure, wait for room.
-        """
-        silence = time.monotonic() - self._heard
-        return self._stop_at is None and (self._reached is None or silence > _SILENCE_SECONDS + 10 * self._longest)
-
-    def reach(self, step: int) -> int | None:
-        """A worker begins a step. Returns the step before which all stop, once that is settled.
-
-        A worker acts on the answer of one step when it begins the next, so that it never waits for it. What is settled
-        lies two steps beyond any that was begun: by then every worker has been told.
-        """
-        now = time.monotonic()
-        if self._reached is not None:
-            self._longest = max(self._longest, now - self._heard)
-        self._heard = now
-        if self._wanted and self._stop_at is None:
-            self._stop_at = max(step, step if self._reached is None else self._reached) + 2
-        self._reached = max(step, step if self._reached is None else self._reached)
-        return self._stop_at
-
-
-@contextmanager
-def _followed(
-    board: Any,
-    config: TrainingConfig,
-    tell: Progress,
-    wish: Callable[[], Wish],
-    wishes: list[Wish],
-    abort: Callable[[], None],
-) -> Iterator[None]:
-    """Pass on what is posted on the board, and to it the wish that ends this group of workers, which joins `wishes`.
-
-    abort: called where no worker is there to hear it, as while they wait for room.
-    """
-    import ray
-
-    over = threading.Event()
-
-    def follow() -> None:
-        while True:
-            last = over.wait(_POLL_SECONDS)
-            for record in ray.get(board.take.remote()):
-                tell(record)
-            if (wanted := wish()).ends(config) and not wishes[-1].ends(config):
-                ray.get(board.stop.remote())
-                wishes.append(wanted)
-            if last:
-                return
-            if wishes[-1].ends(config) and ray.get(board.unheard.remote()):
-                abort()
-                return
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _encoders(manifest: Manifest) -> tuple[str, str]:

@@ -74,6 +74,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     # A user's mistake must not be retried like a lost machine: the group that starts again stops at once.
     if ray.get(job.board.failure.remote()):
         return {}
+    ray.get(job.board.join.remote(ray.get_runtime_context().get_node_id()))
     try:
         return _Worker(job).run()
     except InputError as error:

@@ -9,8 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+import pytest
 from ray_head import ray_head, ray_node
 
+from cluster.session import prepare_ray
 from pipelines.execute import COME_BACK
 from pipelines.job import ReportJob
 from pipelines.job_folder import JobFolder
@@ -27,6 +30,20 @@ with ray_session(memory=100 << 20):
         os.kill(os.getpid(), number)
     time.sleep(0.5)
 print(*told)
+"""
+
+
+STARTS_RAY = """
+import sys
+import pipelines.execute as execute
+from cluster.session import ray_session
+
+def run(job, own):
+    with ray_session(memory=100 << 20):
+        return {}
+
+execute._run = run
+raise SystemExit(execute.execute(sys.argv[1], 1))
 """
 
 
@@ -56,6 +73,46 @@ def run(job, own):
 execute._run = run
 raise SystemExit(execute.execute(sys.argv[1], 1))
 """
+
+
+@pytest.mark.parametrize("users", [False, True])
+def test_a_cluster_gets_the_token_that_ray_itself_would_use(
+    users: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
+        monkeypatch.setenv(name, "")  # set, so that all that prepare_ray sets is undone
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    own, kept = tmp_path / "data" / "onediffusion" / "ray-token", tmp_path / ".ray" / "auth_token"
+    if users:
+        kept.parent.mkdir()
+        kept.write_text("f" * 64)
+    prepare_ray()
+    assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(own), "for a Ray of this project's own"
+    assert len(own.read_text()) == 64
+    assert own.stat().st_mode & 0o777 == 0o600
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    prepare_ray()
+    assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(kept if users else own)
+
+
+def test_a_job_that_is_interrupted_while_ray_starts_comes_back(tmp_path: Path) -> None:
+    """Ray takes SIGTERM for itself in that time."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), "XDG_DATA_HOME": str(tmp_path / "data")}
+    folder = JobFolder(str(tmp_path / "job"))
+    folder.put_job(ReportJob(kind="report", of=str(tmp_path)))
+    job = subprocess.Popen([sys.executable, "-c", STARTS_RAY, folder.address], env=environment)
+    deadline = time.monotonic() + 60
+    while "gcs_server" not in [process.name() for process in psutil.Process(job.pid).children()]:
+        assert job.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    job.terminate()
+    assert job.wait(timeout=60) == COME_BACK
+    state = folder.state()
+    assert state is not None and state.phase == "interrupted"
 
 
 def test_a_job_that_fails_because_a_node_is_lost_is_interrupted(tmp_path: Path) -> None:

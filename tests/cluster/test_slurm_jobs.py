@@ -11,7 +11,6 @@ from slurm_jobs import all_gone, go_on, raylets, target, until
 from slurm_site import SlurmSite
 
 from cluster.slurm import SlurmBackend
-from cluster.work import Work, Workers
 from labeling.shards import Dataset
 from labeling.storage import open_store
 from pipelines.ingest import ingest
@@ -26,25 +25,37 @@ def shards(dataset: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((dataset / "edges").glob("[0-9]*.parquet"))}
 
 
+def site_file(tmp_path: Path, scratch: Path) -> str:
+    """The target as a user writes it."""
+    place = tmp_path / "site.yaml"
+    place.write_text(yaml.safe_dump(target(tmp_path, scratch=str(scratch)).model_dump(exclude_none=True)))
+    return str(place)
+
+
 def test_a_label_job_on_two_nodes_gives_the_shards_of_one_machine(
     site: SlurmSite, tmp_path: Path, scratch: Path, pictures: Path, ray_cluster: None
 ) -> None:
     ingest(str(pictures), str(tmp_path / "here"), shard_rows=3)
     shutil.copytree(tmp_path / "here", tmp_path / "there")
     label(str(tmp_path / "here"), ["edges"])
-    backend = SlurmBackend(target(tmp_path, scratch=str(scratch)))
     there = str(tmp_path / "there")
-    work = Work("label-1", "label", ("label", there, "edges"), there, Workers(2, 2, 2.0))
-    backend.submit(work)
-    until(lambda: (tmp_path / "there" / "edges").exists(), lambda: backend.logs("label-1"))
-    running = site.processes("label-1")
+    values = {"kind": "label", "dataset": there, "groups": ["edges"], "workers": {"count": 2, "cpus": 2}}
+    submission = submit_job(resolve(parse_job(values, "job")), site_file(tmp_path, scratch))
+    backend = SlurmBackend(target(tmp_path))
+
+    def explain() -> list[str]:
+        return [str(job_state(submission)), *log_lines(submission), *backend.logs(submission.name)]
+
+    until(lambda: (tmp_path / "there" / "edges").exists(), explain)
+    running = site.processes(submission.name)
     assert raylets(running) == {"node1", "node2"}
-    until(lambda: backend.state("label-1").phase == "ended", lambda: backend.logs("label-1"))
-    lines = list(backend.logs("label-1"))
-    assert backend.state("label-1").reason == "", lines
-    assert any("on 2 node(s)" in line for line in lines)
+    until(lambda: not job_state(submission).alive, explain)
+    assert job_state(submission).phase == "succeeded", explain()
+    assert any("edges: 3 shards labelled" in line for line in log_lines(submission)), explain()
+    assert any("on 2 node(s)" in line for line in backend.logs(submission.name))
     assert shards(tmp_path / "there") == shards(tmp_path / "here")
     assert len(shards(tmp_path / "here")) == len(Dataset.open(there).shards) > 1
+    until(lambda: backend.state(submission.name).phase == "ended", explain)
     all_gone(running, scratch)
 
 
@@ -56,11 +67,10 @@ def test_two_nodes_train_are_interrupted_and_finish(
     workers = {"count": 2, "cpus": 1.25}  # one on a node, with room for what reads for it
     values = {"kind": "train", "config": "debug", "overrides": config, "run": str(run), "workers": workers}
     job = resolve(parse_job(values, "job"))
-    place = tmp_path / "site.yaml"
-    place.write_text(yaml.safe_dump(target(tmp_path, scratch=str(scratch)).model_dump(exclude_none=True)))
-    assert "--nodes=2" in plan_job(job, str(place))["sbatch script"]
-    submission = submit_job(job, str(place))
-    assert [found.id for found, _ in list_jobs()] == [submission.id]
+    place = site_file(tmp_path, scratch)
+    assert "--nodes=2" in plan_job(job, place)["sbatch script"]
+    submission = submit_job(job, place)
+    assert list_jobs()[0][0].id == submission.id
 
     def explain() -> list[str]:
         return [str(job_state(submission)), *log_lines(submission), *backend.logs(submission.name)]

@@ -45,6 +45,8 @@ def options(text: str) -> list[str]:
         (Workers(8, 8, 1.0, 1.0), {"gpus_per_node": 4}, Shape(2, 2, 32, 4, 0)),
         (Workers(1, 8, 1.0, 1.0), {"gpus_per_node": 4}, Shape(1, 2, 32, 4, 0)),
         (Workers(2, 2, 1.0, 0.5), {"gpus_per_node": 1}, Shape(1, 1, 32, 1, 0)),
+        (Workers(6, 6, 1.0, 0.6), {"gpus_per_node": 4}, Shape(2, 2, 24, 3, 0)),  # Ray puts none on two GPUs
+        (Workers(2, 2, 1.0, 0.4), {"gpus_per_node": 2}, Shape(1, 1, 16, 1, 0)),
         (Workers(2, 2, 1.0, 0.0, 100.0), {"memory_gb_per_node": 128}, Shape(2, 2, 32, 0, 128 * 1024)),
         (Workers(2, 2, 1.0, 0.0, 3.0), {}, Shape(1, 1, 2, 0, 6 * 1024)),
         (Workers(1, 1, 1.0, 1.0), {"gpus_per_node": 4, "exclusive": True}, Shape(1, 1, 32, 4, 0)),

@@ -29,3 +29,12 @@ def test_secrets_among_variables_are_refused(kind: str) -> None:
         assert "\n" not in str(error.value)
     paths = {"AWS_WEB_IDENTITY_TOKEN_FILE": "/var/token", "TOKENIZERS_PARALLELISM": "false"}
     assert given(**paths).environment == paths
+
+
+def test_secrets_in_lines_of_a_slurm_target_are_refused() -> None:
+    for values in ({"setup": ["export AWS_SECRET_ACCESS_KEY=wJalr"]}, {"options": ["--export=ALL,HF_TOKEN=wJalr"]}):
+        with pytest.raises(InputError, match=r"looks like a secret.*leave it in the shell") as error:
+            parse_target({"type": "slurm", "cpus_per_node": 8, **values}, "target.yaml")
+        assert "wJalr" not in str(error.value)
+    lines = {"setup": ["module load cuda/12.8", "export NCCL_DEBUG=INFO"], "options": ["--mail-type=FAIL"]}
+    assert parse_target({"type": "slurm", "cpus_per_node": 8, **lines}, "target.yaml").setup == lines["setup"]

@@ -91,6 +91,11 @@ def test_status_tells_people_and_machines(tmp_path: Path, pictures: Path) -> Non
     assert re.search(r"edges\W+0\W+1\W+0\W+6\W+0", table)
 
 
+def test_workers_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    for workers, words in (("4:1", "write the smaller number first, as 1:4"), ("0", "write a number, or LEAST:MOST")):
+        refused(onediffusion("scale", "label-1", "--workers", workers), f"--workers {workers}: {words}")
+
+
 def test_a_training_that_this_machine_has_no_room_for_says_so(tmp_path: Path) -> None:
     own = {"RAY_ADDRESS": "", "XDG_DATA_HOME": str(tmp_path)}
     arguments = ("--run", str(tmp_path / "run"), "--set", "workers.count=1", "--set", "workers.cpus=4000")

@@ -25,6 +25,8 @@ from model.errors import InputError
 from pipelines.job import WorkersSpec, examples, job_id, load_job, parse_job, resolve, scaled
 from pipelines.job_folder import JobFolder, Submission
 from pipelines.submit import find_job, job_state, list_jobs, log_lines, plan_job, scale_job, stop_job, submit_job
+from pipelines.train import _possible
+from training.board import Wish
 from training.checkpoint import whole_checkpoints
 from training.config import load_config
 from training.loop import run_training
@@ -79,13 +81,13 @@ def finished(submission: Submission) -> list[str]:
 
 def test_examples_are_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert {load_job(name).kind for name in examples()} == {"label", "views", "train", "report"}
+    assert {load_job(name).kind for name in examples()} == {"label", "views", "train", "evaluate", "report"}
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"kind": "lable"}, "one of label, views, train, report, not 'lable'"),
+        ({"kind": "lable"}, "one of label, views, train, evaluate, report, not 'lable'"),
         ({}, "`kind` is missing"),
         ({"kind": "label"}, "'dataset' is missing"),
         ({"kind": "label", "dataset": "d", "grups": []}, "no key 'grups' (did you mean 'groups'?)"),
@@ -136,6 +138,7 @@ def test_a_label_job_from_the_command_line(pictures: Path, tmp_path: Path) -> No
     assert identity in onediffusion("jobs")
     assert "edges: 1 shards labelled" in onediffusion("logs", "-f", identity)
     assert "succeeded" in onediffusion("jobs", "submitted")
+    assert f"{identity} --attempt 2" in onediffusion("submit", "job.yaml", "--dry-run")
     onediffusion("ingest", str(pictures), "direct")
     onediffusion("label", "direct", *LABELS)
     for group in ("images", *LABELS):
@@ -162,6 +165,9 @@ def test_a_mistake_is_the_reason(tmp_path: Path) -> None:
     state = job_state(submission)
     assert state.phase == "failed"
     assert "make it with `ingest`" in state.reason
+    folder = Path(submission.address)
+    parts = [path.stat().st_mtime_ns for path in (folder / "log").iterdir()]
+    assert parts and (folder / "state.json").stat().st_mtime_ns > max(parts), "the log is whole before it has ended"
 
 
 def test_stopped_and_killed_jobs_leave_nothing_running_and_continue(
@@ -260,6 +266,16 @@ def test_a_training_is_scaled_stopped_and_interrupted_and_has_the_same_numbers(
     for name, value in weights[0].items():
         if name.startswith("model."):
             torch.testing.assert_close(weights[1][name], value, rtol=1e-2, atol=1e-3)
+
+
+def test_a_machine_is_asked_for_no_more_workers_than_it_has_room_for(ray_cluster: None) -> None:
+    said: list[str] = []
+    for count, heard in ((1, 1), (64, None), ((64, 65), None), (64, None)):
+        wish = _possible(lambda count=count: Wish(stop=True, workers=count), load_config("debug"), said.append)
+        assert wish() == wish() == Wish(stop=True, workers=heard)
+    assert len(said) == 3, "once for each wish"
+    assert "64 workers and a reader for each ask for" in said[0]
+    assert "it goes on with the workers it has" in said[0]
 
 
 def test_unknown_names_are_one_line(pictures: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 import yaml
 from ray_head import RayHead, ray_head, ray_node
 
+from cluster.ray_jobs import _files, _pack
 from labeling.shards import Dataset
 from labeling.storage import open_store
 from model.errors import InputError
@@ -46,7 +50,8 @@ def target(head: RayHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3: s
     return write(tmp_path / "target.yaml", address=head.address, token_file=str(head.token_file))
 
 
-PLUGINS = str(Path(__file__).parents[1] / "plugins")
+CHECKOUT = Path(__file__).parents[2]
+PLUGINS = str(CHECKOUT / "tests" / "plugins")
 
 
 def write(path: Path, **values: Any) -> str:
@@ -83,6 +88,51 @@ def test_a_dry_run_is_the_request_without_secrets(
     for text in (request, files):
         assert "a-secret-of-mine" not in text
         assert head.token_file.read_text() not in text
+
+
+def test_what_is_uploaded_holds_no_data_and_no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout = tmp_path / "checkout"
+    tracked = subprocess.run(["git", "ls-files"], cwd=CHECKOUT, check=True, capture_output=True, text=True).stdout
+    for name in tracked.splitlines():
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(CHECKOUT / name, checkout / name)
+    for name in ("s3.env", ".env", "data/pictures/images/000000.parquet", "runs/demo/report.html", "mine.py"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text("")
+    without_git = _files(checkout)
+    assert {name.split("/")[0] for name in without_git} == {"model", "labeling", "training", "cluster", "pipelines"}
+    subprocess.run(["git", "init", "-q"], cwd=checkout, check=True)
+    assert set(_files(checkout)) == {*tracked.splitlines(), "mine.py"}
+    assert set(without_git) < set(tracked.splitlines())
+    monkeypatch.setattr("cluster.ray_jobs.MOST_BYTES", 1 << 20)
+    with pytest.raises(InputError, match=r"MB would be uploaded.* \(the largest file is tests/model/vectors/"):
+        _pack(checkout, tmp_path / "archive.zip")
+
+
+def test_a_submission_killed_while_it_is_sent_is_sent_once(pictures: Path, target: str, s3: str) -> None:
+    """Before the cluster has it, it is listed and sent under its own name; after that it is attached to."""
+    job = label_job(pictures, f"{s3}/killed-sender")
+    script = (
+        "import os, sys, yaml\n"
+        "from ray.job_submission import JobSubmissionClient\n"
+        "from pipelines.job import parse_job\n"
+        "from pipelines.submit import submit_job\n"
+        "sent = JobSubmissionClient.submit_job\n"
+        "def submit(self, **request):\n"
+        "    if sys.argv[1] == 'after':\n"
+        "        sent(self, **request)\n"
+        "    os._exit(9)\n"
+        "JobSubmissionClient.submit_job = submit\n"
+        "submit_job(parse_job(yaml.safe_load(sys.stdin), 'job'), sys.argv[2])\n"
+    )
+    for moment, phases in (("before", ["lost"]), ("after", ["pending", "running"])):
+        values = yaml.safe_dump(job.model_dump(mode="json")).encode()
+        command = [sys.executable, "-c", script, moment, target]
+        assert subprocess.run(command, input=values, cwd=CHECKOUT, timeout=90).returncode == 9
+        [(noted, state)] = list_jobs()
+        assert (noted.attempt, state.phase in phases) == (1, True), state
+    assert submit_job(job, target) == noted
+    assert stop_job(noted.id).phase == "stopped"
 
 
 def test_stopping_ends_it_on_the_cluster(pictures: Path, target: str, s3: str) -> None:

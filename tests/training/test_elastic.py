@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from ray_head import ray_head, ray_node
 
+from cluster.kubernetes_drain import NOT_WORK
 from labeling.storage import open_store
+from training.board import Board, Wish
 from training.checkpoint import whole_checkpoints
 from training.config import TrainingConfig, load_config
-from training.loop import Board, Wish, readers_of_each, run_training
+from training.loop import readers_of_each, run_training
 from training.records import read_metrics
 
 TOO_MANY = 4000
+TAKE_AWAY = """
+import ray
+from cluster.kubernetes_drain import leave
+ray.init(log_to_driver=False)
+[node] = [node["NodeID"] for node in ray.nodes() if "node:__internal_head__" not in node["Resources"]]
+leave(60, f"--node-id={node}")
+"""
 
 
 def config_of(settings: dict[str, Any], workers: dict[str, Any], **changes: Any) -> TrainingConfig:
@@ -70,9 +86,52 @@ def test_what_waits_for_room_is_stopped_and_scaled_at_once(shared_config: dict[s
     assert whole_checkpoints(open_store(tmp_path / "run-6")) == [0, 2]
 
 
+def test_workers_whose_node_is_taken_away_write_a_checkpoint_and_go_on_elsewhere(
+    shared_config: dict[str, Any], tmp_path: Path
+) -> None:
+    """As pods of spot nodes say so before they go."""
+    run = tmp_path / "run"
+    settings = {**shared_config, "base": "debug", "steps": 100_000, "log_every": 1}
+    settings["checkpoints"] = {"every": 100_000, "keep": 9, "first": False}
+    settings["workers"] = {**settings["workers"], "count": [1, 2], "cpus": 1.25}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    store = open_store(run)
+
+    def until(moment: Callable[[], Any]) -> None:
+        deadline = time.monotonic() + 120
+        while not moment():
+            assert training.poll() is None and time.monotonic() < deadline, (tmp_path / "said").read_text()
+            time.sleep(0.2)
+
+    with ray_head(tmp_path, {}) as head, ExitStack() as nodes:
+        raylet = nodes.enter_context(ray_node(head, 2))
+
+        def work() -> list[str]:
+            """What runs on that node, as its pod sees it."""
+            return [name for process in raylet.children() if not (name := process.name()).startswith(NOT_WORK)]
+
+        environment = {**os.environ, **head.environment, "RAY_ADDRESS": head.gcs}
+        command = [sys.executable, "-u", "-m", "pipelines", "train", str(tmp_path / "run.yaml"), "--run", str(run)]
+        with (tmp_path / "said").open("w") as said:
+            training = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
+        try:
+            until(lambda: len(read_metrics(store)) > 2)
+            assert "ray::RayTrainWorker" in "".join(work())
+            subprocess.run([sys.executable, "-c", TAKE_AWAY], env=environment, check=True, timeout=90)
+            until(lambda: not work())
+            nodes.close()
+            saved = whole_checkpoints(store)[-1]
+            until(lambda: read_metrics(store)[-1]["step"] > saved + 2)
+        finally:
+            training.kill()
+            training.wait()
+    assert "a node is taken away" in (tmp_path / "said").read_text()
+    assert [record["step"] for record in read_metrics(store)] == list(range(1, len(read_metrics(store)) + 1))
+
+
 def test_workers_that_step_are_told_and_those_that_are_gone_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("training.loop.time.monotonic", lambda: now)
+    monkeypatch.setattr("training.board.time.monotonic", lambda: now)
     board = Board()
     assert board.unheard()
     for step, moment in ((0, 10.0), (0, 11.0), (1, 20.0), (1, 21.0)):  # of two workers

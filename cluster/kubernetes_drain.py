@@ -49,6 +49,8 @@ def drain(role: str, seconds: float) -> bool:
 
 def leave(seconds: float, *more: str) -> None:
     """Tell Ray that this node goes within some seconds: it gives it nothing new to do, and whoever works here hears."""
+    if "RAY_ADDRESS" not in os.environ:  # KubeRay gives it to every worker; without it Ray would look for any other
+        return
     with suppress(OSError, subprocess.TimeoutExpired):  # of a Ray that does not answer there is nothing to wait for
         subprocess.run(  # noqa: S603 - Ray's own command
             [*LEAVE, f"--deadline-remaining-seconds={int(seconds)}", *more], timeout=LEAVE_SECONDS, check=False

@@ -76,8 +76,10 @@ def run(place: tuple[Path, dict[str, str]], command: str) -> str:
     return found.stdout
 
 
-def test_every_command_works(place: tuple[Path, dict[str, str]]) -> None:
-    here, _ = place
+def test_every_command_works(place: tuple[Path, dict[str, str]], ray_cluster: None) -> None:
+    import ray
+
+    here, environment = place
     commands = [command for command in COMMANDS if not command.startswith(ELSEWHERE)]
     assert len(commands) >= 22
     job = ""
@@ -90,14 +92,26 @@ def test_every_command_works(place: tuple[Path, dict[str, str]]) -> None:
                 (here / "runs" / "demo").symlink_to(here / "runs" / "mine")
             command += " --steps 2"
         said = run(place, command)
+        if command.startswith("onediffusion label"):  # the first start a Ray of their own; the rest have a cluster
+            environment["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         if command.endswith("status data/pictures"):
             assert "segmentation" in said
         if command.endswith("submit label --target local"):
             job = said.strip()
+        if command.startswith(("onediffusion evaluate", "onediffusion submit evaluate")):
+            said = run(place, f"onediffusion logs -f {said.strip()}") if "submit" in command else said
+            assert "image_to_edges_correlation: " in said
         if command.startswith("onediffusion logs"):
             assert "edges: " in said
     assert "succeeded" in run(place, "onediffusion jobs data/pictures")
-    for written in ("edges.png", "mask.png", "turned.png", "data/pictures/report.html", "data/views/dataset.json"):
+    for written in (
+        "edges.png",
+        "mask.png",
+        "turned.png",
+        "data/pictures/report.html",
+        "data/views/dataset.json",
+        "runs/mine/samples",
+    ):
         assert (here / written).exists(), written
     for group in ("mine", "latents-256-depth", "latents-256-edges", "text"):
         assert (here / "data" / "pictures" / group / "000000.parquet").exists(), group

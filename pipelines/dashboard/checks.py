@@ -241,4 +241,4 @@ def _look(
     if names & DATASET_CHECKS:
         yield from dataset_verdicts(dataset_state(now), context.instance, names)
     if "sources" in names:
-        yield from source_verdict(now)
+        yield source_verdict(now)[0]

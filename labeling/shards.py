@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -118,7 +119,7 @@ class Dataset:
     def footers(self, group: str, save: bool = False) -> dict[str, Footer]:
         """Footers of the group's shards that are there, by shard name: one listing, and the footers that changed.
 
-        save: keep what was learnt in GROUP/index.parquet.
+        save: keep what was learnt in GROUP/index.parquet, where one may write there.
         """
         listing = self.store.files(group)
         names = [shard.name for shard in self.shards if f"{shard.name}.parquet" in listing]
@@ -133,7 +134,8 @@ class Dataset:
                 found[name] = self.footer(group, name)
                 changed = True
         if save and (changed or len(known) != len(found)):
-            self._save_index(group, {name: (listing[f"{name}.parquet"], footer) for name, footer in found.items()})
+            with suppress(InputError, OSError):  # only a cache, and one may read where one may not write
+                self._save_index(group, {name: (listing[f"{name}.parquet"], footer) for name, footer in found.items()})
         return found
 
     def footer(self, group: str, shard: str) -> Footer:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from labeling.storage import Store, open_store
+from labeling.storage import Entry, Store, open_store
 from model.errors import InputError
 
 METADATA = "metadata.csv"
@@ -53,22 +53,26 @@ class Source:
         self.store: Store = open_store(folder)
 
     def items(self) -> list[Item]:
-        """All items, sorted by name. Raises InputError when there are none."""
-        files = self.store.walk()
-        if self.pattern:
-            files = {name: entry for name, entry in files.items() if fnmatch(name, self.pattern)}
+        """All items, sorted by name. Raises InputError when there are none, or for an archive that cannot be read."""
+        files = self.files()
         companions = self._companions()
         items: list[Item] = []
         for name, entry in files.items():
-            if name.endswith(".tar"):
-                items += self._tar_items(name)
-            elif name.endswith(".parquet"):
-                items += self._parquet_items(name)
+            if name.endswith((".tar", ".parquet")):
+                items += self._packed_items(name)
             elif name not in companions and name != METADATA:
                 items.append(Item(name, entry.size, name))
         if not items:
             raise InputError(f"{self.uri}: no files there to ingest; name a folder, glob, tar or Parquet with pictures")
         return sorted(items, key=lambda item: item.name)
+
+    def files(self) -> dict[str, Entry]:
+        """The files that the address names, sorted; none is opened. What lies beside them may change at any time."""
+        if not self.pattern:
+            return self.store.walk()
+        # A single file is not worth walking through all that lies beside it.
+        found = self.store.walk() if any(sign in self.pattern for sign in "*?[") else self.store.files()
+        return {name: entry for name, entry in found.items() if fnmatch(name, self.pattern)}
 
     def metadata(self) -> dict[str, dict[str, str]]:
         """Rows of metadata.csv by file name; empty without one. Raises InputError for a table without file_name."""
@@ -90,6 +94,13 @@ class Source:
     def _companions(self) -> set[str]:
         # Right pictures and disparities belong to another picture's row and are none of their own.
         return {row[key] for row in self.metadata().values() for key in ("right", "disparity") if key in row}
+
+    def _packed_items(self, name: str) -> list[Item]:
+        try:
+            return self._tar_items(name) if name.endswith(".tar") else self._parquet_items(name)
+        except (tarfile.TarError, pa.ArrowInvalid) as error:
+            said = " ".join(str(error).split())
+            raise InputError(f"{self.uri}: {name} cannot be read ({said}); is all of it there?") from None
 
     def _tar_items(self, name: str) -> list[Item]:
         with self.store.open(name) as file, tarfile.open(fileobj=file, mode="r:") as archive:

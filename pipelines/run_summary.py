@@ -17,6 +17,7 @@ from labeling.shards import open_store
 from labeling.storage import Store
 from model.prompts import TASKS
 from pipelines.charts import chart_top, dot_strip, line_chart, number
+from pipelines.kept_files import KeptFiles
 from pipelines.overlays import Drawing, Inliner, inline_file
 from training.checkpoint import whole_checkpoints
 from training.loop import CONFIG, MANIFEST
@@ -110,19 +111,34 @@ def run_timings(store: Store) -> list[dict[str, Any]]:
     return list(found.get("timings") or []) if isinstance(found, dict) else []
 
 
-def describe_run(uri: str, inline: Inliner, figures: Mapping[str, Any] | None = None) -> RunSection:
+_records = KeptFiles(lambda store, name: read_metrics(store), most=8)
+
+
+def run_records(store: Store) -> list[dict[str, Any]]:
+    """The records of a run's metrics, oldest first, read once for as long as they stay the same."""
+    entry = store.files().get(METRICS)
+    return _records.get(store, METRICS, entry) if entry else []
+
+
+def run_figures(store: Store, figures: Mapping[str, Any] | None = None) -> list[Figure]:
+    """The figures of a run's evaluation. figures: if RUN/evaluation.json is not to be asked."""
+    if figures is None:
+        kept = read_json(store, EVALUATION) or {}
+        figures = kept.get("figures", kept)
+    return [_figure(name, figure) for name, figure in figures.items() if isinstance(figure, Mapping)]
+
+
+def describe_run(uri: str, inline: Inliner, figures: Mapping[str, Any] | None = None, tasks: bool = True) -> RunSection:
     """Read a run for the page. figures: of its evaluation, if RUN/evaluation.json is not to be asked.
 
+    tasks: whether to say how many rows each has, which takes the manifest: it names every shard of every dataset.
     Whatever is not there is named in `missing`.
     """
     store = open_store(uri)
     config = _config(store)
-    records = [record for record in read_metrics(store) if isinstance(record.get("step"), int)]
+    records = [record for record in run_records(store) if isinstance(record.get("step"), int)]
     steps = whole_checkpoints(store)
-    if figures is None:
-        kept = read_json(store, EVALUATION) or {}
-        figures = kept.get("figures", kept)
-    evaluated = [_figure(name, figure) for name, figure in figures.items() if isinstance(figure, Mapping)]
+    evaluated = run_figures(store, figures)
     samples, left_out = _samples(store, inline)
     present = {
         f"no configuration ({CONFIG})": bool(config),
@@ -138,7 +154,7 @@ def describe_run(uri: str, inline: Inliner, figures: Mapping[str, Any] | None = 
         loss=number(_mean(_values(records, "loss")[-5:])),
         speed=number(_median(_values(records, "tokens_per_second"))),
         facts=_facts(config, records, steps),
-        tasks=_tasks(config, store),
+        tasks=_tasks(config, store) if tasks else [],
         charts=_charts(records),
         task_charts=_task_charts(records),
         samples=samples,

@@ -6,7 +6,8 @@ reports them as well.
 
 # No postponed annotations: Dagster reads those of its steps.
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -14,16 +15,20 @@ from typing import Any
 import dagster as dg
 
 from labeling.shards import open_store
+from model.errors import InputError
+from pipelines.dashboard.details import LABELLED_BY, SPEED
 from pipelines.dashboard.fingerprints import DatasetState, Key, RangeState, dataset_state
+from pipelines.dashboard.launch import explained
+from pipelines.dashboard.places import Place
 from pipelines.dashboard.snapshots import Snapshot, find_snapshot, look
-from pipelines.overlays import Inliner
-from pipelines.run_summary import describe_run
-from training.records import read_metrics
+from pipelines.run_summary import EVALUATION, read_json, run_figures, run_records
 
 MOST_ERRORS = 0.05  # of the rows
 LEAST_SPEED = 0.5  # of what it was before
 MOST_EVENTS = 400  # that are looked at for what it was before
+SAID_SECONDS = 900.0  # between events of a check that say the same with other numbers
 MOST_RISE = 1.05  # of a held-out loss over its lowest: more is learning by heart
+DATASET_CHECKS = frozenset({"fresh", "errors", "speed"})
 _ABOUT = {
     "fresh": "No shard is missing or stale, by the fingerprints in their footers.",
     "errors": f"At most {MOST_ERRORS:.0%} of the rows are in error.",
@@ -68,17 +73,27 @@ class Verdict:
         )
 
 
-def dataset_verdicts(state: DatasetState, instance: dg.DagsterInstance) -> Iterator[Verdict]:
+def one_line(error: Exception) -> str:
+    """What an error says, in a line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def dataset_verdicts(
+    state: DatasetState, instance: dg.DagsterInstance, checks: Collection[str] = DATASET_CHECKS
+) -> Iterator[Verdict]:
     """Of all groups of a dataset, but whether its sources have new pictures."""
     for group in state.snapshot.labels:
         key = (state.snapshot.place.name, group)
         whole = state.totals(group)
-        yield _freshness(key, whole, state)
-        share = whole.errors / max(whole.rows, 1)
-        said = f"{whole.errors:,} of {whole.rows:,} rows ({share:.1%}) are in error"
-        facts = {"rows in error": whole.errors, "share": round(share, 4)}
-        yield Verdict(key, "errors", share <= MOST_ERRORS, said, facts)
-        yield _speed(key, instance)
+        if "fresh" in checks:
+            yield _freshness(key, whole, state)
+        if "errors" in checks:
+            share = whole.errors / max(whole.rows, 1)
+            said = f"{whole.errors:,} of {whole.rows:,} rows ({share:.1%}) are in error"
+            facts = {"rows in error": whole.errors, "share": round(share, 4)}
+            yield Verdict(key, "errors", share <= MOST_ERRORS, said, facts)
+        if "speed" in checks:
+            yield _speed(key, state, instance)
 
 
 def _freshness(key: Key, whole: RangeState, state: DatasetState) -> Verdict:
@@ -94,16 +109,19 @@ def _freshness(key: Key, whole: RangeState, state: DatasetState) -> Verdict:
     return Verdict(key, "fresh", whole.is_fresh, said, facts)
 
 
-def _speed(key: Key, instance: dg.DagsterInstance) -> Verdict:
-    """The last labelling beside the median of those before it."""
-    speeds: dict[str, float] = {}  # by run: each of its ranges has the speed of the whole job
+def _speed(key: Key, state: DatasetState, instance: dg.DagsterInstance) -> Verdict:
+    """The last labelling beside the median of those before it.
+
+    A job that was sent again says only of its last attempt how fast it was; events know of those before.
+    """
+    speeds = {one.job: one.speed for one in reversed(state.labellings) if one.group == key[1]}
     for record in instance.fetch_materializations(dg.AssetKey(key), limit=MOST_EVENTS).records:
         event = record.asset_materialization
-        value = event.metadata.get("rows a second") if event else None
-        if value is not None and isinstance(value.value, int | float):
-            speeds.setdefault(record.event_log_entry.run_id, float(value.value))
+        job, speed = (event.metadata.get(name) if event else None for name in (LABELLED_BY, SPEED))
+        if job and speed and isinstance(speed.value, int | float):
+            speeds.setdefault(str(job.value), float(speed.value))
     if not speeds:
-        return Verdict(key, "speed", True, "not labelled from here yet")
+        return Verdict(key, "speed", True, "no job has labelled it yet")
     last, *earlier = speeds.values()
     if not earlier:
         return Verdict(key, "speed", True, f"{last:.3g} rows a second", {"rows a second": last})
@@ -117,7 +135,7 @@ def run_verdicts(snapshot: Snapshot) -> Iterator[Verdict]:
     from training.checkpoint import checkpoint_name, whole_checkpoints
 
     name, store = snapshot.place.name, open_store(snapshot.place.address)
-    records = read_metrics(store)
+    records = run_records(store)
     losses = [record["loss"] for record in records if isinstance(record.get("loss"), int | float)]
     if losses:
         first, last = _mean(losses[:5]), _mean(losses[-5:])
@@ -131,14 +149,12 @@ def run_verdicts(snapshot: Snapshot) -> Iterator[Verdict]:
         good = math.isfinite(last) and last <= MOST_RISE * best
         facts = {"held-out loss": last} if math.isfinite(last) else {}
         yield Verdict((name, "checkpoints"), "held_out", good, said, facts)
-    run = describe_run(snapshot.place.address, Inliner(0))
-    steps = whole_checkpoints(store)
-    if run.figures and steps:
-        from pipelines.run_summary import EVALUATION, read_json
-
+    figures = run_figures(store)
+    steps = whole_checkpoints(store) if figures else []
+    if figures and steps:
         of = (read_json(store, EVALUATION) or {}).get("checkpoint") or ""
         newest = not of or of.endswith(checkpoint_name(steps[-1]))
-        lost = [figure.title for figure in run.figures if not figure.wins]
+        lost = [figure.title for figure in figures if not figure.wins]
         said = "every figure is above its baselines" if not lost else f"not above its baselines: {', '.join(lost)}"
         said = said if newest else f"of {of.rsplit('/', 1)[-1]}, which is not the newest checkpoint"
         yield Verdict((name, "evaluation"), "figures", newest and not lost, said)
@@ -148,17 +164,24 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def report_verdicts(instance: dg.DagsterInstance, verdicts: Iterable[Verdict]) -> int:
-    """Report those that Dagster has otherwise, or not at all; how many."""
+def report_verdicts(instance: dg.DagsterInstance, verdicts: Iterable[Verdict], seconds: float = SAID_SECONDS) -> int:
+    """Report those that Dagster has otherwise, or not at all; how many.
+
+    seconds: between reports of what is only said with other numbers, since Dagster keeps every event for good.
+    """
     found = {dg.AssetCheckKey(dg.AssetKey(one.key), one.check): one for one in verdicts}
     known = instance.event_log_storage.get_latest_asset_check_execution_by_key(list(found))
     count = 0
     for key, verdict in found.items():
         record = known.get(key)
-        event = record.event.dagster_event if record and record.event else None
+        entry = record.event if record else None
+        event = entry.dagster_event if entry else None
         kind = dg.DagsterEventType.ASSET_CHECK_EVALUATION
         before = event.asset_check_evaluation_data if event and event.event_type == kind else None
-        if before is None or (before.passed, before.description) != (verdict.passed, verdict.said):
+        same = before is not None and before.passed == verdict.passed
+        if not (before and entry and same) or (
+            before.description != verdict.said and time.time() - entry.timestamp >= seconds
+        ):
             instance.report_runless_asset_event(verdict.evaluation())
             count += 1
     return count
@@ -190,20 +213,32 @@ def build_checks(snapshot: Snapshot) -> list[dg.AssetChecksDefinition]:
 
     @dg.multi_asset_check(name=f"{name}__check", specs=specs, can_subset=True)
     def check(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
-        from pipelines.dashboard.sources import source_verdict
-
-        place = find_snapshot(name).place
-        now = look(place)
-        if now.place.kind == "run":
-            verdicts: list[Verdict] = list(run_verdicts(now))
-        else:
-            verdicts = [*dataset_verdicts(dataset_state(now), context.instance), *source_verdict(now)]
-        found = {dg.AssetCheckKey(dg.AssetKey(one.key), one.check): one for one in verdicts}
-        for key in context.selected_asset_check_keys:
-            if key in found:
-                yield found[key].result()
-            else:
-                said = "nothing there to check yet"
-                yield Verdict(tuple(key.asset_key.path), key.name, True, said).result()
+        chosen = context.selected_asset_check_keys
+        with explained():
+            place = find_snapshot(name).place
+        found: dict[dg.AssetCheckKey, Verdict] = {}
+        said, reached = "nothing there to check yet", True
+        try:
+            found = {dg.AssetCheckKey(dg.AssetKey(one.key), one.check): one for one in _look(place, chosen, context)}
+        except (InputError, OSError) as error:  # what was just made stays made, though its place does not answer now
+            said, reached = f"cannot be checked: {one_line(error)}", False
+        for key in chosen:
+            yield found.get(key, Verdict(tuple(key.asset_key.path), key.name, reached, said)).result()
 
     return [check]
+
+
+def _look(
+    place: Place, chosen: Collection[dg.AssetCheckKey], context: dg.AssetCheckExecutionContext
+) -> Iterator[Verdict]:
+    from pipelines.dashboard.sources import source_verdict
+
+    names = {key.name for key in chosen}
+    now = look(place)
+    if now.place.kind == "run":
+        yield from run_verdicts(now)
+        return
+    if names & DATASET_CHECKS:
+        yield from dataset_verdicts(dataset_state(now), context.instance, names)
+    if "sources" in names:
+        yield source_verdict(now)[0]

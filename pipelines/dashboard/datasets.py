@@ -178,6 +178,6 @@ def made(instance: dg.DagsterInstance, name: str, chosen: Chosen, ended: Ended) 
     ]
     reporter, about = Reporter(instance), job_details(ended.submission)
     reporter.report([one for one in versions if one not in mine], lambda one: group_details(state, one))
-    yield from reporter.events(mine, lambda one: group_details(state, one, ended.result) | about, again=True)
+    yield from reporter.events(mine, lambda one: group_details(state, one) | about, again=True)
     # What depends on what was made now has another input.
     reporter.report(versions, lambda one: group_details(state, one))

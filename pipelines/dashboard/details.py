@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
 
-from labeling.shards import Dataset
+from labeling.shards import Dataset, open_store
 from pipelines.dashboard.fingerprints import DatasetState, Version, partition_of
+from pipelines.dashboard.labellings import Labelling
 from pipelines.dashboard.ranges import Range
 from pipelines.dashboard.sheets import contact_sheet, sample_sheet, save_charts
 from pipelines.dashboard.snapshots import Snapshot
 from pipelines.overlays import Inliner
-from pipelines.run_summary import RunSection, describe_run
+from pipelines.run_summary import RunSection, describe_run, run_figures
 
 MOST_ERROR_SHARDS, MOST_REASONS = 64, 6
+LABELLED_BY, SPEED = "labelled by", "rows a second"
 MOST_CHARACTERS = 900  # Dagster puts longer Markdown behind a link
 
 
-def group_details(state: DatasetState, version: Version, job: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Of a group, or a range of it. job: the result of the labelling job that made it."""
+def group_details(state: DatasetState, version: Version) -> dict[str, Any]:
+    """Of a group, or a range of it."""
     snapshot, group = state.snapshot, version.key[1]
     part = _part(snapshot, version.partition)
     own = state.ranges[group][part.key]
@@ -36,13 +37,18 @@ def group_details(state: DatasetState, version: Version, job: Mapping[str, Any] 
     if own.errors:
         found["errors"] = dg.MetadataValue.md(_errors(dataset, group, [s for s in shards if s in state.footers[group]]))
     found["shards"] = own.fresh + own.stale
-    seconds = ((job or {}).get("busy") or {}).get(group)
-    if job and seconds:
-        rows = (job.get("rows") or {}).get(group, 0)
-        found["rows labelled by the job"] = int(rows)
-        found["rows a second"] = round(rows / seconds, 2)
-        found["seconds of work"] = round(float(seconds), 2)
-    return found
+    last = next((one for one in reversed(state.labellings) if one.group == group), None)
+    return found | (labelling_details(last) if last else {})
+
+
+def labelling_details(labelling: Labelling) -> dict[str, Any]:
+    """Of a job's work on a group."""
+    return {
+        LABELLED_BY: labelling.job,
+        "rows labelled by the job": labelling.rows,
+        SPEED: round(labelling.speed, 2),
+        "seconds of work": round(labelling.seconds, 2),
+    }
 
 
 def _part(snapshot: Snapshot, partition: str | None) -> Range:
@@ -73,12 +79,12 @@ def _reason(text: str) -> str:
 
 def checkpoint_details(address: str) -> dict[str, Any]:
     """Of a run's checkpoints: its loss curves, its samples, how far and how fast it went."""
-    return run_details(describe_run(address, Inliner(2_000_000)))
+    return run_details(describe_run(address, Inliner(2_000_000), figures={}, tasks=False))
 
 
 def progress_details(address: str) -> dict[str, Any]:
     """The same while it goes on: without samples, which cost reading."""
-    return run_details(describe_run(address, Inliner(0), figures={}))
+    return run_details(describe_run(address, Inliner(0), figures={}, tasks=False))
 
 
 def run_details(run: RunSection) -> dict[str, Any]:
@@ -105,14 +111,14 @@ def run_details(run: RunSection) -> dict[str, Any]:
 
 def evaluation_details(address: str) -> dict[str, Any]:
     """Of a run's evaluation: its figures beside the baselines."""
-    run = describe_run(address, Inliner(0))
+    figures = run_figures(open_store(address))
     lines = [
         "| figure | model | before training | other labels | other pictures |",
         "| :--- | ---: | ---: | ---: | ---: |",
     ]
-    lines += [f"| {one.title} | {one.model} | {' | '.join(one.baselines)} |" for one in run.figures]
+    lines += [f"| {one.title} | {one.model} | {' | '.join(one.baselines)} |" for one in figures]
     found: dict[str, Any] = {"figures": dg.MetadataValue.md("\n".join(lines))}
-    for one in run.figures:
+    for one in figures:
         if (value := _plain(one.model)) is not None:
             found[one.title] = value
     return found

@@ -16,15 +16,17 @@ from typing import Any
 from labeling.content import digest_json
 from labeling.plan import expected_recipe
 from labeling.shards import Dataset, Footer, open_store
-from labeling.storage import Store
-from model.errors import InputError
+from labeling.storage import Entry, Store
+from pipelines.dashboard.labellings import Labelling, labellings
 from pipelines.dashboard.ranges import Range
 from pipelines.dashboard.snapshots import Snapshot
+from pipelines.kept_files import KeptFiles
 from pipelines.run_summary import EVALUATION, read_json
 from training.loop import MANIFEST
 
 Key = tuple[str, ...]
 Footers = dict[str, dict[str, Footer]]
+Listings = dict[str, dict[str, Entry]]
 MISSING = "missing"
 
 
@@ -64,12 +66,18 @@ class Version:
 
 @dataclass(frozen=True)
 class DatasetState:
-    """What is there of a dataset: group → key of a range → its state; and the footers it was seen by."""
+    """What is there of a dataset: group → key of a range → its state; and what it was seen by.
+
+    listings: group → shard → its file; contents: group → digest of all of its shards; labellings: see `Labelling`.
+    """
 
     snapshot: Snapshot
+    shards: Sequence[str]
     ranges: dict[str, dict[str, RangeState]]
+    listings: Listings
     footers: Footers
-    contents: dict[str, str]  # group → digest of all of its shards
+    contents: dict[str, str]
+    labellings: Sequence[Labelling]
 
     def totals(self, group: str) -> RangeState:
         """Of all ranges together."""
@@ -84,26 +92,69 @@ class DatasetState:
         )
 
 
-def dataset_state(snapshot: Snapshot) -> DatasetState:
-    """Look at all footers of a dataset. Costs one listing a group, and the footers that changed."""
+def dataset_state(snapshot: Snapshot, before: DatasetState | None = None) -> DatasetState:
+    """Look at the shards of a dataset. Costs one listing a group, and the footers that changed.
+
+    before: as it was seen last; of what has not changed since, it is taken, and returned itself where that is all.
+    """
     dataset = Dataset.open(snapshot.place.address)
-    footers = {group: _footers(dataset, group) for group in snapshot.groups}
-    names = [shard.name for shard in dataset.shards]
-    ranges = {
-        group: {
-            part.key: _range_state(snapshot.groups[group], group, names[part.first : part.end], footers)
-            for part in snapshot.ranges
+    shards = [shard.name for shard in dataset.shards]
+    listings: Listings = {}
+    footers: Footers = {}
+    for group in snapshot.groups:
+        files = dataset.store.files(group)
+        listings[group] = {shard: files[f"{shard}.parquet"] for shard in shards if f"{shard}.parquet" in files}
+        footers[group] = _footers(dataset, group, listings[group], before)
+    done = labellings(dataset.store)
+    if before and (snapshot, shards, listings, done) == (
+        before.snapshot,
+        before.shards,
+        before.listings,
+        before.labellings,
+    ):
+        return before
+    ranges: dict[str, dict[str, RangeState]] = {}
+    contents: dict[str, str] = {}
+    for group in snapshot.groups:
+        if before and _is_unchanged(group, snapshot, shards, listings, before):
+            ranges[group], contents[group] = before.ranges[group], before.contents[group]
+            continue
+        declared = snapshot.groups[group]
+        ranges[group] = {
+            part.key: _range_state(declared, group, shards[part.first : part.end], footers) for part in snapshot.ranges
         }
-        for group in snapshot.groups
-    }
-    contents = {group: _content(names, footers[group]) for group in snapshot.groups}
-    return DatasetState(snapshot, ranges, footers, contents)
+        contents[group] = _content(shards, footers[group])
+    return DatasetState(snapshot, shards, ranges, listings, footers, contents, done)
 
 
-def _footers(dataset: Dataset, group: str) -> dict[str, Footer]:
-    with suppress(InputError, OSError):  # the cache of footers is only a help: one may read where one may not write
+def _footers(
+    dataset: Dataset, group: str, listing: Mapping[str, Entry], before: DatasetState | None
+) -> dict[str, Footer]:
+    if before is None or group not in before.footers:
         return dataset.footers(group, save=True)
-    return dataset.footers(group)
+    known, listed = before.footers[group], before.listings[group]
+    if listing == listed:
+        return known
+    found = {}
+    for shard, entry in listing.items():
+        if shard in known and listed.get(shard) == entry:
+            found[shard] = known[shard]
+        else:
+            with suppress(FileNotFoundError):  # deleted since it was listed
+                found[shard] = dataset.footer(group, shard)
+    return found
+
+
+def _is_unchanged(
+    group: str, snapshot: Snapshot, shards: Sequence[str], listings: Listings, before: DatasetState
+) -> bool:
+    """Whether a group is declared and made from the same as before."""
+    if (snapshot.shards, shards) != (before.snapshot.shards, before.shards):
+        return False
+    return all(
+        snapshot.groups[one] == before.snapshot.groups.get(one) and listings[one] == before.listings[one]
+        for one in (group, *snapshot.upstream(group))
+    )
 
 
 def _range_state(declared: Mapping[str, Any], group: str, shards: Sequence[str], footers: Footers) -> RangeState:
@@ -204,11 +255,26 @@ def run_versions(
 
 def _learnt(store: Store, config: Mapping[str, Any]) -> dict[tuple[str, str], str]:
     """(dataset, group) → digest of the shards' content that the run's manifest pins, as `DatasetState.contents`."""
-    manifest = read_json(store, MANIFEST) or {"sources": {}}
-    found: dict[tuple[str, str], str] = {}
-    for name, source in manifest["sources"].items():
-        address = config["mixture"].get(name, source)["dataset"]  # it may have moved since
-        for group in source["declarations"]:
-            pins = [(shard["name"], shard["content"][group]) for shard in source["shards"]]
-            found[open_store(address).uri, group] = digest_json(pins)
+    entry = store.files().get(MANIFEST)
+    pinned = _manifests.get(store, MANIFEST, entry) if entry else {}
+    return {
+        (open_store(config["mixture"].get(name, {}).get("dataset", dataset)).uri, group): digest  # moved, perhaps
+        for name, (dataset, digests) in pinned.items()
+        for group, digest in digests.items()
+    }
+
+
+def _pinned(store: Store, name: str) -> dict[str, tuple[str, dict[str, str]]]:
+    """Source → (dataset's address, group → digest of its shards' content): all that is needed of it, and small."""
+    manifest = read_json(store, name) or {"sources": {}}
+    found = {}
+    for source, values in manifest["sources"].items():
+        digests = {
+            group: digest_json([(shard["name"], shard["content"][group]) for shard in values["shards"]])
+            for group in values["declarations"]
+        }
+        found[source] = values["dataset"], digests
     return found
+
+
+_manifests = KeptFiles(_pinned, most=64)

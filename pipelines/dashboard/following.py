@@ -9,15 +9,17 @@ from typing import Any
 import dagster as dg
 
 from cluster.records import one_at_a_time
-from pipelines.dashboard.checks import dataset_verdicts, report_verdicts, run_verdicts
-from pipelines.dashboard.details import checkpoint_details, evaluation_details, group_details
+from pipelines.dashboard.checks import DATASET_CHECKS, dataset_verdicts, report_verdicts, run_verdicts
+from pipelines.dashboard.details import checkpoint_details, evaluation_details, group_details, labelling_details
 from pipelines.dashboard.fingerprints import DatasetState, Version, dataset_state, dataset_versions
 from pipelines.dashboard.places import places, remember, worked_on
-from pipelines.dashboard.reporting import Reporter
+from pipelines.dashboard.reporting import MEMORY_SECONDS, Reporter, shown_pictures
 from pipelines.dashboard.runs import versions_of
+from pipelines.dashboard.sheets import drop_old_pictures
 from pipelines.dashboard.snapshots import NOT_YET, Snapshot, refresh, snapshots
 
 FAR_SECONDS = 60.0  # between looks at places that are not on this machine
+TIDY_SECONDS = 3600.0  # between looks at the pictures that are kept
 
 
 @dataclass
@@ -28,6 +30,9 @@ class Follower:
     reporter: Reporter = field(init=False)
     _looked: dict[str, float] = field(default_factory=dict)
     _states: dict[str, DatasetState] = field(default_factory=dict)
+    _told: dict[str, float] = field(default_factory=dict)  # address → when all that was there had been told
+    _checked: dict[str, float] = field(default_factory=dict)  # address → when all of its checks were looked at
+    _tidied: float = float("-inf")
 
     def __post_init__(self) -> None:
         self.reporter = Reporter(self.instance)
@@ -64,6 +69,9 @@ class Follower:
             self._looked[name] = time.monotonic()
             if count:
                 told.append(f"{name}: {count} changes")
+        if time.monotonic() - self._tidied > TIDY_SECONDS:
+            self._tidied = time.monotonic()
+            drop_old_pictures(shown_pictures(self.instance))
         return told
 
     def _waits(self, snapshot: Snapshot) -> bool:
@@ -86,6 +94,29 @@ class Follower:
 
             count = self.reporter.report(versions, details, deadline)
             return count + report_verdicts(self.instance, run_verdicts(snapshot))
-        state = self._states[address] = dataset_state(snapshot)
+        return self._tell_of_dataset(snapshot, deadline)
+
+    def _tell_of_dataset(self, snapshot: Snapshot, deadline: float) -> int:
+        address = snapshot.place.address
+        before = self._states.get(address)
+        state = self._states[address] = dataset_state(snapshot, before)
+        now = time.monotonic()
+        if state is before and now - self._told.get(address, float("-inf")) < MEMORY_SECONDS:
+            return 0
+        self._told.pop(address, None)
         count = self.reporter.report(dataset_versions(state), lambda one: group_details(state, one), deadline)
-        return count + report_verdicts(self.instance, dataset_verdicts(state, self.instance))
+        is_done = self.reporter.is_done
+        new = [one for one in state.labellings if before and one not in before.labellings]
+        for one in new:  # a job says how fast it was some moments after its last shard
+            key = dg.AssetKey([snapshot.place.name, one.group])
+            self.instance.report_runless_asset_event(dg.AssetObservation(key, metadata=labelling_details(one)))
+        # How fast it was says nothing new until a job ends, and costs looking at many events.
+        checks = DATASET_CHECKS
+        if new or now - self._checked.get(address, float("-inf")) > MEMORY_SECONDS:
+            self._checked[address] = now
+        else:
+            checks -= {"speed"}
+        count += report_verdicts(self.instance, dataset_verdicts(state, self.instance, checks))
+        if is_done:
+            self._told[address] = time.monotonic()
+        return count

@@ -9,8 +9,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import os
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -207,7 +209,7 @@ def _cut(text: str, most: int) -> str:
 
 def live_curves(address: str) -> bytes:
     """A run's loss and speed as they are now, as an SVG."""
-    run = describe_run(address, Inliner(0), figures={})
+    run = describe_run(address, Inliner(0), figures={}, tasks=False)
     said = f"step {run.step:,}, loss {run.loss}, {run.speed} tokens/s" if run.charts else "no metrics yet"
     return draw_charts(run.charts[:2], columns=2, width=WIDE, caption=f"{said}{_under_way(address)}").encode()
 
@@ -263,8 +265,14 @@ def picture_folder() -> Path:
     return path
 
 
-def drop_old_pictures(most: int = MOST_BYTES) -> None:
-    """Delete the oldest pictures while they take more than `most` bytes; events that showed them then show none."""
+def drop_old_pictures(shown: Iterable[str] = (), most: int = MOST_BYTES) -> None:
+    """Delete pictures while all of them take more than `most` bytes: those first that were longest not among `shown`.
+
+    shown: names of the pictures that the newest events show. Older events then show none.
+    """
+    for name in shown:
+        with suppress(FileNotFoundError):
+            os.utime(picture_folder() / name)
     files = sorted(((path.stat(), path) for path in picture_folder().iterdir()), key=lambda item: item[0].st_mtime)
     total = sum(stat.st_size for stat, _ in files)
     for stat, path in files:

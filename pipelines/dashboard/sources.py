@@ -1,75 +1,110 @@
-"""New pictures in the places that a dataset's pictures came from."""
+"""What a dataset lacks: pictures that are new in the places its pictures came from, and labels of its shards."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import json
+import time
+from contextlib import suppress
+from dataclasses import dataclass
 
 from labeling.content import digest_json
+from labeling.lease import EXPIRY
+from labeling.lease import NAME as LEASE
 from labeling.shards import Dataset
 from labeling.sources import Source
 from model.errors import InputError
-from pipelines.dashboard.checks import Verdict
+from pipelines.dashboard.checks import Verdict, one_line
 from pipelines.dashboard.snapshots import Snapshot
 
 MOST_NAMES = 2_000_000  # of pictures ingested; beyond, new ones are only counted
+SHOWN_NAMES = 20
 
 
 @dataclass(frozen=True)
 class News:
-    """A source with pictures that are not in the dataset yet: how many, and some of their names."""
+    """A source with pictures that are not in the dataset yet: how many, some of their names, and what tells them apart.
+
+    identity: digest of all of their names.
+    """
 
     source: str
     count: int
-    names: list[str] = field(default_factory=list)
+    names: list[str]
+    identity: str
 
 
 def listing(snapshot: Snapshot) -> str:
-    """Digest of what lies in a dataset's sources; files are listed, none is opened. Raises InputError."""
-    found = []
-    for uri in snapshot.sources:
-        source = Source(uri)
-        found.append([uri, [(name, entry.size, entry.tag) for name, entry in source.store.walk().items()]])
-    return digest_json(found)
+    """Digest of the files that a dataset's sources name, and their sizes; none is opened. Raises InputError, OSError.
+
+    Files beside them, such as those of the dataset itself, do not count.
+    """
+    return digest_json(
+        [[uri, [(name, entry.size) for name, entry in Source(uri).files().items()]] for uri in snapshot.sources]
+    )
 
 
 def news(snapshot: Snapshot) -> list[News]:
-    """The sources that have new pictures. Raises InputError for one that cannot be listed."""
+    """The sources that have new pictures. Raises InputError, or OSError, for one that cannot be listed."""
     dataset = Dataset.open(snapshot.place.address)
-    rejected, images = dataset.footers("rejected"), dataset.footers("images")
+    there = {group: dataset.store.files(group) for group in ("images", "rejected")}
     found = []
     for number, uri in enumerate(snapshot.sources):
-        shards = [shard.name for shard in dataset.shards if shard.source == number and shard.name in images]
-        known = sum(images[shard].rows for shard in shards)
-        known += sum(rejected[shard].rows for shard in shards if shard in rejected)
         try:
             items = Source(uri).items()
         except InputError as error:
             if "no files there" in str(error):  # emptied since: nothing is new
                 continue
             raise
-        if known > MOST_NAMES:
+        shards = [shard for shard in dataset.shards if shard.source == number]
+        if sum(shard.rows for shard in shards) > MOST_NAMES:
+            rejected = dataset.footers("rejected", save=True)
+            known = sum(shard.rows for shard in shards)
+            known += sum(rejected[shard.name].rows for shard in shards if shard.name in rejected)
             if len(items) > known:
-                found.append(News(uri, len(items) - known))
+                found.append(News(uri, len(items) - known, [], digest_json(len(items))))
             continue
         names: set[str] = set()
         for shard in shards:
-            names.update(dataset.read("images", shard, ["source"])["source"].to_pylist())
-            if shard in rejected:
-                names.update(dataset.read("rejected", shard, ["source"])["source"].to_pylist())
+            for group, files in there.items():
+                if f"{shard.name}.parquet" in files:
+                    names.update(dataset.read(group, shard.name, ["source"])["source"].to_pylist())
         fresh = [item.name for item in items if item.name not in names]
         if fresh:
-            found.append(News(uri, len(fresh), fresh[:20]))
+            found.append(News(uri, len(fresh), fresh[:SHOWN_NAMES], digest_json(fresh)))
     return found
 
 
-def source_verdict(snapshot: Snapshot, found: list[News] | None = None) -> Iterator[Verdict]:
-    """The check `sources` of a dataset, where it has sources."""
-    if not snapshot.sources or snapshot.kind != "pictures":
-        return
-    found = news(snapshot) if found is None else found
+def unlabelled(snapshot: Snapshot) -> dict[str, list[str]]:
+    """Group → shards that have no label of it, though it is declared. Costs a listing a group."""
+    dataset = Dataset.open(snapshot.place.address)
+    found = {}
+    for group in snapshot.labels:
+        files = dataset.store.files(group)
+        missing = [shard.name for shard in dataset.shards if f"{shard.name}.parquet" not in files]
+        if missing:
+            found[group] = missing
+    return found
+
+
+def worked_on_now(snapshot: Snapshot) -> str:
+    """A group of a dataset that a job holds now, "" if there is none: another job on it would be refused."""
+    store = Dataset(snapshot.place.address).store
+    for group in snapshot.groups:
+        with suppress(FileNotFoundError, ValueError, KeyError):
+            if time.time() - json.loads(store.read(f"{group}/{LEASE}"))["time"] < EXPIRY:
+                return group
+    return ""
+
+
+def source_verdict(snapshot: Snapshot) -> tuple[Verdict, list[News]]:
+    """The check `sources` of a dataset, and what is new: nothing, where a source cannot be listed."""
+    key = (snapshot.place.name, "images")
+    try:
+        found = news(snapshot)
+    except (InputError, OSError) as error:
+        return Verdict(key, "sources", False, f"a source cannot be listed: {one_line(error)}"), []
     count = sum(one.count for one in found)
     said = "; ".join(f"{one.count} new in {one.source}" for one in found) or "all pictures are in the dataset"
     if count:
         said += ": run the job ingest_pictures to add and label them"
-    yield Verdict((snapshot.place.name, "images"), "sources", not count, said, {"new pictures": count})
+    return Verdict(key, "sources", not count, said, {"new pictures": count}), found

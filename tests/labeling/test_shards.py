@@ -61,6 +61,12 @@ def test_the_index_is_only_a_cache(place: str) -> None:
     assert dataset.footers("images")["000000"].recipe == "other"
 
 
+def test_footers_are_read_where_the_index_cannot_be_written(tmp_path: Path) -> None:
+    dataset = make(str(tmp_path))
+    (tmp_path / "images" / "index.parquet").mkdir()
+    assert list(dataset.footers("images", save=True)) == ["000000"]
+
+
 def test_the_same_table_gives_the_same_bytes(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     write_shard(store, "g", "000000", TABLE, [2, 1], "recipe")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,13 +20,13 @@ from labeling.plan import dataset_status
 from labeling.shards import Dataset
 from model.errors import InputError
 from pipelines.dashboard import ranges
-from pipelines.dashboard.checks import dataset_verdicts, place_checks, run_verdicts
+from pipelines.dashboard.checks import Verdict, dataset_verdicts, place_checks, report_verdicts, run_verdicts
 from pipelines.dashboard.definitions import build_definitions
 from pipelines.dashboard.fingerprints import Version, dataset_state, dataset_versions
 from pipelines.dashboard.following import Follower
 from pipelines.dashboard.places import find_place, forget, place_kind, places, remember, worked_on
-from pipelines.dashboard.reporting import Reporter
-from pipelines.dashboard.sheets import keep_picture, picture_folder
+from pipelines.dashboard.reporting import Reporter, shown_pictures
+from pipelines.dashboard.sheets import drop_old_pictures, keep_picture, live_curves, picture_folder
 from pipelines.dashboard.snapshots import find_snapshot, refresh, shape, snapshots
 from pipelines.label import label
 from pipelines.train import train
@@ -119,6 +120,62 @@ def test_a_report_overrules_what_dagster_concludes_from_versions(faces: Dataset,
     changed[-1] = Version(**{**changed[-1].__dict__, "inputs": inputs, "current": inputs})
     assert Reporter(instance).report(changed, lambda one: {}) == 1
     assert verdicts(instance)["faces/doubled"] == ("FRESH", [])
+
+
+def count_events(instance: dg.DagsterInstance, *key: str) -> int:
+    return len(instance.fetch_materializations(dg.AssetKey(key), limit=99).records)
+
+
+@pytest.mark.parametrize("wait", [60.0, 0.0])
+def test_what_fills_is_told_of_now_and_then_and_when_it_is_whole(
+    faces: Dataset, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, wait: float
+) -> None:
+    monkeypatch.setattr("pipelines.dashboard.reporting.LEAST_WAIT", wait)
+    names = [f"{group}/{shard}.parquet" for group in ("brightness", "doubled") for shard in ("000001", "000002")]
+    kept = {name: faces.store.read(name) for name in names}
+    follower, told = Follower(instance), []
+
+    def tell(*restored: str) -> None:
+        for name in restored:
+            faces.store.put(name, kept[name])
+        follower.follow()
+        told.append((count_events(instance, "faces", "brightness"), count_events(instance, "faces", "doubled")))
+
+    tell()
+    for name in names:
+        faces.store.delete(name)
+    tell()
+    tell(names[0], names[2])
+    assert told == [(1, 1), (2, 2), (2, 2) if wait else (3, 3)]
+    assert verdicts(instance)["faces/doubled"][0] == "STALE"
+    tell(names[1], names[3])
+    assert told[-1] == ((3, 3) if wait else (4, 4))
+    assert {status for status, _ in verdicts(instance).values()} == {"FRESH"}
+
+
+def test_a_check_is_told_again_when_it_flips_and_else_seldom(instance: dg.DagsterInstance) -> None:
+    def tell(passed: bool, said: str, **more: float) -> int:
+        return report_verdicts(instance, [Verdict(("run", "checkpoints"), "loss", passed, said)], **more)
+
+    assert [tell(True, "0.5"), tell(True, "0.4"), tell(False, "9"), tell(False, "8")] == [1, 0, 1, 0]
+    assert [tell(False, "8", seconds=0.0), tell(False, "7", seconds=0.0), tell(False, "7", seconds=0.0)] == [1, 1, 0]
+
+
+def test_a_second_look_reads_nothing_but_the_footers_that_changed(faces: Dataset) -> None:
+    state = dataset_state(find_snapshot("faces"))
+    assert dataset_state(find_snapshot("faces"), state) is state
+    for group in ("images", "brightness", "doubled"):
+        faces.store.delete(f"{group}/index.parquet")
+    path = Path(faces.uri, "brightness", "000000.parquet")  # not to be read: what is listed of it stays the same
+    stat = path.stat()
+    path.write_bytes(bytes(stat.st_size))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert dataset_state(find_snapshot("faces"), state) is state
+    faces.store.delete("brightness/000001.parquet")
+    os.utime(Path(faces.uri, "brightness", "000002.parquet"))
+    after = dataset_state(find_snapshot("faces"), state)
+    assert (after.totals("brightness").fresh, after.totals("brightness").missing) == (2, 1)
+    assert after.totals("doubled").stale == 1 and after.ranges["images"] is state.ranges["images"]
 
 
 @pytest.mark.parametrize(
@@ -269,13 +326,43 @@ def test_places_have_names_of_their_own_for_good(own_data: None) -> None:
 
 
 def test_old_pictures_make_room(own_data: None) -> None:
-    from pipelines.dashboard.sheets import drop_old_pictures
-
     names = [keep_picture(bytes([number]) * 1000, "jpg") for number in range(3)]
     for number, name in enumerate(names):
         os.utime(picture_folder() / name.rsplit("/", 1)[1], (number, number))
     drop_old_pictures(most=1500)
     assert [f"/pictures/{path.name}" for path in picture_folder().iterdir()] == names[2:]
+
+
+def test_pictures_of_the_newest_events_stay(faces: Dataset, instance: dg.DagsterInstance) -> None:
+    follower = Follower(instance)
+    follower.follow()
+    declare(faces, "brightness", gain=0.1, levels=256)
+    before = str(last_event(instance, "faces", "brightness").metadata["pictures"].value)
+    label(faces.uri, ["brightness"])
+    follower.follow()
+    after = str(last_event(instance, "faces", "brightness").metadata["pictures"].value)
+    shown = shown_pictures(instance)
+    assert len(shown) == 3 and any(name in after for name in shown) and not any(name in before for name in shown)
+    other = keep_picture(bytes(1000), "jpg").rpartition("/")[2]
+    for path in picture_folder().iterdir():  # those of a dataset that nobody touched for long
+        os.utime(path, (time.time() - 9, time.time() - 9 + (path.name == other)))
+    drop_old_pictures(shown, most=sum((picture_folder() / name).stat().st_size for name in shown))
+    assert {path.name for path in picture_folder().iterdir()} == shown
+
+
+def test_curves_are_drawn_without_the_manifest_and_metrics_read_when_they_change(
+    own_data: None, tmp_path: Path
+) -> None:
+    (tmp_path / "manifest.json").mkdir()  # it names every shard of every dataset, so reading it takes its time
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("".join(json.dumps({"step": step, "loss": 1.0 / step}) + "\n" for step in (1, 2, 3)))
+    assert b"step 3, loss" in live_curves(str(tmp_path))
+    before = metrics.stat()
+    metrics.write_text(metrics.read_text().replace('"step": 3', '"step": 4'))
+    os.utime(metrics, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert b"step 3, loss" in live_curves(str(tmp_path)), "what is listed as before is not read again"
+    os.utime(metrics)
+    assert b"step 4, loss" in live_curves(str(tmp_path))
 
 
 def test_definitions_need_nothing_but_the_snapshots(faces: Dataset) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +17,23 @@ import dagster as dg
 import pytest
 from dashboard_assets import BRIGHTNESS, DOUBLED, last_event, verdicts
 
+from labeling.lease import lease
 from labeling.plan import declare
 from labeling.registry import load_labeler
 from labeling.shards import Dataset
+from labeling.storage import open_store
 from pipelines.dashboard import ranges
 from pipelines.dashboard.checks import dataset_verdicts
 from pipelines.dashboard.definitions import build_definitions
 from pipelines.dashboard.fingerprints import dataset_state
 from pipelines.dashboard.following import Follower
+from pipelines.dashboard.jobs import ingest_pictures
 from pipelines.dashboard.places import remember
 from pipelines.dashboard.snapshots import find_snapshot, refresh
-from pipelines.dashboard.sources import news
+from pipelines.dashboard.sources import listing, news, source_verdict
 from pipelines.ingest import ingest
 from pipelines.job import WorkersSpec
-from pipelines.job_folder import JobFolder, Submission
+from pipelines.job_folder import JobFolder, RunState, Submission, job_address
 from pipelines.label import label
 from pipelines.submit import list_jobs, scale_job
 
@@ -154,7 +160,9 @@ def test_new_pictures_are_asked_about_built_or_ignored(
 ) -> None:
     [found] = news(find_snapshot("faces"))
     assert (found.count, found.names) == (1, ["brick.png"])
-    asked = notice(instance)
+    first = notice(instance)
+    assert "have changed" in first.skip_message and not first.run_requests
+    asked = notice(instance, first.cursor)
     assert "1 new in" in asked.skip_message and not asked.run_requests
     key = dg.AssetCheckKey(dg.AssetKey(["faces", "images"]), "sources")
     record = instance.event_log_storage.get_latest_asset_check_execution_by_key([key])[key]
@@ -166,6 +174,188 @@ def test_new_pictures_are_asked_about_built_or_ignored(
     assert built.run_requests[0].run_config["ops"]["add_pictures"]["config"] == {"dataset": "faces"}
     remember([("dataset", faces.uri)], new_pictures="ignore")
     assert "ignored" in notice(instance).skip_message
+
+
+def rested(instance: dg.DagsterInstance) -> Any:
+    """What is said of sources that were the same twice."""
+    return notice(instance, notice(instance).cursor)
+
+
+def test_a_file_that_is_still_copied_is_waited_for(faces: Dataset, grown: Path, instance: dg.DagsterInstance) -> None:
+    remember([("dataset", faces.uri)], new_pictures="build")
+    whole, cursor = grown.read_bytes(), None
+    for size in (len(whole) // 3, len(whole) // 2, len(whole)):
+        grown.write_bytes(whole[:size])
+        tick = notice(instance, cursor)
+        assert not tick.run_requests and "have changed" in tick.skip_message
+        cursor = tick.cursor
+    assert notice(instance, cursor).run_requests
+
+
+def test_what_lies_beside_a_source_is_none_of_it(faces: Dataset, labelled: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "raw.tar", "w") as archive:
+        archive.add(labelled / "source" / "camera.png", "camera.png")
+    for pattern in ("raw.tar", "raw*.tar"):
+        snapshot = replace(find_snapshot("faces"), sources=[f"{tmp_path}/{pattern}"])
+        before = listing(snapshot)
+        faces.store.put(f"jobs/label-{pattern}/state.json", b"{}")
+        (tmp_path / "notes.txt").write_text(pattern)
+        assert listing(snapshot) == before
+    with tarfile.open(tmp_path / "raw.tar", "a") as archive:
+        archive.add(labelled / "source" / "coffee.png", "coffee.png")
+    assert listing(snapshot) != before
+
+
+def request_run(instance: dg.DagsterInstance, tick: Any, status: dg.DagsterRunStatus) -> dg.DagsterRun:
+    """The run that a tick asked for, as if it had come so far."""
+    [request] = tick.run_requests
+    return instance.create_run_for_job(ingest_pictures, tags=request.tags, run_config=request.run_config, status=status)
+
+
+def test_new_pictures_are_built_by_one_run_at_a_time_and_once_more_where_it_failed(
+    faces: Dataset, grown: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remember([("dataset", faces.uri)], new_pictures="build")
+    first = rested(instance)
+    faces.store.put("jobs/label-0a0a0a0a/state.json", b"{}")
+    assert rested(instance).run_requests[0].run_key == first.run_requests[0].run_key, "for the same pictures"
+    run = request_run(instance, first, dg.DagsterRunStatus.STARTED)
+    shutil.copy(grown, grown.with_name("other.png"))
+    try:
+        assert "is adding pictures" in rested(instance).skip_message
+        instance.report_run_failed(run)
+        assert "asked for again in 5 min" in rested(instance).skip_message
+        monkeypatch.setattr("pipelines.dashboard.sensors.RETRY_SECONDS", 0.0)
+        second = rested(instance)
+        assert second.run_requests[0].run_key != first.run_requests[0].run_key
+        run = request_run(instance, second, dg.DagsterRunStatus.STARTED)
+        instance.report_run_canceled(run)
+        assert "was terminated" in rested(instance).skip_message
+    finally:
+        grown.with_name("other.png").unlink()
+    assert rested(instance).run_requests, "the sources are others since"
+
+
+def test_a_run_that_met_another_job_is_asked_for_again(
+    faces: Dataset, grown: Path, instance: dg.DagsterInstance, shared_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had ingested the picture, so nothing is new any more; but its labels are not there."""
+    monkeypatch.setattr("pipelines.dashboard.sensors.RETRY_SECONDS", 0.0)
+    remember([("dataset", faces.uri)], new_pictures="build")
+
+    def run() -> dg.ExecuteInProcessResult:
+        [request] = rested(instance).run_requests
+        return ingest_pictures.execute_in_process(
+            request.run_config, instance=instance, tags=dict(request.tags), raise_on_error=False
+        )
+
+    before = len(faces.shards)
+    with lease(faces.store, ["brightness"]):  # since the tick that asked for it
+        held = json.loads(faces.store.read("brightness/running.json"))
+        faces.store.put("brightness/running.json", json.dumps({**held, "time": 0.0}).encode())
+        assert not run().success
+    refresh()
+    assert len(Dataset.open(faces.uri).shards) == before + 1 and not news(find_snapshot("faces"))
+    assert run().success
+    assert sum(row["value"] is not None for row in Dataset.open(faces.uri).rows("brightness")) == 7
+    assert not rested(instance).run_requests
+
+
+def test_far_sources_are_listed_less_often(
+    faces: Dataset, labelled: Path, s3: str, instance: dg.DagsterInstance
+) -> None:
+    place = f"{s3}/faces-source"
+    for path in (labelled / "source").iterdir():
+        open_store(place).put(path.name, path.read_bytes())
+    faces.store.put("dataset.json", json.dumps({**faces.description, "sources": [{"uri": place}]}).encode())
+    refresh()
+    first = notice(instance)
+    assert "have changed" in first.skip_message
+    assert "listed again in 300 s" in notice(instance, first.cursor).skip_message
+    waited = json.dumps({**json.loads(first.cursor), "due": 0.0})
+    assert notice(instance, waited).skip_message == "all pictures are in the dataset"
+
+
+def test_an_archive_that_is_cut_is_named(faces: Dataset, labelled: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.tar").write_bytes((labelled / "source" / "camera.png").read_bytes())
+    verdict, found = source_verdict(replace(find_snapshot("faces"), sources=[f"{tmp_path}/cut.tar"]))
+    assert not verdict.passed and not found
+    assert "cut.tar cannot be read (" in verdict.said and "\n" not in verdict.said
+
+
+def test_pictures_without_labels_are_work_unless_a_job_is_at_it(
+    faces: Dataset, grown: Path, instance: dg.DagsterInstance
+) -> None:
+    """The labelling that was to follow the ingest had met another job."""
+    remember([("dataset", faces.uri)], new_pictures="build")
+    ingest(str(grown.parent), faces.uri, shard_rows=2)
+    refresh()
+    assert not news(find_snapshot("faces"))
+    with lease(faces.store, ["brightness"]):
+        waits = rested(instance)
+        assert waits.skip_message == "a job is working on brightness" and not waits.run_requests
+    asked = rested(instance)
+    assert asked.run_requests
+    run = request_run(instance, asked, dg.DagsterRunStatus.SUCCESS)
+    assert run and "has succeeded" in rested(instance).skip_message, "not for ever"
+    label(faces.uri, [])
+    done = rested(instance)
+    assert done.skip_message == "all pictures are in the dataset" and not done.run_requests
+
+
+def test_what_cannot_be_reached_fails_no_run(
+    faces: Dataset, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("AWS_ENDPOINT_URL", "http://127.0.0.1:9"), ("AWS_ACCESS_KEY_ID", "a")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    description = {**faces.description, "sources": [{"uri": "s3://lab/far"}]}
+    faces.store.put("dataset.json", json.dumps(description).encode())
+    job = build_definitions().get_implicit_global_asset_job_def()
+
+    def check(*chosen: tuple[str, str]) -> dict[tuple[str, str], tuple[bool, str]]:
+        keys = {dg.AssetCheckKey(dg.AssetKey(["faces", group]), name) for group, name in chosen}
+        part = job.get_subset(asset_selection=set(), asset_check_selection=keys)
+        run = part.execute_in_process(instance=instance)
+        found = run.get_asset_check_evaluations()
+        return {(one.asset_key.path[1], one.check_name): (one.passed, one.description or "") for one in found}
+
+    found = check(("images", "sources"), ("brightness", "fresh"))
+    passed, said = found["images", "sources"]
+    assert not passed and "s3://lab/far" in said and "\n" not in said
+    assert found["brightness", "fresh"] == (True, "all 3 shards are fresh")
+    shutil.move(faces.uri, f"{faces.uri}-away")
+    found = check(("brightness", "fresh"))
+    assert list(found) == [("brightness", "fresh")]
+    passed, said = found["brightness", "fresh"]
+    assert not passed and said.startswith("cannot be checked: ") and "no dataset there" in said
+
+
+def test_how_fast_a_job_of_the_command_line_was_is_shown(faces: Dataset, instance: dg.DagsterInstance) -> None:
+    follower = Follower(instance)
+    follower.follow()
+    folder = JobFolder(job_address(faces.uri, "label-0a0a0a0a"))
+
+    def ended(attempt: int, seconds: float) -> None:
+        result = {"rows": {"brightness": 6, "doubled": 0}, "busy": {"brightness": seconds, "doubled": 0.0}}
+        folder.put_state(RunState(attempt, "succeeded", "here", 1, 1.0, float(attempt), result=result))
+
+    ended(1, 2.0)
+    follower.follow()
+    [record] = instance.fetch_observations(dg.AssetKey(["faces", "brightness"]), limit=9).records
+    seen = record.event_log_entry.asset_observation
+    assert seen and seen.metadata["rows a second"].value == 3.0
+    faces.store.delete("brightness/000001.parquet")
+    follower.follow()
+    event = last_event(instance, "faces", "brightness")
+    assert (event.metadata["rows a second"].value, event.metadata["labelled by"].value) == (3.0, "label-0a0a0a0a-1")
+    ended(2, 60.0)  # the same job again: its state says nothing of the first attempt
+    follower.follow()
+    key = dg.AssetCheckKey(dg.AssetKey(["faces", "brightness"]), "speed")
+    record = instance.event_log_storage.get_latest_asset_check_execution_by_key([key])[key]
+    evaluation = record.event.dagster_event.asset_check_evaluation_data
+    assert (evaluation.passed, evaluation.description) == (False, "0.1 rows a second, 3 before")
 
 
 @pytest.mark.parametrize("few", [2, 4])

@@ -26,12 +26,12 @@ concurrency:
     default_limit: 1
 run_monitoring:
   enabled: true
-  poll_interval_seconds: 10
+  poll_interval_seconds: 5
   start_timeout_seconds: 300
   # A training that is stopped writes a checkpoint first, which `stop` waits for up to five minutes.
   cancel_timeout_seconds: 600
   # A run whose process was killed keeps its place in its pool, and the next would wait for it for ever.
-  free_slots_after_run_end_seconds: 5
+  free_slots_after_run_end_seconds: 1
 sensors:
   use_threads: true
   num_workers: 4

@@ -20,10 +20,11 @@ from aiohttp.client_exceptions import ClientConnectionError
 from model.errors import InputError
 from pipelines.dashboard.places import find_place
 from pipelines.dashboard.sheets import CURVES, PICTURES, live_curves, picture_folder
+from pipelines.dashboard.submissions import SUBMISSIONS, submissions_page
 from pipelines.dashboard.tokens import SESSION_SECONDS, Role, Tokens
 
 COOKIE = "onediffusion_session"
-CURVE_SECONDS = 3.0  # that curves are drawn for everyone who looks
+CURVE_SECONDS = 3.0  # that curves, and pages of jobs, are drawn for everyone who looks
 WRONG_SECONDS = 1.0  # before a wrong token is answered
 MOST_BYTES = 64 << 20
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
@@ -61,11 +62,16 @@ class Proxy:
     _clients: dict[Role, ClientSession] = field(default_factory=dict)
     _curves: dict[str, tuple[float, bytes]] = field(default_factory=dict)
 
+    _pages: dict[tuple[str | None, Role], tuple[float, str]] = field(default_factory=dict)
+    _looking: asyncio.Lock = field(default_factory=asyncio.Lock)
+
     def application(self) -> web.Application:
         """The proxy as an application."""
         app = web.Application(client_max_size=MOST_BYTES)
         app.router.add_get(f"/{PICTURES}/{{name}}", self.picture)
         app.router.add_get(f"/{CURVES}/{{name}}.svg", self.curves)
+        app.router.add_get(f"/{SUBMISSIONS}", self.submissions)
+        app.router.add_get(f"/{SUBMISSIONS}/{{name}}", self.submissions)
         app.router.add_route("*", "/login", self.login)
         app.router.add_post("/logout", self.logout)
         app.router.add_route("*", "/{path:.*}", self.serve)
@@ -192,6 +198,21 @@ class Proxy:
             self._curves[name] = (time.monotonic(), drawn)
         headers = {**_HEADERS, "Cache-Control": "no-store", "Content-Security-Policy": _PICTURE_POLICY}
         return web.Response(body=drawn, content_type="image/svg+xml", headers=headers)
+
+    async def submissions(self, request: web.Request) -> web.StreamResponse:
+        """The jobs that work on one place, or on all: also those that were sent without the dashboard."""
+        role = await self._admit(request)
+        name = request.match_info.get("name")
+        async with self._looking:  # places may be slow to answer, and many may ask
+            since, page = self._pages.get((name, role), (float("-inf"), ""))
+            if time.monotonic() - since > CURVE_SECONDS:
+                try:
+                    page = await asyncio.to_thread(submissions_page, name, role == "operate")
+                except InputError as error:
+                    raise web.HTTPNotFound(text=f"{error}\n") from None
+                self._pages[name, role] = (time.monotonic(), page)
+        headers = {**_HEADERS, "Cache-Control": "no-store", "Content-Security-Policy": _PICTURE_POLICY}
+        return web.Response(text=page, content_type="text/html", headers=headers)
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         """Everything else is Dagster's, from the web server of the role."""

@@ -195,6 +195,14 @@ def test_a_socket_is_closed_when_its_session_is(guarded: Dashboard, tokens: dict
     assert asyncio.run(heard_after(sign_out=True)) in (WSMsgType.CLOSE, WSMsgType.CLOSED)
 
 
+def test_jobs_are_listed_for_those_who_are_in(guarded: Dashboard, tokens: dict[str, str]) -> None:
+    for path in ("/submissions", "/submissions/pictures"):
+        assert guarded.request(path)[0] == 401
+        status, _, page = guarded.request(path, bearer(tokens["read"]))
+        assert status == 200 and b"None yet." in page and b"onediffusion stop ID" in page
+    assert guarded.request("/submissions/nothing", bearer(tokens["read"]))[0] == 404
+
+
 def test_pictures_are_served_to_those_who_are_in_and_nothing_else_is(
     guarded: Dashboard, tokens: dict[str, str]
 ) -> None:
@@ -267,8 +275,7 @@ def test_what_dies_is_started_again_and_all_end_together(
             "own", {"labeler": "own", "version": 1, "parameters": {}, "weights": "", "reads": ["images.image"]}
         )
         try:
-            seen = lambda: [node["assetKey"]["path"][1] for node in running.ask(ASSETS)["assetNodes"]]  # noqa: E731
-            running.until(lambda: "own" in seen(), seconds=90)
+            running.until(lambda: ("pictures", "own") in keys(running), seconds=90)
         finally:
             dataset.store.delete_tree("own")
         family = family_of(running)
@@ -293,6 +300,17 @@ def test_a_job_outlives_the_dashboard_that_sent_it(
     query = """query($r: ID!) { runOrError(runId: $r) { ... on Run { status } } logsForRun(runId: $r) {
         ... on EventConnection { events { ... on MessageEvent { message } } } } }"""
     store = open_store(tmp_path / "run")
+
+    def follows(running: Dashboard) -> str:
+        """Materialise it, and wait until that follows the job."""
+
+        def launched() -> Any:  # not while the code server starts
+            return running.ask(LAUNCH, p=joined)["launchRun"].get("run")
+
+        run = running.until(launched)["runId"]
+        running.until(lambda: any(submission.id in str(e) for e in running.ask(query, r=run)["logsForRun"]["events"]))
+        return str(run)
+
     try:
         with served(tmp_path / "data") as running:
             run = running.ask(LAUNCH, p=execution)["launchRun"]["run"]["runId"]
@@ -311,22 +329,32 @@ def test_a_job_outlives_the_dashboard_that_sent_it(
             joined = {"selector": selector, "mode": "default"}
             joined["runConfigData"] = json.dumps({"ops": {"run__train": {"config": {"workers": {"cpus": 0.25}}}}})
             running.until(lambda: ("run", "checkpoints") in keys(running))
-            answer = running.ask(LAUNCH, p=joined)["launchRun"]
-            assert "run" in answer, answer
-            run = answer["run"]["runId"]
-            running.until(
-                lambda: any(submission.id in str(e) for e in running.ask(query, r=run)["logsForRun"]["events"])
-            )
+            run = follows(running)
+            # Its process is killed: its place in the pool is free again, and the job goes on.
+            worker = next(one for one in family_of(running) if "spawn_main" in " ".join(command(one)))
+            worker.kill()
+            running.until(lambda: running.ask(query, r=run)["runOrError"]["status"] == "FAILURE")
+            run = follows(running)
+            # The code server is killed: what it had started ends with it, and another takes its place.
+            code = next(one for one in family_of(running) if command(one)[3:4] == ["code"])
+            started = code.children(recursive=True)
+            assert len(started) >= 2
+            code.kill()
+            running.until(lambda: any("'code' died (-9), started again" in line for line in running.lines))
+            running.until(lambda: running.ask(query, r=run)["runOrError"]["status"] == "FAILURE")
+            assert not psutil.wait_procs(started, timeout=5)[1]
+            follows(running)
+            page = running.request(f"/submissions/{store.uri.rpartition('/')[2]}")[2].decode()
+            assert f"<code>{submission.id}</code>" in page and ">running</span>" in page
+            assert "/jobs/stop_job/" in page and "/jobs/scale_training/" in page
+            assert running.request("/submissions")[2].decode().count(f"<code>{submission.id}</code>") == 1
             family = family_of(running)
             running.process.kill()
             running.process.wait()
             assert not psutil.wait_procs(family, timeout=40)[1], "nothing of it stays, though a run was under way"
         with served(tmp_path / "data") as running:
             assert running.ask(query, r=run)["runOrError"]["status"] == "FAILURE"
-            again = running.ask(LAUNCH, p=joined)["launchRun"]["run"]["runId"]
-            running.until(
-                lambda: any(submission.id in str(e) for e in running.ask(query, r=again)["logsForRun"]["events"])
-            )
+            follows(running)
             running.until(lambda: read_metrics(store)[-1]["step"] > last)
     finally:
         for submission, _ in list_jobs():

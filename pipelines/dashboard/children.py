@@ -10,8 +10,13 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import psutil
 
 NAMES = ("code", "web", "read", "daemon")
 STOP_SECONDS = 10.0
@@ -79,9 +84,23 @@ def end_sessions(sessions: Iterable[int], seconds: float, then: Callable[[], Non
         with suppress(psutil.NoSuchProcess):
             process.terminate()
     then()
-    for process in psutil.wait_procs(found, seconds)[1]:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+    deadline = time.monotonic() + seconds
+    while any(lives(process) for process in found):
+        if time.monotonic() > deadline:
+            for process in found:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            return
+        time.sleep(0.1)
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it still runs; one that nobody has asked about since it ended does not (in a container, for long)."""
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 if __name__ == "__main__":

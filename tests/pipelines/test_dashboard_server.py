@@ -22,6 +22,7 @@ from cluster.local import _processes
 from labeling.shards import Dataset
 from labeling.storage import open_store
 from model.errors import InputError
+from pipelines.dashboard.children import lives
 from pipelines.dashboard.places import folder, places
 from pipelines.dashboard.server import address_of, dashboard
 from pipelines.submit import list_jobs
@@ -342,7 +343,7 @@ def test_a_job_outlives_the_dashboard_that_sent_it(
             code.kill()
             running.until(lambda: any("'code' died (-9), started again" in line for line in running.lines))
             running.until(lambda: running.ask(query, r=run)["runOrError"]["status"] == "FAILURE")
-            assert not psutil.wait_procs(started, timeout=5)[1]
+            running.until(lambda: not any(lives(process) for process in started), seconds=40)
             follows(running)
             page = running.request(f"/submissions/{store.uri.rpartition('/')[2]}")[2].decode()
             assert f"<code>{submission.id}</code>" in page and ">running</span>" in page

@@ -221,7 +221,8 @@ class Proxy:
             raise web.HTTPForbidden(text="not served here\n")
         if request.headers.get("Upgrade", "").lower() == "websocket":
             return await self._pass_socket(request, role)
-        headers = {name: value for name, value in request.headers.items() if name.lower() not in _NOT_PASSED}
+        given = request.headers.items()  # bytes that are no text have no place in a request of our own
+        headers = {name: value for name, value in given if name.lower() not in _NOT_PASSED and value.isprintable()}
         headers["Accept-Encoding"] = "identity"  # compressed once, here
         body = await request.read() if request.can_read_body else None
         try:

@@ -216,7 +216,10 @@ class Processes:
             self.say(f"the dashboard's process {name!r} died ({process.returncode}), started again; its log is {log}")
             end_sessions([process.pid], STOP_SECONDS)  # what it started went on without it
             if name == "code":
-                end_lost_runs("the process that followed it was lost")
+                try:
+                    end_lost_runs("the process that followed it was lost")
+                except Exception as error:  # as of a database that is busy: it is no reason to end the dashboard
+                    self.say(f"dashboard: runs are left as they are: {' '.join(str(error).split())}")
             self.start(name)
 
     def stop(self) -> None:

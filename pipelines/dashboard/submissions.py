@@ -32,7 +32,7 @@ def with_link(name: str, assets: Sequence[Any]) -> list[Any]:
     """Assets of a place, with the address of its page in what they say of themselves."""
     import dagster as dg
 
-    link = f"[Jobs](/{SUBMISSIONS}/{name})"
+    link = f"[Jobs on {name}](/{SUBMISSIONS}/{name})"
     described = dg.map_asset_specs(
         lambda spec: spec.replace_attributes(description=f"{spec.description or ''}\n\n{link}".strip()), assets
     )

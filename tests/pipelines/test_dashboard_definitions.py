@@ -47,7 +47,7 @@ def test_a_dataset_that_dagster_refuses_is_shown_with_the_reason(
     assert {"pictures_dataset/text", "run/checkpoints"} <= keys
     assert [key for key in keys if key.startswith("broken")] == ["broken"]
     node = graph.get(dg.AssetKey(["broken"]))
-    assert reason in str(node.description) and "[Jobs](/submissions/broken)" in str(node.description)
+    assert reason in str(node.description) and "[Jobs on broken](/submissions/broken)" in str(node.description)
 
 
 def test_what_another_version_kept_is_no_reason_not_to_start(

@@ -158,6 +158,10 @@ def test_a_label_goes_stale_and_is_made_anew(page: Page, pictures: Dataset, dash
     shoot(page, "edges-fresh-again")
     [(submission, state)] = list_jobs(pictures.uri)
     assert state.phase == "succeeded" and submission.target_name == "local"
+    page.get_by_role("link", name="Jobs on photographs").click()
+    page.wait_for_url("**/submissions/photographs")
+    expect(page.get_by_role("row", name=submission.id)).to_contain_text("succeeded")
+    shoot(page, "jobs")
 
 
 def test_a_training_is_launched_scaled_and_stopped(

@@ -10,10 +10,10 @@ import os
 import signal
 import sys
 import threading
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
-
-from cluster.local import NAME
 
 if TYPE_CHECKING:
     import psutil
@@ -62,33 +62,45 @@ def serve(socket: str, workspace: str, read_only: bool) -> None:
 def _end_with_parent() -> None:
     while os.read(0, 4096):
         pass
-    import psutil
-
-    family = started_by(psutil.Process())
-    for process in family:
-        with suppress(psutil.NoSuchProcess):
-            process.terminate()
-    os.kill(os.getpid(), signal.SIGTERM)
-    for process in psutil.wait_procs(family, STOP_SECONDS)[1]:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+    end_sessions([os.getsid(0)], STOP_SECONDS, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
-def started_by(process: psutil.Process) -> list[psutil.Process]:
-    """All that a process of the dashboard started, but for jobs on this machine: they are to outlive it.
+def end_sessions(sessions: Iterable[int], seconds: float, then: Callable[[], None] = lambda: None) -> None:
+    """End all processes of these sessions but this one itself: first ask, then call `then`, and kill what is left.
 
-    Dagster's code server would wait for the runs that follow jobs, and these for the jobs, so they have to be asked.
+    Each process of the dashboard leads a session, and what it starts stays in it, also where its parent was killed.
+    Jobs on this machine have sessions of their own: they are to outlive the dashboard. Dagster's code server would wait
+    for the runs that follow jobs, and these for the jobs, so they have to be asked.
     """
     import psutil
 
+    wanted = set(sessions)
     found = []
-    with suppress(psutil.Error):
-        for child in process.children():
-            with suppress(psutil.Error):
-                # Not by each one's own environment: Ray's processes write their titles over it.
-                if NAME not in child.environ():
-                    found += [child, *started_by(child)]
-    return found
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) in wanted and process.pid != os.getpid():
+                found.append(process)
+    for process in found:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    then()
+    deadline = time.monotonic() + seconds
+    while any(lives(process) for process in found):
+        if time.monotonic() > deadline:
+            for process in found:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            return
+        time.sleep(0.1)
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it still runs; one that nobody has asked about since it ended does not (in a container, for long)."""
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 if __name__ == "__main__":

@@ -9,11 +9,21 @@ from labeling.lease import lease
 from labeling.registry import is_known, load_labeler
 from labeling.shards import Dataset
 from model.errors import InputError
-from pipelines.dashboard.launch import chosen_target, chosen_workers, explained, run_job, target_fields, workers_field
+from pipelines.dashboard.instance import FOLLOWS
+from pipelines.dashboard.launch import (
+    chosen_target,
+    chosen_workers,
+    explained,
+    given_workers,
+    run_job,
+    target_fields,
+    workers_field,
+)
 from pipelines.dashboard.places import places
 from pipelines.dashboard.runs import Observer, sized, training_fields
 from pipelines.dashboard.snapshots import refresh
-from pipelines.job import LabelJob, ReportJob, TrainJob, address
+from pipelines.job import LabelJob, ReportJob, TrainJob, WorkersSpec, address
+from pipelines.job_folder import JobFolder
 from pipelines.submit import list_jobs, scale_job
 from pipelines.submit import stop_job as stop_submitted
 
@@ -42,22 +52,18 @@ def place_address(text: str) -> str:
         "overrides": dg.Field(
             dg.Permissive(), default_value={}, is_required=False, description="Put over the configuration."
         ),
-        **training_fields({}),
+        **training_fields(),
     }
 )
 def train_run(context: dg.OpExecutionContext) -> None:
     """Begin a run, or continue it. It becomes an asset as soon as it has begun."""
+    from training.config import override
+
     with explained():
         config = context.op_config
-        overrides = {**config["overrides"], **sized(config)}
+        overrides = override(config["overrides"], sized(config))
         run = address(config["run"] or _own_run(config["config"], overrides))
-        job = TrainJob(
-            kind="train",
-            config=config["config"],
-            run=run,
-            overrides=overrides,
-            workers=chosen_workers(config),
-        )
+        job = TrainJob(kind="train", config=config["config"], run=run, overrides=overrides)
         run_job(context, job, chosen_target(config), Observer(context, run))
 
 
@@ -75,7 +81,7 @@ def _own_run(config: str, overrides: dict[str, Any]) -> str:
             is_required=False,
             description="Its name on this dashboard, or its address; empty: the only one under way.",
         ),
-        "workers": workers_field(),
+        "workers": workers_field(as_now=True),
     }
 )
 def scale_run(context: dg.OpExecutionContext) -> None:
@@ -87,7 +93,9 @@ def scale_run(context: dg.OpExecutionContext) -> None:
         if len(alive) != 1:
             said = ", ".join(submission.address.rpartition("/jobs/")[0] for submission in alive) or "no training"
             raise InputError(f"under way: {said}; name the run to scale")
-        scale_job(alive[0].id, chosen_workers(context.op_config), context.log.info)
+        now = JobFolder(alive[0].address).job().workers or WorkersSpec()
+        wanted = now.model_dump() | given_workers(context.op_config)
+        scale_job(alive[0].id, WorkersSpec(**wanted), context.log.info)
 
 
 @dg.op(config_schema={"job": dg.Field(str, description="As `onediffusion jobs` names it, like label-1a2b3c4d.")})
@@ -186,7 +194,7 @@ def make_report(context: dg.OpExecutionContext) -> None:
         context.log.info(str(ended.result.get("page")))
 
 
-@dg.job(description=train_run.description)
+@dg.job(description=train_run.description, tags={FOLLOWS: "a job"})
 def start_training() -> None:
     train_run()
 
@@ -201,12 +209,12 @@ def stop_job() -> None:
     stop_submission()
 
 
-@dg.job(description=add_pictures.description)
+@dg.job(description=add_pictures.description, tags={FOLLOWS: "a job"})
 def ingest_pictures() -> None:
     add_pictures()
 
 
-@dg.job(description=label_groups.description)
+@dg.job(description=label_groups.description, tags={FOLLOWS: "a job"})
 def label_dataset() -> None:
     label_groups()
 
@@ -216,7 +224,7 @@ def set_parameters() -> None:
     declare_parameters()
 
 
-@dg.job(description=make_report.description)
+@dg.job(description=make_report.description, tags={FOLLOWS: "a job"})
 def write_report() -> None:
     make_report()
 

@@ -20,6 +20,7 @@ import dagster as dg
 from cluster.ray_jobs import RayBackend
 from cluster.target import targets
 from model.errors import InputError
+from pipelines.dashboard.submissions import ray_page
 from pipelines.job import Job, WorkersSpec, job_id, resolve
 from pipelines.job_folder import JobFolder, Submission, job_address
 from pipelines.submit import JobState, backend_of, job_state, log_lines, stop_job, submit_job
@@ -27,23 +28,29 @@ from pipelines.submit import JobState, backend_of, job_state, log_lines, stop_jo
 LOOK_SECONDS = 15.0  # between reports of how far a job has come
 POLL_SECONDS = 2.0
 NEXT_SECONDS = 8.0  # that an attempt may begin after the end of the last
+ANNOUNCED_SECONDS = 600.0  # the same, where it was said that one will
 PATIENCE_SECONDS = 600.0  # with a place that does not answer
 Context = dg.OpExecutionContext | dg.AssetExecutionContext
 
 
-def workers_field(least: int = 1, most: int = 1, cpus: float = 1.0, gpus: float = 0.0) -> dg.Field:
-    """The part of a form that says how much a job may use."""
-    return dg.Field(
-        dg.Shape(
-            {
-                "least": dg.Field(int, default_value=least, is_required=False, description="Workers, at least."),
-                "most": dg.Field(int, default_value=most, is_required=False, description="Workers, at most."),
-                "cpus": dg.Field(float, default_value=cpus, is_required=False, description="CPUs of each worker."),
-                "gpus": dg.Field(float, default_value=gpus, is_required=False, description="GPUs of each worker."),
-            }
-        ),
-        description="How much it may use; more than one worker where the target has room for them.",
-    )
+def workers_field(as_now: bool = False) -> dg.Field:
+    """The part of a form that says how much a job may use. as_now: what is left out stays as it is."""
+    fields: dict[str, tuple[type, Any, str]] = {
+        "least": (int, 1, "Workers, at least."),
+        "most": (int, 1, "Workers, at most."),
+        "cpus": (float, 1.0, "CPUs of each worker."),
+        "gpus": (float, 0.0, "GPUs of each worker."),
+    }
+    shape = {
+        name: dg.Field(kind, is_required=False, description=text)
+        if as_now
+        else dg.Field(kind, default_value=value, is_required=False, description=text)
+        for name, (kind, value, text) in fields.items()
+    }
+    about = "How much it may use; more than one worker where the target has room for them."
+    if as_now:
+        about += " What is left out stays as configured; of `least` and `most` alone, exactly so many."
+    return dg.Field(dg.Shape(shape), description=about)
 
 
 def target_fields(target: str = "local") -> dict[str, dg.Field]:
@@ -68,11 +75,19 @@ def chosen_target(config: Mapping[str, Any]) -> str:
 
 def chosen_workers(config: Mapping[str, Any]) -> WorkersSpec:
     """What a form says of how much to use. Raises InputError."""
-    values = config["workers"]
-    if not 1 <= values["least"] <= values["most"]:
-        raise InputError(f"workers: at least {values['least']} and at most {values['most']}; give 1 or more, in order")
-    count = values["least"] if values["least"] == values["most"] else (values["least"], values["most"])
-    return WorkersSpec(count=count, cpus=values["cpus"], gpus=values["gpus"])
+    return WorkersSpec(**given_workers(config))
+
+
+def given_workers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as values of `WorkersSpec`, without those that the form leaves out. Raises InputError."""
+    values = dict(config.get("workers") or {})
+    least, most = (values.pop(name, None) for name in ("least", "most"))
+    if least is None and most is None:
+        return values
+    least, most = (most if least is None else least), (least if most is None else most)
+    if not 1 <= least <= most:
+        raise InputError(f"workers: at least {least} and at most {most}; give 1 or more, in order")
+    return {"count": least if least == most else (least, most), **values}
 
 
 @dataclass(frozen=True)
@@ -152,14 +167,19 @@ def _introduce(context: Context, submission: Submission) -> None:
 
 
 def _outcome(submission: Submission, folder: JobFolder) -> tuple[JobState, Submission | None]:
-    """How an attempt ended, and the next one where there is one: it begins some moments after the last."""
-    until = time.monotonic() + NEXT_SECONDS
+    """How an attempt ended, and the next one where there is one: it begins some moments after the last.
+
+    Scaling announces the next before it ends the last, which may take its target minutes.
+    """
+    began = time.monotonic()
     while True:
+        announced = folder.control().attempt > submission.attempt  # looked at first: it is there until the next is
         state = job_state(submission)
         newest = folder.submission()
         if newest and newest.attempt > submission.attempt:
             return state, newest
-        if state.phase in ("succeeded", "failed") or time.monotonic() > until:
+        patience = ANNOUNCED_SECONDS if announced else NEXT_SECONDS
+        if time.monotonic() - began > patience or (state.phase in ("succeeded", "failed") and not announced):
             return state, None
         time.sleep(POLL_SECONDS / 2)
 
@@ -252,10 +272,3 @@ def job_details(submission: Submission) -> dict[str, Any]:
     if page:
         found["Ray's dashboard"] = dg.MetadataValue.url(page)
     return found
-
-
-def ray_page(submission: Submission) -> str | None:
-    """The job's page on Ray's own dashboard, where its target has one."""
-    if submission.target.get("type") != "ray":
-        return None
-    return f"{submission.target['address']}/#/jobs/{submission.name}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,7 +47,8 @@ def places() -> list[Place]:
         kept = json.loads((folder() / "places.json").read_text())
     except FileNotFoundError:
         return []
-    return [Place(**values) for values in kept]
+    known = {one.name for one in fields(Place)}  # another version of the dashboard may have kept more of them
+    return [Place(**{key: value for key, value in values.items() if key in known}) for values in kept]
 
 
 def remember(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -20,10 +20,11 @@ from aiohttp.client_exceptions import ClientConnectionError
 from model.errors import InputError
 from pipelines.dashboard.places import find_place
 from pipelines.dashboard.sheets import CURVES, PICTURES, live_curves, picture_folder
+from pipelines.dashboard.submissions import SUBMISSIONS, submissions_page
 from pipelines.dashboard.tokens import SESSION_SECONDS, Role, Tokens
 
 COOKIE = "onediffusion_session"
-CURVE_SECONDS = 3.0  # that curves are drawn for everyone who looks
+CURVE_SECONDS = 3.0  # that curves, and pages of jobs, are drawn for everyone who looks
 WRONG_SECONDS = 1.0  # before a wrong token is answered
 MOST_BYTES = 64 << 20
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
@@ -38,6 +39,10 @@ _NOT_PASSED = frozenset(
 _PICTURE_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _NOT_SERVED = ("/notebook", "/dagit/notebook")  # would read files of this machine
 _CHANGES = ("/report_asset_materialization", "/report_asset_check", "/report_asset_observation")
+_OTHER_SITE = (
+    "requests of other sites are refused; should this be the dashboard's own page, then a proxy in front changes the "
+    "Host of requests: have it pass on the browser's (nginx: proxy_set_header Host $http_host)\n"
+)
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>OneDiffusion dashboard</title>
 <meta name="viewport" content="width=device-width">
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:26rem;margin:18vh auto;padding:0 1rem;color:#1b1d22}}
@@ -57,11 +62,16 @@ class Proxy:
     _clients: dict[Role, ClientSession] = field(default_factory=dict)
     _curves: dict[str, tuple[float, bytes]] = field(default_factory=dict)
 
+    _pages: dict[tuple[str | None, Role], tuple[float, str]] = field(default_factory=dict)
+    _looking: asyncio.Lock = field(default_factory=asyncio.Lock)
+
     def application(self) -> web.Application:
         """The proxy as an application."""
         app = web.Application(client_max_size=MOST_BYTES)
         app.router.add_get(f"/{PICTURES}/{{name}}", self.picture)
         app.router.add_get(f"/{CURVES}/{{name}}.svg", self.curves)
+        app.router.add_get(f"/{SUBMISSIONS}", self.submissions)
+        app.router.add_get(f"/{SUBMISSIONS}/{{name}}", self.submissions)
         app.router.add_route("*", "/login", self.login)
         app.router.add_post("/logout", self.logout)
         app.router.add_route("*", "/{path:.*}", self.serve)
@@ -102,13 +112,13 @@ class Proxy:
         if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none") and not visits:
             return web.Response(status=403, text="requests of other sites are refused\n")
         host = request.headers.get("Host", "")
-        name = urlsplit(f"//{host}").hostname or ""
+        name = _name(host)
         if self.tokens is None and name not in LOOPBACK:
             return web.Response(status=403, text="open the dashboard by its address on this machine\n")
         origin = request.headers.get("Origin")
         changes = request.method not in ("GET", "HEAD") or request.headers.get("Upgrade", "").lower() == "websocket"
-        if changes and origin and urlsplit(origin).netloc != host:
-            return web.Response(status=403, text="requests of other sites are refused\n")
+        if changes and origin and origin.partition("://")[2] != host:
+            return web.Response(status=403, text=_OTHER_SITE)
         return None
 
     async def _admit(self, request: web.Request) -> Role:
@@ -134,7 +144,10 @@ class Proxy:
             raise web.HTTPSeeOther("/")
         if request.method != "POST":
             return _form("")
-        token = (await request.post()).get("token", "")
+        try:
+            token = (await request.post()).get("token", "")
+        except (ValueError, LookupError):  # not in the encoding that it says
+            token = ""
         token = token if isinstance(token, str) else ""
         if self.tokens.role_of(token) is None:
             await asyncio.sleep(WRONG_SECONDS)
@@ -186,14 +199,30 @@ class Proxy:
         headers = {**_HEADERS, "Cache-Control": "no-store", "Content-Security-Policy": _PICTURE_POLICY}
         return web.Response(body=drawn, content_type="image/svg+xml", headers=headers)
 
+    async def submissions(self, request: web.Request) -> web.StreamResponse:
+        """The jobs that work on one place, or on all: also those that were sent without the dashboard."""
+        role = await self._admit(request)
+        name = request.match_info.get("name")
+        async with self._looking:  # places may be slow to answer, and many may ask
+            since, page = self._pages.get((name, role), (float("-inf"), ""))
+            if time.monotonic() - since > CURVE_SECONDS:
+                try:
+                    page = await asyncio.to_thread(submissions_page, name, role == "operate")
+                except InputError as error:
+                    raise web.HTTPNotFound(text=f"{error}\n") from None
+                self._pages[name, role] = (time.monotonic(), page)
+        headers = {**_HEADERS, "Cache-Control": "no-store", "Content-Security-Policy": _PICTURE_POLICY}
+        return web.Response(text=page, content_type="text/html", headers=headers)
+
     async def serve(self, request: web.Request) -> web.StreamResponse:
         """Everything else is Dagster's, from the web server of the role."""
         role = await self._admit(request)
         if request.path.startswith(_NOT_SERVED) or (role == "read" and request.path.startswith(_CHANGES)):
             raise web.HTTPForbidden(text="not served here\n")
         if request.headers.get("Upgrade", "").lower() == "websocket":
-            return await self._pass_socket(request, self._clients[role])
-        headers = {name: value for name, value in request.headers.items() if name.lower() not in _NOT_PASSED}
+            return await self._pass_socket(request, role)
+        given = request.headers.items()  # bytes that are no text have no place in a request of our own
+        headers = {name: value for name, value in given if name.lower() not in _NOT_PASSED and value.isprintable()}
         headers["Accept-Encoding"] = "identity"  # compressed once, here
         body = await request.read() if request.can_read_body else None
         try:
@@ -211,7 +240,8 @@ class Proxy:
         except ClientConnectionError:
             raise web.HTTPServiceUnavailable(text="the dashboard is starting; try again\n") from None
 
-    async def _pass_socket(self, request: web.Request, client: ClientSession) -> web.StreamResponse:
+    async def _pass_socket(self, request: web.Request, role: Role) -> web.StreamResponse:
+        client = self._clients[role]
         protocols = [name.strip() for name in request.headers.get("Sec-WebSocket-Protocol", "").split(",") if name]
         try:
             inner = await client.ws_connect(f"http://dagster{request.path_qs}", protocols=protocols, max_msg_size=0)
@@ -219,7 +249,14 @@ class Proxy:
             raise web.HTTPServiceUnavailable(text="the dashboard is starting; try again\n") from None
         outer = web.WebSocketResponse(protocols=[inner.protocol] if inner.protocol else (), max_msg_size=MOST_BYTES)
         await outer.prepare(request)
-        tasks = [asyncio.create_task(_pass_on(*ends)) for ends in ((outer, inner), (inner, outer))]
+
+        def admitted() -> bool:  # who signed out, or whose token was taken back, hears and says nothing more
+            return self._role(request) == role
+
+        tasks = [
+            asyncio.create_task(_pass_on(outer, inner, admitted)),
+            asyncio.create_task(_pass_on(inner, outer, admitted)),
+        ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -230,13 +267,25 @@ class Proxy:
 
 
 async def _pass_on(
-    source: web.WebSocketResponse | ClientWebSocketResponse, sink: web.WebSocketResponse | ClientWebSocketResponse
+    source: web.WebSocketResponse | ClientWebSocketResponse,
+    sink: web.WebSocketResponse | ClientWebSocketResponse,
+    admitted: Callable[[], bool],
 ) -> None:
     async for message in source:
+        if not admitted():
+            return
         if message.type == WSMsgType.TEXT:
             await sink.send_str(message.data)
         elif message.type == WSMsgType.BINARY:
             await sink.send_bytes(message.data)
+
+
+def _name(host: str) -> str:
+    """The host of a Host header without its port; nothing where it is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _form(said: str, status: int = 200) -> web.Response:

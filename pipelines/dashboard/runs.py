@@ -7,12 +7,14 @@ from typing import Any
 
 import dagster as dg
 
+from labeling.storage import open_store
+from model.errors import InputError
 from pipelines.dashboard.details import checkpoint_details, progress_details
 from pipelines.dashboard.fingerprints import DatasetState, Version, dataset_state, run_code_version, run_versions
 from pipelines.dashboard.launch import (
     chosen_target,
-    chosen_workers,
     explained,
+    given_workers,
     job_details,
     run_job,
     target_fields,
@@ -59,13 +61,11 @@ def _about(snapshot: Snapshot) -> str:
     return f"{about}\n\n![loss and speed as they are now](/{CURVES}/{snapshot.place.name}.svg)"
 
 
-def training_fields(workers: Mapping[str, Any]) -> dict[str, dg.Field]:
+def training_fields() -> dict[str, dg.Field]:
     """The form of a training, but for its configuration."""
-    count = workers.get("count", 1)
-    least, most = (count, count) if isinstance(count, int) else count
     return {
         **target_fields(),
-        "workers": workers_field(least, most, float(workers.get("cpus", 1.0)), float(workers.get("gpus", 0.0))),
+        "workers": workers_field(as_now=True),
         "batch": dg.Field(
             int, default_value=0, is_required=False, description="Samples of a step over all workers; 0: as configured."
         ),
@@ -74,8 +74,10 @@ def training_fields(workers: Mapping[str, Any]) -> dict[str, dg.Field]:
 
 
 def sized(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a form says of batch and steps, as overrides of a configuration."""
-    return {key: config[key] for key in ("batch", "steps") if config[key]}
+    """What a form says of batch, steps and workers, as overrides of a configuration. Raises InputError."""
+    workers = given_workers(config)
+    found = {key: config[key] for key in ("batch", "steps") if config[key]}
+    return {**found, "workers": workers} if workers else found
 
 
 def _training(snapshot: Snapshot, spec: dg.AssetSpec) -> dg.AssetsDefinition:
@@ -86,17 +88,14 @@ def _training(snapshot: Snapshot, spec: dg.AssetSpec) -> dg.AssetsDefinition:
         specs=[spec],
         can_subset=True,  # or Dagster would add an event of its own, with versions of its own
         pool=f"run_{name}",
-        config_schema=training_fields(snapshot.config["workers"]),
+        config_schema=training_fields(),
     )
     def train(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterialization]:
         config = context.op_execution_context.op_config
         with explained():
-            job = TrainJob(
-                kind="train",
-                config={**snapshot.config, **sized(config)},
-                run=address,
-                workers=chosen_workers(config),
-            )
+            wanted = sized(config)
+            _refuse_in_vain(snapshot, wanted.get("steps", snapshot.config["steps"]))
+            job = TrainJob(kind="train", config=snapshot.config, overrides=wanted, run=address)
             ended = run_job(context, job, chosen_target(config), Observer(context, address))
         refresh([name])
         yield from Reporter(context.instance).events(
@@ -106,6 +105,23 @@ def _training(snapshot: Snapshot, spec: dg.AssetSpec) -> dg.AssetsDefinition:
         )
 
     return train
+
+
+def _refuse_in_vain(snapshot: Snapshot, steps: int) -> None:
+    """Raise InputError where a run has all its steps, and learnt from other content: training would do nothing."""
+    from training.checkpoint import whole_checkpoints
+
+    address = snapshot.place.address
+    done = whole_checkpoints(open_store(address))
+    if not done or done[-1] < steps:
+        return
+    for version in versions_of(snapshot):
+        changed = [key for key, content in version.inputs.items() if version.current.get(key) != content]
+        if changed:
+            raise InputError(
+                f"{address}: it learnt from other content of {', '.join('/'.join(key) for key in changed)} than is "
+                "there now; take another run, or remove its checkpoints/ to begin again"
+            )
 
 
 class Observer:

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import InputError
-from pipelines.dashboard.children import started_by
-from pipelines.dashboard.places import POLICIES, folder, forget, place_kind, places, remember, worked_on
+from pipelines.dashboard.children import end_sessions
+from pipelines.dashboard.instance import SETTINGS, end_lost_runs, environment
+from pipelines.dashboard.places import POLICIES, Kind, Policy, folder, forget, place_kind, places, remember, worked_on
 from pipelines.dashboard.proxy import LOOPBACK, Proxy
 from pipelines.dashboard.sheets import drop_old_pictures
 from pipelines.dashboard.snapshots import NOT_YET, refresh, shape, snapshots
@@ -31,30 +32,6 @@ START_SECONDS, STOP_SECONDS = 90.0, 15.0
 MOST_DEATHS, DEATH_SECONDS = 5, 120.0
 LOCATION = "onediffusion"
 _OWNER = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+|team:\S+")
-_INSTANCE = """# Written anew by `onediffusion dashboard` whenever it starts.
-telemetry:
-  enabled: false
-nux:
-  enabled: false
-run_coordinator:
-  module: dagster.core.run_coordinator
-  class: QueuedRunCoordinator
-  config: {dequeue_interval_seconds: 1}
-concurrency:
-  runs:
-    max_concurrent_runs: 16
-  pools:
-    granularity: op
-    default_limit: 1
-run_monitoring:
-  enabled: false
-sensors:
-  use_threads: true
-  num_workers: 4
-retention:
-  sensor:
-    purge_after_days: {skipped: 1, failure: 14, success: 14}
-"""
 _RELOAD = """mutation($name: String!) { reloadRepositoryLocation(repositoryLocationName: $name) { __typename
   ... on WorkspaceLocationEntry { locationOrLoadError { __typename ... on PythonError { message } } } } }"""
 Say = Callable[[str], None]
@@ -82,30 +59,41 @@ def dashboard(
         raise InputError(f"--new-pictures {new_pictures}: it is one of {', '.join(POLICIES)}")
     if owner and not _OWNER.fullmatch(owner):
         raise InputError(f"--owner {owner}: give an e-mail address, or team:NAME")
-    tokens = load_tokens(token_file) if token_file else None
-    forget(forgotten)
-    with _alone() as note:
-        found = [(_kind(address, say), address) for address in addresses]
-        remember(found or [(place.kind, place.address) for place in places()], owner, policy, asked=True)
-        remember(worked_on())
-        refresh()
-        remember(("dataset", address) for snapshot in snapshots() for address, _ in snapshot.reads)
-        refresh([one.place.name for one in snapshots() if one.trouble == NOT_YET])
-        for snapshot in snapshots():
-            if snapshot.trouble:
-                say(f"{snapshot.place.address}: {snapshot.trouble}")
-        drop_old_pictures()
-        roles: tuple[Role, ...] = ("operate", "read") if tokens else ("operate",)
-        with tempfile.TemporaryDirectory(prefix="onediffusion-") as sockets:
-            processes = Processes(Path(sockets), roles, say)
-            proxy = Proxy({role: processes.socket(_WEB[role]) for role in roles}, tokens)
-            asyncio.run(_serve(processes, proxy, host, _free_port(host, port, say), note, say))
+    tokens = load_tokens(token_file, say) if token_file else None
+    try:
+        with _alone() as note:
+            if host not in LOOPBACK:
+                say(f"--host {host}: tokens and pages travel there unencrypted; put a proxy that speaks TLS before it")
+            _choose(addresses, owner, policy, forgotten)
+            _look(say)
+            drop_old_pictures()
+            roles: tuple[Role, ...] = ("operate", "read") if tokens else ("operate",)
+            with tempfile.TemporaryDirectory(prefix="onediffusion-") as sockets:
+                processes = Processes(Path(sockets), roles, say)
+                proxy = Proxy({role: processes.socket(_WEB[role]) for role in roles}, tokens)
+                asyncio.run(_serve(processes, proxy, host, _free_port(host, port, say), note, say))
+    except _Served as served:
+        if not (addresses or forgotten or owner or policy):
+            raise
+        _choose(addresses, owner, policy, forgotten)
+        say(f"{served}; it shows in some seconds what was changed here, and is otherwise as it was started")
 
 
 _WEB: dict[Role, str] = {"operate": "web", "read": "read"}
 
 
-def _kind(address: str, say: Say) -> Any:
+class _Served(InputError):
+    """Another process serves the dashboard."""
+
+
+def _choose(addresses: Sequence[str], owner: str, policy: Policy | None, forgotten: Sequence[str]) -> None:
+    """Add places and take others out. Raises InputError before anything is changed."""
+    found = [(_kind(address), address) for address in addresses]
+    forget(forgotten)
+    remember(found or [(place.kind, place.address) for place in places()], owner, policy, asked=True)
+
+
+def _kind(address: str) -> Kind:
     try:
         return place_kind(address)
     except InputError as error:
@@ -114,15 +102,26 @@ def _kind(address: str, say: Say) -> Any:
         return "unknown"  # out of reach: its reason is said with those of the others
 
 
+def _look(say: Say) -> None:
+    """Look at all places, with those that jobs were sent to work on and those that runs read."""
+    remember(worked_on())
+    refresh()
+    remember(("dataset", address) for snapshot in snapshots() for address, _ in snapshot.reads)
+    refresh([one.place.name for one in snapshots() if one.trouble == NOT_YET])
+    for snapshot in snapshots():
+        if snapshot.trouble:
+            say(f"{snapshot.place.address}: {snapshot.trouble}")
+
+
 @contextmanager
 def _alone() -> Iterator[Callable[[str], None]]:
-    """Hold the dashboard's folder; yields what notes the address. Raises InputError when it is served already."""
+    """Hold the dashboard's folder; yields what notes the address. Raises _Served when another process holds it."""
     with (folder() / "served").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise InputError(f"the dashboard is served already, at {file.read().strip() or 'another port'}") from None
+            raise _Served(f"the dashboard is served already, at {file.read().strip() or 'another port'}") from None
 
         def note(address: str) -> None:
             file.seek(0)
@@ -180,7 +179,7 @@ class Processes:
 
     def prepare(self) -> None:
         """Write what they read."""
-        (folder() / "dagster.yaml").write_text(_INSTANCE)
+        (folder() / "dagster.yaml").write_text(SETTINGS)
         self.workspace.write_text(
             f"load_from:\n  - grpc_server:\n      socket: {self.socket('code')}\n      location_name: {LOCATION}\n"
         )
@@ -215,36 +214,22 @@ class Processes:
             if len(deaths) > MOST_DEATHS:
                 raise InputError(f"the dashboard's process {name!r} dies again and again; its log is {log}")
             self.say(f"the dashboard's process {name!r} died ({process.returncode}), started again; its log is {log}")
+            end_sessions([process.pid], STOP_SECONDS)  # what it started went on without it
+            if name == "code":
+                try:
+                    end_lost_runs("the process that followed it was lost")
+                except Exception as error:  # as of a database that is busy: it is no reason to end the dashboard
+                    self.say(f"dashboard: runs are left as they are: {' '.join(str(error).split())}")
             self.start(name)
 
     def stop(self) -> None:
         """End them all, with what they started."""
-        import psutil
-
-        processes = [psutil.Process(process.pid) for process in self.running.values() if process.poll() is None]
-        family = [child for process in processes for child in started_by(process)]
-        for process in [*processes, *family]:
-            with suppress(psutil.NoSuchProcess):
-                process.terminate()
-        _, left = psutil.wait_procs([*processes, *family], STOP_SECONDS)
-        for process in left:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        end_sessions([process.pid for process in self.running.values()], STOP_SECONDS)
         for started in self.running.values():
             started.wait()
             assert started.stdin
             started.stdin.close()
         self.running.clear()
-
-
-def environment() -> dict[str, str]:
-    """What Dagster's processes are told."""
-    return {
-        "DAGSTER_HOME": str(folder()),
-        "DAGSTER_DISABLE_TELEMETRY": "1",
-        "DAGSTER_SENSOR_GRPC_TIMEOUT_SECONDS": "120",
-        "DO_NOT_TRACK": "1",
-    }
 
 
 async def _serve(processes: Processes, proxy: Proxy, host: str, port: int, note: Say, say: Say) -> None:
@@ -264,15 +249,16 @@ async def _serve(processes: Processes, proxy: Proxy, host: str, port: int, note:
         for name in processes.names:
             processes.start(name)
             while name == "code" and not processes.socket(name).exists() and not over.is_set():
-                processes.restart_dead()  # the others look for it once, and then not again for a minute
+                # The others look for it once, and then not again for a minute.
+                await asyncio.to_thread(processes.restart_dead)
                 await asyncio.sleep(0.1)
         if await _until_ready(processes, proxy, over):
             await _either(first, over)
-            address = f"http://{host}:{port}"
+            address = address_of(host, port)
             note(address)
             say(f"dashboard: {address}")
         while not over.is_set():
-            processes.restart_dead()
+            await asyncio.to_thread(processes.restart_dead)
             now = await asyncio.to_thread(shape)
             if now != loaded:
                 problem = await _reload(proxy)
@@ -287,6 +273,12 @@ async def _serve(processes: Processes, proxy: Proxy, host: str, port: int, note:
         await asyncio.to_thread(processes.stop)
 
 
+def address_of(host: str, port: int) -> str:
+    """What a browser is given; an address of IPv6 is written in brackets."""
+    name = host.strip("[]")
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+
 async def _either(task: asyncio.Task[None], over: asyncio.Event) -> None:
     waiting = asyncio.create_task(over.wait())
     await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
@@ -296,21 +288,12 @@ async def _either(task: asyncio.Task[None], over: asyncio.Event) -> None:
 def _first_look(say: Say) -> None:
     """Have something to show from the start; what does not fit into the time, the sensor tells."""
     os.environ.update(environment())
-    from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
+    from dagster import DagsterInstance
 
     from pipelines.dashboard.following import Follower
 
+    end_lost_runs("the dashboard was closed")
     with DagsterInstance.get() as instance:
-        lost = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
-        for run in instance.get_runs(RunsFilter(statuses=lost)):
-            job = run.tags.get("onediffusion/job")
-            goes_on = f"; its job may go on: onediffusion logs -f {job}" if job else ""
-            instance.report_run_failed(run, f"the dashboard was closed{goes_on}")
-        # One that was killed keeps its place in its pool, and the next would wait for it for ever.
-        for run_id in instance.event_log_storage.get_concurrency_run_ids():
-            held = instance.get_run_by_id(run_id)
-            if held is None or held.is_finished:
-                instance.event_log_storage.free_concurrency_slots_for_run(run_id)
         try:
             Follower(instance).follow(30.0)
         except Exception as error:
@@ -331,7 +314,7 @@ async def _until_ready(processes: Processes, proxy: Proxy, over: asyncio.Event) 
             raise InputError(
                 f"the dashboard does not start within {START_SECONDS:.0f} s{said}; see {folder() / 'logs'}"
             )
-        processes.restart_dead()
+        await asyncio.to_thread(processes.restart_dead)
         if "PythonError" in states:
             problem = await _reload(proxy)
         await asyncio.sleep(0.3)

@@ -8,7 +8,7 @@ import os
 import secrets
 import stat
 import time
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -26,20 +26,33 @@ class Tokens:
     """Digests of the tokens in a file, with their roles, and the sessions that were opened with them.
 
     The file is read again when it has changed, so that a line deleted takes its token and its sessions back at once.
+    say: told why nobody gets in, where that is so.
     """
 
     path: Path
+    say: Callable[[str], None] = print
     _digests: list[tuple[Role, bytes]] = field(default_factory=list)
-    _changed: int = -1
+    _seen: tuple[int, ...] | None = None
+    _trouble: str = ""
     _sessions: dict[bytes, tuple[bytes, float]] = field(default_factory=dict)
 
     @property
     def digests(self) -> list[tuple[Role, bytes]]:
-        """Of the file as it is now; as it was before while it cannot be read, or is being written."""
-        with suppress(OSError, InputError):
-            changed = self.path.stat().st_mtime_ns
-            if changed != self._changed:
-                self._digests, self._changed = _read(self.path), changed
+        """Of the file as it is now; none while it is not as it should be: who was taken out must not stay in."""
+        trouble = ""
+        try:
+            now = self.path.stat()
+            # Times alone do not tell: a file may be put in place with an older one, or only its mode change.
+            seen = (now.st_mtime_ns, now.st_ctime_ns, now.st_ino, now.st_size, now.st_mode)
+            if seen == self._seen:
+                return self._digests
+            self._digests, self._seen = _read(self.path), seen
+        except (OSError, InputError, UnicodeDecodeError) as error:
+            self._digests, self._seen = [], None
+            trouble = f"{self.path}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        if trouble and trouble != self._trouble:
+            self.say(f"nobody gets in by a token until this is mended: {trouble}")
+        self._trouble = trouble
         return self._digests
 
     def role_of(self, token: str) -> Role | None:
@@ -72,21 +85,24 @@ class Tokens:
         self._sessions.pop(_digest(session), None)
 
 
-def load_tokens(place: str) -> Tokens:
+def load_tokens(place: str, say: Callable[[str], None] = print) -> Tokens:
     """The tokens in a file; where there is none, it is made with one of each role.
 
-    Raises InputError for a file that others can read, or that is not as it should be.
+    say: told later when nobody gets in any more. Raises InputError for a file that others can read, or that is not as
+    it should be.
     """
     path = Path(place).expanduser()
     try:
         if not path.exists():
             _make(path)
-        tokens = Tokens(path, _read(path))
+        _read(path)
+    except UnicodeDecodeError:
+        raise InputError(f"--token-file {path}: not a text file; name another, and it is made") from None
     except OSError as error:
         raise InputError(
             f"--token-file {path}: cannot be kept there ({error.strerror}); name a file of yours"
         ) from None
-    return tokens
+    return Tokens(path, say)
 
 
 def _read(path: Path) -> list[tuple[Role, bytes]]:
@@ -116,4 +132,5 @@ def _make(path: Path) -> None:
 
 def _digest(secret: str) -> bytes:
     # Tokens are long and random: a fast digest is as good as a slow one.
-    return hashlib.sha256(secret.encode()).digest()
+    # A header may hold any bytes, which come here as surrogates.
+    return hashlib.sha256(secret.encode(errors="surrogateescape")).digest()

@@ -29,6 +29,7 @@ from pipelines.dashboard.reporting import Reporter, shown_pictures
 from pipelines.dashboard.sheets import drop_old_pictures, keep_picture, live_curves, picture_folder
 from pipelines.dashboard.snapshots import find_snapshot, refresh, shape, snapshots
 from pipelines.label import label
+from pipelines.submit import list_jobs
 from pipelines.train import train
 from training.config import load_config
 
@@ -293,6 +294,15 @@ def test_a_run_is_fresh_while_its_datasets_hold_what_it_learnt_from(
     (pictures_dataset / "text" / "000001.parquet").unlink()
     follower.follow()
     assert verdicts(instance)["run/checkpoints"] == ("STALE", ["has a new dependency data version"])
+    # It has all its steps: training again would do nothing, and is no success.
+    job = build_definitions().get_implicit_global_asset_job_def()
+    made = job.execute_in_process(
+        instance=instance, raise_on_error=False, asset_selection=[dg.AssetKey(["run", "checkpoints"])]
+    )
+    [failure] = [event for event in made.all_node_events if event.is_step_failure]
+    said = str(failure.step_failure_data.user_failure_data)
+    assert "it learnt from other content of pictures_dataset/text than is there now; take another run" in said
+    assert not list_jobs(str(tmp_path / "run"))
 
 
 def test_places_have_names_of_their_own_for_good(own_data: None) -> None:

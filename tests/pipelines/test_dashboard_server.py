@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -25,9 +22,9 @@ from cluster.local import _processes
 from labeling.shards import Dataset
 from labeling.storage import open_store
 from model.errors import InputError
-from pipelines.dashboard.places import folder
-from pipelines.dashboard.server import dashboard
-from pipelines.dashboard.tokens import load_tokens
+from pipelines.dashboard.children import lives
+from pipelines.dashboard.places import folder, places
+from pipelines.dashboard.server import address_of, dashboard
 from pipelines.submit import list_jobs
 from training.records import read_metrics
 
@@ -93,7 +90,8 @@ def tokens(guarded: Dashboard) -> dict[str, str]:
 def test_without_a_token_nobody_gets_in(guarded: Dashboard) -> None:
     for path in ("/graphql", "/server_info", "/pictures/a.jpg", "/logs/a", "/"):
         assert guarded.request(path)[0] == 401
-    assert guarded.request("/graphql", bearer("operate"), b"{}")[0] == 401
+    for wrong in ("operate", "\xff"):
+        assert guarded.request("/graphql", bearer(wrong), b"{}")[0] == 401
     status, headers, _ = guarded.request("/", {"Accept": "text/html"})
     assert (status, headers["Location"]) == (303, "/login")
 
@@ -110,19 +108,6 @@ def test_the_form_turns_a_token_into_a_cookie(guarded: Dashboard, tokens: dict[s
     assert guarded.ask(ASSETS, session)["assetNodes"]
     assert guarded.request("/logout", session, b"")[0] == 303
     assert guarded.request("/server_info", session)[0] == 401
-
-
-def test_a_deleted_line_takes_its_token_back(tmp_path: Path) -> None:
-    tokens = load_tokens(str(tmp_path / "tokens"))
-    known = tokens_in(tmp_path / "tokens")
-    session = tokens.open_session(known["operate"])
-    assert tokens.session_role(session) == tokens.role_of(known["operate"]) == "operate"
-    (tmp_path / "tokens").write_text(f"read {known['read']}\n")
-    assert tokens.session_role(session) is None and tokens.role_of(known["operate"]) is None
-    assert tokens.role_of(known["read"]) == "read"
-    (tmp_path / "folder").mkdir(mode=0o700)
-    with pytest.raises(InputError, match=r"--token-file .*/folder: cannot be kept there \(Is a directory\)"):
-        load_tokens(str(tmp_path / "folder"))
 
 
 def test_a_reader_sees_and_an_operator_launches(guarded: Dashboard, tokens: dict[str, str]) -> None:
@@ -154,6 +139,9 @@ def test_other_sites_are_kept_out(guarded: Dashboard, tokens: dict[str, str]) ->
     assert guarded.request(f"/x/%2e%2e/graphql?{mutation}", operator)[0] == 403
     for said, expected in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
         assert guarded.request("/server_info", {**operator, "Sec-Fetch-Site": said})[0] == expected
+    assert guarded.request("/server_info", {**operator, "Host": "[", "X-Strange": "\xff"})[0] == 200
+    rewritten = {**operator, "Origin": "https://lab.example", "Host": "127.0.0.1:3000"}
+    assert b"proxy_set_header Host $http_host" in guarded.request("/graphql", rewritten, body)[2]
     visit = {**operator, "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
     assert guarded.request("/server_info", visit)[0] == 200, "a link on another page may lead here"
 
@@ -186,6 +174,34 @@ def test_the_browser_is_told_of_changes_through_the_proxy(guarded: Dashboard, to
         asyncio.run(listen({}, told, {"r": run}))
     with pytest.raises(Exception, match="403"):
         asyncio.run(listen({**bearer(tokens["operate"]), "Origin": "https://elsewhere.example"}, told, {"r": run}))
+
+
+def test_a_socket_is_closed_when_its_session_is(guarded: Dashboard, tokens: dict[str, str]) -> None:
+    async def heard_after(sign_out: bool) -> WSMsgType:
+        cookie = guarded.request("/login", body=urlencode({"token": tokens["read"]}).encode())[1]["Set-Cookie"]
+        session = {"Cookie": cookie.partition(";")[0]}
+        start = {"type": "start", "id": "1", "payload": {"query": ASSETS}}
+        async with (
+            ClientSession() as client,
+            client.ws_connect(f"{guarded.address}/graphql", protocols=["graphql-ws"], headers=session) as ws,
+        ):
+            await ws.send_json({"type": "connection_init", "payload": {}})
+            assert (await ws.receive_json(timeout=30))["type"] == "connection_ack"
+            if sign_out:
+                assert guarded.request("/logout", session, b"")[0] == 303
+            await ws.send_json(start)
+            return (await ws.receive(timeout=30)).type
+
+    assert asyncio.run(heard_after(sign_out=False)) == WSMsgType.TEXT
+    assert asyncio.run(heard_after(sign_out=True)) in (WSMsgType.CLOSE, WSMsgType.CLOSED)
+
+
+def test_jobs_are_listed_for_those_who_are_in(guarded: Dashboard, tokens: dict[str, str]) -> None:
+    for path in ("/submissions", "/submissions/pictures"):
+        assert guarded.request(path)[0] == 401
+        status, _, page = guarded.request(path, bearer(tokens["read"]))
+        assert status == 200 and b"None yet." in page and b"onediffusion stop ID" in page
+    assert guarded.request("/submissions/nothing", bearer(tokens["read"]))[0] == 404
 
 
 def test_pictures_are_served_to_those_who_are_in_and_nothing_else_is(
@@ -231,19 +247,25 @@ def test_it_listens_on_nothing_but_its_port_on_loopback(guarded: Dashboard) -> N
 
 
 def test_what_dies_is_started_again_and_all_end_together(
-    tmp_path: Path, pictures_original: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pictures_original: Path, views_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with served(tmp_path, str(pictures_original)) as running:
         strange = running.request("/graphql", {"Host": "elsewhere.example"}, b"{}")
         assert strange[0] == 403
-        again = subprocess.run(
-            [sys.executable, "-m", "pipelines", "dashboard"],
-            env={**os.environ, "XDG_DATA_HOME": str(tmp_path)},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert again.returncode == 2 and f"served already, at {running.address}" in again.stderr
+        monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+        with pytest.raises(InputError, match=f"served already, at {running.address}$"):
+            dashboard([])
+        # What another command changes is seen without anyone restarting anything, or it is refused as a whole.
+        with pytest.raises(InputError, match="unknown: not on the dashboard"):
+            dashboard([str(views_dataset)], forgotten=["unknown"])
+        with pytest.raises(InputError, match="neither a dataset nor a run"):
+            dashboard([str(tmp_path)], forgotten=["pictures"])
+        assert [place.name for place in places()] == ["pictures"]
+        said: list[str] = []
+        dashboard([str(views_dataset)], forgotten=["pictures"], say=said.append)
+        assert said[0].startswith(f"the dashboard is served already, at {running.address}; it shows in some seconds")
+        running.until(lambda: {key[0] for key in keys(running)} == {views_dataset.name})
+        dashboard([str(pictures_original)], say=said.append)
         web = next(one for one in family_of(running) if command(one)[3:4] == ["web"])
         web.kill()
         running.until(lambda: any("'web' died (-9), started again" in line for line in running.lines))
@@ -254,8 +276,7 @@ def test_what_dies_is_started_again_and_all_end_together(
             "own", {"labeler": "own", "version": 1, "parameters": {}, "weights": "", "reads": ["images.image"]}
         )
         try:
-            seen = lambda: [node["assetKey"]["path"][1] for node in running.ask(ASSETS)["assetNodes"]]  # noqa: E731
-            running.until(lambda: "own" in seen(), seconds=90)
+            running.until(lambda: ("pictures", "own") in keys(running), seconds=90)
         finally:
             dataset.store.delete_tree("own")
         family = family_of(running)
@@ -280,6 +301,17 @@ def test_a_job_outlives_the_dashboard_that_sent_it(
     query = """query($r: ID!) { runOrError(runId: $r) { ... on Run { status } } logsForRun(runId: $r) {
         ... on EventConnection { events { ... on MessageEvent { message } } } } }"""
     store = open_store(tmp_path / "run")
+
+    def follows(running: Dashboard) -> str:
+        """Materialise it, and wait until that follows the job."""
+
+        def launched() -> Any:  # not while the code server starts
+            return running.ask(LAUNCH, p=joined)["launchRun"].get("run")
+
+        run = running.until(launched)["runId"]
+        running.until(lambda: any(submission.id in str(e) for e in running.ask(query, r=run)["logsForRun"]["events"]))
+        return str(run)
+
     try:
         with served(tmp_path / "data") as running:
             run = running.ask(LAUNCH, p=execution)["launchRun"]["run"]["runId"]
@@ -298,22 +330,32 @@ def test_a_job_outlives_the_dashboard_that_sent_it(
             joined = {"selector": selector, "mode": "default"}
             joined["runConfigData"] = json.dumps({"ops": {"run__train": {"config": {"workers": {"cpus": 0.25}}}}})
             running.until(lambda: ("run", "checkpoints") in keys(running))
-            answer = running.ask(LAUNCH, p=joined)["launchRun"]
-            assert "run" in answer, answer
-            run = answer["run"]["runId"]
-            running.until(
-                lambda: any(submission.id in str(e) for e in running.ask(query, r=run)["logsForRun"]["events"])
-            )
+            run = follows(running)
+            # Its process is killed: its place in the pool is free again, and the job goes on.
+            worker = next(one for one in family_of(running) if "spawn_main" in " ".join(command(one)))
+            worker.kill()
+            running.until(lambda: running.ask(query, r=run)["runOrError"]["status"] == "FAILURE")
+            run = follows(running)
+            # The code server is killed: what it had started ends with it, and another takes its place.
+            code = next(one for one in family_of(running) if command(one)[3:4] == ["code"])
+            started = code.children(recursive=True)
+            assert len(started) >= 2
+            code.kill()
+            running.until(lambda: any("'code' died (-9), started again" in line for line in running.lines))
+            running.until(lambda: running.ask(query, r=run)["runOrError"]["status"] == "FAILURE")
+            running.until(lambda: not any(lives(process) for process in started), seconds=40)
+            follows(running)
+            page = running.request(f"/submissions/{store.uri.rpartition('/')[2]}")[2].decode()
+            assert f"<code>{submission.id}</code>" in page and ">running</span>" in page
+            assert "/jobs/stop_job/" in page and "/jobs/scale_training/" in page
+            assert running.request("/submissions")[2].decode().count(f"<code>{submission.id}</code>") == 1
             family = family_of(running)
             running.process.kill()
             running.process.wait()
             assert not psutil.wait_procs(family, timeout=40)[1], "nothing of it stays, though a run was under way"
         with served(tmp_path / "data") as running:
             assert running.ask(query, r=run)["runOrError"]["status"] == "FAILURE"
-            again = running.ask(LAUNCH, p=joined)["launchRun"]["run"]["runId"]
-            running.until(
-                lambda: any(submission.id in str(e) for e in running.ask(query, r=again)["logsForRun"]["events"])
-            )
+            follows(running)
             running.until(lambda: read_metrics(store)[-1]["step"] > last)
     finally:
         for submission, _ in list_jobs():
@@ -332,6 +374,7 @@ def test_nothing_stays_behind_when_it_is_killed(tmp_path: Path, pictures_origina
 
 def test_what_is_asked_wrongly_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    assert address_of("::1", 3000) == address_of("[::1]", 3000) == "http://[::1]:3000"
     with pytest.raises(InputError, match="name a --token-file as well"):
         dashboard([], host="0.0.0.0")
     with pytest.raises(InputError, match="one of ask, build, ignore"):
@@ -341,23 +384,6 @@ def test_what_is_asked_wrongly_is_one_line(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(InputError, match="neither a dataset nor a run"):
         dashboard([str(tmp_path)])
     assert stat.S_IMODE(folder().stat().st_mode) == 0o700
-
-
-def test_token_files_are_their_owners_alone(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "tokens"
-    made = load_tokens(str(path))
-    roles = {made.role_of(token) for token in tokens_in(path).values()}
-    assert roles == {"read", "operate"} and made.role_of("") is None
-    session = made.open_session(tokens_in(path)["read"])
-    assert made.session_role(session) == "read" and made.session_role("x") is None
-    path.chmod(0o640)
-    with pytest.raises(InputError, match="chmod 600"):
-        load_tokens(str(path))
-    path.chmod(0o600)
-    for text, message in (("admin " + "x" * 30, "line 1"), ("read short", "line 1"), ("# none\n", "no token in it")):
-        path.write_text(text)
-        with pytest.raises(InputError, match=message):
-            load_tokens(str(path))
 
 
 def test_a_port_that_is_taken_gives_way(tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""Dagster's instance: its settings, in the dashboard's folder, and the runs of processes that were lost."""
+
+from __future__ import annotations
+
+import os
+
+from pipelines.dashboard.places import folder
+
+FOLLOWS = "onediffusion/follows"  # tag of the runs that follow a job to its end
+SETTINGS = f"""# Written anew by `onediffusion dashboard` whenever it starts.
+telemetry:
+  enabled: false
+nux:
+  enabled: false
+run_coordinator:
+  module: dagster.core.run_coordinator
+  class: QueuedRunCoordinator
+  config: {{dequeue_interval_seconds: 1}}
+concurrency:
+  runs:
+    # Steering is never to wait for jobs. Of the runs that follow jobs, those of assets are limited by their pools.
+    max_concurrent_runs: -1
+    tag_concurrency_limits: [{{key: {FOLLOWS}, limit: 16}}]
+  pools:
+    granularity: op
+    default_limit: 1
+run_monitoring:
+  enabled: true
+  poll_interval_seconds: 5
+  start_timeout_seconds: 300
+  # A training that is stopped writes a checkpoint first, which `stop` waits for up to five minutes.
+  cancel_timeout_seconds: 600
+  # A run whose process was killed keeps its place in its pool, and the next would wait for it for ever.
+  free_slots_after_run_end_seconds: 1
+sensors:
+  use_threads: true
+  num_workers: 4
+retention:
+  sensor:
+    purge_after_days: {{skipped: 1, failure: 14, success: 14}}
+"""
+
+
+def environment() -> dict[str, str]:
+    """What Dagster's processes are told."""
+    return {
+        "DAGSTER_HOME": str(folder()),
+        "DAGSTER_DISABLE_TELEMETRY": "1",
+        "DAGSTER_SENSOR_GRPC_TIMEOUT_SECONDS": "120",
+        "DO_NOT_TRACK": "1",
+    }
+
+
+def end_lost_runs(reason: str) -> None:
+    """Have those fail that nothing follows any more, and free their places in the pools."""
+    os.environ.update(environment())
+    from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
+
+    with DagsterInstance.get() as instance:
+        lost = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
+        for run in instance.get_runs(RunsFilter(statuses=lost)):
+            job = run.tags.get("onediffusion/job")
+            goes_on = f"; its job may go on: onediffusion logs -f {job}" if job else ""
+            instance.report_run_failed(run, f"{reason}{goes_on}")
+        # One that was killed keeps its place in its pool, and the next would wait for it for ever.
+        for run_id in instance.event_log_storage.get_concurrency_run_ids():
+            held = instance.get_run_by_id(run_id)
+            if held is None or held.is_finished:
+                instance.event_log_storage.free_concurrency_slots_for_run(run_id)

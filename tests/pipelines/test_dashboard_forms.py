@@ -1,0 +1,103 @@
+"""What forms ask for, what they send, and which runs wait for which."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
+from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
+
+from pipelines.dashboard import launch
+from pipelines.dashboard.instance import SETTINGS
+from pipelines.dashboard.jobs import JOBS, start_training
+from pipelines.dashboard.runs import sized
+from pipelines.job import TrainJob, WorkersSpec, job_id, resolve
+from pipelines.job_folder import Control, JobFolder, RunState, Submission, job_address
+from pipelines.submit import STOP_SECONDS, JobState
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ({}, WorkersSpec(count=2, cpus=0.25)),
+        ({"least": 3}, WorkersSpec(count=3, cpus=0.25)),
+        ({"least": 1, "most": 4, "cpus": 0.5}, WorkersSpec(count=(1, 4), cpus=0.5)),
+    ],
+)
+def test_what_a_form_leaves_out_is_as_configured(form: dict[str, Any], expected: WorkersSpec) -> None:
+    overrides = sized({"batch": 0, "steps": 0, "workers": form})
+    assert resolve(TrainJob(kind="train", config="debug", run="r", overrides=overrides)).workers == expected  # type: ignore[union-attr]
+
+
+def test_a_preset_is_sent_as_it_is(tmp_path: Path, own_data: None) -> None:
+    """Of one that shards over GPUs, so that workers without any are refused; it gets as far as its target."""
+    form = {"config": "stage1-256", "run": str(tmp_path / "run"), "target_file": "nowhere.yaml"}
+    run = start_training.execute_in_process({"ops": {"train_run": {"config": form}}}, raise_on_error=False)
+    [failure] = [event for event in run.all_node_events if event.is_step_failure]
+    assert "nowhere.yaml: no such target file" in str(failure.step_failure_data.user_failure_data)
+
+
+def test_steering_never_waits_for_runs_that_follow_jobs() -> None:
+    jobs = {job.name: job for job in JOBS}
+    repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "all")
+    with dg.instance_for_test(overrides=yaml.safe_load(SETTINGS)) as instance:
+
+        def run(name: str, status: dg.DagsterRunStatus) -> None:
+            origin = RemoteJobOrigin(repository, name)
+            instance.add_run(dg.DagsterRun(name, status=status, tags=dict(jobs[name].tags), remote_job_origin=origin))
+
+        for name in ("start_training", "label_dataset", "ingest_pictures", "write_report"):
+            for _ in range(4):
+                run(name, dg.DagsterRunStatus.STARTED)
+        for name in ("start_training", "stop_job", "scale_training", "set_parameters"):
+            run(name, dg.DagsterRunStatus.QUEUED)
+        concurrency = instance.get_concurrency_config()
+        found = QueuedRunCoordinatorDaemon(1)._get_runs_to_dequeue(instance, concurrency, None)
+        assert sorted(one.job_name for one in found) == ["scale_training", "set_parameters", "stop_job"]
+
+
+def test_dagster_knows_every_setting() -> None:
+    settings = yaml.safe_load(SETTINGS)
+    with dg.instance_for_test(overrides=settings) as instance:
+        assert instance.run_monitoring_settings["free_slots_after_run_end_seconds"] > 0
+        # For a checkpoint, and then for a process that does not end by itself.
+        assert instance.run_monitoring_cancel_timeout_seconds > STOP_SECONDS + 90
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> JobFolder:
+    """A job whose first attempt was stopped."""
+    job = resolve(TrainJob(kind="train", config="debug", run=str(tmp_path / "run")))
+    folder = JobFolder(job_address(job.output, job_id(job)))
+    folder.put_job(job)
+    folder.put_submission(attempt(folder, 1))
+    folder.put_state(RunState(1, "stopped", "", 0, 0.0, 0.0))
+    return folder
+
+
+def attempt(folder: JobFolder, number: int) -> Submission:
+    return Submission("train-0a", number, folder.address, "local", {"type": "local"}, 0.0, "")
+
+
+def outcome(folder: JobFolder) -> tuple[JobState, Submission | None]:
+    return launch._outcome(attempt(folder, 1), folder)
+
+
+def test_an_attempt_that_was_announced_is_waited_for(stopped: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scaling says that there will be another before the target has ended the last, which may take long."""
+    monkeypatch.setattr(launch, "NEXT_SECONDS", 0.0)
+    monkeypatch.setattr(launch, "POLL_SECONDS", 0.2)
+    assert outcome(stopped) == (JobState("stopped", result={}), None)
+    stopped.put_control(Control(2))
+    threading.Timer(1.0, stopped.put_submission, [attempt(stopped, 2)]).start()
+    assert outcome(stopped)[1] == attempt(stopped, 2)
+    stopped.put_submission(attempt(stopped, 1))  # it could not be sent after all
+    threading.Timer(1.0, stopped.put_control, [Control(1, stop=True)]).start()
+    began = time.monotonic()
+    assert outcome(stopped)[1] is None and 0.9 < time.monotonic() - began < 20

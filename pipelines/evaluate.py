@@ -46,8 +46,10 @@ def evaluate(run: str, say: Callable[[str], None] = print) -> dict[str, Any]:
         if kept.get("checkpoint") == newest:
             say("evaluation: figures and samples of this checkpoint are there already")
             return dict(kept["figures"])
-    pictures, views = _learnt_from(run)
+    pictures, views, tasks = _learnt_from(run)
     shown = examples(pictures, limit=MOST_EXAMPLES) if pictures else []
+    for example in shown:
+        example.prompts = {task: prompt for task, prompt in example.prompts.items() if task in tasks}
     pipeline = load_pipeline(newest)
     figures = label_correlations(pipeline, load_pipeline(first) if steps[0] == 0 else None, shown)
     records = draw_samples(pipeline, run, shown, views)
@@ -57,12 +59,13 @@ def evaluate(run: str, say: Callable[[str], None] = print) -> dict[str, Any]:
     return figures
 
 
-def _learnt_from(run: str) -> tuple[Dataset | None, Dataset | None]:
-    """The first dataset of pictures of a run's mixture, and the first of view sets."""
-    config = yaml.safe_load(open_store(run).read(CONFIG))
-    found = [Dataset.open(source["dataset"]) for source in config["mixture"].values()]
-    kinds = [next((dataset for dataset in found if dataset.kind == kind), None) for kind in ("pictures", "sets")]
-    return kinds[0], kinds[1]
+def _learnt_from(run: str) -> tuple[Dataset | None, Dataset | None, set[str]]:
+    """The first dataset of pictures of a run's mixture, the first of view sets that serves `views`, and its tasks."""
+    sources = yaml.safe_load(open_store(run).read(CONFIG))["mixture"].values()
+    opened = [(Dataset.open(source["dataset"]), source["tasks"]) for source in sources]
+    pictures = next((dataset for dataset, _ in opened if dataset.kind == "pictures"), None)
+    views = next((dataset for dataset, tasks in opened if dataset.kind == "sets" and "views" in tasks), None)
+    return pictures, views, {task for _, tasks in opened for task in tasks}
 
 
 @dataclass

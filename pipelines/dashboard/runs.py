@@ -9,10 +9,11 @@ import dagster as dg
 
 from labeling.storage import open_store
 from model.errors import InputError
-from pipelines.dashboard.details import checkpoint_details, progress_details
+from pipelines.dashboard.details import checkpoint_details, evaluation_details, progress_details
 from pipelines.dashboard.fingerprints import DatasetState, Version, dataset_state, run_code_version, run_versions
 from pipelines.dashboard.launch import (
     chosen_target,
+    chosen_workers,
     explained,
     given_workers,
     job_details,
@@ -23,7 +24,7 @@ from pipelines.dashboard.launch import (
 from pipelines.dashboard.reporting import Reporter
 from pipelines.dashboard.sheets import CURVES
 from pipelines.dashboard.snapshots import Snapshot, find_snapshot, refresh, snapshots
-from pipelines.job import TrainJob
+from pipelines.job import EvaluateJob, TrainJob
 
 
 def run_assets(snapshot: Snapshot, names: Mapping[str, str]) -> list[dg.AssetSpec | dg.AssetsDefinition]:
@@ -45,12 +46,14 @@ def run_assets(snapshot: Snapshot, names: Mapping[str, str]) -> list[dg.AssetSpe
     evaluation = dg.AssetSpec(
         dg.AssetKey([name, "evaluation"]),
         deps=[checkpoints.key],
-        description="Figures of the model beside baselines, on training pictures.",
+        description="Figures of the model beside baselines, on training pictures, and samples of every task.",
         group_name=name,
         kinds={"json"},
         metadata={"address": f"{snapshot.place.address}/evaluation.json"},
     )
-    return [_training(snapshot, checkpoints) if snapshot.config else checkpoints, evaluation]
+    if not snapshot.config:  # nothing is known of how it would be made
+        return [checkpoints, evaluation]
+    return [_training(snapshot, checkpoints), _evaluating(snapshot, evaluation)]
 
 
 def _about(snapshot: Snapshot) -> str:
@@ -105,6 +108,30 @@ def _training(snapshot: Snapshot, spec: dg.AssetSpec) -> dg.AssetsDefinition:
         )
 
     return train
+
+
+def _evaluating(snapshot: Snapshot, spec: dg.AssetSpec) -> dg.AssetsDefinition:
+    name, address = snapshot.place.name, snapshot.place.address
+
+    @dg.multi_asset(
+        name=f"{name}__evaluate",
+        specs=[spec],
+        can_subset=True,  # as for checkpoints
+        pool=f"evaluation_{name}",
+        config_schema={**target_fields(), "workers": workers_field()},
+    )
+    def evaluate(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterialization]:
+        config = context.op_execution_context.op_config
+        with explained():
+            job = EvaluateJob(kind="evaluate", run=address, workers=chosen_workers(config))
+            ended = run_job(context, job, chosen_target(config))
+        yield from Reporter(context.instance).events(
+            [one for one in versions_of(find_snapshot(name)) if one.key[1] == "evaluation"],
+            lambda one: evaluation_details(address) | job_details(ended.submission),
+            again=True,
+        )
+
+    return evaluate
 
 
 def _refuse_in_vain(snapshot: Snapshot, steps: int) -> None:

@@ -172,7 +172,10 @@ def _kept(place: Place) -> Snapshot | None:
     if values["place"]["address"] != place.address:  # forgotten, and the name given to another
         return None
     reads = [(address, group) for address, group in values["reads"]]
-    return Snapshot(**{**values, "place": place, "reads": reads})
+    try:
+        return Snapshot(**{**values, "place": place, "reads": reads})
+    except TypeError:  # as another version of the project kept it
+        return None
 
 
 def _keep(snapshot: Snapshot) -> bool:

@@ -1,0 +1,100 @@
+"""What a run has learnt: figures beside baselines and samples, by the command, as a job, and as an asset."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from dashboard_assets import last_event
+
+from labeling.storage import open_store
+from model.errors import InputError
+from pipelines.dashboard.definitions import build_definitions
+from pipelines.dashboard.places import remember
+from pipelines.dashboard.snapshots import refresh
+from pipelines.evaluate import evaluate
+from pipelines.ingest import ingest
+from pipelines.label import label
+from pipelines.submit import list_jobs
+from training.config import load_config
+from training.loop import run_training
+
+TASKS = ["text2image", "edges"]
+
+
+@pytest.fixture(scope="module")
+def trained(ray_cluster: None, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a dataset of four photographs and a run of two steps on their edges, its first checkpoint kept."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    (folder / "source").mkdir()
+    for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg"):
+        shutil.copy(photographs / name, folder / "source" / name)
+    ingest(str(folder / "source"), str(folder / "photographs"))
+    label(str(folder / "photographs"), ["edges", "latents-64", "latents-64-edges", "text"], {"text": {"tasks": TASKS}})
+    model = {"hidden_size": 24, "depth": 1, "num_heads": 2, "num_kv_heads": 2, "multiple_of": 8}
+    settings: dict[str, Any] = {
+        "size": 64,
+        "steps": 2,
+        "batch": 2,
+        "mixture": {
+            "pictures": {"dataset": str(folder / "photographs"), "tasks": TASKS},
+            "views": None,
+        },
+        "model": model,
+        "workers": {"count": 1, "threads": 1},
+        "checkpoints": {"every": 2, "first": True},
+    }
+    run_training(load_config("debug", settings), str(folder / "run"))
+    return folder
+
+
+def test_figures_and_samples_of_the_newest_checkpoint(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    said: list[str] = []
+    figures = evaluate(str(run), said.append)
+    edges = figures["image_to_edges_correlation"]
+    assert edges["pictures"] == 4
+    assert {"model", "step_0", "mean_label", "other_pictures"} <= edges.keys()
+    assert said == []
+    records = json.loads((run / "samples" / "samples.json").read_text())
+    assert {(record["task"], record["direction"]) for record in records} == {
+        ("text2image", "to_image"),
+        ("edges", "to_image"),
+        ("edges", "from_image"),
+    }, "of what it learns"
+    assert all((run / "samples" / name).exists() for record in records for name in record["output"])
+    assert evaluate(str(run), said.append) == figures
+    assert "there already" in said[0]
+    shutil.rmtree(run / "checkpoints" / "step-000000")
+    (run / "evaluation.json").unlink()
+    again = evaluate(str(run))["image_to_edges_correlation"]
+    assert "step_0" not in again
+    assert again["model"] == edges["model"]
+
+
+def test_a_run_without_a_checkpoint_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no checkpoint there; make one with `train`"):
+        evaluate(str(tmp_path))
+
+
+def test_an_evaluation_is_made_as_an_asset(trained: Path, own_data: None, shared_ray: None, tmp_path: Path) -> None:
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    remember([("dataset", str(trained / "photographs")), ("run", str(run))])
+    refresh()
+    key = dg.AssetKey(["run", "evaluation"])
+    definitions = build_definitions()
+    with dg.DagsterInstance.ephemeral() as instance:
+        job = definitions.resolve_implicit_global_asset_job_def()
+        made = job.execute_in_process(instance=instance, asset_selection=[key], raise_on_error=True)
+        assert made.success
+        metadata = last_event(instance, "run", "evaluation").metadata
+    assert "edges" in str(metadata["figures"].value)
+    [(submission, state)] = list_jobs(str(run))
+    assert (submission.id.split("-")[0], state.phase) == ("evaluate", "succeeded")
+    kept = json.loads(open_store(run).read("evaluation.json"))
+    figure = kept["figures"]["image_to_edges_correlation"]["model"]
+    assert state.result == {"figures": {"image_to_edges_correlation": figure}}

@@ -104,9 +104,10 @@ def _workers(submission: Submission) -> dict[str, int]:
 
 def ray_page(submission: Submission) -> str | None:
     """The job's page on Ray's own dashboard, where its target has one."""
-    if submission.target.get("type") != "ray":
+    address = str(submission.target.get("address", ""))
+    if submission.target.get("type") != "ray" or not address.startswith(("http://", "https://")):
         return None
-    return f"{submission.target['address']}/#/jobs/{submission.name}"
+    return f"{address}/#/jobs/{submission.name}"
 
 
 def _form(text: str, job: str, step: str, values: dict[str, Any]) -> str:

@@ -23,8 +23,13 @@ def write_whole(path: Path, content: str | bytes) -> None:
     data = content.encode() if isinstance(content, str) else content
     # The name aside is new each time: on a disk that machines share, not even process ids are one writer's own.
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as aside:
-        aside.write(data)
-    os.replace(aside.name, path)
+        try:
+            aside.write(data)
+            aside.flush()
+            os.replace(aside.name, path)
+        except BaseException:
+            os.unlink(aside.name)
+            raise
 
 
 def remember_job(identity: str, address: str) -> None:

@@ -137,8 +137,12 @@ class LocalStore:
         # Unlike a shard, which has one writer, some of these have several at a time: each writes aside by itself.
         path = self.scratch(name)
         path = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.tmp")
-        path.write_bytes(content)
-        self.put_file(name, path)
+        try:
+            with _explained(str(self.root / name)):
+                path.write_bytes(content)
+            self.put_file(name, path)
+        finally:
+            path.unlink(missing_ok=True)  # of a disk that is full, say
 
     def put_file(self, name: str, path: Path) -> None:
         target = self.root / name

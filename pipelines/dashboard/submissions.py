@@ -33,10 +33,12 @@ def with_link(name: str, assets: Sequence[Any]) -> list[Any]:
     import dagster as dg
 
     link = f"[Jobs on {name}](/{SUBMISSIONS}/{name})"
-    described = dg.map_asset_specs(
-        lambda spec: spec.replace_attributes(description=f"{spec.description or ''}\n\n{link}".strip()), assets
-    )
-    return list(described)
+
+    def described(spec: dg.AssetSpec) -> dg.AssetSpec:
+        first, *rest = (spec.description or "").split("\n\n")  # curves come last: a page shows only so much at once
+        return spec.replace_attributes(description="\n\n".join(filter(None, [first, link, *rest])))
+
+    return list(dg.map_asset_specs(described, assets))
 
 
 def submissions_page(name: str | None, operates: bool) -> str:

@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,7 +15,7 @@ from urllib.parse import quote
 import pytest
 import yaml
 from dashboard_process import Dashboard, served
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, TimeoutError, expect, sync_playwright
 
 from cluster.local import _processes
 from labeling.plan import dataset_status
@@ -72,8 +73,21 @@ def page(dashboard: Dashboard) -> Iterator[Page]:
         page = browser.new_page(viewport={"width": 1500, "height": 1050}, base_url=dashboard.address)
         page.set_default_timeout(SECONDS)
         expect.set_options(timeout=SECONDS)
+        page.on("pageerror", lambda error: print(f"{page.url}: {error}"))
+        page.on("console", lambda said: print(f"{page.url}: {said.text}") if said.type == "error" else None)
         yield page
         browser.close()
+
+
+def visit(page: Page, address: str) -> None:
+    """Open a page of Dagster; like a person once more where it stays blank, as was seen on a busy machine."""
+    for _ in range(3):
+        page.goto(address)
+        with suppress(TimeoutError):
+            page.get_by_role("link", name="Runs").first.wait_for(timeout=SECONDS / 3)
+            return
+        print(f"{address}: blank, and opened again")
+    pytest.fail(f"{address}: stays blank")
 
 
 def shoot(page: Page, name: str) -> None:
@@ -91,7 +105,7 @@ def shown(page: Page, alternative: str) -> None:
 def launch(page: Page, job: str, step: str, form: dict[str, Any]) -> str:
     """Fill in a job's launch form, press the button, and give the id of the Dagster run."""
     text = yaml.safe_dump({"ops": {step: {"config": form}}})
-    page.goto(f"/locations/onediffusion/jobs/{job}/playground/setup?config={quote(text)}")
+    visit(page, f"/locations/onediffusion/jobs/{job}/playground/setup?config={quote(text)}")
     expect(page.locator(".CodeMirror").first).to_contain_text(step)
     button = page.get_by_role("button", name=re.compile("Launch Run"))
     expect(button).to_be_enabled()
@@ -123,13 +137,13 @@ def succeeded(dashboard: Dashboard, run: str) -> None:
 
 
 def test_a_label_goes_stale_and_is_made_anew(page: Page, pictures: Dataset, dashboard: Dashboard) -> None:
-    page.goto("/asset-groups")
+    visit(page, "/asset-groups")
     expect(page.get_by_role("link", name="3 / 3 Passed").first).to_be_visible()
     shoot(page, "lineage")
-    page.goto("/assets/photographs/images")
+    visit(page, "/assets/photographs/images")
     shown(page, "images")
     shoot(page, "images")
-    page.goto("/assets/photographs/edges")
+    visit(page, "/assets/photographs/edges")
     shown(page, "edges")
     expect(page.get_by_text("Unsynced")).to_have_count(0)
     shoot(page, "edges-fresh")
@@ -146,7 +160,7 @@ def test_a_label_goes_stale_and_is_made_anew(page: Page, pictures: Dataset, dash
         },
     )
     succeeded(dashboard, declared)
-    page.goto("/assets/photographs/edges")
+    visit(page, "/assets/photographs/edges")
     expect(page.get_by_text(re.compile("Unsynced")).first).to_be_visible()
     shoot(page, "edges-stale")
 
@@ -185,7 +199,7 @@ def test_a_training_is_launched_scaled_and_stopped(
     store = open_store(run)
     page.goto("about:blank")  # a page that is shown takes its share of two cores
     until(lambda: len(read_metrics(store)) > 5)
-    page.goto("/assets/training/checkpoints")
+    visit(page, "/assets/training/checkpoints")
     shown(page, "loss and speed as they are now")
     curves = dashboard.request("/curves/training.svg")[2].decode()
     assert "; 1 worker on local" in curves and "<polyline" in curves
@@ -201,13 +215,13 @@ def test_a_training_is_launched_scaled_and_stopped(
     page.goto("about:blank")
     until(lambda: any("with 2 workers" in line for line in folder.log_lines()), folder=folder)
     until(lambda: len(read_metrics(store)) > seen + 5, folder=folder)
-    page.goto("/assets/training/checkpoints")
+    visit(page, "/assets/training/checkpoints")
     shown(page, "loss and speed as they are now")
     shown(page, "loss, throughput, learning rate and gradient norm")  # as of the checkpoint that scaling made
     assert "; 2 workers on local" in dashboard.request("/curves/training.svg")[2].decode()
     shoot(page, "training-scaled")
 
-    page.goto(f"/runs/{training}")
+    visit(page, f"/runs/{training}")
     expect(page.get_by_role("button", name=re.compile("Terminate")).first).to_be_visible()
     shoot(page, "training-run")
     page.get_by_role("button", name=re.compile("Terminate")).first.click()

@@ -98,7 +98,7 @@ def test_workers_whose_node_is_taken_away_write_a_checkpoint_and_go_on_elsewhere
     store = open_store(run)
 
     def until(moment: Callable[[], Any]) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while not moment():
             assert training.poll() is None and time.monotonic() < deadline, (tmp_path / "said").read_text()
             time.sleep(0.2)

@@ -119,11 +119,13 @@ def plan_job(job: Job, target_name: str) -> dict[str, str]:
     """What `submit_job` would send, by title; nothing is touched."""
     target = load_target(target_name)
     identity = job_id(job)
+    address = job_address(job.output, identity)
+    folder = JobFolder(address)
+    before = folder.submission() if identity in remembered_jobs() else None  # else its place need not answer
     number = 1
-    if identity in remembered_jobs() and (before := find_job(identity)):
-        alive = job_state(before).alive
-        number = before.attempt if alive else _next_attempt(JobFolder(before.address), before)
-    submission = Submission(identity, number, job_address(job.output, identity), target_name, {}, 0.0, "")
+    if before:
+        number = before.attempt if job_state(before).alive else _next_attempt(folder, before)
+    submission = Submission(identity, number, address, target_name, {}, 0.0, "")
     return open_backend(target).plan(work_of(job, submission))
 
 
@@ -314,8 +316,8 @@ def scale_job(identity: str, workers: WorkersSpec, say: Callable[[str], None] = 
         folder.put_control(replace(folder.control(), attempt=submission.attempt, workers=wanted))
         say(f"{submission.id}: goes on with {workers.count} workers after its next step")
         return submission
-    _end(submission, Control(submission.attempt + 1), say)  # who follows it then waits for the next attempt
     try:
+        _end(submission, Control(submission.attempt + 1), say)  # who follows it then waits for the next attempt
         return _submit(job, submission.target_name, target, say)
     except InputError:
         folder.put_control(Control(submission.attempt, stop=True))

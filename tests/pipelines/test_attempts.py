@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from labeling.storage import open_store
 from model.errors import InputError
 from pipelines.job import Job, LabelJob, WorkersSpec, job_id
 from pipelines.job_folder import Control, JobFolder, RunState, Submission, job_address, this_sender
-from pipelines.submit import find_job, job_state, list_jobs, log_lines, scale_job, stop_job, submit_job
+from pipelines.submit import find_job, job_state, list_jobs, log_lines, plan_job, scale_job, stop_job, submit_job
 
 
 @pytest.fixture(autouse=True)
@@ -168,6 +169,17 @@ def test_a_refused_first_submission_leaves_nothing(job: Job, tmp_path: Path) -> 
         submit_job(job, str(target))
     assert not Path(job.output).exists()
     assert list_jobs() == []
+
+
+def test_a_dry_run_says_the_attempt_that_would_be_sent(job: Job) -> None:
+    def said() -> str:
+        return plan_job(job, "local")["command"]
+
+    assert "--attempt 1" in said()
+    assert ended(submit_job(job, "local")) == "failed"
+    assert "--attempt 2" in said()
+    shutil.rmtree(job.output)  # it is remembered, and its place is gone
+    assert "--attempt 1" in said()
 
 
 def test_an_attempt_waits_for_an_earlier_one_that_lives(job: Job, tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ LIFE_SECONDS = 20.0
 CONTROL_SECONDS = 2.0
 
 
-class _Interrupted(BaseException):
-    """A signal asked the job to end; no handler of ordinary errors is to catch it."""
+class _Interrupted(KeyboardInterrupt):
+    """A signal asked the job to end. Of what is raised while it waits in C++, Ray lets out this kind only."""
 
 
 def execute(address: str, attempt: int) -> int:
@@ -79,7 +79,7 @@ def _outcome(job: Job, own: _Attempt) -> _Outcome:
             result = _run(job, own)
         finally:
             own.lets_go = True  # what is left to do is short, and has to be done
-    except (_Interrupted, SystemExit):  # Ray, while it starts, answers SIGTERM by the latter
+    except (KeyboardInterrupt, SystemExit):  # Ray turns ours into a plain one; while it starts, SIGTERM into the latter
         own.interrupted = True
         result = {"finished": False}
     except NodeLost as loss:
@@ -119,14 +119,17 @@ class _Attempt:
 
     def __enter__(self) -> _Attempt:
         self._put(self.state)
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM):
             signal.signal(number, self._interrupt)
+        self._report = sys.unraisablehook
+        sys.unraisablehook = self._dropped
         self._thread.start()
         return self
 
     def __exit__(self, *failure: object) -> None:
         self._over.set()
         self._thread.join()
+        sys.unraisablehook = self._report
 
     def end(self, outcome: _Outcome) -> None:
         """Say how it ended: the last word on this attempt."""
@@ -149,6 +152,14 @@ class _Attempt:
         self.interrupted = True
         if not self.lets_go:
             raise _Interrupted
+
+    def _dropped(self, lost: sys.UnraisableHookArgs) -> None:
+        """Python drops what is raised while it clears an object away: then it is raised again, a moment later."""
+        if lost.exc_type is _Interrupted:
+            self.interrupted = False
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+        else:
+            self._report(lost)
 
     def _live(self) -> None:
         beat = time.monotonic()

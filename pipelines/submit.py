@@ -194,7 +194,7 @@ def job_state(submission: Submission) -> JobState:
         return JobState("unknown", str(error))
     if native.phase == "absent" and not backend.sees_all and (unseen := _unseen(submission, own)):
         return unseen
-    return _merged(submission, own, native)
+    return _merged(submission, own, native, backend.sees_all)
 
 
 def _unseen(submission: Submission, own: RunState | None) -> JobState | None:
@@ -206,7 +206,7 @@ def _unseen(submission: Submission, own: RunState | None) -> JobState | None:
     return None
 
 
-def _merged(submission: Submission, own: RunState | None, native: NativeState) -> JobState:
+def _merged(submission: Submission, own: RunState | None, native: NativeState, sees_all: bool) -> JobState:
     if native.phase in ("pending", "running"):
         began = own is not None and own.phase == "running"
         phase = "running" if native.phase == "running" and began else "pending"
@@ -216,6 +216,8 @@ def _merged(submission: Submission, own: RunState | None, native: NativeState) -
     again = JobFolder(submission.address).state()
     if again and again.attempt == submission.attempt and again.phase != "running":
         return JobState(again.phase, again.reason, result=again.result)
+    if sees_all and JobFolder(submission.address).control() == Control(submission.attempt, stop=True):
+        return JobState("stopped", native.reason)  # and a last write of what was ended came after the word on its end
     if own is None:
         return JobState("lost", native.reason or "it never began; submit it again")
     return JobState("lost", native.reason or "it ended without a word (killed, or out of memory?); submit it again")

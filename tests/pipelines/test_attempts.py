@@ -257,6 +257,46 @@ def test_an_attempt_that_a_later_one_replaced_ends_and_leaves_its_word(tmp_path:
     assert JobFolder(submission.address).state() == later
 
 
+WAITS_FOR_RAY = """
+import ray
+ray.init(address="auto", logging_level="ERROR", log_to_driver=False)
+class Never:
+    def __init__(self): time.sleep(600)
+def run(job, own):
+    actor = ray.remote(num_cpus=0)(Never).remote()
+    threading.Timer(2, print, ["begun"], {"flush": True}).start()
+    ray.get(actor.__ray_ready__.remote())
+"""
+CLEARS_AWAY = """
+class Cleared:
+    def __del__(self):
+        print("begun", flush=True)
+        time.sleep(5)
+def run(job, own):
+    Cleared()
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("run", [WAITS_FOR_RAY, CLEARS_AWAY])
+def test_a_signal_ends_an_attempt_wherever_it_finds_it(run: str, job: Job, shared_ray: None) -> None:
+    """Python drops what is raised in a finaliser, and Ray all but a KeyboardInterrupt while it waits."""
+    submission = noted(job, 1, LOCAL)
+    ends = "import pipelines.execute as execute\nexecute._run = run\nsys.exit(execute.execute(sys.argv[1], 1))\n"
+    command = [sys.executable, "-c", f"import sys, threading, time\n{run}{ends}", submission.address]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process:
+        assert process.stdout.readline() == "begun\n"
+        process.terminate()
+        try:
+            assert process.wait(timeout=60) == 75
+        finally:
+            process.kill()
+    state = JobFolder(submission.address).state()
+    assert state and state.phase == "interrupted", state
+
+
 def test_a_place_that_cannot_be_reached_hides_no_other_job(job: Job, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     submission = noted(job, 1, LOCAL, RunState(1, "failed", "here", 7, 0.0, 0.0, "no dataset"))
     remember_job("train-far", f"{s3}/far/jobs/train-far")

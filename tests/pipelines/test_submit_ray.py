@@ -156,12 +156,16 @@ def test_an_attempt_that_the_cluster_knows_and_that_never_began_is_sent_under_th
     submission = submit_job(job, target)
     backend, folder = backend_of(submission), JobFolder(submission.address)
     stop_job(submission.id)
-    folder.store.delete("state.json")
+    for name in ("state.json", "control.json"):
+        folder.store.delete(name)
     assert job_state(submission).phase == "lost"
     assert backend.state(submission.name).phase == "ended"
     again = submit_job(job, target)
     assert again.attempt == 2
-    assert stop_job(again.id).phase == "stopped"
+    state = stop_job(again.id)
+    assert state.phase == "stopped", state
+    folder.store.delete("state.json")  # as a write of the ended process would, had it come too late
+    assert job_state(again).phase == "stopped"
 
 
 def test_a_label_job_that_loses_a_node_goes_on_without_it(

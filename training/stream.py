@@ -6,8 +6,11 @@ plan's business, and must not depend on who was faster.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
@@ -86,6 +89,24 @@ def stream_steps(
                 if error.is_valid:
                     raise InputError(error.as_py())
                 yield StepBatch.from_bytes(data.as_py())
+
+
+def begun(stream: Iterator[StepBatch]) -> Iterator[StepBatch]:
+    """The stream; its first batch, for which readers have to start, is under way at once, not when it is asked for."""
+    first: Future[list[StepBatch]] = Future()
+
+    def begin() -> None:
+        try:
+            first.set_result(list(islice(stream, 1)))
+        except BaseException as error:  # where the batch is asked for, it is raised
+            first.set_exception(error)
+
+    threading.Thread(target=begin, daemon=True).start()
+    return chain(_later(first), stream)
+
+
+def _later(first: Future[list[StepBatch]]) -> Iterator[StepBatch]:
+    yield from first.result()
 
 
 def _dataset(

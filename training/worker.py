@@ -22,7 +22,7 @@ from training.memory import keep_freed_memory
 from training.objective import flow_matching_loss
 from training.optimizer import MovingAverage, build_optimizer, learning_rate
 from training.records import TENSORBOARD, Records
-from training.stream import stream_steps
+from training.stream import begun, stream_steps
 from training.window import Window
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ class _Worker:
             keep_freed_memory()
         _set_threads(self.config.workers.threads or max(1, _cores() // context.get_local_world_size()))
         self.start = _from_rank_zero(whole_checkpoints(self.store)[-1:])
+        # What is held out is read first: its readers are gone when those of the steps come.
+        self.batches = None if job.held_out else begun(self._batches(self.start[0] if self.start else 0))
         self.records = Records(self.store, self.start[0] if self.start else 0) if self.rank == 0 else None
         self.accelerator = _accelerator(self.config, str(self.records.folder) if self.records else None)
         transformer = _build(self.config)
@@ -113,12 +115,11 @@ class _Worker:
         self.accelerator.init_trackers(TENSORBOARD, init_kwargs={"tensorboard": {"purge_step": step + 1}})
         if step == 0 and config.checkpoints.first and not self.start:
             self._save(0)
-        # Read before the steps are: its readers are gone when theirs come.
         held_out = HeldOut(job, self.rank, self.workers, self.accelerator.device) if job.held_out else None
         metrics: dict[str, Any] = {}
         began = waited_since = time.monotonic()
         answer = None  # to where the last step was announced
-        for batch in self._batches(step):
+        for batch in self.batches or self._batches(step):
             waited = time.monotonic() - waited_since
             if answer is not None and (end := ray.get(answer)) is not None and batch.step >= end:
                 if step % config.checkpoints.every:

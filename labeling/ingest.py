@@ -27,7 +27,7 @@ IMAGES = pa.schema(
         ("disparity_scale", pa.float32()),
     ]
 )
-REJECTED = pa.schema([("source", pa.string()), ("reason", pa.string())])
+REJECTED = pa.schema([("source", pa.string()), ("reason", pa.string()), ("size", pa.int64())])
 
 SHARD_ROWS = 1024
 SHARD_BYTES = 256 << 20

@@ -69,8 +69,8 @@ def ingest(
     if address not in sources:
         sources.append(address)
     number = sources.index(address)
-    names, ids = _known(dataset, number) if dataset else (set(), set())
-    fresh = [item for item in items if item.name not in names]
+    met, ids = _known(dataset, number) if dataset else (Met(set(), {}), set())
+    fresh = met.fresh(items)
     total = sum(shard.rows for shard in before)
     if not fresh:
         return IngestResult(0, 0, total)
@@ -101,6 +101,7 @@ def ingest(
             "sources": sources,
         }
         store.put("dataset.json", json.dumps(description, indent=1).encode() + b"\n")
+        _forget(Dataset(dataset_uri), number, before, {item.name for item in fresh if item.name in met.rejected})
     return IngestResult(added, rejected, total + added)
 
 
@@ -112,17 +113,53 @@ class _Job:
     recipe: str
 
 
-def _known(dataset: Dataset, source: int) -> tuple[set[str], set[str]]:
-    """Names of the source that the dataset has met, and the ids of all its pictures."""
-    names: set[str] = set()
+@dataclass(frozen=True)
+class Met:
+    """Files of a source that a dataset has looked at: taken, by name; rejected, by name with their size then, in bytes.
+
+    A size of None, from before sizes were kept, stands for any.
+    """
+
+    taken: set[str]
+    rejected: dict[str, int | None]
+
+    def see(self, dataset: Dataset, shard: str) -> None:
+        """Add what became of the files of a shard."""
+        self.taken.update(dataset.read("images", shard, ["source"])["source"].to_pylist())
+        for row in dataset.read("rejected", shard).to_pylist():
+            self.rejected[row["source"]] = row.get("size")
+
+    def fresh(self, items: Sequence[Item]) -> list[Item]:
+        """Those not met, and those rejected that are no longer as they were: they may have been half copied."""
+        return [
+            item
+            for item in items
+            if item.name not in self.taken and self.rejected.get(item.name, -1) not in (item.size, None)
+        ]
+
+
+def _known(dataset: Dataset, source: int) -> tuple[Met, set[str]]:
+    """What the dataset has met of the source, and the ids of all its pictures."""
+    met = Met(set(), {})
     ids: set[str] = set()
     for shard in dataset.shards:
-        table = dataset.read("images", shard.name, ["id", "source"])
-        ids.update(table["id"].to_pylist())
+        ids.update(dataset.read("images", shard.name, ["id"])["id"].to_pylist())
         if shard.source == source:
-            names.update(table["source"].to_pylist())
-            names.update(dataset.read("rejected", shard.name, ["source"])["source"].to_pylist())
-    return names, ids
+            met.see(dataset, shard.name)
+    return met, ids
+
+
+def _forget(dataset: Dataset, source: int, before: Sequence[ShardInfo], names: set[str]) -> None:
+    """Take rejected files that were looked at once more out of what is told of earlier shards."""
+    for shard in before if names else ():
+        if shard.source != source:
+            continue
+        rejected = dataset.read("rejected", shard.name)
+        stays = [name not in names for name in rejected["source"].to_pylist()]
+        kept = rejected.filter(pa.array(stays, pa.bool_()))
+        if kept.num_rows < rejected.num_rows:
+            made = dataset.footer("rejected", shard.name).recipe
+            write_shard(dataset.store, "rejected", shard.name, kept, [kept.num_rows], made)
 
 
 def _duplicates(source: Source, items: Sequence[Item]) -> dict[str, str]:
@@ -194,18 +231,19 @@ def _write(
     min_side: int,
 ) -> int:
     def row_of(item: Item) -> dict[str, Any]:
+        named = {"source": item.name, "size": item.size}
         if item.name in job.twins:
-            return {"source": item.name, "reason": f"same bytes as {job.twins[item.name]}"}
+            return {**named, "reason": f"same bytes as {job.twins[item.name]}"}
         raw, said = source.read(item)
         identity = picture_id(raw)
         if identity in known:
-            return {"source": item.name, "reason": f"in the dataset already, as {identity}"}
+            return {**named, "reason": f"in the dataset already, as {identity}"}
         try:
             picture = normalise(raw, max_pixels, min_side)
             said = {**said, **metadata.get(item.name, {})}
             return {"id": identity, "picture": picture, "source": item.name, **_pair(source, said), **_words(said)}
         except Rejected as error:
-            return {"source": item.name, "reason": str(error)}
+            return {**named, "reason": str(error)}
 
     with ThreadPoolExecutor(READERS) as pool:
         found = list(pool.map(row_of, job.items))

@@ -97,7 +97,7 @@ def _notice(instance: dg.DagsterInstance, place: Place, seen: Seen) -> dg.Sensor
     pause = FAR_SECONDS if far else LISTING_SHARE * (time.time() - began)
     rests = files == seen.listing
     seen = replace(seen, listing=files, due=time.time() + pause if pause > PICTURE_SECONDS else 0.0)
-    if not rests:  # a file that is still being copied would be rejected, and never looked at again
+    if not rests:  # a file that is still being copied would be rejected, and looked at once more for nothing
         return _skip("the sources have changed; what is new there is looked at once they rest", seen)
     declared = {group: now.code_version(group) for group in now.labels}
     last = [runs[0].dagster_run.run_id, runs[0].dagster_run.status.value] if runs else []

@@ -15,6 +15,7 @@ from labeling.sources import Source
 from model.errors import InputError
 from pipelines.dashboard.checks import Verdict, one_line
 from pipelines.dashboard.snapshots import Snapshot
+from pipelines.ingest import Met
 
 MOST_NAMES = 2_000_000  # of pictures ingested; beyond, new ones are only counted
 SHOWN_NAMES = 20
@@ -46,7 +47,7 @@ def listing(snapshot: Snapshot) -> str:
 def news(snapshot: Snapshot) -> list[News]:
     """The sources that have new pictures. Raises InputError, or OSError, for one that cannot be listed."""
     dataset = Dataset.open(snapshot.place.address)
-    there = {group: dataset.store.files(group) for group in ("images", "rejected")}
+    there = dataset.store.files("images")  # it comes last of what a shard has
     found = []
     for number, uri in enumerate(snapshot.sources):
         try:
@@ -63,12 +64,11 @@ def news(snapshot: Snapshot) -> list[News]:
             if len(items) > known:
                 found.append(News(uri, len(items) - known, [], digest_json(len(items))))
             continue
-        names: set[str] = set()
+        met = Met(set(), {})
         for shard in shards:
-            for group, files in there.items():
-                if f"{shard.name}.parquet" in files:
-                    names.update(dataset.read(group, shard.name, ["source"])["source"].to_pylist())
-        fresh = [item.name for item in items if item.name not in names]
+            if f"{shard.name}.parquet" in there:
+                met.see(dataset, shard.name)
+        fresh = [item.name for item in met.fresh(items)]
         if fresh:
             found.append(News(uri, len(fresh), fresh[:SHOWN_NAMES], digest_json(fresh)))
     return found

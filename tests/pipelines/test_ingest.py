@@ -18,7 +18,7 @@ from labeling.ingest import ROW_GROUP_PIXELS, ROW_GROUP_ROWS, Picture, Rejected,
 from labeling.shards import Dataset
 from labeling.sources import Source
 from model.errors import InputError
-from pipelines.ingest import ingest
+from pipelines.ingest import IngestResult, ingest
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -161,6 +161,24 @@ def test_a_folder_becomes_rows_and_reasons(pictures: Path, tmp_path: Path, photo
         "notes.txt": "not a picture",
         "z-coffee-again.png": "same bytes as coffee.png",
     }
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_rejected_file_is_looked_at_again_when_it_has_another_size(
+    pictures: Path, tmp_path: Path, photographs: Path
+) -> None:
+    """It was still being copied, or has been repaired since."""
+    place = tmp_path / "dataset"
+    ingest(str(pictures), str(place), shard_rows=4)
+    assert ingest(str(pictures), str(place)) == IngestResult(0, 0, 6)
+    (pictures / "notes.txt").write_text("no picture still")
+    (pictures / "cut.jpg").write_bytes((photographs / "hubble_deep_field.jpg").read_bytes())
+    assert ingest(str(pictures), str(place)) == IngestResult(1, 1, 7)
+    dataset = Dataset.open(place)
+    assert [row["source"] for row in dataset.rows("images")][-1] == "cut.jpg"
+    reasons = [(row["source"], row["reason"]) for row in dataset.rows("rejected")]
+    assert sorted(reasons) == [("notes.txt", "not a picture"), ("z-coffee-again.png", "same bytes as coffee.png")]
+    assert ingest(str(pictures), str(place)) == IngestResult(0, 0, 7)
 
 
 @pytest.mark.usefixtures("ray_cluster")

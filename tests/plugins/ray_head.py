@@ -32,8 +32,11 @@ class RayHead:
 
 
 @contextmanager
-def ray_head(folder: Path, environment: dict[str, str]) -> Iterator[RayHead]:
-    """Start it with `environment` (as S3 credentials, which are the cluster's own), and end it by process id."""
+def ray_head(folder: Path, environment: dict[str, str], cwd: Path | None = None) -> Iterator[RayHead]:
+    """Start it with `environment` (as S3 credentials, which are the cluster's own), and end it by process id.
+
+    cwd: the folder it works in, to which relative paths are.
+    """
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
@@ -57,7 +60,7 @@ def ray_head(folder: Path, environment: dict[str, str]) -> Iterator[RayHead]:
         f"--dashboard-agent-listen-port={agent}",  # a Ray that runs beside it may have taken the usual one
     ]
     log = (folder / "head.log").open("wb")
-    head = subprocess.Popen(command, env=own, stdout=log, stderr=log, start_new_session=True)
+    head = subprocess.Popen(command, env=own, cwd=cwd, stdout=log, stderr=log, start_new_session=True)
     try:
         deadline = time.monotonic() + 90
         while not _listens(dashboard):

@@ -112,7 +112,7 @@ def test_workers_whose_node_is_taken_away_write_a_checkpoint_and_go_on_elsewhere
 
         environment = {**os.environ, **head.environment, "RAY_ADDRESS": head.gcs}
         # Ray Train may count on the node for a while after it has gone, and then waits so long for a worker there.
-        environment["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "20"
+        environment["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "6"
         command = [sys.executable, "-u", "-m", "pipelines", "train", str(tmp_path / "run.yaml"), "--run", str(run)]
         with (tmp_path / "said").open("w") as said:
             training = subprocess.Popen(command, env=environment, stdout=said, stderr=said)

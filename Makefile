@@ -7,7 +7,7 @@ OUT ?= runs/demo
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --constraint constraints.txt
 
-.PHONY: demo test lint bench bench-model clean
+.PHONY: demo test lint bench bench-model bench-plan clean
 
 demo: $(VENV)/installed
 	$(BIN)/onediffusion demo --out "$(OUT)" $(if $(PICTURES),--pictures "$(PICTURES)")
@@ -21,7 +21,10 @@ lint: $(VENV)/installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: bench-model
+bench: bench-plan bench-model
+
+bench-plan: $(VENV)/installed-test
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_plan.py
 
 bench-model: $(VENV)/installed-test
 	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_model.py

@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import torch
 from reference_transformer import Reference
 from rich.console import Console
 from rich.table import Table
+from rounds import alternate
 from torch import Tensor
 
 from model import NextDiT
@@ -133,18 +132,6 @@ def assert_same(model: NextDiT, reference: Reference, inputs: tuple[Tensor, ...]
         step(one, inputs)
         gradients.append(one.layers[0].attention.wq.weight.grad.clone())
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-3)
-
-
-def alternate(work: list[Callable[[], None]], rounds: int) -> list[float]:
-    """Median seconds of each, in rounds that take them in turn; a first round warms up."""
-    seconds: list[list[float]] = [[] for _ in work]
-    for number in range(rounds + 1):
-        for times, one in zip(seconds, work, strict=True):
-            started = time.perf_counter()
-            one()
-            if number:
-                times.append(time.perf_counter() - started)
-    return [statistics.median(times) for times in seconds]
 
 
 def matrix_share(work: Callable[[], None]) -> float:

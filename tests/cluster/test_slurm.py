@@ -42,7 +42,7 @@ def test_the_site_itself_starts_twice(limited: StandIn) -> None:
         )
         daemons = another.processes()
         assert {"munged", "slurmctld", "slurmd"} <= {process.name() for process in daemons}
-    assert not psutil.wait_procs(daemons, timeout=10)[1]
+    assert not psutil.wait_procs(daemons, timeout=60)[1]
     assert not another.folder.exists()
 
 
@@ -234,7 +234,7 @@ def test_two_jobs_of_one_node_do_not_meet_and_stop_leaves_nothing(
     assert careful.backend.state("careful-1").phase == "ended", "it is not put back"
     assert deaf.backend.state("deaf-1").phase == "running", "another's Ray is left alone"
     assert all(process.is_running() for process in running[1])
-    assert not psutil.wait_procs(running[0], timeout=30)[1]
+    assert not psutil.wait_procs(running[0], timeout=60)[1]
     deaf.backend.stop("deaf-1")
     assert deaf.backend.state("deaf-1") == NativeState("ended", "it was cancelled")
     all_gone(running[1], scratch)

@@ -212,7 +212,7 @@ def test_an_attempt_that_was_taken_over_leaves_the_groups_to_the_next(
     earlier = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], **pipes)
     assert earlier.stdout and earlier.stdout.readline() == b"held\n"
     with lease(store, ["edges"]):
-        earlier.communicate(b"\n", timeout=30)
+        earlier.communicate(b"\n", timeout=90)
         monkeypatch.delenv("ONEDIFFUSION_JOB")
         with pytest.raises(InputError, match="is working on it"), lease(store, ["edges"]):
             pass
@@ -347,6 +347,6 @@ def test_a_folder_of_another_project_is_no_log(tmp_path: Path) -> None:
     store.put("log/notes.txt", b"mine\n")
     script = "import sys\nfrom labeling.storage import open_store\nfrom pipelines.log_keeper import kept_log\n"
     script += "with kept_log(open_store(sys.argv[1])):\n    print('said')\n"
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=90)
     assert store.read("log/000003.txt") == b"said\n"
     assert list(JobFolder(str(tmp_path)).log_lines()) == ["before", "said"]

@@ -156,7 +156,7 @@ def test_the_browser_is_told_of_changes_through_the_proxy(guarded: Dashboard, to
             await ws.send_json({"type": "start", "id": "1", "payload": {"query": query, "variables": variables}})
             heard: list[dict[str, Any]] = []
             while not heard or heard[-1]["type"] not in ("data", "error", "complete", "connection_error"):
-                message = await ws.receive(timeout=30)
+                message = await ws.receive(timeout=60)
                 assert message.type == WSMsgType.TEXT, heard
                 heard.append(message.json())
             return heard
@@ -186,11 +186,11 @@ def test_a_socket_is_closed_when_its_session_is(guarded: Dashboard, tokens: dict
             client.ws_connect(f"{guarded.address}/graphql", protocols=["graphql-ws"], headers=session) as ws,
         ):
             await ws.send_json({"type": "connection_init", "payload": {}})
-            assert (await ws.receive_json(timeout=30))["type"] == "connection_ack"
+            assert (await ws.receive_json(timeout=60))["type"] == "connection_ack"
             if sign_out:
                 assert guarded.request("/logout", session, b"")[0] == 303
             await ws.send_json(start)
-            return (await ws.receive(timeout=30)).type
+            return (await ws.receive(timeout=60)).type
 
     assert asyncio.run(heard_after(sign_out=False)) == WSMsgType.TEXT
     assert asyncio.run(heard_after(sign_out=True)) in (WSMsgType.CLOSE, WSMsgType.CLOSED)
@@ -283,7 +283,7 @@ def test_what_dies_is_started_again_and_all_end_together(
         assert len(family) >= 4
     assert running.process.returncode == 0
     assert running.lines[-1] == "dashboard: ends; jobs that were sent go on"
-    _, left = psutil.wait_procs(family, timeout=20)
+    _, left = psutil.wait_procs(family, timeout=60)
     assert not left
 
 
@@ -343,7 +343,7 @@ def test_a_job_outlives_the_dashboard_that_sent_it(
             code.kill()
             running.until(lambda: any("'code' died (-9), started again" in line for line in running.lines))
             running.until(lambda: running.ask(query, r=run)["runOrError"]["status"] == "FAILURE")
-            running.until(lambda: not any(lives(process) for process in started), seconds=40)
+            running.until(lambda: not any(lives(process) for process in started), seconds=90)
             follows(running)
             page = running.request(f"/submissions/{store.uri.rpartition('/')[2]}")[2].decode()
             assert f"<code>{submission.id}</code>" in page and ">running</span>" in page
@@ -352,7 +352,7 @@ def test_a_job_outlives_the_dashboard_that_sent_it(
             family = family_of(running)
             running.process.kill()
             running.process.wait()
-            assert not psutil.wait_procs(family, timeout=40)[1], "nothing of it stays, though a run was under way"
+            assert not psutil.wait_procs(family, timeout=60)[1], "nothing of it stays, though a run was under way"
         with served(tmp_path / "data") as running:
             assert running.ask(query, r=run)["runOrError"]["status"] == "FAILURE"
             follows(running)

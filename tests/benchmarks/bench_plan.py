@@ -1,0 +1,69 @@
+"""`make bench-plan`: what a plan over millions of rows costs to make and to ask, far into a run as at its start.
+
+The floor of asking is drawing what a sample is made of (one permutation less): the rest is finding its row. Ratios are
+of medians of rounds that alternate between what is compared.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.table import Table
+from rounds import alternate
+
+from training.config import ObjectiveConfig
+from training.draws import Draws
+from training.mixture import Manifest, ShardPin, SourcePin, Stream
+from training.plan import Plan
+
+BATCH, WINDOW, FAR = 256, 8, 400_000
+MOST = {"far_over_near": 1.5, "large_over_small": 3.0, "start_growth": 15.0}  # of ten times the shards, the last
+
+
+def main(rounds: int = 15) -> None:
+    small, large = plan_of(500), plan_of(5000)
+    steps = iter(range(1, 1_000_000))
+    works: list[Callable[[], object]] = [
+        lambda: large.step(next(steps)),
+        lambda: large.step(FAR + next(steps)),
+        lambda: small.step(next(steps)),
+        lambda: [drawn(next(steps)) for _ in range(BATCH)],
+    ]
+    near, far, little, floor = alternate(works, rounds)
+    start_small, start_large = alternate([lambda: plan_of(500), lambda: plan_of(5000)], 3)
+    figures = {
+        "rows": 5000 * 1024,
+        "start_seconds": start_large,
+        "step_seconds": near,
+        "samples_per_second": BATCH / near,
+        "share_of_floor": floor / near,
+        "far_over_near": far / near,
+        "large_over_small": near / little,
+        "start_growth": start_large / start_small,
+    }
+    table = Table("figure", "value", "target")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.3g}", f"≤ {MOST[name]}" if name in MOST else "")
+    Console().print(table)
+    missed = [name for name, most in MOST.items() if figures[name] > most]
+    if missed:
+        sys.exit(f"missed: {', '.join(missed)}")
+
+
+def plan_of(shards: int) -> Plan:
+    """Of that many shards of 1024 rows."""
+    pins = [ShardPin(f"{number:06d}", [64] * 16, {}, {"text2image@64": None}) for number in range(shards)]
+    stream = Stream("a", "text2image", 1.0, 64, shards * 1024)
+    return Plan(Manifest({"a": SourcePin("a", "pictures", {}, pins)}, [stream]), 0, BATCH, ObjectiveConfig(), WINDOW)
+
+
+def drawn(index: int) -> tuple[float, int, int]:
+    """What no plan can do without: the draws of a sample."""
+    draws = Draws(0, "sample", index)
+    return draws.uniform(), draws.word(), draws.word()
+
+
+if __name__ == "__main__":
+    main()

@@ -13,6 +13,7 @@ from training.config import TrainingConfig
 
 _POLL_SECONDS = 0.5
 _SILENCE_SECONDS = 60.0
+_PAUSE_SECONDS = 1800.0  # for a checkpoint
 _DEPARTURE_SECONDS = 180.0
 
 Progress = Callable[[dict[str, Any]], None]
@@ -41,11 +42,13 @@ class Board:
         self._stop_at: int | None = None
         self._heard = time.monotonic()
         self._longest = 0.0  # seconds between two steps
+        self._paused: float | None = None  # since when
         self._nodes: set[str] = set()
 
     def join(self, node: str) -> None:
         """A worker is there, on a node of this id."""
         self._nodes.add(node)
+        self._paused = None
 
     def nodes(self) -> set[str]:
         """Ids of the nodes that workers are on."""
@@ -77,8 +80,14 @@ class Board:
 
         So it is while workers, also those that begin again after a failure, wait for room.
         """
+        if self._paused is not None:
+            return time.monotonic() - self._paused > _PAUSE_SECONDS
         silence = time.monotonic() - self._heard
         return self._stop_at is None and (self._reached is None or silence > _SILENCE_SECONDS + 10 * self._longest)
+
+    def pause(self) -> None:
+        """Workers begin what may take much longer than a step, as a checkpoint does; the next step ends it."""
+        self._paused = time.monotonic()
 
     def reach(self, step: int) -> int | None:
         """A worker begins a step. Returns the step before which all stop, once that is settled.
@@ -89,7 +98,7 @@ class Board:
         now = time.monotonic()
         if self._reached is not None:
             self._longest = max(self._longest, now - self._heard)
-        self._heard = now
+        self._heard, self._paused = now, None
         if self._wanted and self._stop_at is None:
             self._stop_at = max(step, step if self._reached is None else self._reached) + 2
         self._reached = max(step, step if self._reached is None else self._reached)
@@ -109,7 +118,8 @@ def followed(
 
     A node that is being taken away (Ray calls it draining) ends the group too: its workers write a checkpoint while
     they can, and the next group begins from it on other nodes.
-    abort: called where no worker is there to hear it, as while they wait for room.
+    abort: called where no worker is there to hear it, as while they wait for room, and where it cannot be followed.
+    Raises RuntimeError in the latter case.
     """
     import ray
 
@@ -134,13 +144,24 @@ def followed(
                 abort()
                 return
 
-    thread = threading.Thread(target=follow, daemon=True)
+    broken: list[Exception] = []
+
+    def watch() -> None:
+        try:
+            follow()
+        except Exception as error:  # who is not followed hears of no stop either
+            broken.append(error)
+            abort()
+
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
         yield
     finally:
         over.set()
         thread.join()
+        if broken:
+            raise RuntimeError(f"the training cannot be followed any more ({broken[0]})") from broken[0]
 
 
 def await_departures(wish: Callable[[], Wish]) -> None:

@@ -121,11 +121,14 @@ def _train(
     import ray
     from ray.exceptions import ActorDiedError
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from training.trainer import EndableTrainer
     from training.worker import Job, train_worker
 
-    board = ray.remote(num_cpus=0)(Board).remote()
+    # Where this process is: of all nodes, the only one that the run cannot lose.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
     workers, readers = config.workers, readers_of_each(config, ray.cluster_resources().get("CPU", 0.0))
     codec, text_encoder = _encoders(manifest)
     job = Job(

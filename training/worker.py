@@ -114,6 +114,7 @@ class _Worker:
         config, job = self.config, self.job
         self.accelerator.init_trackers(TENSORBOARD, init_kwargs={"tensorboard": {"purge_step": step + 1}})
         if step == 0 and config.checkpoints.first and not self.start:
+            job.board.pause.remote()
             self._save(0)
         held_out = HeldOut(job, self.rank, self.workers, self.accelerator.device) if job.held_out else None
         metrics: dict[str, Any] = {}
@@ -123,6 +124,7 @@ class _Worker:
             waited = time.monotonic() - waited_since
             if answer is not None and (end := ray.get(answer)) is not None and batch.step >= end:
                 if step % config.checkpoints.every:
+                    job.board.pause.remote()
                     self._save(step)
                 break
             answer = job.board.reach.remote(batch.step)
@@ -130,6 +132,8 @@ class _Worker:
             step = batch.step + 1
             self._window.took(waited, time.monotonic() - waited_since)
             due = step % config.checkpoints.every == 0 or step == config.steps
+            if due and self.rank == 0:
+                job.board.pause.remote()
             measured = held_out.measure(self.model, self.average) if held_out and due else {}
             if step % config.log_every == 0 or step == config.steps:
                 metrics = self._log(step, norm, time.monotonic() - began, measured)

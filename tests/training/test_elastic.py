@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from ray_head import ray_head, ray_node
 
 from cluster.kubernetes_drain import NOT_WORK
 from labeling.storage import open_store
-from training.board import Board, Wish
+from training.board import Board, Wish, followed
 from training.checkpoint import whole_checkpoints
 from training.config import TrainingConfig, load_config
 from training.loop import readers_of_each, run_training
@@ -131,6 +132,21 @@ def test_workers_whose_node_is_taken_away_write_a_checkpoint_and_go_on_elsewhere
     assert [record["step"] for record in read_metrics(store)] == list(range(1, len(read_metrics(store)) + 1))
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_training_that_cannot_be_followed_is_ended(small_config: dict[str, Any]) -> None:
+    """Or nobody would hear of a stop, and the workers would begin again for ever."""
+    import ray
+
+    board, aborted = ray.remote(num_cpus=0)(Board).remote(), threading.Event()
+    ray.kill(board)
+    config = config_of(small_config, {})
+    with (
+        pytest.raises(RuntimeError, match="cannot be followed any more"),
+        followed(board, config, print, Wish, [Wish()], aborted.set),
+    ):
+        assert aborted.wait(60)
+
+
 def test_workers_that_step_are_told_and_those_that_are_gone_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("training.board.time.monotonic", lambda: now)
@@ -143,6 +159,10 @@ def test_workers_that_step_are_told_and_those_that_are_gone_are_not(monkeypatch:
     now = 21.0 + 60 + 89
     assert not board.unheard()  # a step took nine seconds
     now += 2
+    assert board.unheard()
+    board.pause()  # a checkpoint takes longer than any step
+    assert not board.unheard()
+    now += 1801
     assert board.unheard()
     board.stop()
     assert board.reach(2) == 4

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from labeling.storage import Store
+from labeling.storage import Store, open_store
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 
@@ -22,16 +22,13 @@ class Records:
         self.folder = Path(tempfile.mkdtemp(prefix="onediffusion-") if self.remote else store.uri)
         self.folder.mkdir(parents=True, exist_ok=True)
         kept = [record for record in read_metrics(store) if record["step"] <= start]
-        self._file = (self.folder / METRICS).open("w")
-        for record in kept:
-            self._write(record)
+        # Whole or as it was: a full disk or a kill must not take what was measured before.
+        open_store(self.folder).put(METRICS, "".join(map(_line, kept)).encode())
+        self._file = (self.folder / METRICS).open("a")
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
-        self._write(record)
-
-    def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(_line(record))
         self._file.flush()
 
     def sync(self) -> None:
@@ -45,6 +42,10 @@ class Records:
         """Upload the last lines and end."""
         self._file.close()
         self.sync()
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record) + "\n"
 
 
 def read_metrics(store: Store) -> list[dict[str, Any]]:

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from labeling.storage import open_store
+from labeling.storage import LocalStore, open_store
 from model import NextDiT
 from model.errors import InputError
 from training.checkpoint import load_checkpoint, load_state, load_training, save_checkpoint, whole_checkpoints
 from training.config import OptimizerConfig
 from training.optimizer import MovingAverage, build_optimizer, learning_rate
+from training.records import Records, read_metrics
 
 
 @pytest.fixture
@@ -106,3 +107,23 @@ def test_a_run_starts_from_another_checkpoint_of_the_same_model(tmp_path: Path, 
     assert weights.keys() == {f"transformer.{name}" for name in transformer.state_dict()}
     with pytest.raises(InputError, match="a model with depth 1, the configuration says 2"):
         _initial_weights(load_config("debug", {**settings, "model": {**model, "depth": 2}}))
+
+
+def test_what_was_measured_stays_where_a_resumed_run_cannot_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path)
+    first = Records(store, 0)
+    for step in range(1, 6):
+        first.append({"step": step})
+    with monkeypatch.context() as full:
+        full.setattr(LocalStore, "put_file", _full)
+        with pytest.raises(OSError, match="No space left"):
+            Records(store, 3)
+    assert [record["step"] for record in read_metrics(store)] == [1, 2, 3, 4, 5]
+    Records(store, 3).append({"step": 4})
+    assert [record["step"] for record in read_metrics(store)] == [1, 2, 3, 4]
+
+
+def _full(store: LocalStore, name: str, path: Path) -> None:
+    raise OSError(28, "No space left on device")

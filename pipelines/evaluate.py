@@ -17,7 +17,7 @@ from model.errors import InputError
 from model.pictures import Picture, decode_picture, encode_png, fit_picture
 from pipelines.run_summary import EVALUATION
 from pipelines.sampler import Call, bucket, load_pipeline, sample_all
-from training.checkpoint import checkpoint_name, whole_checkpoints
+from training.checkpoint import STATE, checkpoint_name, whole_checkpoints
 from training.loop import CONFIG
 
 if TYPE_CHECKING:
@@ -41,9 +41,10 @@ def evaluate(run: str, say: Callable[[str], None] = print) -> dict[str, Any]:
     if not steps:
         raise InputError(f"{store.uri}: no checkpoint there; make one with `train`")
     newest, first = (f"{store.uri}/{checkpoint_name(step)}" for step in (steps[-1], steps[0]))
+    tag = store.files(checkpoint_name(steps[-1]))[STATE].tag  # a run that was begun again has others of that name
     if store.exists(EVALUATION):
         kept = json.loads(store.read(EVALUATION))
-        if kept.get("checkpoint") == newest:
+        if kept.get("checkpoint") == newest and kept.get("tag") == tag:
             say("evaluation: figures and samples of this checkpoint are there already")
             return dict(kept["figures"])
     pictures, views, tasks = _learnt_from(run)
@@ -55,7 +56,7 @@ def evaluate(run: str, say: Callable[[str], None] = print) -> dict[str, Any]:
     records = draw_samples(pipeline, run, shown, views)
     if not records:
         raise InputError(f"{store.uri}: learns from no pictures with a prompt (`text`), so there is nothing to sample")
-    store.put(EVALUATION, json.dumps({"checkpoint": newest, "figures": figures}, indent=1).encode())
+    store.put(EVALUATION, json.dumps({"checkpoint": newest, "tag": tag, "figures": figures}, indent=1).encode())
     return figures
 
 
@@ -87,7 +88,7 @@ def examples(dataset: Dataset, limit: int | None = None) -> list[Example]:
         prompts = {entry["task"]: entry["prompt"] for entry in row["text.entries"] or ()}
         example = Example(row["id"], picture, prompts)
         for group in groups:
-            if all(row[column] is not None for column in CONDITION_READS[group]):
+            if all(row.get(column) is not None for column in CONDITION_READS[group]):  # of a shard it may yet lack
                 drawn = condition_picture(group, row, row["images.width"], row["images.height"])
                 if drawn.any():
                     example.labels[group] = drawn
@@ -106,9 +107,9 @@ def label_correlations(
 ) -> dict[str, Any]:
     """Correlation of labels sampled from pictures with the true ones, mean over pictures whose label is not empty.
 
-    Beside the checkpoint's: that of a checkpoint of step 0 (`first`, where it was kept), of the mean of the other
-    pictures' labels, and of each other picture's label, on the same pictures. Pearson's, over all pixels and colours at
-    the model's size.
+    Beside the checkpoint's: that of a checkpoint of step 0 (`first`, where it was kept), and where there are other
+    pictures, of the mean of their labels and of each of them, on the same pictures. Pearson's, over all pixels and
+    colours at the model's size.
     """
     figures: dict[str, Any] = {}
     for group in LABELS:
@@ -125,21 +126,16 @@ def label_correlations(
         singly = {
             name: [correlation(a, b) for a, b in zip(labels, truth, strict=True)] for name, labels in drawn.items()
         }
-        others = [
-            [fit_picture(o.labels[group], *size) for o in some if o.id != example.id]
-            for example, size in zip(some, sizes, strict=True)
-        ]
-        figures[f"image_to_{group}_correlation"] = {
-            **{name: float(np.mean(values)) for name, values in singly.items()},
-            "mean_label": float(
-                np.mean([correlation(np.mean(o, 0), t) for o, t in zip(others, truth, strict=True) if o])
-            ),
-            "other_pictures": float(
-                np.mean([np.mean([correlation(x, t) for x in o]) for o, t in zip(others, truth, strict=True) if o])
-            ),
-            "pictures": len(some),
-            "per_picture": singly["model"],
-        }
+        figure: dict[str, Any] = {name: float(np.mean(values)) for name, values in singly.items()}
+        if len({example.id for example in some}) > 1:
+            others = [
+                [fit_picture(o.labels[group], *size) for o in some if o.id != example.id]
+                for example, size in zip(some, sizes, strict=True)
+            ]
+            pairs = list(zip(others, truth, strict=True))
+            figure["mean_label"] = float(np.mean([correlation(np.mean(o, 0), t) for o, t in pairs]))
+            figure["other_pictures"] = float(np.mean([np.mean([correlation(x, t) for x in o]) for o, t in pairs]))
+        figures[f"image_to_{group}_correlation"] = {**figure, "pictures": len(some), "per_picture": singly["model"]}
     return figures
 
 

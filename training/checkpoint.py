@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d{6,})")
-_STATE, _TRAINING, _TRANSFORMER = "state.json", "training.safetensors", "transformer"
+STATE, _TRAINING, _TRANSFORMER = "state.json", "training.safetensors", "transformer"
 
 
 def checkpoint_name(step: int) -> str:
@@ -37,7 +37,7 @@ def checkpoint_name(step: int) -> str:
 def whole_checkpoints(store: Store) -> list[int]:
     """Steps of a run's whole checkpoints, ascending."""
     found = [(int(match[1]), name) for name in store.folders(FOLDER) if (match := _NAME.fullmatch(name))]
-    return [step for step, name in sorted(found) if store.exists(f"{FOLDER}/{name}/{_STATE}")]
+    return [step for step, name in sorted(found) if store.exists(f"{FOLDER}/{name}/{STATE}")]
 
 
 def save_checkpoint(
@@ -62,17 +62,17 @@ def save_checkpoint(
     target = store.scratch(f"{name}/{_TRAINING}")
     save_file(dict(training), target)
     store.put_file(f"{name}/{_TRAINING}", target)
-    store.put(f"{name}/{_STATE}", json.dumps(state, indent=1, sort_keys=True).encode() + b"\n")
+    store.put(f"{name}/{STATE}", json.dumps(state, indent=1, sort_keys=True).encode() + b"\n")
     older = [step for step in whole_checkpoints(store) if 0 < step < state["step"]]
     for step in older[: max(0, len(older) - (keep - 1))]:
-        store.delete(f"{checkpoint_name(step)}/{_STATE}")  # no longer whole from here on
+        store.delete(f"{checkpoint_name(step)}/{STATE}")  # no longer whole from here on
         store.delete_tree(checkpoint_name(step))
     return f"{store.uri}/{name}"
 
 
 def load_state(store: Store, step: int) -> dict[str, Any]:
     """state.json of a checkpoint."""
-    return dict(json.loads(store.read(f"{checkpoint_name(step)}/{_STATE}")))
+    return dict(json.loads(store.read(f"{checkpoint_name(step)}/{STATE}")))
 
 
 def load_training(store: Store, step: int) -> dict[str, Tensor]:
@@ -100,10 +100,10 @@ def load_checkpoint(uri: str | Path) -> tuple[NextDiT, dict[str, Any]]:
 def _find(uri: str) -> tuple[Store, dict[str, Any]]:
     store = open_store(uri)
     if store.exists(f"{_TRANSFORMER}/config.json"):
-        if store.exists(_STATE):
-            return store, dict(json.loads(store.read(_STATE)))
+        if store.exists(STATE):
+            return store, dict(json.loads(store.read(STATE)))
         if _NAME.fullmatch(store.uri.rsplit("/", 1)[-1]):
-            raise InputError(f"{uri}: this checkpoint is not whole (no {_STATE}); take an earlier one")
+            raise InputError(f"{uri}: this checkpoint is not whole (no {STATE}); take an earlier one")
         return store, {}
     steps = whole_checkpoints(store)
     if not steps:

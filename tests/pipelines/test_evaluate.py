@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,16 @@ import dagster as dg
 import pytest
 from dashboard_assets import last_event
 
+from labeling.shards import Dataset
 from labeling.storage import open_store
 from model.errors import InputError
 from pipelines.dashboard.definitions import build_definitions
 from pipelines.dashboard.places import remember
 from pipelines.dashboard.snapshots import refresh
 from pipelines.evaluate import evaluate
+from pipelines.execute import _evaluate
 from pipelines.ingest import ingest
+from pipelines.job import EvaluateJob, WorkersSpec
 from pipelines.label import label
 from pipelines.submit import list_jobs
 from training.config import load_config
@@ -69,6 +73,13 @@ def test_figures_and_samples_of_the_newest_checkpoint(trained: Path, tmp_path: P
     assert all((run / "samples" / name).exists() for record in records for name in record["output"])
     assert evaluate(str(run), said.append) == figures
     assert "there already" in said[0]
+    os.utime(run / "checkpoints" / "step-000002" / "state.json", (1, 1))  # as of a run that was begun again
+    one = Dataset.open(trained / "photographs").declaration("edges")
+    (trained / "photographs" / "depth").mkdir()  # declared, and its first shard is still being made
+    Dataset.open(trained / "photographs").declare("depth", {**one, "labeler": "depth"})
+    assert evaluate(str(run), said.append) == figures
+    assert len(said) == 1
+    shutil.rmtree(trained / "photographs" / "depth")
     shutil.rmtree(run / "checkpoints" / "step-000000")
     (run / "evaluation.json").unlink()
     again = evaluate(str(run))["image_to_edges_correlation"]
@@ -79,6 +90,12 @@ def test_figures_and_samples_of_the_newest_checkpoint(trained: Path, tmp_path: P
 def test_a_run_without_a_checkpoint_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no checkpoint there; make one with `train`"):
         evaluate(str(tmp_path))
+
+
+def test_a_worker_that_this_machine_has_no_room_for_is_one_line(trained: Path, ray_cluster: None) -> None:
+    job = EvaluateJob(kind="evaluate", run=str(trained / "run"), workers=WorkersSpec(cpus=64))
+    with pytest.raises(InputError, match=r"asks for 64 CPUs, and Ray has .*; ask for less"):
+        _evaluate(job)
 
 
 def test_an_evaluation_is_made_as_an_asset(trained: Path, own_data: None, shared_ray: None, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass, field, replace
 from types import FrameType
 from typing import Any
 
-from cluster.session import NodeLost, ray_session
+from cluster.session import NodeLost, cluster_has, own_ray, ray_session
+from model.errors import InputError
 from pipelines.job import EvaluateJob, Job, LabelJob, ReportJob, TrainJob, ViewsJob, WorkersSpec
 from pipelines.job_folder import JobFolder, RunState
 from pipelines.log_keeper import kept_log
@@ -39,12 +40,8 @@ def execute(address: str, attempt: int) -> int:
     """
     folder = JobFolder(address)
     job = folder.job()
-    before = folder.state()
-    if before and (before.attempt > attempt or (before.attempt == attempt and before.ended)):
-        # A target that tries again by itself has not seen how it ended.
-        print(f"attempt {attempt} is over: attempt {before.attempt} {before.phase}", flush=True)
+    if _is_over(folder, attempt) or (_await_end(folder, attempt) and _is_over(folder, attempt)):
         return 0
-    _await_end(folder, attempt)
     os.environ["ONEDIFFUSION_JOB"] = folder.address
     with _Attempt(folder, attempt) as own:
         with kept_log(folder.store):
@@ -63,19 +60,35 @@ class _Outcome:
     result: dict[str, Any] = field(default_factory=dict)
 
 
-def _await_end(folder: JobFolder, attempt: int) -> None:
-    """An earlier attempt that was taken for dead may live: it is told to end by now, and two must not write at once."""
+def _is_over(folder: JobFolder, attempt: int) -> bool:
+    """A target that tries again by itself has not seen how it ended."""
+    before = folder.state()
+    if before and (before.attempt > attempt or (before.attempt == attempt and before.ended)):
+        print(f"attempt {attempt} is over: attempt {before.attempt} {before.phase}", flush=True)
+        return True
+    return False
+
+
+def _await_end(folder: JobFolder, attempt: int) -> bool:
+    """Whether it had to wait for another attempt: two must not write at once.
+
+    One that was taken for dead may live, and is told to end by now; and two senders may have sent the same number.
+    """
     told = False
-    while (before := folder.state()) and before.attempt < attempt and before.lives:
+    while (before := folder.state()) and before.attempt <= attempt and before.lives:
         if not told:
             print(f"attempt {attempt} waits for attempt {before.attempt} on {before.host} to end", flush=True)
             told = True
         time.sleep(CONTROL_SECONDS)
+    return told
 
 
 def _outcome(job: Job, own: _Attempt) -> _Outcome:
     try:
         try:
+            own.lets_go = False
+            if own.interrupted:
+                raise _Interrupted
             result = _run(job, own)
         finally:
             own.lets_go = True  # what is left to do is short, and has to be done
@@ -112,7 +125,7 @@ class _Attempt:
         self.interrupted = False
         self.stopped = False
         self.workers: WorkersSpec | None = None
-        self.lets_go = False  # whether the job itself looks at `interrupted`, and ends in its own time
+        self.lets_go = True  # whether `interrupted` is looked at, now or soon, and nothing has to be raised
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._live, daemon=True)
@@ -221,6 +234,12 @@ def _evaluate(job: EvaluateJob) -> dict[str, Any]:
         from pipelines.evaluate import evaluate
 
         each = job.workers.resources()
+        for unit, needed in (("CPU", each.cpus), ("GPU", each.gpus)):
+            if needed > (there := cluster_has(unit)):  # Ray itself waits for them without a word
+                lacking = f"evaluate: its worker asks for {needed:g} {unit}s, and Ray has {there:g}"
+                if own_ray():
+                    raise InputError(f"{lacking}: this machine's; ask for less (workers.{unit.lower()}s)")
+                print(f"{lacking}; waiting for nodes that may yet join", flush=True)
         task = ray.remote(evaluate).options(num_cpus=each.cpus, num_gpus=each.gpus, max_retries=0)
         figures = ray.get(task.remote(job.run))
     for name, figure in figures.items():

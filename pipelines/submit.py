@@ -21,7 +21,8 @@ from model.errors import InputError, nearest
 from pipelines.job import Job, TrainJob, WorkersSpec, job_id, room, scaled
 from pipelines.job_folder import Control, JobFolder, RunState, Submission, job_address, jobs_of, this_sender
 
-STOP_SECONDS = 180.0  # for a checkpoint, before the target ends what is left
+STOP_SECONDS = 180.0  # for a job to end by itself, before its target ends what is left
+CHECKPOINT_SECONDS = 1800.0  # for a training, which writes a checkpoint first
 SENDING_SECONDS = 120.0  # that another sender may take between its note and what its target has of it
 
 
@@ -58,6 +59,11 @@ def _submit(job: Job, target_name: str, target: Target, say: Callable[[str], Non
     with one_at_a_time(identity):
         before = folder.submission()
         state = job_state(before) if before else None
+        if before and state and state.phase == "unknown":
+            raise InputError(
+                f"{identity}: it may still run on {before.target_name}, which does not answer ({state.reason}); "
+                f"`onediffusion stop {identity}` gives it up"
+            )
         if before and state and state.alive:
             if _sent(folder.job()) != _sent(job):
                 raise InputError(
@@ -78,6 +84,8 @@ def _submit(job: Job, target_name: str, target: Target, say: Callable[[str], Non
         folder.put_job(job)
         folder.put_control(Control(number))
         folder.put_submission(submission)
+        if folder.submission() != submission:
+            raise InputError(f"{identity}: another sender was sending it at the same moment; see `onediffusion jobs`")
         try:
             backend.submit(work_of(job, submission))
         except AlreadyThere:  # another machine sent it at the same moment: what is noted is true of that one
@@ -88,7 +96,7 @@ def _submit(job: Job, target_name: str, target: Target, say: Callable[[str], Non
                     folder.put_job(old[0])
                     folder.put_control(old[1])
                     folder.put_submission(before)
-                else:
+                elif folder.state() is None:  # else another's, which has begun
                     folder.remove()
                     forget_job(identity)
             raise
@@ -268,8 +276,9 @@ def _end(submission: Submission, control: Control, say: Callable[[str], None]) -
     state = job_state(submission)
     folder.put_control(control)
     if state.phase in ("running", "unknown"):
-        say(f"{submission.id}: asked to end; training writes a checkpoint first")
-        deadline = time.monotonic() + STOP_SECONDS
+        trains = state.phase == "running" and isinstance(folder.job(), TrainJob)
+        say(f"{submission.id}: asked to end{'; it writes a checkpoint first' if trains else ''}")
+        deadline = time.monotonic() + (CHECKPOINT_SECONDS if trains else STOP_SECONDS)
         while time.monotonic() < deadline and job_state(submission).phase == "running":
             time.sleep(0.5)
     try:

@@ -21,8 +21,8 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # runs of som
 PLUGINS = str(Path(__file__).parent / "plugins")
 sys.path.insert(0, PLUGINS)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [PLUGINS, os.environ.get("PYTHONPATH")]))
-# Fixtures: small datasets and configurations of a run, a Slurm, a dataset on the dashboard.
-pytest_plugins = ["tiny_training", "slurm_jobs", "dashboard_assets"]
+# Fixtures: small datasets and configurations of a run, a Slurm, a dataset on the dashboard, a job.
+pytest_plugins = ["tiny_training", "slurm_jobs", "dashboard_assets", "noted_jobs"]
 
 
 @pytest.fixture(scope="session")

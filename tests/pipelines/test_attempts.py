@@ -9,52 +9,29 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from noted_jobs import GONE, LOCAL, noted
 
 from cluster.local import NAME, LocalBackend, _processes
 from cluster.records import remember_job
-from cluster.target import LocalTarget, RayTarget
+from cluster.target import LocalTarget
 from cluster.work import AlreadyThere
 from labeling.lease import lease
 from labeling.storage import open_store
 from model.errors import InputError
-from pipelines.job import Job, LabelJob, WorkersSpec, job_id
-from pipelines.job_folder import Control, JobFolder, RunState, Submission, job_address, this_sender
+from pipelines.job import Job, WorkersSpec, job_id
+from pipelines.job_folder import Control, JobFolder, RunState, Submission, job_address
 from pipelines.submit import find_job, job_state, list_jobs, log_lines, plan_job, scale_job, stop_job, submit_job
 
 
 @pytest.fixture(autouse=True)
 def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Job:
-    """It ends at once: there is no such dataset."""
-    return LabelJob(kind="label", dataset=str(tmp_path / "none"), groups=["edges"])
-
-
-def noted(
-    job: Job, attempt: int, target: Any, state: RunState | None = None, sender: str = "", sent: float = 0.0
-) -> Submission:
-    """A job as whoever sent it left it noted."""
-    identity = job_id(job)
-    folder = JobFolder(job_address(job.output, identity))
-    values = target.model_dump(mode="json")
-    submission = Submission(
-        identity, attempt, folder.address, "target.yaml", values, sent or time.time(), sender or this_sender()
-    )
-    remember_job(identity, folder.address)
-    folder.put_job(job)
-    folder.put_control(Control(attempt))
-    folder.put_submission(submission)
-    if state:
-        folder.put_state(state)
-    return submission
 
 
 def ended(submission: Submission) -> str:
@@ -65,16 +42,14 @@ def ended(submission: Submission) -> str:
     return job_state(submission).phase
 
 
-LOCAL = LocalTarget(type="local")
-GONE = RayTarget(type="ray", address="http://127.0.0.1:9")
-
-
 def test_a_job_whose_target_is_gone_is_stopped_at_once_and_sent_elsewhere(job: Job) -> None:
     old = time.time() - 1000
     submission = noted(job, 1, GONE, RunState(1, "running", "elsewhere", 7, old, old))
     assert job_state(submission).phase == "unknown"
     said: list[str] = []
-    assert submit_job(job, "local", said.append) == submission  # it may live: nothing is sent
+    with pytest.raises(InputError, match=f"may still run on target.yaml.*stop {submission.id}` gives it up"):
+        submit_job(job, "local", said.append)
+    assert job_state(submission).phase == "unknown" and find_job(submission.id) == submission
     began = time.monotonic()
     assert stop_job(submission.id, said.append).phase == "stopped"
     assert time.monotonic() - began < 30
@@ -182,21 +157,50 @@ def test_a_dry_run_says_the_attempt_that_would_be_sent(job: Job) -> None:
     assert "--attempt 1" in said()
 
 
-def test_an_attempt_waits_for_an_earlier_one_that_lives(job: Job, tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", [1, 2])
+def test_an_attempt_waits_for_another_that_lives(job: Job, tmp_path: Path, other: int) -> None:
+    """An earlier one, or one that another sender gave the same number."""
     earlier = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     now = time.time()
-    submission = noted(job, 2, LOCAL, RunState(1, "running", socket.gethostname(), earlier.pid, now, now))
+    submission = noted(job, 2, LOCAL, RunState(other, "running", socket.gethostname(), earlier.pid, now, now))
     command = [sys.executable, "-u", "-m", "pipelines", "execute", submission.address, "--attempt", "2"]
     later = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         assert later.stdout
-        assert later.stdout.readline().startswith("attempt 2 waits for attempt 1 on ")
-        assert JobFolder(submission.address).state().attempt == 1
+        assert later.stdout.readline().startswith(f"attempt 2 waits for attempt {other} on ")
+        assert JobFolder(submission.address).state().process == earlier.pid
     finally:
         earlier.communicate(b"\n")
         said = later.communicate(timeout=60)[0]
     assert "no dataset there" in said
-    assert JobFolder(submission.address).state().attempt == 2
+    state = JobFolder(submission.address).state()
+    assert (state.attempt, state.process) == (2, later.pid)
+
+
+def test_what_another_sender_notes_at_the_same_moment_stays(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two senders the one whose note stays sends; neither removes what the other has begun."""
+    put, theirs = JobFolder.put_submission, RunState(1, "running", "elsewhere", 7, time.time(), time.time())
+
+    def other(folder: JobFolder, submission: Submission) -> None:
+        put(folder, submission)
+        put(folder, replace(submission, sender="jo@elsewhere"))
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(JobFolder, "put_submission", other)
+        with pytest.raises(InputError, match="another sender was sending it at the same moment"):
+            submit_job(job, "local")
+    folder = JobFolder(job_address(job.output, job_id(job)))
+    assert folder.submission().sender == "jo@elsewhere"
+    folder.remove()
+
+    def begins(backend: LocalBackend, work: Any) -> None:
+        folder.put_state(theirs)
+        raise InputError("quota exceeded")
+
+    monkeypatch.setattr(LocalBackend, "submit", begins)
+    with pytest.raises(InputError, match="quota exceeded"):
+        submit_job(job, "local")
+    assert folder.state() == theirs and folder.job() == job
 
 
 def test_an_attempt_that_was_taken_over_leaves_the_groups_to_the_next(
@@ -233,68 +237,17 @@ def test_what_another_machine_sent_at_the_same_moment_keeps_its_folder(job: Job)
         theirs.communicate(b"\n")
 
 
-def test_an_attempt_that_a_later_one_replaced_ends_and_leaves_its_word(tmp_path: Path, job: Job) -> None:
-    """It was taken for dead: what it says of its end must not stand for the later attempt."""
-    later = RunState(2, "running", "elsewhere", 7, time.time(), time.time())
-    submission = noted(job, 2, GONE, later)
-    script = (
-        "import sys, time\n"
-        "import pipelines.execute as execute\n"
-        "from pipelines.job_folder import JobFolder\n"
-        "execute.CONTROL_SECONDS = 0.2\n"
-        "folder = JobFolder(sys.argv[1])\n"
-        "with execute._Attempt(folder, 1) as own:\n"
-        "    try:\n"
-        "        time.sleep(60)\n"
-        "    except execute._Interrupted:\n"
-        "        own.end(execute._Outcome(0, 'stopped'))\n"
-        "        print('ended')\n"
-    )
-    found = subprocess.run(
-        [sys.executable, "-c", script, submission.address], capture_output=True, text=True, timeout=50
-    )
-    assert found.stdout == "ended\n", found.stderr
-    assert JobFolder(submission.address).state() == later
-
-
-WAITS_FOR_RAY = """
-import ray
-ray.init(address="auto", logging_level="ERROR", log_to_driver=False)
-class Never:
-    def __init__(self): time.sleep(600)
-def run(job, own):
-    actor = ray.remote(num_cpus=0)(Never).remote()
-    threading.Timer(2, print, ["begun"], {"flush": True}).start()
-    ray.get(actor.__ray_ready__.remote())
-"""
-CLEARS_AWAY = """
-class Cleared:
-    def __del__(self):
-        print("begun", flush=True)
-        time.sleep(5)
-def run(job, own):
-    Cleared()
-    time.sleep(600)
-"""
-
-
-@pytest.mark.parametrize("run", [WAITS_FOR_RAY, CLEARS_AWAY])
-def test_a_signal_ends_an_attempt_wherever_it_finds_it(run: str, job: Job, shared_ray: None) -> None:
-    """Python drops what is raised in a finaliser, and Ray all but a KeyboardInterrupt while it waits."""
-    submission = noted(job, 1, LOCAL)
-    ends = "import pipelines.execute as execute\nexecute._run = run\nsys.exit(execute.execute(sys.argv[1], 1))\n"
-    command = [sys.executable, "-c", f"import sys, threading, time\n{run}{ends}", submission.address]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    with process:
-        assert process.stdout.readline() == "begun\n"
-        process.terminate()
-        try:
-            assert process.wait(timeout=60) == 75
-        finally:
-            process.kill()
-    state = JobFolder(submission.address).state()
-    assert state and state.phase == "interrupted", state
+def test_what_errors_say_is_listed_as_it_is(job: Job) -> None:
+    """Brackets are no markup: Rich would fail, or leave them out."""
+    reason = "[/pytorch/gloo/pair.cc:538] Connection closed by [peer]"
+    submission = noted(job, 1, LOCAL, RunState(1, "failed", "here", 7, 0.0, 0.0, reason))
+    environment = {**os.environ, "COLUMNS": "300"}
+    command = [sys.executable, "-m", "pipelines", "jobs"]
+    table = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert reason in table.stdout, (table.stdout, table.stderr)
+    nothing = subprocess.run([*command, "runs/typo"], capture_output=True, text=True, timeout=60)
+    assert nothing.stdout == "runs/typo: no jobs there\n"
+    assert find_job(submission.id) == submission
 
 
 def test_a_place_that_cannot_be_reached_hides_no_other_job(job: Job, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -46,10 +46,11 @@ def forget_job(identity: str) -> None:
 
 def remembered_jobs() -> dict[str, str]:
     """Job id → address of its folder."""
-    return {
-        path.stem: json.loads(path.read_text())["address"]
-        for path in sorted((data_folder() / "jobs").glob("[!.]*.json"))
-    }
+    found: dict[str, str] = {}
+    for path in sorted((data_folder() / "jobs").glob("[!.]*.json")):
+        with suppress(FileNotFoundError):  # forgotten since they were listed
+            found[path.stem] = json.loads(path.read_text())["address"]
+    return found
 
 
 @contextmanager

@@ -38,6 +38,7 @@ class _SlurmJob:
     nodes: int
     cpus: int
     gres: str
+    user: str
 
     @property
     def lives(self) -> bool:
@@ -49,13 +50,13 @@ class SilenceError(InputError):
 
 
 class SlurmBackend:
-    """Batch jobs, found by their name among those of this user.
+    """Batch jobs, found by their name: also those of other users, where the site shows them.
 
     Slurm takes any number of jobs of one name. That there is one only is seen to here: on one machine by a lock, and
     between machines by the rule that the later job of two withdraws; it could not have begun (`singleton`).
     """
 
-    sees_all = False  # only this user's
+    sees_all = False  # some sites show only this user's
 
     def __init__(self, target: SlurmTarget) -> None:
         self.target = target
@@ -108,6 +109,11 @@ class SlurmBackend:
         """See `Backend.stop`. The job's script is told alone: Ray is needed for the checkpoint."""
         for job in [job for job in self._jobs(name) if job.lives]:
             identity = str(job.id)
+            if job.user != str(os.getuid()):
+                raise InputError(
+                    f"{name}: another user's job ({identity}), and it cannot be ended by force from here; it has been "
+                    "asked to end, and `onediffusion jobs` tells when it has"
+                )
             if PHASES[job.state] == "running":
                 # Or it would put itself back, as after any other interruption.
                 self._call("scontrol", "update", f"JobId={identity}", "Requeue=0")
@@ -157,15 +163,12 @@ class SlurmBackend:
         return path
 
     def _jobs(self, name: str) -> list[_SlurmJob]:
-        """Jobs of this name and user that the site still knows, the oldest first."""
-        listed = self._do(
-            *("squeue", "--noheader", "--states=all", f"--name={name}", f"--user={os.getuid()}"),
-            "--format=%i|%T|%r|%D|%C|%b",
-        )
+        """Jobs of this name that the site still knows, the oldest first."""
+        listed = self._do(*("squeue", "--noheader", "--states=all", f"--name={name}"), "--format=%i|%T|%r|%D|%C|%b|%U")
         jobs = []
         for line in listed.splitlines():
-            identity, state, reason, nodes, cpus, asked = line.strip().split("|")
-            jobs.append(_SlurmJob(int(identity), state, reason, int(nodes), int(cpus), asked))
+            identity, state, reason, nodes, cpus, asked, user = line.strip().split("|")
+            jobs.append(_SlurmJob(int(identity), state, reason, int(nodes), int(cpus), asked, user))
         return sorted(jobs, key=lambda job: job.id)
 
     def _job(self, name: str) -> _SlurmJob | None:

@@ -23,7 +23,10 @@ from model.errors import InputError, nearest
 
 TARGETS = Path(__file__).parent / "targets"
 
-_SECRET = re.compile(r"(^|_)(SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIALS?)(_|$)|(ACCESS|API|PRIVATE)_?KEY")
+_SECRET = re.compile(
+    r"(^|_)(SECRET|TOKEN|PASSWORD|PASSWD|PASS|PWD|PAT|CREDENTIALS?)(_|$)|(ACCESS|API|PRIVATE|SECRET)_?KEY|_KEY$"
+)
+_USERINFO = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 _PATHS = ("_FILE", "_PATH", "_DIR", "GOOGLE_APPLICATION_CREDENTIALS")
 
 
@@ -51,8 +54,8 @@ ImageName = Annotated[str, _written(r"\S+", "REGISTRY/NAME:TAG")]
 
 
 def _no_secrets(values: dict[str, str]) -> dict[str, str]:
-    for name in values:
-        _no_secret_in(f"{name}=")
+    for name, value in values.items():
+        _no_secret_in(f"{name}={value}")
     return values
 
 
@@ -60,6 +63,8 @@ def _no_secret_in(line: str) -> str:
     for name in re.findall(r"(\w+)=", line):
         if is_secret(name):
             raise ValueError(f"{name} looks like a secret, and targets are kept with the jobs sent to them; {_SECRETS}")
+    if _USERINFO.search(line):
+        raise ValueError(f"a password in an address looks like a secret, and targets are kept with jobs; {_SECRETS}")
     return line
 
 
@@ -98,7 +103,7 @@ class RayTarget(Section):
     """
 
     type: Literal["ray"]
-    address: str = "http://127.0.0.1:8265"
+    address: Annotated[str, AfterValidator(_no_secret_in)] = "http://127.0.0.1:8265"
     token_file: str | None = None
     working_dir: str | None = None
     install: Literal["none", "pip"] = "none"

@@ -159,7 +159,7 @@ class JobFolder:
         while True:
             last = over()
             sizes = self.store.files("log")
-            for name in self.log_parts():
+            for name in filter(PART.fullmatch, sizes):
                 if sizes[name].size > seen.get(name, 0):
                     content = self.store.read(f"log/{name}")
                     rest += content[seen.get(name, 0) :]

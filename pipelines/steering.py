@@ -38,15 +38,22 @@ def jobs(
 
     from rich.console import Console
     from rich.table import Column, Table
+    from rich.text import Text
 
     from pipelines.submit import list_jobs
 
     # In a narrow terminal the rest gives way: the id is what other commands are given.
     table = Table(Column("id", no_wrap=True), "attempt", Column("target", overflow="fold"), "sent", "state", "")
-    for submission, state in list_jobs(place):
+    found = list_jobs(place)
+    if place and not found:
+        typer.echo(f"{place}: no jobs there")
+        return
+    for submission, state in found:
         sent = datetime.fromtimestamp(submission.sent).strftime("%Y-%m-%d %H:%M") if submission.sent else ""
         told = state.reason or state.progress
-        table.add_row(submission.id, str(submission.attempt), submission.target_name, sent, state.phase, told)
+        # As text: an error's own brackets are no markup.
+        cells = (submission.id, str(submission.attempt), submission.target_name, sent, state.phase, told)
+        table.add_row(*map(Text, cells))
     Console().print(table)
 
 

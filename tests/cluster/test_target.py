@@ -22,12 +22,19 @@ def test_secrets_among_variables_are_refused(kind: str) -> None:
     def given(**environment: str) -> Any:
         return parse_target({"type": kind, **KINDS[kind], "environment": environment}, "target.yaml")
 
-    for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "DB_PASSWORD"):
+    for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "DB_PASSWORD", "AZURE_STORAGE_KEY", "S3_SECRETKEY", "DB_PASS"):
         with pytest.raises(InputError, match=f"{name} looks like a secret.*leave it in the shell") as error:
             given(**{name: "wJalr"})
         assert "wJalr" not in str(error.value)
         assert "\n" not in str(error.value)
-    paths = {"AWS_WEB_IDENTITY_TOKEN_FILE": "/var/token", "TOKENIZERS_PARALLELISM": "false"}
+    with pytest.raises(InputError, match="a password in an address looks like a secret") as error:
+        given(HTTPS_PROXY="http://me:wJalr@proxy:3128")
+    assert "wJalr" not in str(error.value)
+    paths = {
+        "HTTPS_PROXY": "http://proxy:3128",
+        "AWS_WEB_IDENTITY_TOKEN_FILE": "/var/token",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     assert given(**paths).environment == paths
 
 

@@ -108,6 +108,23 @@ def test_a_waiting_job_says_why_and_is_cancelled(site: SlurmSite, tmp_path: Path
     assert stand_in(tmp_path, "never-1").backend.state("never-1").phase == "absent"
 
 
+def test_jobs_of_another_user_are_seen_and_left_alone(
+    site: SlurmSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = stand_in(tmp_path, "theirs-1", partition="closed")
+    job.backend.submit(job.work)
+    with monkeypatch.context() as another:
+        another.setattr("cluster.slurm.os.getuid", lambda: 54321)
+        assert job.backend.state("theirs-1").phase == "pending"
+        with pytest.raises(InputError, match="theirs-1: is at this site already"):
+            job.backend.submit(job.work)
+        with pytest.raises(InputError, match="theirs-1: another user's job"):
+            job.backend.stop("theirs-1")
+    assert job.backend.state("theirs-1").phase == "pending"
+    job.backend.stop("theirs-1")
+    assert job.backend.state("theirs-1").phase == "ended"
+
+
 def test_of_two_sent_at_once_one_stays(site: SlurmSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # From two machines: no lock is common to them. Both look, see nothing, and send.
     job = stand_in(tmp_path, "closed-2", partition="closed")

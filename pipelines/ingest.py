@@ -60,23 +60,18 @@ def ingest(
     source = Source(source_uri)
     items = source.items()
     store = open_store(dataset_uri)
-    dataset = Dataset.open(dataset_uri) if store.exists("dataset.json") else None
-    if dataset and dataset.kind != "pictures":
-        raise InputError(f"{dataset_uri}: a dataset of {dataset.kind}; pictures are ingested into one of pictures")
-    before = dataset.shards if dataset else []
-    sources: list[dict[str, Any]] = list(dataset.description["sources"]) if dataset else []
-    address = {"uri": source.uri if source.uri.startswith("s3://") else open_store(source.uri).uri}
-    if address not in sources:
-        sources.append(address)
-    number = sources.index(address)
-    met, ids = _known(dataset, number) if dataset else (Met(set(), {}), set())
-    fresh = met.fresh(items)
-    total = sum(shard.rows for shard in before)
-    if not fresh:
-        return IngestResult(0, 0, total)
+    seen = _look(source, items, dataset_uri)
+    if not seen.fresh:
+        return IngestResult(0, 0, sum(shard.rows for shard in seen.shards))
     parameters = {"max_pixels": max_pixels, "min_side": min_side}
     declaration = {"labeler": "ingest", "version": VERSION, "parameters": parameters, "weights": "", "reads": []}
     with lease(store, ["images"]), ray_session():
+        if _description(dataset_uri) != seen.description:  # another ingest has ended since
+            seen = _look(source, items, dataset_uri)
+        before, met, ids, fresh = seen.shards, seen.met, seen.ids, seen.fresh
+        total = sum(shard.rows for shard in before)
+        if not fresh:
+            return IngestResult(0, 0, total)
         Dataset(dataset_uri).declare("images", declaration)
         twins = _duplicates(source, fresh)
         jobs = []
@@ -84,7 +79,7 @@ def ingest(
             same = {item.name: twins[item.name] for item in part if item.name in twins}
             state = digest_json([[asdict(item) for item in part], same, sorted(ids), source.metadata()])
             jobs.append(_Job(f"{index:06d}", part, same, recipe(declaration, {"source": state})))
-        shards = _run(jobs, source, dataset_uri, ids, max_pixels, min_side, number)
+        shards = _run(jobs, source, dataset_uri, ids, max_pixels, min_side, seen.number)
         added = sum(shard.rows for shard in shards)
         rejected = len(fresh) - added
         if not added and not before:
@@ -98,19 +93,11 @@ def ingest(
             "schema": SCHEMA_VERSION,
             "kind": "pictures",
             "shards": [asdict(shard) for shard in [*before, *shards]],
-            "sources": sources,
+            "sources": seen.sources,
         }
         store.put("dataset.json", json.dumps(description, indent=1).encode() + b"\n")
-        _forget(Dataset(dataset_uri), number, before, {item.name for item in fresh if item.name in met.rejected})
+        _forget(Dataset(dataset_uri), seen.number, before, {item.name for item in fresh if item.name in met.rejected})
     return IngestResult(added, rejected, total + added)
-
-
-@dataclass(frozen=True)
-class _Job:
-    shard: str
-    items: list[Item]
-    twins: dict[str, str]
-    recipe: str
 
 
 @dataclass(frozen=True)
@@ -136,6 +123,47 @@ class Met:
             for item in items
             if item.name not in self.taken and self.rejected.get(item.name, -1) not in (item.size, None)
         ]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A dataset as an ingest finds it, and what of its source is new there. number: of the source among `sources`."""
+
+    description: bytes | None
+    shards: list[ShardInfo]
+    sources: list[dict[str, Any]]
+    number: int
+    met: Met
+    ids: set[str]
+    fresh: list[Item]
+
+
+def _description(dataset_uri: str) -> bytes | None:
+    store = open_store(dataset_uri)
+    return store.read("dataset.json") if store.exists("dataset.json") else None
+
+
+def _look(source: Source, items: Sequence[Item], dataset_uri: str) -> _Seen:
+    """Raises InputError for a dataset of sets."""
+    description = _description(dataset_uri)
+    dataset = Dataset.open(dataset_uri) if description else None
+    if dataset and dataset.kind != "pictures":
+        raise InputError(f"{dataset_uri}: a dataset of {dataset.kind}; pictures are ingested into one of pictures")
+    sources: list[dict[str, Any]] = list(dataset.description["sources"]) if dataset else []
+    address = {"uri": source.uri if source.uri.startswith("s3://") else open_store(source.uri).uri}
+    if address not in sources:
+        sources.append(address)
+    number = sources.index(address)
+    met, ids = _known(dataset, number) if dataset else (Met(set(), {}), set())
+    return _Seen(description, dataset.shards if dataset else [], sources, number, met, ids, met.fresh(items))
+
+
+@dataclass(frozen=True)
+class _Job:
+    shard: str
+    items: list[Item]
+    twins: dict[str, str]
+    recipe: str
 
 
 def _known(dataset: Dataset, source: int) -> tuple[Met, set[str]]:

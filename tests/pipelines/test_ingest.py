@@ -6,7 +6,10 @@ import io
 import struct
 import tarfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +18,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from labeling.ingest import ROW_GROUP_PIXELS, ROW_GROUP_ROWS, Picture, Rejected, cut_row_groups, normalise
+from labeling.lease import lease
 from labeling.shards import Dataset
 from labeling.sources import Source
 from model.errors import InputError
@@ -179,6 +183,31 @@ def test_a_rejected_file_is_looked_at_again_when_it_has_another_size(
     reasons = [(row["source"], row["reason"]) for row in dataset.rows("rejected")]
     assert sorted(reasons) == [("notes.txt", "not a picture"), ("z-coffee-again.png", "same bytes as coffee.png")]
     assert ingest(str(pictures), str(place)) == IngestResult(0, 0, 7)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_another_ingest_added_meanwhile_stays(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends between the look at the dataset and the lease."""
+    place, later = str(tmp_path / "dataset"), tmp_path / "later"
+    later.mkdir()
+    for name in ("chelsea.png", "coffee.png"):
+        (pictures / name).rename(later / name)
+    (pictures / "z-coffee-again.png").unlink()
+
+    @contextmanager
+    def late(store: Any, groups: list[str]) -> Iterator[None]:
+        with monkeypatch.context() as undisturbed:
+            undisturbed.setattr("pipelines.ingest.lease", lease)
+            assert ingest(str(later), place).added == 2
+        with lease(store, groups):
+            yield
+
+    monkeypatch.setattr("pipelines.ingest.lease", late)
+    assert ingest(str(pictures), place) == IngestResult(4, 2, 6)
+    assert [row["source"] for row in Dataset.open(place).rows("images")][:2] == ["chelsea.png", "coffee.png"]
+    assert len(Dataset.open(place).description["sources"]) == 2
 
 
 @pytest.mark.usefixtures("ray_cluster")

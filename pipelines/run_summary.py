@@ -83,7 +83,8 @@ class RunSection:
     name: str
     step: int
     loss: str
-    speed: str
+    speed: str  # of the whole run
+    speed_now: str
     facts: Mapping[str, str]
     tasks: Sequence[tuple[str, str, str, str]]  # dataset, task, weight, eligible rows
     charts: Sequence[Chart]
@@ -153,6 +154,7 @@ def describe_run(uri: str, inline: Inliner, figures: Mapping[str, Any] | None = 
         step=max([record["step"] for record in records] + steps, default=0),
         loss=number(_mean(_values(records, "loss")[-5:])),
         speed=number(_median(_values(records, "tokens_per_second"))),
+        speed_now=number(_median(_values(records, "tokens_per_second")[-5:])),
         facts=_facts(config, records, steps),
         tasks=_tasks(config, store) if tasks else [],
         charts=_charts(records),

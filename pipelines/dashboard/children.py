@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 NAMES = ("code", "web", "read", "daemon")
 STOP_SECONDS = 10.0
+KEEP_SECONDS = 75  # that a connection may rest; far longer than the proxy keeps one, or it would use closed ones
 
 
 def main(name: str, socket: str, workspace: str) -> None:
@@ -56,7 +57,7 @@ def serve(socket: str, workspace: str, read_only: bool) -> None:
         ) as context,
     ):
         app = create_app_from_workspace_process_context(context, "", None)
-        uvicorn.run(app, uds=socket, log_level="warning", ws="websockets-sansio")
+        uvicorn.run(app, uds=socket, log_level="warning", ws="websockets-sansio", timeout_keep_alive=KEEP_SECONDS)
 
 
 def _end_with_parent() -> None:

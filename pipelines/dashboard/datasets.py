@@ -7,6 +7,7 @@ from typing import Any
 
 import dagster as dg
 
+from model.errors import InputError
 from pipelines.dashboard.details import group_details
 from pipelines.dashboard.fingerprints import dataset_state, dataset_versions, in_order
 from pipelines.dashboard.launch import (
@@ -91,11 +92,10 @@ def parameter_fields(snapshot: Snapshot) -> dict[str, dg.Field]:
     for group in snapshot.labels:
         declared = snapshot.groups[group].get("parameters") or {}
         fields = {
-            key: dg.Field(_TYPES.get(type(value), dg.Any), default_value=value, is_required=False)
+            # No defaults: a form that was opened before a change would undo it.
+            key: dg.Field(_TYPES.get(type(value), dg.Any), is_required=False, description=f"Now: {value}.")
             for key, value in declared.items()
-            if value is not None
         }
-        fields |= {key: dg.Field(dg.Any, is_required=False) for key, value in declared.items() if value is None}
         if fields:
             found[group] = dg.Field(dg.Shape(fields))
     return found
@@ -104,14 +104,15 @@ def parameter_fields(snapshot: Snapshot) -> dict[str, dg.Field]:
 def changed_parameters(
     snapshot: Snapshot, groups: list[str], given: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """The parameters that a form gives otherwise than it was offered; of groups that are not made, these are ignored.
-
-    What was left alone is not sent: it may have been declared otherwise since the form was made.
-    """
+    """The parameters that a form gives otherwise than they are. Raises InputError for those of groups not made."""
     found = {}
-    for group in groups:
-        offered = snapshot.groups[group].get("parameters") or {}
-        changed = {key: value for key, value in (given.get(group) or {}).items() if value != offered.get(key)}
+    for group, values in given.items():
+        now = snapshot.groups[group].get("parameters") or {}
+        changed = {key: value for key, value in (values or {}).items() if value != now.get(key)}
+        if changed and group not in groups:
+            raise InputError(
+                f"{group}: its parameters were changed, but it is not among what is made; choose it as well"
+            )
         if changed:
             found[group] = changed
     return found

@@ -28,6 +28,7 @@ Key = tuple[str, ...]
 Footers = dict[str, dict[str, Footer]]
 Listings = dict[str, dict[str, Entry]]
 MISSING = "missing"
+EVALUATION_CODE = "1"  # nothing about an evaluation can be declared
 
 
 @dataclass(frozen=True)
@@ -249,8 +250,12 @@ def run_versions(
     yield Version((name, "checkpoints"), None, content, code, inputs == current, inputs, current)
     evaluation = read_json(store, EVALUATION)
     if evaluation:
-        fresh = evaluation.get("checkpoint") in (None, last)
-        yield Version((name, "evaluation"), None, digest_json(evaluation), None, fresh)
+        of = str(evaluation.get("checkpoint") or last).rpartition("/")[2]
+        fresh = of == last.rpartition("/")[2]
+        newest: dict[Key, str] = {(name, "checkpoints"): content}
+        made_from = newest if fresh else dict.fromkeys(newest, MISSING)
+        digest = digest_json(evaluation)
+        yield Version((name, "evaluation"), None, digest, EVALUATION_CODE, fresh, made_from, newest)
 
 
 def _learnt(store: Store, config: Mapping[str, Any]) -> dict[tuple[str, str], str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,16 +54,17 @@ class Follower:
         remember(("dataset", address) for one in snapshots() for address, _ in one.reads)
         told = []
         # Datasets first: what is made from them is compared with what they hold now.
-        for snapshot in sorted(snapshots(), key=lambda one: (one.place.kind == "run", one.place.name)):
+        seen = snapshots()
+        for snapshot in sorted(seen, key=lambda one: (one.place.kind == "run", one.place.name)):
             name = snapshot.place.name
             if snapshot.trouble:
                 told.append(f"{name}: {snapshot.trouble}")
                 self._looked[name] = time.monotonic()
                 continue
-            if name not in due or time.monotonic() > deadline or self._waits(snapshot):
+            if name not in due or time.monotonic() > deadline or self._waits(snapshot, seen):
                 continue
             try:
-                count = self._tell(snapshot, deadline)
+                count = self._tell(snapshot, seen, deadline)
             except Exception as error:  # the others are followed all the same
                 told.append(f"{name}: {' '.join(str(error).split()) or type(error).__name__}")
                 continue
@@ -74,20 +76,20 @@ class Follower:
             drop_old_pictures(shown_pictures(self.instance))
         return told
 
-    def _waits(self, snapshot: Snapshot) -> bool:
+    def _waits(self, snapshot: Snapshot, seen: Sequence[Snapshot]) -> bool:
         """Whether a run reads a dataset that was not looked at yet: then it is not known whether it is fresh."""
         read = {address for address, _ in snapshot.reads} - self._states.keys()
-        return any(one.place.address in read and one.trouble in ("", NOT_YET) for one in snapshots())
+        return any(one.place.address in read and one.trouble in ("", NOT_YET) for one in seen)
 
     def _is_due(self, name: str, address: str) -> bool:
         if not address.startswith("s3://"):
             return True
         return time.monotonic() - self._looked.get(name, float("-inf")) > FAR_SECONDS
 
-    def _tell(self, snapshot: Snapshot, deadline: float) -> int:
+    def _tell(self, snapshot: Snapshot, seen: Sequence[Snapshot], deadline: float) -> int:
         address = snapshot.place.address
         if snapshot.place.kind == "run":
-            versions = versions_of(snapshot, self._states)
+            versions = versions_of(snapshot, self._states, seen)
 
             def details(one: Version) -> dict[str, Any]:
                 return checkpoint_details(address) if one.key[1] == "checkpoints" else evaluation_details(address)

@@ -57,6 +57,7 @@ def end_lost_runs(reason: str) -> None:
     from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 
     with DagsterInstance.get() as instance:
+        assert instance.schedule_storage is not None  # asked for, so that it is made by now
         lost = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
         for run in instance.get_runs(RunsFilter(statuses=lost)):
             job = run.tags.get("onediffusion/job")

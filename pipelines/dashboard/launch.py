@@ -35,21 +35,19 @@ Context = dg.OpExecutionContext | dg.AssetExecutionContext
 
 def workers_field(as_now: bool = False) -> dg.Field:
     """The part of a form that says how much a job may use. as_now: what is left out stays as it is."""
-    fields: dict[str, tuple[type, Any, str]] = {
-        "least": (int, 1, "Workers, at least."),
-        "most": (int, 1, "Workers, at most."),
-        "cpus": (float, 1.0, "CPUs of each worker."),
-        "gpus": (float, 0.0, "GPUs of each worker."),
+    fields: dict[str, tuple[type, Any, Any, str]] = {
+        "least": (int, 1, 0, "Workers, at least."),
+        "most": (int, 1, 0, "Workers, at most."),
+        "cpus": (float, 1.0, 0.0, "CPUs of each worker."),
+        "gpus": (float, 0.0, -1.0, "GPUs of each worker."),
     }
     shape = {
-        name: dg.Field(kind, is_required=False, description=text)
-        if as_now
-        else dg.Field(kind, default_value=value, is_required=False, description=text)
-        for name, (kind, value, text) in fields.items()
+        name: dg.Field(kind, default_value=now if as_now else value, is_required=False, description=text)
+        for name, (kind, value, now, text) in fields.items()
     }
     about = "How much it may use; more than one worker where the target has room for them."
     if as_now:
-        about += " What is left out stays as configured; of `least` and `most` alone, exactly so many."
+        about += " 0 (of GPUs -1): as it is; of `least` and `most` alone, exactly so many."
     return dg.Field(dg.Shape(shape), description=about)
 
 
@@ -81,6 +79,8 @@ def chosen_workers(config: Mapping[str, Any]) -> WorkersSpec:
 def given_workers(config: Mapping[str, Any]) -> dict[str, Any]:
     """The same as values of `WorkersSpec`, without those that the form leaves out. Raises InputError."""
     values = dict(config.get("workers") or {})
+    as_now = {"least": 0, "most": 0, "cpus": 0, "gpus": -1}
+    values = {name: value for name, value in values.items() if value != as_now[name]}
     least, most = (values.pop(name, None) for name in ("least", "most"))
     if least is None and most is None:
         return values
@@ -208,10 +208,14 @@ def _lines(submission: Submission, told: int, look: Callable[[], None]) -> Itera
     # Its own thread, since a log may be silent for long; a daemon, since it may wait for a network that is gone.
     threading.Thread(target=read, daemon=True).start()
     due = time.monotonic() + LOOK_SECONDS
+    patience = _Patience(submission)
     while True:
         if time.monotonic() >= due:
             with suppress(Exception):  # what it shows is not worth to lose the job for
                 look()
+            patience.look()
+            if patience.news:
+                yield patience.news
             due = time.monotonic() + LOOK_SECONDS
         try:
             item = lines.get(timeout=0.5)
@@ -223,16 +227,34 @@ def _lines(submission: Submission, told: int, look: Callable[[], None]) -> Itera
             yield f"its log cannot be read further ({' '.join(str(item).split())}); the job is followed all the same"
             break
         yield item
-    until = time.monotonic() + PATIENCE_SECONDS
-    while True:  # its log may end a moment before it does, or break off
-        try:
-            if not job_state(submission).alive:
-                return
-            until = time.monotonic() + PATIENCE_SECONDS
-        except Exception:
-            if time.monotonic() > until:
-                raise
+    while patience.look():  # its log may end a moment before it does, or break off
+        if patience.news:
+            yield patience.news
         time.sleep(POLL_SECONDS)
+
+
+class _Patience:
+    """How a job stands, from where it may not answer; news: what is to be said of that since the last look, or ""."""
+
+    def __init__(self, submission: Submission) -> None:
+        self.submission = submission
+        self.news = self._trouble = ""
+        self._until = time.monotonic() + PATIENCE_SECONDS
+
+    def look(self) -> bool:
+        """Whether it is under way. Raises InputError where that was not known for PATIENCE_SECONDS."""
+        try:
+            state = job_state(self.submission)
+        except Exception as error:
+            state = JobState("unknown", " ".join(str(error).split()) or type(error).__name__)
+        trouble = state.reason if state.phase == "unknown" else ""
+        self.news = f"it is not known how the job stands: {trouble}" if trouble and not self._trouble else ""
+        self._trouble = trouble
+        if not trouble:
+            self._until = time.monotonic() + PATIENCE_SECONDS
+        elif time.monotonic() > self._until:
+            raise InputError(f"{self.submission.id}: {trouble}; it is followed no longer, and may go on")
+        return state.alive
 
 
 def _log(submission: Submission, told: int) -> Iterator[str]:

@@ -7,11 +7,14 @@ whoever uses this machine; pages of other sites are kept out by the Host and Ori
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import ClientSession, ClientTimeout, ClientWebSocketResponse, UnixConnector, WSMsgType, web
@@ -25,6 +28,8 @@ from pipelines.dashboard.tokens import SESSION_SECONDS, Role, Tokens
 
 COOKIE = "onediffusion_session"
 CURVE_SECONDS = 3.0  # that curves, and pages of jobs, are drawn for everyone who looks
+ANSWER_SECONDS = 10.0  # that a place may take for them, before its last ones are shown
+REST_SECONDS = 2.0  # that a connection to Dagster may rest: web servers close them after some time, and not politely
 WRONG_SECONDS = 1.0  # before a wrong token is answered
 MOST_BYTES = 64 << 20
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
@@ -60,10 +65,8 @@ class Proxy:
     sockets: Mapping[Role, Path]
     tokens: Tokens | None = None
     _clients: dict[Role, ClientSession] = field(default_factory=dict)
-    _curves: dict[str, tuple[float, bytes]] = field(default_factory=dict)
-
-    _pages: dict[tuple[str | None, Role], tuple[float, str]] = field(default_factory=dict)
-    _looking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _made: dict[Any, tuple[float, Any]] = field(default_factory=dict)
+    _making: dict[Any, asyncio.Future[Any]] = field(default_factory=dict)
 
     def application(self) -> web.Application:
         """The proxy as an application."""
@@ -83,7 +86,9 @@ class Proxy:
         for role, path in self.sockets.items():
             timeout = ClientTimeout(total=None, sock_connect=10)
             self._clients[role] = ClientSession(
-                connector=UnixConnector(path=str(path), limit=0), timeout=timeout, auto_decompress=False
+                connector=UnixConnector(path=str(path), limit=0, keepalive_timeout=REST_SECONDS),
+                timeout=timeout,
+                auto_decompress=False,
             )
 
     async def _close(self, app: web.Application) -> None:
@@ -189,13 +194,7 @@ class Proxy:
         """A run's loss curves as they are now: an event of Dagster's shows those of its time."""
         await self._admit(request)
         name = request.match_info["name"]
-        since, drawn = self._curves.get(name, (float("-inf"), b""))
-        if time.monotonic() - since > CURVE_SECONDS:
-            try:
-                drawn = await asyncio.to_thread(lambda: live_curves(find_place(name).address))
-            except InputError as error:
-                raise web.HTTPNotFound(text=f"{error}\n") from None
-            self._curves[name] = (time.monotonic(), drawn)
+        drawn = await self._recent(("curves", name), lambda: live_curves(find_place(name).address))
         headers = {**_HEADERS, "Cache-Control": "no-store", "Content-Security-Policy": _PICTURE_POLICY}
         return web.Response(body=drawn, content_type="image/svg+xml", headers=headers)
 
@@ -203,16 +202,29 @@ class Proxy:
         """The jobs that work on one place, or on all: also those that were sent without the dashboard."""
         role = await self._admit(request)
         name = request.match_info.get("name")
-        async with self._looking:  # places may be slow to answer, and many may ask
-            since, page = self._pages.get((name, role), (float("-inf"), ""))
-            if time.monotonic() - since > CURVE_SECONDS:
-                try:
-                    page = await asyncio.to_thread(submissions_page, name, role == "operate")
-                except InputError as error:
-                    raise web.HTTPNotFound(text=f"{error}\n") from None
-                self._pages[name, role] = (time.monotonic(), page)
+        page = await self._recent(("jobs", name, role), lambda: submissions_page(name, role == "operate"))
         headers = {**_HEADERS, "Cache-Control": "no-store", "Content-Security-Policy": _PICTURE_POLICY}
         return web.Response(text=page, content_type="text/html", headers=headers)
+
+    async def _recent(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gave some seconds ago at the most, once for all who ask; of a place that is slow, the last."""
+        since, made = self._made.get(key, (float("-inf"), None))
+        if time.monotonic() - since <= CURVE_SECONDS:
+            return made
+        if key not in self._making:
+            self._making[key] = aside(make)
+            self._making[key].add_done_callback(lambda _: self._making.pop(key))
+        making = self._making[key]
+        await asyncio.wait([making], timeout=ANSWER_SECONDS)
+        if making.done():
+            try:
+                made = making.result()
+            except InputError as error:
+                raise web.HTTPNotFound(text=f"{error}\n") from None
+            self._made[key] = (time.monotonic(), made)
+        elif made is None:
+            raise web.HTTPGatewayTimeout(text=f"no answer within {ANSWER_SECONDS:.0f} s; try again\n")
+        return made
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         """Everything else is Dagster's, from the web server of the role."""
@@ -264,6 +276,29 @@ class Proxy:
                 task.cancel()
             await asyncio.gather(inner.close(), outer.close(), *tasks, return_exceptions=True)
         return outer
+
+
+def aside(work: Callable[[], Any]) -> asyncio.Future[Any]:
+    """Do it on a daemon thread of its own: what waits for a network that is gone takes no other's place, and the end
+    of the process does not wait for it."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+
+    def settle(error: Exception | None, result: Any) -> None:
+        if not future.done():
+            future.set_exception(error) if error else future.set_result(result)
+
+    def run() -> None:
+        error, result = None, None
+        try:
+            result = work()
+        except Exception as failure:
+            error = failure
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, error, result)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 async def _pass_on(

@@ -2,7 +2,7 @@
 
 # No postponed annotations: Dagster reads those of its steps.
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -10,7 +10,14 @@ import dagster as dg
 from labeling.storage import open_store
 from model.errors import InputError
 from pipelines.dashboard.details import checkpoint_details, evaluation_details, progress_details
-from pipelines.dashboard.fingerprints import DatasetState, Version, dataset_state, run_code_version, run_versions
+from pipelines.dashboard.fingerprints import (
+    EVALUATION_CODE,
+    DatasetState,
+    Version,
+    dataset_state,
+    run_code_version,
+    run_versions,
+)
 from pipelines.dashboard.launch import (
     chosen_target,
     chosen_workers,
@@ -48,6 +55,7 @@ def run_assets(snapshot: Snapshot, names: Mapping[str, str]) -> list[dg.AssetSpe
         deps=[checkpoints.key],
         description="Figures of the model beside baselines, on training pictures, and samples of every task.",
         group_name=name,
+        code_version=EVALUATION_CODE,
         kinds={"json"},
         metadata={"address": f"{snapshot.place.address}/evaluation.json"},
     )
@@ -180,9 +188,13 @@ def dataset_names(seen: Iterable[Snapshot]) -> dict[str, str]:
     return {one.place.address: one.place.name for one in seen if one.groups}
 
 
-def versions_of(snapshot: Snapshot, datasets: Mapping[str, DatasetState] | None = None) -> list[Version]:
-    """A run's versions. datasets: by address, where they were looked at already."""
-    seen = snapshots()
+def versions_of(
+    snapshot: Snapshot,
+    datasets: Mapping[str, DatasetState] | None = None,
+    seen: Sequence[Snapshot] | None = None,
+) -> list[Version]:
+    """A run's versions. datasets: by address, and seen: all snapshots, where they were looked at already."""
+    seen = snapshots() if seen is None else seen
     if datasets is None:
         read = {address for address, _ in snapshot.reads}
         known = [one for one in seen if one.place.address in read and one.groups and not one.trouble]

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,9 +23,10 @@ from model.errors import InputError
 from pipelines.dashboard.children import end_sessions
 from pipelines.dashboard.instance import SETTINGS, end_lost_runs, environment
 from pipelines.dashboard.places import POLICIES, Kind, Policy, folder, forget, place_kind, places, remember, worked_on
-from pipelines.dashboard.proxy import LOOPBACK, Proxy
+from pipelines.dashboard.proxy import LOOPBACK, Proxy, aside
 from pipelines.dashboard.sheets import drop_old_pictures
-from pipelines.dashboard.snapshots import NOT_YET, refresh, shape, snapshots
+from pipelines.dashboard.snapshots import LOOK_SECONDS, NOT_YET, refresh, shape, snapshots
+from pipelines.dashboard.submissions import SUBMISSIONS
 from pipelines.dashboard.tokens import Role, load_tokens
 
 PORT = 3000
@@ -94,12 +96,23 @@ def _choose(addresses: Sequence[str], owner: str, policy: Policy | None, forgott
 
 
 def _kind(address: str) -> Kind:
-    try:
-        return place_kind(address)
-    except InputError as error:
-        if "neither a dataset nor a run" in str(error) or "only local paths" in str(error):
-            raise
-        return "unknown"  # out of reach: its reason is said with those of the others
+    found: list[Kind | InputError] = []
+
+    def ask() -> None:
+        try:
+            found.append(place_kind(address))
+        except InputError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(LOOK_SECONDS)
+    kind = found[0] if found else "unknown"
+    if isinstance(kind, InputError):
+        if "neither a dataset nor a run" in str(kind) or "only local paths" in str(kind):
+            raise kind
+        kind = "unknown"  # out of reach: its reason is said with those of the others
+    return kind
 
 
 def _look(say: Say) -> None:
@@ -241,11 +254,12 @@ async def _serve(processes: Processes, proxy: Proxy, host: str, port: int, note:
         loop.add_signal_handler(number, over.set)
     runner = web.AppRunner(proxy.application(), access_log=None, shutdown_timeout=2.0)
     processes.prepare()
+    _prepare_instance(say)
     loaded = shape()
     try:
         await runner.setup()
         await web.TCPSite(runner, host.strip("[]"), port).start()
-        first = asyncio.create_task(asyncio.to_thread(_first_look, say))
+        first = aside(lambda: _first_look(say))
         for name in processes.names:
             processes.start(name)
             while name == "code" and not processes.socket(name).exists() and not over.is_set():
@@ -257,6 +271,7 @@ async def _serve(processes: Processes, proxy: Proxy, host: str, port: int, note:
             address = address_of(host, port)
             note(address)
             say(f"dashboard: {address}")
+            say(f"  datasets and runs: {address}/asset-groups  jobs: {address}/{SUBMISSIONS}")
         while not over.is_set():
             await asyncio.to_thread(processes.restart_dead)
             now = await asyncio.to_thread(shape)
@@ -279,10 +294,19 @@ def address_of(host: str, port: int) -> str:
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
-async def _either(task: asyncio.Task[None], over: asyncio.Event) -> None:
+async def _either(first: asyncio.Future[Any], over: asyncio.Event) -> None:
     waiting = asyncio.create_task(over.wait())
-    await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+    both: list[asyncio.Future[Any]] = [first, waiting]
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
+
+
+def _prepare_instance(say: Say) -> None:
+    """Make Dagster's databases, where there are none, while no other process does: two at once leave broken ones."""
+    try:
+        end_lost_runs("the dashboard was closed")
+    except Exception as error:  # it ends what is left over, and without that the dashboard works
+        say(f"dashboard: runs are left as they are: {' '.join(str(error).split())}")
 
 
 def _first_look(say: Say) -> None:
@@ -292,7 +316,6 @@ def _first_look(say: Say) -> None:
 
     from pipelines.dashboard.following import Follower
 
-    end_lost_runs("the dashboard was closed")
     with DagsterInstance.get() as instance:
         try:
             Follower(instance).follow(30.0)

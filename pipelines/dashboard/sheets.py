@@ -210,7 +210,7 @@ def _cut(text: str, most: int) -> str:
 def live_curves(address: str) -> bytes:
     """A run's loss and speed as they are now, as an SVG."""
     run = describe_run(address, Inliner(0), figures={}, tasks=False)
-    said = f"step {run.step:,}, loss {run.loss}, {run.speed} tokens/s" if run.charts else "no metrics yet"
+    said = f"step {run.step:,}, loss {run.loss}, {run.speed_now} tokens/s" if run.charts else "no metrics yet"
     return draw_charts(run.charts[:2], columns=2, width=WIDE, caption=f"{said}{_under_way(address)}").encode()
 
 
@@ -219,7 +219,7 @@ def _under_way(address: str) -> str:
     for place in jobs_of(address):
         folder = JobFolder(place)
         state, submission = folder.state(), folder.submission()
-        if state and submission and state.attempt == submission.attempt and state.breathes:
+        if state and submission and state.attempt == submission.attempt and state.lives:
             job = folder.job()
             if isinstance(job, TrainJob) and job.workers:
                 count = job.workers.count

@@ -28,11 +28,14 @@ border-bottom:1px solid #e2e3df;vertical-align:top}}th{{font-weight:600}}code{{f
 <p><a href="/">Dashboard</a>{all}</p></html>"""
 
 
+_WHERE = "_▾ beside Materialize, Open launchpad: where it runs, and with how many workers_"
+
+
 def with_link(name: str, assets: Sequence[Any]) -> list[Any]:
     """Assets of a place, with the address of its page in what they say of themselves."""
     import dagster as dg
 
-    link = f"[Jobs on {name}](/{SUBMISSIONS}/{name})"
+    link = f"[Jobs on {name}](/{SUBMISSIONS}/{name}) · [all jobs](/{SUBMISSIONS}) · {_WHERE}"
 
     def described(spec: dg.AssetSpec) -> dg.AssetSpec:
         first, *rest = (spec.description or "").split("\n\n")  # curves come last: a page shows only so much at once

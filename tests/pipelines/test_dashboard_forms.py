@@ -26,6 +26,7 @@ from pipelines.submit import STOP_SECONDS, JobState
     ("form", "expected"),
     [
         ({}, WorkersSpec(count=2, cpus=0.25)),
+        ({"least": 0, "most": 0, "cpus": 0.0, "gpus": -1.0}, WorkersSpec(count=2, cpus=0.25)),
         ({"least": 3}, WorkersSpec(count=3, cpus=0.25)),
         ({"least": 1, "most": 4, "cpus": 0.5}, WorkersSpec(count=(1, 4), cpus=0.5)),
     ],

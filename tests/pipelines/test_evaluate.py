@@ -17,7 +17,8 @@ from labeling.storage import open_store
 from model.errors import InputError
 from pipelines.dashboard.definitions import build_definitions
 from pipelines.dashboard.places import remember
-from pipelines.dashboard.snapshots import refresh
+from pipelines.dashboard.runs import versions_of
+from pipelines.dashboard.snapshots import find_snapshot, refresh
 from pipelines.evaluate import evaluate
 from pipelines.execute import _evaluate
 from pipelines.ingest import ingest
@@ -113,5 +114,9 @@ def test_an_evaluation_is_made_as_an_asset(trained: Path, own_data: None, shared
     [(submission, state)] = list_jobs(str(run))
     assert (submission.id.split("-")[0], state.phase) == ("evaluate", "succeeded")
     kept = json.loads(open_store(run).read("evaluation.json"))
+    for checkpoint, fresh in ((kept["checkpoint"], True), ("/moved/run/checkpoints/step-000002", True), ("x/1", False)):
+        open_store(run).put("evaluation.json", json.dumps({**kept, "checkpoint": checkpoint}).encode())
+        [version] = [one for one in versions_of(find_snapshot("run")) if one.key[1] == "evaluation"]
+        assert version.fresh is fresh and (version.inputs == version.current) is fresh and version.code
     figure = kept["figures"]["image_to_edges_correlation"]["model"]
     assert state.result == {"figures": {"image_to_edges_correlation": figure}}

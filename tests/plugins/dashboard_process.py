@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -96,6 +98,10 @@ def served(data: Path, *arguments: str) -> Iterator[Dashboard]:
     thread.start()
     try:
         dashboard.until(lambda: dashboard.address, START_SECONDS)
+        for database in (data / "onediffusion" / "dashboard").rglob("*.db"):
+            with contextlib.closing(sqlite3.connect(database)) as opened:
+                made = opened.execute("SELECT version_num FROM alembic_version").fetchall()
+            assert len(made) == 1, f"{database}: made by several processes at once"
         yield dashboard
     finally:
         process.send_signal(signal.SIGINT)

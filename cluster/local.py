@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -41,7 +42,7 @@ class LocalBackend:
                 raise AlreadyThere(f"{work.name}: runs on this machine already")
             given = {**os.environ, **self.target.environment, NAME: work.name}
             with _log(work.name).open("ab") as log:
-                subprocess.Popen(  # noqa: S603 - our own command
+                started = subprocess.Popen(  # noqa: S603 - our own command
                     _command(work),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -49,6 +50,9 @@ class LocalBackend:
                     env=given | {"PYTHONPATH": _python_path()},
                     start_new_session=True,
                 )
+            # For a moment after it was started, before the system has laid out its variables, it would not be found.
+            while started.poll() is None and not any(one.pid == started.pid for one in _processes(work.name)):
+                time.sleep(0.01)
 
     def state(self, name: str) -> NativeState:
         """Running, or unknown; see `Backend.state`."""

@@ -28,8 +28,8 @@ run_monitoring:
   enabled: true
   poll_interval_seconds: 5
   start_timeout_seconds: 300
-  # A training that is stopped writes a checkpoint first, which `stop` waits for up to five minutes.
-  cancel_timeout_seconds: 600
+  # A training that is stopped writes a checkpoint first, which `stop` waits for up to half an hour.
+  cancel_timeout_seconds: 2100
   # A run whose process was killed keeps its place in its pool, and the next would wait for it for ever.
   free_slots_after_run_end_seconds: 1
 sensors:

@@ -40,12 +40,16 @@ def jobs(
     from rich.table import Column, Table
     from rich.text import Text
 
+    from labeling.storage import open_store
+    from model.errors import InputError
     from pipelines.submit import list_jobs
 
     # In a narrow terminal the rest gives way: the id is what other commands are given.
     table = Table(Column("id", no_wrap=True), "attempt", Column("target", overflow="fold"), "sent", "state", "")
     found = list_jobs(place)
     if place and not found:
+        if not open_store(place).files():
+            raise InputError(f"{place}: nothing is there; name a dataset or a run")
         typer.echo(f"{place}: no jobs there")
         return
     for submission, state in found:

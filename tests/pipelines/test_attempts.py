@@ -237,7 +237,7 @@ def test_what_another_machine_sent_at_the_same_moment_keeps_its_folder(job: Job)
         theirs.communicate(b"\n")
 
 
-def test_what_errors_say_is_listed_as_it_is(job: Job) -> None:
+def test_what_errors_say_is_listed_as_it_is(job: Job, tmp_path: Path) -> None:
     """Brackets are no markup: Rich would fail, or leave them out."""
     reason = "[/pytorch/gloo/pair.cc:538] Connection closed by [peer]"
     submission = noted(job, 1, LOCAL, RunState(1, "failed", "here", 7, 0.0, 0.0, reason))
@@ -246,7 +246,11 @@ def test_what_errors_say_is_listed_as_it_is(job: Job) -> None:
     table = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert reason in table.stdout, (table.stdout, table.stderr)
     nothing = subprocess.run([*command, "runs/typo"], capture_output=True, text=True, timeout=60)
-    assert nothing.stdout == "runs/typo: no jobs there\n"
+    assert (nothing.returncode, nothing.stderr.count("\n")) == (2, 1)
+    assert "runs/typo: nothing is there; name a dataset or a run" in nothing.stderr
+    (tmp_path / "dataset.json").touch()
+    none = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert (none.returncode, none.stdout) == (0, f"{tmp_path}: no jobs there\n")
     assert find_job(submission.id) == submission
 
 

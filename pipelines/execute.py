@@ -127,7 +127,6 @@ class _Attempt:
         self.workers: WorkersSpec | None = None
         self.lets_go = True  # whether `interrupted` is looked at, now or soon, and nothing has to be raised
         self._over = threading.Event()
-        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._live, daemon=True)
 
     def __enter__(self) -> _Attempt:

@@ -96,23 +96,24 @@ def _choose(addresses: Sequence[str], owner: str, policy: Policy | None, forgott
 
 
 def _kind(address: str) -> Kind:
-    found: list[Kind | InputError] = []
+    found: list[Kind | Exception] = []
 
     def ask() -> None:
         try:
             found.append(place_kind(address))
-        except InputError as error:
+        except Exception as error:  # raised where it is asked for
             found.append(error)
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(LOOK_SECONDS)
     kind = found[0] if found else "unknown"
-    if isinstance(kind, InputError):
-        if "neither a dataset nor a run" in str(kind) or "only local paths" in str(kind):
-            raise kind
-        kind = "unknown"  # out of reach: its reason is said with those of the others
-    return kind
+    if not isinstance(kind, Exception):
+        return kind
+    said = str(kind)
+    if not isinstance(kind, InputError) or "neither a dataset nor a run" in said or "only local paths" in said:
+        raise kind
+    return "unknown"  # out of reach: its reason is said with those of the others
 
 
 def _look(say: Say) -> None:

@@ -1,7 +1,7 @@
 """`make bench-plan`: what a plan over millions of rows costs to make and to ask, far into a run as at its start.
 
-The floor of asking is drawing what a sample is made of (one permutation less): the rest is finding its row. Ratios are
-of medians of rounds that alternate between what is compared.
+The floor of asking is drawing what a sample is made of: the rest is finding its row. Ratios are of medians of rounds
+that alternate between what is compared.
 """
 
 from __future__ import annotations

@@ -242,7 +242,9 @@ def draw_charts(charts: Sequence[Chart], columns: int, width: int = PAGE, captio
     parts = [f'<text class="note" x="{_MARGIN}" y="22">{escape(caption)}</text>'] if caption else []
     for index, chart in enumerate(charts):
         x, y = index % columns * across + _MARGIN, top + index // columns * down
-        inner = str(chart.svg).replace("<svg ", f'<svg x="{x}" y="{y + 32}" width="{WIDTH}" height="{HEIGHT}" ', 1)
+        # In larger letters than on the page, so that long numbers reach into the margin.
+        place = f'<svg x="{x}" y="{y + 32}" width="{WIDTH}" height="{HEIGHT}" overflow="visible" '
+        inner = str(chart.svg).replace("<svg ", place, 1)
         parts.append(f'<text class="title" x="{x}" y="{y + 18}">{chart.title}</text>{inner}')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{bottom * width // right}" '

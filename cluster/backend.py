@@ -55,10 +55,10 @@ def open_backend(target: Target) -> Backend:
 
         return RayBackend(target)
     if isinstance(target, KubernetesTarget):
-        from cluster.kubernetes import KubernetesBackend
+        from cluster.kubernetes.backend import KubernetesBackend
 
         return KubernetesBackend(target)
     assert isinstance(target, SlurmTarget)
-    from cluster.slurm import SlurmBackend
+    from cluster.slurm.backend import SlurmBackend
 
     return SlurmBackend(target)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import psutil
 
-from cluster.records import data_folder, one_at_a_time
 from cluster.target import LocalTarget
+from cluster.user_data import data_folder, one_at_a_time
 from cluster.work import AlreadyThere, NativeState, Work
 
 NAME = "ONEDIFFUSION_WORK"

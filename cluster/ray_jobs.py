@@ -19,7 +19,7 @@ from urllib.parse import urlparse
 from cluster.session import THREADS, cluster_token_file, prepare_ray
 from cluster.target import RayTarget
 from cluster.work import AlreadyThere, NativeState, Work
-from model.errors import InputError
+from model.inputs import InputError, one_line
 
 CHECKOUT = Path(__file__).parents[1]
 NAME = "ONEDIFFUSION_WORK"
@@ -234,7 +234,7 @@ def _pack(folder: Path, archive: Path) -> None:
 
 
 def _line(text: str) -> str:
-    return " ".join(text.split())
+    return one_line(text)
 
 
 def _until_ended(ended: Callable[[], bool], seconds: float = 60.0) -> None:

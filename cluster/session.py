@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cluster.records import data_folder, one_at_a_time, write_whole
-from model.errors import InputError
+from cluster.user_data import data_folder, one_at_a_time, write_whole
+from model.inputs import InputError
 
 NODE_SECONDS = 30.0
 UNEXPECTED, PREEMPTED = 2, 3  # NodeDeathInfo.Reason of Ray's gcs.proto

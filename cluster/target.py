@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast
 
-import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
-    TypeAdapter,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from model.errors import InputError, nearest
+from model.inputs.schema import Section, validate
+from model.inputs.yaml_files import example_names, read_yaml
 
 TARGETS = Path(__file__).parent / "targets"
 
@@ -73,12 +68,6 @@ _SECRETS = (
     "`credentials` names (kubernetes)"
 )
 Variables = Annotated[dict[str, str], AfterValidator(_no_secrets)]
-
-
-class Section(BaseModel):
-    """A part of a target; a key it does not have is refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class LocalTarget(Section):
@@ -289,7 +278,7 @@ Target = Annotated[LocalTarget | RayTarget | KubernetesTarget | SlurmTarget, Fie
 
 def targets() -> list[str]:
     """Names of the targets that come with the project."""
-    return sorted(path.stem for path in TARGETS.glob("*.yaml"))
+    return example_names(TARGETS)
 
 
 def load_target(name: str) -> Target:
@@ -297,59 +286,9 @@ def load_target(name: str) -> Target:
 
     Raises InputError for a file that is not there, an unknown key (with the nearest right one) or a wrong value.
     """
-    path = TARGETS / f"{name}.yaml" if name in targets() else Path(name).expanduser()
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(
-            f"{name}: no such target file{nearest(name, targets())}; targets here are {', '.join(targets())}"
-        ) from None
-    except OSError as error:
-        raise InputError(f"{name}: cannot be read ({error.strerror}); correct its permissions") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{name}: a target is `key: value` lines, with a `type`")
-    return parse_target(values, name)
+    return parse_target(read_yaml(name, TARGETS, "target"), name)
 
 
 def parse_target(values: dict[str, Any], place: str) -> Target:
     """The target that nested values state; `place` is where they came from. Raises InputError."""
-    try:
-        return TypeAdapter[Target](Target).validate_python(values)
-    except ValidationError as error:
-        raise InputError(f"{place}: {_explain(error, values)}") from None
-
-
-def _explain(error: ValidationError, values: dict[str, Any]) -> str:
-    """The first thing that is wrong, in one line."""
-    problem = error.errors()[0]
-    kinds: dict[str, type[Section]] = {
-        "local": LocalTarget,
-        "ray": RayTarget,
-        "kubernetes": KubernetesTarget,
-        "slurm": SlurmTarget,
-    }
-    if problem["type"].startswith("union_tag"):
-        given = values.get("type")
-        known = ", ".join(kinds)
-        return f"`type` is one of {known}, not {given!r}" if given else f"`type` is missing; it is one of {known}"
-    where = ".".join(str(part) for part in problem["loc"][1:])
-    if problem["type"] == "extra_forbidden":
-        *path, key = problem["loc"][1:]
-        fields = list(_section(kinds[values["type"]], path).model_fields)
-        return f"no key {where!r}{nearest(str(key), fields) or '; there are ' + ', '.join(fields)}"
-    if problem["type"] == "missing":
-        return f"key {where!r} is missing"
-    tellable = isinstance(problem["input"], str | int | float | bool) and "looks like a secret" not in problem["msg"]
-    shown = f", got {problem['input']!r}" if tellable else ""
-    return f"{where}: {problem['msg'].removeprefix('Value error, ')}{shown}".removeprefix(": ")
-
-
-def _section(section: type[Section], path: Sequence[int | str]) -> type[Section]:
-    """The section that is meant by the keys and indices of `path` within another."""
-    for key in path:
-        if isinstance(key, str):
-            annotation = section.model_fields[key].annotation
-            section = next(part for part in (annotation, *get_args(annotation)) if isinstance(part, type))
-    return section
+    return cast(Target, validate(Target, values, place))  # type: ignore[arg-type]  # a union is no class to mypy

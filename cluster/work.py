@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from model.errors import InputError
+from model.inputs import InputError
 
 Phase = Literal["absent", "pending", "running", "ended"]
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from labeling.dataset.shards import Dataset, Footer, recipe
 from labeling.labeler import Labeler
 from labeling.registry import group_name, is_known, load_labeler
-from labeling.shards import Dataset, Footer, recipe
-from model.errors import InputError
+from model.inputs import InputError
 
 Footers = Mapping[str, Mapping[str, Footer]]  # group → shard → footer
 

@@ -7,21 +7,20 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
-from pydantic import ValidationError
-
 from labeling.labeler import Labeler
-from model.errors import InputError, nearest
+from model.inputs import InputError, nearest
+from model.inputs.schema import validate
 
 ENTRY_POINTS = "onediffusion.labelers"
 LABELERS = {
-    "boxes": "labeling.boxes:BoxesLabeler",
-    "segmentation": "labeling.segmentation:SegmentationLabeler",
-    "pose": "labeling.pose:PoseLabeler",
-    "caption": "labeling.caption:CaptionLabeler",
-    "edges": "labeling.edges:EdgesLabeler",
-    "depth": "labeling.depth:DepthLabeler",
-    "latents": "labeling.latents:LatentsLabeler",
-    "text": "labeling.text:TextLabeler",
+    "boxes": "labeling.labelers.boxes:BoxesLabeler",
+    "segmentation": "labeling.labelers.segmentation:SegmentationLabeler",
+    "pose": "labeling.labelers.pose:PoseLabeler",
+    "caption": "labeling.labelers.caption:CaptionLabeler",
+    "edges": "labeling.labelers.edges:EdgesLabeler",
+    "depth": "labeling.labelers.depth:DepthLabeler",
+    "latents": "labeling.labelers.latents:LatentsLabeler",
+    "text": "labeling.labelers.text:TextLabeler",
 }
 
 
@@ -55,16 +54,7 @@ def load_labeler(name: str, parameters: Mapping[str, Any]) -> Labeler:
     Raises InputError for an unknown labeler, a parameter it does not have, or a value it does not take.
     """
     cls = find_labeler(name)
-    try:
-        chosen = cls.Parameters(**parameters)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            known = list(cls.Parameters.model_fields)
-            hint = nearest(key, known) or f"; it has {', '.join(known) or 'none'}"
-            raise InputError(f"{name}: no parameter {key!r}{hint}") from None
-        raise InputError(f"{name}.{key}: {first['msg']} (got {first.get('input')!r})") from None
+    chosen = validate(cls.Parameters, parameters, name)
     return cls(group_name(name), chosen)
 
 

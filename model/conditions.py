@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.errors import InputError, nearest
+from model.inputs import InputError, nearest
 from model.pictures import Picture, decode_gray, decode_picture
 
 CONDITION_READS: dict[str, tuple[str, ...]] = {

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from model.errors import InputError
+from model.inputs import InputError
 from model.prompts import MAX_REFERENCES, find_task
 
 IMAGE, REFERENCE, RAYS = "image", "reference", "rays"

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from model.errors import InputError
+from model.inputs import InputError
 from model.weights import model_folder
 
 _AT_ONCE = 16 << 20  # bytes of a file mapped at a time: pages that are mapped count as memory used

@@ -9,7 +9,7 @@ from typing import Any
 from diffusers.loaders.lora_base import LoraBaseMixin, _fetch_state_dict
 from torch import Tensor, nn
 
-from model.errors import InputError
+from model.inputs import InputError
 
 # Projections of attention and feed-forward: what `target_modules` of a peft LoraConfig takes.
 LORA_TARGETS = ["wq", "wk", "wv", "wo", "wk_y", "wv_y", "w1", "w2", "w3"]
@@ -28,7 +28,7 @@ _SOURCE = (
 class LoraMixin(LoraBaseMixin):
     """load_lora_weights, save_lora_weights, fuse_lora and the rest, for a pipeline's `transformer`."""
 
-    _lora_loadable_modules = ["transformer"]  # noqa: RUF012 - diffusers' name and form
+    _lora_loadable_modules = ["transformer"]
     transformer_name = "transformer"
     transformer: Any
 

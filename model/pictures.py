@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.errors import InputError
+from model.inputs import InputError
 
 Picture = NDArray[np.uint8]  # (H, W, 3), RGB
 

@@ -14,11 +14,14 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 # diffusers loads parts only of modules that are imported already.
-from model import autoencoder_dct, transformer  # noqa: F401
+from model import transformer
 from model.cameras import camera_latents, default_intrinsics, orbit_cameras, recover_cameras
-from model.codecs import ImageCodec
-from model.errors import InputError
+from model.codecs import (
+    ImageCodec,
+    autoencoder_dct,  # noqa: F401
+)
 from model.frames import RAYS, Frames, Known, plan_frames
+from model.inputs import InputError
 from model.lora import LoraMixin
 from model.outputs import OneDiffusionOutput, read_pictures
 from model.pictures import STEP, Picture, as_picture, aspect_bucket, fit_picture
@@ -38,7 +41,7 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
-    _callback_tensor_inputs = ["latents"]  # noqa: RUF012 - diffusers' name and form
+    _callback_tensor_inputs = ["latents"]
 
     def __init__(
         self,

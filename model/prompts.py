@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from model.errors import InputError, nearest
+from model.inputs import InputError, nearest
 
 COLORS: dict[str, str] = {
     "red": "#FF0000",

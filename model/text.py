@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.errors import InputError
+from model.inputs import InputError
 from model.weights import model_folder, weights_digest
 
 T5_TOKENS = 300  # what the published model was trained with

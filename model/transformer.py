@@ -29,7 +29,7 @@ class NextDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """The published model: constructor arguments, parameter names and numbers."""
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["Block"]  # noqa: RUF012 - diffusers' name and form
+    _no_split_modules = ["Block"]
 
     @register_to_config
     def __init__(

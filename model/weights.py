@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from model.errors import InputError
+from model.inputs import InputError
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from labeling.shards import Dataset, open_store
-from model.errors import InputError
+from labeling.dataset.shards import Dataset, open_store
+from model.inputs import InputError
 
 LABELS = ["boxes", "segmentation", "pose", "caption", "edges", "depth"]
 CONDITIONS = ["boxes", "segmentation", "pose", "edges", "depth"]
@@ -38,7 +38,7 @@ def demo(out: str, pictures: str | None = None, steps: int | None = None, say: S
         dataset, views, size = _datasets(out, source, timings, say)
         _train(out, size, steps, timings, say)
     from pipelines.evaluate import evaluate
-    from pipelines.report import write_report
+    from pipelines.reports.page import write_report
 
     with _timed("sample and evaluate", timings):
         figures = evaluate(out, say)
@@ -56,7 +56,7 @@ def demo(out: str, pictures: str | None = None, steps: int | None = None, say: S
 
 def _gather(out: str) -> str:
     """The demo's own pictures as a source: a folder beside the results, or objects beside them."""
-    from pipelines.demo_source import gather_pictures
+    from pipelines.demo_data.pictures import gather_pictures
 
     if not out.startswith("s3://"):
         gather_pictures(Path(out, "pictures"))
@@ -81,7 +81,7 @@ def _check_same_pictures(out: str, source: str) -> None:
 
 def _datasets(out: str, source: str, timings: list[dict[str, Any]], say: Say) -> tuple[Dataset, Dataset, int]:
     """Pictures and view sets with all their labels, and the size of their latents."""
-    from pipelines.demo_scene import build_scene
+    from pipelines.demo_data.scene import build_scene
     from pipelines.ingest import ingest
     from pipelines.label import label
     from pipelines.views import views

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from labeling.shards import Dataset, open_store
+from labeling.dataset.shards import Dataset, open_store
 from model.conditions import CONDITION_READS, DEGRADATIONS, condition_picture, degrade
-from model.errors import InputError
+from model.inputs import InputError
 from model.pictures import Picture, decode_picture, encode_png, fit_picture
-from pipelines.run_summary import EVALUATION
+from pipelines.reports.run import EVALUATION
 from pipelines.sampler import Call, bucket, load_pipeline, sample_all
 from training.checkpoint import STATE, checkpoint_name, whole_checkpoints
 from training.loop import CONFIG

@@ -12,8 +12,10 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.session import ray_session
-from labeling.content import digest_json
-from labeling.ingest import (
+from labeling.dataset.digests import digest_json
+from labeling.dataset.lease import lease
+from labeling.dataset.shards import SCHEMA_VERSION, Dataset, ShardInfo, open_store, recipe, write_shard
+from labeling.sources.ingest import (
     IMAGES,
     REJECTED,
     SHARD_BYTES,
@@ -25,10 +27,8 @@ from labeling.ingest import (
     normalise,
     picture_id,
 )
-from labeling.lease import lease
-from labeling.shards import SCHEMA_VERSION, Dataset, ShardInfo, open_store, recipe, write_shard
-from labeling.sources import Item, Source, cut
-from model.errors import InputError
+from labeling.sources.source import Item, Source, cut
+from model.inputs import InputError
 from pipelines.progress import progress
 
 READERS = 8  # threads a shard is read and decoded with; decoding releases the interpreter lock

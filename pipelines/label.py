@@ -19,13 +19,13 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.session import cluster_has, ray_session
+from labeling.dataset.lease import lease
+from labeling.dataset.shards import Dataset, Footer, write_shard
 from labeling.labeler import Labeler
-from labeling.lease import lease
 from labeling.plan import Wave, choose_labelers, declare, expected_recipe, next_wave
 from labeling.registry import default_groups
 from labeling.run import group_schema, label_table
-from labeling.shards import Dataset, Footer, write_shard
-from model.errors import InputError
+from model.inputs import InputError
 from pipelines.progress import progress
 
 PICTURES = "images.image"

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labeling.shards import open_store
-from model.errors import InputError
+from labeling.dataset.shards import open_store
+from model.inputs import InputError
 from model.prompts import TASKS, draw_colors, find_task
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _place(path: str) -> tuple[Any, str]:
 
 
 def _load(path: str) -> Picture:
-    from labeling.ingest import Rejected, normalise
+    from labeling.sources.ingest import Rejected, normalise
     from model.pictures import decode_picture
 
     store, name = _place(path)

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from cluster.session import cluster_has, own_ray, ray_session
-from labeling.lease import lease
-from labeling.storage import open_store
-from model.errors import InputError
+from labeling.dataset.lease import lease
+from labeling.dataset.storage import open_store
+from model.inputs import InputError
 from pipelines.progress import progress
-from training.board import Wish
 from training.checkpoint import FOLDER
 from training.config import TrainingConfig
+from training.coordinator import Wish
 from training.loop import TrainingResult, run_training
 
 

@@ -19,12 +19,12 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.session import ray_session
-from labeling.content import digest_json
-from labeling.ingest import IMAGES, ROW_GROUP_BYTES, ROW_GROUP_PIXELS, Rejected, normalise, picture_id
-from labeling.lease import lease
-from labeling.shards import SCHEMA_VERSION, Dataset, ShardInfo, open_store, recipe, write_shard
-from labeling.sources import METADATA, Source
-from model.errors import InputError
+from labeling.dataset.digests import digest_json
+from labeling.dataset.lease import lease
+from labeling.dataset.shards import SCHEMA_VERSION, Dataset, ShardInfo, open_store, recipe, write_shard
+from labeling.sources.ingest import IMAGES, ROW_GROUP_BYTES, ROW_GROUP_PIXELS, Rejected, normalise, picture_id
+from labeling.sources.source import METADATA, Source
+from model.inputs import InputError
 from pipelines.progress import progress
 
 VERSION = 1
@@ -156,7 +156,7 @@ def _make_set(source: Source, name: str, count: int, size: int, seed: int) -> di
 
 
 def _rendered(source: Source, name: str, count: int, size: int, seed: int) -> list[dict[str, Any]]:
-    from labeling.rendering import render_views
+    from labeling.sources.rendering import render_views
     from model.pictures import encode_png
 
     with tempfile.TemporaryDirectory() as folder:

@@ -17,14 +17,14 @@ from dashboard_process import Dashboard, served
 from playwright.sync_api import Page, expect, sync_playwright
 
 from cluster.local import _processes
+from labeling.dataset.shards import Dataset
+from labeling.dataset.storage import open_store
 from labeling.plan import dataset_status
-from labeling.shards import Dataset
-from labeling.storage import open_store
 from pipelines.ingest import ingest
-from pipelines.job_folder import JobFolder
+from pipelines.jobs.folder import JobFolder
+from pipelines.jobs.submit import job_state, list_jobs
 from pipelines.label import label
-from pipelines.submit import job_state, list_jobs
-from training.records import read_metrics
+from training.metrics_logger import read_metrics
 
 CHROMIUM = "/usr/bin/chromium"
 SCREENSHOTS = Path(__file__).parents[1] / "runs" / "screenshots"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from labeling.shards import Dataset, open_store
-from labeling.storage import Entry
+from labeling.dataset.shards import Dataset, open_store
+from labeling.dataset.storage import Entry
 
 ROOT = Path(__file__).parents[1]
 TASKS = {"text2image", "segmentation", "boxes", "pose", "edges", "depth", "deblurring", "inpainting", "views"}

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labeling.storage import Store, open_store
-from model.errors import InputError
+from labeling.dataset.storage import Store, open_store
+from model.inputs import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from model.errors import InputError, nearest
+from model.inputs import InputError
+from model.inputs.schema import Section, validate
+from model.inputs.settings import override, parse_settings
+from model.inputs.yaml_files import example_names, find_yaml, read_yaml
 
 PRESETS = Path(__file__).parent / "presets"
-
-
-class Section(BaseModel):
-    """A part of the configuration; a key it does not have is refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class SourceConfig(Section):
@@ -224,7 +218,7 @@ class TrainingConfig(Section):
 
 def presets() -> list[str]:
     """Names of the presets that come with the project."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    return example_names(PRESETS)
 
 
 def load_config(
@@ -237,97 +231,27 @@ def load_config(
     Raises InputError for a file that is not there, an unknown key (named, with the nearest right one) or a wrong value.
     """
     place = str(path_or_preset)
-    values = _read(place)
-    for layer in _layers(overrides):
-        values = override(values, layer)
-    return parse_config(values, place)
+    above = overrides if isinstance(overrides, Mapping) else parse_settings(overrides or [])
+    return parse_config(override_config(_read(place), above), place)
 
 
 def parse_config(values: Mapping[str, Any], place: str) -> TrainingConfig:
     """The configuration that nested values state; `place` is where they came from. Raises InputError."""
-    try:
-        return TrainingConfig.model_validate(dict(values))
-    except ValidationError as error:
-        raise InputError(f"{place}: {_explain(error)}") from None
+    return validate(TrainingConfig, values, place)
+
+
+def override_config(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values of a configuration with others put over them; a source's `tasks` are replaced as a whole."""
+    return override(below, above, whole=("tasks",))
 
 
 def _read(place: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
-    path = PRESETS / f"{place}.yaml" if place in presets() else Path(place).expanduser()
+    path = find_yaml(place, PRESETS)
     if str(path) in seen:
         raise InputError(f"{place}: is its own base; remove one `base`")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(
-            f"{place}: no such file or preset{nearest(place, presets())}; presets are {', '.join(presets())}"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{place}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{place}: a configuration is `key: value` lines")
+    values = read_yaml(place, PRESETS, "configuration")
     base = values.pop("base", None)
     if base is None:
         return values
     beside = path.parent / str(base)
-    return override(_read(str(beside) if beside.is_file() else str(base), (*seen, str(path))), values)
-
-
-def _layers(overrides: Sequence[str] | Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-    if overrides is None or isinstance(overrides, Mapping):
-        return [overrides] if overrides else []
-    layers = []
-    for text in overrides:
-        key, sign, value = text.partition("=")
-        if not sign or not key:
-            raise InputError(f"{text}: write section.key=value, as in optimizer.learning_rate=1e-3")
-        try:
-            nested: Any = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise InputError(f"{text}: {value!r} is no YAML value; quote it") from None
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        layers.append(nested)
-    return layers
-
-
-def override(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested values with others put over them; null removes an entry, and `tasks` are replaced as a whole."""
-    merged = dict(below)
-    for key, value in above.items():
-        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and key != "tasks":
-            merged[key] = override(merged[key], value)
-        elif value is None:
-            merged.pop(key, None)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _explain(error: ValidationError) -> str:
-    """The first thing that is wrong, in one line."""
-    problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        *folder, key = problem["loc"]
-        fields = list(_section(folder).model_fields)
-        hint = nearest(str(key), fields) or f"; there are {', '.join(fields)}"
-        return f"no key {where!r}{hint}"
-    if problem["type"] == "missing":
-        return f"key {where!r} is missing"
-    given = problem["input"]
-    shown = f", got {given!r}" if isinstance(given, str | int | float | bool) else ""
-    return f"{where + ': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}{shown}"
-
-
-def _section(path: Sequence[Any]) -> type[BaseModel]:
-    """The part of the configuration that holds the keys at `path`."""
-    found: Any = TrainingConfig
-    for part in path:
-        if isinstance(found, type) and issubclass(found, BaseModel):
-            found = found.model_fields[str(part)].annotation
-        else:
-            found = typing.get_args(found)[-1]  # the value type of a dict
-        if isinstance(found, types.UnionType):
-            found = next(kind for kind in typing.get_args(found) if isinstance(kind, type))
-    assert isinstance(found, type) and issubclass(found, BaseModel), path
-    return found
+    return override_config(_read(str(beside) if beside.is_file() else str(base), (*seen, str(path))), values)

@@ -10,13 +10,13 @@ from typing import Any
 
 import yaml
 
-from labeling.storage import Store, open_store
-from model.errors import InputError
-from training.board import Board, Progress, Wish, await_departures, followed
+from labeling.dataset.storage import Store, open_store
+from model.inputs import InputError
 from training.checkpoint import FOLDER, checkpoint_name, whole_checkpoints
 from training.config import TrainingConfig, parse_config
+from training.coordinator import Board, Progress, Wish, await_departures, followed
+from training.metrics_logger import read_metrics
 from training.mixture import Manifest, build_manifest
-from training.records import read_metrics
 
 CONFIG, MANIFEST = "config.yaml", "manifest.json"
 

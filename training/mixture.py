@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labeling.shards import Dataset, Footer, ShardInfo
-from model.errors import InputError
+from labeling.dataset.shards import Dataset, Footer, ShardInfo
+from model.inputs import InputError
 from model.prompts import Task, find_task
 from training.config import SourceConfig
-from training.draws import Draws
+from training.seeded_generator import Draws
 
 # A label that shows nothing teaches nothing about its task: rows where this column is empty are left out.
 _MUST_SHOW = {"boxes": "names", "segmentation": "names", "pose": "keypoints"}

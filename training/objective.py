@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from training.batch import Sample
 from training.config import ObjectiveConfig
-from training.draws import Draws
+from training.seeded_generator import Draws
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from model.errors import InputError
+from model.inputs import InputError
 
 
 def deal_packs(tokens: Sequence[int], budget: int, workers: int) -> list[list[list[int]]]:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from model.prompts import find_task
 from training.config import ObjectiveConfig
-from training.draws import Draws
 from training.mixture import Manifest, Stream
+from training.seeded_generator import Draws
 
 _BLOCK = 1024  # samples within which every task gets its exact share
 _LEAST_PER_BLOCK = 2  # of the rarest task; blocks are longer where 1024 samples would hold fewer

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from labeling.shards import Dataset
-from model.errors import InputError
+from labeling.dataset.shards import Dataset
+from model.inputs import InputError
 from model.prompts import find_task
 from training.batch import Sample, StepBatch
 from training.config import TrainingConfig

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from model.errors import InputError
+from model.inputs import InputError
 from training.batch import StepBatch
 from training.config import TrainingConfig
 from training.reader import PlanReader

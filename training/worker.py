@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from labeling.storage import Store, open_store
-from model.errors import InputError
+from labeling.dataset.storage import Store, open_store
+from model.inputs import InputError
 from training.batch import StepBatch
 from training.checkpoint import checkpoint_name, load_checkpoint, load_training, save_checkpoint, whole_checkpoints
 from training.config import TrainingConfig
-from training.held_out import HeldOut
 from training.memory import keep_freed_memory
+from training.metrics_logger import TENSORBOARD, Records
 from training.objective import flow_matching_loss
 from training.optimizer import MovingAverage, build_optimizer, learning_rate
-from training.records import TENSORBOARD, Records
+from training.step_metrics import Window
 from training.stream import begun, stream_steps
-from training.window import Window
+from training.validation import HeldOut
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

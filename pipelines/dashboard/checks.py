@@ -14,14 +14,14 @@ from typing import Any
 
 import dagster as dg
 
-from labeling.shards import open_store
-from model.errors import InputError
+from labeling.dataset.shards import open_store
+from model.inputs import InputError, one_line
 from pipelines.dashboard.details import LABELLED_BY, SPEED
 from pipelines.dashboard.fingerprints import DatasetState, Key, RangeState, dataset_state
 from pipelines.dashboard.launch import explained
-from pipelines.dashboard.places import Place
 from pipelines.dashboard.snapshots import Snapshot, find_snapshot, look
-from pipelines.run_summary import EVALUATION, read_json, run_figures, run_records
+from pipelines.dashboard.tracked_assets import Place
+from pipelines.reports.run import EVALUATION, read_json, run_figures, run_records
 
 MOST_ERRORS = 0.05  # of the rows
 LEAST_SPEED = 0.5  # of what it was before
@@ -71,11 +71,6 @@ class Verdict:
             description=self.said,
             metadata={name: dg.MetadataValue.int(v) if isinstance(v, int) else v for name, v in self.facts.items()},
         )
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, in a line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def dataset_verdicts(

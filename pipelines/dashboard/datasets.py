@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from model.errors import InputError
+from model.inputs import InputError
 from pipelines.dashboard.details import group_details
 from pipelines.dashboard.fingerprints import dataset_state, dataset_versions, in_order
 from pipelines.dashboard.launch import (
@@ -22,7 +22,7 @@ from pipelines.dashboard.launch import (
 )
 from pipelines.dashboard.reporting import Reporter
 from pipelines.dashboard.snapshots import Snapshot, find_snapshot, refresh
-from pipelines.job import LabelJob
+from pipelines.jobs.specification import LabelJob
 
 _TYPES: dict[type, type] = {bool: bool, int: int, float: float, str: str}
 

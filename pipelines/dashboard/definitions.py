@@ -8,6 +8,7 @@ from typing import Any
 
 import dagster as dg
 
+from model.inputs import one_line
 from pipelines.dashboard.checks import build_checks
 from pipelines.dashboard.datasets import dataset_assets
 from pipelines.dashboard.jobs import JOBS
@@ -54,7 +55,7 @@ def _part(snapshot: Snapshot, names: Mapping[str, str]) -> Part:
         dg.Definitions(assets=part.assets, asset_checks=part.checks, jobs=JOBS, sensors=sensors).get_repository_def()
         return part
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         asset = dg.AssetSpec(
             dg.AssetKey([name]),
             group_name=name,

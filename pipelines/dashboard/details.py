@@ -7,14 +7,15 @@ from typing import Any
 
 import dagster as dg
 
-from labeling.shards import Dataset, open_store
+from labeling.dataset.shards import Dataset, open_store
+from model.inputs import one_line
 from pipelines.dashboard.fingerprints import DatasetState, Version, partition_of
 from pipelines.dashboard.labellings import Labelling
 from pipelines.dashboard.ranges import Range
 from pipelines.dashboard.sheets import contact_sheet, sample_sheet, save_charts
 from pipelines.dashboard.snapshots import Snapshot
-from pipelines.overlays import Inliner
-from pipelines.run_summary import RunSection, describe_run, run_figures
+from pipelines.reports.overlays import Inliner
+from pipelines.reports.run import RunSection, describe_run, run_figures
 
 MOST_ERROR_SHARDS, MOST_REASONS = 64, 6
 LABELLED_BY, SPEED = "labelled by", "rows a second"
@@ -73,7 +74,7 @@ def _errors(dataset: Dataset, group: str, shards: list[str]) -> str:
 
 def _reason(text: str) -> str:
     """As it may stand in a table of Markdown, whatever a labeler wrote."""
-    plain = "".join(sign for sign in " ".join(text.split()) if sign not in "|<>[]()`*_\\")
+    plain = "".join(sign for sign in one_line(text) if sign not in "|<>[]()`*_\\")
     return plain if len(plain) <= 100 else f"{plain[:99]}…"
 
 

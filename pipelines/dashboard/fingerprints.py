@@ -13,15 +13,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from labeling.content import digest_json
+from labeling.dataset.digests import digest_json
+from labeling.dataset.shards import Dataset, Footer, open_store
+from labeling.dataset.storage import Entry, Store
 from labeling.plan import expected_recipe
-from labeling.shards import Dataset, Footer, open_store
-from labeling.storage import Entry, Store
 from pipelines.dashboard.labellings import Labelling, labellings
 from pipelines.dashboard.ranges import Range
 from pipelines.dashboard.snapshots import Snapshot
-from pipelines.kept_files import KeptFiles
-from pipelines.run_summary import EVALUATION, read_json
+from pipelines.file_cache import KeptFiles
+from pipelines.reports.run import EVALUATION, read_json
 from training.loop import MANIFEST
 
 Key = tuple[str, ...]

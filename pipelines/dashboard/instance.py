@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from pipelines.dashboard.places import folder
+from pipelines.dashboard.tracked_assets import folder
 
 FOLLOWS = "onediffusion/follows"  # tag of the runs that follow a job to its end
 SETTINGS = f"""# Written anew by `onediffusion dashboard` whenever it starts.

@@ -5,10 +5,10 @@ from typing import Any
 
 import dagster as dg
 
-from labeling.lease import lease
+from labeling.dataset.lease import lease
+from labeling.dataset.shards import Dataset
 from labeling.registry import is_known, load_labeler
-from labeling.shards import Dataset
-from model.errors import InputError
+from model.inputs import InputError
 from pipelines.dashboard.instance import FOLLOWS
 from pipelines.dashboard.launch import (
     chosen_target,
@@ -19,13 +19,13 @@ from pipelines.dashboard.launch import (
     target_fields,
     workers_field,
 )
-from pipelines.dashboard.places import places
 from pipelines.dashboard.runs import Observer, sized, training_fields
 from pipelines.dashboard.snapshots import refresh
-from pipelines.job import LabelJob, ReportJob, TrainJob, WorkersSpec, address
-from pipelines.job_folder import JobFolder
-from pipelines.submit import list_jobs, scale_job
-from pipelines.submit import stop_job as stop_submitted
+from pipelines.dashboard.tracked_assets import places
+from pipelines.jobs.folder import JobFolder
+from pipelines.jobs.specification import LabelJob, ReportJob, TrainJob, WorkersSpec, address
+from pipelines.jobs.submit import list_jobs, scale_job
+from pipelines.jobs.submit import stop_job as stop_submitted
 
 _DATASET = dg.Field(str, description="Its name on this dashboard, or its address.")
 
@@ -57,11 +57,11 @@ def place_address(text: str) -> str:
 )
 def train_run(context: dg.OpExecutionContext) -> None:
     """Begin a run, or continue it. It becomes an asset as soon as it has begun."""
-    from training.config import override
+    from training.config import override_config
 
     with explained():
         config = context.op_config
-        overrides = override(config["overrides"], sized(config))
+        overrides = override_config(config["overrides"], sized(config))
         run = address(config["run"] or _own_run(config["config"], overrides))
         job = TrainJob(kind="train", config=config["config"], run=run, overrides=overrides)
         run_job(context, job, chosen_target(config), Observer(context, run))

@@ -6,9 +6,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from labeling.storage import Store
-from pipelines.job_folder import FOLDER, JobFolder
-from pipelines.kept_files import KeptFiles
+from labeling.dataset.storage import Store
+from pipelines.file_cache import KeptFiles
+from pipelines.jobs.folder import FOLDER, JobFolder
 
 STATE = "state.json"
 

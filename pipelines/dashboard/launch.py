@@ -1,4 +1,4 @@
-"""Launch forms, and sending what they say: through `pipelines.submit`, like any other job, never within Dagster.
+"""Launch forms, and sending what they say: through `pipelines.jobs.submit`, like any other job, never within Dagster.
 
 A Dagster run only follows the job: it copies the job's log, looks at its state, and reports what came of it. So a job
 outlives a dashboard that is closed or killed; when its Dagster run is terminated in the browser, the job is stopped.
@@ -19,11 +19,11 @@ import dagster as dg
 
 from cluster.ray_jobs import RayBackend
 from cluster.target import targets
-from model.errors import InputError
+from model.inputs import InputError, one_line
 from pipelines.dashboard.submissions import ray_page
-from pipelines.job import Job, WorkersSpec, job_id, resolve
-from pipelines.job_folder import JobFolder, Submission, job_address
-from pipelines.submit import JobState, backend_of, job_state, log_lines, stop_job, submit_job
+from pipelines.jobs.folder import JobFolder, Submission, job_address
+from pipelines.jobs.specification import Job, WorkersSpec, job_id, resolve
+from pipelines.jobs.submit import JobState, backend_of, job_state, log_lines, stop_job, submit_job
 
 LOOK_SECONDS = 15.0  # between reports of how far a job has come
 POLL_SECONDS = 2.0
@@ -224,7 +224,7 @@ def _lines(submission: Submission, told: int, look: Callable[[], None]) -> Itera
         if item is None:
             break
         if isinstance(item, BaseException):
-            yield f"its log cannot be read further ({' '.join(str(item).split())}); the job is followed all the same"
+            yield f"its log cannot be read further ({one_line(item)}); the job is followed all the same"
             break
         yield item
     while patience.look():  # its log may end a moment before it does, or break off
@@ -246,7 +246,7 @@ class _Patience:
         try:
             state = job_state(self.submission)
         except Exception as error:
-            state = JobState("unknown", " ".join(str(error).split()) or type(error).__name__)
+            state = JobState("unknown", one_line(error))
         trouble = state.reason if state.phase == "unknown" else ""
         self.news = f"it is not known how the job stands: {trouble}" if trouble and not self._trouble else ""
         self._trouble = trouble

@@ -20,11 +20,11 @@ from urllib.parse import urlsplit
 from aiohttp import ClientSession, ClientTimeout, ClientWebSocketResponse, UnixConnector, WSMsgType, web
 from aiohttp.client_exceptions import ClientConnectionError
 
-from model.errors import InputError
-from pipelines.dashboard.places import find_place
+from model.inputs import InputError
 from pipelines.dashboard.sheets import CURVES, PICTURES, live_curves, picture_folder
 from pipelines.dashboard.submissions import SUBMISSIONS, submissions_page
 from pipelines.dashboard.tokens import SESSION_SECONDS, Role, Tokens
+from pipelines.dashboard.tracked_assets import find_place
 
 COOKIE = "onediffusion_session"
 CURVE_SECONDS = 3.0  # that curves, and pages of jobs, are drawn for everyone who looks

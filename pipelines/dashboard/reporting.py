@@ -14,6 +14,7 @@ from typing import Any
 
 import dagster as dg
 
+from model.inputs import one_line
 from pipelines.dashboard.fingerprints import MISSING, Key, Version
 from pipelines.dashboard.sheets import PICTURES
 
@@ -122,7 +123,7 @@ def _shown(metadata: Metadata, version: Version) -> dict[str, Any]:
     try:
         return dict(metadata(version))
     except Exception as error:  # a picture that cannot be drawn must not hide what is fresh
-        return {"not shown": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
+        return {"not shown": one_line(f"{type(error).__name__}: {error}")[:500]}
 
 
 def _agrees(version: Version, tags: Mapping[str, str] | None) -> bool:

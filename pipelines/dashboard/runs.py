@@ -7,8 +7,8 @@ from typing import Any
 
 import dagster as dg
 
-from labeling.storage import open_store
-from model.errors import InputError
+from labeling.dataset.storage import open_store
+from model.inputs import InputError
 from pipelines.dashboard.details import checkpoint_details, evaluation_details, progress_details
 from pipelines.dashboard.fingerprints import (
     EVALUATION_CODE,
@@ -31,7 +31,7 @@ from pipelines.dashboard.launch import (
 from pipelines.dashboard.reporting import Reporter
 from pipelines.dashboard.sheets import CURVES
 from pipelines.dashboard.snapshots import Snapshot, find_snapshot, refresh, snapshots
-from pipelines.job import EvaluateJob, TrainJob
+from pipelines.jobs.specification import EvaluateJob, TrainJob
 
 
 def run_assets(snapshot: Snapshot, names: Mapping[str, str]) -> list[dg.AssetSpec | dg.AssetsDefinition]:

@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass, replace
 
 import dagster as dg
 
-from labeling.content import digest_json
-from model.errors import InputError
-from pipelines.dashboard.checks import one_line, report_verdicts
-from pipelines.dashboard.following import Follower
+from labeling.dataset.digests import digest_json
+from model.inputs import InputError, one_line
+from pipelines.dashboard.checks import report_verdicts
+from pipelines.dashboard.follower import Follower
 from pipelines.dashboard.jobs import ingest_pictures
-from pipelines.dashboard.places import Place, find_place
 from pipelines.dashboard.snapshots import Snapshot, look
 from pipelines.dashboard.sources import News, listing, source_verdict, unlabelled, worked_on_now
+from pipelines.dashboard.tracked_assets import Place, find_place
 
 FOLLOW_SECONDS, PICTURE_SECONDS = 10, 30
 FAR_SECONDS = 300.0  # between listings of sources that are not on this machine

@@ -19,15 +19,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from model.errors import InputError
-from pipelines.dashboard.children import end_sessions
+from model.inputs import InputError, one_line
 from pipelines.dashboard.instance import SETTINGS, end_lost_runs, environment
-from pipelines.dashboard.places import POLICIES, Kind, Policy, folder, forget, place_kind, places, remember, worked_on
+from pipelines.dashboard.processes import end_sessions
 from pipelines.dashboard.proxy import LOOPBACK, Proxy, aside
 from pipelines.dashboard.sheets import drop_old_pictures
 from pipelines.dashboard.snapshots import LOOK_SECONDS, NOT_YET, refresh, shape, snapshots
 from pipelines.dashboard.submissions import SUBMISSIONS
 from pipelines.dashboard.tokens import Role, load_tokens
+from pipelines.dashboard.tracked_assets import (
+    POLICIES,
+    Kind,
+    Policy,
+    folder,
+    forget,
+    place_kind,
+    places,
+    remember,
+    worked_on,
+)
 
 PORT = 3000
 START_SECONDS, STOP_SECONDS = 90.0, 15.0
@@ -208,7 +218,7 @@ class Processes:
                 log.truncate(0)
             # A session of its own: Ctrl-C is for us, who end them in order. Its standard input closes when we end.
             self.running[name] = subprocess.Popen(  # noqa: S603 - our own interpreter and modules
-                [sys.executable, "-m", "pipelines.dashboard.children", name, self.socket(name), self.workspace],
+                [sys.executable, "-m", "pipelines.dashboard.processes", name, self.socket(name), self.workspace],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -233,7 +243,7 @@ class Processes:
                 try:
                     end_lost_runs("the process that followed it was lost")
                 except Exception as error:  # as of a database that is busy: it is no reason to end the dashboard
-                    self.say(f"dashboard: runs are left as they are: {' '.join(str(error).split())}")
+                    self.say(f"dashboard: runs are left as they are: {one_line(error)}")
             self.start(name)
 
     def stop(self) -> None:
@@ -307,7 +317,7 @@ def _prepare_instance(say: Say) -> None:
     try:
         end_lost_runs("the dashboard was closed")
     except Exception as error:  # it ends what is left over, and without that the dashboard works
-        say(f"dashboard: runs are left as they are: {' '.join(str(error).split())}")
+        say(f"dashboard: runs are left as they are: {one_line(error)}")
 
 
 def _first_look(say: Say) -> None:
@@ -315,13 +325,13 @@ def _first_look(say: Say) -> None:
     os.environ.update(environment())
     from dagster import DagsterInstance
 
-    from pipelines.dashboard.following import Follower
+    from pipelines.dashboard.follower import Follower
 
     with DagsterInstance.get() as instance:
         try:
             Follower(instance).follow(30.0)
         except Exception as error:
-            say(f"dashboard: {' '.join(str(error).split())}")
+            say(f"dashboard: {one_line(error)}")
 
 
 async def _until_ready(processes: Processes, proxy: Proxy, over: asyncio.Event) -> bool:
@@ -355,7 +365,7 @@ async def _reload(proxy: Proxy) -> str:
     """Have the definitions loaded anew; what is wrong, in a line, where that was not possible."""
     entry = ((await _ask(proxy, "operate", _RELOAD, {"name": LOCATION})) or {}).get("reloadRepositoryLocation") or {}
     problem = (entry.get("locationOrLoadError") or {}).get("message") or ("" if entry else "no answer")
-    return " ".join(problem.split())
+    return one_line(problem)
 
 
 async def _ask(proxy: Proxy, role: Role, query: str, variables: dict[str, Any] | None = None) -> dict[str, Any] | None:

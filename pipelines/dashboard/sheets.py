@@ -20,18 +20,18 @@ from typing import Any
 
 import numpy as np
 
-from cluster.records import write_whole
-from labeling.shards import Dataset
+from cluster.user_data import write_whole
+from labeling.dataset.shards import Dataset
 from model.conditions import CONDITION_READS
 from model.pictures import Picture, decode_picture
-from pipelines.charts import HEIGHT, WIDTH
 from pipelines.dashboard.fingerprints import Footers
-from pipelines.dashboard.places import folder
-from pipelines.gallery import joined_rows, pick_rows, row_values, view_of_set
-from pipelines.job import TrainJob
-from pipelines.job_folder import JobFolder, jobs_of
-from pipelines.overlays import Drawing, Inliner, draw_label, thumbnail
-from pipelines.run_summary import Chart, RunSection, describe_run
+from pipelines.dashboard.tracked_assets import folder
+from pipelines.jobs.folder import JobFolder, jobs_of
+from pipelines.jobs.specification import TrainJob
+from pipelines.reports.charts import HEIGHT, WIDTH
+from pipelines.reports.dataset import joined_rows, pick_rows, row_values, view_of_set
+from pipelines.reports.overlays import Drawing, Inliner, draw_label, thumbnail
+from pipelines.reports.run import Chart, RunSection, describe_run
 
 PICTURES = "pictures"  # the folder, and the first part of the address they are served at
 MOST_BYTES = 1 << 30

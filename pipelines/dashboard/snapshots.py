@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.records import write_whole
-from labeling.content import digest_json
-from labeling.shards import Dataset, open_store
-from model.errors import InputError
-from pipelines.dashboard.places import Kind, Place, folder, place_kind, places, remember
+from cluster.user_data import write_whole
+from labeling.dataset.digests import digest_json
+from labeling.dataset.shards import Dataset, open_store
+from model.inputs import InputError, one_line
 from pipelines.dashboard.ranges import Range, cut_ranges
+from pipelines.dashboard.tracked_assets import Kind, Place, folder, place_kind, places, remember
 
 NOT_YET = "not looked at yet"
 LOOK_SECONDS = 20.0  # after which a place that does not answer is taken for unreachable
@@ -115,7 +115,7 @@ def refresh(only: Sequence[str] | None = None) -> bool:
         try:
             seen[place.name] = look(place)
         except Exception as error:  # one broken place must not take the others down: it is shown with its reason
-            seen[place.name] = _troubled(place, " ".join(str(error).split()) or type(error).__name__)
+            seen[place.name] = _troubled(place, one_line(error))
 
     # Not a pool: nobody waits at its end for a place that never answers.
     threads = [threading.Thread(target=see, args=(place,), daemon=True) for place in chosen]

@@ -7,13 +7,13 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
-from labeling.content import digest_json
-from labeling.lease import EXPIRY
-from labeling.lease import NAME as LEASE
-from labeling.shards import Dataset
-from labeling.sources import Source
-from model.errors import InputError
-from pipelines.dashboard.checks import Verdict, one_line
+from labeling.dataset.digests import digest_json
+from labeling.dataset.lease import EXPIRY
+from labeling.dataset.lease import NAME as LEASE
+from labeling.dataset.shards import Dataset
+from labeling.sources.source import Source
+from model.inputs import InputError, one_line
+from pipelines.dashboard.checks import Verdict
 from pipelines.dashboard.snapshots import Snapshot
 from pipelines.ingest import Met
 

@@ -10,10 +10,11 @@ from html import escape
 from typing import Any
 from urllib.parse import quote
 
-from pipelines.dashboard.places import find_place
+from model.inputs import one_line
 from pipelines.dashboard.snapshots import snapshots
-from pipelines.job_folder import JobFolder, Submission
-from pipelines.submit import JobState, list_jobs
+from pipelines.dashboard.tracked_assets import find_place
+from pipelines.jobs.folder import JobFolder, Submission
+from pipelines.jobs.submit import JobState, list_jobs
 
 SUBMISSIONS = "submissions"  # the first part of the address; `/jobs` is a page of Dagster's own
 _FORM = "/locations/onediffusion/jobs/{job}/playground/setup?config={config}"
@@ -58,7 +59,7 @@ def submissions_page(name: str | None, operates: bool) -> str:
         try:
             found |= {submission.address: (submission, state) for submission, state in list_jobs(place)}
         except Exception as error:  # the others are shown all the same
-            trouble.append(f"{place}: {' '.join(str(error).split()) or type(error).__name__}")
+            trouble.append(f"{place}: {one_line(error)}")
     jobs = sorted(found.values(), key=lambda item: -item[0].sent)
     return _PAGE.format(
         title=f"Jobs of {escape(name)}" if name else "Jobs",

@@ -14,9 +14,9 @@ from rich.table import Table
 from rounds import alternate
 
 from training.config import ObjectiveConfig
-from training.draws import Draws
 from training.mixture import Manifest, ShardPin, SourcePin, Stream
 from training.plan import Plan
+from training.seeded_generator import Draws
 
 BATCH, WINDOW, FAR = 256, 8, 400_000
 MOST = {"far_over_near": 1.5, "large_over_small": 3.0, "start_growth": 15.0}  # of ten times the shards, the last

@@ -15,7 +15,7 @@ import pytest
 from docker.utils.build import exclude_paths
 from packaging.specifiers import SpecifierSet
 
-from cluster.kubernetes_manifests import USER
+from cluster.kubernetes.manifests import USER
 
 ROOT = Path(__file__).parents[2]
 
@@ -138,7 +138,7 @@ def test_it_runs_as_the_user_that_manifests_expect() -> None:
         assert re.search(rf"\b{program}\b", packages)
 
 
-@pytest.mark.parametrize("module", ["cluster.kubernetes_drain", "pipelines"])
+@pytest.mark.parametrize("module", ["cluster.kubernetes.drain", "pipelines"])
 def test_its_code_starts_where_only_the_copied_folders_are(module: str, tmp_path: Path) -> None:
     for sources, destination in copied():
         if (ROOT / sources[0]).is_dir():

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from api_server import ApiServer
 
-from cluster.kubernetes import KubernetesBackend
+from cluster.kubernetes.backend import KubernetesBackend
 from cluster.target import KubernetesTarget, parse_target
 from cluster.work import NativeState, Work, Workers
-from model.errors import InputError
+from model.inputs import InputError
 
 WORK = Work("train-1a2b3c4d-1", "train", ("execute", "s3://b/j", "--attempt", "1"), "s3://b/j", Workers(4, 4, 6, 1))
 CLUSTER = "train-1a2b3c4d-1-abcde"
@@ -101,7 +101,7 @@ def test_stopping_says_when_nobody_removes_it(
     backend.submit(WORK)
     server.lingering = 10**6
     clock = iter(range(0, 10**9, 100))
-    monkeypatch.setattr("cluster.kubernetes.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("cluster.kubernetes.backend.time.monotonic", lambda: next(clock))
     with pytest.raises(InputError, match="still being removed; is KubeRay's operator running"):
         backend.stop(WORK.name)
     assert backend.state(WORK.name) == NativeState("running", "being removed")

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.kubernetes_drain import drain
+from cluster.kubernetes.drain import drain
 
 JOB = """
 import signal, sys, time
@@ -76,7 +76,7 @@ def test_the_head_does_not_wait_for_ever(job: tuple[subprocess.Popen[bytes], Pat
 
 def test_outside_of_a_pod_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    command = [sys.executable, "-m", "cluster.kubernetes_drain", "head", "--seconds", "1"]
+    command = [sys.executable, "-m", "cluster.kubernetes.drain", "head", "--seconds", "1"]
     refused = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert refused.returncode == 2 and "for pods alone" in refused.stderr
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")

@@ -16,10 +16,10 @@ import yaml
 from kuberay_schemas import pod_templates, ray_errors, validate_pod
 
 from cluster.backend import open_backend
-from cluster.kubernetes_manifests import QUEUE_LABEL, raycluster, rayjob
+from cluster.kubernetes.manifests import QUEUE_LABEL, raycluster, rayjob
 from cluster.target import KubernetesTarget, load_target, parse_target, targets
 from cluster.work import Work, Workers
-from model.errors import InputError
+from model.inputs import InputError
 
 TARGETS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -14,9 +14,9 @@ import pytest
 from ray_head import ray_head, ray_node
 
 from cluster.session import prepare_ray
-from pipelines.execute import COME_BACK
-from pipelines.job import ReportJob
-from pipelines.job_folder import JobFolder
+from pipelines.jobs.folder import JobFolder
+from pipelines.jobs.run import COME_BACK
+from pipelines.jobs.specification import ReportJob
 
 ANSWERS = """
 import os, signal, time
@@ -35,7 +35,7 @@ print(*told)
 
 STARTS_RAY = """
 import sys
-import pipelines.execute as execute
+import pipelines.jobs.run as execute
 from cluster.session import ray_session
 
 def run(job, own):
@@ -50,9 +50,9 @@ raise SystemExit(execute.execute(sys.argv[1], 1))
 # Stands in for a job's work: it fails as whatever uses something that was on a node that is gone.
 USES_A_NODE = """
 import sys, time
-import pipelines.execute as execute
+import pipelines.jobs.run as execute
 from cluster.session import ray_session
-from pipelines.job_folder import JobFolder
+from pipelines.jobs.folder import JobFolder
 
 class Kept:
     def ask(self):

@@ -19,11 +19,11 @@ import yaml
 from slurm_jobs import CHECKOUT, StandIn, all_gone, go_on, stand_in, target, until
 from slurm_site import SlurmSite, slurm_site
 
-from cluster.slurm import SlurmBackend
+from cluster.slurm.backend import SlurmBackend
 from cluster.work import AlreadyThere, NativeState, Work, Workers
-from model.errors import InputError
-from pipelines.job import LabelJob
-from pipelines.submit import job_state, list_jobs, stop_job, submit_job, work_of
+from model.inputs import InputError
+from pipelines.jobs.specification import LabelJob
+from pipelines.jobs.submit import job_state, list_jobs, stop_job, submit_job, work_of
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_jobs_of_another_user_are_seen_and_left_alone(
     job = stand_in(tmp_path, "theirs-1", partition="closed")
     job.backend.submit(job.work)
     with monkeypatch.context() as another:
-        another.setattr("cluster.slurm.os.getuid", lambda: 54321)
+        another.setattr("cluster.slurm.backend.os.getuid", lambda: 54321)
         assert job.backend.state("theirs-1").phase == "pending"
         with pytest.raises(InputError, match="theirs-1: is at this site already"):
             job.backend.submit(job.work)
@@ -129,7 +129,7 @@ def test_of_two_sent_at_once_one_stays(site: SlurmSite, tmp_path: Path, monkeypa
     # From two machines: no lock is common to them. Both look, see nothing, and send.
     job = stand_in(tmp_path, "closed-2", partition="closed")
     both, write = threading.Barrier(2, timeout=60), SlurmBackend._write
-    monkeypatch.setattr("cluster.slurm.one_at_a_time", lambda name: nullcontext())
+    monkeypatch.setattr("cluster.slurm.backend.one_at_a_time", lambda name: nullcontext())
 
     def write_together(self: SlurmBackend, name: str, text: str) -> Path:
         path = write(self, name, text)
@@ -199,7 +199,7 @@ def test_killed_before_sbatch_has_answered_it_is_found_by_name(
     settings = tmp_path / "settings.json"
     settings.write_text(json.dumps([job.backend.target.model_dump(), str(job.folder)]))
     code = (
-        "import json, sys; from cluster.slurm import *\n"
+        "import json, sys; from cluster.slurm.backend import *\n"
         "values, folder = json.load(open(sys.argv[1]))\n"
         "SlurmBackend(SlurmTarget(**values)).submit(Work('closed-3', 'label', ('execute',), folder))"
     )

@@ -10,15 +10,15 @@ import yaml
 from slurm_jobs import all_gone, go_on, raylets, target, until
 from slurm_site import SlurmSite
 
-from cluster.slurm import SlurmBackend
-from labeling.shards import Dataset
-from labeling.storage import open_store
+from cluster.slurm.backend import SlurmBackend
+from labeling.dataset.shards import Dataset
+from labeling.dataset.storage import open_store
 from pipelines.ingest import ingest
-from pipelines.job import parse_job, resolve
+from pipelines.jobs.specification import parse_job, resolve
+from pipelines.jobs.submit import job_state, list_jobs, log_lines, plan_job, submit_job
 from pipelines.label import label
-from pipelines.submit import job_state, list_jobs, log_lines, plan_job, submit_job
 from training.checkpoint import whole_checkpoints
-from training.records import read_metrics
+from training.metrics_logger import read_metrics
 
 
 def shards(dataset: Path) -> dict[str, bytes]:

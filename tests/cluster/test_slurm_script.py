@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from cluster.slurm import SlurmBackend
-from cluster.slurm_messages import ended_reason, is_unreachable, pending_reason, refusal
-from cluster.slurm_node import free_port, reachable_address
-from cluster.slurm_script import Shape, gres, shape
+from cluster.slurm.backend import SlurmBackend
+from cluster.slurm.messages import ended_reason, is_unreachable, pending_reason, refusal
+from cluster.slurm.node import free_port, reachable_address
+from cluster.slurm.script import Shape, gres, shape
 from cluster.target import SlurmTarget, load_target, parse_target
 from cluster.work import Work, Workers
-from model.errors import InputError
+from model.inputs import InputError
 
 
 def target(**values: Any) -> SlurmTarget:

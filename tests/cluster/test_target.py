@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cluster.target import parse_target
-from model.errors import InputError
+from model.inputs import InputError
 
 KINDS = {
     "local": {},

@@ -11,7 +11,7 @@ from labeling.labeler import RowError
 from labeling.plan import declare
 from labeling.registry import load_labeler
 from labeling.run import label_rows, label_table
-from model.errors import InputError
+from model.inputs import InputError
 from model.prompts import COLORS
 
 ALONE = """

@@ -10,11 +10,11 @@ from skimage import data
 from tiny_models import save_depth_anything
 from transformers import DepthAnythingForDepthEstimation, DPTImageProcessor
 
-from labeling.depth import DepthLabeler
+from labeling.labelers.depth import DepthLabeler
 from labeling.registry import load_labeler
 from labeling.run import label_rows, label_table
 from model.conditions import condition_picture
-from model.errors import InputError
+from model.inputs import InputError
 from model.pictures import decode_gray, encode_png
 
 

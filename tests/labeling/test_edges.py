@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from skimage import data
 
-from labeling.edges import EdgesLabeler
 from labeling.labeler import RowError
+from labeling.labelers.edges import EdgesLabeler
 from labeling.registry import load_labeler
 from labeling.run import label_rows, label_table
 from model.conditions import condition_picture
-from model.errors import InputError
+from model.inputs import InputError
 from model.pictures import aspect_bucket, decode_gray, fit_picture
 
 

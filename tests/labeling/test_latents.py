@@ -10,7 +10,7 @@ from labeling.registry import load_labeler
 from labeling.run import label_rows, label_table
 from model.codecs import load_codec
 from model.conditions import condition_picture
-from model.errors import InputError
+from model.inputs import InputError
 from model.pictures import aspect_bucket, encode_png, fit_picture
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 import trimesh
 
-from labeling.rendering import FOCAL, Surface, orbit, pixel_rays, render_views
+from labeling.sources.rendering import FOCAL, Surface, orbit, pixel_rays, render_views
 from model.cameras import camera_rays, world_to_camera
-from model.errors import InputError
-from pipelines.demo_scene import build_scene
+from model.inputs import InputError
+from pipelines.demo_data.scene import build_scene
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from transformers import (
 from labeling.registry import load_labeler
 from labeling.run import label_rows, label_table
 from model.conditions import condition_picture
-from model.errors import InputError
+from model.inputs import InputError
 from model.pictures import decode_gray
 from model.prompts import COLORS
 

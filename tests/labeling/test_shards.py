@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from labeling.content import digest_column
-from labeling.shards import Dataset, open_store, write_shard
-from model.errors import InputError
+from labeling.dataset.digests import digest_column
+from labeling.dataset.shards import Dataset, open_store, write_shard
+from model.inputs import InputError
 
 TABLE = pa.table(
     {

@@ -4,7 +4,7 @@ import torch
 
 from labeling.registry import load_labeler
 from labeling.run import label_rows, label_table
-from model.errors import InputError
+from model.inputs import InputError
 from model.text import load_text_encoder
 
 ROW = {

@@ -12,11 +12,11 @@ from skimage import data
 from skimage.color import gray2rgb
 from tiny_models import save_vae
 
-from model.block_transform import block_constants
 from model.codecs import codec_digest, load_autoencoder, load_codec
+from model.codecs.block_transform import block_constants
+from model.codecs.dct import MEAN, STD
 from model.conditions import draw_mask
-from model.dct import MEAN, STD
-from model.errors import InputError
+from model.inputs import InputError
 from model.pictures import aspect_bucket, fit_picture
 
 PHOTOGRAPHS = ("astronaut", "brick", "camera", "chelsea", "coffee", "coins", "grass", "gravel")

@@ -13,7 +13,7 @@ from model.conditions import (
     draw_mask,
     draw_skeleton,
 )
-from model.errors import InputError
+from model.inputs import InputError
 from model.pictures import encode_png
 
 # A standing person in a 100 × 200 picture: x, y of COCO's 17 points.

@@ -1,7 +1,7 @@
 import pytest
 
-from model.errors import InputError
 from model.frames import plan_frames
+from model.inputs import InputError
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model import NextDiT
-from model.errors import InputError
+from model.inputs import InputError
 
 SMALL = {"hidden_size": 48, "depth": 1, "num_heads": 4, "multiple_of": 16, "caption_channels": 32}
 MEASURE = """

@@ -4,7 +4,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from tiny_models import save_pipeline
 
 from model import OneDiffusionPipeline
-from model.errors import InputError
+from model.inputs import InputError
 from model.lora import LORA_TARGETS
 
 CALL = {"task": "text2image", "prompt": "a cat", "height": 32, "width": 32, "num_inference_steps": 2}

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from model.errors import InputError
+from model.inputs import InputError
 from model.pictures import aspect_bucket, decode_gray, decode_picture, encode_png, fit_picture
 
 

@@ -11,9 +11,9 @@ from skimage import data
 from tiny_models import save_pipeline
 
 from model import OneDiffusionPipeline, sample_frames
-from model.autoencoder_dct import AutoencoderDCT
 from model.cameras import camera_latents, default_intrinsics, orbit_cameras
-from model.errors import InputError
+from model.codecs.autoencoder_dct import AutoencoderDCT
+from model.inputs import InputError
 from model.pictures import fit_picture
 from model.prompts import TASKS
 

@@ -1,6 +1,6 @@
 import pytest
 
-from model.errors import InputError
+from model.inputs import InputError
 from model.prompts import COLORS, TASKS, build_prompt, draw_colors
 
 

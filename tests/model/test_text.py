@@ -10,7 +10,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from model.errors import InputError
+from model.inputs import InputError
 from model.text import load_text_encoder, text_encoder_digest
 
 

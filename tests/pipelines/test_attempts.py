@@ -18,15 +18,15 @@ import pytest
 from noted_jobs import GONE, LOCAL, noted
 
 from cluster.local import NAME, LocalBackend, _processes
-from cluster.records import remember_job
 from cluster.target import LocalTarget
+from cluster.user_data import remember_job
 from cluster.work import AlreadyThere
-from labeling.lease import lease
-from labeling.storage import open_store
-from model.errors import InputError
-from pipelines.job import Job, WorkersSpec, job_id
-from pipelines.job_folder import Control, JobFolder, RunState, Submission, job_address
-from pipelines.submit import find_job, job_state, list_jobs, log_lines, plan_job, scale_job, stop_job, submit_job
+from labeling.dataset.lease import lease
+from labeling.dataset.storage import open_store
+from model.inputs import InputError
+from pipelines.jobs.folder import Control, JobFolder, RunState, Submission, job_address
+from pipelines.jobs.specification import Job, WorkersSpec, job_id
+from pipelines.jobs.submit import find_job, job_state, list_jobs, log_lines, plan_job, scale_job, stop_job, submit_job
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +65,7 @@ def test_a_job_that_lives_where_its_target_does_not_answer_is_not_taken_for_ende
 ) -> None:
     now = time.time()
     submission = noted(job, 1, GONE, RunState(1, "running", "elsewhere", 7, now, now))
-    monkeypatch.setattr("pipelines.submit.STOP_SECONDS", 1.0)
+    monkeypatch.setattr("pipelines.jobs.submit.STOP_SECONDS", 1.0)
     with pytest.raises(InputError, match="no Ray cluster answers"):
         stop_job(submission.id)
     assert JobFolder(submission.address).control().stop
@@ -95,7 +95,7 @@ def test_a_job_of_another_machine_is_told_by_its_signs_of_life(job: Job, monkeyp
     submission = noted(job, 1, LOCAL, RunState(1, "running", "elsewhere", 7, now, now), "jo@elsewhere")
     assert job_state(submission).phase == "running"
     assert submit_job(job, "local") == submission
-    monkeypatch.setattr("pipelines.submit.STOP_SECONDS", 1.0)
+    monkeypatch.setattr("pipelines.jobs.submit.STOP_SECONDS", 1.0)
     with pytest.raises(InputError, match="jo@elsewhere sent it, and it cannot be ended by force from here"):
         stop_job(submission.id)
     assert JobFolder(submission.address).control() == Control(1, stop=True)
@@ -209,7 +209,7 @@ def test_an_attempt_that_was_taken_over_leaves_the_groups_to_the_next(
     monkeypatch.setenv("ONEDIFFUSION_JOB", "s3://lab/data/jobs/label-1")
     store = open_store(tmp_path)
     script = (
-        "import sys\nfrom labeling.lease import lease\nfrom labeling.storage import open_store\n"
+        "import sys\nfrom labeling.dataset.lease import lease\nfrom labeling.dataset.storage import open_store\n"
         "with lease(open_store(sys.argv[1]), ['edges']):\n    print('held', flush=True)\n    input()\n"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -302,7 +302,7 @@ def test_a_folder_of_another_project_is_no_log(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     store.put("log/000002.txt", b"before\n")
     store.put("log/notes.txt", b"mine\n")
-    script = "import sys\nfrom labeling.storage import open_store\nfrom pipelines.log_keeper import kept_log\n"
+    script = "import sys\nfrom labeling.dataset.storage import open_store\nfrom pipelines.jobs.log import kept_log\n"
     script += "with kept_log(open_store(sys.argv[1])):\n    print('said')\n"
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=90)
     assert store.read("log/000003.txt") == b"said\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.charts import camera_plan, line_chart, number, ticks
+from pipelines.reports.charts import camera_plan, line_chart, number, ticks
 
 
 def test_charts_have_readable_axes() -> None:

@@ -30,7 +30,7 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     assert found.returncode == 0
     for command in ("ingest", "label", "status", "views", "train", "sample", "report", "demo"):
         assert re.search(rf"\b{command}\b", found.stdout)
-    code = "import sys, pipelines.cli; print([m for m in ('torch', 'ray', 'numpy', 'pyarrow') if m in sys.modules])"
+    code = "import sys, pipelines.cli.app; print([m for m in ('torch', 'ray', 'numpy', 'pyarrow') if m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert loaded.stdout.strip() == "[]"
 

@@ -15,21 +15,21 @@ import dagster as dg
 import pytest
 from dashboard_assets import BRIGHTNESS, declare, last_event, verdicts
 
-from cluster.records import forget_job, remember_job
+from cluster.user_data import forget_job, remember_job
+from labeling.dataset.shards import Dataset
 from labeling.plan import dataset_status
-from labeling.shards import Dataset
-from model.errors import InputError
+from model.inputs import InputError
 from pipelines.dashboard import ranges
 from pipelines.dashboard.checks import Verdict, dataset_verdicts, place_checks, report_verdicts, run_verdicts
 from pipelines.dashboard.definitions import build_definitions
 from pipelines.dashboard.fingerprints import Version, dataset_state, dataset_versions
-from pipelines.dashboard.following import Follower
-from pipelines.dashboard.places import find_place, forget, place_kind, places, remember, worked_on
+from pipelines.dashboard.follower import Follower
 from pipelines.dashboard.reporting import Reporter, shown_pictures
 from pipelines.dashboard.sheets import drop_old_pictures, keep_picture, live_curves, picture_folder
 from pipelines.dashboard.snapshots import find_snapshot, refresh, shape, snapshots
+from pipelines.dashboard.tracked_assets import find_place, forget, place_kind, places, remember, worked_on
+from pipelines.jobs.submit import list_jobs
 from pipelines.label import label
-from pipelines.submit import list_jobs
 from pipelines.train import train
 from training.config import load_config
 

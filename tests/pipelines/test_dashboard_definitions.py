@@ -11,10 +11,10 @@ import dagster as dg
 import pytest
 import yaml
 
-from labeling.shards import Dataset
+from labeling.dataset.shards import Dataset
 from pipelines.dashboard.definitions import build_definitions
-from pipelines.dashboard.places import folder, places, remember
 from pipelines.dashboard.snapshots import refresh
+from pipelines.dashboard.tracked_assets import folder, places, remember
 from training.config import load_config
 
 

@@ -17,9 +17,9 @@ from pipelines.dashboard import launch
 from pipelines.dashboard.instance import SETTINGS
 from pipelines.dashboard.jobs import JOBS, start_training
 from pipelines.dashboard.runs import sized
-from pipelines.job import TrainJob, WorkersSpec, job_id, resolve
-from pipelines.job_folder import Control, JobFolder, RunState, Submission, job_address
-from pipelines.submit import STOP_SECONDS, JobState
+from pipelines.jobs.folder import Control, JobFolder, RunState, Submission, job_address
+from pipelines.jobs.specification import TrainJob, WorkersSpec, job_id, resolve
+from pipelines.jobs.submit import STOP_SECONDS, JobState
 
 
 @pytest.mark.parametrize(

@@ -17,25 +17,25 @@ import dagster as dg
 import pytest
 from dashboard_assets import BRIGHTNESS, DOUBLED, last_event, verdicts
 
-from labeling.lease import lease
+from labeling.dataset.lease import lease
+from labeling.dataset.shards import Dataset
+from labeling.dataset.storage import open_store
 from labeling.plan import declare
 from labeling.registry import load_labeler
-from labeling.shards import Dataset
-from labeling.storage import open_store
 from pipelines.dashboard import ranges
 from pipelines.dashboard.checks import dataset_verdicts
 from pipelines.dashboard.definitions import build_definitions
 from pipelines.dashboard.fingerprints import dataset_state
-from pipelines.dashboard.following import Follower
+from pipelines.dashboard.follower import Follower
 from pipelines.dashboard.jobs import ingest_pictures
-from pipelines.dashboard.places import remember
 from pipelines.dashboard.snapshots import find_snapshot, refresh
 from pipelines.dashboard.sources import listing, news, source_verdict
+from pipelines.dashboard.tracked_assets import remember
 from pipelines.ingest import ingest
-from pipelines.job import WorkersSpec
-from pipelines.job_folder import JobFolder, RunState, Submission, job_address
+from pipelines.jobs.folder import JobFolder, RunState, Submission, job_address
+from pipelines.jobs.specification import WorkersSpec
+from pipelines.jobs.submit import list_jobs, scale_job
 from pipelines.label import label
-from pipelines.submit import list_jobs, scale_job
 
 
 def materialise(instance: dg.DagsterInstance, *groups: str, **more: Any) -> dg.ExecuteInProcessResult:

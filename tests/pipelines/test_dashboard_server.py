@@ -19,14 +19,14 @@ from aiohttp import ClientSession, WSMsgType
 from dashboard_process import Dashboard, served
 
 from cluster.local import _processes
-from labeling.shards import Dataset
-from labeling.storage import open_store
-from model.errors import InputError
-from pipelines.dashboard.children import lives
-from pipelines.dashboard.places import folder, places
+from labeling.dataset.shards import Dataset
+from labeling.dataset.storage import open_store
+from model.inputs import InputError
+from pipelines.dashboard.processes import lives
 from pipelines.dashboard.server import address_of, dashboard
-from pipelines.submit import list_jobs
-from training.records import read_metrics
+from pipelines.dashboard.tracked_assets import folder, places
+from pipelines.jobs.submit import list_jobs
+from training.metrics_logger import read_metrics
 
 LAUNCH = """mutation($p: ExecutionParams!) { launchRun(executionParams: $p) { __typename
   ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""

@@ -14,15 +14,15 @@ import pytest
 from aiohttp import web
 from noted_jobs import GONE, noted
 
-from model.errors import InputError
+from model.inputs import InputError
 from pipelines.dashboard.datasets import changed_parameters, parameter_fields
 from pipelines.dashboard.launch import _lines
-from pipelines.dashboard.places import Place
 from pipelines.dashboard.proxy import Proxy
 from pipelines.dashboard.server import _kind
 from pipelines.dashboard.snapshots import Snapshot
-from pipelines.job import Job
-from pipelines.job_folder import RunState
+from pipelines.dashboard.tracked_assets import Place
+from pipelines.jobs.folder import RunState
+from pipelines.jobs.specification import Job
 
 
 def test_a_place_that_does_not_answer_takes_no_others_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from model.errors import InputError
+from model.inputs import InputError
 from pipelines.dashboard.tokens import load_tokens
 
 

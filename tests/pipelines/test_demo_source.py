@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from labeling.ingest import Rejected, normalise
-from labeling.sources import Source
+from labeling.sources.ingest import Rejected, normalise
+from labeling.sources.source import Source
 from model.pictures import decode_gray, decode_picture
-from pipelines.demo_source import OWN, gather_pictures
+from pipelines.demo_data.pictures import OWN, gather_pictures
 
 MAX_PIXELS, MIN_SIDE = 100_000_000, 32
 

@@ -12,19 +12,19 @@ import dagster as dg
 import pytest
 from dashboard_assets import last_event
 
-from labeling.shards import Dataset
-from labeling.storage import open_store
-from model.errors import InputError
+from labeling.dataset.shards import Dataset
+from labeling.dataset.storage import open_store
+from model.inputs import InputError
 from pipelines.dashboard.definitions import build_definitions
-from pipelines.dashboard.places import remember
 from pipelines.dashboard.runs import versions_of
 from pipelines.dashboard.snapshots import find_snapshot, refresh
+from pipelines.dashboard.tracked_assets import remember
 from pipelines.evaluate import evaluate
-from pipelines.execute import _evaluate
 from pipelines.ingest import ingest
-from pipelines.job import EvaluateJob, WorkersSpec
+from pipelines.jobs.run import _evaluate
+from pipelines.jobs.specification import EvaluateJob, WorkersSpec
+from pipelines.jobs.submit import list_jobs
 from pipelines.label import label
-from pipelines.submit import list_jobs
 from training.config import load_config
 from training.loop import run_training
 

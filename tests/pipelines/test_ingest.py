@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageCms
 
-from labeling.ingest import ROW_GROUP_PIXELS, ROW_GROUP_ROWS, Picture, Rejected, cut_row_groups, normalise
-from labeling.lease import lease
-from labeling.shards import Dataset
-from labeling.sources import Source
-from model.errors import InputError
+from labeling.dataset.lease import lease
+from labeling.dataset.shards import Dataset
+from labeling.sources.ingest import ROW_GROUP_PIXELS, ROW_GROUP_ROWS, Picture, Rejected, cut_row_groups, normalise
+from labeling.sources.source import Source
+from model.inputs import InputError
 from pipelines.ingest import IngestResult, ingest
 
 

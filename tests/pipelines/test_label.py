@@ -10,14 +10,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from labeling.ingest import IMAGES
+from labeling.dataset.shards import Dataset, open_store, write_shard
 from labeling.plan import dataset_status
 from labeling.registry import load_labeler
-from labeling.shards import Dataset, open_store, write_shard
-from model.errors import InputError
+from labeling.sources.ingest import IMAGES
+from model.inputs import InputError
 from pipelines.ingest import ingest
 from pipelines.label import _stages, label
-from pipelines.report import report
+from pipelines.reports.page import report
 from simple_labelers import Brightness, Doubled
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

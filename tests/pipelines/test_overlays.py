@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from model.pictures import encode_png
-from pipelines.overlays import EDGE, Inliner, depth_colors, draw_label, inline_file, thumbnail
+from pipelines.reports.overlays import EDGE, Inliner, depth_colors, draw_label, inline_file, thumbnail
 
 
 class Exact(Inliner):

@@ -15,13 +15,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from labeling.ingest import IMAGES, REJECTED
-from labeling.shards import SCHEMA_VERSION, Dataset, open_store, recipe, write_shard
-from model.errors import InputError
+from labeling.dataset.shards import SCHEMA_VERSION, Dataset, open_store, recipe, write_shard
+from labeling.sources.ingest import IMAGES, REJECTED
+from model.inputs import InputError
 from model.pictures import encode_png
-from pipelines.gallery import describe_dataset, pick_rows
-from pipelines.overlays import Inliner
-from pipelines.report import report, split_target, versions, write_report
+from pipelines.reports.dataset import describe_dataset, pick_rows
+from pipelines.reports.overlays import Inliner
+from pipelines.reports.page import report, split_target, versions, write_report
 from training.config import load_config
 
 EVIL = '<script>alert("x")</script>'
@@ -297,7 +297,7 @@ def test_gallery_is_spread_and_bounded(tmp_path: Path) -> None:
 
 
 def test_pick_rows_covers_all_shards() -> None:
-    from labeling.shards import Footer
+    from labeling.dataset.shards import Footer
 
     footers = {f"{k:06d}": Footer("r", "c", {}, 10, 0, [4, 6]) for k in range(5)}
     picked = pick_rows(footers, 5)

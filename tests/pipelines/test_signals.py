@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from noted_jobs import GONE, LOCAL, noted
 
-from pipelines.job import Job
-from pipelines.job_folder import JobFolder, RunState
+from pipelines.jobs.folder import JobFolder, RunState
+from pipelines.jobs.specification import Job
 
 
 @pytest.fixture(autouse=True)
@@ -49,8 +49,8 @@ def kept_log(store):
     time.sleep(0.1)
     print("signalled", flush=True)
     yield
-import pipelines.execute
-pipelines.execute.kept_log = kept_log
+import pipelines.jobs.run
+pipelines.jobs.run.kept_log = kept_log
 def run(job, own):
     time.sleep(600)
 """
@@ -60,7 +60,7 @@ def run(job, own):
 def test_a_signal_ends_an_attempt_wherever_it_finds_it(run: str, job: Job, shared_ray: None) -> None:
     """Python drops what is raised in a finaliser, and Ray all but a KeyboardInterrupt while it waits."""
     submission = noted(job, 1, LOCAL)
-    ends = "import pipelines.execute as execute\nexecute._run = run\nsys.exit(execute.execute(sys.argv[1], 1))\n"
+    ends = "import pipelines.jobs.run as execute\nexecute._run = run\nsys.exit(execute.execute(sys.argv[1], 1))\n"
     command = [sys.executable, "-c", f"import sys, threading, time\n{run}{ends}", submission.address]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -83,8 +83,8 @@ def test_an_attempt_that_a_later_one_replaced_ends_and_leaves_its_word(tmp_path:
     submission = noted(job, 2, GONE, later)
     script = (
         "import sys, time\n"
-        "import pipelines.execute as execute\n"
-        "from pipelines.job_folder import JobFolder\n"
+        "import pipelines.jobs.run as execute\n"
+        "from pipelines.jobs.folder import JobFolder\n"
         "execute.CONTROL_SECONDS = 0.2\n"
         "folder = JobFolder(sys.argv[1])\n"
         "execute._run = lambda job, own: time.sleep(60)\n"

@@ -19,18 +19,18 @@ import yaml
 from safetensors.torch import load_file
 
 from cluster.local import _processes
-from labeling.shards import Dataset
-from labeling.storage import open_store
-from model.errors import InputError
-from pipelines.job import WorkersSpec, examples, job_id, load_job, parse_job, resolve, scaled
-from pipelines.job_folder import JobFolder, Submission
-from pipelines.submit import find_job, job_state, list_jobs, log_lines, plan_job, scale_job, stop_job, submit_job
+from labeling.dataset.shards import Dataset
+from labeling.dataset.storage import open_store
+from model.inputs import InputError
+from pipelines.jobs.folder import JobFolder, Submission
+from pipelines.jobs.specification import WorkersSpec, examples, job_id, load_job, parse_job, resolve, scaled
+from pipelines.jobs.submit import find_job, job_state, list_jobs, log_lines, plan_job, scale_job, stop_job, submit_job
 from pipelines.train import _possible
-from training.board import Wish
 from training.checkpoint import whole_checkpoints
 from training.config import load_config
+from training.coordinator import Wish
 from training.loop import run_training
-from training.records import read_metrics
+from training.metrics_logger import read_metrics
 
 LABELS = ["edges", "boxes"]
 
@@ -201,8 +201,8 @@ def test_a_submission_killed_half_way_is_sent_again(pictures: Path, tmp_path: Pa
     script = (
         "import os, sys, yaml\n"
         "from cluster.local import LocalBackend\n"
-        "from pipelines.job import parse_job\n"
-        "from pipelines.submit import submit_job\n"
+        "from pipelines.jobs.specification import parse_job\n"
+        "from pipelines.jobs.submit import submit_job\n"
         "sent = LocalBackend.submit\n"
         "def submit(self, work):\n"
         "    if sys.argv[1] == 'after':\n"

@@ -17,13 +17,13 @@ import yaml
 from ray_head import RayHead, ray_head, ray_node
 
 from cluster.ray_jobs import _files, _pack
-from labeling.shards import Dataset
-from labeling.storage import open_store
-from model.errors import InputError
+from labeling.dataset.shards import Dataset
+from labeling.dataset.storage import open_store
+from model.inputs import InputError
 from pipelines.ingest import ingest
-from pipelines.job import parse_job, resolve
-from pipelines.job_folder import JobFolder
-from pipelines.submit import (
+from pipelines.jobs.folder import JobFolder
+from pipelines.jobs.specification import parse_job, resolve
+from pipelines.jobs.submit import (
     backend_of,
     job_state,
     list_jobs,
@@ -115,8 +115,8 @@ def test_a_submission_killed_while_it_is_sent_is_sent_once(pictures: Path, targe
     script = (
         "import os, sys, yaml\n"
         "from ray.job_submission import JobSubmissionClient\n"
-        "from pipelines.job import parse_job\n"
-        "from pipelines.submit import submit_job\n"
+        "from pipelines.jobs.specification import parse_job\n"
+        "from pipelines.jobs.submit import submit_job\n"
         "sent = JobSubmissionClient.submit_job\n"
         "def submit(self, **request):\n"
         "    if sys.argv[1] == 'after':\n"

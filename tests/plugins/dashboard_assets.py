@@ -13,13 +13,13 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver
 from dagster._core.loader import LoadingContextForTest
 
 from cluster.local import _processes
-from labeling.shards import Dataset
+from labeling.dataset.shards import Dataset
 from pipelines.dashboard.definitions import build_definitions
-from pipelines.dashboard.places import remember
 from pipelines.dashboard.snapshots import refresh
+from pipelines.dashboard.tracked_assets import remember
 from pipelines.ingest import ingest
+from pipelines.jobs.submit import list_jobs
 from pipelines.label import label
-from pipelines.submit import list_jobs
 
 BRIGHTNESS, DOUBLED = "simple_labelers:Brightness", "simple_labelers:Doubled"
 Verdicts = dict[str, tuple[str, list[str]]]

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from cluster.records import remember_job
 from cluster.target import LocalTarget, RayTarget
-from pipelines.job import Job, LabelJob, job_id
-from pipelines.job_folder import Control, JobFolder, RunState, Submission, job_address, this_sender
+from cluster.user_data import remember_job
+from pipelines.jobs.folder import Control, JobFolder, RunState, Submission, job_address, this_sender
+from pipelines.jobs.specification import Job, LabelJob, job_id
 
 LOCAL = LocalTarget(type="local")
 GONE = RayTarget(type="ray", address="http://127.0.0.1:9")

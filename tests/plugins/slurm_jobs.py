@@ -16,7 +16,7 @@ import psutil
 import pytest
 from slurm_site import SlurmSite, need_slurm, slurm_site
 
-from cluster.slurm import SlurmBackend
+from cluster.slurm.backend import SlurmBackend
 from cluster.target import SlurmTarget
 from cluster.work import Work
 

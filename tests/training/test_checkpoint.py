@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from labeling.storage import LocalStore, open_store
+from labeling.dataset.storage import LocalStore, open_store
 from model import NextDiT
-from model.errors import InputError
+from model.inputs import InputError
 from training.checkpoint import load_checkpoint, load_state, load_training, save_checkpoint, whole_checkpoints
 from training.config import OptimizerConfig
+from training.metrics_logger import Records, read_metrics
 from training.optimizer import MovingAverage, build_optimizer, learning_rate
-from training.records import Records, read_metrics
 
 
 @pytest.fixture

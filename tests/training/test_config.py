@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from model.errors import InputError
+from model.inputs import InputError
 from training.config import PRESETS, load_config, presets
 
 

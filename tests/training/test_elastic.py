@@ -16,18 +16,18 @@ import pytest
 import yaml
 from ray_head import ray_head, ray_node
 
-from cluster.kubernetes_drain import NOT_WORK
-from labeling.storage import open_store
-from training.board import Board, Wish, followed
+from cluster.kubernetes.drain import NOT_WORK
+from labeling.dataset.storage import open_store
 from training.checkpoint import whole_checkpoints
 from training.config import TrainingConfig, load_config
+from training.coordinator import Board, Wish, followed
 from training.loop import readers_of_each, run_training
-from training.records import read_metrics
+from training.metrics_logger import read_metrics
 
 TOO_MANY = 4000
 TAKE_AWAY = """
 import ray
-from cluster.kubernetes_drain import leave
+from cluster.kubernetes.drain import leave
 ray.init(log_to_driver=False)
 [node] = [node["NodeID"] for node in ray.nodes() if "node:__internal_head__" not in node["Resources"]]
 leave(60, f"--node-id={node}")
@@ -149,7 +149,7 @@ def test_a_training_that_cannot_be_followed_is_ended(small_config: dict[str, Any
 
 def test_workers_that_step_are_told_and_those_that_are_gone_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("training.board.time.monotonic", lambda: now)
+    monkeypatch.setattr("training.coordinator.time.monotonic", lambda: now)
     board = Board()
     assert board.unheard()
     for step, moment in ((0, 10.0), (0, 11.0), (1, 20.0), (1, 21.0)):  # of two workers

@@ -16,16 +16,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from labeling.storage import open_store
-from model.errors import InputError
+from labeling.dataset.storage import open_store
+from model.inputs import InputError
 from training.batch import StepBatch
 from training.checkpoint import load_checkpoint, whole_checkpoints
 from training.config import load_config
 from training.loop import TrainingResult, run_training
+from training.metrics_logger import read_metrics
 from training.mixture import build_manifest
 from training.objective import flow_matching_loss
 from training.reader import PlanReader
-from training.records import read_metrics
 from training.worker import PackedForward
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

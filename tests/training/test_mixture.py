@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from labeling.shards import Dataset
-from model.errors import InputError
+from labeling.dataset.shards import Dataset
+from model.inputs import InputError
 from training.config import SourceConfig
 from training.mixture import Manifest, build_manifest
 

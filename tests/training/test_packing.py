@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from model.errors import InputError
-from training.draws import Draws
+from model.inputs import InputError
 from training.packing import deal_packs
+from training.seeded_generator import Draws
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 8])

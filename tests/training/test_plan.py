@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from training.config import ObjectiveConfig
-from training.draws import Draws
 from training.mixture import Manifest, ShardPin, SourcePin, Stream
 from training.plan import Plan
+from training.seeded_generator import Draws
 
 WEIGHTS = {"text2image": 2.0, "edges": 1.0, "views": 0.1}
 

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from labeling.shards import Dataset
-from model.errors import InputError
+from labeling.dataset.shards import Dataset
+from model.inputs import InputError
 from training.batch import Sample
 from training.config import TrainingConfig, load_config
 from training.mixture import build_manifest

@@ -1,0 +1,159 @@
+"""The target `kubernetes`: a RayJob for each attempt at a job, run by KubeRay's operator."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from cluster.kubernetes.api import ApiServer
+from cluster.kubernetes.manifests import (
+    HEAD_CONTAINER,
+    WORKER_CONTAINER,
+    check_places,
+    raycluster,
+    rayjob,
+    to_yaml,
+    worker_template,
+)
+from cluster.kubernetes.state import cluster_name, describe, last_words
+from cluster.target import KubernetesTarget
+from cluster.work import NativeState, Work
+from model.inputs import InputError, nearest
+
+
+class KubernetesBackend:
+    """RayJobs of one namespace; a RayJob has the work's name, which the API server refuses to take twice."""
+
+    sees_all = True
+
+    def __init__(self, target: KubernetesTarget) -> None:
+        self.target = target
+        self.server = ApiServer(target)
+
+    def plan(self, work: Work) -> dict[str, str]:
+        """The RayJob; of a shared cluster, also the RayCluster that must be there. See `Backend.plan`."""
+        plan = {f"RayJob {work.name} (kubectl create -f)": to_yaml(rayjob(self.target, work))}
+        if self.target.cluster:
+            plan[f"RayCluster {self.target.cluster} (once: kubectl apply -f)"] = to_yaml(raycluster(self.target))
+        return plan
+
+    def submit(self, work: Work) -> None:
+        """Create the RayJob. Raises ConnectionError when it is unknown whether it was; see `Backend.submit`."""
+        manifest = rayjob(self.target, work)
+        if self.target.cluster and not self.server.cluster(self.target.cluster):
+            raise InputError(
+                f"{self.target.cluster}: no such RayCluster in namespace {self.target.namespace}; make it once from "
+                "the manifest that `--dry-run` shows, or leave out `cluster` in the target"
+            )
+        if self.target.queue and not self.target.cluster:
+            queues = self.server.queues()
+            if queues is None:
+                raise InputError(
+                    f"{self.target.queue}: Kueue is not installed in this cluster; leave out `queue` in the target"
+                )
+            if self.target.queue not in queues:
+                known = nearest(self.target.queue, queues) or ("; there are " + ", ".join(queues) if queues else "")
+                raise InputError(
+                    f"{self.target.queue}: no such LocalQueue in namespace {self.target.namespace}"
+                    f"{known or '; there is none'}; correct `queue` in the target"
+                )
+        if re.search("[A-Z]", re.split(r"[:@](?=[^/]*$)", self.target.image)[0]):
+            raise InputError(f"{self.target.image}: put what is yours in the place of the capitals in the target")
+        self.server.create_job(manifest)
+
+    def state(self, name: str) -> NativeState:
+        """See `Backend.state`."""
+        job = self.server.job(name)
+        if job is None:
+            return NativeState("absent")
+        status = job.get("status") or {}
+        made = cluster_name(job)
+        over = status.get("jobDeploymentStatus") in ("Complete", "Failed")
+        waits = bool((job.get("spec") or {}).get("suspend"))
+        cluster = self.server.cluster(made) if made and not over and not waits else None
+        pods = self.server.pods(made) if cluster and not self.target.cluster else []
+        workload = self.server.workload(job["metadata"]["uid"]) if waits and self.target.queue else None
+        warnings = []
+        if not over and not waits and status.get("jobStatus") != "RUNNING":
+            warnings = self.server.warnings({name, *([made] if made else []), *(pod.metadata.name for pod in pods)})
+        return describe(job, cluster, pods, warnings, workload)
+
+    def stop(self, name: str) -> None:
+        """Remove the RayJob, and wait until its cluster and pods are gone.
+
+        KubeRay stops the Ray job by SIGTERM; the pods wait for its checkpoint (see cluster.kubernetes.drain).
+        Foreground propagation keeps the RayJob until its cluster and its pods are gone: so long it can be found, and
+        nothing is orphaned.
+        """
+        if not self.server.delete_job(name):
+            return
+        deadline = time.monotonic() + self.target.grace_seconds + 60
+        pause = 0.2
+        while self.server.job(name):
+            if time.monotonic() > deadline:
+                raise InputError(
+                    f"{name}: still being removed; is KubeRay's operator running? "
+                    f"(`kubectl get pods -A -l app.kubernetes.io/name=kuberay-operator`)"
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, 3.0)
+
+    def scale(self, name: str, work: Work) -> bool:
+        """Change the bounds of the worker group: in the RayCluster itself, since KubeRay ignores changes of a RayJob's
+        own while it runs, and in the RayJob, from which it makes the cluster of a retry.
+
+        False under Kueue, which admitted a fixed number; for other workers than there are; and to shrink a cluster
+        without autoscaler, where KubeRay would choose the pods to remove by itself, busy or not.
+        """
+        if self.target.cluster:
+            return True
+        if self.target.queue:
+            return False
+        job = self.server.job(name)
+        cluster = self.server.cluster(cluster_name(job)) if job and cluster_name(job) else None
+        if not cluster:
+            return False
+        check_places(self.target, work)
+        group = cluster["spec"]["workerGroupSpecs"][0]
+        pool = self.target.gpu_pool if work.workers.gpus else self.target.cpu_pool
+        wanted = worker_template(self.target, pool, work.workers, {})
+        if _size(wanted) != _size(group["template"]):
+            return False
+        now = int(group.get("replicas") or group["minReplicas"])
+        if cluster["spec"].get("enableInTreeAutoscaling"):
+            # Workers that are busy now are given back when they are idle, not before.
+            bounds = {"minReplicas": work.workers.least, "maxReplicas": max(work.workers.most, now)}
+        elif work.workers.most < now:
+            return False
+        else:
+            bounds = dict.fromkeys(("minReplicas", "maxReplicas", "replicas"), work.workers.most)
+        self.server.patch_cluster(cluster["metadata"]["name"], _bounds("/spec", group["groupName"], bounds))
+        again = {"minReplicas": work.workers.least, "maxReplicas": work.workers.most, "replicas": work.workers.least}
+        self.server.patch_job(name, _bounds("/spec/rayClusterSpec", group["groupName"], again))
+        return True
+
+    def logs(self, name: str) -> Iterator[str]:
+        """What the pods printed, if they are there, and what the RayJob keeps of the driver; see `Backend.logs`."""
+        job = self.server.job(name)
+        if job is None:
+            return
+        made = cluster_name(job)
+        for pod in self.server.pods(made) if made and not self.target.cluster else []:
+            head = (pod.metadata.labels or {}).get("ray.io/node-type") == "head"
+            for line in self.server.log(pod.metadata.name, HEAD_CONTAINER if head else WORKER_CONTAINER):
+                yield f"{pod.metadata.name}: {line}"
+        yield from last_words(job)
+
+
+def _bounds(cluster: str, name: str, values: dict[str, int]) -> list[dict[str, Any]]:
+    """JSON Patch operations on the first worker group of a cluster's spec, as long as it is the one of that name."""
+    group = f"{cluster}/workerGroupSpecs/0"
+    operations: list[dict[str, Any]] = [{"op": "test", "path": f"{group}/groupName", "value": name}]
+    return operations + [{"op": "add", "path": f"{group}/{key}", "value": value} for key, value in values.items()]
+
+
+def _size(template: dict[str, Any]) -> dict[str, str]:
+    requests = template["spec"]["containers"][0]["resources"]["requests"]
+    return {name: str(value) for name, value in requests.items()}

@@ -1,0 +1,306 @@
+"""What is sent to Kubernetes: a RayJob for an attempt at a job, and the RayCluster that several jobs may share.
+
+The RayJob is submitted by KubeRay's operator itself (submissionMode HTTPMode). The usual K8sJobMode would start one
+more pod for it, which pulls an image of several gigabytes on a node of its own, counts against quotas, can be evicted,
+and passes the entrypoint through a shell and the kubelet's $(VARIABLES) on its way. In HTTPMode the entrypoint is one
+JSON string that only Ray's `sh -c` reads, and a head that was lost gets its job again. What the driver printed last is
+kept in the RayJob's status; the whole log is in the job's folder.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from importlib.metadata import version
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+import yaml
+
+from cluster.session import THREADS
+from cluster.target import Head, KubernetesTarget, MemoryQuantity, Pool, Toleration
+from cluster.work import Work, Workers
+from model.inputs import InputError
+
+Manifest = dict[str, Any]
+
+USER = 1000  # the image's, who must be able to write to volumes
+MAX_NAME = 47  # KubeRay appends to it
+UNITS = {"M": 10**6, "G": 10**9, "T": 10**12, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
+HEAD_CONTAINER = "ray-head"
+WORKER_CONTAINER = "ray-worker"
+GPU = "nvidia.com/gpu"
+
+# Each as (label, value) that nodes which may be taken away have; of some, also a taint.
+SPOT_LABELS = (
+    ("eks.amazonaws.com/capacityType", "SPOT"),
+    ("karpenter.sh/capacity-type", "spot"),
+    ("cloud.google.com/gke-spot", "true"),
+    ("kubernetes.azure.com/scalesetpriority", "spot"),
+)
+# What a Ray that the project starts itself has (cluster/session.py).
+ENVIRONMENT = {
+    **THREADS,
+    "RAY_worker_maximum_startup_concurrency": "16",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}
+
+
+def to_yaml(manifest: Manifest) -> str:
+    """As kubectl takes it, one manifest after the other."""
+    return yaml.safe_dump(manifest, sort_keys=False, width=120, explicit_start=True)
+
+
+def rayjob(target: KubernetesTarget, work: Work) -> Manifest:
+    """The RayJob of an attempt. Raises InputError for a place that pods cannot see."""
+    assert len(work.name) <= MAX_NAME
+    check_places(target, work)
+    given = dict(target.environment)
+    labels = {**target.labels, "app.kubernetes.io/part-of": "onediffusion", "onediffusion/kind": work.kind}
+    spec: Manifest = {
+        "entrypoint": shlex.join(["python", "-m", "pipelines", *work.arguments]),
+        "submissionMode": "HTTPMode",
+    }
+    if target.cluster:
+        spec["clusterSelector"] = {"ray.io/cluster": target.cluster}
+        spec["runtimeEnvYAML"] = yaml.safe_dump({"env_vars": given})
+    else:
+        if target.queue:
+            labels[QUEUE_LABEL] = target.queue
+            if target.priority:
+                labels[PRIORITY_LABEL] = target.priority
+        pool, group = (target.gpu_pool, "gpu") if work.workers.gpus else (target.cpu_pool, "cpu")
+        workers = fixed(work.workers) if target.queue else work.workers
+        spec |= {
+            "backoffLimit": target.retries,
+            "shutdownAfterJobFinishes": True,
+            "ttlSecondsAfterFinished": target.ttl_seconds,
+            # Kueue resumes what is in its queue, when there is room.
+            "suspend": bool(target.suspend or target.queue),
+            **({"activeDeadlineSeconds": target.deadline_seconds} if target.deadline_seconds else {}),
+            "rayClusterSpec": _cluster_spec(target, [_worker_group(target, pool, group, workers, given)], given),
+        }
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": {
+            "name": work.name,
+            "namespace": target.namespace,
+            "labels": labels,
+            "annotations": {**target.annotations, "onediffusion/address": work.address},
+        },
+        "spec": spec,
+    }
+
+
+def raycluster(target: KubernetesTarget) -> Manifest:
+    """The RayCluster that a target's `cluster` names: both pools, each from its least to its most workers."""
+    assert target.cluster
+    labels = {**target.labels, "app.kubernetes.io/part-of": "onediffusion"}
+    if target.queue:
+        labels[QUEUE_LABEL] = target.queue
+        if target.priority:
+            labels[PRIORITY_LABEL] = target.priority
+    groups = []
+    for name, pool in (("cpu", target.cpu_pool), ("gpu", target.gpu_pool)):
+        workers = Workers(*pool.workers, pool.cpus, pool.gpus)
+        workers = fixed(workers) if target.queue else workers
+        groups.append(_worker_group(target, pool, name, workers, target.environment))
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayCluster",
+        "metadata": {
+            "name": target.cluster,
+            "namespace": target.namespace,
+            "labels": labels,
+            **({"annotations": target.annotations} if target.annotations else {}),
+        },
+        "spec": _cluster_spec(target, groups, target.environment),
+    }
+
+
+def fixed(workers: Workers) -> Workers:
+    """As many as may be, always: what Kueue admits holds its quota, and must not grow or shrink by itself."""
+    return Workers(workers.most, workers.most, workers.cpus, workers.gpus, workers.memory_gb)
+
+
+def check_places(target: KubernetesTarget, work: Work) -> None:
+    """Raises InputError for the first address that a pod cannot see: neither on S3 nor on a volume."""
+    mounts = [PurePosixPath(volume.path) for volume in target.volumes]
+    for place in (*work.places, work.address):
+        if not place.startswith("s3://") and not any(PurePosixPath(place).is_relative_to(mount) for mount in mounts):
+            seen = f" ({', '.join(str(mount) for mount in mounts)})" if mounts else ""
+            raise InputError(
+                f"{place}: pods cannot see this folder; use an s3:// address, or a path on one of the target's "
+                f"`volumes`{seen}"
+            )
+
+
+def _cluster_spec(target: KubernetesTarget, groups: list[Manifest], environment: dict[str, str]) -> Manifest:
+    elastic = any(group["minReplicas"] < group["maxReplicas"] for group in groups)
+    autoscaler = {
+        "version": "v2",
+        "idleTimeoutSeconds": target.idle_seconds,
+        "securityContext": _security(),
+    }
+    return {
+        "rayVersion": target.ray_version or version("ray"),
+        # The operator makes the token and hands it to every container by reference to its Secret.
+        "authOptions": {"mode": "token"},
+        "enableInTreeAutoscaling": elastic,
+        **({"autoscalerOptions": autoscaler} if elastic else {}),
+        "headGroupSpec": {
+            "rayStartParams": {"num-cpus": str(target.head.ray_cpus)},
+            "template": _head_template(target, target.head, environment),
+        },
+        "workerGroupSpecs": groups,
+    }
+
+
+def _head_template(target: KubernetesTarget, head: Head, environment: dict[str, str]) -> Manifest:
+    # Asked to stop, the driver gets this long for its checkpoint before Ray kills it; Ray's own default is 3 s.
+    variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(target.grace_seconds), **environment}
+    size = {"cpu": _number(head.cpus), "memory": head.memory}
+    template = _template(target, "head", size, _default_shared_memory(head.memory), variables)
+    template["spec"]["containers"][0]["ports"] = [
+        {"containerPort": port, "name": name} for name, port in (("gcs-server", 6379), ("dashboard", 8265))
+    ]
+    return _placed(template, head.node_selector, [_toleration(toleration) for toleration in head.tolerations])
+
+
+def _worker_group(
+    target: KubernetesTarget, pool: Pool, name: str, workers: Workers, environment: dict[str, str]
+) -> Manifest:
+    return {
+        "groupName": name,
+        "replicas": workers.least,
+        "minReplicas": workers.least,
+        "maxReplicas": workers.most,
+        "rayStartParams": {},
+        "template": worker_template(target, pool, workers, environment),
+    }
+
+
+def worker_template(target: KubernetesTarget, pool: Pool, workers: Workers, environment: dict[str, str]) -> Manifest:
+    """The pod of one worker of a job, as large as the pool says or the job asks."""
+    memory = f"{workers.memory_gb:g}G" if workers.memory_gb else pool.memory
+    gpus = math.ceil(workers.gpus)
+    size: dict[str, Any] = {"cpu": _number(max(pool.cpus, workers.cpus)), "memory": memory}
+    if gpus:
+        size[GPU] = gpus
+    template = _template(target, "worker", size, pool.shared_memory or _default_shared_memory(memory), environment)
+    selector = dict(pool.node_selector)
+    if gpus and pool.gpu_type:
+        selector[pool.gpu_label] = pool.gpu_type
+    tolerations = [_toleration(toleration) for toleration in pool.tolerations]
+    if gpus:  # nodes with GPUs are commonly kept free for pods that need one
+        tolerations.append(_toleration(Toleration(key=GPU, effect="NoSchedule")))
+    if pool.spot:
+        tolerations += [_toleration(Toleration(key=key, value=value)) for key, value in SPOT_LABELS]
+        template["spec"]["affinity"] = {
+            "nodeAffinity": {
+                "preferredDuringSchedulingIgnoredDuringExecution": [
+                    {
+                        "weight": 100,
+                        "preference": {"matchExpressions": [{"key": key, "operator": "In", "values": [value]}]},
+                    }
+                    for key, value in SPOT_LABELS
+                ]
+            }
+        }
+    return _placed(template, selector, tolerations)
+
+
+def _template(
+    target: KubernetesTarget,
+    role: Literal["head", "worker"],
+    size: dict[str, Any],
+    shared_memory: MemoryQuantity,
+    environment: dict[str, str],
+) -> Manifest:
+    drain = ["python", "-m", "cluster.kubernetes.drain", role, "--seconds", str(target.grace_seconds - 10)]
+    container: Manifest = {
+        "name": HEAD_CONTAINER if role == "head" else WORKER_CONTAINER,
+        "image": target.image,
+        **({"imagePullPolicy": target.pull_policy} if target.pull_policy else {}),
+        "env": [{"name": name, "value": value} for name, value in {**ENVIRONMENT, **environment}.items()],
+        **({"envFrom": [{"secretRef": {"name": target.credentials}}]} if target.credentials else {}),
+        # Requests and limits agree, so that Ray counts on exactly what the pod has.
+        "resources": {"requests": dict(size), "limits": dict(size)},
+        # Whatever takes the pod away — a spot node, Kueue, `stop` — waits for the checkpoint that this asks for.
+        "lifecycle": {"preStop": {"exec": {"command": drain}}},
+        "securityContext": _security(),
+        "volumeMounts": [
+            {"name": "shared-memory", "mountPath": "/dev/shm"},  # noqa: S108 — the folder that Ray uses
+            *({"name": f"volume-{i}", "mountPath": v.path, "readOnly": v.read_only} for i, v in _volumes(target)),
+        ],
+    }
+    spec: Manifest = {
+        "containers": [container],
+        "restartPolicy": "Never",  # the operator replaces pods; one restarted in place would be a stranger to Ray
+        "terminationGracePeriodSeconds": target.grace_seconds,
+        "securityContext": {"runAsNonRoot": True, **({"fsGroup": USER} if target.volumes else {})},
+        "volumes": [
+            {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": shared_memory}},
+            *(
+                {"name": f"volume-{i}", "persistentVolumeClaim": {"claimName": v.claim, "readOnly": v.read_only}}
+                for i, v in _volumes(target)
+            ),
+        ],
+    }
+    if target.service_account:
+        spec["serviceAccountName"] = target.service_account
+    if target.pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in target.pull_secrets]
+    if target.priority and not target.queue:
+        spec["priorityClassName"] = target.priority
+    labels = {**target.labels, "app.kubernetes.io/part-of": "onediffusion"}
+    metadata: Manifest = {"labels": labels}
+    if target.annotations:
+        metadata["annotations"] = dict(target.annotations)
+    return {"metadata": metadata, "spec": spec}
+
+
+def _volumes(target: KubernetesTarget) -> list[tuple[int, Any]]:
+    return list(enumerate(target.volumes))
+
+
+def _placed(template: Manifest, selector: dict[str, str], tolerations: list[Manifest]) -> Manifest:
+    if selector:
+        template["spec"]["nodeSelector"] = dict(selector)
+    if tolerations:
+        template["spec"]["tolerations"] = tolerations
+    return template
+
+
+def _toleration(toleration: Toleration) -> Manifest:
+    found: Manifest = {"key": toleration.key, "operator": "Exists" if toleration.value is None else "Equal"}
+    if toleration.value is not None:
+        found["value"] = toleration.value
+    if toleration.effect:
+        found["effect"] = toleration.effect
+    return found
+
+
+def _security() -> Manifest:
+    """What namespaces under the "restricted" Pod Security Standard ask of every container."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def _default_shared_memory(memory: MemoryQuantity) -> MemoryQuantity:
+    """40 % of the pod's: Ray's objects take 30 %, workers of training the rest."""
+    unit = memory.lstrip("0123456789.")
+    return f"{int(float(memory.removesuffix(unit)) * UNITS[unit] * 0.4) >> 20}Mi"
+
+
+def _number(cpus: float) -> str:
+    return str(int(cpus)) if cpus == int(cpus) else f"{round(cpus * 1000)}m"

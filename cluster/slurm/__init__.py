@@ -1,0 +1,1 @@
+"""Jobs on Slurm, each with a Ray of its own."""

@@ -1,0 +1,241 @@
+"""The target `slurm`: batch jobs of a site, through its own commands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.slurm.messages import ended_reason, is_silence, is_unreachable, pending_reason, refusal
+from cluster.slurm.script import folder, gres, output_file, script, shape
+from cluster.target import SlurmTarget
+from cluster.user_data import one_at_a_time, write_whole
+from cluster.work import AlreadyThere, NativeState, Phase, Work
+from model.inputs import InputError, one_line
+
+COMMAND_SECONDS = 120.0
+KILLED_SECONDS = 120.0  # for Slurm to end what a cancelled job has running
+PHASES: dict[str, Phase] = {
+    **dict.fromkeys(("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"), "pending"),
+    **dict.fromkeys(("CONFIGURING", "POWER_UP_NODE"), "pending"),
+    **dict.fromkeys(("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"), "running"),
+}  # fmt: skip
+# What a shell may set for all its jobs, and a target that says nothing about it leaves as it is.
+DEFAULTS = ("partition", "account", "qos", "reservation", "constraint")
+# Of variables that say something about a job that this runs in, or about sbatch, only where the site is.
+SITE = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_CONF_SERVER")
+
+
+@dataclass(frozen=True)
+class _SlurmJob:
+    id: int
+    state: str
+    reason: str
+    nodes: int
+    cpus: int
+    gres: str
+    user: str
+
+    @property
+    def lives(self) -> bool:
+        return self.state in PHASES
+
+
+class SilenceError(InputError):
+    """A command was sent, and nothing came back: it may have been carried out."""
+
+
+class SlurmBackend:
+    """Batch jobs, found by their name: also those of other users, where the site shows them.
+
+    Slurm takes any number of jobs of one name. That there is one only is seen to here: on one machine by a lock, and
+    between machines by the rule that the later job of two withdraws; it could not have begun (`singleton`).
+    """
+
+    sees_all = False  # some sites show only this user's
+
+    def __init__(self, target: SlurmTarget) -> None:
+        self.target = target
+
+    def plan(self, work: Work) -> dict[str, str]:
+        """The batch script; see `Backend.plan`."""
+        self._check_places(work)
+        return {"sbatch script": script(self.target, work)}
+
+    def submit(self, work: Work) -> None:
+        """Send it; see `Backend.submit`."""
+        text = self.plan(work)["sbatch script"]
+        there = AlreadyThere(f"{work.name}: is at this site already; see it with `squeue --name={work.name}`")
+        with one_at_a_time("slurm"):
+            if any(job.lives for job in self._jobs(work.name)):
+                raise there
+            path = self._write(work.name, text)
+            try:
+                done = self._call("sbatch", "--parsable", str(path))
+            except SilenceError as silence:
+                self._look_whether_taken(work.name, silence)
+                return
+            if done.returncode:
+                raise InputError(refusal(done.stderr, self.target.model_dump()) + self._partitions(done.stderr))
+            own = int(done.stdout.strip().partition(";")[0].split()[-1])
+            try:
+                if min((job.id for job in self._jobs(work.name) if job.lives), default=own) != own:
+                    self._do("scancel", str(own))
+                    raise there
+            except AlreadyThere:
+                raise
+            except InputError as error:  # it is there; whether alone will be seen next time
+                raise ConnectionError(str(error)) from None
+
+    def state(self, name: str) -> NativeState:
+        """See `Backend.state`. A site forgets a job some minutes after its end."""
+        job = self._job(name)
+        if job is None:
+            return NativeState("absent")
+        phase = PHASES.get(job.state, "ended")
+        if phase == "pending":
+            if job.state in ("CONFIGURING", "POWER_UP_NODE"):
+                return NativeState(phase, "its nodes are being prepared")
+            return NativeState(phase, pending_reason(job.reason, str(job.id)))
+        if phase == "running":
+            return NativeState(phase, "" if job.state == "RUNNING" else f"Slurm says {job.state}")
+        return NativeState(phase, ended_reason(job.state, self._exit_code(job)))
+
+    def stop(self, name: str) -> None:
+        """See `Backend.stop`. The job's script is told alone: Ray is needed for the checkpoint."""
+        for job in [job for job in self._jobs(name) if job.lives]:
+            identity = str(job.id)
+            if job.user != str(os.getuid()):
+                raise InputError(
+                    f"{name}: another user's job ({identity}), and it cannot be ended by force from here; it has been "
+                    "asked to end, and `onediffusion jobs` tells when it has"
+                )
+            if PHASES[job.state] == "running":
+                # Or it would put itself back, as after any other interruption.
+                self._call("scontrol", "update", f"JobId={identity}", "Requeue=0")
+                self._call("scancel", "--batch", "--signal=TERM", identity)
+                self._until_over(job.id, self.target.checkpoint_seconds)
+            if any(found.id == job.id and found.lives for found in self._jobs(name)):
+                self._do("scancel", identity)
+                self._until_over(job.id, KILLED_SECONDS)
+
+    def scale(self, name: str, work: Work) -> bool:
+        """True where the nodes that the job has are as many, and of its part on them as much, as it would ask for."""
+        job, wanted = self._job(name), shape(self.target, work.workers)
+        if job is None or not job.lives or not wanted.least <= job.nodes <= wanted.most:
+            return False
+        return job.cpus >= wanted.cpus * job.nodes and (not wanted.gpus or job.gres.endswith(gres(self.target, wanted)))
+
+    def logs(self, name: str) -> Iterator[str]:
+        """The file that sbatch was told to write; see `Backend.logs`."""
+        path = output_file(self.target, name)
+        if path.exists():
+            yield from path.read_text(errors="replace").splitlines()
+        elif not self.target.shared_disk:
+            yield f"what Slurm kept of {name} is in {path} on the job's first node; this target has no shared disk"
+
+    def _look_whether_taken(self, name: str, silence: SilenceError) -> None:
+        """After sbatch asked and heard nothing. Raises ConnectionError unless the job is there."""
+        with suppress(InputError):
+            if any(job.lives for job in self._jobs(name)):
+                return
+        raise ConnectionError(str(silence)) from None
+
+    def _check_places(self, work: Work) -> None:
+        local = [place for place in (work.address, *work.places) if not place.startswith("s3://")]
+        if local and not self.target.shared_disk:
+            raise InputError(
+                f"{local[0]}: the nodes of this target do not see this machine's files (shared_disk: false); "
+                "put it on S3 and give its s3:// address"
+            )
+
+    def _write(self, name: str, text: str) -> Path:
+        path = folder(self.target) / f"{name}.sh"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, text)
+        except OSError as error:
+            raise InputError(f"{path.parent}: cannot keep scripts there ({error.strerror}); correct `folder`") from None
+        return path
+
+    def _jobs(self, name: str) -> list[_SlurmJob]:
+        """Jobs of this name that the site still knows, the oldest first."""
+        listed = self._do(*("squeue", "--noheader", "--states=all", f"--name={name}"), "--format=%i|%T|%r|%D|%C|%b|%U")
+        jobs = []
+        for line in listed.splitlines():
+            identity, state, reason, nodes, cpus, asked, user = line.strip().split("|")
+            jobs.append(_SlurmJob(int(identity), state, reason, int(nodes), int(cpus), asked, user))
+        return sorted(jobs, key=lambda job: job.id)
+
+    def _job(self, name: str) -> _SlurmJob | None:
+        """The one that lives, the first if there are two; otherwise the last that lived."""
+        jobs = self._jobs(name)
+        return next((job for job in jobs if job.lives), jobs[-1] if jobs else None)
+
+    def _exit_code(self, job: _SlurmJob) -> str:
+        told = self._call("scontrol", "--oneliner", "show", "job", str(job.id)).stdout.split()
+        return next((word.partition("=")[2] for word in told if word.startswith("ExitCode=")), "")
+
+    def _until_over(self, identity: int, seconds: float) -> None:
+        """Wait until a job is neither running nor being ended; it may be back in the queue."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            listed = self._call("squeue", "--noheader", "--states=all", f"--jobs={identity}", "--format=%T")
+            if listed.returncode or PHASES.get(listed.stdout.strip()) != "running":
+                return
+            time.sleep(0.5)
+
+    def _partitions(self, error: str) -> str:
+        if "nvalid partition" not in error:
+            return ""
+        listed = self._call("sinfo", "--noheader", "--format=%R").stdout.split()
+        return f": {', '.join(dict.fromkeys(listed))}" if listed else ""
+
+    def _do(self, *command: str) -> str:
+        """Output of a command that has no reason to fail but the site's."""
+        done = self._call(*command)
+        if done.returncode:
+            raise InputError(f"{command[0]}: {_line(done.stderr) or f'exit code {done.returncode}'}")
+        return done.stdout
+
+    def _call(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of Slurm. Raises InputError where there is none, or no controller answers it.
+
+        A SilenceError among these may have reached the controller.
+        """
+        try:
+            done = subprocess.run(  # noqa: S603 - the site's own commands
+                command, capture_output=True, text=True, timeout=COMMAND_SECONDS, env=self._environment(), check=False
+            )
+        except FileNotFoundError:
+            raise InputError(
+                f"{command[0]}: not found on this machine; submit from a login node of the site, where Slurm's "
+                "commands are, or choose another target"
+            ) from None
+        except subprocess.TimeoutExpired:
+            raise SilenceError(_unreachable(f"no answer within {COMMAND_SECONDS:.0f} s")) from None
+        if done.returncode and is_unreachable(done.stderr):
+            kind = SilenceError if is_silence(done.stderr) else InputError
+            raise kind(_unreachable(_line(done.stderr)))
+        return done
+
+    def _environment(self) -> dict[str, str]:
+        """This process's, without what would speak for the target, or of a job that this runs in."""
+        kept = {f"SBATCH_{name.upper()}" for name in DEFAULTS if getattr(self.target, name) is None}
+        return {
+            name: value
+            for name, value in os.environ.items()
+            if name in SITE or name in kept or not name.startswith(("SLURM_", "SBATCH_", "SQUEUE_", "SCANCEL_"))
+        }
+
+
+def _unreachable(said: str) -> str:
+    return f"the site's controller does not answer ({said}); try `scontrol ping`, then again later"
+
+
+def _line(text: str) -> str:
+    return one_line(text)

@@ -1,0 +1,106 @@
+"""What a Slurm job's script asks on its nodes; `python -m cluster.slurm.node address|port|joined|end …`."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import sys
+import time
+from contextlib import suppress
+
+import psutil
+
+# Below the ports that systems give out by themselves (32768 and up), which come and go all the time.
+PORTS = range(20_000, 32_000)
+ATTEMPTS = 100
+END_SECONDS = 10.0
+
+
+def reachable_address(peer: str) -> str:
+    """This machine's address on the way to another: of several networks the one that leads there.
+
+    Nothing is sent. Raises OSError for a peer that has no address, or that no way leads to.
+    """
+    family, kind, protocol, _, place = socket.getaddrinfo(peer, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(place)
+        return str(probe.getsockname()[0])
+
+
+def free_port() -> int:
+    """A port that nothing listens on, drawn at random, since other jobs of this machine look for one as well."""
+    for _ in range(ATTEMPTS):
+        port = random.SystemRandom().choice(PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+        return port
+    raise OSError(f"no free port between {PORTS.start} and {PORTS.stop}")
+
+
+def wait_until_joined(address: str, nodes: int, seconds: float) -> int:
+    """Wait until so many nodes are in the Ray of an address, or the time is over; how many there are."""
+    import ray
+
+    deadline = time.monotonic() + seconds
+    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    try:
+        while (alive := sum(node["Alive"] for node in ray.nodes())) < nodes and time.monotonic() < deadline:
+            time.sleep(0.5)
+        return alive
+    finally:
+        ray.shutdown()
+
+
+def end(process: int, seconds: float = END_SECONDS) -> None:
+    """Terminate a process, and kill what is left after some seconds of it and of all that it had started.
+
+    Ray's agents can outlive the rest, and only some sites end what a job leaves behind.
+    """
+    try:
+        root = psutil.Process(process)
+        tree = [root, *root.children(recursive=True)]
+        root.terminate()
+    except psutil.NoSuchProcess:
+        return
+    deadline = time.monotonic() + seconds
+    while any(map(_runs, tree)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for left in filter(_runs, tree):
+        with suppress(psutil.NoSuchProcess):
+            left.kill()
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether it still does something; its parent may not have noticed yet that it does not."""
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def main(question: str, *arguments: str) -> None:
+    """Answer the script: print what it asks for, or end with a line that says why not."""
+    if question == "address":
+        print(reachable_address(*arguments))
+    elif question == "port":
+        print(free_port())
+    elif question == "joined":
+        address, nodes, seconds = arguments
+        alive = wait_until_joined(address, int(nodes), float(seconds))
+        if alive < int(nodes):
+            sys.exit(
+                f"{alive} of {nodes} nodes joined Ray within {seconds} s (start_seconds): the lines above "
+                f"say why, or {address} cannot be reached from them"
+            )
+    elif question == "end":
+        end(int(arguments[0]))
+    else:
+        raise ValueError(question)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    main(*sys.argv[1:])

@@ -1,0 +1,1 @@
+"""The labelers that come with the project, one file each."""

@@ -1,0 +1,204 @@
+"""Segmentation: the pixels of each detected object, with class names and colours."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import Field
+
+from labeling import labeler
+from labeling.labeler import Labeler, Row, RowError, package_model
+from model.inputs import InputError
+from model.pictures import Picture, encode_png
+from model.prompts import draw_colors
+
+_PERSON = "person"
+_NOTHING = ("background", "unlabeled", "void", "N/A")  # classes of some models that stand for none
+_CLASSES = 10  # of a picture (PAPER.md, One-Gen)
+_LEAST_SHARE = 0.0005  # of the picture: smaller regions are noise
+
+
+class SegmentationLabeler(Labeler):
+    """People by mediapipe inside their boxes, every other object by GrabCut inside its box, unless a model is named."""
+
+    name = "segmentation"
+    version = 1
+    reads: tuple[str, ...] = ("images.image", "boxes.boxes", "boxes.names")
+    schema = pa.schema([("mask", pa.binary()), ("names", pa.list_(pa.string())), ("colors", pa.list_(pa.string()))])
+
+    class Parameters(labeler.Parameters):
+        """model: hub name or path of a transformers segmentation model, "" for the embedded way; kind: which regions a
+        model is asked for, "" for single things or, of a model that cannot tell them apart, classes of pixels;
+        working_side: pixels of the longer side that GrabCut works at; iterations: of GrabCut; threshold: least share
+        of person in a pixel, or least score of a segment."""
+
+        model: str = ""
+        kind: Literal["", "instance", "panoptic", "semantic"] = ""
+        working_side: int = Field(320, ge=32)
+        iterations: int = Field(4, ge=1)
+        threshold: float = Field(0.5, ge=0, le=1)
+
+    parameters: Parameters
+
+    def __init__(self, group: str, parameters: labeler.Parameters) -> None:
+        super().__init__(group, parameters)
+        if self.parameters.model:
+            self.reads = ("images.image",)
+        self._name = ""  # of a model that is given: class and digest, never the path it lies at
+        self._people: Any = None
+        self._network: Any = None
+        self._processor: Any = None
+
+    @property
+    def model(self) -> str:
+        import cv2
+
+        return self._name or f"selfie_segmentation, {package_model('mediapipe')[0]}; GrabCut, opencv {cv2.__version__}"
+
+    def weights_digest(self) -> str:
+        if self.parameters.model:
+            from model.weights import model_folder, weights_digest
+
+            return weights_digest(model_folder(self.parameters.model, "segmenter"))
+        from labeling.mediapipe_models import mediapipe_file
+
+        return package_model("mediapipe", mediapipe_file("selfie_segmentation/selfie_segmentation.tflite"))[1]
+
+    def load(self) -> None:
+        import cv2
+
+        cv2.setNumThreads(1)
+        if not self.parameters.model:
+            from labeling.mediapipe_models import solution
+
+            self._people = solution("selfie_segmentation").SelfieSegmentation(model_selection=0)
+            return
+        from transformers import (
+            MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
+            AutoConfig,
+            AutoImageProcessor,
+            AutoModelForSemanticSegmentation,
+            AutoModelForUniversalSegmentation,
+        )
+
+        from labeling.pretrained import load_network
+        from model.weights import model_folder
+
+        folder = model_folder(self.parameters.model, "segmenter")
+        self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        # Models of things and of stuff, or of classes of pixels alone.
+        universal = (
+            type(AutoConfig.from_pretrained(folder, local_files_only=True)) in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
+        )
+        self._kind = self.parameters.kind or ("instance" if universal else "semantic")
+        if not hasattr(self._processor, f"post_process_{self._kind}_segmentation"):
+            raise InputError(f"segmentation.kind: {self._kind} regions are not what this model gives; take semantic")
+        loader = AutoModelForUniversalSegmentation if universal else AutoModelForSemanticSegmentation
+        self._network, self._name = load_network(loader, folder, self.gpus)
+
+    def label_row(self, row: Row) -> Row:
+        picture = row["images.image"]
+        if picture is None:
+            raise RowError("no images: images.image is missing")
+        if self._processor is not None:
+            regions = self._segment(np.asarray(picture))
+        else:
+            if row["boxes.boxes"] is None:
+                raise RowError("no boxes: the objects to segment are not known")
+            regions = self._cut_out(np.asarray(picture), row["boxes.boxes"], row["boxes.names"])
+        classes = list(dict.fromkeys(name for _, name in regions))
+        mask = np.zeros(picture.shape[:2], np.uint8)
+        for region, name in sorted(regions, key=lambda one: -int(one[0].sum())):  # small ones stay on top
+            mask[region] = classes.index(name) + 1
+        shown = [name for index, name in enumerate(classes) if (mask == index + 1).mean() >= _LEAST_SHARE]
+        numbers = np.zeros(len(classes) + 1, np.uint8)
+        for name in shown:
+            numbers[classes.index(name) + 1] = shown.index(name) + 1
+        colors = draw_colors(shown, f"{row['id']} segmentation")
+        return {"mask": encode_png(numbers[mask]), "names": shown, "colors": [colors[name] for name in shown]}
+
+    def _cut_out(
+        self, picture: Picture, boxes: list[dict[str, float]], names: list[str]
+    ) -> list[tuple[NDArray[np.bool_], str]]:
+        import mmcv
+
+        height, width = picture.shape[:2]
+        scale = min(1.0, self.parameters.working_side / max(height, width))
+        small = np.ascontiguousarray(mmcv.imrescale(picture, scale, interpolation="area") if scale < 1 else picture)
+        regions: list[tuple[NDArray[np.bool_], str]] = []
+        for box, name in zip(boxes, names, strict=True):
+            fx, fy = small.shape[1] / width, small.shape[0] / height
+            corners = (box["x0"] * fx, box["y0"] * fy, box["x1"] * fx, box["y1"] * fy)
+            cut = self._person(small, corners) if name == _PERSON else self._object(small, corners)
+            full = mmcv.imresize(cut.astype(np.uint8) * 255, (width, height), interpolation="bilinear") > 127
+            if full.mean() >= _LEAST_SHARE:
+                regions.append((full, name))
+        return regions
+
+    def _person(self, picture: Picture, corners: tuple[float, ...]) -> NDArray[np.bool_]:
+        """A person: mediapipe's mask of the surroundings of the box, inside the box."""
+        import mmcv
+
+        height, width = picture.shape[:2]
+        x0, y0, x1, y1 = _pixels(corners, width, height)
+        around = 0.15 * max(x1 - x0, y1 - y0)
+        window = np.array([max(0, x0 - around), max(0, y0 - around), min(width, x1 + around), min(height, y1 + around)])
+        left, top, right, bottom = window.round().astype(int)
+        crop = np.ascontiguousarray(mmcv.imcrop(picture, np.array([left, top, right - 1, bottom - 1])))
+        share = np.asarray(self._people.process(crop).segmentation_mask)
+        found = np.zeros((height, width), bool)
+        found[top : top + share.shape[0], left : left + share.shape[1]] = share >= self.parameters.threshold
+        inside = np.zeros((height, width), bool)
+        inside[y0:y1, x0:x1] = True
+        return found & inside
+
+    def _object(self, picture: Picture, corners: tuple[float, ...]) -> NDArray[np.bool_]:
+        """Any other object: GrabCut, told that what lies outside the box is background."""
+        import cv2
+
+        height, width = picture.shape[:2]
+        x0, y0, x1, y1 = _pixels(corners, width, height)
+        mask = np.full((height, width), cv2.GC_BGD, np.uint8)
+        mask[y0:y1, x0:x1] = cv2.GC_PR_FGD
+        if (mask == cv2.GC_BGD).sum() < 0.02 * mask.size:  # the box fills the picture: its rim is the best guess
+            rim = max(1, round(0.02 * min(height, width)))
+            mask[:rim], mask[-rim:], mask[:, :rim], mask[:, -rim:] = (cv2.GC_PR_BGD,) * 4
+            mask[0], mask[-1], mask[:, 0], mask[:, -1] = (cv2.GC_BGD,) * 4
+        cv2.setRNGSeed(0)  # GrabCut begins with k-means, which draws its centres
+        back, fore = np.zeros((1, 65)), np.zeros((1, 65))
+        nowhere = (0, 0, 1, 1)  # the rectangle is not used when a mask is given
+        cv2.grabCut(picture, mask, nowhere, back, fore, self.parameters.iterations, cv2.GC_INIT_WITH_MASK)
+        found = np.isin(mask, (cv2.GC_FGD, cv2.GC_PR_FGD))
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
+        return cv2.morphologyEx(found.astype(np.uint8), cv2.MORPH_OPEN, kernel).astype(bool)
+
+    def _segment(self, picture: Picture) -> list[tuple[NDArray[np.bool_], str]]:
+        import torch
+
+        inputs = self._processor(images=picture, return_tensors="pt", input_data_format="channels_last")
+        with torch.no_grad():
+            outputs = self._network(**inputs.to(self._network.device))
+        size, names = picture.shape[:2], self._network.config.id2label
+        post_process = getattr(self._processor, f"post_process_{self._kind}_segmentation")
+        if self._kind == "semantic":
+            (found,) = post_process(outputs, target_sizes=[size])
+            numbers = found.cpu().numpy()
+            regions = [(numbers == label, str(names[int(label)])) for label in np.unique(numbers)]
+            regions.sort(key=lambda one: -int(one[0].sum()))
+        else:
+            (found,) = post_process(outputs, threshold=self.parameters.threshold, target_sizes=[size])
+            numbers = found["segmentation"].cpu().numpy()
+            surest = sorted(found["segments_info"], key=lambda one: -one["score"])
+            regions = [(numbers == one["id"], str(names[one["label_id"]])) for one in surest]
+        regions = [(region, name) for region, name in regions if name not in _NOTHING and region.mean() >= _LEAST_SHARE]
+        kept = list(dict.fromkeys(name for _, name in regions))[:_CLASSES]  # the surest, or the largest
+        return [(region, name) for region, name in regions if name in kept]
+
+
+def _pixels(corners: tuple[float, ...], width: int, height: int) -> tuple[int, int, int, int]:
+    x0, y0, x1, y1 = (round(value) for value in corners)
+    x0, y0 = min(max(x0, 0), width - 1), min(max(y0, 0), height - 1)
+    return x0, y0, min(max(x1, x0 + 1), width), min(max(y1, y0 + 1), height)

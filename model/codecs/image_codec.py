@@ -1,0 +1,123 @@
+"""Image codecs: pictures to the 16-channel latents that the transformer works on, and back.
+
+B pictures, H × W pixels, h = H/8, w = W/8.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from model.codecs.block_transform import analyse, block_constants, synthesise
+from model.codecs.dct import BLOCK, CHANNELS, DIGEST
+from model.inputs import InputError
+from model.weights import model_folder, weights_digest
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+    from model.codecs.autoencoder_dct import AutoencoderDCT
+
+DCT = "dct"
+_SUBFOLDER = "vae"
+
+
+class ImageCodec:
+    """Pictures (B, 3, H, W) in [-1, 1] ↔ latents (B, 16, h, w) float32 of about unit variance in each channel.
+
+    Latents are the mode of the posterior, so they are deterministic, times `scaling_factor`. A shift in the
+    autoencoder's configuration is not applied: the published model works on latents without it.
+    """
+
+    def __init__(
+        self,
+        vae: AutoencoderKL | AutoencoderDCT,
+        name: str = "",
+        digest: str = "",
+        device: torch.device | None = None,
+    ) -> None:
+        """name: what a label says made it, without paths; digest: of weights or constants.
+
+        device: where an autoencoder computes that is elsewhere while idle (offloading); None where it lies.
+        """
+        self.vae: Any = vae
+        self.name = name
+        self.digest = digest
+        self.device: torch.device = vae.device if device is None else device
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, 16, h, w). Raises InputError when 8 does not divide H and W."""
+        height, width = pixels.shape[-2:]
+        if height % BLOCK or width % BLOCK:
+            raise InputError(f"a picture of {width}×{height} pixels has no latent: both sides must divide by {BLOCK}")
+        return self._encode(pixels)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, 16, h, w) → (B, 3, H, W), not clamped to [-1, 1]."""
+        return self._decode(latents.to(self.device, torch.float32))
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
+        return posterior.mode().float() * self.vae.config.scaling_factor
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        latents = latents / self.vae.config.scaling_factor
+        return self.vae.decode(latents.to(self.vae.dtype)).sample.float()
+
+
+class _DctCodec(ImageCodec):
+    """What `AutoencoderDCT` computes, without diffusers: to import that takes longer than most uses of this codec."""
+
+    def __init__(self, device: str | torch.device) -> None:
+        self.name, self.digest, self.device = DCT, DIGEST, torch.device(device)
+        self._constants = {name: value.to(device) for name, value in block_constants().items()}
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        constants = self._constants
+        pixels = pixels.to(self.device, torch.float32)
+        return analyse(pixels, constants["analysis"], constants["mean"], constants["std"])
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        constants = self._constants
+        return synthesise(latents, constants["synthesis"], constants["mean"], constants["std"])
+
+
+def load_codec(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> ImageCodec:
+    """The codec "dct", or the autoencoder of that hub name or path, computing in `dtype`.
+
+    A path holds a diffusers AutoencoderKL with 16 channels at an eighth of the side, as Stable Diffusion 3 has, or a
+    pipeline with it under vae/. Raises InputError.
+    """
+    if name == DCT:
+        return _DctCodec(device)
+    digest = weights_digest(model_folder(name, _SUBFOLDER))
+    return ImageCodec(load_autoencoder(name, device, dtype), f"AutoencoderKL {digest[:8]}", digest)
+
+
+def load_autoencoder(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+    """The same as a model of diffusers: an AutoencoderDCT or AutoencoderKL. Raises InputError."""
+    if name == DCT:
+        from model.codecs.autoencoder_dct import AutoencoderDCT
+
+        return AutoencoderDCT().to(device)
+    from diffusers import AutoencoderKL
+
+    vae: Any = AutoencoderKL.from_pretrained(
+        str(model_folder(name, _SUBFOLDER)), torch_dtype=dtype, use_safetensors=True, local_files_only=True
+    )
+    side = 2 ** (len(vae.config.block_out_channels) - 1)
+    if vae.config.latent_channels != CHANNELS or side != BLOCK:
+        raise InputError(
+            f"{name}: an autoencoder with {vae.config.latent_channels} channels at 1/{side} of the side; "
+            f"the transformer works on {CHANNELS} at 1/{BLOCK}"
+        )
+    return vae.to(device).eval().requires_grad_(False)
+
+
+def codec_digest(name: str) -> str:
+    """The digest of a codec, without loading it. Raises InputError."""
+    return DIGEST if name == DCT else weights_digest(model_folder(name, _SUBFOLDER))

@@ -1,0 +1,10 @@
+"""What people give the program: the one error they read, and how their files and settings are read.
+
+It lies below everything else, so that every folder tells a user what is wrong in the same way.
+"""
+
+from __future__ import annotations
+
+from model.inputs.errors import InputError, input_error_behind, nearest, one_line
+
+__all__ = ["InputError", "input_error_behind", "nearest", "one_line"]

@@ -1,0 +1,36 @@
+"""The one exception a person is meant to read, and saying things in one line."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """Something a user gave is wrong. The message is one line that names the thing and the remedy.
+
+    The command line prints it without a traceback and exits with 2; everything else that is raised is a defect.
+    """
+
+
+def one_line(what: object, longest: int | None = None) -> str:
+    """What an error (or any text) says, in one line of at most so many characters; of an empty error its class."""
+    line = " ".join(str(what).split()) or ("" if isinstance(what, str) else type(what).__name__)
+    return line if longest is None or len(line) <= longest else line[: longest - 1] + "…"
+
+
+def nearest(word: str, choices: list[str]) -> str:
+    """ " (did you mean X?)" for the choice closest to `word`, or "" when none is close."""
+    import difflib
+
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def input_error_behind(error: BaseException | None) -> InputError | None:
+    """The InputError that an exception is, or was raised from, also where Ray carried it from another process."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        cause = getattr(error, "cause", None)  # Ray's own errors are of the classes of what they carry, too
+        if isinstance(error, InputError) and cause is None:
+            return error
+        error = cause or error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,1 @@
+"""What the demo works on: photographs with their licenses, and a scene of its own."""

@@ -1,0 +1,1 @@
+"""Jobs: what to do, where it is sent, and what became of it."""

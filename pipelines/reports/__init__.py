@@ -1,0 +1,1 @@
+"""Pages with pictures about a dataset or a run."""

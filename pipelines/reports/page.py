@@ -1,0 +1,196 @@
+"""`onediffusion report`: one self-contained HTML page about a dataset or a run, without script or outside resources."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from labeling.dataset.shards import open_store
+from labeling.dataset.storage import Store
+from model.inputs import InputError
+from pipelines.reports.charts import number
+from pipelines.reports.dataset import DatasetSection, describe_dataset
+from pipelines.reports.overlays import Inliner, depth_gradient
+from pipelines.reports.run import BASELINES, RunSection, describe_run, duration, is_run, run_datasets, run_timings
+
+TEMPLATES = Path(__file__).parent / "templates"
+PAGE = "report.html"
+# Characters of pictures, so that a page stays well below 12 MB: it is to be mailed and opened on a phone.
+RUN_PICTURES, DATASET_PICTURES = 3_500_000, 6_000_000
+MOST_PICTURES = 48
+PACKAGES = (
+    *("onediffusion", "torch", "ray", "pyarrow", "numpy", "transformers", "diffusers", "accelerate", "safetensors"),
+    *("mediapipe", "mmcv", "opencv-python", "pillow", "scikit-image", "trimesh", "embreex", "boto3", "pydantic"),
+)
+
+
+@dataclass(frozen=True)
+class Card:
+    """A number worth seeing first."""
+
+    value: str
+    what: str
+    href: str = ""
+    tone: str = ""  # "good" or "bad"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long a step took and how fast it was; `part` of the step above it."""
+
+    step: str
+    part: bool
+    time: str
+    done: str
+    speed: str
+
+
+def report(uri: str) -> str:
+    """Write report.html into a dataset or a run (there with the datasets it was trained on); the page's address.
+
+    Raises InputError when there is neither at `uri`, or the page cannot be written there.
+    """
+    store = open_store(uri)
+    name = store.uri.rstrip("/").rsplit("/", 1)[-1]
+    if store.exists("dataset.json"):
+        return write_report(f"{store.uri}/{PAGE}", [store.uri], None, f"Dataset {name}")
+    if is_run(store):
+        return write_report(
+            f"{store.uri}/{PAGE}", run_datasets(store), store.uri, f"Run {name}", timings=run_timings(store)
+        )
+    raise InputError(
+        f"{uri}: neither a dataset (no dataset.json) nor a run (no config.yaml, metrics.jsonl or checkpoints/); "
+        "make one with `ingest` or `train`"
+    )
+
+
+def write_report(
+    target: str,
+    datasets: Sequence[str],
+    run: str | None,
+    title: str,
+    timings: Sequence[Mapping[str, Any]] = (),
+    figures: Mapping[str, Any] | None = None,
+) -> str:
+    """Write the page at `target` (local or s3://), whole or not at all, and return its address.
+
+    datasets, run: what it is about; a part of them that is not there is named on the page.
+    timings: {"step", "seconds"} and what was done: "pictures", "samples", "steps", "tokens_per_second";
+    a step whose name begins with a blank is part of the one above it. figures: of the evaluation (default: those in
+    RUN/evaluation.json). Raises InputError when `target` cannot be written.
+    """
+    store, name = split_target(target)
+    run_section = describe_run(run, Inliner(RUN_PICTURES), figures) if run else None
+    sections, room = [], DATASET_PICTURES
+    for index, uri in enumerate(datasets):
+        inline = Inliner(max(room, 0) // (len(datasets) - index))
+        sections.append(describe_dataset(uri, inline, MOST_PICTURES))
+        room -= inline.used
+    page = render(title, sections, run_section, timings)
+    store.put(name, page.encode())
+    return f"{store.uri}/{name}"
+
+
+def split_target(target: str) -> tuple[Store, str]:
+    """The folder that a file's address lies in, and its name there. Raises InputError for a folder's address."""
+    folder, _, name = target.rpartition("/")
+    if not name or folder == "s3:/":
+        raise InputError(f"{target}: the page needs a file name, as in {target.rstrip('/')}/{PAGE}")
+    return open_store(folder or ("/" if target.startswith("/") else ".")), name
+
+
+def render(
+    title: str,
+    datasets: Sequence[DatasetSection],
+    run: RunSection | None,
+    timings: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """The page as HTML. All text is escaped: names and captions come from anywhere."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    # trim_blocks and lstrip_blocks: thousands of small elements, none of them padded.
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    return environment.get_template(PAGE).render(
+        title=title,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        cards=_cards(datasets, run, timings),
+        datasets=datasets,
+        run=run,
+        baselines=list(BASELINES.values()),
+        timings=[_timing(timing) for timing in timings],
+        versions=versions(),
+        machine=f"{platform.system()} {platform.machine()}",
+        depth_gradient=depth_gradient(),
+    )
+
+
+def versions() -> list[tuple[str, str]]:
+    """(package, version) of Python and of what results depend on, as far as it is installed."""
+    found = [("python", platform.python_version())]
+    for package in PACKAGES:
+        try:
+            found.append((package, version(package)))
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _cards(
+    datasets: Sequence[DatasetSection], run: RunSection | None, timings: Sequence[Mapping[str, Any]]
+) -> list[Card]:
+    cards = []
+    for figure in run.figures if run else ():
+        tone = "good" if figure.wins else "bad"
+        cards.append(Card(figure.model, f"correlation, {figure.title}", "#evaluation", tone))
+    for kind in ("pictures", "sets"):
+        some = [section for section in datasets if section.kind == kind]
+        if some:
+            what = kind if kind == "pictures" else "view sets"
+            rows = sum(section.rows for section in some)
+            cards.append(Card(number(rows), what, f"#dataset-{datasets.index(some[0])}"))
+    groups = {group.name for section in datasets for group in section.groups}
+    if groups:
+        cards.append(Card(number(len(groups)), "column groups"))
+        errors = sum(group.errors for section in datasets for group in section.groups)
+        cards.append(Card(number(errors), "rows in error", tone="" if not errors else "bad"))
+        waiting = sum(group.stale + group.missing for section in datasets for group in section.groups)
+        if waiting:
+            cards.append(Card(number(waiting), "shards stale or missing", tone="bad"))
+    rejected = sum(section.rejected_count for section in datasets)
+    if rejected:
+        cards.append(Card(number(rejected), "files rejected"))
+    if run:
+        cards.append(Card(number(run.step), "steps trained", "#run"))
+        cards += [Card(run.loss, "loss at the end", "#run")] if run.loss != "–" else []
+        cards += [Card(run.speed, "tokens/s in training", "#run")] if run.speed != "–" else []
+    total = sum(timing.get("seconds") or 0 for timing in timings if not str(timing.get("step", "")).startswith(" "))
+    if total:
+        cards.append(Card(duration(total), "from start to end", "#timings"))
+    return cards
+
+
+def _timing(timing: Mapping[str, Any]) -> Timing:
+    seconds = timing.get("seconds") or 0
+    done, speed = [], []
+    for unit in ("pictures", "samples", "steps"):
+        count = timing.get(unit)
+        if count is not None:
+            done.append(f"{number(count)} {unit}" if count else "nothing left to do")
+            if count and seconds:
+                speed.append(f"{number(count / seconds)} {unit}/s")
+    if timing.get("tokens_per_second") and timing.get("steps") != 0:
+        speed.append(f"{number(timing['tokens_per_second'])} tokens/s")
+    step = str(timing.get("step", ""))
+    return Timing(step.strip(), step.startswith(" "), duration(seconds), ", ".join(done), ", ".join(speed))

@@ -48,7 +48,7 @@ def prepare_ray() -> None:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     # Nobody reads what it finds: jobs are told by signals when their machine is needed elsewhere.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # A labelling job has a dozen small processes whatever the number of cores; they may start together.
+    # A labeling job has a dozen small processes whatever the number of cores; they may start together.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     for name, threads in THREADS.items():
         os.environ.setdefault(name, threads)

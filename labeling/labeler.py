@@ -21,7 +21,7 @@ class Parameters(BaseModel):
 
 
 class RowError(Exception):
-    """This row cannot be labelled; the message goes into its `error` column and the row keeps its place."""
+    """This row cannot be labeled; the message goes into its `error` column and the row keeps its place."""
 
 
 class Labeler(ABC):

@@ -1,4 +1,4 @@
-"""Running one labeler on the rows of one row group: what a labelling job does in its actors, without the job."""
+"""Running one labeler on the rows of one row group: what a labeling job does in its actors, without the job."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def group_schema(labeler: Labeler, sets: bool) -> pa.Schema:
 
 def label_rows(labeler: Labeler, rows: Sequence[Row]) -> list[Row]:
     """Label rows in batches from the first row on. A row that fails keeps its place with nulls and its `error`."""
-    labelled: list[Row] = []
+    labeled: list[Row] = []
     for start in range(0, len(rows), labeler.batch_size):
         batch = list(rows[start : start + labeler.batch_size])
         try:
@@ -34,11 +34,11 @@ def label_rows(labeler: Labeler, rows: Sequence[Row]) -> list[Row]:
         except Exception:  # whatever a model raises on one row must not cost the others theirs
             results = [_label_alone(labeler, row) for row in batch]
         assert len(results) == len(batch), f"{labeler.name} gave {len(results)} results for {len(batch)} rows"
-        labelled += [
+        labeled += [
             {**result, "model": labeler.model, "version": labeler.version, "error": result.get("error")}
             for result in results
         ]
-    return labelled
+    return labeled
 
 
 def label_table(labeler: Labeler, rows: Sequence[Row], sets: bool) -> pa.Table:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 RAY_SCALE = 1.658  # brings ray latents to about unit variance
 FOCAL = 1.3887  # default focal length, image width = 1
-C2W_SCALING = 1.7  # distance of the first camera in normalised camera frames
+C2W_SCALING = 1.7  # distance of the first camera in normalized camera frames
 _CHANNELS = (*range(6), *range(6), *range(4))
 
 
@@ -60,14 +60,14 @@ def camera_rays(c2w: Tensor, intrinsics: Tensor, size: int, normalize: bool = Fa
     """
     R, T = world_to_camera(c2w)
     if normalize:
-        R, T = _normalised(R, T, scale)
+        R, T = _normalized(R, T, scale)
     else:
         # Relative to the first camera: world' = x_world R₀ + T₀.
         T = T - einsum(T[0], R[0].T @ R, "i, V i j -> V j")
         R = R[0].T @ R
-    directions, centres = _unproject(R, T, intrinsics, size)
+    directions, centers = _unproject(R, T, intrinsics, size)
     directions = directions / directions.norm(dim=-1, keepdim=True)
-    moments = torch.linalg.cross(centres[:, None].expand_as(directions), directions)
+    moments = torch.linalg.cross(centers[:, None].expand_as(directions), directions)
     return torch.cat([directions, moments], -1).to(c2w.dtype)
 
 
@@ -84,7 +84,7 @@ def latents_to_rays(latents: Tensor) -> Tensor:
 
 
 def rays_to_cameras(rays: Tensor, intrinsics: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """R (V, 3, 3), T (V, 3) that fit rays (V, size², 6): centres by least squares, rotations by Procrustes.
+    """R (V, 3, 3), T (V, 3) that fit rays (V, size², 6): centers by least squares, rotations by Procrustes.
 
     x_cam = x_world R + T, in the world of the rays; directions are brought to unit length first. intrinsics: (V, 3, 3).
     """
@@ -95,22 +95,22 @@ def rays_to_cameras(rays: Tensor, intrinsics: Tensor, size: int) -> tuple[Tensor
     eye = torch.eye(3, dtype=torch.float64, device=rays.device)
     across = eye - einsum(directions, directions, "V m i, V m j -> V m i j")
     pull = einsum(across, points, "V m i j, V m j -> V i")
-    centres = torch.linalg.lstsq(across.sum(1), pull[..., None]).solution[..., 0]
+    centers = torch.linalg.lstsq(across.sum(1), pull[..., None]).solution[..., 0]
     identity = repeat(eye, "i j -> V i j", V=len(rays))
-    own, _ = _unproject(identity, torch.zeros_like(centres), intrinsics, size)
+    own, _ = _unproject(identity, torch.zeros_like(centers), intrinsics, size)
     own = own / own.norm(dim=-1, keepdim=True)
     u, _, vt = torch.linalg.svd(einsum(directions, own, "V m i, V m j -> V i j"))
     flip = torch.ones(len(rays), 3, dtype=torch.float64, device=rays.device)
     flip[:, 2] = torch.det(u @ vt)
     R = (u * flip[:, None]) @ vt
-    T = -einsum(centres, R, "V i, V i j -> V j")
+    T = -einsum(centers, R, "V i, V i j -> V j")
     return R.to(rays.dtype), T.to(rays.dtype)
 
 
 def _unproject(R: Tensor, T: Tensor, intrinsics: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Directions (V, size², 3) through pixel centres, and camera centres (V, 3), in world coordinates."""
+    """Directions (V, size², 3) through pixel centers, and camera centers (V, 3), in world coordinates."""
     K = intrinsics.double().to(R.device)
-    # Normalised device coordinates span ±1 over the shorter side: image width 1 → 2.
+    # Normalized device coordinates span ±1 over the shorter side: image width 1 → 2.
     focal = torch.stack([K[:, 0, 0], K[:, 1, 1]], -1) * 2
     principal = 1 - torch.stack([K[:, 0, 2], K[:, 1, 2]], -1) * 2
     axis = 1 - (2 * torch.arange(size, dtype=torch.float64, device=R.device) + 1) / size
@@ -119,16 +119,16 @@ def _unproject(R: Tensor, T: Tensor, intrinsics: Tensor, size: int) -> tuple[Ten
     plane = (grid - principal[:, None]) / focal[:, None]
     local = torch.cat([plane, torch.ones_like(plane[..., :1])], -1)
     directions = einsum(local, R, "V m j, V i j -> V m i")
-    centres = -einsum(T, R, "V j, V i j -> V i")
-    return directions, centres
+    centers = -einsum(T, R, "V j, V i j -> V i")
+    return directions, centers
 
 
-def _normalised(R: Tensor, T: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _normalized(R: Tensor, T: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Relative to the first camera, in a world where it is `scale` from where the optical axes meet."""
-    centres = -einsum(T, R, "V j, V i j -> V i")
+    centers = -einsum(T, R, "V j, V i j -> V i")
     axes = R[:, :, 2]
     across = torch.eye(3, dtype=R.dtype, device=R.device) - einsum(axes, axes, "V i, V j -> V i j")
-    meeting = torch.linalg.lstsq(across.sum(0), einsum(across, centres, "V i j, V j -> i")[:, None]).solution[:, 0]
+    meeting = torch.linalg.lstsq(across.sum(0), einsum(across, centers, "V i j, V j -> i")[:, None]).solution[:, 0]
     T = T + einsum(meeting, R, "i, V i j -> V j")
     T = T * (scale / T[0].norm())
     return R[0].T @ R, T - einsum(T[0], R[0].T @ R, "i, V i j -> V j")

@@ -48,7 +48,7 @@ JOINT_COLORS = (
 def condition_picture(group: str, row: Mapping[str, Any], width: int, height: int) -> Picture:
     """The condition that a label is, as a (height, width, 3) picture.
 
-    `row` holds the columns CONDITION_READS[group] of a labelled row ("group.column" → value), width and height are the
+    `row` holds the columns CONDITION_READS[group] of a labeled row ("group.column" → value), width and height are the
     picture's. Raises InputError for a group that is no condition or has no label here.
     """
     if group not in CONDITION_READS:
@@ -76,11 +76,11 @@ def condition_picture(group: str, row: Mapping[str, Any], width: int, height: in
 
 
 def draw_boxes(boxes: Sequence[Any], colors: Sequence[str], width: int, height: int) -> Picture:
-    """Outlines on black, one colour "#RRGGBB" a box; boxes are {x0, y0, x1, y1} or (x0, y0, x1, y1) in pixels.
+    """Outlines on black, one color "#RRGGBB" a box; boxes are {x0, y0, x1, y1} or (x0, y0, x1, y1) in pixels.
 
     Large boxes first, so that a small one is never hidden.
     """
-    assert len(boxes) == len(colors), f"{len(boxes)} boxes, {len(colors)} colours"
+    assert len(boxes) == len(colors), f"{len(boxes)} boxes, {len(colors)} colors"
     corners = [
         [float(box[key]) for key in ("x0", "y0", "x1", "y1")] if isinstance(box, Mapping) else box for box in boxes
     ]
@@ -104,19 +104,19 @@ def draw_boxes(boxes: Sequence[Any], colors: Sequence[str], width: int, height: 
 
 def draw_mask(mask: NDArray[np.uint8], colors: Sequence[str]) -> Picture:
     """(H, W) of 0 = background, i + 1 = region i → (H, W, 3), colors[i] "#RRGGBB" on black."""
-    assert mask.max(initial=0) <= len(colors), f"region {mask.max()} of {len(colors)} colours"
+    assert mask.max(initial=0) <= len(colors), f"region {mask.max()} of {len(colors)} colors"
     palette = np.array([(0, 0, 0), *map(_rgb, colors)], np.uint8)
     return palette[mask]
 
 
 def draw_depth(depth: NDArray[np.uint16]) -> Picture:
-    """(H, W) normalised inverse depth, 1 far … 65535 near, 0 unknown → gray (H, W, 3), near is white, unknown black."""
+    """(H, W) normalized inverse depth, 1 far … 65535 near, 0 unknown → gray (H, W, 3), near is white, unknown black."""
     gray = ((depth.astype(np.uint32) + 128) // 257).astype(np.uint8)
     return np.repeat(gray[..., None], 3, axis=2)
 
 
 def draw_skeleton(people: Sequence[Sequence[Any]], width: int, height: int, min_score: float = MIN_SCORE) -> Picture:
-    """People as OpenPose draws them: coloured limbs at 60 % and joints at full strength, on black.
+    """People as OpenPose draws them: colored limbs at 60 % and joints at full strength, on black.
 
     people: for each, points {x, y, score} or (x, y, score) in pixels; 33 points in mediapipe's order, 17 in COCO's or
     18 in OpenPose's. Points outside the picture or below min_score are not drawn, nor limbs that end in one.
@@ -134,15 +134,15 @@ def draw_skeleton(people: Sequence[Sequence[Any]], width: int, height: int, min_
         for (start, end), color in zip(LIMBS, JOINT_COLORS, strict=False):
             if visible[start] and visible[end]:
                 (x0, y0), (x1, y1) = body[start, :2], body[end, :2]
-                centre = (round((x0 + x1) / 2), round((y0 + y1) / 2))
+                center = (round((x0 + x1) / 2), round((y0 + y1) / 2))
                 axes = (round(np.hypot(x1 - x0, y1 - y0) / 2), radius)
                 angle = round(np.degrees(np.arctan2(y1 - y0, x1 - x0)))
-                outline = np.array(cv2.ellipse2Poly(centre, axes, angle, 0, 360, 1))
+                outline = np.array(cv2.ellipse2Poly(center, axes, angle, 0, 360, 1))
                 cv2.fillConvexPoly(canvas, outline, tuple(round(LIMB_SHADE * channel) for channel in color))
     for body, visible in zip(bodies, seen, strict=True):
         for index in np.flatnonzero(visible):
-            centre = (round(body[index, 0]), round(body[index, 1]))
-            cv2.circle(canvas, centre, radius, JOINT_COLORS[index], thickness=-1)
+            center = (round(body[index, 0]), round(body[index, 1]))
+            cv2.circle(canvas, center, radius, JOINT_COLORS[index], thickness=-1)
     return canvas
 
 

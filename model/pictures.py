@@ -51,7 +51,7 @@ def _buckets(units: int) -> tuple[tuple[int, int], ...]:
 
 
 def fit_picture(picture: Picture, width: int, height: int) -> Picture:
-    """Centre-crop a (H, W, 3) picture to the aspect of width × height, then resize it bilinearly with antialiasing."""
+    """Center-crop a (H, W, 3) picture to the aspect of width × height, then resize it bilinearly with antialiasing."""
     import mmcv
 
     rows, columns = picture.shape[:2]

@@ -115,7 +115,7 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
         """Sample one task, or several conditions of one image, from what is known to what is wanted.
 
         task: a name of model.prompts.TASKS. images: the pictures of the known frames, in frame order, each cropped
-        about its centre to the size; known: what they are, the "condition" (default) or the "image"; denoise_mask: 1
+        about its center to the size; known: what they are, the "condition" (default) or the "image"; denoise_mask: 1
         for each frame to generate, instead of `known`, for any other combination.
         prompt: the caption (for editing the instruction), to which the task's token is added unless it begins with one;
         a sequence is a batch over the same images, or over `images` if that is a sequence of sequences.
@@ -279,7 +279,7 @@ def _colors(names: Sequence[str], colors: Sequence[str] | None) -> dict[str, str
     if colors is None:
         return draw_colors(names, " ".join(names))
     if len(colors) != len(names):
-        raise InputError(f"{len(colors)} colours for {len(names)} names")
+        raise InputError(f"{len(colors)} colors for {len(names)} names")
     return dict(zip(names, (color.upper() for color in colors), strict=True))
 
 
@@ -291,7 +291,7 @@ def _cameras(
     intrinsics: Tensor | None,
     normalize: bool | None,
 ) -> tuple[Tensor, Tensor, bool] | None:
-    """Camera-to-world (V, 4, 4), intrinsics (V, 3, 3) and whether to normalise, if cameras are given."""
+    """Camera-to-world (V, 4, 4), intrinsics (V, 3, 3) and whether to normalize, if cameras are given."""
     angles = (azimuth, elevation, distance)
     if c2w is None and all(one is None for one in angles):
         return None

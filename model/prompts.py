@@ -44,7 +44,7 @@ class Task:
     token: what the prompt starts with, None where none was published;
     condition: what frame 1 shows: a column group (boxes, segmentation, pose, edges, depth, hed), "degraded" for a
         degradation of the picture itself, "rays" for the cameras of a view set, None for no such frame;
-    phrase: what a class and its colour are called in the prompt, None where classes are not named;
+    phrase: what a class and its color are called in the prompt, None where classes are not named;
     steps, guidance: what the published model is sampled with.
     """
 
@@ -85,14 +85,14 @@ def find_task(name: str) -> Task:
 
 
 def draw_colors(names: Sequence[str], seed: str) -> dict[str, str]:
-    """A colour "#RRGGBB" for each class name, drawn without replacement; equal names share one.
+    """A color "#RRGGBB" for each class name, drawn without replacement; equal names share one.
 
     The draw depends on `seed` and the order of the names alone, on any machine and with any library version.
-    Raises InputError when there are more classes than colours.
+    Raises InputError when there are more classes than colors.
     """
     classes = list(dict.fromkeys(names))
     if len(classes) > len(COLORS):
-        raise InputError(f"{len(classes)} classes, but there are {len(COLORS)} colours: keep the {len(COLORS)} surest")
+        raise InputError(f"{len(classes)} classes, but there are {len(COLORS)} colors: keep the {len(COLORS)} surest")
     shuffled = sorted(COLORS.values(), key=lambda code: hashlib.blake2b(f"{seed} {code}".encode()).digest())
     return dict(zip(classes, shuffled, strict=False))
 
@@ -108,10 +108,10 @@ def build_prompt(
 
     names, colors: one class name and "#RRGGBB" for each box or region of `boxes` and `segmentation`, a class once in
     the prompt; for `subject`, the name of the item. sources: captions of the reference pictures of `identity` (up to
-    three) and `subject`. Raises InputError for an unknown task or colour, or too many reference pictures.
+    three) and `subject`. Raises InputError for an unknown task or color, or too many reference pictures.
     """
     found = find_task(task)
-    # Upscaling is in the paper, but no token of it was published: ours follows the pattern and has to be learnt.
+    # Upscaling is in the paper, but no token of it was published: ours follows the pattern and has to be learned.
     parts = [found.token or f"[[{found.name}]]"]
     if found.phrase:
         phrases = [
@@ -134,4 +134,4 @@ def _color_name(code: str) -> str:
     try:
         return _COLOR_NAMES[code.upper()]
     except KeyError:
-        raise InputError(f"{code!r} is not one of the model's colours: {', '.join(_COLOR_NAMES)}") from None
+        raise InputError(f"{code!r} is not one of the model's colors: {', '.join(_COLOR_NAMES)}") from None

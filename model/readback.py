@@ -1,6 +1,6 @@
 """Labels read back from the pictures that the model draws of them: the other way round from model.conditions.
 
-H, W are pixels. What is drawn is soft and noisy, so nothing here asks for exact colours.
+H, W are pixels. What is drawn is soft and noisy, so nothing here asks for exact colors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from model.conditions import JOINT_COLORS, LIMB_SHADE, LIMBS
 from model.pictures import Picture
 from model.prompts import COLORS
 
-NEAR = 0.3  # farthest a joint's pixels may be from its colour, as a share of the way from black to white
+NEAR = 0.3  # farthest a joint's pixels may be from its color, as a share of the way from black to white
 _SMALLEST_REGION = 1 / 2000  # of a picture: less is noise
 
 
@@ -24,7 +24,7 @@ def read_depth(picture: Picture) -> NDArray[np.float32]:
 
 
 def read_masks(picture: Picture, colors: Mapping[str, str]) -> dict[str, NDArray[np.bool_]]:
-    """A mask (H, W) for each class, of the pixels nearest to its colour.
+    """A mask (H, W) for each class, of the pixels nearest to its color.
 
     colors: class → "#RRGGBB", as in the prompt. Black is the background, which no class has.
     """
@@ -32,7 +32,7 @@ def read_masks(picture: Picture, colors: Mapping[str, str]) -> dict[str, NDArray
 
 
 def read_boxes(picture: Picture, colors: Mapping[str, str]) -> dict[str, list[tuple[int, int, int, int]]]:
-    """For each class the boxes (x0, y0, x1, y1), in pixels, around the connected outlines of its colour."""
+    """For each class the boxes (x0, y0, x1, y1), in pixels, around the connected outlines of its color."""
     import cv2
 
     found: dict[str, list[tuple[int, int, int, int]]] = {}
@@ -48,8 +48,8 @@ def read_boxes(picture: Picture, colors: Mapping[str, str]) -> dict[str, list[tu
 def read_keypoints(picture: Picture) -> NDArray[np.float32]:
     """(18, 3) x, y in pixels and score 0…1 of the points of one drawn person, in OpenPose's order.
 
-    A joint is a disc of its own colour, brighter than the limbs that meet in it. Where no such disc is found the row
-    is NaN, NaN, 0. Of several people the points cannot be told apart: each is where its colour is densest.
+    A joint is a disc of its own color, brighter than the limbs that meet in it. Where no such disc is found the row
+    is NaN, NaN, 0. Of several people the points cannot be told apart: each is where its color is densest.
     """
     import cv2
 
@@ -57,7 +57,7 @@ def read_keypoints(picture: Picture) -> NDArray[np.float32]:
     radius = max(1, round(max(1.0, np.sqrt(width * height) / 128)))
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2).astype(np.float32)
     pixels = picture.astype(np.float32) / 255
-    # Limbs are drawn in the joints' colours, darker: each pixel belongs to the nearest of all of them, or to nothing.
+    # Limbs are drawn in the joints' colors, darker: each pixel belongs to the nearest of all of them, or to nothing.
     joints = np.array(JOINT_COLORS, np.float32) / 255
     limbs = joints[: len(LIMBS)] * LIMB_SHADE
     palette = np.concatenate([joints, limbs, np.zeros((1, 3), np.float32)])

@@ -111,12 +111,12 @@ def _datasets(out: str, source: str, timings: list[dict[str, Any]], say: Say) ->
         ("label views", sets, view_groups, {"text": {"tasks": VIEW_TASKS}}),
     ):
         with _timed(name, timings) as done:
-            labelled = label(where.uri, groups, parameters)
-            done(pictures=sum(shard.rows for shard in where.shards) if labelled.written else 0)
-        fresh, written = sum(labelled.fresh.values()), sum(labelled.written.values())
-        say(f"{name}: {written} shards labelled, {fresh} shards fresh, in {len(labelled.fresh)} groups")
-        for group, busy in labelled.busy.items():
-            timings.append({"step": f"  {group}", "seconds": busy, "pictures": labelled.rows[group]})
+            labeled = label(where.uri, groups, parameters)
+            done(pictures=sum(shard.rows for shard in where.shards) if labeled.written else 0)
+        fresh, written = sum(labeled.fresh.values()), sum(labeled.written.values())
+        say(f"{name}: {written} shards labeled, {fresh} shards fresh, in {len(labeled.fresh)} groups")
+        for group, busy in labeled.busy.items():
+            timings.append({"step": f"  {group}", "seconds": busy, "pictures": labeled.rows[group]})
     return dataset, sets, size
 
 

@@ -1,4 +1,4 @@
-"""`onediffusion evaluate`: what a run has learnt, in figures (labels it gives training pictures against the true ones)
+"""`onediffusion evaluate`: what a run has learned, in figures (labels it gives training pictures against the true ones)
 and in samples of every task to look at."""
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def evaluate(run: str, say: Callable[[str], None] = print) -> dict[str, Any]:
         if kept.get("checkpoint") == newest and kept.get("tag") == tag:
             say("evaluation: figures and samples of this checkpoint are there already")
             return dict(kept["figures"])
-    pictures, views, tasks = _learnt_from(run)
+    pictures, views, tasks = _learned_from(run)
     shown = examples(pictures, limit=MOST_EXAMPLES) if pictures else []
     for example in shown:
         example.prompts = {task: prompt for task, prompt in example.prompts.items() if task in tasks}
@@ -60,7 +60,7 @@ def evaluate(run: str, say: Callable[[str], None] = print) -> dict[str, Any]:
     return figures
 
 
-def _learnt_from(run: str) -> tuple[Dataset | None, Dataset | None, set[str]]:
+def _learned_from(run: str) -> tuple[Dataset | None, Dataset | None, set[str]]:
     """The first dataset of pictures of a run's mixture, the first of view sets that serves `views`, and its tasks."""
     sources = yaml.safe_load(open_store(run).read(CONFIG))["mixture"].values()
     opened = [(Dataset.open(source["dataset"]), source["tasks"]) for source in sources]
@@ -109,7 +109,7 @@ def label_correlations(
 
     Beside the checkpoint's: that of a checkpoint of step 0 (`first`, where it was kept), and where there are other
     pictures, of the mean of their labels and of each of them, on the same pictures. Pearson's, over all pixels and
-    colours at the model's size.
+    colors at the model's size.
     """
     figures: dict[str, Any] = {}
     for group in LABELS:

@@ -24,7 +24,7 @@ from labeling.sources.ingest import (
     Picture,
     Rejected,
     cut_row_groups,
-    normalise,
+    normalize,
     picture_id,
 )
 from labeling.sources.source import Item, Source, cut
@@ -267,7 +267,7 @@ def _write(
         if identity in known:
             return {**named, "reason": f"in the dataset already, as {identity}"}
         try:
-            picture = normalise(raw, max_pixels, min_side)
+            picture = normalize(raw, max_pixels, min_side)
             said = {**said, **metadata.get(item.name, {})}
             return {"id": identity, "picture": picture, "source": item.name, **_pair(source, said), **_words(said)}
         except Rejected as error:

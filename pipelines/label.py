@@ -1,4 +1,4 @@
-"""The labelling job: one pass of Ray Data over references to row groups, an actor pool for every labeler.
+"""The labeling job: one pass of Ray Data over references to row groups, an actor pool for every labeler.
 
     read and decode ─▶ boxes ─▶ segmentation ─▶ … ─▶ (pictures dropped) ─▶ … ─▶ gather a shard, write it
 
@@ -35,7 +35,7 @@ MAX_ACTORS = 64
 
 @dataclass
 class LabelResult:
-    """What a labelling run did: shards written and fresh before by group, rows in error by group, seconds."""
+    """What a labeling run did: shards written and fresh before by group, rows in error by group, seconds."""
 
     written: Counter[str] = field(default_factory=Counter)
     fresh: Counter[str] = field(default_factory=Counter)
@@ -259,12 +259,12 @@ class _Label:
         done = dict(row)
         pictures = _unpack(row["pictures"]) if row["pictures"] and _reads_pictures(self.stage) else None
         for group, labeler in self.stage.items():
-            labelled, seconds = b"", 0.0
+            labeled, seconds = b"", 0.0
             if group in wanted:
                 started = time.monotonic()
-                labelled = _to_bytes(label_table(labeler, self._rows(done, labeler, pictures), self.sets))
+                labeled = _to_bytes(label_table(labeler, self._rows(done, labeler, pictures), self.sets))
                 seconds = time.monotonic() - started
-            done |= {f"{group}:table": labelled, f"{group}:seconds": seconds}
+            done |= {f"{group}:table": labeled, f"{group}:seconds": seconds}
         return done | ({"pictures": b""} if self.drop_pictures else {})
 
     def _rows(self, row: dict[str, Any], labeler: Labeler, pictures: list[Any] | None) -> list[dict[str, Any]]:
@@ -326,7 +326,7 @@ class _ShardWriter:
                 continue
             table = pa.concat_tables([_from_bytes(parts[index][group]) for index in range(len(row_groups))])
             wanted = expected_recipe(self.declarations[group], shard, self.footers)
-            assert wanted is not None, f"{group}/{shard} was labelled before what it reads"
+            assert wanted is not None, f"{group}/{shard} was labeled before what it reads"
             self.footers.setdefault(group, {})[shard] = write_shard(
                 self.dataset.store, group, shard, table, row_groups, wanted
             )

@@ -39,7 +39,7 @@ def sample(
     condition → picture with `condition`; picture → label with `images`, which are also the pictures that editing,
     identity and subject refer to (their captions are `references`). For views, `cameras` are
     "azimuth,elevation,distance" in degrees, one for each view, the first ones those of `images`; without cameras the
-    poses of the images are predicted. names: classes for segmentation and boxes; the colours follow from the seed.
+    poses of the images are predicted. names: classes for segmentation and boxes; the colors follow from the seed.
     Returns the files written. Raises InputError for an unknown task or what does not go together.
     """
     find_task(task)
@@ -63,7 +63,7 @@ def sample(
         names=names,
         colors=[colors[name] for name in names],
         reference_prompts=references,
-        # Our runs are trained on cameras normalised so.
+        # Our runs are trained on cameras normalized so.
         normalize_cameras=True,
         num_inference_steps=steps,
         guidance_scale=guidance,
@@ -108,12 +108,12 @@ def _place(path: str) -> tuple[Any, str]:
 
 
 def _load(path: str) -> Picture:
-    from labeling.sources.ingest import Rejected, normalise
+    from labeling.sources.ingest import Rejected, normalize
     from model.pictures import decode_picture
 
     store, name = _place(path)
     try:
-        return decode_picture(normalise(store.read(name), 100_000_000, 16).encoded)
+        return decode_picture(normalize(store.read(name), 100_000_000, 16).encoded)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Rejected as error:

@@ -22,7 +22,7 @@ from cluster.session import ray_session
 from labeling.dataset.digests import digest_json
 from labeling.dataset.lease import lease
 from labeling.dataset.shards import SCHEMA_VERSION, Dataset, ShardInfo, open_store, recipe, write_shard
-from labeling.sources.ingest import IMAGES, ROW_GROUP_BYTES, ROW_GROUP_PIXELS, Rejected, normalise, picture_id
+from labeling.sources.ingest import IMAGES, ROW_GROUP_BYTES, ROW_GROUP_PIXELS, Rejected, normalize, picture_id
 from labeling.sources.source import METADATA, Source
 from model.inputs import InputError
 from pipelines.progress import progress
@@ -162,11 +162,11 @@ def _rendered(source: Source, name: str, count: int, size: int, seed: int) -> li
     with tempfile.TemporaryDirectory() as folder:
         # A mesh may name textures and materials beside it, so its whole folder comes along.
         beside = str(PurePosixPath(name).parent)
-        for neighbour in source.store.walk("" if beside == "." else beside):
-            path = Path(folder, neighbour)
-            if neighbour != METADATA and path.resolve().is_relative_to(Path(folder).resolve()):
+        for neighbor in source.store.walk("" if beside == "." else beside):
+            path = Path(folder, neighbor)
+            if neighbor != METADATA and path.resolve().is_relative_to(Path(folder).resolve()):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(source.store.read(neighbour if beside == "." else f"{beside}/{neighbour}"))
+                path.write_bytes(source.store.read(neighbor if beside == "." else f"{beside}/{neighbor}"))
         pictures = render_views(Path(folder, PurePosixPath(name).name), count, size, seed)
     rows = []
     for view in pictures:
@@ -202,7 +202,7 @@ def _photographed(source: Source, name: str) -> list[dict[str, Any]]:
             raise InputError(f"{place}: frame {frame['file_path']!r} lies outside the source folder")
         try:
             raw = source.store.read(path)
-            picture = normalise(raw, 100_000_000, 32)
+            picture = normalize(raw, 100_000_000, 32)
         except FileNotFoundError:
             raise InputError(f"{place}: frame {frame['file_path']!r} is not there") from None
         except Rejected as error:

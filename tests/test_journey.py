@@ -1,4 +1,4 @@
-"""The whole journey on a real S3 server: the demo, what it learnt, and that a second run has nothing left to do."""
+"""The whole journey on a real S3 server: the demo, what it learned, and that a second run has nothing left to do."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _joined(dataset: Dataset) -> list[dict[str, str]]:
     return [{**row, "source": source} for source, row in zip(sources, dataset.rows("depth", ["method"]), strict=True)]
 
 
-def test_it_learnt_to_find_edges_and_objects(journey: tuple[str, str]) -> None:
+def test_it_learned_to_find_edges_and_objects(journey: tuple[str, str]) -> None:
     metrics = json.loads(open_store(journey[0]).read("metrics.json"))
     for label in ("edges", "segmentation"):
         name = f"image_to_{label}_correlation"
@@ -108,8 +108,8 @@ def test_a_second_run_finds_everything_fresh(journey: tuple[str, str]) -> None:
     before = kept(journey[0])
     said = demo(journey[0])
     assert "ingest: 0 pictures added" in said
-    assert re.search(r"label pictures: 0 shards labelled, \d+ shards fresh", said)
-    assert re.search(r"label views: 0 shards labelled, \d+ shards fresh", said)
+    assert re.search(r"label pictures: 0 shards labeled, \d+ shards fresh", said)
+    assert re.search(r"label views: 0 shards labeled, \d+ shards fresh", said)
     assert "finished already" in said
     assert kept(journey[0]) == before
 

@@ -67,7 +67,7 @@ class ModelConfig(Section):
 
 
 class ObjectiveConfig(Section):
-    """What is learnt.
+    """What is learned.
 
     known_frame_share: with this probability a sample of several frames has known (clean) ones, and the loss is on the
         others; 0 is the paper's rule, every frame with its own noise level and all of them in the loss.
@@ -158,7 +158,7 @@ class WorkersConfig(Section):
 class CheckpointConfig(Section):
     """every: steps between checkpoints (there is always one at the end); keep: how many of the newest stay.
 
-    first: also one of step 0, which stays, to compare what was learnt with.
+    first: also one of step 0, which stays, to compare what was learned with.
     """
 
     every: int = Field(default=1000, gt=0)
@@ -167,7 +167,7 @@ class CheckpointConfig(Section):
 
 
 class HeldOutConfig(Section):
-    """Rows that nothing is learnt from, by whose loss every checkpoint is measured.
+    """Rows that nothing is learned from, by whose loss every checkpoint is measured.
 
     share: of the rows of every source; 0 learns from all, and measures nothing. samples: how many are measured,
     rounded up to whole steps of `batch`.

@@ -70,8 +70,8 @@ def run_training(
         manifest = build_manifest(config.mixture, config.size)
         store.put(MANIFEST, manifest.to_json().encode())
     store.put(CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
-    learnt, held_out = _sides(config, manifest)
-    rows = learnt.counts()
+    learned, held_out = _sides(config, manifest)
+    rows = learned.counts()
     tell({"event": "mixture", "rows": rows, "empty": [task for task, count in rows.items() if not count]})
     finished = bool(done) and start >= config.steps
     if done and not finished:
@@ -83,7 +83,7 @@ def run_training(
             tell({"event": "scale", "step": step, "workers": wanted.workers})
         if not isinstance(config.workers.count, int):
             await_departures(wish)
-        wanted = _train(config, store.uri, learnt, held_out, tell, wish)
+        wanted = _train(config, store.uri, learned, held_out, tell, wish)
         step = next(iter(whole_checkpoints(store)[-1:]), 0)  # none of a run that ended before its first step
     return TrainingResult(
         run=store.uri,
@@ -105,7 +105,7 @@ def _scaled(config: TrainingConfig, workers: int | tuple[int, int]) -> TrainingC
 
 
 def _sides(config: TrainingConfig, manifest: Manifest) -> tuple[Manifest, Manifest | None]:
-    """What is learnt from, and what is held out, if anything is."""
+    """What is learned from, and what is held out, if anything is."""
     return manifest.split(config.held_out.share, config.seed) if config.held_out.share else (manifest, None)
 
 

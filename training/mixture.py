@@ -123,9 +123,9 @@ class Manifest:
         return Manifest(moved, self.streams)
 
     def split(self, share: float, seed: int) -> tuple[Manifest, Manifest]:
-        """(what is learnt from, what is held out): about so large a share of the rows of every source.
+        """(what is learned from, what is held out): about so large a share of the rows of every source.
 
-        A row is on the same side for all tasks, or a picture would be learnt by one and held out from another.
+        A row is on the same side for all tasks, or a picture would be learned by one and held out from another.
         Raises InputError when nothing is held out.
         """
         sides: dict[bool, dict[str, SourcePin]] = {False: {}, True: {}}
@@ -139,14 +139,14 @@ class Manifest:
                     shards[side].append(replace(shard, eligible=eligible))
             for side in sides:
                 sides[side][name] = replace(source, shards=shards[side])
-        learnt, held = (Manifest(sides[side], _counted(sides[side], self.streams)) for side in (False, True))
-        for manifest, what in ((held, "out"), (learnt, "to learn from")):
+        learned, held = (Manifest(sides[side], _counted(sides[side], self.streams)) for side in (False, True))
+        for manifest, what in ((held, "out"), (learned, "to learn from")):
             if not any(stream.rows for stream in manifest.streams):
                 most = max(stream.rows for stream in self.streams)
                 raise InputError(
                     f"held_out.share {share:g} of {most} rows leaves none {what}; change it, or set it to 0"
                 )
-        return learnt, held
+        return learned, held
 
     def counts(self) -> dict[str, int]:
         """Eligible rows of each task, over all sources."""

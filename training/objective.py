@@ -27,7 +27,7 @@ def draw_levels(
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """((F,) noise levels, (F,) frames that the loss counts) of a sample.
 
-    Every frame draws its own level: logit-normal(0, 1), shifted towards noise. With probability known_frame_share a
+    Every frame draws its own level: logit-normal(0, 1), shifted toward noise. With probability known_frame_share a
     sample of several frames has known ones instead, clean and out of the loss: of two frames either, evenly; of more
     a random subset, neither none nor all.
     """

@@ -1,4 +1,4 @@
-"""The loss on rows that nothing is learnt from: what tells learning from learning by heart."""
+"""The loss on rows that nothing is learned from: what tells learning from learning by heart."""
 
 from __future__ import annotations
 

@@ -193,7 +193,7 @@ def _unscheduled(pod: V1Pod, message: str) -> str:
         return f"no node with enough {' and '.join(lacking)} free"
     if re.search(r"didn't match Pod's node (affinity|selector)", text):
         labels = ", ".join(f"{key}={value}" for key, value in (pod.spec.node_selector or {}).items())
-        return f"no node labelled {labels}" if labels else "no node that its affinity allows"
+        return f"no node labeled {labels}" if labels else "no node that its affinity allows"
     taints = list(dict.fromkeys(re.findall(r"untolerated taint\(?s?\)? ?\{([^:}]+)", text)))
     if taints:
         return f"nodes are tainted {', '.join(taints)}; allow it among the pool's `tolerations`"

@@ -119,7 +119,7 @@ class Dataset:
     def footers(self, group: str, save: bool = False) -> dict[str, Footer]:
         """Footers of the group's shards that are there, by shard name: one listing, and the footers that changed.
 
-        save: keep what was learnt in GROUP/index.parquet, where one may write there.
+        save: keep what was learned in GROUP/index.parquet, where one may write there.
         """
         listing = self.store.files(group)
         names = [shard.name for shard in self.shards if f"{shard.name}.parquet" in listing]

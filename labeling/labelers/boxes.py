@@ -1,4 +1,4 @@
-"""Boxes: which objects are where, with a colour for each class (the embedded detector knows COCO's 80 classes)."""
+"""Boxes: which objects are where, with a color for each class (the embedded detector knows COCO's 80 classes)."""
 
 from __future__ import annotations
 

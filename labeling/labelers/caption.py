@@ -16,6 +16,7 @@ from model.pictures import Picture
 Point = Mapping[str, float]  # x, y in pixels, score
 Box = Mapping[str, float]  # x0, y0, x1, y1 in pixels
 
+# Part of the recipe where a model is named: another spelling would make all its captions stale.
 _ASK = "Describe this picture in 100 to 150 words: what is in it, where, its colours, light and style."
 _SEEN = 0.6  # least score of a point of the body that anything is said of
 _MOST_PLACES = 4  # classes whose place is told, the largest first
@@ -29,7 +30,7 @@ _BODIES = {
     17: {"shoulders": (5, 6), "hips": (11, 12), "knees": (13, 14), "ankles": (15, 16), "wrists": (9, 10),
          "eyes": (1, 2)},
 }  # fmt: skip
-# Upper ends of hue, in degrees, of colours that are neither dark, pale nor gray.
+# Upper ends of hue, in degrees, of colors that are neither dark, pale nor gray.
 _HUES = ((15, "red"), (40, "orange"), (68, "yellow"), (165, "green"), (195, "turquoise"), (255, "blue"),
          (290, "purple"), (340, "pink"), (361, "red"))  # fmt: skip
 
@@ -137,7 +138,7 @@ class CaptionLabeler(Labeler):
 
 
 def compose(picture: Picture, row: Row, threshold: float) -> str:
-    """Sentences from the source's text, detected objects and where they are, poses, and the picture's colours."""
+    """Sentences from the source's text, detected objects and where they are, poses, and the picture's colors."""
     height, width = picture.shape[:2]
     sentences = []
     if said := " ".join((row["images.text"] or "").split()):
@@ -194,8 +195,8 @@ def _placed(name: str, boxes: Sequence[Box], width: int, height: int) -> str:
 def _side(box: Box, width: int) -> str:
     if box["x1"] - box["x0"] > 0.75 * width:
         return "across the whole width"
-    centre = (box["x0"] + box["x1"]) / 2 / width
-    return "on the left" if centre < 0.38 else "on the right" if centre > 0.62 else "in the middle"
+    center = (box["x0"] + box["x1"]) / 2 / width
+    return "on the left" if center < 0.38 else "on the right" if center > 0.62 else "in the middle"
 
 
 def _poses(people: Sequence[Sequence[Point]], height: int) -> list[str]:
@@ -247,7 +248,7 @@ def _is_cut(person: Sequence[Point], height: int) -> bool:
 
 
 def _looks(picture: Picture) -> list[str]:
-    """Colours, brightness and contrast, from the pixels."""
+    """Colors, brightness and contrast, from the pixels."""
     import mmcv
 
     small = np.asarray(mmcv.imresize(picture, (64, 64), interpolation="area"), np.float64).reshape(-1, 3) / 255
@@ -255,11 +256,12 @@ def _looks(picture: Picture) -> list[str]:
     tone = "dark" if light.mean() < 0.27 else "bright" if light.mean() > 0.7 else ""
     flat = "low in contrast" if light.std() < 0.08 else ""
     about = [part for part in (tone, flat) if part]
-    if np.percentile(np.ptp(small, axis=1), 99) < 0.06:  # one coloured thing is enough to make it a colour picture
+    if np.percentile(np.ptp(small, axis=1), 99) < 0.06:  # one colored thing is enough to make it a color picture
         return [f"The picture is {_listed(['black and white', *about])}."]
     names, counts = np.unique([_color(*pixel) for pixel in small], return_counts=True)
     order = sorted(zip(-counts, names, strict=True))
     main = [str(name) for share, name in order if -share >= 0.12 * len(small)][:3]
+    # "colour" is what version 1 wrote: another spelling would be another caption under the same recipe.
     sentences = (
         [f"The picture's main {'colour is' if len(main) == 1 else 'colours are'} {_listed(main)}."] if main else []
     )
@@ -267,7 +269,7 @@ def _looks(picture: Picture) -> list[str]:
 
 
 def _color(red: float, green: float, blue: float) -> str:
-    """An everyday name of a colour, its channels in 0…1."""
+    """An everyday name of a color, its channels in 0…1."""
     import colorsys
 
     hue, saturation, value = colorsys.rgb_to_hsv(red, green, blue)

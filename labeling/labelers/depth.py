@@ -1,4 +1,4 @@
-"""Depth: normalised inverse depth from a model, a stereo pair, or the true disparity that came with the picture."""
+"""Depth: normalized inverse depth from a model, a stereo pair, or the true disparity that came with the picture."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from labeling import labeler
 from labeling.labeler import Labeler, Row, RowError
 from model.pictures import Picture, decode_gray, decode_picture, encode_png
 
-_METRIC = ("depth_pro", "glpn", "zoedepth")  # architectures that predict metres, and whose configuration does not say
-_NEAREST = 0.01  # metres; what is predicted nearer is noise, and would leave no levels for the rest
+_METRIC = ("depth_pro", "glpn", "zoedepth")  # architectures that predict meters, and whose configuration does not say
+_NEAREST = 0.01  # meters; what is predicted nearer is noise, and would leave no levels for the rest
 Inverse = NDArray[np.float32]  # (H, W) inverse depth in any unit, NaN where unknown
 
 
@@ -28,7 +28,7 @@ class DepthLabeler(Labeler):
 
     class Parameters(labeler.Parameters):
         """model: hub name or path of a transformers depth model, "" for none; gives: what the model predicts, inverse
-        depth (as MiDaS and Depth Anything) or depth in metres, "auto" to go by its configuration; disparities: the
+        depth (as MiDaS and Depth Anything) or depth in meters, "auto" to go by its configuration; disparities: the
         largest shift between the pictures of a pair, as a share of the width; block: side of what the stereo matcher
         compares, an odd number of pixels; long_side: pixels that a larger pair is reduced to before matching."""
 
@@ -173,6 +173,6 @@ class DepthLabeler(Labeler):
 
 
 def _is_metric(config: Any) -> bool:
-    """Whether a transformers depth model of this configuration predicts metres instead of inverse depth."""
+    """Whether a transformers depth model of this configuration predicts meters instead of inverse depth."""
     stated = getattr(config, "depth_estimation_type", None)
     return stated == "metric" if stated else config.model_type in _METRIC

@@ -1,4 +1,4 @@
-"""Edges: where brightness or colour changes, as white lines on black (Canny, as for the published model)."""
+"""Edges: where brightness or color changes, as white lines on black (Canny, as for the published model)."""
 
 from __future__ import annotations
 
@@ -72,11 +72,11 @@ def draw_edges(picture: Picture, parameters: EdgesLabeler.Parameters) -> NDArray
         small = mmcv.imrescale(picture, (parameters.long_side, parameters.long_side), interpolation="area")
     if parameters.blur > 0:
         small = cv2.GaussianBlur(small, (0, 0), parameters.blur, borderType=cv2.BORDER_REFLECT_101)
-    # On colours, not gray: Canny takes the channel with the steepest gradient, so red beside green is an edge.
+    # On colors, not gray: Canny takes the channel with the steepest gradient, so red beside green is an edge.
     lines = cv2.Canny(small, parameters.low, parameters.high, L2gradient=True)
     # Canny's lines are one pixel wide; at training size they would fade to dark gray.
     wanted = float(np.sqrt(lines.shape[0] * lines.shape[1])) * _LINE
-    line = max(1, 2 * round((wanted - 1) / 2) + 1)  # odd, so that it stays centred on the edge
+    line = max(1, 2 * round((wanted - 1) / 2) + 1)  # odd, so that it stays centered on the edge
     if line > 1:
         lines = cv2.dilate(lines, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (line, line)))
     if lines.shape != (height, width):

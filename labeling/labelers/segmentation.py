@@ -1,4 +1,4 @@
-"""Segmentation: the pixels of each detected object, with class names and colours."""
+"""Segmentation: the pixels of each detected object, with class names and colors."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ class SegmentationLabeler(Labeler):
             rim = max(1, round(0.02 * min(height, width)))
             mask[:rim], mask[-rim:], mask[:, :rim], mask[:, -rim:] = (cv2.GC_PR_BGD,) * 4
             mask[0], mask[-1], mask[:, 0], mask[:, -1] = (cv2.GC_BGD,) * 4
-        cv2.setRNGSeed(0)  # GrabCut begins with k-means, which draws its centres
+        cv2.setRNGSeed(0)  # GrabCut begins with k-means, which draws its centers
         back, fore = np.zeros((1, 65)), np.zeros((1, 65))
         nowhere = (0, 0, 1, 1)  # the rectangle is not used when a mask is given
         cv2.grabCut(picture, mask, nowhere, back, fore, self.parameters.iterations, cv2.GC_INIT_WITH_MASK)

@@ -1,6 +1,6 @@
 """Text: the embedding of the prompt of every task, and of the empty prompt that stands for a dropped caption.
 
-A prompt carries the task's token and the colours of masks and boxes, so a row has one entry for each task.
+A prompt carries the task's token and the colors of masks and boxes, so a row has one entry for each task.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NEEDS_MORE = ("identity", "subject", "editing")  # reference captions or an ins
 class TextLabeler(Labeler):
     """One entry a task: its prompt, and the embedding of the prompt's tokens (L Y order, float16).
 
-    A task whose class names could not be labelled in a row has no entry there; the row serves the other tasks.
+    A task whose class names could not be labeled in a row has no entry there; the row serves the other tasks.
     """
 
     name = "text"

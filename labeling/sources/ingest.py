@@ -33,7 +33,7 @@ SHARD_ROWS = 1024
 SHARD_BYTES = 256 << 20
 ROW_GROUP_ROWS = 16
 ROW_GROUP_BYTES = 16 << 20
-ROW_GROUP_PIXELS = 32 << 20  # 96 MB decoded: what a labelling job holds of one row group
+ROW_GROUP_PIXELS = 32 << 20  # 96 MB decoded: what a labeling job holds of one row group
 
 _KEPT = {"JPEG", "PNG", "WEBP"}  # encoded bytes of these are stored as they came when nothing about them must change
 
@@ -56,7 +56,7 @@ def picture_id(raw: bytes) -> str:
     return hashlib.blake2b(raw, digest_size=16).hexdigest()
 
 
-def normalise(raw: bytes, max_pixels: int, min_side: int) -> Picture:
+def normalize(raw: bytes, max_pixels: int, min_side: int) -> Picture:
     """Check that bytes are one whole picture and give it upright, 8-bit, opaque, in sRGB.
 
     Bytes that are so already are kept to the letter; others are encoded anew (JPEG stays JPEG at quality 95, the rest
@@ -142,7 +142,7 @@ def _to_srgb(picture: Any, profile: bytes | None) -> Any:
         mode = "RGBA" if picture.mode == "RGBA" else "RGB"
         return ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode=mode)
     except ImageCms.PyCMSError:
-        return picture  # a profile for another colour space than the pixels have
+        return picture  # a profile for another color space than the pixels have
 
 
 def _flatten(picture: Any) -> Any:

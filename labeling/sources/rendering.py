@@ -17,7 +17,7 @@ from model.inputs import InputError
 FOCAL = 1.3887  # default focal length, image width = 1 (MODEL.md, Cameras)
 SUPERSAMPLING = 2  # rays a pixel and axis
 AMBIENT = 0.45
-LIGHT = np.array([0.4, 0.3, 0.86])  # direction towards the light
+LIGHT = np.array([0.4, 0.3, 0.86])  # direction toward the light
 BACKGROUND = (235, 238, 242)
 
 Floats = NDArray[np.float64]
@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 class View:
     """One rendered view.
 
-    picture: (H, W, 3) uint8; inverse_depth: (H, W) float32, 1 / z along the optical axis at pixel centres, 0 where no
+    picture: (H, W, 3) uint8; inverse_depth: (H, W) float32, 1 / z along the optical axis at pixel centers, 0 where no
     surface is hit; c2w: (4, 4) OpenGL camera-to-world; intrinsics: (3, 3), image width 1.
     """
 
@@ -58,7 +58,7 @@ def orbit(views: int, seed: int) -> list[Floats]:
 
 
 class Surface:
-    """A mesh ready to be hit by rays: one triangle soup with a colour lookup for each part."""
+    """A mesh ready to be hit by rays: one triangle soup with a color lookup for each part."""
 
     def __init__(self, path: Path) -> None:
         """Load and scale to the unit ball around the origin. Raises InputError for what holds no triangles."""
@@ -76,8 +76,8 @@ class Surface:
         if scene.metadata.get("file_type", path.suffix.lstrip(".")) in ("glb", "gltf", "obj"):
             # These formats have y up, our world z.
             vertices = vertices @ np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], float)
-        centre = (vertices.min(0) + vertices.max(0)) / 2
-        vertices = (vertices - centre) / np.linalg.norm(vertices - centre, axis=1).max()
+        center = (vertices.min(0) + vertices.max(0)) / 2
+        vertices = (vertices - center) / np.linalg.norm(vertices - center, axis=1).max()
         self.mesh = trimesh.Trimesh(vertices, whole.faces, process=False)
         self.first_face = np.cumsum([0, *(len(mesh.faces) for mesh in self.parts)])
         from trimesh.ray.ray_pyembree import RayMeshIntersector
@@ -106,7 +106,7 @@ class Surface:
         colors[hit] = self._colors(faces[hit], points[hit]) * self._light(faces[hit], directions[hit])[:, None]
         blocks = colors.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING, 3).mean((1, 3))
         picture = np.clip(np.rint(blocks), 0, 255).astype(np.uint8)
-        # Depth belongs to pixel centres, which are no ray of the supersampled grid.
+        # Depth belongs to pixel centers, which are no ray of the supersampled grid.
         origins, directions = pixel_rays(c2w, size)
         faces, points = self.cast(origins, directions)
         depth = -((points - c2w[:3, 3]) @ c2w[:3, 2])
@@ -135,7 +135,7 @@ class Surface:
 
 
 def pixel_rays(c2w: Floats, size: int) -> tuple[Floats, Floats]:
-    """Origins and directions (size², 3) through pixel centres, row by row from the top; unit step along the axis."""
+    """Origins and directions (size², 3) through pixel centers, row by row from the top; unit step along the axis."""
     axis = (np.arange(size) + 0.5) / size - 0.5
     x, y = np.meshgrid(axis / FOCAL, -axis / FOCAL)
     local = np.stack([x, y, -np.ones_like(x)], -1).reshape(-1, 3)
@@ -144,7 +144,7 @@ def pixel_rays(c2w: Floats, size: int) -> tuple[Floats, Floats]:
 
 
 def _part_colors(mesh: Any, corner: NDArray[np.int64], weights: Floats) -> Floats:
-    """Colours 0…255 at barycentric points: from the texture, the vertices, or the material."""
+    """Colors 0…255 at barycentric points: from the texture, the vertices, or the material."""
     material = getattr(mesh.visual, "material", None)
     image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
     uv = getattr(mesh.visual, "uv", None)
@@ -159,7 +159,7 @@ def _part_colors(mesh: Any, corner: NDArray[np.int64], weights: Floats) -> Float
 
 
 def _bilinear(image: Floats, uv: Floats) -> Floats:
-    """Texture colours; u to the right, v upwards, both repeating."""
+    """Texture colors; u to the right, v upwards, both repeating."""
     height, width = image.shape[:2]
     x, y = (uv[:, 0] % 1) * width - 0.5, (1 - uv[:, 1] % 1) * height - 0.5
     left, top = np.floor(x).astype(int), np.floor(y).astype(int)

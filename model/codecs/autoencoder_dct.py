@@ -9,7 +9,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
-from model.codecs.block_transform import analyse, block_constants, synthesise
+from model.codecs.block_transform import analyze, block_constants, synthesize
 from model.codecs.dct import BLOCK, CHANNELS
 
 
@@ -30,10 +30,10 @@ class AutoencoderDCT(ModelMixin, ConfigMixin):
     @apply_forward_hook
     def encode(self, x: Tensor) -> AutoencoderKLOutput:
         """(B, 3, H, W) in [-1, 1] → a distribution that is one point, (B, 16, h, w)."""
-        blocks = analyse(x, self.analysis, self.mean, self.std)
+        blocks = analyze(x, self.analysis, self.mean, self.std)
         return AutoencoderKLOutput(latent_dist=IdentityDistribution(blocks))
 
     @apply_forward_hook
     def decode(self, z: Tensor) -> DecoderOutput:
         """(B, 16, h, w) → (B, 3, H, W), not clamped to [-1, 1]."""
-        return DecoderOutput(sample=synthesise(z, self.synthesis, self.mean, self.std))
+        return DecoderOutput(sample=synthesize(z, self.synthesis, self.mean, self.std))

@@ -20,11 +20,11 @@ def block_constants() -> dict[str, Tensor]:
     }
 
 
-def analyse(pixels: Tensor, analysis: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def analyze(pixels: Tensor, analysis: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """(B, 3, H, W) in [-1, 1] → whitened coefficients (B, 16, h, w)."""
     return (functional.conv2d(pixels, analysis, stride=BLOCK) - mean) / std
 
 
-def synthesise(latents: Tensor, synthesis: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def synthesize(latents: Tensor, synthesis: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """(B, 16, h, w) → (B, 3, H, W), not clamped to [-1, 1]."""
     return functional.conv_transpose2d(latents * std + mean, synthesis, stride=BLOCK)

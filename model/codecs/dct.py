@@ -22,7 +22,7 @@ _YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -
 # wheel holds (named in tests/model/test_codecs.py, which computes them again), each fitted to its bucket around
 # 256 × 256, pixels in [-1, 1]. Two things are not as measured: the means of all but the flat coefficients are 0, which
 # mirror symmetry asks for; and the four chroma gradients, which photographs hardly have (0.11 to 0.16), get the least
-# of luma's, or the border between two saturated colours of a mask would be 43 standard deviations away.
+# of luma's, or the border between two saturated colors of a mask would be 43 standard deviations away.
 MEAN = (-1.65, 0, 0, 0, 0, 0, 0, 0, 0, 0, -0.40, 0, 0, 0.66, 0, 0)
 STD = (3.11, 0.67, 0.66, 0.35, 0.37, 0.39, 0.26, 0.25, 0.25, 0.22, 0.87, 0.22, 0.22, 1.28, 0.22, 0.22)
 DIGEST = hashlib.blake2b(repr((_LUMA, _CHROMA, _YCBCR, MEAN, STD)).encode(), digest_size=16).hexdigest()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from model.codecs.block_transform import analyse, block_constants, synthesise
+from model.codecs.block_transform import analyze, block_constants, synthesize
 from model.codecs.dct import BLOCK, CHANNELS, DIGEST
 from model.inputs import InputError
 from model.weights import model_folder, weights_digest
@@ -79,11 +79,11 @@ class _DctCodec(ImageCodec):
     def _encode(self, pixels: Tensor) -> Tensor:
         constants = self._constants
         pixels = pixels.to(self.device, torch.float32)
-        return analyse(pixels, constants["analysis"], constants["mean"], constants["std"])
+        return analyze(pixels, constants["analysis"], constants["mean"], constants["std"])
 
     def _decode(self, latents: Tensor) -> Tensor:
         constants = self._constants
-        return synthesise(latents, constants["synthesis"], constants["mean"], constants["std"])
+        return synthesize(latents, constants["synthesis"], constants["mean"], constants["std"])
 
 
 def load_codec(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> ImageCodec:

@@ -102,7 +102,7 @@ def print_labels(result: Any) -> None:
     for group, fresh in result.fresh.items():
         busy = result.busy.get(group, 0.0)
         speed = f", {result.rows[group] / busy:.1f} rows/s a process" if busy else ""
-        print(f"{group}: {result.written[group]} shards labelled, {fresh} fresh{speed}")
+        print(f"{group}: {result.written[group]} shards labeled, {fresh} fresh{speed}")
 
 
 @app.command()
@@ -180,7 +180,7 @@ def sample(
     out: Annotated[str, typer.Option(help="Where to write the picture.")] = "sample.png",
     size: Annotated[int | None, typer.Option(min=16, help="Around which to sample; default as trained.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; default as published.")] = None,
-    guidance: Annotated[float | None, typer.Option(min=1.0, help="Towards the prompt; 1 is none.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=1.0, help="Toward the prompt; 1 is none.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """One task from a checkpoint: --condition gives a picture, --image its label."""
@@ -206,7 +206,7 @@ def sample(
 
 @app.command()
 def evaluate(run: Annotated[str, typer.Argument(metavar="RUN", help="A folder or s3:// address.")]) -> None:
-    """What a run has learnt: figures beside baselines, and samples of every task, of its newest checkpoint."""
+    """What a run has learned: figures beside baselines, and samples of every task, of its newest checkpoint."""
     from pipelines.evaluate import evaluate as run_it
 
     for name, figure in run_it(run).items():

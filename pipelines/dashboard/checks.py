@@ -1,4 +1,4 @@
-"""Asset checks: is it fresh, how many rows are in error, is labelling as fast as before, does the loss fall.
+"""Asset checks: is it fresh, how many rows are in error, is labeling as fast as before, does the loss fall.
 
 They read footers and metrics alone. They can be run in Dagster, and the sensor that follows what happens elsewhere
 reports them as well.
@@ -16,7 +16,7 @@ import dagster as dg
 
 from labeling.dataset.shards import open_store
 from model.inputs import InputError, one_line
-from pipelines.dashboard.details import LABELLED_BY, SPEED
+from pipelines.dashboard.details import LABELED_BY, SPEED
 from pipelines.dashboard.fingerprints import DatasetState, Key, RangeState, dataset_state
 from pipelines.dashboard.launch import explained
 from pipelines.dashboard.snapshots import Snapshot, find_snapshot, look
@@ -32,10 +32,10 @@ DATASET_CHECKS = frozenset({"fresh", "errors", "speed"})
 _ABOUT = {
     "fresh": "No shard is missing or stale, by the fingerprints in their footers.",
     "errors": f"At most {MOST_ERRORS:.0%} of the rows are in error.",
-    "speed": "Labelling is at least half as fast as in earlier runs.",
+    "speed": "Labeling is at least half as fast as in earlier runs.",
     "sources": "All pictures of the sources are in the dataset.",
     "loss": "The loss is a number, and lower than at the start.",
-    "held_out": "The loss on rows that nothing is learnt from is not rising.",
+    "held_out": "The loss on rows that nothing is learned from is not rising.",
     "figures": "The evaluation is of the newest checkpoint, and the model beats every baseline.",
 }
 
@@ -105,18 +105,18 @@ def _freshness(key: Key, whole: RangeState, state: DatasetState) -> Verdict:
 
 
 def _speed(key: Key, state: DatasetState, instance: dg.DagsterInstance) -> Verdict:
-    """The last labelling beside the median of those before it.
+    """The last labeling beside the median of those before it.
 
     A job that was sent again says only of its last attempt how fast it was; events know of those before.
     """
-    speeds = {one.job: one.speed for one in reversed(state.labellings) if one.group == key[1]}
+    speeds = {one.job: one.speed for one in reversed(state.labelings) if one.group == key[1]}
     for record in instance.fetch_materializations(dg.AssetKey(key), limit=MOST_EVENTS).records:
         event = record.asset_materialization
-        job, speed = (event.metadata.get(name) if event else None for name in (LABELLED_BY, SPEED))
+        job, speed = (event.metadata.get(name) if event else None for name in (LABELED_BY, SPEED))
         if job and speed and isinstance(speed.value, int | float):
             speeds.setdefault(str(job.value), float(speed.value))
     if not speeds:
-        return Verdict(key, "speed", True, "no job has labelled it yet")
+        return Verdict(key, "speed", True, "no job has labeled it yet")
     last, *earlier = speeds.values()
     if not earlier:
         return Verdict(key, "speed", True, f"{last:.3g} rows a second", {"rows a second": last})

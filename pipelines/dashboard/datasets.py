@@ -52,7 +52,7 @@ def dataset_assets(snapshot: Snapshot) -> list[dg.AssetSpec | dg.AssetsDefinitio
     specs = [group_spec(snapshot, group) for group in in_order(snapshot)]
     sources = [spec for spec in specs if spec.key.path[1] not in snapshot.labels]
     labels = [spec for spec in specs if spec.key.path[1] in snapshot.labels]
-    return [*sources, *([_labelling(snapshot, labels)] if labels else [])]
+    return [*sources, *([_labeling(snapshot, labels)] if labels else [])]
 
 
 def group_spec(snapshot: Snapshot, group: str) -> dg.AssetSpec:
@@ -118,7 +118,7 @@ def changed_parameters(
     return found
 
 
-def _labelling(snapshot: Snapshot, specs: list[dg.AssetSpec]) -> dg.AssetsDefinition:
+def _labeling(snapshot: Snapshot, specs: list[dg.AssetSpec]) -> dg.AssetsDefinition:
     """All labels of a dataset as one step that makes any of them: one job, one pass over the pictures."""
     name = snapshot.place.name
 
@@ -167,7 +167,7 @@ def choose(context: dg.AssetExecutionContext, snapshot: Snapshot) -> Chosen:
 
 
 def made(instance: dg.DagsterInstance, name: str, chosen: Chosen, ended: Ended) -> Iterator[dg.AssetMaterialization]:
-    """What Dagster is to know after a labelling job: of what was chosen, and of anything else that changed with it."""
+    """What Dagster is to know after a labeling job: of what was chosen, and of anything else that changed with it."""
     refresh([name])
     state = dataset_state(find_snapshot(name))
     versions = list(dataset_versions(state))

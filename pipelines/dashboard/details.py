@@ -10,7 +10,7 @@ import dagster as dg
 from labeling.dataset.shards import Dataset, open_store
 from model.inputs import one_line
 from pipelines.dashboard.fingerprints import DatasetState, Version, partition_of
-from pipelines.dashboard.labellings import Labelling
+from pipelines.dashboard.labeling_history import Labeling
 from pipelines.dashboard.ranges import Range
 from pipelines.dashboard.sheets import contact_sheet, sample_sheet, save_charts
 from pipelines.dashboard.snapshots import Snapshot
@@ -18,7 +18,7 @@ from pipelines.reports.overlays import Inliner
 from pipelines.reports.run import RunSection, describe_run, run_figures
 
 MOST_ERROR_SHARDS, MOST_REASONS = 64, 6
-LABELLED_BY, SPEED = "labelled by", "rows a second"
+LABELED_BY, SPEED = "labeled by", "rows a second"
 MOST_CHARACTERS = 900  # Dagster puts longer Markdown behind a link
 
 
@@ -38,17 +38,17 @@ def group_details(state: DatasetState, version: Version) -> dict[str, Any]:
     if own.errors:
         found["errors"] = dg.MetadataValue.md(_errors(dataset, group, [s for s in shards if s in state.footers[group]]))
     found["shards"] = own.fresh + own.stale
-    last = next((one for one in reversed(state.labellings) if one.group == group), None)
-    return found | (labelling_details(last) if last else {})
+    last = next((one for one in reversed(state.labelings) if one.group == group), None)
+    return found | (labeling_details(last) if last else {})
 
 
-def labelling_details(labelling: Labelling) -> dict[str, Any]:
+def labeling_details(labeling: Labeling) -> dict[str, Any]:
     """Of a job's work on a group."""
     return {
-        LABELLED_BY: labelling.job,
-        "rows labelled by the job": labelling.rows,
-        SPEED: round(labelling.speed, 2),
-        "seconds of work": round(labelling.seconds, 2),
+        LABELED_BY: labeling.job,
+        "rows labeled by the job": labeling.rows,
+        SPEED: round(labeling.speed, 2),
+        "seconds of work": round(labeling.seconds, 2),
     }
 
 

@@ -17,7 +17,7 @@ from labeling.dataset.digests import digest_json
 from labeling.dataset.shards import Dataset, Footer, open_store
 from labeling.dataset.storage import Entry, Store
 from labeling.plan import expected_recipe
-from pipelines.dashboard.labellings import Labelling, labellings
+from pipelines.dashboard.labeling_history import Labeling, labelings
 from pipelines.dashboard.ranges import Range
 from pipelines.dashboard.snapshots import Snapshot
 from pipelines.file_cache import KeptFiles
@@ -69,7 +69,7 @@ class Version:
 class DatasetState:
     """What is there of a dataset: group → key of a range → its state; and what it was seen by.
 
-    listings: group → shard → its file; contents: group → digest of all of its shards; labellings: see `Labelling`.
+    listings: group → shard → its file; contents: group → digest of all of its shards; labelings: see `Labeling`.
     """
 
     snapshot: Snapshot
@@ -78,7 +78,7 @@ class DatasetState:
     listings: Listings
     footers: Footers
     contents: dict[str, str]
-    labellings: Sequence[Labelling]
+    labelings: Sequence[Labeling]
 
     def totals(self, group: str) -> RangeState:
         """Of all ranges together."""
@@ -106,12 +106,12 @@ def dataset_state(snapshot: Snapshot, before: DatasetState | None = None) -> Dat
         files = dataset.store.files(group)
         listings[group] = {shard: files[f"{shard}.parquet"] for shard in shards if f"{shard}.parquet" in files}
         footers[group] = _footers(dataset, group, listings[group], before)
-    done = labellings(dataset.store)
+    done = labelings(dataset.store)
     if before and (snapshot, shards, listings, done) == (
         before.snapshot,
         before.shards,
         before.listings,
-        before.labellings,
+        before.labelings,
     ):
         return before
     ranges: dict[str, dict[str, RangeState]] = {}
@@ -235,14 +235,14 @@ def run_versions(
     steps = whole_checkpoints(store)
     if not steps:
         return
-    learnt = _learnt(store, snapshot.config)
+    learned = _learned(store, snapshot.config)
     inputs: dict[Key, str] = {}
     current: dict[Key, str] = {}
     for address, group in snapshot.reads:
         if address not in names:
             continue
         key = (names[address], group)
-        inputs[key] = learnt.get((address, group), MISSING)
+        inputs[key] = learned.get((address, group), MISSING)
         current[key] = datasets[address].contents.get(group, MISSING) if address in datasets else inputs[key]
     last = f"{store.uri}/{checkpoint_name(steps[-1])}"
     content = digest_json([checkpoint_name(steps[-1]), load_state(store, steps[-1])])
@@ -258,7 +258,7 @@ def run_versions(
         yield Version((name, "evaluation"), None, digest, EVALUATION_CODE, fresh, made_from, newest)
 
 
-def _learnt(store: Store, config: Mapping[str, Any]) -> dict[tuple[str, str], str]:
+def _learned(store: Store, config: Mapping[str, Any]) -> dict[tuple[str, str], str]:
     """(dataset, group) → digest of the shards' content that the run's manifest pins, as `DatasetState.contents`."""
     entry = store.files().get(MANIFEST)
     pinned = _manifests.get(store, MANIFEST, entry) if entry else {}

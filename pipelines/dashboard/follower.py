@@ -12,7 +12,7 @@ import dagster as dg
 from cluster.user_data import one_at_a_time
 from model.inputs import one_line
 from pipelines.dashboard.checks import DATASET_CHECKS, dataset_verdicts, report_verdicts, run_verdicts
-from pipelines.dashboard.details import checkpoint_details, evaluation_details, group_details, labelling_details
+from pipelines.dashboard.details import checkpoint_details, evaluation_details, group_details, labeling_details
 from pipelines.dashboard.fingerprints import DatasetState, Version, dataset_state, dataset_versions
 from pipelines.dashboard.reporting import MEMORY_SECONDS, Reporter, shown_pictures
 from pipelines.dashboard.runs import versions_of
@@ -109,10 +109,10 @@ class Follower:
         self._told.pop(address, None)
         count = self.reporter.report(dataset_versions(state), lambda one: group_details(state, one), deadline)
         is_done = self.reporter.is_done
-        new = [one for one in state.labellings if before and one not in before.labellings]
+        new = [one for one in state.labelings if before and one not in before.labelings]
         for one in new:  # a job says how fast it was some moments after its last shard
             key = dg.AssetKey([snapshot.place.name, one.group])
-            self.instance.report_runless_asset_event(dg.AssetObservation(key, metadata=labelling_details(one)))
+            self.instance.report_runless_asset_event(dg.AssetObservation(key, metadata=labeling_details(one)))
         # How fast it was says nothing new until a job ends, and costs looking at many events.
         checks = DATASET_CHECKS
         if new or now - self._checked.get(address, float("-inf")) > MEMORY_SECONDS:

@@ -146,7 +146,7 @@ def run_job(
         _interrupted(context, submission)
         raise
     if state.phase == "stopped":
-        raise dg.Failure(f"{submission.id} was stopped; materialise again to continue", allow_retries=False)
+        raise dg.Failure(f"{submission.id} was stopped; materialize again to continue", allow_retries=False)
     if state.phase != "succeeded":
         reason = state.reason or "its log says why"
         raise dg.Failure(f"{submission.id}: {state.phase}: {reason}", allow_retries=False)

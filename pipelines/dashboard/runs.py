@@ -143,7 +143,7 @@ def _evaluating(snapshot: Snapshot, spec: dg.AssetSpec) -> dg.AssetsDefinition:
 
 
 def _refuse_in_vain(snapshot: Snapshot, steps: int) -> None:
-    """Raise InputError where a run has all its steps, and learnt from other content: training would do nothing."""
+    """Raise InputError where a run has all its steps, and learned from other content: training would do nothing."""
     from training.checkpoint import whole_checkpoints
 
     address = snapshot.place.address
@@ -154,7 +154,7 @@ def _refuse_in_vain(snapshot: Snapshot, steps: int) -> None:
         changed = [key for key, content in version.inputs.items() if version.current.get(key) != content]
         if changed:
             raise InputError(
-                f"{address}: it learnt from other content of {', '.join('/'.join(key) for key in changed)} than is "
+                f"{address}: it learned from other content of {', '.join('/'.join(key) for key in changed)} than is "
                 "there now; take another run, or remove its checkpoints/ to begin again"
             )
 

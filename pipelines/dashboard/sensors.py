@@ -14,7 +14,7 @@ from pipelines.dashboard.checks import report_verdicts
 from pipelines.dashboard.follower import Follower
 from pipelines.dashboard.jobs import ingest_pictures
 from pipelines.dashboard.snapshots import Snapshot, look
-from pipelines.dashboard.sources import News, listing, source_verdict, unlabelled, worked_on_now
+from pipelines.dashboard.sources import News, listing, source_verdict, unlabeled, worked_on_now
 from pipelines.dashboard.tracked_assets import Place, find_place
 
 FOLLOW_SECONDS, PICTURE_SECONDS = 10, 30
@@ -128,7 +128,7 @@ def _build(
 
     Shards without labels are work as well: whatever became of the run that was to make them.
     """
-    lacking = unlabelled(now)
+    lacking = unlabeled(now)
     if not found and not lacking:
         return _skip(said, seen)
     held = worked_on_now(now)

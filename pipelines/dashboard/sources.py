@@ -74,7 +74,7 @@ def news(snapshot: Snapshot) -> list[News]:
     return found
 
 
-def unlabelled(snapshot: Snapshot) -> dict[str, list[str]]:
+def unlabeled(snapshot: Snapshot) -> dict[str, list[str]]:
     """Group → shards that have no label of it, though it is declared. Costs a listing a group."""
     dataset = Dataset.open(snapshot.place.address)
     found = {}

@@ -35,7 +35,7 @@ _SCHARSTEIN = "D. Scharstein, H. Hirschmüller, Y. Kitajima, G. Krathwohl, N. Ne
 _PACKAGED = [
     ("skimage", "data/astronaut.png", "NASA", _PUBLIC,
      "The astronaut Eileen Collins in an orange space suit before a flag and a model of the Space Shuttle."),
-    ("skimage", "data/brick.png", "CC0Textures", _CC0, "A pavement of long bricks in grey mortar."),
+    ("skimage", "data/brick.png", "CC0Textures", _CC0, "A pavement of long bricks in gray mortar."),
     ("skimage", "data/camera.png", "Lav Varshney", _CC0,
      "A man in a dark coat looks through a camera on a tripod that stands on a lawn."),
     ("skimage", "data/chelsea.png", "Stéfan van der Walt", _CC0, "The face of a tabby cat with green eyes."),
@@ -131,7 +131,7 @@ def _refused(files: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 def _huge_png(side: int) -> bytes:
-    """A small grey PNG file whose header promises side × side pixels."""
+    """A small gray PNG file whose header promises side × side pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

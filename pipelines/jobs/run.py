@@ -36,7 +36,7 @@ class _Interrupted(KeyboardInterrupt):
 def execute(address: str, attempt: int) -> int:
     """Run a job to its end, or until a signal, its control file or a lost node ends it; the exit code (see COME_BACK).
 
-    SIGTERM and SIGUSR1 interrupt: labelling keeps its finished shards, training writes a checkpoint first.
+    SIGTERM and SIGUSR1 interrupt: labeling keeps its finished shards, training writes a checkpoint first.
     """
     folder = JobFolder(address)
     job = folder.job()
@@ -217,10 +217,10 @@ def _label(job: LabelJob) -> dict[str, Any]:
         print(f"ingest: {taken.added} pictures added, {taken.rejected} files rejected", flush=True)
         result["ingest"] = asdict(taken)
     room = job.workers.resources()
-    labelled = label(job.dataset, job.groups, job.parameters, job.shards, room.most * room.cpus)
-    print_labels(labelled)
+    labeled = label(job.dataset, job.groups, job.parameters, job.shards, room.most * room.cpus)
+    print_labels(labeled)
     figures = ("written", "fresh", "rows", "busy", "seconds")
-    return result | {name: _plain(getattr(labelled, name)) for name in figures}
+    return result | {name: _plain(getattr(labeled, name)) for name in figures}
 
 
 def _evaluate(job: EvaluateJob) -> dict[str, Any]:

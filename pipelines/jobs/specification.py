@@ -21,7 +21,7 @@ class WorkersSpec(Section):
 
     count: workers, or [least, most] where the target can add and remove them; cpus, gpus, memory_gb: of each.
     Training: a worker is one rank; its readers' CPUs (`reader` of the configuration) come on top.
-    Labelling: a machine's share, on which the labelers' processes are spread.
+    Labeling: a machine's share, on which the labelers' processes are spread.
     """
 
     count: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = 1
@@ -165,7 +165,7 @@ def parse_job(values: dict[str, Any], place: str) -> Job:
 
 
 def resolve(job: Job) -> Job:
-    """The job as any machine can take it: whole addresses, and a training's configuration spelt out.
+    """The job as any machine can take it: whole addresses, and a training's configuration spelled out.
 
     Raises InputError for a configuration that is wrong: that is better found here than on a cluster.
     """

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: no script, no fonts, colours by CSS class, so that they follow the page into dark mode."""
+"""Charts as inline SVG: no script, no fonts, colors by CSS class, so that they follow the page into dark mode."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _PLAIN = "#808080"
 
 @dataclass(frozen=True)
 class Chip:
-    """An entry of a legend: a class and the colour it is drawn in."""
+    """An entry of a legend: a class and the color it is drawn in."""
 
     text: str
     color: str = ""
@@ -113,7 +113,7 @@ def draw_label(group: str, row: Mapping[str, Any], picture: Picture, inline: Inl
     if row.get(f"{group}.error"):
         return Drawing(group, note=f"no label: {row[f'{group}.error']}")
     if any(row.get(column) is None for column in CONDITION_READS[group]):
-        return Drawing(group, note="not labelled yet")
+        return Drawing(group, note="not labeled yet")
     chips: Sequence[Chip] = ()
     note, scale = "", None
     try:
@@ -139,14 +139,14 @@ def draw_label(group: str, row: Mapping[str, Any], picture: Picture, inline: Inl
 
 @cache
 def depth_colors() -> NDArray[np.uint8]:
-    """(256, 3): the colours from far to near."""
+    """(256, 3): the colors from far to near."""
     from matplotlib import colormaps
 
     return (np.asarray(colormaps["magma"](np.linspace(0.04, 0.98, 256)))[:, :3] * 255).round().astype(np.uint8)
 
 
 def depth_gradient() -> str:
-    """The same colours as stops of a CSS gradient."""
+    """The same colors as stops of a CSS gradient."""
     colors = depth_colors()[np.linspace(0, 255, 9).astype(int)]
     return ", ".join(f"rgb({r} {g} {b})" for r, g, b in colors.tolist())
 
@@ -258,7 +258,7 @@ def _fit(width: int, height: int, side: int) -> tuple[int, int]:
 
 
 def _color(code: Any) -> str:
-    """A colour as it may stand in a style, whatever a shard holds."""
+    """A color as it may stand in a style, whatever a shard holds."""
     return code if isinstance(code, str) and _COLOR.fullmatch(code) else _PLAIN
 
 

@@ -152,7 +152,7 @@ def waiting(reason: str, message: str = "") -> dict[str, Any]:
         (
             [HEAD, pod(**unscheduled("0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector."))],
             [],
-            "1 of 4 workers pending: no node labelled nvidia.com/gpu.product=A100",
+            "1 of 4 workers pending: no node labeled nvidia.com/gpu.product=A100",
         ),
         (
             [HEAD, pod(**unscheduled("0/1 nodes are available: 1 node(s) had untolerated taint {team: vision}."))],
@@ -249,7 +249,7 @@ TRACE = "Job entrypoint command failed with exit code {}, last available logs (t
         ({"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}, NativeState("ended", "STOPPED")),
         (
             {"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "reason": "AppFailed"}
-            | {"message": TRACE.format(2, "labelling\nonediffusion: s3://b: no such bucket\n")},
+            | {"message": TRACE.format(2, "labeling\nonediffusion: s3://b: no such bucket\n")},
             NativeState("ended", "exit code 2: onediffusion: s3://b: no such bucket"),
         ),
         (

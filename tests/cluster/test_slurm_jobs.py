@@ -51,7 +51,7 @@ def test_a_label_job_on_two_nodes_gives_the_shards_of_one_machine(
     assert raylets(running) == {"node1", "node2"}
     until(lambda: not job_state(submission).alive, explain)
     assert job_state(submission).phase == "succeeded", explain()
-    assert any("edges: 3 shards labelled" in line for line in log_lines(submission)), explain()
+    assert any("edges: 3 shards labeled" in line for line in log_lines(submission)), explain()
     assert any("on 2 node(s)" in line for line in backend.logs(submission.name))
     assert shards(tmp_path / "there") == shards(tmp_path / "here")
     assert len(shards(tmp_path / "here")) == len(Dataset.open(there).shards) > 1

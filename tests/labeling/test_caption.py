@@ -154,14 +154,14 @@ def test_poses(layout):
         ((120, 40, 180), "purple"), ((40, 200, 200), "turquoise"),
     ],
 )  # fmt: skip
-def test_colours_have_everyday_names(color, name):
+def test_colors_have_everyday_names(color, name):
     picture = np.full((60, 80, 3), color, np.uint8)
     assert f"The picture's main colour is {name}." in caption(images_image=picture)
     picture[:, :50] = 0
     assert f"The picture's main colours are black and {name}." in caption(images_image=picture)
 
 
-def test_a_gray_picture_with_one_coloured_thing_is_not_black_and_white():
+def test_a_gray_picture_with_one_colored_thing_is_not_black_and_white():
     picture = np.full((100, 100, 3), 128, np.uint8)
     assert "black and white" in caption(images_image=picture)
     picture[:15, :15] = (255, 0, 0)

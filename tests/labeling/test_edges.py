@@ -44,7 +44,7 @@ def test_lines_lie_on_the_outline_and_nowhere_else(side):
     assert lines[:, side // 2].any() and lines[side // 2].any()
 
 
-def test_colours_of_equal_brightness_have_an_edge():
+def test_colors_of_equal_brightness_have_an_edge():
     picture = np.full((200, 200, 3), (150, 0, 0), np.uint8)
     picture[:, 100:] = (0, 76, 0)  # as bright as the red
     assert edges(picture)[:, 90:110].any(axis=1).mean() > 0.9
@@ -77,7 +77,7 @@ def test_parameters_matter_and_are_checked():
     assert shares[0] > shares[1] > shares[2]
     assert (edges(picture, blur=4.0) > 0).mean() < shares[1]
     assert not edges(np.full((64, 48, 3), 90, np.uint8)).any()
-    with pytest.raises(InputError, match=r"edges.method: .*'canny'"):
+    with pytest.raises(InputError, match=r"edges: method: .*'canny'"):
         load_labeler("edges", {"method": "hed"})
     with pytest.raises(InputError, match="low 300 is above high 140"):
         load_labeler("edges", {"low": 300})

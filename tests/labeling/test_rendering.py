@@ -68,7 +68,7 @@ def test_the_models_rays_hit_what_the_depth_says(scene: Path) -> None:
         assert off[hit].norm(dim=-1).max() < 1e-4, index
 
 
-def test_a_surface_point_has_one_colour_in_every_view(scene: Path) -> None:
+def test_a_surface_point_has_one_color_in_every_view(scene: Path) -> None:
     one, other = render_views(scene, 12, 128, seed=0)[:2]
     origins, directions = pixel_rays(one.c2w, 128)
     hit = one.inverse_depth.ravel() > 0
@@ -79,11 +79,11 @@ def test_a_surface_point_has_one_colour_in_every_view(scene: Path) -> None:
     inside = (x >= 0) & (x < 128) & (y >= 0) & (y < 128)
     column, row = x[inside].astype(int), y[inside].astype(int)
     seen = np.abs(other.inverse_depth[row, column] * -local[inside, 2] - 1) < 0.01
-    colours = one.picture.reshape(-1, 3)[hit][inside][seen].astype(float)
+    colors = one.picture.reshape(-1, 3)[hit][inside][seen].astype(float)
     there = other.picture[row, column][seen].astype(float)
     assert seen.sum() > 1000
     shuffled = np.random.default_rng(0).permutation(there)
-    assert np.abs(colours - there).mean() < 0.5 * np.abs(colours - shuffled).mean()
+    assert np.abs(colors - there).mean() < 0.5 * np.abs(colors - shuffled).mean()
 
 
 def test_the_scene_and_its_views_are_the_same_every_time(scene: Path, tmp_path: Path) -> None:

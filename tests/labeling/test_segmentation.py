@@ -101,7 +101,7 @@ def test_a_box_as_large_as_the_picture_is_no_error(labeler):
     assert label_rows(labeler, [row(data.chelsea(), ((0, 0, 451, 300), "cat"))])[0]["error"] is None
 
 
-def test_the_label_is_drawn_in_the_colours_of_its_classes(labeler, shapes):
+def test_the_label_is_drawn_in_the_colors_of_its_classes(labeler, shapes):
     given = row(shapes[0], ((128, 98, 192, 162), "kettle"), ((68, 38, 232, 202), "teapot"))
     result = labeler.label_row(given)
     assert len(set(result["colors"])) == 2 and set(result["colors"]) <= set(COLORS.values())

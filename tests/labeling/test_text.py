@@ -75,7 +75,7 @@ def test_tasks_decide_what_is_read():
 
 
 def test_what_cannot_be_served_is_named():
-    with pytest.raises(InputError, match=r"text.tasks: .*unknown task 'dept' \(did you mean 'depth'\?\)"):
+    with pytest.raises(InputError, match=r"text: tasks: .*unknown task 'dept' \(did you mean 'depth'\?\)"):
         load_labeler("text", {"tasks": ["dept"]})
     with pytest.raises(InputError, match="identity needs more than a caption"):
         load_labeler("text", {"tasks": ["identity"]})

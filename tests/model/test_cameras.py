@@ -35,7 +35,7 @@ def test_rays_of_the_first_camera_are_those_of_the_origin() -> None:
     assert directions[0, 0, 0] > 0 and directions[0, 0, 1] > 0  # x left, y up at the top left
 
 
-def test_normalising_removes_the_choice_of_world() -> None:
+def test_normalizing_removes_the_choice_of_world() -> None:
     """A world moved, turned and scaled gives the same rays; the first camera stays where `scale` puts it."""
     c2w = orbit_cameras([0.0, 30.0, 75.0], [5.0, 10.0, -20.0], [1.5, 1.7, 2.5])
     turn = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)))[0]

@@ -67,7 +67,7 @@ def test_dct_decodes_exactly_to_what_encodes_to_the_same():
     codec = load_codec("dct")
     latents = torch.randn(2, 16, 5, 7, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(codec.encode(codec.decode(latents)), latents, atol=2e-5, rtol=0)
-    # Pictures that the sixteen coefficients span come back whole: flat colours and slow luma.
+    # Pictures that the sixteen coefficients span come back whole: flat colors and slow luma.
     flat = torch.tensor([0.2, -0.7, 0.5]).view(1, 3, 1, 1).expand(1, 3, 16, 24)
     torch.testing.assert_close(codec.decode(codec.encode(flat)), flat, atol=2e-6, rtol=0)
 

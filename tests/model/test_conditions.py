@@ -47,13 +47,13 @@ def test_boxes_are_outlines_and_small_ones_stay_visible():
     assert not outside[64:].any()
 
 
-def test_mask_and_depth_colours():
+def test_mask_and_depth_colors():
     mask = np.array([[0, 1], [2, 1]], np.uint8)
     assert draw_mask(mask, ["#FFA500", "#000080"]).tolist() == [
         [[0, 0, 0], [255, 165, 0]],
         [[0, 0, 128], [255, 165, 0]],
     ]
-    with pytest.raises(AssertionError, match="region 2 of 1 colours"):
+    with pytest.raises(AssertionError, match="region 2 of 1 colors"):
         draw_mask(mask, ["#FFA500"])
     depth = np.array([[0, 1, 32768, 65535]], np.uint16)
     assert draw_depth(depth)[0, :, 0].tolist() == [0, 0, 128, 255]

@@ -22,9 +22,9 @@ def test_square_is_exact_and_sizes_are_checked():
         aspect_bucket(300, 300, 250)
 
 
-def test_fitting_crops_the_centre_and_averages():
+def test_fitting_crops_the_center_and_averages():
     picture = np.zeros((90, 200, 3), np.uint8)
-    picture[:, 55:145] = 255  # the centre 90 × 90
+    picture[:, 55:145] = 255  # the center 90 × 90
     fitted = fit_picture(picture, 48, 48)
     assert fitted.shape == (48, 48, 3)
     assert fitted.min() == 255

@@ -26,7 +26,7 @@ def test_depth_is_gray():
     assert np.abs(found - levels / 65535).max() < 0.04
 
 
-def test_masks_are_of_the_nearest_colour():
+def test_masks_are_of_the_nearest_color():
     regions = np.zeros((60, 80), np.uint8)
     regions[10:40, 5:30], regions[20:50, 40:70], regions[0:8, 0:80] = 1, 2, 3
     found = read_masks(noisy(draw_mask(regions, list(COLORS.values()))), COLORS)

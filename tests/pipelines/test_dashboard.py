@@ -54,7 +54,7 @@ def test_groups_are_assets_with_their_lineage_and_code_versions(faces: Dataset) 
     assert graph.get(dg.AssetKey(["faces", "brightness"])).code_version not in (None, before)
 
 
-def test_what_was_labelled_elsewhere_is_shown_as_fresh_with_pictures(
+def test_what_was_labeled_elsewhere_is_shown_as_fresh_with_pictures(
     faces: Dataset, instance: dg.DagsterInstance
 ) -> None:
     assert verdicts(instance)["faces/brightness"][0] == "MISSING"
@@ -242,9 +242,9 @@ def test_a_dataset_out_of_reach_is_shown_with_its_reason_and_leaves_the_others_a
 
 
 def test_a_dataset_on_s3_is_shown_like_a_folder(
-    labelled: Path, own_data: None, s3: str, instance: dg.DagsterInstance
+    labeled: Path, own_data: None, s3: str, instance: dg.DagsterInstance
 ) -> None:
-    source, target = Dataset.open(labelled / "faces").store, Dataset(f"{s3}/far/faces").store
+    source, target = Dataset.open(labeled / "faces").store, Dataset(f"{s3}/far/faces").store
     for name in source.walk():
         target.put(name, source.read(name))
     assert place_kind(target.uri) == "dataset"
@@ -255,7 +255,7 @@ def test_a_dataset_on_s3_is_shown_like_a_folder(
     assert "pictures" in last_event(instance, "faces", "brightness").metadata
 
 
-def test_a_run_is_fresh_while_its_datasets_hold_what_it_learnt_from(
+def test_a_run_is_fresh_while_its_datasets_hold_what_it_learned_from(
     pictures_dataset: Path,
     small_config: dict[str, Any],
     own_data: None,
@@ -301,7 +301,7 @@ def test_a_run_is_fresh_while_its_datasets_hold_what_it_learnt_from(
     )
     [failure] = [event for event in made.all_node_events if event.is_step_failure]
     said = str(failure.step_failure_data.user_failure_data)
-    assert "it learnt from other content of pictures_dataset/text than is there now; take another run" in said
+    assert "it learned from other content of pictures_dataset/text than is there now; take another run" in said
     assert not list_jobs(str(tmp_path / "run"))
 
 

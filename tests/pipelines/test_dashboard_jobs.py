@@ -38,7 +38,7 @@ from pipelines.jobs.submit import list_jobs, scale_job
 from pipelines.label import label
 
 
-def materialise(instance: dg.DagsterInstance, *groups: str, **more: Any) -> dg.ExecuteInProcessResult:
+def materialize(instance: dg.DagsterInstance, *groups: str, **more: Any) -> dg.ExecuteInProcessResult:
     job = build_definitions().get_implicit_global_asset_job_def()
     return job.execute_in_process(
         instance=instance,
@@ -48,7 +48,7 @@ def materialise(instance: dg.DagsterInstance, *groups: str, **more: Any) -> dg.E
     )
 
 
-def test_materialising_is_a_job_on_a_target(
+def test_materializing_is_a_job_on_a_target(
     faces: Dataset, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Two groups of a range of two shards, with a parameter from the form: one job, which anyone can list."""
@@ -58,7 +58,7 @@ def test_materialising_is_a_job_on_a_target(
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)  # rather than one of its own
     Follower(instance).follow()
     form = {"parameters": {"brightness": {"gain": 0.1, "levels": 256}}, "workers": {"cpus": 2.0}}
-    run = materialise(
+    run = materialize(
         instance,
         "brightness",
         "doubled",
@@ -70,7 +70,7 @@ def test_materialising_is_a_job_on_a_target(
     assert (state.phase, submission.target_name) == ("succeeded", "local")
     kept = instance.get_run_by_id(run.run_id)
     assert kept and kept.tags["onediffusion/job"] == submission.id
-    assert "brightness: 2 shards labelled" in capfd.readouterr().out
+    assert "brightness: 2 shards labeled" in capfd.readouterr().out
     declared = faces.declaration("brightness")
     assert declared and declared["parameters"]["gain"] == 0.1
     for partition, expected in (("000000", "FRESH"), ("000001", "FRESH"), ("000002", "STALE")):
@@ -80,7 +80,7 @@ def test_materialising_is_a_job_on_a_target(
     assert sorted((one.asset_key.path[1], one.partition) for one in made) == [
         (group, partition) for group in ("brightness", "doubled") for partition in ("000000", "000001")
     ]
-    assert made[0].metadata["rows labelled by the job"].value == 4 and made[0].metadata["rows a second"].value > 0
+    assert made[0].metadata["rows labeled by the job"].value == 4 and made[0].metadata["rows a second"].value > 0
 
 
 def test_a_job_that_is_scaled_is_followed_through_its_next_attempt(
@@ -103,7 +103,7 @@ def test_a_job_that_is_scaled_is_followed_through_its_next_attempt(
 
     thread = threading.Thread(target=scale)
     thread.start()
-    run = materialise(instance, "patient")
+    run = materialize(instance, "patient")
     thread.join()
     assert run.success
     [(submission, state)] = list_jobs(faces.uri)
@@ -112,11 +112,11 @@ def test_a_job_that_is_scaled_is_followed_through_its_next_attempt(
     assert sum(row["value"] is not None for row in faces.rows("patient")) == 6
     said = capfd.readouterr().out
     assert "stopped; the same job submitted again continues" in said
-    assert re.search(r"patient: [012] shards labelled, [123] fresh", said), said
+    assert re.search(r"patient: [012] shards labeled, [123] fresh", said), said
 
 
 def test_what_a_form_says_wrongly_fails_with_one_line(faces: Dataset, instance: dg.DagsterInstance) -> None:
-    run = materialise(
+    run = materialize(
         instance, "brightness", run_config={"ops": {"faces__label": {"config": {"target_file": "nowhere.yaml"}}}}
     )
     assert not run.success
@@ -141,9 +141,9 @@ def test_checks_tell_of_errors(faces: Dataset, instance: dg.DagsterInstance) -> 
 
 
 @pytest.fixture
-def grown(labelled: Path, faces: Dataset, photographs: Path) -> Iterator[Path]:
+def grown(labeled: Path, faces: Dataset, photographs: Path) -> Iterator[Path]:
     """The dataset's source with one picture more."""
-    added = labelled / "source" / "brick.png"
+    added = labeled / "source" / "brick.png"
     shutil.copy(photographs / "brick.png", added)
     yield added
     added.unlink()
@@ -192,9 +192,9 @@ def test_a_file_that_is_still_copied_is_waited_for(faces: Dataset, grown: Path, 
     assert notice(instance, cursor).run_requests
 
 
-def test_what_lies_beside_a_source_is_none_of_it(faces: Dataset, labelled: Path, tmp_path: Path) -> None:
+def test_what_lies_beside_a_source_is_none_of_it(faces: Dataset, labeled: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "raw.tar", "w") as archive:
-        archive.add(labelled / "source" / "camera.png", "camera.png")
+        archive.add(labeled / "source" / "camera.png", "camera.png")
     for pattern in ("raw.tar", "raw*.tar"):
         snapshot = replace(find_snapshot("faces"), sources=[f"{tmp_path}/{pattern}"])
         before = listing(snapshot)
@@ -202,7 +202,7 @@ def test_what_lies_beside_a_source_is_none_of_it(faces: Dataset, labelled: Path,
         (tmp_path / "notes.txt").write_text(pattern)
         assert listing(snapshot) == before
     with tarfile.open(tmp_path / "raw.tar", "a") as archive:
-        archive.add(labelled / "source" / "coffee.png", "coffee.png")
+        archive.add(labeled / "source" / "coffee.png", "coffee.png")
     assert listing(snapshot) != before
 
 
@@ -262,10 +262,10 @@ def test_a_run_that_met_another_job_is_asked_for_again(
 
 
 def test_far_sources_are_listed_less_often(
-    faces: Dataset, labelled: Path, s3: str, instance: dg.DagsterInstance
+    faces: Dataset, labeled: Path, s3: str, instance: dg.DagsterInstance
 ) -> None:
     place = f"{s3}/faces-source"
-    for path in (labelled / "source").iterdir():
+    for path in (labeled / "source").iterdir():
         open_store(place).put(path.name, path.read_bytes())
     faces.store.put("dataset.json", json.dumps({**faces.description, "sources": [{"uri": place}]}).encode())
     refresh()
@@ -276,8 +276,8 @@ def test_far_sources_are_listed_less_often(
     assert notice(instance, waited).skip_message == "all pictures are in the dataset"
 
 
-def test_an_archive_that_is_cut_is_named(faces: Dataset, labelled: Path, tmp_path: Path) -> None:
-    (tmp_path / "cut.tar").write_bytes((labelled / "source" / "camera.png").read_bytes())
+def test_an_archive_that_is_cut_is_named(faces: Dataset, labeled: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.tar").write_bytes((labeled / "source" / "camera.png").read_bytes())
     verdict, found = source_verdict(replace(find_snapshot("faces"), sources=[f"{tmp_path}/cut.tar"]))
     assert not verdict.passed and not found
     assert "cut.tar cannot be read (" in verdict.said and "\n" not in verdict.said
@@ -286,7 +286,7 @@ def test_an_archive_that_is_cut_is_named(faces: Dataset, labelled: Path, tmp_pat
 def test_pictures_without_labels_are_work_unless_a_job_is_at_it(
     faces: Dataset, grown: Path, instance: dg.DagsterInstance
 ) -> None:
-    """The labelling that was to follow the ingest had met another job."""
+    """The labeling that was to follow the ingest had met another job."""
     remember([("dataset", faces.uri)], new_pictures="build")
     ingest(str(grown.parent), faces.uri, shard_rows=2)
     refresh()
@@ -349,7 +349,7 @@ def test_how_fast_a_job_of_the_command_line_was_is_shown(faces: Dataset, instanc
     faces.store.delete("brightness/000001.parquet")
     follower.follow()
     event = last_event(instance, "faces", "brightness")
-    assert (event.metadata["rows a second"].value, event.metadata["labelled by"].value) == (3.0, "label-0a0a0a0a-1")
+    assert (event.metadata["rows a second"].value, event.metadata["labeled by"].value) == (3.0, "label-0a0a0a0a-1")
     ended(2, 60.0)  # the same job again: its state says nothing of the first attempt
     follower.follow()
     key = dg.AssetCheckKey(dg.AssetKey(["faces", "brightness"]), "speed")

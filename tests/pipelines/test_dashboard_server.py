@@ -270,7 +270,7 @@ def test_what_dies_is_started_again_and_all_end_together(
         web.kill()
         running.until(lambda: any("'web' died (-9), started again" in line for line in running.lines))
         running.until(lambda: running.request("/server_info")[0] == 200)
-        # A dataset that is labelled by the command line is seen without anyone reloading anything.
+        # A dataset that is labeled by the command line is seen without anyone reloading anything.
         dataset = Dataset.open(pictures_original)
         dataset.declare(
             "own", {"labeler": "own", "version": 1, "parameters": {}, "weights": "", "reads": ["images.image"]}
@@ -303,7 +303,7 @@ def test_a_job_outlives_the_dashboard_that_sent_it(
     store = open_store(tmp_path / "run")
 
     def follows(running: Dashboard) -> str:
-        """Materialise it, and wait until that follows the job."""
+        """Materialize it, and wait until that follows the job."""
 
         def launched() -> Any:  # not while the code server starts
             return running.ask(LAUNCH, p=joined)["launchRun"].get("run")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from labeling.sources.ingest import Rejected, normalise
+from labeling.sources.ingest import Rejected, normalize
 from labeling.sources.source import Source
 from model.pictures import decode_gray, decode_picture
 from pipelines.demo_data.pictures import OWN, gather_pictures
@@ -31,7 +31,7 @@ def test_every_picture_is_whole_and_has_author_licence_and_text(folder: Path) ->
     assert {"astronaut.png", "grace_hopper.jpg", "motorcycle_left.png", "moonwalk.jpg", "panda.jpg"} <= set(names)
     for item in source.items():
         if item.name in told:
-            assert normalise(source.read(item)[0], MAX_PIXELS, MIN_SIDE).width >= 300, item.name
+            assert normalize(source.read(item)[0], MAX_PIXELS, MIN_SIDE).width >= 300, item.name
             assert all(told[item.name][key] for key in ("author", "licence", "text")), item.name
 
 
@@ -73,7 +73,7 @@ def test_the_files_to_refuse_are_refused_each_for_its_reason(folder: Path) -> No
     for item in source.items():
         if item.name.startswith("refused/"):
             try:
-                normalise(source.read(item)[0], MAX_PIXELS, MIN_SIDE)
+                normalize(source.read(item)[0], MAX_PIXELS, MIN_SIDE)
             except Rejected as error:
                 reasons[Path(item.name).name] = str(error)
     assert "decompression bomb" in reasons["60000x60000.png"]

@@ -1,4 +1,4 @@
-"""What a run has learnt: figures beside baselines and samples, by the command, as a job, and as an asset."""
+"""What a run has learned: figures beside baselines and samples, by the command, as a job, and as an asset."""
 
 from __future__ import annotations
 

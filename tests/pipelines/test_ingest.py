@@ -19,7 +19,7 @@ from PIL import Image, ImageCms
 
 from labeling.dataset.lease import lease
 from labeling.dataset.shards import Dataset
-from labeling.sources.ingest import ROW_GROUP_PIXELS, ROW_GROUP_ROWS, Picture, Rejected, cut_row_groups, normalise
+from labeling.sources.ingest import ROW_GROUP_PIXELS, ROW_GROUP_ROWS, Picture, Rejected, cut_row_groups, normalize
 from labeling.sources.source import Source
 from model.inputs import InputError
 from pipelines.ingest import IngestResult, ingest
@@ -42,37 +42,37 @@ def chelsea(photographs: Path) -> Image.Image:
 
 def test_untouched_bytes_are_kept(photographs: Path) -> None:
     raw = (photographs / "chelsea.png").read_bytes()
-    assert normalise(raw, 10**8, 32) == Picture(raw, 451, 300)
+    assert normalize(raw, 10**8, 32) == Picture(raw, 451, 300)
 
 
 def test_exif_orientation_is_applied(chelsea: Image.Image) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90° clockwise to see it upright
-    picture = normalise(encoded(chelsea, "JPEG", exif=exif, quality=95), 10**8, 32)
+    picture = normalize(encoded(chelsea, "JPEG", exif=exif, quality=95), 10**8, 32)
     assert (picture.width, picture.height) == chelsea.size[::-1]
     upright = np.asarray(chelsea.transpose(Image.Transpose.ROTATE_270), np.float64)
     assert np.abs(decoded(picture) - upright).mean() < 4
 
 
-def test_colours_are_converted_to_srgb(chelsea: Image.Image, photographs: Path) -> None:
+def test_colors_are_converted_to_srgb(chelsea: Image.Image, photographs: Path) -> None:
     lab = ImageCms.profileToProfile(
         chelsea, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
     )
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
-    picture = normalise(encoded(lab, "TIFF", icc_profile=profile), 10**8, 32)
+    picture = normalize(encoded(lab, "TIFF", icc_profile=profile), 10**8, 32)
     assert np.abs(decoded(picture).astype(float) - np.asarray(chelsea)).mean() < 3
     adobe = Image.open(photographs / "rocket.jpg")  # Adobe RGB: read as sRGB, its reds would be too dull
-    red, dull = decoded(normalise((photographs / "rocket.jpg").read_bytes(), 10**8, 32)), np.asarray(adobe)
+    red, dull = decoded(normalize((photographs / "rocket.jpg").read_bytes(), 10**8, 32)), np.asarray(adobe)
     assert np.ptp(red[..., 0].astype(int) - red[..., 2]) > np.ptp(dull[..., 0].astype(int) - dull[..., 2])
 
 
 def test_transparency_goes_on_white_and_sixteen_bits_are_scaled(chelsea: Image.Image) -> None:
     ghost = chelsea.convert("RGBA")
     ghost.putalpha(0)
-    assert (decoded(normalise(encoded(ghost), 10**8, 32)) == 255).all()
+    assert (decoded(normalize(encoded(ghost), 10**8, 32)) == 255).all()
     deep = Image.fromarray(np.asarray(chelsea.convert("L")).astype(np.uint16) * 257)
     assert (
-        np.abs(decoded(normalise(encoded(deep), 10**8, 32)).astype(int) - np.asarray(chelsea.convert("L"))).max() <= 1
+        np.abs(decoded(normalize(encoded(deep), 10**8, 32)).astype(int) - np.asarray(chelsea.convert("L"))).max() <= 1
     )
 
 
@@ -98,7 +98,7 @@ def bomb(width: int, height: int) -> bytes:
 )
 def test_what_is_no_picture_says_why(raw: bytes, reason: str) -> None:
     with pytest.raises(Rejected, match=reason):
-        normalise(raw, 10**8, 32)
+        normalize(raw, 10**8, 32)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -106,7 +106,7 @@ def test_every_truncation_is_noticed(chelsea: Image.Image, kind: str) -> None:
     raw = encoded(chelsea, kind)
     for share in (0.05, 0.3, 0.6, 0.9):
         with pytest.raises(Rejected):
-            normalise(raw[: int(len(raw) * share)], 10**8, 32)
+            normalize(raw[: int(len(raw) * share)], 10**8, 32)
 
 
 def test_row_groups_respect_every_limit() -> None:

@@ -30,7 +30,7 @@ def shards(dataset: Path) -> dict[str, bytes]:
     return {str(path.relative_to(dataset)): path.read_bytes() for path in sorted(dataset.glob("*/[0-9]*.parquet"))}
 
 
-def labelled(dataset: Path) -> int:
+def labeled(dataset: Path) -> int:
     return sum(not name.startswith(("images", "rejected")) for name in shards(dataset))
 
 
@@ -60,18 +60,18 @@ def test_killed_at_several_moments(tmp_path: Path, pictures: Path, ray_cluster: 
     gate.write_text("2")
 
     kill_when(killed, gate, lambda: (killed / "edges" / "running.json").exists())
-    assert labelled(killed) == 0
-    kill_when(killed, gate, lambda: labelled(killed) == 2 * len(NAMES))
+    assert labeled(killed) == 0
+    kill_when(killed, gate, lambda: labeled(killed) == 2 * len(NAMES))
     gate.write_text("1")
-    kill_when(killed, gate, lambda: any(killed.glob("*/.[0-9]*.tmp")) or labelled(killed) > 2 * len(NAMES))
-    assert labelled(killed) <= 3 * len(NAMES)
+    kill_when(killed, gate, lambda: any(killed.glob("*/.[0-9]*.tmp")) or labeled(killed) > 2 * len(NAMES))
+    assert labeled(killed) <= 3 * len(NAMES)
 
     gate.write_text("100")
     parameters = {"gated": {"gate": str(gate)}}
     label(str(calm), NAMES, parameters)
     result = label(str(killed), NAMES, parameters)
     assert shards(killed) == shards(calm)
-    assert labelled(calm) == len(Dataset.open(calm).shards) * len(NAMES)
+    assert labeled(calm) == len(Dataset.open(calm).shards) * len(NAMES)
     assert not list(killed.rglob(".[0-9]*.tmp"))
     assert result.fresh.total() >= 2 * len(NAMES)
     before = {path: path.stat().st_mtime_ns for path in killed.rglob("[0-9]*.parquet")}

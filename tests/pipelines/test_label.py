@@ -1,4 +1,4 @@
-"""The labelling job: resume, rebuild and increment are one operation, and rows in error keep their place."""
+"""The labeling job: resume, rebuild and increment are one operation, and rows in error keep their place."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_growth_appends_shards_and_labels_only_them(dataset: Dataset, pictures: 
     assert ingest(str(pictures), dataset.uri).added == 0
 
 
-def test_sets_are_labelled_view_by_view(dataset: Dataset, tmp_path: Path) -> None:
+def test_sets_are_labeled_view_by_view(dataset: Dataset, tmp_path: Path) -> None:
     pictures = list(dataset.rows("images"))
     rows = [
         {"id": name, **{key: [picture[key] for picture in some] for key in IMAGES.names if key != "id"}}

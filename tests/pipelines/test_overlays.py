@@ -1,4 +1,4 @@
-"""Labels drawn for the page: in their place, in their colours, and never a crash."""
+"""Labels drawn for the page: in their place, in their colors, and never a crash."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_labels_are_where_they_belong() -> None:
     assert max(edges[30, 10]) < 60
     near = draw("depth")
     assert near[10, 10].tolist() == depth_colors()[-1].tolist()
-    assert np.ptp(near[50, 10]) < 20, "unknown depth is grey"
+    assert np.ptp(near[50, 10]) < 20, "unknown depth is gray"
     pose = draw("pose")
     assert pose[30, 50].tolist() == [225, 0, 0]
     assert pose[30, 10].tolist() == [50, 50, 50]
@@ -80,7 +80,7 @@ def test_broken_labels_say_so() -> None:
         ("segmentation", {**mask, "segmentation.colors": ["#FF0000"]}, "cannot be drawn"),
         ("edges", {"edges.edges": b"no picture"}, "cannot be drawn"),
         ("edges", {"edges.error": "too dark", "edges.edges": None}, "no label: too dark"),
-        ("depth", {}, "not labelled yet"),
+        ("depth", {}, "not labeled yet"),
     ]
     for group, row, said in wrong:
         drawing = draw_label(group, {**base, **row}, picture, Inliner(), "x")
@@ -89,8 +89,8 @@ def test_broken_labels_say_so() -> None:
     assert inline_file(b"no picture", Inliner(), "x").note == "not a readable picture"
 
 
-def test_boxes_of_any_shape_and_colour() -> None:
-    """Boxes that are empty, tiny or outside, a colour that is none, and names that would lie over each other."""
+def test_boxes_of_any_shape_and_color() -> None:
+    """Boxes that are empty, tiny or outside, a color that is none, and names that would lie over each other."""
     corners = [(0, 0, 0, 0), (5, 5, 5.3, 5.4), (-10, -10, 90, 90), (2, 2, 30, 30), (2, 3, 30, 29)]
     boxes = [dict(zip(("x0", "y0", "x1", "y1"), corner, strict=True)) for corner in corners]
     row = {

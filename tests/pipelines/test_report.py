@@ -78,7 +78,7 @@ def decoded(source: str) -> np.ndarray:
 def write_group(
     dataset: str, group: str, rows: list[dict[str, Any]], schema: pa.Schema, reads: tuple[str, ...]
 ) -> None:
-    """A group of one shard, as a labelling job leaves it."""
+    """A group of one shard, as a labeling job leaves it."""
     target = Dataset(dataset)
     declaration = {**SOURCE, "labeler": group, "reads": list(reads)}
     target.declare(group, declaration)
@@ -90,7 +90,7 @@ def write_group(
     write_shard(target.store, group, "000000", table, [len(rows)], recipe(declaration, read))
 
 
-def labelled(**columns: pa.DataType) -> pa.Schema:
+def labeled(**columns: pa.DataType) -> pa.Schema:
     common = {"model": pa.string(), "version": pa.int32(), "error": pa.string()}
     return pa.schema([("id", pa.string()), *columns.items(), *common.items()])
 
@@ -134,7 +134,7 @@ def build_pictures(uri: str, count: int = 3, side: int = SIDE) -> str:
     ramp[:, : side // 2] = 0
     values: dict[str, tuple[pa.Schema, dict[str, Any]]] = {
         "boxes": (
-            labelled(
+            labeled(
                 boxes=pa.list_(POINT),
                 scores=pa.list_(pa.float32()),
                 names=pa.list_(pa.string()),
@@ -143,16 +143,16 @@ def build_pictures(uri: str, count: int = 3, side: int = SIDE) -> str:
             {"boxes": [box], "scores": [0.5], "names": [EVIL], "colors": [HOSTILE_COLOR]},
         ),
         "segmentation": (
-            labelled(mask=pa.binary(), names=pa.list_(pa.string()), colors=pa.list_(pa.string())),
+            labeled(mask=pa.binary(), names=pa.list_(pa.string()), colors=pa.list_(pa.string())),
             {"mask": encode_png(half), "names": [EVIL], "colors": ["#00FF00"]},
         ),
-        "edges": (labelled(edges=pa.binary()), {"edges": encode_png(half * np.uint8(255))}),
+        "edges": (labeled(edges=pa.binary()), {"edges": encode_png(half * np.uint8(255))}),
         "depth": (
-            labelled(depth=pa.binary(), near=pa.float32(), far=pa.float32(), method=pa.string()),
+            labeled(depth=pa.binary(), near=pa.float32(), far=pa.float32(), method=pa.string()),
             {"depth": encode_png(ramp), "near": 0.5, "far": 0.125, "method": "stereo"},
         ),
-        "caption": (labelled(caption=pa.string()), {"caption": f"A caption {EVIL}"}),
-        "brightness": (labelled(value=pa.float32()), {"value": 12.5}),
+        "caption": (labeled(caption=pa.string()), {"caption": f"A caption {EVIL}"}),
+        "brightness": (labeled(value=pa.float32()), {"value": 12.5}),
     }
     for group, (schema, row) in values.items():
         rows = [{"id": image["id"], **row} for image in images[:-1]]
@@ -160,7 +160,7 @@ def build_pictures(uri: str, count: int = 3, side: int = SIDE) -> str:
         write_group(uri, group, rows, schema, ("images.image",))
     entries = [{"task": "", "prompt": "", "embedding": []}, {"task": "edges", "prompt": EVIL, "embedding": [1.0]}]
     texts = [{"id": image["id"], "entries": entries} for image in images]
-    write_group(uri, "text", texts, labelled(entries=pa.list_(ENTRY)), ("caption.caption",))
+    write_group(uri, "text", texts, labeled(entries=pa.list_(ENTRY)), ("caption.caption",))
     describe(uri, "pictures", count)
     return uri
 
@@ -179,10 +179,10 @@ def build_sets(uri: str) -> str:
         poses.append(pose.ravel().tolist())
     cameras = {"c2w": poses, "intrinsics": [[1.4, 0, 0.5, 0, 1.4, 0.5, 0, 0, 1]] * 3}
     floats = pa.list_(pa.list_(pa.float32()))
-    write_group(uri, "cameras", [{"id": "s", **cameras}], labelled(c2w=floats, intrinsics=floats), ())
+    write_group(uri, "cameras", [{"id": "s", **cameras}], labeled(c2w=floats, intrinsics=floats), ())
     depth = encode_png(np.full((SIDE, SIDE), 40_000, np.uint16))
     row = {"id": "s", "depth": [depth] * 3, "near": [2.0] * 3, "far": [1.0] * 3, "method": ["given"] * 3}
-    schema = labelled(
+    schema = labeled(
         depth=pa.list_(pa.binary()),
         near=pa.list_(pa.float32()),
         far=pa.list_(pa.float32()),
@@ -240,7 +240,7 @@ def build_run(run: Path, datasets: dict[str, str]) -> None:
 
 
 def test_page_of_ingested_pictures(ray_cluster: None, pictures: Path, tmp_path: Path) -> None:
-    """Real pictures, ingested and labelled by the jobs, with a file name that would be markup."""
+    """Real pictures, ingested and labeled by the jobs, with a file name that would be markup."""
     from pipelines.ingest import ingest
     from pipelines.label import label
 
@@ -283,7 +283,7 @@ def test_stale_and_missing_shards_are_counted(tmp_path: Path) -> None:
     assert (lines["depth"].missing, lines["boxes"].fresh, lines["boxes"].errors) == (1, 1, 1)
     page = read_page(report(uri))
     assert "shards stale or missing" in page.text
-    assert "not labelled yet" in page.text
+    assert "not labeled yet" in page.text
 
 
 def test_gallery_is_spread_and_bounded(tmp_path: Path) -> None:

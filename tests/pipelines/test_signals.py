@@ -47,7 +47,7 @@ from contextlib import contextmanager
 def kept_log(store):
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.1)
-    print("signalled", flush=True)
+    print("signaled", flush=True)
     yield
 import pipelines.jobs.run
 pipelines.jobs.run.kept_log = kept_log
@@ -66,7 +66,7 @@ def test_a_signal_ends_an_attempt_wherever_it_finds_it(run: str, job: Job, share
     assert process.stdout is not None
     with process:
         said = process.stdout.readline()
-        assert said in ("begun\n", "signalled\n")
+        assert said in ("begun\n", "signaled\n")
         if said == "begun\n":
             process.terminate()
         try:

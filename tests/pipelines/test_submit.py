@@ -136,7 +136,7 @@ def test_a_label_job_from_the_command_line(pictures: Path, tmp_path: Path) -> No
     assert "nothing was sent" in again
     assert again.splitlines()[-1] == identity
     assert identity in onediffusion("jobs")
-    assert "edges: 1 shards labelled" in onediffusion("logs", "-f", identity)
+    assert "edges: 1 shards labeled" in onediffusion("logs", "-f", identity)
     assert "succeeded" in onediffusion("jobs", "submitted")
     assert f"{identity} --attempt 2" in onediffusion("submit", "job.yaml", "--dry-run")
     onediffusion("ingest", str(pictures), "direct")
@@ -152,7 +152,7 @@ def test_a_label_job_from_the_command_line(pictures: Path, tmp_path: Path) -> No
 def test_a_job_on_s3_keeps_its_log_there(pictures: Path, s3: str) -> None:
     submission = submit_job(label_job(pictures, f"{s3}/jobs-data", groups=["edges"]), "local")
     assert submission.address.startswith("s3://")
-    assert any("edges: 1 shards labelled" in line for line in finished(submission))
+    assert any("edges: 1 shards labeled" in line for line in finished(submission))
     assert sum(bool(row["edges"]) for row in Dataset.open(f"{s3}/jobs-data").rows("edges")) == 6
     for name in JobFolder(submission.address).store.walk():
         assert os.environ["AWS_SECRET_ACCESS_KEY"].encode() not in JobFolder(submission.address).store.read(name)

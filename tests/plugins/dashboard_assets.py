@@ -1,4 +1,4 @@
-"""Fixtures of the dashboard's tests: a labelled dataset on a dashboard, and what Dagster says of it."""
+"""Fixtures of the dashboard's tests: a labeled dataset on a dashboard, and what Dagster says of it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Verdicts = dict[str, tuple[str, list[str]]]
 
 
 @pytest.fixture(scope="session")
-def labelled(ray_cluster: None, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def labeled(ray_cluster: None, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A source of six pictures and a dataset of three shards made of it, with two labels, one made from the other."""
     folder = tmp_path_factory.mktemp("dashboard")
     (folder / "source").mkdir()
@@ -48,9 +48,9 @@ def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def faces(labelled: Path, own_data: None, tmp_path: Path) -> Dataset:
+def faces(labeled: Path, own_data: None, tmp_path: Path) -> Dataset:
     """A dataset on the dashboard that a test may spoil."""
-    dataset = Dataset.open(shutil.copytree(labelled / "faces", tmp_path / "faces"))
+    dataset = Dataset.open(shutil.copytree(labeled / "faces", tmp_path / "faces"))
     remember([("dataset", dataset.uri)])
     refresh()
     return dataset

@@ -99,7 +99,7 @@ def save_depth_anything(folder, kind="relative"):
         max_depth=20 if kind == "metric" else 1,
     )  # fmt: skip
     model = DepthAnythingForDepthEstimation(config)
-    # Random layers as small as they are initialised give next to the same depth everywhere.
+    # Random layers as small as they are initialized give next to the same depth everywhere.
     for parameter in model.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     # Around 2, by so little that neither the ReLU nor the sigmoid that ends it saturates.
@@ -136,7 +136,7 @@ SIZE = {"size": {"height": 32, "width": 32}}
 
 def save_captioner(network, folder):
     network.generation_config.pad_token_id, network.generation_config.eos_token_id = 0, 3
-    # What has learnt nothing may end at once, or write what is no word.
+    # What has learned nothing may end at once, or write what is no word.
     network.generation_config.suppress_tokens = list(range(len(SPECIAL_WORDS)))
     network.save_pretrained(folder)
 

@@ -38,7 +38,7 @@ def test_released_presets_keep_to_the_paper() -> None:
     assert (config.model.hidden_size, config.model.depth, config.model.caption_channels) == (3840, 16, 2048)
     assert config.mixture["pictures"].size == 512
     assert config.size == 256
-    assert set(config.mixture) == {"pictures", "labelled", "views"}
+    assert set(config.mixture) == {"pictures", "labeled", "views"}
 
 
 def test_a_file_inherits_from_a_file_beside_it_and_overrides_come_last(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_wrong_override_is_named_in_one_line(override: str, expected: str) -> 
 
 
 def test_a_wrong_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"debg: no such file or preset \(did you mean 'debug'\?\)"):
+    with pytest.raises(InputError, match=r"debg: no such configuration file \(did you mean 'debug'\?\)"):
         load_config("debg")
     (tmp_path / "loop.yaml").write_text("base: loop.yaml\n")
     with pytest.raises(InputError, match="its own base"):

@@ -123,8 +123,8 @@ def test_rows_held_out_measure_every_checkpoint(shared_config: dict[str, Any], t
     )
     config = load_config("debug", values)
     result = run_training(config, str(tmp_path / "run"))
-    learnt, held = build_manifest(config.mixture, config.size).split(0.3, config.seed)
-    assert result.rows == learnt.counts()
+    learned, held = build_manifest(config.mixture, config.size).split(0.3, config.seed)
+    assert result.rows == learned.counts()
     records = read_metrics(open_store(tmp_path / "run"))
     assert [(record["step"], "loss" in record) for record in records] == [(2, False), (3, True), (4, True)]
     assert _tensorboard_steps(tmp_path / "run", "held_out_loss") == [2, 4]

@@ -43,9 +43,9 @@ def test_content_of_the_groups_used_is_pinned(pictures_dataset: Path) -> None:
 
 def test_a_row_is_held_out_from_all_tasks_or_none(pictures_dataset: Path) -> None:
     manifest = build_manifest(_mixture(pictures_dataset, "text2image", "edges", "segmentation"), SIZE)
-    learnt, held = manifest.split(0.3, 0)
+    learned, held = manifest.split(0.3, 0)
     sides = []
-    for side in (learnt, held):
+    for side in (learned, held):
         rows: dict[str, set[tuple[str, int]]] = {}
         for stream in side.streams:
             shards = side.sources["source"].shards
@@ -56,8 +56,8 @@ def test_a_row_is_held_out_from_all_tasks_or_none(pictures_dataset: Path) -> Non
     assert set().union(*sides[0].values()).isdisjoint(set().union(*sides[1].values()))
     for task, count in manifest.counts().items():
         assert len(sides[0][task]) + len(sides[1][task]) == count
-    assert 0 < held.counts()["text2image"] < learnt.counts()["text2image"]
-    assert manifest.split(0.3, 0) == (learnt, held) != manifest.split(0.3, 1)
+    assert 0 < held.counts()["text2image"] < learned.counts()["text2image"]
+    assert manifest.split(0.3, 0) == (learned, held) != manifest.split(0.3, 1)
     with pytest.raises(InputError, match=r"held_out.share 1e-09 of 11 rows leaves none out; change it, or set it to 0"):
         manifest.split(1e-9, 0)
 

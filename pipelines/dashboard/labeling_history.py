@@ -1,4 +1,4 @@
-"""What labelling jobs say of their work on a dataset, wherever they were sent from: how much, and in how long."""
+"""What labeling jobs say of their work on a dataset, wherever they were sent from: how much, and in how long."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STATE = "state.json"
 
 
 @dataclass(frozen=True)
-class Labelling:
+class Labeling:
     """Work of an attempt at a job on a group: rows, seconds over all its processes, when it ended (Unix time).
 
     job: its id with the number of the attempt, as its target knows it.
@@ -32,9 +32,9 @@ class Labelling:
         return self.rows / self.seconds
 
 
-def labellings(store: Store) -> list[Labelling]:
+def labelings(store: Store) -> list[Labeling]:
     """By the last attempts of the jobs of a dataset that have ended, oldest first. Costs one listing."""
-    found: list[Labelling] = []
+    found: list[Labeling] = []
     for name, entry in store.walk(FOLDER).items():
         path = PurePosixPath(name)
         if path.name == STATE and len(path.parts) == 2:
@@ -42,7 +42,7 @@ def labellings(store: Store) -> list[Labelling]:
     return sorted(found, key=lambda one: (one.ended, one.group))
 
 
-def _read(store: Store, name: str) -> list[Labelling]:
+def _read(store: Store, name: str) -> list[Labeling]:
     folder = PurePosixPath(name).parent
     state = None
     with suppress(ValueError, TypeError):  # of another version: its work is not shown
@@ -51,7 +51,7 @@ def _read(store: Store, name: str) -> list[Labelling]:
         return []
     busy, rows = state.result.get("busy") or {}, state.result.get("rows") or {}
     return [
-        Labelling(f"{folder.name}-{state.attempt}", group, int(rows[group]), float(seconds), state.time)
+        Labeling(f"{folder.name}-{state.attempt}", group, int(rows[group]), float(seconds), state.time)
         for group, seconds in busy.items()
         if rows.get(group) and seconds
     ]

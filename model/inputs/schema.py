@@ -1,0 +1,99 @@
+"""Values that people wrote → typed values, with the first thing that is wrong said in one line."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from model.inputs.errors import InputError, nearest
+
+T = TypeVar("T")
+
+
+class Section(BaseModel):
+    """A part of a file that people write; a key it does not have is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def validate(schema: type[T], values: Mapping[str, Any], place: str) -> T:
+    """The typed value that nested values state; `place` is where they came from.
+
+    schema: a model, or a union of models with a discriminator. Raises InputError with the first thing that is wrong:
+    an unknown key with the nearest right one, a missing key, or a wrong value.
+    """
+    try:
+        return TypeAdapter(schema).validate_python(dict(values))
+    except ValidationError as error:
+        raise InputError(f"{place}: {_explain(error, schema)}") from None
+
+
+def _explain(error: ValidationError, schema: Any) -> str:
+    problem = error.errors()[0]
+    # A union's tag stands in the location where the union does; people did not write it there.
+    models, keys = _walk(schema, problem["loc"])
+    where = ".".join(str(key) for key in keys)
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind.startswith("union_tag"):
+        name, known = context["discriminator"].strip("'"), context.get("expected_tags", _tags(models)).replace("'", "")
+        within = f"{where}.{name}" if where else name
+        if kind == "union_tag_invalid":
+            return f"`{within}` is one of {known}, not {context['tag']!r}"
+        return f"`{within}` is missing; it is one of {known}"
+    if kind == "extra_forbidden":
+        names = [name for model in models for name in model.model_fields]
+        return f"no key {where!r}{nearest(str(keys[-1]), names) or '; there are ' + (', '.join(names) or 'none')}"
+    if kind == "missing":
+        return f"key {where!r} is missing"
+    # What is refused as a secret must not be repeated.
+    tellable = isinstance(problem["input"], str | int | float | bool) and "looks like a secret" not in problem["msg"]
+    shown = f", got {problem['input']!r}" if tellable else ""
+    return f"{where + ': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _walk(schema: Any, location: Sequence[int | str]) -> tuple[list[type[BaseModel]], list[int | str]]:
+    """The models that may hold the last key of a location, and the location without tags of unions."""
+    choices, keys = _models(schema), []
+    rest = list(location)
+    while rest:
+        part = rest.pop(0)
+        tagged = [model for model in choices if part in _tags_of(model)]
+        if len(choices) > 1 and tagged:
+            choices = tagged
+            continue
+        keys.append(part)
+        if not rest:
+            break
+        if isinstance(part, str):
+            fields = [model.model_fields[part] for model in choices if part in model.model_fields]
+            choices = [model for field in fields for model in _models(field.annotation)] or choices
+    return choices, keys
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The models within a type: of a union's members, a list's items, a mapping's values."""
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    parts = [annotation.annotation] if isinstance(annotation, FieldInfo) else typing.get_args(annotation)
+    if isinstance(annotation, types.UnionType) or parts:
+        return [model for part in parts for model in _models(part)]
+    return []
+
+
+def _tags_of(model: type[BaseModel]) -> list[Any]:
+    """Values of a model's fields of one literal: a union's tags are among them."""
+    return [
+        value
+        for field in model.model_fields.values()
+        if typing.get_origin(field.annotation) is typing.Literal
+        for value in typing.get_args(field.annotation)
+    ]
+
+
+def _tags(models: Sequence[type[BaseModel]]) -> str:
+    return ", ".join(str(tag) for model in models for tag in _tags_of(model)[:1])

@@ -1,4 +1,4 @@
-"""What was read of files, kept while they stay as a listing shows them: for those who look again every few seconds."""
+"""What was read of files, kept while they are listed unchanged: for callers that look again every few seconds."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from labeling.dataset.storage import Entry, Store
 T = TypeVar("T")
 
 
-class KeptFiles(Generic[T]):
-    """What `read` makes of files, of the `most` that were asked for last. It is shared: nobody may change it."""
+class FileCache(Generic[T]):
+    """Results of `read` for the `size` files that were asked for last. They are shared: nobody may change them."""
 
-    def __init__(self, read: Callable[[Store, str], T], most: int) -> None:
+    def __init__(self, read: Callable[[Store, str], T], size: int) -> None:
         self._read = read
-        self._most = most
-        self._kept: dict[tuple[str, str], tuple[Entry, T]] = {}
+        self._size = size
+        self._results: dict[tuple[str, str], tuple[Entry, T]] = {}
         self._lock = threading.Lock()
 
     def get(self, store: Store, name: str, entry: Entry) -> T:
-        """Of the file that is listed as `entry`; read where it was not, or was another."""
+        """The result for a file that is listed as `entry`; it is read where the last result is of another entry."""
         key = (store.uri, name)
         with self._lock:
-            kept = self._kept.get(key)
-        if kept is None or kept[0] != entry:
-            kept = entry, self._read(store, name)  # without the lock: one slow place must not hold up the others
+            result = self._results.get(key)
+        if result is None or result[0] != entry:
+            result = entry, self._read(store, name)  # without the lock: one slow store must not hold up the others
         with self._lock:
-            self._kept.pop(key, None)
-            self._kept[key] = kept
-            if len(self._kept) > self._most:
-                del self._kept[next(iter(self._kept))]
-        return kept[1]
+            self._results.pop(key, None)
+            self._results[key] = result
+            if len(self._results) > self._size:
+                del self._results[next(iter(self._results))]
+        return result[1]

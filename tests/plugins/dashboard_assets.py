@@ -16,13 +16,13 @@ from cluster.local import _processes
 from labeling.dataset.shards import Dataset
 from pipelines.dashboard.definitions import build_definitions
 from pipelines.dashboard.snapshots import refresh
-from pipelines.dashboard.tracked_assets import remember
+from pipelines.dashboard.tracked_assets import track
 from pipelines.ingest import ingest
 from pipelines.jobs.submit import list_jobs
 from pipelines.label import label
 
 BRIGHTNESS, DOUBLED = "simple_labelers:Brightness", "simple_labelers:Doubled"
-Verdicts = dict[str, tuple[str, list[str]]]
+Statuses = dict[str, tuple[str, list[str]]]
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +51,7 @@ def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def faces(labeled: Path, own_data: None, tmp_path: Path) -> Dataset:
     """A dataset on the dashboard that a test may spoil."""
     dataset = Dataset.open(shutil.copytree(labeled / "faces", tmp_path / "faces"))
-    remember([("dataset", dataset.uri)])
+    track([("dataset", dataset.uri)])
     refresh()
     return dataset
 
@@ -62,11 +62,11 @@ def instance() -> Iterator[dg.DagsterInstance]:
         yield instance
 
 
-def verdicts(instance: dg.DagsterInstance, partition: str | None = None) -> Verdicts:
+def statuses(instance: dg.DagsterInstance, partition: str | None = None) -> Statuses:
     """What Dagster says of each asset, and why, by the definitions as they load now."""
     graph = build_definitions().get_repository_def().asset_graph
     resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
-    found: Verdicts = {}
+    found: Statuses = {}
     for key in graph.get_all_asset_keys():
         asked = partition if graph.get(key).is_partitioned else None
         reasons = [cause.reason for cause in resolver.get_stale_causes(key, asked)]

@@ -14,9 +14,9 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobO
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 
 from pipelines.dashboard import launch
+from pipelines.dashboard.dagster_jobs import DAGSTER_JOBS, start_training
 from pipelines.dashboard.instance import SETTINGS
-from pipelines.dashboard.jobs import JOBS, start_training
-from pipelines.dashboard.runs import sized
+from pipelines.dashboard.run_assets import sized
 from pipelines.jobs.folder import Control, JobFolder, RunState, Submission, job_address
 from pipelines.jobs.specification import TrainJob, WorkersSpec, job_id, resolve
 from pipelines.jobs.submit import STOP_SECONDS, JobState
@@ -45,7 +45,7 @@ def test_a_preset_is_sent_as_it_is(tmp_path: Path, own_data: None) -> None:
 
 
 def test_steering_never_waits_for_runs_that_follow_jobs() -> None:
-    jobs = {job.name: job for job in JOBS}
+    jobs = {job.name: job for job in DAGSTER_JOBS}
     repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "all")
     with dg.instance_for_test(overrides=yaml.safe_load(SETTINGS)) as instance:
 

@@ -15,22 +15,22 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from dashboard_assets import BRIGHTNESS, DOUBLED, last_event, verdicts
+from dashboard_assets import BRIGHTNESS, DOUBLED, last_event, statuses
 
 from labeling.dataset.lease import lease
 from labeling.dataset.shards import Dataset
 from labeling.dataset.storage import open_store
 from labeling.plan import declare
 from labeling.registry import load_labeler
-from pipelines.dashboard import ranges
-from pipelines.dashboard.checks import dataset_verdicts
+from pipelines.dashboard import partitions
+from pipelines.dashboard.checks import dataset_outcomes
+from pipelines.dashboard.dagster_jobs import ingest_pictures
 from pipelines.dashboard.definitions import build_definitions
-from pipelines.dashboard.fingerprints import dataset_state
 from pipelines.dashboard.follower import Follower
-from pipelines.dashboard.jobs import ingest_pictures
 from pipelines.dashboard.snapshots import find_snapshot, refresh
-from pipelines.dashboard.sources import listing, news, source_verdict
-from pipelines.dashboard.tracked_assets import remember
+from pipelines.dashboard.sources import new_files, source_outcome, sources_digest
+from pipelines.dashboard.tracked_assets import track
+from pipelines.dashboard.versions import dataset_state
 from pipelines.ingest import ingest
 from pipelines.jobs.folder import JobFolder, RunState, Submission, job_address
 from pipelines.jobs.specification import WorkersSpec
@@ -54,7 +54,7 @@ def test_materializing_is_a_job_on_a_target(
     """Two groups of a range of two shards, with a parameter from the form: one job, which anyone can list."""
     import ray  # it reads its environment when it is imported
 
-    monkeypatch.setattr(ranges, "FEW_SHARDS", 2)
+    monkeypatch.setattr(partitions, "FEW_SHARDS", 2)
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)  # rather than one of its own
     Follower(instance).follow()
     form = {"parameters": {"brightness": {"gain": 0.1, "levels": 256}}, "workers": {"cpus": 2.0}}
@@ -74,8 +74,8 @@ def test_materializing_is_a_job_on_a_target(
     declared = faces.declaration("brightness")
     assert declared and declared["parameters"]["gain"] == 0.1
     for partition, expected in (("000000", "FRESH"), ("000001", "FRESH"), ("000002", "STALE")):
-        assert verdicts(instance, partition)["faces/brightness"][0] == expected
-        assert verdicts(instance, partition)["faces/doubled"][0] == "FRESH"
+        assert statuses(instance, partition)["faces/brightness"][0] == expected
+        assert statuses(instance, partition)["faces/doubled"][0] == "FRESH"
     made = run.asset_materializations_for_node("faces__label")
     assert sorted((one.asset_key.path[1], one.partition) for one in made) == [
         (group, partition) for group in ("brightness", "doubled") for partition in ("000000", "000001")
@@ -128,7 +128,7 @@ def test_what_a_form_says_wrongly_fails_with_one_line(faces: Dataset, instance: 
 def test_checks_tell_of_errors(faces: Dataset, instance: dg.DagsterInstance) -> None:
     label(faces.uri, [BRIGHTNESS, DOUBLED], {"brightness": {"refuse_wider_than": 600}})
     Follower(instance).follow()
-    found = {(one.key[1], one.check): one for one in dataset_verdicts(dataset_state(find_snapshot("faces")), instance)}
+    found = {(one.key[1], one.check): one for one in dataset_outcomes(dataset_state(find_snapshot("faces")), instance)}
     assert not found["brightness", "errors"].passed and "of 6 rows" in found["brightness", "errors"].said
     assert found["brightness", "fresh"].passed
     table = str(last_event(instance, "faces", "brightness").metadata["errors"].value)
@@ -158,7 +158,7 @@ def notice(instance: dg.DagsterInstance, cursor: str | None = None) -> Any:
 def test_new_pictures_are_asked_about_built_or_ignored(
     faces: Dataset, grown: Path, instance: dg.DagsterInstance
 ) -> None:
-    [found] = news(find_snapshot("faces"))
+    [found] = new_files(find_snapshot("faces"))
     assert (found.count, found.names) == (1, ["brick.png"])
     first = notice(instance)
     assert "have changed" in first.skip_message and not first.run_requests
@@ -169,10 +169,10 @@ def test_new_pictures_are_asked_about_built_or_ignored(
     assert record.event and record.event.dagster_event
     assert not record.event.dagster_event.asset_check_evaluation_data.passed
     assert "as they were" in notice(instance, asked.cursor).skip_message
-    remember([("dataset", faces.uri)], new_pictures="build")
+    track([("dataset", faces.uri)], new_pictures="build")
     built = notice(instance, asked.cursor)
     assert built.run_requests[0].run_config["ops"]["add_pictures"]["config"] == {"dataset": "faces"}
-    remember([("dataset", faces.uri)], new_pictures="ignore")
+    track([("dataset", faces.uri)], new_pictures="ignore")
     assert "ignored" in notice(instance).skip_message
 
 
@@ -182,7 +182,7 @@ def rested(instance: dg.DagsterInstance) -> Any:
 
 
 def test_a_file_that_is_still_copied_is_waited_for(faces: Dataset, grown: Path, instance: dg.DagsterInstance) -> None:
-    remember([("dataset", faces.uri)], new_pictures="build")
+    track([("dataset", faces.uri)], new_pictures="build")
     whole, cursor = grown.read_bytes(), None
     for size in (len(whole) // 3, len(whole) // 2, len(whole)):
         grown.write_bytes(whole[:size])
@@ -197,13 +197,13 @@ def test_what_lies_beside_a_source_is_none_of_it(faces: Dataset, labeled: Path, 
         archive.add(labeled / "source" / "camera.png", "camera.png")
     for pattern in ("raw.tar", "raw*.tar"):
         snapshot = replace(find_snapshot("faces"), sources=[f"{tmp_path}/{pattern}"])
-        before = listing(snapshot)
+        before = sources_digest(snapshot)
         faces.store.put(f"jobs/label-{pattern}/state.json", b"{}")
         (tmp_path / "notes.txt").write_text(pattern)
-        assert listing(snapshot) == before
+        assert sources_digest(snapshot) == before
     with tarfile.open(tmp_path / "raw.tar", "a") as archive:
         archive.add(labeled / "source" / "coffee.png", "coffee.png")
-    assert listing(snapshot) != before
+    assert sources_digest(snapshot) != before
 
 
 def request_run(instance: dg.DagsterInstance, tick: Any, status: dg.DagsterRunStatus) -> dg.DagsterRun:
@@ -215,7 +215,7 @@ def request_run(instance: dg.DagsterInstance, tick: Any, status: dg.DagsterRunSt
 def test_new_pictures_are_built_by_one_run_at_a_time_and_once_more_where_it_failed(
     faces: Dataset, grown: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remember([("dataset", faces.uri)], new_pictures="build")
+    track([("dataset", faces.uri)], new_pictures="build")
     first = rested(instance)
     faces.store.put("jobs/label-0a0a0a0a/state.json", b"{}")
     assert rested(instance).run_requests[0].run_key == first.run_requests[0].run_key, "for the same pictures"
@@ -241,7 +241,7 @@ def test_a_run_that_met_another_job_is_asked_for_again(
 ) -> None:
     """It had ingested the picture, so nothing is new any more; but its labels are not there."""
     monkeypatch.setattr("pipelines.dashboard.sensors.RETRY_SECONDS", 0.0)
-    remember([("dataset", faces.uri)], new_pictures="build")
+    track([("dataset", faces.uri)], new_pictures="build")
 
     def run() -> dg.ExecuteInProcessResult:
         [request] = rested(instance).run_requests
@@ -255,7 +255,7 @@ def test_a_run_that_met_another_job_is_asked_for_again(
         faces.store.put("brightness/running.json", json.dumps({**held, "time": 0.0}).encode())
         assert not run().success
     refresh()
-    assert len(Dataset.open(faces.uri).shards) == before + 1 and not news(find_snapshot("faces"))
+    assert len(Dataset.open(faces.uri).shards) == before + 1 and not new_files(find_snapshot("faces"))
     assert run().success
     assert sum(row["value"] is not None for row in Dataset.open(faces.uri).rows("brightness")) == 7
     assert not rested(instance).run_requests
@@ -278,7 +278,7 @@ def test_far_sources_are_listed_less_often(
 
 def test_an_archive_that_is_cut_is_named(faces: Dataset, labeled: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.tar").write_bytes((labeled / "source" / "camera.png").read_bytes())
-    verdict, found = source_verdict(replace(find_snapshot("faces"), sources=[f"{tmp_path}/cut.tar"]))
+    verdict, found = source_outcome(replace(find_snapshot("faces"), sources=[f"{tmp_path}/cut.tar"]))
     assert not verdict.passed and not found
     assert "cut.tar cannot be read (" in verdict.said and "\n" not in verdict.said
 
@@ -287,10 +287,10 @@ def test_pictures_without_labels_are_work_unless_a_job_is_at_it(
     faces: Dataset, grown: Path, instance: dg.DagsterInstance
 ) -> None:
     """The labeling that was to follow the ingest had met another job."""
-    remember([("dataset", faces.uri)], new_pictures="build")
+    track([("dataset", faces.uri)], new_pictures="build")
     ingest(str(grown.parent), faces.uri, shard_rows=2)
     refresh()
-    assert not news(find_snapshot("faces"))
+    assert not new_files(find_snapshot("faces"))
     with lease(faces.store, ["brightness"]):
         waits = rested(instance)
         assert waits.skip_message == "a job is working on brightness" and not waits.run_requests
@@ -363,20 +363,20 @@ def test_shards_that_come_are_ranges_of_their_own(
     faces: Dataset, grown: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, few: int
 ) -> None:
     """Three shards and then four: in ranges before, or whole until then."""
-    monkeypatch.setattr(ranges, "FEW_SHARDS", few)
+    monkeypatch.setattr(partitions, "FEW_SHARDS", few)
     follower = Follower(instance)
     follower.follow()
     before = "000001" if few == 2 else None
-    assert {status for status, _ in verdicts(instance, before).values()} == {"FRESH"}
+    assert {status for status, _ in statuses(instance, before).values()} == {"FRESH"}
     ingest(str(grown.parent), faces.uri, shard_rows=2)
     follower.follow()
     for partition in ("000000", "000001", "000002"):
-        assert {status for status, _ in verdicts(instance, partition).values()} == {"FRESH"}, partition
-    assert {name: status for name, (status, _) in verdicts(instance, "000003").items()} == {
+        assert {status for status, _ in statuses(instance, partition).values()} == {"FRESH"}, partition
+    assert {name: status for name, (status, _) in statuses(instance, "000003").items()} == {
         "faces/images": "FRESH",
         "faces/brightness": "MISSING",
         "faces/doubled": "MISSING",
     }
     label(faces.uri, [], shards=(3, 4))
     follower.follow()
-    assert {status for status, _ in verdicts(instance, "000003").values()} == {"FRESH"}
+    assert {status for status, _ in statuses(instance, "000003").values()} == {"FRESH"}

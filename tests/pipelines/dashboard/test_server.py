@@ -24,7 +24,7 @@ from labeling.dataset.storage import open_store
 from model.inputs import InputError
 from pipelines.dashboard.processes import lives
 from pipelines.dashboard.server import address_of, dashboard
-from pipelines.dashboard.tracked_assets import folder, places
+from pipelines.dashboard.tracked_assets import state_folder, tracked_assets
 from pipelines.jobs.submit import list_jobs
 from training.metrics_logger import read_metrics
 
@@ -260,7 +260,7 @@ def test_what_dies_is_started_again_and_all_end_together(
             dashboard([str(views_dataset)], forgotten=["unknown"])
         with pytest.raises(InputError, match="neither a dataset nor a run"):
             dashboard([str(tmp_path)], forgotten=["pictures"])
-        assert [place.name for place in places()] == ["pictures"]
+        assert [place.name for place in tracked_assets()] == ["pictures"]
         said: list[str] = []
         dashboard([str(views_dataset)], forgotten=["pictures"], say=said.append)
         assert said[0].startswith(f"the dashboard is served already, at {running.address}; it shows in some seconds")
@@ -383,7 +383,7 @@ def test_what_is_asked_wrongly_is_one_line(tmp_path: Path, monkeypatch: pytest.M
         dashboard([], owner="me")
     with pytest.raises(InputError, match="neither a dataset nor a run"):
         dashboard([str(tmp_path)])
-    assert stat.S_IMODE(folder().stat().st_mode) == 0o700
+    assert stat.S_IMODE(state_folder().stat().st_mode) == 0o700
 
 
 def test_a_port_that_is_taken_gives_way(tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ from aiohttp import web
 from noted_jobs import GONE, noted
 
 from model.inputs import InputError
-from pipelines.dashboard.datasets import changed_parameters, parameter_fields
+from pipelines.dashboard.dataset_assets import changed_parameters, parameter_fields
 from pipelines.dashboard.launch import _lines
 from pipelines.dashboard.proxy import Proxy
 from pipelines.dashboard.server import _kind
 from pipelines.dashboard.snapshots import Snapshot
-from pipelines.dashboard.tracked_assets import Place
+from pipelines.dashboard.tracked_assets import TrackedAsset
 from pipelines.jobs.folder import RunState
 from pipelines.jobs.specification import Job
 
@@ -60,7 +60,7 @@ def test_a_place_that_does_not_answer_takes_no_others_time(monkeypatch: pytest.M
 
 def test_a_place_that_does_not_answer_is_shown_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = threading.Event()
-    monkeypatch.setattr("pipelines.dashboard.server.place_kind", lambda address: answers.wait(30) and "run")
+    monkeypatch.setattr("pipelines.dashboard.server.kind_at", lambda address: answers.wait(30) and "run")
     monkeypatch.setattr("pipelines.dashboard.server.LOOK_SECONDS", 0.2)
     assert _kind("s3://silent/run") == "unknown"
     answers.set()
@@ -85,7 +85,7 @@ def test_a_job_whose_target_is_gone_is_not_followed_for_ever(
 
 def test_a_form_that_was_opened_before_a_change_does_not_undo_it(tmp_path: Path) -> None:
     declared: dict[str, Any] = {"reads": ["images.image"], "parameters": {"low": 60.0, "model": None}}
-    place = Place("faces", "dataset", str(tmp_path))
+    place = TrackedAsset("faces", "dataset", str(tmp_path))
     snapshot = Snapshot(
         place, groups={"images": {}, "edges": declared, "boxes": {**declared, "parameters": {"threshold": 0.5}}}
     )

@@ -1,4 +1,4 @@
-"""The page of jobs: all that were sent to work on what the dashboard shows, also those of the command line."""
+"""The page of jobs: all that work on the dashboard's datasets and runs, also those sent from the command line."""
 
 from __future__ import annotations
 
@@ -11,62 +11,65 @@ from typing import Any
 from urllib.parse import quote
 
 from model.inputs import one_line
+from pipelines.dashboard.dagster_internals import JOB_FORM
 from pipelines.dashboard.snapshots import snapshots
-from pipelines.dashboard.tracked_assets import find_place
+from pipelines.dashboard.tracked_assets import find_tracked
 from pipelines.jobs.folder import JobFolder, Submission
 from pipelines.jobs.submit import JobState, list_jobs
 
-SUBMISSIONS = "submissions"  # the first part of the address; `/jobs` is a page of Dagster's own
-_FORM = "/locations/onediffusion/jobs/{job}/playground/setup?config={config}"
+JOBS_PATH = "submissions"  # the first part of the address; `/jobs` is a page of Dagster's own
+LOCATION = "onediffusion"  # Dagster's name for our code server
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="15">
 <title>{title} · OneDiffusion dashboard</title><meta name="viewport" content="width=device-width">
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1b1d22}}
 p{{color:#5c626d}}table{{border-collapse:collapse;width:100%}}th,td{{text-align:left;padding:.4rem .9rem .4rem 0;
 border-bottom:1px solid #e2e3df;vertical-align:top}}th{{font-weight:600}}code{{font-size:.9em}}a{{color:#2457c5}}
 .running{{font-weight:600}}.failed,.lost{{color:#b3372b}}</style><h1>{title}</h1>{table}{trouble}
-<p>{steering}On the command line: <code>onediffusion stop ID</code>, <code>onediffusion scale ID --workers N</code>,
+<p>{hint}On the command line: <code>onediffusion stop ID</code>, <code>onediffusion scale ID --workers N</code>,
 <code>onediffusion logs -f ID</code>. What was stopped goes on when it is sent again.</p>
 <p><a href="/">Dashboard</a>{all}</p></html>"""
 
+_LAUNCHPAD_HINT = "_▾ beside Materialize, Open launchpad: where it runs, and with how many workers_"
 
-_WHERE = "_▾ beside Materialize, Open launchpad: where it runs, and with how many workers_"
 
-
-def with_link(name: str, assets: Sequence[Any]) -> list[Any]:
-    """Assets of a place, with the address of its page in what they say of themselves."""
+def with_jobs_link(name: str, assets: Sequence[Any]) -> list[Any]:
+    """Assets of a dataset or run whose descriptions link to its page of jobs."""
     import dagster as dg
 
-    link = f"[Jobs on {name}](/{SUBMISSIONS}/{name}) · [all jobs](/{SUBMISSIONS}) · {_WHERE}"
+    link = f"[Jobs on {name}](/{JOBS_PATH}/{name}) · [all jobs](/{JOBS_PATH}) · {_LAUNCHPAD_HINT}"
 
-    def described(spec: dg.AssetSpec) -> dg.AssetSpec:
-        first, *rest = (spec.description or "").split("\n\n")  # curves come last: a page shows only so much at once
+    def with_link(spec: dg.AssetSpec) -> dg.AssetSpec:
+        first, *rest = (spec.description or "").split(
+            "\n\n"
+        )  # the link comes before curves: a page cuts long descriptions
         return spec.replace_attributes(description="\n\n".join(filter(None, [first, link, *rest])))
 
-    return list(dg.map_asset_specs(described, assets))
+    return list(dg.map_asset_specs(with_link, assets))
 
 
-def submissions_page(name: str | None, operates: bool) -> str:
-    """Of one place of the dashboard, or of all together with what was sent from here; operates: with ways to steer.
+def render_jobs_page(name: str | None, operates: bool) -> str:
+    """The page of one dataset or run, or (name: None) of all together and what was sent from here.
 
-    Raises InputError for a place that is not there.
+    operates: with links to the forms that stop and scale. Raises InputError for a name that is not there.
     """
-    chosen = [one for one in snapshots() if name is None or one.place.name == name]
+    shown = [snapshot for snapshot in snapshots() if name is None or snapshot.tracked.name == name]
     if name is not None:
-        find_place(name)
-    trouble = [f"{one.place.address}: {one.trouble}" for one in chosen if one.trouble]
-    found: dict[str, tuple[Submission, JobState]] = {}
-    for place in [*([] if name else [None]), *(one.place.address for one in chosen if not one.trouble)]:
+        find_tracked(name)
+    trouble = [f"{snapshot.tracked.address}: {snapshot.trouble}" for snapshot in shown if snapshot.trouble]
+    addresses = [snapshot.tracked.address for snapshot in shown if not snapshot.trouble]
+    by_address: dict[str, tuple[Submission, JobState]] = {}
+    for address in [*([] if name else [None]), *addresses]:
         try:
-            found |= {submission.address: (submission, state) for submission, state in list_jobs(place)}
+            by_address |= {submission.address: (submission, state) for submission, state in list_jobs(address)}
         except Exception as error:  # the others are shown all the same
-            trouble.append(f"{place}: {one_line(error)}")
-    jobs = sorted(found.values(), key=lambda item: -item[0].sent)
+            trouble.append(f"{address}: {one_line(error)}")
+    jobs = sorted(by_address.values(), key=lambda item: -item[0].sent)
     return _PAGE.format(
         title=f"Jobs of {escape(name)}" if name else "Jobs",
         table=_table(jobs, operates) if jobs else "<p>None yet.</p>",
         trouble="".join(f"<p>{escape(line)}</p>" for line in trouble),
-        steering="Stopping and scaling open a form that is filled in already. " if operates else "",
-        all=f' · <a href="/{SUBMISSIONS}">all jobs</a>' if name else "",
+        hint="Stopping and scaling open a form that is filled in already. " if operates else "",
+        all=f' · <a href="/{JOBS_PATH}">all jobs</a>' if name else "",
     )
 
 
@@ -100,7 +103,7 @@ def _row(submission: Submission, state: JobState, operates: bool) -> str:
 
 def _workers(submission: Submission) -> dict[str, int]:
     """How many it has, as a form takes them."""
-    with suppress(Exception):  # it is but what the form begins with
+    with suppress(Exception):  # these are only the first values of a form
         spec = JobFolder(submission.address).job().workers
         if spec:
             least, most = (spec.count, spec.count) if isinstance(spec.count, int) else spec.count
@@ -118,4 +121,4 @@ def ray_page(submission: Submission) -> str | None:
 
 def _form(text: str, job: str, step: str, values: dict[str, Any]) -> str:
     config = json.dumps({"ops": {step: {"config": values}}}, indent=1)  # JSON is YAML
-    return f'<a href="{escape(_FORM.format(job=job, config=quote(config)))}">{text}</a>'
+    return f'<a href="{escape(JOB_FORM.format(location=LOCATION, job=job, config=quote(config)))}">{text}</a>'

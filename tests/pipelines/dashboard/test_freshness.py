@@ -13,21 +13,21 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from dashboard_assets import BRIGHTNESS, declare, last_event, verdicts
+from dashboard_assets import BRIGHTNESS, declare, last_event, statuses
 
 from cluster.user_data import forget_job, remember_job
 from labeling.dataset.shards import Dataset
 from labeling.plan import dataset_status
 from model.inputs import InputError
-from pipelines.dashboard import ranges
-from pipelines.dashboard.checks import Verdict, dataset_verdicts, place_checks, report_verdicts, run_verdicts
+from pipelines.dashboard import partitions
+from pipelines.dashboard.checks import CheckOutcome, check_specs, dataset_outcomes, report_outcomes, run_outcomes
+from pipelines.dashboard.contact_sheets import drop_old_pictures, keep_picture, live_curves, picture_folder
 from pipelines.dashboard.definitions import build_definitions
-from pipelines.dashboard.fingerprints import Version, dataset_state, dataset_versions
 from pipelines.dashboard.follower import Follower
 from pipelines.dashboard.reporting import Reporter, shown_pictures
-from pipelines.dashboard.sheets import drop_old_pictures, keep_picture, live_curves, picture_folder
-from pipelines.dashboard.snapshots import find_snapshot, refresh, shape, snapshots
-from pipelines.dashboard.tracked_assets import find_place, forget, place_kind, places, remember, worked_on
+from pipelines.dashboard.snapshots import find_snapshot, refresh, snapshots, snapshots_digest
+from pipelines.dashboard.tracked_assets import assets_of_jobs, find_tracked, kind_at, track, tracked_assets, untrack
+from pipelines.dashboard.versions import AssetVersion, dataset_state, dataset_versions
 from pipelines.jobs.submit import list_jobs
 from pipelines.label import label
 from pipelines.train import train
@@ -57,10 +57,10 @@ def test_groups_are_assets_with_their_lineage_and_code_versions(faces: Dataset) 
 def test_what_was_labeled_elsewhere_is_shown_as_fresh_with_pictures(
     faces: Dataset, instance: dg.DagsterInstance
 ) -> None:
-    assert verdicts(instance)["faces/brightness"][0] == "MISSING"
+    assert statuses(instance)["faces/brightness"][0] == "MISSING"
     follower = Follower(instance)
     assert follower.follow() == ["faces: 9 changes"]  # three groups, and three checks of each label
-    assert {status for status, _ in verdicts(instance).values()} == {"FRESH"}
+    assert {status for status, _ in statuses(instance).values()} == {"FRESH"}
     event = last_event(instance, "faces", "brightness")
     content = dataset_state(find_snapshot("faces")).contents["brightness"]
     assert event.tags["dagster/data_version"] == content
@@ -76,19 +76,19 @@ def test_dagster_calls_stale_what_the_footers_call_stale(faces: Dataset, instanc
     follower.follow()
     declare(faces, "brightness", gain=1.0001)
     follower.follow()
-    assert verdicts(instance)["faces/brightness"] == ("STALE", ["has a new code version"])
-    assert verdicts(instance)["faces/doubled"] == ("FRESH", [])
+    assert statuses(instance)["faces/brightness"] == ("STALE", ["has a new code version"])
+    assert statuses(instance)["faces/doubled"] == ("FRESH", [])
     label(faces.uri, [])  # with two levels the values come out the same: nothing else is stale
     follower.follow()
-    assert {status for status, _ in verdicts(instance).values()} == {"FRESH"}
+    assert {status for status, _ in statuses(instance).values()} == {"FRESH"}
     declare(faces, "brightness", gain=0.1, levels=256)
     label(faces.uri, ["brightness"])
     follower.follow()
     assert asdict(dataset_status(faces)["doubled"])["stale"] == 3
-    assert verdicts(instance)["faces/doubled"] == ("STALE", ["has a new dependency data version"])
+    assert statuses(instance)["faces/doubled"] == ("STALE", ["has a new dependency data version"])
     label(faces.uri, [])
     follower.follow()
-    assert {status for status, _ in verdicts(instance).values()} == {"FRESH"}
+    assert {status for status, _ in statuses(instance).values()} == {"FRESH"}
 
 
 def test_shards_that_are_gone_or_made_otherwise_are_stale(faces: Dataset, instance: dg.DagsterInstance) -> None:
@@ -96,17 +96,17 @@ def test_shards_that_are_gone_or_made_otherwise_are_stale(faces: Dataset, instan
     declare(faces, "brightness", gain=1.0)  # before the dashboard ever saw it
     follower = Follower(instance)
     follower.follow()
-    assert verdicts(instance)["faces/brightness"][0] == "STALE"
+    assert statuses(instance)["faces/brightness"][0] == "STALE"
     label(faces.uri, [])
     follower.follow()
-    assert verdicts(instance)["faces/brightness"][0] == "FRESH"
+    assert statuses(instance)["faces/brightness"][0] == "FRESH"
     faces.store.delete("doubled/000001.parquet")
     follower.follow()
-    assert verdicts(instance)["faces/doubled"][0] == "STALE"
+    assert statuses(instance)["faces/doubled"][0] == "STALE"
     for name in ("000000", "000002"):
         faces.store.delete(f"doubled/{name}.parquet")
     follower.follow()
-    assert verdicts(instance)["faces/doubled"][0] == "STALE"
+    assert statuses(instance)["faces/doubled"][0] == "STALE"
     assert last_event(instance, "faces", "doubled").tags["dagster/data_version"] == "missing"
 
 
@@ -114,13 +114,15 @@ def test_a_report_overrules_what_dagster_concludes_from_versions(faces: Dataset,
     """As when a column changed that nobody reads: the data version is new, what depends on it is fresh all the same."""
     Follower(instance).follow()
     versions = list(dataset_versions(dataset_state(find_snapshot("faces"))))
-    changed = [Version(**{**one.__dict__, "content": "x"}) if one.key[1] == "brightness" else one for one in versions]
+    changed = [
+        AssetVersion(**{**one.__dict__, "content": "x"}) if one.key[1] == "brightness" else one for one in versions
+    ]
     assert Reporter(instance).report(changed, lambda one: {}) == 1
-    assert verdicts(instance)["faces/doubled"][0] == "STALE"
+    assert statuses(instance)["faces/doubled"][0] == "STALE"
     inputs = {("faces", "brightness"): "x", ("faces", "images"): versions[0].content}
-    changed[-1] = Version(**{**changed[-1].__dict__, "inputs": inputs, "current": inputs})
+    changed[-1] = AssetVersion(**{**changed[-1].__dict__, "inputs": inputs, "current": inputs})
     assert Reporter(instance).report(changed, lambda one: {}) == 1
-    assert verdicts(instance)["faces/doubled"] == ("FRESH", [])
+    assert statuses(instance)["faces/doubled"] == ("FRESH", [])
 
 
 def count_events(instance: dg.DagsterInstance, *key: str) -> int:
@@ -148,15 +150,15 @@ def test_what_fills_is_told_of_now_and_then_and_when_it_is_whole(
     tell()
     tell(names[0], names[2])
     assert told == [(1, 1), (2, 2), (2, 2) if wait else (3, 3)]
-    assert verdicts(instance)["faces/doubled"][0] == "STALE"
+    assert statuses(instance)["faces/doubled"][0] == "STALE"
     tell(names[1], names[3])
     assert told[-1] == ((3, 3) if wait else (4, 4))
-    assert {status for status, _ in verdicts(instance).values()} == {"FRESH"}
+    assert {status for status, _ in statuses(instance).values()} == {"FRESH"}
 
 
 def test_a_check_is_told_again_when_it_flips_and_else_seldom(instance: dg.DagsterInstance) -> None:
     def tell(passed: bool, said: str, **more: float) -> int:
-        return report_verdicts(instance, [Verdict(("run", "checkpoints"), "loss", passed, said)], **more)
+        return report_outcomes(instance, [CheckOutcome(("run", "checkpoints"), "loss", passed, said)], **more)
 
     assert [tell(True, "0.5"), tell(True, "0.4"), tell(False, "9"), tell(False, "8")] == [1, 0, 1, 0]
     assert [tell(False, "8", seconds=0.0), tell(False, "7", seconds=0.0), tell(False, "7", seconds=0.0)] == [1, 1, 0]
@@ -192,8 +194,8 @@ def test_a_second_look_reads_nothing_but_the_footers_that_changed(faces: Dataset
     ],
 )
 def test_ranges_are_few_and_keep_their_names_as_a_dataset_grows(shards: int, count: int, first: str, last: str) -> None:
-    found = ranges.cut_ranges(shards)
-    assert len(found) == count <= ranges.MOST_RANGES
+    found = partitions.shard_ranges(shards)
+    assert len(found) == count <= partitions.MAX_PARTITIONS
     assert [shard for one in found for shard in range(one.first, one.end)] == list(range(shards))
     if found:
         assert (found[0].key, found[-1].key) == (first, last)
@@ -202,21 +204,21 @@ def test_ranges_are_few_and_keep_their_names_as_a_dataset_grows(shards: int, cou
 def test_a_range_of_shards_is_stale_by_itself(
     faces: Dataset, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ranges, "FEW_SHARDS", 2)
+    monkeypatch.setattr(partitions, "FEW_SHARDS", 2)
     graph = build_definitions().get_repository_def().asset_graph
-    partitions = graph.get(dg.AssetKey(["faces", "doubled"])).partitions_def
-    assert partitions and partitions.get_partition_keys() == ["000000", "000001", "000002"]
+    definition = graph.get(dg.AssetKey(["faces", "doubled"])).partitions_def
+    assert definition and definition.get_partition_keys() == ["000000", "000001", "000002"]
     follower = Follower(instance)
     follower.follow()
-    assert {status for status, _ in verdicts(instance, "000001").values()} == {"FRESH"}
+    assert {status for status, _ in statuses(instance, "000001").values()} == {"FRESH"}
     declare(faces, "brightness", gain=0.1, levels=256)
     label(faces.uri, ["brightness"], shards=(1, 2))
     follower.follow()
-    assert verdicts(instance, "000001")["faces/brightness"][0] == "FRESH"
-    assert verdicts(instance, "000001")["faces/doubled"][0] == "STALE"
-    assert verdicts(instance, "000002")["faces/brightness"][0] == "STALE"
-    assert verdicts(instance, "000002")["faces/doubled"][0] == "FRESH"
-    check = {(one.key[1], one.check): one for one in dataset_verdicts(dataset_state(find_snapshot("faces")), instance)}
+    assert statuses(instance, "000001")["faces/brightness"][0] == "FRESH"
+    assert statuses(instance, "000001")["faces/doubled"][0] == "STALE"
+    assert statuses(instance, "000002")["faces/brightness"][0] == "STALE"
+    assert statuses(instance, "000002")["faces/doubled"][0] == "FRESH"
+    check = {(one.key[1], one.check): one for one in dataset_outcomes(dataset_state(find_snapshot("faces")), instance)}
     assert check["brightness", "fresh"].said == "2 stale of 3 shards, in 000000, 000002"
 
 
@@ -227,7 +229,7 @@ def test_a_dataset_out_of_reach_is_shown_with_its_reason_and_leaves_the_others_a
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    remember([("unknown", "s3://lab/far")])
+    track([("unknown", "s3://lab/far")])
     told = Follower(instance).follow()
     assert told[0] == "faces: 9 changes" and told[1].startswith("far: s3://lab/far")
     graph = build_definitions().get_repository_def().asset_graph
@@ -247,11 +249,11 @@ def test_a_dataset_on_s3_is_shown_like_a_folder(
     source, target = Dataset.open(labeled / "faces").store, Dataset(f"{s3}/far/faces").store
     for name in source.walk():
         target.put(name, source.read(name))
-    assert place_kind(target.uri) == "dataset"
-    remember([("dataset", target.uri)])
+    assert kind_at(target.uri) == "dataset"
+    track([("dataset", target.uri)])
     follower = Follower(instance)
     assert follower.follow() == ["faces: 9 changes"]
-    assert {status for status, _ in verdicts(instance).values()} == {"FRESH"}
+    assert {status for status, _ in statuses(instance).values()} == {"FRESH"}
     assert "pictures" in last_event(instance, "faces", "brightness").metadata
 
 
@@ -265,10 +267,10 @@ def test_a_run_is_fresh_while_its_datasets_hold_what_it_learned_from(
 ) -> None:
     config = load_config("debug", {**small_config, "held_out": {"share": 0.3, "samples": 12}})
     train(config, str(tmp_path / "run"), say=lambda line: None)
-    remember([("run", str(tmp_path / "run"))])
+    track([("run", str(tmp_path / "run"))])
     follower = Follower(instance)
     follower.follow()  # its datasets are shown with it
-    assert {place.name for place in places()} == {"run", "pictures_dataset"}
+    assert {place.name for place in tracked_assets()} == {"run", "pictures_dataset"}
     follower.follow()
     graph = build_definitions().get_repository_def().asset_graph
     parents = graph.get(dg.AssetKey(["run", "checkpoints"])).parent_keys
@@ -280,20 +282,20 @@ def test_a_run_is_fresh_while_its_datasets_hold_what_it_learned_from(
         "segmentation",
         "text",
     }
-    assert verdicts(instance)["run/checkpoints"] == ("FRESH", [])
+    assert statuses(instance)["run/checkpoints"] == ("FRESH", [])
     event = last_event(instance, "run", "checkpoints")
     assert event.metadata["step"].value == config.steps and "/pictures/" in str(event.metadata["loss"].value)
-    assert next((one.check, one.passed) for one in run_verdicts(find_snapshot("run"))) == ("loss", True)
-    assert {spec.name for spec in place_checks(find_snapshot("run"))} == {"loss", "held_out", "figures"}
+    assert next((one.check, one.passed) for one in run_outcomes(find_snapshot("run"))) == ("loss", True)
+    assert {spec.name for spec in check_specs(find_snapshot("run"))} == {"loss", "held_out", "figures"}
     metrics = tmp_path / "run" / "metrics.jsonl"
     for loss, passed in ((1e-3, True), (2e-3, False)):  # lower than ever, then risen from there
         with metrics.open("a") as file:
             file.write(json.dumps({"step": 5, "held_out_loss": loss}) + "\n")
-        [held_out] = [one for one in run_verdicts(find_snapshot("run")) if one.check == "held_out"]
+        [held_out] = [one for one in run_outcomes(find_snapshot("run")) if one.check == "held_out"]
         assert held_out.passed is passed, held_out.said
     (pictures_dataset / "text" / "000001.parquet").unlink()
     follower.follow()
-    assert verdicts(instance)["run/checkpoints"] == ("STALE", ["has a new dependency data version"])
+    assert statuses(instance)["run/checkpoints"] == ("STALE", ["has a new dependency data version"])
     # It has all its steps: training again would do nothing, and is no success.
     job = build_definitions().get_implicit_global_asset_job_def()
     made = job.execute_in_process(
@@ -306,33 +308,35 @@ def test_a_run_is_fresh_while_its_datasets_hold_what_it_learned_from(
 
 
 def test_places_have_names_of_their_own_for_good(own_data: None) -> None:
-    remember([("dataset", "/data/demo/dataset"), ("run", "/data/runs/demo"), ("dataset", "s3://lab/other/dataset")])
-    assert {place.address: place.name for place in places()} == {
+    track([("dataset", "/data/demo/dataset"), ("run", "/data/runs/demo"), ("dataset", "s3://lab/other/dataset")])
+    assert {place.address: place.name for place in tracked_assets()} == {
         "/data/demo/dataset": "dataset",
         "/data/runs/demo": "demo",
         "s3://lab/other/dataset": "other_dataset",
     }
-    before = shape()
-    remember([("dataset", "/data/demo/dataset")], owner="team:labels")
-    assert find_place("dataset").owner == "team:labels" and shape() != before
-    forget(["dataset"])
+    before = snapshots_digest()
+    track([("dataset", "/data/demo/dataset")], owner="team:labels")
+    assert find_tracked("dataset").owner == "team:labels" and snapshots_digest() != before
+    untrack(["dataset"])
     with pytest.raises(InputError, match="dataset: not on the dashboard; there are demo, other_dataset"):
-        forget(["dataset"])
+        untrack(["dataset"])
     remember_job("label-0a", "/data/a-b/jobs/label-0a")
     remember_job("train-0b", "s3://lab/r/jobs/train-0b")
     remember_job("report-0c", "/data/c/jobs/report-0c")
-    assert worked_on() == [("dataset", "/data/a-b"), ("run", "s3://lab/r")]
-    remember([*worked_on(), ("dataset", "/data/demo/dataset")])
-    assert "dataset" not in {place.name for place in places()}, "what a person took out does not come back by itself"
-    remember([("dataset", "/data/demo/dataset")], asked=True)
-    assert find_place("dataset").address == "/data/demo/dataset"
-    forget(["a_b"])
-    remember(worked_on())
-    assert "a_b" not in {place.name for place in places()}
+    assert assets_of_jobs() == [("dataset", "/data/a-b"), ("run", "s3://lab/r")]
+    track([*assets_of_jobs(), ("dataset", "/data/demo/dataset")])
+    assert "dataset" not in {place.name for place in tracked_assets()}, (
+        "what a person took out does not come back by itself"
+    )
+    track([("dataset", "/data/demo/dataset")], by_person=True)
+    assert find_tracked("dataset").address == "/data/demo/dataset"
+    untrack(["a_b"])
+    track(assets_of_jobs())
+    assert "a_b" not in {place.name for place in tracked_assets()}
     for identity in ("label-0a", "train-0b", "report-0c"):
         forget_job(identity)
     with pytest.raises(InputError, match="neither a dataset nor a run"):
-        place_kind(os.devnull + "/nothing")
+        kind_at(os.devnull + "/nothing")
 
 
 def test_old_pictures_make_room(own_data: None) -> None:
@@ -377,6 +381,6 @@ def test_curves_are_drawn_without_the_manifest_and_metrics_read_when_they_change
 
 def test_definitions_need_nothing_but_the_snapshots(faces: Dataset) -> None:
     shutil.rmtree(faces.uri)
-    names: Mapping[str, Any] = {snapshot.place.name: snapshot for snapshot in snapshots()}
+    names: Mapping[str, Any] = {snapshot.tracked.name: snapshot for snapshot in snapshots()}
     assert list(names) == ["faces"]
     assert len(list(build_definitions().get_repository_def().asset_graph.get_all_asset_keys())) == 3

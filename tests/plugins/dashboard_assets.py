@@ -9,8 +9,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from dagster._core.definitions.data_version import CachingStaleStatusResolver
-from dagster._core.loader import LoadingContextForTest
+from dagster_judgment import stale_status
 
 from cluster.local import _processes
 from labeling.dataset.shards import Dataset
@@ -57,6 +56,15 @@ def faces(labeled: Path, own_data: None, tmp_path: Path) -> Dataset:
 
 
 @pytest.fixture
+def grown(labeled: Path, faces: Dataset, photographs: Path) -> Iterator[Path]:
+    """The dataset's source with one picture more."""
+    added = labeled / "source" / "brick.png"
+    shutil.copy(photographs / "brick.png", added)
+    yield added
+    added.unlink()
+
+
+@pytest.fixture
 def instance() -> Iterator[dg.DagsterInstance]:
     with dg.DagsterInstance.ephemeral() as instance:
         yield instance
@@ -65,13 +73,10 @@ def instance() -> Iterator[dg.DagsterInstance]:
 def statuses(instance: dg.DagsterInstance, partition: str | None = None) -> Statuses:
     """What Dagster says of each asset, and why, by the definitions as they load now."""
     graph = build_definitions().get_repository_def().asset_graph
-    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
-    found: Statuses = {}
-    for key in graph.get_all_asset_keys():
-        asked = partition if graph.get(key).is_partitioned else None
-        reasons = [cause.reason for cause in resolver.get_stale_causes(key, asked)]
-        found[key.to_user_string()] = (resolver.get_status(key, asked).value, reasons)
-    return found
+    return {
+        key.to_user_string(): stale_status(instance, graph, key, partition if graph.get(key).is_partitioned else None)
+        for key in graph.get_all_asset_keys()
+    }
 
 
 def declare(dataset: Dataset, group: str, **parameters: Any) -> None:

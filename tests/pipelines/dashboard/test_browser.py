@@ -27,7 +27,7 @@ from pipelines.label import label
 from training.metrics_logger import read_metrics
 
 CHROMIUM = "/usr/bin/chromium"
-SCREENSHOTS = Path(__file__).parents[1] / "runs" / "screenshots"
+SCREENSHOTS = Path(__file__).parents[3] / "runs" / "screenshots"
 needs_chromium = pytest.mark.skipif(
     not Path(CHROMIUM).exists() and os.environ.get("CI") != "true",
     reason=f"no {CHROMIUM}; install Debian's package chromium",
@@ -130,7 +130,7 @@ def succeeded(dashboard: Dashboard, run: str) -> None:
     until(done)
 
 
-def test_a_label_goes_stale_and_is_made_anew(page: Page, pictures: Dataset, dashboard: Dashboard) -> None:
+def test_label_goes_stale_and_is_rebuilt(page: Page, pictures: Dataset, dashboard: Dashboard) -> None:
     visit(page, "/asset-groups")
     expect(page.get_by_role("link", name="3 / 3 Passed").first).to_be_visible()
     shoot(page, "lineage")
@@ -172,7 +172,7 @@ def test_a_label_goes_stale_and_is_made_anew(page: Page, pictures: Dataset, dash
     shoot(page, "jobs")
 
 
-def test_a_training_is_launched_scaled_and_stopped(
+def test_training_is_launched_scaled_and_stopped(
     page: Page, dashboard: Dashboard, shared_config: dict[str, Any], tmp_path: Path
 ) -> None:
     run = tmp_path / "training"

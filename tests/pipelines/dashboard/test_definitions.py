@@ -31,7 +31,7 @@ def label(**parameters: Any) -> dict[str, Any]:
         ({"own": {**label(), "parameters": [1]}}, "AttributeError"),
     ],
 )
-def test_a_dataset_that_dagster_refuses_is_shown_with_the_reason(
+def test_dataset_that_dagster_refuses_is_shown_with_the_reason(
     own_data: None, pictures_dataset: Path, tmp_path: Path, groups: dict[str, Any], reason: str
 ) -> None:
     broken = Dataset.open(shutil.copytree(pictures_dataset, tmp_path / "broken"))
@@ -50,7 +50,7 @@ def test_a_dataset_that_dagster_refuses_is_shown_with_the_reason(
     assert reason in str(node.description) and "[Jobs on broken](/submissions/broken)" in str(node.description)
 
 
-def test_what_another_version_kept_is_no_reason_not_to_start(
+def test_state_of_another_version_does_not_prevent_start(
     own_data: None, pictures_dataset: Path, tmp_path: Path
 ) -> None:
     config = load_config("debug", {"mixture": {"pictures": {"dataset": str(pictures_dataset)}, "views": None}})

@@ -1,12 +1,9 @@
-"""The dashboard's assets: their lineage, and what Dagster calls fresh, beside what the footers say."""
+"""The assets' lineage, and what Dagster calls fresh, compared with what the footers say."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,26 +12,26 @@ import dagster as dg
 import pytest
 from dashboard_assets import BRIGHTNESS, declare, last_event, statuses
 
-from cluster.user_data import forget_job, remember_job
 from labeling.dataset.shards import Dataset
 from labeling.plan import dataset_status
-from model.inputs import InputError
 from pipelines.dashboard import partitions
-from pipelines.dashboard.checks import CheckOutcome, check_specs, dataset_outcomes, report_outcomes, run_outcomes
-from pipelines.dashboard.contact_sheets import drop_old_pictures, keep_picture, live_curves, picture_folder
+from pipelines.dashboard.check_outcomes import CheckOutcome, dataset_outcomes, report_outcomes, run_outcomes
+from pipelines.dashboard.checks import check_specs
+from pipelines.dashboard.dataset_state import dataset_state
 from pipelines.dashboard.definitions import build_definitions
 from pipelines.dashboard.follower import Follower
-from pipelines.dashboard.reporting import Reporter, shown_pictures
-from pipelines.dashboard.snapshots import find_snapshot, refresh, snapshots, snapshots_digest
-from pipelines.dashboard.tracked_assets import assets_of_jobs, find_tracked, kind_at, track, tracked_assets, untrack
-from pipelines.dashboard.versions import AssetVersion, dataset_state, dataset_versions
+from pipelines.dashboard.picture_files import picture_folder
+from pipelines.dashboard.reporting import Reporter
+from pipelines.dashboard.snapshots import find_snapshot
+from pipelines.dashboard.tracked_assets import kind_at, track, tracked_assets
+from pipelines.dashboard.versions import AssetVersion, dataset_versions
 from pipelines.jobs.submit import list_jobs
 from pipelines.label import label
 from pipelines.train import train
 from training.config import load_config
 
 
-def test_groups_are_assets_with_their_lineage_and_code_versions(faces: Dataset) -> None:
+def test_groups_become_assets_with_lineage_and_code_versions(faces: Dataset) -> None:
     graph = build_definitions().get_repository_def().asset_graph
     parents = {
         key.to_user_string(): {parent.to_user_string() for parent in graph.get(key).parent_keys}
@@ -54,7 +51,7 @@ def test_groups_are_assets_with_their_lineage_and_code_versions(faces: Dataset) 
     assert graph.get(dg.AssetKey(["faces", "brightness"])).code_version not in (None, before)
 
 
-def test_what_was_labeled_elsewhere_is_shown_as_fresh_with_pictures(
+def test_follower_reports_labels_of_the_command_line_as_fresh_with_pictures(
     faces: Dataset, instance: dg.DagsterInstance
 ) -> None:
     assert statuses(instance)["faces/brightness"][0] == "MISSING"
@@ -71,7 +68,7 @@ def test_what_was_labeled_elsewhere_is_shown_as_fresh_with_pictures(
     assert follower.follow() == [] == Follower(instance).follow()
 
 
-def test_dagster_calls_stale_what_the_footers_call_stale(faces: Dataset, instance: dg.DagsterInstance) -> None:
+def test_dagster_agrees_with_footers_on_what_is_stale(faces: Dataset, instance: dg.DagsterInstance) -> None:
     follower = Follower(instance)
     follower.follow()
     declare(faces, "brightness", gain=1.0001)
@@ -91,7 +88,7 @@ def test_dagster_calls_stale_what_the_footers_call_stale(faces: Dataset, instanc
     assert {status for status, _ in statuses(instance).values()} == {"FRESH"}
 
 
-def test_shards_that_are_gone_or_made_otherwise_are_stale(faces: Dataset, instance: dg.DagsterInstance) -> None:
+def test_missing_or_differently_made_shards_are_stale(faces: Dataset, instance: dg.DagsterInstance) -> None:
     label(faces.uri, [BRIGHTNESS], {"brightness": {"gain": 2.0}})
     declare(faces, "brightness", gain=1.0)  # before the dashboard ever saw it
     follower = Follower(instance)
@@ -110,7 +107,7 @@ def test_shards_that_are_gone_or_made_otherwise_are_stale(faces: Dataset, instan
     assert last_event(instance, "faces", "doubled").tags["dagster/data_version"] == "missing"
 
 
-def test_a_report_overrules_what_dagster_concludes_from_versions(faces: Dataset, instance: dg.DagsterInstance) -> None:
+def test_report_corrects_what_dagster_concludes_from_versions(faces: Dataset, instance: dg.DagsterInstance) -> None:
     """As when a column changed that nobody reads: the data version is new, what depends on it is fresh all the same."""
     Follower(instance).follow()
     versions = list(dataset_versions(dataset_state(find_snapshot("faces"))))
@@ -130,10 +127,10 @@ def count_events(instance: dg.DagsterInstance, *key: str) -> int:
 
 
 @pytest.mark.parametrize("wait", [60.0, 0.0])
-def test_what_fills_is_told_of_now_and_then_and_when_it_is_whole(
+def test_incomplete_group_is_reported_at_growing_intervals_and_when_complete(
     faces: Dataset, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, wait: float
 ) -> None:
-    monkeypatch.setattr("pipelines.dashboard.reporting.LEAST_WAIT", wait)
+    monkeypatch.setattr("pipelines.dashboard.reporting.MIN_WAIT", wait)
     names = [f"{group}/{shard}.parquet" for group in ("brightness", "doubled") for shard in ("000001", "000002")]
     kept = {name: faces.store.read(name) for name in names}
     follower, told = Follower(instance), []
@@ -156,15 +153,19 @@ def test_what_fills_is_told_of_now_and_then_and_when_it_is_whole(
     assert {status for status, _ in statuses(instance).values()} == {"FRESH"}
 
 
-def test_a_check_is_told_again_when_it_flips_and_else_seldom(instance: dg.DagsterInstance) -> None:
+def test_check_is_reported_when_it_flips_and_otherwise_seldom(instance: dg.DagsterInstance) -> None:
     def tell(passed: bool, said: str, **more: float) -> int:
         return report_outcomes(instance, [CheckOutcome(("run", "checkpoints"), "loss", passed, said)], **more)
 
     assert [tell(True, "0.5"), tell(True, "0.4"), tell(False, "9"), tell(False, "8")] == [1, 0, 1, 0]
-    assert [tell(False, "8", seconds=0.0), tell(False, "7", seconds=0.0), tell(False, "7", seconds=0.0)] == [1, 1, 0]
+    assert [
+        tell(False, "8", repeat_seconds=0.0),
+        tell(False, "7", repeat_seconds=0.0),
+        tell(False, "7", repeat_seconds=0.0),
+    ] == [1, 1, 0]
 
 
-def test_a_second_look_reads_nothing_but_the_footers_that_changed(faces: Dataset) -> None:
+def test_second_state_reads_only_changed_footers(faces: Dataset) -> None:
     state = dataset_state(find_snapshot("faces"))
     assert dataset_state(find_snapshot("faces"), state) is state
     for group in ("images", "brightness", "doubled"):
@@ -193,7 +194,9 @@ def test_a_second_look_reads_nothing_but_the_footers_that_changed(faces: Dataset
         (100_000, 10, "000000-009999", "090000-099999"),
     ],
 )
-def test_ranges_are_few_and_keep_their_names_as_a_dataset_grows(shards: int, count: int, first: str, last: str) -> None:
+def test_partitions_are_few_and_keep_their_keys_as_a_dataset_grows(
+    shards: int, count: int, first: str, last: str
+) -> None:
     found = partitions.shard_ranges(shards)
     assert len(found) == count <= partitions.MAX_PARTITIONS
     assert [shard for one in found for shard in range(one.first, one.end)] == list(range(shards))
@@ -201,7 +204,7 @@ def test_ranges_are_few_and_keep_their_names_as_a_dataset_grows(shards: int, cou
         assert (found[0].key, found[-1].key) == (first, last)
 
 
-def test_a_range_of_shards_is_stale_by_itself(
+def test_partitions_are_stale_independently(
     faces: Dataset, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partitions, "FEW_SHARDS", 2)
@@ -219,31 +222,10 @@ def test_a_range_of_shards_is_stale_by_itself(
     assert statuses(instance, "000002")["faces/brightness"][0] == "STALE"
     assert statuses(instance, "000002")["faces/doubled"][0] == "FRESH"
     check = {(one.key[1], one.check): one for one in dataset_outcomes(dataset_state(find_snapshot("faces")), instance)}
-    assert check["brightness", "fresh"].said == "2 stale of 3 shards, in 000000, 000002"
+    assert check["brightness", "fresh"].description == "2 stale of 3 shards, in 000000, 000002"
 
 
-def test_a_dataset_out_of_reach_is_shown_with_its_reason_and_leaves_the_others_alone(
-    faces: Dataset, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in (("AWS_ENDPOINT_URL", "http://127.0.0.1:9"), ("AWS_ACCESS_KEY_ID", "a")):
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    track([("unknown", "s3://lab/far")])
-    told = Follower(instance).follow()
-    assert told[0] == "faces: 9 changes" and told[1].startswith("far: s3://lab/far")
-    graph = build_definitions().get_repository_def().asset_graph
-    assert "does not answer" in str(graph.get(dg.AssetKey(["far"])).description)
-    shutil.move(faces.uri, f"{faces.uri}-away")
-    refresh()
-    graph = build_definitions().get_repository_def().asset_graph
-    assert "Out of reach" in str(graph.get(dg.AssetKey(["faces", "brightness"])).description)
-    shutil.move(f"{faces.uri}-away", faces.uri)
-    refresh()
-    assert not find_snapshot("faces").trouble
-
-
-def test_a_dataset_on_s3_is_shown_like_a_folder(
+def test_dataset_on_s3_is_shown_like_a_folder(
     labeled: Path, own_data: None, s3: str, instance: dg.DagsterInstance
 ) -> None:
     source, target = Dataset.open(labeled / "faces").store, Dataset(f"{s3}/far/faces").store
@@ -257,7 +239,7 @@ def test_a_dataset_on_s3_is_shown_like_a_folder(
     assert "pictures" in last_event(instance, "faces", "brightness").metadata
 
 
-def test_a_run_is_fresh_while_its_datasets_hold_what_it_learned_from(
+def test_run_is_fresh_while_its_datasets_hold_what_it_learned_from(
     pictures_dataset: Path,
     small_config: dict[str, Any],
     own_data: None,
@@ -292,7 +274,7 @@ def test_a_run_is_fresh_while_its_datasets_hold_what_it_learned_from(
         with metrics.open("a") as file:
             file.write(json.dumps({"step": 5, "held_out_loss": loss}) + "\n")
         [held_out] = [one for one in run_outcomes(find_snapshot("run")) if one.check == "held_out"]
-        assert held_out.passed is passed, held_out.said
+        assert held_out.passed is passed, held_out.description
     (pictures_dataset / "text" / "000001.parquet").unlink()
     follower.follow()
     assert statuses(instance)["run/checkpoints"] == ("STALE", ["has a new dependency data version"])
@@ -305,82 +287,3 @@ def test_a_run_is_fresh_while_its_datasets_hold_what_it_learned_from(
     said = str(failure.step_failure_data.user_failure_data)
     assert "it learned from other content of pictures_dataset/text than is there now; take another run" in said
     assert not list_jobs(str(tmp_path / "run"))
-
-
-def test_places_have_names_of_their_own_for_good(own_data: None) -> None:
-    track([("dataset", "/data/demo/dataset"), ("run", "/data/runs/demo"), ("dataset", "s3://lab/other/dataset")])
-    assert {place.address: place.name for place in tracked_assets()} == {
-        "/data/demo/dataset": "dataset",
-        "/data/runs/demo": "demo",
-        "s3://lab/other/dataset": "other_dataset",
-    }
-    before = snapshots_digest()
-    track([("dataset", "/data/demo/dataset")], owner="team:labels")
-    assert find_tracked("dataset").owner == "team:labels" and snapshots_digest() != before
-    untrack(["dataset"])
-    with pytest.raises(InputError, match="dataset: not on the dashboard; there are demo, other_dataset"):
-        untrack(["dataset"])
-    remember_job("label-0a", "/data/a-b/jobs/label-0a")
-    remember_job("train-0b", "s3://lab/r/jobs/train-0b")
-    remember_job("report-0c", "/data/c/jobs/report-0c")
-    assert assets_of_jobs() == [("dataset", "/data/a-b"), ("run", "s3://lab/r")]
-    track([*assets_of_jobs(), ("dataset", "/data/demo/dataset")])
-    assert "dataset" not in {place.name for place in tracked_assets()}, (
-        "what a person took out does not come back by itself"
-    )
-    track([("dataset", "/data/demo/dataset")], by_person=True)
-    assert find_tracked("dataset").address == "/data/demo/dataset"
-    untrack(["a_b"])
-    track(assets_of_jobs())
-    assert "a_b" not in {place.name for place in tracked_assets()}
-    for identity in ("label-0a", "train-0b", "report-0c"):
-        forget_job(identity)
-    with pytest.raises(InputError, match="neither a dataset nor a run"):
-        kind_at(os.devnull + "/nothing")
-
-
-def test_old_pictures_make_room(own_data: None) -> None:
-    names = [keep_picture(bytes([number]) * 1000, "jpg") for number in range(3)]
-    for number, name in enumerate(names):
-        os.utime(picture_folder() / name.rsplit("/", 1)[1], (number, number))
-    drop_old_pictures(most=1500)
-    assert [f"/pictures/{path.name}" for path in picture_folder().iterdir()] == names[2:]
-
-
-def test_pictures_of_the_newest_events_stay(faces: Dataset, instance: dg.DagsterInstance) -> None:
-    follower = Follower(instance)
-    follower.follow()
-    declare(faces, "brightness", gain=0.1, levels=256)
-    before = str(last_event(instance, "faces", "brightness").metadata["pictures"].value)
-    label(faces.uri, ["brightness"])
-    follower.follow()
-    after = str(last_event(instance, "faces", "brightness").metadata["pictures"].value)
-    shown = shown_pictures(instance)
-    assert len(shown) == 3 and any(name in after for name in shown) and not any(name in before for name in shown)
-    other = keep_picture(bytes(1000), "jpg").rpartition("/")[2]
-    for path in picture_folder().iterdir():  # those of a dataset that nobody touched for long
-        os.utime(path, (time.time() - 9, time.time() - 9 + (path.name == other)))
-    drop_old_pictures(shown, most=sum((picture_folder() / name).stat().st_size for name in shown))
-    assert {path.name for path in picture_folder().iterdir()} == shown
-
-
-def test_curves_are_drawn_without_the_manifest_and_metrics_read_when_they_change(
-    own_data: None, tmp_path: Path
-) -> None:
-    (tmp_path / "manifest.json").mkdir()  # it names every shard of every dataset, so reading it takes its time
-    metrics = tmp_path / "metrics.jsonl"
-    metrics.write_text("".join(json.dumps({"step": step, "loss": 1.0 / step}) + "\n" for step in (1, 2, 3)))
-    assert b"step 3, loss" in live_curves(str(tmp_path))
-    before = metrics.stat()
-    metrics.write_text(metrics.read_text().replace('"step": 3', '"step": 4'))
-    os.utime(metrics, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert b"step 3, loss" in live_curves(str(tmp_path)), "what is listed as before is not read again"
-    os.utime(metrics)
-    assert b"step 4, loss" in live_curves(str(tmp_path))
-
-
-def test_definitions_need_nothing_but_the_snapshots(faces: Dataset) -> None:
-    shutil.rmtree(faces.uri)
-    names: Mapping[str, Any] = {snapshot.tracked.name: snapshot for snapshot in snapshots()}
-    assert list(names) == ["faces"]
-    assert len(list(build_definitions().get_repository_def().asset_graph.get_all_asset_keys())) == 3

@@ -1,6 +1,6 @@
 """Every task of OneDiffusion in one call, for anyone who knows diffusers.
 
-Symbols as in MODEL.md: B samples, F frames, V views, h × w latents; H × W pixels.
+Symbols as in docs/model.md: B samples, F frames, V views, h × w latents; H × W pixels.
 """
 
 from __future__ import annotations

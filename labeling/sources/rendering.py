@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from model.inputs import InputError
 
-FOCAL = 1.3887  # default focal length, image width = 1 (MODEL.md, Cameras)
+FOCAL = 1.3887  # default focal length, image width = 1 (docs/model.md, Cameras)
 SUPERSAMPLING = 2  # rays a pixel and axis
 AMBIENT = 0.45
 LIGHT = np.array([0.4, 0.3, 0.86])  # direction toward the light

@@ -9,7 +9,7 @@ from typing import Any
 from labeling.dataset.shards import Dataset, Footer, recipe
 from labeling.labeler import Labeler
 from labeling.registry import group_name, is_known, load_labeler
-from model.inputs import InputError
+from model.inputs import InputError, require
 
 Footers = Mapping[str, Mapping[str, Footer]]  # group → shard → footer
 
@@ -75,6 +75,7 @@ def choose_labelers(
         if not is_known(name) and "class" in declared:
             name = declared["class"]
         labeler = load_labeler(name, {**declared.get("parameters", {}), **given})
+        require(*labeler.packages)  # here, and not as an error of every row
         pending.append(group)
         for needed in dict.fromkeys(column.split(".", 1)[0] for column in labeler.reads):
             # What is whole already is refreshed only when asked for by name.

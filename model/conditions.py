@@ -22,6 +22,9 @@ CONDITION_READS: dict[str, tuple[str, ...]] = {
     "edges": ("edges.edges",),
     "depth": ("depth.depth",),
 }
+# Labels that may be empty though nothing went wrong (no object, no region, nobody): the column that has no entry then.
+# An empty label is no row in error; it has nothing to draw and teaches nothing about its task.
+LABEL_ENTRIES = {"boxes": "names", "segmentation": "names", "pose": "keypoints"}
 
 DEGRADATIONS = ("deblurring", "inpainting", "upscaling")
 MASKED_GRAY = 128  # what inpainting puts over the picture: 0 in the codec's range, like no other information
@@ -43,6 +46,11 @@ JOINT_COLORS = (
     *((0, 255, 85), (0, 255, 170), (0, 255, 255), (0, 170, 255), (0, 85, 255), (0, 0, 255), (85, 0, 255)),
     *((170, 0, 255), (255, 0, 255), (255, 0, 170), (255, 0, 85)),
 )
+
+
+def is_empty_label(group: str, row: Mapping[str, Any]) -> bool:
+    """Whether the label of a row ("group.column" → value) shows nothing; a label in error is not empty."""
+    return group in LABEL_ENTRIES and row.get(f"{group}.{LABEL_ENTRIES[group]}") == []
 
 
 def condition_picture(group: str, row: Mapping[str, Any], width: int, height: int) -> Picture:

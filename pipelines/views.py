@@ -19,9 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.session import ray_session
-from labeling.dataset.digests import digest_json
-from labeling.dataset.lease import lease
-from labeling.dataset.shards import SCHEMA_VERSION, Dataset, ShardInfo, open_store, recipe, write_shard
+from labeling.dataset import SCHEMA_VERSION, Dataset, ShardInfo, digest_json, lease, open_store, recipe, write_shard
 from labeling.sources.ingest import IMAGES, ROW_GROUP_BYTES, ROW_GROUP_PIXELS, Rejected, normalize, picture_id
 from labeling.sources.source import METADATA, Source
 from model.inputs import InputError

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from labeling.dataset.shards import Dataset
+from labeling.dataset import Dataset
 from model.inputs import InputError
 from model.prompts import find_task
 from training.batch import Sample, StepBatch

@@ -113,8 +113,7 @@ def status(
     """Groups × shards: fresh, stale, missing; rows in error."""
     from dataclasses import asdict
 
-    from labeling.dataset.shards import Dataset
-    from labeling.plan import dataset_status
+    from labeling.dataset import Dataset, dataset_status
 
     found = dataset_status(Dataset.open(dataset), save=True)
     if as_json:

@@ -13,8 +13,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from labeling.dataset.shards import open_store
-from labeling.dataset.storage import Store
+from labeling.dataset import Store, open_store
 from model.prompts import TASKS
 from pipelines.file_cache import KeptFiles
 from pipelines.reports.charts import chart_top, dot_strip, line_chart, number

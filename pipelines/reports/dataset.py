@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from labeling.dataset.shards import Dataset, Footer
 from labeling.plan import dataset_status
-from model.conditions import CONDITION_READS
+from model.conditions import CONDITION_READS, shows_nothing
 from model.inputs import InputError
 from model.pictures import decode_picture
 from pipelines.reports.charts import camera_plan
@@ -245,7 +245,7 @@ def _set_row(row: Mapping[str, Any], footers: Footers, inline: Inliner) -> Row:
     views = [view_of_set(row, index) for index in range(min(count, MOST_VIEWS))]
     title = _title(str(PurePosixPath(views[0]["images.source"] or "").parent), row["images.id"])
     c2w, intrinsics = row.get("cameras.c2w"), row.get("cameras.intrinsics")
-    empty = [group for group in CONDITION_READS if group in footers and all(_shows_nothing(group, v) for v in views)]
+    empty = [group for group in CONDITION_READS if group in footers and all(shows_nothing(group, v) for v in views)]
     drawn = {group: shards for group, shards in footers.items() if group not in empty}
     return Row(
         title=title,
@@ -269,11 +269,6 @@ def view_of_set(row: Mapping[str, Any], index: int) -> dict[str, Any]:
         name: value[index] if isinstance(value, list) and len(value) > index else None if value is None else value
         for name, value in row.items()
     }
-
-
-def _shows_nothing(group: str, row: Mapping[str, Any]) -> bool:
-    column = {"boxes": "names", "segmentation": "names", "pose": "keypoints"}.get(group)
-    return column is not None and row.get(f"{group}.{column}") == []
 
 
 def _drawings(

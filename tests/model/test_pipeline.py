@@ -19,7 +19,7 @@ from model.prompts import TASKS
 
 CAT, COFFEE = data.chelsea(), data.coffee()
 SMALL = {"height": 32, "width": 48, "num_inference_steps": 2}
-PAIRED = [name for name, task in TASKS.items() if task.condition not in (None, "rays")]
+PAIRED = [name for name, task in TASKS.items() if task.is_paired]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Cameras as frames: Plücker rays of latent pixels, and cameras recovered from them (MODEL.md, Cameras).
+"""Cameras as frames: Plücker rays of latent pixels, and cameras recovered from them (docs/model.md, Cameras).
 
 V views, n × n latent pixels, m = n². World and cameras as in PyTorch3D: x left, y up, z forward; row vectors,
 x_cam = x_world R + T. What comes in are OpenGL camera-to-world matrices and intrinsics for an image width of 1.

@@ -54,7 +54,7 @@ def _buckets(units: int) -> tuple[tuple[int, int], ...]:
 
 def fit_picture(picture: Picture, width: int, height: int) -> Picture:
     """Center-crop a (H, W, 3) picture to the aspect of width × height, then resize it bilinearly with antialiasing."""
-    import mmcv
+    from PIL import Image
 
     rows, columns = picture.shape[:2]
     crop_width = max(1, min(columns, round(rows * width / height)))
@@ -62,7 +62,7 @@ def fit_picture(picture: Picture, width: int, height: int) -> Picture:
     left, top = (columns - crop_width) // 2, (rows - crop_height) // 2
     cropped = picture[top : top + crop_height, left : left + crop_width]
     # Pillow filters over the whole footprint of a pixel when it makes a picture smaller; OpenCV's bilinear does not.
-    return np.asarray(mmcv.imresize(cropped, (width, height), interpolation="bilinear", backend="pillow"), np.uint8)
+    return np.array(Image.fromarray(cropped).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def decode_picture(data: bytes) -> Picture:

@@ -1,6 +1,6 @@
 """Every task of OneDiffusion in one call, for anyone who knows diffusers.
 
-Symbols as in MODEL.md: B samples, F frames, V views, h × w latents; H × W pixels.
+Symbols as in docs/model.md: B samples, F frames, V views, h × w latents; H × W pixels.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from model.codecs import (
     autoencoder_dct,  # noqa: F401
 )
 from model.constants import LATENT_CHANNELS, LATENT_FACTOR, SIZE_STEP
-from model.frames import RAYS, Frames, Known, plan_frames
+from model.frames import Frames, Known, plan_frames
 from model.inputs import InputError
 from model.lora import LoraMixin
 from model.outputs import OneDiffusionOutput, read_pictures
 from model.pictures import Picture, as_picture, aspect_bucket, fit_picture
-from model.prompts import build_prompt, draw_colors, find_task
+from model.prompts import RAYS, build_prompt, draw_colors, find_task
 from model.sampling import ConditionTimestep, sample_frames
 from model.text import TextEncoder
 from model.weights import pipeline_folder

@@ -1,4 +1,4 @@
-"""Sampling: known frames stay what they are, the others are integrated from noise (MODEL.md, Sampling)."""
+"""Sampling: known frames stay what they are, the others are integrated from noise (docs/model.md, Sampling)."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class ObjectiveConfig(Section):
     known_frame_share: with this probability a sample of several frames has known (clean) ones, and the loss is on the
         others; 0 is the paper's rule, every frame with its own noise level and all of them in the loss.
     shift: of the noise levels, σ' = shift·σ / (1 + (shift − 1)·σ). caption_dropout: share of empty prompts.
-    min_views, max_views: views of a set in one sample. c2w_scaling: distance of the first camera (MODEL.md, Cameras).
+    min_views, max_views: views of a set in one sample. c2w_scaling: first camera's distance (docs/model.md, Cameras).
     """
 
     known_frame_share: float = Field(default=0.0, ge=0, le=1)

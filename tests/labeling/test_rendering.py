@@ -61,7 +61,7 @@ def test_the_models_rays_hit_what_the_depth_says(scene: Path) -> None:
         world = origins + directions / torch.from_numpy(view.inverse_depth.ravel().astype(float))[:, None].clamp(
             min=1e-9
         )
-        # The model's world: axes permuted as MODEL.md says, relative to the first camera.
+        # The model's world: axes permuted as docs/model.md says, relative to the first camera.
         world = world[:, [1, 0, 2]] * torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64)
         relative = world @ R[0] + T[0]
         direction, moment = rays[index].split(3, dim=-1)

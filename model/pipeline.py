@@ -13,13 +13,9 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-# diffusers loads parts only of modules that are imported already.
-from model import transformer
 from model.cameras import camera_latents, default_intrinsics, orbit_cameras, recover_cameras
-from model.codecs import (
-    ImageCodec,
-    autoencoder_dct,  # noqa: F401
-)
+from model.codecs import ImageCodec
+from model.codecs.autoencoder_dct import AutoencoderDCT
 from model.constants import LATENT_CHANNELS, LATENT_FACTOR, SIZE_STEP
 from model.frames import Frames, Known, plan_frames
 from model.inputs import InputError
@@ -29,7 +25,12 @@ from model.pictures import Picture, as_picture, aspect_bucket, fit_picture
 from model.prompts import RAYS, build_prompt, draw_colors, find_task
 from model.sampling import ConditionTimestep, sample_frames
 from model.text import TextEncoder
+from model.transformer import NextDiT
 from model.weights import pipeline_folder
+
+# model_index.json names the module of each part. Ours have moved, and others have them elsewhere, so a part of ours is
+# found by the name of its class.
+_OWN_PARTS = {part.__name__: part.__module__ for part in (NextDiT, AutoencoderDCT)}
 
 Pictures = Sequence[Any]  # each a PIL image, (H, W, 3) array or (3, H, W) tensor
 After = Callable[[DiffusionPipeline, int, Tensor, dict[str, Any]], dict[str, Any]]
@@ -69,11 +70,13 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
-        """As diffusers', but the transformer is our class whatever module the folder's writer had it in."""
+        """As diffusers', but the parts that are ours come from where they are now, whatever module the folder names."""
         config = super().load_config(*args, **kwargs)
         index = config[0] if isinstance(config, tuple) else config
-        if "transformer" in index:
-            index["transformer"] = [transformer.__name__, transformer.NextDiT.__name__]
+        for name, part in index.items():
+            class_name = "NextDiT" if name == "transformer" else part[-1] if isinstance(part, list | tuple) else None
+            if class_name in _OWN_PARTS:
+                index[name] = [_OWN_PARTS[class_name], class_name]
         return config
 
     @property

@@ -20,7 +20,7 @@ from labeling.plan import expected_recipe
 from pipelines.dashboard.labeling_history import Labeling, labelings
 from pipelines.dashboard.ranges import Range
 from pipelines.dashboard.snapshots import Snapshot
-from pipelines.file_cache import KeptFiles
+from pipelines.file_cache import FileCache
 from pipelines.reports.run import EVALUATION, read_json
 from training.loop import MANIFEST
 
@@ -282,4 +282,4 @@ def _pinned(store: Store, name: str) -> dict[str, tuple[str, dict[str, str]]]:
     return found
 
 
-_manifests = KeptFiles(_pinned, most=64)
+_manifests = FileCache(_pinned, capacity=64)

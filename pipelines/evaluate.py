@@ -13,8 +13,10 @@ import yaml
 
 from labeling.dataset import IMAGES, Dataset, entry_columns, open_store
 from model.conditions import CONDITION_READS, DEGRADATIONS, condition_picture, degrade
+from model.constants import LATENT_FACTOR, SIZE_STEP
 from model.inputs import InputError
 from model.pictures import Picture, decode_picture, encode_png, fit_picture
+from model.prompts import find_token
 from pipelines.reports.run import EVALUATION
 from pipelines.sampler import Call, bucket, load_pipeline, sample_all
 from training.checkpoint import STATE, checkpoint_name, whole_checkpoints
@@ -229,13 +231,13 @@ def _view_samples(pipeline: OneDiffusionPipeline, run: str, views: Dataset, step
 
     store = open_store(f"{run}/samples")
     row = next(iter(_joined(views, ["cameras"])))
-    side = pipeline.config.default_size // 16 * 16
+    side = pipeline.config.default_size // SIZE_STEP * SIZE_STEP
     pictures = [fit_picture(decode_picture(raw), side, side) for raw in row["images.image"]]
     chosen = [0, 1, 2] if len(pictures) > 2 else list(range(len(pictures)))
     c2w = torch.tensor(row["cameras.c2w"]).reshape(-1, 4, 4)[chosen]
     intrinsics = torch.tensor(row["cameras.intrinsics"]).reshape(-1, 3, 3)[chosen]
     entries = (row.get("text.entries") or [[]])[0]
-    prompt = next((entry["prompt"] for entry in entries if entry["task"] == "views"), "[[multiview]]")
+    prompt = next((entry["prompt"] for entry in entries if entry["task"] == "views"), find_token("views"))
     names = [f"views-{row['images.id'][:8]}-{index}.png" for index in chosen]
     for name, index in zip(names, chosen, strict=True):
         store.put(name, encode_png(pictures[index]))
@@ -244,7 +246,7 @@ def _view_samples(pipeline: OneDiffusionPipeline, run: str, views: Dataset, step
     known = tuple(pictures[index] for index in chosen)
     posed = Call("views", prompt, (0, 1) * len(chosen), known, side, side, 0, None, intrinsics)
     (drawn, _), (_, (found, _)) = sample_all(pipeline, [turned, posed], steps, GUIDANCE)
-    true, _ = recover_cameras(camera_latents(c2w, intrinsics, side // 8, normalize=True), intrinsics)
+    true, _ = recover_cameras(camera_latents(c2w, intrinsics, side // LATENT_FACTOR, normalize=True), intrinsics)
     outputs = []
     for view, picture in enumerate(drawn, start=1):
         outputs.append(f"views-{row['images.id'][:8]}-{view}-output.png")

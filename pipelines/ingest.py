@@ -26,6 +26,7 @@ from labeling.sources.ingest import (
     picture_id,
 )
 from labeling.sources.source import Item, Source, cut
+from model.constants import MAX_PIXELS, MIN_SIDE
 from model.inputs import InputError
 from pipelines.progress import progress
 
@@ -46,8 +47,8 @@ def ingest(
     dataset_uri: str,
     shard_rows: int = SHARD_ROWS,
     shard_bytes: int = SHARD_BYTES,
-    max_pixels: int = 100_000_000,
-    min_side: int = 32,
+    max_pixels: int = MAX_PIXELS,
+    min_side: int = MIN_SIDE,
 ) -> IngestResult:
     """Add the pictures of a source that the dataset does not have yet, on the Ray of `cluster.session`.
 

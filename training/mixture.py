@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labeling.dataset import RECIPE_FIELDS, Dataset, Footer, ShardInfo, entry_columns
-from model.conditions import LABEL_ENTRIES
+from model.conditions import CONTENT_COLUMNS
 from model.inputs import InputError
-from model.prompts import Task, find_task
+from model.prompts import DEGRADED, RAYS, Task, find_task
 from training.config import SourceConfig
 from training.seeded_generator import Draws
 
@@ -40,20 +40,20 @@ class Stream:
     @property
     def condition(self) -> str | None:
         """The group of the condition's latents, None where frame 1 is not stored."""
-        condition = find_task(self.task).condition
-        return None if condition in (None, "degraded", "rays") else f"{self.latents}-{condition}"
+        label = find_task(self.task).label
+        return label and f"{self.latents}-{label}"
 
     @property
     def groups(self) -> tuple[str, ...]:
         """Every group that a sample of this stream is read or judged from."""
         condition = find_task(self.task).condition
         groups = [self.latents, "text"]
-        if condition == "degraded":
+        if condition == DEGRADED:
             groups.append("images")
-        elif condition == "rays":
+        elif condition == RAYS:
             groups.append("cameras")
         elif condition is not None:
-            groups += [f"{self.latents}-{condition}", *([condition] if condition in LABEL_ENTRIES else [])]
+            groups += [f"{self.latents}-{condition}", *([condition] if condition in CONTENT_COLUMNS else [])]
         return tuple(groups)
 
 
@@ -188,7 +188,7 @@ def _counted(sources: Mapping[str, SourcePin], streams: Iterable[Stream]) -> lis
 def _check_task(task: Task, dataset: Dataset) -> None:
     if task.condition is None and task.name != "text2image":
         raise InputError(f"task {task.name!r} cannot be trained yet; take it out of the mixture")
-    needed = "sets" if task.condition == "rays" else "pictures"
+    needed = "sets" if task.condition == RAYS else "pictures"
     if dataset.kind != needed:
         raise InputError(f"{dataset.uri}: a dataset of {dataset.kind}, but task {task.name!r} needs one of {needed}")
 
@@ -232,8 +232,8 @@ def _pin_shard(dataset: Dataset, shard: str, footers: Mapping[str, Footer], stre
         mask = np.logical_and.reduce([sound[group] for group in stream.groups])
         mask &= np.array([stream.task in tasks for tasks in prompts], bool)
         label = find_task(stream.task).condition
-        if label in LABEL_ENTRIES:  # an empty label teaches nothing about its task
-            column = dataset.read(label, shard, [LABEL_ENTRIES[label]])[LABEL_ENTRIES[label]]
+        if label in CONTENT_COLUMNS:
+            column = dataset.read(label, shard, [CONTENT_COLUMNS[label]])[CONTENT_COLUMNS[label]]
             mask &= np.array([len(value) > 0 if value.is_valid else False for value in column], bool)
         if sets:
             column = dataset.read(stream.latents, shard, ["latent_height"])["latent_height"]

@@ -17,7 +17,7 @@ from labeling.dataset import Dataset, Entry, Footer, Store, digest_json, group_s
 from pipelines.dashboard.labeling_history import Labeling, labelings
 from pipelines.dashboard.ranges import Range
 from pipelines.dashboard.snapshots import Snapshot
-from pipelines.file_cache import KeptFiles
+from pipelines.file_cache import FileCache
 from pipelines.reports.run import EVALUATION, read_json
 from training.loop import MANIFEST
 
@@ -268,4 +268,4 @@ def _pinned(store: Store, name: str) -> dict[str, tuple[str, dict[str, str]]]:
     return found
 
 
-_manifests = KeptFiles(_pinned, most=64)
+_manifests = FileCache(_pinned, capacity=64)

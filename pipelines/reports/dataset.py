@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from labeling.dataset import IMAGES, Dataset, Footer, Footers, dataset_status, entry_columns
-from model.conditions import CONDITION_READS, is_empty_label
+from model.conditions import CONDITION_READS, shows_nothing
 from model.inputs import InputError
 from model.pictures import decode_picture
 from pipelines.reports.charts import camera_plan
@@ -235,7 +235,7 @@ def _set_row(row: Mapping[str, Any], footers: Footers, inline: Inliner) -> Row:
     views = [view_of_set(row, index) for index in range(min(count, MOST_VIEWS))]
     title = _title(str(PurePosixPath(views[0]["images.source"] or "").parent), row["images.id"])
     c2w, intrinsics = row.get("cameras.c2w"), row.get("cameras.intrinsics")
-    empty = [group for group in CONDITION_READS if group in footers and all(is_empty_label(group, v) for v in views)]
+    empty = [group for group in CONDITION_READS if group in footers and all(shows_nothing(group, v) for v in views)]
     drawn = {group: shards for group, shards in footers.items() if group not in empty}
     return Row(
         title=title,

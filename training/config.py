@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from model.constants import CAMERA_DISTANCE
 from model.inputs import InputError
 from model.inputs.schema import Section, validate
 from model.inputs.settings import override, parse_settings
@@ -80,7 +81,7 @@ class ObjectiveConfig(Section):
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     min_views: int = Field(default=4, ge=1)
     max_views: int = Field(default=12, ge=1)
-    c2w_scaling: float = Field(default=1.7, gt=0)
+    c2w_scaling: float = Field(default=CAMERA_DISTANCE, gt=0)
 
     @model_validator(mode="after")
     def _ordered(self) -> ObjectiveConfig:

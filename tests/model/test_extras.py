@@ -60,22 +60,30 @@ def test_everything_but_the_dashboard_imports_without_extras(tmp_path: Path) -> 
         (["views", "meshes", "views"], "trimesh", "labelers"),
         (["demo"], "skimage", "labelers"),
         (["dashboard"], "dagster_webserver", "dashboard"),
-        (["submit", "job.yaml", "--target", "kubernetes"], "kubernetes", "kubernetes"),
     ],
 )
 def test_a_missing_extra_is_one_line(
     arguments: list[str], hidden: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "dataset.json").write_text('{"schema": 1, "kind": "pictures", "shards": [], "sources": []}')
     (tmp_path / "meshes").mkdir()
     (tmp_path / "meshes" / "box.ply").write_text("ply")
-    (tmp_path / "job.yaml").write_text("{kind: label, dataset: s3://lab/data, groups: [edges]}")
     shown = run_command(arguments, (hidden,), tmp_path)
     line = f"onediffusion: {hidden} is not installed; it comes with: pip install 'onediffusion[{extra}]'\n"
     assert (shown.returncode, shown.stderr) == (2, line), shown.stderr
+
+
+def test_a_cluster_that_cannot_be_asked_names_the_kubernetes_extra(tmp_path: Path) -> None:
+    code = (
+        "from cluster.backend import open_backend\nfrom cluster.target import load_target\n"
+        "from model.inputs import input_error_behind\n"
+        "try: open_backend(load_target('kubernetes')).state('label-1')\n"
+        "except Exception as error: print(input_error_behind(error))"
+    )
+    shown = run_python(code, ("kubernetes",), tmp_path)
+    assert "pip install 'onediffusion[kubernetes]'" in shown.stdout, shown.stderr
 
 
 def test_a_missing_module_is_explained_wherever_it_was_imported() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import dagster as dg
 
-from labeling.dataset.shards import open_store
+from labeling.dataset import open_store
 from pipelines.dashboard.dagster_internals import last_check_evaluations
 from pipelines.dashboard.dataset_state import DatasetState, RangeState
 from pipelines.dashboard.metadata import LABELED_BY, OLD_LABELED_BY, SPEED

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from labeling.dataset.shards import Dataset
+from labeling.dataset import Dataset
 from model.conditions import CONDITION_READS
 from model.pictures import Picture, decode_picture
 from pipelines.dashboard.dataset_state import Footers

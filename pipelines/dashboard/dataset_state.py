@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from labeling.dataset.digests import digest_json
-from labeling.dataset.shards import Dataset, Footer
-from labeling.dataset.storage import Entry
-from labeling.plan import expected_recipe
+from labeling.dataset import Dataset, Entry, Footer, GroupStatus, digest_json, group_status
 from pipelines.dashboard.labeling_history import Labeling, labeling_history
 from pipelines.dashboard.snapshots import Snapshot
 
@@ -20,19 +17,14 @@ NO_CONTENT = "missing"  # the digest of a range without any shard
 
 
 @dataclass(frozen=True)
-class RangeState:
-    """A range of shards of a group: how many are fresh, stale and missing; rows, and rows in error; their digest."""
+class RangeState(GroupStatus):
+    """The status of a range of shards, with the digest of their content."""
 
-    fresh: int
-    stale: int
-    missing: int
-    rows: int
-    errors: int
-    content: str
+    content: str = NO_CONTENT
 
     @property
     def is_fresh(self) -> bool:
-        """Whether all of its shards are present and as declared."""
+        """Whether all shards are present and as declared."""
         return not (self.stale or self.missing)
 
 
@@ -53,15 +45,9 @@ class DatasetState:
 
     def totals(self, group: str) -> RangeState:
         """All ranges of a group together."""
-        states = list(self.ranges[group].values())
-        return RangeState(
-            fresh=sum(state.fresh for state in states),
-            stale=sum(state.stale for state in states),
-            missing=sum(state.missing for state in states),
-            rows=sum(state.rows for state in states),
-            errors=sum(state.errors for state in states),
-            content=self.contents[group],
-        )
+        states = self.ranges[group].values()
+        totals = {field.name: sum(getattr(state, field.name) for state in states) for field in fields(GroupStatus)}
+        return RangeState(**totals, content=self.contents[group])
 
 
 def dataset_state(snapshot: Snapshot, before: DatasetState | None = None) -> DatasetState:
@@ -74,8 +60,7 @@ def dataset_state(snapshot: Snapshot, before: DatasetState | None = None) -> Dat
     listings: Listings = {}
     footers: Footers = {}
     for group in snapshot.groups:
-        files = dataset.store.files(group)
-        listings[group] = {shard: files[f"{shard}.parquet"] for shard in shards if f"{shard}.parquet" in files}
+        listings[group] = dataset.shard_entries(group)
         footers[group] = _footers(dataset, group, listings[group], before)
     labelings = labeling_history(dataset.store)
     now = (snapshot, shards, listings, labelings)
@@ -126,18 +111,8 @@ def _is_unchanged(
 
 
 def _range_state(declared: Mapping[str, Any], group: str, shards: Sequence[str], footers: Footers) -> RangeState:
-    fresh = stale = rows = errors = 0
-    for shard in shards:
-        footer = footers[group].get(shard)
-        if footer is None:
-            continue
-        rows += footer.rows
-        errors += footer.errors
-        # A group that reads nothing was ingested or rendered: no declaration makes it stale.
-        is_fresh = not declared.get("reads") or footer.recipe == expected_recipe(declared, shard, footers)
-        fresh += is_fresh
-        stale += not is_fresh
-    return RangeState(fresh, stale, len(shards) - fresh - stale, rows, errors, _content(shards, footers[group]))
+    status = group_status(group, declared, shards, footers)
+    return RangeState(**asdict(status), content=_content(shards, footers[group]))
 
 
 def _content(shards: Sequence[str], footers: Mapping[str, Footer]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import dagster as dg
 
-from labeling.dataset.storage import open_store
+from labeling.dataset import open_store
 from model.inputs import InputError
 from pipelines.dashboard.charts import CURVES
 from pipelines.dashboard.dataset_state import DatasetState, dataset_state

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 
 import dagster as dg
 
-from labeling.dataset.digests import digest_json
+from labeling.dataset import digest_json
 from model.inputs import InputError, one_line
 from pipelines.dashboard.check_outcomes import report_outcomes
 from pipelines.dashboard.dagster_jobs import ingest_pictures

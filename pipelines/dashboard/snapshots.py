@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.user_data import write_whole
-from labeling.dataset.digests import digest_json
-from labeling.dataset.shards import Dataset, open_store
+from labeling.dataset import RECIPE_FIELDS, Dataset, digest_json, open_store
 from model.inputs import InputError, one_line
 from model.inputs.yaml_files import parse_yaml
 from pipelines.dashboard.background import in_background
@@ -26,8 +25,6 @@ from pipelines.dashboard.tracked_assets import Kind, TrackedAsset, kind_at, stat
 NOT_READ = "not looked at yet"
 ANSWER_SECONDS = 20.0  # after which a dataset or run that does not answer counts as unreachable
 _STORED_TRACKED = "place"  # the key of `tracked` in the files, as all versions of the dashboard write it
-# The parts of a declaration that its code version depends on. Where its class lies does not matter.
-_VERSIONED = ("labeler", "version", "parameters", "weights")
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ class Snapshot:
     def code_version(self, group: str) -> str | None:
         """Digest of a group's declaration; None where no labeler makes it."""
         declared = self.groups[group]
-        return digest_json({key: declared.get(key) for key in _VERSIONED}) if declared.get("reads") else None
+        return digest_json({key: declared.get(key) for key in RECIPE_FIELDS}) if declared.get("reads") else None
 
     def upstream(self, group: str) -> list[str]:
         """The groups that a group is made from; `images` always, since a row's id comes from there."""

@@ -7,10 +7,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
-from labeling.dataset.digests import digest_json
-from labeling.dataset.lease import EXPIRY
-from labeling.dataset.lease import NAME as LEASE
-from labeling.dataset.shards import Dataset
+from labeling.dataset import LEASE_EXPIRY, LEASE_FILE, Dataset, digest_json
 from labeling.sources.source import Source
 from model.inputs import InputError, one_line
 from pipelines.dashboard.check_outcomes import CheckOutcome
@@ -47,7 +44,7 @@ def sources_digest(snapshot: Snapshot) -> str:
 def new_files(snapshot: Snapshot) -> list[NewFiles]:
     """The new pictures of each source that has some. Raises InputError, or OSError, where one cannot be listed."""
     dataset = Dataset.open(snapshot.tracked.address)
-    ingested = dataset.store.files("images")  # the group of a shard that is written last
+    ingested = dataset.shard_entries("images")  # the group of a shard that is written last
     new: list[NewFiles] = []
     for number, uri in enumerate(snapshot.sources):
         try:
@@ -66,7 +63,7 @@ def new_files(snapshot: Snapshot) -> list[NewFiles]:
             continue
         seen = Met(set(), {})
         for shard in shards:
-            if f"{shard.name}.parquet" in ingested:
+            if shard.name in ingested:
                 seen.see(dataset, shard.name)
         names = [item.name for item in seen.fresh(items)]
         if names:
@@ -79,8 +76,8 @@ def unlabeled_shards(snapshot: Snapshot) -> dict[str, list[str]]:
     dataset = Dataset.open(snapshot.tracked.address)
     shards = {}
     for group in snapshot.labels:
-        files = dataset.store.files(group)
-        missing = [shard.name for shard in dataset.shards if f"{shard.name}.parquet" not in files]
+        labeled = dataset.shard_entries(group)
+        missing = [shard.name for shard in dataset.shards if shard.name not in labeled]
         if missing:
             shards[group] = missing
     return shards
@@ -91,7 +88,7 @@ def leased_group(snapshot: Snapshot) -> str:
     store = Dataset(snapshot.tracked.address).store
     for group in snapshot.groups:
         with suppress(FileNotFoundError, ValueError, KeyError):
-            if time.time() - json.loads(store.read(f"{group}/{LEASE}"))["time"] < EXPIRY:
+            if time.time() - json.loads(store.read(f"{group}/{LEASE_FILE}"))["time"] < LEASE_EXPIRY:
                 return group
     return ""
 

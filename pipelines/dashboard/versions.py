@@ -12,9 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from labeling.dataset.digests import digest_json
-from labeling.dataset.shards import open_store
-from labeling.dataset.storage import Store
+from labeling.dataset import Store, digest_json, open_store
 from pipelines.dashboard.dataset_state import NO_CONTENT, DatasetState
 from pipelines.dashboard.partitions import ShardRange
 from pipelines.dashboard.snapshots import Snapshot
@@ -149,4 +147,4 @@ def _read_manifest(store: Store, name: str) -> dict[str, tuple[str, dict[str, st
     return sources
 
 
-_manifests = FileCache(_read_manifest, size=64)
+_manifests = FileCache(_read_manifest, capacity=64)

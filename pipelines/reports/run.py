@@ -13,8 +13,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from labeling.dataset.shards import open_store
-from labeling.dataset.storage import Store
+from labeling.dataset import Store, open_store
 from model.prompts import TASKS
 from pipelines.file_cache import FileCache
 from pipelines.reports.charts import chart_top, dot_strip, line_chart, number
@@ -112,7 +111,7 @@ def run_timings(store: Store) -> list[dict[str, Any]]:
     return list(found.get("timings") or []) if isinstance(found, dict) else []
 
 
-_records = FileCache(lambda store, name: read_metrics(store), size=8)
+_records = FileCache(lambda store, name: read_metrics(store), capacity=8)
 
 
 def run_records(store: Store) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import pytest
 from dagster_judgment import stale_status
 
 from cluster.local import _processes
-from labeling.dataset.shards import Dataset
+from labeling.dataset import Dataset
 from pipelines.dashboard.definitions import build_definitions
 from pipelines.dashboard.snapshots import refresh
 from pipelines.dashboard.tracked_assets import track

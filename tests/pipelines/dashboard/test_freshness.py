@@ -12,8 +12,7 @@ import dagster as dg
 import pytest
 from dashboard_assets import BRIGHTNESS, declare, last_event, statuses
 
-from labeling.dataset.shards import Dataset
-from labeling.plan import dataset_status
+from labeling.dataset import Dataset, dataset_status
 from pipelines.dashboard import partitions
 from pipelines.dashboard.check_outcomes import CheckOutcome, dataset_outcomes, report_outcomes, run_outcomes
 from pipelines.dashboard.checks import check_specs

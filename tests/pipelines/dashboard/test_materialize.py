@@ -14,8 +14,8 @@ import dagster as dg
 import pytest
 from dashboard_assets import BRIGHTNESS, DOUBLED, last_event, statuses
 
-from labeling.dataset.shards import Dataset
-from labeling.plan import declare
+from labeling.dataset import Dataset
+from labeling.declaration import declare
 from labeling.registry import load_labeler
 from pipelines.dashboard import partitions
 from pipelines.dashboard.check_outcomes import dataset_outcomes

@@ -12,9 +12,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from labeling.dataset.lease import lease
-from labeling.dataset.shards import Dataset
-from labeling.dataset.storage import open_store
+from labeling.dataset import Dataset, lease, open_store
 from pipelines.dashboard.dagster_jobs import ingest_pictures
 from pipelines.dashboard.definitions import build_definitions
 from pipelines.dashboard.snapshots import find_snapshot, refresh

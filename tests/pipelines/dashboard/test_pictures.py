@@ -10,7 +10,7 @@ from pathlib import Path
 import dagster as dg
 from dashboard_assets import declare, last_event
 
-from labeling.dataset.shards import Dataset
+from labeling.dataset import Dataset
 from pipelines.dashboard.charts import live_curves
 from pipelines.dashboard.follower import Follower
 from pipelines.dashboard.picture_files import drop_old_pictures, keep_picture, picture_folder

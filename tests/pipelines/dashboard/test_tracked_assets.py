@@ -11,7 +11,7 @@ import dagster as dg
 import pytest
 
 from cluster.user_data import forget_job, remember_job
-from labeling.dataset.shards import Dataset
+from labeling.dataset import Dataset
 from model.inputs import InputError
 from pipelines.dashboard.definitions import build_definitions
 from pipelines.dashboard.follower import Follower

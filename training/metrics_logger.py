@@ -1,4 +1,4 @@
-"""What a run leaves to look at: metrics.jsonl and TensorBoard's event files, beside its checkpoints."""
+"""A run's metrics: metrics.jsonl and TensorBoard, beside its checkpoints."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from labeling.dataset.storage import Store, open_store
+from labeling.dataset import Store, open_store
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
+_OLD_KEYS = {
+    "held_out_loss": "validation_loss",
+    "held_out_losses": "validation_losses",
+}  # of runs that older versions wrote
 
 
-class Records:
-    """A run's metrics, appended to as it goes; for a run on S3 they are uploaded at checkpoints and at the end."""
+class MetricsLogger:
+    """Appends to a run's metrics as it goes; those of a run on S3 are uploaded at checkpoints and at the end."""
 
     def __init__(self, store: Store, start: int) -> None:
         """start: the step that the run continues from; records of later steps are dropped, they come again."""
@@ -22,7 +26,7 @@ class Records:
         self.folder = Path(tempfile.mkdtemp(prefix="onediffusion-") if self.remote else store.uri)
         self.folder.mkdir(parents=True, exist_ok=True)
         kept = [record for record in read_metrics(store) if record["step"] <= start]
-        # Whole or as it was: a full disk or a kill must not take what was measured before.
+        # Written whole or not at all: a full disk or a kill must not lose what was measured before.
         open_store(self.folder).put(METRICS, "".join(map(_line, kept)).encode())
         self._file = (self.folder / METRICS).open("a")
 
@@ -39,13 +43,18 @@ class Records:
             self.store.put(path.relative_to(self.folder).as_posix(), path.read_bytes())
 
     def close(self) -> None:
-        """Upload the last lines and end."""
+        """Upload the last lines and close the file."""
         self._file.close()
         self.sync()
 
 
-def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record) + "\n"
+def scalars(record: dict[str, Any]) -> dict[str, float]:
+    """A record as TensorBoard takes it: the losses by task ("losses") have a name each ("loss/TASK")."""
+    values = {name: value for name, value in record.items() if name != "step" and not isinstance(value, dict)}
+    for name in ("losses", "validation_losses"):
+        prefix = name.replace("losses", "loss")
+        values |= {f"{prefix}/{task}": loss for task, loss in record.get(name, {}).items()}
+    return values
 
 
 def read_metrics(store: Store) -> list[dict[str, Any]]:
@@ -57,7 +66,12 @@ def read_metrics(store: Store) -> list[dict[str, Any]]:
     records = []
     for line in lines:
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
             break
+        records.append({_OLD_KEYS.get(key, key): value for key, value in record.items()})
     return records
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record) + "\n"

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, on disk or S3, as safetensors and JSON only.
+"""The files of a run's checkpoints, on disk or S3: safetensors and JSON only.
 
 RUN/checkpoints/step-000500/
     transformer/            averaged weights in diffusers layout: what is sampled from
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labeling.dataset.storage import Store, open_store
+from labeling.dataset import Store, open_store
 from model.inputs import InputError
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cluster.session import cluster_has, own_ray, ray_session
-from labeling.dataset.lease import lease
-from labeling.dataset.storage import open_store
+from labeling.dataset import lease, open_store
 from model.inputs import InputError
 from pipelines.progress import progress
 from training.checkpoint import FOLDER

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from model.constants import MAX_PIXELS, MIN_SIDE, SIZE_STEP
 from model.inputs import InputError, input_error_behind, one_line
 from pipelines.cli import jobs as job_commands
 
@@ -52,8 +53,8 @@ def ingest(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, glob, .tar or .parquet; local or s3://.")],
     dataset: DatasetArgument,
     shard_rows: Annotated[int, typer.Option(min=1, help="Most pictures in one shard.")] = 1024,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Pictures with more are refused.")] = 100_000_000,
-    min_side: Annotated[int, typer.Option(min=1, help="Pictures with a shorter side are refused.")] = 32,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Pictures with more are refused.")] = MAX_PIXELS,
+    min_side: Annotated[int, typer.Option(min=1, help="Pictures with a shorter side are refused.")] = MIN_SIDE,
 ) -> None:
     """Pictures → DATASET/images; what is no picture goes to DATASET/rejected with the reason."""
     from pipelines.ingest import ingest as run
@@ -113,8 +114,7 @@ def status(
     """Groups × shards: fresh, stale, missing; rows in error."""
     from dataclasses import asdict
 
-    from labeling.dataset.shards import Dataset
-    from labeling.plan import dataset_status
+    from labeling.dataset import Dataset, dataset_status
 
     found = dataset_status(Dataset.open(dataset), save=True)
     if as_json:
@@ -178,7 +178,7 @@ def sample(
         list[str] | None, typer.Option("--reference", metavar="CAPTION", help="Of an --image of identity or subject.")
     ] = None,
     out: Annotated[str, typer.Option(help="Where to write the picture.")] = "sample.png",
-    size: Annotated[int | None, typer.Option(min=16, help="Around which to sample; default as trained.")] = None,
+    size: Annotated[int | None, typer.Option(min=SIZE_STEP, help="Around which to sample; default as trained.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; default as published.")] = None,
     guidance: Annotated[float | None, typer.Option(min=1.0, help="Toward the prompt; 1 is none.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,

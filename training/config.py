@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from labeling.dataset.digests import digest_json
 from model.constants import CAMERA_DISTANCE
 from model.inputs import InputError
 from model.inputs.schema import Section, validate
@@ -225,6 +224,8 @@ class TrainingConfig(Section):
 
     def digest(self) -> str:
         """Digest of what `fixed` returns. Dashboards have stored it, so it is taken with the keys' old names."""
+        from labeling.dataset.digests import digest_json  # it imports pyarrow
+
         old = {new: old for old, new in _OLD_KEYS.items()}
         return digest_json({old.get(key, key): value for key, value in self.fixed().items()})
 

@@ -10,10 +10,8 @@ from typing import Any
 from labeling.dataset import Store, open_store
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
-_OLD_KEYS = {
-    "held_out_loss": "validation_loss",
-    "held_out_losses": "validation_losses",
-}  # of runs that older versions wrote
+# In metrics.jsonl of runs that older versions began.
+_OLD_KEYS = {"held_out_loss": "validation_loss", "held_out_losses": "validation_losses"}
 
 
 class MetricsLogger:

@@ -132,7 +132,7 @@ class Manifest:
             streams = [stream for stream in self.streams if stream.source == name]
             shards: dict[bool, list[ShardPin]] = {False: [], True: []}
             for shard in source.shards:
-                generator = SeededGenerator(seed, "held out", name, shard.name)  # a fixed word of the seed
+                generator = SeededGenerator(seed, "held out", name, shard.name)  # a change would move rows of old runs
                 validates = generator.uniforms(sum(shard.row_groups)) < share
                 for side in sides:
                     eligible = {_key(stream): _bits(shard.mask(stream) & (validates == side)) for stream in streams}

@@ -206,10 +206,10 @@ class PlanReader:
 
 
 class _Cache:
-    """The values used last (tables, arrays), up to a number of bytes."""
+    """The values used last (tables, arrays), up to a limit in bytes."""
 
     def __init__(self, limit: int) -> None:
-        self._limit, self._held = limit, 0
+        self._limit, self._bytes = limit, 0
         self._values: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
 
     def get(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
@@ -218,9 +218,9 @@ class _Cache:
             self._values.move_to_end(key)
             return self._values[key]
         value = self._values[key] = make()
-        self._held += value.nbytes
-        while self._held > self._limit and len(self._values) > 1:
-            self._held -= self._values.popitem(last=False)[1].nbytes
+        self._bytes += value.nbytes
+        while self._bytes > self._limit and len(self._values) > 1:
+            self._bytes -= self._values.popitem(last=False)[1].nbytes
         return value
 
 

@@ -206,9 +206,9 @@ def _tasks(manifest: Manifest) -> tuple[str, ...]:
 
 def _encoders(manifest: Manifest) -> tuple[str, str]:
     """(codec, text encoder) that the latents and prompts were made with: parameters of their labelers."""
-    declarations = [item for source in manifest.sources.values() for item in source.declarations.items()]
-    codec = next(found["parameters"]["codec"] for group, found in declarations if group.startswith("latents-"))
-    encoder = next(found["parameters"]["encoder"] for group, found in declarations if group == "text")
+    groups = [item for source in manifest.sources.values() for item in source.declarations.items()]
+    codec = next(declared["parameters"]["codec"] for group, declared in groups if group.startswith("latents-"))
+    encoder = next(declared["parameters"]["encoder"] for group, declared in groups if group == "text")
     return str(codec), str(encoder)
 
 

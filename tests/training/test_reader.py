@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,8 +46,8 @@ def _stored(dataset: Path, group: str, planned: PlannedSample) -> dict[str, Any]
 
 
 def _entry(entries: list[dict[str, Any]], task: str) -> np.ndarray[Any, Any]:
-    found = next(entry for entry in entries if entry["task"] == task)
-    return np.array(found["embedding"], np.float16).reshape(found["tokens"], WIDTH)
+    entry = next(entry for entry in entries if entry["task"] == task)
+    return np.array(entry["embedding"], np.float16).reshape(entry["tokens"], WIDTH)
 
 
 @pytest.mark.parametrize(("task", "group"), [("text2image", None), ("edges", "latents-64-edges")])
@@ -111,8 +113,8 @@ def test_workers_share_a_step_without_changing_it(small_config: dict[str, Any], 
 
     def samples(workers: int) -> tuple[set[int], dict[int, Sample]]:
         read = [reader.read(3, rank, workers) for rank in range(workers)]
-        found = {sample.noise_seed: sample for batch in read for pack in batch.packs for sample in pack}
-        return {batch.frames_in_loss for batch in read}, found
+        by_seed = {sample.noise_seed: sample for batch in read for pack in batch.packs for sample in pack}
+        return {batch.frames_in_loss for batch in read}, by_seed
 
     frames, alone = samples(1)
     assert len(alone) == 6
@@ -177,3 +179,13 @@ def test_wrong_text_width_is_named(small_config: dict[str, Any]) -> None:
     reader = _reader(_config(small_config, model=model))
     with pytest.raises(InputError, match=r"model.caption_channels is 384, but the prompts of .* are 32 wide"):
         _read(reader, _first(reader, "text2image"))
+
+
+def test_readers_driver_and_coordinator_start_without_torch() -> None:
+    """Each is a process of its own, and torch with diffusers costs six seconds and 600 MB in each."""
+    code = """
+import sys
+import training.coordinator, training.dataloader, training.run, training.worker_settings, pipelines.train
+print(*({"torch", "diffusers", "transformers", "peft", "accelerate", "ray"} & set(sys.modules)))
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"

@@ -55,7 +55,7 @@ def _losses(run: Path) -> list[float]:
 def whole(
     shared_config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
 ) -> tuple[Path, TrainingResult, list[Any]]:
-    """An undisturbed run with one worker: its folder, its result and what it told on the way."""
+    """An undisturbed run with one worker: its folder, its result and its events."""
     run, events = tmp_path_factory.mktemp("runs") / "whole", []
     return run, _run(shared_config, run, events), events
 

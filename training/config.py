@@ -1,4 +1,4 @@
-"""A training run as one typed, complete configuration; the presets beside it repeat none of each other's numbers."""
+"""A training run as one typed, complete configuration; presets/ holds those that come with the project."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from model.constants import CAMERA_DISTANCE
+from model.constants import CAMERA_DISTANCE, LATENT_CHANNELS, PATCH_SIZE, SIZE_STEP
 from model.inputs import InputError
 from model.inputs.schema import Section, validate
 from model.inputs.settings import override, parse_settings
@@ -44,8 +44,8 @@ class ModelConfig(Section):
     """
 
     input_size: tuple[int, int, int] = (1, 32, 32)
-    patch_size: tuple[int, int, int] = (1, 2, 2)
-    in_channels: int = 16
+    patch_size: tuple[int, int, int] = (1, PATCH_SIZE, PATCH_SIZE)
+    in_channels: int = LATENT_CHANNELS
     hidden_size: int = Field(default=3840, gt=0)
     depth: int = Field(default=16, gt=0)
     num_heads: int = Field(default=32, gt=0)
@@ -186,7 +186,7 @@ class TrainingConfig(Section):
     seed: int = Field(default=0, ge=0)
     steps: int = Field(gt=0)
     batch: int = Field(gt=0)
-    size: int = Field(gt=0, multiple_of=16)
+    size: int = Field(gt=0, multiple_of=SIZE_STEP)
     initialize: str | None = None
     log_every: int = Field(default=50, gt=0)
     mixture: dict[str, SourceConfig] = Field(min_length=1)

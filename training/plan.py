@@ -1,6 +1,7 @@
 """The plan: which samples a step has, as a pure function of (manifest, seed, step).
 
-The number of workers has no part in it, and no state is carried from step to step: any step can be asked for at once.
+It does not depend on the number of workers, and no state is carried from step to step: any step can be asked for at
+once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from model.constants import SIZE_STEP
 from model.prompts import find_task
 from training.config import ObjectiveConfig
 from training.mixture import Manifest, Stream
@@ -20,7 +22,6 @@ from training.seeded_generator import SeededGenerator
 
 _BLOCK = 1024  # samples within which every task gets its exact share
 _LEAST_PER_BLOCK = 2  # of the rarest task; blocks are longer where 1024 samples would hold fewer
-_PATCH = 16  # pixels of a token's side
 
 Value = TypeVar("Value")
 
@@ -88,7 +89,7 @@ class Plan:
             row=row,
             views=views,
             frames=frames,
-            tokens=frames * (stream.size // _PATCH) ** 2,
+            tokens=frames * (stream.size // SIZE_STEP) ** 2,
             drop_caption=generator.uniform() < self.objective.caption_dropout,
             degradation_seed=generator.word(),
             noise_seed=generator.word(),

@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from labeling.dataset import Dataset
-from model.constants import LATENT_CHANNELS
+from model.constants import LATENT_CHANNELS, LATENT_FACTOR
 from model.inputs import InputError
 from model.prompts import DEGRADED, find_task
 from training.batch import Sample, StepBatch
@@ -132,7 +132,7 @@ class PlanReader:
 
         from model.conditions import degrade
 
-        fitted = self._picture(stream, planned, shape[2] * 8, shape[1] * 8)
+        fitted = self._picture(stream, planned, shape[2] * LATENT_FACTOR, shape[1] * LATENT_FACTOR)
         degraded = degrade(fitted, stream.task, planned.degradation_seed)
         pixels = torch.from_numpy(degraded.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
         with torch.inference_mode():

@@ -58,35 +58,36 @@ def test_readers_per_worker_fit_the_remaining_cpus(
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_elastic_workers_leave_cpus_for_their_readers(shared_config: dict[str, Any], tmp_path: Path) -> None:
-    """Of the two CPUs each worker would take one, and the readers of both would wait for a third."""
-    short = {**shared_config, "steps": 2}
-    elastic = config_of(short, {"count": [1, 2], "cpus": 1.0}, reader={"processes": 2, "cpus": 1.0})
-    assert run_training(elastic, str(tmp_path / "run")).step == 2
-    assert len(read_metrics(open_store(tmp_path / "run"))) == 2
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_run_that_waits_for_resources_can_be_stopped_and_scaled(shared_config: dict[str, Any], tmp_path: Path) -> None:
+def test_run_that_waits_for_resources_can_be_stopped(shared_config: dict[str, Any], tmp_path: Path) -> None:
     began = time.monotonic()
     config = config_of({**shared_config, "steps": 2}, {"count": TOO_MANY, "cpus": 1.0}, batch=TOO_MANY)
     stopped = run_training(
         config, str(tmp_path / "run"), control=lambda: ControlRequest(stop=time.monotonic() - began > 3)
     )
     assert (stopped.step, stopped.checkpoint) == (0, "")
-    assert time.monotonic() - began < 30
-    config = config_of({**shared_config, "steps": 2}, {"count": 6, "cpus": 1.0})
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_run_that_waits_for_resources_can_be_scaled_and_leaves_cpus_for_readers(
+    shared_config: dict[str, Any], tmp_path: Path
+) -> None:
+    """It waits for six workers and continues with one or two: of two CPUs each of two would take one for itself, and
+    the readers of both would wait for a third."""
+    reader = {"processes": 2, "cpus": 1.0}
+    config = config_of({**shared_config, "steps": 2}, {"count": 6, "cpus": 1.0}, reader=reader)
     events: list[dict[str, Any]] = []
     began = time.monotonic()
-    fewer = run_training(
+    result = run_training(
         config,
-        str(tmp_path / "run-6"),
+        str(tmp_path / "run"),
         events.append,
-        lambda: ControlRequest(workers=1 if time.monotonic() - began > 3 else None),
+        lambda: ControlRequest(workers=(1, 2) if time.monotonic() - began > 3 else None),
     )
-    assert fewer.step == 2
-    assert {"event": "scale", "step": 0, "workers": 1} in events
-    assert whole_checkpoints(open_store(tmp_path / "run-6")) == [0, 2]
+    assert result.step == 2
+    assert {"event": "scale", "step": 0, "workers": (1, 2)} in events
+    assert whole_checkpoints(open_store(tmp_path / "run")) == [0, 2]
+    assert len(read_metrics(open_store(tmp_path / "run"))) == 2
 
 
 def test_draining_node_makes_workers_save_and_continue_elsewhere(shared_config: dict[str, Any], tmp_path: Path) -> None:
@@ -99,7 +100,7 @@ def test_draining_node_makes_workers_save_and_continue_elsewhere(shared_config: 
     store = open_store(run)
 
     def wait_for(condition: Callable[[], Any]) -> None:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 400
         while not condition():
             assert training.poll() is None and time.monotonic() < deadline, (tmp_path / "said").read_text()
             time.sleep(0.2)

@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -156,9 +158,11 @@ def test_killed_run_resumes_to_the_same_weights(
     while not any(whole_checkpoints(open_store(killed))) and time.monotonic() < deadline:
         assert driver.poll() is None, "the run ended before it could be killed"
         time.sleep(0.02)
+    workers = _training_workers()
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
-    _wait_until_unchanged(killed)  # the workers end after their driver
+    psutil.wait_procs(workers, timeout=120)  # the workers end after their driver
+    assert not _training_workers()
     resumed_at = whole_checkpoints(open_store(killed))[-1]
     assert 0 < resumed_at < 30
     # What a writer that dies leaves: a checkpoint without its last file, and half a line of metrics.
@@ -217,10 +221,14 @@ def test_run_on_s3_resumes_and_equals_a_local_run(
     s3: str,
     s3_server: dict[str, str],
 ) -> None:
-    """In a process of its own: workers take credentials from the environment that their Ray was started in."""
+    """In a process of its own, whose Ray processes get the credentials."""
+    import ray
+
     settings = _settings(tmp_path, [{**shared_config, "steps": steps} for steps in (2, 4)])
     command = [sys.executable, "-c", _DRIVER, str(settings), f"{s3}/run"]
-    subprocess.run(command, check=True, timeout=600, env={**os.environ, **s3_server})
+    environment = {**os.environ, **s3_server, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    environment["WORKERS_ENVIRONMENT"] = json.dumps(s3_server)
+    subprocess.run(command, check=True, timeout=600, env=environment)
     store = open_store(f"{s3}/run")
     assert whole_checkpoints(store) == [0, 2, 4]
     assert [record["loss"] for record in read_metrics(store)] == _losses(whole[0])[:4]
@@ -233,11 +241,14 @@ def test_run_on_s3_resumes_and_equals_a_local_run(
 
 
 _DRIVER = """
-import json, sys
-from cluster.session import ray_session
+import json, os, sys
+from cluster.session import prepare_ray, ray_session
+prepare_ray()
+import ray
+ray.init(runtime_env={"env_vars": json.loads(os.environ.get("WORKERS_ENVIRONMENT", "{}"))}, log_to_driver=False)
 from training.config import load_config
 from training.run import run_training
-with ray_session(memory=200 << 20):
+with ray_session():
     for settings in json.load(open(sys.argv[1])):
         run_training(load_config("debug", settings), sys.argv[2])
 """
@@ -258,12 +269,11 @@ def _tensorboard_steps(run: Path, name: str) -> list[int]:
     return [event.step for event in events.Scalars(name)]
 
 
-def _wait_until_unchanged(folder: Path, seconds: float = 3.0) -> None:
-    """Until no file below the folder has appeared or changed for a while."""
-    state: Any = None
-    since = time.monotonic()
-    while time.monotonic() - since < seconds:
-        now = open_store(folder).walk()
-        if now != state:
-            state, since = now, time.monotonic()
-        time.sleep(0.1)
+def _training_workers() -> list[psutil.Process]:
+    """The worker processes of trainings on this session's Ray."""
+    processes = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "".join(process.cmdline()).startswith("ray::RayTrainWorker"):
+                processes.append(process)
+    return processes

@@ -78,12 +78,12 @@ class TrainingState:
         with self.average.applied():
             averaged = {name: value.clone() for name, value in get_model_state_dict(self.model, options=_WHOLE).items()}
         weights = get_model_state_dict(self.model, options=_WHOLE)
-        states = get_optimizer_state_dict(self.model, self.optimizer, options=_WHOLE)["state"]
+        states = get_optimizer_state_dict(self.model, self.optimizer, options=_WHOLE)
         if rank != 0:
             return None
         tensors = {f"{_MODEL}{name.removeprefix(PREFIX)}": value for name, value in weights.items()}
         if facts["step"]:  # before its first step an optimizer has no state, and torch makes one up
-            for name, state in states.items():
+            for name, state in states["state"].items():
                 for key, value in state.items():
                     tensors[f"{_OPTIMIZER}{name.removeprefix(PREFIX)}/{key}"] = torch.as_tensor(value)
         tensors = {name: value.contiguous() for name, value in tensors.items()}

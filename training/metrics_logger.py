@@ -23,14 +23,14 @@ class MetricsLogger:
         self.remote = store.uri.startswith("s3://")
         self.folder = Path(tempfile.mkdtemp(prefix="onediffusion-") if self.remote else store.uri)
         self.folder.mkdir(parents=True, exist_ok=True)
-        kept = [record for record in read_metrics(store) if record["step"] <= start]
+        kept = [line for line, record in _read_lines(store) if record["step"] <= start]
         # Written whole or not at all: a full disk or a kill must not lose what was measured before.
-        open_store(self.folder).put(METRICS, "".join(map(_line, kept)).encode())
+        open_store(self.folder).put(METRICS, "".join(kept).encode())
         self._file = (self.folder / METRICS).open("a")
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
-        self._file.write(_line(record))
+        self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
     def sync(self) -> None:
@@ -57,19 +57,19 @@ def scalars(record: dict[str, Any]) -> dict[str, float]:
 
 def read_metrics(store: Store) -> list[dict[str, Any]]:
     """The records of metrics.jsonl, oldest first; a line that a killed writer cut is left out."""
+    return [{_OLD_KEYS.get(key, key): value for key, value in record.items()} for _, record in _read_lines(store)]
+
+
+def _read_lines(store: Store) -> list[tuple[str, dict[str, Any]]]:
+    """The whole lines of metrics.jsonl, each with the record that it holds."""
     try:
-        lines = store.read(METRICS).decode().splitlines()
+        text = store.read(METRICS).decode()
     except FileNotFoundError:
         return []
-    records = []
-    for line in lines:
+    lines = []
+    for line in text.splitlines():
         try:
-            record = json.loads(line)
+            lines.append((line + "\n", json.loads(line)))
         except ValueError:
             break
-        records.append({_OLD_KEYS.get(key, key): value for key, value in record.items()})
-    return records
-
-
-def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record) + "\n"
+    return lines

@@ -128,13 +128,16 @@ def _full(store: LocalStore, name: str, path: Path) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_metrics_of_older_runs_are_read_and_kept_under_the_present_names(tmp_path: Path) -> None:
+def test_metrics_of_older_runs_are_read_under_their_present_names(tmp_path: Path) -> None:
     old = {"step": 2, "loss": 1.0, "held_out_loss": 1.5, "held_out_losses": {"edges": 1.5}}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(old) + "\n")
-    expected = {"step": 2, "loss": 1.0, "validation_loss": 1.5, "validation_losses": {"edges": 1.5}}
-    assert read_metrics(open_store(tmp_path)) == [expected]
-    MetricsLogger(open_store(tmp_path), 2).close()
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == expected
+    logger = MetricsLogger(open_store(tmp_path), 2)
+    logger.append({"step": 3, "validation_loss": 1.25})
+    assert read_metrics(open_store(tmp_path)) == [
+        {"step": 2, "loss": 1.0, "validation_loss": 1.5, "validation_losses": {"edges": 1.5}},
+        {"step": 3, "validation_loss": 1.25},
+    ]
+    assert (tmp_path / "metrics.jsonl").read_text().startswith(json.dumps(old) + "\n"), "lines stay as they are"
 
 
 def test_tensorboard_scalars_have_a_name_for_each_task() -> None:

@@ -130,7 +130,7 @@ def run_outcomes(snapshot: Snapshot) -> Iterator[CheckOutcome]:
         passed = math.isfinite(last) and (last < first or len(losses) < 10)
         description = f"{last:.4g} over the last records, {first:.4g} over the first"
         yield CheckOutcome((name, "checkpoints"), "loss", passed, description, _finite("loss", last))
-    validation = [loss for record in records if (loss := _validation_loss(record)) is not None]
+    validation = [record["validation_loss"] for record in records if "validation_loss" in record]
     if validation:
         last, lowest = validation[-1], min(validation)
         passed = math.isfinite(last) and last <= MAX_RISE * lowest
@@ -146,11 +146,6 @@ def run_outcomes(snapshot: Snapshot) -> Iterator[CheckOutcome]:
         if not is_newest:
             description = f"of {evaluated.rsplit('/', 1)[-1]}, which is not the newest checkpoint"
         yield CheckOutcome((name, "evaluation"), "figures", is_newest and not lost, description)
-
-
-def _validation_loss(record: Mapping[str, Any]) -> float | None:
-    value: float | None = record.get("validation_loss", record.get("held_out_loss"))  # its name in earlier runs
-    return value
 
 
 def _finite(name: str, value: float) -> dict[str, float]:

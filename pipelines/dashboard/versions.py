@@ -18,7 +18,7 @@ from pipelines.dashboard.partitions import ShardRange
 from pipelines.dashboard.snapshots import Snapshot
 from pipelines.file_cache import FileCache
 from pipelines.reports.run import EVALUATION, read_json
-from training.loop import MANIFEST
+from training.run import MANIFEST
 
 Key = tuple[str, ...]  # of an asset: the name of a dataset or run, and what it is of that
 EVALUATION_CODE = "1"  # an evaluation has no declaration that could change
@@ -81,7 +81,7 @@ def run_code_version(snapshot: Snapshot) -> str:
     """Digest of the part of a run's configuration that must stay the same while it trains."""
     from training.config import parse_config
 
-    return digest_json(parse_config(snapshot.config, snapshot.tracked.address).fixed())
+    return parse_config(snapshot.config, snapshot.tracked.address).digest()
 
 
 def run_versions(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from labeling.dataset.shards import Dataset, open_store
+from labeling.dataset import IMAGES, Dataset, entry_columns, open_store
 from model.conditions import CONDITION_READS, DEGRADATIONS, condition_picture, degrade
 from model.constants import LATENT_FACTOR, SIZE_STEP
 from model.inputs import InputError
@@ -20,7 +20,7 @@ from model.prompts import find_token
 from pipelines.reports.run import EVALUATION
 from pipelines.sampler import Call, bucket, load_pipeline, sample_all
 from training.checkpoint import STATE, checkpoint_name, whole_checkpoints
-from training.loop import CONFIG
+from training.run import CONFIG
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,8 +87,8 @@ def examples(dataset: Dataset, limit: int | None = None) -> list[Example]:
     found: list[Example] = []
     for row in _joined(dataset, groups):
         picture = decode_picture(row["images.image"])
-        prompts = {entry["task"]: entry["prompt"] for entry in row["text.entries"] or ()}
-        example = Example(row["id"], picture, prompts)
+        prompts = {entry["task"]: entry["prompt"] for entry in row.get("text.entries") or ()}
+        example = Example(row["images.id"], picture, prompts)
         for group in groups:
             if all(row.get(column) is not None for column in CONDITION_READS[group]):  # of a shard it may yet lack
                 drawn = condition_picture(group, row, row["images.width"], row["images.height"])
@@ -236,9 +236,9 @@ def _view_samples(pipeline: OneDiffusionPipeline, run: str, views: Dataset, step
     chosen = [0, 1, 2] if len(pictures) > 2 else list(range(len(pictures)))
     c2w = torch.tensor(row["cameras.c2w"]).reshape(-1, 4, 4)[chosen]
     intrinsics = torch.tensor(row["cameras.intrinsics"]).reshape(-1, 3, 3)[chosen]
-    entries = (row["text.entries"] or [[]])[0]
+    entries = (row.get("text.entries") or [[]])[0]
     prompt = next((entry["prompt"] for entry in entries if entry["task"] == "views"), find_token("views"))
-    names = [f"views-{row['id'][:8]}-{index}.png" for index in chosen]
+    names = [f"views-{row['images.id'][:8]}-{index}.png" for index in chosen]
     for name, index in zip(names, chosen, strict=True):
         store.put(name, encode_png(pictures[index]))
     mask = tuple(value for view in range(len(chosen)) for value in (int(view > 0), 0))
@@ -249,12 +249,12 @@ def _view_samples(pipeline: OneDiffusionPipeline, run: str, views: Dataset, step
     true, _ = recover_cameras(camera_latents(c2w, intrinsics, side // LATENT_FACTOR, normalize=True), intrinsics)
     outputs = []
     for view, picture in enumerate(drawn, start=1):
-        outputs.append(f"views-{row['id'][:8]}-{view}-output.png")
+        outputs.append(f"views-{row['images.id'][:8]}-{view}-output.png")
         store.put(outputs[-1], encode_png(picture))
     yield {
         "task": "views",
         "direction": "to_image",
-        "id": row["id"],
+        "id": row["images.id"],
         "prompt": prompt,
         "inputs": names[:1],
         "label": names[1] if len(names) > 1 else None,
@@ -264,7 +264,7 @@ def _view_samples(pipeline: OneDiffusionPipeline, run: str, views: Dataset, step
     yield {
         "task": "views",
         "direction": "from_image",
-        "id": row["id"],
+        "id": row["images.id"],
         "prompt": prompt,
         "inputs": names,
         "label": None,
@@ -281,19 +281,7 @@ def _camera_note(found: Tensor, true: Tensor) -> str:
 
 
 def _joined(dataset: Dataset, groups: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-    """Rows of images, text and the groups named, as "group.column" → value."""
-    wanted = ["images", *groups, *(["text"] if dataset.declaration("text") else [])]
+    """Rows of images, of the groups named and of the prompts, as "group.column" → value; see `Dataset.join`."""
+    columns = {**dict.fromkeys((IMAGES, *groups)), "text": entry_columns(dataset.has_sets, "task", "prompt")}
     for shard in dataset.shards:
-        columns: dict[str, list[Any]] = {"text.entries": [None] * shard.rows}
-        for group in wanted:
-            if not dataset.store.exists(f"{group}/{shard.name}.parquet"):
-                continue
-            table = dataset.read(group, shard.name, _without_embeddings(group))
-            columns |= {f"{group}.{name}": table[name].to_pylist() for name in table.column_names}
-        columns["id"] = columns["images.id"]
-        for values in zip(*columns.values(), strict=True):
-            yield dict(zip(columns, values, strict=True))
-
-
-def _without_embeddings(group: str) -> list[str] | None:
-    return None if group != "text" else ["entries"]
+        yield from dataset.join(shard.name, columns, skip_missing=True).to_pylist()

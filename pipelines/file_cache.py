@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from labeling.dataset.storage import Entry, Store
+from labeling.dataset import Entry, Store
 
 T = TypeVar("T")
 

@@ -12,9 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.session import ray_session
-from labeling.dataset.digests import digest_json
-from labeling.dataset.lease import lease
-from labeling.dataset.shards import SCHEMA_VERSION, Dataset, ShardInfo, open_store, recipe, write_shard
+from labeling.dataset import SCHEMA_VERSION, Dataset, ShardInfo, digest_json, lease, open_store, recipe, write_shard
 from labeling.sources.ingest import (
     IMAGES,
     REJECTED,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labeling.dataset.shards import open_store
+from labeling.dataset import open_store
 from model.constants import MAX_PIXELS, SIZE_STEP
 from model.inputs import InputError
 from model.prompts import RAYS, Task, draw_colors, find_task

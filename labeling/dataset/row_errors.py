@@ -12,9 +12,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from labeling.dataset.shards import Dataset, Footer
+from labeling.dataset.dataset import Dataset
+from labeling.dataset.status import Footers
 
-MOST_SHARDS = 64  # whose reasons are read: counts are in footers, reasons are not
+MAX_SHARDS = 64  # whose reasons are read: counts are in footers, reasons are not
 _REASON = re.compile(r"(?P<what>.+): set (?P<parameter>[\w-]+\.\w+)=NAME")
 _VIEW = re.compile(r"view \d+: ")
 
@@ -92,9 +93,7 @@ def upstream_groups(dataset: Dataset, groups: Sequence[str]) -> dict[str, list[s
     }
 
 
-def read_row_errors(
-    dataset: Dataset, footers: Mapping[str, Mapping[str, Footer]], most_shards: int = MOST_SHARDS
-) -> RowErrors:
+def read_row_errors(dataset: Dataset, footers: Footers, max_shards: int = MAX_SHARDS) -> RowErrors:
     """Sort the rows that footers (group → shard → footer) count as errors, by the reasons in the first shards.
 
     Where all rows of a group that were read are unavailable, those of its other shards are taken to be so too.
@@ -109,7 +108,7 @@ def read_row_errors(
     missing_rows: dict[MissingParameter, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     unread: dict[str, int] = defaultdict(int)
     for index, (shard, counts) in enumerate(sorted(errors_of.items())):
-        if index >= most_shards:
+        if index >= max_shards:
             for group, count in counts.items():
                 unread[group] += count
             continue
@@ -129,11 +128,9 @@ def read_row_errors(
 
 def _read_errors(dataset: Dataset, shard: str, groups: Sequence[str]) -> Iterator[tuple[str, dict[str, str | None]]]:
     """Id and errors by group of every row of a shard."""
-    tables = {group: dataset.read(group, shard, ["id", "error"]) for group in groups}
-    columns = {group: table["error"].to_pylist() for group, table in tables.items()}
-    ids = max((table["id"] for table in tables.values()), key=len).to_pylist()
-    for index, identity in enumerate(ids):
-        yield identity, {group: column[index] for group, column in columns.items() if index < len(column)}
+    for row in dataset.join(shard, {group: ["id", "error"] for group in groups}, skip_missing=True).to_pylist():
+        errors = {group: row[f"{group}.error"] for group in groups if f"{group}.error" in row}
+        yield row[f"{next(iter(errors))}.id"], errors
 
 
 def _in_order(counts: Mapping[str, int], upstream: Mapping[str, Sequence[str]]) -> dict[str, int]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from model.constants import MAX_PIXELS, MIN_SIDE, SIZE_STEP
-from model.inputs import InputError, input_error_behind, one_line
+from model.inputs import InputError, input_error_behind, one_line, require
 from pipelines.cli import jobs as job_commands
 
 app = typer.Typer(
@@ -114,8 +114,7 @@ def status(
     """Groups × shards: fresh, stale, missing; rows in error."""
     from dataclasses import asdict
 
-    from labeling.dataset.shards import Dataset
-    from labeling.plan import dataset_status
+    from labeling.dataset import Dataset, dataset_status
 
     found = dataset_status(Dataset.open(dataset), save=True)
     if as_json:
@@ -229,6 +228,9 @@ def demo(
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps, if not the preset's.")] = None,
 ) -> None:
     """The whole journey on real pictures, ending with a page of pictures."""
+    from model.inputs.extras import EXTRAS
+
+    require(*EXTRAS["labelers"])
     from pipelines.demo import demo as run
 
     run(out, pictures, steps)
@@ -257,6 +259,9 @@ def dashboard(
     forget: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A place to show no more.")] = None,
 ) -> None:
     """Datasets, runs and jobs in the browser (Dagster), on loopback: see them, launch, scale, stop."""
+    from model.inputs.extras import EXTRAS
+
+    require(*EXTRAS["dashboard"])
     from pipelines.dashboard.server import dashboard as serve
 
     serve(places or [], host, port, token_file, owner, new_pictures, forget or [])

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from labeling.dataset.storage import Store
+from labeling.dataset import Store
 from pipelines.file_cache import FileCache
 from pipelines.jobs.folder import FOLDER, JobFolder
 

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 import yaml
 
-from labeling.dataset.storage import open_store
+from labeling.dataset import open_store
 from model.inputs import InputError
 from pipelines.jobs.log import PART
 from pipelines.jobs.specification import Job, parse_job

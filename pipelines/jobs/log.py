@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from labeling.dataset.storage import Store
+from labeling.dataset import Store
 
 PART = re.compile(r"[0-9]{6}\.txt")
 PART_BYTES = 256_000

@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, model_validator
 
 from cluster.work import Workers
-from labeling.dataset.digests import digest_json
-from labeling.dataset.storage import open_store
+from labeling.dataset import digest_json, open_store
 from model.inputs.schema import Section, validate
 from model.inputs.yaml_files import example_names, read_yaml
 

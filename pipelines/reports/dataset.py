@@ -6,9 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from labeling.dataset.row_errors import RowErrors, read_row_errors
-from labeling.dataset.shards import Dataset
-from labeling.plan import GroupStatus, dataset_status
+from labeling.dataset import REJECTED, Dataset, GroupStatus, RowErrors, dataset_status, read_row_errors
 from model.inputs import InputError
 from pipelines.reports.gallery import GalleryRow, draw_gallery
 from pipelines.reports.overlays import Inliner
@@ -137,13 +135,13 @@ def _reasons(errors: RowErrors) -> list[Reason]:
 def _rejected(dataset: Dataset) -> tuple[list[Reason], int]:
     """Why files were rejected, most frequent reasons first, and how many were."""
     reasons: dict[str, list[str]] = defaultdict(list)
-    footers = dataset.footers("rejected")
+    footers = dataset.footers(REJECTED)
     for shard, footer in footers.items():
         if footer.rows and sum(len(names) for names in reasons.values()) < MAX_REJECTED_READ:
-            for row in dataset.read("rejected", shard).to_pylist():
+            for row in dataset.read(REJECTED, shard).to_pylist():
                 reasons[row["reason"]].append(row["source"])
     count = sum(footer.rows for footer in footers.values())
-    return _count("rejected", reasons, MAX_REJECTED_NAMES)[:MAX_REASONS], count
+    return _count(REJECTED, reasons, MAX_REJECTED_NAMES)[:MAX_REASONS], count
 
 
 def _count(group: str, rows: Mapping[str, Sequence[str]], max_examples: int = MAX_EXAMPLES) -> list[Reason]:

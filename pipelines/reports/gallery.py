@@ -7,11 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-import pyarrow as pa
 from markupsafe import Markup
 
-from labeling.dataset.row_errors import missing_parameter, upstream_groups
-from labeling.dataset.shards import Dataset, Footer
+from labeling.dataset import (
+    IMAGES,
+    Dataset,
+    Footer,
+    Footers,
+    entry_columns,
+    missing_parameter,
+    upstream_groups,
+)
 from model.conditions import CONDITION_READS, shows_nothing
 from model.pictures import decode_picture
 from pipelines.reports.charts import camera_plan
@@ -20,10 +26,8 @@ from pipelines.reports.overlays import SIDE, Drawing, Inliner, draw_label, thumb
 VIEW_SIDE = 192
 MAX_VIEWS, MAX_SETS = 12, 6
 
-# Columns that are shown or drawn; the others (right images, embeddings, latents) are not read.
 _IMAGE_COLUMNS = ("id", "image", "width", "height", "source", "author", "licence", "text")
 _COMMON_COLUMNS = ("model", "version")
-Footers = Mapping[str, Mapping[str, Footer]]  # group → shard → footer
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,11 @@ def draw_gallery(
 
     Labels that nothing could make (labeling.dataset.row_errors) are left out: the page says so once.
     """
-    sets = dataset.kind == "sets"
+    sets = dataset.has_sets
     upstream = upstream_groups(dataset, list(footers))
     rows: list[GalleryRow] = []
     models: dict[str, str] = {}
-    picked = pick_rows(footers.get("images", {}), min(max_rows, MAX_SETS) if sets else max_rows)
+    picked = pick_rows(footers.get(IMAGES, {}), min(max_rows, MAX_SETS) if sets else max_rows)
     for shard, row_group, offsets in picked:
         for row in joined_rows(dataset, footers, shard, row_group, offsets):
             if inline.full:
@@ -90,31 +94,25 @@ def joined_rows(
     dataset: Dataset, footers: Footers, shard: str, row_group: int, offsets: Sequence[int]
 ) -> Iterable[dict[str, Any]]:
     """Rows of all groups as "group.column" → value; a group that is not there, or not of these rows, is left out."""
-    images = _read(dataset, "images", footers["images"][shard], shard, row_group)
-    columns = {f"images.{name}": images[name] for name in images.column_names}
-    for group, shards in footers.items():
-        footer = shards.get(shard)
-        if group == "images" or footer is None or footer.row_groups != footers["images"][shard].row_groups:
-            continue
-        table = _read(dataset, group, footer, shard, row_group)
-        if "id" not in table.column_names or table["id"] == images["id"]:
-            columns |= {f"{group}.{name}": table[name] for name in table.column_names}
-    for offset in offsets:
-        yield {name: column[offset].as_py() for name, column in columns.items()}
+    columns = {
+        group: _shown_columns(group, shards[shard], dataset.has_sets)
+        for group, shards in footers.items()
+        if shard in shards
+    }
+    table = dataset.join(shard, columns, [row_group], skip_missing=True)
+    return [table.slice(offset, 1).to_pylist()[0] for offset in offsets]
 
 
-def _read(dataset: Dataset, group: str, footer: Footer, shard: str, row_group: int) -> pa.Table:
-    sets = dataset.kind == "sets"
-    if group == "images":
-        chosen = [name for name in _IMAGE_COLUMNS if name in footer.columns]
-    elif group == "text":
-        inside = "entries.list.element.list.element" if sets else "entries.list.element"
-        chosen = ["id", "error", *_COMMON_COLUMNS, f"{inside}.task", f"{inside}.prompt"]
-    elif group.startswith("latents"):
-        chosen = ["id", "error", *_COMMON_COLUMNS]
+def _shown_columns(group: str, footer: Footer, sets: bool) -> list[str]:
+    """Columns of a group that are shown or drawn; embeddings, latents and right images are not read."""
+    if group == IMAGES:
+        names: Sequence[str] = _IMAGE_COLUMNS
+    elif group.startswith("latents") or group == "text":
+        names = ("id", "error", *_COMMON_COLUMNS)
     else:
-        chosen = list(footer.columns)
-    return dataset.read(group, shard, [name for name in chosen if name in footer.columns or "." in name], [row_group])
+        names = list(footer.columns)
+    entries = entry_columns(sets, "task", "prompt") if group == "text" else []
+    return [*(name for name in names if name in footer.columns), *entries]
 
 
 def _image_row(row: Mapping[str, Any], groups: Sequence[str], inline: Inliner) -> GalleryRow:

@@ -7,8 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from labeling.dataset.row_errors import MissingParameter, read_row_errors
-from labeling.dataset.shards import Dataset, Footer, write_shard
+from labeling.dataset import Dataset, Footer, MissingParameter, read_row_errors, write_shard
 from labeling.labeler import MissingParameterError
 
 NO_MODEL = "no depth model, stereo pair or true disparity: set depth.model=NAME"
@@ -69,6 +68,6 @@ def test_shards_not_read_are_taken_to_be_as_those_read(tmp_path: Path, others: s
     dataset = Dataset(tmp_path)
     first = footers(dataset, "000000", {"depth": [NO_MODEL, others or NO_MODEL]})
     second = footers(dataset, "000001", {"depth": [NO_MODEL, NO_MODEL]})
-    errors = read_row_errors(dataset, {"depth": first["depth"] | second["depth"]}, most_shards=1)
+    errors = read_row_errors(dataset, {"depth": first["depth"] | second["depth"]}, max_shards=1)
     assert errors.unread.get("depth", 0) == unread
     assert errors.unavailable_rows("depth") == (4 if others is None else 1)

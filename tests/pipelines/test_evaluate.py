@@ -12,8 +12,7 @@ import dagster as dg
 import pytest
 from dashboard_assets import last_event
 
-from labeling.dataset.shards import Dataset
-from labeling.dataset.storage import open_store
+from labeling.dataset import Dataset, open_store
 from model.inputs import InputError
 from pipelines.dashboard.definitions import build_definitions
 from pipelines.dashboard.runs import versions_of
@@ -26,7 +25,7 @@ from pipelines.jobs.specification import EvaluateJob, WorkersSpec
 from pipelines.jobs.submit import list_jobs
 from pipelines.label import label
 from training.config import load_config
-from training.loop import run_training
+from training.run import run_training
 
 TASKS = ["text2image", "edges"]
 

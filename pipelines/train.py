@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from cluster.session import cluster_has, own_ray, ray_session
+from cluster.ray_environment import starts_own_ray
+from cluster.session import cluster_has, ray_session
 from labeling.dataset.lease import lease
 from labeling.dataset.storage import open_store
 from model.inputs import InputError
@@ -57,7 +58,7 @@ def train(
 def _look_for_room(config: TrainingConfig, say: Callable[[str], None]) -> None:
     """Say what is missing: Ray itself waits without a word for CPUs and GPUs that may never come."""
     for asked, less in _missing(config, config.workers.count):
-        if own_ray():
+        if starts_own_ray():
             raise InputError(f"train: {asked}: this machine's; ask for less ({less})")
         say(f"train: {asked}; waiting for nodes that may yet join (or stop it and ask for less: {less})")
 
@@ -68,7 +69,7 @@ def _possible(wish: Callable[[], Wish], config: TrainingConfig, say: Callable[[s
 
     def wished() -> Wish:
         wanted = wish()
-        if wanted.workers is None or not own_ray() or not (missing := _missing(config, wanted.workers)):
+        if wanted.workers is None or not starts_own_ray() or not (missing := _missing(config, wanted.workers)):
             return wanted
         if wanted.workers not in refused:
             refused.add(wanted.workers)

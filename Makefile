@@ -7,13 +7,18 @@ OUT ?= runs/demo
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --constraint constraints.txt
 
-.PHONY: demo test lint bench bench-model bench-plan clean
+.PHONY: demo test test-fast lint bench bench-model bench-plan clean
 
 demo: $(VENV)/installed
 	$(BIN)/onediffusion demo --out "$(OUT)" $(if $(PICTURES),--pictures "$(PICTURES)")
 
+# In two processes; a file stays in one of them.
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
+
+# What needs no Ray, server or browser: for the inner loop.
+test-fast: $(VENV)/installed-test
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

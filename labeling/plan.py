@@ -6,28 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from labeling.dataset.shards import Dataset, Footer, recipe
+from labeling.dataset import IMAGES, Dataset, Footers, expected_recipe
+from labeling.declaration import declared_name
 from labeling.labeler import Labeler
-from labeling.registry import group_name, is_known, load_labeler
+from labeling.registry import group_name, load_labeler
 from model.inputs import InputError
-
-Footers = Mapping[str, Mapping[str, Footer]]  # group → shard → footer
-
-
-@dataclass
-class GroupStatus:
-    """Shards of a group: fresh (recipe as expected), stale, missing; and rows in error in the shards there are."""
-
-    fresh: int = 0
-    stale: int = 0
-    missing: int = 0
-    rows: int = 0
-    errors: int = 0
 
 
 @dataclass
 class Wave:
-    """Shards to compute in one pass over the pictures: shard → groups, each after those that it reads."""
+    """Shards to compute in one pass over the images: shard → groups, each after those that it reads."""
 
     work: dict[str, list[str]] = field(default_factory=dict)
 
@@ -36,74 +24,40 @@ class Wave:
         return list(dict.fromkeys(group for groups in self.work.values() for group in groups))
 
 
-def declare(labeler: Labeler) -> dict[str, Any]:
-    """The content of group.json for a labeler."""
-    return {
-        "labeler": labeler.name,
-        "class": f"{type(labeler).__module__}:{type(labeler).__qualname__}",
-        "version": labeler.version,
-        "parameters": labeler.parameters.model_dump(mode="json"),
-        "weights": labeler.weights_digest(),
-        "reads": sorted(labeler.reads),
-    }
-
-
 def choose_labelers(
     dataset: Dataset, names: Sequence[str], parameters: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Labeler]:
-    """The labelers asked for and those they need, by group, each after what it reads.
+    """The labelers requested and those they need, by group, each after what it reads.
 
     A group that is declared keeps its parameters where none are given. Raises InputError for an unknown name, and for
-    parameters of a labeler that is not asked for.
+    parameters of a labeler that is not requested.
     """
-    asked = {group_name(name): name for name in names}
-    stray = [name for name in parameters if name not in asked and not any(g.startswith(f"{name}-") for g in asked)]
-    if stray:
-        raise InputError(
-            f"parameters given for {stray[0]!r}, which is not among the groups to label: {', '.join(asked)}"
-        )
-    chosen: dict[str, Labeler] = {}
-    pending: list[str] = []
+    requested = {group_name(name): name for name in names}
+    for name in parameters:
+        if name not in requested and not any(group.startswith(f"{name}-") for group in requested):
+            raise InputError(
+                f"parameters given for {name!r}, which is not among the groups to label: {', '.join(requested)}"
+            )
+    labelers: dict[str, Labeler] = {}
+    readers: list[str] = []  # the groups that led to the one being visited, each a reader of the next
 
-    def visit(group: str, name: str) -> None:
-        if group in chosen:
+    def visit(group: str, name: str | None) -> None:
+        if group in labelers:
             return
-        if group in pending:
-            raise InputError(f"labelers read each other in a circle: {' → '.join([*pending, group])}")
-        declared = dataset.declaration(group) or {}
-        given = {**parameters.get(group.split("-", 1)[0], {}), **parameters.get(group, {})}
-        if not is_known(name) and "class" in declared:
-            name = declared["class"]
-        labeler = load_labeler(name, {**declared.get("parameters", {}), **given})
-        pending.append(group)
-        for needed in dict.fromkeys(column.split(".", 1)[0] for column in labeler.reads):
-            # What is whole already is refreshed only when asked for by name.
-            if needed != "images" and (needed in asked or not _is_whole(dataset, needed)):
-                visit(needed, asked.get(needed, needed))
-        pending.pop()
-        chosen[group] = labeler
+        if group in readers:
+            raise InputError(f"labelers read each other in a circle: {' → '.join([*readers, group])}")
+        labeler = _load(dataset, group, name, parameters)
+        readers.append(group)
+        for upstream in read_groups(labeler.reads):
+            # A group that is complete is refreshed only when it is requested by name.
+            if upstream != IMAGES and (upstream in requested or not _is_complete(dataset, upstream)):
+                visit(upstream, requested.get(upstream))
+        readers.pop()
+        labelers[group] = labeler
 
-    for group, name in asked.items():
+    for group, name in requested.items():
         visit(group, name)
-    return chosen
-
-
-def _is_whole(dataset: Dataset, group: str) -> bool:
-    """Whether a group is declared and none of its shards is missing."""
-    present = dataset.store.files(group)
-    return "group.json" in present and all(f"{shard.name}.parquet" in present for shard in dataset.shards)
-
-
-def expected_recipe(declaration: Mapping[str, Any], shard: str, footers: Footers) -> str | None:
-    """The recipe that makes a shard fresh, None while a shard or column it reads is missing."""
-    read = {}
-    for column in ("images.id", *declaration["reads"]):
-        group, _, name = column.partition(".")
-        footer = footers.get(group, {}).get(shard)
-        if footer is None or name not in footer.columns:
-            return None
-        read[column] = footer.columns[name]
-    return recipe(declaration, read)
+    return labelers
 
 
 def next_wave(
@@ -122,7 +76,7 @@ def next_wave(
         chosen: list[str] = []
         waiting: set[str] = set()
         for group, declaration in declarations.items():
-            upstream = {column.split(".", 1)[0] for column in declaration["reads"]}
+            upstream = set(read_groups(declaration["reads"]))
             footer = footers.get(group, {}).get(shard)
             if footer is None:
                 if upstream & waiting:
@@ -138,22 +92,23 @@ def next_wave(
     return wave
 
 
-def dataset_status(dataset: Dataset, save: bool = False) -> dict[str, GroupStatus]:
-    """Groups × shards: fresh, stale, missing, and rows in error. Needs nothing but the dataset."""
-    declarations = {group: dataset.declaration(group) or {} for group in dataset.groups()}
-    footers = {group: dataset.footers(group, save) for group in declarations}
-    found = {}
-    for group, declaration in declarations.items():
-        status = found[group] = GroupStatus()
-        for shard in dataset.shards:
-            footer = footers[group].get(shard.name)
-            if footer is None:
-                status.missing += 1
-                continue
-            status.rows += footer.rows
-            status.errors += footer.errors
-            # A group that reads nothing is a source (ingest, views): it is what it is.
-            fresh = not declaration["reads"] or footer.recipe == expected_recipe(declaration, shard.name, footers)
-            status.fresh += fresh
-            status.stale += not fresh
-    return found
+def read_groups(columns: Sequence[str]) -> list[str]:
+    """The groups of columns "group.column", in their order."""
+    return list(dict.fromkeys(column.partition(".")[0] for column in columns))
+
+
+def _load(dataset: Dataset, group: str, name: str | None, parameters: Mapping[str, Mapping[str, Any]]) -> Labeler:
+    """The labeler of a group, with the parameters given for its labeler or for the group over those declared.
+
+    name: how it was requested; None for a group that is needed by another.
+    """
+    declaration = dataset.declaration(group) or {}
+    given = {**parameters.get(group.split("-", 1)[0], {}), **parameters.get(group, {})}
+    if name is None or name == group:
+        name = declared_name(group, declaration)
+    return load_labeler(name, {**declaration.get("parameters", {}), **given})
+
+
+def _is_complete(dataset: Dataset, group: str) -> bool:
+    """Whether a group is declared and none of its shards is missing."""
+    return dataset.declaration(group) is not None and len(dataset.shard_entries(group)) == len(dataset.shards)

@@ -53,9 +53,8 @@ def load_labeler(name: str, parameters: Mapping[str, Any]) -> Labeler:
 
     Raises InputError for an unknown labeler, a parameter it does not have, or a value it does not take.
     """
-    cls = find_labeler(name)
-    chosen = validate(cls.Parameters, parameters, name)
-    return cls(group_name(name), chosen)
+    labeler = find_labeler(name)
+    return labeler(group_name(name), validate(labeler.Parameters, parameters, name))
 
 
 def default_groups(name: str, present: Sequence[str]) -> list[str]:
@@ -77,9 +76,9 @@ def _offered() -> dict[str, str]:
 def _import(target: str) -> type[Labeler]:
     module, _, attribute = target.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        labeler = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise InputError(f"labeler {target!r} cannot be imported: {error}") from None
-    if not (isinstance(found, type) and issubclass(found, Labeler)):
+    if not (isinstance(labeler, type) and issubclass(labeler, Labeler)):
         raise InputError(f"labeler {target!r} is not a subclass of labeling.labeler.Labeler")
-    return found
+    return labeler

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from labeling.dataset import set_schema
 from labeling.labeler import Labeler, Row, RowError
-
-
-def row_seed(identity: str) -> int:
-    """A seed from a row's id, the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "little")
 
 
 def group_schema(labeler: Labeler, sets: bool) -> pa.Schema:
     """Schema of the shards a labeler fills. For rows that are sets every label is a list with one entry a view."""
-    fields = [*labeler.schema, pa.field("model", pa.string()), pa.field("version", pa.int32())]
-    if sets:
-        fields = [pa.field(field.name, pa.list_(field.type)) for field in fields]
-    return pa.schema([pa.field("id", pa.string()), *fields, pa.field("error", pa.string())])
+    labels = pa.schema([*labeler.schema, pa.field("model", pa.string()), pa.field("version", pa.int32())])
+    labels = set_schema(labels) if sets else labels
+    return pa.schema([pa.field("id", pa.string()), *labels, pa.field("error", pa.string())])
 
 
 def label_rows(labeler: Labeler, rows: Sequence[Row]) -> list[Row]:

@@ -19,7 +19,7 @@ from model.rotary import rotate
 
 
 class Attention(nn.Module):
-    """Self-attention with rotary positions plus gated attention to text, sharing the queries (MODEL.md, Attention)."""
+    """Self-attention with rotary positions plus gated attention to text, sharing the queries (docs/model.md)."""
 
     def __init__(self, width: int, heads: int, kv_heads: int, text_width: int, qk_norm: bool) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Attention(nn.Module):
         # Under autocast norms give float32; attention wants one type.
         q, k = (rotate(z, layout.cos, layout.sin).to(v.dtype) for z in (q, k))
         k_y = k_y.to(v_y.dtype)
-        # Self-attention repeats each key head for its neighbours, attention to text tiles the heads (MODEL.md).
+        # Self-attention repeats each key head for its neighbours, attention to text tiles the heads (docs/model.md).
         copies = self.heads // self.kv_heads
         k, v = (repeat(z, "N K d -> N (K copies) d", copies=copies) for z in (k, v))
         k_y, v_y = (repeat(z, "T K d -> T (copies K) d", copies=copies) for z in (k_y, v_y))

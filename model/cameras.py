@@ -1,4 +1,4 @@
-"""Cameras as frames: Plücker rays of latent pixels, and cameras recovered from them (MODEL.md, Cameras).
+"""Cameras as frames: Plücker rays of latent pixels, and cameras recovered from them (docs/model.md, Cameras).
 
 V views, n × n latent pixels, m = n². World and cameras as in PyTorch3D: x left, y up, z forward; row vectors,
 x_cam = x_world R + T. What comes in are OpenGL camera-to-world matrices and intrinsics for an image width of 1.
@@ -12,10 +12,9 @@ import torch
 from einops import einsum, rearrange, repeat
 from torch import Tensor
 
-RAY_SCALE = 1.658  # brings ray latents to about unit variance
-FOCAL = 1.3887  # default focal length, image width = 1
-C2W_SCALING = 1.7  # distance of the first camera in normalized camera frames
-_CHANNELS = (*range(6), *range(6), *range(4))
+from model.constants import CAMERA_DISTANCE, FOCAL_LENGTH, RAY_SCALE
+
+_CHANNELS = (*range(6), *range(6), *range(4))  # of LATENT_CHANNELS: which number of a ray each holds
 
 
 def orbit_cameras(
@@ -136,15 +135,15 @@ def _normalized(R: Tensor, T: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 
 def default_intrinsics(views: int) -> Tensor:
     """(V, 3, 3) of the focal length that the published model is sampled with, image width 1."""
-    return torch.tensor([[FOCAL, 0, 0.5], [0, FOCAL, 0.5], [0, 0, 1.0]]).expand(views, 3, 3)
+    return torch.tensor([[FOCAL_LENGTH, 0, 0.5], [0, FOCAL_LENGTH, 0.5], [0, 0, 1.0]]).expand(views, 3, 3)
 
 
 def camera_latents(c2w: Tensor, intrinsics: Tensor, size: int, normalize: bool) -> Tensor:
     """Camera frames (V, 16, size, size) of OpenGL camera-to-world (V, 4, 4) and intrinsics (V, 3, 3).
 
-    normalize: as training sees them, optical axes meeting at the origin, the first camera C2W_SCALING from it.
+    normalize: as training sees them, optical axes meeting at the origin, the first camera CAMERA_DISTANCE from it.
     """
-    rays = camera_rays(c2w, intrinsics, size, normalize=normalize, scale=C2W_SCALING if normalize else 1.0)
+    rays = camera_rays(c2w, intrinsics, size, normalize=normalize, scale=CAMERA_DISTANCE if normalize else 1.0)
     return rays_to_latents(rays, size, size)
 
 

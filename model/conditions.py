@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from model.inputs import InputError, nearest
 from model.pictures import Picture, decode_gray, decode_picture
+from model.prompts import DEGRADED, TASKS
 
 CONDITION_READS: dict[str, tuple[str, ...]] = {
     "boxes": ("boxes.boxes", "boxes.names", "boxes.colors"),
@@ -23,7 +24,9 @@ CONDITION_READS: dict[str, tuple[str, ...]] = {
     "depth": ("depth.depth",),
 }
 
-DEGRADATIONS = ("deblurring", "inpainting", "upscaling")
+# A label shows nothing where this column is an empty list: it teaches nothing about its task, and is not drawn.
+CONTENT_COLUMNS = {"boxes": "names", "segmentation": "names", "pose": "keypoints"}
+DEGRADATIONS = tuple(task.name for task in TASKS.values() if task.condition == DEGRADED)
 MASKED_GRAY = 128  # what inpainting puts over the picture: 0 in the codec's range, like no other information
 LIMB_SHADE = 0.6  # limbs are darker than the joints that they end in
 MIN_SCORE = 0.3  # keypoints below are not drawn
@@ -73,6 +76,12 @@ def condition_picture(group: str, row: Mapping[str, Any], width: int, height: in
     if drawn.shape[:2] != (height, width):
         raise InputError(f"{group} of {drawn.shape[1]}×{drawn.shape[0]} pixels for a picture of {width}×{height}")
     return drawn
+
+
+def shows_nothing(group: str, row: Mapping[str, Any]) -> bool:
+    """Whether a labeled row ("group.column" → value) is known to show nothing: no object, no person."""
+    column = CONTENT_COLUMNS.get(group)
+    return column is not None and row.get(f"{group}.{column}") == []
 
 
 def draw_boxes(boxes: Sequence[Any], colors: Sequence[str], width: int, height: int) -> Picture:

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from model.inputs import InputError
-from model.prompts import MAX_REFERENCES, find_task
+from model.prompts import RAYS, find_task
 
-IMAGE, REFERENCE, RAYS = "image", "reference", "rays"
+IMAGE, REFERENCE = "image", "reference"
 MAX_VIEWS = 12
-_REFERRING = ("editing", "identity", "subject")
 Known = Literal["image", "condition"]
 
 
@@ -82,7 +81,7 @@ def _kinds(tasks: Sequence[str], pictures: int, mask: Sequence[int] | None, came
         raise InputError("name a task")
     first = found[0]
     if len(found) > 1:
-        odd = next((task.name for task in found if task.condition in (None, RAYS)), None)
+        odd = next((task.name for task in found if not task.is_paired), None)
         if odd or len({task.name for task in found}) < len(found):
             raise InputError(f"{odd or found[-1].name} cannot be combined: only different conditions of one image can")
         return (IMAGE, *(task.name for task in found))
@@ -93,11 +92,12 @@ def _kinds(tasks: Sequence[str], pictures: int, mask: Sequence[int] | None, came
         return (IMAGE, RAYS) * views
     if cameras:
         raise InputError(f"{first.name} has no cameras; they belong to views")
-    if first.name in _REFERRING:
-        most = 1 if first.name == "editing" else MAX_REFERENCES
+    if first.references:
         references = len(mask) - 1 if mask is not None else pictures
-        if not 1 <= references <= most:
-            raise InputError(f"{first.name} with {references} pictures to refer to: there may be 1 to {most}")
+        if not 1 <= references <= first.references:
+            raise InputError(
+                f"{first.name} with {references} pictures to refer to: there may be 1 to {first.references}"
+            )
         return (IMAGE,) + (REFERENCE,) * references
     return (IMAGE, first.name) if first.condition else (IMAGE,)
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.constants import SIZE_STEP
 from model.inputs import InputError
 
 Picture = NDArray[np.uint8]  # (H, W, 3), RGB
 
-STEP = 16  # pixels: 8 of the image codec × 2 of the transformer's patch
 MAX_ASPECT = 4.0  # longer pictures are cropped
 
 
@@ -24,15 +24,17 @@ def aspect_bucket(width: int, height: int, size: int) -> tuple[int, int]:
     Both sides divide by 16, the area is within an eighth of size², and the aspect is the closest to the picture's.
     Raises InputError for a size that does not divide by 16.
     """
-    if size < STEP or size % STEP:
-        raise InputError(f"size {size} does not divide by {STEP}; take {max(STEP, round(size / STEP) * STEP)}")
+    if size < SIZE_STEP or size % SIZE_STEP:
+        raise InputError(
+            f"size {size} does not divide by {SIZE_STEP}; take {max(SIZE_STEP, round(size / SIZE_STEP) * SIZE_STEP)}"
+        )
     assert min(width, height) > 0, (width, height)
     wanted = math.log(width / height)
     # Rounded, so that the last bit of a logarithm never decides between two buckets.
     bucket = min(
-        _buckets(size // STEP), key=lambda b: (round(abs(math.log(b[0] / b[1]) - wanted), 9), b[0] * b[1], b[0])
+        _buckets(size // SIZE_STEP), key=lambda b: (round(abs(math.log(b[0] / b[1]) - wanted), 9), b[0] * b[1], b[0])
     )
-    return bucket[0] * STEP, bucket[1] * STEP
+    return bucket[0] * SIZE_STEP, bucket[1] * SIZE_STEP
 
 
 @cache
@@ -52,7 +54,7 @@ def _buckets(units: int) -> tuple[tuple[int, int], ...]:
 
 def fit_picture(picture: Picture, width: int, height: int) -> Picture:
     """Center-crop a (H, W, 3) picture to the aspect of width × height, then resize it bilinearly with antialiasing."""
-    import mmcv
+    from PIL import Image
 
     rows, columns = picture.shape[:2]
     crop_width = max(1, min(columns, round(rows * width / height)))
@@ -60,7 +62,7 @@ def fit_picture(picture: Picture, width: int, height: int) -> Picture:
     left, top = (columns - crop_width) // 2, (rows - crop_height) // 2
     cropped = picture[top : top + crop_height, left : left + crop_width]
     # Pillow filters over the whole footprint of a pixel when it makes a picture smaller; OpenCV's bilinear does not.
-    return np.asarray(mmcv.imresize(cropped, (width, height), interpolation="bilinear", backend="pillow"), np.uint8)
+    return np.array(Image.fromarray(cropped).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def decode_picture(data: bytes) -> Picture:

@@ -1,6 +1,6 @@
 """Every task of OneDiffusion in one call, for anyone who knows diffusers.
 
-Symbols as in MODEL.md: B samples, F frames, V views, h × w latents; H × W pixels.
+Symbols as in docs/model.md: B samples, F frames, V views, h × w latents; H × W pixels.
 """
 
 from __future__ import annotations
@@ -13,22 +13,24 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-# diffusers loads parts only of modules that are imported already.
-from model import transformer
 from model.cameras import camera_latents, default_intrinsics, orbit_cameras, recover_cameras
-from model.codecs import (
-    ImageCodec,
-    autoencoder_dct,  # noqa: F401
-)
-from model.frames import RAYS, Frames, Known, plan_frames
+from model.codecs import ImageCodec
+from model.codecs.autoencoder_dct import AutoencoderDCT
+from model.constants import LATENT_CHANNELS, LATENT_FACTOR, SIZE_STEP
+from model.frames import Frames, Known, plan_frames
 from model.inputs import InputError
 from model.lora import LoraMixin
 from model.outputs import OneDiffusionOutput, read_pictures
-from model.pictures import STEP, Picture, as_picture, aspect_bucket, fit_picture
-from model.prompts import build_prompt, draw_colors, find_task
+from model.pictures import Picture, as_picture, aspect_bucket, fit_picture
+from model.prompts import RAYS, build_prompt, draw_colors, find_task
 from model.sampling import ConditionTimestep, sample_frames
 from model.text import TextEncoder
+from model.transformer import NextDiT
 from model.weights import pipeline_folder
+
+# model_index.json names the module of each part. Ours have moved, and others have them elsewhere, so a part of ours is
+# found by the name of its class.
+_OWN_PARTS = {part.__name__: part.__module__ for part in (NextDiT, AutoencoderDCT)}
 
 Pictures = Sequence[Any]  # each a PIL image, (H, W, 3) array or (3, H, W) tensor
 After = Callable[[DiffusionPipeline, int, Tensor, dict[str, Any]], dict[str, Any]]
@@ -68,11 +70,13 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
-        """As diffusers', but the transformer is our class whatever module the folder's writer had it in."""
+        """As diffusers', but the parts that are ours come from where they are now, whatever module the folder names."""
         config = super().load_config(*args, **kwargs)
         index = config[0] if isinstance(config, tuple) else config
-        if "transformer" in index:
-            index["transformer"] = [transformer.__name__, transformer.NextDiT.__name__]
+        for name, part in index.items():
+            class_name = "NextDiT" if name == "transformer" else part[-1] if isinstance(part, list | tuple) else None
+            if class_name in _OWN_PARTS:
+                index[name] = [_OWN_PARTS[class_name], class_name]
         return config
 
     @property
@@ -142,7 +146,7 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
         width, height = self._size(given[0], frames, width, height)
         guidance = find_task(tasks[0]).guidance if guidance_scale is None else guidance_scale
         embeds, mask = self._embed(prompts, negative_prompt if guidance > 1 else None)
-        shape = (len(prompts), len(frames.mask), 16, height // 8, width // 8)
+        shape = (len(prompts), len(frames.mask), *_latent_shape(width, height))
         noise = self._noise(shape, generator, latents)
         clean = torch.stack([self._encode(of_sample, width, height) for of_sample in given])
         clean = clean.repeat_interleave(len(prompts) // len(given), 0).to(noise)
@@ -150,7 +154,7 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
         if RAYS in frames.kinds:
             rays = noise.new_zeros(len(frames.kinds) // 2, *shape[2:])
             if cameras is not None:
-                rays = camera_latents(*cameras[:2], height // 8, normalize=cameras[2]).to(noise)
+                rays = camera_latents(*cameras[:2], shape[-1], normalize=cameras[2]).to(noise)
         steps = num_inference_steps or max(find_task(name).steps for name in tasks)
         with self.progress_bar(total=steps) as bar:
             result = sample_frames(
@@ -179,11 +183,11 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
             if width or height:
                 raise InputError("give height and width, or neither")
             if RAYS in frames.kinds or not given:
-                width = height = size // STEP * STEP
+                width = height = size // SIZE_STEP * SIZE_STEP
             else:
-                width, height = aspect_bucket(given[0].shape[1], given[0].shape[0], size // STEP * STEP)
-        if width % STEP or height % STEP or min(width, height) < STEP:
-            raise InputError(f"width {width} × height {height}: both must divide by {STEP}")
+                width, height = aspect_bucket(given[0].shape[1], given[0].shape[0], size // SIZE_STEP * SIZE_STEP)
+        if width % SIZE_STEP or height % SIZE_STEP or min(width, height) < SIZE_STEP:
+            raise InputError(f"width {width} × height {height}: both must divide by {SIZE_STEP}")
         if RAYS in frames.kinds and width != height:
             raise InputError(f"views must be square to have cameras, not {width} × {height}")
         return width, height
@@ -207,7 +211,7 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
         for picture in given:
             pixels = torch.from_numpy(fit_picture(picture, width, height).copy()).permute(2, 0, 1)[None]
             found.append(codec.encode(pixels.to(device).float() / 127.5 - 1)[0])
-        return torch.stack(found) if found else torch.zeros(0, 16, height // 8, width // 8, device=device)
+        return torch.stack(found) if found else torch.zeros(0, *_latent_shape(width, height), device=device)
 
     def _noise(self, shape: tuple[int, ...], generator: Any, latents: Tensor | None) -> Tensor:
         if isinstance(generator, list) and len(generator) != shape[0]:
@@ -249,6 +253,11 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
         if any(frames.kinds[place] == RAYS for place in frames.wanted):
             fields["cameras"] = [recover_cameras(sample[1::2].float().cpu(), intrinsics) for sample in latents]
         return fields
+
+
+def _latent_shape(width: int, height: int) -> tuple[int, int, int]:
+    """(C, h, w) of a frame of so many pixels."""
+    return LATENT_CHANNELS, height // LATENT_FACTOR, width // LATENT_FACTOR
 
 
 def _pictures(images: Any, samples: int) -> list[list[Picture]]:

@@ -34,7 +34,7 @@ COLORS: dict[str, str] = {
     "orchid": "#DA70D6",
 }
 _COLOR_NAMES = {code: name for name, code in COLORS.items()}
-MAX_REFERENCES = 3  # the published model was trained with up to three reference pictures
+DEGRADED, RAYS = "degraded", "rays"  # conditions that are no label
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,10 @@ class Task:
     """One thing the model is trained to do.
 
     token: what the prompt starts with, None where none was published;
-    condition: what frame 1 shows: a column group (boxes, segmentation, pose, edges, depth, hed), "degraded" for a
-        degradation of the picture itself, "rays" for the cameras of a view set, None for no such frame;
+    condition: what frame 1 shows: a column group (boxes, segmentation, pose, edges, depth, hed), DEGRADED for a
+        degradation of the image itself, RAYS for the cameras of a view set, None for no such frame;
     phrase: what a class and its color are called in the prompt, None where classes are not named;
+    references: how many images the task may refer to, which are its further frames;
     steps, guidance: what the published model is sampled with.
     """
 
@@ -52,27 +53,38 @@ class Task:
     token: str | None
     condition: str | None = None
     phrase: str | None = None
+    references: int = 0
     steps: int = 50
     guidance: float = 4.0
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether it goes both ways between an image and one condition of it."""
+        return self.condition not in (None, RAYS)
+
+    @property
+    def label(self) -> str | None:
+        """The column group that holds its condition, None where no group does."""
+        return self.condition if self.is_paired and self.condition != DEGRADED else None
 
 
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         Task("text2image", "[[text2image]]"),
-        Task("deblurring", "[[deblurring]]", "degraded"),
-        Task("inpainting", "[[image_inpainting]]", "degraded"),
-        Task("upscaling", None, "degraded"),
+        Task("deblurring", "[[deblurring]]", DEGRADED),
+        Task("inpainting", "[[image_inpainting]]", DEGRADED),
+        Task("upscaling", None, DEGRADED),
         Task("edges", "[[canny2image]]", "edges"),
         Task("depth", "[[depth2image]]", "depth"),
         Task("hed", "[[hed2img]]", "hed"),
         Task("pose", "[[pose2image]]", "pose"),
-        Task("editing", "[[image_editing]]", guidance=3.5),
+        Task("editing", "[[image_editing]]", references=1, guidance=3.5),
         Task("segmentation", "[[semanticmap2image]]", "segmentation", "mask"),
         Task("boxes", "[[boundingbox2image]]", "boxes", "boundingbox"),
-        Task("identity", "[[faceid]]", steps=75),
-        Task("views", "[[multiview]]", "rays", steps=60),
-        Task("subject", "[[subject_driven]]"),
+        Task("identity", "[[faceid]]", references=3, steps=75),
+        Task("views", "[[multiview]]", RAYS, steps=60),
+        Task("subject", "[[subject_driven]]", references=3),
     )
 }
 
@@ -82,6 +94,12 @@ def find_task(name: str) -> Task:
     if name not in TASKS:
         raise InputError(f"unknown task {name!r}{nearest(name, list(TASKS))}; there are {', '.join(TASKS)}")
     return TASKS[name]
+
+
+def find_token(name: str) -> str:
+    """What the prompt of a task starts with. Raises InputError for an unknown task."""
+    # Upscaling is in the paper, but no token of it was published: ours follows the pattern and has to be learned.
+    return find_task(name).token or f"[[{name}]]"
 
 
 def draw_colors(names: Sequence[str], seed: str) -> dict[str, str]:
@@ -107,12 +125,11 @@ def build_prompt(
     """The prompt of a task: its token, then what it names, then the caption (for editing: the instruction).
 
     names, colors: one class name and "#RRGGBB" for each box or region of `boxes` and `segmentation`, a class once in
-    the prompt; for `subject`, the name of the item. sources: captions of the reference pictures of `identity` (up to
-    three) and `subject`. Raises InputError for an unknown task or color, or too many reference pictures.
+    the prompt; for `subject`, the name of the item. sources: captions of the reference pictures of `identity` and
+    `subject`. Raises InputError for an unknown task or color, or too many reference pictures.
     """
     found = find_task(task)
-    # Upscaling is in the paper, but no token of it was published: ours follows the pattern and has to be learned.
-    parts = [found.token or f"[[{found.name}]]"]
+    parts = [find_token(task)]
     if found.phrase:
         phrases = [
             f"<{code.upper()} {_color_name(code)} {found.phrase}: {name}>"
@@ -121,9 +138,9 @@ def build_prompt(
         parts += dict.fromkeys(phrases)
     if found.name == "subject":
         parts += [f"<item: {name}>" for name in names]
-    if found.name in ("identity", "subject"):
-        if len(sources) > MAX_REFERENCES:
-            raise InputError(f"{task}: {len(sources)} reference pictures; at most {MAX_REFERENCES}")
+    if found.references > 1:  # they are told apart by numbers, the generated image being 0
+        if len(sources) > found.references:
+            raise InputError(f"{task}: {len(sources)} reference pictures; at most {found.references}")
         parts += [f"[[img{index}]] {text.strip()}".strip() for index, text in enumerate([caption, *sources])]
     else:
         parts.append(caption.strip())

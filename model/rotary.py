@@ -20,7 +20,7 @@ def rotary_rows(
     """cos, sin (n, 1, d) for one sample's tokens, in the order (frame, row, column), as `rotate` takes them.
 
     d is split in three equal parts, one an axis; frequencies are base^(−i/d), i = 0, 6, 12 … linear divides the
-    frequencies, ntk multiplies the base (MODEL.md, time-aware scaling). What is kept between calls is an axis of a
+    frequencies, ntk multiplies the base (docs/model.md, time-aware scaling). What is kept between calls is an axis of a
     length, some kilobytes; the rows of a grid are copies of those.
     """
     make = _axis if torch.compiler.is_compiling() else _kept_axis

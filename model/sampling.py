@@ -1,4 +1,4 @@
-"""Sampling: known frames stay what they are, the others are integrated from noise (MODEL.md, Sampling)."""
+"""Sampling: known frames stay what they are, the others are integrated from noise (docs/model.md, Sampling)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-P = 2
+from model.constants import PATCH_SIZE
+
 ConditionTimestep = Literal["last", "zero"]
 
 
@@ -45,7 +46,7 @@ def sample_frames(
         raise ValueError(f"denoise_mask has {len(wanted)} values for {F} frames")
     clean = _clean_frames(noise, known, wanted, camera_rays)
     free = torch.tensor(wanted, device=noise.device)
-    timesteps = set_timesteps(scheduler, num_steps, sum(wanted) * (h // P) * (w // P), noise.device)
+    timesteps = set_timesteps(scheduler, num_steps, sum(wanted) * (h // PATCH_SIZE) * (w // PATCH_SIZE), noise.device)
     told = timesteps[-1] if condition_timestep == "last" else torch.zeros_like(timesteps[-1])
     pick = free[None, :, None, None, None]
     latents = torch.where(pick, noise, clean)

@@ -1,4 +1,4 @@
-"""NextDiT, the OneDiffusion transformer: frames with a noise level each in, their velocities out (MODEL.md).
+"""NextDiT, the OneDiffusion transformer: frames with a noise level each in, their velocities out (docs/model.md).
 
 B batch, F frames, C latent channels, h × w latents, p = 2 spatial patch, r × c = h/p × w/p tokens a frame, D width,
 L prompt tokens, Y text width. All samples of a call, of one shape or of many, lie in one pack of N tokens.

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from labeling.dataset.shards import Dataset, open_store
+from labeling.dataset import Dataset, open_store
 from model.inputs import InputError
 
 LABELS = ["boxes", "segmentation", "pose", "caption", "edges", "depth"]

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from labeling.dataset.shards import Dataset, open_store
+from labeling.dataset import IMAGES, Dataset, entry_columns, open_store
 from model.conditions import CONDITION_READS, DEGRADATIONS, condition_picture, degrade
+from model.constants import LATENT_FACTOR, SIZE_STEP
 from model.inputs import InputError
 from model.pictures import Picture, decode_picture, encode_png, fit_picture
+from model.prompts import find_token
 from pipelines.reports.run import EVALUATION
 from pipelines.sampler import Call, bucket, load_pipeline, sample_all
 from training.checkpoint import STATE, checkpoint_name, whole_checkpoints
@@ -85,8 +87,8 @@ def examples(dataset: Dataset, limit: int | None = None) -> list[Example]:
     found: list[Example] = []
     for row in _joined(dataset, groups):
         picture = decode_picture(row["images.image"])
-        prompts = {entry["task"]: entry["prompt"] for entry in row["text.entries"] or ()}
-        example = Example(row["id"], picture, prompts)
+        prompts = {entry["task"]: entry["prompt"] for entry in row.get("text.entries") or ()}
+        example = Example(row["images.id"], picture, prompts)
         for group in groups:
             if all(row.get(column) is not None for column in CONDITION_READS[group]):  # of a shard it may yet lack
                 drawn = condition_picture(group, row, row["images.width"], row["images.height"])
@@ -229,14 +231,14 @@ def _view_samples(pipeline: OneDiffusionPipeline, run: str, views: Dataset, step
 
     store = open_store(f"{run}/samples")
     row = next(iter(_joined(views, ["cameras"])))
-    side = pipeline.config.default_size // 16 * 16
+    side = pipeline.config.default_size // SIZE_STEP * SIZE_STEP
     pictures = [fit_picture(decode_picture(raw), side, side) for raw in row["images.image"]]
     chosen = [0, 1, 2] if len(pictures) > 2 else list(range(len(pictures)))
     c2w = torch.tensor(row["cameras.c2w"]).reshape(-1, 4, 4)[chosen]
     intrinsics = torch.tensor(row["cameras.intrinsics"]).reshape(-1, 3, 3)[chosen]
-    entries = (row["text.entries"] or [[]])[0]
-    prompt = next((entry["prompt"] for entry in entries if entry["task"] == "views"), "[[multiview]]")
-    names = [f"views-{row['id'][:8]}-{index}.png" for index in chosen]
+    entries = (row.get("text.entries") or [[]])[0]
+    prompt = next((entry["prompt"] for entry in entries if entry["task"] == "views"), find_token("views"))
+    names = [f"views-{row['images.id'][:8]}-{index}.png" for index in chosen]
     for name, index in zip(names, chosen, strict=True):
         store.put(name, encode_png(pictures[index]))
     mask = tuple(value for view in range(len(chosen)) for value in (int(view > 0), 0))
@@ -244,15 +246,15 @@ def _view_samples(pipeline: OneDiffusionPipeline, run: str, views: Dataset, step
     known = tuple(pictures[index] for index in chosen)
     posed = Call("views", prompt, (0, 1) * len(chosen), known, side, side, 0, None, intrinsics)
     (drawn, _), (_, (found, _)) = sample_all(pipeline, [turned, posed], steps, GUIDANCE)
-    true, _ = recover_cameras(camera_latents(c2w, intrinsics, side // 8, normalize=True), intrinsics)
+    true, _ = recover_cameras(camera_latents(c2w, intrinsics, side // LATENT_FACTOR, normalize=True), intrinsics)
     outputs = []
     for view, picture in enumerate(drawn, start=1):
-        outputs.append(f"views-{row['id'][:8]}-{view}-output.png")
+        outputs.append(f"views-{row['images.id'][:8]}-{view}-output.png")
         store.put(outputs[-1], encode_png(picture))
     yield {
         "task": "views",
         "direction": "to_image",
-        "id": row["id"],
+        "id": row["images.id"],
         "prompt": prompt,
         "inputs": names[:1],
         "label": names[1] if len(names) > 1 else None,
@@ -262,7 +264,7 @@ def _view_samples(pipeline: OneDiffusionPipeline, run: str, views: Dataset, step
     yield {
         "task": "views",
         "direction": "from_image",
-        "id": row["id"],
+        "id": row["images.id"],
         "prompt": prompt,
         "inputs": names,
         "label": None,
@@ -279,19 +281,7 @@ def _camera_note(found: Tensor, true: Tensor) -> str:
 
 
 def _joined(dataset: Dataset, groups: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-    """Rows of images, text and the groups named, as "group.column" → value."""
-    wanted = ["images", *groups, *(["text"] if dataset.declaration("text") else [])]
+    """Rows of images, of the groups named and of the prompts, as "group.column" → value; see `Dataset.join`."""
+    columns = {**dict.fromkeys((IMAGES, *groups)), "text": entry_columns(dataset.has_sets, "task", "prompt")}
     for shard in dataset.shards:
-        columns: dict[str, list[Any]] = {"text.entries": [None] * shard.rows}
-        for group in wanted:
-            if not dataset.store.exists(f"{group}/{shard.name}.parquet"):
-                continue
-            table = dataset.read(group, shard.name, _without_embeddings(group))
-            columns |= {f"{group}.{name}": table[name].to_pylist() for name in table.column_names}
-        columns["id"] = columns["images.id"]
-        for values in zip(*columns.values(), strict=True):
-            yield dict(zip(columns, values, strict=True))
-
-
-def _without_embeddings(group: str) -> list[str] | None:
-    return None if group != "text" else ["entries"]
+        yield from dataset.join(shard.name, columns, skip_missing=True).to_pylist()

@@ -1,4 +1,4 @@
-"""What was read of files, kept while they stay as a listing shows them: for those who look again every few seconds."""
+"""Contents of files that many look at again every few seconds: read once for as long as a listing shows no change."""
 
 from __future__ import annotations
 
@@ -6,30 +6,33 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from labeling.dataset.storage import Entry, Store
+from labeling.dataset import Entry, Store
 
 T = TypeVar("T")
 
 
-class KeptFiles(Generic[T]):
-    """What `read` makes of files, of the `most` that were asked for last. It is shared: nobody may change it."""
+class FileCache(Generic[T]):
+    """What `read(store, name)` makes of files, for the `capacity` files that were asked for last.
 
-    def __init__(self, read: Callable[[Store, str], T], most: int) -> None:
+    Threads share it and the values it gives, which nobody may change.
+    """
+
+    def __init__(self, read: Callable[[Store, str], T], capacity: int) -> None:
         self._read = read
-        self._most = most
-        self._kept: dict[tuple[str, str], tuple[Entry, T]] = {}
+        self._capacity = capacity
+        self._values: dict[tuple[str, str], tuple[Entry, T]] = {}  # the one used last comes last
         self._lock = threading.Lock()
 
     def get(self, store: Store, name: str, entry: Entry) -> T:
-        """Of the file that is listed as `entry`; read where it was not, or was another."""
+        """The value of the file that a listing shows as `entry`, read again only where the entry has changed."""
         key = (store.uri, name)
         with self._lock:
-            kept = self._kept.get(key)
-        if kept is None or kept[0] != entry:
-            kept = entry, self._read(store, name)  # without the lock: one slow place must not hold up the others
+            cached = self._values.get(key)
+        if cached is None or cached[0] != entry:
+            cached = entry, self._read(store, name)  # without the lock: one slow store must not hold up the others
         with self._lock:
-            self._kept.pop(key, None)
-            self._kept[key] = kept
-            if len(self._kept) > self._most:
-                del self._kept[next(iter(self._kept))]
-        return kept[1]
+            self._values.pop(key, None)
+            self._values[key] = cached
+            if len(self._values) > self._capacity:
+                del self._values[next(iter(self._values))]
+        return cached[1]

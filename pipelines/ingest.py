@@ -12,9 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.session import ray_session
-from labeling.dataset.digests import digest_json
-from labeling.dataset.lease import lease
-from labeling.dataset.shards import SCHEMA_VERSION, Dataset, ShardInfo, open_store, recipe, write_shard
+from labeling.dataset import SCHEMA_VERSION, Dataset, ShardInfo, digest_json, lease, open_store, recipe, write_shard
 from labeling.sources.ingest import (
     IMAGES,
     REJECTED,
@@ -28,6 +26,7 @@ from labeling.sources.ingest import (
     picture_id,
 )
 from labeling.sources.source import Item, Source, cut
+from model.constants import MAX_PIXELS, MIN_SIDE
 from model.inputs import InputError
 from pipelines.progress import progress
 
@@ -48,8 +47,8 @@ def ingest(
     dataset_uri: str,
     shard_rows: int = SHARD_ROWS,
     shard_bytes: int = SHARD_BYTES,
-    max_pixels: int = 100_000_000,
-    min_side: int = 32,
+    max_pixels: int = MAX_PIXELS,
+    min_side: int = MIN_SIDE,
 ) -> IngestResult:
     """Add the pictures of a source that the dataset does not have yet, on the Ray of `cluster.session`.
 

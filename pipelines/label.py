@@ -19,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.session import cluster_has, ray_session
-from labeling.dataset.lease import lease
-from labeling.dataset.shards import Dataset, Footer, write_shard
+from labeling.dataset import Dataset, Footer, expected_recipe, lease, write_shard
+from labeling.declaration import declare, is_same
 from labeling.labeler import Labeler
-from labeling.plan import Wave, choose_labelers, declare, expected_recipe, next_wave
+from labeling.plan import Wave, choose_labelers, next_wave
 from labeling.registry import default_groups
 from labeling.run import group_schema, label_table
 from model.inputs import InputError
@@ -80,7 +80,7 @@ def label(
     result = LabelResult()
     with lease(dataset.store, list(labelers)):
         for group, declaration in declarations.items():
-            if dataset.declaration(group) != declaration:
+            if not is_same(dataset.declaration(group), declaration):
                 dataset.declare(group, declaration)
         footers = _footers(dataset, labelers)
         done: set[tuple[str, str]] = set()

@@ -7,16 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labeling.dataset.shards import open_store
+from labeling.dataset import open_store
+from model.constants import MAX_PIXELS, SIZE_STEP
 from model.inputs import InputError
-from model.prompts import TASKS, draw_colors, find_task
+from model.prompts import RAYS, Task, draw_colors, find_task
 
 if TYPE_CHECKING:
     from model.outputs import OneDiffusionOutput
     from model.pictures import Picture
-
-PAIRED = tuple(name for name, task in TASKS.items() if task.condition not in (None, "rays"))
-REFERRING = ("editing", "identity", "subject")
 
 
 def sample(
@@ -42,8 +40,7 @@ def sample(
     poses of the images are predicted. names: classes for segmentation and boxes; the colors follow from the seed.
     Returns the files written. Raises InputError for an unknown task or what does not go together.
     """
-    find_task(task)
-    _check(task, images, condition, cameras)
+    _check(find_task(task), images, condition, cameras)
     import torch
 
     from pipelines.sampler import load_pipeline
@@ -59,7 +56,7 @@ def sample(
         task,
         pictures,
         prompt,
-        "image" if task in PAIRED and images else None,
+        "image" if find_task(task).is_paired and images else None,
         names=names,
         colors=[colors[name] for name in names],
         reference_prompts=references,
@@ -73,18 +70,19 @@ def sample(
     return _write(out, output)
 
 
-def _check(task: str, images: Sequence[str], condition: str | None, cameras: Sequence[str]) -> None:
-    if task == "text2image" and (images or condition):
+def _check(task: Task, images: Sequence[str], condition: str | None, cameras: Sequence[str]) -> None:
+    name = task.name
+    if name == "text2image" and (images or condition):
         raise InputError("text2image takes a prompt only; give no --image or --condition")
-    if task in PAIRED and bool(images) == bool(condition):
-        raise InputError(f"{task}: give either --condition (to get a picture) or one --image (to get its {task})")
-    if task in PAIRED and len(images) > 1:
-        raise InputError(f"{task}: {len(images)} images given; it takes one")
-    if task != "views" and cameras:
-        raise InputError(f"{task} has no cameras; --camera belongs to views")
-    if task in REFERRING and (condition or not images):
-        raise InputError(f"{task}: give the pictures it refers to with --image, and no --condition")
-    if task == "views":
+    if task.is_paired and bool(images) == bool(condition):
+        raise InputError(f"{name}: give either --condition (to get a picture) or one --image (to get its {name})")
+    if task.is_paired and len(images) > 1:
+        raise InputError(f"{name}: {len(images)} images given; it takes one")
+    if task.condition != RAYS and cameras:
+        raise InputError(f"{name} has no cameras; --camera belongs to views")
+    if task.references and (condition or not images):
+        raise InputError(f"{name}: give the pictures it refers to with --image, and no --condition")
+    if task.condition == RAYS:
         if condition:
             raise InputError("views takes --image and --camera, no --condition")
         for camera in cameras:
@@ -113,7 +111,7 @@ def _load(path: str) -> Picture:
 
     store, name = _place(path)
     try:
-        return decode_picture(normalize(store.read(name), 100_000_000, 16).encoded)
+        return decode_picture(normalize(store.read(name), MAX_PIXELS, SIZE_STEP).encoded)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Rejected as error:

@@ -7,8 +7,7 @@ from typing import Any
 
 from cluster.ray_environment import starts_own_ray
 from cluster.session import cluster_has, ray_session
-from labeling.dataset.lease import lease
-from labeling.dataset.storage import open_store
+from labeling.dataset import lease, open_store
 from model.inputs import InputError
 from pipelines.progress import progress
 from training.checkpoint import FOLDER

@@ -19,11 +19,10 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.session import ray_session
-from labeling.dataset.digests import digest_json
-from labeling.dataset.lease import lease
-from labeling.dataset.shards import SCHEMA_VERSION, Dataset, ShardInfo, open_store, recipe, write_shard
+from labeling.dataset import SCHEMA_VERSION, Dataset, ShardInfo, digest_json, lease, open_store, recipe, write_shard
 from labeling.sources.ingest import IMAGES, ROW_GROUP_BYTES, ROW_GROUP_PIXELS, Rejected, normalize, picture_id
 from labeling.sources.source import METADATA, Source
+from model.constants import MAX_PIXELS, MIN_SIDE
 from model.inputs import InputError
 from pipelines.progress import progress
 
@@ -202,7 +201,7 @@ def _photographed(source: Source, name: str) -> list[dict[str, Any]]:
             raise InputError(f"{place}: frame {frame['file_path']!r} lies outside the source folder")
         try:
             raw = source.store.read(path)
-            picture = normalize(raw, 100_000_000, 32)
+            picture = normalize(raw, MAX_PIXELS, MIN_SIDE)
         except FileNotFoundError:
             raise InputError(f"{place}: frame {frame['file_path']!r} is not there") from None
         except Rejected as error:

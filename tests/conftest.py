@@ -24,6 +24,20 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [PLUGINS, os.environ.get
 # Fixtures: small datasets and configurations of a run, a Slurm, a dataset on the dashboard, a job.
 pytest_plugins = ["tiny_training", "slurm_jobs", "dashboard_assets", "noted_jobs"]
 
+# What these fixtures start is not there in the inner loop, `make test-fast`.
+SLOW_FIXTURES = {"ray_cluster", "s3_server", "site"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file in one process, since its fixtures are shared, and begin with the files that take minutes."""
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
 
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

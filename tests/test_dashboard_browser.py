@@ -17,9 +17,7 @@ from dashboard_process import Dashboard, served
 from playwright.sync_api import Page, expect, sync_playwright
 
 from cluster.local import _processes
-from labeling.dataset.shards import Dataset
-from labeling.dataset.storage import open_store
-from labeling.plan import dataset_status
+from labeling.dataset import Dataset, dataset_status, open_store
 from pipelines.ingest import ingest
 from pipelines.jobs.folder import JobFolder
 from pipelines.jobs.submit import job_state, list_jobs

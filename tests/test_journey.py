@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from labeling.dataset.shards import Dataset, open_store
-from labeling.dataset.storage import Entry
+from labeling.dataset import Dataset, Entry, open_store
 
 ROOT = Path(__file__).parents[1]
 TASKS = {"text2image", "segmentation", "boxes", "pose", "edges", "depth", "deblurring", "inpainting", "views"}

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labeling.dataset.storage import Store, open_store
+from labeling.dataset import Store, open_store
 from model.inputs import InputError
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from model.constants import CAMERA_DISTANCE
 from model.inputs import InputError
 from model.inputs.schema import Section, validate
 from model.inputs.settings import override, parse_settings
@@ -72,7 +73,7 @@ class ObjectiveConfig(Section):
     known_frame_share: with this probability a sample of several frames has known (clean) ones, and the loss is on the
         others; 0 is the paper's rule, every frame with its own noise level and all of them in the loss.
     shift: of the noise levels, σ' = shift·σ / (1 + (shift − 1)·σ). caption_dropout: share of empty prompts.
-    min_views, max_views: views of a set in one sample. c2w_scaling: distance of the first camera (MODEL.md, Cameras).
+    min_views, max_views: views of a set in one sample. c2w_scaling: first camera's distance (docs/model.md, Cameras).
     """
 
     known_frame_share: float = Field(default=0.0, ge=0, le=1)
@@ -80,7 +81,7 @@ class ObjectiveConfig(Section):
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     min_views: int = Field(default=4, ge=1)
     max_views: int = Field(default=12, ge=1)
-    c2w_scaling: float = Field(default=1.7, gt=0)
+    c2w_scaling: float = Field(default=CAMERA_DISTANCE, gt=0)
 
     @model_validator(mode="after")
     def _ordered(self) -> ObjectiveConfig:

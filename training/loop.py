@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from labeling.dataset.storage import Store, open_store
+from labeling.dataset import Store, open_store
 from model.inputs import InputError
 from training.checkpoint import FOLDER, checkpoint_name, whole_checkpoints
 from training.config import TrainingConfig, parse_config

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from labeling.dataset.storage import Store, open_store
+from labeling.dataset import Store, open_store
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 

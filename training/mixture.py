@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labeling.dataset.shards import Dataset, Footer, ShardInfo
+from labeling.dataset import RECIPE_FIELDS, Dataset, Footer, ShardInfo, entry_columns
+from model.conditions import CONTENT_COLUMNS
 from model.inputs import InputError
-from model.prompts import Task, find_task
+from model.prompts import DEGRADED, RAYS, Task, find_task
 from training.config import SourceConfig
 from training.seeded_generator import Draws
 
-# A label that shows nothing teaches nothing about its task: rows where this column is empty are left out.
-_MUST_SHOW = {"boxes": "names", "segmentation": "names", "pose": "keypoints"}
 _READ_THREADS = 16
 _MANIFEST_VERSION = 1
 
@@ -41,20 +40,20 @@ class Stream:
     @property
     def condition(self) -> str | None:
         """The group of the condition's latents, None where frame 1 is not stored."""
-        condition = find_task(self.task).condition
-        return None if condition in (None, "degraded", "rays") else f"{self.latents}-{condition}"
+        label = find_task(self.task).label
+        return label and f"{self.latents}-{label}"
 
     @property
     def groups(self) -> tuple[str, ...]:
         """Every group that a sample of this stream is read or judged from."""
         condition = find_task(self.task).condition
         groups = [self.latents, "text"]
-        if condition == "degraded":
+        if condition == DEGRADED:
             groups.append("images")
-        elif condition == "rays":
+        elif condition == RAYS:
             groups.append("cameras")
         elif condition is not None:
-            groups += [f"{self.latents}-{condition}", *([condition] if condition in _MUST_SHOW else [])]
+            groups += [f"{self.latents}-{condition}", *([condition] if condition in CONTENT_COLUMNS else [])]
         return tuple(groups)
 
 
@@ -189,7 +188,7 @@ def _counted(sources: Mapping[str, SourcePin], streams: Iterable[Stream]) -> lis
 def _check_task(task: Task, dataset: Dataset) -> None:
     if task.condition is None and task.name != "text2image":
         raise InputError(f"task {task.name!r} cannot be trained yet; take it out of the mixture")
-    needed = "sets" if task.condition == "rays" else "pictures"
+    needed = "sets" if task.condition == RAYS else "pictures"
     if dataset.kind != needed:
         raise InputError(f"{dataset.uri}: a dataset of {dataset.kind}, but task {task.name!r} needs one of {needed}")
 
@@ -210,9 +209,7 @@ def _pin(dataset: Dataset, streams: list[Stream]) -> SourcePin:
                 f"{dataset.uri}: group {group!r} lacks {len(missing)} of {len(dataset.shards)} shards "
                 f"({missing[0]} …); finish it with `label`"
             )
-        declarations[group] = {
-            key: (declaration or {}).get(key) for key in ("labeler", "version", "parameters", "weights")
-        }
+        declarations[group] = {key: (declaration or {}).get(key) for key in RECIPE_FIELDS}
 
     def pin(shard: ShardInfo) -> ShardPin:
         return _pin_shard(dataset, shard.name, {group: footers[group][shard.name] for group in groups}, streams)
@@ -235,8 +232,8 @@ def _pin_shard(dataset: Dataset, shard: str, footers: Mapping[str, Footer], stre
         mask = np.logical_and.reduce([sound[group] for group in stream.groups])
         mask &= np.array([stream.task in tasks for tasks in prompts], bool)
         label = find_task(stream.task).condition
-        if label in _MUST_SHOW:
-            column = dataset.read(label, shard, [_MUST_SHOW[label]])[_MUST_SHOW[label]]
+        if label in CONTENT_COLUMNS:
+            column = dataset.read(label, shard, [CONTENT_COLUMNS[label]])[CONTENT_COLUMNS[label]]
             mask &= np.array([len(value) > 0 if value.is_valid else False for value in column], bool)
         if sets:
             column = dataset.read(stream.latents, shard, ["latent_height"])["latent_height"]
@@ -256,8 +253,7 @@ def _without_error(dataset: Dataset, group: str, shard: str, footer: Footer) -> 
 
 def _prompted(dataset: Dataset, shard: str, sets: bool) -> list[set[str]]:
     """For each row the tasks it has a prompt for (of a set: that its first view has); embeddings are not read."""
-    leaf = ".list.element" * (2 if sets else 1)
-    rows = dataset.read("text", shard, [f"entries{leaf}.task"])["entries"].to_pylist()
+    rows = dataset.read("text", shard, entry_columns(sets, "task"))["entries"].to_pylist()
     firsts = [(row[0] if row else None) if sets else row for row in rows]
     return [{entry["task"] for entry in entries or ()} for entries in firsts]
 

@@ -1,4 +1,4 @@
-"""Flow matching with a noise level per frame (PAPER.md, Objective; MODEL.md, Convention of time).
+"""Flow matching with a noise level per frame (docs/paper.md, Objective; docs/model.md, Convention of time).
 
 σ in [0, 1] is the noise share: x_σ = (1 − σ)·x + σ·ε, the timestep is 1000·σ, and the network predicts v = ε − x.
 F frames, C channels, h × w latent height and width, L prompt tokens, Y text width.

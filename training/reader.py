@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from labeling.dataset.shards import Dataset
+from labeling.dataset import Dataset
+from model.constants import LATENT_CHANNELS
 from model.inputs import InputError
-from model.prompts import find_task
+from model.prompts import DEGRADED, find_task
 from training.batch import Sample, StepBatch
 from training.config import TrainingConfig
 from training.mixture import Manifest, Stream
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from model.codecs import ImageCodec
     from model.pictures import Picture
 
-_CHANNELS = 16
 _COLUMNS = {"images": ["image"], "text": ["entries"], "cameras": ["c2w", "intrinsics"]}
 _LATENT_COLUMNS = ["latent", "latent_height", "latent_width"]
 _EMPTY_PROMPT = ""  # the task of the entry that stands for a dropped caption
@@ -76,7 +76,7 @@ class PlanReader:
             latents = self._views(stream, planned)
         else:
             frames = [self._latent(stream, stream.latents, planned)]
-            if find_task(stream.task).condition == "degraded":
+            if find_task(stream.task).condition == DEGRADED:
                 frames.append(self._degraded(stream, planned, frames[0].shape))
             elif stream.condition is not None:
                 frames.append(self._latent(stream, stream.condition, planned))
@@ -92,7 +92,7 @@ class PlanReader:
         """(C, h, w) of a picture."""
         table = self._table(stream, group, planned)
         height, width = (table[name][planned.row].as_py() for name in ("latent_height", "latent_width"))
-        return _array(table["latent"][planned.row].values).reshape(_CHANNELS, height, width)
+        return _array(table["latent"][planned.row].values).reshape(LATENT_CHANNELS, height, width)
 
     def _views(self, stream: Stream, planned: PlannedSample) -> NDArray[np.float16]:
         """(2V, C, h, w): image₀, rays₀, image₁, rays₁, …"""
@@ -106,7 +106,7 @@ class PlanReader:
         if len(sides) > 1 or len(set(*sides)) > 1:
             raise InputError(f"{self._place(stream, stream.latents, planned)}: views must be square and of one size")
         side = next(iter(sides))[0]
-        images = np.stack([_array(latents[view].values).reshape(_CHANNELS, side, side) for view in planned.views])
+        images = np.stack([_array(latents[view].values).reshape(LATENT_CHANNELS, side, side) for view in planned.views])
         cameras = self._table(stream, "cameras", planned)
         chosen = {
             name: torch.tensor([cameras[name][planned.row][view].as_py() for view in planned.views])
@@ -120,7 +120,7 @@ class PlanReader:
             scale=self.config.objective.c2w_scaling,
         )
         ray_frames = rays_to_latents(rays, side, side).to(torch.float16).numpy()
-        return np.stack([images, ray_frames], axis=1).reshape(-1, _CHANNELS, side, side)
+        return np.stack([images, ray_frames], axis=1).reshape(-1, LATENT_CHANNELS, side, side)
 
     def _degraded(self, stream: Stream, planned: PlannedSample, shape: tuple[int, ...]) -> NDArray[np.float16]:
         """(C, h, w) of the picture, fitted like the stored latents, then degraded and encoded."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from labeling.dataset.storage import Store, open_store
+from labeling.dataset import Store, open_store
 from model.inputs import InputError
 from training.batch import StepBatch
 from training.checkpoint import checkpoint_name, load_checkpoint, load_training, save_checkpoint, whole_checkpoints

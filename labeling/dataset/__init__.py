@@ -2,7 +2,57 @@
 
 from __future__ import annotations
 
-from labeling.dataset.shards import SCHEMA_VERSION, Dataset, Footer, ShardInfo, recipe, write_shard
-from labeling.dataset.storage import Entry, Store, open_store
+from labeling.dataset.dataset import SCHEMA_VERSION, Dataset, ShardInfo
+from labeling.dataset.digests import digest_column, digest_json
+from labeling.dataset.images import (
+    CAMERA_SCHEMA,
+    CAMERAS,
+    ID_COLUMN,
+    IMAGE_COLUMN,
+    IMAGE_SCHEMA,
+    IMAGES,
+    REJECTED,
+    REJECTED_SCHEMA,
+    set_schema,
+)
+from labeling.dataset.join import Columns, entry_columns
+from labeling.dataset.lease import LEASE_EXPIRY, LEASE_FILE, lease
+from labeling.dataset.shards import RECIPE_FIELDS, Footer, recipe, shard_file, write_shard
+from labeling.dataset.status import Footers, GroupStatus, dataset_status, expected_recipe, group_status
+from labeling.dataset.storage import Entry, LocalStore, Store, open_store
 
-__all__ = ["SCHEMA_VERSION", "Dataset", "Entry", "Footer", "ShardInfo", "Store", "open_store", "recipe", "write_shard"]
+__all__ = [
+    "CAMERAS",
+    "CAMERA_SCHEMA",
+    "ID_COLUMN",
+    "IMAGES",
+    "IMAGE_COLUMN",
+    "IMAGE_SCHEMA",
+    "LEASE_EXPIRY",
+    "LEASE_FILE",
+    "RECIPE_FIELDS",
+    "REJECTED",
+    "REJECTED_SCHEMA",
+    "SCHEMA_VERSION",
+    "Columns",
+    "Dataset",
+    "Entry",
+    "Footer",
+    "Footers",
+    "GroupStatus",
+    "LocalStore",
+    "ShardInfo",
+    "Store",
+    "dataset_status",
+    "digest_column",
+    "digest_json",
+    "entry_columns",
+    "expected_recipe",
+    "group_status",
+    "lease",
+    "open_store",
+    "recipe",
+    "set_schema",
+    "shard_file",
+    "write_shard",
+]

@@ -1,4 +1,4 @@
-"""Who is working on a column group: a small file that a job keeps fresh, so that two jobs do not fight over shards."""
+"""Who works on a column group: a job keeps a small file there fresh, so that no two jobs write the same shards."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ import psutil
 from labeling.dataset.storage import Store
 from model.inputs import InputError
 
-NAME = "running.json"
-HEARTBEAT = 30.0  # seconds between signs of life
-EXPIRY = 150.0  # seconds after which a job on another machine that gave none is taken for dead
+LEASE_FILE = "running.json"
+HEARTBEAT = 30.0  # seconds between two heartbeats
+LEASE_EXPIRY = 150.0  # seconds without a heartbeat after which a job on another machine counts as dead
 
 
 @contextmanager
 def lease(store: Store, groups: Sequence[str]) -> Iterator[None]:
     """Hold groups for a job of this process. Raises InputError, naming the job, when a live one holds any of them.
 
-    A submitted job (its address in ONEDIFFUSION_JOB) that begins again elsewhere takes over what it held before:
-    no two attempts of it run at once, and a lost machine would otherwise hold it up until its lease expires.
+    A submitted job (its address in ONEDIFFUSION_JOB) that begins again elsewhere takes over the leases of its attempt
+    before: no two attempts run at once, and it must not wait until the lease of a lost machine expires.
     """
     for group in groups:
         holder = _holder(store, group)
@@ -37,18 +37,18 @@ def lease(store: Store, groups: Sequence[str]) -> Iterator[None]:
             )
     stop = threading.Event()
 
-    def sign() -> None:
-        life = json.dumps({**_myself(), "time": time.time()}).encode()
-        for group in groups:
-            store.put(f"{group}/{NAME}", life)
-
     def beat() -> None:
-        while not stop.wait(HEARTBEAT):
-            with suppress(Exception):  # a missed beat is made up by the next; the job's own writes tell of real trouble
-                sign()
+        holder = json.dumps({**_this_process(), "time": time.time()}).encode()
+        for group in groups:
+            store.put(f"{group}/{LEASE_FILE}", holder)
 
-    sign()
-    heart = threading.Thread(target=beat, daemon=True)
+    def keep_beating() -> None:
+        while not stop.wait(HEARTBEAT):
+            with suppress(Exception):  # the next heartbeat makes up for it; real trouble shows in the job's own writes
+                beat()
+
+    beat()
+    heart = threading.Thread(target=keep_beating, daemon=True)
     heart.start()
     try:
         yield
@@ -56,11 +56,11 @@ def lease(store: Store, groups: Sequence[str]) -> Iterator[None]:
         stop.set()
         heart.join()
         for group in groups:
-            if _same(_holder(store, group), _myself()):  # not of an attempt that took over
-                store.delete(f"{group}/{NAME}")
+            if _is_same(_holder(store, group), _this_process()):  # an attempt that took over keeps its lease
+                store.delete(f"{group}/{LEASE_FILE}")
 
 
-def _myself() -> dict[str, Any]:
+def _this_process() -> dict[str, Any]:
     process = psutil.Process()
     return {
         "host": socket.gethostname(),
@@ -70,13 +70,13 @@ def _myself() -> dict[str, Any]:
     }
 
 
-def _same(one: dict[str, Any] | None, other: dict[str, Any]) -> bool:
+def _is_same(one: dict[str, Any] | None, other: dict[str, Any]) -> bool:
     return one is not None and all(one[key] == other[key] for key in ("host", "process", "started"))
 
 
 def _holder(store: Store, group: str) -> dict[str, Any] | None:
     try:
-        return dict(json.loads(store.read(f"{group}/{NAME}")))
+        return dict(json.loads(store.read(f"{group}/{LEASE_FILE}")))
     except (FileNotFoundError, ValueError):
         return None
 
@@ -85,7 +85,7 @@ def _is_alive(holder: dict[str, Any]) -> bool:
     if holder.get("job") and holder["job"] == os.environ.get("ONEDIFFUSION_JOB"):
         return False
     if holder["host"] != socket.gethostname():
-        return bool(time.time() - holder["time"] < EXPIRY)
+        return bool(time.time() - holder["time"] < LEASE_EXPIRY)
     try:
         return abs(psutil.Process(holder["process"]).create_time() - holder["started"]) < 1.0
     except psutil.NoSuchProcess:

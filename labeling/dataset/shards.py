@@ -1,44 +1,24 @@
-"""The dataset of aligned column groups: Parquet shards with the same rows in the same order in every group.
+"""One shard of a column group: a Parquet file whose footer says how it came to be.
 
-    dataset.json              schema version, kind of rows, the shards with their row counts, sources
-    GROUP/group.json          what is wanted: labeler, version, parameters, weights digest, columns read
-    GROUP/000000.parquet      the group's columns; its footer says how they came to be
-    GROUP/index.parquet       cache of footers, harmless to delete
-
-A shard is written under its final name, whole or absent, and is done when the `recipe` in its footer is the expected
-one. This module is the contract that the other folders may import.
+A shard is written under its final name, whole or absent. It is done when the `recipe` in its footer is as expected.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labeling.dataset.digests import digest_column, digest_json
-from labeling.dataset.storage import Entry, Store, open_store
+from labeling.dataset.storage import Store
 from model.inputs import InputError
 
-__all__ = ["SCHEMA_VERSION", "Dataset", "Footer", "ShardInfo", "open_store", "recipe", "write_shard"]
-
-SCHEMA_VERSION = 1
-INDEX = "index.parquet"
-
-
-@dataclass(frozen=True)
-class ShardInfo:
-    """One shard: its name, its rows, and the source (index into dataset.json's sources) it was cut from."""
-
-    name: str
-    rows: int
-    source: int = 0
+SUFFIX = ".parquet"
+RECIPE_FIELDS = ("labeler", "version", "parameters", "weights")  # of a group's declaration: what makes shards stale
 
 
 @dataclass(frozen=True)
@@ -57,126 +37,15 @@ class Footer:
     row_groups: list[int]
 
 
+def shard_file(group: str, shard: str) -> str:
+    """Name of a shard's file in its dataset."""
+    return f"{group}/{shard}{SUFFIX}"
+
+
 def recipe(declaration: Mapping[str, Any], read: Mapping[str, str]) -> str:
     """Recipe of a shard: what its group declares, and the digest of each column read ("group.column" → digest)."""
-    wanted = {key: declaration[key] for key in ("labeler", "version", "parameters", "weights")}
-    return digest_json([wanted, sorted(read.items())])
-
-
-class Dataset:
-    """A dataset on disk or S3, read lazily: opening costs one small file."""
-
-    def __init__(self, uri: str | Path) -> None:
-        self.store: Store = open_store(uri)
-        self.uri = self.store.uri
-
-    @classmethod
-    def open(cls, uri: str | Path) -> Dataset:
-        """The dataset at `uri`. Raises InputError when there is none or it has another schema version."""
-        dataset = cls(uri)
-        version = dataset.description["schema"]
-        if version != SCHEMA_VERSION:
-            raise InputError(f"{uri}: dataset of schema version {version}, this program reads {SCHEMA_VERSION}")
-        return dataset
-
-    def __reduce__(self) -> tuple[type[Dataset], tuple[str]]:
-        return Dataset, (self.uri,)
-
-    @cached_property
-    def description(self) -> dict[str, Any]:
-        """dataset.json. Raises InputError when it is not there."""
-        try:
-            return dict(json.loads(self.store.read("dataset.json")))
-        except FileNotFoundError:
-            raise InputError(f"{self.uri}: no dataset there (no dataset.json); make it with `ingest`") from None
-
-    @property
-    def kind(self) -> str:
-        """ "pictures" (a row is a picture) or "sets" (a row is a set of views, its columns are lists)."""
-        return str(self.description["kind"])
-
-    @cached_property
-    def shards(self) -> list[ShardInfo]:
-        """The shards, in order."""
-        return [ShardInfo(**shard) for shard in self.description["shards"]]
-
-    def groups(self) -> list[str]:
-        """Declared column groups, `images` first, the others by name."""
-        names = [name for name in self.store.folders() if self.store.exists(f"{name}/group.json")]
-        return sorted(names, key=lambda name: (name != "images", name))
-
-    def declaration(self, group: str) -> dict[str, Any] | None:
-        """group.json of a group, None where it is not declared."""
-        try:
-            return dict(json.loads(self.store.read(f"{group}/group.json")))
-        except FileNotFoundError:
-            return None
-
-    def declare(self, group: str, declaration: Mapping[str, Any]) -> None:
-        """Say what is wanted of a group."""
-        self.store.put(f"{group}/group.json", json.dumps(declaration, indent=1, sort_keys=True).encode() + b"\n")
-
-    def footers(self, group: str, save: bool = False) -> dict[str, Footer]:
-        """Footers of the group's shards that are there, by shard name: one listing, and the footers that changed.
-
-        save: keep what was learned in GROUP/index.parquet, where one may write there.
-        """
-        listing = self.store.files(group)
-        names = [shard.name for shard in self.shards if f"{shard.name}.parquet" in listing]
-        known = self._load_index(group) if INDEX in listing else {}
-        found, changed = {}, False
-        for name in names:
-            entry = listing[f"{name}.parquet"]
-            cached = known.get(name)
-            if cached and cached[0] == entry:
-                found[name] = cached[1]
-            else:
-                found[name] = self.footer(group, name)
-                changed = True
-        if save and (changed or len(known) != len(found)):
-            with suppress(InputError, OSError):  # only a cache, and one may read where one may not write
-                self._save_index(group, {name: (listing[f"{name}.parquet"], footer) for name, footer in found.items()})
-        return found
-
-    def footer(self, group: str, shard: str) -> Footer:
-        """Footer of one shard. Raises FileNotFoundError, InputError for a file this project did not write."""
-        with self.store.open(f"{group}/{shard}.parquet") as file:
-            return _footer(pq.ParquetFile(file).metadata, f"{self.uri}/{group}/{shard}.parquet")
-
-    def read(
-        self, group: str, shard: str, columns: Sequence[str] | None = None, row_groups: Sequence[int] | None = None
-    ) -> pa.Table:
-        """Columns of a shard (all by default), of some of its row groups (all by default)."""
-        with self.store.open(f"{group}/{shard}.parquet") as file:
-            parquet = pq.ParquetFile(file)
-            chosen = list(columns) if columns is not None else None
-            if row_groups is None:
-                return parquet.read(columns=chosen)
-            return parquet.read_row_groups(list(row_groups), columns=chosen)
-
-    def rows(self, group: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-        """All rows of a group in order, as Python values: for small datasets and reports."""
-        for shard in self.shards:
-            if self.store.exists(f"{group}/{shard.name}.parquet"):
-                yield from self.read(group, shard.name, columns).to_pylist()
-
-    def _load_index(self, group: str) -> dict[str, tuple[Entry, Footer]]:
-        try:
-            with self.store.open(f"{group}/{INDEX}") as file:
-                rows = pq.read_table(file).to_pylist()
-            return {row["name"]: (Entry(row["size"], row["tag"]), Footer(**json.loads(row["footer"]))) for row in rows}
-        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
-            return {}  # only a cache: an unreadable one is made anew
-
-    def _save_index(self, group: str, footers: Mapping[str, tuple[Entry, Footer]]) -> None:
-        rows = [
-            {"name": name, "size": entry.size, "tag": entry.tag, "footer": json.dumps(asdict(footer), sort_keys=True)}
-            for name, (entry, footer) in footers.items()
-        ]
-        name = f"{group}/{INDEX}"
-        path = self.store.scratch(name)
-        pq.write_table(pa.Table.from_pylist(rows), path)
-        self.store.put_file(name, path)
+    made_by = {key: declaration[key] for key in RECIPE_FIELDS}
+    return digest_json([made_by, sorted(read.items())])
 
 
 def write_shard(
@@ -197,9 +66,9 @@ def write_shard(
         "columns": json.dumps(columns, sort_keys=True),
         "errors": str(errors),
     }
-    # Pictures are compressed already; other columns gain from zstd. No reader uses statistics or dictionaries.
-    compression = {name: "none" if _holds_pictures(table.schema.field(name).type) else "zstd" for name in columns}
-    name = f"{group}/{shard}.parquet"
+    # Images are compressed already; other columns gain from zstd. No reader uses statistics or dictionaries.
+    compression = {name: "none" if _holds_images(table.schema.field(name).type) else "zstd" for name in columns}
+    name = shard_file(group, shard)
     path = store.scratch(name)
     schema = table.schema.remove_metadata()
     with pq.ParquetWriter(
@@ -217,26 +86,35 @@ def write_shard(
     return footer
 
 
-def _footer(metadata: pq.FileMetaData, place: str) -> Footer:
+def read_footer(store: Store, group: str, shard: str) -> Footer:
+    """Footer of one shard. Raises FileNotFoundError, InputError for a file that this project did not write."""
+    name = shard_file(group, shard)
+    with store.open(name) as file:
+        metadata = pq.ParquetFile(file).metadata
     values = metadata.metadata or {}
     if b"recipe" not in values:
-        raise InputError(f"{place}: not a shard of this project (no recipe in its footer); move it away")
+        raise InputError(f"{store.uri}/{name}: not a shard of this project (no recipe in its footer); move it away")
     return Footer(
         values[b"recipe"].decode(),
         values[b"content"].decode(),
         json.loads(values[b"columns"]),
         metadata.num_rows,
         int(values[b"errors"]),
-        [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)],
+        row_groups_of(metadata),
     )
 
 
-def _holds_pictures(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or (pa.types.is_list(kind) and _holds_pictures(kind.value_type))
+def row_groups_of(metadata: pq.FileMetaData) -> list[int]:
+    """Rows in each row group of a Parquet file."""
+    return [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or (pa.types.is_list(kind) and _holds_images(kind.value_type))
 
 
 def _by_leaf(schema: pa.Schema, compression: Mapping[str, str]) -> dict[str, str]:
-    """Parquet names nested columns by their leaves (a.list.element, …), so spell those out."""
+    """Compression by the leaves of columns: Parquet names nested columns by them (a.list.element, …)."""
     leaves = {}
 
     def visit(path: str, kind: pa.DataType, codec: str) -> None:

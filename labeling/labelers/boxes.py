@@ -117,7 +117,7 @@ Detection = tuple[list[float], float, str]  # box in pixels (x0, y0, x1, y1), sc
 
 
 class BoxesLabeler(Labeler):
-    """Detected objects, the surest first, of at most ten classes (PAPER.md, One-Gen)."""
+    """Detected objects, the surest first, of at most ten classes (docs/paper.md, One-Gen)."""
 
     name = "boxes"
     version = 1

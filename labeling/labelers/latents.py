@@ -15,8 +15,9 @@ import pyarrow as pa
 from labeling import labeler
 from labeling.labeler import Labeler, Row, RowError
 from model.conditions import CONDITION_READS, condition_picture
+from model.constants import SIZE_STEP
 from model.inputs import InputError, nearest
-from model.pictures import STEP, Picture, aspect_bucket, fit_picture
+from model.pictures import Picture, aspect_bucket, fit_picture
 
 if TYPE_CHECKING:
     from model.codecs import ImageCodec
@@ -52,7 +53,7 @@ class LatentsLabeler(Labeler):
                 f"{group!r} says no size: name it latents-SIZE or latents-SIZE-LABEL, as latents-256-depth"
             )
         self.size = int(size)
-        aspect_bucket(STEP, STEP, self.size)  # refuses a size that buckets cannot have
+        aspect_bucket(SIZE_STEP, SIZE_STEP, self.size)  # refuses a size that buckets cannot have
         if self.source and self.source not in CONDITION_READS:
             known = list(CONDITION_READS)
             hint = nearest(self.source, known) or f"; there are {', '.join(known)}"

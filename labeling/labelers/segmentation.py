@@ -17,7 +17,7 @@ from model.prompts import draw_colors
 
 _PERSON = "person"
 _NOTHING = ("background", "unlabeled", "void", "N/A")  # classes of some models that stand for none
-_CLASSES = 10  # of a picture (PAPER.md, One-Gen)
+_CLASSES = 10  # of a picture (docs/paper.md, One-Gen)
 _LEAST_SHARE = 0.0005  # of the picture: smaller regions are noise
 
 

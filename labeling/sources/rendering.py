@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.constants import FOCAL_LENGTH
 from model.inputs import InputError
 
-FOCAL = 1.3887  # default focal length, image width = 1 (MODEL.md, Cameras)
 SUPERSAMPLING = 2  # rays a pixel and axis
 AMBIENT = 0.45
 LIGHT = np.array([0.4, 0.3, 0.86])  # direction toward the light
@@ -97,7 +97,7 @@ class Surface:
 
     def render(self, c2w: Floats, size: int) -> View:
         """One view of size × size pixels."""
-        intrinsics = np.array([[FOCAL, 0, 0.5], [0, FOCAL, 0.5], [0, 0, 1]])
+        intrinsics = np.array([[FOCAL_LENGTH, 0, 0.5], [0, FOCAL_LENGTH, 0.5], [0, 0, 1]])
         fine = size * SUPERSAMPLING
         origins, directions = pixel_rays(c2w, fine)
         faces, points = self.cast(origins, directions)
@@ -137,7 +137,7 @@ class Surface:
 def pixel_rays(c2w: Floats, size: int) -> tuple[Floats, Floats]:
     """Origins and directions (size², 3) through pixel centers, row by row from the top; unit step along the axis."""
     axis = (np.arange(size) + 0.5) / size - 0.5
-    x, y = np.meshgrid(axis / FOCAL, -axis / FOCAL)
+    x, y = np.meshgrid(axis / FOCAL_LENGTH, -axis / FOCAL_LENGTH)
     local = np.stack([x, y, -np.ones_like(x)], -1).reshape(-1, 3)
     directions = local @ c2w[:3, :3].T
     return np.broadcast_to(c2w[:3, 3], directions.shape).copy(), directions

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from labeling.dataset.storage import Entry, Store, open_store
+from labeling.dataset import Entry, Store, open_store
 from model.inputs import InputError, one_line
 
 METADATA = "metadata.csv"

@@ -11,8 +11,9 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 8
-CHANNELS = 16
+from model.constants import LATENT_CHANNELS, LATENT_FACTOR
+
+BLOCK, CHANNELS = LATENT_FACTOR, LATENT_CHANNELS  # of a block of pixels becomes one latent
 # (row, column) frequencies in zig-zag order.
 _LUMA = ((0, 0), (0, 1), (1, 0), (2, 0), (1, 1), (0, 2), (0, 3), (1, 2), (2, 1), (3, 0))
 _CHROMA = _LUMA[:3]

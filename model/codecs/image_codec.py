@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from model.codecs.block_transform import analyze, block_constants, synthesize
-from model.codecs.dct import BLOCK, CHANNELS, DIGEST
+from model.codecs.dct import DIGEST
+from model.constants import LATENT_CHANNELS, LATENT_FACTOR
 from model.inputs import InputError
 from model.weights import model_folder, weights_digest
 
@@ -51,8 +52,10 @@ class ImageCodec:
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, 16, h, w). Raises InputError when 8 does not divide H and W."""
         height, width = pixels.shape[-2:]
-        if height % BLOCK or width % BLOCK:
-            raise InputError(f"a picture of {width}×{height} pixels has no latent: both sides must divide by {BLOCK}")
+        if height % LATENT_FACTOR or width % LATENT_FACTOR:
+            raise InputError(
+                f"a picture of {width}×{height} pixels has no latent: both sides must divide by {LATENT_FACTOR}"
+            )
         return self._encode(pixels)
 
     @torch.no_grad()
@@ -110,10 +113,10 @@ def load_autoencoder(name: str, device: str | torch.device = "cpu", dtype: torch
         str(model_folder(name, _SUBFOLDER)), torch_dtype=dtype, use_safetensors=True, local_files_only=True
     )
     side = 2 ** (len(vae.config.block_out_channels) - 1)
-    if vae.config.latent_channels != CHANNELS or side != BLOCK:
+    if vae.config.latent_channels != LATENT_CHANNELS or side != LATENT_FACTOR:
         raise InputError(
             f"{name}: an autoencoder with {vae.config.latent_channels} channels at 1/{side} of the side; "
-            f"the transformer works on {CHANNELS} at 1/{BLOCK}"
+            f"the transformer works on {LATENT_CHANNELS} at 1/{LATENT_FACTOR}"
         )
     return vae.to(device).eval().requires_grad_(False)
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from model.constants import MAX_PIXELS, MIN_SIDE
 from model.inputs import InputError
 
 DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="Dataset: a folder or s3:// address.")]
@@ -20,8 +21,8 @@ def ingest(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, glob, .tar or .parquet; local or s3://.")],
     dataset: DatasetArgument,
     shard_rows: Annotated[int, typer.Option(min=1, help="Most pictures in one shard.")] = 1024,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Pictures with more are refused.")] = 100_000_000,
-    min_side: Annotated[int, typer.Option(min=1, help="Pictures with a shorter side are refused.")] = 32,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Pictures with more are refused.")] = MAX_PIXELS,
+    min_side: Annotated[int, typer.Option(min=1, help="Pictures with a shorter side are refused.")] = MIN_SIDE,
 ) -> None:
     """Pictures → DATASET/images; what is no picture goes to DATASET/rejected with the reason."""
     from pipelines.ingest import ingest as run
@@ -52,8 +53,7 @@ def status(
     """Groups × shards: fresh, stale, missing; rows in error."""
     from dataclasses import asdict
 
-    from labeling.dataset.shards import Dataset
-    from labeling.plan import dataset_status
+    from labeling.dataset import Dataset, dataset_status
 
     groups = dataset_status(Dataset.open(dataset), save=True)
     if as_json:

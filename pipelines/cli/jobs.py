@@ -41,7 +41,7 @@ def jobs(
     from rich.table import Column, Table
     from rich.text import Text
 
-    from labeling.dataset.storage import open_store
+    from labeling.dataset import open_store
     from model.inputs import InputError
     from pipelines.jobs.status import list_jobs
 

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from model.constants import SIZE_STEP
+
 
 def train(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file or a preset: debug, stage1-256, …")],
@@ -39,7 +41,7 @@ def sample(
         list[str] | None, typer.Option("--reference", metavar="CAPTION", help="Of an --image of identity or subject.")
     ] = None,
     out: Annotated[str, typer.Option(help="Where to write the picture.")] = "sample.png",
-    size: Annotated[int | None, typer.Option(min=16, help="Around which to sample; default as trained.")] = None,
+    size: Annotated[int | None, typer.Option(min=SIZE_STEP, help="Around which to sample; default as trained.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; default as published.")] = None,
     guidance: Annotated[float | None, typer.Option(min=1.0, help="Toward the prompt; 1 is none.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,

@@ -14,7 +14,7 @@ from typing import Any
 
 import dagster as dg
 
-from labeling.dataset.shards import open_store
+from labeling.dataset import open_store
 from model.inputs import InputError, one_line
 from pipelines.dashboard.details import LABELED_BY, SPEED
 from pipelines.dashboard.fingerprints import DatasetState, Key, RangeState, dataset_state

@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from labeling.dataset.shards import Dataset, open_store
+from labeling.dataset import Dataset, open_store
 from model.inputs import one_line
 from pipelines.dashboard.fingerprints import DatasetState, Version, partition_of
 from pipelines.dashboard.labeling_history import Labeling

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from labeling.dataset.digests import digest_json
-from labeling.dataset.shards import Dataset, Footer, open_store
-from labeling.dataset.storage import Entry, Store
-from labeling.plan import expected_recipe
+from labeling.dataset import Dataset, Entry, Footer, Store, digest_json, group_status, open_store
 from pipelines.dashboard.labeling_history import Labeling, labelings
 from pipelines.dashboard.ranges import Range
 from pipelines.dashboard.snapshots import Snapshot
-from pipelines.file_cache import KeptFiles
+from pipelines.file_cache import FileCache
 from pipelines.reports.run import EVALUATION, read_json
 from training.loop import MANIFEST
 
@@ -103,8 +100,7 @@ def dataset_state(snapshot: Snapshot, before: DatasetState | None = None) -> Dat
     listings: Listings = {}
     footers: Footers = {}
     for group in snapshot.groups:
-        files = dataset.store.files(group)
-        listings[group] = {shard: files[f"{shard}.parquet"] for shard in shards if f"{shard}.parquet" in files}
+        listings[group] = dataset.shard_entries(group)
         footers[group] = _footers(dataset, group, listings[group], before)
     done = labelings(dataset.store)
     if before and (snapshot, shards, listings, done) == (
@@ -159,18 +155,8 @@ def _is_unchanged(
 
 
 def _range_state(declared: Mapping[str, Any], group: str, shards: Sequence[str], footers: Footers) -> RangeState:
-    fresh = stale = rows = errors = 0
-    for shard in shards:
-        footer = footers[group].get(shard)
-        if footer is None:
-            continue
-        rows += footer.rows
-        errors += footer.errors
-        # A group that reads nothing is a source (ingest, views): it is what it is.
-        good = not declared.get("reads") or footer.recipe == expected_recipe(declared, shard, footers)
-        fresh += good
-        stale += not good
-    return RangeState(fresh, stale, len(shards) - fresh - stale, rows, errors, _content(shards, footers[group]))
+    status = group_status(group, declared, shards, footers)
+    return RangeState(**asdict(status), content=_content(shards, footers[group]))
 
 
 def _content(shards: Sequence[str], footers: Mapping[str, Footer]) -> str:
@@ -282,4 +268,4 @@ def _pinned(store: Store, name: str) -> dict[str, tuple[str, dict[str, str]]]:
     return found
 
 
-_manifests = KeptFiles(_pinned, most=64)
+_manifests = FileCache(_pinned, capacity=64)

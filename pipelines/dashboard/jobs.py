@@ -5,9 +5,9 @@ from typing import Any
 
 import dagster as dg
 
-from labeling.dataset.lease import lease
-from labeling.dataset.shards import Dataset
-from labeling.registry import is_known, load_labeler
+from labeling.dataset import Dataset, lease
+from labeling.declaration import declared_name
+from labeling.registry import load_labeler
 from model.inputs import InputError
 from pipelines.dashboard.instance import FOLLOWS
 from pipelines.dashboard.launch import (
@@ -177,9 +177,7 @@ def declare_parameters(context: dg.OpExecutionContext) -> None:
         declared = dataset.declaration(group)
         if not declared or not declared.get("reads"):
             raise InputError(f"{dataset.uri}: {group!r} is no label that was declared there")
-        labeler = load_labeler(
-            group if is_known(group) else declared["class"], {**declared["parameters"], **config["parameters"]}
-        )
+        labeler = load_labeler(declared_name(group, declared), {**declared["parameters"], **config["parameters"]})
         with lease(dataset.store, [group]):  # not while a job works on it
             dataset.declare(group, {**declared, "parameters": labeler.parameters.model_dump(mode="json")})
         refresh()

@@ -6,8 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from labeling.dataset.storage import Store
-from pipelines.file_cache import KeptFiles
+from labeling.dataset import Store
+from pipelines.file_cache import FileCache
 from pipelines.jobs.folder import FOLDER, JobFolder
 
 STATE = "state.json"
@@ -57,4 +57,4 @@ def _read(store: Store, name: str) -> list[Labeling]:
     ]
 
 
-_states = KeptFiles(_read, most=1024)
+_states = FileCache(_read, capacity=1024)

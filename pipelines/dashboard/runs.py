@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from labeling.dataset.storage import open_store
+from labeling.dataset import open_store
 from model.inputs import InputError
 from pipelines.dashboard.details import checkpoint_details, evaluation_details, progress_details
 from pipelines.dashboard.fingerprints import (

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 
 import dagster as dg
 
-from labeling.dataset.digests import digest_json
+from labeling.dataset import digest_json
 from model.inputs import InputError, one_line
 from pipelines.dashboard.checks import report_verdicts
 from pipelines.dashboard.follower import Follower

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from cluster.user_data import write_whole
-from labeling.dataset.shards import Dataset
+from labeling.dataset import Dataset
 from model.conditions import CONDITION_READS
 from model.pictures import Picture, decode_picture
 from pipelines.dashboard.fingerprints import Footers

@@ -15,16 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from cluster.user_data import write_whole
-from labeling.dataset.digests import digest_json
-from labeling.dataset.shards import Dataset, open_store
+from labeling.dataset import RECIPE_FIELDS, Dataset, digest_json, open_store
 from model.inputs import InputError, one_line
 from pipelines.dashboard.ranges import Range, cut_ranges
 from pipelines.dashboard.tracked_assets import Kind, Place, folder, place_kind, places, remember
 
 NOT_YET = "not looked at yet"
 LOOK_SECONDS = 20.0  # after which a place that does not answer is taken for unreachable
-# What a declaration is compared by; where its class lies does not matter.
-_DECLARED = ("labeler", "version", "parameters", "weights")
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class Snapshot:
     def code_version(self, group: str) -> str | None:
         """Digest of what a group declares; None of one that nothing here can make anew."""
         declared = self.groups[group]
-        return digest_json({key: declared.get(key) for key in _DECLARED}) if declared.get("reads") else None
+        return digest_json({key: declared.get(key) for key in RECIPE_FIELDS}) if declared.get("reads") else None
 
     def upstream(self, group: str) -> list[str]:
         """The groups that a group is made from; a row's identity always comes from `images`."""

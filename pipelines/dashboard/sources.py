@@ -7,10 +7,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
-from labeling.dataset.digests import digest_json
-from labeling.dataset.lease import EXPIRY
-from labeling.dataset.lease import NAME as LEASE
-from labeling.dataset.shards import Dataset
+from labeling.dataset import LEASE_EXPIRY, LEASE_FILE, Dataset, digest_json
 from labeling.sources.source import Source
 from model.inputs import InputError, one_line
 from pipelines.dashboard.checks import Verdict
@@ -91,7 +88,7 @@ def worked_on_now(snapshot: Snapshot) -> str:
     store = Dataset(snapshot.place.address).store
     for group in snapshot.groups:
         with suppress(FileNotFoundError, ValueError, KeyError):
-            if time.time() - json.loads(store.read(f"{group}/{LEASE}"))["time"] < EXPIRY:
+            if time.time() - json.loads(store.read(f"{group}/{LEASE_FILE}"))["time"] < LEASE_EXPIRY:
                 return group
     return ""
 

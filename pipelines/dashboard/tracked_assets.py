@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster.user_data import data_folder, one_at_a_time, remembered_jobs, write_whole
-from labeling.dataset.storage import open_store
+from labeling.dataset import open_store
 from model.inputs import InputError
 
 Kind = Literal["dataset", "run", "unknown"]

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from labeling.dataset.storage import open_store
+from labeling.dataset import open_store
 from model.inputs import InputError
 from pipelines.jobs.attempt import Attempt, AttemptState, Control
 from pipelines.jobs.specification import JobSpecification, parse_specification

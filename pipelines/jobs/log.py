@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from labeling.dataset.storage import Store
+from labeling.dataset import Store
 from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.folder import JobFolder
 from pipelines.jobs.status import backend_of, job_status

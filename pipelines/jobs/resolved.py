@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.work import ResourceRequest
-from labeling.dataset.digests import digest_json
-from labeling.dataset.storage import open_store
+from labeling.dataset import digest_json, open_store
 from pipelines.jobs.folder import JobFolder, job_address
 from pipelines.jobs.specification import (
     EvaluateJob,

@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-import pyarrow as pa
 from markupsafe import Markup
 
-from labeling.dataset.shards import Dataset, Footer
-from labeling.plan import dataset_status
-from model.conditions import CONDITION_READS
+from labeling.dataset import IMAGES, Dataset, Footer, Footers, dataset_status, entry_columns
+from model.conditions import CONDITION_READS, shows_nothing
 from model.inputs import InputError
 from model.pictures import decode_picture
 from pipelines.reports.charts import camera_plan
@@ -24,10 +22,8 @@ MOST_VIEWS, MOST_SETS = 12, 6
 MOST_REJECTED, MOST_REASONS, MOST_EXAMPLES = 60, 40, 4
 MOST_ERROR_SHARDS = 64  # read for their reasons; the counts come from footers and are of all
 
-# Columns that are shown or drawn; the others (right pictures, embeddings, latents) stay where they are.
 _IMAGE_COLUMNS = ("id", "image", "width", "height", "source", "author", "licence", "text")
 _EVERYWHERE = ("model", "version")
-Footers = Mapping[str, Mapping[str, Footer]]
 
 
 @dataclass(frozen=True)
@@ -199,31 +195,25 @@ def joined_rows(
     dataset: Dataset, footers: Footers, shard: str, row_group: int, offsets: Sequence[int]
 ) -> Iterable[dict[str, Any]]:
     """Rows of all groups as "group.column" → value; a group that is not there, or not of these rows, is left out."""
-    images = _read(dataset, "images", footers["images"][shard], shard, row_group)
-    columns = {f"images.{name}": images[name] for name in images.column_names}
-    for group, shards in footers.items():
-        footer = shards.get(shard)
-        if group == "images" or footer is None or footer.row_groups != footers["images"][shard].row_groups:
-            continue
-        table = _read(dataset, group, footer, shard, row_group)
-        if "id" not in table.column_names or table["id"] == images["id"]:
-            columns |= {f"{group}.{name}": table[name] for name in table.column_names}
-    for offset in offsets:
-        yield {name: column[offset].as_py() for name, column in columns.items()}
+    columns = {
+        group: _shown_columns(group, shards[shard], dataset.has_sets)
+        for group, shards in footers.items()
+        if shard in shards
+    }
+    table = dataset.join(shard, columns, [row_group], skip_missing=True)
+    return [table.slice(offset, 1).to_pylist()[0] for offset in offsets]
 
 
-def _read(dataset: Dataset, group: str, footer: Footer, shard: str, row_group: int) -> pa.Table:
-    sets = dataset.kind == "sets"
-    if group == "images":
-        chosen = [name for name in _IMAGE_COLUMNS if name in footer.columns]
-    elif group == "text":
-        inside = "entries.list.element.list.element" if sets else "entries.list.element"
-        chosen = ["id", "error", *_EVERYWHERE, f"{inside}.task", f"{inside}.prompt"]
-    elif group.startswith("latents"):
-        chosen = ["id", "error", *_EVERYWHERE]
+def _shown_columns(group: str, footer: Footer, sets: bool) -> list[str]:
+    """Columns of a group that are shown or drawn; embeddings, latents and right images are not read."""
+    if group == IMAGES:
+        names: Sequence[str] = _IMAGE_COLUMNS
+    elif group.startswith("latents") or group == "text":
+        names = ("id", "error", *_EVERYWHERE)
     else:
-        chosen = list(footer.columns)
-    return dataset.read(group, shard, [name for name in chosen if name in footer.columns or "." in name], [row_group])
+        names = list(footer.columns)
+    entries = entry_columns(sets, "task", "prompt") if group == "text" else []
+    return [*(name for name in names if name in footer.columns), *entries]
 
 
 def _picture_row(row: Mapping[str, Any], footers: Footers, inline: Inliner) -> Row:
@@ -245,7 +235,7 @@ def _set_row(row: Mapping[str, Any], footers: Footers, inline: Inliner) -> Row:
     views = [view_of_set(row, index) for index in range(min(count, MOST_VIEWS))]
     title = _title(str(PurePosixPath(views[0]["images.source"] or "").parent), row["images.id"])
     c2w, intrinsics = row.get("cameras.c2w"), row.get("cameras.intrinsics")
-    empty = [group for group in CONDITION_READS if group in footers and all(_shows_nothing(group, v) for v in views)]
+    empty = [group for group in CONDITION_READS if group in footers and all(shows_nothing(group, v) for v in views)]
     drawn = {group: shards for group, shards in footers.items() if group not in empty}
     return Row(
         title=title,
@@ -269,11 +259,6 @@ def view_of_set(row: Mapping[str, Any], index: int) -> dict[str, Any]:
         name: value[index] if isinstance(value, list) and len(value) > index else None if value is None else value
         for name, value in row.items()
     }
-
-
-def _shows_nothing(group: str, row: Mapping[str, Any]) -> bool:
-    column = {"boxes": "names", "segmentation": "names", "pose": "keypoints"}.get(group)
-    return column is not None and row.get(f"{group}.{column}") == []
 
 
 def _drawings(

@@ -10,8 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from labeling.dataset.shards import open_store
-from labeling.dataset.storage import Store
+from labeling.dataset import Store, open_store
 from model.inputs import InputError
 from pipelines.reports.charts import number
 from pipelines.reports.dataset import DatasetSection, describe_dataset

@@ -13,10 +13,9 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from labeling.dataset.shards import open_store
-from labeling.dataset.storage import Store
+from labeling.dataset import Store, open_store
 from model.prompts import TASKS
-from pipelines.file_cache import KeptFiles
+from pipelines.file_cache import FileCache
 from pipelines.reports.charts import chart_top, dot_strip, line_chart, number
 from pipelines.reports.overlays import Drawing, Inliner, inline_file
 from training.checkpoint import whole_checkpoints
@@ -112,7 +111,7 @@ def run_timings(store: Store) -> list[dict[str, Any]]:
     return list(found.get("timings") or []) if isinstance(found, dict) else []
 
 
-_records = KeptFiles(lambda store, name: read_metrics(store), most=8)
+_records = FileCache(lambda store, name: read_metrics(store), capacity=8)
 
 
 def run_records(store: Store) -> list[dict[str, Any]]:

@@ -11,8 +11,7 @@ from slurm_jobs import all_gone, go_on, raylets, target, until
 from slurm_site import SlurmSite
 
 from cluster.slurm.backend import SlurmBackend
-from labeling.dataset.shards import Dataset
-from labeling.dataset.storage import open_store
+from labeling.dataset import Dataset, open_store
 from pipelines.ingest import ingest
 from pipelines.jobs.specification import parse_job, resolve
 from pipelines.jobs.submit import job_state, list_jobs, log_lines, plan_job, submit_job

@@ -7,8 +7,8 @@ import torch
 from skimage import data
 from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessorPil
 
+from labeling.declaration import declare
 from labeling.labeler import RowError
-from labeling.plan import declare
 from labeling.registry import load_labeler
 from labeling.run import label_rows, label_table
 from model.inputs import InputError

@@ -20,8 +20,8 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
+from labeling.declaration import declare
 from labeling.labeler import RowError
-from labeling.plan import declare
 from labeling.registry import load_labeler
 from labeling.run import label_rows, label_table
 

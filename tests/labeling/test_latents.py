@@ -4,8 +4,8 @@ import torch
 from diffusers import AutoencoderKL
 from skimage import data
 
+from labeling.declaration import declare
 from labeling.labeler import RowError
-from labeling.plan import declare
 from labeling.registry import load_labeler
 from labeling.run import label_rows, label_table
 from model.codecs import load_codec

@@ -9,8 +9,9 @@ import pytest
 import torch
 import trimesh
 
-from labeling.sources.rendering import FOCAL, Surface, orbit, pixel_rays, render_views
+from labeling.sources.rendering import Surface, orbit, pixel_rays, render_views
 from model.cameras import camera_rays, world_to_camera
+from model.constants import FOCAL_LENGTH
 from model.inputs import InputError
 from pipelines.demo_data.scene import build_scene
 
@@ -60,7 +61,7 @@ def test_the_models_rays_hit_what_the_depth_says(scene: Path) -> None:
         world = origins + directions / torch.from_numpy(view.inverse_depth.ravel().astype(float))[:, None].clamp(
             min=1e-9
         )
-        # The model's world: axes permuted as MODEL.md says, relative to the first camera.
+        # The model's world: axes permuted as docs/model.md says, relative to the first camera.
         world = world[:, [1, 0, 2]] * torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64)
         relative = world @ R[0] + T[0]
         direction, moment = rays[index].split(3, dim=-1)
@@ -74,8 +75,8 @@ def test_a_surface_point_has_one_color_in_every_view(scene: Path) -> None:
     hit = one.inverse_depth.ravel() > 0
     points = origins[hit] + directions[hit] / one.inverse_depth.ravel()[hit, None]
     local = (points - other.c2w[:3, 3]) @ other.c2w[:3, :3]
-    x = (0.5 + FOCAL * local[:, 0] / -local[:, 2]) * 128
-    y = (0.5 - FOCAL * local[:, 1] / -local[:, 2]) * 128
+    x = (0.5 + FOCAL_LENGTH * local[:, 0] / -local[:, 2]) * 128
+    y = (0.5 - FOCAL_LENGTH * local[:, 1] / -local[:, 2]) * 128
     inside = (x >= 0) & (x < 128) & (y >= 0) & (y < 128)
     column, row = x[inside].astype(int), y[inside].astype(int)
     seen = np.abs(other.inverse_depth[row, column] * -local[inside, 2] - 1) < 0.01

@@ -8,8 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from labeling.dataset.digests import digest_column
-from labeling.dataset.shards import Dataset, open_store, write_shard
+from labeling.dataset import Dataset, digest_column, open_store, write_shard
 from model.inputs import InputError
 
 TABLE = pa.table(

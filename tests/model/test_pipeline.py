@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from PIL import Image
 from skimage import data
 from tiny_models import save_pipeline
 
-from model import OneDiffusionPipeline, sample_frames
+from model import NextDiT, OneDiffusionPipeline, sample_frames
 from model.cameras import camera_latents, default_intrinsics, orbit_cameras
 from model.codecs.autoencoder_dct import AutoencoderDCT
 from model.inputs import InputError
@@ -19,7 +21,7 @@ from model.prompts import TASKS
 
 CAT, COFFEE = data.chelsea(), data.coffee()
 SMALL = {"height": 32, "width": 48, "num_inference_steps": 2}
-PAIRED = [name for name, task in TASKS.items() if task.condition not in (None, "rays")]
+PAIRED = [name for name, task in TASKS.items() if task.is_paired]
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +144,17 @@ def test_saved_and_loaded_again_it_is_the_same(pipe, tmp_path):
     assert again.config.default_size == 64
     one, other = (p("text2image", prompt="a cat", **SMALL, generator=seeded()).latents for p in (pipe, again))
     assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("module", ["model.autoencoder_dct", "somewhere.else"])
+def test_folder_of_earlier_code_loads_though_its_modules_have_moved(folder, tmp_path, module):
+    OneDiffusionPipeline.from_pretrained(folder, vae=AutoencoderDCT()).save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    index["vae"] = [module, "AutoencoderDCT"]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    loaded = OneDiffusionPipeline.from_pretrained(tmp_path)
+    assert isinstance(loaded.vae, AutoencoderDCT)
+    assert isinstance(loaded.transformer, NextDiT)
 
 
 def test_callbacks_see_steps_change_latents_and_end_it(pipe):

@@ -21,8 +21,7 @@ from cluster.local import NAME, LocalBackend, _processes
 from cluster.target import LocalTarget
 from cluster.user_data import remember_job
 from cluster.work import AlreadyThere
-from labeling.dataset.lease import lease
-from labeling.dataset.storage import open_store
+from labeling.dataset import lease, open_store
 from model.inputs import InputError
 from pipelines.jobs.folder import Control, JobFolder, RunState, Submission, job_address
 from pipelines.jobs.specification import Job, WorkersSpec, job_id
@@ -209,7 +208,7 @@ def test_an_attempt_that_was_taken_over_leaves_the_groups_to_the_next(
     monkeypatch.setenv("ONEDIFFUSION_JOB", "s3://lab/data/jobs/label-1")
     store = open_store(tmp_path)
     script = (
-        "import sys\nfrom labeling.dataset.lease import lease\nfrom labeling.dataset.storage import open_store\n"
+        "import sys\nfrom labeling.dataset import lease, open_store\n"
         "with lease(open_store(sys.argv[1]), ['edges']):\n    print('held', flush=True)\n    input()\n"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -302,7 +301,7 @@ def test_a_folder_of_another_project_is_no_log(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     store.put("log/000002.txt", b"before\n")
     store.put("log/notes.txt", b"mine\n")
-    script = "import sys\nfrom labeling.dataset.storage import open_store\nfrom pipelines.jobs.log import kept_log\n"
+    script = "import sys\nfrom labeling.dataset import open_store\nfrom pipelines.jobs.log import kept_log\n"
     script += "with kept_log(open_store(sys.argv[1])):\n    print('said')\n"
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=90)
     assert store.read("log/000003.txt") == b"said\n"

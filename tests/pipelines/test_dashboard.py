@@ -16,8 +16,7 @@ import pytest
 from dashboard_assets import BRIGHTNESS, declare, last_event, verdicts
 
 from cluster.user_data import forget_job, remember_job
-from labeling.dataset.shards import Dataset
-from labeling.plan import dataset_status
+from labeling.dataset import Dataset, dataset_status
 from model.inputs import InputError
 from pipelines.dashboard import ranges
 from pipelines.dashboard.checks import Verdict, dataset_verdicts, place_checks, report_verdicts, run_verdicts

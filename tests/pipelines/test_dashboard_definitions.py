@@ -11,7 +11,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from labeling.dataset.shards import Dataset
+from labeling.dataset import Dataset
 from pipelines.dashboard.definitions import build_definitions
 from pipelines.dashboard.snapshots import refresh
 from pipelines.dashboard.tracked_assets import folder, places, remember

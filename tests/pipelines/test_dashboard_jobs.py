@@ -17,10 +17,8 @@ import dagster as dg
 import pytest
 from dashboard_assets import BRIGHTNESS, DOUBLED, last_event, verdicts
 
-from labeling.dataset.lease import lease
-from labeling.dataset.shards import Dataset
-from labeling.dataset.storage import open_store
-from labeling.plan import declare
+from labeling.dataset import Dataset, lease, open_store
+from labeling.declaration import declare
 from labeling.registry import load_labeler
 from pipelines.dashboard import ranges
 from pipelines.dashboard.checks import dataset_verdicts

@@ -19,8 +19,7 @@ from aiohttp import ClientSession, WSMsgType
 from dashboard_process import Dashboard, served
 
 from cluster.local import _processes
-from labeling.dataset.shards import Dataset
-from labeling.dataset.storage import open_store
+from labeling.dataset import Dataset, open_store
 from model.inputs import InputError
 from pipelines.dashboard.processes import lives
 from pipelines.dashboard.server import address_of, dashboard

@@ -10,10 +10,9 @@ import pytest
 
 from labeling.sources.ingest import Rejected, normalize
 from labeling.sources.source import Source
+from model.constants import MAX_PIXELS, MIN_SIDE
 from model.pictures import decode_gray, decode_picture
 from pipelines.demo_data.pictures import OWN, gather_pictures
-
-MAX_PIXELS, MIN_SIDE = 100_000_000, 32
 
 
 @pytest.fixture(scope="module")

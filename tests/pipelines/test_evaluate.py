@@ -12,8 +12,7 @@ import dagster as dg
 import pytest
 from dashboard_assets import last_event
 
-from labeling.dataset.shards import Dataset
-from labeling.dataset.storage import open_store
+from labeling.dataset import Dataset, open_store
 from model.inputs import InputError
 from pipelines.dashboard.definitions import build_definitions
 from pipelines.dashboard.runs import versions_of

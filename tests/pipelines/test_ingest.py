@@ -17,8 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageCms
 
-from labeling.dataset.lease import lease
-from labeling.dataset.shards import Dataset
+from labeling.dataset import Dataset, lease
 from labeling.sources.ingest import ROW_GROUP_PIXELS, ROW_GROUP_ROWS, Picture, Rejected, cut_row_groups, normalize
 from labeling.sources.source import Source
 from model.inputs import InputError

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from labeling.dataset.shards import Dataset
+from labeling.dataset import Dataset
 from pipelines.ingest import ingest
 from pipelines.label import label
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from labeling.dataset.shards import Dataset, open_store, write_shard
-from labeling.plan import dataset_status
+from labeling.dataset import Dataset, dataset_status, open_store, write_shard
 from labeling.registry import load_labeler
 from labeling.sources.ingest import IMAGES
 from model.inputs import InputError

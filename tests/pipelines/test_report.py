@@ -15,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from labeling.dataset.shards import SCHEMA_VERSION, Dataset, open_store, recipe, write_shard
+from labeling.dataset import SCHEMA_VERSION, Dataset, open_store, recipe, write_shard
 from labeling.sources.ingest import IMAGES, REJECTED
 from model.inputs import InputError
 from model.pictures import encode_png
@@ -297,7 +297,7 @@ def test_gallery_is_spread_and_bounded(tmp_path: Path) -> None:
 
 
 def test_pick_rows_covers_all_shards() -> None:
-    from labeling.dataset.shards import Footer
+    from labeling.dataset import Footer
 
     footers = {f"{k:06d}": Footer("r", "c", {}, 10, 0, [4, 6]) for k in range(5)}
     picked = pick_rows(footers, 5)

@@ -19,8 +19,7 @@ import yaml
 from safetensors.torch import load_file
 
 from cluster.local import _processes
-from labeling.dataset.shards import Dataset
-from labeling.dataset.storage import open_store
+from labeling.dataset import Dataset, open_store
 from model.inputs import InputError
 from pipelines.jobs.folder import JobFolder, Submission
 from pipelines.jobs.specification import WorkersSpec, examples, job_id, load_job, parse_job, resolve, scaled

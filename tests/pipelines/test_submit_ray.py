@@ -17,8 +17,7 @@ import yaml
 from ray_head import RayHead, ray_head, ray_node
 
 from cluster.ray_jobs import _files, _pack
-from labeling.dataset.shards import Dataset
-from labeling.dataset.storage import open_store
+from labeling.dataset import Dataset, open_store
 from model.inputs import InputError
 from pipelines.ingest import ingest
 from pipelines.jobs.folder import JobFolder

@@ -13,7 +13,7 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver
 from dagster._core.loader import LoadingContextForTest
 
 from cluster.local import _processes
-from labeling.dataset.shards import Dataset
+from labeling.dataset import Dataset
 from pipelines.dashboard.definitions import build_definitions
 from pipelines.dashboard.snapshots import refresh
 from pipelines.dashboard.tracked_assets import remember

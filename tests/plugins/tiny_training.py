@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from labeling.dataset.shards import Dataset, write_shard
+from labeling.dataset import Dataset, write_shard
 
 WIDTH = 32  # of the prompts' embeddings
 SIZE = 64  # latents are taken around SIZE × SIZE pixels

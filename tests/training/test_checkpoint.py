@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from labeling.dataset.storage import LocalStore, open_store
+from labeling.dataset import LocalStore, open_store
 from model import NextDiT
 from model.inputs import InputError
 from training.checkpoint import load_checkpoint, load_state, load_training, save_checkpoint, whole_checkpoints

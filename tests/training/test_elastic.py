@@ -17,7 +17,7 @@ import yaml
 from ray_head import ray_head, ray_node
 
 from cluster.kubernetes.drain import NOT_WORK
-from labeling.dataset.storage import open_store
+from labeling.dataset import open_store
 from training.checkpoint import whole_checkpoints
 from training.config import TrainingConfig, load_config
 from training.coordinator import Board, Wish, followed

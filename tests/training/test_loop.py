@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from labeling.dataset.storage import open_store
+from labeling.dataset import open_store
 from model.inputs import InputError
 from training.batch import StepBatch
 from training.checkpoint import load_checkpoint, whole_checkpoints

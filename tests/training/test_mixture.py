@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from labeling.dataset.shards import Dataset
+from labeling.dataset import Dataset
 from model.inputs import InputError
 from training.config import SourceConfig
 from training.mixture import Manifest, build_manifest

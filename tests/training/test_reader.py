@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from labeling.dataset.shards import Dataset
+from labeling.dataset import Dataset
 from model.inputs import InputError
 from training.batch import Sample
 from training.config import TrainingConfig, load_config

@@ -1,0 +1,146 @@
+"""The dataset of aligned column groups: Parquet shards with the same rows in the same order in every group.
+
+dataset.json              schema version, kind of rows, the shards with their row counts, sources
+GROUP/group.json          what is declared: labeler, version, parameters, weights digest, columns read
+GROUP/000000.parquet      the group's columns; its footer says how they came to be
+GROUP/index.parquet       cache of footers, harmless to delete
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from labeling.dataset.images import IMAGES
+from labeling.dataset.index import read_footers
+from labeling.dataset.join import Columns, join_groups, read_columns
+from labeling.dataset.shards import SUFFIX, Footer, read_footer, shard_file
+from labeling.dataset.storage import Entry, Store, open_store
+from model.inputs import InputError
+
+SCHEMA_VERSION = 1
+DESCRIPTION = "dataset.json"
+DECLARATION = "group.json"
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One shard: its name, its rows, and the source (index into dataset.json's sources) it was cut from."""
+
+    name: str
+    rows: int
+    source: int = 0
+
+
+class Dataset:
+    """A dataset on disk or S3, read lazily: opening costs one small file."""
+
+    def __init__(self, uri: str | Path) -> None:
+        self.store: Store = open_store(uri)
+        self.uri = self.store.uri
+
+    @classmethod
+    def open(cls, uri: str | Path) -> Dataset:
+        """The dataset at `uri`. Raises InputError when there is none or it has another schema version."""
+        dataset = cls(uri)
+        version = dataset.description["schema"]
+        if version != SCHEMA_VERSION:
+            raise InputError(f"{uri}: dataset of schema version {version}, this program reads {SCHEMA_VERSION}")
+        return dataset
+
+    def __reduce__(self) -> tuple[type[Dataset], tuple[str]]:
+        return Dataset, (self.uri,)
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """dataset.json. Raises InputError when it is not there."""
+        try:
+            return dict(json.loads(self.store.read(DESCRIPTION)))
+        except FileNotFoundError:
+            raise InputError(f"{self.uri}: no dataset there (no dataset.json); make it with `ingest`") from None
+
+    def describe(self, kind: str, shards: Sequence[ShardInfo], sources: Sequence[Mapping[str, Any]]) -> None:
+        """Write dataset.json: with it, the shards become part of the dataset."""
+        description = {
+            "schema": SCHEMA_VERSION,
+            "kind": kind,
+            "shards": [asdict(shard) for shard in shards],
+            "sources": list(sources),
+        }
+        self.store.put(DESCRIPTION, json.dumps(description, indent=1).encode() + b"\n")
+
+    @property
+    def kind(self) -> str:
+        """ "pictures" (a row is an image) or "sets" (a row is a set of views, its columns are lists)."""
+        return str(self.description["kind"])
+
+    @property
+    def has_sets(self) -> bool:
+        """Whether a row is a set of views."""
+        return self.kind == "sets"
+
+    @cached_property
+    def shards(self) -> list[ShardInfo]:
+        """The shards, in order."""
+        return [ShardInfo(**shard) for shard in self.description["shards"]]
+
+    def groups(self) -> list[str]:
+        """Declared column groups, `images` first, the others by name."""
+        names = [name for name in self.store.folders() if self.store.exists(f"{name}/{DECLARATION}")]
+        return sorted(names, key=lambda name: (name != IMAGES, name))
+
+    def declaration(self, group: str) -> dict[str, Any] | None:
+        """group.json of a group, None where it is not declared."""
+        try:
+            return dict(json.loads(self.store.read(f"{group}/{DECLARATION}")))
+        except FileNotFoundError:
+            return None
+
+    def declare(self, group: str, declaration: Mapping[str, Any]) -> None:
+        """Write group.json: how the shards of a group are to be made."""
+        self.store.put(f"{group}/{DECLARATION}", json.dumps(declaration, indent=1, sort_keys=True).encode() + b"\n")
+
+    def shard_entries(self, group: str) -> dict[str, Entry]:
+        """The files of the group's shards that are there, by shard name: one listing."""
+        files = self.store.files(group)
+        names = {shard.name: f"{shard.name}{SUFFIX}" for shard in self.shards}
+        return {shard: files[name] for shard, name in names.items() if name in files}
+
+    def has_shard(self, group: str, shard: str) -> bool:
+        """Whether a shard is there, fresh or not."""
+        return self.store.exists(shard_file(group, shard))
+
+    def footers(self, group: str, save: bool = False) -> dict[str, Footer]:
+        """Footers of the group's shards that are there, by shard name: one listing, and the footers that changed.
+
+        save: keep them in GROUP/index.parquet, where one may write there.
+        """
+        return read_footers(self.store, group, [shard.name for shard in self.shards], save)
+
+    def footer(self, group: str, shard: str) -> Footer:
+        """Footer of one shard. Raises FileNotFoundError, InputError for a file this project did not write."""
+        return read_footer(self.store, group, shard)
+
+    def read(
+        self, group: str, shard: str, columns: Sequence[str] | None = None, row_groups: Sequence[int] | None = None
+    ) -> pa.Table:
+        """Columns of a shard (all by default), of some of its row groups (all by default)."""
+        return read_columns(self.store, group, shard, columns, row_groups)
+
+    def join(
+        self, shard: str, columns: Columns, row_groups: Sequence[int] | None = None, skip_missing: bool = False
+    ) -> pa.Table:
+        """Rows of several groups of a shard, as a table with the columns "group.column"; see `join_groups`."""
+        return join_groups(self.store, shard, columns, row_groups, skip_missing)
+
+    def rows(self, group: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        """All rows of a group in order, as Python values: for small datasets and reports."""
+        for shard in self.shards:
+            if self.has_shard(group, shard.name):
+                yield from self.read(group, shard.name, columns).to_pylist()

@@ -1,0 +1,71 @@
+"""Reading several groups of a shard side by side: the same rows in the same order, so a join is a zip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from labeling.dataset.images import IMAGES
+from labeling.dataset.shards import row_groups_of, shard_file
+from labeling.dataset.storage import Store
+from model.inputs import InputError
+
+Columns = Mapping[str, Sequence[str] | None]  # group → its columns, all of them where None
+
+
+def read_columns(
+    store: Store, group: str, shard: str, columns: Sequence[str] | None = None, row_groups: Sequence[int] | None = None
+) -> pa.Table:
+    """Columns of a shard (all by default), of some of its row groups (all by default)."""
+    with store.open(shard_file(group, shard)) as file:
+        return _read(pq.ParquetFile(file), columns, row_groups)
+
+
+def join_groups(
+    store: Store, shard: str, columns: Columns, row_groups: Sequence[int] | None = None, skip_missing: bool = False
+) -> pa.Table:
+    """Rows of several groups of a shard, as a table with the columns "group.column".
+
+    row_groups: numbers of the row groups to read, all by default. skip_missing: leave out a group that lacks the shard
+    or has other rows there than `images`; otherwise raises FileNotFoundError for the first and InputError for the
+    second. Rows are compared by their row groups, and by their ids where the ids of both groups are read.
+    """
+    joined: dict[str, pa.ChunkedArray] = {}
+    boundaries: list[int] | None = None
+    for group in sorted(columns, key=lambda group: (group != IMAGES, group)):
+        try:
+            with store.open(shard_file(group, shard)) as file:
+                parquet = pq.ParquetFile(file)
+                table = _read(parquet, columns[group], row_groups)
+                own = row_groups_of(parquet.metadata)
+        except FileNotFoundError:
+            if skip_missing:
+                continue
+            raise
+        known = joined.get(f"{IMAGES}.id")
+        ids = table["id"] if "id" in table.column_names else known
+        if (boundaries is not None and own != boundaries) or (known is not None and ids != known):
+            if skip_missing:
+                continue
+            raise InputError(f"{store.uri}/{group}/{shard}: other rows than the other groups'; label it again")
+        boundaries = own
+        joined |= {f"{group}.{name}": table[name] for name in table.column_names}
+    return pa.table(joined)
+
+
+def entry_columns(sets: bool, *fields: str) -> list[str]:
+    """Columns to read of the group `text` for some fields of its entries alone: embeddings are most of the group.
+
+    sets: whether the rows are sets, which have a list of entries for each view.
+    """
+    element = ".list.element" * (2 if sets else 1)
+    return [f"entries{element}.{field}" for field in fields]
+
+
+def _read(parquet: pq.ParquetFile, columns: Sequence[str] | None, row_groups: Sequence[int] | None) -> pa.Table:
+    names = list(columns) if columns is not None else None
+    if row_groups is None:
+        return parquet.read(columns=names)
+    return parquet.read_row_groups(list(row_groups), columns=names)

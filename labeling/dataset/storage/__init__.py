@@ -1,0 +1,22 @@
+"""Where datasets and runs live: a folder or an s3:// prefix, with the same few whole-or-absent operations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from labeling.dataset.storage.local import LocalStore
+from labeling.dataset.storage.s3 import S3Store
+from labeling.dataset.storage.store import Entry, Store
+from model.inputs import InputError
+
+__all__ = ["Entry", "LocalStore", "S3Store", "Store", "open_store"]
+
+
+def open_store(uri: str | Path) -> Store:
+    """The store at a local path or s3://bucket/prefix. Raises InputError for another scheme."""
+    text = str(uri)
+    if text.startswith("s3://"):
+        return S3Store(text.rstrip("/"))
+    if "://" in text:
+        raise InputError(f"{text}: only local paths and s3:// addresses are supported")
+    return LocalStore(str(Path(text).expanduser().absolute()))

@@ -1,0 +1,49 @@
+"""What a disk or S3 answers to a user's mistake, in one line."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from model.inputs import InputError
+
+_DISK_REFUSES = {errno.ENOENT, errno.ENOSPC, errno.EROFS}  # ENOENT is what /proc gives for mkdir
+
+
+@contextmanager
+def explained(place: str) -> Iterator[None]:
+    """Turn what a disk or S3 answers to a user's mistake into one line; other errors pass."""
+    try:
+        yield
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise InputError(f"{place}: cannot write there ({error.strerror}); choose another folder") from None
+    except OSError as error:
+        if error.errno in _DISK_REFUSES:
+            raise InputError(f"{place}: cannot write there ({error.strerror})") from None
+        if "ACCESS_DENIED" in str(error) or "403" in str(error):
+            raise InputError(f"{place}: S3 refused these credentials; check AWS_ACCESS_KEY_ID and its key") from None
+        raise
+    except Exception as error:
+        if not type(error).__module__.startswith(("botocore", "boto3")):
+            raise
+        raise _s3_error(place, error) from None
+
+
+def _s3_error(place: str, error: Exception) -> Exception:
+    from boto3.exceptions import S3UploadFailedError
+    from botocore import exceptions as s3
+
+    code = error.response["Error"]["Code"] if isinstance(error, s3.ClientError) else ""
+    if code in ("404", "NoSuchKey"):
+        return FileNotFoundError(place)
+    if code == "NoSuchBucket":
+        return InputError(f"{place}: there is no such bucket; create it, or correct the name")
+    denied = ("403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken")
+    if code in denied or (isinstance(error, S3UploadFailedError) and any(word in str(error) for word in denied)):
+        return InputError(f"{place}: S3 refused these credentials; check AWS_ACCESS_KEY_ID and its secret key")
+    if isinstance(error, s3.NoCredentialsError | s3.PartialCredentialsError):
+        return InputError(f"{place}: no S3 credentials; set AWS_ACCESS_KEY_ID and its secret key, or a profile")
+    if isinstance(error, s3.EndpointConnectionError | s3.ConnectTimeoutError):
+        return InputError(f"{place}: the S3 endpoint does not answer; check AWS_ENDPOINT_URL and the network")
+    return error

@@ -1,0 +1,102 @@
+"""A folder of this machine as a store."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from labeling.dataset.storage.errors import explained
+from labeling.dataset.storage.store import Entry
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class LocalStore:
+    """Files below a folder of this machine (or of a disk that all machines share)."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.root = Path(uri)
+
+    def files(self, prefix: str = "") -> dict[str, Entry]:
+        folder = self.root / prefix
+        if not folder.is_dir():
+            return {}
+        return {
+            item.name: Entry((stat := item.stat()).st_size, str(stat.st_mtime_ns))
+            for item in sorted(os.scandir(folder), key=lambda item: item.name)
+            if item.is_file() and not item.name.startswith(".")
+        }
+
+    def folders(self, prefix: str = "") -> list[str]:
+        folder = self.root / prefix
+        return sorted(item.name for item in os.scandir(folder) if item.is_dir()) if folder.is_dir() else []
+
+    def walk(self, prefix: str = "") -> dict[str, Entry]:
+        entries = {}
+        base = self.root / prefix
+        for folder, subfolders, names in os.walk(base):
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            for name in names:
+                path = Path(folder, name)
+                if not name.startswith(".") and path.is_file():
+                    stat = path.stat()
+                    entries[path.relative_to(base).as_posix()] = Entry(stat.st_size, str(stat.st_mtime_ns))
+        return dict(sorted(entries.items()))
+
+    def exists(self, name: str) -> bool:
+        return (self.root / name).is_file()
+
+    def read(self, name: str) -> bytes:
+        try:
+            return (self.root / name).read_bytes()
+        except NotADirectoryError:
+            raise FileNotFoundError(str(self.root / name)) from None
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        with (self.root / name).open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def put(self, name: str, content: bytes) -> None:
+        # Unlike a shard, which has one writer, some of these have several at a time: each writes aside by itself.
+        path = self.scratch(name)
+        path = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.tmp")
+        try:
+            with explained(str(self.root / name)):
+                path.write_bytes(content)
+            self.put_file(name, path)
+        finally:
+            path.unlink(missing_ok=True)  # of a disk that is full, say
+
+    def put_file(self, name: str, path: Path) -> None:
+        target = self.root / name
+        with explained(str(target)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            if path.parent != target.parent:  # another disk, perhaps: the rename must stay on one
+                path = Path(shutil.copyfile(path, self.scratch(name)))
+            os.replace(path, target)
+
+    def scratch(self, name: str) -> Path:
+        # The name is fixed, so that what a killed writer left is overwritten by the one that resumes.
+        target = self.root / name
+        with explained(str(self.root)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        return target.with_name(f".{target.name}.tmp")
+
+    def delete(self, name: str) -> None:
+        (self.root / name).unlink(missing_ok=True)
+
+    def delete_tree(self, prefix: str) -> None:
+        shutil.rmtree(self.root / prefix, ignore_errors=True)
+
+    def open(self, name: str) -> pa.NativeFile:
+        import pyarrow as pa
+
+        return pa.OSFile(str(self.root / name), "rb")

@@ -1,0 +1,149 @@
+"""An s3:// prefix as a store.
+
+boto3 transfers whole objects (managed, in several parts); pyarrow reads ranges of Parquet files. Both take credentials
+and endpoint from the usual AWS_* environment variables.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from labeling.dataset.storage.errors import explained
+from labeling.dataset.storage.store import Entry
+from model.inputs import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_SCRATCH = "onediffusion-"
+
+
+class S3Store:
+    """Objects below an s3:// prefix. Clients are made on first use, so that a store can be sent to other processes."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.bucket, _, self.prefix = uri.removeprefix("s3://").partition("/")
+        if not self.bucket:
+            raise InputError(f"{uri}: name a bucket, as in s3://bucket/prefix")
+
+    def __reduce__(self) -> tuple[type[S3Store], tuple[str]]:
+        return S3Store, (self.uri,)
+
+    @cached_property
+    def client(self) -> Any:
+        import boto3
+
+        with explained(self.uri):
+            # A session of its own: the default one would keep the first credentials it met.
+            return boto3.session.Session().client("s3", region_name=_region())
+
+    def key(self, name: str) -> str:
+        return f"{self.prefix}/{name}".strip("/")
+
+    def _pages(self, prefix: str, delimiter: str) -> Iterator[dict[str, Any]]:
+        folder = self.key(prefix)
+        with explained(self.uri):
+            yield from self.client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=f"{folder}/" if folder else "", Delimiter=delimiter
+            )
+
+    def files(self, prefix: str = "") -> dict[str, Entry]:
+        entries = {}
+        for page in self._pages(prefix, "/"):
+            for item in page.get("Contents", ()):
+                name = item["Key"].rsplit("/", 1)[-1]
+                if name and not name.startswith("."):
+                    entries[name] = Entry(item["Size"], item["ETag"].strip('"'))
+        return dict(sorted(entries.items()))
+
+    def folders(self, prefix: str = "") -> list[str]:
+        return sorted(
+            item["Prefix"].rstrip("/").rsplit("/", 1)[-1]
+            for page in self._pages(prefix, "/")
+            for item in page.get("CommonPrefixes", ())
+        )
+
+    def walk(self, prefix: str = "") -> dict[str, Entry]:
+        start = len(f"{self.key(prefix)}/") if self.key(prefix) else 0
+        entries = {}
+        for page in self._pages(prefix, ""):
+            for item in page.get("Contents", ()):
+                name = item["Key"][start:]
+                if name and not name.endswith("/") and not any(part.startswith(".") for part in name.split("/")):
+                    entries[name] = Entry(item["Size"], item["ETag"].strip('"'))
+        return dict(sorted(entries.items()))
+
+    def exists(self, name: str) -> bool:
+        from botocore.exceptions import ClientError
+
+        with explained(self.uri):
+            try:
+                self.client.head_object(Bucket=self.bucket, Key=self.key(name))
+            except ClientError as error:
+                if error.response["Error"]["Code"] in ("404", "NoSuchKey"):
+                    return False
+                raise
+            return True
+
+    def read(self, name: str) -> bytes:
+        with explained(f"{self.uri}/{name}"):
+            body = self.client.get_object(Bucket=self.bucket, Key=self.key(name))["Body"]
+            return cast(bytes, body.read())
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        with explained(f"{self.uri}/{name}"):
+            answer = self.client.get_object(
+                Bucket=self.bucket, Key=self.key(name), Range=f"bytes={offset}-{offset + size - 1}"
+            )
+            return cast(bytes, answer["Body"].read())
+
+    def put(self, name: str, content: bytes) -> None:
+        with explained(f"{self.uri}/{name}"):
+            # A report opened from the bucket must show, not download.
+            kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+            self.client.put_object(Bucket=self.bucket, Key=self.key(name), Body=content, ContentType=kind)
+
+    def put_file(self, name: str, path: Path) -> None:
+        with explained(f"{self.uri}/{name}"):
+            self.client.upload_file(str(path), self.bucket, self.key(name))
+        path.unlink()
+        if path.parent.name.startswith(_SCRATCH):
+            path.parent.rmdir()
+
+    def scratch(self, name: str) -> Path:
+        import tempfile
+
+        return Path(tempfile.mkdtemp(prefix=_SCRATCH)) / Path(name).name
+
+    def delete(self, name: str) -> None:
+        with explained(self.uri):
+            self.client.delete_object(Bucket=self.bucket, Key=self.key(name))
+
+    def delete_tree(self, prefix: str) -> None:
+        for name in self.walk(prefix):
+            self.delete(f"{prefix}/{name}".strip("/"))
+
+    def open(self, name: str) -> pa.NativeFile:
+        with explained(f"{self.uri}/{name}"):
+            return self._arrow.open_input_file(f"{self.bucket}/{self.key(name)}")
+
+    @cached_property
+    def _arrow(self) -> Any:
+        from pyarrow import fs
+
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        options: dict[str, Any] = {"region": _region()}
+        if endpoint:
+            scheme, _, address = endpoint.rpartition("://")
+            options |= {"endpoint_override": address, "scheme": scheme or "https"}
+        return fs.S3FileSystem(**options)
+
+
+def _region() -> str:
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"

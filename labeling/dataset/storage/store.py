@@ -1,0 +1,60 @@
+"""What every store can do: a folder of files with a few whole-or-absent operations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file as a listing shows it: size in bytes, and a tag that changes when its bytes do (ETag or mtime)."""
+
+    size: int
+    tag: str
+
+
+class Store(Protocol):
+    """A folder of files, named by '/'-separated paths relative to its root."""
+
+    uri: str
+
+    def files(self, prefix: str = "") -> dict[str, Entry]:
+        """Files directly in the folder `prefix`, by base name. An absent folder is empty."""
+
+    def folders(self, prefix: str = "") -> list[str]:
+        """Sub-folders directly in the folder `prefix`, by base name, sorted."""
+
+    def walk(self, prefix: str = "") -> dict[str, Entry]:
+        """All files below `prefix`, by path relative to it; names beginning with a dot are left out."""
+
+    def exists(self, name: str) -> bool:
+        """Whether the file is there."""
+
+    def read(self, name: str) -> bytes:
+        """The whole file. Raises FileNotFoundError."""
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`."""
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a file, whole or not at all, replacing what was there."""
+
+    def put_file(self, name: str, path: Path) -> None:
+        """Move a finished local file to its final name, whole or not at all."""
+
+    def scratch(self, name: str) -> Path:
+        """A local path to write the file `name` to, from which `put_file` is cheapest."""
+
+    def delete(self, name: str) -> None:
+        """Remove a file; absent is fine."""
+
+    def delete_tree(self, prefix: str) -> None:
+        """Remove everything below `prefix`."""
+
+    def open(self, name: str) -> pa.NativeFile:
+        """Random access for pyarrow readers. Raises FileNotFoundError."""

@@ -1,0 +1,39 @@
+"""What group.json says of a column group: the labeler that fills it, and all that its labels depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from labeling.labeler import Labeler
+from labeling.registry import is_known
+
+_OURS = "labeling."  # built-in labelers are found by name, for the modules they were in when a group was declared move
+
+
+def declare(labeler: Labeler) -> dict[str, Any]:
+    """The content of group.json for a labeler."""
+    return {
+        "labeler": labeler.name,
+        "class": f"{type(labeler).__module__}:{type(labeler).__qualname__}",
+        "version": labeler.version,
+        "parameters": labeler.parameters.model_dump(mode="json"),
+        "weights": labeler.weights_digest(),
+        "reads": sorted(labeler.reads),
+    }
+
+
+def declared_name(group: str, declaration: Mapping[str, Any] | None) -> str:
+    """The name that finds the labeler of a group: the group's own where that is known, else the declared class."""
+    declared = str((declaration or {}).get("class", group))
+    return group if is_known(group) or declared.startswith(_OURS) else declared
+
+
+def is_same(one: Mapping[str, Any] | None, other: Mapping[str, Any]) -> bool:
+    """Whether two declarations ask for the same labels, wherever the class of a built-in labeler lay at the time."""
+    return one is not None and _without_built_in_class(one) == _without_built_in_class(other)
+
+
+def _without_built_in_class(declaration: Mapping[str, Any]) -> dict[str, Any]:
+    built_in = str(declaration.get("class", "")).startswith(_OURS)
+    return {key: value for key, value in declaration.items() if key != "class" or not built_in}

@@ -27,8 +27,8 @@ class Backend(Protocol):
     def submit(self, work: Work) -> None:
         """Send it.
 
-        Raises AlreadySubmitted when work of this name is there (then it was not sent twice), another InputError when it was
-        not taken, and ConnectionError when nobody knows whether it was.
+        Raises AlreadySubmitted when work of this name is there (then it was not sent twice), another InputError when
+        it was not taken, and ConnectionError when nobody knows whether it was.
         """
 
     def state(self, name: str) -> TargetState:

@@ -130,4 +130,3 @@ def cluster_has(unit: str) -> float:
     import ray
 
     return float(ray.cluster_resources().get(unit, 0.0))
-

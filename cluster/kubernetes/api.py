@@ -218,7 +218,9 @@ class ApiServer:
             yield
         except ApiException as error:
             if error.status == 409 and taken:
-                raise AlreadySubmitted(f"{taken}: there already, in namespace {self.namespace}; nothing was sent") from None
+                raise AlreadySubmitted(
+                    f"{taken}: there already, in namespace {self.namespace}; nothing was sent"
+                ) from None
             raise InputError(self._line(error)) from None
         except urllib3.exceptions.HTTPError as error:
             if taken and not isinstance(error, urllib3.exceptions.MaxRetryError):

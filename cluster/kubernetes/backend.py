@@ -116,21 +116,26 @@ class KubernetesBackend:
         if not cluster:
             return False
         check_addresses(self.target, work)
+        request = work.resources
         group = cluster["spec"]["workerGroupSpecs"][0]
-        pool = self.target.gpu_pool if work.resources.gpus else self.target.cpu_pool
-        wanted = worker_template(self.target, pool, work.resources, {})
+        pool = self.target.gpu_pool if request.gpus else self.target.cpu_pool
+        wanted = worker_template(self.target, pool, request, {})
         if _size(wanted) != _size(group["template"]):
             return False
         now = int(group.get("replicas") or group["minReplicas"])
         if cluster["spec"].get("enableInTreeAutoscaling"):
             # Workers that are busy now are given back when they are idle, not before.
-            bounds = {"minReplicas": work.resources.min_workers, "maxReplicas": max(work.resources.max_workers, now)}
-        elif work.resources.max_workers < now:
+            bounds = {"minReplicas": request.min_workers, "maxReplicas": max(request.max_workers, now)}
+        elif request.max_workers < now:
             return False
         else:
-            bounds = dict.fromkeys(("minReplicas", "maxReplicas", "replicas"), work.resources.max_workers)
+            bounds = dict.fromkeys(("minReplicas", "maxReplicas", "replicas"), request.max_workers)
         self.server.patch_cluster(cluster["metadata"]["name"], _bounds("/spec", group["groupName"], bounds))
-        again = {"minReplicas": work.resources.min_workers, "maxReplicas": work.resources.max_workers, "replicas": work.resources.min_workers}
+        again = {
+            "minReplicas": request.min_workers,
+            "maxReplicas": request.max_workers,
+            "replicas": request.min_workers,
+        }
         self.server.patch_job(name, _bounds("/spec/rayClusterSpec", group["groupName"], again))
         return True
 

@@ -68,6 +68,7 @@ def rayjob(target: KubernetesTarget, work: Work) -> Manifest:
                 labels[PRIORITY_LABEL] = target.priority
         pool, group = (target.gpu_pool, "gpu") if work.resources.gpus else (target.cpu_pool, "cpu")
         request = fixed(work.resources) if target.queue else work.resources
+        workers = _worker_group(target, pool, group, request, variables)
         spec |= {
             "backoffLimit": target.retries,
             "shutdownAfterJobFinishes": True,
@@ -75,7 +76,7 @@ def rayjob(target: KubernetesTarget, work: Work) -> Manifest:
             # Kueue resumes what is in its queue, when there is room.
             "suspend": bool(target.suspend or target.queue),
             **({"activeDeadlineSeconds": target.deadline_seconds} if target.deadline_seconds else {}),
-            "rayClusterSpec": _cluster_spec(target, [_worker_group(target, pool, group, request, variables)], variables),
+            "rayClusterSpec": _cluster_spec(target, [workers], variables),
         }
     return {
         "apiVersion": "ray.io/v1",
@@ -125,7 +126,9 @@ def check_addresses(target: KubernetesTarget, work: Work) -> None:
     """Raises InputError for the first address that a pod cannot see: neither on S3 nor on a volume."""
     mounts = [PurePosixPath(volume.path) for volume in target.volumes]
     for address in (*work.data, work.address):
-        if not address.startswith("s3://") and not any(PurePosixPath(address).is_relative_to(mount) for mount in mounts):
+        if not address.startswith("s3://") and not any(
+            PurePosixPath(address).is_relative_to(mount) for mount in mounts
+        ):
             seen = f" ({', '.join(str(mount) for mount in mounts)})" if mounts else ""
             raise InputError(
                 f"{address}: pods cannot see this folder; use an s3:// address, or a path on one of the target's "
@@ -178,7 +181,9 @@ def _worker_group(
     }
 
 
-def worker_template(target: KubernetesTarget, pool: Pool, request: ResourceRequest, environment: dict[str, str]) -> Manifest:
+def worker_template(
+    target: KubernetesTarget, pool: Pool, request: ResourceRequest, environment: dict[str, str]
+) -> Manifest:
     """The pod of one worker of a job, as large as the pool says or the job asks."""
     memory = f"{request.memory_gb:g}G" if request.memory_gb else pool.memory
     gpus = math.ceil(request.gpus)

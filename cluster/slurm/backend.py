@@ -235,4 +235,3 @@ class SlurmBackend:
 
 def _unreachable(said: str) -> str:
     return f"the site's controller does not answer ({said}); try `scontrol ping`, then again later"
-

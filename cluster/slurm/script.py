@@ -28,6 +28,10 @@ class Shape:
     gpus: int
     memory_mb: int
 
+    @property
+    def is_elastic(self) -> bool:
+        return self.min_nodes < self.max_nodes
+
 
 def node_shape(target: SlurmTarget, request: ResourceRequest) -> Shape:
     """Nodes for so many workers, as many on a node as fit; a job that fills no node asks for its share of one.
@@ -67,8 +71,8 @@ def node_shape(target: SlurmTarget, request: ResourceRequest) -> Shape:
 def script(target: SlurmTarget, work: Work) -> str:
     """The whole batch script of a piece of work. Holds no secret. Raises InputError for what the target cannot run."""
     variables = {**AUTHENTICATION, **RAY_ENVIRONMENT, **target.environment, WORK_VARIABLE: work.name}
-    nodes = node_shape(target, work.resources)
-    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in _options(target, work, nodes)), ""]
+    shape = node_shape(target, work.resources)
+    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in _options(target, work, shape)), ""]
     lines += target.setup
     lines += [
         "{ set +eux; } 2>/dev/null # whatever the lines above have set: what is exported below is not to be printed",
@@ -85,7 +89,7 @@ def script(target: SlurmTarget, work: Work) -> str:
         "gpus": shape.gpus,
         "gres": gres(target, shape),
         "object_store": round(target.object_store_gb * (1 << 30)) if target.object_store_gb else "",
-        "fixed": "yes" if shape.min_nodes == shape.max_nodes else "no",
+        "fixed": "no" if shape.is_elastic else "yes",
         "start_seconds": target.start_seconds,
         "checkpoint_seconds": target.checkpoint_seconds,
         "requeue": "yes" if target.requeue else "no",
@@ -117,7 +121,9 @@ def _options(target: SlurmTarget, work: Work, shape: Shape) -> list[str]:
         f"--job-name={work.name}",
         # Two that were sent at the same time, from two machines, must not run both: the later waits for the earlier.
         "--dependency=singleton",
-        f"--nodes={shape.min_nodes}-{shape.max_nodes}" if shape.min_nodes < shape.max_nodes else f"--nodes={shape.max_nodes}",
+        f"--nodes={shape.min_nodes}-{shape.max_nodes}"
+        if shape.min_nodes < shape.max_nodes
+        else f"--nodes={shape.max_nodes}",
         "--ntasks-per-node=1",
         f"--cpus-per-task={shape.cpus}",
         *([f"--gres={asked}"] if asked else []),

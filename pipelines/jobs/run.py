@@ -63,7 +63,7 @@ def _is_over(folder: JobFolder, attempt: int) -> bool:
 def _wait_for_another(folder: JobFolder, attempt: int) -> bool:
     """Wait until no other attempt runs, since two must not write at once; whether there was one to wait for.
 
-    An attempt that was taken for dead may still run, and is asked to end; and two senders may have sent the same number.
+    An attempt that was taken for dead may still run, and is asked to end. Two senders may have sent the same number.
     """
     said = False
     while (before := folder.state()) and before.attempt <= attempt and before.is_running:

@@ -21,7 +21,7 @@ def run_job(job: JobSpecification, attempt: RunningAttempt) -> dict[str, Any]:
 
         return asdict(views(job.source, job.dataset, job.count, job.size, job.seed))
     if isinstance(job, EvaluateJob):
-        return _evaluate(job)
+        return evaluate_on_worker(job)
     if isinstance(job, ReportJob):
         from pipelines.reports.page import report
 
@@ -47,7 +47,7 @@ def _label(job: LabelJob) -> dict[str, Any]:
     return result | {name: _plain(getattr(labeled, name)) for name in figures}
 
 
-def _evaluate(job: EvaluateJob) -> dict[str, Any]:
+def evaluate_on_worker(job: EvaluateJob) -> dict[str, Any]:
     """On a worker, since this process may have no GPU."""
     with ray_session():
         import ray

@@ -7,11 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from model.inputs import require
+
 
 def mediapipe_file(name: str) -> Path:
     """A model file that ships inside mediapipe, by its path below modules/."""
+    require("mediapipe")
     spec = importlib.util.find_spec("mediapipe")
-    assert spec is not None and spec.origin is not None, "mediapipe is not installed"
+    assert spec is not None and spec.origin is not None
     return Path(spec.origin).parent / "modules" / name
 
 

@@ -23,7 +23,7 @@ from labeling.dataset import SCHEMA_VERSION, Dataset, ShardInfo, digest_json, le
 from labeling.sources.ingest import IMAGES, ROW_GROUP_BYTES, ROW_GROUP_PIXELS, Rejected, normalize, picture_id
 from labeling.sources.source import METADATA, Source
 from model.constants import MAX_PIXELS, MIN_SIDE
-from model.inputs import InputError
+from model.inputs import InputError, require
 from pipelines.progress import progress
 
 VERSION = 1
@@ -58,6 +58,8 @@ def views(source_uri: str, dataset_uri: str, count: int = 8, size: int = 256, se
     found = [item for item in source.items() if _is_set(item.name)]
     if not found:
         raise InputError(f"{source_uri}: no mesh ({', '.join(MESHES)}) and no transforms.json there")
+    if any(not item.name.endswith("transforms.json") for item in found):
+        require("trimesh", "embreex")  # here, and not in the middle of a job
     store = open_store(dataset_uri)
     if store.exists("dataset.json") and Dataset.open(dataset_uri).kind != "sets":
         raise InputError(f"{dataset_uri}: a dataset of pictures; view sets go into a dataset of their own")

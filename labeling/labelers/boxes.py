@@ -12,6 +12,7 @@ from pydantic import Field
 
 from labeling import labeler
 from labeling.labeler import Labeler, Row, RowError, package_model
+from model.inputs import require
 from model.pictures import Picture
 from model.prompts import draw_colors
 
@@ -122,6 +123,7 @@ class BoxesLabeler(Labeler):
     name = "boxes"
     version = 1
     batch_size = 8
+    packages = ("mmcv",)
     schema = pa.schema(
         [
             (
@@ -229,8 +231,9 @@ class BoxesLabeler(Labeler):
 
 def _files() -> tuple[Path, Path]:
     """The detector's files; found without importing their package, whose import fails beside current setuptools."""
+    require(_FOLDER)
     spec = importlib.util.find_spec(_FOLDER)
-    assert spec is not None and spec.origin is not None, f"{PACKAGE} is not installed"
+    assert spec is not None and spec.origin is not None
     folder = Path(spec.origin).parent / "models"
     return folder / _GRAPH, folder / _TEXT
 

@@ -6,6 +6,9 @@ from typing import Annotated
 
 import typer
 
+from model.inputs import require
+from model.inputs.extras import EXTRAS
+
 
 def report(target: Annotated[str, typer.Argument(metavar="DATASET|RUN", help="A folder or s3:// address.")]) -> None:
     """One self-contained HTML page about a dataset or a run."""
@@ -20,6 +23,7 @@ def demo(
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps, if not the preset's.")] = None,
 ) -> None:
     """The whole journey on real pictures, ending with a page of pictures."""
+    require(*EXTRAS["labelers"])
     from pipelines.demo import demo as run
 
     run(out, pictures, steps)
@@ -39,6 +43,7 @@ def dashboard(
     forget: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A place to show no more.")] = None,
 ) -> None:
     """Datasets, runs and jobs in the browser (Dagster), on loopback: see them, launch, scale, stop."""
+    require(*EXTRAS["dashboard"])
     from pipelines.dashboard.server import dashboard as serve
 
     serve(places or [], host, port, token_file, owner, new_pictures, forget or [])

@@ -75,15 +75,15 @@ def _plain(value: Any) -> Any:
 def _train(job: TrainJob, attempt: RunningAttempt) -> dict[str, Any]:
     from pipelines.train import train
     from training.config import parse_config
-    from training.coordinator import Wish
+    from training.coordinator import ControlRequest
 
     assert isinstance(job.config, dict)
     config = parse_config(job.config, "config")
 
-    def wish() -> Wish:
-        return Wish(attempt.interrupted, attempt.workers.count if attempt.workers else None)
+    def control() -> ControlRequest:
+        return ControlRequest(attempt.interrupted, attempt.workers.count if attempt.workers else None)
 
     attempt.polls = True
-    done = train(config, job.run, wish=wish)
+    done = train(config, job.run, control=control)
     finished = done.step >= config.steps
     return {"step": done.step, "checkpoint": done.checkpoint, "metrics": done.metrics, "finished": finished}

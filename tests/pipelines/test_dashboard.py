@@ -262,7 +262,7 @@ def test_a_run_is_fresh_while_its_datasets_hold_what_it_learned_from(
     instance: dg.DagsterInstance,
     tmp_path: Path,
 ) -> None:
-    config = load_config("debug", {**small_config, "held_out": {"share": 0.3, "samples": 12}})
+    config = load_config("debug", {**small_config, "validation": {"share": 0.3, "samples": 12}})
     train(config, str(tmp_path / "run"), say=lambda line: None)
     remember([("run", str(tmp_path / "run"))])
     follower = Follower(instance)
@@ -287,7 +287,7 @@ def test_a_run_is_fresh_while_its_datasets_hold_what_it_learned_from(
     metrics = tmp_path / "run" / "metrics.jsonl"
     for loss, passed in ((1e-3, True), (2e-3, False)):  # lower than ever, then risen from there
         with metrics.open("a") as file:
-            file.write(json.dumps({"step": 5, "held_out_loss": loss}) + "\n")
+            file.write(json.dumps({"step": 5, "validation_loss": loss}) + "\n")
         [held_out] = [one for one in run_verdicts(find_snapshot("run")) if one.check == "held_out"]
         assert held_out.passed is passed, held_out.said
     (pictures_dataset / "text" / "000001.parquet").unlink()

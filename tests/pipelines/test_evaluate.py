@@ -25,7 +25,7 @@ from pipelines.jobs.status import list_jobs
 from pipelines.jobs.steps import evaluate_on_worker
 from pipelines.label import label
 from training.config import load_config
-from training.loop import run_training
+from training.run import run_training
 
 TASKS = ["text2image", "edges"]
 

@@ -29,12 +29,12 @@ from pipelines.jobs.resolved import resolve_job
 from pipelines.jobs.specification import WorkersSpec, examples, load_specification, parse_specification
 from pipelines.jobs.status import find_attempt, job_status, list_jobs
 from pipelines.jobs.submit import plan_job, submit_job
-from pipelines.train import _possible
+from pipelines.train import refuse_impossible
 from training.checkpoint import whole_checkpoints
 from training.config import load_config
-from training.coordinator import Wish
-from training.loop import run_training
+from training.coordinator import ControlRequest
 from training.metrics_logger import read_metrics
+from training.run import run_training
 
 LABELS = ["edges", "boxes"]
 
@@ -282,9 +282,10 @@ def test_a_training_is_scaled_stopped_and_interrupted_and_has_the_same_numbers(
 def test_a_machine_is_asked_for_no_more_workers_than_it_has_room_for(ray_cluster: None) -> None:
     said: list[str] = []
     for count, heard in ((1, 1), (64, None), ((64, 65), None), (64, None)):
-        wish = _possible(lambda count=count: Wish(stop=True, workers=count), load_config("debug"), said.append)
-        assert wish() == wish() == Wish(stop=True, workers=heard)
-    assert len(said) == 3, "once for each wish"
+        request = ControlRequest(stop=True, workers=count)
+        control = refuse_impossible(lambda request=request: request, load_config("debug"), said.append)
+        assert control() == control() == ControlRequest(stop=True, workers=heard)
+    assert len(said) == 3, "once for each request"
     assert "64 workers and a reader for each ask for" in said[0]
     assert "it goes on with the workers it has" in said[0]
 

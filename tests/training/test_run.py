@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,12 +23,12 @@ from model.inputs import InputError
 from training.batch import StepBatch
 from training.checkpoint import load_checkpoint, whole_checkpoints
 from training.config import load_config
-from training.loop import TrainingResult, run_training
 from training.metrics_logger import read_metrics
 from training.mixture import build_manifest
 from training.objective import flow_matching_loss
+from training.packed_model import PackedModel
 from training.reader import PlanReader
-from training.worker import PackedForward
+from training.run import TrainingResult, run_training
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -55,12 +57,12 @@ def _losses(run: Path) -> list[float]:
 def whole(
     shared_config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
 ) -> tuple[Path, TrainingResult, list[Any]]:
-    """An undisturbed run with one worker: its folder, its result and what it told on the way."""
+    """An undisturbed run with one worker: its folder, its result and its events."""
     run, events = tmp_path_factory.mktemp("runs") / "whole", []
     return run, _run(shared_config, run, events), events
 
 
-def test_a_run_leaves_what_others_read(whole: tuple[Path, TrainingResult, list[Any]]) -> None:
+def test_run_writes_checkpoints_metrics_and_events(whole: tuple[Path, TrainingResult, list[Any]]) -> None:
     run, result, events = whole
     assert (result.step, result.resumed_from, result.already_finished) == (30, 0, False)
     assert result.checkpoint == f"{run}/checkpoints/step-000030"
@@ -86,12 +88,12 @@ def test_a_run_leaves_what_others_read(whole: tuple[Path, TrainingResult, list[A
     assert not torch.equal(average, _training(run, 30)[f"model.{name}"])
 
 
-def test_it_learns(whole: tuple[Path, TrainingResult, list[Any]]) -> None:
+def test_loss_falls(whole: tuple[Path, TrainingResult, list[Any]]) -> None:
     losses = _losses(whole[0])
     assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
 
 
-def test_two_workers_and_small_packs_give_the_same_run(
+def test_number_of_workers_and_packs_does_not_change_a_run(
     whole: tuple[Path, TrainingResult, list[Any]], shared_config: dict[str, Any], tmp_path: Path
 ) -> None:
     _run(shared_config, tmp_path / "two", steps=4, workers={"count": 2, "pack_tokens": 100})
@@ -112,38 +114,38 @@ def test_two_workers_and_small_packs_give_the_same_run(
     assert compared > 20
 
 
-def test_rows_held_out_measure_every_checkpoint(shared_config: dict[str, Any], tmp_path: Path) -> None:
+def test_validation_loss_is_measured_at_every_checkpoint(shared_config: dict[str, Any], tmp_path: Path) -> None:
     values = _merged(
         shared_config,
         steps=4,
         log_every=3,
         workers={"count": 2, "pack_tokens": 100},
         checkpoints={"every": 2},
-        held_out={"share": 0.3, "samples": 12},
+        validation={"share": 0.3, "samples": 12},
     )
     config = load_config("debug", values)
     result = run_training(config, str(tmp_path / "run"))
-    learned, held = build_manifest(config.mixture, config.size).split(0.3, config.seed)
-    assert result.rows == learned.counts()
+    training, validation = build_manifest(config.mixture, config.size).split(0.3, config.seed)
+    assert result.rows == training.counts()
     records = read_metrics(open_store(tmp_path / "run"))
     assert [(record["step"], "loss" in record) for record in records] == [(2, False), (3, True), (4, True)]
-    assert _tensorboard_steps(tmp_path / "run", "held_out_loss") == [2, 4]
+    assert _tensorboard_steps(tmp_path / "run", "validation_loss") == [2, 4]
     # By hand, in one process: the averaged weights of the checkpoint on the samples that the plan gives.
-    reader = PlanReader(held, config, "dct")
+    reader = PlanReader(validation, config, "dct")
     for record in (records[0], records[2]):
         transformer, _ = load_checkpoint(tmp_path / "run" / "checkpoints" / f"step-{record['step']:06d}")
-        model, losses = PackedForward(transformer), []
+        model, losses = PackedModel(transformer), []
         for step in range(2):
             batch = StepBatch.from_bytes(reader.read(step, 0, 1).to_bytes())
             with torch.no_grad():
                 sums = [float(flow_matching_loss(model, pack)[0]) for pack in batch.packs]
             losses.append(sum(sums) / batch.frames_in_loss)
-        assert record["held_out_loss"] == pytest.approx(sum(losses) / 2, rel=1e-4)
-        assert set(record["held_out_losses"]) <= {task for task, count in held.counts().items() if count}
-    assert records[2]["held_out_loss"] != records[0]["held_out_loss"]
+        assert record["validation_loss"] == pytest.approx(sum(losses) / 2, rel=1e-4)
+        assert set(record["validation_losses"]) <= {task for task, count in validation.counts().items() if count}
+    assert records[2]["validation_loss"] != records[0]["validation_loss"]
 
 
-def test_a_killed_run_continues_to_the_same_weights(
+def test_killed_run_resumes_to_the_same_weights(
     whole: tuple[Path, TrainingResult, list[Any]], shared_config: dict[str, Any], tmp_path: Path
 ) -> None:
     import ray  # not before ray_cluster has set how it authenticates
@@ -156,9 +158,11 @@ def test_a_killed_run_continues_to_the_same_weights(
     while not any(whole_checkpoints(open_store(killed))) and time.monotonic() < deadline:
         assert driver.poll() is None, "the run ended before it could be killed"
         time.sleep(0.02)
+    workers = _training_workers()
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
-    _wait_until_still(killed)  # the workers end after their driver
+    psutil.wait_procs(workers, timeout=120)  # the workers end after their driver
+    assert not _training_workers()
     resumed_at = whole_checkpoints(open_store(killed))[-1]
     assert 0 < resumed_at < 30
     # What a writer that dies leaves: a checkpoint without its last file, and half a line of metrics.
@@ -181,7 +185,7 @@ def test_a_killed_run_continues_to_the_same_weights(
     assert _tensorboard_steps(killed, "loss") == list(range(1, 31))
 
 
-def test_a_finished_run_does_nothing_and_says_so(
+def test_finished_run_does_nothing_and_other_configuration_is_refused(
     whole: tuple[Path, TrainingResult, list[Any]], shared_config: dict[str, Any]
 ) -> None:
     run = whole[0]
@@ -194,7 +198,7 @@ def test_a_finished_run_does_nothing_and_says_so(
         _run(shared_config, run, model={"hidden_size": 96})
 
 
-def test_a_changed_shard_stops_the_run_and_is_named(
+def test_missing_shard_stops_the_run_and_is_named(
     whole: tuple[Path, TrainingResult, list[Any]],
     shared_config: dict[str, Any],
     pictures_dataset: Path,
@@ -210,17 +214,21 @@ def test_a_changed_shard_stops_the_run_and_is_named(
     assert whole_checkpoints(open_store(run))[-1] == 30
 
 
-def test_a_run_on_s3_resumes_and_leaves_the_same(
+def test_run_on_s3_resumes_and_equals_a_local_run(
     whole: tuple[Path, TrainingResult, list[Any]],
     shared_config: dict[str, Any],
     tmp_path: Path,
     s3: str,
     s3_server: dict[str, str],
 ) -> None:
-    """In a process of its own: workers take credentials from the environment that their Ray was started in."""
+    """In a process of its own, whose Ray processes get the credentials."""
+    import ray
+
     settings = _settings(tmp_path, [{**shared_config, "steps": steps} for steps in (2, 4)])
     command = [sys.executable, "-c", _DRIVER, str(settings), f"{s3}/run"]
-    subprocess.run(command, check=True, timeout=600, env={**os.environ, **s3_server})
+    environment = {**os.environ, **s3_server, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    environment["WORKERS_ENVIRONMENT"] = json.dumps(s3_server)
+    subprocess.run(command, check=True, timeout=600, env=environment)
     store = open_store(f"{s3}/run")
     assert whole_checkpoints(store) == [0, 2, 4]
     assert [record["loss"] for record in read_metrics(store)] == _losses(whole[0])[:4]
@@ -233,11 +241,14 @@ def test_a_run_on_s3_resumes_and_leaves_the_same(
 
 
 _DRIVER = """
-import json, sys
-from cluster.session import ray_session
+import json, os, sys
+from cluster.session import prepare_ray, ray_session
+prepare_ray()
+import ray
+ray.init(runtime_env={"env_vars": json.loads(os.environ.get("WORKERS_ENVIRONMENT", "{}"))}, log_to_driver=False)
 from training.config import load_config
-from training.loop import run_training
-with ray_session(memory=200 << 20):
+from training.run import run_training
+with ray_session():
     for settings in json.load(open(sys.argv[1])):
         run_training(load_config("debug", settings), sys.argv[2])
 """
@@ -258,12 +269,11 @@ def _tensorboard_steps(run: Path, name: str) -> list[int]:
     return [event.step for event in events.Scalars(name)]
 
 
-def _wait_until_still(folder: Path, seconds: float = 3.0) -> None:
-    """Until no file below the folder has appeared or changed for a while."""
-    state: Any = None
-    since = time.monotonic()
-    while time.monotonic() - since < seconds:
-        now = open_store(folder).walk()
-        if now != state:
-            state, since = now, time.monotonic()
-        time.sleep(0.1)
+def _training_workers() -> list[psutil.Process]:
+    """The worker processes of trainings on this session's Ray."""
+    processes = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "".join(process.cmdline()).startswith("ray::RayTrainWorker"):
+                processes.append(process)
+    return processes

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, on disk or S3, as safetensors and JSON only.
+"""The files of a run's checkpoints, on disk or S3: safetensors and JSON only.
 
 RUN/checkpoints/step-000500/
     transformer/            averaged weights in diffusers layout: what is sampled from
@@ -36,8 +36,8 @@ def checkpoint_name(step: int) -> str:
 
 def whole_checkpoints(store: Store) -> list[int]:
     """Steps of a run's whole checkpoints, ascending."""
-    found = [(int(match[1]), name) for name in store.folders(FOLDER) if (match := _NAME.fullmatch(name))]
-    return [step for step, name in sorted(found) if store.exists(f"{FOLDER}/{name}/{STATE}")]
+    folders = [(int(match[1]), name) for name in store.folders(FOLDER) if (match := _NAME.fullmatch(name))]
+    return [step for step, name in sorted(folders) if store.exists(f"{FOLDER}/{name}/{STATE}")]
 
 
 def save_checkpoint(

@@ -15,7 +15,6 @@ import dagster as dg
 import pytest
 from dashboard_assets import BRIGHTNESS, declare, last_event, verdicts
 
-from cluster.user_data import forget_job, remember_job
 from labeling.dataset import Dataset, dataset_status
 from model.inputs import InputError
 from pipelines.dashboard import ranges
@@ -27,7 +26,8 @@ from pipelines.dashboard.reporting import Reporter, shown_pictures
 from pipelines.dashboard.sheets import drop_old_pictures, keep_picture, live_curves, picture_folder
 from pipelines.dashboard.snapshots import find_snapshot, refresh, shape, snapshots
 from pipelines.dashboard.tracked_assets import find_place, forget, place_kind, places, remember, worked_on
-from pipelines.jobs.submit import list_jobs
+from pipelines.jobs.known_jobs import forget_job, remember_job
+from pipelines.jobs.status import list_jobs
 from pipelines.label import label
 from pipelines.train import train
 from training.config import load_config

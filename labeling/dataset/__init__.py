@@ -17,6 +17,14 @@ from labeling.dataset.images import (
 )
 from labeling.dataset.join import Columns, entry_columns
 from labeling.dataset.lease import LEASE_EXPIRY, LEASE_FILE, lease
+from labeling.dataset.row_errors import (
+    MissingParameter,
+    RowErrors,
+    Unavailable,
+    missing_parameter,
+    read_row_errors,
+    upstream_groups,
+)
 from labeling.dataset.shards import RECIPE_FIELDS, Footer, recipe, shard_file, write_shard
 from labeling.dataset.status import Footers, GroupStatus, dataset_status, expected_recipe, group_status
 from labeling.dataset.storage import Entry, LocalStore, Store, open_store
@@ -41,8 +49,11 @@ __all__ = [
     "Footers",
     "GroupStatus",
     "LocalStore",
+    "MissingParameter",
+    "RowErrors",
     "ShardInfo",
     "Store",
+    "Unavailable",
     "dataset_status",
     "digest_column",
     "digest_json",
@@ -50,9 +61,12 @@ __all__ = [
     "expected_recipe",
     "group_status",
     "lease",
+    "missing_parameter",
     "open_store",
+    "read_row_errors",
     "recipe",
     "set_schema",
     "shard_file",
+    "upstream_groups",
     "write_shard",
 ]

@@ -37,13 +37,13 @@ def _workers_now(address: str) -> str:
     """How many workers train the run now, by what the job says of itself; "" where no job does."""
     for job_folder in jobs_of(address):
         folder = JobFolder(job_folder)
-        state, submission = folder.state(), folder.submission()
-        if state and submission and state.attempt == submission.attempt and state.lives:
-            job = folder.job()
+        state, attempt = folder.state(), folder.attempt()
+        if state and attempt and state.attempt == attempt.number and state.is_running:
+            job = folder.specification()
             if isinstance(job, TrainJob) and job.workers:
                 count = job.workers.count
                 workers = str(count) if isinstance(count, int) else f"{count[0]} to {count[1]}"
-                return f"; {workers} {'worker' if workers == '1' else 'workers'} on {submission.target_name}"
+                return f"; {workers} {'worker' if workers == '1' else 'workers'} on {attempt.target_name}"
     return ""
 
 

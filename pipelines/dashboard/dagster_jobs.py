@@ -23,17 +23,19 @@ from pipelines.dashboard.launch import input_errors_fail_run, run_job
 from pipelines.dashboard.run_assets import CurveObserver
 from pipelines.dashboard.snapshots import refresh
 from pipelines.dashboard.tracked_assets import tracked_assets
+from pipelines.jobs.control import scale_job
+from pipelines.jobs.control import stop_job as stop_submitted
 from pipelines.jobs.folder import JobFolder
-from pipelines.jobs.specification import LabelJob, ReportJob, TrainJob, WorkersSpec, address
-from pipelines.jobs.submit import list_jobs, scale_job
-from pipelines.jobs.submit import stop_job as stop_submitted
+from pipelines.jobs.resolved import whole_address
+from pipelines.jobs.specification import LabelJob, ReportJob, TrainJob, WorkersSpec
+from pipelines.jobs.status import list_jobs
 
 _DATASET = dg.Field(str, description="Its name on this dashboard, or its address.")
 
 
 def address_of(text: str) -> str:
     """The address that a form's text means: of the dataset or run with this name, or the text itself."""
-    return next((asset.address for asset in tracked_assets() if asset.name == text), None) or address(text)
+    return next((asset.address for asset in tracked_assets() if asset.name == text), None) or whole_address(text)
 
 
 @dg.op(
@@ -63,7 +65,7 @@ def train_run(context: dg.OpExecutionContext) -> None:
     with input_errors_fail_run():
         config = context.op_config
         overrides = override_config(config["overrides"], training_overrides_in(config))
-        run = address(config["run"] or _default_run(config["config"], overrides))
+        run = whole_address(config["run"] or _default_run(config["config"], overrides))
         job = TrainJob(kind="train", config=config["config"], run=run, overrides=overrides)
         run_job(context, job, target_in(config), CurveObserver(context, run))
 
@@ -90,13 +92,13 @@ def scale_run(context: dg.OpExecutionContext) -> None:
     with input_errors_fail_run():
         name = context.op_config["run"]
         jobs = list_jobs(address_of(name) if name else None)
-        running = [submission for submission, state in jobs if state.alive and submission.id.startswith("train-")]
+        running = [attempt for attempt, status in jobs if status.alive and attempt.job_id.startswith("train-")]
         if len(running) != 1:
-            runs = ", ".join(submission.address.rpartition("/jobs/")[0] for submission in running) or "no training"
+            runs = ", ".join(attempt.address.rpartition("/jobs/")[0] for attempt in running) or "no training"
             raise InputError(f"under way: {runs}; name the run to scale")
-        now = JobFolder(running[0].address).job().workers or WorkersSpec()
+        now = JobFolder(running[0].address).specification().workers or WorkersSpec()
         requested = now.model_dump() | worker_values_in(context.op_config)
-        scale_job(running[0].id, WorkersSpec(**requested), context.log.info)
+        scale_job(running[0].job_id, WorkersSpec(**requested), context.log.info)
 
 
 @dg.op(config_schema={"job": dg.Field(str, description="As `onediffusion jobs` names it, like label-1a2b3c4d.")})

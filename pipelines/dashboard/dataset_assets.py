@@ -173,7 +173,7 @@ def _materializations(
         if version.key in keys and (selection.partitions is None or version.partition in selection.partitions)
     ]
     others = [version for version in versions if version not in selected]
-    reporter, of_job = Reporter(instance), job_metadata(finished.submission)
+    reporter, of_job = Reporter(instance), job_metadata(finished.attempt)
     reporter.report(others, lambda version: group_metadata(state, version))
     yield from reporter.events(selected, lambda version: group_metadata(state, version) | of_job, repeat=True)
     # What depends on these events has other inputs now.

@@ -14,8 +14,9 @@ from model.inputs import one_line
 from pipelines.dashboard.dagster_internals import JOB_FORM
 from pipelines.dashboard.snapshots import snapshots
 from pipelines.dashboard.tracked_assets import find_tracked
-from pipelines.jobs.folder import JobFolder, Submission
-from pipelines.jobs.submit import JobState, list_jobs
+from pipelines.jobs.attempt import Attempt
+from pipelines.jobs.folder import JobFolder
+from pipelines.jobs.status import JobStatus, list_jobs
 
 JOBS_PATH = "submissions"  # the first part of the address; `/jobs` is a page of Dagster's own
 LOCATION = "onediffusion"  # Dagster's name for our code server
@@ -57,10 +58,10 @@ def render_jobs_page(name: str | None, operates: bool) -> str:
         find_tracked(name)
     trouble = [f"{snapshot.tracked.address}: {snapshot.trouble}" for snapshot in shown if snapshot.trouble]
     addresses = [snapshot.tracked.address for snapshot in shown if not snapshot.trouble]
-    by_address: dict[str, tuple[Submission, JobState]] = {}
+    by_address: dict[str, tuple[Attempt, JobStatus]] = {}
     for address in [*([] if name else [None]), *addresses]:
         try:
-            by_address |= {submission.address: (submission, state) for submission, state in list_jobs(address)}
+            by_address |= {attempt.address: (attempt, status) for attempt, status in list_jobs(address)}
         except Exception as error:  # the others are shown all the same
             trouble.append(f"{address}: {one_line(error)}")
     jobs = sorted(by_address.values(), key=lambda item: -item[0].sent)
@@ -73,50 +74,50 @@ def render_jobs_page(name: str | None, operates: bool) -> str:
     )
 
 
-def _table(jobs: Sequence[tuple[Submission, JobState]], operates: bool) -> str:
+def _table(jobs: Sequence[tuple[Attempt, JobStatus]], operates: bool) -> str:
     heads = ("id", "works on", "target", "sent", "state", "", "")
-    rows = [_row(submission, state, operates) for submission, state in jobs]
+    rows = [_row(attempt, status, operates) for attempt, status in jobs]
     return f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{''.join(rows)}</table>"
 
 
-def _row(submission: Submission, state: JobState, operates: bool) -> str:
-    sent = datetime.fromtimestamp(submission.sent).strftime("%Y-%m-%d %H:%M") if submission.sent else ""
+def _row(attempt: Attempt, status: JobStatus, operates: bool) -> str:
+    sent = datetime.fromtimestamp(attempt.sent).strftime("%Y-%m-%d %H:%M") if attempt.sent else ""
     links = []
-    if operates and state.alive and submission.attempt:
-        links.append(_form("stop", "stop_job", "stop_submission", {"job": submission.id}))
-        if submission.id.startswith("train-"):
-            run = submission.address.rpartition("/jobs/")[0]
-            links.append(_form("scale", "scale_training", "scale_run", {"run": run, "workers": _workers(submission)}))
-    if page := ray_page(submission):
+    if operates and status.alive and attempt.number:
+        links.append(_form("stop", "stop_job", "stop_submission", {"job": attempt.job_id}))
+        if attempt.job_id.startswith("train-"):
+            run = attempt.address.rpartition("/jobs/")[0]
+            links.append(_form("scale", "scale_training", "scale_run", {"run": run, "workers": _workers(attempt)}))
+    if page := ray_page(attempt):
         links.append(f'<a href="{escape(page)}">Ray</a>')
     cells = [
-        f"<code>{escape(submission.id)}</code>",
-        escape(submission.address.rpartition("/jobs/")[0]),
-        escape(submission.target_name),
+        f"<code>{escape(attempt.job_id)}</code>",
+        escape(attempt.address.rpartition("/jobs/")[0]),
+        escape(attempt.target_name),
         sent,
-        f'<span class="{escape(state.phase)}">{escape(state.phase)}</span>',
-        escape(state.reason or state.progress),
+        f'<span class="{escape(status.phase)}">{escape(status.phase)}</span>',
+        escape(status.reason or status.progress),
         " ".join(links),
     ]
     return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
-def _workers(submission: Submission) -> dict[str, int]:
+def _workers(attempt: Attempt) -> dict[str, int]:
     """How many it has, as a form takes them."""
     with suppress(Exception):  # these are only the first values of a form
-        spec = JobFolder(submission.address).job().workers
+        spec = JobFolder(attempt.address).specification().workers
         if spec:
             least, most = (spec.count, spec.count) if isinstance(spec.count, int) else spec.count
             return {"least": least, "most": most}
     return {"least": 1, "most": 1}
 
 
-def ray_page(submission: Submission) -> str | None:
+def ray_page(attempt: Attempt) -> str | None:
     """The job's page on Ray's own dashboard, where its target has one."""
-    address = str(submission.target.get("address", ""))
-    if submission.target.get("type") != "ray" or not address.startswith(("http://", "https://")):
+    address = str(attempt.target.get("address", ""))
+    if attempt.target.get("type") != "ray" or not address.startswith(("http://", "https://")):
         return None
-    return f"{address}/#/jobs/{submission.name}"
+    return f"{address}/#/jobs/{attempt.name}"
 
 
 def _form(text: str, job: str, step: str, values: dict[str, Any]) -> str:

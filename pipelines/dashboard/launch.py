@@ -20,9 +20,14 @@ import dagster as dg
 from cluster.ray_jobs import RayBackend
 from model.inputs import InputError, one_line
 from pipelines.dashboard.jobs_page import ray_page
-from pipelines.jobs.folder import JobFolder, Submission, job_address
-from pipelines.jobs.specification import Job, job_id, resolve
-from pipelines.jobs.submit import JobState, backend_of, job_state, log_lines, stop_job, submit_job
+from pipelines.jobs.attempt import Attempt
+from pipelines.jobs.control import stop_job
+from pipelines.jobs.folder import JobFolder
+from pipelines.jobs.log import log_lines, stored_lines
+from pipelines.jobs.resolved import resolve_job
+from pipelines.jobs.specification import JobSpecification
+from pipelines.jobs.status import JobStatus, backend_of, job_status
+from pipelines.jobs.submit import submit_job
 
 PROGRESS_SECONDS = 15.0  # between looks at how far a job has come
 POLL_SECONDS = 2.0
@@ -38,7 +43,7 @@ JOB_TAG, TARGET_TAG = "onediffusion/job", "onediffusion/target"
 class FinishedJob:
     """A job that succeeded, and its figures."""
 
-    submission: Submission
+    attempt: Attempt
     result: dict[str, Any]
 
 
@@ -53,7 +58,7 @@ def input_errors_fail_run() -> Iterator[None]:
 
 def run_job(
     context: Context,
-    job: Job,
+    job: JobSpecification,
     target: str,
     on_progress: Callable[[], None] = lambda: None,
 ) -> FinishedJob:
@@ -63,54 +68,54 @@ def run_job(
     Terminating the Dagster run stops the job; closing the dashboard does not. Raises InputError (see
     `input_errors_fail_run`).
     """
-    job = resolve(job)
-    folder = JobFolder(job_address(job.output, job_id(job)))
-    before = folder.submission()
-    skip = len(list(folder.log_lines())) if before else 0  # lines of earlier attempts
+    resolved = resolve_job(job)
+    folder = resolved.folder
+    before = folder.attempt()
+    skip = len(list(stored_lines(folder.store))) if before else 0  # lines of earlier attempts
     try:
-        submission = submit_job(job, target, context.log.info)
+        attempt = submit_job(resolved, target, context.log.info)
     except dg.DagsterExecutionInterruptedError:
-        sent = folder.submission()
-        if sent and (before is None or sent.attempt != before.attempt):
+        sent = folder.attempt()
+        if sent and (before is None or sent.number != before.number):
             _interrupted(context, sent)
         raise
-    if before and before.attempt == submission.attempt:
+    if before and before.number == attempt.number:
         skip = 0  # it was running already: its log is shown from the start
-    _introduce(context, submission)
+    _introduce(context, attempt)
     try:
         while True:
-            for line in _lines(submission, skip, on_progress):
+            for line in _lines(attempt, skip, on_progress):
                 print(line, flush=True)
                 skip += 1
-            state, newer = _outcome(submission, folder)
+            status, newer = _outcome(attempt, folder)
             if newer is None:
                 break
-            submission = newer  # scaling ended one attempt and began the next
-            _introduce(context, submission)
+            attempt = newer  # scaling ended one attempt and began the next
+            _introduce(context, attempt)
     except dg.DagsterExecutionInterruptedError:
-        _interrupted(context, submission)
+        _interrupted(context, attempt)
         raise
-    if state.phase == "stopped":
-        raise dg.Failure(f"{submission.id} was stopped; materialize again to continue", allow_retries=False)
-    if state.phase != "succeeded":
-        reason = state.reason or "its log says why"
-        raise dg.Failure(f"{submission.id}: {state.phase}: {reason}", allow_retries=False)
-    return FinishedJob(submission, state.result or {})
+    if status.phase == "stopped":
+        raise dg.Failure(f"{attempt.job_id} was stopped; materialize again to continue", allow_retries=False)
+    if status.phase != "succeeded":
+        reason = status.reason or "its log says why"
+        raise dg.Failure(f"{attempt.job_id}: {status.phase}: {reason}", allow_retries=False)
+    return FinishedJob(attempt, status.result or {})
 
 
-def _introduce(context: Context, submission: Submission) -> None:
+def _introduce(context: Context, attempt: Attempt) -> None:
     """Tell the Dagster run which job it follows, and where else that can be watched."""
-    context.instance.add_run_tags(context.run_id, {JOB_TAG: submission.id, TARGET_TAG: submission.target_name})
-    context.log.info(f"{submission.name} on {submission.target_name}, kept in {submission.address}")
-    page = ray_page(submission)
+    context.instance.add_run_tags(context.run_id, {JOB_TAG: attempt.job_id, TARGET_TAG: attempt.target_name})
+    context.log.info(f"{attempt.name} on {attempt.target_name}, kept in {attempt.address}")
+    page = ray_page(attempt)
     if page:
         context.log.info(f"Ray's dashboard: {page}")
     if isinstance(context, dg.AssetExecutionContext):
         for key in sorted(context.selected_asset_keys)[:1]:
-            context.log_event(dg.AssetObservation(key, metadata=job_metadata(submission)))
+            context.log_event(dg.AssetObservation(key, metadata=job_metadata(attempt)))
 
 
-def _outcome(submission: Submission, folder: JobFolder) -> tuple[JobState, Submission | None]:
+def _outcome(attempt: Attempt, folder: JobFolder) -> tuple[JobStatus, Attempt | None]:
     """How an attempt ended, and the next attempt where there is one, which begins some moments after the last.
 
     Scaling announces the next attempt before it ends the last, which may take its target minutes.
@@ -118,33 +123,33 @@ def _outcome(submission: Submission, folder: JobFolder) -> tuple[JobState, Submi
     began = time.monotonic()
     while True:
         # Read before the newest attempt: the announcement stays until that attempt is there.
-        announced = folder.control().attempt > submission.attempt
-        state = job_state(submission)
-        newest = folder.submission()
-        if newest and newest.attempt > submission.attempt:
-            return state, newest
+        announced = folder.control().attempt > attempt.number
+        status = job_status(attempt)
+        newest = folder.attempt()
+        if newest and newest.number > attempt.number:
+            return status, newest
         patience = ANNOUNCED_SECONDS if announced else NEXT_SECONDS
-        if time.monotonic() - began > patience or (state.phase in ("succeeded", "failed") and not announced):
-            return state, None
+        if time.monotonic() - began > patience or (status.phase in ("succeeded", "failed") and not announced):
+            return status, None
         time.sleep(POLL_SECONDS / 2)
 
 
-def _interrupted(context: Context, submission: Submission) -> None:
+def _interrupted(context: Context, attempt: Attempt) -> None:
     run = context.instance.get_run_by_id(context.run_id)
     if run and run.status == dg.DagsterRunStatus.CANCELING:
-        context.log.info(f"stopping {submission.id}")
-        stop_job(submission.id, context.log.info)
+        context.log.info(f"stopping {attempt.job_id}")
+        stop_job(attempt.job_id, context.log.info)
     else:
-        context.log.info(f"the dashboard ends; {submission.id} goes on: onediffusion logs -f {submission.id}")
+        context.log.info(f"the dashboard ends; {attempt.job_id} goes on: onediffusion logs -f {attempt.job_id}")
 
 
-def _lines(submission: Submission, skip: int, on_progress: Callable[[], None]) -> Iterator[str]:
+def _lines(attempt: Attempt, skip: int, on_progress: Callable[[], None]) -> Iterator[str]:
     """The lines of a job's log as they come, without the first `skip`, until the job ends."""
     lines: queue.Queue[str | BaseException | None] = queue.Queue()
 
     def read() -> None:
         try:
-            for line in _log(submission, skip):
+            for line in _log(attempt, skip):
                 lines.put(line)
             lines.put(None)
         except BaseException as error:
@@ -153,7 +158,7 @@ def _lines(submission: Submission, skip: int, on_progress: Callable[[], None]) -
     # A thread, since a log may be silent for long; a daemon, since it may wait for a network that is gone.
     threading.Thread(target=read, daemon=True).start()
     due = time.monotonic() + PROGRESS_SECONDS
-    watch = _Watch(submission)
+    watch = _Watch(attempt)
     while True:
         if time.monotonic() >= due:
             with suppress(Exception):  # showing progress must not end the run
@@ -181,28 +186,28 @@ def _lines(submission: Submission, skip: int, on_progress: Callable[[], None]) -
 class _Watch:
     """The state of a job whose target may not answer. message: what to say since the last look, or ""."""
 
-    def __init__(self, submission: Submission) -> None:
-        self.submission = submission
+    def __init__(self, attempt: Attempt) -> None:
+        self.attempt = attempt
         self.message = self._trouble = ""
         self._until = time.monotonic() + PATIENCE_SECONDS
 
     def look(self) -> bool:
         """Whether the job is running. Raises InputError where that was unknown for PATIENCE_SECONDS."""
         try:
-            state = job_state(self.submission)
+            status = job_status(self.attempt)
         except Exception as error:
-            state = JobState("unknown", one_line(error))
-        trouble = state.reason if state.phase == "unknown" else ""
+            status = JobStatus("unknown", one_line(error))
+        trouble = status.reason if status.phase == "unknown" else ""
         self.message = f"it is not known how the job stands: {trouble}" if trouble and not self._trouble else ""
         self._trouble = trouble
         if not trouble:
             self._until = time.monotonic() + PATIENCE_SECONDS
         elif time.monotonic() > self._until:
-            raise InputError(f"{self.submission.id}: {trouble}; it is followed no longer, and may go on")
-        return state.alive
+            raise InputError(f"{self.attempt.job_id}: {trouble}; it is followed no longer, and may go on")
+        return status.alive
 
 
-def _log(submission: Submission, skip: int) -> Iterator[str]:
+def _log(attempt: Attempt, skip: int) -> Iterator[str]:
     """The lines that a job prints.
 
     The log in the job's folder serves every target, but for a job on S3 that means reading a growing file every two
@@ -210,32 +215,32 @@ def _log(submission: Submission, skip: int) -> Iterator[str]:
     jobs, the run launcher and the Pipes client, are not used: all jobs are sent in one way, which keeps their ids,
     attempts and logs the same on every target.)
     """
-    if submission.target.get("type") == "ray" and submission.address.startswith("s3://"):
-        yield from ray_log(submission)
+    if attempt.target.get("type") == "ray" and attempt.address.startswith("s3://"):
+        yield from ray_log(attempt)
     else:
-        yield from islice(log_lines(submission, follow=True, say=print), skip, None)
+        yield from islice(log_lines(attempt, follow=True, say=print), skip, None)
 
 
-def ray_log(submission: Submission) -> Iterator[str]:
+def ray_log(attempt: Attempt) -> Iterator[str]:
     """Lines that a job on a Ray cluster prints, as they come, until it ends."""
     from dagster_ray.core.pipes import tail_logs
 
-    while job_state(submission).phase == "pending":
+    while job_status(attempt).phase == "pending":
         time.sleep(POLL_SECONDS)
-    backend = backend_of(submission)
+    backend = backend_of(attempt)
     assert isinstance(backend, RayBackend)
     rest = ""
-    for chunk in tail_logs(backend.client().tail_job_logs(submission.name)):
+    for chunk in tail_logs(backend.client().tail_job_logs(attempt.name)):
         *lines, rest = (rest + (chunk or "")).split("\n")
         yield from lines
     if rest:
         yield rest
 
 
-def job_metadata(submission: Submission) -> dict[str, Any]:
+def job_metadata(attempt: Attempt) -> dict[str, Any]:
     """Metadata of a job: its id, where it runs, and its page on Ray's own dashboard, where its target has one."""
-    metadata: dict[str, Any] = {"job": submission.id, "target": submission.target_name}
-    page = ray_page(submission)
+    metadata: dict[str, Any] = {"job": attempt.job_id, "target": attempt.target_name}
+    page = ray_page(attempt)
     if page:
         metadata["Ray's dashboard"] = dg.MetadataValue.url(page)
     return metadata

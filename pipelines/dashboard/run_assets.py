@@ -84,7 +84,7 @@ def _training(snapshot: Snapshot, spec: dg.AssetSpec) -> dg.AssetsDefinition:
         refresh([name])
         yield from Reporter(context.instance).events(
             [version for version in versions_of(find_snapshot(name)) if version.key[1] == "checkpoints"],
-            lambda version: checkpoint_metadata(address) | job_metadata(finished.submission),
+            lambda version: checkpoint_metadata(address) | job_metadata(finished.attempt),
             repeat=True,
         )
 
@@ -108,7 +108,7 @@ def _evaluating(snapshot: Snapshot, spec: dg.AssetSpec) -> dg.AssetsDefinition:
             finished = run_job(context, job, target_in(config))
         yield from Reporter(context.instance).events(
             [version for version in versions_of(find_snapshot(name)) if version.key[1] == "evaluation"],
-            lambda version: evaluation_metadata(address) | job_metadata(finished.submission),
+            lambda version: evaluation_metadata(address) | job_metadata(finished.attempt),
             repeat=True,
         )
 

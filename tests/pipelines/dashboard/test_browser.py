@@ -16,11 +16,12 @@ import yaml
 from dashboard_process import Dashboard, served
 from playwright.sync_api import Page, expect, sync_playwright
 
-from cluster.local import _processes
+from cluster.local import work_processes
 from labeling.dataset import Dataset, dataset_status, open_store
 from pipelines.ingest import ingest
 from pipelines.jobs.folder import JobFolder
-from pipelines.jobs.submit import job_state, list_jobs
+from pipelines.jobs.log import stored_lines
+from pipelines.jobs.status import job_status, list_jobs
 from pipelines.label import label
 from training.metrics_logger import read_metrics
 
@@ -57,7 +58,7 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory, pictures: Dataset) -> It
     with served(data, pictures.uri) as running:
         yield running
     for submission, _ in list_jobs():
-        for process in _processes(submission.name):
+        for process in work_processes(submission.name):
             process.kill()
     patch.undo()
 
@@ -110,7 +111,7 @@ def launch(page: Page, job: str, step: str, form: dict[str, Any]) -> str:
 def until(moment: Callable[[], Any], folder: JobFolder | None = None, seconds: float = 240.0) -> None:
     deadline = time.monotonic() + seconds
     while not moment():
-        assert time.monotonic() < deadline, list(folder.log_lines()) if folder else moment
+        assert time.monotonic() < deadline, list(stored_lines(folder.store)) if folder else moment
         time.sleep(0.5)
 
 
@@ -166,7 +167,7 @@ def test_label_goes_stale_and_is_rebuilt(page: Page, pictures: Dataset, dashboar
     assert state.phase == "succeeded" and submission.target_name == "local"
     page.get_by_role("link", name="Jobs on photographs").click()
     page.wait_for_url("**/submissions/photographs")
-    expect(page.get_by_role("row", name=submission.id)).to_contain_text("succeeded")
+    expect(page.get_by_role("row", name=submission.job_id)).to_contain_text("succeeded")
     shoot(page, "jobs")
 
 
@@ -205,7 +206,7 @@ def test_training_is_launched_scaled_and_stopped(
     folder = JobFolder(submission.address)
     seen = len(read_metrics(store))
     page.goto("about:blank")
-    until(lambda: any("with 2 workers" in line for line in folder.log_lines()), folder=folder)
+    until(lambda: any("with 2 workers" in line for line in stored_lines(folder.store)), folder=folder)
     until(lambda: len(read_metrics(store)) > seen + 5, folder=folder)
     visit(page, "/assets/training/checkpoints")
     shown(page, "loss and speed as they are now")
@@ -218,5 +219,5 @@ def test_training_is_launched_scaled_and_stopped(
     shoot(page, "training-run")
     page.get_by_role("button", name=re.compile("Terminate")).first.click()
     page.get_by_role("dialog").get_by_role("button", name=re.compile("Terminate")).click()
-    until(lambda: job_state(submission).phase == "stopped")
+    until(lambda: job_status(submission).phase == "stopped")
     shoot(page, "training-stopped")

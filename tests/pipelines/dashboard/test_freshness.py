@@ -24,7 +24,7 @@ from pipelines.dashboard.reporting import Reporter
 from pipelines.dashboard.snapshots import find_snapshot
 from pipelines.dashboard.tracked_assets import kind_at, track, tracked_assets
 from pipelines.dashboard.versions import AssetVersion, dataset_versions
-from pipelines.jobs.submit import list_jobs
+from pipelines.jobs.status import list_jobs
 from pipelines.label import label
 from pipelines.train import train
 from training.config import load_config

@@ -10,13 +10,13 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from cluster.user_data import forget_job, remember_job
 from labeling.dataset import Dataset
 from model.inputs import InputError
 from pipelines.dashboard.definitions import build_definitions
 from pipelines.dashboard.follower import Follower
 from pipelines.dashboard.snapshots import find_snapshot, refresh, snapshots, snapshots_digest
 from pipelines.dashboard.tracked_assets import assets_of_jobs, find_tracked, kind_at, track, tracked_assets, untrack
+from pipelines.jobs.known_jobs import forget_job, remember_job
 
 
 def test_unreachable_dataset_is_shown_with_its_reason_beside_the_others(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from noted_jobs import GONE, noted
+from recorded_jobs import GONE, recorded
 
 from model.inputs import InputError
 from pipelines.dashboard.background import SharedResults
@@ -20,8 +20,8 @@ from pipelines.dashboard.launch import _lines
 from pipelines.dashboard.server import _kind
 from pipelines.dashboard.snapshots import Snapshot
 from pipelines.dashboard.tracked_assets import TrackedAsset
-from pipelines.jobs.folder import RunState
-from pipelines.jobs.specification import Job
+from pipelines.jobs.attempt import AttemptState
+from pipelines.jobs.resolved import ResolvedJob
 
 
 def test_shared_result_that_does_not_come_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,17 +63,17 @@ def test_unresponsive_address_has_unknown_kind(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_job_whose_target_is_gone_is_not_followed_forever(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: ResolvedJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     for name, seconds in (("PATIENCE", 2.0), ("PROGRESS", 0.2), ("POLL", 0.1)):
         monkeypatch.setattr(f"pipelines.dashboard.launch.{name}_SECONDS", seconds)
     old = time.time() - 1000
-    submission = noted(job, 1, GONE, RunState(1, "running", "elsewhere", 7, old, old))
+    submission = recorded(job, 1, GONE, AttemptState(1, "running", "elsewhere", 7, old, old))
     said: list[str] = []
     began = time.monotonic()
     lines: Iterator[str] = _lines(submission, 0, lambda: None)
-    with pytest.raises(InputError, match=f"{submission.id}: .*no Ray cluster answers there.*is followed no longer"):
+    with pytest.raises(InputError, match=f"{submission.job_id}: .*no Ray cluster answers there.*is followed no longer"):
         said.extend(lines)
     assert time.monotonic() - began < 60
     assert [line for line in said if line.startswith("it is not known how the job stands: ")] == said != []

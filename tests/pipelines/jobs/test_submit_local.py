@@ -18,12 +18,17 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from cluster.local import _processes
+from cluster.local import work_processes
 from labeling.dataset import Dataset, open_store
 from model.inputs import InputError
-from pipelines.jobs.folder import JobFolder, Submission
-from pipelines.jobs.specification import WorkersSpec, examples, job_id, load_job, parse_job, resolve, scaled
-from pipelines.jobs.submit import find_job, job_state, list_jobs, log_lines, plan_job, scale_job, stop_job, submit_job
+from pipelines.jobs.attempt import Attempt
+from pipelines.jobs.control import scale_job, stop_job
+from pipelines.jobs.folder import JobFolder
+from pipelines.jobs.log import log_lines
+from pipelines.jobs.resolved import resolve_job
+from pipelines.jobs.specification import WorkersSpec, examples, load_specification, parse_specification
+from pipelines.jobs.status import find_attempt, job_status, list_jobs
+from pipelines.jobs.submit import plan_job, submit_job
 from pipelines.train import refuse_impossible
 from training.checkpoint import whole_checkpoints
 from training.config import load_config
@@ -41,23 +46,25 @@ def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     yield
     for submission, _ in list_jobs():
-        for process in _processes(submission.name):
+        for process in work_processes(submission.name):
             process.kill()
 
 
 def label_job(pictures: Path, dataset: str, **more: Any) -> Any:
     values = {"kind": "label", "source": str(pictures), "dataset": dataset, "groups": LABELS, **more}
-    return resolve(parse_job(values, "job"))
+    return resolve_job(parse_specification(values, "job"))
 
 
 def train_job(config: dict[str, Any], run: str, **more: Any) -> Any:
-    return resolve(parse_job({"kind": "train", "config": "debug", "overrides": config, "run": run, **more}, "job"))
+    return resolve_job(
+        parse_specification({"kind": "train", "config": "debug", "overrides": config, "run": run, **more}, "job")
+    )
 
 
-def until(moment: Callable[[], Any], submission: Submission, seconds: float = 240.0) -> None:
+def until(moment: Callable[[], Any], submission: Attempt, seconds: float = 240.0) -> None:
     deadline = time.monotonic() + seconds
     while not moment():
-        state = job_state(submission)
+        state = job_status(submission)
         assert state.alive, (state, *log_lines(submission))
         assert time.monotonic() < deadline, list(log_lines(submission))
         time.sleep(0.2)
@@ -70,17 +77,17 @@ def until_ended(moment: Callable[[], Any]) -> None:
         time.sleep(0.2)
 
 
-def finished(submission: Submission) -> list[str]:
+def finished(submission: Attempt) -> list[str]:
     """Follow a job to its end and return its log."""
     lines = list(log_lines(submission, follow=True))
-    state = job_state(submission)
+    state = job_status(submission)
     assert state.phase == "succeeded", (state, lines)
     return lines
 
 
 def test_examples_are_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert {load_job(name).kind for name in examples()} == {"label", "views", "train", "evaluate", "report"}
+    assert {load_specification(name).kind for name in examples()} == {"label", "views", "train", "evaluate", "report"}
 
 
 @pytest.mark.parametrize(
@@ -96,26 +103,28 @@ def test_examples_are_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_a_wrong_job_is_one_line(values: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=re.escape(words)):
-        parse_job(values, "job.yaml")
+        parse_specification(values, "job.yaml")
 
 
 def test_an_id_says_what_is_done_not_how_large(pictures: Path, small_config: dict[str, Any]) -> None:
     one = label_job(pictures, "data")
-    assert job_id(one) == job_id(label_job(pictures, "data", workers={"count": 3}))
-    assert job_id(one) != job_id(label_job(pictures, "data", parameters={"edges": {"low": 40}}))
+    assert one.id == label_job(pictures, "data", workers={"count": 3}).id
+    assert one.id != label_job(pictures, "data", parameters={"edges": {"low": 40}}).id
     run = train_job(small_config, "run")
-    assert job_id(run) == job_id(scaled(run, WorkersSpec(count=2)))
+    assert run.id == run.scaled(WorkersSpec(count=2)).id
     with pytest.raises(InputError, match="without a sample"):
-        scaled(run, WorkersSpec(count=7))
+        run.scaled(WorkersSpec(count=7))
 
 
 def test_overrides_lie_over_a_preset_and_over_a_whole_configuration(small_config: dict[str, Any]) -> None:
-    whole = train_job(small_config, "run").config
+    whole = train_job(small_config, "run").specification.config
     for config in ("debug", whole):
         values = {"kind": "train", "config": config, "run": "run", "overrides": {**small_config, "seed": 5}}
-        assert resolve(parse_job(values, "job")).config["seed"] == 5
-    start = resolve(parse_job({"kind": "train", "config": {**whole, "initialize": "other"}, "run": "run"}, "job"))
-    assert str(Path("other").absolute()) in start.places
+        assert resolve_job(parse_specification(values, "job")).specification.config["seed"] == 5
+    start = resolve_job(
+        parse_specification({"kind": "train", "config": {**whole, "initialize": "other"}, "run": "run"}, "job")
+    )
+    assert str(Path("other").absolute()) in start.specification.data
 
 
 def test_a_label_job_from_the_command_line(pictures: Path, tmp_path: Path) -> None:
@@ -143,7 +152,7 @@ def test_a_label_job_from_the_command_line(pictures: Path, tmp_path: Path) -> No
     for group in ("images", *LABELS):
         shards = [tmp_path / place / group / "000000.parquet" for place in ("submitted", "direct")]
         assert shards[0].read_bytes() == shards[1].read_bytes(), group
-    result = JobFolder(find_job(identity).address).state().result
+    result = JobFolder(find_attempt(identity).address).state().result
     assert result["rows"]["edges"] == 6
     assert result["ingest"]["rejected"] == 3
 
@@ -158,10 +167,12 @@ def test_a_job_on_s3_keeps_its_log_there(pictures: Path, s3: str) -> None:
 
 
 def test_a_mistake_is_the_reason(tmp_path: Path) -> None:
-    submission = submit_job(resolve(parse_job({"kind": "label", "dataset": str(tmp_path / "none")}, "job")), "local")
+    submission = submit_job(
+        resolve_job(parse_specification({"kind": "label", "dataset": str(tmp_path / "none")}, "job")), "local"
+    )
     lines = list(log_lines(submission, follow=True))
     assert "no dataset there" in lines[-1]
-    state = job_state(submission)
+    state = job_status(submission)
     assert state.phase == "failed"
     assert "make it with `ingest`" in state.reason
     folder = Path(submission.address)
@@ -175,22 +186,22 @@ def test_stopped_and_killed_jobs_leave_nothing_running_and_continue(
     job = label_job(pictures, str(tmp_path / "data"))
     first = submit_job(job, "local")
     until(lambda: (tmp_path / "data" / "edges" / "group.json").exists(), first)
-    assert stop_job(first.id).phase == "stopped"
-    assert not _processes(first.name)
+    assert stop_job(first.job_id).phase == "stopped"
+    assert not work_processes(first.name)
     with monkeypatch.context() as alone:
         alone.delenv("RAY_ADDRESS")  # it starts a Ray, which must not outlive it
         second = submit_job(job, "local")
-    assert second.attempt == 2
-    until(lambda: any("raylet" in process.name() for process in _processes(second.name)), second)
+    assert second.number == 2
+    until(lambda: any("raylet" in process.name() for process in work_processes(second.name)), second)
     leader = JobFolder(second.address).state()
     assert leader is not None
     os.kill(leader.process, signal.SIGKILL)
     psutil.wait_procs([psutil.Process(leader.process)] if psutil.pid_exists(leader.process) else [], timeout=20)
-    assert job_state(second).phase == "lost"
-    stop_job(second.id)
-    assert not _processes(second.name)
+    assert job_status(second).phase == "lost"
+    stop_job(second.job_id)
+    assert not work_processes(second.name)
     third = submit_job(job, "local")
-    assert third.attempt == 3
+    assert third.number == 3
     finished(third)
 
 
@@ -200,7 +211,8 @@ def test_a_submission_killed_half_way_is_sent_again(pictures: Path, tmp_path: Pa
     script = (
         "import os, sys, yaml\n"
         "from cluster.local import LocalBackend\n"
-        "from pipelines.jobs.specification import parse_job\n"
+        "from pipelines.jobs.resolved import resolve_job\n"
+        "from pipelines.jobs.specification import parse_specification\n"
         "from pipelines.jobs.submit import submit_job\n"
         "sent = LocalBackend.submit\n"
         "def submit(self, work):\n"
@@ -208,18 +220,18 @@ def test_a_submission_killed_half_way_is_sent_again(pictures: Path, tmp_path: Pa
         "        sent(self, work)\n"
         "    os._exit(9)\n"
         "LocalBackend.submit = submit\n"
-        "submit_job(parse_job(yaml.safe_load(sys.stdin), 'job'), 'local')\n"
+        "submit_job(resolve_job(parse_specification(yaml.safe_load(sys.stdin), 'job')), 'local')\n"
     )
     for moment, phases in (("before", ["lost"]), ("after", ["pending", "running"])):
         killed = subprocess.run(
             [sys.executable, "-c", script, moment],
-            input=yaml.safe_dump(job.model_dump(mode="json")).encode(),
-            cwd=Path(__file__).parents[2],
+            input=yaml.safe_dump(job.specification.model_dump(mode="json")).encode(),
+            cwd=Path(__file__).parents[3],
             timeout=60,
         )
         assert killed.returncode == 9
         [(submission, state)] = list_jobs()
-        assert submission.attempt == 1
+        assert submission.number == 1
         assert state.phase in phases, state
     attached = submit_job(job, "local")
     assert attached == submission
@@ -238,11 +250,11 @@ def test_a_training_is_scaled_stopped_and_interrupted_and_has_the_same_numbers(
     until(lambda: len(read_metrics(store)) >= 3, first)
     with pytest.raises(InputError, match="another configuration"):
         submit_job(train_job({**config, "seed": 5}, str(tmp_path / "run")), "local")
-    assert scale_job(first.id, WorkersSpec(count=2, cpus=0.25)) == first
+    assert scale_job(first.job_id, WorkersSpec(count=2, cpus=0.25)) == first
     until(lambda: whole_checkpoints(store), first)
     [scaled_at] = whole_checkpoints(store)
     until(lambda: read_metrics(store)[-1]["step"] > scaled_at, first)
-    assert stop_job(first.id).phase == "stopped"
+    assert stop_job(first.job_id).phase == "stopped"
     stopped_at = whole_checkpoints(store)[-1]
     assert 3 <= scaled_at < stopped_at
     second = submit_job(job, "local")
@@ -250,7 +262,7 @@ def test_a_training_is_scaled_stopped_and_interrupted_and_has_the_same_numbers(
     leader = JobFolder(second.address).state()
     assert leader is not None
     os.kill(leader.process, signal.SIGTERM)  # as a machine that is needed elsewhere
-    until_ended(lambda: job_state(second).phase == "interrupted")
+    until_ended(lambda: job_status(second).phase == "interrupted")
     interrupted_at = whole_checkpoints(store)[-1]
     assert stopped_at < interrupted_at
     lines = list(log_lines(second))
@@ -280,7 +292,11 @@ def test_a_machine_is_asked_for_no_more_workers_than_it_has_room_for(ray_cluster
 
 def test_unknown_names_are_one_line(pictures: Path) -> None:
     job = label_job(pictures, "data")
-    for action in (lambda: find_job("label-none"), lambda: submit_job(job, "loca"), lambda: plan_job(job, "nowhere")):
+    for action in (
+        lambda: find_attempt("label-none"),
+        lambda: submit_job(job, "loca"),
+        lambda: plan_job(job, "nowhere"),
+    ):
         with pytest.raises(InputError) as error:
             action()
         assert "\n" not in str(error.value)

@@ -16,22 +16,17 @@ import pytest
 import yaml
 from ray_head import RayHead, ray_head, ray_node
 
-from cluster.ray_jobs import _files, _pack
+from cluster.checkout import checkout_files, pack_checkout
 from labeling.dataset import Dataset, open_store
 from model.inputs import InputError
 from pipelines.ingest import ingest
+from pipelines.jobs.control import stop_job
 from pipelines.jobs.folder import JobFolder
-from pipelines.jobs.specification import parse_job, resolve
-from pipelines.jobs.submit import (
-    backend_of,
-    job_state,
-    list_jobs,
-    log_lines,
-    plan_job,
-    stop_job,
-    submit_job,
-    work_of,
-)
+from pipelines.jobs.log import log_lines
+from pipelines.jobs.resolved import resolve_job
+from pipelines.jobs.specification import parse_specification
+from pipelines.jobs.status import backend_of, job_status, list_jobs
+from pipelines.jobs.submit import plan_job, submit_job, work_of
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +44,7 @@ def target(head: RayHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3: s
     return write(tmp_path / "target.yaml", address=head.address, token_file=str(head.token_file))
 
 
-CHECKOUT = Path(__file__).parents[2]
+CHECKOUT = Path(__file__).parents[3]
 PLUGINS = str(CHECKOUT / "tests" / "plugins")
 
 
@@ -60,7 +55,7 @@ def write(path: Path, **values: Any) -> str:
 
 def label_job(pictures: Path, dataset: str) -> Any:
     values = {"kind": "label", "source": str(pictures), "dataset": dataset, "groups": ["edges", "boxes"]}
-    return resolve(parse_job(values, "job"))
+    return resolve_job(parse_specification(values, "job"))
 
 
 def test_the_same_job_gives_the_same_bytes(pictures: Path, target: str, s3: str) -> None:
@@ -68,7 +63,7 @@ def test_the_same_job_gives_the_same_bytes(pictures: Path, target: str, s3: str)
     submissions = {name: submit_job(label_job(pictures, place), name) for name, place in places.items()}
     for name, submission in submissions.items():
         lines = list(log_lines(submission, follow=True))
-        assert job_state(submission).phase == "succeeded", (name, lines)
+        assert job_status(submission).phase == "succeeded", (name, lines)
     stores = [open_store(place) for place in places.values()]
     for group in ("images", "edges", "boxes"):
         shards = [store.read(f"{group}/000000.parquet") for store in stores]
@@ -82,7 +77,7 @@ def test_a_dry_run_is_the_request_without_secrets(
     request, files = plan_job(label_job(pictures, "data"), target).values()
     assert json.loads(request)["entrypoint"].startswith("python -m pipelines execute ")
     assert "AWS_ENDPOINT_URL" in json.loads(request)["runtime_env"]["env_vars"]
-    assert "pipelines/execute.py" in files.split()
+    assert "pipelines/jobs/run.py" in files.split()
     assert not any(name.startswith((".venv", "runs/", ".git/")) for name in files.split())
     for text in (request, files):
         assert "a-secret-of-mine" not in text
@@ -98,14 +93,14 @@ def test_what_is_uploaded_holds_no_data_and_no_credentials(tmp_path: Path, monke
     for name in ("s3.env", ".env", "data/pictures/images/000000.parquet", "runs/demo/report.html", "mine.py"):
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         (checkout / name).write_text("")
-    without_git = _files(checkout)
+    without_git = checkout_files(checkout)
     assert {name.split("/")[0] for name in without_git} == {"model", "labeling", "training", "cluster", "pipelines"}
     subprocess.run(["git", "init", "-q"], cwd=checkout, check=True)
-    assert set(_files(checkout)) == {*tracked.splitlines(), "mine.py"}
+    assert set(checkout_files(checkout)) == {*tracked.splitlines(), "mine.py"}
     assert set(without_git) < set(tracked.splitlines())
-    monkeypatch.setattr("cluster.ray_jobs.MOST_BYTES", 1 << 20)
+    monkeypatch.setattr("cluster.checkout.MAX_BYTES", 1 << 20)
     with pytest.raises(InputError, match=r"MB would be uploaded.* \(the largest file is tests/model/vectors/"):
-        _pack(checkout, tmp_path / "archive.zip")
+        pack_checkout(checkout, tmp_path / "archive.zip")
 
 
 def test_a_submission_killed_while_it_is_sent_is_sent_once(pictures: Path, target: str, s3: str) -> None:
@@ -114,7 +109,8 @@ def test_a_submission_killed_while_it_is_sent_is_sent_once(pictures: Path, targe
     script = (
         "import os, sys, yaml\n"
         "from ray.job_submission import JobSubmissionClient\n"
-        "from pipelines.jobs.specification import parse_job\n"
+        "from pipelines.jobs.resolved import resolve_job\n"
+        "from pipelines.jobs.specification import parse_specification\n"
         "from pipelines.jobs.submit import submit_job\n"
         "sent = JobSubmissionClient.submit_job\n"
         "def submit(self, **request):\n"
@@ -122,16 +118,16 @@ def test_a_submission_killed_while_it_is_sent_is_sent_once(pictures: Path, targe
         "        sent(self, **request)\n"
         "    os._exit(9)\n"
         "JobSubmissionClient.submit_job = submit\n"
-        "submit_job(parse_job(yaml.safe_load(sys.stdin), 'job'), sys.argv[2])\n"
+        "submit_job(resolve_job(parse_specification(yaml.safe_load(sys.stdin), 'job')), sys.argv[2])\n"
     )
     for moment, phases in (("before", ["lost"]), ("after", ["pending", "running"])):
-        values = yaml.safe_dump(job.model_dump(mode="json")).encode()
+        values = yaml.safe_dump(job.specification.model_dump(mode="json")).encode()
         command = [sys.executable, "-c", script, moment, target]
         assert subprocess.run(command, input=values, cwd=CHECKOUT, timeout=90).returncode == 9
         [(noted, state)] = list_jobs()
-        assert (noted.attempt, state.phase in phases) == (1, True), state
+        assert (noted.number, state.phase in phases) == (1, True), state
     assert submit_job(job, target) == noted
-    assert stop_job(noted.id).phase == "stopped"
+    assert stop_job(noted.job_id).phase == "stopped"
 
 
 def test_stopping_ends_it_on_the_cluster(pictures: Path, target: str, s3: str) -> None:
@@ -140,10 +136,10 @@ def test_stopping_ends_it_on_the_cluster(pictures: Path, target: str, s3: str) -
     with pytest.raises(InputError, match=re.escape(f"{submission.name}: runs on")):
         backend.submit(work)
     deadline = time.monotonic() + 60
-    while job_state(submission).phase != "running":
+    while job_status(submission).phase != "running":
         assert time.monotonic() < deadline, list(log_lines(submission))
         time.sleep(0.5)
-    assert stop_job(submission.id).phase == "stopped"
+    assert stop_job(submission.job_id).phase == "stopped"
     assert backend.state(submission.name).phase == "ended"
 
 
@@ -154,17 +150,17 @@ def test_an_attempt_that_the_cluster_knows_and_that_never_began_is_sent_under_th
     job = label_job(pictures, f"{s3}/numbers")
     submission = submit_job(job, target)
     backend, folder = backend_of(submission), JobFolder(submission.address)
-    stop_job(submission.id)
+    stop_job(submission.job_id)
     for name in ("state.json", "control.json"):
         folder.store.delete(name)
-    assert job_state(submission).phase == "lost"
+    assert job_status(submission).phase == "lost"
     assert backend.state(submission.name).phase == "ended"
     again = submit_job(job, target)
-    assert again.attempt == 2
-    state = stop_job(again.id)
+    assert again.number == 2
+    state = stop_job(again.job_id)
     assert state.phase == "stopped", state
     folder.store.delete("state.json")  # as a write of the ended process would, had it come too late
-    assert job_state(again).phase == "stopped"
+    assert job_status(again).phase == "stopped"
 
 
 def test_a_label_job_that_loses_a_node_goes_on_without_it(
@@ -174,17 +170,17 @@ def test_a_label_job_that_loses_a_node_goes_on_without_it(
     path = write(tmp_path / "with-labelers.yaml", **values)
     lost = str(tmp_path / "lost")
     group = "simple_labelers:Patient"
-    job = parse_job({"kind": "label", "dataset": lost, "groups": [group]}, "job")
+    job = resolve_job(parse_specification({"kind": "label", "dataset": lost, "groups": [group]}, "job"))
     ingest(str(pictures), lost, shard_rows=2)
     with ray_node(head, 1) as raylet:
         submission = submit_job(job, path)
         deadline = time.monotonic() + 120
         while len(open_store(lost).files("patient")) < 2:  # its declaration, and a shard
-            assert time.monotonic() < deadline and job_state(submission).alive, list(log_lines(submission))
+            assert time.monotonic() < deadline and job_status(submission).alive, list(log_lines(submission))
             time.sleep(0.2)
         raylet.kill()
         lines = list(log_lines(submission, follow=True))
-    assert job_state(submission).phase == "succeeded", "\n".join(lines)
+    assert job_status(submission).phase == "succeeded", "\n".join(lines)
     assert sum(row["value"] is not None for row in Dataset.open(lost).rows("patient")) == 6
 
 

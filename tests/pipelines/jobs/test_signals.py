@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from noted_jobs import GONE, LOCAL, noted
+from recorded_jobs import GONE, LOCAL, recorded
 
-from pipelines.jobs.folder import JobFolder, RunState
-from pipelines.jobs.specification import Job
+from pipelines.jobs.attempt import AttemptState
+from pipelines.jobs.folder import JobFolder
+from pipelines.jobs.resolved import ResolvedJob
 
 
 @pytest.fixture(autouse=True)
@@ -44,23 +45,23 @@ BEGINS_ITS_LOG = """
 import os, signal
 from contextlib import contextmanager
 @contextmanager
-def kept_log(store):
+def captured_log(store):
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.1)
     print("signaled", flush=True)
     yield
 import pipelines.jobs.run
-pipelines.jobs.run.kept_log = kept_log
+pipelines.jobs.run.captured_log = captured_log
 def run(job, own):
     time.sleep(600)
 """
 
 
 @pytest.mark.parametrize("run", [WAITS_FOR_RAY, CLEARS_AWAY, BEGINS_ITS_LOG], ids=["Ray", "finaliser", "log"])
-def test_a_signal_ends_an_attempt_wherever_it_finds_it(run: str, job: Job, shared_ray: None) -> None:
+def test_a_signal_ends_an_attempt_wherever_it_finds_it(run: str, job: ResolvedJob, shared_ray: None) -> None:
     """Python drops what is raised in a finaliser, and Ray all but a KeyboardInterrupt while it waits."""
-    submission = noted(job, 1, LOCAL)
-    ends = "import pipelines.jobs.run as execute\nexecute._run = run\nsys.exit(execute.execute(sys.argv[1], 1))\n"
+    submission = recorded(job, 1, LOCAL)
+    ends = "import pipelines.jobs.run as execute\nexecute.run_job = run\nsys.exit(execute.execute(sys.argv[1], 1))\n"
     command = [sys.executable, "-c", f"import sys, threading, time\n{run}{ends}", submission.address]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -77,19 +78,21 @@ def test_a_signal_ends_an_attempt_wherever_it_finds_it(run: str, job: Job, share
     assert state and state.phase == "interrupted", state
 
 
-def test_an_attempt_that_a_later_one_replaced_ends_and_leaves_its_word(tmp_path: Path, job: Job) -> None:
+def test_an_attempt_that_a_later_one_replaced_ends_and_leaves_its_word(tmp_path: Path, job: ResolvedJob) -> None:
     """It was taken for dead: what it says of its end must not stand for the later attempt."""
-    later = RunState(2, "running", "elsewhere", 7, time.time(), time.time())
-    submission = noted(job, 2, GONE, later)
+    later = AttemptState(2, "running", "elsewhere", 7, time.time(), time.time())
+    submission = recorded(job, 2, GONE, later)
     script = (
         "import sys, time\n"
         "import pipelines.jobs.run as execute\n"
+        "import pipelines.jobs.running as running\n"
         "from pipelines.jobs.folder import JobFolder\n"
-        "execute.CONTROL_SECONDS = 0.2\n"
+        "running.CONTROL_SECONDS = 0.2\n"
         "folder = JobFolder(sys.argv[1])\n"
-        "execute._run = lambda job, own: time.sleep(60)\n"
-        "with execute._Attempt(folder, 1) as own:\n"
-        "    own.end(execute._outcome(None, own))\n"
+        "execute.run_job = lambda job, own: time.sleep(60)\n"
+        "with running.RunningAttempt(folder, 1) as own:\n"
+        "    outcome = execute._outcome(None, own)\n"
+        "    own.end(outcome.phase, outcome.reason)\n"
         "print('ended')\n"
     )
     found = subprocess.run(

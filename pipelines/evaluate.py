@@ -20,7 +20,7 @@ from model.prompts import find_token
 from pipelines.reports.run import EVALUATION
 from pipelines.sampler import Call, bucket, load_pipeline, sample_all
 from training.checkpoint import STATE, checkpoint_name, whole_checkpoints
-from training.loop import CONFIG
+from training.run import CONFIG
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -38,6 +38,15 @@ class LabelResult:
     busy: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # over all processes of a labeler
     seconds: float = 0.0
 
+    def summary(self) -> list[str]:
+        """One line a group: shards written and fresh, rows a second."""
+        lines = []
+        for group, fresh in self.fresh.items():
+            busy = self.busy.get(group, 0.0)
+            speed = f", {self.rows[group] / busy:.1f} rows/s a process" if busy else ""
+            lines.append(f"{group}: {self.written[group]} shards labeled, {fresh} fresh{speed}")
+        return lines
+
 
 @dataclass(frozen=True)
 class Labeling:

@@ -9,8 +9,17 @@ from typing import Any
 from cluster.session import ray_session
 from labeling.dataset import CAMERAS, IMAGES, Dataset, ShardInfo, digest_json, lease, recipe
 from labeling.sources.source import Source
-from labeling.sources.view_sets import MESHES, SHARD_SETS, VERSION, SetTask, digest_set, is_view_set, write_sets
-from model.inputs import InputError
+from labeling.sources.view_sets import (
+    MESHES,
+    SHARD_SETS,
+    VERSION,
+    SetTask,
+    digest_set,
+    is_mesh,
+    is_view_set,
+    write_sets,
+)
+from model.inputs import InputError, require
 from pipelines.progress import progress
 
 
@@ -32,6 +41,8 @@ def views(source_uri: str, dataset_uri: str, count: int = 8, size: int = 256, se
     names = [item.name for item in source.items() if is_view_set(item.name)]
     if not names:
         raise InputError(f"{source_uri}: no mesh ({', '.join(MESHES)}) and no transforms.json there")
+    if any(is_mesh(name) for name in names):
+        require("trimesh", "embreex")  # here, and not in the middle of a job
     target = Dataset(dataset_uri)
     if target.store.exists("dataset.json") and not Dataset.open(dataset_uri).has_sets:
         raise InputError(f"{dataset_uri}: a dataset of pictures; view sets go into a dataset of their own")

@@ -16,11 +16,11 @@ import yaml
 from dashboard_process import Dashboard, served
 from playwright.sync_api import Page, expect, sync_playwright
 
-from cluster.local import _processes
+from cluster.local import work_processes
 from labeling.dataset import Dataset, dataset_status, open_store
 from pipelines.ingest import ingest
 from pipelines.jobs.folder import JobFolder
-from pipelines.jobs.submit import job_state, list_jobs
+from pipelines.jobs.status import job_status, list_jobs
 from pipelines.label import label
 from training.metrics_logger import read_metrics
 
@@ -57,7 +57,7 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory, pictures: Dataset) -> It
     with served(data, pictures.uri) as running:
         yield running
     for submission, _ in list_jobs():
-        for process in _processes(submission.name):
+        for process in work_processes(submission.name):
             process.kill()
     patch.undo()
 
@@ -166,7 +166,7 @@ def test_a_label_goes_stale_and_is_made_anew(page: Page, pictures: Dataset, dash
     assert state.phase == "succeeded" and submission.target_name == "local"
     page.get_by_role("link", name="Jobs on photographs").click()
     page.wait_for_url("**/submissions/photographs")
-    expect(page.get_by_role("row", name=submission.id)).to_contain_text("succeeded")
+    expect(page.get_by_role("row", name=submission.job_id)).to_contain_text("succeeded")
     shoot(page, "jobs")
 
 
@@ -218,5 +218,5 @@ def test_a_training_is_launched_scaled_and_stopped(
     shoot(page, "training-run")
     page.get_by_role("button", name=re.compile("Terminate")).first.click()
     page.get_by_role("dialog").get_by_role("button", name=re.compile("Terminate")).click()
-    until(lambda: job_state(submission).phase == "stopped")
+    until(lambda: job_status(submission).phase == "stopped")
     shoot(page, "training-stopped")

@@ -1,4 +1,4 @@
-"""What a worker gets for one step, and its form on the way: safetensors bytes, so that no pickle and no copy is needed.
+"""One worker's samples of a step, and their serialized form: safetensors bytes, which need no pickle and no copy.
 
 F frames, C = 16 channels, h × w latent height and width, L prompt tokens, Y text width.
 """
@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from model.constants import PATCH_SIZE
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,9 @@ class Sample:
 
     @property
     def tokens(self) -> int:
-        """Image tokens: 2 × 2 latent pixels each."""
+        """Image tokens: PATCH_SIZE × PATCH_SIZE latent pixels each."""
         frames, _, height, width = self.latents.shape
-        return int(frames * (height // 2) * (width // 2))
+        return int(frames * (height // PATCH_SIZE) * (width // PATCH_SIZE))
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class StepBatch:
     frames_in_loss: int
 
     def to_bytes(self) -> bytes:
-        """As one safetensors document."""
+        """One safetensors document; its metadata holds what is no tensor."""
         from safetensors.numpy import save
 
         tensors: dict[str, NDArray[Any]] = {}
@@ -65,7 +67,7 @@ class StepBatch:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> StepBatch:
-        """Back from `to_bytes`."""
+        """The batch that `to_bytes` serialized."""
         from safetensors.numpy import load
 
         length = int.from_bytes(data[:8], "little")
@@ -74,7 +76,7 @@ class StepBatch:
         samples = [
             Sample(
                 task=task,
-                latents=tensors[f"{number}.latents"].copy(),  # torch wants memory that it may write to
+                latents=tensors[f"{number}.latents"].copy(),  # torch needs writable memory
                 text=tensors[f"{number}.text"].copy(),
                 sigmas=np.array(sigmas, np.float32),
                 in_loss=np.array(in_loss, bool),

@@ -1,4 +1,4 @@
-"""A training run as one typed, complete configuration; the presets beside it repeat none of each other's numbers."""
+"""A training run as one typed, complete configuration; presets/ holds those that come with the project."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from model.constants import CAMERA_DISTANCE
+from model.constants import CAMERA_DISTANCE, LATENT_CHANNELS, PATCH_SIZE, SIZE_STEP
 from model.inputs import InputError
 from model.inputs.schema import Section, validate
 from model.inputs.settings import override, parse_settings
 from model.inputs.yaml_files import example_names, find_yaml, read_yaml
 
 PRESETS = Path(__file__).parent / "presets"
+_OLD_KEYS = {"held_out": "validation"}  # in configurations that people have, and in config.yaml of their runs
 
 
 class SourceConfig(Section):
@@ -43,8 +44,8 @@ class ModelConfig(Section):
     """
 
     input_size: tuple[int, int, int] = (1, 32, 32)
-    patch_size: tuple[int, int, int] = (1, 2, 2)
-    in_channels: int = 16
+    patch_size: tuple[int, int, int] = (1, PATCH_SIZE, PATCH_SIZE)
+    in_channels: int = LATENT_CHANNELS
     hidden_size: int = Field(default=3840, gt=0)
     depth: int = Field(default=16, gt=0)
     num_heads: int = Field(default=32, gt=0)
@@ -108,10 +109,10 @@ class OptimizerConfig(Section):
 
 
 class ReaderConfig(Section):
-    """How the bytes come.
+    """How samples are read.
 
-    processes: readers for each worker, fewer where there is no room; cpus: of each, held by its worker;
-    cache_mb: row groups it keeps; prefetch: steps read ahead;
+    processes: readers of each worker, fewer where CPUs are short; cpus: of each reader, requested by its worker;
+    cache_mb: size of its cache of row groups; prefetch: steps read ahead;
     window: row groups shuffled together (more mixes better, fewer reads more locally).
     """
 
@@ -123,7 +124,7 @@ class ReaderConfig(Section):
 
 
 class WorkersConfig(Section):
-    """Who computes.
+    """The processes that compute.
 
     count: workers, or [least, most] for an elastic run. cpus, gpus: Ray's logical resources that each asks for.
     threads: of each worker on a CPU; 0 shares the machine's cores among its workers.
@@ -159,7 +160,7 @@ class WorkersConfig(Section):
 class CheckpointConfig(Section):
     """every: steps between checkpoints (there is always one at the end); keep: how many of the newest stay.
 
-    first: also one of step 0, which stays, to compare what was learned with.
+    first: also write one of step 0, which stays: what was learned is compared with it.
     """
 
     every: int = Field(default=1000, gt=0)
@@ -167,11 +168,11 @@ class CheckpointConfig(Section):
     first: bool = False
 
 
-class HeldOutConfig(Section):
-    """Rows that nothing is learned from, by whose loss every checkpoint is measured.
+class ValidationConfig(Section):
+    """Rows that the model is not trained on; every checkpoint's loss on them is measured.
 
-    share: of the rows of every source; 0 learns from all, and measures nothing. samples: how many are measured,
-    rounded up to whole steps of `batch`.
+    share: of the rows of every source; 0 trains on all and measures nothing. samples: how many are measured, rounded up
+    to whole steps of `batch`.
     """
 
     share: float = Field(default=0.0, ge=0, le=0.5)
@@ -185,7 +186,7 @@ class TrainingConfig(Section):
     seed: int = Field(default=0, ge=0)
     steps: int = Field(gt=0)
     batch: int = Field(gt=0)
-    size: int = Field(gt=0, multiple_of=16)
+    size: int = Field(gt=0, multiple_of=SIZE_STEP)
     initialize: str | None = None
     log_every: int = Field(default=50, gt=0)
     mixture: dict[str, SourceConfig] = Field(min_length=1)
@@ -195,7 +196,12 @@ class TrainingConfig(Section):
     reader: ReaderConfig = ReaderConfig()
     workers: WorkersConfig = WorkersConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
-    held_out: HeldOutConfig = HeldOutConfig()
+    validation: ValidationConfig = ValidationConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename_old_keys(cls, values: Any) -> Any:
+        return rename_old_keys(values) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _enough_samples(self) -> TrainingConfig:
@@ -216,6 +222,18 @@ class TrainingConfig(Section):
             del values["steps"]  # then a finished run may be continued
         return values
 
+    def digest(self) -> str:
+        """Digest of what `fixed` returns. Dashboards have stored it, so it is taken with the keys' old names."""
+        from labeling.dataset.digests import digest_json  # it imports pyarrow
+
+        old = {new: old for old, new in _OLD_KEYS.items()}
+        return digest_json({old.get(key, key): value for key, value in self.fixed().items()})
+
+
+def rename_old_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values of a configuration with keys by their present names; of a key given twice the present one stays."""
+    return {_OLD_KEYS.get(key, key): value for key, value in values.items() if _OLD_KEYS.get(key) not in values}
+
 
 def presets() -> list[str]:
     """Names of the presets that come with the project."""
@@ -232,8 +250,8 @@ def load_config(
     Raises InputError for a file that is not there, an unknown key (named, with the nearest right one) or a wrong value.
     """
     place = str(path_or_preset)
-    above = overrides if isinstance(overrides, Mapping) else parse_settings(overrides or [])
-    return parse_config(override_config(_read(place), above), place)
+    nested = overrides if isinstance(overrides, Mapping) else parse_settings(overrides or [])
+    return parse_config(override_config(_read(place), nested), place)
 
 
 def parse_config(values: Mapping[str, Any], place: str) -> TrainingConfig:
@@ -243,7 +261,7 @@ def parse_config(values: Mapping[str, Any], place: str) -> TrainingConfig:
 
 def override_config(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Nested values of a configuration with others put over them; a source's `tasks` are replaced as a whole."""
-    return override(below, above, whole=("tasks",))
+    return override(rename_old_keys(below), rename_old_keys(above), whole=("tasks",))
 
 
 def _read(place: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -254,5 +272,5 @@ def _read(place: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     base = values.pop("base", None)
     if base is None:
         return values
-    beside = path.parent / str(base)
-    return override_config(_read(str(beside) if beside.is_file() else str(base), (*seen, str(path))), values)
+    sibling = path.parent / str(base)
+    return override_config(_read(str(sibling) if sibling.is_file() else str(base), (*seen, str(path))), values)

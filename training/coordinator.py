@@ -1,4 +1,4 @@
-"""What a run's workers and its driver tell each other: a board that both reach, and who follows it."""
+"""What a run's workers and its driver tell each other: an actor that both call, and the thread that watches it."""
 
 from __future__ import annotations
 
@@ -13,165 +13,194 @@ from training.config import TrainingConfig
 
 _POLL_SECONDS = 0.5
 _SILENCE_SECONDS = 60.0
-_PAUSE_SECONDS = 1800.0  # for a checkpoint
+_LONG_OPERATION_SECONDS = 1800.0  # for a checkpoint
 _DEPARTURE_SECONDS = 180.0
 
 Progress = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What is wanted of a run that goes on. stop: write a checkpoint and end; workers: go on with so many."""
+class ControlRequest:
+    """What a user asks of a run that is going on.
+
+    stop: write a checkpoint and end; workers: write a checkpoint and continue with so many workers.
+    """
 
     stop: bool = False
     workers: int | tuple[int, int] | None = None
 
     def ends(self, config: TrainingConfig) -> bool:
-        """Whether the workers there are have to stop for it."""
+        """Whether the present group of workers has to stop for it."""
         return self.stop or (self.workers is not None and self.workers != config.workers.count)
 
 
-class Board:
-    """An actor where workers leave what the driver tells its user, and learn when they are to stop."""
+class Coordinator:
+    """An actor that keeps the workers' events for the driver and tells the workers when to stop."""
 
     def __init__(self) -> None:
-        self._records: list[dict[str, Any]] = []
+        self._events: list[dict[str, Any]] = []
         self._failure: str | None = None
-        self._reached: int | None = None
-        self._wanted = False
+        self._stop_requested = False
         self._stop_at: int | None = None
-        self._heard = time.monotonic()
-        self._longest = 0.0  # seconds between two steps
-        self._paused: float | None = None  # since when
-        self._nodes: set[str] = set()
+        self._newest_step: int | None = None
+        self._newest_step_at = time.monotonic()
+        self._longest_step_seconds = 0.0
+        self._long_operation_since: float | None = None
+        self._worker_nodes: set[str] = set()
 
-    def join(self, node: str) -> None:
-        """A worker is there, on a node of this id."""
-        self._nodes.add(node)
-        self._paused = None
+    def add_worker(self, node: str) -> None:
+        """A worker has started on the node of this id."""
+        self._worker_nodes.add(node)
+        self._long_operation_since = None
 
-    def nodes(self) -> set[str]:
-        """Ids of the nodes that workers are on."""
-        return self._nodes
+    def worker_nodes(self) -> set[str]:
+        """Ids of the nodes that have workers."""
+        return self._worker_nodes
 
-    def post(self, record: dict[str, Any]) -> None:
-        """Leave a record."""
-        self._records.append(record)
+    def add_event(self, event: dict[str, Any]) -> None:
+        """Keep an event for the driver."""
+        self._events.append(event)
 
-    def take(self) -> list[dict[str, Any]]:
-        """Fetch the records left since."""
-        records, self._records = self._records, []
-        return records
+    def pop_events(self) -> list[dict[str, Any]]:
+        """Return the events added since the last call."""
+        events, self._events = self._events, []
+        return events
 
     def fail(self, message: str) -> None:
-        """Say what a user has to mend; the first message stays."""
+        """Record what the user has to correct; the first message stays."""
         self._failure = self._failure or message
 
     def failure(self) -> str | None:
-        """That message, if there is one."""
+        """The recorded message, if there is one."""
         return self._failure
 
-    def stop(self) -> None:
-        """Have all workers stop before the same step, soon."""
-        self._wanted = True
+    def request_stop(self) -> None:
+        """Make all workers stop before the same step, soon."""
+        self._stop_requested = True
 
-    def unheard(self) -> bool:
-        """Whether nobody is there to be told to stop: no worker began a step yet, or for much longer than one takes.
+    def unresponsive(self) -> bool:
+        """Whether no worker would notice a stop: none has begun a step, or the last one began far too long ago.
 
-        So it is while workers, also those that begin again after a failure, wait for room.
+        This is so while workers, also those that restart after a failure, wait for CPUs or GPUs.
         """
-        if self._paused is not None:
-            return time.monotonic() - self._paused > _PAUSE_SECONDS
-        silence = time.monotonic() - self._heard
-        return self._stop_at is None and (self._reached is None or silence > _SILENCE_SECONDS + 10 * self._longest)
+        if self._long_operation_since is not None:
+            return time.monotonic() - self._long_operation_since > _LONG_OPERATION_SECONDS
+        if self._stop_at is not None:
+            return False
+        silence = time.monotonic() - self._newest_step_at
+        return self._newest_step is None or silence > _SILENCE_SECONDS + 10 * self._longest_step_seconds
 
-    def pause(self) -> None:
-        """Workers begin what may take much longer than a step, as a checkpoint does; the next step ends it."""
-        self._paused = time.monotonic()
+    def begin_long_operation(self) -> None:
+        """Workers begin what may take much longer than a step, such as a checkpoint; the next step ends it."""
+        self._long_operation_since = time.monotonic()
 
-    def reach(self, step: int) -> int | None:
-        """A worker begins a step. Returns the step before which all stop, once that is settled.
+    def begin_step(self, step: int) -> int | None:
+        """A worker begins a step. Returns the step before which all workers stop, once that is decided.
 
-        A worker acts on the answer of one step when it begins the next, so that it never waits for it. What is settled
-        lies two steps beyond any that was begun: by then every worker has been told.
+        A worker acts on the answer to one step when it begins the next, so it never waits for an answer. The decision
+        lies two steps beyond any step that has begun: by then every worker has received it.
         """
         now = time.monotonic()
-        if self._reached is not None:
-            self._longest = max(self._longest, now - self._heard)
-        self._heard, self._paused = now, None
-        if self._wanted and self._stop_at is None:
-            self._stop_at = max(step, step if self._reached is None else self._reached) + 2
-        self._reached = max(step, step if self._reached is None else self._reached)
+        if self._newest_step is not None:
+            self._longest_step_seconds = max(self._longest_step_seconds, now - self._newest_step_at)
+        self._newest_step_at, self._long_operation_since = now, None
+        self._newest_step = max(step, step if self._newest_step is None else self._newest_step)
+        if self._stop_requested and self._stop_at is None:
+            self._stop_at = self._newest_step + 2
         return self._stop_at
 
 
+class StepAnnouncer:
+    """A worker's side of `Coordinator.begin_step`: it announces each step without waiting for the answer."""
+
+    def __init__(self, coordinator: Any) -> None:
+        self._coordinator = coordinator
+        self._answer: Any = None  # a Ray reference
+
+    def stops_before(self, step: int) -> bool:
+        """Whether all workers stop before this step; if not, announce that this worker begins it."""
+        import ray
+
+        stop_at = None if self._answer is None else ray.get(self._answer)
+        if stop_at is not None and step >= stop_at:
+            return True
+        self._answer = self._coordinator.begin_step.remote(step)
+        return False
+
+
 @contextmanager
-def followed(
-    board: Any,
+def monitor(
+    coordinator: Any,
     config: TrainingConfig,
-    tell: Progress,
-    wish: Callable[[], Wish],
-    wishes: list[Wish],
+    progress: Progress,
+    control: Callable[[], ControlRequest],
+    requests: list[ControlRequest],
     abort: Callable[[], None],
 ) -> Iterator[None]:
-    """Pass on what is posted on the board, and to it the wish that ends this group of workers, which joins `wishes`.
+    """While within: pass on events from the coordinator, and to it the first request that ends this group of workers.
 
-    A node that is being taken away (Ray calls it draining) ends the group too: its workers write a checkpoint while
-    they can, and the next group begins from it on other nodes.
-    abort: called where no worker is there to hear it, as while they wait for room, and where it cannot be followed.
-    Raises RuntimeError in the latter case.
+    requests: that request is appended to it. A node that is being removed (Ray calls it draining) ends the group too:
+    its workers write a checkpoint while they can, and the next group continues from it on other nodes.
+    abort: called where no worker would notice a stop, as while they wait for resources, and when the coordinator cannot
+    be reached any more. Raises RuntimeError in the latter case.
     """
-    import ray
-
     over = threading.Event()
+    errors: list[Exception] = []
 
-    def follow() -> None:
-        leaving = False
-        while True:
-            last = over.wait(_POLL_SECONDS)
-            for record in ray.get(board.take.remote()):
-                tell(record)
-            if (wanted := wish()).ends(config) and not wishes[-1].ends(config):
-                ray.get(board.stop.remote())
-                wishes.append(wanted)
-            elif not leaving and _draining_nodes() & ray.get(board.nodes.remote()):
-                leaving = True
-                ray.get(board.stop.remote())
-                tell({"event": "leave"})
-            if last:
-                return
-            if (leaving or wishes[-1].ends(config)) and ray.get(board.unheard.remote()):
-                abort()
-                return
-
-    broken: list[Exception] = []
-
-    def watch() -> None:
+    def run() -> None:
         try:
-            follow()
-        except Exception as error:  # who is not followed hears of no stop either
-            broken.append(error)
+            _monitor(coordinator, config, progress, control, requests, abort, over)
+        except Exception as error:  # without a coordinator the workers would not notice a stop either
+            errors.append(error)
             abort()
 
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
         yield
     finally:
         over.set()
         thread.join()
-        if broken:
-            raise RuntimeError(f"the training cannot be followed any more ({broken[0]})") from broken[0]
+        if errors:
+            raise RuntimeError(f"the training cannot be monitored any more ({errors[0]})") from errors[0]
 
 
-def await_departures(wish: Callable[[], Wish]) -> None:
-    """Wait for nodes that are being taken away to be gone: an elastic group counts on all that are there."""
+def _monitor(
+    coordinator: Any,
+    config: TrainingConfig,
+    progress: Progress,
+    control: Callable[[], ControlRequest],
+    requests: list[ControlRequest],
+    abort: Callable[[], None],
+    over: threading.Event,
+) -> None:
+    import ray
+
+    from training.ray_internals import draining_nodes
+
+    leaving = False
+    while True:
+        last = over.wait(_POLL_SECONDS)
+        for event in ray.get(coordinator.pop_events.remote()):
+            progress(event)
+        if (request := control()).ends(config) and not requests[-1].ends(config):
+            ray.get(coordinator.request_stop.remote())
+            requests.append(request)
+        elif not leaving and draining_nodes() & ray.get(coordinator.worker_nodes.remote()):
+            leaving = True
+            ray.get(coordinator.request_stop.remote())
+            progress({"event": "leave"})
+        if last:
+            return
+        if (leaving or requests[-1].ends(config)) and ray.get(coordinator.unresponsive.remote()):
+            abort()
+            return
+
+
+def await_node_removal(control: Callable[[], ControlRequest]) -> None:
+    """Wait until nodes that are being removed are gone: an elastic group would be sized to include them."""
+    from training.ray_internals import draining_nodes
+
     deadline = time.monotonic() + _DEPARTURE_SECONDS
-    while _draining_nodes() and not wish().stop and time.monotonic() < deadline:
+    while draining_nodes() and not control().stop and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
-
-
-def _draining_nodes() -> set[str]:
-    from ray._private.state import state  # as Ray Train asks; what is public does not tell
-
-    return set(state.get_draining_nodes())

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: metrics.jsonl and TensorBoard's event files, beside its checkpoints."""
+"""A run's metrics: metrics.jsonl and TensorBoard, beside its checkpoints."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 from labeling.dataset import Store, open_store
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
+# In metrics.jsonl of runs that older versions began.
+_OLD_KEYS = {"held_out_loss": "validation_loss", "held_out_losses": "validation_losses"}
 
 
-class Records:
-    """A run's metrics, appended to as it goes; for a run on S3 they are uploaded at checkpoints and at the end."""
+class MetricsLogger:
+    """Appends to a run's metrics as it goes; those of a run on S3 are uploaded at checkpoints and at the end."""
 
     def __init__(self, store: Store, start: int) -> None:
         """start: the step that the run continues from; records of later steps are dropped, they come again."""
@@ -21,14 +23,14 @@ class Records:
         self.remote = store.uri.startswith("s3://")
         self.folder = Path(tempfile.mkdtemp(prefix="onediffusion-") if self.remote else store.uri)
         self.folder.mkdir(parents=True, exist_ok=True)
-        kept = [record for record in read_metrics(store) if record["step"] <= start]
-        # Whole or as it was: a full disk or a kill must not take what was measured before.
-        open_store(self.folder).put(METRICS, "".join(map(_line, kept)).encode())
+        kept = [line for line, record in _read_lines(store) if record["step"] <= start]
+        # Written whole or not at all: a full disk or a kill must not lose what was measured before.
+        open_store(self.folder).put(METRICS, "".join(kept).encode())
         self._file = (self.folder / METRICS).open("a")
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
-        self._file.write(_line(record))
+        self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
     def sync(self) -> None:
@@ -39,25 +41,35 @@ class Records:
             self.store.put(path.relative_to(self.folder).as_posix(), path.read_bytes())
 
     def close(self) -> None:
-        """Upload the last lines and end."""
+        """Upload the last lines and close the file."""
         self._file.close()
         self.sync()
 
 
-def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record) + "\n"
+def scalars(record: dict[str, Any]) -> dict[str, float]:
+    """A record as TensorBoard takes it: the losses by task ("losses") have a name each ("loss/TASK")."""
+    values = {name: value for name, value in record.items() if name != "step" and not isinstance(value, dict)}
+    for name in ("losses", "validation_losses"):
+        prefix = name.replace("losses", "loss")
+        values |= {f"{prefix}/{task}": loss for task, loss in record.get(name, {}).items()}
+    return values
 
 
 def read_metrics(store: Store) -> list[dict[str, Any]]:
     """The records of metrics.jsonl, oldest first; a line that a killed writer cut is left out."""
+    return [{_OLD_KEYS.get(key, key): value for key, value in record.items()} for _, record in _read_lines(store)]
+
+
+def _read_lines(store: Store) -> list[tuple[str, dict[str, Any]]]:
+    """The whole lines of metrics.jsonl, each with the record that it holds."""
     try:
-        lines = store.read(METRICS).decode().splitlines()
+        text = store.read(METRICS).decode()
     except FileNotFoundError:
         return []
-    records = []
-    for line in lines:
+    lines = []
+    for line in text.splitlines():
         try:
-            records.append(json.loads(line))
+            lines.append((line + "\n", json.loads(line)))
         except ValueError:
             break
-    return records
+    return lines

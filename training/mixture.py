@@ -1,4 +1,4 @@
-"""What a run learns from: datasets, the tasks each serves, and a manifest that pins every shard used."""
+"""What a run is trained on: datasets, the tasks each serves, and a manifest that pins every shard used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from model.conditions import CONTENT_COLUMNS
 from model.inputs import InputError
 from model.prompts import DEGRADED, RAYS, Task, find_task
 from training.config import SourceConfig
-from training.seeded_generator import Draws
+from training.seeded_generator import SeededGenerator
 
 _READ_THREADS = 16
 _MANIFEST_VERSION = 1
@@ -122,30 +122,31 @@ class Manifest:
         return Manifest(moved, self.streams)
 
     def split(self, share: float, seed: int) -> tuple[Manifest, Manifest]:
-        """(what is learned from, what is held out): about so large a share of the rows of every source.
+        """(rows to train on, validation rows): about so large a share of the rows of every source for validation.
 
-        A row is on the same side for all tasks, or a picture would be learned by one and held out from another.
-        Raises InputError when nothing is held out.
+        A row is on the same side for all tasks, or a picture would be trained on by one and validated by another.
+        Raises InputError when one side is empty.
         """
         sides: dict[bool, dict[str, SourcePin]] = {False: {}, True: {}}
         for name, source in self.sources.items():
             streams = [stream for stream in self.streams if stream.source == name]
             shards: dict[bool, list[ShardPin]] = {False: [], True: []}
             for shard in source.shards:
-                out = Draws(seed, "held out", name, shard.name).uniforms(sum(shard.row_groups)) < share
+                generator = SeededGenerator(seed, "held out", name, shard.name)  # a change would move rows of old runs
+                validates = generator.uniforms(sum(shard.row_groups)) < share
                 for side in sides:
-                    eligible = {_key(stream): _bits(shard.mask(stream) & (out == side)) for stream in streams}
+                    eligible = {_key(stream): _bits(shard.mask(stream) & (validates == side)) for stream in streams}
                     shards[side].append(replace(shard, eligible=eligible))
             for side in sides:
                 sides[side][name] = replace(source, shards=shards[side])
-        learned, held = (Manifest(sides[side], _counted(sides[side], self.streams)) for side in (False, True))
-        for manifest, what in ((held, "out"), (learned, "to learn from")):
+        training, validation = (Manifest(sides[side], _counted(sides[side], self.streams)) for side in (False, True))
+        for manifest, purpose in ((validation, "for validation"), (training, "to train on")):
             if not any(stream.rows for stream in manifest.streams):
                 most = max(stream.rows for stream in self.streams)
                 raise InputError(
-                    f"held_out.share {share:g} of {most} rows leaves none {what}; change it, or set it to 0"
+                    f"validation.share {share:g} of {most} rows leaves none {purpose}; change it, or set it to 0"
                 )
-        return learned, held
+        return training, validation
 
     def counts(self) -> dict[str, int]:
         """Eligible rows of each task, over all sources."""
@@ -165,12 +166,12 @@ def build_manifest(mixture: Mapping[str, SourceConfig], size: int) -> Manifest:
     sources: dict[str, SourcePin] = {}
     streams: list[Stream] = []
     for name, source in mixture.items():
-        wanted = [Stream(name, task, weight, source.size or size) for task, weight in source.tasks.items()]
+        own = [Stream(name, task, weight, source.size or size) for task, weight in source.tasks.items()]
         dataset = Dataset.open(source.dataset)
-        for stream in wanted:
+        for stream in own:
             _check_task(find_task(stream.task), dataset)
-        sources[name] = _pin(dataset, wanted)
-        streams += _counted(sources, wanted)
+        sources[name] = _pin(dataset, own)
+        streams += _counted(sources, own)
     if not any(stream.rows for stream in streams):
         raise InputError(f"no row of {', '.join(s.dataset for s in mixture.values())} is eligible for any of the tasks")
     _check_same_encoders(sources)
@@ -223,13 +224,13 @@ def _pin_shard(dataset: Dataset, shard: str, footers: Mapping[str, Footer], stre
     for group, footer in footers.items():
         if footer.row_groups != row_groups:
             raise InputError(f"{dataset.uri}/{group}/{shard}: row groups unlike the other groups'; label it again")
-    sound = {group: _without_error(dataset, group, shard, footer) for group, footer in footers.items()}
+    without_error = {group: _without_error(dataset, group, shard, footer) for group, footer in footers.items()}
     sets = dataset.kind == "sets"
     prompts = _prompted(dataset, shard, sets)
     eligible: dict[str, str | None] = {}
     views: list[int] = []
     for stream in streams:
-        mask = np.logical_and.reduce([sound[group] for group in stream.groups])
+        mask = np.logical_and.reduce([without_error[group] for group in stream.groups])
         mask &= np.array([stream.task in tasks for tasks in prompts], bool)
         label = find_task(stream.task).condition
         if label in CONTENT_COLUMNS:
@@ -259,15 +260,18 @@ def _prompted(dataset: Dataset, shard: str, sets: bool) -> list[set[str]]:
 
 
 def _check_same_encoders(sources: Mapping[str, SourcePin]) -> None:
-    """Latents of one codec and texts of one encoder, or the model would learn two languages for one thing."""
+    """Raise InputError unless all latents are of one codec and all texts of one encoder.
+
+    Otherwise the model would see the same thing encoded in two ways.
+    """
     for what, prefix in (("latents", "latents-"), ("text", "text")):
-        made: dict[str, str] = {}
+        groups: dict[str, str] = {}  # digest of weights → the first group made with them
         for source in sources.values():
             for group, declaration in source.declarations.items():
                 if group.startswith(prefix):
-                    made.setdefault(str(declaration["weights"]), f"{source.dataset}/{group}")
-        if len(made) > 1:
-            raise InputError(f"{' and '.join(made.values())} come from different weights; {what} must be of one kind")
+                    groups.setdefault(str(declaration["weights"]), f"{source.dataset}/{group}")
+        if len(groups) > 1:
+            raise InputError(f"{' and '.join(groups.values())} come from different weights; {what} must be of one kind")
 
 
 def _bits(mask: NDArray[np.bool_]) -> str | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from training.batch import Sample
 from training.config import ObjectiveConfig
-from training.seeded_generator import Draws
+from training.seeded_generator import SeededGenerator
 
 if TYPE_CHECKING:
     import torch
@@ -31,18 +31,18 @@ def draw_levels(
     sample of several frames has known ones instead, clean and out of the loss: of two frames either, evenly; of more
     a random subset, neither none nor all.
     """
-    draws = Draws(noise_seed, "levels")
-    sigmas = np.array([_logit_normal(draws, objective.shift) for _ in range(frames)], np.float32)
+    generator = SeededGenerator(noise_seed, "levels")
+    sigmas = np.array([_logit_normal(generator, objective.shift) for _ in range(frames)], np.float32)
     known = np.zeros(frames, bool)
-    if frames > 1 and draws.uniform() < objective.known_frame_share:
+    if frames > 1 and generator.uniform() < objective.known_frame_share:
         while not known.any() or known.all():
-            known = np.array([draws.uniform() < 0.5 for _ in range(frames)])
+            known = np.array([generator.uniform() < 0.5 for _ in range(frames)])
     sigmas[known] = 0.0
     return sigmas, ~known
 
 
-def _logit_normal(draws: Draws, shift: float) -> float:
-    sigma = 1 / (1 + np.exp(-draws.normal()))
+def _logit_normal(generator: SeededGenerator, shift: float) -> float:
+    sigma = 1 / (1 + np.exp(-generator.normal()))
     return float(shift * sigma / (1 + (shift - 1) * sigma))
 
 

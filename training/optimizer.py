@@ -45,27 +45,27 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after the step of that number, counted from 0."""
+        """Move toward the weights as they are after this step, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         current: list[Tensor] = [parameter.detach().float() for parameter in self.parameters]
         torch._foreach_lerp_(self.average, current, 1 - decay)
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Start again from the weights as they are."""
+        """Set the average to the weights as they are."""
         for average, parameter in zip(self.average, self.parameters, strict=True):
             average.copy_(parameter)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model has the averaged weights within, its own afterwards."""
+        """Within, the model has the averaged weights; afterwards its own again."""
         with torch.no_grad():
-            own = [parameter.detach().clone() for parameter in self.parameters]
+            saved = [parameter.detach().clone() for parameter in self.parameters]
             for parameter, average in zip(self.parameters, self.average, strict=True):
                 parameter.copy_(average)
         try:
             yield
         finally:
             with torch.no_grad():
-                for parameter, weight in zip(self.parameters, own, strict=True):
+                for parameter, weight in zip(self.parameters, saved, strict=True):
                     parameter.copy_(weight)

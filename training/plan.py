@@ -1,6 +1,7 @@
 """The plan: which samples a step has, as a pure function of (manifest, seed, step).
 
-The number of workers has no part in it, and no state is carried from step to step: any step can be asked for at once.
+It does not depend on the number of workers, and no state is carried from step to step: any step can be asked for at
+once.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from model.constants import SIZE_STEP
 from model.prompts import find_task
 from training.config import ObjectiveConfig
 from training.mixture import Manifest, Stream
-from training.seeded_generator import Draws
+from training.seeded_generator import SeededGenerator
 
 _BLOCK = 1024  # samples within which every task gets its exact share
 _LEAST_PER_BLOCK = 2  # of the rarest task; blocks are longer where 1024 samples would hold fewer
-_PATCH = 16  # pixels of a token's side
 
 Value = TypeVar("Value")
 
@@ -70,14 +71,14 @@ class Plan:
         stream_index, position = self._draw_task(index)
         stream = self.manifest.streams[stream_index]
         shard, row_group, row, set_views = self._rows[stream_index].at(position)
-        draws = Draws(self.seed, "sample", index)
+        generator = SeededGenerator(self.seed, "sample", index)
         views: tuple[int, ...] = ()
         condition = find_task(stream.task).condition
         frames = 1 if condition is None else 2
         if set_views:
             most = min(self.objective.max_views, set_views)
-            count = draws.integer(min(self.objective.min_views, most), most)
-            views = tuple(int(view) for view in draws.permutation(set_views)[:count])
+            count = generator.integer(min(self.objective.min_views, most), most)
+            views = tuple(int(view) for view in generator.permutation(set_views)[:count])
             frames = 2 * count
         return PlannedSample(
             index=index,
@@ -88,10 +89,10 @@ class Plan:
             row=row,
             views=views,
             frames=frames,
-            tokens=frames * (stream.size // _PATCH) ** 2,
-            drop_caption=draws.uniform() < self.objective.caption_dropout,
-            degradation_seed=draws.word(),
-            noise_seed=draws.word(),
+            tokens=frames * (stream.size // SIZE_STEP) ** 2,
+            drop_caption=generator.uniform() < self.objective.caption_dropout,
+            degradation_seed=generator.word(),
+            noise_seed=generator.word(),
         )
 
     def _draw_task(self, index: int) -> tuple[int, int]:
@@ -113,7 +114,8 @@ class Plan:
     def _shuffle_block(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         counts = self._before(block + 1) - self._before(block)
         assert counts.min() >= 0 and counts.sum() == self._block, counts
-        labels = np.repeat(np.arange(len(counts)), counts)[Draws(self.seed, "tasks", block).permutation(self._block)]
+        order = SeededGenerator(self.seed, "tasks", block).permutation(self._block)
+        labels = np.repeat(np.arange(len(counts)), counts)[order]
         ordinals = np.empty_like(labels)
         for stream in range(len(counts)):
             ordinals[labels == stream] = np.arange(counts[stream])
@@ -162,7 +164,7 @@ class _Rows:
 
     def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(row groups in the epoch's order, offset at which each window starts)."""
-        order = self._used[Draws(*self._seed, "epoch", epoch).permutation(len(self._used))]
+        order = self._used[SeededGenerator(*self._seed, "epoch", epoch).permutation(len(self._used))]
         ends = np.cumsum(self._counts[order])[self._window - 1 :: self._window]
         return order, np.concatenate([[0], ends])
 
@@ -173,7 +175,7 @@ class _Rows:
         members = order[window * self._window : (window + 1) * self._window]
         groups = np.repeat(members, self._counts[members])
         places = np.concatenate([np.arange(self._counts[group]) for group in members])
-        shuffled = Draws(*self._seed, "window", epoch, window).permutation(len(groups))
+        shuffled = SeededGenerator(*self._seed, "window", epoch, window).permutation(len(groups))
         return groups[shuffled], places[shuffled]
 
     def _rows_of(self, group: int) -> NDArray[np.int64]:

@@ -1,4 +1,6 @@
-"""From plan entries to samples: what a worker's reader does for each step.
+"""Reads the samples that the plan names, and packs them for a worker; runs in reading processes without torch.
+
+torch is imported only where a sample needs it: to encode degraded pictures and to make rays of cameras.
 
 C = 16 latent channels, h × w latent height and width, V views, L prompt tokens, Y text width.
 """
@@ -15,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from labeling.dataset import DROPPED_CAPTION, Dataset
-from model.constants import LATENT_CHANNELS
+from model.constants import LATENT_CHANNELS, LATENT_FACTOR
 from model.inputs import InputError
 from model.prompts import DEGRADED, find_task
 from training.batch import Sample, StepBatch
@@ -51,6 +53,7 @@ class PlanReader:
         """The codec of degraded pictures, loaded when the first one comes."""
         from model.codecs import load_codec
 
+        _limit_threads()
         return load_codec(self._codec_name)
 
     def read(self, step: int, rank: int, workers: int) -> StepBatch:
@@ -99,6 +102,7 @@ class PlanReader:
 
         from model.cameras import camera_rays, rays_to_latents
 
+        _limit_threads()
         table = self._table(stream, stream.latents, planned)
         heights, widths, latents = (table[name][planned.row] for name in ("latent_height", "latent_width", "latent"))
         sides = {(heights[view].as_py(), widths[view].as_py()) for view in planned.views}
@@ -127,7 +131,7 @@ class PlanReader:
 
         from model.conditions import degrade
 
-        fitted = self._picture(stream, planned, shape[2] * 8, shape[1] * 8)
+        fitted = self._picture(stream, planned, shape[2] * LATENT_FACTOR, shape[1] * LATENT_FACTOR)
         degraded = degrade(fitted, stream.task, planned.degradation_seed)
         pixels = torch.from_numpy(degraded.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
         with torch.inference_mode():
@@ -146,16 +150,16 @@ class PlanReader:
 
     def _text(self, stream: Stream, planned: PlannedSample) -> NDArray[np.float16]:
         """(L, Y) of the prompt; of a set, the prompt of the first view shown."""
-        wanted = DROPPED_CAPTION if planned.drop_caption else stream.task
+        task = DROPPED_CAPTION if planned.drop_caption else stream.task
         entries = self._table(stream, "text", planned)["entries"][planned.row]
         if planned.views:
             entries = entries[planned.views[0]]
         structs = entries.values
         tasks = structs.field("task").to_pylist()
-        if wanted not in tasks:
-            named = f"for task {wanted!r}" if wanted else "that is empty, for dropped captions"
+        if task not in tasks:
+            named = f"for task {task!r}" if task else "that is empty, for dropped captions"
             raise InputError(f"{self._place(stream, 'text', planned)}: no prompt {named}; label text again")
-        place = tasks.index(wanted)
+        place = tasks.index(task)
         embedding = _array(structs.field("embedding")[place].values)
         text = embedding.reshape(structs.field("tokens")[place].as_py(), -1)
         if text.shape[1] != self.config.model.caption_channels:
@@ -201,10 +205,10 @@ class PlanReader:
 
 
 class _Cache:
-    """The values used last (tables, arrays), up to a number of bytes."""
+    """The values used last (tables, arrays), up to a limit in bytes."""
 
     def __init__(self, limit: int) -> None:
-        self._limit, self._held = limit, 0
+        self._limit, self._bytes = limit, 0
         self._values: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
 
     def get(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
@@ -213,10 +217,17 @@ class _Cache:
             self._values.move_to_end(key)
             return self._values[key]
         value = self._values[key] = make()
-        self._held += value.nbytes
-        while self._held > self._limit and len(self._values) > 1:
-            self._held -= self._values.popitem(last=False)[1].nbytes
+        self._bytes += value.nbytes
+        while self._bytes > self._limit and len(self._values) > 1:
+            self._bytes -= self._values.popitem(last=False)[1].nbytes
         return value
+
+
+def _limit_threads() -> None:
+    """One thread for torch: there are as many readers as CPUs for them."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def _array(values: pa.Array) -> NDArray[np.float16]:

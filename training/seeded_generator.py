@@ -1,4 +1,4 @@
-"""Seeded draws that stay the same on any machine and with any library version.
+"""A seeded generator whose numbers stay the same on any machine and with any version of a library.
 
 Only the raw words of a bit generator are used: numpy promises that those never change, which it does not promise of
 its distributions and shuffles.
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 _NORMAL = NormalDist()
 
 
-class Draws:
-    """A stream of random words seeded by any values, such as Draws(seed, "views", 17)."""
+class SeededGenerator:
+    """Random numbers seeded by any values, as SeededGenerator(seed, "views", 17)."""
 
     def __init__(self, *seed: int | str) -> None:
         digest = hashlib.blake2b(repr(seed).encode(), digest_size=16).digest()

@@ -1,4 +1,4 @@
-"""Losses and speed over a window of steps, summed on each worker and averaged over all of them."""
+"""Losses and speed of the steps since the last logged one, summed on each worker and averaged over all of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from training.batch import Sample
 
 
-class Window:
+class StepMetrics:
     """Sums since the last logged step, on each worker."""
 
     def __init__(self, tasks: tuple[str, ...], device: torch.device) -> None:
@@ -19,45 +19,45 @@ class Window:
 
     def _reset(self) -> None:
         self.steps, self.tokens, self.samples = 0, 0, 0
-        self.waited, self.seconds = 0.0, 0.0
+        self.wait_seconds, self.seconds = 0.0, 0.0
         self.packs: list[tuple[list[tuple[str, int]], Tensor, int]] = []
 
-    def add(self, pack: list[Sample], parts: Tensor, frames_in_loss: int) -> None:
-        """parts: of each sample of the pack; frames_in_loss: of the step."""
-        counted = [(sample.task, int(sample.in_loss.sum())) for sample in pack]
-        self.packs.append((counted, parts, frames_in_loss))
+    def add_pack(self, pack: list[Sample], losses: Tensor, frames_in_loss: int) -> None:
+        """losses: (samples,), each sample's part of the loss, on any device; frames_in_loss: of the whole step."""
+        frames = [(sample.task, int(sample.in_loss.sum())) for sample in pack]
+        self.packs.append((frames, losses, frames_in_loss))
         self.tokens += sum(sample.tokens for sample in pack)
         self.samples += len(pack)
 
-    def took(self, waited: float, seconds: float) -> None:
-        """waited: seconds of the step's that went by without a batch."""
+    def end_step(self, wait_seconds: float, seconds: float) -> None:
+        """wait_seconds: the part of the step's seconds that passed while it waited for its batch."""
         self.steps += 1
-        self.waited += waited
+        self.wait_seconds += wait_seconds
         self.seconds += seconds
 
-    def close(self) -> dict[str, Any]:
-        """Means over the window and all workers; begins the next window."""
+    def reduce(self) -> dict[str, Any]:
+        """Means over the steps and all workers; starts again from zero. Called by all workers together."""
         loss, by_task = 0.0, {task: [0.0, 0.0] for task in self.tasks}
-        for counted, parts, frames_in_loss in self.packs:
-            for (task, frames), part in zip(counted, parts.tolist(), strict=True):
+        for frames_of, losses, frames_in_loss in self.packs:
+            for (task, frames), part in zip(frames_of, losses.tolist(), strict=True):
                 loss += part / frames_in_loss
                 by_task[task][0] += part
                 by_task[task][1] += frames
-        local = [loss, self.tokens, self.samples, self.waited, self.seconds, 1.0]
+        local = [loss, self.tokens, self.samples, self.wait_seconds, self.seconds, 1.0]
         local += [value for task in self.tasks for value in by_task[task]]
         total = torch.tensor(local, dtype=torch.float64, device=self.device)
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(total)
-        loss, tokens, samples, waited, seconds, workers, *rest = total.tolist()
-        losses = {
+        loss, tokens, samples, wait_seconds, seconds, workers, *rest = total.tolist()
+        task_losses = {
             task: part / frames for task, part, frames in zip(self.tasks, rest[::2], rest[1::2], strict=True) if frames
         }
         values = {
             "loss": loss / self.steps,
-            "losses": losses,
+            "losses": task_losses,
             "tokens_per_second": round(tokens * workers / seconds, 1),
             "samples_per_second": round(samples * workers / seconds, 3),
-            "wait_share": round(waited / seconds, 4),
+            "wait_share": round(wait_seconds / seconds, 4),
         }
         self._reset()
         return values

@@ -1,45 +1,51 @@
-"""The loss on rows that nothing is learned from: what tells learning from learning by heart."""
+"""The loss on rows that the model is not trained on: it tells learning from memorizing."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
 from training.batch import StepBatch
+from training.dataloader import load_batches, prefetch
 from training.objective import flow_matching_loss
 from training.optimizer import MovingAverage
-from training.step_metrics import Window
-from training.stream import stream_steps
-
-if TYPE_CHECKING:
-    from training.worker import Job
+from training.step_metrics import StepMetrics
+from training.worker_settings import WorkerSettings
 
 
-class HeldOut:
-    """The same samples with the same noise levels and noise at every checkpoint, so that the figures compare.
+class Validation:
+    """The same samples with the same noise levels and noise at every checkpoint, so that the losses compare.
 
-    They are read once, and each worker keeps its share: at 256² 32 kB of latents a frame, and the texts.
+    They are read once, from when this is made, and each worker keeps its share: 32 kB of latents a frame at 256², and
+    the texts.
     """
 
-    def __init__(self, job: Job, rank: int, workers: int, device: torch.device) -> None:
-        """Read the share of worker `rank`. Raises InputError for a shard that changed."""
-        self.device = device
-        self._window = Window(job.held_out_tasks, device)
-        steps = -(-job.config.held_out.samples // job.config.batch)
-        self._batches: list[StepBatch] = list(
-            stream_steps(job.held_out, job.config, job.codec, rank, workers, job.readers, range(steps))
+    def __init__(self, settings: WorkerSettings, rank: int, workers: int) -> None:
+        config = settings.config
+        steps = range(-(-config.validation.samples // config.batch))
+        manifest = settings.validation_manifest
+        self._tasks = settings.validation_tasks
+        self._reading: Iterator[StepBatch] = prefetch(
+            load_batches(manifest, config, settings.codec, rank, workers, settings.readers, steps)
         )
+        self._batches: list[StepBatch] = []
+
+    def read(self) -> None:
+        """Wait until the samples are read. Raises InputError for a shard that changed."""
+        self._batches += self._reading
 
     @torch.no_grad()
-    def measure(self, model: nn.Module, average: MovingAverage) -> dict[str, Any]:
+    def measure(self, model: nn.Module, average: MovingAverage, device: torch.device) -> dict[str, Any]:
         """Mean loss of the averaged weights over all workers, and by task. Called by all workers together."""
+        metrics = StepMetrics(self._tasks, device)
         with average.applied():
             for batch in self._batches:
                 for pack in batch.packs:
-                    _, parts = flow_matching_loss(model, pack, self.device)
-                    self._window.add(pack, parts, batch.frames_in_loss)
-                self._window.took(0.0, 1.0)
-        values = self._window.close()
-        return {"held_out_loss": values["loss"], "held_out_losses": values["losses"]}
+                    _, losses = flow_matching_loss(model, pack, device)
+                    metrics.add_pack(pack, losses, batch.frames_in_loss)
+                metrics.end_step(0.0, 1.0)
+        values = metrics.reduce()
+        return {"validation_loss": values["loss"], "validation_losses": values["losses"]}

@@ -123,6 +123,7 @@ class BoxesLabeler(Labeler):
     name = "boxes"
     version = 1
     batch_size = 8
+    packages = ("mmcv",)
     schema = pa.schema(
         [
             (

@@ -51,6 +51,7 @@ class CaptionLabeler(Labeler):
         "boxes.scores",
         "pose.keypoints",
     )
+    packages = ("mmcv",)
     schema = pa.schema([("caption", pa.string())])
 
     class Parameters(labeler.Parameters):

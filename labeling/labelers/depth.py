@@ -26,6 +26,7 @@ class DepthLabeler(Labeler):
     name = "depth"
     version = 1
     reads: tuple[str, ...] = ("images.image", "images.right", "images.disparity", "images.disparity_scale")
+    packages = ("mmcv",)
     schema = pa.schema([("depth", pa.binary()), ("near", pa.float32()), ("far", pa.float32()), ("method", pa.string())])
 
     class Parameters(labeler.Parameters):

@@ -22,6 +22,7 @@ class EdgesLabeler(Labeler):
 
     name = "edges"
     version = 1
+    packages = ("mmcv",)
     schema = pa.schema([("edges", pa.binary())])
 
     class Parameters(labeler.Parameters):

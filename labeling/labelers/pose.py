@@ -33,6 +33,7 @@ class PoseLabeler(Labeler):
     name = "pose"
     version = 1
     reads = ("images.image", "boxes.boxes", "boxes.names")
+    packages = ("mmcv", "mediapipe")
     schema = pa.schema(
         [
             (

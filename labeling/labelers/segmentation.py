@@ -37,6 +37,7 @@ class SegmentationLabeler(Labeler):
     name = "segmentation"
     version = 1
     reads: tuple[str, ...] = ("images.image", "boxes.boxes", "boxes.names")
+    packages = ("mmcv", "mediapipe")
     schema = pa.schema([("mask", pa.binary()), ("names", pa.list_(pa.string())), ("colors", pa.list_(pa.string()))])
 
     class Parameters(labeler.Parameters):

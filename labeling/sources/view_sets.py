@@ -53,8 +53,12 @@ class SetTask:
 
 def is_view_set(name: str) -> bool:
     """Whether a file of a source makes a view set."""
-    path = PurePosixPath(name)
-    return path.suffix.lower() in MESHES or path.name == TRANSFORMS
+    return is_mesh(name) or PurePosixPath(name).name == TRANSFORMS
+
+
+def is_mesh(name: str) -> bool:
+    """Whether a file of a source is a mesh, by its name."""
+    return PurePosixPath(name).suffix.lower() in MESHES
 
 
 def digest_set(source: Source, name: str, facts: Mapping[str, str]) -> str:

@@ -5,6 +5,6 @@ It lies below everything else, so that every folder tells a user what is wrong i
 
 from __future__ import annotations
 
-from model.inputs.errors import InputError, input_error_behind, nearest, one_line
+from model.inputs.errors import InputError, input_error_behind, nearest, one_line, require
 
-__all__ = ["InputError", "input_error_behind", "nearest", "one_line"]
+__all__ = ["InputError", "input_error_behind", "nearest", "one_line", "require"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from model.inputs.extras import describe, missing_extra
+
 
 class InputError(ValueError):
     """Something a user gave is wrong. The message is one line that names the thing and the remedy.
@@ -24,13 +26,24 @@ def nearest(word: str, choices: list[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def require(*modules: str) -> None:
+    """Raise InputError when one of these modules is not installed, with the extra that installs it."""
+    if line := missing_extra(*modules):
+        raise InputError(line)
+
+
 def input_error_behind(error: BaseException | None) -> InputError | None:
-    """The InputError that an exception is, or was raised from, also where Ray carried it from another process."""
+    """The InputError that an exception is, or was raised from, also where Ray carried it from another process.
+
+    A module that is not installed is one too where an extra installs it.
+    """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         cause = getattr(error, "cause", None)  # Ray's own errors are of the classes of what they carry, too
         if isinstance(error, InputError) and cause is None:
             return error
+        if isinstance(error, ModuleNotFoundError) and cause is None and (line := describe(error.name)):
+            return InputError(line)
         error = cause or error.__cause__ or error.__context__
     return None

@@ -137,7 +137,7 @@ def run_verdicts(snapshot: Snapshot) -> Iterator[Verdict]:
         good = math.isfinite(last) and (last < first or len(losses) < 10)
         said = f"{last:.4g} over the last records, {first:.4g} over the first"
         yield Verdict((name, "checkpoints"), "loss", good, said, {"loss": last} if math.isfinite(last) else {})
-    held_out = [record["held_out_loss"] for record in records if "held_out_loss" in record]
+    held_out = [record["validation_loss"] for record in records if "validation_loss" in record]
     if held_out:
         last, best = held_out[-1], min(held_out)
         said = f"{last:.4g} at the newest checkpoint, {best:.4g} at the best"
@@ -191,7 +191,7 @@ def place_checks(snapshot: Snapshot) -> list[dg.AssetCheckSpec]:
     """All checks of a dataset or run."""
     name = snapshot.place.name
     if snapshot.place.kind == "run":
-        held_out = ["held_out"] if (snapshot.config.get("held_out") or {}).get("share") else []
+        held_out = ["held_out"] if (snapshot.config.get("validation") or {}).get("share") else []
         checks = [check_spec((name, "checkpoints"), check) for check in ("loss", *held_out)]
         return [*checks, check_spec((name, "evaluation"), "figures")]
     specs = [check_spec((name, group), check) for group in snapshot.labels for check in ("fresh", "errors", "speed")]

@@ -19,7 +19,7 @@ from pipelines.dashboard.ranges import Range
 from pipelines.dashboard.snapshots import Snapshot
 from pipelines.file_cache import FileCache
 from pipelines.reports.run import EVALUATION, read_json
-from training.loop import MANIFEST
+from training.run import MANIFEST
 
 Key = tuple[str, ...]
 Footers = dict[str, dict[str, Footer]]
@@ -203,7 +203,7 @@ def run_code_version(snapshot: Snapshot) -> str:
     """Digest of what must stay the same in a run."""
     from training.config import parse_config
 
-    return digest_json(parse_config(snapshot.config, snapshot.place.address).fixed())
+    return parse_config(snapshot.config, snapshot.place.address).digest()
 
 
 def run_versions(

@@ -22,17 +22,19 @@ from pipelines.dashboard.launch import (
 from pipelines.dashboard.runs import Observer, sized, training_fields
 from pipelines.dashboard.snapshots import refresh
 from pipelines.dashboard.tracked_assets import places
+from pipelines.jobs.control import scale_job
+from pipelines.jobs.control import stop_job as stop_submitted
 from pipelines.jobs.folder import JobFolder
-from pipelines.jobs.specification import LabelJob, ReportJob, TrainJob, WorkersSpec, address
-from pipelines.jobs.submit import list_jobs, scale_job
-from pipelines.jobs.submit import stop_job as stop_submitted
+from pipelines.jobs.resolved import whole_address
+from pipelines.jobs.specification import LabelJob, ReportJob, TrainJob, WorkersSpec
+from pipelines.jobs.status import list_jobs
 
 _DATASET = dg.Field(str, description="Its name on this dashboard, or its address.")
 
 
 def place_address(text: str) -> str:
     """The address that a form's text means: that of the place of this name, or the text itself."""
-    return next((place.address for place in places() if place.name == text), None) or address(text)
+    return next((place.address for place in places() if place.name == text), None) or whole_address(text)
 
 
 @dg.op(
@@ -62,7 +64,7 @@ def train_run(context: dg.OpExecutionContext) -> None:
     with explained():
         config = context.op_config
         overrides = override_config(config["overrides"], sized(config))
-        run = address(config["run"] or _own_run(config["config"], overrides))
+        run = whole_address(config["run"] or _own_run(config["config"], overrides))
         job = TrainJob(kind="train", config=config["config"], run=run, overrides=overrides)
         run_job(context, job, chosen_target(config), Observer(context, run))
 
@@ -89,13 +91,13 @@ def scale_run(context: dg.OpExecutionContext) -> None:
     with explained():
         given = context.op_config["run"]
         jobs = list_jobs(place_address(given) if given else None)
-        alive = [submission for submission, state in jobs if state.alive and submission.id.startswith("train-")]
+        alive = [submission for submission, state in jobs if state.alive and submission.job_id.startswith("train-")]
         if len(alive) != 1:
             said = ", ".join(submission.address.rpartition("/jobs/")[0] for submission in alive) or "no training"
             raise InputError(f"under way: {said}; name the run to scale")
-        now = JobFolder(alive[0].address).job().workers or WorkersSpec()
+        now = JobFolder(alive[0].address).specification().workers or WorkersSpec()
         wanted = now.model_dump() | given_workers(context.op_config)
-        scale_job(alive[0].id, WorkersSpec(**wanted), context.log.info)
+        scale_job(alive[0].job_id, WorkersSpec(**wanted), context.log.info)
 
 
 @dg.op(config_schema={"job": dg.Field(str, description="As `onediffusion jobs` names it, like label-1a2b3c4d.")})

@@ -21,9 +21,14 @@ from cluster.ray_jobs import RayBackend
 from cluster.target import targets
 from model.inputs import InputError, one_line
 from pipelines.dashboard.submissions import ray_page
-from pipelines.jobs.folder import JobFolder, Submission, job_address
-from pipelines.jobs.specification import Job, WorkersSpec, job_id, resolve
-from pipelines.jobs.submit import JobState, backend_of, job_state, log_lines, stop_job, submit_job
+from pipelines.jobs.attempt import Attempt
+from pipelines.jobs.control import stop_job
+from pipelines.jobs.folder import JobFolder
+from pipelines.jobs.log import log_lines, stored_lines
+from pipelines.jobs.resolved import resolve_job
+from pipelines.jobs.specification import JobSpecification, WorkersSpec
+from pipelines.jobs.status import JobStatus, backend_of, job_status
+from pipelines.jobs.submit import submit_job
 
 LOOK_SECONDS = 15.0  # between reports of how far a job has come
 POLL_SECONDS = 2.0
@@ -94,7 +99,7 @@ def given_workers(config: Mapping[str, Any]) -> dict[str, Any]:
 class Ended:
     """A job that succeeded, and its figures."""
 
-    submission: Submission
+    submission: Attempt
     result: dict[str, Any]
 
 
@@ -109,7 +114,7 @@ def explained() -> Iterator[None]:
 
 def run_job(
     context: Context,
-    job: Job,
+    job: JobSpecification,
     target: str,
     look: Callable[[], None] = lambda: None,
 ) -> Ended:
@@ -118,18 +123,18 @@ def run_job(
     look: called now and then while it runs. A job that does not succeed fails the Dagster run with one line.
     Terminating the Dagster run stops the job; closing the dashboard does not. Raises InputError (see `explained`).
     """
-    job = resolve(job)
-    folder = JobFolder(job_address(job.output, job_id(job)))
-    before = folder.submission()
-    told = len(list(folder.log_lines())) if before else 0
+    resolved = resolve_job(job)
+    folder = resolved.folder
+    before = folder.attempt()
+    told = len(list(stored_lines(folder.store))) if before else 0
     try:
-        submission = submit_job(job, target, context.log.info)
+        submission = submit_job(resolved, target, context.log.info)
     except dg.DagsterExecutionInterruptedError:
-        begun = folder.submission()
-        if begun and (before is None or begun.attempt != before.attempt):
+        begun = folder.attempt()
+        if begun and (before is None or begun.number != before.number):
             _interrupted(context, begun)
         raise
-    if before and before.attempt == submission.attempt:
+    if before and before.number == submission.number:
         told = 0  # one joins what is under way already
     _introduce(context, submission)
     try:
@@ -146,16 +151,16 @@ def run_job(
         _interrupted(context, submission)
         raise
     if state.phase == "stopped":
-        raise dg.Failure(f"{submission.id} was stopped; materialize again to continue", allow_retries=False)
+        raise dg.Failure(f"{submission.job_id} was stopped; materialize again to continue", allow_retries=False)
     if state.phase != "succeeded":
         reason = state.reason or "its log says why"
-        raise dg.Failure(f"{submission.id}: {state.phase}: {reason}", allow_retries=False)
+        raise dg.Failure(f"{submission.job_id}: {state.phase}: {reason}", allow_retries=False)
     return Ended(submission, state.result or {})
 
 
-def _introduce(context: Context, submission: Submission) -> None:
+def _introduce(context: Context, submission: Attempt) -> None:
     """Say what is followed, where, and where else it can be watched."""
-    tags = {"onediffusion/job": submission.id, "onediffusion/target": submission.target_name}
+    tags = {"onediffusion/job": submission.job_id, "onediffusion/target": submission.target_name}
     context.instance.add_run_tags(context.run_id, tags)
     context.log.info(f"{submission.name} on {submission.target_name}, kept in {submission.address}")
     page = ray_page(submission)
@@ -166,17 +171,17 @@ def _introduce(context: Context, submission: Submission) -> None:
             context.log_event(dg.AssetObservation(key, metadata=job_details(submission)))
 
 
-def _outcome(submission: Submission, folder: JobFolder) -> tuple[JobState, Submission | None]:
+def _outcome(submission: Attempt, folder: JobFolder) -> tuple[JobStatus, Attempt | None]:
     """How an attempt ended, and the next one where there is one: it begins some moments after the last.
 
     Scaling announces the next before it ends the last, which may take its target minutes.
     """
     began = time.monotonic()
     while True:
-        announced = folder.control().attempt > submission.attempt  # looked at first: it is there until the next is
-        state = job_state(submission)
-        newest = folder.submission()
-        if newest and newest.attempt > submission.attempt:
+        announced = folder.control().attempt > submission.number  # looked at first: it is there until the next is
+        state = job_status(submission)
+        newest = folder.attempt()
+        if newest and newest.number > submission.number:
             return state, newest
         patience = ANNOUNCED_SECONDS if announced else NEXT_SECONDS
         if time.monotonic() - began > patience or (state.phase in ("succeeded", "failed") and not announced):
@@ -184,16 +189,16 @@ def _outcome(submission: Submission, folder: JobFolder) -> tuple[JobState, Submi
         time.sleep(POLL_SECONDS / 2)
 
 
-def _interrupted(context: Context, submission: Submission) -> None:
+def _interrupted(context: Context, submission: Attempt) -> None:
     run = context.instance.get_run_by_id(context.run_id)
     if run and run.status == dg.DagsterRunStatus.CANCELING:
-        context.log.info(f"stopping {submission.id}")
-        stop_job(submission.id, context.log.info)
+        context.log.info(f"stopping {submission.job_id}")
+        stop_job(submission.job_id, context.log.info)
     else:
-        context.log.info(f"the dashboard ends; {submission.id} goes on: onediffusion logs -f {submission.id}")
+        context.log.info(f"the dashboard ends; {submission.job_id} goes on: onediffusion logs -f {submission.job_id}")
 
 
-def _lines(submission: Submission, told: int, look: Callable[[], None]) -> Iterator[str]:
+def _lines(submission: Attempt, told: int, look: Callable[[], None]) -> Iterator[str]:
     """The job's log as it comes, without the lines `told` by earlier attempts; `look` is called in between."""
     lines: queue.Queue[str | BaseException | None] = queue.Queue()
 
@@ -236,7 +241,7 @@ def _lines(submission: Submission, told: int, look: Callable[[], None]) -> Itera
 class _Patience:
     """How a job stands, from where it may not answer; news: what is to be said of that since the last look, or ""."""
 
-    def __init__(self, submission: Submission) -> None:
+    def __init__(self, submission: Attempt) -> None:
         self.submission = submission
         self.news = self._trouble = ""
         self._until = time.monotonic() + PATIENCE_SECONDS
@@ -244,20 +249,20 @@ class _Patience:
     def look(self) -> bool:
         """Whether it is under way. Raises InputError where that was not known for PATIENCE_SECONDS."""
         try:
-            state = job_state(self.submission)
+            state = job_status(self.submission)
         except Exception as error:
-            state = JobState("unknown", one_line(error))
+            state = JobStatus("unknown", one_line(error))
         trouble = state.reason if state.phase == "unknown" else ""
         self.news = f"it is not known how the job stands: {trouble}" if trouble and not self._trouble else ""
         self._trouble = trouble
         if not trouble:
             self._until = time.monotonic() + PATIENCE_SECONDS
         elif time.monotonic() > self._until:
-            raise InputError(f"{self.submission.id}: {trouble}; it is followed no longer, and may go on")
+            raise InputError(f"{self.submission.job_id}: {trouble}; it is followed no longer, and may go on")
         return state.alive
 
 
-def _log(submission: Submission, told: int) -> Iterator[str]:
+def _log(submission: Attempt, told: int) -> Iterator[str]:
     """What the job prints.
 
     The log in the job's folder serves every target, but for a job on S3 that means reading a growing file every two
@@ -271,11 +276,11 @@ def _log(submission: Submission, told: int) -> Iterator[str]:
         yield from islice(log_lines(submission, follow=True, say=print), told, None)
 
 
-def ray_log(submission: Submission) -> Iterator[str]:
+def ray_log(submission: Attempt) -> Iterator[str]:
     """Lines that a job on a Ray cluster prints, as they come, until it ends."""
     from dagster_ray.core.pipes import tail_logs
 
-    while job_state(submission).phase == "pending":
+    while job_status(submission).phase == "pending":
         time.sleep(POLL_SECONDS)
     backend = backend_of(submission)
     assert isinstance(backend, RayBackend)
@@ -287,9 +292,9 @@ def ray_log(submission: Submission) -> Iterator[str]:
         yield rest
 
 
-def job_details(submission: Submission) -> dict[str, Any]:
+def job_details(submission: Attempt) -> dict[str, Any]:
     """Of a job, as metadata: its id, where it runs, and Ray's own dashboard where its target has one."""
-    found: dict[str, Any] = {"job": submission.id, "target": submission.target_name}
+    found: dict[str, Any] = {"job": submission.job_id, "target": submission.target_name}
     page = ray_page(submission)
     if page:
         found["Ray's dashboard"] = dg.MetadataValue.url(page)

@@ -218,9 +218,9 @@ def _under_way(address: str) -> str:
     """Whether a job trains the run now, by what it says of itself."""
     for place in jobs_of(address):
         folder = JobFolder(place)
-        state, submission = folder.state(), folder.submission()
-        if state and submission and state.attempt == submission.attempt and state.lives:
-            job = folder.job()
+        state, submission = folder.state(), folder.attempt()
+        if state and submission and state.attempt == submission.number and state.is_running:
+            job = folder.specification()
             if isinstance(job, TrainJob) and job.workers:
                 count = job.workers.count
                 workers = str(count) if isinstance(count, int) else f"{count[0]} to {count[1]}"

@@ -85,8 +85,8 @@ def _look_at_run(place: Place) -> Snapshot:
     import yaml
 
     from training.config import parse_config
-    from training.loop import CONFIG
     from training.mixture import Stream
+    from training.run import CONFIG
 
     store = open_store(place.address)
     try:

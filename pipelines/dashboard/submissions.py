@@ -13,8 +13,9 @@ from urllib.parse import quote
 from model.inputs import one_line
 from pipelines.dashboard.snapshots import snapshots
 from pipelines.dashboard.tracked_assets import find_place
-from pipelines.jobs.folder import JobFolder, Submission
-from pipelines.jobs.submit import JobState, list_jobs
+from pipelines.jobs.attempt import Attempt
+from pipelines.jobs.folder import JobFolder
+from pipelines.jobs.status import JobStatus, list_jobs
 
 SUBMISSIONS = "submissions"  # the first part of the address; `/jobs` is a page of Dagster's own
 _FORM = "/locations/onediffusion/jobs/{job}/playground/setup?config={config}"
@@ -54,7 +55,7 @@ def submissions_page(name: str | None, operates: bool) -> str:
     if name is not None:
         find_place(name)
     trouble = [f"{one.place.address}: {one.trouble}" for one in chosen if one.trouble]
-    found: dict[str, tuple[Submission, JobState]] = {}
+    found: dict[str, tuple[Attempt, JobStatus]] = {}
     for place in [*([] if name else [None]), *(one.place.address for one in chosen if not one.trouble)]:
         try:
             found |= {submission.address: (submission, state) for submission, state in list_jobs(place)}
@@ -70,24 +71,24 @@ def submissions_page(name: str | None, operates: bool) -> str:
     )
 
 
-def _table(jobs: Sequence[tuple[Submission, JobState]], operates: bool) -> str:
+def _table(jobs: Sequence[tuple[Attempt, JobStatus]], operates: bool) -> str:
     heads = ("id", "works on", "target", "sent", "state", "", "")
     rows = [_row(submission, state, operates) for submission, state in jobs]
     return f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{''.join(rows)}</table>"
 
 
-def _row(submission: Submission, state: JobState, operates: bool) -> str:
+def _row(submission: Attempt, state: JobStatus, operates: bool) -> str:
     sent = datetime.fromtimestamp(submission.sent).strftime("%Y-%m-%d %H:%M") if submission.sent else ""
     links = []
-    if operates and state.alive and submission.attempt:
-        links.append(_form("stop", "stop_job", "stop_submission", {"job": submission.id}))
-        if submission.id.startswith("train-"):
+    if operates and state.alive and submission.number:
+        links.append(_form("stop", "stop_job", "stop_submission", {"job": submission.job_id}))
+        if submission.job_id.startswith("train-"):
             run = submission.address.rpartition("/jobs/")[0]
             links.append(_form("scale", "scale_training", "scale_run", {"run": run, "workers": _workers(submission)}))
     if page := ray_page(submission):
         links.append(f'<a href="{escape(page)}">Ray</a>')
     cells = [
-        f"<code>{escape(submission.id)}</code>",
+        f"<code>{escape(submission.job_id)}</code>",
         escape(submission.address.rpartition("/jobs/")[0]),
         escape(submission.target_name),
         sent,
@@ -98,17 +99,17 @@ def _row(submission: Submission, state: JobState, operates: bool) -> str:
     return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
-def _workers(submission: Submission) -> dict[str, int]:
+def _workers(submission: Attempt) -> dict[str, int]:
     """How many it has, as a form takes them."""
     with suppress(Exception):  # it is but what the form begins with
-        spec = JobFolder(submission.address).job().workers
+        spec = JobFolder(submission.address).specification().workers
         if spec:
             least, most = (spec.count, spec.count) if isinstance(spec.count, int) else spec.count
             return {"least": least, "most": most}
     return {"least": 1, "most": 1}
 
 
-def ray_page(submission: Submission) -> str | None:
+def ray_page(submission: Attempt) -> str | None:
     """The job's page on Ray's own dashboard, where its target has one."""
     address = str(submission.target.get("address", ""))
     if submission.target.get("type") != "ray" or not address.startswith(("http://", "https://")):

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cluster.user_data import data_folder, one_at_a_time, remembered_jobs, write_whole
+from cluster.user_data import data_folder, one_at_a_time, write_whole
 from labeling.dataset import open_store
 from model.inputs import InputError
+from pipelines.jobs.known_jobs import remembered_jobs
 
 Kind = Literal["dataset", "run", "unknown"]
 Policy = Literal["ask", "build", "ignore"]

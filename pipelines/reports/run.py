@@ -19,8 +19,8 @@ from pipelines.file_cache import FileCache
 from pipelines.reports.charts import chart_top, dot_strip, line_chart, number
 from pipelines.reports.overlays import Drawing, Inliner, inline_file
 from training.checkpoint import whole_checkpoints
-from training.loop import CONFIG, MANIFEST
 from training.metrics_logger import METRICS, read_metrics
+from training.run import CONFIG, MANIFEST
 
 EVALUATION, FIGURES, SAMPLES = "evaluation.json", "metrics.json", "samples/samples.json"
 MOST_SAMPLES = 120
@@ -218,7 +218,7 @@ def _tasks(config: Mapping[str, Any], store: Store) -> list[tuple[str, str, str,
 def _charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
     wanted = (
         ("loss", "Loss", "loss", "all tasks; as logged (faint) and smoothed"),
-        ("held_out_loss", "Loss on held-out rows", "loss", "of the averaged weights, at every checkpoint"),
+        ("validation_loss", "Validation loss", "loss", "of the averaged weights, at every checkpoint"),
         ("tokens_per_second", "Throughput", "tokens/s", "image tokens a second over all workers"),
         ("learning_rate", "Learning rate", "rate", ""),
         ("gradient_norm", "Gradient norm", "norm", "before clipping"),

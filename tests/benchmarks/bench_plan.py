@@ -16,7 +16,7 @@ from rounds import alternate
 from training.config import ObjectiveConfig
 from training.mixture import Manifest, ShardPin, SourcePin, Stream
 from training.plan import Plan
-from training.seeded_generator import Draws
+from training.seeded_generator import SeededGenerator
 
 BATCH, WINDOW, FAR = 256, 8, 400_000
 MOST = {"far_over_near": 1.5, "large_over_small": 3.0, "start_growth": 15.0}  # of ten times the shards, the last
@@ -61,8 +61,8 @@ def plan_of(shards: int) -> Plan:
 
 def drawn(index: int) -> tuple[float, int, int]:
     """What no plan can do without: the draws of a sample."""
-    draws = Draws(0, "sample", index)
-    return draws.uniform(), draws.word(), draws.word()
+    generator = SeededGenerator(0, "sample", index)
+    return generator.uniform(), generator.word(), generator.word()
 
 
 if __name__ == "__main__":

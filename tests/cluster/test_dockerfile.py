@@ -96,7 +96,7 @@ def test_pip_installs_as_the_makefile_does() -> None:
     usual = shlex.split(re.search(r"^INSTALL = \S+ install --quiet (.*)$", makefile, re.MULTILINE)[1])  # type: ignore[index]
     pip, torch, project = pip_installs()
     assert pip == ["--no-cache-dir", "pip>=25.3"] and '"pip>=25.3"' in makefile
-    assert project == ["--no-cache-dir", *usual, "."]
+    assert project == ["--no-cache-dir", *usual, ".[labelers]"]  # pods label and train
     assert torch[-1] == "torch" and "--no-deps" in torch and "--extra-index-url" not in torch
     assert torch[torch.index("--index-url") + 1] == "$TORCH_INDEX"
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)

@@ -15,7 +15,6 @@ import dagster as dg
 import pytest
 from dashboard_assets import BRIGHTNESS, declare, last_event, verdicts
 
-from cluster.user_data import forget_job, remember_job
 from labeling.dataset import Dataset, dataset_status
 from model.inputs import InputError
 from pipelines.dashboard import ranges
@@ -27,7 +26,8 @@ from pipelines.dashboard.reporting import Reporter, shown_pictures
 from pipelines.dashboard.sheets import drop_old_pictures, keep_picture, live_curves, picture_folder
 from pipelines.dashboard.snapshots import find_snapshot, refresh, shape, snapshots
 from pipelines.dashboard.tracked_assets import find_place, forget, place_kind, places, remember, worked_on
-from pipelines.jobs.submit import list_jobs
+from pipelines.jobs.known_jobs import forget_job, remember_job
+from pipelines.jobs.status import list_jobs
 from pipelines.label import label
 from pipelines.train import train
 from training.config import load_config
@@ -262,7 +262,7 @@ def test_a_run_is_fresh_while_its_datasets_hold_what_it_learned_from(
     instance: dg.DagsterInstance,
     tmp_path: Path,
 ) -> None:
-    config = load_config("debug", {**small_config, "held_out": {"share": 0.3, "samples": 12}})
+    config = load_config("debug", {**small_config, "validation": {"share": 0.3, "samples": 12}})
     train(config, str(tmp_path / "run"), say=lambda line: None)
     remember([("run", str(tmp_path / "run"))])
     follower = Follower(instance)
@@ -287,7 +287,7 @@ def test_a_run_is_fresh_while_its_datasets_hold_what_it_learned_from(
     metrics = tmp_path / "run" / "metrics.jsonl"
     for loss, passed in ((1e-3, True), (2e-3, False)):  # lower than ever, then risen from there
         with metrics.open("a") as file:
-            file.write(json.dumps({"step": 5, "held_out_loss": loss}) + "\n")
+            file.write(json.dumps({"step": 5, "validation_loss": loss}) + "\n")
         [held_out] = [one for one in run_verdicts(find_snapshot("run")) if one.check == "held_out"]
         assert held_out.passed is passed, held_out.said
     (pictures_dataset / "text" / "000001.parquet").unlink()

@@ -17,9 +17,12 @@ from pipelines.dashboard import launch
 from pipelines.dashboard.instance import SETTINGS
 from pipelines.dashboard.jobs import JOBS, start_training
 from pipelines.dashboard.runs import sized
-from pipelines.jobs.folder import Control, JobFolder, RunState, Submission, job_address
-from pipelines.jobs.specification import TrainJob, WorkersSpec, job_id, resolve
-from pipelines.jobs.submit import STOP_SECONDS, JobState
+from pipelines.jobs.attempt import Attempt, AttemptState, Control
+from pipelines.jobs.control import STOP_SECONDS
+from pipelines.jobs.folder import JobFolder
+from pipelines.jobs.resolved import resolve_job
+from pipelines.jobs.specification import TrainJob, WorkersSpec
+from pipelines.jobs.status import JobStatus
 
 
 @pytest.mark.parametrize(
@@ -33,7 +36,10 @@ from pipelines.jobs.submit import STOP_SECONDS, JobState
 )
 def test_what_a_form_leaves_out_is_as_configured(form: dict[str, Any], expected: WorkersSpec) -> None:
     overrides = sized({"batch": 0, "steps": 0, "workers": form})
-    assert resolve(TrainJob(kind="train", config="debug", run="r", overrides=overrides)).workers == expected  # type: ignore[union-attr]
+    assert (
+        resolve_job(TrainJob(kind="train", config="debug", run="r", overrides=overrides)).specification.workers
+        == expected
+    )  # type: ignore[union-attr]
 
 
 def test_a_preset_is_sent_as_it_is(tmp_path: Path, own_data: None) -> None:
@@ -74,19 +80,19 @@ def test_dagster_knows_every_setting() -> None:
 @pytest.fixture
 def stopped(tmp_path: Path) -> JobFolder:
     """A job whose first attempt was stopped."""
-    job = resolve(TrainJob(kind="train", config="debug", run=str(tmp_path / "run")))
-    folder = JobFolder(job_address(job.output, job_id(job)))
-    folder.put_job(job)
-    folder.put_submission(attempt(folder, 1))
-    folder.put_state(RunState(1, "stopped", "", 0, 0.0, 0.0))
+    job = resolve_job(TrainJob(kind="train", config="debug", run=str(tmp_path / "run")))
+    folder = job.folder
+    folder.put_specification(job.specification)
+    folder.put_attempt(attempt(folder, 1))
+    folder.put_state(AttemptState(1, "stopped", "", 0, 0.0, 0.0))
     return folder
 
 
-def attempt(folder: JobFolder, number: int) -> Submission:
-    return Submission("train-0a", number, folder.address, "local", {"type": "local"}, 0.0, "")
+def attempt(folder: JobFolder, number: int) -> Attempt:
+    return Attempt("train-0a", number, folder.address, "local", {"type": "local"}, 0.0, "")
 
 
-def outcome(folder: JobFolder) -> tuple[JobState, Submission | None]:
+def outcome(folder: JobFolder) -> tuple[JobStatus, Attempt | None]:
     return launch._outcome(attempt(folder, 1), folder)
 
 
@@ -94,11 +100,11 @@ def test_an_attempt_that_was_announced_is_waited_for(stopped: JobFolder, monkeyp
     """Scaling says that there will be another before the target has ended the last, which may take long."""
     monkeypatch.setattr(launch, "NEXT_SECONDS", 0.0)
     monkeypatch.setattr(launch, "POLL_SECONDS", 0.2)
-    assert outcome(stopped) == (JobState("stopped", result={}), None)
+    assert outcome(stopped) == (JobStatus("stopped", result={}), None)
     stopped.put_control(Control(2))
-    threading.Timer(1.0, stopped.put_submission, [attempt(stopped, 2)]).start()
+    threading.Timer(1.0, stopped.put_attempt, [attempt(stopped, 2)]).start()
     assert outcome(stopped)[1] == attempt(stopped, 2)
-    stopped.put_submission(attempt(stopped, 1))  # it could not be sent after all
+    stopped.put_attempt(attempt(stopped, 1))  # it could not be sent after all
     threading.Timer(1.0, stopped.put_control, [Control(1, stop=True)]).start()
     began = time.monotonic()
     assert outcome(stopped)[1] is None and 0.9 < time.monotonic() - began < 20

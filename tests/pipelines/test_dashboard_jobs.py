@@ -30,9 +30,11 @@ from pipelines.dashboard.snapshots import find_snapshot, refresh
 from pipelines.dashboard.sources import listing, news, source_verdict
 from pipelines.dashboard.tracked_assets import remember
 from pipelines.ingest import ingest
-from pipelines.jobs.folder import JobFolder, RunState, Submission, job_address
+from pipelines.jobs.attempt import Attempt, AttemptState
+from pipelines.jobs.control import scale_job
+from pipelines.jobs.folder import JobFolder, job_address
 from pipelines.jobs.specification import WorkersSpec
-from pipelines.jobs.submit import list_jobs, scale_job
+from pipelines.jobs.status import list_jobs
 from pipelines.label import label
 
 
@@ -67,7 +69,7 @@ def test_materializing_is_a_job_on_a_target(
     [(submission, state)] = list_jobs(faces.uri)
     assert (state.phase, submission.target_name) == ("succeeded", "local")
     kept = instance.get_run_by_id(run.run_id)
-    assert kept and kept.tags["onediffusion/job"] == submission.id
+    assert kept and kept.tags["onediffusion/job"] == submission.job_id
     assert "brightness: 2 shards labeled" in capfd.readouterr().out
     declared = faces.declaration("brightness")
     assert declared and declared["parameters"]["gain"] == 0.1
@@ -90,14 +92,14 @@ def test_a_job_that_is_scaled_is_followed_through_its_next_attempt(
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     faces.declare("patient", declare(load_labeler("simple_labelers:Patient", {"seconds": 2.0})))
     refresh()
-    scaled: list[Submission] = []
+    scaled: list[Attempt] = []
 
     def scale() -> None:
         deadline = time.monotonic() + 120
         while not faces.store.exists("patient/000000.parquet") and time.monotonic() < deadline:
             time.sleep(0.2)
         [(submission, _)] = list_jobs(faces.uri)
-        scaled.append(scale_job(submission.id, WorkersSpec(count=2)))
+        scaled.append(scale_job(submission.job_id, WorkersSpec(count=2)))
 
     thread = threading.Thread(target=scale)
     thread.start()
@@ -106,7 +108,7 @@ def test_a_job_that_is_scaled_is_followed_through_its_next_attempt(
     assert run.success
     [(submission, state)] = list_jobs(faces.uri)
     assert (submission, state.phase) == (scaled[0], "succeeded")
-    assert (submission.attempt, JobFolder(submission.address).job().workers) == (2, WorkersSpec(count=2))
+    assert (submission.number, JobFolder(submission.address).specification().workers) == (2, WorkersSpec(count=2))
     assert sum(row["value"] is not None for row in faces.rows("patient")) == 6
     said = capfd.readouterr().out
     assert "stopped; the same job submitted again continues" in said
@@ -337,7 +339,7 @@ def test_how_fast_a_job_of_the_command_line_was_is_shown(faces: Dataset, instanc
 
     def ended(attempt: int, seconds: float) -> None:
         result = {"rows": {"brightness": 6, "doubled": 0}, "busy": {"brightness": seconds, "doubled": 0.0}}
-        folder.put_state(RunState(attempt, "succeeded", "here", 1, 1.0, float(attempt), result=result))
+        folder.put_state(AttemptState(attempt, "succeeded", "here", 1, 1.0, float(attempt), result=result))
 
     ended(1, 2.0)
     follower.follow()

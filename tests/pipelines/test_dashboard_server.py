@@ -18,13 +18,13 @@ import yaml
 from aiohttp import ClientSession, WSMsgType
 from dashboard_process import Dashboard, served
 
-from cluster.local import _processes
+from cluster.local import work_processes
 from labeling.dataset import Dataset, open_store
 from model.inputs import InputError
 from pipelines.dashboard.processes import lives
 from pipelines.dashboard.server import address_of, dashboard
 from pipelines.dashboard.tracked_assets import folder, places
-from pipelines.jobs.submit import list_jobs
+from pipelines.jobs.status import list_jobs
 from training.metrics_logger import read_metrics
 
 LAUNCH = """mutation($p: ExecutionParams!) { launchRun(executionParams: $p) { __typename
@@ -308,7 +308,9 @@ def test_a_job_outlives_the_dashboard_that_sent_it(
             return running.ask(LAUNCH, p=joined)["launchRun"].get("run")
 
         run = running.until(launched)["runId"]
-        running.until(lambda: any(submission.id in str(e) for e in running.ask(query, r=run)["logsForRun"]["events"]))
+        running.until(
+            lambda: any(submission.job_id in str(e) for e in running.ask(query, r=run)["logsForRun"]["events"])
+        )
         return str(run)
 
     try:
@@ -321,7 +323,7 @@ def test_a_job_outlives_the_dashboard_that_sent_it(
         with served(tmp_path / "data") as running:
             said = running.ask(query, r=run)
             assert said["runOrError"]["status"] == "FAILURE"
-            goes_on = f"the dashboard ends; {submission.id} goes on: onediffusion logs -f {submission.id}"
+            goes_on = f"the dashboard ends; {submission.job_id} goes on: onediffusion logs -f {submission.job_id}"
             assert any(goes_on in str(event) for event in said["logsForRun"]["events"]), said["logsForRun"]["events"]
             # Again, now as an asset, whose pool has one place; the dashboard is killed, and the next must free it.
             selector = {**STOP_NOTHING["selector"], "pipelineName": "__ASSET_JOB"}
@@ -345,9 +347,9 @@ def test_a_job_outlives_the_dashboard_that_sent_it(
             running.until(lambda: not any(lives(process) for process in started), seconds=90)
             follows(running)
             page = running.request(f"/submissions/{store.uri.rpartition('/')[2]}")[2].decode()
-            assert f"<code>{submission.id}</code>" in page and ">running</span>" in page
+            assert f"<code>{submission.job_id}</code>" in page and ">running</span>" in page
             assert "/jobs/stop_job/" in page and "/jobs/scale_training/" in page
-            assert running.request("/submissions")[2].decode().count(f"<code>{submission.id}</code>") == 1
+            assert running.request("/submissions")[2].decode().count(f"<code>{submission.job_id}</code>") == 1
             family = family_of(running)
             running.process.kill()
             running.process.wait()
@@ -358,7 +360,7 @@ def test_a_job_outlives_the_dashboard_that_sent_it(
             running.until(lambda: read_metrics(store)[-1]["step"] > last)
     finally:
         for submission, _ in list_jobs():
-            for process in _processes(submission.name):
+            for process in work_processes(submission.name):
                 process.kill()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from noted_jobs import GONE, noted
+from recorded_jobs import GONE, recorded
 
 from model.inputs import InputError
 from pipelines.dashboard.datasets import changed_parameters, parameter_fields
@@ -21,8 +21,8 @@ from pipelines.dashboard.proxy import Proxy
 from pipelines.dashboard.server import _kind
 from pipelines.dashboard.snapshots import Snapshot
 from pipelines.dashboard.tracked_assets import Place
-from pipelines.jobs.folder import RunState
-from pipelines.jobs.specification import Job
+from pipelines.jobs.attempt import AttemptState
+from pipelines.jobs.resolved import ResolvedJob
 
 
 def test_a_place_that_does_not_answer_takes_no_others_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,17 +67,17 @@ def test_a_place_that_does_not_answer_is_shown_all_the_same(monkeypatch: pytest.
 
 
 def test_a_job_whose_target_is_gone_is_not_followed_for_ever(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: ResolvedJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     for name, seconds in (("PATIENCE", 2.0), ("LOOK", 0.2), ("POLL", 0.1)):
         monkeypatch.setattr(f"pipelines.dashboard.launch.{name}_SECONDS", seconds)
     old = time.time() - 1000
-    submission = noted(job, 1, GONE, RunState(1, "running", "elsewhere", 7, old, old))
+    submission = recorded(job, 1, GONE, AttemptState(1, "running", "elsewhere", 7, old, old))
     said: list[str] = []
     began = time.monotonic()
     lines: Iterator[str] = _lines(submission, 0, lambda: None)
-    with pytest.raises(InputError, match=f"{submission.id}: .*no Ray cluster answers there.*is followed no longer"):
+    with pytest.raises(InputError, match=f"{submission.job_id}: .*no Ray cluster answers there.*is followed no longer"):
         said.extend(lines)
     assert time.monotonic() - began < 60
     assert [line for line in said if line.startswith("it is not known how the job stands: ")] == said != []

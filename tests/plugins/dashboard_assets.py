@@ -12,13 +12,13 @@ import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver
 from dagster._core.loader import LoadingContextForTest
 
-from cluster.local import _processes
+from cluster.local import work_processes
 from labeling.dataset import Dataset
 from pipelines.dashboard.definitions import build_definitions
 from pipelines.dashboard.snapshots import refresh
 from pipelines.dashboard.tracked_assets import remember
 from pipelines.ingest import ingest
-from pipelines.jobs.submit import list_jobs
+from pipelines.jobs.status import list_jobs
 from pipelines.label import label
 
 BRIGHTNESS, DOUBLED = "simple_labelers:Brightness", "simple_labelers:Doubled"
@@ -43,7 +43,7 @@ def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     yield
     for submission, _ in list_jobs():
-        for process in _processes(submission.name):
+        for process in work_processes(submission.name):
             process.kill()
 
 

@@ -70,12 +70,12 @@ def _describe(uri: Path, kind: str, shards: list[list[int]]) -> None:
 
 
 def _entries(random: np.random.Generator, tasks: tuple[str, ...] = ("", *TASKS)) -> list[dict[str, Any]]:
-    found = []
+    entries = []
     for task in tasks:
         tokens = int(random.integers(2, 7))
         values = random.normal(size=tokens * WIDTH).astype(np.float16)
-        found.append({"task": task, "prompt": task, "tokens": tokens, "embedding": values})
-    return found
+        entries.append({"task": task, "prompt": task, "tokens": tokens, "embedding": values})
+    return entries
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def write_group() -> Callable[..., None]:
 
 @pytest.fixture
 def pictures_dataset(tmp_path: Path, pictures_original: Path) -> Path:
-    """A copy of the pictures that a test may spoil."""
+    """A copy of the pictures that a test may change."""
     return Path(shutil.copytree(pictures_original, tmp_path / "pictures-dataset"))
 
 
@@ -186,7 +186,7 @@ def small_config(pictures_dataset: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def shared_config(pictures_original: Path, views_dataset: Path) -> dict[str, Any]:
-    """The same on both datasets, which must be left as they are; 30 steps, so that there is time to kill it."""
+    """A run on both datasets, which tests must not change; 30 steps, so that there is time to kill it."""
     config = _small_config(pictures_original)
     config["mixture"]["views"] = {"dataset": str(views_dataset), "tasks": ["views"]}
     return {**config, "steps": 30, "checkpoints": {"every": 2, "keep": 14, "first": True}}

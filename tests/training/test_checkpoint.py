@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from model import NextDiT
 from model.inputs import InputError
 from training.checkpoint import load_checkpoint, load_state, load_training, save_checkpoint, whole_checkpoints
 from training.config import OptimizerConfig
-from training.metrics_logger import Records, read_metrics
+from training.metrics_logger import MetricsLogger, read_metrics, scalars
 from training.optimizer import MovingAverage, build_optimizer, learning_rate
 
 
@@ -23,7 +24,7 @@ def transformer() -> NextDiT:
 
 
 @pytest.mark.parametrize("keep", [1, 3, 20])
-def test_the_newest_stay_and_the_first(tmp_path: Path, transformer: NextDiT, keep: int) -> None:
+def test_save_keeps_the_newest_checkpoints_and_the_first(tmp_path: Path, transformer: NextDiT, keep: int) -> None:
     store = open_store(tmp_path / "run")
     for step in range(0, 16, 2):
         save_checkpoint(store, transformer, {"a": torch.full((2,), float(step))}, {"step": step}, keep)
@@ -33,7 +34,7 @@ def test_the_newest_stay_and_the_first(tmp_path: Path, transformer: NextDiT, kee
     assert load_state(store, 14)["step"] == 14
 
 
-def test_it_loads_as_run_as_checkpoint_and_as_diffusers_folder(tmp_path: Path, transformer: NextDiT) -> None:
+def test_load_accepts_run_checkpoint_and_diffusers_folder(tmp_path: Path, transformer: NextDiT) -> None:
     store = open_store(tmp_path / "run")
     address = save_checkpoint(store, transformer, {}, {"step": 3, "codec": "dct"}, 1)
     transformer.save_pretrained(tmp_path / "released" / "transformer")
@@ -47,7 +48,7 @@ def test_it_loads_as_run_as_checkpoint_and_as_diffusers_folder(tmp_path: Path, t
     assert files == {".json", ".safetensors"}
 
 
-def test_one_that_is_not_whole_does_not_count(tmp_path: Path, transformer: NextDiT) -> None:
+def test_incomplete_checkpoint_is_skipped_and_refused(tmp_path: Path, transformer: NextDiT) -> None:
     store = open_store(tmp_path / "run")
     save_checkpoint(store, transformer, {}, {"step": 1}, 5)
     address = save_checkpoint(store, transformer, {}, {"step": 2}, 5)
@@ -60,7 +61,7 @@ def test_one_that_is_not_whole_does_not_count(tmp_path: Path, transformer: NextD
         load_checkpoint(tmp_path / "elsewhere")
 
 
-def test_the_average_follows_and_is_lent(transformer: NextDiT) -> None:
+def test_moving_average_is_applied_only_within_its_context(transformer: NextDiT) -> None:
     average = MovingAverage(transformer, 0.5)
     weight = next(transformer.parameters())
     start = weight.detach().clone()
@@ -78,7 +79,7 @@ def test_the_average_follows_and_is_lent(transformer: NextDiT) -> None:
         torch.testing.assert_close(weight, start + 1.9)
 
 
-def test_the_schedule() -> None:
+def test_learning_rate_warms_up_and_decays() -> None:
     config = OptimizerConfig(learning_rate=1.0, warmup=4, schedule="linear")
     rates = [learning_rate(step, 12, config) for step in range(12)]
     assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
@@ -88,42 +89,57 @@ def test_the_schedule() -> None:
     assert learning_rate(11, 12, config.model_copy(update={"schedule": "constant"})) == 1.0
 
 
-def test_norms_and_gates_are_not_decayed(transformer: NextDiT) -> None:
+def test_weight_decay_spares_norms_gates_and_biases(transformer: NextDiT) -> None:
     groups = build_optimizer(transformer, OptimizerConfig(weight_decay=0.1)).param_groups
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
     assert all(parameter.ndim >= 2 for parameter in groups[0]["params"])
     assert all(parameter.ndim < 2 for parameter in groups[1]["params"])
 
 
-def test_a_run_starts_from_another_checkpoint_of_the_same_model(tmp_path: Path, transformer: NextDiT) -> None:
+def test_initial_weights_must_be_of_the_same_model(tmp_path: Path, transformer: NextDiT) -> None:
+    from training.checkpoint.state import load_initial_weights
     from training.config import load_config
-    from training.worker import _initial_weights
 
     transformer.save_pretrained(tmp_path / "released" / "transformer")
     model = {"hidden_size": 24, "depth": 1, "num_heads": 2, "num_kv_heads": 2, "multiple_of": 8, "caption_channels": 8}
     model |= {"qk_norm": False}
     settings = {"initialize": str(tmp_path / "released"), "model": model}
-    weights = _initial_weights(load_config("debug", settings))
+    weights = load_initial_weights(load_config("debug", settings))
     assert weights.keys() == {f"transformer.{name}" for name in transformer.state_dict()}
     with pytest.raises(InputError, match="a model with depth 1, the configuration says 2"):
-        _initial_weights(load_config("debug", {**settings, "model": {**model, "depth": 2}}))
+        load_initial_weights(load_config("debug", {**settings, "model": {**model, "depth": 2}}))
 
 
-def test_what_was_measured_stays_where_a_resumed_run_cannot_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_on_resume_keeps_recorded_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(tmp_path)
-    first = Records(store, 0)
+    logger = MetricsLogger(store, 0)
     for step in range(1, 6):
-        first.append({"step": step})
+        logger.append({"step": step})
     with monkeypatch.context() as full:
         full.setattr(LocalStore, "put_file", _full)
         with pytest.raises(OSError, match="No space left"):
-            Records(store, 3)
+            MetricsLogger(store, 3)
     assert [record["step"] for record in read_metrics(store)] == [1, 2, 3, 4, 5]
-    Records(store, 3).append({"step": 4})
+    MetricsLogger(store, 3).append({"step": 4})
     assert [record["step"] for record in read_metrics(store)] == [1, 2, 3, 4]
 
 
 def _full(store: LocalStore, name: str, path: Path) -> None:
     raise OSError(28, "No space left on device")
+
+
+def test_metrics_of_older_runs_are_read_under_their_present_names(tmp_path: Path) -> None:
+    old = {"step": 2, "loss": 1.0, "held_out_loss": 1.5, "held_out_losses": {"edges": 1.5}}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(old) + "\n")
+    logger = MetricsLogger(open_store(tmp_path), 2)
+    logger.append({"step": 3, "validation_loss": 1.25})
+    assert read_metrics(open_store(tmp_path)) == [
+        {"step": 2, "loss": 1.0, "validation_loss": 1.5, "validation_losses": {"edges": 1.5}},
+        {"step": 3, "validation_loss": 1.25},
+    ]
+    assert (tmp_path / "metrics.jsonl").read_text().startswith(json.dumps(old) + "\n"), "lines stay as they are"
+
+
+def test_tensorboard_scalars_have_a_name_for_each_task() -> None:
+    record = {"step": 2, "loss": 1.0, "losses": {"edges": 1.5}, "validation_losses": {"views": 2.0}}
+    assert scalars(record) == {"loss": 1.0, "loss/edges": 1.5, "validation_loss/views": 2.0}

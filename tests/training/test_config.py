@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from labeling.dataset.digests import digest_json
 from model.inputs import InputError
-from training.config import PRESETS, load_config, presets
+from training.config import PRESETS, load_config, parse_config, presets
 
 
 @pytest.mark.parametrize("name", presets())
@@ -21,7 +22,7 @@ def test_every_preset_loads_and_says_its_command_time_and_result(name: str) -> N
     assert "Result:" in comment
 
 
-def test_presets_give_only_what_differs_from_their_base() -> None:
+def test_presets_repeat_nothing_of_their_base() -> None:
     for name in presets():
         values = yaml.safe_load((PRESETS / f"{name}.yaml").read_text())
         base = values.pop("base", None)
@@ -31,7 +32,7 @@ def test_presets_give_only_what_differs_from_their_base() -> None:
             assert not repeated, f"{name} repeats {repeated} of {base}"
 
 
-def test_released_presets_keep_to_the_paper() -> None:
+def test_stage2_preset_matches_the_paper() -> None:
     config = load_config("stage2")
     assert (config.optimizer.learning_rate, config.batch, config.optimizer.ema) == (5e-4, 256, 0.9999)
     assert config.objective.known_frame_share == 0
@@ -41,7 +42,7 @@ def test_released_presets_keep_to_the_paper() -> None:
     assert set(config.mixture) == {"pictures", "labeled", "views"}
 
 
-def test_a_file_inherits_from_a_file_beside_it_and_overrides_come_last(tmp_path: Path) -> None:
+def test_base_file_is_inherited_and_overrides_come_last(tmp_path: Path) -> None:
     (tmp_path / "first.yaml").write_text("base: debug\nsteps: 7\nmixture: {views: null}\n")
     (tmp_path / "second.yaml").write_text("base: first.yaml\noptimizer: {warmup: 3}\n")
     config = load_config(tmp_path / "second.yaml", ["steps=9", "mixture.pictures.tasks={edges: 2}"])
@@ -64,14 +65,14 @@ def test_a_file_inherits_from_a_file_beside_it_and_overrides_come_last(tmp_path:
         ("steps", "write section.key=value"),
     ],
 )
-def test_a_wrong_override_is_named_in_one_line(override: str, expected: str) -> None:
+def test_wrong_override_is_named_in_one_line(override: str, expected: str) -> None:
     with pytest.raises(InputError) as caught:
         load_config("debug", [override])
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_wrong_file_is_named(tmp_path: Path) -> None:
+def test_wrong_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"debg: no such configuration file \(did you mean 'debug'\?\)"):
         load_config("debg")
     (tmp_path / "loop.yaml").write_text("base: loop.yaml\n")
@@ -82,7 +83,7 @@ def test_a_wrong_file_is_named(tmp_path: Path) -> None:
         load_config(tmp_path / "bad.yaml")
 
 
-def test_what_a_run_may_change_when_it_resumes() -> None:
+def test_fixed_leaves_out_what_a_resumed_run_may_change() -> None:
     debug = load_config("debug")
     assert load_config("debug", ["workers.count=1", "log_every=3", "checkpoints.every=9"]).fixed() == debug.fixed()
     assert load_config("debug", ["seed=1"]).fixed() != debug.fixed()
@@ -90,3 +91,22 @@ def test_what_a_run_may_change_when_it_resumes() -> None:
     assert load_config("debug", ["steps=5"]).fixed() != debug.fixed()
     constant = ["optimizer.schedule=constant"]
     assert load_config("debug", [*constant, "steps=5"]).fixed() == load_config("debug", constant).fixed()
+
+
+def test_old_key_of_validation_is_read(tmp_path: Path) -> None:
+    present = load_config("debug", ["validation.share=0.25", "validation.samples=12"])
+    (tmp_path / "old.yaml").write_text("base: debug\nheld_out: {share: 0.25, samples: 12}\n")
+    assert load_config(tmp_path / "old.yaml", ["name=debug"]) == present
+    assert load_config(tmp_path / "old.yaml", ["validation.share=0.5"]).validation.samples == 12
+    assert load_config("debug", ["held_out.share=0.25", "held_out.samples=12"]) == present
+    stored = present.model_dump(mode="json")  # config.yaml of a run
+    stored["held_out"] = stored.pop("validation")
+    assert parse_config(stored, "config.yaml").fixed() == present.fixed()
+
+
+def test_digest_is_the_one_that_dashboards_have_stored() -> None:
+    config = load_config("debug")
+    values = config.fixed()
+    values["held_out"] = values.pop("validation")  # what the key was called then
+    assert config.digest() == digest_json(values)
+    assert load_config("debug", ["seed=1"]).digest() != config.digest()

@@ -1,4 +1,4 @@
-"""How workers and their readers share what a Ray has, and what becomes of those that wait for more."""
+"""Resources: how workers and readers share them, and how runs are stopped and scaled while they wait for more."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from cluster.kubernetes.drain import NOT_WORK
 from labeling.dataset import open_store
 from training.checkpoint import whole_checkpoints
 from training.config import TrainingConfig, load_config
-from training.coordinator import Board, Wish, followed
-from training.loop import readers_of_each, run_training
+from training.coordinator import ControlRequest, Coordinator, StepAnnouncer, monitor
 from training.metrics_logger import read_metrics
+from training.run import readers_per_worker, run_training
 
 TOO_MANY = 4000
-TAKE_AWAY = """
+DRAIN_NODE = """
 import ray
 from cluster.kubernetes.drain import leave
 ray.init(log_to_driver=False)
@@ -50,47 +50,48 @@ def config_of(settings: dict[str, Any], workers: dict[str, Any], **changes: Any)
         (4, 1.0, {"processes": 5, "cpus": 0.0}, 1, 5),
     ],
 )
-def test_readers_take_what_workers_leave(
+def test_readers_per_worker_fit_the_remaining_cpus(
     small_config: dict[str, Any], count: Any, cpus: float, reader: dict[str, Any], there: float, readers: int
 ) -> None:
     config = config_of(small_config, {"count": count, "cpus": cpus}, reader=reader)
-    assert readers_of_each(config, there) == readers
+    assert readers_per_worker(config, there) == readers
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_elastic_workers_leave_room_for_their_readers(shared_config: dict[str, Any], tmp_path: Path) -> None:
-    """Of the two CPUs each worker would take one, and the readers of both would wait for a third."""
-    short = {**shared_config, "steps": 2}
-    elastic = config_of(short, {"count": [1, 2], "cpus": 1.0}, reader={"processes": 2, "cpus": 1.0})
-    assert run_training(elastic, str(tmp_path / "run")).step == 2
+def test_run_that_waits_for_resources_can_be_stopped(shared_config: dict[str, Any], tmp_path: Path) -> None:
+    began = time.monotonic()
+    config = config_of({**shared_config, "steps": 2}, {"count": TOO_MANY, "cpus": 1.0}, batch=TOO_MANY)
+    stopped = run_training(
+        config, str(tmp_path / "run"), control=lambda: ControlRequest(stop=time.monotonic() - began > 3)
+    )
+    assert (stopped.step, stopped.checkpoint) == (0, "")
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_run_that_waits_for_resources_can_be_scaled_and_leaves_cpus_for_readers(
+    shared_config: dict[str, Any], tmp_path: Path
+) -> None:
+    """It waits for six workers and continues with one or two: of two CPUs each of two would take one for itself, and
+    the readers of both would wait for a third."""
+    reader = {"processes": 2, "cpus": 1.0}
+    config = config_of({**shared_config, "steps": 2}, {"count": 6, "cpus": 1.0}, reader=reader)
+    events: list[dict[str, Any]] = []
+    began = time.monotonic()
+    result = run_training(
+        config,
+        str(tmp_path / "run"),
+        events.append,
+        lambda: ControlRequest(workers=(1, 2) if time.monotonic() - began > 3 else None),
+    )
+    assert result.step == 2
+    assert {"event": "scale", "step": 0, "workers": (1, 2)} in events
+    assert whole_checkpoints(open_store(tmp_path / "run")) == [0, 2]
     assert len(read_metrics(open_store(tmp_path / "run"))) == 2
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_what_waits_for_room_is_stopped_and_scaled_at_once(shared_config: dict[str, Any], tmp_path: Path) -> None:
-    began = time.monotonic()
-    config = config_of({**shared_config, "steps": 2}, {"count": TOO_MANY, "cpus": 1.0}, batch=TOO_MANY)
-    stopped = run_training(config, str(tmp_path / "run"), wish=lambda: Wish(stop=time.monotonic() - began > 3))
-    assert (stopped.step, stopped.checkpoint) == (0, "")
-    assert time.monotonic() - began < 30
-    config = config_of({**shared_config, "steps": 2}, {"count": 6, "cpus": 1.0})
-    events: list[dict[str, Any]] = []
-    began = time.monotonic()
-    fewer = run_training(
-        config,
-        str(tmp_path / "run-6"),
-        events.append,
-        lambda: Wish(workers=1 if time.monotonic() - began > 3 else None),
-    )
-    assert fewer.step == 2
-    assert {"event": "scale", "step": 0, "workers": 1} in events
-    assert whole_checkpoints(open_store(tmp_path / "run-6")) == [0, 2]
-
-
-def test_workers_whose_node_is_taken_away_write_a_checkpoint_and_go_on_elsewhere(
-    shared_config: dict[str, Any], tmp_path: Path
-) -> None:
-    """As pods of spot nodes say so before they go."""
+def test_draining_node_makes_workers_save_and_continue_elsewhere(shared_config: dict[str, Any], tmp_path: Path) -> None:
+    """As when Kubernetes takes a spot node away."""
     run = tmp_path / "run"
     settings = {**shared_config, "base": "debug", "steps": 100_000, "log_every": 1}
     settings["checkpoints"] = {"every": 100_000, "keep": 9, "first": False}
@@ -98,9 +99,9 @@ def test_workers_whose_node_is_taken_away_write_a_checkpoint_and_go_on_elsewhere
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
     store = open_store(run)
 
-    def until(moment: Callable[[], Any]) -> None:
-        deadline = time.monotonic() + 240
-        while not moment():
+    def wait_for(condition: Callable[[], Any]) -> None:
+        deadline = time.monotonic() + 400
+        while not condition():
             assert training.poll() is None and time.monotonic() < deadline, (tmp_path / "said").read_text()
             time.sleep(0.2)
 
@@ -118,13 +119,13 @@ def test_workers_whose_node_is_taken_away_write_a_checkpoint_and_go_on_elsewhere
         with (tmp_path / "said").open("w") as said:
             training = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
         try:
-            until(lambda: len(read_metrics(store)) > 2)
+            wait_for(lambda: len(read_metrics(store)) > 2)
             assert "ray::RayTrainWorker" in "".join(work())
-            subprocess.run([sys.executable, "-c", TAKE_AWAY], env=environment, check=True, timeout=90)
-            until(lambda: not work())
+            subprocess.run([sys.executable, "-c", DRAIN_NODE], env=environment, check=True, timeout=90)
+            wait_for(lambda: not work())
             nodes.close()
             saved = whole_checkpoints(store)[-1]
-            until(lambda: read_metrics(store)[-1]["step"] > saved + 2)
+            wait_for(lambda: read_metrics(store)[-1]["step"] > saved + 2)
         finally:
             training.kill()
             training.wait()
@@ -133,38 +134,53 @@ def test_workers_whose_node_is_taken_away_write_a_checkpoint_and_go_on_elsewhere
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_training_that_cannot_be_followed_is_ended(small_config: dict[str, Any]) -> None:
-    """Or nobody would hear of a stop, and the workers would begin again for ever."""
+def test_lost_coordinator_aborts_the_training(small_config: dict[str, Any]) -> None:
+    """Otherwise no worker would notice a stop, and the workers would restart for ever."""
     import ray
 
-    board, aborted = ray.remote(num_cpus=0)(Board).remote(), threading.Event()
-    ray.kill(board)
+    coordinator, aborted = ray.remote(num_cpus=0)(Coordinator).remote(), threading.Event()
+    ray.kill(coordinator)
     config = config_of(small_config, {})
     with (
-        pytest.raises(RuntimeError, match="cannot be followed any more"),
-        followed(board, config, print, Wish, [Wish()], aborted.set),
+        pytest.raises(RuntimeError, match="cannot be monitored any more"),
+        monitor(coordinator, config, print, ControlRequest, [ControlRequest()], aborted.set),
     ):
         assert aborted.wait(60)
 
 
-def test_workers_that_step_are_told_and_those_that_are_gone_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_coordinator_tells_stepping_workers_from_unresponsive_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("training.coordinator.time.monotonic", lambda: now)
-    board = Board()
-    assert board.unheard()
+    coordinator = Coordinator()
+    assert coordinator.unresponsive()
     for step, moment in ((0, 10.0), (0, 11.0), (1, 20.0), (1, 21.0)):  # of two workers
         now = moment
-        assert board.reach(step) is None
-    assert not board.unheard()
+        assert coordinator.begin_step(step) is None
+    assert not coordinator.unresponsive()
     now = 21.0 + 60 + 89
-    assert not board.unheard()  # a step took nine seconds
+    assert not coordinator.unresponsive()  # a step took nine seconds
     now += 2
-    assert board.unheard()
-    board.pause()  # a checkpoint takes longer than any step
-    assert not board.unheard()
+    assert coordinator.unresponsive()
+    coordinator.begin_long_operation()  # a checkpoint takes longer than any step
+    assert not coordinator.unresponsive()
     now += 1801
-    assert board.unheard()
-    board.stop()
-    assert board.reach(2) == 4
+    assert coordinator.unresponsive()
+    coordinator.request_stop()
+    assert coordinator.begin_step(2) == 4
     now += 1e6
-    assert not board.unheard()  # they write their checkpoint
+    assert not coordinator.unresponsive()  # the workers write their checkpoint
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_workers_at_different_steps_stop_before_the_same_step() -> None:
+    import ray
+
+    coordinator = ray.remote(num_cpus=0)(Coordinator).remote()
+    fast, slow = StepAnnouncer(coordinator), StepAnnouncer(coordinator)
+    assert not any(fast.stops_before(step) for step in range(2))
+    assert not slow.stops_before(0)
+    ray.get(coordinator.request_stop.remote())
+    stops = [
+        next(step for step in range(first, 20) if worker.stops_before(step)) for worker, first in ((slow, 1), (fast, 2))
+    ]
+    assert stops[0] == stops[1] == 3

@@ -21,7 +21,7 @@ def _mixture(dataset: Path, *tasks: str, size: int | None = None) -> dict[str, S
     return {"source": SourceConfig(dataset=str(dataset), tasks=dict.fromkeys(tasks, 1.0), size=size)}
 
 
-def test_rows_are_counted_for_each_task(pictures_dataset: Path) -> None:
+def test_eligible_rows_are_counted_by_task(pictures_dataset: Path) -> None:
     manifest = build_manifest(_mixture(pictures_dataset, "text2image", "edges", "segmentation", "inpainting"), SIZE)
     # Of twelve rows: row 3 has no prompts, row 1 no edges, row 2 an empty segmentation.
     assert manifest.counts() == {"text2image": 11, "edges": 10, "segmentation": 10, "inpainting": 11}
@@ -30,7 +30,7 @@ def test_rows_are_counted_for_each_task(pictures_dataset: Path) -> None:
     assert first.mask(edges).tolist() == [True, False, True, False, True, True, True, True]
 
 
-def test_content_of_the_groups_used_is_pinned(pictures_dataset: Path) -> None:
+def test_manifest_pins_content_of_used_groups(pictures_dataset: Path) -> None:
     manifest = build_manifest(_mixture(pictures_dataset, "text2image", "edges"), SIZE)
     dataset = Dataset.open(pictures_dataset)
     shards = manifest.sources["source"].shards
@@ -41,11 +41,11 @@ def test_content_of_the_groups_used_is_pinned(pictures_dataset: Path) -> None:
         assert content == dataset.footer(group, "000001").content
 
 
-def test_a_row_is_held_out_from_all_tasks_or_none(pictures_dataset: Path) -> None:
+def test_split_puts_a_row_on_the_same_side_for_all_tasks(pictures_dataset: Path) -> None:
     manifest = build_manifest(_mixture(pictures_dataset, "text2image", "edges", "segmentation"), SIZE)
-    learned, held = manifest.split(0.3, 0)
+    training, validation = manifest.split(0.3, 0)
     sides = []
-    for side in (learned, held):
+    for side in (training, validation):
         rows: dict[str, set[tuple[str, int]]] = {}
         for stream in side.streams:
             shards = side.sources["source"].shards
@@ -56,19 +56,21 @@ def test_a_row_is_held_out_from_all_tasks_or_none(pictures_dataset: Path) -> Non
     assert set().union(*sides[0].values()).isdisjoint(set().union(*sides[1].values()))
     for task, count in manifest.counts().items():
         assert len(sides[0][task]) + len(sides[1][task]) == count
-    assert 0 < held.counts()["text2image"] < learned.counts()["text2image"]
-    assert manifest.split(0.3, 0) == (learned, held) != manifest.split(0.3, 1)
-    with pytest.raises(InputError, match=r"held_out.share 1e-09 of 11 rows leaves none out; change it, or set it to 0"):
+    assert 0 < validation.counts()["text2image"] < training.counts()["text2image"]
+    assert manifest.split(0.3, 0) == (training, validation) != manifest.split(0.3, 1)
+    with pytest.raises(
+        InputError, match=r"validation.share 1e-09 of 11 rows leaves none for validation; change it, or set it to 0"
+    ):
         manifest.split(1e-9, 0)
 
 
-def test_sets_count_their_views(views_dataset: Path) -> None:
+def test_manifest_counts_views_of_sets(views_dataset: Path) -> None:
     manifest = build_manifest(_mixture(views_dataset, "views"), SIZE)
     assert manifest.counts() == {"views": 3}
     assert manifest.sources["source"].shards[0].views == [3, 4, 5]
 
 
-def test_it_survives_the_disk(pictures_dataset: Path) -> None:
+def test_manifest_survives_json(pictures_dataset: Path) -> None:
     manifest = build_manifest(_mixture(pictures_dataset, "text2image", "edges"), SIZE)
     assert Manifest.from_json(manifest.to_json()) == manifest
 
@@ -82,7 +84,7 @@ def test_it_survives_the_disk(pictures_dataset: Path) -> None:
         ("depth", "no group 'latents-64-depth', which depth needs"),
     ],
 )
-def test_a_task_that_cannot_be_served_is_named(pictures_dataset: Path, task: str, expected: str) -> None:
+def test_unservable_task_is_named(pictures_dataset: Path, task: str, expected: str) -> None:
     with pytest.raises(InputError) as caught:
         build_manifest(_mixture(pictures_dataset, task), SIZE)
     assert expected in str(caught.value)
@@ -96,7 +98,7 @@ def test_missing_shards_and_sizes_are_named(pictures_dataset: Path) -> None:
         build_manifest(_mixture(pictures_dataset, "text2image"), SIZE)
 
 
-def test_latents_of_two_codecs_do_not_mix(pictures_dataset: Path) -> None:
+def test_latents_of_two_codecs_are_refused(pictures_dataset: Path) -> None:
     dataset = Dataset.open(pictures_dataset)
     declaration = dataset.declaration("latents-64-edges")
     assert declaration is not None
@@ -105,7 +107,7 @@ def test_latents_of_two_codecs_do_not_mix(pictures_dataset: Path) -> None:
         build_manifest(_mixture(pictures_dataset, "edges"), SIZE)
 
 
-def test_a_mixture_without_any_row_is_refused(pictures_dataset: Path, write_group: Callable[..., None]) -> None:
+def test_mixture_without_eligible_rows_is_refused(pictures_dataset: Path, write_group: Callable[..., None]) -> None:
     rows: list[dict[str, Any]] = [{"names": []}] * 12
     write_group(pictures_dataset, "segmentation", [[4, 4], [2, 2]], {"names": pa.list_(pa.string())}, rows)
     with pytest.raises(InputError, match=r"no row of .* is eligible"):

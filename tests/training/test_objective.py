@@ -29,7 +29,7 @@ def _samples() -> list[Sample]:
     return samples
 
 
-def test_every_frame_has_its_own_level_by_the_papers_rule() -> None:
+def test_frames_draw_independent_shifted_logit_normal_levels() -> None:
     drawn = [draw_levels(seed, 3, ObjectiveConfig(known_frame_share=0, shift=3)) for seed in range(3000)]
     assert all(in_loss.all() for _, in_loss in drawn)
     sigmas = np.concatenate([sigmas for sigmas, _ in drawn])
@@ -58,13 +58,13 @@ def test_known_frames_are_clean_and_out_of_the_loss(frames: int) -> None:
         assert {int(in_loss.sum()) for in_loss in with_known} == {1, 2, 3, 4, 5}
 
 
-def test_a_single_frame_is_never_known() -> None:
+def test_single_frame_is_never_known() -> None:
     assert all(draw_levels(seed, 1, ObjectiveConfig(known_frame_share=1))[1].all() for seed in range(50))
 
 
-def test_a_perfect_prediction_has_no_loss_and_a_wrong_one_its_square() -> None:
+def test_loss_is_the_squared_error_of_the_velocity() -> None:
     samples = _samples()
-    seen: dict[str, list[torch.Tensor]] = {}
+    inputs: dict[str, list[torch.Tensor]] = {}
 
     class Oracle(torch.nn.Module):
         def __init__(self, offset: float) -> None:
@@ -74,12 +74,12 @@ def test_a_perfect_prediction_has_no_loss_and_a_wrong_one_its_square() -> None:
         def forward(
             self, noisy: list[torch.Tensor], timesteps: list[torch.Tensor], text: list[torch.Tensor]
         ) -> list[torch.Tensor]:
-            seen.update(noisy=noisy, timesteps=timesteps, text=text)
-            found = []
+            inputs.update(noisy=noisy, timesteps=timesteps, text=text)
+            velocities = []
             for sample, _ in zip(samples, noisy, strict=True):
                 clean = torch.from_numpy(sample.latents).float()
-                found.append(draw_noise(sample.noise_seed, clean.shape) - clean + self.offset)
-            return found
+                velocities.append(draw_noise(sample.noise_seed, clean.shape) - clean + self.offset)
+            return velocities
 
     loss, parts = flow_matching_loss(Oracle(0.0), samples)
     assert float(loss) == 0
@@ -87,7 +87,7 @@ def test_a_perfect_prediction_has_no_loss_and_a_wrong_one_its_square() -> None:
     counted = [int(sample.in_loss.sum()) for sample in samples]
     assert parts.tolist() == pytest.approx([4.0 * frames for frames in counted], rel=1e-5)
     assert float(loss) == pytest.approx(4.0 * sum(counted), rel=1e-5)
-    for sample, noisy, timesteps in zip(samples, seen["noisy"], seen["timesteps"], strict=True):
+    for sample, noisy, timesteps in zip(samples, inputs["noisy"], inputs["timesteps"], strict=True):
         clean = torch.from_numpy(sample.latents).float()
         noise = draw_noise(sample.noise_seed, clean.shape)
         for frame, sigma in enumerate(sample.sigmas):
@@ -95,13 +95,13 @@ def test_a_perfect_prediction_has_no_loss_and_a_wrong_one_its_square() -> None:
         torch.testing.assert_close(timesteps, torch.from_numpy(1000 * sample.sigmas))
 
 
-def test_noise_is_of_the_sample_alone() -> None:
+def test_noise_depends_on_the_sample_only() -> None:
     assert torch.equal(draw_noise(5, (2, 16, 4, 4)), draw_noise(5, (2, 16, 4, 4)))
     assert not torch.equal(draw_noise(5, (2, 16, 4, 4)), draw_noise(6, (2, 16, 4, 4)))
     assert abs(float(draw_noise(5, (8, 16, 16, 16)).std()) - 1) < 0.02
 
 
-def test_batches_travel_unchanged() -> None:
+def test_batch_survives_serialization() -> None:
     samples = _samples()
     batch = StepBatch(7, [samples[:1], samples[1:]], 9)
     back = StepBatch.from_bytes(batch.to_bytes())

@@ -6,13 +6,13 @@ import pytest
 
 from model.inputs import InputError
 from training.packing import deal_packs
-from training.seeded_generator import Draws
+from training.seeded_generator import SeededGenerator
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 8])
-def test_every_sample_once_within_the_budget(workers: int) -> None:
-    draws = Draws("packing", workers)
-    tokens = [draws.integer(1, 64) for _ in range(40)]
+def test_packs_hold_every_sample_once_within_the_budget(workers: int) -> None:
+    generator = SeededGenerator("packing", workers)
+    tokens = [generator.integer(1, 64) for _ in range(40)]
     dealt = deal_packs(tokens, 100, workers)
     assert sorted(place for packs in dealt for pack in packs for place in pack) == list(range(40))
     assert all(0 < sum(tokens[place] for place in pack) <= 100 for packs in dealt for pack in packs)
@@ -22,17 +22,17 @@ def test_every_sample_once_within_the_budget(workers: int) -> None:
     assert max(loads) - min(loads) <= 64
 
 
-def test_as_few_packs_as_fit() -> None:
+def test_there_are_as_few_packs_as_the_budget_allows() -> None:
     assert deal_packs([4, 4, 4, 4], 16, 1) == [[[0, 1, 2, 3]]]
     assert deal_packs([4, 4, 4, 4], 16, 2) == [[[0, 2]], [[1, 3]]]
     assert [len(packs) for packs in deal_packs([9, 9, 9, 1], 10, 2)] == [2, 2]
 
 
-def test_uneven_only_where_it_must_be() -> None:
+def test_workers_differ_by_one_pack_at_most() -> None:
     assert [len(packs) for packs in deal_packs([10, 10, 10], 10, 2)] == [2, 1]
 
 
-def test_what_cannot_be_dealt_is_said() -> None:
+def test_too_long_samples_and_too_many_workers_are_refused() -> None:
     with pytest.raises(InputError, match=r"pack_tokens 8 is less than one sample of 9 tokens"):
         deal_packs([1, 9], 8, 1)
     with pytest.raises(InputError, match="a step of 1 samples for 2 workers"):

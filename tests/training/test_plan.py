@@ -10,7 +10,7 @@ import pytest
 from training.config import ObjectiveConfig
 from training.mixture import Manifest, ShardPin, SourcePin, Stream
 from training.plan import Plan
-from training.seeded_generator import Draws
+from training.seeded_generator import SeededGenerator
 
 WEIGHTS = {"text2image": 2.0, "edges": 1.0, "views": 0.1}
 
@@ -35,7 +35,7 @@ def _plan(seed: int = 0, batch: int = 16, window: int = 2) -> Plan:
     return Plan(_manifest(), seed, batch, ObjectiveConfig(min_views=2, max_views=4), window)
 
 
-def test_any_step_alone_equals_the_same_step_in_a_row() -> None:
+def test_step_does_not_depend_on_earlier_steps() -> None:
     in_a_row = list(map(_plan().step, range(300)))
     for step in (299, 0, 137):
         assert _plan().step(step) == in_a_row[step]
@@ -43,13 +43,13 @@ def test_any_step_alone_equals_the_same_step_in_a_row() -> None:
     assert [backwards.step(step) for step in (299, 12, 298)] == [in_a_row[step] for step in (299, 12, 298)]
 
 
-def test_the_seed_changes_everything() -> None:
+def test_seed_changes_tasks_and_noise() -> None:
     first, second = _plan(seed=0).step(0), _plan(seed=1).step(0)
     assert [sample.noise_seed for sample in first] != [sample.noise_seed for sample in second]
     assert [sample.task for sample in first] != [sample.task for sample in second]
 
 
-def test_tasks_come_in_their_shares() -> None:
+def test_tasks_have_exact_shares_of_a_block() -> None:
     plan = _plan()
     counts = Counter(plan.sample(index).task for index in range(10 * plan._block))
     total = sum(WEIGHTS.values())
@@ -57,7 +57,7 @@ def test_tasks_come_in_their_shares() -> None:
         assert abs(counts[task] - 10 * plan._block * weight / total) <= 1
 
 
-def test_a_step_mixes_its_tasks() -> None:
+def test_step_mixes_tasks_at_random() -> None:
     plan = _plan()
     shares = [sum(sample.task == "edges" for sample in plan.step(step)) / 16 for step in range(60)]
     assert 0.2 < np.mean(shares) < 0.45
@@ -65,7 +65,7 @@ def test_a_step_mixes_its_tasks() -> None:
 
 
 @pytest.mark.parametrize("window", [1, 2, 100])
-def test_an_epoch_has_every_eligible_row_once(window: int) -> None:
+def test_epoch_has_every_eligible_row_once(window: int) -> None:
     plan = _plan(window=window)
     rows = plan._rows[1]  # edges: 8 eligible rows a shard
     first = [rows.at(position)[:3] for position in range(24)]
@@ -76,7 +76,7 @@ def test_an_epoch_has_every_eligible_row_once(window: int) -> None:
     assert first != second, "epochs are shuffled differently"
 
 
-def test_a_window_keeps_reads_local() -> None:
+def test_window_keeps_reads_local() -> None:
     rows = _plan(window=2)._rows[0]
     positions = [rows.at(position)[:2] for position in range(36)]
     for start in range(36):
@@ -99,17 +99,17 @@ def test_views_are_distinct_and_within_bounds() -> None:
     assert {sample.views[0] for sample in sets if sample.row == 4} == {0, 1, 2, 3, 4}
 
 
-def test_captions_are_dropped_at_the_share_asked_for() -> None:
+def test_captions_are_dropped_at_the_configured_share() -> None:
     plan = Plan(_manifest(), 0, 16, ObjectiveConfig(caption_dropout=0.25), 2)
     dropped = np.mean([plan.sample(index).drop_caption for index in range(4000)])
     assert 0.22 < dropped < 0.28
 
 
-def test_draws_are_pinned() -> None:
+def test_seeded_generator_is_pinned() -> None:
     """The same on any machine and with any numpy: a run resumed elsewhere must go on with the same samples."""
-    draws = Draws(7, "test", 3)
-    assert draws.word() == 1448646740997517480
-    assert draws.permutation(6).tolist() == [0, 1, 2, 5, 4, 3]
-    numbers = np.array([Draws("normal", n).normal() for n in range(4000)])
+    generator = SeededGenerator(7, "test", 3)
+    assert generator.word() == 1448646740997517480
+    assert generator.permutation(6).tolist() == [0, 1, 2, 5, 4, 3]
+    numbers = np.array([SeededGenerator("normal", n).normal() for n in range(4000)])
     assert abs(numbers.mean()) < 0.06
     assert abs(numbers.std() - 1) < 0.04

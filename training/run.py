@@ -1,0 +1,235 @@
+"""The driver of a training run: it starts groups of workers with Ray Train, monitors them, and returns the result."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from labeling.dataset import Store, open_store
+from model.inputs import InputError
+from model.inputs.yaml_files import parse_yaml, to_yaml
+from training.checkpoint import FOLDER, checkpoint_name, whole_checkpoints
+from training.config import TrainingConfig, override_config, parse_config
+from training.coordinator import ControlRequest, Coordinator, Progress, await_node_removal, monitor
+from training.metrics_logger import read_metrics
+from training.mixture import Manifest, build_manifest
+from training.worker_settings import WorkerSettings
+
+CONFIG, MANIFEST = "config.yaml", "manifest.json"
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a run ended.
+
+    checkpoint: address of the last one ("" where a run was stopped before its first); resumed_from: the step it
+    started at this time; already_finished: there was nothing to do; rows: eligible rows of each task; metrics: the last
+    record of metrics.jsonl; seconds: of this time, start to end.
+    """
+
+    run: str
+    checkpoint: str
+    step: int
+    resumed_from: int
+    already_finished: bool
+    rows: dict[str, int]
+    metrics: dict[str, Any]
+    seconds: float
+
+
+def run_training(
+    config: TrainingConfig,
+    run_uri: str,
+    progress: Progress | None = None,
+    control: Callable[[], ControlRequest] = ControlRequest,
+) -> TrainingResult:
+    """Train as configured, continuing from the run's newest whole checkpoint if it has one.
+
+    run_uri: folder or s3:// address of the run. Ray must be running (`cluster.session.ray_session`).
+    progress: called in this process with dicts that have an "event": "mixture" (rows: eligible rows of each task;
+    empty: tasks without any, which are left out), "resume" (step), "step" (a record of metrics.jsonl, and steps),
+    "checkpoint" (step, checkpoint), "scale" (step, workers), "leave" (a node of the workers is being removed).
+    control: asked twice a second. To change the workers, the present ones write a checkpoint and others continue from
+    it: which samples a step has does not depend on who computes it. A run that was stopped has a `step` below
+    config.steps.
+    Raises InputError for what a user can correct: datasets, configuration, a run of another configuration, S3.
+    """
+    began = time.monotonic()
+    progress = progress or (lambda event: None)
+    store = open_store(run_uri)
+    checkpoints = whole_checkpoints(store)
+    start = checkpoints[-1] if checkpoints else 0
+    manifest = _prepare(config, store, resumes=bool(checkpoints))
+    validation_manifest = None
+    if config.validation.share:
+        manifest, validation_manifest = manifest.split(config.validation.share, config.seed)
+    rows = manifest.counts()
+    progress({"event": "mixture", "rows": rows, "empty": [task for task, count in rows.items() if not count]})
+    finished = bool(checkpoints) and start >= config.steps
+    if checkpoints and not finished:
+        progress({"event": "resume", "step": start})
+    step, request = start, control()
+    while step < config.steps and not request.stop:
+        if request.workers is not None and request.ends(config):
+            config = _scaled(config, request.workers)
+            progress({"event": "scale", "step": step, "workers": request.workers})
+        if not isinstance(config.workers.count, int):
+            await_node_removal(control)
+        request = _run_workers(config, store.uri, manifest, validation_manifest, progress, control)
+        step = next(iter(whole_checkpoints(store)[-1:]), 0)  # a run that ended before its first step has none
+    return TrainingResult(
+        run=store.uri,
+        checkpoint=f"{store.uri}/{checkpoint_name(step)}" if whole_checkpoints(store) else "",
+        step=step,
+        resumed_from=start,
+        already_finished=finished,
+        rows=rows,
+        metrics=next(iter(read_metrics(store)[-1:]), {}),
+        seconds=time.monotonic() - began,
+    )
+
+
+def _prepare(config: TrainingConfig, store: Store, resumes: bool) -> Manifest:
+    """Write the run's configuration and manifest. Returns the manifest: a resumed run keeps the one it began with."""
+    if resumes:
+        _check_same(config, store)
+        datasets = {name: source.dataset for name, source in config.mixture.items()}
+        manifest = Manifest.from_json(store.read(MANIFEST)).moved(datasets)
+    else:
+        manifest = build_manifest(config.mixture, config.size)
+        store.put(MANIFEST, manifest.to_json().encode())
+    store.put(CONFIG, to_yaml(config.model_dump(mode="json")).encode())
+    return manifest
+
+
+def _scaled(config: TrainingConfig, workers: int | tuple[int, int]) -> TrainingConfig:
+    return parse_config(override_config(config.model_dump(mode="json"), {"workers": {"count": workers}}), "workers")
+
+
+def _run_workers(
+    config: TrainingConfig,
+    run: str,
+    manifest: Manifest,
+    validation_manifest: Manifest | None,
+    progress: Progress,
+    control: Callable[[], ControlRequest],
+) -> ControlRequest:
+    """Run one group of workers, to the last step or until a request ends it. Returns that request."""
+    import ray
+    from ray.exceptions import ActorDiedError
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    # On this process's node: of all nodes, the only one that the run cannot lose.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    coordinator = ray.remote(num_cpus=0, scheduling_strategy=here)(Coordinator).remote()
+    from training.ray_internals import StoppableTrainer  # it imports torch, while the coordinator starts
+
+    workers, readers = config.workers, readers_per_worker(config, ray.cluster_resources().get("CPU", 0.0))
+    codec, text_encoder = _encoders(manifest)
+    settings = WorkerSettings(
+        config=config,
+        run=run,
+        manifest=ray.put(manifest),
+        coordinator=coordinator,
+        codec=codec,
+        text_encoder=text_encoder,
+        tasks=_tasks(manifest),
+        readers=readers,
+        validation_manifest=ray.put(validation_manifest) if validation_manifest else None,
+        validation_tasks=_tasks(validation_manifest) if validation_manifest else (),
+    )
+    cpus = workers.cpus + readers * config.reader.cpus
+    resources = {"CPU": cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
+    requests = [ControlRequest()]
+    # Checkpoints are written by the workers; Ray only needs a folder for its own notes, which nobody has to share.
+    with tempfile.TemporaryDirectory(prefix="onediffusion-") as notes:
+        trainer = StoppableTrainer(
+            _train_worker,
+            train_loop_config={"settings": settings},
+            scaling_config=ScalingConfig(
+                num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=resources
+            ),
+            run_config=RunConfig(
+                name=config.name,
+                storage_path=notes,
+                failure_config=FailureConfig(max_failures=workers.max_failures),
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        try:
+            with monitor(coordinator, config, progress, control, requests, trainer.end):
+                trainer.fit()
+        except ActorDiedError:
+            if not trainer.ended:
+                raise
+        except TrainingFailedError:
+            failure = ray.get(coordinator.failure.remote())
+            if failure is None:
+                raise
+            raise InputError(failure) from None
+        except KeyboardInterrupt:
+            trainer.end()
+            raise
+        failure = ray.get(coordinator.failure.remote())
+        if failure is not None:
+            raise InputError(failure)
+    return requests[-1]
+
+
+def _train_worker(values: dict[str, Any]) -> dict[str, Any]:
+    """What Ray Train runs on each worker; of all processes only that imports training.worker."""
+    from training.worker import train_worker
+
+    return train_worker(values["settings"])
+
+
+def readers_per_worker(config: TrainingConfig, cpus: float) -> int:
+    """How many readers each worker has and holds CPUs for: as configured, or fewer where `cpus` are too few for that.
+
+    cpus: of the whole cluster. What is read does not depend on the number.
+    """
+    workers, reader = config.workers, config.reader
+    least = workers.count if isinstance(workers.count, int) else workers.count[0]
+    if not reader.cpus:
+        return reader.processes
+    fitting = int((cpus / least - workers.cpus) / reader.cpus + 1e-6)
+    return max(1, min(fitting, reader.processes))
+
+
+def _tasks(manifest: Manifest) -> tuple[str, ...]:
+    return tuple(task for task, count in manifest.counts().items() if count)
+
+
+def _encoders(manifest: Manifest) -> tuple[str, str]:
+    """(codec, text encoder) that the latents and prompts were made with: parameters of their labelers."""
+    groups = [item for source in manifest.sources.values() for item in source.declarations.items()]
+    codec = next(declared["parameters"]["codec"] for group, declared in groups if group.startswith("latents-"))
+    encoder = next(declared["parameters"]["encoder"] for group, declared in groups if group == "text")
+    return str(codec), str(encoder)
+
+
+def _check_same(config: TrainingConfig, store: Store) -> None:
+    """Raise InputError when the run was begun with a configuration that makes other numbers."""
+    place = f"{store.uri}/{CONFIG}"
+    before = parse_config(parse_yaml(store.read(CONFIG).decode(), place), place).fixed()
+    changed = _differences(before, config.fixed())
+    if changed:
+        key, old, new = changed[0]
+        raise InputError(
+            f"{store.uri}: was begun with {key} {old!r}, the configuration now says {new!r}; "
+            f"take another run, or remove its {FOLDER}/ to begin again"
+        )
+
+
+def _differences(before: Any, now: Any, place: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [
+            difference
+            for key in dict.fromkeys([*before, *now])
+            for difference in _differences(before.get(key), now.get(key), f"{place}.{key}".strip("."))
+        ]
+    return [] if before == now else [(place, before, now)]

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+from labeling.dataset import MissingParameter
+
 Row = dict[str, Any]
 
 
@@ -19,6 +21,16 @@ class Parameters(BaseModel):
 
 class RowError(Exception):
     """This row cannot be labeled; the message goes into its `error` column and the row keeps its place."""
+
+
+class MissingParameterError(RowError):
+    """The row can have no label until a parameter is set; what shows errors tells it apart from them.
+
+    what: "no depth model", as a person reads it; parameter: "LABELER.PARAMETER", which names what makes the label.
+    """
+
+    def __init__(self, what: str, parameter: str) -> None:
+        super().__init__(MissingParameter(what, parameter).reason)
 
 
 class Labeler(ABC):

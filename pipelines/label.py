@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.session import cluster_has, ray_session
-from labeling.dataset import IMAGES, Dataset, Footers, lease
+from labeling.dataset import IMAGES, Dataset, Footers, groups_of, lease
 from labeling.declaration import declare, is_same
 from labeling.labeler import Labeler
-from labeling.plan import Wave, choose_labelers, next_wave, read_groups
+from labeling.plan import Wave, choose_labelers, next_wave
 from labeling.registry import default_groups
 from model.inputs import InputError
 from pipelines.labeling_job.shard_writer import SendToWriter, start_writers, stop_writers, write_empty_shards
@@ -63,7 +63,7 @@ class Labeling:
     def footers(self) -> Footers:
         """Footers of the groups to label and of those that they read, as they are now."""
         read = [column for labeler in self.labelers.values() for column in labeler.reads]
-        return {group: self.dataset.footers(group) for group in sorted({IMAGES, *read_groups(read), *self.labelers})}
+        return {group: self.dataset.footers(group) for group in sorted({IMAGES, *groups_of(read), *self.labelers})}
 
 
 def label(

@@ -18,8 +18,16 @@ from labeling.dataset.images import (
 )
 from labeling.dataset.join import Columns
 from labeling.dataset.lease import LEASE_EXPIRY, LEASE_FILE, lease
+from labeling.dataset.row_errors import (
+    MissingParameter,
+    RowErrors,
+    Unavailable,
+    missing_parameter,
+    read_row_errors,
+    upstream_groups,
+)
 from labeling.dataset.shards import RECIPE_FIELDS, Footer, recipe, shard_file, write_shard
-from labeling.dataset.status import Footers, GroupStatus, dataset_status, expected_recipe, group_status
+from labeling.dataset.status import Footers, GroupStatus, dataset_status, expected_recipe, group_status, groups_of
 from labeling.dataset.storage import Entry, LocalStore, Store, open_store
 
 __all__ = [
@@ -44,18 +52,25 @@ __all__ = [
     "Footers",
     "GroupStatus",
     "LocalStore",
+    "MissingParameter",
+    "RowErrors",
     "ShardInfo",
     "Store",
+    "Unavailable",
     "dataset_status",
     "digest_column",
     "digest_json",
     "entry_columns",
     "expected_recipe",
     "group_status",
+    "groups_of",
     "lease",
+    "missing_parameter",
     "open_store",
+    "read_row_errors",
     "recipe",
     "set_schema",
     "shard_file",
+    "upstream_groups",
     "write_shard",
 ]

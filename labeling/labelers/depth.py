@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from labeling import labeler
-from labeling.labeler import Labeler, Row, RowError, required
+from labeling.labeler import Labeler, MissingParameterError, Row, RowError, required
 from labeling.pretrained import load_network, pretrained_digest
 from model.pictures import Picture, decode_gray, decode_picture, encode_png
 from model.weights import model_folder
@@ -21,7 +21,7 @@ Inverse = NDArray[np.float32]  # (H, W) inverse depth in any unit, NaN where unk
 
 
 class DepthLabeler(Labeler):
-    """A model where one is named, else a stereo pair, else the given disparity; without any the row is in error."""
+    """A model where one is named, else a stereo pair, else the given disparity; without any the row has none."""
 
     name = "depth"
     version = 1
@@ -94,7 +94,7 @@ class DepthLabeler(Labeler):
             steps = decode_gray(row["images.disparity"]).astype(np.float32)
             inverse, method = np.where(steps > 0, steps * row["images.disparity_scale"], np.nan), "given"
         else:
-            raise RowError("no depth model, stereo pair or true disparity: set depth.model=NAME")
+            raise MissingParameterError("no depth model, stereo pair or true disparity", "depth.model")
         known = np.isfinite(inverse)
         if inverse.shape != picture.shape[:2]:
             raise RowError(f"{method} of {inverse.shape[1]}×{inverse.shape[0]} pixels for a picture of another size")

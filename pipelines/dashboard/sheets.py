@@ -29,7 +29,7 @@ from pipelines.dashboard.tracked_assets import folder
 from pipelines.jobs.folder import JobFolder, jobs_of
 from pipelines.jobs.specification import TrainJob
 from pipelines.reports.charts import HEIGHT, WIDTH
-from pipelines.reports.dataset import joined_rows, pick_rows, row_values, view_of_set
+from pipelines.reports.gallery import joined_rows, pick_rows, row_values, view_of_set
 from pipelines.reports.overlays import Drawing, Inliner, draw_label, thumbnail
 from pipelines.reports.run import Chart, RunSection, describe_run
 
@@ -126,7 +126,7 @@ def _tile(group: str, row: Mapping[str, Any], footers: Footers, title: str) -> T
         colors = _false_colors(row[f"{group}.latent"], row[f"{group}.latent_height"], row[f"{group}.latent_width"])
         size = f"{row[f'{group}.latent_width']} × {row[f'{group}.latent_height']} latents, the first three channels"
         return Tile(colors, title, [size])
-    values = row_values(row, {group: footers[group]})
+    values = row_values(row, [group])
     return Tile(picture, title, [f"{name.partition('.')[2]}: {value}" for name, value in values.items()])
 
 

@@ -6,9 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from labeling.dataset import ID_COLUMN, IMAGE_COLUMN, IMAGES, Dataset
+from labeling.dataset import ID_COLUMN, IMAGE_COLUMN, IMAGES, Dataset, groups_of
 from labeling.labeler import Labeler
-from labeling.plan import read_groups
 from labeling.run import label_table
 from pipelines.labeling_job.decoded_images import decode_and_pack, unpack
 from pipelines.labeling_job.tables import from_bytes, to_bytes
@@ -27,7 +26,7 @@ def make_stages(labelers: Mapping[str, Labeler]) -> list[dict[str, Labeler]]:
         joined = {group: labeler}
         if alike:
             last = alike[-1]
-            read_since = {name for stage in stages[last + 1 :] for o in stage.values() for name in read_groups(o.reads)}
+            read_since = {name for stage in stages[last + 1 :] for o in stage.values() for name in groups_of(o.reads)}
             if not read_since & stages[last].keys():
                 joined = stages.pop(last) | joined
         stages.append(joined)

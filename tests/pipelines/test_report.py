@@ -301,7 +301,7 @@ def test_impossible_labels_are_gray_and_said_once(tmp_path: Path) -> None:
     picture = encode_png(np.full((SIDE, SIDE, 3), 90, np.uint8))
     ids = [f"{index:032x}" for index in range(5)]
     images = [{"id": name, "image": picture, "width": SIDE, "height": SIDE, "source": f"{name}.png"} for name in ids]
-    write_group(uri, "images", images, IMAGES, ())
+    write_group(uri, "images", images, IMAGE_SCHEMA, ())
     reason = "no depth model, stereo pair or true disparity: set depth.model=NAME"
     depth = [{"id": name, "error": reason} for name in ids[:-1]] + [{"id": ids[-1], "error": "right picture too small"}]
     write_group(uri, "depth", depth, labeled(depth=pa.binary()), ("images.image",))

@@ -28,7 +28,7 @@ def ingest(
     from pipelines.ingest import ingest as run
 
     result = run(source, dataset, shard_rows=shard_rows, max_pixels=max_pixels, min_side=min_side)
-    print(f"{result.added} pictures added, {result.rejected} files rejected; {result.pictures} pictures in {dataset}")
+    print(f"{result.added} pictures added, {result.rejected} files rejected; {result.images} pictures in {dataset}")
 
 
 def label(

@@ -8,11 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from labeling.dataset import LEASE_EXPIRY, LEASE_FILE, Dataset, digest_json
+from labeling.sources.ingest import SeenFiles
 from labeling.sources.source import Source
 from model.inputs import InputError, one_line
 from pipelines.dashboard.checks import Verdict
 from pipelines.dashboard.snapshots import Snapshot
-from pipelines.ingest import Met
 
 MOST_NAMES = 2_000_000  # of pictures ingested; beyond, new ones are only counted
 SHOWN_NAMES = 20
@@ -61,11 +61,11 @@ def news(snapshot: Snapshot) -> list[News]:
             if len(items) > known:
                 found.append(News(uri, len(items) - known, [], digest_json(len(items))))
             continue
-        met = Met(set(), {})
+        seen = SeenFiles()
         for shard in shards:
             if f"{shard.name}.parquet" in there:
-                met.see(dataset, shard.name)
-        fresh = [item.name for item in met.fresh(items)]
+                seen.add_shard(dataset, shard.name)
+        fresh = [item.name for item in seen.new(items)]
         if fresh:
             found.append(News(uri, len(fresh), fresh[:SHOWN_NAMES], digest_json(fresh)))
     return found

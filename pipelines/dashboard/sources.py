@@ -8,11 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from labeling.dataset import LEASE_EXPIRY, LEASE_FILE, Dataset, digest_json
+from labeling.sources.ingest import SeenFiles
 from labeling.sources.source import Source
 from model.inputs import InputError, one_line
 from pipelines.dashboard.check_outcomes import CheckOutcome
 from pipelines.dashboard.snapshots import Snapshot
-from pipelines.ingest import Met
 
 MAX_NAMES = 2_000_000  # of ingested pictures that are compared; of larger sources, new pictures are only counted
 SHOWN_NAMES = 20
@@ -61,11 +61,11 @@ def new_files(snapshot: Snapshot) -> list[NewFiles]:
             if len(items) > known:
                 new.append(NewFiles(uri, len(items) - known, [], digest_json(len(items))))
             continue
-        seen = Met(set(), {})
+        seen = SeenFiles()
         for shard in shards:
             if shard.name in ingested:
-                seen.see(dataset, shard.name)
-        names = [item.name for item in seen.fresh(items)]
+                seen.add_shard(dataset, shard.name)
+        names = [item.name for item in seen.new(items)]
         if names:
             new.append(NewFiles(uri, len(names), names[:SHOWN_NAMES], digest_json(names)))
     return new

@@ -80,8 +80,8 @@ def test_a_surface_point_has_one_color_in_every_view(scene: Path) -> None:
     inside = (x >= 0) & (x < 128) & (y >= 0) & (y < 128)
     column, row = x[inside].astype(int), y[inside].astype(int)
     seen = np.abs(other.inverse_depth[row, column] * -local[inside, 2] - 1) < 0.01
-    colors = one.picture.reshape(-1, 3)[hit][inside][seen].astype(float)
-    there = other.picture[row, column][seen].astype(float)
+    colors = one.image.reshape(-1, 3)[hit][inside][seen].astype(float)
+    there = other.image[row, column][seen].astype(float)
     assert seen.sum() > 1000
     shuffled = np.random.default_rng(0).permutation(there)
     assert np.abs(colors - there).mean() < 0.5 * np.abs(colors - shuffled).mean()
@@ -92,7 +92,7 @@ def test_the_scene_and_its_views_are_the_same_every_time(scene: Path, tmp_path: 
     assert (tmp_path / "again.glb").read_bytes() == scene.read_bytes()
     assert scene.stat().st_size < 1 << 20
     first, second = (render_views(scene, 2, 32, seed=5) for _ in range(2))
-    assert all(np.array_equal(a.picture, b.picture) for a, b in zip(first, second, strict=True))
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(first, second, strict=True))
 
 
 def test_what_is_no_mesh_is_named(tmp_path: Path) -> None:

@@ -362,15 +362,6 @@ def test_job_outlives_the_dashboard_that_sent_it(
                 process.kill()
 
 
-def test_nothing_stays_behind_when_it_is_killed(tmp_path: Path, pictures_original: Path) -> None:
-    with served(tmp_path, str(pictures_original)) as running:
-        family = family_of(running)
-        running.process.kill()
-        running.process.wait()
-        _, left = psutil.wait_procs(family, timeout=60)
-        assert not left
-
-
 def test_invalid_arguments_give_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     assert address_of("::1", 3000) == address_of("[::1]", 3000) == "http://[::1]:3000"

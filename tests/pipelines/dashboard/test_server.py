@@ -27,6 +27,7 @@ from pipelines.dashboard.tracked_assets import state_folder, tracked_assets
 from pipelines.jobs.status import list_jobs
 from training.metrics_logger import read_metrics
 
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 LAUNCH = """mutation($p: ExecutionParams!) { launchRun(executionParams: $p) { __typename
   ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 STOP_NOTHING: dict[str, Any] = {

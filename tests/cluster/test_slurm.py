@@ -156,7 +156,7 @@ def test_concurrent_submit_keeps_one_job(site: SlurmSite, tmp_path: Path, monkey
         thread.join()
     assert sorted(outcomes)[0].startswith("closed-2: is at this site already")
     assert sorted(outcomes)[1] == "sent"
-    assert [found.lives for found in job.backend._jobs("closed-2")] == [True, False]
+    assert [found.is_alive for found in job.backend._jobs("closed-2")] == [True, False]
     job.backend.stop("closed-2")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from cluster.target import KubernetesTarget, LocalTarget, RayTarget, SlurmTarget, Target
-from cluster.work import NativeState, Work
+from cluster.work import TargetState, Work
 
 
 class Backend(Protocol):
@@ -27,18 +27,18 @@ class Backend(Protocol):
     def submit(self, work: Work) -> None:
         """Send it.
 
-        Raises AlreadyThere when work of this name is there (then it was not sent twice), another InputError when it was
-        not taken, and ConnectionError when nobody knows whether it was.
+        Raises AlreadySubmitted when work of this name is there (then it was not sent twice), another InputError when
+        it was not taken, and ConnectionError when nobody knows whether it was.
         """
 
-    def state(self, name: str) -> NativeState:
+    def state(self, name: str) -> TargetState:
         """What the target knows of the work; "absent" when nothing (it never came, or was forgotten)."""
 
     def stop(self, name: str) -> None:
         """Ask it to end, by a signal that it can answer with a checkpoint; then remove what it held. Idempotent."""
 
     def scale(self, name: str, work: Work) -> bool:
-        """Give running work the room for work.workers. False where that takes a new submission."""
+        """Give running work the room for work.resources. False where that takes a new submission."""
 
     def logs(self, name: str) -> Iterator[str]:
         """What the target itself keeps of the output, for work that died before it kept its own log."""

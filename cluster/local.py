@@ -14,12 +14,10 @@ from pathlib import Path
 
 import psutil
 
+from cluster.checkout import CHECKOUT
 from cluster.target import LocalTarget
 from cluster.user_data import data_folder, one_at_a_time
-from cluster.work import AlreadyThere, NativeState, Work
-
-NAME = "ONEDIFFUSION_WORK"
-CHECKOUT = Path(__file__).parents[1]
+from cluster.work import WORK_VARIABLE, AlreadySubmitted, TargetState, Work
 
 
 class LocalBackend:
@@ -32,15 +30,15 @@ class LocalBackend:
 
     def plan(self, work: Work) -> dict[str, str]:
         """The command; see `Backend.plan`."""
-        given = {**self.target.environment, NAME: work.name, "PYTHONPATH": _python_path()}
+        given = {**self.target.environment, WORK_VARIABLE: work.name, "PYTHONPATH": _python_path()}
         return {"command": shlex.join([*(f"{key}={value}" for key, value in given.items()), *_command(work)]) + "\n"}
 
     def submit(self, work: Work) -> None:
         """Start it in a session of its own; see `Backend.submit`."""
         with one_at_a_time("local"):
-            if _processes(work.name):
-                raise AlreadyThere(f"{work.name}: runs on this machine already")
-            given = {**os.environ, **self.target.environment, NAME: work.name}
+            if work_processes(work.name):
+                raise AlreadySubmitted(f"{work.name}: runs on this machine already")
+            given = {**os.environ, **self.target.environment, WORK_VARIABLE: work.name}
             with _log(work.name).open("ab") as log:
                 started = subprocess.Popen(  # noqa: S603 - our own command
                     _command(work),
@@ -51,12 +49,12 @@ class LocalBackend:
                     start_new_session=True,
                 )
             # For a moment after it was started, before the system has laid out its variables, it would not be found.
-            while started.poll() is None and not any(one.pid == started.pid for one in _processes(work.name)):
+            while started.poll() is None and not any(one.pid == started.pid for one in work_processes(work.name)):
                 time.sleep(0.01)
 
-    def state(self, name: str) -> NativeState:
+    def state(self, name: str) -> TargetState:
         """Running, or unknown; see `Backend.state`."""
-        return NativeState("running" if _leader(name) else "absent")
+        return TargetState("running" if _leader(name) else "absent")
 
     def stop(self, name: str) -> None:
         """Interrupt it, wait for it to end by itself, and end what is left; see `Backend.stop`."""
@@ -66,7 +64,7 @@ class LocalBackend:
                 leader.send_signal(signal.SIGTERM)
             psutil.wait_procs([leader], timeout=60)
         for _ in range(3):  # what is killed may have started something in between
-            left = _processes(name)
+            left = work_processes(name)
             for process in left:
                 with suppress(psutil.NoSuchProcess):  # Ray's end by themselves when one of them does
                     process.kill()
@@ -97,21 +95,21 @@ def _log(name: str) -> Path:
     return folder / f"{name}.log"
 
 
-def _processes(name: str) -> list[psutil.Process]:
+def work_processes(name: str) -> list[psutil.Process]:
     """All processes of the work: it, and what it started."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         try:
-            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(NAME) == name:
-                found.append(process)
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(WORK_VARIABLE) == name:
+                processes.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-    return found
+    return processes
 
 
 def _leader(name: str) -> psutil.Process | None:
     """The process that was started, if it still runs."""
-    for process in _processes(name):
+    for process in work_processes(name):
         try:
             if os.getsid(process.pid) == process.pid and "execute" in process.cmdline():
                 return process

@@ -6,27 +6,22 @@ import json
 import os
 import shlex
 import socket
-import subprocess
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from cluster.session import THREADS, cluster_token_file, prepare_ray
+from cluster.checkout import CHECKOUT, checkout_files, pack_checkout
+from cluster.ray_environment import THREADS, cluster_token_file, prepare_ray
 from cluster.target import RayTarget
-from cluster.work import AlreadyThere, NativeState, Work
+from cluster.work import WORK_VARIABLE, AlreadySubmitted, TargetState, Work
 from model.inputs import InputError, one_line
 
-CHECKOUT = Path(__file__).parents[1]
-NAME = "ONEDIFFUSION_WORK"
 CONNECT_SECONDS = 10.0
 AGENT_SECONDS = 60.0
-PACKAGES = ("model", "labeling", "training", "cluster", "pipelines")
-MOST_BYTES = 500 << 20  # a little less than what Ray takes as a package
 NO_AGENT = "No available agent to submit job"
 # Not secrets, and without them a job would not find the S3 that is meant.
 FORWARDED = (
@@ -48,14 +43,14 @@ class RayBackend:
         request = {**self._request(work), "runtime_env": {**self._runtime(work), "working_dir": "(the files below)"}}
         return {
             f"POST {self.target.address}/api/jobs/": json.dumps(request, indent=2) + "\n",
-            "working directory": "\n".join(_files(self._folder())) + "\n",
+            "working directory": "\n".join(checkout_files(self._folder())) + "\n",
         }
 
     def submit(self, work: Work) -> None:
         """See `Backend.submit`."""
         with tempfile.TemporaryDirectory(prefix="onediffusion-") as scratch:
             archive = Path(scratch, "working_dir.zip")
-            _pack(self._folder(), archive)
+            pack_checkout(self._folder(), archive)
             request = {**self._request(work), "runtime_env": {**self._runtime(work), "working_dir": str(archive)}}
             with self._explained(work.name):
                 client = self.client()
@@ -76,23 +71,23 @@ class RayBackend:
         with suppress(InputError):
             if self.state(work.name).phase != "absent":
                 return
-        raise ConnectionError(_line(str(silence)))
+        raise ConnectionError(one_line(str(silence)))
 
-    def state(self, name: str) -> NativeState:
+    def state(self, name: str) -> TargetState:
         """See `Backend.state`."""
         with self._explained(name):
             try:
                 found = self.client().get_job_info(name)
             except RuntimeError as error:
                 if "status code 404" in str(error):
-                    return NativeState("absent")
+                    return TargetState("absent")
                 raise
         status = str(found.status.value)
         if status == "PENDING":
-            return NativeState("pending", "Ray is preparing the job's environment")
+            return TargetState("pending", "Ray is preparing the job's environment")
         if status == "RUNNING":
-            return NativeState("running")
-        return NativeState("ended", "" if status == "SUCCEEDED" else _line(found.message or status))
+            return TargetState("running")
+        return TargetState("ended", "" if status == "SUCCEEDED" else one_line(found.message or status))
 
     def stop(self, name: str) -> None:
         """See `Backend.stop`."""
@@ -123,7 +118,7 @@ class RayBackend:
 
     def _runtime(self, work: Work) -> dict[str, Any]:
         forwarded = {name: os.environ[name] for name in FORWARDED if name in os.environ}
-        given = {**THREADS, **forwarded, **self.target.environment, NAME: work.name}
+        given = {**THREADS, **forwarded, **self.target.environment, WORK_VARIABLE: work.name}
         runtime: dict[str, Any] = {"env_vars": given}
         if self.target.install == "pip":
             pins = [line.strip() for line in (CHECKOUT / "constraints.txt").read_text().splitlines()]
@@ -174,17 +169,17 @@ class RayBackend:
             raise
         except OSError as error:
             raise InputError(
-                f"{self.target.address}: no Ray cluster answers there ({_line(str(error))}); start one with "
+                f"{self.target.address}: no Ray cluster answers there ({one_line(str(error))}); start one with "
                 "`ray start --head`, or correct `address` in the target"
             ) from None
         except Exception as error:
-            text = _line(str(error))
+            text = one_line(str(error))
             if type(error).__name__ == "AuthenticationError":
                 raise InputError(
                     f"{self.target.address}: the cluster refuses this token; give its own as `token_file` in the target"
                 ) from None
             if "already used" in text or "already exists" in text:
-                raise AlreadyThere(f"{name}: runs on {self.target.address} already") from None
+                raise AlreadySubmitted(f"{name}: runs on {self.target.address} already") from None
             if NO_AGENT in text:
                 raise InputError(
                     f"{self.target.address}: the agent that takes jobs does not run; another Ray on the head's machine "
@@ -193,48 +188,6 @@ class RayBackend:
             if type(error) is RuntimeError and "status code" in text:
                 raise InputError(f"{self.target.address}: Ray refuses: {text[-300:]}") from None
             raise
-
-
-def _files(folder: Path) -> list[str]:
-    """What is uploaded of a checkout: all that git does not ignore, or, without git, the project's own packages."""
-    try:
-        listed = subprocess.run(
-            ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],  # noqa: S607 - the user's own git
-            cwd=folder,
-            capture_output=True,
-            check=True,
-        ).stdout.decode()
-        names = [name for name in listed.split("\0") if name]
-    except (OSError, subprocess.CalledProcessError):
-        paths = (path.relative_to(folder) for package in PACKAGES for path in (folder / package).rglob("*.*"))
-        names = [str(path) for path in paths if "__pycache__" not in path.parts]
-    return sorted(name for name in names if (folder / name).is_file())
-
-
-def _pack(folder: Path, archive: Path) -> None:
-    """A zip whose bytes depend on the files alone, so that Ray takes the same ones once."""
-    names = _files(folder)
-    sizes = {name: (folder / name).stat().st_size for name in names}
-    if sum(sizes.values()) > MOST_BYTES:
-        largest = max(sizes, key=lambda name: sizes[name])
-        raise InputError(
-            f"{folder}: {sum(sizes.values()) >> 20} MB would be uploaded with the job, {MOST_BYTES >> 20} MB at the "
-            f"most; let git ignore what is no code (the largest file is {largest})"
-        )
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
-        for name in names:
-            try:
-                content = (folder / name).read_bytes()
-            except OSError as error:
-                raise InputError(
-                    f"{folder / name}: cannot be uploaded with the job ({error.strerror}); make it readable, or let "
-                    "git ignore it"
-                ) from None
-            packed.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
-
-
-def _line(text: str) -> str:
-    return one_line(text)
 
 
 def _until_ended(ended: Callable[[], bool], seconds: float = 60.0) -> None:

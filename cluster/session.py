@@ -4,54 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import signal
 import threading
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
-from cluster.user_data import data_folder, one_at_a_time, write_whole
+from cluster.ray_environment import prepare_ray, starts_own_ray
 from model.inputs import InputError
 
 NODE_SECONDS = 30.0
 UNEXPECTED, PREEMPTED = 2, 3  # NodeDeathInfo.Reason of Ray's gcs.proto
-# One thread each: labels must not depend on how many cores a machine has, and pools already use them all.
-THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-
-
-def token_file() -> Path:
-    """The project's own Ray token, made on first use and readable by its owner only."""
-    path = data_folder() / "ray-token"
-    with one_at_a_time("ray-token"):
-        if not path.exists():
-            write_whole(path, secrets.token_hex(32))
-    return path
-
-
-def cluster_token_file() -> Path:
-    """The token for a Ray that was not started here: where Ray itself looks for one, or else the project's own."""
-    users = Path.home() / ".ray" / "auth_token"
-    return users if users.exists() else token_file()
-
-
-def prepare_ray() -> None:
-    """Say how Ray is to behave. Before the first import of Ray: it reads some of this once, then."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
-        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file() if own_ray() else cluster_token_file())
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    # Nobody reads what it finds: jobs are told by signals when their machine is needed elsewhere.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # A labeling job has a dozen small processes whatever the number of cores; they may start together.
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
-    for name, threads in THREADS.items():
-        os.environ.setdefault(name, threads)
 
 
 @contextmanager
@@ -72,7 +37,7 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
     verbose = bool(os.environ.get("ONEDIFFUSION_VERBOSE"))
     options = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
     with _sigterm_kept():
-        if not own_ray():
+        if not starts_own_ray():
             ray.init(**options)
         else:
             _start(include_dashboard=False, object_store_memory=memory, **options)
@@ -165,8 +130,3 @@ def cluster_has(unit: str) -> float:
     import ray
 
     return float(ray.cluster_resources().get(unit, 0.0))
-
-
-def own_ray() -> bool:
-    """Whether `ray_session` starts its own Ray, of this machine only."""
-    return not os.environ.get("RAY_ADDRESS")

@@ -1,4 +1,4 @@
-"""What is submitted to a target: a command, how much it needs, and which places it reads and writes."""
+"""What is submitted to a target: a command, the resources it asks for, and the addresses it reads and writes."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from model.inputs import InputError
 
 Phase = Literal["absent", "pending", "running", "ended"]
 
+WORK_VARIABLE = "ONEDIFFUSION_WORK"  # the environment variable that holds the name of the work in its processes
+
 
 @dataclass(frozen=True)
-class Workers:
+class ResourceRequest:
     """How many workers, and what each needs.
 
-    least, most: workers (equal where the number is fixed); cpus, gpus: of each; memory_gb: of each, 0 for the target's.
+    min_workers, max_workers: equal where the number is fixed. cpus, gpus, memory_gb: of each worker; a memory of 0
+    leaves it to the target.
     """
 
-    least: int = 1
-    most: int = 1
+    min_workers: int = 1
+    max_workers: int = 1
     cpus: float = 1.0
     gpus: float = 0.0
     memory_gb: float = 0.0
@@ -26,29 +29,29 @@ class Workers:
 
 @dataclass(frozen=True)
 class Work:
-    """One attempt at a job.
+    """One attempt at a job, as targets take it.
 
-    name: unique to the attempt and a DNS label (as "label-1a2b3c4d-1"), by which a target finds it again, so that
+    name: unique to the attempt and a DNS label (as "label-1a2b3c4d-1"). A target finds the work by this name, so
     nothing is lost when a submission is killed half-way. arguments: what follows `python -m pipelines`.
-    address: the folder (local or s3://) of the attempt's job, which the work keeps its state and log in.
-    places: addresses it reads and writes.
+    address: the job's folder (local or s3://), which the work keeps its state and log in.
+    data: the other addresses that it reads and writes.
     """
 
     name: str
     kind: str
     arguments: tuple[str, ...]
     address: str
-    workers: Workers = Workers()
-    places: tuple[str, ...] = ()
+    resources: ResourceRequest = ResourceRequest()
+    data: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class NativeState:
+class TargetState:
     """What a target says of a piece of work: its phase, and one line for a person where there is something to say."""
 
     phase: Phase
     reason: str = ""
 
 
-class AlreadyThere(InputError):
-    """The target has work of this name: what is noted about it is about that work, and stays."""
+class AlreadySubmitted(InputError):
+    """The target has work of this name already. What is recorded about that work is true and stays."""

@@ -1,5 +1,5 @@
 """`python -m pipelines …` is `onediffusion …`, for places where nothing is installed."""
 
-from pipelines.cli.app import main
+from pipelines.cli import main
 
 main()

@@ -11,8 +11,8 @@ from typing import Any
 Advance = Callable[[int], None]
 LINE_SECONDS = 10.0  # between lines where nobody watches a terminal
 
-# What this process is at, for the state that a submitted job keeps: {what, done, total, unit}.
-under_way: dict[str, Any] = {}
+# What this process is doing, for the state that a submitted job keeps: {what, done, total, unit}.
+current_progress: dict[str, Any] = {}
 
 
 @contextmanager
@@ -40,20 +40,20 @@ def progress(what: str, total: int, unit: str = "") -> Iterator[Advance]:
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    said = time.monotonic()
-    under_way.update(what=what, done=0, total=total, unit=unit)
+    printed = time.monotonic()
+    current_progress.update(what=what, done=0, total=total, unit=unit)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
 
         def advance(count: int) -> None:
-            nonlocal said
-            under_way["done"] += count
+            nonlocal printed
+            current_progress["done"] += count
             bar.update(task, advance=count)
-            if not console.is_terminal and time.monotonic() - said > LINE_SECONDS:
-                print(f"{what}: {under_way['done']} of {total} {unit}", file=sys.stderr, flush=True)
-                said = time.monotonic()
+            if not console.is_terminal and time.monotonic() - printed > LINE_SECONDS:
+                print(f"{what}: {current_progress['done']} of {total} {unit}", file=sys.stderr, flush=True)
+                printed = time.monotonic()
 
         try:
             yield advance
         finally:
-            under_way.clear()
+            current_progress.clear()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from cluster.session import cluster_has, own_ray, ray_session
+from cluster.ray_environment import starts_own_ray
+from cluster.session import cluster_has, ray_session
 from labeling.dataset import lease, open_store
 from model.inputs import InputError
 from pipelines.progress import progress
@@ -66,7 +67,7 @@ def refuse_impossible(
 
     def possible() -> ControlRequest:
         request = control()
-        if request.workers is None or not own_ray() or not (shortages := _shortages(config, request.workers)):
+        if request.workers is None or not starts_own_ray() or not (shortages := _shortages(config, request.workers)):
             return request
         if request.workers not in refused:
             refused.add(request.workers)
@@ -79,7 +80,7 @@ def refuse_impossible(
 def _check_resources(config: TrainingConfig, say: Callable[[str], None]) -> None:
     """Say what is missing: Ray itself waits without a word for CPUs and GPUs that may never come."""
     for shortage, settings in _shortages(config, config.workers.count):
-        if own_ray():
+        if starts_own_ray():
             raise InputError(f"train: {shortage}: this machine's; ask for less ({settings})")
         say(f"train: {shortage}; waiting for nodes that may yet join (or stop it and ask for less: {settings})")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.target import KubernetesTarget
-from cluster.work import AlreadyThere
+from cluster.work import AlreadySubmitted
 from model.inputs import InputError, nearest, one_line
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class ApiServer:
         self.namespace = target.namespace
 
     def create_job(self, manifest: dict[str, Any]) -> None:
-        """Create a RayJob; an unknown field is refused, not dropped. Raises AlreadyThere when the name is taken.
+        """Create a RayJob; an unknown field is refused, not dropped. Raises AlreadySubmitted when the name is taken.
 
         Raises ConnectionError when the server took the request, and then said nothing more: the job may be there.
         """
@@ -218,7 +218,9 @@ class ApiServer:
             yield
         except ApiException as error:
             if error.status == 409 and taken:
-                raise AlreadyThere(f"{taken}: there already, in namespace {self.namespace}; nothing was sent") from None
+                raise AlreadySubmitted(
+                    f"{taken}: there already, in namespace {self.namespace}; nothing was sent"
+                ) from None
             raise InputError(self._line(error)) from None
         except urllib3.exceptions.HTTPError as error:
             if taken and not isinstance(error, urllib3.exceptions.MaxRetryError):

@@ -11,7 +11,7 @@ from cluster.kubernetes.api import ApiServer
 from cluster.kubernetes.manifests import (
     HEAD_CONTAINER,
     WORKER_CONTAINER,
-    check_places,
+    check_addresses,
     raycluster,
     rayjob,
     to_yaml,
@@ -19,7 +19,7 @@ from cluster.kubernetes.manifests import (
 )
 from cluster.kubernetes.state import cluster_name, describe, last_words
 from cluster.target import KubernetesTarget
-from cluster.work import NativeState, Work
+from cluster.work import TargetState, Work
 from model.inputs import InputError, nearest
 
 
@@ -63,11 +63,11 @@ class KubernetesBackend:
             raise InputError(f"{self.target.image}: put what is yours in the place of the capitals in the target")
         self.server.create_job(manifest)
 
-    def state(self, name: str) -> NativeState:
+    def state(self, name: str) -> TargetState:
         """See `Backend.state`."""
         job = self.server.job(name)
         if job is None:
-            return NativeState("absent")
+            return TargetState("absent")
         status = job.get("status") or {}
         made = cluster_name(job)
         over = status.get("jobDeploymentStatus") in ("Complete", "Failed")
@@ -115,22 +115,27 @@ class KubernetesBackend:
         cluster = self.server.cluster(cluster_name(job)) if job and cluster_name(job) else None
         if not cluster:
             return False
-        check_places(self.target, work)
+        check_addresses(self.target, work)
+        request = work.resources
         group = cluster["spec"]["workerGroupSpecs"][0]
-        pool = self.target.gpu_pool if work.workers.gpus else self.target.cpu_pool
-        wanted = worker_template(self.target, pool, work.workers, {})
+        pool = self.target.gpu_pool if request.gpus else self.target.cpu_pool
+        wanted = worker_template(self.target, pool, request, {})
         if _size(wanted) != _size(group["template"]):
             return False
         now = int(group.get("replicas") or group["minReplicas"])
         if cluster["spec"].get("enableInTreeAutoscaling"):
             # Workers that are busy now are given back when they are idle, not before.
-            bounds = {"minReplicas": work.workers.least, "maxReplicas": max(work.workers.most, now)}
-        elif work.workers.most < now:
+            bounds = {"minReplicas": request.min_workers, "maxReplicas": max(request.max_workers, now)}
+        elif request.max_workers < now:
             return False
         else:
-            bounds = dict.fromkeys(("minReplicas", "maxReplicas", "replicas"), work.workers.most)
+            bounds = dict.fromkeys(("minReplicas", "maxReplicas", "replicas"), request.max_workers)
         self.server.patch_cluster(cluster["metadata"]["name"], _bounds("/spec", group["groupName"], bounds))
-        again = {"minReplicas": work.workers.least, "maxReplicas": work.workers.most, "replicas": work.workers.least}
+        again = {
+            "minReplicas": request.min_workers,
+            "maxReplicas": request.max_workers,
+            "replicas": request.min_workers,
+        }
         self.server.patch_job(name, _bounds("/spec/rayClusterSpec", group["groupName"], again))
         return True
 

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import math
 import shlex
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import yaml
 
-from cluster.session import THREADS
+from cluster.ray_environment import RAY_ENVIRONMENT
 from cluster.target import Head, KubernetesTarget, MemoryQuantity, Pool, Toleration
-from cluster.work import Work, Workers
+from cluster.work import ResourceRequest, Work
 from model.inputs import InputError
 
 Manifest = dict[str, Any]
@@ -40,14 +41,6 @@ SPOT_LABELS = (
     ("cloud.google.com/gke-spot", "true"),
     ("kubernetes.azure.com/scalesetpriority", "spot"),
 )
-# What a Ray that the project starts itself has (cluster/session.py).
-ENVIRONMENT = {
-    **THREADS,
-    "RAY_worker_maximum_startup_concurrency": "16",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-}
 
 
 def to_yaml(manifest: Manifest) -> str:
@@ -58,8 +51,8 @@ def to_yaml(manifest: Manifest) -> str:
 def rayjob(target: KubernetesTarget, work: Work) -> Manifest:
     """The RayJob of an attempt. Raises InputError for a place that pods cannot see."""
     assert len(work.name) <= MAX_NAME
-    check_places(target, work)
-    given = dict(target.environment)
+    check_addresses(target, work)
+    variables = dict(target.environment)
     labels = {**target.labels, "app.kubernetes.io/part-of": "onediffusion", "onediffusion/kind": work.kind}
     spec: Manifest = {
         "entrypoint": shlex.join(["python", "-m", "pipelines", *work.arguments]),
@@ -67,14 +60,15 @@ def rayjob(target: KubernetesTarget, work: Work) -> Manifest:
     }
     if target.cluster:
         spec["clusterSelector"] = {"ray.io/cluster": target.cluster}
-        spec["runtimeEnvYAML"] = yaml.safe_dump({"env_vars": given})
+        spec["runtimeEnvYAML"] = yaml.safe_dump({"env_vars": variables})
     else:
         if target.queue:
             labels[QUEUE_LABEL] = target.queue
             if target.priority:
                 labels[PRIORITY_LABEL] = target.priority
-        pool, group = (target.gpu_pool, "gpu") if work.workers.gpus else (target.cpu_pool, "cpu")
-        workers = fixed(work.workers) if target.queue else work.workers
+        pool, group = (target.gpu_pool, "gpu") if work.resources.gpus else (target.cpu_pool, "cpu")
+        request = fixed(work.resources) if target.queue else work.resources
+        workers = _worker_group(target, pool, group, request, variables)
         spec |= {
             "backoffLimit": target.retries,
             "shutdownAfterJobFinishes": True,
@@ -82,7 +76,7 @@ def rayjob(target: KubernetesTarget, work: Work) -> Manifest:
             # Kueue resumes what is in its queue, when there is room.
             "suspend": bool(target.suspend or target.queue),
             **({"activeDeadlineSeconds": target.deadline_seconds} if target.deadline_seconds else {}),
-            "rayClusterSpec": _cluster_spec(target, [_worker_group(target, pool, group, workers, given)], given),
+            "rayClusterSpec": _cluster_spec(target, [workers], variables),
         }
     return {
         "apiVersion": "ray.io/v1",
@@ -107,9 +101,9 @@ def raycluster(target: KubernetesTarget) -> Manifest:
             labels[PRIORITY_LABEL] = target.priority
     groups = []
     for name, pool in (("cpu", target.cpu_pool), ("gpu", target.gpu_pool)):
-        workers = Workers(*pool.workers, pool.cpus, pool.gpus)
-        workers = fixed(workers) if target.queue else workers
-        groups.append(_worker_group(target, pool, name, workers, target.environment))
+        request = ResourceRequest(*pool.workers, pool.cpus, pool.gpus)
+        request = fixed(request) if target.queue else request
+        groups.append(_worker_group(target, pool, name, request, target.environment))
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayCluster",
@@ -123,19 +117,21 @@ def raycluster(target: KubernetesTarget) -> Manifest:
     }
 
 
-def fixed(workers: Workers) -> Workers:
+def fixed(request: ResourceRequest) -> ResourceRequest:
     """As many as may be, always: what Kueue admits holds its quota, and must not grow or shrink by itself."""
-    return Workers(workers.most, workers.most, workers.cpus, workers.gpus, workers.memory_gb)
+    return replace(request, min_workers=request.max_workers)
 
 
-def check_places(target: KubernetesTarget, work: Work) -> None:
+def check_addresses(target: KubernetesTarget, work: Work) -> None:
     """Raises InputError for the first address that a pod cannot see: neither on S3 nor on a volume."""
     mounts = [PurePosixPath(volume.path) for volume in target.volumes]
-    for place in (*work.places, work.address):
-        if not place.startswith("s3://") and not any(PurePosixPath(place).is_relative_to(mount) for mount in mounts):
+    for address in (*work.data, work.address):
+        if not address.startswith("s3://") and not any(
+            PurePosixPath(address).is_relative_to(mount) for mount in mounts
+        ):
             seen = f" ({', '.join(str(mount) for mount in mounts)})" if mounts else ""
             raise InputError(
-                f"{place}: pods cannot see this folder; use an s3:// address, or a path on one of the target's "
+                f"{address}: pods cannot see this folder; use an s3:// address, or a path on one of the target's "
                 f"`volumes`{seen}"
             )
 
@@ -173,23 +169,25 @@ def _head_template(target: KubernetesTarget, head: Head, environment: dict[str, 
 
 
 def _worker_group(
-    target: KubernetesTarget, pool: Pool, name: str, workers: Workers, environment: dict[str, str]
+    target: KubernetesTarget, pool: Pool, name: str, request: ResourceRequest, environment: dict[str, str]
 ) -> Manifest:
     return {
         "groupName": name,
-        "replicas": workers.least,
-        "minReplicas": workers.least,
-        "maxReplicas": workers.most,
+        "replicas": request.min_workers,
+        "minReplicas": request.min_workers,
+        "maxReplicas": request.max_workers,
         "rayStartParams": {},
-        "template": worker_template(target, pool, workers, environment),
+        "template": worker_template(target, pool, request, environment),
     }
 
 
-def worker_template(target: KubernetesTarget, pool: Pool, workers: Workers, environment: dict[str, str]) -> Manifest:
+def worker_template(
+    target: KubernetesTarget, pool: Pool, request: ResourceRequest, environment: dict[str, str]
+) -> Manifest:
     """The pod of one worker of a job, as large as the pool says or the job asks."""
-    memory = f"{workers.memory_gb:g}G" if workers.memory_gb else pool.memory
-    gpus = math.ceil(workers.gpus)
-    size: dict[str, Any] = {"cpu": _number(max(pool.cpus, workers.cpus)), "memory": memory}
+    memory = f"{request.memory_gb:g}G" if request.memory_gb else pool.memory
+    gpus = math.ceil(request.gpus)
+    size: dict[str, Any] = {"cpu": _number(max(pool.cpus, request.cpus)), "memory": memory}
     if gpus:
         size[GPU] = gpus
     template = _template(target, "worker", size, pool.shared_memory or _default_shared_memory(memory), environment)
@@ -227,7 +225,7 @@ def _template(
         "name": HEAD_CONTAINER if role == "head" else WORKER_CONTAINER,
         "image": target.image,
         **({"imagePullPolicy": target.pull_policy} if target.pull_policy else {}),
-        "env": [{"name": name, "value": value} for name, value in {**ENVIRONMENT, **environment}.items()],
+        "env": [{"name": name, "value": value} for name, value in {**RAY_ENVIRONMENT, **environment}.items()],
         **({"envFrom": [{"secretRef": {"name": target.credentials}}]} if target.credentials else {}),
         # Requests and limits agree, so that Ray counts on exactly what the pod has.
         "resources": {"requests": dict(size), "limits": dict(size)},

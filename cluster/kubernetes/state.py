@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.kubernetes.api import brief, quota
 from cluster.kubernetes.manifests import QUEUE_LABEL
-from cluster.work import NativeState
+from cluster.work import TargetState
 
 if TYPE_CHECKING:
     from kubernetes.client import CoreV1Event, V1ContainerStatus, V1Pod
@@ -37,7 +37,7 @@ def describe(
     pods: Sequence[V1Pod],
     warnings: Sequence[CoreV1Event],
     workload: dict[str, Any] | None,
-) -> NativeState:
+) -> TargetState:
     """The phase of a RayJob, and what it waits for or ended of.
 
     cluster, pods: of the RayCluster made for it, where there are; warnings: events about any of these, the newest last;
@@ -46,35 +46,35 @@ def describe(
     metadata, spec, status = job["metadata"], job.get("spec") or {}, job.get("status") or {}
     deployment, ray = status.get("jobDeploymentStatus") or "", status.get("jobStatus") or ""
     if metadata.get("deletionTimestamp"):
-        return NativeState("running", "being removed")
+        return TargetState("running", "being removed")
     if deployment == "Complete":
-        return NativeState("ended", "" if ray == "SUCCEEDED" else _ended(status))
+        return TargetState("ended", "" if ray == "SUCCEEDED" else _ended(status))
     if deployment in ("Failed", "ValidationFailed"):
-        return NativeState("ended", _ended(status))
+        return TargetState("ended", _ended(status))
     if spec.get("suspend"):
-        return NativeState("pending", _suspended(metadata, workload))
+        return TargetState("pending", _suspended(metadata, workload))
     trouble = _trouble(cluster, pods, warnings)
     if deployment == "Running" and ray == "RUNNING":
-        return NativeState("running", trouble)
+        return TargetState("running", trouble)
     if deployment == "Retrying":
-        return NativeState("pending", "begins again, in a new cluster")
+        return TargetState("pending", "begins again, in a new cluster")
     if trouble:
-        return NativeState("pending", trouble)
+        return TargetState("pending", trouble)
     invalid = next((event for event in reversed(warnings) if str(event.reason).startswith("Invalid")), None)
     if invalid:
-        return NativeState("pending", f"KubeRay refuses it: {brief(invalid.message)}")
+        return TargetState("pending", f"KubeRay refuses it: {brief(invalid.message)}")
     if not deployment and _age(metadata) > SLOW_SECONDS:
-        return NativeState("pending", f"KubeRay has not taken it up; {OPERATOR}")
+        return TargetState("pending", f"KubeRay has not taken it up; {OPERATOR}")
     if not cluster:
         if spec.get("clusterSelector"):
-            return NativeState("pending", f"waiting for the RayCluster {cluster_name(job)}")
-        return NativeState("pending", "its Ray cluster is being made")
+            return TargetState("pending", f"waiting for the RayCluster {cluster_name(job)}")
+        return TargetState("pending", "its Ray cluster is being made")
     waiting = [pod for pod in pods if not _ready(pod)]
     if waiting or not pods:
-        return NativeState(
+        return TargetState(
             "pending", f"{_count(cluster, pods, len(waiting))} starting" if pods else "pods are being made"
         )
-    return NativeState("pending", "Ray is starting the job")
+    return TargetState("pending", "Ray is starting the job")
 
 
 def cluster_name(job: dict[str, Any]) -> str:

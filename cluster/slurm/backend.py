@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.slurm.messages import ended_reason, is_silence, is_unreachable, pending_reason, refusal
-from cluster.slurm.script import folder, gres, output_file, script, shape
+from cluster.slurm.script import folder, gres, node_shape, output_file, script
 from cluster.target import SlurmTarget
 from cluster.user_data import one_at_a_time, write_whole
-from cluster.work import AlreadyThere, NativeState, Phase, Work
+from cluster.work import AlreadySubmitted, Phase, TargetState, Work
 from model.inputs import InputError, one_line
 
 COMMAND_SECONDS = 120.0
@@ -63,13 +63,13 @@ class SlurmBackend:
 
     def plan(self, work: Work) -> dict[str, str]:
         """The batch script; see `Backend.plan`."""
-        self._check_places(work)
+        self._check_addresses(work)
         return {"sbatch script": script(self.target, work)}
 
     def submit(self, work: Work) -> None:
         """Send it; see `Backend.submit`."""
         text = self.plan(work)["sbatch script"]
-        there = AlreadyThere(f"{work.name}: is at this site already; see it with `squeue --name={work.name}`")
+        there = AlreadySubmitted(f"{work.name}: is at this site already; see it with `squeue --name={work.name}`")
         with one_at_a_time("slurm"):
             if any(job.lives for job in self._jobs(work.name)):
                 raise there
@@ -86,24 +86,24 @@ class SlurmBackend:
                 if min((job.id for job in self._jobs(work.name) if job.lives), default=own) != own:
                     self._do("scancel", str(own))
                     raise there
-            except AlreadyThere:
+            except AlreadySubmitted:
                 raise
             except InputError as error:  # it is there; whether alone will be seen next time
                 raise ConnectionError(str(error)) from None
 
-    def state(self, name: str) -> NativeState:
+    def state(self, name: str) -> TargetState:
         """See `Backend.state`. A site forgets a job some minutes after its end."""
         job = self._job(name)
         if job is None:
-            return NativeState("absent")
+            return TargetState("absent")
         phase = PHASES.get(job.state, "ended")
         if phase == "pending":
             if job.state in ("CONFIGURING", "POWER_UP_NODE"):
-                return NativeState(phase, "its nodes are being prepared")
-            return NativeState(phase, pending_reason(job.reason, str(job.id)))
+                return TargetState(phase, "its nodes are being prepared")
+            return TargetState(phase, pending_reason(job.reason, str(job.id)))
         if phase == "running":
-            return NativeState(phase, "" if job.state == "RUNNING" else f"Slurm says {job.state}")
-        return NativeState(phase, ended_reason(job.state, self._exit_code(job)))
+            return TargetState(phase, "" if job.state == "RUNNING" else f"Slurm says {job.state}")
+        return TargetState(phase, ended_reason(job.state, self._exit_code(job)))
 
     def stop(self, name: str) -> None:
         """See `Backend.stop`. The job's script is told alone: Ray is needed for the checkpoint."""
@@ -125,10 +125,10 @@ class SlurmBackend:
 
     def scale(self, name: str, work: Work) -> bool:
         """True where the nodes that the job has are as many, and of its part on them as much, as it would ask for."""
-        job, wanted = self._job(name), shape(self.target, work.workers)
-        if job is None or not job.lives or not wanted.least <= job.nodes <= wanted.most:
+        job, shape = self._job(name), node_shape(self.target, work.resources)
+        if job is None or not job.lives or not shape.min_nodes <= job.nodes <= shape.max_nodes:
             return False
-        return job.cpus >= wanted.cpus * job.nodes and (not wanted.gpus or job.gres.endswith(gres(self.target, wanted)))
+        return job.cpus >= shape.cpus * job.nodes and (not shape.gpus or job.gres.endswith(gres(self.target, shape)))
 
     def logs(self, name: str) -> Iterator[str]:
         """The file that sbatch was told to write; see `Backend.logs`."""
@@ -145,8 +145,8 @@ class SlurmBackend:
                 return
         raise ConnectionError(str(silence)) from None
 
-    def _check_places(self, work: Work) -> None:
-        local = [place for place in (work.address, *work.places) if not place.startswith("s3://")]
+    def _check_addresses(self, work: Work) -> None:
+        local = [address for address in (work.address, *work.data) if not address.startswith("s3://")]
         if local and not self.target.shared_disk:
             raise InputError(
                 f"{local[0]}: the nodes of this target do not see this machine's files (shared_disk: false); "
@@ -199,7 +199,7 @@ class SlurmBackend:
         """Output of a command that has no reason to fail but the site's."""
         done = self._call(*command)
         if done.returncode:
-            raise InputError(f"{command[0]}: {_line(done.stderr) or f'exit code {done.returncode}'}")
+            raise InputError(f"{command[0]}: {one_line(done.stderr) or f'exit code {done.returncode}'}")
         return done.stdout
 
     def _call(self, *command: str) -> subprocess.CompletedProcess[str]:
@@ -220,7 +220,7 @@ class SlurmBackend:
             raise SilenceError(_unreachable(f"no answer within {COMMAND_SECONDS:.0f} s")) from None
         if done.returncode and is_unreachable(done.stderr):
             kind = SilenceError if is_silence(done.stderr) else InputError
-            raise kind(_unreachable(_line(done.stderr)))
+            raise kind(_unreachable(one_line(done.stderr)))
         return done
 
     def _environment(self) -> dict[str, str]:
@@ -235,7 +235,3 @@ class SlurmBackend:
 
 def _unreachable(said: str) -> str:
     return f"the site's controller does not answer ({said}); try `scontrol ping`, then again later"
-
-
-def _line(text: str) -> str:
-    return one_line(text)

@@ -84,7 +84,7 @@ say "attempt of job $SLURM_JOB_ID on $nodes node(s), restarted ${SLURM_RESTART_C
 
 # A token of this job's own, so that no other user of these nodes gets into its Ray. It travels in the environment.
 RAY_AUTH_TOKEN=$("$python" -c 'import secrets; print(secrets.token_hex(32))')
-export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
+export RAY_AUTH_TOKEN
 
 # Ports: 0 lets the system choose, and no two jobs, or nodes that are one machine, can collide. Only the Ray client
 # server, which nobody uses and which cannot be left out, must be told one.

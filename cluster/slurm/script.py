@@ -8,46 +8,42 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.session import THREADS
+from cluster.checkout import CHECKOUT
+from cluster.ray_environment import AUTHENTICATION, RAY_ENVIRONMENT
 from cluster.target import SlurmTarget
 from cluster.user_data import data_folder
-from cluster.work import Work, Workers
+from cluster.work import WORK_VARIABLE, ResourceRequest, Work
 from model.inputs import InputError
 
-CHECKOUT = Path(__file__).parents[2]
 BODY = Path(__file__).with_name("job.sh")
-NAME = "ONEDIFFUSION_WORK"
-# As cluster.session sets them for a Ray of its own; here Ray runs before any of our code does.
-RAY_SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_worker_maximum_startup_concurrency": "16",
-}
 
 
 @dataclass(frozen=True)
 class Shape:
     """What a job asks for: from least to most nodes, and on each so many CPUs, GPUs and MB (0: the site's default)."""
 
-    least: int
-    most: int
+    min_nodes: int
+    max_nodes: int
     cpus: int
     gpus: int
     memory_mb: int
 
+    @property
+    def is_elastic(self) -> bool:
+        return self.min_nodes < self.max_nodes
 
-def shape(target: SlurmTarget, workers: Workers) -> Shape:
+
+def node_shape(target: SlurmTarget, request: ResourceRequest) -> Shape:
     """Nodes for so many workers, as many on a node as fit; a job that fills no node asks for its share of one.
 
     Raises InputError for a worker that is larger than a node.
     """
     # A worker with a part of a GPU has it of one, so what is left of that may be too little for another.
-    gpus = 1 / math.floor(1 / workers.gpus + 1e-9) if 0 < workers.gpus < 1 else workers.gpus
+    gpus = 1 / math.floor(1 / request.gpus + 1e-9) if 0 < request.gpus < 1 else request.gpus
     limits = (
-        ("CPUs", "cpus_per_node", workers.cpus, target.cpus_per_node),
+        ("CPUs", "cpus_per_node", request.cpus, target.cpus_per_node),
         ("GPUs", "gpus_per_node", gpus, target.gpus_per_node),
-        ("GB", "memory_gb_per_node", workers.memory_gb, target.memory_gb_per_node or math.inf),
+        ("GB", "memory_gb_per_node", request.memory_gb, target.memory_gb_per_node or math.inf),
     )
     capacities = []
     for unit, key, needed, offered in limits:
@@ -58,14 +54,14 @@ def shape(target: SlurmTarget, workers: Workers) -> Shape:
             )
         if needed and offered < math.inf:
             capacities.append(int(offered / needed + 1e-9))
-    fits = min(capacities, default=workers.most)  # workers on one node
-    most = math.ceil(workers.most / fits)
-    together = math.ceil(workers.most / most)
+    fits = min(capacities, default=request.max_workers)  # workers on one node
+    max_nodes = math.ceil(request.max_workers / fits)
+    together = math.ceil(request.max_workers / max_nodes)
     share = 1.0 if target.exclusive else min(1.0, together / fits)
-    memory = max(share * (target.memory_gb_per_node or 0.0), together * workers.memory_gb)
+    memory = max(share * (target.memory_gb_per_node or 0.0), together * request.memory_gb)
     return Shape(
-        least=math.ceil(workers.least / fits),
-        most=most,
+        min_nodes=math.ceil(request.min_workers / fits),
+        max_nodes=max_nodes,
         cpus=max(1, math.ceil(share * target.cpus_per_node - 1e-9)),
         gpus=target.gpus_per_node if target.exclusive else math.ceil(together * gpus - 1e-9),
         memory_mb=math.ceil(memory * 1024),
@@ -74,26 +70,26 @@ def shape(target: SlurmTarget, workers: Workers) -> Shape:
 
 def script(target: SlurmTarget, work: Work) -> str:
     """The whole batch script of a piece of work. Holds no secret. Raises InputError for what the target cannot run."""
-    given = {**THREADS, **RAY_SETTINGS, **target.environment, NAME: work.name}
-    wanted = shape(target, work.workers)
-    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in _options(target, work, wanted)), ""]
+    variables = {**AUTHENTICATION, **RAY_ENVIRONMENT, **target.environment, WORK_VARIABLE: work.name}
+    shape = node_shape(target, work.resources)
+    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in _options(target, work, shape)), ""]
     lines += target.setup
     lines += [
         "{ set +eux; } 2>/dev/null # whatever the lines above have set: what is exported below is not to be printed",
         "# The submitter's environment comes with the job: S3 credentials travel in it, or lie in ~/.aws of the nodes.",
         "# What it says of a Ray is about another one.",
         'for name in "${!RAY_@}"; do unset "$name"; done',
-        *(f"export {name}={shlex.quote(value)}" for name, value in given.items()),
+        *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
     ]
     values = {
         "python": target.python or sys.executable,
         "working_dir": target.working_dir or str(CHECKOUT),
         "scratch_root": target.scratch.rstrip("/"),
-        "cpus": wanted.cpus,
-        "gpus": wanted.gpus,
-        "gres": gres(target, wanted),
+        "cpus": shape.cpus,
+        "gpus": shape.gpus,
+        "gres": gres(target, shape),
         "object_store": round(target.object_store_gb * (1 << 30)) if target.object_store_gb else "",
-        "fixed": "yes" if wanted.least == wanted.most else "no",
+        "fixed": "no" if shape.is_elastic else "yes",
         "start_seconds": target.start_seconds,
         "checkpoint_seconds": target.checkpoint_seconds,
         "requeue": "yes" if target.requeue else "no",
@@ -114,22 +110,24 @@ def folder(target: SlurmTarget) -> Path:
     return Path(target.folder).expanduser().absolute() if target.folder else data_folder() / "slurm"
 
 
-def gres(target: SlurmTarget, wanted: Shape) -> str:
+def gres(target: SlurmTarget, shape: Shape) -> str:
     """GPUs of a node as sbatch and srun take them; "" for none."""
-    return ":".join(filter(None, ["gpu", target.gpu_type, str(wanted.gpus)])) if wanted.gpus else ""
+    return ":".join(filter(None, ["gpu", target.gpu_type, str(shape.gpus)])) if shape.gpus else ""
 
 
-def _options(target: SlurmTarget, work: Work, wanted: Shape) -> list[str]:
-    asked = gres(target, wanted)
+def _options(target: SlurmTarget, work: Work, shape: Shape) -> list[str]:
+    asked = gres(target, shape)
     options = [
         f"--job-name={work.name}",
         # Two that were sent at the same time, from two machines, must not run both: the later waits for the earlier.
         "--dependency=singleton",
-        f"--nodes={wanted.least}-{wanted.most}" if wanted.least < wanted.most else f"--nodes={wanted.most}",
+        f"--nodes={shape.min_nodes}-{shape.max_nodes}"
+        if shape.min_nodes < shape.max_nodes
+        else f"--nodes={shape.max_nodes}",
         "--ntasks-per-node=1",
-        f"--cpus-per-task={wanted.cpus}",
+        f"--cpus-per-task={shape.cpus}",
         *([f"--gres={asked}"] if asked else []),
-        *([f"--mem={wanted.memory_mb}M"] if wanted.memory_mb else ["--mem=0"] if target.exclusive else []),
+        *([f"--mem={shape.memory_mb}M"] if shape.memory_mb else ["--mem=0"] if target.exclusive else []),
         *(["--exclusive"] if target.exclusive else []),
         *([f"--time={math.ceil(target.hours * 60)}"] if target.hours else []),
         *(

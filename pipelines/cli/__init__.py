@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def main() -> None:
-    """The entry point; see `pipelines.cli.app`."""
+    """The entry point of the installed command and of `python -m pipelines`."""
     from pipelines.cli.app import main as run
 
     run()

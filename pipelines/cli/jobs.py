@@ -1,4 +1,4 @@
-"""The commands that send jobs to targets and steer them. Heavy imports stay inside."""
+"""Commands that send jobs to targets, list, follow, stop and scale them. Heavy imports stay inside."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
 ) -> None:
     """The same job somewhere else; it outlives this terminal."""
-    from pipelines.jobs.specification import load_job
+    from pipelines.jobs.resolved import resolve_job
+    from pipelines.jobs.specification import load_specification
     from pipelines.jobs.submit import plan_job, submit_job
 
-    wanted = load_job(job)
+    resolved = resolve_job(load_specification(job))
     if dry_run:
-        for title, text in plan_job(wanted, target).items():
+        for title, text in plan_job(resolved, target).items():
             print(f"# {title}\n{text}")
         return
-    print(submit_job(wanted, target, say=typer.echo).id)
+    print(submit_job(resolved, target, say=typer.echo).job_id)
 
 
 def jobs(
@@ -42,21 +43,21 @@ def jobs(
 
     from labeling.dataset import open_store
     from model.inputs import InputError
-    from pipelines.jobs.submit import list_jobs
+    from pipelines.jobs.status import list_jobs
 
-    # In a narrow terminal the rest gives way: the id is what other commands are given.
+    # In a narrow terminal the other columns are cut: the id is what other commands are given.
     table = Table(Column("id", no_wrap=True), "attempt", Column("target", overflow="fold"), "sent", "state", "")
-    found = list_jobs(place)
-    if place and not found:
+    listed = list_jobs(place)
+    if place and not listed:
         if not open_store(place).files():
             raise InputError(f"{place}: nothing is there; name a dataset or a run")
         typer.echo(f"{place}: no jobs there")
         return
-    for submission, state in found:
-        sent = datetime.fromtimestamp(submission.sent).strftime("%Y-%m-%d %H:%M") if submission.sent else ""
-        told = state.reason or state.progress
-        # As text: an error's own brackets are no markup.
-        cells = (submission.id, str(submission.attempt), submission.target_name, sent, state.phase, told)
+    for attempt, status in listed:
+        sent = datetime.fromtimestamp(attempt.sent).strftime("%Y-%m-%d %H:%M") if attempt.sent else ""
+        remark = status.reason or status.progress
+        # As text, since brackets in an error are no markup.
+        cells = (attempt.job_id, str(attempt.number), attempt.target_name, sent, status.phase, remark)
         table.add_row(*map(Text, cells))
     Console().print(table)
 
@@ -66,18 +67,19 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
 ) -> None:
     """What a job printed, over all its attempts."""
-    from pipelines.jobs.submit import find_job, log_lines
+    from pipelines.jobs.log import log_lines
+    from pipelines.jobs.status import find_attempt
 
     def show(line: str) -> None:
         print(line, flush=True)
 
-    for line in log_lines(find_job(job), follow, show):
+    for line in log_lines(find_attempt(job), follow, show):
         show(line)
 
 
 def stop(job: JobArgument) -> None:
     """End a job; training writes a checkpoint first. Submitted again, it continues."""
-    from pipelines.jobs.submit import stop_job
+    from pipelines.jobs.control import stop_job
 
     print(stop_job(job, say=typer.echo).phase)
 
@@ -90,9 +92,10 @@ def scale(
 ) -> None:
     """Go on with more or fewer workers."""
     from model.inputs import InputError
+    from pipelines.jobs.control import scale_job
     from pipelines.jobs.folder import JobFolder
     from pipelines.jobs.specification import WorkersSpec
-    from pipelines.jobs.submit import find_job, scale_job
+    from pipelines.jobs.status import find_attempt
 
     numbers = workers.split(":")
     if len(numbers) > 2 or not all(number.isdecimal() and int(number) for number in numbers):
@@ -100,11 +103,11 @@ def scale(
     least, most = int(numbers[0]), int(numbers[-1])
     if least > most:
         raise InputError(f"--workers {workers}: write the smaller number first, as {most}:{least}")
-    now = JobFolder(find_job(job).address).job().workers or WorkersSpec()
+    current = JobFolder(find_attempt(job).address).specification().workers or WorkersSpec()
     count = least if len(numbers) == 1 else (least, most)
-    changed = {"count": count, "cpus": cpus, "gpus": gpus}
-    given = {key: value for key, value in changed.items() if value is not None}
-    scale_job(job, WorkersSpec(**{**now.model_dump(), **given}), say=typer.echo)
+    options = {"count": count, "cpus": cpus, "gpus": gpus}
+    changes = {key: value for key, value in options.items() if value is not None}
+    scale_job(job, WorkersSpec(**{**current.model_dump(), **changes}), say=typer.echo)
 
 
 def execute(

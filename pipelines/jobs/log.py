@@ -1,4 +1,7 @@
-"""Keeping what a process and those it starts print in the job's folder too, also on S3, where nothing appends."""
+"""The log of a job: copied into its folder while an attempt runs, and read from there.
+
+It is kept in parts (log/000001.txt …), since nothing appends to an object on S3.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,14 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from labeling.dataset import Store
+from pipelines.jobs.attempt import Attempt
+from pipelines.jobs.folder import JobFolder
+from pipelines.jobs.status import backend_of, job_status
 
 PART = re.compile(r"[0-9]{6}\.txt")
 PART_BYTES = 256_000
@@ -17,37 +24,93 @@ SECONDS = 2.0
 LAST_TRIES = 5
 
 
+def log_lines(attempt: Attempt, follow: bool = False, say: Callable[[str], None] = lambda line: None) -> Iterator[str]:
+    """The log kept in the job's folder, of all attempts; where there is none yet, what the target kept of it.
+
+    follow: until the job ends. say: is given the reason why the job waits, when that changes; these lines are not part
+    of the log.
+    """
+    folder = JobFolder(attempt.address)
+    said = ""
+
+    def over() -> bool:
+        nonlocal said
+        last = folder.attempt() or attempt
+        status = job_status(last)
+        if status.phase == "pending" and status.reason != said:
+            said = status.reason
+            say(f"pending: {said}")
+        return not follow or not (status.alive or folder.control().attempt > last.number)
+
+    if follow and not log_parts(folder.store):
+        while not over() and not log_parts(folder.store):
+            time.sleep(2.0)
+    if log_parts(folder.store):
+        yield from stored_lines(folder.store, over)
+    else:
+        yield from backend_of(attempt).logs(attempt.name)
+
+
+def log_parts(store: Store) -> list[str]:
+    """Names of the parts; other files in the folder are none."""
+    return [name for name in store.files("log") if PART.fullmatch(name)]
+
+
+def stored_lines(store: Store, over: Callable[[], bool] = lambda: True, seconds: float = 2.0) -> Iterator[str]:
+    """Lines of the log; then, every few seconds, new ones, until `over` (asked before each last look)."""
+    given: dict[str, int] = {}  # bytes of each part that were given out
+    rest = b""
+    while True:
+        last = over()
+        sizes = store.files("log")
+        for name in filter(PART.fullmatch, sizes):
+            if sizes[name].size > given.get(name, 0):
+                content = store.read(f"log/{name}")
+                rest += content[given.get(name, 0) :]
+                given[name] = len(content)
+        *lines, rest = rest.split(b"\n")
+        yield from (line.decode(errors="replace") for line in lines)
+        if last:
+            break
+        time.sleep(seconds)
+    if rest:
+        yield rest.decode(errors="replace")
+
+
 @contextmanager
-def kept_log(store: Store) -> Iterator[None]:
-    """Copy standard output and error to STORE/log/, every few seconds, after what earlier attempts left there."""
-    number = 1 + max((int(name[:6]) for name in store.files("log") if PART.fullmatch(name)), default=0)
+def captured_log(store: Store) -> Iterator[None]:
+    """Copy standard output and error to STORE/log/, every few seconds, after what earlier attempts left there.
+
+    This process's and those of the processes it starts.
+    """
+    number = 1 + max((int(name[:6]) for name in log_parts(store)), default=0)
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = [os.dup(1), os.dup(2)]
+    originals = [os.dup(1), os.dup(2)]
     reading, writing = os.pipe()
     os.dup2(writing, 1)
     os.dup2(writing, 2)
     os.close(writing)
     log = _Log(store, number)
-    copying = threading.Thread(target=_copy, args=(reading, kept[0], log), daemon=True)
-    keeping = threading.Thread(target=log.keep, daemon=True)
+    copying = threading.Thread(target=_copy, args=(reading, originals[0], log), daemon=True)
+    writing_parts = threading.Thread(target=log.write_until_over, daemon=True)
     copying.start()
-    keeping.start()
+    writing_parts.start()
     try:
         yield
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os.dup2(kept[0], 1)
-        os.dup2(kept[1], 2)
-        # The pipe ends when nobody holds it: processes left behind must not hold up the end for long.
+        os.dup2(originals[0], 1)
+        os.dup2(originals[1], 2)
+        # The pipe ends when no process holds it; one that was left behind must not delay the end for long.
         copying.join(timeout=SECONDS)
         log.over.set()
-        keeping.join(timeout=10)
+        writing_parts.join(timeout=10)
 
 
 def _copy(reading: int, shown: int, log: _Log) -> None:
-    """Pass on to `shown` and to the log, and wait for neither: a job stands still at a pipe that nobody reads."""
+    """Pass output on to `shown` and to the log without waiting for either: a full pipe would stop the job."""
     while data := os.read(reading, 65536):
         log.add(data)
         with suppress(OSError):  # a terminal that went away
@@ -55,7 +118,7 @@ def _copy(reading: int, shown: int, log: _Log) -> None:
 
 
 class _Log:
-    """Parts of a log, from a number on; one that grows is written again whole."""
+    """Parts of a log, from a number on. A part that grows is written again whole."""
 
     def __init__(self, store: Store, number: int) -> None:
         self.over = threading.Event()
@@ -67,8 +130,8 @@ class _Log:
         with self._lock:
             self._part += data
 
-    def keep(self) -> None:
-        """Write what came, every few seconds until it is over. Trouble with the place shows elsewhere."""
+    def write_until_over(self) -> None:
+        """Write what was added, every few seconds. An error of the storage shows in the job itself."""
         while not self.over.wait(SECONDS):
             self._put()
         for _ in range(LAST_TRIES):
@@ -76,7 +139,7 @@ class _Log:
                 return
 
     def _put(self) -> bool:
-        """Whether all is written that came."""
+        """Whether everything that was added is written."""
         while True:
             with self._lock:
                 part = bytes(self._part[:PART_BYTES])

@@ -1,4 +1,4 @@
-"""Jobs: typed YAML files that say what to do, the same on every target."""
+"""Specifications of jobs: typed YAML files that say what to do, the same on every target."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, model_validator
 
-from cluster.work import Workers
-from labeling.dataset import digest_json, open_store
+from cluster.work import ResourceRequest
 from model.inputs.schema import Section, validate
 from model.inputs.yaml_files import example_names, read_yaml
 
-JOBS = Path(__file__).parent / "examples"
+EXAMPLES = Path(__file__).parent / "examples"
 
 
 class WorkersSpec(Section):
@@ -34,10 +33,10 @@ class WorkersSpec(Section):
             raise ValueError(f"count {list(self.count)}: give [least, most]")
         return self
 
-    def resources(self, beside: float = 0.0) -> Workers:
-        """The same for a target. beside: CPUs of what runs beside each worker."""
+    def resources(self, cpus_beside: float = 0.0) -> ResourceRequest:
+        """The same for a target. cpus_beside: what runs beside each worker needs them."""
         least, most = (self.count, self.count) if isinstance(self.count, int) else self.count
-        return Workers(least, most, self.cpus + beside, self.gpus, self.memory_gb)
+        return ResourceRequest(least, most, self.cpus + cpus_beside, self.gpus, self.memory_gb)
 
 
 class LabelJob(Section):
@@ -60,7 +59,7 @@ class LabelJob(Section):
         return self.dataset
 
     @property
-    def places(self) -> list[str]:
+    def data(self) -> list[str]:
         return [self.dataset, *([self.source] if self.source else [])]
 
 
@@ -80,7 +79,7 @@ class ViewsJob(Section):
         return self.dataset
 
     @property
-    def places(self) -> list[str]:
+    def data(self) -> list[str]:
         return [self.source, self.dataset]
 
 
@@ -101,7 +100,7 @@ class TrainJob(Section):
         return self.run
 
     @property
-    def places(self) -> list[str]:
+    def data(self) -> list[str]:
         if isinstance(self.config, str):
             return [self.run]
         start = self.config.get("initialize")
@@ -121,7 +120,7 @@ class EvaluateJob(Section):
         return self.run
 
     @property
-    def places(self) -> list[str]:
+    def data(self) -> list[str]:
         return [self.run]
 
 
@@ -137,92 +136,27 @@ class ReportJob(Section):
         return self.of
 
     @property
-    def places(self) -> list[str]:
+    def data(self) -> list[str]:
         return [self.of]
 
 
-Job = LabelJob | ViewsJob | TrainJob | EvaluateJob | ReportJob
-AnyJob = Annotated[Job, Field(discriminator="kind")]
+JobSpecification = LabelJob | ViewsJob | TrainJob | EvaluateJob | ReportJob
+AnyKind = Annotated[JobSpecification, Field(discriminator="kind")]
 
 
 def examples() -> list[str]:
     """Names of the jobs that come with the project."""
-    return example_names(JOBS)
+    return example_names(EXAMPLES)
 
 
-def load_job(name: str) -> Job:
-    """The job in a YAML file, or the example of that name, ready to be sent (`resolve`).
+def load_specification(name: str) -> JobSpecification:
+    """The specification in a YAML file, or the example of that name.
 
     Raises InputError for a file that is not there, an unknown key (with the nearest right one) or a wrong value.
     """
-    return resolve(parse_job(read_yaml(name, JOBS, "job"), name))
+    return parse_specification(read_yaml(name, EXAMPLES, "job"), name)
 
 
-def parse_job(values: dict[str, Any], place: str) -> Job:
-    """The job that nested values state; `place` is where they came from. Raises InputError."""
-    return cast(Job, validate(AnyJob, values, place))  # type: ignore[arg-type]  # a union is no class to mypy
-
-
-def resolve(job: Job) -> Job:
-    """The job as any machine can take it: whole addresses, and a training's configuration spelled out.
-
-    Raises InputError for a configuration that is wrong: that is better found here than on a cluster.
-    """
-    if isinstance(job, LabelJob):
-        return job.model_copy(
-            update={"dataset": address(job.dataset), "source": address(job.source) if job.source else None}
-        )
-    if isinstance(job, ViewsJob):
-        return job.model_copy(update={"dataset": address(job.dataset), "source": address(job.source)})
-    if isinstance(job, EvaluateJob):
-        return job.model_copy(update={"run": address(job.run)})
-    if isinstance(job, ReportJob):
-        return job.model_copy(update={"of": address(job.of)})
-    return _resolve_training(job)
-
-
-def _resolve_training(job: TrainJob) -> TrainJob:
-    from training.config import load_config, override_config, parse_config
-
-    if isinstance(job.config, str):
-        config = load_config(job.config, job.overrides)
-    else:
-        config = parse_config(override_config(job.config, job.overrides), "config")
-    values = config.model_dump(mode="json")
-    for source in values["mixture"].values():
-        source["dataset"] = address(source["dataset"])
-    if values["initialize"]:
-        values["initialize"] = address(values["initialize"])
-    if job.workers:
-        wanted = job.workers.model_dump(mode="json", include={"count", "cpus", "gpus"})
-        values["workers"] |= wanted
-    workers = parse_config(values, "workers").workers
-    memory = job.workers.memory_gb if job.workers else 0.0
-    spec = WorkersSpec(count=workers.count, cpus=workers.cpus, gpus=workers.gpus, memory_gb=memory)
-    return TrainJob(kind="train", config=values, run=address(job.run), workers=spec)
-
-
-def room(job: Job) -> Workers:
-    """What a target is asked for. job: as `resolve` returns it."""
-    beside = 0.0
-    if isinstance(job, TrainJob) and isinstance(job.config, dict):
-        reader = job.config["reader"]
-        beside = reader["processes"] * reader["cpus"]
-    return (job.workers or WorkersSpec()).resources(beside)
-
-
-def address(place: str) -> str:
-    """An s3:// address as it is, a local path whole. Raises InputError for another scheme."""
-    return open_store(place).uri
-
-
-def job_id(job: Job) -> str:
-    """The same for the same job, however it is scaled; of a training, the run alone: two cannot share one."""
-    if isinstance(job, TrainJob):
-        return f"train-{digest_json(job.run)[:8]}"
-    return f"{job.kind}-{digest_json(job.model_dump(mode='json', exclude={'workers'}))[:8]}"
-
-
-def scaled(job: Job, workers: WorkersSpec) -> Job:
-    """The job with other workers. Raises InputError when a training's configuration does not allow them."""
-    return resolve(job.model_copy(update={"workers": workers}))
+def parse_specification(values: dict[str, Any], origin: str) -> JobSpecification:
+    """The specification that nested values state; `origin` is where they came from. Raises InputError."""
+    return cast(JobSpecification, validate(AnyKind, values, origin))  # type: ignore[arg-type]  # a union is no class to mypy

@@ -12,10 +12,12 @@ from api_server import ApiServer
 
 from cluster.kubernetes.backend import KubernetesBackend
 from cluster.target import KubernetesTarget, parse_target
-from cluster.work import NativeState, Work, Workers
+from cluster.work import ResourceRequest, TargetState, Work
 from model.inputs import InputError
 
-WORK = Work("train-1a2b3c4d-1", "train", ("execute", "s3://b/j", "--attempt", "1"), "s3://b/j", Workers(4, 4, 6, 1))
+WORK = Work(
+    "train-1a2b3c4d-1", "train", ("execute", "s3://b/j", "--attempt", "1"), "s3://b/j", ResourceRequest(4, 4, 6, 1)
+)
 CLUSTER = "train-1a2b3c4d-1-abcde"
 IMAGE = "registry.example.com/od:1"
 
@@ -78,21 +80,21 @@ def event(name: str, message: str, reason: str = "Failed") -> dict[str, Any]:
 
 
 def test_submitting_state_and_stopping(server: ApiServer, backend: KubernetesBackend) -> None:
-    assert backend.state(WORK.name) == NativeState("absent")
+    assert backend.state(WORK.name) == TargetState("absent")
     backend.submit(WORK)
     assert list(server.objects) == [("rayjobs", WORK.name)]
     assert server.requests[-1][2]["fieldValidation"] == "Strict"
     with pytest.raises(InputError, match=f"^{WORK.name}: there already, in namespace default; nothing was sent$"):
         backend.submit(WORK)
     run(server, jobDeploymentStatus="Running", jobStatus="RUNNING")
-    assert backend.state(WORK.name) == NativeState("running")
+    assert backend.state(WORK.name) == TargetState("running")
     server.lingering = 2  # pods that still write a checkpoint
     backend.stop(WORK.name)
     assert ("rayjobs", WORK.name) not in server.objects
     deletions = [query for method, _, query, _ in server.requests if method == "DELETE"]
     assert [query["propagationPolicy"] for query in deletions] == ["Foreground"]
     backend.stop(WORK.name)
-    assert backend.state(WORK.name) == NativeState("absent")
+    assert backend.state(WORK.name) == TargetState("absent")
 
 
 def test_stopping_says_when_nobody_removes_it(
@@ -104,7 +106,7 @@ def test_stopping_says_when_nobody_removes_it(
     monkeypatch.setattr("cluster.kubernetes.backend.time.monotonic", lambda: next(clock))
     with pytest.raises(InputError, match="still being removed; is KubeRay's operator running"):
         backend.stop(WORK.name)
-    assert backend.state(WORK.name) == NativeState("running", "being removed")
+    assert backend.state(WORK.name) == TargetState("running", "being removed")
 
 
 def test_a_request_without_an_answer_is_looked_up(server: ApiServer, backend: KubernetesBackend) -> None:
@@ -223,14 +225,14 @@ def test_what_a_job_waits_for(
     backend.submit(WORK)
     run(server)
     server.pods, server.events = pods, [event("someone-else", QUOTA), *events]
-    assert backend.state(WORK.name) == NativeState("pending", line)
+    assert backend.state(WORK.name) == TargetState("pending", line)
 
 
 def test_a_running_job_tells_of_workers_that_are_missing(server: ApiServer, backend: KubernetesBackend) -> None:
     backend.submit(WORK)
     run(server, jobDeploymentStatus="Running", jobStatus="RUNNING")
     server.pods = [*READY[:4], pod(3, **unscheduled(GPUS))]
-    assert backend.state(WORK.name) == NativeState(
+    assert backend.state(WORK.name) == TargetState(
         "running", "1 of 4 workers pending: no node with nvidia.com/gpu free"
     )
     for kind in ("pods", "events"):
@@ -244,23 +246,23 @@ TRACE = "Job entrypoint command failed with exit code {}, last available logs (t
 @pytest.mark.parametrize(
     ("status", "state"),
     [
-        ({"jobDeploymentStatus": ""}, NativeState("pending", "KubeRay has not taken it up; is its operator running?")),
-        ({"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}, NativeState("ended")),
-        ({"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}, NativeState("ended", "STOPPED")),
+        ({"jobDeploymentStatus": ""}, TargetState("pending", "KubeRay has not taken it up; is its operator running?")),
+        ({"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}, TargetState("ended")),
+        ({"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}, TargetState("ended", "STOPPED")),
         (
             {"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "reason": "AppFailed"}
             | {"message": TRACE.format(2, "labeling\nonediffusion: s3://b: no such bucket\n")},
-            NativeState("ended", "exit code 2: onediffusion: s3://b: no such bucket"),
+            TargetState("ended", "exit code 2: onediffusion: s3://b: no such bucket"),
         ),
         (
             {"jobDeploymentStatus": "Failed", "reason": "DeadlineExceeded", "message": "…"},
-            NativeState("ended", "it took longer than `deadline_seconds` in the target"),
+            TargetState("ended", "it took longer than `deadline_seconds` in the target"),
         ),
-        ({"jobDeploymentStatus": "Retrying"}, NativeState("pending", "begins again, in a new cluster")),
+        ({"jobDeploymentStatus": "Retrying"}, TargetState("pending", "begins again, in a new cluster")),
     ],
 )
 def test_how_a_job_stands(
-    server: ApiServer, backend: KubernetesBackend, status: dict[str, str], state: NativeState
+    server: ApiServer, backend: KubernetesBackend, status: dict[str, str], state: TargetState
 ) -> None:
     backend.submit(WORK)
     server.objects["rayjobs", WORK.name]["status"] = status
@@ -286,7 +288,7 @@ def test_a_job_in_a_queue(server: ApiServer, tmp_path: Path) -> None:
     message = "couldn't assign flavors to pod set gpu: insufficient unused quota for nvidia.com/gpu, 2 more needed"
     conditions = [{"type": "QuotaReserved", "status": "False", "message": message}]
     server.put("workloads", {"metadata": {"name": "w"}, "status": {"conditions": conditions}})
-    assert backend.state(WORK.name) == NativeState("pending", f"waiting in queue lab-queue: {message}")
+    assert backend.state(WORK.name) == TargetState("pending", f"waiting in queue lab-queue: {message}")
     uid = server.objects["rayjobs", WORK.name]["metadata"]["uid"]
     assert server.requests[-1][2] == {"labelSelector": f"kueue.x-k8s.io/job-uid={uid}"}
     assert not backend.scale(WORK.name, WORK)
@@ -310,20 +312,20 @@ def test_a_shared_cluster_must_be_there(server: ApiServer, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("before", "after", "elastic", "bounds"),
     [
-        (Workers(4, 4, 6, 1), Workers(6, 6, 6, 1), False, (6, 6, 6)),
-        (Workers(4, 4, 6, 1), Workers(2, 2, 6, 1), False, None),  # KubeRay would choose whom to end
-        (Workers(2, 4, 6, 1), Workers(4, 8, 6, 1), True, (2, 4, 8)),
-        (Workers(4, 8, 6, 1), Workers(1, 2, 6, 1), True, (4, 1, 4)),  # until the busy ones are idle
-        (Workers(4, 4, 6, 1), Workers(4, 4, 6, 2), False, None),
-        (Workers(4, 4, 6, 1), Workers(4, 4, 6, 0), False, None),
-        (Workers(4, 4, 6, 1), Workers(4, 4, 6, 1, 64), False, None),
+        (ResourceRequest(4, 4, 6, 1), ResourceRequest(6, 6, 6, 1), False, (6, 6, 6)),
+        (ResourceRequest(4, 4, 6, 1), ResourceRequest(2, 2, 6, 1), False, None),  # KubeRay would choose whom to end
+        (ResourceRequest(2, 4, 6, 1), ResourceRequest(4, 8, 6, 1), True, (2, 4, 8)),
+        (ResourceRequest(4, 8, 6, 1), ResourceRequest(1, 2, 6, 1), True, (4, 1, 4)),  # until the busy ones are idle
+        (ResourceRequest(4, 4, 6, 1), ResourceRequest(4, 4, 6, 2), False, None),
+        (ResourceRequest(4, 4, 6, 1), ResourceRequest(4, 4, 6, 0), False, None),
+        (ResourceRequest(4, 4, 6, 1), ResourceRequest(4, 4, 6, 1, 64), False, None),
     ],
 )
 def test_scaling(
     server: ApiServer,
     backend: KubernetesBackend,
-    before: Workers,
-    after: Workers,
+    before: ResourceRequest,
+    after: ResourceRequest,
     elastic: bool,
     bounds: tuple[int, ...] | None,
 ) -> None:
@@ -337,7 +339,7 @@ def test_scaling(
     if bounds:
         assert tuple(group[key] for key in ("replicas", "minReplicas", "maxReplicas")) == bounds
         again = server.objects["rayjobs", WORK.name]["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
-        sizes = (after.least, after.least, after.most)  # of a retry's cluster
+        sizes = (after.min_workers, after.min_workers, after.max_workers)  # of a retry's cluster
         assert tuple(again[key] for key in ("replicas", "minReplicas", "maxReplicas")) == sizes
     else:
         assert "PATCH" not in {request[0] for request in server.requests}

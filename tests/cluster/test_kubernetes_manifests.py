@@ -18,7 +18,7 @@ from kuberay_schemas import pod_templates, ray_errors, validate_pod
 from cluster.backend import open_backend
 from cluster.kubernetes.manifests import QUEUE_LABEL, raycluster, rayjob
 from cluster.target import KubernetesTarget, load_target, parse_target, targets
-from cluster.work import Work, Workers
+from cluster.work import ResourceRequest, Work
 from model.inputs import InputError
 
 TARGETS: dict[str, dict[str, Any]] = {
@@ -46,15 +46,17 @@ TARGETS: dict[str, dict[str, Any]] = {
 }
 WORKS = {
     "label": Work("label-1a2b3c4d-1", "label", ("execute", "s3://b/d/jobs/l", "--attempt", "1"), "s3://b/d/jobs/l"),
-    "label, many": Work("label-2-1", "label", ("execute", "s3://b/j"), "s3://b/j", Workers(1, 8, 2.5, memory_gb=1.5)),
+    "label, many": Work(
+        "label-2-1", "label", ("execute", "s3://b/j"), "s3://b/j", ResourceRequest(1, 8, 2.5, memory_gb=1.5)
+    ),
     "train": Work(
         "train-1",
         "train",
         ("execute", "s3://b/j"),
         "s3://b/j",
-        Workers(2, 4, 6, 1.0),
+        ResourceRequest(2, 4, 6, 1.0),
     ),
-    "train without GPU": Work("train-2", "train", ("execute", "s3://b/j"), "s3://b/j", Workers(2, 2)),
+    "train without GPU": Work("train-2", "train", ("execute", "s3://b/j"), "s3://b/j", ResourceRequest(2, 2)),
 }
 
 
@@ -204,7 +206,7 @@ def test_no_secret_is_sent(target: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_places_must_be_seen_by_pods() -> None:
     def check(*places: str, **keys: Any) -> None:
-        rayjob(target_of(**keys), Work("x-1", "label", (), "s3://b/j", places=places))
+        rayjob(target_of(**keys), Work("x-1", "label", (), "s3://b/j", data=places))
 
     check("s3://b/d")
     check("/data/x", "/data", volumes=[{"claim": "data", "path": "/data"}])

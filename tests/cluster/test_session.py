@@ -13,9 +13,9 @@ import psutil
 import pytest
 from ray_head import ray_head, ray_node
 
-from cluster.session import prepare_ray
+from cluster.ray_environment import prepare_ray
 from pipelines.jobs.folder import JobFolder
-from pipelines.jobs.run import COME_BACK
+from pipelines.jobs.run import TRY_AGAIN
 from pipelines.jobs.specification import ReportJob
 
 ANSWERS = """
@@ -42,7 +42,7 @@ def run(job, own):
     with ray_session(memory=100 << 20):
         return {}
 
-execute._run = run
+execute.run_job = run
 raise SystemExit(execute.execute(sys.argv[1], 1))
 """
 
@@ -70,7 +70,7 @@ def run(job, own):
         while True:
             ray.get(actor.ask.remote())
 
-execute._run = run
+execute.run_job = run
 raise SystemExit(execute.execute(sys.argv[1], 1))
 """
 
@@ -103,21 +103,21 @@ def test_a_job_that_is_interrupted_while_ray_starts_comes_back(tmp_path: Path) -
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), "XDG_DATA_HOME": str(tmp_path / "data")}
     folder = JobFolder(str(tmp_path / "job"))
-    folder.put_job(ReportJob(kind="report", of=str(tmp_path)))
+    folder.put_specification(ReportJob(kind="report", of=str(tmp_path)))
     job = subprocess.Popen([sys.executable, "-c", STARTS_RAY, folder.address], env=environment)
     deadline = time.monotonic() + 60
     while "gcs_server" not in [process.name() for process in psutil.Process(job.pid).children()]:
         assert job.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     job.terminate()
-    assert job.wait(timeout=60) == COME_BACK
+    assert job.wait(timeout=60) == TRY_AGAIN
     state = folder.state()
     assert state is not None and state.phase == "interrupted"
 
 
 def test_a_job_that_fails_because_a_node_is_lost_is_interrupted(tmp_path: Path) -> None:
     folder, begun = JobFolder(str(tmp_path / "job")), tmp_path / "begun"
-    folder.put_job(ReportJob(kind="report", of=str(tmp_path)))
+    folder.put_specification(ReportJob(kind="report", of=str(tmp_path)))
     with ray_head(tmp_path, {}) as head, ray_node(head, 1) as raylet:
         environment = head.environment | {"RAY_ADDRESS": head.gcs, "PYTHONPATH": str(Path(__file__).parents[2])}
         command = [sys.executable, "-c", USES_A_NODE, folder.address, str(begun)]
@@ -127,7 +127,7 @@ def test_a_job_that_fails_because_a_node_is_lost_is_interrupted(tmp_path: Path) 
             assert job.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
         raylet.kill()
-        assert job.wait(timeout=60) == COME_BACK
+        assert job.wait(timeout=60) == TRY_AGAIN
     state = folder.state()
     assert state is not None and state.phase == "interrupted"
     assert re.fullmatch(r"the cluster lost [0-9.]+; submitted again, it goes on", state.reason)

@@ -20,10 +20,13 @@ from slurm_jobs import CHECKOUT, StandIn, all_gone, go_on, stand_in, target, unt
 from slurm_site import SlurmSite, slurm_site
 
 from cluster.slurm.backend import SlurmBackend
-from cluster.work import AlreadyThere, NativeState, Work, Workers
+from cluster.work import AlreadySubmitted, ResourceRequest, TargetState, Work
 from model.inputs import InputError
+from pipelines.jobs.control import stop_job
+from pipelines.jobs.resolved import resolve_job
 from pipelines.jobs.specification import LabelJob
-from pipelines.jobs.submit import job_state, list_jobs, stop_job, submit_job, work_of
+from pipelines.jobs.status import job_status, list_jobs
+from pipelines.jobs.submit import submit_job, work_of
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def test_the_site_itself_starts_twice(limited: StandIn) -> None:
 def test_scripts_are_as_this_slurm_takes_them(site: SlurmSite, tmp_path: Path) -> None:
     values = {"gpus_per_node": 2, "gpu_type": "small", "memory_gb_per_node": 4, "hours": 0.5, "partition": "urgent"}
     backend = SlurmBackend(target(tmp_path, **values))
-    for workers in (Workers(1, 1, 1.0), Workers(1, 3, 1.0, 1.0), Workers(2, 2, 2.0)):
+    for workers in (ResourceRequest(1, 1, 1.0), ResourceRequest(1, 3, 1.0, 1.0), ResourceRequest(2, 2, 2.0)):
         work = Work("label-1", "label", ("execute",), str(tmp_path), workers)
         script = tmp_path / "script.sh"
         script.write_text(backend.plan(work)["sbatch script"])
@@ -72,7 +75,7 @@ def test_scripts_are_as_this_slurm_takes_them(site: SlurmSite, tmp_path: Path) -
 )
 def test_what_the_site_refuses_is_one_line(site: SlurmSite, tmp_path: Path, values: dict[str, Any], words: str) -> None:
     made = target(tmp_path, **values)
-    workers = Workers(1, 1, float(made.cpus_per_node), float(made.gpus_per_node))
+    workers = ResourceRequest(1, 1, float(made.cpus_per_node), float(made.gpus_per_node))
     with pytest.raises(InputError) as raised:
         SlurmBackend(made).submit(Work("refused-1", "label", ("execute",), str(tmp_path), workers))
     assert words in str(raised.value)
@@ -97,7 +100,7 @@ def test_a_waiting_job_says_why_and_is_cancelled(site: SlurmSite, tmp_path: Path
     assert "the partition is closed" in job.backend.state("closed-1").reason
     with pytest.raises(InputError, match="closed-1: is at this site already"):
         job.backend.submit(job.work)
-    assert not job.backend.scale("closed-1", Work("closed-1", "label", (), "", Workers(4, 4, 1.0)))
+    assert not job.backend.scale("closed-1", Work("closed-1", "label", (), "", ResourceRequest(4, 4, 1.0)))
     job.backend.stop("closed-1")
     assert job.backend.state("closed-1").phase == "ended"
     assert "cancelled" in job.backend.state("closed-1").reason
@@ -160,7 +163,7 @@ def test_of_two_sent_at_once_one_stays(site: SlurmSite, tmp_path: Path, monkeypa
 def test_a_site_that_goes_silent_while_a_job_is_sent_may_have_it(
     site: SlurmSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = LabelJob(kind="label", dataset=str(tmp_path / "none"), groups=["edges"])
+    job = resolve_job(LabelJob(kind="label", dataset=str(tmp_path / "none"), groups=["edges"]))
     place = tmp_path / "site.yaml"
     place.write_text(yaml.safe_dump(target(tmp_path, partition="closed").model_dump(exclude_none=True)))
     real, path = shutil.which("sbatch"), os.environ["PATH"]
@@ -177,15 +180,15 @@ def test_a_site_that_goes_silent_while_a_job_is_sent_may_have_it(
     with pytest.raises(InputError, match=r"did not answer \(.*Socket timed out.*never doubles it"):
         submit_job(job, str(place))
     [(noted, state)] = list_jobs()
-    assert (noted.attempt, state.phase) == (1, "lost")
+    assert (noted.number, state.phase) == (1, "lost")
     sbatch(f'{real} "$@" > {tmp_path}/said')
     sent = submit_job(job, str(place))
-    assert (sent.attempt, job_state(sent).phase) == (1, "pending")
+    assert (sent.number, job_status(sent).phase) == (1, "pending")
     assert len(SlurmBackend(target(tmp_path))._jobs(sent.name)) == 1
     monkeypatch.setenv("PATH", path)
-    with pytest.raises(AlreadyThere):
+    with pytest.raises(AlreadySubmitted):
         SlurmBackend(target(tmp_path)).submit(work_of(job, sent))
-    assert stop_job(sent.id).phase == "stopped"
+    assert stop_job(sent.job_id).phase == "stopped"
 
 
 def test_killed_before_sbatch_has_answered_it_is_found_by_name(
@@ -253,7 +256,7 @@ def test_two_jobs_of_one_node_do_not_meet_and_stop_leaves_nothing(
     assert all(process.is_running() for process in running[1])
     assert not psutil.wait_procs(running[0], timeout=60)[1]
     deaf.backend.stop("deaf-1")
-    assert deaf.backend.state("deaf-1") == NativeState("ended", "it was cancelled")
+    assert deaf.backend.state("deaf-1") == TargetState("ended", "it was cancelled")
     all_gone(running[1], scratch)
 
 

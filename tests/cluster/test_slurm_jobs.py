@@ -13,8 +13,11 @@ from slurm_site import SlurmSite
 from cluster.slurm.backend import SlurmBackend
 from labeling.dataset import Dataset, open_store
 from pipelines.ingest import ingest
-from pipelines.jobs.specification import parse_job, resolve
-from pipelines.jobs.submit import job_state, list_jobs, log_lines, plan_job, submit_job
+from pipelines.jobs.log import log_lines
+from pipelines.jobs.resolved import resolve_job
+from pipelines.jobs.specification import parse_specification
+from pipelines.jobs.status import job_status, list_jobs
+from pipelines.jobs.submit import plan_job, submit_job
 from pipelines.label import label
 from training.checkpoint import whole_checkpoints
 from training.metrics_logger import read_metrics
@@ -39,17 +42,17 @@ def test_a_label_job_on_two_nodes_gives_the_shards_of_one_machine(
     label(str(tmp_path / "here"), ["edges"])
     there = str(tmp_path / "there")
     values = {"kind": "label", "dataset": there, "groups": ["edges"], "workers": {"count": 2, "cpus": 2}}
-    submission = submit_job(resolve(parse_job(values, "job")), site_file(tmp_path, scratch))
+    submission = submit_job(resolve_job(parse_specification(values, "job")), site_file(tmp_path, scratch))
     backend = SlurmBackend(target(tmp_path))
 
     def explain() -> list[str]:
-        return [str(job_state(submission)), *log_lines(submission), *backend.logs(submission.name)]
+        return [str(job_status(submission)), *log_lines(submission), *backend.logs(submission.name)]
 
     until(lambda: (tmp_path / "there" / "edges").exists(), explain)
     running = site.processes(submission.name)
     assert raylets(running) == {"node1", "node2"}
-    until(lambda: not job_state(submission).alive, explain)
-    assert job_state(submission).phase == "succeeded", explain()
+    until(lambda: not job_status(submission).alive, explain)
+    assert job_status(submission).phase == "succeeded", explain()
     assert any("edges: 3 shards labeled" in line for line in log_lines(submission)), explain()
     assert any("on 2 node(s)" in line for line in backend.logs(submission.name))
     assert shards(tmp_path / "there") == shards(tmp_path / "here")
@@ -65,14 +68,14 @@ def test_two_nodes_train_are_interrupted_and_finish(
     config = {**shared_config, "steps": 12, "checkpoints": {"every": 2, "keep": 20, "first": False}}
     workers = {"count": 2, "cpus": 1.25}  # one on a node, with room for what reads for it
     values = {"kind": "train", "config": "debug", "overrides": config, "run": str(run), "workers": workers}
-    job = resolve(parse_job(values, "job"))
+    job = resolve_job(parse_specification(values, "job"))
     place = site_file(tmp_path, scratch)
     assert "--nodes=2" in plan_job(job, place)["sbatch script"]
     submission = submit_job(job, place)
-    assert list_jobs()[0][0].id == submission.id
+    assert list_jobs()[0][0].job_id == submission.job_id
 
     def explain() -> list[str]:
-        return [str(job_state(submission)), *log_lines(submission), *backend.logs(submission.name)]
+        return [str(job_status(submission)), *log_lines(submission), *backend.logs(submission.name)]
 
     backend = SlurmBackend(target(tmp_path))
     until(lambda: whole_checkpoints(open_store(run)), explain)
@@ -85,12 +88,12 @@ def test_two_nodes_train_are_interrupted_and_finish(
     saved = whole_checkpoints(open_store(run))
     assert 2 <= saved[-1] < 12, explain()
     before = {path: path.read_bytes() for path in (run / "checkpoints").rglob("*.safetensors")}
-    state = job_state(submission)
+    state = job_status(submission)
     assert (state.phase, "it was put back" in state.reason) == ("pending", True)
     go_on(site, number)
-    until(lambda: not job_state(submission).alive, explain)
-    assert job_state(submission).phase == "succeeded", explain()
-    assert job_state(submission).result["step"] == 12
+    until(lambda: not job_status(submission).alive, explain)
+    assert job_status(submission).phase == "succeeded", explain()
+    assert job_status(submission).result["step"] == 12
     assert whole_checkpoints(open_store(run)) == sorted({*saved, *range(2, 13, 2)})
     assert {path: path.read_bytes() for path in before} == before, "it went on from there, and wrote none of them again"
     assert [record["step"] for record in read_metrics(open_store(run))] == list(range(1, 13))

@@ -14,9 +14,9 @@ import pytest
 from cluster.slurm.backend import SlurmBackend
 from cluster.slurm.messages import ended_reason, is_unreachable, pending_reason, refusal
 from cluster.slurm.node import free_port, reachable_address
-from cluster.slurm.script import Shape, gres, shape
+from cluster.slurm.script import Shape, gres, node_shape
 from cluster.target import SlurmTarget, load_target, parse_target
-from cluster.work import Work, Workers
+from cluster.work import ResourceRequest, Work
 from model.inputs import InputError
 
 
@@ -38,30 +38,34 @@ def options(text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("workers", "values", "wanted"),
     [
-        (Workers(1, 1, 1.0), {}, Shape(1, 1, 1, 0, 0)),  # its share of a node
-        (Workers(2, 2, 32.0), {}, Shape(2, 2, 32, 0, 0)),
-        (Workers(3, 3, 16.0), {}, Shape(2, 2, 32, 0, 0)),
-        (Workers(2, 2, 1.0, 1.0), {"gpus_per_node": 4, "memory_gb_per_node": 256}, Shape(1, 1, 16, 2, 128 * 1024)),
-        (Workers(8, 8, 1.0, 1.0), {"gpus_per_node": 4}, Shape(2, 2, 32, 4, 0)),
-        (Workers(1, 8, 1.0, 1.0), {"gpus_per_node": 4}, Shape(1, 2, 32, 4, 0)),
-        (Workers(2, 2, 1.0, 0.5), {"gpus_per_node": 1}, Shape(1, 1, 32, 1, 0)),
-        (Workers(6, 6, 1.0, 0.6), {"gpus_per_node": 4}, Shape(2, 2, 24, 3, 0)),  # Ray puts none on two GPUs
-        (Workers(2, 2, 1.0, 0.4), {"gpus_per_node": 2}, Shape(1, 1, 16, 1, 0)),
-        (Workers(2, 2, 1.0, 0.0, 100.0), {"memory_gb_per_node": 128}, Shape(2, 2, 32, 0, 128 * 1024)),
-        (Workers(2, 2, 1.0, 0.0, 3.0), {}, Shape(1, 1, 2, 0, 6 * 1024)),
-        (Workers(1, 1, 1.0, 1.0), {"gpus_per_node": 4, "exclusive": True}, Shape(1, 1, 32, 4, 0)),
-        (Workers(1, 1, 0.0), {}, Shape(1, 1, 32, 0, 0)),
+        (ResourceRequest(1, 1, 1.0), {}, Shape(1, 1, 1, 0, 0)),  # its share of a node
+        (ResourceRequest(2, 2, 32.0), {}, Shape(2, 2, 32, 0, 0)),
+        (ResourceRequest(3, 3, 16.0), {}, Shape(2, 2, 32, 0, 0)),
+        (
+            ResourceRequest(2, 2, 1.0, 1.0),
+            {"gpus_per_node": 4, "memory_gb_per_node": 256},
+            Shape(1, 1, 16, 2, 128 * 1024),
+        ),
+        (ResourceRequest(8, 8, 1.0, 1.0), {"gpus_per_node": 4}, Shape(2, 2, 32, 4, 0)),
+        (ResourceRequest(1, 8, 1.0, 1.0), {"gpus_per_node": 4}, Shape(1, 2, 32, 4, 0)),
+        (ResourceRequest(2, 2, 1.0, 0.5), {"gpus_per_node": 1}, Shape(1, 1, 32, 1, 0)),
+        (ResourceRequest(6, 6, 1.0, 0.6), {"gpus_per_node": 4}, Shape(2, 2, 24, 3, 0)),  # Ray puts none on two GPUs
+        (ResourceRequest(2, 2, 1.0, 0.4), {"gpus_per_node": 2}, Shape(1, 1, 16, 1, 0)),
+        (ResourceRequest(2, 2, 1.0, 0.0, 100.0), {"memory_gb_per_node": 128}, Shape(2, 2, 32, 0, 128 * 1024)),
+        (ResourceRequest(2, 2, 1.0, 0.0, 3.0), {}, Shape(1, 1, 2, 0, 6 * 1024)),
+        (ResourceRequest(1, 1, 1.0, 1.0), {"gpus_per_node": 4, "exclusive": True}, Shape(1, 1, 32, 4, 0)),
+        (ResourceRequest(1, 1, 0.0), {}, Shape(1, 1, 32, 0, 0)),
     ],
 )
-def test_workers_become_nodes(workers: Workers, values: dict[str, Any], wanted: Shape) -> None:
-    assert shape(target(**values), workers) == wanted
+def test_workers_become_nodes(workers: ResourceRequest, values: dict[str, Any], wanted: Shape) -> None:
+    assert node_shape(target(**values), workers) == wanted
 
 
 def test_a_worker_larger_than_a_node_is_refused() -> None:
     with pytest.raises(InputError, match=r"needs 1 GPUs, and the nodes of this target have 0 \(gpus_per_node\)"):
-        shape(target(), Workers(gpus=1.0))
+        node_shape(target(), ResourceRequest(gpus=1.0))
     with pytest.raises(InputError, match=r"needs 64 CPUs.* 32 \(cpus_per_node\)"):
-        shape(target(), Workers(cpus=64.0))
+        node_shape(target(), ResourceRequest(cpus=64.0))
 
 
 def test_the_script_says_what_the_target_says(tmp_path: Path) -> None:
@@ -82,7 +86,7 @@ def test_the_script_says_what_the_target_says(tmp_path: Path) -> None:
         python="/shared/venv/bin/python",
         working_dir="/shared/onediffusion",
     )
-    text = SlurmBackend(site).plan(work(workers=Workers(1, 8, 1.0, 1.0)))["sbatch script"]
+    text = SlurmBackend(site).plan(work(resources=ResourceRequest(1, 8, 1.0, 1.0)))["sbatch script"]
     assert set(options(text)) >= {
         *("--job-name=label-1a2b3c4d-1", "--dependency=singleton", "--nodes=1-2", "--ntasks-per-node=1"),
         *("--cpus-per-task=32", "--gres=gpu:a100:4", "--mem=102400M", "--time=90", "--partition=gpu", "--account=lab"),
@@ -119,9 +123,9 @@ def test_no_secret_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_lies_on_this_machine_needs_a_shared_disk(tmp_path: Path) -> None:
     site = SlurmBackend(target(shared_disk=False, working_dir="/opt/onediffusion"))
-    assert "--output=/tmp/label-1a2b3c4d-1.out" in site.plan(work(places=("s3://lab/d",)))["sbatch script"]
+    assert "--output=/tmp/label-1a2b3c4d-1.out" in site.plan(work(data=("s3://lab/d",)))["sbatch script"]
     with pytest.raises(InputError, match=f"{tmp_path}: the nodes of this target do not see"):
-        site.plan(work(places=("s3://lab/d", str(tmp_path))))
+        site.plan(work(data=("s3://lab/d", str(tmp_path))))
     with pytest.raises(InputError, match=f"{tmp_path}: the nodes of this target do not see"):
         site.plan(work(address=str(tmp_path)))
 

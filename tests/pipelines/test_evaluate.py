@@ -15,14 +15,14 @@ from dashboard_assets import last_event
 from labeling.dataset import Dataset, open_store
 from model.inputs import InputError
 from pipelines.dashboard.definitions import build_definitions
-from pipelines.dashboard.runs import versions_of
+from pipelines.dashboard.run_assets import versions_of
 from pipelines.dashboard.snapshots import find_snapshot, refresh
-from pipelines.dashboard.tracked_assets import remember
+from pipelines.dashboard.tracked_assets import track
 from pipelines.evaluate import evaluate
 from pipelines.ingest import ingest
-from pipelines.jobs.run import _evaluate
 from pipelines.jobs.specification import EvaluateJob, WorkersSpec
-from pipelines.jobs.submit import list_jobs
+from pipelines.jobs.status import list_jobs
+from pipelines.jobs.steps import evaluate_on_worker
 from pipelines.label import label
 from training.config import load_config
 from training.run import run_training
@@ -95,12 +95,12 @@ def test_a_run_without_a_checkpoint_is_one_line(tmp_path: Path) -> None:
 def test_a_worker_that_this_machine_has_no_room_for_is_one_line(trained: Path, ray_cluster: None) -> None:
     job = EvaluateJob(kind="evaluate", run=str(trained / "run"), workers=WorkersSpec(cpus=64))
     with pytest.raises(InputError, match=r"asks for 64 CPUs, and Ray has .*; ask for less"):
-        _evaluate(job)
+        evaluate_on_worker(job)
 
 
 def test_an_evaluation_is_made_as_an_asset(trained: Path, own_data: None, shared_ray: None, tmp_path: Path) -> None:
     run = shutil.copytree(trained / "run", tmp_path / "run")
-    remember([("dataset", str(trained / "photographs")), ("run", str(run))])
+    track([("dataset", str(trained / "photographs")), ("run", str(run))])
     refresh()
     key = dg.AssetKey(["run", "evaluation"])
     definitions = build_definitions()
@@ -111,7 +111,7 @@ def test_an_evaluation_is_made_as_an_asset(trained: Path, own_data: None, shared
         metadata = last_event(instance, "run", "evaluation").metadata
     assert "edges" in str(metadata["figures"].value)
     [(submission, state)] = list_jobs(str(run))
-    assert (submission.id.split("-")[0], state.phase) == ("evaluate", "succeeded")
+    assert (submission.job_id.split("-")[0], state.phase) == ("evaluate", "succeeded")
     kept = json.loads(open_store(run).read("evaluation.json"))
     for checkpoint, fresh in ((kept["checkpoint"], True), ("/moved/run/checkpoints/step-000002", True), ("x/1", False)):
         open_store(run).put("evaluation.json", json.dumps({**kept, "checkpoint": checkpoint}).encode())

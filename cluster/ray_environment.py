@@ -1,0 +1,56 @@
+"""Environment variables of Ray: the one table for every Ray that the project starts, on any kind of target.
+
+Ray reads some of them once, when it is imported or when its processes start. So they are in the environment before:
+`prepare_ray` sets them in this process, and the Slurm script, the pods and the runtime environments carry them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cluster.user_data import data_folder, one_at_a_time, write_whole
+
+# One thread each: labels must not depend on how many cores a machine has, and pools already use them all.
+THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+AUTHENTICATION = {"RAY_AUTH_MODE": "token"}
+RAY_ENVIRONMENT = {
+    **THREADS,
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    # Nobody reads what it finds: jobs are told by signals when their machine is needed elsewhere.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # A labeling job has a dozen small processes whatever the number of cores; they may start together.
+    "RAY_worker_maximum_startup_concurrency": "16",
+}
+
+
+def prepare_ray() -> None:
+    """Set what this process lacks of the table, and the token. Call it before the first import of Ray."""
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file() if starts_own_ray() else cluster_token_file())
+    for name, value in {**AUTHENTICATION, **RAY_ENVIRONMENT}.items():
+        os.environ.setdefault(name, value)
+
+
+def starts_own_ray() -> bool:
+    """Whether a session starts a Ray of its own, on this machine only; otherwise RAY_ADDRESS names a cluster."""
+    return not os.environ.get("RAY_ADDRESS")
+
+
+def token_file() -> Path:
+    """The project's own Ray token, made on first use and readable by its owner only."""
+    import secrets
+
+    path = data_folder() / "ray-token"
+    with one_at_a_time("ray-token"):
+        if not path.exists():
+            write_whole(path, secrets.token_hex(32))
+    return path
+
+
+def cluster_token_file() -> Path:
+    """The token for a Ray that was not started here: where Ray itself looks for one, or else the project's own."""
+    users = Path.home() / ".ray" / "auth_token"
+    return users if users.exists() else token_file()

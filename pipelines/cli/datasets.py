@@ -1,0 +1,114 @@
+"""Commands that make and label datasets. Heavy imports stay inside."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from model.constants import MAX_PIXELS, MIN_SIDE
+from model.inputs import InputError
+
+DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="Dataset: a folder or s3:// address.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME.KEY=VALUE", help="A parameter, as in --set edges.low=50. May be repeated."),
+]
+
+
+def ingest(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, glob, .tar or .parquet; local or s3://.")],
+    dataset: DatasetArgument,
+    shard_rows: Annotated[int, typer.Option(min=1, help="Most pictures in one shard.")] = 1024,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Pictures with more are refused.")] = MAX_PIXELS,
+    min_side: Annotated[int, typer.Option(min=1, help="Pictures with a shorter side are refused.")] = MIN_SIDE,
+) -> None:
+    """Pictures → DATASET/images; what is no picture goes to DATASET/rejected with the reason."""
+    from pipelines.ingest import ingest as run
+
+    result = run(source, dataset, shard_rows=shard_rows, max_pixels=max_pixels, min_side=min_side)
+    print(f"{result.added} pictures added, {result.rejected} files rejected; {result.images} pictures in {dataset}")
+
+
+def label(
+    dataset: DatasetArgument,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="Labelers; none: refresh all.")] = None,
+    parameters: SetOption = None,
+    shards: Annotated[
+        str | None, typer.Option("--shards", metavar="FIRST:END", help="Only these, as 0:10 for the first ten.")
+    ] = None,
+) -> None:
+    """Add or refresh column groups: boxes, segmentation, pose, caption, edges, depth, latents, text, module:Class."""
+    from pipelines.label import label as run
+
+    result = run(dataset, names or [], _by_labeler(parameters or []), _range(shards) if shards else None)
+    print(*result.summary(), sep="\n")
+
+
+def status(
+    dataset: DatasetArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Groups × shards: fresh, stale, missing; rows in error."""
+    from dataclasses import asdict
+
+    from labeling.dataset import Dataset, dataset_status, read_row_errors
+
+    opened = Dataset.open(dataset)
+    groups = dataset_status(opened, save=True)
+    if as_json:
+        print(json.dumps({group: asdict(state) for group, state in groups.items()}, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    errors = read_row_errors(opened, {group: opened.footers(group) for group in groups})
+    table = Table("group", "fresh", "stale", "missing", "rows", "in error")
+    for group, state in groups.items():
+        counts = asdict(state) | {"errors": state.errors - errors.unavailable_rows(group)}
+        table.add_row(group, *(str(count) for count in counts.values()))
+    console = Console()
+    console.print(table)
+    for labels in errors.unavailable:
+        remark = f"{max(labels.rows.values())} rows cannot have {', '.join(labels.rows)}: {labels.missing.what}. "
+        console.print(
+            f"{remark}To have them labeled, name a model: {labels.command(dataset)}",
+            style="bright_black",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def views(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Meshes or transforms.json; a folder or s3://.")],
+    dataset: DatasetArgument,
+    count: Annotated[int, typer.Option(min=2, max=64, help="Views rendered of a mesh.")] = 8,
+    size: Annotated[int, typer.Option(min=32, help="Side of a rendered view, in pixels.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Of the cameras around a mesh.")] = 0,
+) -> None:
+    """View sets with cameras (and exact depth, from meshes) → a dataset of sets."""
+    from pipelines.views import views as run
+
+    result = run(source, dataset, count, size, seed)
+    print(f"{result.added} sets written; {result.sets} sets in {dataset}")
+
+
+def _by_labeler(settings: list[str]) -> dict[str, dict[str, Any]]:
+    """Parameters by labeler or group, of NAME.KEY=VALUE texts. Raises InputError for another form."""
+    from model.inputs.settings import parse_settings
+
+    example = "NAME.KEY=VALUE, as in --set edges.low=50"
+    parameters = parse_settings(settings, example)
+    for name, values in parameters.items():
+        if not isinstance(values, dict):
+            raise InputError(f"--set {name}: write {example}")
+    return parameters
+
+
+def _range(text: str) -> tuple[int, int]:
+    first, _, end = text.partition(":")
+    if not (first.isdecimal() and end.isdecimal()):
+        raise InputError(f"--shards {text}: write FIRST:END, as in --shards 0:10")
+    return int(first), int(end)

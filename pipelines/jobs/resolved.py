@@ -1,0 +1,120 @@
+"""From a specification to the one value that everything after it works with: the resolved job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.work import ResourceRequest
+from labeling.dataset import digest_json, open_store
+from pipelines.jobs.folder import JobFolder, job_address
+from pipelines.jobs.specification import (
+    EvaluateJob,
+    JobSpecification,
+    LabelJob,
+    ReportJob,
+    TrainJob,
+    ViewsJob,
+    WorkersSpec,
+)
+
+
+@dataclass(frozen=True)
+class ResolvedJob:
+    """A job as any machine can take it.
+
+    id: the same for the same job, however it is scaled; address: of its folder, OUTPUT/jobs/ID; specification: with
+    whole addresses, and of a training the whole configuration; resources: what a target is asked for.
+    """
+
+    id: str
+    address: str
+    specification: JobSpecification
+    resources: ResourceRequest
+
+    @property
+    def folder(self) -> JobFolder:
+        return JobFolder(self.address)
+
+    def does_the_same(self, other: JobSpecification) -> bool:
+        """Whether another specification states the same work; its scale does not count."""
+        return _without_scale(self.specification) == _without_scale(other)
+
+    def scaled(self, workers: WorkersSpec) -> ResolvedJob:
+        """The same job with other workers. Raises InputError when a training's configuration does not allow them."""
+        specification = _with_whole_addresses(self.specification.model_copy(update={"workers": workers}))
+        return ResolvedJob(self.id, self.address, specification, _resources(specification))
+
+
+def resolve_job(specification: JobSpecification) -> ResolvedJob:
+    """Resolve a specification. Raises InputError for a wrong configuration: here, and not later on a cluster."""
+    whole = _with_whole_addresses(specification)
+    job_id = _job_id(whole)
+    return ResolvedJob(job_id, job_address(whole.output, job_id), whole, _resources(whole))
+
+
+def stored_job(address: str) -> ResolvedJob:
+    """The job that was resolved and written to this folder before. Raises InputError where there is none."""
+    specification = JobFolder(address).specification()
+    return ResolvedJob(address.rpartition("/")[2], address, specification, _resources(specification))
+
+
+def whole_address(address: str) -> str:
+    """An s3:// address as it is, a local path made absolute. Raises InputError for another scheme."""
+    return open_store(address).uri
+
+
+def _job_id(specification: JobSpecification) -> str:
+    if isinstance(specification, TrainJob):  # the run alone: two trainings cannot share one
+        return f"train-{digest_json(specification.run)[:8]}"
+    values = specification.model_dump(mode="json", exclude={"workers"})
+    return f"{specification.kind}-{digest_json(values)[:8]}"
+
+
+def _resources(specification: JobSpecification) -> ResourceRequest:
+    readers = 0.0
+    if isinstance(specification, TrainJob) and isinstance(specification.config, dict):
+        reader = specification.config["reader"]
+        readers = reader["processes"] * reader["cpus"]
+    return (specification.workers or WorkersSpec()).resources(readers)
+
+
+def _with_whole_addresses(specification: JobSpecification) -> JobSpecification:
+    if isinstance(specification, LabelJob):
+        source = whole_address(specification.source) if specification.source else None
+        return specification.model_copy(update={"dataset": whole_address(specification.dataset), "source": source})
+    if isinstance(specification, ViewsJob):
+        addresses = {"dataset": whole_address(specification.dataset), "source": whole_address(specification.source)}
+        return specification.model_copy(update=addresses)
+    if isinstance(specification, EvaluateJob):
+        return specification.model_copy(update={"run": whole_address(specification.run)})
+    if isinstance(specification, ReportJob):
+        return specification.model_copy(update={"of": whole_address(specification.of)})
+    return _with_whole_configuration(specification)
+
+
+def _with_whole_configuration(specification: TrainJob) -> TrainJob:
+    from training.config import load_config, override_config, parse_config
+
+    if isinstance(specification.config, str):
+        config = load_config(specification.config, specification.overrides)
+    else:
+        config = parse_config(override_config(specification.config, specification.overrides), "config")
+    values = config.model_dump(mode="json")
+    for source in values["mixture"].values():
+        source["dataset"] = whole_address(source["dataset"])
+    if values["initialize"]:
+        values["initialize"] = whole_address(values["initialize"])
+    if specification.workers:
+        values["workers"] |= specification.workers.model_dump(mode="json", include={"count", "cpus", "gpus"})
+    workers = parse_config(values, "workers").workers
+    memory = specification.workers.memory_gb if specification.workers else 0.0
+    spec = WorkersSpec(count=workers.count, cpus=workers.cpus, gpus=workers.gpus, memory_gb=memory)
+    return TrainJob(kind="train", config=values, run=whole_address(specification.run), workers=spec)
+
+
+def _without_scale(specification: JobSpecification) -> dict[str, Any]:
+    values = specification.model_dump(mode="json", exclude={"workers"})
+    if isinstance(values.get("config"), dict):
+        values["config"] = {key: value for key, value in values["config"].items() if key != "workers"}
+    return values

@@ -1,0 +1,129 @@
+"""How jobs stand: finding and listing them, and the status that follows of what both attempt and target say."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.backend import Backend, open_backend
+from cluster.target import parse_target
+from cluster.work import TargetState
+from model.inputs import InputError, nearest, one_line
+from pipelines.jobs.attempt import Attempt, AttemptState, Control, this_sender
+from pipelines.jobs.folder import JobFolder, jobs_of
+from pipelines.jobs.known_jobs import remembered_jobs
+
+SENDING_SECONDS = 120.0  # that another sender may take between its record and the job's arrival at the target
+LISTING_THREADS = 16
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """How the last attempt at a job stands.
+
+    phase: pending, running, succeeded, failed, stopped, interrupted (submit it again, or its target does), lost (it
+    ended without a word) or unknown (its target does not answer); reason: one line where there is one.
+    """
+
+    phase: str
+    reason: str = ""
+    progress: str = ""
+    result: dict[str, Any] | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self.phase in ("pending", "running", "unknown")
+
+
+def find_attempt(job: str) -> Attempt:
+    """The last attempt at a job, by the job's id or the address of its folder. Raises InputError."""
+    known = remembered_jobs()
+    address = job if "/" in job else known.get(job)
+    attempt = JobFolder(address).attempt() if address else None
+    if attempt is None:
+        raise InputError(
+            f"{job}: no such job{nearest(job, list(known))}; `onediffusion jobs` lists those sent from here, "
+            "`onediffusion jobs DATASET|RUN` those of a place"
+        )
+    return attempt
+
+
+def list_jobs(output: str | None = None) -> list[tuple[Attempt, JobStatus]]:
+    """The jobs sent from here, or all of a dataset or run, the newest first.
+
+    Of a folder that cannot be read only its address is known: attempt 0 at no target, with the status "unknown".
+    """
+    addresses = jobs_of(output) if output else list(remembered_jobs().values())
+
+    def look(address: str) -> tuple[Attempt, JobStatus] | None:
+        try:
+            attempt = JobFolder(address).attempt()
+            return (attempt, job_status(attempt)) if attempt else None
+        except Exception as error:  # one address that cannot be reached must not hide the jobs of all others
+            reason = f"{address}: {one_line(error)}"
+            return Attempt(address.rpartition("/")[2], 0, address, "", {}, 0.0, ""), JobStatus("unknown", reason)
+
+    with ThreadPoolExecutor(LISTING_THREADS) as pool:
+        jobs = [job for job in pool.map(look, addresses) if job]
+    return sorted(jobs, key=lambda job: -job[0].sent)
+
+
+def backend_of(attempt: Attempt) -> Backend:
+    """The backend it was sent to, as the target was then."""
+    return open_backend(parse_target(attempt.target, attempt.target_name))
+
+
+def job_status(attempt: Attempt) -> JobStatus:
+    """What the attempt says of itself, and where it says nothing more, what its target says of it."""
+    own = _own_state(attempt)
+    if own and own.has_ended:
+        return JobStatus(own.phase, own.reason, result=own.result)
+    try:
+        backend = backend_of(attempt)
+        target = backend.state(attempt.name)
+    except InputError as error:
+        if own and own.is_responding:
+            return JobStatus("running", progress=_progress(own))
+        return JobStatus("unknown", str(error))
+    if target.phase == "absent" and not backend.sees_all and (status := _status_from_folder(attempt, own)):
+        return status
+    return _merged(attempt, own, target, backend.sees_all)
+
+
+def _own_state(attempt: Attempt) -> AttemptState | None:
+    state = JobFolder(attempt.address).state()
+    return state if state and state.attempt == attempt.number else None
+
+
+def _status_from_folder(attempt: Attempt, own: AttemptState | None) -> JobStatus | None:
+    """The status of an attempt that its target cannot be asked about from here, where its folder shows it."""
+    if own and own.is_running:
+        return JobStatus("running", progress=_progress(own))
+    if own is None and attempt.sender != this_sender() and time.time() - attempt.sent < SENDING_SECONDS:
+        return JobStatus("pending", f"{attempt.sender} is sending it")
+    return None
+
+
+def _merged(attempt: Attempt, own: AttemptState | None, target: TargetState, sees_all: bool) -> JobStatus:
+    if target.phase in ("pending", "running"):
+        began = own is not None and own.phase == "running"
+        phase = "running" if target.phase == "running" and began else "pending"
+        reason = target.reason or ("" if began else "starting")
+        return JobStatus(phase, reason if phase == "pending" else target.reason, _progress(own) if began else "")
+    # It may have ended between the two looks.
+    again = _own_state(attempt)
+    if again and again.phase != "running":
+        return JobStatus(again.phase, again.reason, result=again.result)
+    if sees_all and JobFolder(attempt.address).control() == Control(attempt.number, stop=True):
+        # The attempt was stopped, and a last write of its process replaced the state that said so.
+        return JobStatus("stopped", target.reason)
+    if own is None:
+        return JobStatus("lost", target.reason or "it never began; submit it again")
+    return JobStatus("lost", target.reason or "it ended without a word (killed, or out of memory?); submit it again")
+
+
+def _progress(own: AttemptState | None) -> str:
+    progress = own.progress if own else {}
+    return f"{progress['what']}: {progress['done']} of {progress['total']} {progress['unit']}" if progress else ""

@@ -1,0 +1,89 @@
+"""What a job does, by its kind."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from cluster.ray_environment import starts_own_ray
+from cluster.session import cluster_has, ray_session
+from model.inputs import InputError
+from pipelines.jobs.running import RunningAttempt
+from pipelines.jobs.specification import EvaluateJob, JobSpecification, LabelJob, ReportJob, TrainJob, ViewsJob
+
+
+def run_job(job: JobSpecification, attempt: RunningAttempt) -> dict[str, Any]:
+    """Do what the job asks for with the same functions as the command line; figures of what it did."""
+    if isinstance(job, LabelJob):
+        return _label(job)
+    if isinstance(job, ViewsJob):
+        from pipelines.views import views
+
+        return asdict(views(job.source, job.dataset, job.count, job.size, job.seed))
+    if isinstance(job, EvaluateJob):
+        return evaluate_on_worker(job)
+    if isinstance(job, ReportJob):
+        from pipelines.reports.page import report
+
+        page = report(job.of)
+        print(page)
+        return {"page": page}
+    return _train(job, attempt)
+
+
+def _label(job: LabelJob) -> dict[str, Any]:
+    from pipelines.ingest import ingest
+    from pipelines.label import label
+
+    result: dict[str, Any] = {}
+    if job.source:
+        taken = ingest(job.source, job.dataset)
+        print(f"ingest: {taken.added} pictures added, {taken.rejected} files rejected", flush=True)
+        result["ingest"] = asdict(taken)
+    request = job.workers.resources()
+    labeled = label(job.dataset, job.groups, job.parameters, job.shards, request.max_workers * request.cpus)
+    print(*labeled.summary(), sep="\n", flush=True)
+    figures = ("written", "fresh", "rows", "busy", "seconds")
+    return result | {name: _plain(getattr(labeled, name)) for name in figures}
+
+
+def evaluate_on_worker(job: EvaluateJob) -> dict[str, Any]:
+    """On a worker, since this process may have no GPU."""
+    with ray_session():
+        import ray
+
+        from pipelines.evaluate import evaluate
+
+        each = job.workers.resources()
+        for unit, needed in (("CPU", each.cpus), ("GPU", each.gpus)):
+            if needed > (there := cluster_has(unit)):  # Ray itself waits for them without a word
+                lacking = f"evaluate: its worker asks for {needed:g} {unit}s, and Ray has {there:g}"
+                if starts_own_ray():
+                    raise InputError(f"{lacking}: this machine's; ask for less (workers.{unit.lower()}s)")
+                print(f"{lacking}; waiting for nodes that may yet join", flush=True)
+        task = ray.remote(evaluate).options(num_cpus=each.cpus, num_gpus=each.gpus, max_retries=0)
+        figures = ray.get(task.remote(job.run))
+    for name, figure in figures.items():
+        print(f"{name}: {figure['model']:.2f}", flush=True)
+    return {"figures": {name: figure["model"] for name, figure in figures.items()}}
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, dict) else value
+
+
+def _train(job: TrainJob, attempt: RunningAttempt) -> dict[str, Any]:
+    from pipelines.train import train
+    from training.config import parse_config
+    from training.coordinator import ControlRequest
+
+    assert isinstance(job.config, dict)
+    config = parse_config(job.config, "config")
+
+    def control() -> ControlRequest:
+        return ControlRequest(attempt.interrupted, attempt.workers.count if attempt.workers else None)
+
+    attempt.polls = True
+    done = train(config, job.run, control=control)
+    finished = done.step >= config.steps
+    return {"step": done.step, "checkpoint": done.checkpoint, "metrics": done.metrics, "finished": finished}

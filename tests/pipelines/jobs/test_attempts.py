@@ -1,0 +1,316 @@
+"""Attempts at a job that are noted and are nowhere, or somewhere unnoted: what is steered, and under which number."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from recorded_jobs import GONE, LOCAL, recorded
+
+from cluster.local import LocalBackend, work_processes
+from cluster.target import LocalTarget
+from cluster.work import WORK_VARIABLE, AlreadySubmitted
+from labeling.dataset import lease, open_store
+from model.inputs import InputError
+from pipelines.jobs.attempt import Attempt, AttemptState, Control
+from pipelines.jobs.control import scale_job, stop_job
+from pipelines.jobs.folder import JobFolder
+from pipelines.jobs.known_jobs import remember_job
+from pipelines.jobs.log import log_lines, stored_lines
+from pipelines.jobs.resolved import ResolvedJob
+from pipelines.jobs.specification import WorkersSpec
+from pipelines.jobs.status import find_attempt, job_status, list_jobs
+from pipelines.jobs.submit import plan_job, submit_job
+
+
+@pytest.fixture(autouse=True)
+def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+
+
+def ended(submission: Attempt) -> str:
+    deadline = time.monotonic() + 60
+    while job_status(submission).alive or work_processes(submission.name):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return job_status(submission).phase
+
+
+def test_a_job_whose_target_is_gone_is_stopped_at_once_and_sent_elsewhere(job: ResolvedJob) -> None:
+    old = time.time() - 1000
+    submission = recorded(job, 1, GONE, AttemptState(1, "running", "elsewhere", 7, old, old))
+    assert job_status(submission).phase == "unknown"
+    said: list[str] = []
+    with pytest.raises(InputError, match=f"may still run on target.yaml.*stop {submission.job_id}` gives it up"):
+        submit_job(job, "local", said.append)
+    assert job_status(submission).phase == "unknown" and find_attempt(submission.job_id) == submission
+    began = time.monotonic()
+    assert stop_job(submission.job_id, said.append).phase == "stopped"
+    assert time.monotonic() - began < 30
+    assert "neither its target nor the job answers" in said[-1]
+    assert JobFolder(submission.address).control() == Control(1, stop=True)
+    again = submit_job(job, "local")
+    assert again.number == 2
+    assert ended(again) == "failed"
+
+
+def test_a_job_that_lives_where_its_target_does_not_answer_is_not_taken_for_ended(
+    job: ResolvedJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    submission = recorded(job, 1, GONE, AttemptState(1, "running", "elsewhere", 7, now, now))
+    monkeypatch.setattr("pipelines.jobs.control.STOP_SECONDS", 1.0)
+    with pytest.raises(InputError, match="no Ray cluster answers"):
+        stop_job(submission.job_id)
+    assert JobFolder(submission.address).control().stop
+    assert job_status(submission).phase == "running"
+
+
+def test_a_number_is_used_again_only_for_what_never_began(job: ResolvedJob, tmp_path: Path) -> None:
+    assert submit_job(job, "local").number == 1
+    assert ended(find_attempt(job.id)) == "failed"
+    later = JobFolder(find_attempt(job.id).address)
+    # A submission of attempt 3 was refused, and what was noted before it came back, after attempt 2 had begun.
+    recorded(job, 1, LOCAL, AttemptState(2, "failed", "here", 7, 0.0, 0.0))
+    assert submit_job(job, "local").number == 3
+    assert ended(find_attempt(job.id)) == "failed"
+    recorded(job, 4, LOCAL)
+    assert later.state().attempt == 3
+    assert submit_job(job, "local").number == 4
+    assert ended(find_attempt(job.id)) == "failed"
+    recorded(job, 5, GONE)  # it may wait there
+    stop_job(job.id)
+    assert submit_job(job, "local").number == 6
+
+
+def test_a_job_of_another_machine_is_told_by_its_signs_of_life(
+    job: ResolvedJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A target sees what this user has on this machine; nothing else is taken for ended, ended or sent again."""
+    now = time.time()
+    submission = recorded(job, 1, LOCAL, AttemptState(1, "running", "elsewhere", 7, now, now), "jo@elsewhere")
+    assert job_status(submission).phase == "running"
+    assert submit_job(job, "local") == submission
+    monkeypatch.setattr("pipelines.jobs.control.STOP_SECONDS", 1.0)
+    with pytest.raises(InputError, match="jo@elsewhere sent it, and it cannot be ended by force from here"):
+        stop_job(submission.job_id)
+    assert JobFolder(submission.address).control() == Control(1, stop=True)
+    assert job_status(submission).phase == "running"
+    JobFolder(submission.address).put_state(AttemptState(1, "running", "elsewhere", 7, now, now - 1000))
+    assert job_status(submission).phase == "lost"
+
+
+def test_what_another_is_sending_is_not_sent_again_under_its_number(job: ResolvedJob) -> None:
+    submission = recorded(job, 1, LOCAL, sender="jo@elsewhere")
+    assert job_status(submission).reason == "jo@elsewhere is sending it"
+    assert submit_job(job, "local") == submission
+    recorded(job, 1, LOCAL, sender="jo@elsewhere", sent=time.time() - 1000)
+    again = submit_job(job, "local")
+    assert again.number == 2, "theirs may begin yet, and then ends by itself"
+    assert ended(again) == "failed"
+
+
+def test_a_refusal_leaves_alone_what_another_has_noted_meanwhile(job: ResolvedJob, tmp_path: Path) -> None:
+    """A cluster that refuses, after another machine has noted the same job."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def refuse() -> None:
+            server.accept()[0].close()
+            connection, _ = server.accept()
+            recorded(job, 1, LOCAL, sender="jo@elsewhere")
+            connection.close()
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        token = tmp_path / "token"
+        token.write_text("0" * 64)
+        port = server.getsockname()[1]
+        target = tmp_path / "ray.yaml"
+        target.write_text(f"{{type: ray, address: 'http://127.0.0.1:{port}', token_file: '{token}'}}")
+        with pytest.raises(InputError, match="no Ray cluster answers there"):
+            submit_job(job, str(target))
+        thread.join()
+    assert find_attempt(job.id).sender == "jo@elsewhere"
+
+
+def test_a_refused_first_submission_leaves_nothing(job: ResolvedJob, tmp_path: Path) -> None:
+    target = tmp_path / "ray.yaml"
+    target.write_text("{type: ray, address: 'http://127.0.0.1:9'}")
+    with pytest.raises(InputError, match="no Ray cluster answers there"):
+        submit_job(job, str(target))
+    assert not Path(job.specification.output).exists()
+    assert list_jobs() == []
+
+
+def test_a_dry_run_says_the_attempt_that_would_be_sent(job: ResolvedJob) -> None:
+    def said() -> str:
+        return plan_job(job, "local")["command"]
+
+    assert "--attempt 1" in said()
+    assert ended(submit_job(job, "local")) == "failed"
+    assert "--attempt 2" in said()
+    shutil.rmtree(job.specification.output)  # it is remembered, and its place is gone
+    assert "--attempt 1" in said()
+
+
+@pytest.mark.parametrize("other", [1, 2])
+def test_an_attempt_waits_for_another_that_lives(job: ResolvedJob, tmp_path: Path, other: int) -> None:
+    """An earlier one, or one that another sender gave the same number."""
+    earlier = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    now = time.time()
+    submission = recorded(job, 2, LOCAL, AttemptState(other, "running", socket.gethostname(), earlier.pid, now, now))
+    command = [sys.executable, "-u", "-m", "pipelines", "execute", submission.address, "--attempt", "2"]
+    later = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert later.stdout
+        assert later.stdout.readline().startswith(f"attempt 2 waits for attempt {other} on ")
+        assert JobFolder(submission.address).state().process == earlier.pid
+    finally:
+        earlier.communicate(b"\n")
+        said = later.communicate(timeout=60)[0]
+    assert "no dataset there" in said
+    state = JobFolder(submission.address).state()
+    assert (state.attempt, state.process) == (2, later.pid)
+
+
+def test_what_another_sender_notes_at_the_same_moment_stays(job: ResolvedJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two senders the one whose note stays sends; neither removes what the other has begun."""
+    put, theirs = JobFolder.put_attempt, AttemptState(1, "running", "elsewhere", 7, time.time(), time.time())
+
+    def other(folder: JobFolder, submission: Attempt) -> None:
+        put(folder, submission)
+        put(folder, replace(submission, sender="jo@elsewhere"))
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(JobFolder, "put_attempt", other)
+        with pytest.raises(InputError, match="another sender was sending it at the same moment"):
+            submit_job(job, "local")
+    folder = job.folder
+    assert folder.attempt().sender == "jo@elsewhere"
+    folder.remove()
+
+    def begins(backend: LocalBackend, work: Any) -> None:
+        folder.put_state(theirs)
+        raise InputError("quota exceeded")
+
+    monkeypatch.setattr(LocalBackend, "submit", begins)
+    with pytest.raises(InputError, match="quota exceeded"):
+        submit_job(job, "local")
+    assert folder.state() == theirs and folder.specification() == job.specification
+
+
+def test_an_attempt_that_was_taken_over_leaves_the_groups_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONEDIFFUSION_JOB", "s3://lab/data/jobs/label-1")
+    store = open_store(tmp_path)
+    script = (
+        "import sys\nfrom labeling.dataset import lease, open_store\n"
+        "with lease(open_store(sys.argv[1]), ['edges']):\n    print('held', flush=True)\n    input()\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    earlier = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], **pipes)
+    assert earlier.stdout and earlier.stdout.readline() == b"held\n"
+    with lease(store, ["edges"]):
+        earlier.communicate(b"\n", timeout=90)
+        monkeypatch.delenv("ONEDIFFUSION_JOB")
+        with pytest.raises(InputError, match="is working on it"), lease(store, ["edges"]):
+            pass
+    assert not store.exists("edges/running.json")
+
+
+def test_what_another_machine_sent_at_the_same_moment_keeps_its_folder(job: ResolvedJob) -> None:
+    theirs = subprocess.Popen(
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={**os.environ, WORK_VARIABLE: f"{job.id}-1"}
+    )
+    try:
+        with pytest.raises(AlreadySubmitted, match="runs on this machine already"):
+            submit_job(job, "local")
+        assert find_attempt(job.id).number == 1
+        assert JobFolder(find_attempt(job.id).address).specification() == job.specification
+    finally:
+        theirs.communicate(b"\n")
+
+
+def test_what_errors_say_is_listed_as_it_is(job: ResolvedJob, tmp_path: Path) -> None:
+    """Brackets are no markup: Rich would fail, or leave them out."""
+    reason = "[/pytorch/gloo/pair.cc:538] Connection closed by [peer]"
+    submission = recorded(job, 1, LOCAL, AttemptState(1, "failed", "here", 7, 0.0, 0.0, reason))
+    environment = {**os.environ, "COLUMNS": "300"}
+    command = [sys.executable, "-m", "pipelines", "jobs"]
+    table = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert reason in table.stdout, (table.stdout, table.stderr)
+    nothing = subprocess.run([*command, "runs/typo"], capture_output=True, text=True, timeout=60)
+    assert (nothing.returncode, nothing.stderr.count("\n")) == (2, 1)
+    assert "runs/typo: nothing is there; name a dataset or a run" in nothing.stderr
+    (tmp_path / "dataset.json").touch()
+    none = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert (none.returncode, none.stdout) == (0, f"{tmp_path}: no jobs there\n")
+    assert find_attempt(submission.job_id) == submission
+
+
+def test_a_place_that_cannot_be_reached_hides_no_other_job(
+    job: ResolvedJob, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submission = recorded(job, 1, LOCAL, AttemptState(1, "failed", "here", 7, 0.0, 0.0, "no dataset"))
+    remember_job("train-far", f"{s3}/far/jobs/train-far")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    found = {listed.job_id: state for listed, state in list_jobs()}
+    assert found[submission.job_id].phase == "failed"
+    assert found["train-far"].phase == "unknown"
+    assert "train-far: " in found["train-far"].reason
+    table = subprocess.run([sys.executable, "-m", "pipelines", "jobs"], capture_output=True, text=True, timeout=60)
+    assert submission.job_id in table.stdout, table.stderr
+
+
+def test_scaling_goes_to_the_target_as_it_was_and_ends_nothing_in_vain(
+    job: ResolvedJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A label job goes on as another attempt: where it was sent, whatever its target's file says by now."""
+    environment = {"WHERE": "as it was"}
+    submission = recorded(job, 1, LocalTarget(type="local", environment=environment))
+    target = LocalTarget(type="local", environment=environment)
+    assert LocalBackend(target).state(submission.name).phase == "absent"
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", "input()", "execute"],
+        stdin=subprocess.PIPE,
+        env={**os.environ, WORK_VARIABLE: submission.name},
+        start_new_session=True,
+    )
+    lines: list[str] = []
+    follower = threading.Thread(target=lambda: lines.extend(log_lines(submission, follow=True)))
+    follower.start()
+    try:
+        assert job_status(submission).phase == "pending"
+        # There is no file target.yaml, and no target of that name.
+        after = scale_job(submission.job_id, WorkersSpec(count=2))
+        assert (after.number, after.target["environment"]) == (2, environment)
+        follower.join(timeout=60)
+        assert any("no dataset there" in line for line in lines), "who follows a job goes on with its next attempt"
+        assert not psutil.pid_exists(waiting.pid)
+        assert ended(after) == "failed"
+    finally:
+        waiting.kill()
+        waiting.communicate()
+
+
+def test_a_folder_of_another_project_is_no_log(tmp_path: Path) -> None:
+    """Parts of a log are counted by their names; other files beside them neither count nor stop the job."""
+    store = open_store(tmp_path)
+    store.put("log/000002.txt", b"before\n")
+    store.put("log/notes.txt", b"mine\n")
+    script = "import sys\nfrom labeling.dataset import open_store\nfrom pipelines.jobs.log import captured_log\n"
+    script += "with captured_log(open_store(sys.argv[1])):\n    print('said')\n"
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=90)
+    assert store.read("log/000003.txt") == b"said\n"
+    assert list(stored_lines(store)) == ["before", "said"]

@@ -1,0 +1,221 @@
+"""Jobs on a Ray cluster that runs already: a real one, of one node, with a token and S3 credentials of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray_head import RayHead, ray_head, ray_node
+
+from cluster.checkout import checkout_files, pack_checkout
+from labeling.dataset import Dataset, open_store
+from model.inputs import InputError
+from pipelines.ingest import ingest
+from pipelines.jobs.control import stop_job
+from pipelines.jobs.folder import JobFolder
+from pipelines.jobs.log import log_lines
+from pipelines.jobs.resolved import resolve_job
+from pipelines.jobs.specification import parse_specification
+from pipelines.jobs.status import backend_of, job_status, list_jobs
+from pipelines.jobs.submit import plan_job, submit_job, work_of
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory, s3_server: dict[str, str]) -> Iterator[RayHead]:
+    with ray_head(tmp_path_factory.mktemp("head"), s3_server) as running:
+        yield running
+
+
+@pytest.fixture
+def target(head: RayHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3: str) -> str:
+    """A target file of that cluster, for someone whose own data folder and token are others."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    return write(tmp_path / "target.yaml", address=head.address, token_file=str(head.token_file))
+
+
+CHECKOUT = Path(__file__).parents[3]
+PLUGINS = str(CHECKOUT / "tests" / "plugins")
+
+
+def write(path: Path, **values: Any) -> str:
+    path.write_text(yaml.safe_dump({"type": "ray", **values}))
+    return str(path)
+
+
+def label_job(pictures: Path, dataset: str) -> Any:
+    values = {"kind": "label", "source": str(pictures), "dataset": dataset, "groups": ["edges", "boxes"]}
+    return resolve_job(parse_specification(values, "job"))
+
+
+def test_the_same_job_gives_the_same_bytes(pictures: Path, target: str, s3: str) -> None:
+    places = {"local": f"{s3}/by-local", target: f"{s3}/by-ray"}
+    submissions = {name: submit_job(label_job(pictures, place), name) for name, place in places.items()}
+    for name, submission in submissions.items():
+        lines = list(log_lines(submission, follow=True))
+        assert job_status(submission).phase == "succeeded", (name, lines)
+    stores = [open_store(place) for place in places.values()]
+    for group in ("images", "edges", "boxes"):
+        shards = [store.read(f"{group}/000000.parquet") for store in stores]
+        assert shards[0] == shards[1], group
+
+
+def test_a_dry_run_is_the_request_without_secrets(
+    pictures: Path, target: str, head: RayHead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-of-mine")
+    request, files = plan_job(label_job(pictures, "data"), target).values()
+    assert json.loads(request)["entrypoint"].startswith("python -m pipelines execute ")
+    assert "AWS_ENDPOINT_URL" in json.loads(request)["runtime_env"]["env_vars"]
+    assert "pipelines/jobs/run.py" in files.split()
+    assert not any(name.startswith((".venv", "runs/", ".git/")) for name in files.split())
+    for text in (request, files):
+        assert "a-secret-of-mine" not in text
+        assert head.token_file.read_text() not in text
+
+
+def test_what_is_uploaded_holds_no_data_and_no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout = tmp_path / "checkout"
+    tracked = subprocess.run(["git", "ls-files"], cwd=CHECKOUT, check=True, capture_output=True, text=True).stdout
+    for name in tracked.splitlines():
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(CHECKOUT / name, checkout / name)
+    for name in ("s3.env", ".env", "data/pictures/images/000000.parquet", "runs/demo/report.html", "mine.py"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text("")
+    without_git = checkout_files(checkout)
+    assert {name.split("/")[0] for name in without_git} == {"model", "labeling", "training", "cluster", "pipelines"}
+    subprocess.run(["git", "init", "-q"], cwd=checkout, check=True)
+    assert set(checkout_files(checkout)) == {*tracked.splitlines(), "mine.py"}
+    assert set(without_git) < set(tracked.splitlines())
+    monkeypatch.setattr("cluster.checkout.MAX_BYTES", 1 << 20)
+    with pytest.raises(InputError, match=r"MB would be uploaded.* \(the largest file is tests/model/vectors/"):
+        pack_checkout(checkout, tmp_path / "archive.zip")
+
+
+def test_a_submission_killed_while_it_is_sent_is_sent_once(pictures: Path, target: str, s3: str) -> None:
+    """Before the cluster has it, it is listed and sent under its own name; after that it is attached to."""
+    job = label_job(pictures, f"{s3}/killed-sender")
+    script = (
+        "import os, sys, yaml\n"
+        "from ray.job_submission import JobSubmissionClient\n"
+        "from pipelines.jobs.resolved import resolve_job\n"
+        "from pipelines.jobs.specification import parse_specification\n"
+        "from pipelines.jobs.submit import submit_job\n"
+        "sent = JobSubmissionClient.submit_job\n"
+        "def submit(self, **request):\n"
+        "    if sys.argv[1] == 'after':\n"
+        "        sent(self, **request)\n"
+        "    os._exit(9)\n"
+        "JobSubmissionClient.submit_job = submit\n"
+        "submit_job(resolve_job(parse_specification(yaml.safe_load(sys.stdin), 'job')), sys.argv[2])\n"
+    )
+    for moment, phases in (("before", ["lost"]), ("after", ["pending", "running"])):
+        values = yaml.safe_dump(job.specification.model_dump(mode="json")).encode()
+        command = [sys.executable, "-c", script, moment, target]
+        assert subprocess.run(command, input=values, cwd=CHECKOUT, timeout=90).returncode == 9
+        [(noted, state)] = list_jobs()
+        assert (noted.number, state.phase in phases) == (1, True), state
+    assert submit_job(job, target) == noted
+    assert stop_job(noted.job_id).phase == "stopped"
+
+
+def test_stopping_ends_it_on_the_cluster(pictures: Path, target: str, s3: str) -> None:
+    submission = submit_job(label_job(pictures, f"{s3}/stopped"), target)
+    backend, work = backend_of(submission), work_of(label_job(pictures, f"{s3}/stopped"), submission)
+    with pytest.raises(InputError, match=re.escape(f"{submission.name}: runs on")):
+        backend.submit(work)
+    deadline = time.monotonic() + 60
+    while job_status(submission).phase != "running":
+        assert time.monotonic() < deadline, list(log_lines(submission))
+        time.sleep(0.5)
+    assert stop_job(submission.job_id).phase == "stopped"
+    assert backend.state(submission.name).phase == "ended"
+
+
+def test_an_attempt_that_the_cluster_knows_and_that_never_began_is_sent_under_the_next_number(
+    pictures: Path, target: str, s3: str
+) -> None:
+    """Ray keeps the name of what ended. Here it ends at once: its sender had not yet written the job's folder."""
+    job = label_job(pictures, f"{s3}/numbers")
+    submission = submit_job(job, target)
+    backend, folder = backend_of(submission), JobFolder(submission.address)
+    stop_job(submission.job_id)
+    for name in ("state.json", "control.json"):
+        folder.store.delete(name)
+    assert job_status(submission).phase == "lost"
+    assert backend.state(submission.name).phase == "ended"
+    again = submit_job(job, target)
+    assert again.number == 2
+    state = stop_job(again.job_id)
+    assert state.phase == "stopped", state
+    folder.store.delete("state.json")  # as a write of the ended process would, had it come too late
+    assert job_status(again).phase == "stopped"
+
+
+def test_a_label_job_that_loses_a_node_goes_on_without_it(
+    pictures: Path, head: RayHead, target: str, tmp_path: Path
+) -> None:
+    values = {"address": head.address, "token_file": str(head.token_file), "environment": {"PYTHONPATH": PLUGINS}}
+    path = write(tmp_path / "with-labelers.yaml", **values)
+    lost = str(tmp_path / "lost")
+    group = "simple_labelers:Patient"
+    job = resolve_job(parse_specification({"kind": "label", "dataset": lost, "groups": [group]}, "job"))
+    ingest(str(pictures), lost, shard_rows=2)
+    with ray_node(head, 1) as raylet:
+        submission = submit_job(job, path)
+        deadline = time.monotonic() + 120
+        while len(open_store(lost).files("patient")) < 2:  # its declaration, and a shard
+            assert time.monotonic() < deadline and job_status(submission).alive, list(log_lines(submission))
+            time.sleep(0.2)
+        raylet.kill()
+        lines = list(log_lines(submission, follow=True))
+    assert job_status(submission).phase == "succeeded", "\n".join(lines)
+    assert sum(row["value"] is not None for row in Dataset.open(lost).rows("patient")) == 6
+
+
+def test_mistakes_are_one_line_and_leave_nothing(
+    pictures: Path, target: str, head: RayHead, tmp_path: Path, s3: str
+) -> None:
+    (tmp_path / "wrong-token").write_text("0" * 64)
+    wrong = {
+        "refuses this token": {"address": head.address, "token_file": str(tmp_path / "wrong-token")},
+        "cannot read the cluster's token": {"address": head.address, "token_file": str(tmp_path / "no-file")},
+        "no Ray cluster answers there": {"address": "http://127.0.0.1:9"},
+        "write `address` as": {"address": "127.0.0.1"},
+        "no checkout of this project": {"working_dir": str(tmp_path), "token_file": str(head.token_file)},
+    }
+    for words, values in wrong.items():
+        path = write(tmp_path / "wrong.yaml", **{"address": head.address, **values})
+        with pytest.raises(InputError, match=re.escape(words)) as error:
+            submit_job(label_job(pictures, f"{s3}/mistaken"), path)
+        assert "\n" not in str(error.value)
+        assert not open_store(f"{s3}/mistaken").walk()
+    assert list_jobs() == []
+
+
+def test_the_dashboard_streams_what_a_job_on_s3_prints(
+    pictures: Path, target: str, s3: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import dagster as dg
+
+    from pipelines.dashboard.dagster_jobs import ingest_pictures
+
+    form = {"dataset": f"{s3}/streamed", "source": str(pictures), "target_file": target}
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = ingest_pictures.execute_in_process(
+            {"ops": {"add_pictures": {"config": form}}}, instance=instance, raise_on_error=False
+        )
+    assert run.success
+    assert "ingest: 6 pictures added, 3 files rejected" in capfd.readouterr().out
+    assert open_store(f"{s3}/streamed").exists("dataset.json")

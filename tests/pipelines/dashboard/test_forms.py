@@ -10,13 +10,12 @@ from typing import Any
 import dagster as dg
 import pytest
 import yaml
-from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
-from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
+from dagster_judgment import add_run, jobs_to_start
 
 from pipelines.dashboard import launch
+from pipelines.dashboard.dagster_jobs import DAGSTER_JOBS, start_training
+from pipelines.dashboard.forms import training_overrides_in
 from pipelines.dashboard.instance import SETTINGS
-from pipelines.dashboard.jobs import JOBS, start_training
-from pipelines.dashboard.runs import sized
 from pipelines.jobs.attempt import Attempt, AttemptState, Control
 from pipelines.jobs.control import STOP_SECONDS
 from pipelines.jobs.folder import JobFolder
@@ -34,15 +33,13 @@ from pipelines.jobs.status import JobStatus
         ({"least": 1, "most": 4, "cpus": 0.5}, WorkersSpec(count=(1, 4), cpus=0.5)),
     ],
 )
-def test_what_a_form_leaves_out_is_as_configured(form: dict[str, Any], expected: WorkersSpec) -> None:
-    overrides = sized({"batch": 0, "steps": 0, "workers": form})
-    assert (
-        resolve_job(TrainJob(kind="train", config="debug", run="r", overrides=overrides)).specification.workers
-        == expected
-    )  # type: ignore[union-attr]
+def test_form_defaults_keep_the_configuration(form: dict[str, Any], expected: WorkersSpec) -> None:
+    overrides = training_overrides_in({"batch": 0, "steps": 0, "workers": form})
+    job = resolve_job(TrainJob(kind="train", config="debug", run="r", overrides=overrides))
+    assert job.specification.workers == expected
 
 
-def test_a_preset_is_sent_as_it_is(tmp_path: Path, own_data: None) -> None:
+def test_preset_is_submitted_unchanged(tmp_path: Path, own_data: None) -> None:
     """Of one that shards over GPUs, so that workers without any are refused; it gets as far as its target."""
     form = {"config": "stage1-256", "run": str(tmp_path / "run"), "target_file": "nowhere.yaml"}
     run = start_training.execute_in_process({"ops": {"train_run": {"config": form}}}, raise_on_error=False)
@@ -50,26 +47,18 @@ def test_a_preset_is_sent_as_it_is(tmp_path: Path, own_data: None) -> None:
     assert "nowhere.yaml: no such target file" in str(failure.step_failure_data.user_failure_data)
 
 
-def test_steering_never_waits_for_runs_that_follow_jobs() -> None:
-    jobs = {job.name: job for job in JOBS}
-    repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "all")
+def test_stop_and_scale_runs_skip_the_queue_of_following_runs() -> None:
+    jobs = {job.name: job for job in DAGSTER_JOBS}
     with dg.instance_for_test(overrides=yaml.safe_load(SETTINGS)) as instance:
-
-        def run(name: str, status: dg.DagsterRunStatus) -> None:
-            origin = RemoteJobOrigin(repository, name)
-            instance.add_run(dg.DagsterRun(name, status=status, tags=dict(jobs[name].tags), remote_job_origin=origin))
-
         for name in ("start_training", "label_dataset", "ingest_pictures", "write_report"):
             for _ in range(4):
-                run(name, dg.DagsterRunStatus.STARTED)
+                add_run(instance, name, dg.DagsterRunStatus.STARTED, dict(jobs[name].tags))
         for name in ("start_training", "stop_job", "scale_training", "set_parameters"):
-            run(name, dg.DagsterRunStatus.QUEUED)
-        concurrency = instance.get_concurrency_config()
-        found = QueuedRunCoordinatorDaemon(1)._get_runs_to_dequeue(instance, concurrency, None)
-        assert sorted(one.job_name for one in found) == ["scale_training", "set_parameters", "stop_job"]
+            add_run(instance, name, dg.DagsterRunStatus.QUEUED, dict(jobs[name].tags))
+        assert jobs_to_start(instance) == ["scale_training", "set_parameters", "stop_job"]
 
 
-def test_dagster_knows_every_setting() -> None:
+def test_instance_settings_are_valid() -> None:
     settings = yaml.safe_load(SETTINGS)
     with dg.instance_for_test(overrides=settings) as instance:
         assert instance.run_monitoring_settings["free_slots_after_run_end_seconds"] > 0
@@ -96,7 +85,7 @@ def outcome(folder: JobFolder) -> tuple[JobStatus, Attempt | None]:
     return launch._outcome(attempt(folder, 1), folder)
 
 
-def test_an_attempt_that_was_announced_is_waited_for(stopped: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outcome_waits_for_announced_attempt(stopped: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scaling says that there will be another before the target has ended the last, which may take long."""
     monkeypatch.setattr(launch, "NEXT_SECONDS", 0.0)
     monkeypatch.setattr(launch, "POLL_SECONDS", 0.2)

@@ -21,9 +21,9 @@ from dashboard_process import Dashboard, served
 from cluster.local import work_processes
 from labeling.dataset import Dataset, open_store
 from model.inputs import InputError
-from pipelines.dashboard.processes import lives
+from pipelines.dashboard.processes import is_alive
 from pipelines.dashboard.server import address_of, dashboard
-from pipelines.dashboard.tracked_assets import folder, places
+from pipelines.dashboard.tracked_assets import state_folder, tracked_assets
 from pipelines.jobs.status import list_jobs
 from training.metrics_logger import read_metrics
 
@@ -86,7 +86,7 @@ def tokens(guarded: Dashboard) -> dict[str, str]:
     return tokens_in(guarded.data / "tokens")
 
 
-def test_without_a_token_nobody_gets_in(guarded: Dashboard) -> None:
+def test_requests_without_token_are_refused(guarded: Dashboard) -> None:
     for path in ("/graphql", "/server_info", "/pictures/a.jpg", "/logs/a", "/"):
         assert guarded.request(path)[0] == 401
     for wrong in ("operate", "\xff"):
@@ -95,7 +95,7 @@ def test_without_a_token_nobody_gets_in(guarded: Dashboard) -> None:
     assert (status, headers["Location"]) == (303, "/login")
 
 
-def test_the_form_turns_a_token_into_a_cookie(guarded: Dashboard, tokens: dict[str, str]) -> None:
+def test_login_form_exchanges_token_for_cookie(guarded: Dashboard, tokens: dict[str, str]) -> None:
     assert b'type="password"' in guarded.request("/login")[2]
     assert guarded.request("/login", body=urlencode({"token": "wrong"}).encode())[0] == 403
     status, headers, _ = guarded.request("/login", body=urlencode({"token": tokens["read"]}).encode())
@@ -109,7 +109,7 @@ def test_the_form_turns_a_token_into_a_cookie(guarded: Dashboard, tokens: dict[s
     assert guarded.request("/server_info", session)[0] == 401
 
 
-def test_a_reader_sees_and_an_operator_launches(guarded: Dashboard, tokens: dict[str, str]) -> None:
+def test_reader_sees_and_operator_launches(guarded: Dashboard, tokens: dict[str, str]) -> None:
     reader, operator = bearer(tokens["read"]), bearer(tokens["operate"])
     names = {node["assetKey"]["path"][1] for node in guarded.ask(ASSETS, reader)["assetNodes"]}
     assert names == {"images", "latents-64", "latents-64-edges", "latents-64-segmentation", "segmentation", "text"}
@@ -125,7 +125,7 @@ def test_a_reader_sees_and_an_operator_launches(guarded: Dashboard, tokens: dict
     guarded.until(lambda: guarded.ask(query, reader, r=run)["runOrError"]["status"] == "FAILURE")
 
 
-def test_other_sites_are_kept_out(guarded: Dashboard, tokens: dict[str, str]) -> None:
+def test_requests_of_other_sites_are_refused(guarded: Dashboard, tokens: dict[str, str]) -> None:
     operator = bearer(tokens["operate"])
     body = json.dumps({"query": ASSETS}).encode()
     for origin, expected in (("https://elsewhere.example", 403), ("null", 403), (guarded.address, 200)):
@@ -145,7 +145,7 @@ def test_other_sites_are_kept_out(guarded: Dashboard, tokens: dict[str, str]) ->
     assert guarded.request("/server_info", visit)[0] == 200, "a link on another page may lead here"
 
 
-def test_the_browser_is_told_of_changes_through_the_proxy(guarded: Dashboard, tokens: dict[str, str]) -> None:
+def test_proxy_passes_subscriptions(guarded: Dashboard, tokens: dict[str, str]) -> None:
     async def listen(headers: dict[str, str], query: str, variables: dict[str, Any]) -> list[dict[str, Any]]:
         async with (
             ClientSession() as session,
@@ -175,7 +175,7 @@ def test_the_browser_is_told_of_changes_through_the_proxy(guarded: Dashboard, to
         asyncio.run(listen({**bearer(tokens["operate"]), "Origin": "https://elsewhere.example"}, told, {"r": run}))
 
 
-def test_a_socket_is_closed_when_its_session_is(guarded: Dashboard, tokens: dict[str, str]) -> None:
+def test_socket_closes_with_its_session(guarded: Dashboard, tokens: dict[str, str]) -> None:
     async def heard_after(sign_out: bool) -> WSMsgType:
         cookie = guarded.request("/login", body=urlencode({"token": tokens["read"]}).encode())[1]["Set-Cookie"]
         session = {"Cookie": cookie.partition(";")[0]}
@@ -195,7 +195,7 @@ def test_a_socket_is_closed_when_its_session_is(guarded: Dashboard, tokens: dict
     assert asyncio.run(heard_after(sign_out=True)) in (WSMsgType.CLOSE, WSMsgType.CLOSED)
 
 
-def test_jobs_are_listed_for_those_who_are_in(guarded: Dashboard, tokens: dict[str, str]) -> None:
+def test_jobs_page_needs_a_token(guarded: Dashboard, tokens: dict[str, str]) -> None:
     for path in ("/submissions", "/submissions/pictures"):
         assert guarded.request(path)[0] == 401
         status, _, page = guarded.request(path, bearer(tokens["read"]))
@@ -203,9 +203,7 @@ def test_jobs_are_listed_for_those_who_are_in(guarded: Dashboard, tokens: dict[s
     assert guarded.request("/submissions/nothing", bearer(tokens["read"]))[0] == 404
 
 
-def test_pictures_are_served_to_those_who_are_in_and_nothing_else_is(
-    guarded: Dashboard, tokens: dict[str, str]
-) -> None:
+def test_pictures_and_no_other_files_are_served(guarded: Dashboard, tokens: dict[str, str]) -> None:
     reader = bearer(tokens["read"])
     query = """{ assetNodeOrError(assetKey: {path: ["pictures", "images"]}) { ... on AssetNode {
         assetMaterializations(limit: 1) { metadataEntries { label ... on MarkdownMetadataEntry { mdStr } } } } } }"""
@@ -222,7 +220,7 @@ def test_pictures_are_served_to_those_who_are_in_and_nothing_else_is(
         assert guarded.request(f"/pictures/{other}", reader)[0] == expected
 
 
-def test_tokens_are_nowhere_but_in_their_file(guarded: Dashboard, tokens: dict[str, str]) -> None:
+def test_tokens_appear_only_in_their_file(guarded: Dashboard, tokens: dict[str, str]) -> None:
     places = [path for path in guarded.data.rglob("*") if path.is_file() and path.name != "tokens"]
     seen = b"".join(path.read_bytes() for path in places) + "\n".join(guarded.lines).encode()
     commands = " ".join(" ".join(command(one)) for one in family_of(guarded))
@@ -232,7 +230,7 @@ def test_tokens_are_nowhere_but_in_their_file(guarded: Dashboard, tokens: dict[s
     assert stat.S_IMODE((guarded.data / "tokens").stat().st_mode) == 0o600
 
 
-def test_it_listens_on_nothing_but_its_port_on_loopback(guarded: Dashboard) -> None:
+def test_only_loopback_port_and_private_sockets_are_open(guarded: Dashboard) -> None:
     family = [psutil.Process(guarded.process.pid), *family_of(guarded)]
     listening = [
         connection.laddr
@@ -245,7 +243,7 @@ def test_it_listens_on_nothing_but_its_port_on_loopback(guarded: Dashboard) -> N
     assert sockets and all(stat.S_IMODE(Path(name).parent.stat().st_mode) == 0o700 for name in sockets)
 
 
-def test_what_dies_is_started_again_and_all_end_together(
+def test_dead_processes_restart_and_all_end_together(
     tmp_path: Path, pictures_original: Path, views_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with served(tmp_path, str(pictures_original)) as running:
@@ -259,7 +257,7 @@ def test_what_dies_is_started_again_and_all_end_together(
             dashboard([str(views_dataset)], forgotten=["unknown"])
         with pytest.raises(InputError, match="neither a dataset nor a run"):
             dashboard([str(tmp_path)], forgotten=["pictures"])
-        assert [place.name for place in places()] == ["pictures"]
+        assert [place.name for place in tracked_assets()] == ["pictures"]
         said: list[str] = []
         dashboard([str(views_dataset)], forgotten=["pictures"], say=said.append)
         assert said[0].startswith(f"the dashboard is served already, at {running.address}; it shows in some seconds")
@@ -286,7 +284,7 @@ def test_what_dies_is_started_again_and_all_end_together(
     assert not left
 
 
-def test_a_job_outlives_the_dashboard_that_sent_it(
+def test_job_outlives_the_dashboard_that_sent_it(
     tmp_path: Path, shared_config: dict[str, Any], shared_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Closed in the middle of a training: it goes on, and the next dashboard says so of the run that followed it."""
@@ -344,7 +342,7 @@ def test_a_job_outlives_the_dashboard_that_sent_it(
             code.kill()
             running.until(lambda: any("'code' died (-9), started again" in line for line in running.lines))
             running.until(lambda: running.ask(query, r=run)["runOrError"]["status"] == "FAILURE")
-            running.until(lambda: not any(lives(process) for process in started), seconds=90)
+            running.until(lambda: not any(is_alive(process) for process in started), seconds=90)
             follows(running)
             page = running.request(f"/submissions/{store.uri.rpartition('/')[2]}")[2].decode()
             assert f"<code>{submission.job_id}</code>" in page and ">running</span>" in page
@@ -373,7 +371,7 @@ def test_nothing_stays_behind_when_it_is_killed(tmp_path: Path, pictures_origina
         assert not left
 
 
-def test_what_is_asked_wrongly_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_arguments_give_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     assert address_of("::1", 3000) == address_of("[::1]", 3000) == "http://[::1]:3000"
     with pytest.raises(InputError, match="name a --token-file as well"):
@@ -384,10 +382,10 @@ def test_what_is_asked_wrongly_is_one_line(tmp_path: Path, monkeypatch: pytest.M
         dashboard([], owner="me")
     with pytest.raises(InputError, match="neither a dataset nor a run"):
         dashboard([str(tmp_path)])
-    assert stat.S_IMODE(folder().stat().st_mode) == 0o700
+    assert stat.S_IMODE(state_folder().stat().st_mode) == 0o700
 
 
-def test_a_port_that_is_taken_gives_way(tmp_path: Path) -> None:
+def test_taken_port_is_replaced_by_a_free_one(tmp_path: Path) -> None:
     from pipelines.dashboard.server import _free_port
 
     with socket.socket() as taken:

@@ -1,4 +1,4 @@
-"""What is launched by a form alone: new runs, new labels and new pictures, and steering what runs."""
+"""Dagster jobs that a form launches without an asset: new runs, labels and pictures, scaling and stopping jobs."""
 
 # No postponed annotations: Dagster reads those of its steps.
 from typing import Any
@@ -9,19 +9,20 @@ from labeling.dataset import Dataset, lease
 from labeling.declaration import declared_name
 from labeling.registry import load_labeler
 from model.inputs import InputError
-from pipelines.dashboard.instance import FOLLOWS
-from pipelines.dashboard.launch import (
-    chosen_target,
-    chosen_workers,
-    explained,
-    given_workers,
-    run_job,
+from pipelines.dashboard.forms import (
     target_fields,
+    target_in,
+    training_fields,
+    training_overrides_in,
+    worker_values_in,
     workers_field,
+    workers_in,
 )
-from pipelines.dashboard.runs import Observer, sized, training_fields
+from pipelines.dashboard.instance import FOLLOWS
+from pipelines.dashboard.launch import input_errors_fail_run, run_job
+from pipelines.dashboard.run_assets import CurveObserver
 from pipelines.dashboard.snapshots import refresh
-from pipelines.dashboard.tracked_assets import places
+from pipelines.dashboard.tracked_assets import tracked_assets
 from pipelines.jobs.control import scale_job
 from pipelines.jobs.control import stop_job as stop_submitted
 from pipelines.jobs.folder import JobFolder
@@ -32,9 +33,9 @@ from pipelines.jobs.status import list_jobs
 _DATASET = dg.Field(str, description="Its name on this dashboard, or its address.")
 
 
-def place_address(text: str) -> str:
-    """The address that a form's text means: that of the place of this name, or the text itself."""
-    return next((place.address for place in places() if place.name == text), None) or whole_address(text)
+def address_of(text: str) -> str:
+    """The address that a form's text means: of the dataset or run with this name, or the text itself."""
+    return next((asset.address for asset in tracked_assets() if asset.name == text), None) or whole_address(text)
 
 
 @dg.op(
@@ -61,15 +62,15 @@ def train_run(context: dg.OpExecutionContext) -> None:
     """Begin a run, or continue it. It becomes an asset as soon as it has begun."""
     from training.config import override_config
 
-    with explained():
+    with input_errors_fail_run():
         config = context.op_config
-        overrides = override_config(config["overrides"], sized(config))
-        run = whole_address(config["run"] or _own_run(config["config"], overrides))
+        overrides = override_config(config["overrides"], training_overrides_in(config))
+        run = whole_address(config["run"] or _default_run(config["config"], overrides))
         job = TrainJob(kind="train", config=config["config"], run=run, overrides=overrides)
-        run_job(context, job, chosen_target(config), Observer(context, run))
+        run_job(context, job, target_in(config), CurveObserver(context, run))
 
 
-def _own_run(config: str, overrides: dict[str, Any]) -> str:
+def _default_run(config: str, overrides: dict[str, Any]) -> str:
     from training.config import load_config
 
     return f"runs/{load_config(config, overrides).name}"
@@ -83,27 +84,27 @@ def _own_run(config: str, overrides: dict[str, Any]) -> str:
             is_required=False,
             description="Its name on this dashboard, or its address; empty: the only one under way.",
         ),
-        "workers": workers_field(as_now=True),
+        "workers": workers_field(keep=True),
     }
 )
 def scale_run(context: dg.OpExecutionContext) -> None:
     """Go on with other workers: between two steps, without losing any."""
-    with explained():
-        given = context.op_config["run"]
-        jobs = list_jobs(place_address(given) if given else None)
-        alive = [submission for submission, state in jobs if state.alive and submission.job_id.startswith("train-")]
-        if len(alive) != 1:
-            said = ", ".join(submission.address.rpartition("/jobs/")[0] for submission in alive) or "no training"
-            raise InputError(f"under way: {said}; name the run to scale")
-        now = JobFolder(alive[0].address).specification().workers or WorkersSpec()
-        wanted = now.model_dump() | given_workers(context.op_config)
-        scale_job(alive[0].job_id, WorkersSpec(**wanted), context.log.info)
+    with input_errors_fail_run():
+        name = context.op_config["run"]
+        jobs = list_jobs(address_of(name) if name else None)
+        running = [attempt for attempt, status in jobs if status.alive and attempt.job_id.startswith("train-")]
+        if len(running) != 1:
+            runs = ", ".join(attempt.address.rpartition("/jobs/")[0] for attempt in running) or "no training"
+            raise InputError(f"under way: {runs}; name the run to scale")
+        now = JobFolder(running[0].address).specification().workers or WorkersSpec()
+        requested = now.model_dump() | worker_values_in(context.op_config)
+        scale_job(running[0].job_id, WorkersSpec(**requested), context.log.info)
 
 
 @dg.op(config_schema={"job": dg.Field(str, description="As `onediffusion jobs` names it, like label-1a2b3c4d.")})
 def stop_submission(context: dg.OpExecutionContext) -> None:
     """End a job; a training writes a checkpoint first."""
-    with explained():
+    with input_errors_fail_run():
         state = stop_submitted(context.op_config["job"], context.log.info)
         context.log.info(f"{context.op_config['job']}: {state.phase}")
 
@@ -123,15 +124,15 @@ def stop_submission(context: dg.OpExecutionContext) -> None:
 )
 def add_pictures(context: dg.OpExecutionContext) -> None:
     """Add the pictures of a source that a dataset does not have yet, and label them as the others are."""
-    with explained():
+    with input_errors_fail_run():
         config = context.op_config
-        dataset = place_address(config["dataset"])
+        dataset = address_of(config["dataset"])
         sources = [config["source"]]
         if not config["source"]:
             sources = [source["uri"] for source in Dataset.open(dataset).description["sources"]]
         for source in sources:
-            job = LabelJob(kind="label", dataset=dataset, source=source, workers=chosen_workers(config))
-            run_job(context, job, chosen_target(config))
+            job = LabelJob(kind="label", dataset=dataset, source=source, workers=workers_in(config))
+            run_job(context, job, target_in(config))
 
 
 @dg.op(
@@ -152,16 +153,16 @@ def add_pictures(context: dg.OpExecutionContext) -> None:
 )
 def label_groups(context: dg.OpExecutionContext) -> None:
     """Make what is stale or missing in a dataset, or label it with something new, which then becomes an asset."""
-    with explained():
+    with input_errors_fail_run():
         config = context.op_config
         job = LabelJob(
             kind="label",
-            dataset=place_address(config["dataset"]),
+            dataset=address_of(config["dataset"]),
             groups=config["groups"],
             parameters=config["parameters"],
-            workers=chosen_workers(config),
+            workers=workers_in(config),
         )
-        run_job(context, job, chosen_target(config))
+        run_job(context, job, target_in(config))
 
 
 @dg.op(
@@ -172,10 +173,10 @@ def label_groups(context: dg.OpExecutionContext) -> None:
     }
 )
 def declare_parameters(context: dg.OpExecutionContext) -> None:
-    """Say what is wanted of a group, without making it: what becomes stale is then seen before it is rebuilt."""
-    with explained():
+    """Declare parameters of a group without making it: what becomes stale is then visible before it is rebuilt."""
+    with input_errors_fail_run():
         config = context.op_config
-        dataset, group = Dataset.open(place_address(config["dataset"])), config["group"]
+        dataset, group = Dataset.open(address_of(config["dataset"])), config["group"]
         declared = dataset.declaration(group)
         if not declared or not declared.get("reads"):
             raise InputError(f"{dataset.uri}: {group!r} is no label that was declared there")
@@ -188,10 +189,10 @@ def declare_parameters(context: dg.OpExecutionContext) -> None:
 @dg.op(config_schema={"of": dg.Field(str, description="A dataset or run."), **target_fields()})
 def make_report(context: dg.OpExecutionContext) -> None:
     """One self-contained page about a dataset or a run, report.html beside it."""
-    with explained():
+    with input_errors_fail_run():
         config = context.op_config
-        ended = run_job(context, ReportJob(kind="report", of=place_address(config["of"])), chosen_target(config))
-        context.log.info(str(ended.result.get("page")))
+        finished = run_job(context, ReportJob(kind="report", of=address_of(config["of"])), target_in(config))
+        context.log.info(str(finished.result.get("page")))
 
 
 @dg.job(description=train_run.description, tags={FOLLOWS: "a job"})
@@ -229,7 +230,7 @@ def write_report() -> None:
     make_report()
 
 
-JOBS: list[Any] = [
+DAGSTER_JOBS: list[Any] = [
     start_training,
     scale_training,
     stop_job,

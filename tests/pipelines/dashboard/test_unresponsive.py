@@ -1,4 +1,4 @@
-"""What the dashboard does where a place or a target does not answer, and with forms that were opened long ago."""
+"""What the dashboard does where a dataset, run or target does not answer, and with forms that were opened long ago."""
 
 from __future__ import annotations
 
@@ -11,66 +11,62 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 from recorded_jobs import GONE, recorded
 
 from model.inputs import InputError
-from pipelines.dashboard.datasets import changed_parameters, parameter_fields
+from pipelines.dashboard.background import SharedResults
+from pipelines.dashboard.dataset_assets import changed_parameters, parameter_fields
 from pipelines.dashboard.launch import _lines
-from pipelines.dashboard.proxy import Proxy
 from pipelines.dashboard.server import _kind
 from pipelines.dashboard.snapshots import Snapshot
-from pipelines.dashboard.tracked_assets import Place
+from pipelines.dashboard.tracked_assets import TrackedAsset
 from pipelines.jobs.attempt import AttemptState
 from pipelines.jobs.resolved import ResolvedJob
 
 
-def test_a_place_that_does_not_answer_takes_no_others_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.dashboard.proxy.ANSWER_SECONDS", 0.5)
-    monkeypatch.setattr("pipelines.dashboard.proxy.CURVE_SECONDS", 0.0)
-    answers, asked = threading.Event(), []
+def test_shared_result_that_does_not_come_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.dashboard.background.ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("pipelines.dashboard.background.FRESH_SECONDS", 0.0)
+    answers, calls = threading.Event(), []
 
     def silent() -> bytes:
-        asked.append(1)
+        calls.append(1)
         answers.wait(30)
         return b"at last"
 
     def unknown() -> bytes:
-        raise InputError("no such place")
+        raise InputError("no such run")
 
     async def visit() -> None:
-        proxy = Proxy({})
-        many = [proxy._recent("far", silent) for _ in range(50)]
-        refused = asyncio.gather(*many, return_exceptions=True)
-        assert await proxy._recent("near", lambda: b"drawn") == b"drawn"
-        assert all(isinstance(one, web.HTTPGatewayTimeout) for one in await refused)
-        assert len(asked) == 1, "all who ask wait for the same"
-        with pytest.raises(web.HTTPNotFound):
-            await proxy._recent("none", unknown)
+        results = SharedResults()
+        waiting = asyncio.gather(*(results.get("far", silent) for _ in range(50)), return_exceptions=True)
+        assert await results.get("near", lambda: b"drawn") == b"drawn"
+        assert all(isinstance(result, TimeoutError) for result in await waiting)
+        assert len(calls) == 1, "all callers wait for the same result"
+        with pytest.raises(InputError, match="no such run"):
+            await results.get("none", unknown)
         answers.set()
-        while (found := await proxy._recent("far", silent)) != b"at last":
-            pass
-        assert found == b"at last"
+        assert await results.get("far", silent) == b"at last"
         answers.clear()
-        assert await proxy._recent("far", silent) == b"at last", "its last stays"
+        assert await results.get("far", silent) == b"at last", "the last result serves"
 
     asyncio.run(visit())
     answers.set()
 
 
-def test_a_place_that_does_not_answer_is_shown_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unresponsive_address_has_unknown_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = threading.Event()
-    monkeypatch.setattr("pipelines.dashboard.server.place_kind", lambda address: answers.wait(30) and "run")
-    monkeypatch.setattr("pipelines.dashboard.server.LOOK_SECONDS", 0.2)
+    monkeypatch.setattr("pipelines.dashboard.server.kind_at", lambda address: answers.wait(30) and "run")
+    monkeypatch.setattr("pipelines.dashboard.server.ANSWER_SECONDS", 0.2)
     assert _kind("s3://silent/run") == "unknown"
     answers.set()
 
 
-def test_a_job_whose_target_is_gone_is_not_followed_for_ever(
+def test_job_whose_target_is_gone_is_not_followed_forever(
     job: ResolvedJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    for name, seconds in (("PATIENCE", 2.0), ("LOOK", 0.2), ("POLL", 0.1)):
+    for name, seconds in (("PATIENCE", 2.0), ("PROGRESS", 0.2), ("POLL", 0.1)):
         monkeypatch.setattr(f"pipelines.dashboard.launch.{name}_SECONDS", seconds)
     old = time.time() - 1000
     submission = recorded(job, 1, GONE, AttemptState(1, "running", "elsewhere", 7, old, old))
@@ -83,9 +79,9 @@ def test_a_job_whose_target_is_gone_is_not_followed_for_ever(
     assert [line for line in said if line.startswith("it is not known how the job stands: ")] == said != []
 
 
-def test_a_form_that_was_opened_before_a_change_does_not_undo_it(tmp_path: Path) -> None:
+def test_form_opened_before_a_change_does_not_undo_it(tmp_path: Path) -> None:
     declared: dict[str, Any] = {"reads": ["images.image"], "parameters": {"low": 60.0, "model": None}}
-    place = Place("faces", "dataset", str(tmp_path))
+    place = TrackedAsset("faces", "dataset", str(tmp_path))
     snapshot = Snapshot(
         place, groups={"images": {}, "edges": declared, "boxes": {**declared, "parameters": {"threshold": 0.5}}}
     )

@@ -20,12 +20,13 @@ from cluster.local import work_processes
 from labeling.dataset import Dataset, dataset_status, open_store
 from pipelines.ingest import ingest
 from pipelines.jobs.folder import JobFolder
+from pipelines.jobs.log import stored_lines
 from pipelines.jobs.status import job_status, list_jobs
 from pipelines.label import label
 from training.metrics_logger import read_metrics
 
 CHROMIUM = "/usr/bin/chromium"
-SCREENSHOTS = Path(__file__).parents[1] / "runs" / "screenshots"
+SCREENSHOTS = Path(__file__).parents[3] / "runs" / "screenshots"
 needs_chromium = pytest.mark.skipif(
     not Path(CHROMIUM).exists() and os.environ.get("CI") != "true",
     reason=f"no {CHROMIUM}; install Debian's package chromium",
@@ -110,7 +111,7 @@ def launch(page: Page, job: str, step: str, form: dict[str, Any]) -> str:
 def until(moment: Callable[[], Any], folder: JobFolder | None = None, seconds: float = 240.0) -> None:
     deadline = time.monotonic() + seconds
     while not moment():
-        assert time.monotonic() < deadline, list(folder.log_lines()) if folder else moment
+        assert time.monotonic() < deadline, list(stored_lines(folder.store)) if folder else moment
         time.sleep(0.5)
 
 
@@ -128,7 +129,7 @@ def succeeded(dashboard: Dashboard, run: str) -> None:
     until(done)
 
 
-def test_a_label_goes_stale_and_is_made_anew(page: Page, pictures: Dataset, dashboard: Dashboard) -> None:
+def test_label_goes_stale_and_is_rebuilt(page: Page, pictures: Dataset, dashboard: Dashboard) -> None:
     visit(page, "/asset-groups")
     expect(page.get_by_role("link", name="3 / 3 Passed").first).to_be_visible()
     shoot(page, "lineage")
@@ -170,7 +171,7 @@ def test_a_label_goes_stale_and_is_made_anew(page: Page, pictures: Dataset, dash
     shoot(page, "jobs")
 
 
-def test_a_training_is_launched_scaled_and_stopped(
+def test_training_is_launched_scaled_and_stopped(
     page: Page, dashboard: Dashboard, shared_config: dict[str, Any], tmp_path: Path
 ) -> None:
     run = tmp_path / "training"
@@ -205,7 +206,7 @@ def test_a_training_is_launched_scaled_and_stopped(
     folder = JobFolder(submission.address)
     seen = len(read_metrics(store))
     page.goto("about:blank")
-    until(lambda: any("with 2 workers" in line for line in folder.log_lines()), folder=folder)
+    until(lambda: any("with 2 workers" in line for line in stored_lines(folder.store)), folder=folder)
     until(lambda: len(read_metrics(store)) > seen + 5, folder=folder)
     visit(page, "/assets/training/checkpoints")
     shown(page, "loss and speed as they are now")

@@ -16,7 +16,7 @@ def tokens_in(path: Path) -> dict[str, str]:
     return dict(lines)
 
 
-def test_a_deleted_line_takes_its_token_back(tmp_path: Path) -> None:
+def test_deleted_line_revokes_token_and_sessions(tmp_path: Path) -> None:
     tokens = load_tokens(str(tmp_path / "tokens"))
     known = tokens_in(tmp_path / "tokens")
     session = tokens.open_session(known["operate"])
@@ -29,7 +29,7 @@ def test_a_deleted_line_takes_its_token_back(tmp_path: Path) -> None:
         load_tokens(str(tmp_path / "folder"))
 
 
-def test_a_file_that_is_not_as_it_should_be_lets_nobody_in(tmp_path: Path) -> None:
+def test_invalid_token_file_admits_nobody(tmp_path: Path) -> None:
     path, said = tmp_path / "tokens", []
     tokens = load_tokens(str(path), said.append)
     content, known = path.read_bytes(), tokens_in(path)
@@ -62,7 +62,7 @@ def test_a_file_that_is_not_as_it_should_be_lets_nobody_in(tmp_path: Path) -> No
     assert not gets_in() and tokens.role_of(known["read"]) is None
 
 
-def test_token_files_are_their_owners_alone(tmp_path: Path) -> None:
+def test_token_file_must_be_private(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "tokens"
     made = load_tokens(str(path))
     roles = {made.role_of(token) for token in tokens_in(path).values()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from labeling.dataset.dataset import SCHEMA_VERSION, Dataset, ShardInfo
 from labeling.dataset.digests import digest_column, digest_json
+from labeling.dataset.entries import DROPPED_CAPTION, TEXT, entry_columns
 from labeling.dataset.images import (
     CAMERA_SCHEMA,
     CAMERAS,
@@ -15,15 +16,24 @@ from labeling.dataset.images import (
     REJECTED_SCHEMA,
     set_schema,
 )
-from labeling.dataset.join import Columns, entry_columns
+from labeling.dataset.join import Columns
 from labeling.dataset.lease import LEASE_EXPIRY, LEASE_FILE, lease
+from labeling.dataset.row_errors import (
+    MissingParameter,
+    RowErrors,
+    Unavailable,
+    missing_parameter,
+    read_row_errors,
+    upstream_groups,
+)
 from labeling.dataset.shards import RECIPE_FIELDS, Footer, recipe, shard_file, write_shard
-from labeling.dataset.status import Footers, GroupStatus, dataset_status, expected_recipe, group_status
+from labeling.dataset.status import Footers, GroupStatus, dataset_status, expected_recipe, group_status, groups_of
 from labeling.dataset.storage import Entry, LocalStore, Store, open_store
 
 __all__ = [
     "CAMERAS",
     "CAMERA_SCHEMA",
+    "DROPPED_CAPTION",
     "ID_COLUMN",
     "IMAGES",
     "IMAGE_COLUMN",
@@ -34,6 +44,7 @@ __all__ = [
     "REJECTED",
     "REJECTED_SCHEMA",
     "SCHEMA_VERSION",
+    "TEXT",
     "Columns",
     "Dataset",
     "Entry",
@@ -41,18 +52,25 @@ __all__ = [
     "Footers",
     "GroupStatus",
     "LocalStore",
+    "MissingParameter",
+    "RowErrors",
     "ShardInfo",
     "Store",
+    "Unavailable",
     "dataset_status",
     "digest_column",
     "digest_json",
     "entry_columns",
     "expected_recipe",
     "group_status",
+    "groups_of",
     "lease",
+    "missing_parameter",
     "open_store",
+    "read_row_errors",
     "recipe",
     "set_schema",
     "shard_file",
+    "upstream_groups",
     "write_shard",
 ]

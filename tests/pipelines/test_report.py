@@ -15,11 +15,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from labeling.dataset import SCHEMA_VERSION, Dataset, open_store, recipe, write_shard
-from labeling.sources.ingest import IMAGES, REJECTED
+from labeling.dataset import IMAGE_SCHEMA, REJECTED_SCHEMA, SCHEMA_VERSION, Dataset, open_store, recipe, write_shard
 from model.inputs import InputError
 from model.pictures import encode_png
-from pipelines.reports.dataset import describe_dataset, pick_rows
+from pipelines.reports.dataset import describe_dataset
+from pipelines.reports.gallery import pick_rows
 from pipelines.reports.overlays import Inliner
 from pipelines.reports.page import report, split_target, versions, write_report
 from training.config import load_config
@@ -124,8 +124,8 @@ def build_pictures(uri: str, count: int = 3, side: int = SIDE) -> str:
         }
         for index in range(count)
     ]
-    write_group(uri, "images", images, IMAGES, ())
-    rejected = pa.Table.from_pylist([{"source": f"bad-{EVIL}.txt", "reason": f"no picture {EVIL}"}], REJECTED)
+    write_group(uri, "images", images, IMAGE_SCHEMA, ())
+    rejected = pa.Table.from_pylist([{"source": f"bad-{EVIL}.txt", "reason": f"no picture {EVIL}"}], REJECTED_SCHEMA)
     write_shard(open_store(uri), "rejected", "000000", rejected, [1], "r")
     box = {"x0": side / 4, "y0": side / 4, "x1": side, "y1": side}
     half = np.zeros((side, side), np.uint8)
@@ -167,7 +167,7 @@ def build_pictures(uri: str, count: int = 3, side: int = SIDE) -> str:
 
 def build_sets(uri: str) -> str:
     """A dataset of one set of three views, with cameras on a circle and depth."""
-    lists = {field.name: pa.list_(field.type) for field in IMAGES if field.name != "id"}
+    lists = {field.name: pa.list_(field.type) for field in IMAGE_SCHEMA if field.name != "id"}
     picture = encode_png(np.full((SIDE, SIDE, 3), 90, np.uint8))
     image = {"image": picture, "width": SIDE, "height": SIDE, "source": "still.glb/0"}
     one = {"id": "s", **{name: [image.get(name)] * 3 for name in lists}}
@@ -294,6 +294,28 @@ def test_gallery_is_spread_and_bounded(tmp_path: Path) -> None:
     few = describe_dataset(uri, Inliner(limit=400_000), 24)
     assert 1 <= len(few.gallery) < 24
     read_page(write_report(str(tmp_path / "big.html"), [uri] * 3, None, "noise"))
+
+
+def test_impossible_labels_are_gray_and_said_once(tmp_path: Path) -> None:
+    uri = str(tmp_path / "d")
+    picture = encode_png(np.full((SIDE, SIDE, 3), 90, np.uint8))
+    ids = [f"{index:032x}" for index in range(5)]
+    images = [{"id": name, "image": picture, "width": SIDE, "height": SIDE, "source": f"{name}.png"} for name in ids]
+    write_group(uri, "images", images, IMAGE_SCHEMA, ())
+    reason = "no depth model, stereo pair or true disparity: set depth.model=NAME"
+    depth = [{"id": name, "error": reason} for name in ids[:-1]] + [{"id": ids[-1], "error": "right picture too small"}]
+    write_group(uri, "depth", depth, labeled(depth=pa.binary()), ("images.image",))
+    latents = [{"id": name, "error": "no depth: depth.depth is missing"} for name in ids]
+    write_group(uri, "latents-64-depth", latents, labeled(latent=pa.list_(pa.float16())), ("depth.depth",))
+    describe(uri, "pictures", len(ids))
+
+    page = read_page(report(uri))
+    assert page.text.count("no depth model, stereo pair or true disparity") == 1
+    assert f"onediffusion label {uri} depth latents-64-depth --set depth.model=NAME" in page.text
+    assert "4 of 5 pictures cannot have depth, latents-64-depth" in page.text
+    assert "right picture too small" in page.text
+    lines = {line.name: (line.errors, line.unavailable) for line in describe_dataset(uri, Inliner(), 24).groups}
+    assert lines == {"images": (0, 0), "depth": (1, 4), "latents-64-depth": (1, 4)}
 
 
 def test_pick_rows_covers_all_shards() -> None:

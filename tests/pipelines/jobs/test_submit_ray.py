@@ -205,7 +205,7 @@ def test_dashboard_streams_log_of_job_on_s3(
 ) -> None:
     import dagster as dg
 
-    from pipelines.dashboard.jobs import ingest_pictures
+    from pipelines.dashboard.dagster_jobs import ingest_pictures
 
     form = {"dataset": f"{s3}/streamed", "source": str(pictures), "target_file": target}
     with dg.DagsterInstance.ephemeral() as instance:

@@ -1,0 +1,145 @@
+"""Why rows have no label: errors that a person must act on, and labels that nothing could make.
+
+A labeler that was given nothing to make a label with says so in a reason that ends in ": set LABELER.PARAMETER=NAME",
+as depth does where no model is named and the row has no stereo pair. Such a row is *unavailable*, not in error, and so
+is a row of another group that needs the label it lacks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from labeling.dataset.dataset import Dataset
+from labeling.dataset.status import Footers, groups_of
+
+MAX_SHARDS = 64  # whose reasons are read: counts are in footers, reasons are not
+_REASON = re.compile(r"(?P<what>.+): set (?P<parameter>[\w-]+\.\w+)=NAME")
+_VIEW = re.compile(r"view \d+: ")
+
+
+@dataclass(frozen=True)
+class MissingParameter:
+    """What a row lacks for a label, and the parameter ("depth.model") that would provide it."""
+
+    what: str
+    parameter: str
+
+    @property
+    def reason(self) -> str:
+        """The text in the row's `error`."""
+        return f"{self.what}: set {self.parameter}=NAME"
+
+    @classmethod
+    def of(cls, reason: str) -> MissingParameter | None:
+        """What a text in `error` says is missing, None where it is an error. In a set all views must lack the same."""
+        parts = _VIEW.split(reason)
+        parts = [part.removesuffix("; ") for part in (parts if len(parts) == 1 else parts[1:])]
+        matches = {match and (match["what"], match["parameter"]) for match in map(_REASON.fullmatch, parts)}
+        only = matches.pop()
+        return cls(*only) if only and not matches else None
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """Rows that can have no label until a parameter is set: group → how many, the group of the parameter first."""
+
+    missing: MissingParameter
+    rows: Mapping[str, int]
+
+    def command(self, dataset: str) -> str:
+        """What a person types to have these rows labeled, NAME being the model."""
+        return f"onediffusion label {dataset} {' '.join(self.rows)} --set {self.missing.parameter}=NAME"
+
+
+@dataclass(frozen=True)
+class RowErrors:
+    """Rows without a label, by group.
+
+    reasons: group → reason → ids of the rows in error. unread: group → rows in error of shards that were not read.
+    """
+
+    reasons: Mapping[str, Mapping[str, Sequence[str]]]
+    unread: Mapping[str, int]
+    unavailable: Sequence[Unavailable]
+
+    def unavailable_rows(self, group: str) -> int:
+        """How many of the rows that the footers of a group count as errors are none."""
+        return sum(one.rows.get(group, 0) for one in self.unavailable)
+
+
+def missing_parameter(
+    group: str, errors: Mapping[str, str | None], upstream: Mapping[str, Sequence[str]]
+) -> MissingParameter | None:
+    """Why one row of a group is unavailable, None where it has a label or is in error.
+
+    errors: of this row in every group; upstream: group → the groups that it reads.
+    """
+    reason = errors.get(group)
+    if not reason:
+        return None
+    causes = (missing_parameter(read, errors, upstream) for read in upstream.get(group, ()))
+    return MissingParameter.of(reason) or next(filter(None, causes), None)
+
+
+def upstream_groups(dataset: Dataset, groups: Sequence[str]) -> dict[str, list[str]]:
+    """Group → the groups whose columns it reads."""
+    declarations = {group: dataset.declaration(group) or {} for group in groups}
+    return {group: groups_of(declaration.get("reads", ())) for group, declaration in declarations.items()}
+
+
+def read_row_errors(dataset: Dataset, footers: Footers, max_shards: int = MAX_SHARDS) -> RowErrors:
+    """Sort the rows that footers (group → shard → footer) count as errors, by the reasons in the first shards.
+
+    Where all rows of a group that were read are unavailable, those of its other shards are taken to be so too.
+    """
+    upstream = upstream_groups(dataset, list(footers))
+    errors_of: dict[str, dict[str, int]] = defaultdict(dict)  # shard → group → rows that its footer counts
+    for group, shards in footers.items():
+        for shard, footer in shards.items():
+            if footer.errors:
+                errors_of[shard][group] = footer.errors
+    reasons: dict[str, dict[str, list[str]]] = {group: defaultdict(list) for group in footers}
+    missing_rows: dict[MissingParameter, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    unread: dict[str, int] = defaultdict(int)
+    for index, (shard, counts) in enumerate(sorted(errors_of.items())):
+        if index >= max_shards:
+            for group, count in counts.items():
+                unread[group] += count
+            continue
+        for identity, errors in _read_errors(dataset, shard, list(counts)):
+            for group, reason in errors.items():
+                missing = missing_parameter(group, errors, upstream)
+                if missing:
+                    missing_rows[missing][group] += 1
+                elif reason:
+                    reasons[group][reason].append(identity)
+    for rows in missing_rows.values():
+        for group in [group for group in rows if not reasons[group]]:
+            rows[group] += unread.pop(group, 0)
+    unavailable = [Unavailable(missing, _in_order(rows, upstream)) for missing, rows in missing_rows.items()]
+    return RowErrors(reasons, unread, sorted(unavailable, key=lambda one: one.missing.parameter))
+
+
+def _read_errors(dataset: Dataset, shard: str, groups: Sequence[str]) -> Iterator[tuple[str, dict[str, str | None]]]:
+    """Id and errors by group of every row of a shard."""
+    for row in dataset.join(shard, {group: ["id", "error"] for group in groups}, skip_missing=True).to_pylist():
+        errors = {group: row[f"{group}.error"] for group in groups if f"{group}.error" in row}
+        yield row[f"{next(iter(errors))}.id"], errors
+
+
+def _in_order(counts: Mapping[str, int], upstream: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Groups after those that they read."""
+    ordered: dict[str, int] = {}
+
+    def visit(group: str) -> None:
+        for read in upstream.get(group, ()):
+            if read in counts and read not in ordered:
+                visit(read)
+        ordered.setdefault(group, counts[group])
+
+    for group in counts:
+        visit(group)
+    return ordered

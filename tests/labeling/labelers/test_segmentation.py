@@ -1,0 +1,193 @@
+import hashlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from skimage import data
+from transformers import (
+    EomtConfig,
+    EomtForUniversalSegmentation,
+    EomtImageProcessorPil,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessorPil,
+)
+
+from labeling.registry import load_labeler
+from labeling.run import label_rows, label_table
+from model.conditions import condition_picture
+from model.inputs import InputError
+from model.pictures import decode_gray
+from model.prompts import COLORS
+
+
+def make(**parameters):
+    labeler = load_labeler("segmentation", parameters)
+    labeler.load()
+    return labeler
+
+
+def box(x0, y0, x1, y1):
+    return {"x0": x0, "y0": y0, "x1": x1, "y1": y1}
+
+
+def row(picture, *objects, identity="one"):
+    boxes, names = [box(*corners) for corners, _ in objects], [name for _, name in objects]
+    return {"id": identity, "images.image": picture, "boxes.boxes": boxes, "boxes.names": names}
+
+
+def mask_of(result):
+    return decode_gray(result["mask"])
+
+
+@pytest.fixture(scope="module")
+def labeler():
+    return make()
+
+
+@pytest.fixture
+def shapes():
+    """(picture, teapot, kettle): discs on a textured ground, the kettle in front of the teapot."""
+    down, across = np.mgrid[:240, :360]
+    teapot = (down - 120) ** 2 + (across - 150) ** 2 < 80**2
+    kettle = (down - 130) ** 2 + (across - 160) ** 2 < 30**2
+    noise = np.random.default_rng(0).integers(0, 20, (240, 360, 1), np.uint8)
+    picture = np.where(kettle[..., None], (20, 40, 200), np.where(teapot[..., None], (200, 40, 20), (90, 160, 90)))
+    return (picture + noise).astype(np.uint8), teapot, kettle
+
+
+def overlap(a, b):
+    return (a & b).sum() / (a | b).sum()
+
+
+def test_person_is_segmented_inside_the_box(labeler):
+    result = labeler.label_row(row(data.astronaut(), ((14, 12, 370, 508), "person")))
+    mask = mask_of(result)
+    assert mask.dtype == np.uint8 and mask.shape == (512, 512) and set(np.unique(mask)) == {0, 1}
+    assert mask[100, 220] == mask[400, 150] == 1  # face, suit
+    assert mask[60, 60] == mask[60, 330] == 0 and not mask[:, 375:].any()  # flag, sky, right of the box
+    assert result["names"] == ["person"]
+
+
+def test_nobody_is_segmented_without_a_person_box(labeler):
+    result = labeler.label_row(row(data.astronaut(), ((400, 10, 500, 200), "train")))
+    assert "person" not in result["names"] and mask_of(result)[100, 220] == 0
+
+
+def test_other_objects_keep_their_outline_and_small_ones_are_on_top(labeler, shapes):
+    picture, teapot, kettle = shapes
+    # The small one first: its place in the list does not decide.
+    result = labeler.label_row(row(picture, ((128, 98, 192, 162), "kettle"), ((68, 38, 232, 202), "teapot")))
+    mask = mask_of(result)
+    assert sorted(result["names"]) == ["kettle", "teapot"]
+    number = {name: index + 1 for index, name in enumerate(result["names"])}
+    assert overlap(mask == number["kettle"], kettle) > 0.9
+    assert overlap(mask == number["teapot"], teapot & ~kettle) > 0.85
+
+
+def test_large_images_are_segmented_at_working_size_and_come_back_whole(labeler, shapes):
+    picture, teapot, kettle = shapes
+    large = picture.repeat(3, 0).repeat(3, 1)
+    result = labeler.label_row(row(large, ((204, 114, 696, 606), "teapot")))
+    assert mask_of(result).shape == (720, 1080)
+    behind = kettle.repeat(3, 0).repeat(3, 1)  # whether the other thing belongs to it, GrabCut may decide
+    mask, expected = mask_of(result) == 1, teapot.repeat(3, 0).repeat(3, 1)
+    assert overlap(mask & ~behind, expected & ~behind) > 0.9
+
+
+def test_box_as_large_as_the_image_is_no_error(labeler):
+    assert label_rows(labeler, [row(data.chelsea(), ((0, 0, 451, 300), "cat"))])[0]["error"] is None
+
+
+def test_label_is_drawn_in_the_colors_of_its_classes(labeler, shapes):
+    given = row(shapes[0], ((128, 98, 192, 162), "kettle"), ((68, 38, 232, 202), "teapot"))
+    result = labeler.label_row(given)
+    assert len(set(result["colors"])) == 2 and set(result["colors"]) <= set(COLORS.values())
+    drawn = condition_picture("segmentation", {f"segmentation.{k}": v for k, v in result.items()}, 360, 240)
+    assert set(map(tuple, drawn.reshape(-1, 3))) == {
+        (0, 0, 0),
+        *(tuple(bytes.fromhex(c[1:])) for c in result["colors"]),
+    }
+    other = {tuple(labeler.label_row({**given, "id": str(index)})["colors"]) for index in range(3)}
+    assert len(other) > 1  # drawn for each row
+
+
+def test_no_region_is_no_error_and_missing_boxes_are(labeler):
+    black, missing = label_rows(
+        labeler, [row(np.zeros((40, 50, 3), np.uint8)), {**row(data.coffee()), "boxes.boxes": None}]
+    )
+    assert black["error"] is None and black["names"] == black["colors"] == []
+    assert mask_of(black).shape == (40, 50) and not mask_of(black).any()
+    assert missing["error"].startswith("no boxes")
+
+
+def test_results_do_not_depend_on_batch_or_other_labelers(labeler):
+    cat = row(data.chelsea(), ((10, 2, 430, 296), "cat"))
+    person = row(data.astronaut(), ((14, 12, 370, 508), "person"), identity="two")
+    together = label_table(labeler, [cat, person], sets=False)
+    assert label_table(make(), [person], sets=False).to_pylist() == together.slice(1).to_pylist()
+    assert "mediapipe" in together["model"][0].as_py() and labeler.weights_digest()
+
+
+def test_results_do_not_depend_on_process(labeler):
+    script = (
+        "import hashlib\nfrom skimage import data\nfrom labeling.registry import load_labeler\n"
+        "labeler = load_labeler('segmentation', {})\nlabeler.load()\n"
+        "given = ('astronaut', (14, 12, 370, 508), 'person'), ('coffee', (60, 15, 490, 390), 'cup')\n"
+        "for name, corners, kind in given:\n"
+        "    row = {'id': 'one', 'images.image': getattr(data, name)(), 'boxes.names': [kind],\n"
+        "           'boxes.boxes': [dict(zip(('x0', 'y0', 'x1', 'y1'), corners))]}\n"
+        "    print(hashlib.sha256(labeler.label_row(row)['mask']).hexdigest())"
+    )
+    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    here = [
+        labeler.label_row(row(data.astronaut(), ((14, 12, 370, 508), "person"))),
+        labeler.label_row(row(data.coffee(), ((60, 15, 490, 390), "cup"))),
+    ]
+    assert [result["names"] for result in here] == [["person"], ["cup"]]
+    assert [hashlib.sha256(result["mask"]).hexdigest() for result in here] == other
+
+
+LABELS = {0: "teapot", 1: "kettle"}
+
+
+def universal(folder):
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 1, "num_blocks": 1}
+    sizes = {"image_size": 64, "patch_size": 16, "num_queries": 6, "num_upscale_blocks": 1}
+    EomtForUniversalSegmentation(EomtConfig(**small, **sizes, id2label=LABELS)).save_pretrained(folder)
+    EomtImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 64}, do_pad=True).save_pretrained(folder)
+
+
+def semantic(folder):
+    stages = {"num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [8, 8]}
+    layers = {"patch_sizes": [7, 3], "strides": [4, 2], "num_attention_heads": [1, 1], "mlp_ratios": [1, 1]}
+    config = SegformerConfig(**stages, **layers, decoder_hidden_size=8, id2label={**LABELS, 2: "background"})
+    network = SegformerForSemanticSegmentation(config)
+    torch.nn.init.normal_(network.decode_head.classifier.weight)
+    network.to(torch.bfloat16).save_pretrained(folder)  # as many published weights are
+    SegformerImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("build", "kind"), [(universal, ""), (universal, "semantic"), (semantic, ""), (semantic, "semantic")]
+)
+def test_segmenter_is_loaded_by_path(build, kind, tmp_path):
+    torch.manual_seed(0)
+    build(tmp_path)
+    labeler = make(model=str(tmp_path), threshold=0, kind=kind)
+    assert labeler.reads == ("images.image",)  # it knows by itself what there is
+    given = {"id": "one", "images.image": data.coffee()}
+    result = labeler.label_row(given)
+    mask = mask_of(result)
+    assert mask.shape == (400, 600) and mask.max() == len(result["names"]) == len(result["colors"]) > 0
+    assert set(result["names"]) <= {"teapot", "kettle"}
+    assert make(model=str(tmp_path), threshold=0, kind=kind).label_row(given) == result
+    assert labeler.model.split()[1] == labeler.weights_digest()[:8]  # and no path of this machine
+
+
+def test_semantic_model_refuses_single_objects(tmp_path):
+    semantic(tmp_path)
+    with pytest.raises(InputError, match=r"segmentation.kind: instance regions .* take semantic"):
+        make(model=str(tmp_path), kind="instance")

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> RayHead:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
     """A Ray that runs already: the examples need not start one each."""
     folder = tmp_path_factory.mktemp("ray")
     with ray_head(folder, {"XDG_DATA_HOME": str(folder)}) as head:
@@ -84,7 +85,9 @@ def test_the_notebook_samples_in_both_directions(
     monkeypatch.setenv("STEPS", "2")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]]))
     notebook = nbformat.read(EXAMPLES / "sampling.ipynb", 4)
-    done = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": ROOT}}).execute()
+    done = NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": ROOT}}
+    ).execute()
     cells = [cell for cell in done.cells if cell.cell_type == "code"]
     assert all(cell.outputs for cell in cells)
     pictures = [output for cell in cells for output in cell.outputs if "image/png" in output.get("data", {})]

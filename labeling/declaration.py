@@ -8,7 +8,7 @@ from typing import Any
 from labeling.labeler import Labeler
 from labeling.registry import is_known
 
-_OURS = "labeling."  # built-in labelers are found by name, for the modules they were in when a group was declared move
+_OURS = "labeling."  # a built-in labeler is found by name: the module that group.json names may have moved since
 
 
 def declare(labeler: Labeler) -> dict[str, Any]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
-from importlib.metadata import version as package_version
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -40,9 +37,9 @@ class Labeler(ABC):
     """One kind of label.
 
     A row given to `label` is a dict of the columns named in `reads` ("group.column") plus "id".
-    "images.image" arrives decoded, as (H, W, 3) uint8 RGB; every other column as the Python value pyarrow gives,
-    None where the group it comes from is in error. Row results are dicts of the columns of `schema`;
-    the job adds `id`, `model`, `version` and `error`.
+    "images.image" arrives decoded, as (H, W, 3) uint8 RGB; every other column as the Python value that pyarrow gives,
+    None where the group that it comes from is in error. Results are dicts of the columns of `schema`; the job adds
+    `id`, `model`, `version` and `error`.
     """
 
     name: ClassVar[str]
@@ -54,7 +51,7 @@ class Labeler(ABC):
     deterministic: bool = True  # the same rows give the same bytes; GPU kernels usually do not
     cpus: ClassVar[float] = 1.0
     gpus: float = 0.0
-    batch_size: int = 8  # rows a call; batches start at row-group boundaries, so they depend on the shard alone
+    batch_size: int = 8  # rows per call; batches start at row-group boundaries, so they depend on the shard alone
 
     def __init__(self, group: str, parameters: BaseModel) -> None:
         """`group` is the column group to fill: `name`, or `name-…` for a labeler that fills several."""
@@ -86,16 +83,8 @@ class Labeler(ABC):
         """Columns of `schema` for one row."""
 
 
-def file_digest(*paths: Path) -> str:
-    """Digest of the bytes of files, in the order given: the weights digest of a model in files."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in paths:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
-
-
-def package_model(package: str, *files: Path) -> tuple[str, str]:
-    """(model name, weights digest) of model files that ship inside an installed package."""
-    return f"{package} {package_version(package)}", file_digest(*files)
+def required(row: Row, *columns: str) -> None:
+    """Raise RowError for the first of the columns that the row lacks, because its group is in error there."""
+    for column in columns:
+        if row[column] is None:
+            raise RowError(f"no {column.partition('.')[0]}: {column} is missing")

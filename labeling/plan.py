@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from labeling.dataset import IMAGES, Dataset, Footers, expected_recipe
+from labeling.dataset import IMAGES, Dataset, Footers, expected_recipe, groups_of
 from labeling.declaration import declared_name
 from labeling.labeler import Labeler
 from labeling.registry import group_name, load_labeler
@@ -49,7 +49,7 @@ def choose_labelers(
         labeler = _load(dataset, group, name, parameters)
         require(*labeler.packages)  # here, and not as an error of every row
         readers.append(group)
-        for upstream in read_groups(labeler.reads):
+        for upstream in groups_of(labeler.reads):
             # A group that is complete is refreshed only when it is requested by name.
             if upstream != IMAGES and (upstream in requested or not _is_complete(dataset, upstream)):
                 visit(upstream, requested.get(upstream))
@@ -77,7 +77,7 @@ def next_wave(
         chosen: list[str] = []
         waiting: set[str] = set()
         for group, declaration in declarations.items():
-            upstream = set(read_groups(declaration["reads"]))
+            upstream = set(groups_of(declaration["reads"]))
             footer = footers.get(group, {}).get(shard)
             if footer is None:
                 if upstream & waiting:
@@ -91,11 +91,6 @@ def next_wave(
         if chosen:
             wave.work[shard] = chosen
     return wave
-
-
-def read_groups(columns: Sequence[str]) -> list[str]:
-    """The groups of columns "group.column", in their order."""
-    return list(dict.fromkeys(column.partition(".")[0] for column in columns))
 
 
 def _load(dataset: Dataset, group: str, name: str | None, parameters: Mapping[str, Mapping[str, Any]]) -> Labeler:

@@ -91,7 +91,7 @@ def _datasets(out: str, source: str, timings: list[dict[str, Any]], say: Say) ->
     with _timed("ingest", timings) as done:
         result = ingest(source, f"{out}/dataset")
         done(pictures=result.added + result.rejected)
-    say(f"ingest: {result.added} pictures added, {result.rejected} files rejected, {result.pictures} pictures in all")
+    say(f"ingest: {result.added} pictures added, {result.rejected} files rejected, {result.images} pictures in all")
     dataset = Dataset.open(f"{out}/dataset")
     with _timed("views", timings) as done:
         with tempfile.TemporaryDirectory() as folder:

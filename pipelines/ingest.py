@@ -1,45 +1,42 @@
-"""The ingest job: raw pictures → the images group and rejected/, one Ray Data row a shard."""
+"""The ingest job: raw images → the images group and rejected/, one Ray Data row per shard."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow as pa
-
 from cluster.session import ray_session
-from labeling.dataset import SCHEMA_VERSION, Dataset, ShardInfo, digest_json, lease, open_store, recipe, write_shard
+from labeling.dataset import IMAGES, REJECTED, Dataset, ShardInfo, lease, shard_file
+from labeling.sources.container import Item
+from labeling.sources.cutting import SHARD_BYTES, SHARD_ROWS, cut_shards
+from labeling.sources.folder import Metadata
 from labeling.sources.ingest import (
-    IMAGES,
-    REJECTED,
-    SHARD_BYTES,
-    SHARD_ROWS,
     VERSION,
-    Picture,
-    Rejected,
-    cut_row_groups,
-    normalize,
-    picture_id,
+    Limits,
+    ShardTask,
+    Survey,
+    forget_rejected,
+    ingest_shard,
+    plan_shard,
+    read_description,
+    survey_dataset,
 )
-from labeling.sources.source import Item, Source, cut
+from labeling.sources.normalize import image_id
+from labeling.sources.source import Source
 from model.constants import MAX_PIXELS, MIN_SIDE
 from model.inputs import InputError
 from pipelines.progress import progress
 
-READERS = 8  # threads a shard is read and decoded with; decoding releases the interpreter lock
-
 
 @dataclass(frozen=True)
 class IngestResult:
-    """Pictures added by this run, files rejected by it, and how many pictures the dataset has now."""
+    """Images added by this run, files rejected by it, and how many images the dataset has now."""
 
     added: int
     rejected: int
-    pictures: int
+    images: int
 
 
 def ingest(
@@ -50,146 +47,53 @@ def ingest(
     max_pixels: int = MAX_PIXELS,
     min_side: int = MIN_SIDE,
 ) -> IngestResult:
-    """Add the pictures of a source that the dataset does not have yet, on the Ray of `cluster.session`.
+    """Add the images of a source that the dataset does not have yet, on the Ray of `cluster.session`.
 
     Shards are cut from the sorted listing; of equal files the first one stays, the others go to rejected/ with what
     they equal. An interrupted run continues with the shards it had not written. Raises InputError for an empty source,
-    a target that cannot be written, a dataset of sets, or a source with no picture at all.
+    a target that cannot be written, a dataset of sets, or a source with no image at all.
     """
     source = Source(source_uri)
     items = source.items()
-    store = open_store(dataset_uri)
-    seen = _look(source, items, dataset_uri)
-    if not seen.fresh:
-        return IngestResult(0, 0, sum(shard.rows for shard in seen.shards))
-    parameters = {"max_pixels": max_pixels, "min_side": min_side}
-    declaration = {"labeler": "ingest", "version": VERSION, "parameters": parameters, "weights": "", "reads": []}
-    with lease(store, ["images"]), ray_session():
-        if _description(dataset_uri) != seen.description:  # another ingest has ended since
-            seen = _look(source, items, dataset_uri)
-        before, met, ids, fresh = seen.shards, seen.met, seen.ids, seen.fresh
-        total = sum(shard.rows for shard in before)
-        if not fresh:
-            return IngestResult(0, 0, total)
-        Dataset(dataset_uri).declare("images", declaration)
-        twins = _duplicates(source, fresh)
-        jobs = []
-        for index, part in enumerate(cut(fresh, shard_rows, shard_bytes), start=len(before)):
-            same = {item.name: twins[item.name] for item in part if item.name in twins}
-            state = digest_json([[asdict(item) for item in part], same, sorted(ids), source.metadata()])
-            jobs.append(_Job(f"{index:06d}", part, same, recipe(declaration, {"source": state})))
-        shards = _run(jobs, source, dataset_uri, ids, max_pixels, min_side, seen.number)
-        added = sum(shard.rows for shard in shards)
-        rejected = len(fresh) - added
-        if not added and not before:
-            reasons = Counter(row["reason"] for row in Dataset(dataset_uri).read("rejected", "000000").to_pylist())
-            for shard in shards:
-                for group in ("images", "rejected"):
-                    store.delete(f"{group}/{shard.name}.parquet")
-            store.delete("images/group.json")
-            raise InputError(f"{source_uri}: none of {len(fresh)} files is a picture ({reasons.most_common(1)[0][0]})")
-        description = {
-            "schema": SCHEMA_VERSION,
-            "kind": "pictures",
-            "shards": [asdict(shard) for shard in [*before, *shards]],
-            "sources": seen.sources,
+    survey = survey_dataset(source, items, dataset_uri)
+    if not survey.new:
+        return IngestResult(0, 0, _rows(survey.shards))
+    target = Dataset(dataset_uri)
+    with lease(target.store, [IMAGES]), ray_session():
+        if read_description(dataset_uri) != survey.description:  # another ingest has ended since
+            survey = survey_dataset(source, items, dataset_uri)
+            if not survey.new:
+                return IngestResult(0, 0, _rows(survey.shards))
+        limits = Limits(max_pixels, min_side)
+        declaration = {
+            "labeler": "ingest",
+            "version": VERSION,
+            "parameters": asdict(limits),
+            "weights": "",
+            "reads": [],
         }
-        store.put("dataset.json", json.dumps(description, indent=1).encode() + b"\n")
-        _forget(Dataset(dataset_uri), seen.number, before, {item.name for item in fresh if item.name in met.rejected})
-    return IngestResult(added, rejected, total + added)
-
-
-@dataclass(frozen=True)
-class Met:
-    """Files of a source that a dataset has looked at: taken, by name; rejected, by name with their size then, in bytes.
-
-    A size of None, from before sizes were kept, stands for any.
-    """
-
-    taken: set[str]
-    rejected: dict[str, int | None]
-
-    def see(self, dataset: Dataset, shard: str) -> None:
-        """Add what became of the files of a shard."""
-        self.taken.update(dataset.read("images", shard, ["source"])["source"].to_pylist())
-        for row in dataset.read("rejected", shard).to_pylist():
-            self.rejected[row["source"]] = row.get("size")
-
-    def fresh(self, items: Sequence[Item]) -> list[Item]:
-        """Those not met, and those rejected that are no longer as they were: they may have been half copied."""
-        return [
-            item
-            for item in items
-            if item.name not in self.taken and self.rejected.get(item.name, -1) not in (item.size, None)
+        target.declare(IMAGES, declaration)
+        metadata = source.metadata()
+        twins = _find_twins(source, survey.new)
+        tasks = [
+            plan_shard(f"{number:06d}", part, twins, declaration, survey.ids, metadata)
+            for number, part in enumerate(cut_shards(survey.new, shard_rows, shard_bytes), start=len(survey.shards))
         ]
+        rows = _run(tasks, source, metadata, target, survey.ids, limits)
+        shards = [ShardInfo(task.shard, rows[task.shard], survey.source) for task in tasks]
+        added = _rows(shards)
+        if not added and not survey.shards:
+            raise _nothing_to_keep(source_uri, target, shards, len(survey.new))
+        target.describe("pictures", [*survey.shards, *shards], survey.sources)
+        _forget_looked_at_again(Dataset(dataset_uri), survey)
+    return IngestResult(added, len(survey.new) - added, _rows(survey.shards) + added)
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """A dataset as an ingest finds it, and what of its source is new there. number: of the source among `sources`."""
-
-    description: bytes | None
-    shards: list[ShardInfo]
-    sources: list[dict[str, Any]]
-    number: int
-    met: Met
-    ids: set[str]
-    fresh: list[Item]
+def _rows(shards: Sequence[ShardInfo]) -> int:
+    return sum(shard.rows for shard in shards)
 
 
-def _description(dataset_uri: str) -> bytes | None:
-    store = open_store(dataset_uri)
-    return store.read("dataset.json") if store.exists("dataset.json") else None
-
-
-def _look(source: Source, items: Sequence[Item], dataset_uri: str) -> _Seen:
-    """Raises InputError for a dataset of sets."""
-    description = _description(dataset_uri)
-    dataset = Dataset.open(dataset_uri) if description else None
-    if dataset and dataset.kind != "pictures":
-        raise InputError(f"{dataset_uri}: a dataset of {dataset.kind}; pictures are ingested into one of pictures")
-    sources: list[dict[str, Any]] = list(dataset.description["sources"]) if dataset else []
-    address = {"uri": source.uri if source.uri.startswith("s3://") else open_store(source.uri).uri}
-    if address not in sources:
-        sources.append(address)
-    number = sources.index(address)
-    met, ids = _known(dataset, number) if dataset else (Met(set(), {}), set())
-    return _Seen(description, dataset.shards if dataset else [], sources, number, met, ids, met.fresh(items))
-
-
-@dataclass(frozen=True)
-class _Job:
-    shard: str
-    items: list[Item]
-    twins: dict[str, str]
-    recipe: str
-
-
-def _known(dataset: Dataset, source: int) -> tuple[Met, set[str]]:
-    """What the dataset has met of the source, and the ids of all its pictures."""
-    met = Met(set(), {})
-    ids: set[str] = set()
-    for shard in dataset.shards:
-        ids.update(dataset.read("images", shard.name, ["id"])["id"].to_pylist())
-        if shard.source == source:
-            met.see(dataset, shard.name)
-    return met, ids
-
-
-def _forget(dataset: Dataset, source: int, before: Sequence[ShardInfo], names: set[str]) -> None:
-    """Take rejected files that were looked at once more out of what is told of earlier shards."""
-    for shard in before if names else ():
-        if shard.source != source:
-            continue
-        rejected = dataset.read("rejected", shard.name)
-        stays = [name not in names for name in rejected["source"].to_pylist()]
-        kept = rejected.filter(pa.array(stays, pa.bool_()))
-        if kept.num_rows < rejected.num_rows:
-            made = dataset.footer("rejected", shard.name).recipe
-            write_shard(dataset.store, "rejected", shard.name, kept, [kept.num_rows], made)
-
-
-def _duplicates(source: Source, items: Sequence[Item]) -> dict[str, str]:
+def _find_twins(source: Source, items: Sequence[Item]) -> dict[str, str]:
     """Items equal to an earlier one → that one's name. Only files of equal size can be equal, so only they are read."""
     import ray
 
@@ -198,12 +102,12 @@ def _duplicates(source: Source, items: Sequence[Item]) -> dict[str, str]:
     if not suspects:
         return {}
 
-    def hashed(row: dict[str, Any]) -> dict[str, Any]:
-        return {"name": row["name"], "id": picture_id(source.read(Item(**row))[0])}
+    def hash_item(row: dict[str, Any]) -> dict[str, Any]:
+        return {"name": row["name"], "id": image_id(source.read(Item(**row))[0])}
 
     first: dict[str, str] = {}
     twins: dict[str, str] = {}
-    rows = ray.data.from_items(suspects).map(hashed, num_cpus=0.5).take_all()
+    rows = ray.data.from_items(suspects).map(hash_item, num_cpus=0.5).take_all()
     for row in sorted(rows, key=lambda row: str(row["name"])):
         if first.setdefault(row["id"], row["name"]) != row["name"]:
             twins[row["name"]] = first[row["id"]]
@@ -211,94 +115,45 @@ def _duplicates(source: Source, items: Sequence[Item]) -> dict[str, str]:
 
 
 def _run(
-    jobs: Sequence[_Job],
-    source: Source,
-    dataset_uri: str,
-    ids: set[str],
-    max_pixels: int,
-    min_side: int,
-    number: int,
-) -> list[ShardInfo]:
+    tasks: Sequence[ShardTask], source: Source, metadata: Metadata, target: Dataset, known_ids: set[str], limits: Limits
+) -> Mapping[str, int]:
+    """Write the shards that are not there yet; shard → its rows, of all tasks."""
     import ray
 
-    target = Dataset(dataset_uri)
     rows: dict[str, int] = {}
-    waiting = []
-    for job in jobs:
-        name = f"images/{job.shard}.parquet"
-        footer = target.footer("images", job.shard) if target.store.exists(name) else None
-        if footer and footer.recipe == job.recipe:
-            rows[job.shard] = footer.rows
+    waiting: list[ShardTask] = []
+    for task in tasks:
+        footer = target.footer(IMAGES, task.shard) if target.has_shard(IMAGES, task.shard) else None
+        if footer and footer.recipe == task.recipe:
+            rows[task.shard] = footer.rows
         else:
-            waiting.append(job)
-    known = ray.put(ids)
-    metadata = source.metadata()
+            waiting.append(task)
+    ids = ray.put(known_ids)
 
     def write(row: dict[str, Any]) -> dict[str, Any]:
-        job = waiting[row["id"]]
-        return {"shard": job.shard, "rows": _write(job, source, metadata, target, ray.get(known), max_pixels, min_side)}
+        task = waiting[row["id"]]
+        return {"shard": task.shard, "rows": ingest_shard(task, source, metadata, target, ray.get(ids), limits)}
 
-    with progress("ingest", sum(len(job.items) for job in waiting), "files") as advance:
+    files = {task.shard: len(task.items) for task in waiting}
+    with progress("ingest", sum(files.values()), "files") as advance:
         if waiting:
-            sizes = {job.shard: len(job.items) for job in waiting}
             dataset = ray.data.range(len(waiting), override_num_blocks=len(waiting)).map(write, num_cpus=1)
             for row in dataset.iter_rows():
                 rows[row["shard"]] = row["rows"]
-                advance(sizes[row["shard"]])
-    return [ShardInfo(job.shard, rows[job.shard], number) for job in jobs]
+                advance(files[row["shard"]])
+    return rows
 
 
-def _write(
-    job: _Job,
-    source: Source,
-    metadata: Mapping[str, Mapping[str, str]],
-    target: Dataset,
-    known: set[str],
-    max_pixels: int,
-    min_side: int,
-) -> int:
-    def row_of(item: Item) -> dict[str, Any]:
-        named = {"source": item.name, "size": item.size}
-        if item.name in job.twins:
-            return {**named, "reason": f"same bytes as {job.twins[item.name]}"}
-        raw, said = source.read(item)
-        identity = picture_id(raw)
-        if identity in known:
-            return {**named, "reason": f"in the dataset already, as {identity}"}
-        try:
-            picture = normalize(raw, max_pixels, min_side)
-            said = {**said, **metadata.get(item.name, {})}
-            return {"id": identity, "picture": picture, "source": item.name, **_pair(source, said), **_words(said)}
-        except Rejected as error:
-            return {**named, "reason": str(error)}
-
-    with ThreadPoolExecutor(READERS) as pool:
-        found = list(pool.map(row_of, job.items))
-    kept = [row for row in found if "picture" in row]
-    pictures: list[Picture] = [row.pop("picture") for row in kept]
-    for row, picture in zip(kept, pictures, strict=True):
-        row.update(image=picture.encoded, width=picture.width, height=picture.height)
-    rejected = pa.Table.from_pylist([row for row in found if "reason" in row], REJECTED)
-    # The images shard comes last: it is what says that both are there.
-    write_shard(target.store, "rejected", job.shard, rejected, [rejected.num_rows], job.recipe)
-    table = pa.Table.from_pylist(kept, IMAGES)
-    write_shard(target.store, "images", job.shard, table, cut_row_groups(pictures), job.recipe)
-    return len(kept)
+def _nothing_to_keep(source_uri: str, target: Dataset, shards: Sequence[ShardInfo], files: int) -> InputError:
+    """Remove what a source without any image has left, and say why there is none."""
+    reasons = Counter(row["reason"] for row in target.read(REJECTED, shards[0].name).to_pylist())
+    for shard in shards:
+        for group in (IMAGES, REJECTED):
+            target.store.delete(shard_file(group, shard.name))
+    target.store.delete(f"{IMAGES}/group.json")
+    return InputError(f"{source_uri}: none of {files} files is a picture ({reasons.most_common(1)[0][0]})")
 
 
-def _words(said: Mapping[str, Any]) -> dict[str, str | None]:
-    return {key: said.get(key) for key in ("author", "licence", "text")}
-
-
-def _pair(source: Source, said: Mapping[str, Any]) -> dict[str, Any]:
-    """Columns for a stereo pair's right picture and true disparity, where metadata.csv names them."""
-    pair: dict[str, Any] = {}
-    for key in ("right", "disparity"):
-        if key in said:
-            try:
-                pair[key] = source.store.read(said[key])
-            except FileNotFoundError:
-                raise Rejected(f"metadata.csv names {said[key]} as its {key}, which is not there") from None
-    if "disparity" in pair:
-        pair["disparity_scale"] = float(said.get("disparity_scale", 1.0))
-    return pair
+def _forget_looked_at_again(dataset: Dataset, survey: Survey) -> None:
+    names = {item.name for item in survey.new if item.name in survey.seen.rejected}
+    forget_rejected(dataset, [shard for shard in survey.shards if shard.source == survey.source], names)

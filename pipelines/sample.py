@@ -106,7 +106,7 @@ def _place(path: str) -> tuple[Any, str]:
 
 
 def _load(path: str) -> Picture:
-    from labeling.sources.ingest import Rejected, normalize
+    from labeling.sources.normalize import Rejected, normalize
     from model.pictures import decode_picture
 
     store, name = _place(path)

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from labeling.dataset import Dataset
+from labeling.dataset import DROPPED_CAPTION, Dataset
 from model.constants import LATENT_CHANNELS, LATENT_FACTOR
 from model.inputs import InputError
 from model.prompts import DEGRADED, find_task
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 _COLUMNS = {"images": ["image"], "text": ["entries"], "cameras": ["c2w", "intrinsics"]}
 _LATENT_COLUMNS = ["latent", "latent_height", "latent_width"]
-_EMPTY_PROMPT = ""  # the task of the entry that stands for a dropped caption
 
 
 class PlanReader:
@@ -151,7 +150,7 @@ class PlanReader:
 
     def _text(self, stream: Stream, planned: PlannedSample) -> NDArray[np.float16]:
         """(L, Y) of the prompt; of a set, the prompt of the first view shown."""
-        task = _EMPTY_PROMPT if planned.drop_caption else stream.task
+        task = DROPPED_CAPTION if planned.drop_caption else stream.task
         entries = self._table(stream, "text", planned)["entries"][planned.row]
         if planned.views:
             entries = entries[planned.views[0]]

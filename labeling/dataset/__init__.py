@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from labeling.dataset.dataset import SCHEMA_VERSION, Dataset, ShardInfo
 from labeling.dataset.digests import digest_column, digest_json
+from labeling.dataset.entries import DROPPED_CAPTION, TEXT, entry_columns
 from labeling.dataset.images import (
     CAMERA_SCHEMA,
     CAMERAS,
@@ -15,7 +16,7 @@ from labeling.dataset.images import (
     REJECTED_SCHEMA,
     set_schema,
 )
-from labeling.dataset.join import Columns, entry_columns
+from labeling.dataset.join import Columns
 from labeling.dataset.lease import LEASE_EXPIRY, LEASE_FILE, lease
 from labeling.dataset.row_errors import (
     MissingParameter,
@@ -26,12 +27,13 @@ from labeling.dataset.row_errors import (
     upstream_groups,
 )
 from labeling.dataset.shards import RECIPE_FIELDS, Footer, recipe, shard_file, write_shard
-from labeling.dataset.status import Footers, GroupStatus, dataset_status, expected_recipe, group_status
+from labeling.dataset.status import Footers, GroupStatus, dataset_status, expected_recipe, group_status, groups_of
 from labeling.dataset.storage import Entry, LocalStore, Store, open_store
 
 __all__ = [
     "CAMERAS",
     "CAMERA_SCHEMA",
+    "DROPPED_CAPTION",
     "ID_COLUMN",
     "IMAGES",
     "IMAGE_COLUMN",
@@ -42,6 +44,7 @@ __all__ = [
     "REJECTED",
     "REJECTED_SCHEMA",
     "SCHEMA_VERSION",
+    "TEXT",
     "Columns",
     "Dataset",
     "Entry",
@@ -60,6 +63,7 @@ __all__ = [
     "entry_columns",
     "expected_recipe",
     "group_status",
+    "groups_of",
     "lease",
     "missing_parameter",
     "open_store",

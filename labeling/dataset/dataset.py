@@ -74,6 +74,8 @@ class Dataset:
             "sources": list(sources),
         }
         self.store.put(DESCRIPTION, json.dumps(description, indent=1).encode() + b"\n")
+        for cached in ("description", "shards"):
+            self.__dict__.pop(cached, None)
 
     @property
     def kind(self) -> str:

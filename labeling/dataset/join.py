@@ -55,15 +55,6 @@ def join_groups(
     return pa.table(joined)
 
 
-def entry_columns(sets: bool, *fields: str) -> list[str]:
-    """Columns to read of the group `text` for some fields of its entries alone: embeddings are most of the group.
-
-    sets: whether the rows are sets, which have a list of entries for each view.
-    """
-    element = ".list.element" * (2 if sets else 1)
-    return [f"entries{element}.{field}" for field in fields]
-
-
 def _read(parquet: pq.ParquetFile, columns: Sequence[str] | None, row_groups: Sequence[int] | None) -> pa.Table:
     names = list(columns) if columns is not None else None
     if row_groups is None:

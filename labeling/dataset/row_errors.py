@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from labeling.dataset.dataset import Dataset
-from labeling.dataset.status import Footers
+from labeling.dataset.status import Footers, groups_of
 
 MAX_SHARDS = 64  # whose reasons are read: counts are in footers, reasons are not
 _REASON = re.compile(r"(?P<what>.+): set (?P<parameter>[\w-]+\.\w+)=NAME")
@@ -87,10 +87,7 @@ def missing_parameter(
 def upstream_groups(dataset: Dataset, groups: Sequence[str]) -> dict[str, list[str]]:
     """Group → the groups whose columns it reads."""
     declarations = {group: dataset.declaration(group) or {} for group in groups}
-    return {
-        group: list(dict.fromkeys(column.split(".", 1)[0] for column in declaration.get("reads", ())))
-        for group, declaration in declarations.items()
-    }
+    return {group: groups_of(declaration.get("reads", ())) for group, declaration in declarations.items()}
 
 
 def read_row_errors(dataset: Dataset, footers: Footers, max_shards: int = MAX_SHARDS) -> RowErrors:

@@ -24,6 +24,11 @@ class GroupStatus:
     errors: int = 0
 
 
+def groups_of(columns: Sequence[str]) -> list[str]:
+    """The groups of columns "group.column", each once, in order."""
+    return list(dict.fromkeys(column.partition(".")[0] for column in columns))
+
+
 def expected_recipe(declaration: Mapping[str, Any], shard: str, footers: Footers) -> str | None:
     """The recipe that makes a shard fresh, None while a shard or column it reads is missing."""
     read = {}

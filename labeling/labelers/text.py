@@ -12,11 +12,9 @@ import pyarrow as pa
 from pydantic import field_validator
 
 from labeling import labeler
-from labeling.labeler import Labeler, Row, RowError
+from labeling.dataset import DROPPED_CAPTION
+from labeling.labeler import Labeler, Row, required
 from model.prompts import TASKS, build_prompt, find_task
-
-EMPTY = ""  # the task of the empty prompt
-_NEEDS_MORE = ("identity", "subject", "editing")  # reference captions or an instruction, which no group holds
 
 
 class TextLabeler(Labeler):
@@ -65,7 +63,7 @@ class TextLabeler(Labeler):
         @classmethod
         def _known(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
             for task in tasks:
-                if find_task(task).name in _NEEDS_MORE:
+                if find_task(task).references:  # reference captions or an instruction, which no group holds
                     raise ValueError(f"{task} needs more than a caption and class names; leave it out")
             # The order of a list must not make shards stale.
             return tuple(sorted(set(tasks), key=list(TASKS).index))
@@ -103,7 +101,7 @@ class TextLabeler(Labeler):
         return [
             {
                 "entries": [
-                    _entry(EMPTY, "", self._empty),
+                    _entry(DROPPED_CAPTION, "", self._empty),
                     *(_entry(task, prompt, next(embedded)) for task, prompt in of_row.items()),
                 ]
             }
@@ -115,9 +113,8 @@ class TextLabeler(Labeler):
 
     def _prompts(self, row: Row) -> dict[str, str]:
         """Task → prompt, in the order of the parameters."""
+        required(row, "caption.caption")
         caption = row["caption.caption"]
-        if caption is None:
-            raise RowError("no caption: caption.caption is missing")
         prompts = {}
         for task in self.parameters.tasks:
             if TASKS[task].phrase:

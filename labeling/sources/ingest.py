@@ -1,161 +1,194 @@
-"""From raw bytes to a row of the images group: decoded once to prove it is a picture, upright, in sRGB."""
+"""What becomes of the files of a source: rows of the images group, or rejected with a reason."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
-VERSION = 1
-IMAGES = pa.schema(
-    [
-        ("id", pa.string()),
-        ("image", pa.binary()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("source", pa.string()),
-        ("author", pa.string()),
-        ("licence", pa.string()),
-        ("text", pa.string()),
-        ("right", pa.binary()),
-        ("disparity", pa.binary()),
-        ("disparity_scale", pa.float32()),
-    ]
+from labeling.dataset import (
+    IMAGE_SCHEMA,
+    IMAGES,
+    REJECTED,
+    REJECTED_SCHEMA,
+    Dataset,
+    ShardInfo,
+    digest_json,
+    recipe,
+    write_shard,
 )
-REJECTED = pa.schema([("source", pa.string()), ("reason", pa.string()), ("size", pa.int64())])
+from labeling.sources.container import Item
+from labeling.sources.cutting import cut_row_groups
+from labeling.sources.folder import Metadata, read_companions
+from labeling.sources.normalize import EncodedImage, Rejected, image_id, normalize
+from labeling.sources.source import Source
+from model.inputs import InputError
 
-SHARD_ROWS = 1024
-SHARD_BYTES = 256 << 20
-ROW_GROUP_ROWS = 16
-ROW_GROUP_BYTES = 16 << 20
-ROW_GROUP_PIXELS = 32 << 20  # 96 MB decoded: what a labeling job holds of one row group
-
-_KEPT = {"JPEG", "PNG", "WEBP"}  # encoded bytes of these are stored as they came when nothing about them must change
-
-
-class Rejected(Exception):
-    """The bytes are not a picture to keep; the message is the reason."""
+VERSION = 1
+THREADS = 8  # that a shard is read and decoded with; decoding releases the interpreter lock
 
 
 @dataclass(frozen=True)
-class Picture:
-    """Encoded bytes with the size they decode to, in pixels."""
+class Limits:
+    """What an image must satisfy: at most so many pixels, and so many on the shorter side."""
 
-    encoded: bytes
-    width: int
-    height: int
-
-
-def picture_id(raw: bytes) -> str:
-    """Content hash of a raw file: the id of its row."""
-    return hashlib.blake2b(raw, digest_size=16).hexdigest()
+    max_pixels: int
+    min_side: int
 
 
-def normalize(raw: bytes, max_pixels: int, min_side: int) -> Picture:
-    """Check that bytes are one whole picture and give it upright, 8-bit, opaque, in sRGB.
+@dataclass(frozen=True)
+class SeenFiles:
+    """Files of a source that a dataset has looked at: taken, by name; rejected, by name with their size then, in bytes.
 
-    Bytes that are so already are kept to the letter; others are encoded anew (JPEG stays JPEG at quality 95, the rest
-    becomes PNG). Raises Rejected with the reason: no picture, truncated, too many pixels (a decompression bomb is
-    refused from its header, before decoding), too small.
+    A size of None, from before sizes were kept, stands for any.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
 
+    taken: set[str] = field(default_factory=set)
+    rejected: dict[str, int | None] = field(default_factory=dict)
+
+    def add_shard(self, dataset: Dataset, shard: str) -> None:
+        """Add what became of the files of a shard."""
+        self.taken.update(dataset.read(IMAGES, shard, ["source"])["source"].to_pylist())
+        for row in dataset.read(REJECTED, shard).to_pylist():
+            self.rejected[row["source"]] = row.get("size")
+
+    def new(self, items: Sequence[Item]) -> list[Item]:
+        """Items not seen, and rejected ones whose size has changed: they may have been half copied."""
+        return [
+            item
+            for item in items
+            if item.name not in self.taken and self.rejected.get(item.name, -1) not in (item.size, None)
+        ]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A dataset before an ingest, and what of a source is new there.
+
+    description: the bytes of dataset.json, None where there is no dataset yet; source: number of the source among
+    `sources`; ids: of all images of the dataset.
+    """
+
+    description: bytes | None
+    shards: list[ShardInfo]
+    sources: list[dict[str, Any]]
+    source: int
+    seen: SeenFiles
+    ids: set[str]
+    new: list[Item]
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """A shard to write: its items, and of those equal to an earlier item that one's name."""
+
+    shard: str
+    items: list[Item]
+    twins: dict[str, str]
+    recipe: str
+
+
+def survey_dataset(source: Source, items: Sequence[Item], dataset_uri: str) -> Survey:
+    """What of a source a dataset does not have yet. Raises InputError for a dataset of sets."""
+    description = read_description(dataset_uri)
+    if description is None:
+        return Survey(None, [], [{"uri": source.address}], 0, SeenFiles(), set(), list(items))
+    dataset = Dataset.open(dataset_uri)
+    if dataset.has_sets:
+        raise InputError(f"{dataset_uri}: a dataset of {dataset.kind}; pictures are ingested into one of pictures")
+    sources = list(dataset.description["sources"])
+    if {"uri": source.address} not in sources:
+        sources.append({"uri": source.address})
+    number = sources.index({"uri": source.address})
+    seen, ids = SeenFiles(), set()
+    for shard in dataset.shards:
+        ids.update(dataset.read(IMAGES, shard.name, ["id"])["id"].to_pylist())
+        if shard.source == number:
+            seen.add_shard(dataset, shard.name)
+    return Survey(description, dataset.shards, sources, number, seen, ids, seen.new(items))
+
+
+def read_description(dataset_uri: str) -> bytes | None:
+    """The bytes of dataset.json, None where there is none: they tell whether another job has changed the dataset."""
     try:
-        with warnings.catch_warnings():
-            # Our own limit, read from the header, stands in for Pillow's: a warning there is no verdict.
-            warnings.simplefilter("ignore")
-            picture: Image.Image = Image.open(io.BytesIO(raw))
-    except Image.DecompressionBombError:
-        raise Rejected(f"decompression bomb: more than {max_pixels:,} pixels") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
-        raise Rejected("not a picture" if raw else "empty file") from None
-    width, height = picture.size
-    if width * height > max_pixels:
-        raise Rejected(f"decompression bomb: {width} × {height} is more than {max_pixels:,} pixels")
-    if min(width, height) < min_side:
-        raise Rejected(f"too small: {width} × {height}, the shorter side must have {min_side} pixels")
-    form = picture.format or ""
+        return Dataset(dataset_uri).store.read("dataset.json")
+    except FileNotFoundError:
+        return None
+
+
+def plan_shard(
+    shard: str,
+    items: list[Item],
+    twins: Mapping[str, str],
+    declaration: Mapping[str, Any],
+    known_ids: set[str],
+    metadata: Metadata,
+) -> ShardTask:
+    """The task of one shard; its recipe holds all that the shard depends on, so that a rerun knows a finished one."""
+    own_twins = {item.name: twins[item.name] for item in items if item.name in twins}
+    state = digest_json([[asdict(item) for item in items], own_twins, sorted(known_ids), metadata])
+    return ShardTask(shard, items, own_twins, recipe(declaration, {"source": state}))
+
+
+def ingest_shard(
+    task: ShardTask, source: Source, metadata: Metadata, dataset: Dataset, known_ids: set[str], limits: Limits
+) -> int:
+    """Read, check and write the items of one shard; the number of its rows."""
+
+    def read(item: Item) -> dict[str, Any]:
+        try:
+            return _read_row(item, task, source, metadata.get(item.name, {}), known_ids, limits)
+        except Rejected as error:
+            return {"source": item.name, "size": item.size, "reason": str(error)}
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        rows = list(pool.map(read, task.items))
+    rejected = pa.Table.from_pylist([row for row in rows if "reason" in row], REJECTED_SCHEMA)
+    kept = [row for row in rows if "reason" not in row]
+    images = [[EncodedImage(row["image"], row["width"], row["height"])] for row in kept]
+    # The images shard is written last: it says that both are there.
+    write_shard(dataset.store, REJECTED, task.shard, rejected, [rejected.num_rows], task.recipe)
+    table = pa.Table.from_pylist(kept, IMAGE_SCHEMA)
+    write_shard(dataset.store, IMAGES, task.shard, table, cut_row_groups(images), task.recipe)
+    return len(kept)
+
+
+def _read_row(
+    item: Item, task: ShardTask, source: Source, said: Mapping[str, str], known_ids: set[str], limits: Limits
+) -> dict[str, Any]:
+    """A row of the images group. Raises Rejected."""
+    if item.name in task.twins:
+        raise Rejected(f"same bytes as {task.twins[item.name]}")
+    raw, facts = source.read(item)
+    identity = image_id(raw)
+    if identity in known_ids:
+        raise Rejected(f"in the dataset already, as {identity}")
+    image = normalize(raw, limits.max_pixels, limits.min_side)
+    facts = {**facts, **said}
     try:
-        picture.load()
-        upright = ImageOps.exif_transpose(picture)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = "truncated" if "truncated" in str(error).lower() else f"broken: {error}"
-        raise Rejected(f"{reason} {form} file" if reason == "truncated" else reason) from None
-    profile = picture.info.get("icc_profile")
-    turned = picture.getexif().get(0x0112, 1) != 1
-    plain = picture.mode in ("RGB", "L") and "transparency" not in picture.info
-    if form in _KEPT and plain and not turned and _is_srgb(profile):
-        return Picture(raw, width, height)
-    flat = _flatten(_to_srgb(upright, profile))
-    buffer = io.BytesIO()
-    if form == "JPEG":
-        flat.save(buffer, "JPEG", quality=95, subsampling=0)
-    else:
-        flat.save(buffer, "PNG")
-    return Picture(buffer.getvalue(), flat.width, flat.height)
+        companions = read_companions(source.store, facts)
+    except FileNotFoundError as error:
+        raise Rejected(str(error)) from None
+    return {
+        "id": identity,
+        "image": image.encoded,
+        "width": image.width,
+        "height": image.height,
+        "source": item.name,
+        **companions,
+        **{key: facts.get(key) for key in ("author", "licence", "text")},
+    }
 
 
-def cut_row_groups(pictures: Sequence[Picture]) -> list[int]:
-    """Rows of each row group, so that none has more rows, encoded bytes or pixels than the limits above."""
-    groups: list[int] = []
-    size = pixels = 0
-    for picture in pictures:
-        area = picture.width * picture.height
-        full = groups and (
-            groups[-1] >= ROW_GROUP_ROWS
-            or size + len(picture.encoded) > ROW_GROUP_BYTES
-            or pixels + area > ROW_GROUP_PIXELS
-        )
-        if full or not groups:
-            groups.append(0)
-            size = pixels = 0
-        groups[-1] += 1
-        size += len(picture.encoded)
-        pixels += area
-    return groups
-
-
-def _is_srgb(profile: bytes | None) -> bool:
-    if not profile:
-        return True
-    from PIL import ImageCms
-
-    try:
-        name = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile)))
-    except (ImageCms.PyCMSError, OSError):
-        return True  # an unreadable profile says nothing; pictures without one are taken for sRGB as well
-    return "srgb" in name.lower() or name.strip() == "c2"  # c2: a compact sRGB that phones and sites embed
-
-
-def _to_srgb(picture: Any, profile: bytes | None) -> Any:
-    if _is_srgb(profile):
-        return picture
-    from PIL import ImageCms
-
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile or b""))
-        mode = "RGBA" if picture.mode == "RGBA" else "RGB"
-        return ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode=mode)
-    except ImageCms.PyCMSError:
-        return picture  # a profile for another color space than the pixels have
-
-
-def _flatten(picture: Any) -> Any:
-    """8-bit gray or RGB: transparency on white, 16-bit levels scaled."""
-    from PIL import Image
-
-    if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
-        import numpy as np
-
-        levels = np.asarray(picture, dtype=np.float64)
-        top = 65535.0 if levels.max(initial=0) > 255 else 255.0
-        return Image.fromarray(np.clip(levels * (255.0 / top), 0, 255).astype(np.uint8))
-    if "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-        above = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", above.size, "white"), above).convert("RGB")
-    return picture if picture.mode in ("RGB", "L") else picture.convert("RGB")
+def forget_rejected(dataset: Dataset, shards: Sequence[ShardInfo], names: set[str]) -> None:
+    """Take rejected files that were looked at again out of what earlier shards say of them."""
+    for shard in shards if names else ():
+        rejected = dataset.read(REJECTED, shard.name)
+        stays = [name not in names for name in rejected["source"].to_pylist()]
+        kept = rejected.filter(pa.array(stays, pa.bool_()))
+        if kept.num_rows < rejected.num_rows:
+            made_by = dataset.footer(REJECTED, shard.name).recipe
+            write_shard(dataset.store, REJECTED, shard.name, kept, [kept.num_rows], made_by)

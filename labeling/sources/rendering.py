@@ -1,4 +1,4 @@
-"""Pictures and exact depth of textured meshes, by casting rays on the CPU: needs neither a GPU nor OpenGL.
+"""Images and exact depth of textured meshes, by casting rays on the CPU: needs neither a GPU nor OpenGL.
 
 V views of size × size pixels; world z up; cameras in OpenGL convention, focal lengths for an image width of 1.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from model.constants import FOCAL_LENGTH
 from model.inputs import InputError
 
-SUPERSAMPLING = 2  # rays a pixel and axis
+SUPERSAMPLING = 2  # rays per pixel and axis
 AMBIENT = 0.45
 LIGHT = np.array([0.4, 0.3, 0.86])  # direction toward the light
 BACKGROUND = (235, 238, 242)
@@ -27,11 +27,11 @@ Floats = NDArray[np.float64]
 class View:
     """One rendered view.
 
-    picture: (H, W, 3) uint8; inverse_depth: (H, W) float32, 1 / z along the optical axis at pixel centers, 0 where no
+    image: (H, W, 3) uint8; inverse_depth: (H, W) float32, 1 / z along the optical axis at pixel centers, 0 where no
     surface is hit; c2w: (4, 4) OpenGL camera-to-world; intrinsics: (3, 3), image width 1.
     """
 
-    picture: NDArray[np.uint8]
+    image: NDArray[np.uint8]
     inverse_depth: NDArray[np.float32]
     c2w: Floats
     intrinsics: Floats
@@ -105,13 +105,13 @@ class Surface:
         hit = faces >= 0
         colors[hit] = self._colors(faces[hit], points[hit]) * self._light(faces[hit], directions[hit])[:, None]
         blocks = colors.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING, 3).mean((1, 3))
-        picture = np.clip(np.rint(blocks), 0, 255).astype(np.uint8)
-        # Depth belongs to pixel centers, which are no ray of the supersampled grid.
+        image = np.clip(np.rint(blocks), 0, 255).astype(np.uint8)
+        # Depth is that of pixel centers, through which no ray of the supersampled grid goes.
         origins, directions = pixel_rays(c2w, size)
         faces, points = self.cast(origins, directions)
         depth = -((points - c2w[:3, 3]) @ c2w[:3, 2])
         inverse = np.where(faces >= 0, 1 / np.where(faces >= 0, depth, 1), 0).astype(np.float32)
-        return View(picture, inverse.reshape(size, size), c2w, intrinsics)
+        return View(image, inverse.reshape(size, size), c2w, intrinsics)
 
     def _light(self, faces: NDArray[np.int64], directions: Floats) -> Floats:
         normals = np.asarray(self.mesh.face_normals)[faces]

@@ -28,7 +28,7 @@ def ingest(
     from pipelines.ingest import ingest as run
 
     result = run(source, dataset, shard_rows=shard_rows, max_pixels=max_pixels, min_side=min_side)
-    print(f"{result.added} pictures added, {result.rejected} files rejected; {result.pictures} pictures in {dataset}")
+    print(f"{result.added} pictures added, {result.rejected} files rejected; {result.images} pictures in {dataset}")
 
 
 def label(
@@ -53,19 +53,32 @@ def status(
     """Groups × shards: fresh, stale, missing; rows in error."""
     from dataclasses import asdict
 
-    from labeling.dataset import Dataset, dataset_status
+    from labeling.dataset import Dataset, dataset_status, read_row_errors
 
-    groups = dataset_status(Dataset.open(dataset), save=True)
+    opened = Dataset.open(dataset)
+    groups = dataset_status(opened, save=True)
     if as_json:
         print(json.dumps({group: asdict(state) for group, state in groups.items()}, indent=1))
         return
     from rich.console import Console
     from rich.table import Table
 
+    errors = read_row_errors(opened, {group: opened.footers(group) for group in groups})
     table = Table("group", "fresh", "stale", "missing", "rows", "in error")
     for group, state in groups.items():
-        table.add_row(group, *(str(value) for value in asdict(state).values()))
-    Console().print(table)
+        counts = asdict(state) | {"errors": state.errors - errors.unavailable_rows(group)}
+        table.add_row(group, *(str(count) for count in counts.values()))
+    console = Console()
+    console.print(table)
+    for labels in errors.unavailable:
+        remark = f"{max(labels.rows.values())} rows cannot have {', '.join(labels.rows)}: {labels.missing.what}. "
+        console.print(
+            f"{remark}To have them labeled, name a model: {labels.command(dataset)}",
+            style="bright_black",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def views(

@@ -1,4 +1,4 @@
-"""What Dagster loads: a pure function of the snapshots, so that all its processes agree, and quick."""
+"""What Dagster loads: a function of the snapshots alone, so that all its processes agree, and load quickly."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import dagster as dg
 
 from model.inputs import one_line
 from pipelines.dashboard.checks import build_checks
-from pipelines.dashboard.datasets import dataset_assets
-from pipelines.dashboard.jobs import JOBS
-from pipelines.dashboard.runs import dataset_names, run_assets
+from pipelines.dashboard.dagster_jobs import DAGSTER_JOBS
+from pipelines.dashboard.dataset_assets import dataset_assets
+from pipelines.dashboard.jobs_page import with_jobs_link
+from pipelines.dashboard.run_assets import dataset_names, run_assets
 from pipelines.dashboard.sensors import follow, picture_sensor
 from pipelines.dashboard.snapshots import Snapshot, snapshots
-from pipelines.dashboard.submissions import with_link
 
 
 @dataclass(frozen=True)
-class Part:
-    """The definitions of one place. broken: it is shown as a single asset that says why."""
+class _Part:
+    """The definitions of one dataset or run. broken: it is shown as a single asset that says why."""
 
     assets: list[Any]
     checks: list[Any] = field(default_factory=list)
@@ -29,40 +29,43 @@ class Part:
 
 
 def build_definitions() -> dg.Definitions:
-    """Assets and checks of all places, the sensors that watch them, and the jobs that are launched by a form."""
-    seen = snapshots()
-    datasets = [(one, _part(one, {})) for one in seen if one.place.kind != "run"]
-    names = dataset_names(one for one, part in datasets if not part.broken)
-    parts = [*(part for _, part in datasets), *(_part(one, names) for one in seen if one.place.kind == "run")]
-    # In one process: steps only wait for what they sent.
+    """Assets and checks of all datasets and runs, the sensors that watch them, and the jobs that forms launch."""
+    all_snapshots = snapshots()
+    datasets = [(snapshot, _part(snapshot, {})) for snapshot in all_snapshots if snapshot.tracked.kind != "run"]
+    names = dataset_names(snapshot for snapshot, part in datasets if not part.broken)
+    runs = [_part(snapshot, names) for snapshot in all_snapshots if snapshot.tracked.kind == "run"]
+    parts = [*(part for _, part in datasets), *runs]
     return dg.Definitions(
         assets=[asset for part in parts for asset in part.assets],
         asset_checks=[check for part in parts for check in part.checks],
-        jobs=JOBS,
+        jobs=DAGSTER_JOBS,
         sensors=[follow, *(sensor for part in parts for sensor in part.sensors)],
-        executor=dg.in_process_executor,
+        executor=dg.in_process_executor,  # steps only wait for the jobs that they sent
     )
 
 
-def _part(snapshot: Snapshot, names: Mapping[str, str]) -> Part:
-    """Of one place, tried out by itself: one that cannot be shown must not take the others down."""
-    name = snapshot.place.name
+def _part(snapshot: Snapshot, names: Mapping[str, str]) -> _Part:
+    """Definitions of one dataset or run, tried by themselves: one that Dagster refuses must not take others down."""
+    name, is_run = snapshot.tracked.name, snapshot.tracked.kind == "run"
     try:
-        assets = run_assets(snapshot, names) if snapshot.place.kind == "run" else dataset_assets(snapshot)
-        watched = snapshot.place.kind != "run" and snapshot.sources and snapshot.kind == "pictures"
-        sensors = [picture_sensor(snapshot)] if watched else []
-        part = Part(with_link(name, assets), build_checks(snapshot), sensors)
-        dg.Definitions(assets=part.assets, asset_checks=part.checks, jobs=JOBS, sensors=sensors).get_repository_def()
+        assets = run_assets(snapshot, names) if is_run else dataset_assets(snapshot)
+        has_sources = not is_run and snapshot.sources and snapshot.kind == "pictures"
+        sensors = [picture_sensor(snapshot)] if has_sources else []
+        part = _Part(with_jobs_link(name, assets), build_checks(snapshot), sensors)
+        definitions = dg.Definitions(
+            assets=part.assets, asset_checks=part.checks, jobs=DAGSTER_JOBS, sensors=part.sensors
+        )
+        definitions.get_repository_def()
         return part
     except Exception as error:
         reason = one_line(error)
         asset = dg.AssetSpec(
             dg.AssetKey([name]),
             group_name=name,
-            description=f"**It cannot be shown: {type(error).__name__}: {reason}**\n\n{snapshot.place.address}",
-            metadata={"address": snapshot.place.address},
+            description=f"**It cannot be shown: {type(error).__name__}: {reason}**\n\n{snapshot.tracked.address}",
+            metadata={"address": snapshot.tracked.address},
         )
-        return Part(with_link(name, [asset]), broken=True)
+        return _Part(with_jobs_link(name, [asset]), broken=True)
 
 
 defs = build_definitions()

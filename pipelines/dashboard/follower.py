@@ -1,4 +1,4 @@
-"""Following what happens without Dagster: shards written by the command line, runs that go on, places that are new."""
+"""Following what happens without Dagster: shards of the command line, runs that go on, new datasets and runs."""
 
 from __future__ import annotations
 
@@ -11,115 +11,121 @@ import dagster as dg
 
 from cluster.user_data import one_at_a_time
 from model.inputs import one_line
-from pipelines.dashboard.checks import DATASET_CHECKS, dataset_verdicts, report_verdicts, run_verdicts
-from pipelines.dashboard.details import checkpoint_details, evaluation_details, group_details, labeling_details
-from pipelines.dashboard.fingerprints import DatasetState, Version, dataset_state, dataset_versions
+from pipelines.dashboard.check_outcomes import DATASET_CHECKS, dataset_outcomes, report_outcomes, run_outcomes
+from pipelines.dashboard.dataset_state import DatasetState, dataset_state
+from pipelines.dashboard.metadata import (
+    checkpoint_metadata,
+    evaluation_metadata,
+    group_metadata,
+    labeling_metadata,
+)
+from pipelines.dashboard.picture_files import drop_old_pictures
 from pipelines.dashboard.reporting import MEMORY_SECONDS, Reporter, shown_pictures
-from pipelines.dashboard.runs import versions_of
-from pipelines.dashboard.sheets import drop_old_pictures
-from pipelines.dashboard.snapshots import NOT_YET, Snapshot, refresh, snapshots
-from pipelines.dashboard.tracked_assets import places, remember, worked_on
+from pipelines.dashboard.run_assets import versions_of
+from pipelines.dashboard.snapshots import NOT_READ, Snapshot, refresh, snapshots
+from pipelines.dashboard.tracked_assets import assets_of_jobs, track, tracked_assets
+from pipelines.dashboard.versions import AssetVersion, dataset_versions
 
-FAR_SECONDS = 60.0  # between looks at places that are not on this machine
-TIDY_SECONDS = 3600.0  # between looks at the pictures that are kept
+REMOTE_SECONDS = 60.0  # between looks at datasets and runs that are not on this machine
+CLEANUP_SECONDS = 3600.0  # between looks at the pictures that are kept
 
 
 @dataclass
 class Follower:
-    """Looks at the places and tells Dagster what changed."""
+    """Reads the datasets and runs and reports to Dagster what has changed."""
 
     instance: dg.DagsterInstance
     reporter: Reporter = field(init=False)
-    _looked: dict[str, float] = field(default_factory=dict)
-    _states: dict[str, DatasetState] = field(default_factory=dict)
-    _told: dict[str, float] = field(default_factory=dict)  # address → when all that was there had been told
-    _checked: dict[str, float] = field(default_factory=dict)  # address → when all of its checks were looked at
-    _tidied: float = float("-inf")
+    _read: dict[str, float] = field(default_factory=dict)  # name → when it was read
+    _states: dict[str, DatasetState] = field(default_factory=dict)  # address → state when it was read
+    _reported: dict[str, float] = field(default_factory=dict)  # address → when all of its state had been reported
+    _checked: dict[str, float] = field(default_factory=dict)  # address → when all of its checks were evaluated
+    _cleaned: float = float("-inf")
 
     def __post_init__(self) -> None:
         self.reporter = Reporter(self.instance)
 
     def follow(self, seconds: float = 40.0) -> list[str]:
-        """Look once, for about so long; what there was to tell, and which places gave trouble, a line each.
+        """Read everything once, for about so long. Returns a line for each dataset or run with changes or trouble.
 
-        What does not fit is told the next time.
+        What does not fit into the time is reported the next time.
         """
-        with one_at_a_time("dashboard-follow"):  # the server looks once itself
+        with one_at_a_time("dashboard-follow"):  # the server follows once by itself
             return self._follow(seconds)
 
     def _follow(self, seconds: float) -> list[str]:
-        remember(worked_on())
-        due = [place.name for place in places() if self._is_due(place.name, place.address)]
+        track(assets_of_jobs())
+        due = [asset.name for asset in tracked_assets() if self._is_due(asset.name, asset.address)]
         refresh(due)
         deadline = time.monotonic() + seconds
-        remember(("dataset", address) for one in snapshots() for address, _ in one.reads)
-        told = []
-        # Datasets first: what is made from them is compared with what they hold now.
-        seen = snapshots()
-        for snapshot in sorted(seen, key=lambda one: (one.place.kind == "run", one.place.name)):
-            name = snapshot.place.name
+        track(("dataset", address) for snapshot in snapshots() for address, _ in snapshot.reads)
+        lines = []
+        # Datasets come first: what is made from them is compared with what they hold now.
+        all_snapshots = snapshots()
+        for snapshot in sorted(all_snapshots, key=lambda one: (one.tracked.kind == "run", one.tracked.name)):
+            name = snapshot.tracked.name
             if snapshot.trouble:
-                told.append(f"{name}: {snapshot.trouble}")
-                self._looked[name] = time.monotonic()
+                lines.append(f"{name}: {snapshot.trouble}")
+                self._read[name] = time.monotonic()
                 continue
-            if name not in due or time.monotonic() > deadline or self._waits(snapshot, seen):
+            if name not in due or time.monotonic() > deadline or self._must_wait(snapshot, all_snapshots):
                 continue
             try:
-                count = self._tell(snapshot, seen, deadline)
+                count = self._report(snapshot, all_snapshots, deadline)
             except Exception as error:  # the others are followed all the same
-                told.append(f"{name}: {one_line(error)}")
+                lines.append(f"{name}: {one_line(error)}")
                 continue
-            self._looked[name] = time.monotonic()
+            self._read[name] = time.monotonic()
             if count:
-                told.append(f"{name}: {count} changes")
-        if time.monotonic() - self._tidied > TIDY_SECONDS:
-            self._tidied = time.monotonic()
+                lines.append(f"{name}: {count} changes")
+        if time.monotonic() - self._cleaned > CLEANUP_SECONDS:
+            self._cleaned = time.monotonic()
             drop_old_pictures(shown_pictures(self.instance))
-        return told
+        return lines
 
-    def _waits(self, snapshot: Snapshot, seen: Sequence[Snapshot]) -> bool:
-        """Whether a run reads a dataset that was not looked at yet: then it is not known whether it is fresh."""
-        read = {address for address, _ in snapshot.reads} - self._states.keys()
-        return any(one.place.address in read and one.trouble in ("", NOT_YET) for one in seen)
+    def _must_wait(self, snapshot: Snapshot, all_snapshots: Sequence[Snapshot]) -> bool:
+        """Whether a run reads a dataset whose state is not known yet: its freshness is not known either."""
+        unknown = {address for address, _ in snapshot.reads} - self._states.keys()
+        return any(one.tracked.address in unknown and one.trouble in ("", NOT_READ) for one in all_snapshots)
 
     def _is_due(self, name: str, address: str) -> bool:
         if not address.startswith("s3://"):
             return True
-        return time.monotonic() - self._looked.get(name, float("-inf")) > FAR_SECONDS
+        return time.monotonic() - self._read.get(name, float("-inf")) > REMOTE_SECONDS
 
-    def _tell(self, snapshot: Snapshot, seen: Sequence[Snapshot], deadline: float) -> int:
-        address = snapshot.place.address
-        if snapshot.place.kind == "run":
-            versions = versions_of(snapshot, self._states, seen)
+    def _report(self, snapshot: Snapshot, all_snapshots: Sequence[Snapshot], deadline: float) -> int:
+        address = snapshot.tracked.address
+        if snapshot.tracked.kind == "run":
+            versions = versions_of(snapshot, self._states, all_snapshots)
 
-            def details(one: Version) -> dict[str, Any]:
-                return checkpoint_details(address) if one.key[1] == "checkpoints" else evaluation_details(address)
+            def metadata(version: AssetVersion) -> dict[str, Any]:
+                return checkpoint_metadata(address) if version.key[1] == "checkpoints" else evaluation_metadata(address)
 
-            count = self.reporter.report(versions, details, deadline)
-            return count + report_verdicts(self.instance, run_verdicts(snapshot))
-        return self._tell_of_dataset(snapshot, deadline)
+            count = self.reporter.report(versions, metadata, deadline)
+            return count + report_outcomes(self.instance, run_outcomes(snapshot))
+        return self._report_dataset(snapshot, deadline)
 
-    def _tell_of_dataset(self, snapshot: Snapshot, deadline: float) -> int:
-        address = snapshot.place.address
+    def _report_dataset(self, snapshot: Snapshot, deadline: float) -> int:
+        address = snapshot.tracked.address
         before = self._states.get(address)
         state = self._states[address] = dataset_state(snapshot, before)
         now = time.monotonic()
-        if state is before and now - self._told.get(address, float("-inf")) < MEMORY_SECONDS:
+        if state is before and now - self._reported.get(address, float("-inf")) < MEMORY_SECONDS:
             return 0
-        self._told.pop(address, None)
-        count = self.reporter.report(dataset_versions(state), lambda one: group_details(state, one), deadline)
-        is_done = self.reporter.is_done
-        new = [one for one in state.labelings if before and one not in before.labelings]
-        for one in new:  # a job says how fast it was some moments after its last shard
-            key = dg.AssetKey([snapshot.place.name, one.group])
-            self.instance.report_runless_asset_event(dg.AssetObservation(key, metadata=labeling_details(one)))
-        # How fast it was says nothing new until a job ends, and costs looking at many events.
+        self._reported.pop(address, None)
+        count = self.reporter.report(dataset_versions(state), lambda version: group_metadata(state, version), deadline)
+        is_complete = self.reporter.is_complete
+        new = [labeling for labeling in state.labelings if before and labeling not in before.labelings]
+        for labeling in new:  # a job states its speed some moments after its last shard
+            key = dg.AssetKey([snapshot.tracked.name, labeling.group])
+            self.instance.report_runless_asset_event(dg.AssetObservation(key, metadata=labeling_metadata(labeling)))
+        # The speed changes only when a job ends, and comparing it reads many events.
         checks = DATASET_CHECKS
         if new or now - self._checked.get(address, float("-inf")) > MEMORY_SECONDS:
             self._checked[address] = now
         else:
             checks -= {"speed"}
-        count += report_verdicts(self.instance, dataset_verdicts(state, self.instance, checks))
-        if is_done:
-            self._told[address] = time.monotonic()
+        count += report_outcomes(self.instance, dataset_outcomes(state, self.instance, checks))
+        if is_complete:
+            self._reported[address] = time.monotonic()
         return count

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from pipelines.dashboard.tracked_assets import folder
+from pipelines.dashboard.dagster_internals import create_databases, free_pools_of_ended_runs
+from pipelines.dashboard.tracked_assets import state_folder
 
 FOLLOWS = "onediffusion/follows"  # tag of the runs that follow a job to its end
 SETTINGS = f"""# Written anew by `onediffusion dashboard` whenever it starts.
@@ -18,7 +19,7 @@ run_coordinator:
   config: {{dequeue_interval_seconds: 1}}
 concurrency:
   runs:
-    # Steering is never to wait for jobs. Of the runs that follow jobs, those of assets are limited by their pools.
+    # Stopping and scaling must never wait for jobs. Of the runs that follow jobs, those of assets have pools as limits.
     max_concurrent_runs: -1
     tag_concurrency_limits: [{{key: {FOLLOWS}, limit: 16}}]
   pools:
@@ -30,7 +31,7 @@ run_monitoring:
   start_timeout_seconds: 300
   # A training that is stopped writes a checkpoint first, which `stop` waits for up to half an hour.
   cancel_timeout_seconds: 2100
-  # A run whose process was killed keeps its place in its pool, and the next would wait for it for ever.
+  # A run whose process was killed keeps its place in its pool, and the next run would wait for it forever.
   free_slots_after_run_end_seconds: 1
 sensors:
   use_threads: true
@@ -42,9 +43,9 @@ retention:
 
 
 def environment() -> dict[str, str]:
-    """What Dagster's processes are told."""
+    """Environment variables of Dagster's processes."""
     return {
-        "DAGSTER_HOME": str(folder()),
+        "DAGSTER_HOME": str(state_folder()),
         "DAGSTER_DISABLE_TELEMETRY": "1",
         "DAGSTER_SENSOR_GRPC_TIMEOUT_SECONDS": "120",
         "DO_NOT_TRACK": "1",
@@ -52,19 +53,15 @@ def environment() -> dict[str, str]:
 
 
 def end_lost_runs(reason: str) -> None:
-    """Have those fail that nothing follows any more, and free their places in the pools."""
+    """Make Dagster's databases where there are none, and report runs as failed that no process follows any more."""
     os.environ.update(environment())
     from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 
     with DagsterInstance.get() as instance:
-        assert instance.schedule_storage is not None  # asked for, so that it is made by now
-        lost = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
-        for run in instance.get_runs(RunsFilter(statuses=lost)):
+        create_databases(instance)
+        unfinished = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
+        for run in instance.get_runs(RunsFilter(statuses=unfinished)):
             job = run.tags.get("onediffusion/job")
             goes_on = f"; its job may go on: onediffusion logs -f {job}" if job else ""
             instance.report_run_failed(run, f"{reason}{goes_on}")
-        # One that was killed keeps its place in its pool, and the next would wait for it for ever.
-        for run_id in instance.event_log_storage.get_concurrency_run_ids():
-            held = instance.get_run_by_id(run_id)
-            if held is None or held.is_finished:
-                instance.event_log_storage.free_concurrency_slots_for_run(run_id)
+        free_pools_of_ended_runs(instance)

@@ -1,4 +1,4 @@
-"""What labeling jobs say of their work on a dataset, wherever they were sent from: how much, and in how long."""
+"""How much labeling jobs did on a dataset and how long that took, wherever the jobs were sent from."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ STATE = "state.json"
 
 @dataclass(frozen=True)
 class Labeling:
-    """Work of an attempt at a job on a group: rows, seconds over all its processes, when it ended (Unix time).
+    """One attempt's work on a group: rows, seconds summed over its processes, and when it ended (Unix time).
 
-    job: its id with the number of the attempt, as its target knows it.
+    job: its id and the number of the attempt, as its target knows it.
     """
 
     job: str
@@ -28,32 +28,32 @@ class Labeling:
 
     @property
     def speed(self) -> float:
-        """Rows a second of one process."""
+        """Rows per second of one process."""
         return self.rows / self.seconds
 
 
-def labelings(store: Store) -> list[Labeling]:
-    """By the last attempts of the jobs of a dataset that have ended, oldest first. Costs one listing."""
-    found: list[Labeling] = []
+def labeling_history(store: Store) -> list[Labeling]:
+    """The last attempts of a dataset's jobs that have ended, oldest first. Costs one listing."""
+    history: list[Labeling] = []
     for name, entry in store.walk(FOLDER).items():
         path = PurePosixPath(name)
         if path.name == STATE and len(path.parts) == 2:
-            found += _states.get(store, f"{FOLDER}/{name}", entry)
-    return sorted(found, key=lambda one: (one.ended, one.group))
+            history += _states.get(store, f"{FOLDER}/{name}", entry)
+    return sorted(history, key=lambda labeling: (labeling.ended, labeling.group))
 
 
 def _read(store: Store, name: str) -> list[Labeling]:
     folder = PurePosixPath(name).parent
     state = None
-    with suppress(ValueError, TypeError):  # of another version: its work is not shown
+    with suppress(ValueError, TypeError):  # written by another version of the project
         state = JobFolder(f"{store.uri}/{folder}").state()
     if state is None:
         return []
-    busy, rows = state.result.get("busy") or {}, state.result.get("rows") or {}
+    seconds, rows = state.result.get("busy") or {}, state.result.get("rows") or {}
     return [
-        Labeling(f"{folder.name}-{state.attempt}", group, int(rows[group]), float(seconds), state.time)
-        for group, seconds in busy.items()
-        if rows.get(group) and seconds
+        Labeling(f"{folder.name}-{state.attempt}", group, int(rows[group]), float(busy), state.time)
+        for group, busy in seconds.items()
+        if rows.get(group) and busy
     ]
 
 

@@ -1,39 +1,42 @@
-"""What each place declares, as it was seen last: what the definitions are made from.
+"""What each dataset and run declared when it was read last: the definitions are made from these snapshots alone.
 
-Dagster loads the definitions in several processes and once for every run. They must agree, load at once, and not need
-a dataset that is out of reach: they read these files, and only the server and the sensor look at the places.
+Dagster loads the definitions in several processes and once for every run. They must agree, load at once, and need no
+dataset that is out of reach. So they read these files, and only the server and the sensors read datasets and runs.
 """
 
 from __future__ import annotations
 
 import json
-import threading
-import time
 from collections.abc import Sequence
+from concurrent.futures import wait
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cluster.user_data import write_whole
 from labeling.dataset import RECIPE_FIELDS, Dataset, digest_json, open_store
 from model.inputs import InputError, one_line
-from pipelines.dashboard.ranges import Range, cut_ranges
-from pipelines.dashboard.tracked_assets import Kind, Place, folder, place_kind, places, remember
+from model.inputs.yaml_files import parse_yaml
+from pipelines.dashboard.background import in_background
+from pipelines.dashboard.partitions import ShardRange, shard_ranges
+from pipelines.dashboard.tracked_assets import Kind, TrackedAsset, kind_at, state_folder, track, tracked_assets
 
-NOT_YET = "not looked at yet"
-LOOK_SECONDS = 20.0  # after which a place that does not answer is taken for unreachable
+NOT_READ = "not looked at yet"
+ANSWER_SECONDS = 20.0  # after which a dataset or run that does not answer counts as unreachable
+_STORED_TRACKED = "place"  # the key of `tracked` in the files, as all versions of the dashboard write it
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A place as it was seen last.
+    """A dataset or run as it was read last.
 
-    trouble: why it cannot be read now (the rest is then as before, or empty). kind: of a dataset's rows, "pictures" or
-    "sets"; shards: how many; groups: what each declares; sources: where the pictures came from. config: of a run;
-    reads: (dataset's address, group) of all that it learns from.
+    trouble: why it cannot be read now (the other fields are then as before, or empty). Of a dataset: kind of its rows,
+    "pictures" or "sets"; number of shards; groups, each with its declaration; sources, where the pictures came from.
+    Of a run: its config, and (dataset's address, group) of all that it reads.
     """
 
-    place: Place
+    tracked: TrackedAsset
     trouble: str = ""
     kind: str = ""
     shards: int = 0
@@ -43,37 +46,36 @@ class Snapshot:
     reads: Sequence[tuple[str, str]] = ()
 
     @property
-    def ranges(self) -> list[Range]:
-        """The ranges of shards that are partitions; a single one where there are few."""
-        return cut_ranges(self.shards)
+    def ranges(self) -> list[ShardRange]:
+        """The ranges of shards that are partitions; a single range where there are few shards."""
+        return shard_ranges(self.shards)
 
     @property
     def labels(self) -> list[str]:
-        """The groups that can be made anew; the others are what they are (ingested, rendered)."""
+        """The groups that a labeler makes from others. The rest were ingested or rendered."""
         return [group for group, declared in self.groups.items() if declared.get("reads")]
 
     def code_version(self, group: str) -> str | None:
-        """Digest of what a group declares; None of one that nothing here can make anew."""
+        """Digest of a group's declaration; None where no labeler makes it."""
         declared = self.groups[group]
         return digest_json({key: declared.get(key) for key in RECIPE_FIELDS}) if declared.get("reads") else None
 
     def upstream(self, group: str) -> list[str]:
-        """The groups that a group is made from; a row's identity always comes from `images`."""
+        """The groups that a group is made from; `images` always, since a row's id comes from there."""
         reads = self.groups[group].get("reads") or ()
-        found = dict.fromkeys(column.split(".", 1)[0] for column in ("images.id", *reads)) if reads else {}
-        return [name for name in found if name in self.groups and name != group]
+        names = dict.fromkeys(column.split(".", 1)[0] for column in ("images.id", *reads)) if reads else {}
+        return [name for name in names if name in self.groups and name != group]
 
 
-def look(place: Place) -> Snapshot:
-    """Read what a place declares. Raises InputError, or OSError for a place that does not answer."""
-    kind = place.kind
-    if kind == "unknown":
-        kind = place_kind(place.address)
+def read_snapshot(tracked: TrackedAsset) -> Snapshot:
+    """Read what a dataset or run declares now. Raises InputError, or OSError where it does not answer."""
+    kind = kind_at(tracked.address) if tracked.kind == "unknown" else tracked.kind
+    tracked = replace(tracked, kind=kind)
     if kind == "run":
-        return _look_at_run(replace(place, kind=kind))
-    dataset = Dataset.open(place.address)
+        return _read_run(tracked)
+    dataset = Dataset.open(tracked.address)
     return Snapshot(
-        replace(place, kind=kind),
+        tracked,
         kind=dataset.kind,
         shards=len(dataset.shards),
         sources=[str(source["uri"]) for source in dataset.description.get("sources", ()) if source.get("uri")],
@@ -81,103 +83,96 @@ def look(place: Place) -> Snapshot:
     )
 
 
-def _look_at_run(place: Place) -> Snapshot:
-    import yaml
-
+def _read_run(tracked: TrackedAsset) -> Snapshot:
     from training.config import parse_config
     from training.mixture import Stream
     from training.run import CONFIG
 
-    store = open_store(place.address)
+    store, file = open_store(tracked.address), f"{tracked.address}/{CONFIG}"
     try:
-        values = yaml.safe_load(store.read(CONFIG))
+        text = store.read(CONFIG).decode()
     except FileNotFoundError:
-        return Snapshot(place, trouble="training has not begun yet")
-    config = parse_config(values, f"{place.address}/{CONFIG}")
+        return Snapshot(tracked, trouble="training has not begun yet")
+    config = parse_config(parse_yaml(text, file), file)
     reads = [
         (open_store(source.dataset).uri, group)
         for name, source in config.mixture.items()
         for task, weight in source.tasks.items()
         for group in Stream(name, task, weight, source.size or config.size).groups
     ]
-    return Snapshot(place, config=config.model_dump(mode="json"), reads=list(dict.fromkeys(reads)))
+    return Snapshot(tracked, config=config.model_dump(mode="json"), reads=list(dict.fromkeys(reads)))
 
 
 def refresh(only: Sequence[str] | None = None) -> bool:
-    """Look at the places (all, or those named) at the same time; whether anything is declared otherwise than before."""
-    chosen = [place for place in places() if only is None or place.name in only]
-    seen: dict[str, Snapshot] = {}
-
-    def see(place: Place) -> None:
-        try:
-            seen[place.name] = look(place)
-        except Exception as error:  # one broken place must not take the others down: it is shown with its reason
-            seen[place.name] = _troubled(place, one_line(error))
-
-    # Not a pool: nobody waits at its end for a place that never answers.
-    threads = [threading.Thread(target=see, args=(place,), daemon=True) for place in chosen]
-    for thread in threads:
-        thread.start()
-    deadline = time.monotonic() + LOOK_SECONDS
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
+    """Read all datasets and runs (or those named) in parallel; whether any of them declares something else now."""
+    assets = [asset for asset in tracked_assets() if only is None or asset.name in only]
+    reads = [in_background(partial(read_snapshot, asset)) for asset in assets]
+    wait(reads, ANSWER_SECONDS)
     changed = False
-    found: list[tuple[Kind, str]] = []
-    for place in chosen:
-        snapshot = seen.get(place.name) or _troubled(place, f"does not answer within {LOOK_SECONDS:.0f} s")
-        changed |= _keep(snapshot)
-        if place.kind != snapshot.place.kind:
-            found.append((snapshot.place.kind, place.address))
-    if found:
-        remember(found)
+    known_kinds: list[tuple[Kind, str]] = []
+    for asset, read in zip(assets, reads, strict=True):
+        try:
+            snapshot = read.result(0)
+        except TimeoutError:
+            snapshot = _with_trouble(asset, f"does not answer within {ANSWER_SECONDS:.0f} s")
+        except Exception as error:  # one that is broken is shown with its reason, beside the others
+            snapshot = _with_trouble(asset, one_line(error))
+        changed |= _save(snapshot)
+        if asset.kind != snapshot.tracked.kind:
+            known_kinds.append((snapshot.tracked.kind, asset.address))
+    if known_kinds:
+        track(known_kinds)
     return changed
 
 
 def snapshots() -> list[Snapshot]:
-    """Of all places, as they were seen last."""
-    return [_kept(place) or Snapshot(place, trouble=NOT_YET) for place in places()]
+    """Of all datasets and runs, as they were read last."""
+    return [_load(asset) or Snapshot(asset, trouble=NOT_READ) for asset in tracked_assets()]
 
 
 def find_snapshot(name: str) -> Snapshot:
-    """Of the place of that name. Raises InputError."""
+    """Of the dataset or run of that name. Raises InputError."""
     for snapshot in snapshots():
-        if snapshot.place.name == name:
+        if snapshot.tracked.name == name:
             return snapshot
     raise InputError(f"{name}: not on the dashboard")
 
 
-def shape() -> str:
-    """Digest of all that definitions are made from: where it changes, they have to be loaded anew."""
+def snapshots_digest() -> str:
+    """Digest of all that the definitions are made from: when it changes, they must be loaded again."""
     return digest_json([asdict(snapshot) for snapshot in snapshots()])
 
 
-def _troubled(place: Place, trouble: str) -> Snapshot:
-    return replace(_kept(place) or Snapshot(place), trouble=trouble)
+def _with_trouble(asset: TrackedAsset, trouble: str) -> Snapshot:
+    return replace(_load(asset) or Snapshot(asset), trouble=trouble)
 
 
-def _path(place: Place) -> Path:
-    path = folder() / "snapshots"
-    path.mkdir(exist_ok=True)
-    return path / f"{place.name}.json"
+def _path(asset: TrackedAsset) -> Path:
+    folder = state_folder() / "snapshots"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{asset.name}.json"
 
 
-def _kept(place: Place) -> Snapshot | None:
+def _load(asset: TrackedAsset) -> Snapshot | None:
     try:
-        values = json.loads(_path(place).read_text())
+        values = json.loads(_path(asset).read_text())
     except (FileNotFoundError, ValueError):
         return None
-    if values["place"]["address"] != place.address:  # forgotten, and the name given to another
+    stored = values.pop(_STORED_TRACKED)
+    if stored["address"] != asset.address:  # of an asset that was taken out, whose name another one has now
         return None
     reads = [(address, group) for address, group in values["reads"]]
     try:
-        return Snapshot(**{**values, "place": place, "reads": reads})
-    except TypeError:  # as another version of the project kept it
+        return Snapshot(**{**values, "tracked": asset, "reads": reads})
+    except TypeError:  # as another version of the project wrote it
         return None
 
 
-def _keep(snapshot: Snapshot) -> bool:
-    path = _path(snapshot.place)
-    text = json.dumps(asdict(snapshot), indent=1, sort_keys=True)
+def _save(snapshot: Snapshot) -> bool:
+    """Write a snapshot; whether it differs from the one before."""
+    path, values = _path(snapshot.tracked), asdict(snapshot)
+    values[_STORED_TRACKED] = values.pop("tracked")
+    text = json.dumps(values, indent=1, sort_keys=True)
     if path.exists() and path.read_text() == text:
         return False
     write_whole(path, text)

@@ -1,4 +1,4 @@
-"""What a dataset lacks: pictures that are new in the places its pictures came from, and labels of its shards."""
+"""What a dataset lacks: pictures that are new in its sources, and labels of its shards."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from labeling.dataset import LEASE_EXPIRY, LEASE_FILE, Dataset, digest_json
+from labeling.sources.ingest import SeenFiles
 from labeling.sources.source import Source
 from model.inputs import InputError, one_line
-from pipelines.dashboard.checks import Verdict
+from pipelines.dashboard.check_outcomes import CheckOutcome
 from pipelines.dashboard.snapshots import Snapshot
-from pipelines.ingest import Met
 
-MOST_NAMES = 2_000_000  # of pictures ingested; beyond, new ones are only counted
+MAX_NAMES = 2_000_000  # of ingested pictures that are compared; of larger sources, new pictures are only counted
 SHOWN_NAMES = 20
 
 
 @dataclass(frozen=True)
-class News:
-    """A source with pictures that are not in the dataset yet: how many, some of their names, and what tells them apart.
+class NewFiles:
+    """Pictures of a source that are not in the dataset yet: how many, and some of their names.
 
-    identity: digest of all of their names.
+    identity: digest of all their names.
     """
 
     source: str
@@ -31,61 +31,61 @@ class News:
     identity: str
 
 
-def listing(snapshot: Snapshot) -> str:
-    """Digest of the files that a dataset's sources name, and their sizes; none is opened. Raises InputError, OSError.
+def sources_digest(snapshot: Snapshot) -> str:
+    """Digest of the names and sizes of the files in a dataset's sources. No file is opened.
 
-    Files beside them, such as those of the dataset itself, do not count.
+    Other files in the same folders, such as those of the dataset itself, do not count. Raises InputError, OSError.
     """
     return digest_json(
         [[uri, [(name, entry.size) for name, entry in Source(uri).files().items()]] for uri in snapshot.sources]
     )
 
 
-def news(snapshot: Snapshot) -> list[News]:
-    """The sources that have new pictures. Raises InputError, or OSError, for one that cannot be listed."""
-    dataset = Dataset.open(snapshot.place.address)
-    there = dataset.store.files("images")  # it comes last of what a shard has
-    found = []
+def new_files(snapshot: Snapshot) -> list[NewFiles]:
+    """The new pictures of each source that has some. Raises InputError, or OSError, where one cannot be listed."""
+    dataset = Dataset.open(snapshot.tracked.address)
+    ingested = dataset.shard_entries("images")  # the group of a shard that is written last
+    new: list[NewFiles] = []
     for number, uri in enumerate(snapshot.sources):
         try:
             items = Source(uri).items()
         except InputError as error:
-            if "no files there" in str(error):  # emptied since: nothing is new
+            if "no files there" in str(error):  # it was emptied since: nothing is new
                 continue
             raise
         shards = [shard for shard in dataset.shards if shard.source == number]
-        if sum(shard.rows for shard in shards) > MOST_NAMES:
+        if sum(shard.rows for shard in shards) > MAX_NAMES:
             rejected = dataset.footers("rejected", save=True)
             known = sum(shard.rows for shard in shards)
             known += sum(rejected[shard.name].rows for shard in shards if shard.name in rejected)
             if len(items) > known:
-                found.append(News(uri, len(items) - known, [], digest_json(len(items))))
+                new.append(NewFiles(uri, len(items) - known, [], digest_json(len(items))))
             continue
-        met = Met(set(), {})
+        seen = SeenFiles()
         for shard in shards:
-            if f"{shard.name}.parquet" in there:
-                met.see(dataset, shard.name)
-        fresh = [item.name for item in met.fresh(items)]
-        if fresh:
-            found.append(News(uri, len(fresh), fresh[:SHOWN_NAMES], digest_json(fresh)))
-    return found
+            if shard.name in ingested:
+                seen.add_shard(dataset, shard.name)
+        names = [item.name for item in seen.new(items)]
+        if names:
+            new.append(NewFiles(uri, len(names), names[:SHOWN_NAMES], digest_json(names)))
+    return new
 
 
-def unlabeled(snapshot: Snapshot) -> dict[str, list[str]]:
-    """Group → shards that have no label of it, though it is declared. Costs a listing a group."""
-    dataset = Dataset.open(snapshot.place.address)
-    found = {}
+def unlabeled_shards(snapshot: Snapshot) -> dict[str, list[str]]:
+    """Group → shards without a label of it, though it is declared. Costs one listing for each group."""
+    dataset = Dataset.open(snapshot.tracked.address)
+    shards = {}
     for group in snapshot.labels:
-        files = dataset.store.files(group)
-        missing = [shard.name for shard in dataset.shards if f"{shard.name}.parquet" not in files]
+        labeled = dataset.shard_entries(group)
+        missing = [shard.name for shard in dataset.shards if shard.name not in labeled]
         if missing:
-            found[group] = missing
-    return found
+            shards[group] = missing
+    return shards
 
 
-def worked_on_now(snapshot: Snapshot) -> str:
-    """A group of a dataset that a job holds now, "" if there is none: another job on it would be refused."""
-    store = Dataset(snapshot.place.address).store
+def leased_group(snapshot: Snapshot) -> str:
+    """A group of a dataset that a job works on now, "" if there is none. Another job on it would be refused."""
+    store = Dataset(snapshot.tracked.address).store
     for group in snapshot.groups:
         with suppress(FileNotFoundError, ValueError, KeyError):
             if time.time() - json.loads(store.read(f"{group}/{LEASE_FILE}"))["time"] < LEASE_EXPIRY:
@@ -93,15 +93,17 @@ def worked_on_now(snapshot: Snapshot) -> str:
     return ""
 
 
-def source_verdict(snapshot: Snapshot) -> tuple[Verdict, list[News]]:
-    """The check `sources` of a dataset, and what is new: nothing, where a source cannot be listed."""
-    key = (snapshot.place.name, "images")
+def source_outcome(snapshot: Snapshot) -> tuple[CheckOutcome, list[NewFiles]]:
+    """Outcome of the check `sources`, and the new pictures (none where a source cannot be listed)."""
+    key = (snapshot.tracked.name, "images")
     try:
-        found = news(snapshot)
+        new = new_files(snapshot)
     except (InputError, OSError) as error:
-        return Verdict(key, "sources", False, f"a source cannot be listed: {one_line(error)}"), []
-    count = sum(one.count for one in found)
-    said = "; ".join(f"{one.count} new in {one.source}" for one in found) or "all pictures are in the dataset"
+        return CheckOutcome(key, "sources", False, f"a source cannot be listed: {one_line(error)}"), []
+    count = sum(files.count for files in new)
+    description = "; ".join(f"{files.count} new in {files.source}" for files in new)
     if count:
-        said += ": run the job ingest_pictures to add and label them"
-    return Verdict(key, "sources", not count, said, {"new pictures": count}), found
+        description += ": run the job ingest_pictures to add and label them"
+    else:
+        description = "all pictures are in the dataset"
+    return CheckOutcome(key, "sources", not count, description, {"new pictures": count}), new

@@ -1,4 +1,7 @@
-"""The datasets and runs that the dashboard shows: those given to it once, and those that jobs were sent to work on."""
+"""The datasets and runs that the dashboard shows: those that a person named, and those that jobs were sent to work on.
+
+They are kept in `places.json` of the state folder, and addresses that a person took out in `forgotten.json`.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,17 @@ from pipelines.jobs.known_jobs import remembered_jobs
 Kind = Literal["dataset", "run", "unknown"]
 Policy = Literal["ask", "build", "ignore"]
 POLICIES: tuple[Policy, ...] = ("ask", "build", "ignore")
+_TRACKED, _UNTRACKED = "places.json", "forgotten.json"
 _JOB_FOLDER = re.compile(r"(.+)/jobs/([a-z]+)-[0-9a-f]+")
-_OWN_NAMES = ("jobs", "runs", "datasets")  # folders that say nothing of what is in them
+_GENERIC_FOLDERS = ("jobs", "runs", "datasets")  # they do not tell one dataset or run from another
 
 
 @dataclass(frozen=True)
-class Place:
-    """A dataset or a run. name: of its assets, never changed; owner: an e-mail address or team:NAME.
+class TrackedAsset:
+    """A dataset or a run.
 
-    new_pictures: what to do about pictures that are new in a dataset's sources.
+    name: the first part of its assets' keys, which never changes; owner: an e-mail address or team:NAME; new_pictures:
+    what to do about pictures that are new in a dataset's sources.
     """
 
     name: str
@@ -35,75 +40,79 @@ class Place:
     new_pictures: Policy = "ask"
 
 
-def folder() -> Path:
-    """Where the dashboard keeps what is its own, readable by its user only."""
+def state_folder() -> Path:
+    """The folder of the dashboard's own state, readable by its user only."""
     path = data_folder() / "dashboard"
     path.mkdir(mode=0o700, exist_ok=True)
     return path
 
 
-def places() -> list[Place]:
-    """All that were remembered, in the order of their names."""
+def tracked_assets() -> list[TrackedAsset]:
+    """All datasets and runs on the dashboard, ordered by name."""
     try:
-        kept = json.loads((folder() / "places.json").read_text())
+        entries = json.loads((state_folder() / _TRACKED).read_text())
     except FileNotFoundError:
         return []
-    known = {one.name for one in fields(Place)}  # another version of the dashboard may have kept more of them
-    return [Place(**{key: value for key, value in values.items() if key in known}) for values in kept]
+    known = {field.name for field in fields(TrackedAsset)}  # another version of the dashboard may have written more
+    return [TrackedAsset(**{key: value for key, value in entry.items() if key in known}) for entry in entries]
 
 
-def remember(
-    found: Iterable[tuple[Kind, str]], owner: str = "", new_pictures: Policy | None = None, asked: bool = False
-) -> list[Place]:
-    """Add places by kind and address, and return all. One that is there already keeps its name.
+def track(
+    additions: Iterable[tuple[Kind, str]],
+    owner: str = "",
+    new_pictures: Policy | None = None,
+    by_person: bool = False,
+) -> list[TrackedAsset]:
+    """Add datasets and runs, given by kind and address, and return all. One that is there already keeps its name.
 
-    A place that was of unknown kind takes the kind given now; owner and policy are set where they are given.
-    asked: by a person; what was found by itself stays away where a person had it forgotten.
+    Where the kind was unknown, the one given now is taken; owner and policy are set where they are given. What a person
+    took out is added again only by_person.
     """
     with one_at_a_time("dashboard"):
-        known = {place.address: place for place in places()}
-        before, unwanted = dict(known), _forgotten()
-        for kind, given in found:
+        known = {asset.address: asset for asset in tracked_assets()}
+        before, untracked = dict(known), _untracked()
+        for kind, given in additions:
             address = open_store(given).uri
-            if address in unwanted and not asked:
+            if address in untracked and not by_person:
                 continue
-            unwanted.discard(address)
-            place = known.get(address) or Place(_name(address, [one.name for one in known.values()]), kind, address)
+            untracked.discard(address)
+            names = [asset.name for asset in known.values()]
+            asset = known.get(address) or TrackedAsset(_unique_name(address, names), kind, address)
             known[address] = replace(
-                place,
-                kind=kind if place.kind == "unknown" else place.kind,
-                owner=owner or place.owner,
-                new_pictures=new_pictures or place.new_pictures,
+                asset,
+                kind=kind if asset.kind == "unknown" else asset.kind,
+                owner=owner or asset.owner,
+                new_pictures=new_pictures or asset.new_pictures,
             )
         if known != before:
-            _keep(list(known.values()))
-        if unwanted != _forgotten():
-            _write("forgotten.json", sorted(unwanted))
-    return places()
+            _write_tracked(known.values())
+        if untracked != _untracked():
+            _write(_UNTRACKED, sorted(untracked))
+    return tracked_assets()
 
 
-def forget(names: Iterable[str]) -> None:
-    """Take places out, until they are asked for again. Raises InputError for one that is not there."""
+def untrack(names: Iterable[str]) -> None:
+    """Take datasets and runs out, until a person adds them again. Raises InputError for a name that is not there."""
     with one_at_a_time("dashboard"):
-        unwanted = _forgotten()
-        kept = {place.name: place for place in places()}
+        untracked = _untracked()
+        remaining = {asset.name: asset for asset in tracked_assets()}
         for name in names:
-            if name not in kept:
-                raise InputError(f"{name}: not on the dashboard; there are {', '.join(kept) or 'none'}")
-            unwanted.add(kept.pop(name).address)
-        _keep(list(kept.values()))
-        _write("forgotten.json", sorted(unwanted))
+            if name not in remaining:
+                raise InputError(f"{name}: not on the dashboard; there are {', '.join(remaining) or 'none'}")
+            untracked.add(remaining.pop(name).address)
+        _write_tracked(remaining.values())
+        _write(_UNTRACKED, sorted(untracked))
 
 
-def find_place(name: str) -> Place:
-    """The place of that name. Raises InputError."""
-    for place in places():
-        if place.name == name:
-            return place
+def find_tracked(name: str) -> TrackedAsset:
+    """The dataset or run of that name. Raises InputError."""
+    for asset in tracked_assets():
+        if asset.name == name:
+            return asset
     raise InputError(f"{name}: not on the dashboard")
 
 
-def place_kind(address: str) -> Kind:
+def kind_at(address: str) -> Kind:
     """What lies at an address. Raises InputError when there is neither a dataset nor a run, or no answer."""
     from pipelines.reports.run import is_run
 
@@ -115,36 +124,36 @@ def place_kind(address: str) -> Kind:
     raise InputError(f"{address}: neither a dataset nor a run; make one with `ingest` or `train`")
 
 
-def worked_on() -> list[tuple[Kind, str]]:
-    """The datasets and runs of the jobs that were sent from here, by the addresses of their folders alone."""
-    found: list[tuple[Kind, str]] = []
+def assets_of_jobs() -> list[tuple[Kind, str]]:
+    """Kind and address of what the jobs work on that were sent from here, by the addresses of their folders alone."""
+    assets: list[tuple[Kind, str]] = []
     for address in remembered_jobs().values():
         match = _JOB_FOLDER.fullmatch(address)
-        if match and match[2] != "report":  # a report's page lies in what it is about
-            found.append(("run" if match[2] == "train" else "dataset", match[1]))
-    return list(dict.fromkeys(found))
+        if match and match[2] != "report":  # a report may be about any dataset or run: its folder does not say which
+            assets.append(("run" if match[2] in ("train", "evaluate") else "dataset", match[1]))
+    return list(dict.fromkeys(assets))
 
 
-def _keep(kept: Sequence[Place]) -> None:
-    _write("places.json", [asdict(place) for place in sorted(kept, key=lambda place: place.name)])
+def _write_tracked(assets: Iterable[TrackedAsset]) -> None:
+    _write(_TRACKED, [asdict(asset) for asset in sorted(assets, key=lambda asset: asset.name)])
 
 
-def _forgotten() -> set[str]:
-    """Addresses that were taken out; jobs were sent there, or runs read them, and they would come back."""
+def _untracked() -> set[str]:
+    """Addresses that a person took out. Jobs and runs that use them would bring them back otherwise."""
     try:
-        return set(json.loads((folder() / "forgotten.json").read_text()))
+        return set(json.loads((state_folder() / _UNTRACKED).read_text()))
     except FileNotFoundError:
         return set()
 
 
 def _write(name: str, values: list[Any]) -> None:
-    write_whole(folder() / name, json.dumps(values, indent=1))
+    write_whole(state_folder() / name, json.dumps(values, indent=1))
 
 
-def _name(address: str, taken: Sequence[str]) -> str:
-    """The last part of an address, with as many of those before it as it takes to be the only one."""
+def _unique_name(address: str, taken: Sequence[str]) -> str:
+    """The last part of an address, with as many of the parts before it as make it unique."""
     parts = [re.sub(r"\W", "_", part, flags=re.ASCII) for part in address.removeprefix("s3://").split("/") if part]
-    parts = [part for part in parts if part not in _OWN_NAMES] or ["place"]
+    parts = [part for part in parts if part not in _GENERIC_FOLDERS] or ["place"]
     for count in range(1, len(parts) + 1):
         name = "_".join(parts[-count:])
         if name not in taken:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from labeling.sources.ingest import Rejected, normalize
+from labeling.sources.normalize import Rejected, normalize
 from labeling.sources.source import Source
 from model.constants import MAX_PIXELS, MIN_SIDE
 from model.pictures import decode_gray, decode_picture

@@ -15,9 +15,9 @@ from dashboard_assets import last_event
 from labeling.dataset import Dataset, open_store
 from model.inputs import InputError
 from pipelines.dashboard.definitions import build_definitions
-from pipelines.dashboard.runs import versions_of
+from pipelines.dashboard.run_assets import versions_of
 from pipelines.dashboard.snapshots import find_snapshot, refresh
-from pipelines.dashboard.tracked_assets import remember
+from pipelines.dashboard.tracked_assets import track
 from pipelines.evaluate import evaluate
 from pipelines.ingest import ingest
 from pipelines.jobs.specification import EvaluateJob, WorkersSpec
@@ -100,7 +100,7 @@ def test_a_worker_that_this_machine_has_no_room_for_is_one_line(trained: Path, r
 
 def test_an_evaluation_is_made_as_an_asset(trained: Path, own_data: None, shared_ray: None, tmp_path: Path) -> None:
     run = shutil.copytree(trained / "run", tmp_path / "run")
-    remember([("dataset", str(trained / "photographs")), ("run", str(run))])
+    track([("dataset", str(trained / "photographs")), ("run", str(run))])
     refresh()
     key = dg.AssetKey(["run", "evaluation"])
     definitions = build_definitions()

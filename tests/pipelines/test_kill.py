@@ -51,7 +51,7 @@ def kill_when(dataset: Path, gate: Path, moment: Callable[[], bool]) -> None:
     assert not working, "what writes for the job must end with it"
 
 
-def test_killed_at_several_moments(tmp_path: Path, pictures: Path, ray_cluster: None) -> None:
+def test_killed_label_gives_the_same_shards(tmp_path: Path, pictures: Path, ray_cluster: None) -> None:
     for name in ("cut.jpg", "notes.txt", "z-coffee-again.png"):  # their shards have no rows, and nothing to wait for
         (pictures / name).unlink()
     calm, killed, gate = tmp_path / "calm", tmp_path / "killed", tmp_path / "gate"
@@ -80,7 +80,7 @@ def test_killed_at_several_moments(tmp_path: Path, pictures: Path, ray_cluster: 
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_killed_ingest_continues(tmp_path: Path, pictures: Path) -> None:
+def test_killed_ingest_continues(tmp_path: Path, pictures: Path) -> None:
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     ingest(str(pictures), str(calm), shard_rows=2)
     ingest(str(pictures), str(killed), shard_rows=2)

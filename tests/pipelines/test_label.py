@@ -10,14 +10,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from labeling.dataset import Dataset, dataset_status, open_store, write_shard
-from labeling.registry import load_labeler
-from labeling.sources.ingest import IMAGES
+from labeling.dataset import IMAGE_SCHEMA, Dataset, dataset_status, open_store, set_schema, write_shard
 from model.inputs import InputError
 from pipelines.ingest import ingest
-from pipelines.label import _stages, label
+from pipelines.label import label
 from pipelines.reports.page import report
-from simple_labelers import Brightness, Doubled
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 BRIGHTNESS, DOUBLED = "simple_labelers:Brightness", "simple_labelers:Doubled"
@@ -33,7 +30,7 @@ def contents(dataset: Dataset, group: str) -> dict[str, bytes]:
     return {shard.name: dataset.store.read(f"{group}/{shard.name}.parquet") for shard in dataset.shards}
 
 
-def test_labels_are_made_once_and_then_fresh(dataset: Dataset) -> None:
+def test_labels_are_fresh_after_one_run(dataset: Dataset) -> None:
     first = label(dataset.uri, [BRIGHTNESS, DOUBLED])
     assert first.written == {"brightness": len(dataset.shards), "doubled": len(dataset.shards)}
     rows = list(dataset.rows("brightness"))
@@ -46,7 +43,7 @@ def test_labels_are_made_once_and_then_fresh(dataset: Dataset) -> None:
     assert again.fresh == {"brightness": len(dataset.shards), "doubled": len(dataset.shards)}
 
 
-def test_a_parameter_restales_what_depends_on_it_but_equal_values_do_not(dataset: Dataset) -> None:
+def test_changed_values_make_readers_stale_and_equal_values_do_not(dataset: Dataset) -> None:
     label(dataset.uri, [BRIGHTNESS, DOUBLED], {"brightness": {"levels": 2}})
     count = len(dataset.shards)
     same = label(dataset.uri, [BRIGHTNESS, DOUBLED], {"brightness": {"gain": 1.0001}})
@@ -56,7 +53,7 @@ def test_a_parameter_restales_what_depends_on_it_but_equal_values_do_not(dataset
     assert other.written == {"brightness": count, "doubled": count}
 
 
-def test_a_missing_shard_comes_back_byte_for_byte(dataset: Dataset) -> None:
+def test_deleted_shard_is_made_again_byte_for_byte(dataset: Dataset) -> None:
     label(dataset.uri, [BRIGHTNESS, DOUBLED])
     before = {group: contents(dataset, group) for group in ("brightness", "doubled")}
     dataset.store.delete("brightness/000001.parquet")
@@ -67,7 +64,7 @@ def test_a_missing_shard_comes_back_byte_for_byte(dataset: Dataset) -> None:
     assert {group: contents(dataset, group) for group in before} == before
 
 
-def test_what_a_killed_job_left_unmade_is_made_for_who_reads_it(dataset: Dataset) -> None:
+def test_missing_shards_of_a_group_are_made_for_its_readers(dataset: Dataset) -> None:
     label(dataset.uri, [BRIGHTNESS, DOUBLED])
     for group in ("brightness", "doubled"):
         dataset.store.delete(f"{group}/000000.parquet")
@@ -87,7 +84,7 @@ def test_rows_in_error_keep_their_place_and_are_filled_later(dataset: Dataset) -
     assert result.written["doubled"] == sum(touched) < len(dataset.shards)
 
 
-def test_shards_without_a_picture_are_fresh_at_once(tmp_path: Path, photographs: Path) -> None:
+def test_shards_without_rows_are_labeled_without_work(tmp_path: Path, photographs: Path) -> None:
     source = tmp_path / "mixed"
     source.mkdir()
     shutil.copy(photographs / "rocket.jpg", source / "b.jpg")
@@ -107,7 +104,7 @@ def test_shards_without_a_picture_are_fresh_at_once(tmp_path: Path, photographs:
     assert Path(report(str(tmp_path / "dataset"))).exists()
 
 
-def test_growth_appends_shards_and_labels_only_them(dataset: Dataset, pictures: Path, photographs: Path) -> None:
+def test_growth_appends_shards_and_labels_only_those(dataset: Dataset, pictures: Path, photographs: Path) -> None:
     label(dataset.uri, [BRIGHTNESS])
     before = contents(dataset, "brightness")
     (pictures / "a-new-one.png").write_bytes((photographs / "brick.png").read_bytes())
@@ -126,10 +123,10 @@ def test_growth_appends_shards_and_labels_only_them(dataset: Dataset, pictures: 
 def test_sets_are_labeled_view_by_view(dataset: Dataset, tmp_path: Path) -> None:
     pictures = list(dataset.rows("images"))
     rows = [
-        {"id": name, **{key: [picture[key] for picture in some] for key in IMAGES.names if key != "id"}}
+        {"id": name, **{key: [picture[key] for picture in some] for key in IMAGE_SCHEMA.names if key != "id"}}
         for name, some in (("first", pictures[:2]), ("second", pictures[2:5]))
     ]
-    schema = pa.schema([f if f.name == "id" else pa.field(f.name, pa.list_(f.type)) for f in IMAGES])
+    schema = set_schema(IMAGE_SCHEMA)
     store = open_store(tmp_path / "sets")
     write_shard(store, "images", "000000", pa.Table.from_pylist(rows, schema), [1, 1], "recipe")
     description = {"schema": 1, "kind": "sets", "shards": [{"name": "000000", "rows": 2}], "sources": []}
@@ -150,7 +147,7 @@ def test_sets_are_labeled_view_by_view(dataset: Dataset, tmp_path: Path) -> None
         ([BRIGHTNESS], {"doubled": {"x": 1}}, "not among the groups"),
     ],
 )
-def test_what_is_asked_wrongly_is_named(
+def test_wrong_names_and_parameters_are_named(
     dataset: Dataset, names: list[str], parameters: dict[str, dict[str, object]], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
@@ -158,7 +155,7 @@ def test_what_is_asked_wrongly_is_named(
     assert dataset.groups() == ["images"]
 
 
-def test_a_group_that_another_job_works_on_is_refused(dataset: Dataset) -> None:
+def test_group_held_by_another_job_is_refused(dataset: Dataset) -> None:
     import os
     import socket
 
@@ -176,16 +173,3 @@ def test_a_group_that_another_job_works_on_is_refused(dataset: Dataset) -> None:
     dataset.store.put("brightness/running.json", json.dumps({**holder, "started": 1.0}).encode())
     label(dataset.uri, [BRIGHTNESS])  # the process is another one now: what it held is free
     assert not dataset.store.exists("brightness/running.json")
-
-
-def test_labelers_of_one_kind_share_a_process_unless_another_reads_between_them() -> None:
-    edges = load_labeler("edges", {})
-    latents = {group: load_labeler(group, {}) for group in ("latents-96", "latents-96-edges")}
-    other = load_labeler("latents-64", {"codec": "owner/model"})
-    active = {"latents-96": latents["latents-96"], "edges": edges, "latents-64": other}
-    active["latents-96-edges"] = latents["latents-96-edges"]
-    assert [list(stage) for stage in _stages(active)] == [["edges"], ["latents-64"], ["latents-96", "latents-96-edges"]]
-    bright = {group: Brightness(group, Brightness.Parameters()) for group in ("brightness", "brightness-again")}
-    doubled = Doubled("doubled", Doubled.Parameters())
-    active = {"brightness": bright["brightness"], "doubled": doubled, "brightness-again": bright["brightness-again"]}
-    assert [list(stage) for stage in _stages(active)] == [["brightness"], ["doubled"], ["brightness-again"]]

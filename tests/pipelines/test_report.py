@@ -15,8 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from labeling.dataset import SCHEMA_VERSION, Dataset, open_store, recipe, write_shard
-from labeling.sources.ingest import IMAGES, REJECTED
+from labeling.dataset import IMAGE_SCHEMA, REJECTED_SCHEMA, SCHEMA_VERSION, Dataset, open_store, recipe, write_shard
 from model.inputs import InputError
 from model.pictures import encode_png
 from pipelines.reports.dataset import describe_dataset
@@ -125,8 +124,8 @@ def build_pictures(uri: str, count: int = 3, side: int = SIDE) -> str:
         }
         for index in range(count)
     ]
-    write_group(uri, "images", images, IMAGES, ())
-    rejected = pa.Table.from_pylist([{"source": f"bad-{EVIL}.txt", "reason": f"no picture {EVIL}"}], REJECTED)
+    write_group(uri, "images", images, IMAGE_SCHEMA, ())
+    rejected = pa.Table.from_pylist([{"source": f"bad-{EVIL}.txt", "reason": f"no picture {EVIL}"}], REJECTED_SCHEMA)
     write_shard(open_store(uri), "rejected", "000000", rejected, [1], "r")
     box = {"x0": side / 4, "y0": side / 4, "x1": side, "y1": side}
     half = np.zeros((side, side), np.uint8)
@@ -168,7 +167,7 @@ def build_pictures(uri: str, count: int = 3, side: int = SIDE) -> str:
 
 def build_sets(uri: str) -> str:
     """A dataset of one set of three views, with cameras on a circle and depth."""
-    lists = {field.name: pa.list_(field.type) for field in IMAGES if field.name != "id"}
+    lists = {field.name: pa.list_(field.type) for field in IMAGE_SCHEMA if field.name != "id"}
     picture = encode_png(np.full((SIDE, SIDE, 3), 90, np.uint8))
     image = {"image": picture, "width": SIDE, "height": SIDE, "source": "still.glb/0"}
     one = {"id": "s", **{name: [image.get(name)] * 3 for name in lists}}
@@ -302,7 +301,7 @@ def test_impossible_labels_are_gray_and_said_once(tmp_path: Path) -> None:
     picture = encode_png(np.full((SIDE, SIDE, 3), 90, np.uint8))
     ids = [f"{index:032x}" for index in range(5)]
     images = [{"id": name, "image": picture, "width": SIDE, "height": SIDE, "source": f"{name}.png"} for name in ids]
-    write_group(uri, "images", images, IMAGES, ())
+    write_group(uri, "images", images, IMAGE_SCHEMA, ())
     reason = "no depth model, stereo pair or true disparity: set depth.model=NAME"
     depth = [{"id": name, "error": reason} for name in ids[:-1]] + [{"id": ids[-1], "error": "right picture too small"}]
     write_group(uri, "depth", depth, labeled(depth=pa.binary()), ("images.image",))

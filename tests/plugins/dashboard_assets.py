@@ -9,20 +9,19 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from dagster._core.definitions.data_version import CachingStaleStatusResolver
-from dagster._core.loader import LoadingContextForTest
+from dagster_judgment import stale_status
 
 from cluster.local import work_processes
 from labeling.dataset import Dataset
 from pipelines.dashboard.definitions import build_definitions
 from pipelines.dashboard.snapshots import refresh
-from pipelines.dashboard.tracked_assets import remember
+from pipelines.dashboard.tracked_assets import track
 from pipelines.ingest import ingest
 from pipelines.jobs.status import list_jobs
 from pipelines.label import label
 
 BRIGHTNESS, DOUBLED = "simple_labelers:Brightness", "simple_labelers:Doubled"
-Verdicts = dict[str, tuple[str, list[str]]]
+Statuses = dict[str, tuple[str, list[str]]]
 
 
 @pytest.fixture(scope="session")
@@ -51,9 +50,18 @@ def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def faces(labeled: Path, own_data: None, tmp_path: Path) -> Dataset:
     """A dataset on the dashboard that a test may spoil."""
     dataset = Dataset.open(shutil.copytree(labeled / "faces", tmp_path / "faces"))
-    remember([("dataset", dataset.uri)])
+    track([("dataset", dataset.uri)])
     refresh()
     return dataset
+
+
+@pytest.fixture
+def grown(labeled: Path, faces: Dataset, photographs: Path) -> Iterator[Path]:
+    """The dataset's source with one picture more."""
+    added = labeled / "source" / "brick.png"
+    shutil.copy(photographs / "brick.png", added)
+    yield added
+    added.unlink()
 
 
 @pytest.fixture
@@ -62,16 +70,13 @@ def instance() -> Iterator[dg.DagsterInstance]:
         yield instance
 
 
-def verdicts(instance: dg.DagsterInstance, partition: str | None = None) -> Verdicts:
+def statuses(instance: dg.DagsterInstance, partition: str | None = None) -> Statuses:
     """What Dagster says of each asset, and why, by the definitions as they load now."""
     graph = build_definitions().get_repository_def().asset_graph
-    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
-    found: Verdicts = {}
-    for key in graph.get_all_asset_keys():
-        asked = partition if graph.get(key).is_partitioned else None
-        reasons = [cause.reason for cause in resolver.get_stale_causes(key, asked)]
-        found[key.to_user_string()] = (resolver.get_status(key, asked).value, reasons)
-    return found
+    return {
+        key.to_user_string(): stale_status(instance, graph, key, partition if graph.get(key).is_partitioned else None)
+        for key in graph.get_all_asset_keys()
+    }
 
 
 def declare(dataset: Dataset, group: str, **parameters: Any) -> None:

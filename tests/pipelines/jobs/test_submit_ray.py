@@ -209,7 +209,7 @@ def test_the_dashboard_streams_what_a_job_on_s3_prints(
 ) -> None:
     import dagster as dg
 
-    from pipelines.dashboard.jobs import ingest_pictures
+    from pipelines.dashboard.dagster_jobs import ingest_pictures
 
     form = {"dataset": f"{s3}/streamed", "source": str(pictures), "target_file": target}
     with dg.DagsterInstance.ephemeral() as instance:

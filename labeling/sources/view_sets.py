@@ -1,0 +1,184 @@
+"""Sets of views with cameras: rendered from a mesh, or photographs with a NeRF-style transforms.json.
+
+A row is a set: each column is a list with one entry per view. Cameras go to the group `cameras`, true inverse depth to
+images.disparity, from which the depth labeler makes labels as from any other disparity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from labeling.dataset import (
+    CAMERA_SCHEMA,
+    CAMERAS,
+    IMAGE_SCHEMA,
+    IMAGES,
+    Dataset,
+    digest_json,
+    set_schema,
+    write_shard,
+)
+from labeling.sources.cutting import cut_row_groups
+from labeling.sources.folder import METADATA
+from labeling.sources.normalize import EncodedImage, Rejected, image_id, normalize
+from labeling.sources.source import Source
+from model.constants import MAX_PIXELS, MIN_SIDE
+from model.inputs import InputError
+
+VERSION = 1
+SHARD_SETS = 64  # also the most rows of a row group
+MESHES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
+TRANSFORMS = "transforms.json"
+SET_SCHEMA = set_schema(IMAGE_SCHEMA)
+
+
+@dataclass(frozen=True)
+class SetTask:
+    """A shard of view sets to write: the files that they are made from."""
+
+    shard: str
+    files: list[str]
+    recipe: str
+
+
+def is_view_set(name: str) -> bool:
+    """Whether a file of a source makes a view set."""
+    return is_mesh(name) or PurePosixPath(name).name == TRANSFORMS
+
+
+def is_mesh(name: str) -> bool:
+    """Whether a file of a source is a mesh, by its name."""
+    return PurePosixPath(name).suffix.lower() in MESHES
+
+
+def digest_set(source: Source, name: str, facts: Mapping[str, str]) -> str:
+    """Digest of a view set's file and of what metadata.csv says of it."""
+    return hashlib.blake2b(source.store.read(name), digest_size=16).hexdigest() + digest_json(dict(facts))
+
+
+def write_sets(task: SetTask, source: Source, dataset: Dataset, parameters: Mapping[str, int]) -> int:
+    """Make and write the sets of one shard; how many there are. Raises InputError for a file that makes none.
+
+    parameters: count and size of rendered views, and the seed of their cameras.
+    """
+    metadata = source.metadata()
+    sets = [_read_set(source, name, metadata.get(name, {}), **parameters) for name in task.files]
+    images = [
+        [EncodedImage(*view) for view in zip(one["image"], one["width"], one["height"], strict=True)] for one in sets
+    ]
+    row_groups = cut_row_groups(images, SHARD_SETS)
+    # The images shard is written last: it says that both are there.
+    for group, schema in ((CAMERAS, CAMERA_SCHEMA), (IMAGES, SET_SCHEMA)):
+        table = pa.Table.from_pylist([{key: one.get(key) for key in schema.names} for one in sets], schema)
+        write_shard(dataset.store, group, task.shard, table, row_groups, task.recipe)
+    return len(sets)
+
+
+def _read_set(source: Source, name: str, facts: Mapping[str, str], count: int, size: int, seed: int) -> dict[str, Any]:
+    """The columns of a set: its id, and lists with an entry per view."""
+    views = _photographed(source, name) if name.endswith(TRANSFORMS) else _rendered(source, name, count, size, seed)
+    columns: dict[str, Any] = {
+        key: [view.get(key) for view in views] for key in (*SET_SCHEMA.names, "c2w", "intrinsics")
+    }
+    columns |= {key: [facts.get(key)] * len(views) for key in ("author", "licence", "text")}
+    columns["source"] = [f"{name}/{index}" for index in range(len(views))]
+    columns["id"] = digest_json([digest_set(source, name, facts), count, size, seed])
+    return columns
+
+
+def _rendered(source: Source, name: str, count: int, size: int, seed: int) -> list[dict[str, Any]]:
+    """Views of a mesh, with exact depth."""
+    from labeling.sources.rendering import render_views
+    from model.pictures import encode_png
+
+    with tempfile.TemporaryDirectory() as folder:
+        # A mesh may name textures and materials beside it, so its whole folder comes along.
+        _copy_folder(source, PurePosixPath(name).parent, Path(folder))
+        rendered = render_views(Path(folder, PurePosixPath(name).name), count, size, seed)
+    views = []
+    for view in rendered:
+        scale = float(view.inverse_depth.max()) / 65535 or 1.0
+        levels = np.rint(view.inverse_depth / scale).astype(np.uint16)
+        views.append(
+            {
+                "image": encode_png(view.image),
+                "width": size,
+                "height": size,
+                "disparity": encode_png(levels),
+                "disparity_scale": scale,
+                "c2w": _flat(view.c2w),
+                "intrinsics": _flat(view.intrinsics),
+            }
+        )
+    return views
+
+
+def _copy_folder(source: Source, folder: PurePosixPath, target: Path) -> None:
+    prefix = "" if folder == PurePosixPath(".") else f"{folder}/"
+    for name in source.store.walk(prefix.rstrip("/")):
+        path = target / name
+        if name != METADATA and path.resolve().is_relative_to(target.resolve()):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(source.store.read(f"{prefix}{name}"))
+
+
+def _photographed(source: Source, name: str) -> list[dict[str, Any]]:
+    """Views of a transforms.json: OpenGL camera-to-world matrices and a pinhole focal length. Raises InputError."""
+    place = f"{source.uri}/{name}"
+    try:
+        scene = json.loads(source.store.read(name))
+        frames = scene["frames"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{place}: not a transforms.json (no list of frames)") from None
+    views = []
+    for frame in frames:
+        raw, image = _read_frame(source, name, frame["file_path"])
+        views.append(
+            {
+                "id": image_id(raw),
+                "image": image.encoded,
+                "width": image.width,
+                "height": image.height,
+                "c2w": _flat(frame["transform_matrix"]),
+                "intrinsics": _flat(_intrinsics({**scene, **frame}, image.width, image.height)),
+            }
+        )
+    return views
+
+
+def _read_frame(source: Source, name: str, file_path: str) -> tuple[bytes, EncodedImage]:
+    frame = f"{source.uri}/{name}: frame {file_path!r}"
+    path = str(PurePosixPath(name).parent / file_path).removeprefix("./")
+    if ".." in PurePosixPath(path).parts:
+        raise InputError(f"{frame} lies outside the source folder")
+    try:
+        raw = source.store.read(path)
+        return raw, normalize(raw, MAX_PIXELS, MIN_SIDE)
+    except FileNotFoundError:
+        raise InputError(f"{frame} is not there") from None
+    except Rejected as error:
+        raise InputError(f"{frame} is {error}") from None
+
+
+def _intrinsics(camera: Mapping[str, Any], width: int, height: int) -> Any:
+    """(3, 3) for an image width of 1, from what a frame or its scene says; width and height are those of the image."""
+    focal = camera["fl_x"] if "fl_x" in camera else 0.5 * width / math.tan(0.5 * camera["camera_angle_x"])
+    scale = width / camera.get("w", width)  # focal lengths are in pixels of the size at which they were measured
+    focal_y = camera.get("fl_y", focal)
+    center = (camera.get("cx", 0.5 * width / scale), camera.get("cy", 0.5 * height / scale))
+    return np.array([[focal, 0, center[0]], [0, focal_y, center[1]], [0, 0, width / scale]]) * (scale / width)
+
+
+def _flat(matrix: Any) -> Sequence[float]:
+    values: list[float] = np.asarray(matrix, np.float32).reshape(-1).tolist()
+    return values

@@ -1,0 +1,57 @@
+"""Work that may wait forever, as for a network that is gone, on threads that nothing else waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+FRESH_SECONDS = 3.0  # that a result serves everyone who asks
+ANSWER_SECONDS = 10.0  # that a caller waits for a result, before the last one serves
+
+
+def in_background(work: Callable[[], T]) -> Future[T]:
+    """Call `work` on a daemon thread of its own. It delays no other work (as in a pool), nor the end of the process."""
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()  # from here on it cannot be canceled, so that the thread can always settle it
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+class SharedResults:
+    """Results that many callers ask for at once: each is made once, serves for a few seconds, and then as a stopgap."""
+
+    def __init__(self) -> None:
+        self._results: dict[Any, tuple[float, Any]] = {}
+        self._pending: dict[Any, asyncio.Future[Any]] = {}
+
+    async def get(self, key: Any, make: Callable[[], T]) -> T:
+        """What `make` returned at most FRESH_SECONDS ago, or last, while a new result takes over ANSWER_SECONDS.
+
+        Raises what `make` raises, and TimeoutError where there is no result to serve.
+        """
+        made, result = self._results.get(key, (float("-inf"), None))
+        if result is not None and time.monotonic() - made <= FRESH_SECONDS:
+            return result
+        pending = self._pending.get(key)
+        if pending is None:
+            pending = self._pending[key] = asyncio.wrap_future(in_background(make))
+            pending.add_done_callback(lambda _: self._pending.pop(key))
+        await asyncio.wait([pending], timeout=ANSWER_SECONDS)
+        if pending.done():
+            result = pending.result()
+            self._results[key] = time.monotonic(), result
+        elif result is None:
+            raise TimeoutError
+        return result

@@ -1,0 +1,95 @@
+"""Everything that the dashboard relies on beyond Dagster's documented interface.
+
+Checked with Dagster CHECKED_VERSION. `tests/pipelines/dashboard/test_dagster_internals.py` compares each part with the
+Dagster that is installed, so that an upgrade that moves one fails there, and says which.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+CHECKED_VERSION = "1.13.27"
+
+# Tags of a materialization by which Dagster decides whether an asset is stale. After "/" come the names of its inputs:
+# the data version that each had, and the event up to which Dagster takes them for known.
+CODE_VERSION = "dagster/code_version"
+DATA_VERSION = "dagster/data_version"
+DATA_VERSION_IS_OURS = "dagster/data_version_is_user_provided"
+INPUT_DATA_VERSION = "dagster/input_data_version"
+INPUT_EVENT_POINTER = "dagster/input_event_pointer"
+NO_EVENT = "NULL"  # the pointer to an input that has no event yet
+# Metadata by which asset pages count rows.
+ROW_COUNT, PARTITION_ROW_COUNT = "dagster/row_count", "dagster/partition_row_count"
+# With this many partitions or more, Dagster compares no data versions of what depends on them.
+UNCOMPARED_PARTITIONS = 100
+
+# Paths of Dagster's web server that need more care than the rest: those that read any file of this machine, and those
+# that change something though they are no GraphQL (which knows the read-only role).
+FILE_PATHS = ("/notebook", "/dagit/notebook")
+REPORT_PATHS = ("/report_asset_materialization", "/report_asset_check", "/report_asset_observation")
+JOB_FORM = "/locations/{location}/jobs/{job}/playground/setup?config={config}"
+
+
+def run_console_script(name: str, arguments: Sequence[str]) -> None:
+    """Run a command of Dagster's (`dagster`, `dagster-daemon`) in this process, until it exits."""
+    [script] = entry_points(group="console_scripts", name=name)
+    sys.argv = [name, *arguments]
+    script.load()()
+
+
+@contextmanager
+def web_application(workspace: str, read_only: bool) -> Iterator[Any]:
+    """Dagster's web server as an ASGI application; its own command listens on ports only, never on a socket file.
+
+    workspace: the YAML file that says where the code server is.
+    """
+    from dagster import DagsterInstance
+    from dagster._core.workspace.context import WorkspaceProcessContext
+    from dagster._core.workspace.load_target import WorkspaceFileTarget
+    from dagster_webserver.app import create_app_from_workspace_process_context
+    from dagster_webserver.version import __version__
+
+    with (
+        DagsterInstance.get() as instance,
+        WorkspaceProcessContext(
+            instance, WorkspaceFileTarget([workspace]), version=__version__, read_only=read_only
+        ) as context,
+    ):
+        yield create_app_from_workspace_process_context(context, "", None)
+
+
+def last_check_evaluations(
+    instance: dg.DagsterInstance, checks: Iterable[dg.AssetCheckKey]
+) -> dict[dg.AssetCheckKey, tuple[float, dg.AssetCheckEvaluation]]:
+    """Check → when it was evaluated last (Unix time), and the evaluation; without checks that are running."""
+    import dagster as dg
+
+    records = instance.event_log_storage.get_latest_asset_check_execution_by_key(list(checks))
+    evaluations = {}
+    for key, record in records.items():
+        entry = record.event
+        event = entry.dagster_event if entry else None
+        if entry and event and event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            evaluations[key] = entry.timestamp, event.asset_check_evaluation_data
+    return evaluations
+
+
+def create_databases(instance: dg.DagsterInstance) -> None:
+    """Make the databases that Dagster otherwise makes on first use."""
+    assert instance.event_log_storage and instance.schedule_storage
+
+
+def free_pools_of_ended_runs(instance: dg.DagsterInstance) -> None:
+    """Free the places in pools of runs that are over: one whose process was killed keeps its place."""
+    storage = instance.event_log_storage
+    for run_id in storage.get_concurrency_run_ids():
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            storage.free_concurrency_slots_for_run(run_id)

@@ -1,0 +1,120 @@
+"""What is present of a dataset's groups: fresh, stale and missing shards, by the shards' own footers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from labeling.dataset import Dataset, Entry, Footer, GroupStatus, digest_json, group_status
+from pipelines.dashboard.labeling_history import Labeling, labeling_history
+from pipelines.dashboard.snapshots import Snapshot
+
+Footers = dict[str, dict[str, Footer]]  # group → shard → footer
+Listings = dict[str, dict[str, Entry]]  # group → shard → file
+NO_CONTENT = "missing"  # the digest of a range without any shard
+
+
+@dataclass(frozen=True)
+class RangeState(GroupStatus):
+    """The status of a range of shards, with the digest of their content."""
+
+    content: str = NO_CONTENT
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether all shards are present and as declared."""
+        return not (self.stale or self.missing)
+
+
+@dataclass(frozen=True)
+class DatasetState:
+    """What was present of a dataset when its shards were listed.
+
+    ranges: group → key of a range → its state; contents: group → digest of all its shards.
+    """
+
+    snapshot: Snapshot
+    shards: Sequence[str]
+    ranges: dict[str, dict[str, RangeState]]
+    listings: Listings
+    footers: Footers
+    contents: dict[str, str]
+    labelings: Sequence[Labeling]
+
+    def totals(self, group: str) -> RangeState:
+        """All ranges of a group together."""
+        states = self.ranges[group].values()
+        totals = {field.name: sum(getattr(state, field.name) for state in states) for field in fields(GroupStatus)}
+        return RangeState(**totals, content=self.contents[group])
+
+
+def dataset_state(snapshot: Snapshot, before: DatasetState | None = None) -> DatasetState:
+    """List the shards of a dataset and read the footers that are not known yet. Costs one listing for each group.
+
+    before: the last state, from which everything is taken that has not changed. Where nothing has, it is returned.
+    """
+    dataset = Dataset.open(snapshot.tracked.address)
+    shards = [shard.name for shard in dataset.shards]
+    listings: Listings = {}
+    footers: Footers = {}
+    for group in snapshot.groups:
+        listings[group] = dataset.shard_entries(group)
+        footers[group] = _footers(dataset, group, listings[group], before)
+    labelings = labeling_history(dataset.store)
+    now = (snapshot, shards, listings, labelings)
+    if before and now == (before.snapshot, before.shards, before.listings, before.labelings):
+        return before
+    ranges: dict[str, dict[str, RangeState]] = {}
+    contents: dict[str, str] = {}
+    for group in snapshot.groups:
+        if before and _is_unchanged(group, snapshot, shards, listings, before):
+            ranges[group], contents[group] = before.ranges[group], before.contents[group]
+            continue
+        declared = snapshot.groups[group]
+        ranges[group] = {
+            part.key: _range_state(declared, group, shards[part.first : part.end], footers) for part in snapshot.ranges
+        }
+        contents[group] = _content(shards, footers[group])
+    return DatasetState(snapshot, shards, ranges, listings, footers, contents, labelings)
+
+
+def _footers(
+    dataset: Dataset, group: str, listing: Mapping[str, Entry], before: DatasetState | None
+) -> dict[str, Footer]:
+    if before is None or group not in before.footers:
+        return dataset.footers(group, save=True)
+    known, listed = before.footers[group], before.listings[group]
+    if listing == listed:
+        return known
+    footers = {}
+    for shard, entry in listing.items():
+        if shard in known and listed.get(shard) == entry:
+            footers[shard] = known[shard]
+        else:
+            with suppress(FileNotFoundError):  # deleted since it was listed
+                footers[shard] = dataset.footer(group, shard)
+    return footers
+
+
+def _is_unchanged(
+    group: str, snapshot: Snapshot, shards: Sequence[str], listings: Listings, before: DatasetState
+) -> bool:
+    """Whether a group, and all that it is made from, are declared and listed as before."""
+    if (snapshot.shards, shards) != (before.snapshot.shards, before.shards):
+        return False
+    return all(
+        snapshot.groups[name] == before.snapshot.groups.get(name) and listings[name] == before.listings[name]
+        for name in (group, *snapshot.upstream(group))
+    )
+
+
+def _range_state(declared: Mapping[str, Any], group: str, shards: Sequence[str], footers: Footers) -> RangeState:
+    status = group_status(group, declared, shards, footers)
+    return RangeState(**asdict(status), content=_content(shards, footers[group]))
+
+
+def _content(shards: Sequence[str], footers: Mapping[str, Footer]) -> str:
+    contents = [(shard, footers[shard].content) for shard in shards if shard in footers]
+    return digest_json(contents) if contents else NO_CONTENT

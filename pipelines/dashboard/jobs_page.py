@@ -1,0 +1,125 @@
+"""The page of jobs: all that work on the dashboard's datasets and runs, also those sent from the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+from html import escape
+from typing import Any
+from urllib.parse import quote
+
+from model.inputs import one_line
+from pipelines.dashboard.dagster_internals import JOB_FORM
+from pipelines.dashboard.snapshots import snapshots
+from pipelines.dashboard.tracked_assets import find_tracked
+from pipelines.jobs.attempt import Attempt
+from pipelines.jobs.folder import JobFolder
+from pipelines.jobs.status import JobStatus, list_jobs
+
+JOBS_PATH = "submissions"  # the first part of the address; `/jobs` is a page of Dagster's own
+LOCATION = "onediffusion"  # Dagster's name for our code server
+_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="15">
+<title>{title} · OneDiffusion dashboard</title><meta name="viewport" content="width=device-width">
+<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1b1d22}}
+p{{color:#5c626d}}table{{border-collapse:collapse;width:100%}}th,td{{text-align:left;padding:.4rem .9rem .4rem 0;
+border-bottom:1px solid #e2e3df;vertical-align:top}}th{{font-weight:600}}code{{font-size:.9em}}a{{color:#2457c5}}
+.running{{font-weight:600}}.failed,.lost{{color:#b3372b}}</style><h1>{title}</h1>{table}{trouble}
+<p>{hint}On the command line: <code>onediffusion stop ID</code>, <code>onediffusion scale ID --workers N</code>,
+<code>onediffusion logs -f ID</code>. What was stopped goes on when it is sent again.</p>
+<p><a href="/">Dashboard</a>{all}</p></html>"""
+
+_LAUNCHPAD_HINT = "_▾ beside Materialize, Open launchpad: where it runs, and with how many workers_"
+
+
+def with_jobs_link(name: str, assets: Sequence[Any]) -> list[Any]:
+    """Assets of a dataset or run whose descriptions link to its page of jobs."""
+    import dagster as dg
+
+    link = f"[Jobs on {name}](/{JOBS_PATH}/{name}) · [all jobs](/{JOBS_PATH}) · {_LAUNCHPAD_HINT}"
+
+    def with_link(spec: dg.AssetSpec) -> dg.AssetSpec:
+        first, *rest = (spec.description or "").split(
+            "\n\n"
+        )  # the link comes before curves: a page cuts long descriptions
+        return spec.replace_attributes(description="\n\n".join(filter(None, [first, link, *rest])))
+
+    return list(dg.map_asset_specs(with_link, assets))
+
+
+def render_jobs_page(name: str | None, operates: bool) -> str:
+    """The page of one dataset or run, or (name: None) of all together and what was sent from here.
+
+    operates: with links to the forms that stop and scale. Raises InputError for a name that is not there.
+    """
+    shown = [snapshot for snapshot in snapshots() if name is None or snapshot.tracked.name == name]
+    if name is not None:
+        find_tracked(name)
+    trouble = [f"{snapshot.tracked.address}: {snapshot.trouble}" for snapshot in shown if snapshot.trouble]
+    addresses = [snapshot.tracked.address for snapshot in shown if not snapshot.trouble]
+    by_address: dict[str, tuple[Attempt, JobStatus]] = {}
+    for address in [*([] if name else [None]), *addresses]:
+        try:
+            by_address |= {attempt.address: (attempt, status) for attempt, status in list_jobs(address)}
+        except Exception as error:  # the others are shown all the same
+            trouble.append(f"{address}: {one_line(error)}")
+    jobs = sorted(by_address.values(), key=lambda item: -item[0].sent)
+    return _PAGE.format(
+        title=f"Jobs of {escape(name)}" if name else "Jobs",
+        table=_table(jobs, operates) if jobs else "<p>None yet.</p>",
+        trouble="".join(f"<p>{escape(line)}</p>" for line in trouble),
+        hint="Stopping and scaling open a form that is filled in already. " if operates else "",
+        all=f' · <a href="/{JOBS_PATH}">all jobs</a>' if name else "",
+    )
+
+
+def _table(jobs: Sequence[tuple[Attempt, JobStatus]], operates: bool) -> str:
+    heads = ("id", "works on", "target", "sent", "state", "", "")
+    rows = [_row(attempt, status, operates) for attempt, status in jobs]
+    return f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{''.join(rows)}</table>"
+
+
+def _row(attempt: Attempt, status: JobStatus, operates: bool) -> str:
+    sent = datetime.fromtimestamp(attempt.sent).strftime("%Y-%m-%d %H:%M") if attempt.sent else ""
+    links = []
+    if operates and status.alive and attempt.number:
+        links.append(_form("stop", "stop_job", "stop_submission", {"job": attempt.job_id}))
+        if attempt.job_id.startswith("train-"):
+            run = attempt.address.rpartition("/jobs/")[0]
+            links.append(_form("scale", "scale_training", "scale_run", {"run": run, "workers": _workers(attempt)}))
+    if page := ray_page(attempt):
+        links.append(f'<a href="{escape(page)}">Ray</a>')
+    cells = [
+        f"<code>{escape(attempt.job_id)}</code>",
+        escape(attempt.address.rpartition("/jobs/")[0]),
+        escape(attempt.target_name),
+        sent,
+        f'<span class="{escape(status.phase)}">{escape(status.phase)}</span>',
+        escape(status.reason or status.progress),
+        " ".join(links),
+    ]
+    return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _workers(attempt: Attempt) -> dict[str, int]:
+    """How many it has, as a form takes them."""
+    with suppress(Exception):  # these are only the first values of a form
+        spec = JobFolder(attempt.address).specification().workers
+        if spec:
+            least, most = (spec.count, spec.count) if isinstance(spec.count, int) else spec.count
+            return {"least": least, "most": most}
+    return {"least": 1, "most": 1}
+
+
+def ray_page(attempt: Attempt) -> str | None:
+    """The job's page on Ray's own dashboard, where its target has one."""
+    address = str(attempt.target.get("address", ""))
+    if attempt.target.get("type") != "ray" or not address.startswith(("http://", "https://")):
+        return None
+    return f"{address}/#/jobs/{attempt.name}"
+
+
+def _form(text: str, job: str, step: str, values: dict[str, Any]) -> str:
+    config = json.dumps({"ops": {step: {"config": values}}}, indent=1)  # JSON is YAML
+    return f'<a href="{escape(JOB_FORM.format(location=LOCATION, job=job, config=quote(config)))}">{text}</a>'

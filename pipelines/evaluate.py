@@ -281,7 +281,6 @@ def _camera_note(found: Tensor, true: Tensor) -> str:
 
 
 def _joined(dataset: Dataset, groups: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-    """Rows of images, of the groups named and of the prompts, as "group.column" → value; see `Dataset.join`."""
+    """Rows of images, of the groups named and of the prompts, as "group.column" → value."""
     columns = {**dict.fromkeys((IMAGES, *groups)), "text": entry_columns(dataset.has_sets, "task", "prompt")}
-    for shard in dataset.shards:
-        yield from dataset.join(shard.name, columns, skip_missing=True).to_pylist()
+    return dataset.joined_rows(columns)

@@ -60,7 +60,7 @@ class ModelConfig(Section):
     soft_capping: bool | None = None
 
     @model_validator(mode="after")
-    def _divisible(self) -> ModelConfig:
+    def _check_heads(self) -> ModelConfig:
         if self.hidden_size % (6 * self.num_heads):
             raise ValueError(f"hidden_size {self.hidden_size} must divide by 6 × num_heads, {6 * self.num_heads}")
         if self.num_heads % self.num_kv_heads:
@@ -85,7 +85,7 @@ class ObjectiveConfig(Section):
     c2w_scaling: float = Field(default=CAMERA_DISTANCE, gt=0)
 
     @model_validator(mode="after")
-    def _ordered(self) -> ObjectiveConfig:
+    def _check_views(self) -> ObjectiveConfig:
         if self.min_views > self.max_views:
             raise ValueError(f"min_views {self.min_views} is more than max_views {self.max_views}")
         return self
@@ -148,7 +148,7 @@ class WorkersConfig(Section):
         return self.count if isinstance(self.count, int) else self.count[1]
 
     @model_validator(mode="after")
-    def _sound(self) -> WorkersConfig:
+    def _check_workers(self) -> WorkersConfig:
         least = self.count if isinstance(self.count, int) else self.count[0]
         if not 1 <= least <= self.most:
             raise ValueError(f"count {self.count}: give 1 or more workers, or [least, most]")
@@ -204,7 +204,7 @@ class TrainingConfig(Section):
         return rename_old_keys(values) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
-    def _enough_samples(self) -> TrainingConfig:
+    def _check_batch(self) -> TrainingConfig:
         if self.batch < self.workers.most:
             raise ValueError(f"batch {self.batch} leaves some of the {self.workers.most} workers without a sample")
         return self

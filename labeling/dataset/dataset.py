@@ -146,3 +146,8 @@ class Dataset:
         for shard in self.shards:
             if self.has_shard(group, shard.name):
                 yield from self.read(group, shard.name, columns).to_pylist()
+
+    def joined_rows(self, columns: Columns) -> Iterator[dict[str, Any]]:
+        """All rows of several groups as "group.column" → value; a group that lacks a shard is left out of its rows."""
+        for shard in self.shards:
+            yield from self.join(shard.name, columns, skip_missing=True).to_pylist()

@@ -19,20 +19,24 @@ from training.plan import Plan
 from training.seeded_generator import SeededGenerator
 
 BATCH, WINDOW, FAR = 256, 8, 400_000
-MOST = {"far_over_near": 1.5, "large_over_small": 3.0, "start_growth": 15.0}  # of ten times the shards, the last
+TARGETS = {
+    "far_over_near": 1.5,
+    "large_over_small": 3.0,
+    "start_growth": 15.0,
+}  # at most; the last of ten times the shards
 
 
 def main(rounds: int = 15) -> None:
-    small, large = plan_of(500), plan_of(5000)
+    small, large = build_plan(500), build_plan(5000)
     steps = iter(range(1, 1_000_000))
     works: list[Callable[[], object]] = [
         lambda: large.step(next(steps)),
         lambda: large.step(FAR + next(steps)),
         lambda: small.step(next(steps)),
-        lambda: [drawn(next(steps)) for _ in range(BATCH)],
+        lambda: [draw_sample(next(steps)) for _ in range(BATCH)],
     ]
     near, far, little, floor = alternate(works, rounds)
-    start_small, start_large = alternate([lambda: plan_of(500), lambda: plan_of(5000)], 3)
+    start_small, start_large = alternate([lambda: build_plan(500), lambda: build_plan(5000)], 3)
     figures = {
         "rows": 5000 * 1024,
         "start_seconds": start_large,
@@ -45,22 +49,22 @@ def main(rounds: int = 15) -> None:
     }
     table = Table("figure", "value", "target")
     for name, value in figures.items():
-        table.add_row(name, f"{value:.3g}", f"≤ {MOST[name]}" if name in MOST else "")
+        table.add_row(name, f"{value:.3g}", f"≤ {TARGETS[name]}" if name in TARGETS else "")
     Console().print(table)
-    missed = [name for name, most in MOST.items() if figures[name] > most]
+    missed = [name for name, most in TARGETS.items() if figures[name] > most]
     if missed:
         sys.exit(f"missed: {', '.join(missed)}")
 
 
-def plan_of(shards: int) -> Plan:
-    """Of that many shards of 1024 rows."""
+def build_plan(shards: int) -> Plan:
+    """A plan over that many shards of 1024 rows."""
     pins = [ShardPin(f"{number:06d}", [64] * 16, {}, {"text2image@64": None}) for number in range(shards)]
     stream = Stream("a", "text2image", 1.0, 64, shards * 1024)
     return Plan(Manifest({"a": SourcePin("a", "pictures", {}, pins)}, [stream]), 0, BATCH, ObjectiveConfig(), WINDOW)
 
 
-def drawn(index: int) -> tuple[float, int, int]:
-    """What no plan can do without: the draws of a sample."""
+def draw_sample(index: int) -> tuple[float, int, int]:
+    """The random numbers of a sample, which no plan can do without."""
     generator = SeededGenerator(0, "sample", index)
     return generator.uniform(), generator.word(), generator.word()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -20,7 +19,7 @@ from cluster.kubernetes.drain import NOT_WORK
 from labeling.dataset import open_store
 from training.checkpoint import whole_checkpoints
 from training.config import TrainingConfig, load_config
-from training.coordinator import ControlRequest, Coordinator, StepAnnouncer, monitor
+from training.coordinator import ControlRequest
 from training.metrics_logger import read_metrics
 from training.run import readers_per_worker, run_training
 
@@ -131,56 +130,3 @@ def test_draining_node_makes_workers_save_and_continue_elsewhere(shared_config: 
             training.wait()
     assert "a node is taken away" in (tmp_path / "said").read_text()
     assert [record["step"] for record in read_metrics(store)] == list(range(1, len(read_metrics(store)) + 1))
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_lost_coordinator_aborts_the_training(small_config: dict[str, Any]) -> None:
-    """Otherwise no worker would notice a stop, and the workers would restart for ever."""
-    import ray
-
-    coordinator, aborted = ray.remote(num_cpus=0)(Coordinator).remote(), threading.Event()
-    ray.kill(coordinator)
-    config = config_of(small_config, {})
-    with (
-        pytest.raises(RuntimeError, match="cannot be monitored any more"),
-        monitor(coordinator, config, print, ControlRequest, [ControlRequest()], aborted.set),
-    ):
-        assert aborted.wait(60)
-
-
-def test_coordinator_tells_stepping_workers_from_unresponsive_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    monkeypatch.setattr("training.coordinator.time.monotonic", lambda: now)
-    coordinator = Coordinator()
-    assert coordinator.unresponsive()
-    for step, moment in ((0, 10.0), (0, 11.0), (1, 20.0), (1, 21.0)):  # of two workers
-        now = moment
-        assert coordinator.begin_step(step) is None
-    assert not coordinator.unresponsive()
-    now = 21.0 + 60 + 89
-    assert not coordinator.unresponsive()  # a step took nine seconds
-    now += 2
-    assert coordinator.unresponsive()
-    coordinator.begin_long_operation()  # a checkpoint takes longer than any step
-    assert not coordinator.unresponsive()
-    now += 1801
-    assert coordinator.unresponsive()
-    coordinator.request_stop()
-    assert coordinator.begin_step(2) == 4
-    now += 1e6
-    assert not coordinator.unresponsive()  # the workers write their checkpoint
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_workers_at_different_steps_stop_before_the_same_step() -> None:
-    import ray
-
-    coordinator = ray.remote(num_cpus=0)(Coordinator).remote()
-    fast, slow = StepAnnouncer(coordinator), StepAnnouncer(coordinator)
-    assert not any(fast.stops_before(step) for step in range(2))
-    assert not slow.stops_before(0)
-    ray.get(coordinator.request_stop.remote())
-    stops = [
-        next(step for step in range(first, 20) if worker.stops_before(step)) for worker, first in ((slow, 1), (fast, 2))
-    ]
-    assert stops[0] == stops[1] == 3

@@ -1,0 +1,64 @@
+"""The coordinator: how workers are told to stop, and when nobody would notice."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from training.config import load_config
+from training.coordinator import ControlRequest, Coordinator, StepAnnouncer, monitor
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_lost_coordinator_aborts_the_training(small_config: dict[str, Any]) -> None:
+    """Otherwise no worker would notice a stop, and the workers would restart for ever."""
+    import ray
+
+    coordinator, aborted = ray.remote(num_cpus=0)(Coordinator).remote(), threading.Event()
+    ray.kill(coordinator)
+    config = load_config("debug", small_config)
+    with (
+        pytest.raises(RuntimeError, match="cannot be monitored any more"),
+        monitor(coordinator, config, print, ControlRequest, [ControlRequest()], aborted.set),
+    ):
+        assert aborted.wait(60)
+
+
+def test_coordinator_tells_stepping_workers_from_unresponsive_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("training.coordinator.time.monotonic", lambda: now)
+    coordinator = Coordinator()
+    assert coordinator.unresponsive()
+    for step, moment in ((0, 10.0), (0, 11.0), (1, 20.0), (1, 21.0)):  # of two workers
+        now = moment
+        assert coordinator.begin_step(step) is None
+    assert not coordinator.unresponsive()
+    now = 21.0 + 60 + 89
+    assert not coordinator.unresponsive()  # a step took nine seconds
+    now += 2
+    assert coordinator.unresponsive()
+    coordinator.begin_long_operation()  # a checkpoint takes longer than any step
+    assert not coordinator.unresponsive()
+    now += 1801
+    assert coordinator.unresponsive()
+    coordinator.request_stop()
+    assert coordinator.begin_step(2) == 4
+    now += 1e6
+    assert not coordinator.unresponsive()  # the workers write their checkpoint
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_workers_at_different_steps_stop_before_the_same_step() -> None:
+    import ray
+
+    coordinator = ray.remote(num_cpus=0)(Coordinator).remote()
+    fast, slow = StepAnnouncer(coordinator), StepAnnouncer(coordinator)
+    assert not any(fast.stops_before(step) for step in range(2))
+    assert not slow.stops_before(0)
+    ray.get(coordinator.request_stop.remote())
+    stops = [
+        next(step for step in range(first, 20) if worker.stops_before(step)) for worker, first in ((slow, 1), (fast, 2))
+    ]
+    assert stops[0] == stops[1] == 3

@@ -30,22 +30,23 @@ class LocalBackend:
 
     def plan(self, work: Work) -> dict[str, str]:
         """The command; see `Backend.plan`."""
-        given = {**self.target.environment, WORK_VARIABLE: work.name, "PYTHONPATH": _python_path()}
-        return {"command": shlex.join([*(f"{key}={value}" for key, value in given.items()), *_command(work)]) + "\n"}
+        environment = {**self.target.environment, WORK_VARIABLE: work.name, "PYTHONPATH": _python_path()}
+        variables = [f"{key}={value}" for key, value in environment.items()]
+        return {"command": shlex.join([*variables, *_command(work)]) + "\n"}
 
     def submit(self, work: Work) -> None:
         """Start it in a session of its own; see `Backend.submit`."""
         with one_at_a_time("local"):
             if work_processes(work.name):
                 raise AlreadySubmitted(f"{work.name}: runs on this machine already")
-            given = {**os.environ, **self.target.environment, WORK_VARIABLE: work.name}
+            environment = {**os.environ, **self.target.environment, WORK_VARIABLE: work.name}
             with _log(work.name).open("ab") as log:
                 started = subprocess.Popen(  # noqa: S603 - our own command
                     _command(work),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=given | {"PYTHONPATH": _python_path()},
+                    env=environment | {"PYTHONPATH": _python_path()},
                     start_new_session=True,
                 )
             # For a moment after it was started, before the system has laid out its variables, it would not be found.
@@ -64,11 +65,11 @@ class LocalBackend:
                 leader.send_signal(signal.SIGTERM)
             psutil.wait_procs([leader], timeout=60)
         for _ in range(3):  # what is killed may have started something in between
-            left = work_processes(name)
-            for process in left:
+            remaining = work_processes(name)
+            for process in remaining:
                 with suppress(psutil.NoSuchProcess):  # Ray's end by themselves when one of them does
                     process.kill()
-            psutil.wait_procs(left, timeout=10)
+            psutil.wait_procs(remaining, timeout=10)
 
     def scale(self, name: str, work: Work) -> bool:
         """This machine is as large as it is: the job itself goes on with more or fewer workers."""

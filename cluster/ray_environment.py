@@ -7,6 +7,7 @@ Ray reads some of them once, when it is imported or when its processes start. So
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 from cluster.user_data import data_folder, one_at_a_time, write_whole
@@ -21,16 +22,26 @@ RAY_ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     # Nobody reads what it finds: jobs are told by signals when their machine is needed elsewhere.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Nobody reads metrics either; where Ray's agent is late, every process would print that it cannot export them.
+    "RAY_enable_metrics_collection": "0",
     # A labeling job has a dozen small processes whatever the number of cores; they may start together.
     "RAY_worker_maximum_startup_concurrency": "16",
 }
+# Of a process that uses Ray: Ray's C++ code prints its own errors on this process's terminal. What fails is raised in
+# Python as well.
+QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
+
+
+def is_verbose() -> bool:
+    """Whether Ray may print what it likes (ONEDIFFUSION_VERBOSE)."""
+    return bool(os.environ.get("ONEDIFFUSION_VERBOSE"))
 
 
 def prepare_ray() -> None:
     """Set what this process lacks of the table, and the token. Call it before the first import of Ray."""
     if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file() if starts_own_ray() else cluster_token_file())
-    for name, value in {**AUTHENTICATION, **RAY_ENVIRONMENT}.items():
+    for name, value in {**AUTHENTICATION, **RAY_ENVIRONMENT, **({} if is_verbose() else QUIET)}.items():
         os.environ.setdefault(name, value)
 
 
@@ -41,8 +52,6 @@ def starts_own_ray() -> bool:
 
 def token_file() -> Path:
     """The project's own Ray token, made on first use and readable by its owner only."""
-    import secrets
-
     path = data_folder() / "ray-token"
     with one_at_a_time("ray-token"):
         if not path.exists():

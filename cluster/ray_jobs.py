@@ -77,17 +77,17 @@ class RayBackend:
         """See `Backend.state`."""
         with self._explained(name):
             try:
-                found = self.client().get_job_info(name)
+                details = self.client().get_job_info(name)
             except RuntimeError as error:
                 if "status code 404" in str(error):
                     return TargetState("absent")
                 raise
-        status = str(found.status.value)
+        status = str(details.status.value)
         if status == "PENDING":
             return TargetState("pending", "Ray is preparing the job's environment")
         if status == "RUNNING":
             return TargetState("running")
-        return TargetState("ended", "" if status == "SUCCEEDED" else one_line(found.message or status))
+        return TargetState("ended", "" if status == "SUCCEEDED" else one_line(details.message or status))
 
     def stop(self, name: str) -> None:
         """See `Backend.stop`."""
@@ -98,7 +98,7 @@ class RayBackend:
                 _until_ended(lambda: self.state(name).phase not in ("pending", "running"))
 
     def scale(self, name: str, work: Work) -> bool:
-        """A cluster that runs already has the room it has, or grows by Ray's own autoscaler."""
+        """A running cluster has a fixed size, or grows by Ray's own autoscaler; see `Backend.scale`."""
         return True
 
     def logs(self, name: str) -> Iterator[str]:
@@ -118,16 +118,16 @@ class RayBackend:
 
     def _runtime(self, work: Work) -> dict[str, Any]:
         forwarded = {name: os.environ[name] for name in FORWARDED if name in os.environ}
-        given = {**THREADS, **forwarded, **self.target.environment, WORK_VARIABLE: work.name}
-        runtime: dict[str, Any] = {"env_vars": given}
+        variables = {**THREADS, **forwarded, **self.target.environment, WORK_VARIABLE: work.name}
+        runtime: dict[str, Any] = {"env_vars": variables}
         if self.target.install == "pip":
             pins = [line.strip() for line in (CHECKOUT / "constraints.txt").read_text().splitlines()]
             runtime["pip"] = {"packages": [pin for pin in pins if pin and not pin.startswith(("#", "ray=="))]}
         return runtime
 
     def _folder(self) -> Path:
-        given = self.target.working_dir
-        folder = Path(given).expanduser().absolute() if given else CHECKOUT
+        configured = self.target.working_dir
+        folder = Path(configured).expanduser().absolute() if configured else CHECKOUT
         if not (folder / "pipelines" / "__main__.py").exists():
             raise InputError(f"{folder}: no checkout of this project; give one as `working_dir` in the target")
         return folder

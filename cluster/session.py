@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 import time
@@ -12,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from cluster.ray_environment import prepare_ray, starts_own_ray
+from cluster.ray_environment import is_verbose, prepare_ray, starts_own_ray
 from model.inputs import InputError
 
 NODE_SECONDS = 30.0
@@ -34,7 +33,7 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
             yield
         return
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    verbose = bool(os.environ.get("ONEDIFFUSION_VERBOSE"))
+    verbose = is_verbose()
     options = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
     with _sigterm_kept():
         if not starts_own_ray():
@@ -115,14 +114,17 @@ def _sigterm_kept() -> Iterator[None]:
 
 
 def _quiet(verbose: bool) -> None:
-    """Our own progress bars stand in for those of Ray's libraries, which set up their logging on import."""
+    """Our own progress bars stand in for those of Ray's libraries, which set up their logging on import.
+
+    Ray Data also logs every exception that it raises.
+    """
     import ray.data
     import ray.train
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     if not verbose:
-        for name in ("ray.data", "ray.train"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        logging.getLogger("ray.train").setLevel(logging.ERROR)
 
 
 def cluster_has(unit: str) -> float:

@@ -2,7 +2,7 @@
 
 On the head it asks the job for a checkpoint (SIGTERM to its process) and waits for it to end. On a worker it tells Ray
 that the node goes, upon which a training writes a checkpoint and goes on elsewhere (training.coordinator), and waits
-until no task or actor is left. So a spot node, Kueue that needs the room, and `stop` lose no work, if N suffices.
+until no task or actor is left. So a spot node, Kueue that needs the resources, and `stop` lose no work, if N suffices.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def drain(role: str, seconds: float) -> bool:
 
     deadline = time.monotonic() + seconds
     if role == "head":
-        for process in _found(role):
+        for process in _work_processes(role):
             with suppress(psutil.NoSuchProcess):
                 process.terminate()
     else:
         leave(seconds)
-    while _found(role):
+    while _work_processes(role):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.5)
@@ -57,10 +57,10 @@ def leave(seconds: float, *more: str) -> None:
         )
 
 
-def _found(role: str) -> list[Any]:
+def _work_processes(role: str) -> list[Any]:
     import psutil
 
-    found = []
+    processes = []
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             words = process.cmdline()
@@ -70,15 +70,15 @@ def _found(role: str) -> list[Any]:
             busy = words[0].startswith("ray::") and not words[0].startswith(NOT_WORK)
             job = any(words[i : i + 3] == JOB for i in range(len(words)))
             if job if role == "head" else busy:
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("role", choices=("head", "worker"))
     parser.add_argument("--seconds", type=float, required=True)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     if "KUBERNETES_SERVICE_HOST" not in os.environ:
         parser.error("this is for pods alone: elsewhere it would end the jobs of others")
-    raise SystemExit(0 if drain(given.role, given.seconds) else 1)
+    raise SystemExit(0 if drain(arguments.role, arguments.seconds) else 1)

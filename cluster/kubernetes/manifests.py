@@ -73,7 +73,7 @@ def rayjob(target: KubernetesTarget, work: Work) -> Manifest:
             "backoffLimit": target.retries,
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": target.ttl_seconds,
-            # Kueue resumes what is in its queue, when there is room.
+            # Kueue resumes a queued job when its quota allows it.
             "suspend": bool(target.suspend or target.queue),
             **({"activeDeadlineSeconds": target.deadline_seconds} if target.deadline_seconds else {}),
             "rayClusterSpec": _cluster_spec(target, [workers], variables),
@@ -129,10 +129,10 @@ def check_addresses(target: KubernetesTarget, work: Work) -> None:
         if not address.startswith("s3://") and not any(
             PurePosixPath(address).is_relative_to(mount) for mount in mounts
         ):
-            seen = f" ({', '.join(str(mount) for mount in mounts)})" if mounts else ""
+            mounted_at = f" ({', '.join(str(mount) for mount in mounts)})" if mounts else ""
             raise InputError(
                 f"{address}: pods cannot see this folder; use an s3:// address, or a path on one of the target's "
-                f"`volumes`{seen}"
+                f"`volumes`{mounted_at}"
             )
 
 
@@ -276,12 +276,12 @@ def _placed(template: Manifest, selector: dict[str, str], tolerations: list[Mani
 
 
 def _toleration(toleration: Toleration) -> Manifest:
-    found: Manifest = {"key": toleration.key, "operator": "Exists" if toleration.value is None else "Equal"}
+    entry: Manifest = {"key": toleration.key, "operator": "Exists" if toleration.value is None else "Equal"}
     if toleration.value is not None:
-        found["value"] = toleration.value
+        entry["value"] = toleration.value
     if toleration.effect:
-        found["effect"] = toleration.effect
-    return found
+        entry["effect"] = toleration.effect
+    return entry
 
 
 def _security() -> Manifest:

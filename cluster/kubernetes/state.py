@@ -112,10 +112,10 @@ def _suspended(metadata: dict[str, Any], workload: dict[str, Any] | None) -> str
         slow = _age(metadata) > SLOW_SECONDS
         return f"waiting in queue {queue}" + ("; Kueue has not taken it up, does it manage RayJobs?" if slow else "")
     conditions = {item["type"]: item for item in (workload.get("status") or {}).get("conditions", [])}
-    for kind, wanted in (("Evicted", "True"), ("QuotaReserved", "False"), ("Admitted", "False")):
-        found = conditions.get(kind)
-        if found and found["status"] == wanted and found.get("message"):
-            return f"waiting in queue {queue}: {brief(found['message'])}"
+    for kind, status_when_waiting in (("Evicted", "True"), ("QuotaReserved", "False"), ("Admitted", "False")):
+        condition = conditions.get(kind)
+        if condition and condition["status"] == status_when_waiting and condition.get("message"):
+            return f"waiting in queue {queue}: {brief(condition['message'])}"
     return f"waiting in queue {queue}"
 
 
@@ -209,8 +209,8 @@ def _wanted(cluster: dict[str, Any] | None) -> int:
     if not cluster:
         return 0
     groups = cluster["spec"].get("workerGroupSpecs") or []
-    told = (cluster.get("status") or {}).get("desiredWorkerReplicas")
-    return int(told or sum(group.get("replicas") or group.get("minReplicas") or 0 for group in groups))
+    desired = (cluster.get("status") or {}).get("desiredWorkerReplicas")
+    return int(desired or sum(group.get("replicas") or group.get("minReplicas") or 0 for group in groups))
 
 
 def _is_head(pod: V1Pod) -> bool:

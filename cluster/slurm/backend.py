@@ -41,7 +41,7 @@ class _SlurmJob:
     user: str
 
     @property
-    def lives(self) -> bool:
+    def is_alive(self) -> bool:
         return self.state in PHASES
 
 
@@ -52,8 +52,8 @@ class SilenceError(InputError):
 class SlurmBackend:
     """Batch jobs, found by their name: also those of other users, where the site shows them.
 
-    Slurm takes any number of jobs of one name. That there is one only is seen to here: on one machine by a lock, and
-    between machines by the rule that the later job of two withdraws; it could not have begun (`singleton`).
+    Slurm takes any number of jobs of one name. This class makes sure that there is only one: on one machine by a lock,
+    and between machines by withdrawing the later of two jobs, which could not have begun (`singleton`).
     """
 
     sees_all = False  # some sites show only this user's
@@ -71,7 +71,7 @@ class SlurmBackend:
         text = self.plan(work)["sbatch script"]
         there = AlreadySubmitted(f"{work.name}: is at this site already; see it with `squeue --name={work.name}`")
         with one_at_a_time("slurm"):
-            if any(job.lives for job in self._jobs(work.name)):
+            if any(job.is_alive for job in self._jobs(work.name)):
                 raise there
             path = self._write(work.name, text)
             try:
@@ -83,7 +83,7 @@ class SlurmBackend:
                 raise InputError(refusal(done.stderr, self.target.model_dump()) + self._partitions(done.stderr))
             own = int(done.stdout.strip().partition(";")[0].split()[-1])
             try:
-                if min((job.id for job in self._jobs(work.name) if job.lives), default=own) != own:
+                if min((job.id for job in self._jobs(work.name) if job.is_alive), default=own) != own:
                     self._do("scancel", str(own))
                     raise there
             except AlreadySubmitted:
@@ -107,7 +107,7 @@ class SlurmBackend:
 
     def stop(self, name: str) -> None:
         """See `Backend.stop`. The job's script is told alone: Ray is needed for the checkpoint."""
-        for job in [job for job in self._jobs(name) if job.lives]:
+        for job in [job for job in self._jobs(name) if job.is_alive]:
             identity = str(job.id)
             if job.user != str(os.getuid()):
                 raise InputError(
@@ -119,14 +119,14 @@ class SlurmBackend:
                 self._call("scontrol", "update", f"JobId={identity}", "Requeue=0")
                 self._call("scancel", "--batch", "--signal=TERM", identity)
                 self._until_over(job.id, self.target.checkpoint_seconds)
-            if any(found.id == job.id and found.lives for found in self._jobs(name)):
+            if any(other.id == job.id and other.is_alive for other in self._jobs(name)):
                 self._do("scancel", identity)
                 self._until_over(job.id, KILLED_SECONDS)
 
     def scale(self, name: str, work: Work) -> bool:
         """True where the nodes that the job has are as many, and of its part on them as much, as it would ask for."""
         job, shape = self._job(name), node_shape(self.target, work.resources)
-        if job is None or not job.lives or not shape.min_nodes <= job.nodes <= shape.max_nodes:
+        if job is None or not job.is_alive or not shape.min_nodes <= job.nodes <= shape.max_nodes:
             return False
         return job.cpus >= shape.cpus * job.nodes and (not shape.gpus or job.gres.endswith(gres(self.target, shape)))
 
@@ -141,7 +141,7 @@ class SlurmBackend:
     def _look_whether_taken(self, name: str, silence: SilenceError) -> None:
         """After sbatch asked and heard nothing. Raises ConnectionError unless the job is there."""
         with suppress(InputError):
-            if any(job.lives for job in self._jobs(name)):
+            if any(job.is_alive for job in self._jobs(name)):
                 return
         raise ConnectionError(str(silence)) from None
 
@@ -167,18 +167,18 @@ class SlurmBackend:
         listed = self._do(*("squeue", "--noheader", "--states=all", f"--name={name}"), "--format=%i|%T|%r|%D|%C|%b|%U")
         jobs = []
         for line in listed.splitlines():
-            identity, state, reason, nodes, cpus, asked, user = line.strip().split("|")
-            jobs.append(_SlurmJob(int(identity), state, reason, int(nodes), int(cpus), asked, user))
+            identity, state, reason, nodes, cpus, gres_of_node, user = line.strip().split("|")
+            jobs.append(_SlurmJob(int(identity), state, reason, int(nodes), int(cpus), gres_of_node, user))
         return sorted(jobs, key=lambda job: job.id)
 
     def _job(self, name: str) -> _SlurmJob | None:
-        """The one that lives, the first if there are two; otherwise the last that lived."""
+        """The one that is_alive, the first if there are two; otherwise the last that lived."""
         jobs = self._jobs(name)
-        return next((job for job in jobs if job.lives), jobs[-1] if jobs else None)
+        return next((job for job in jobs if job.is_alive), jobs[-1] if jobs else None)
 
     def _exit_code(self, job: _SlurmJob) -> str:
-        told = self._call("scontrol", "--oneliner", "show", "job", str(job.id)).stdout.split()
-        return next((word.partition("=")[2] for word in told if word.startswith("ExitCode=")), "")
+        words = self._call("scontrol", "--oneliner", "show", "job", str(job.id)).stdout.split()
+        return next((word.partition("=")[2] for word in words if word.startswith("ExitCode=")), "")
 
     def _until_over(self, identity: int, seconds: float) -> None:
         """Wait until a job is neither running nor being ended; it may be back in the queue."""
@@ -225,11 +225,11 @@ class SlurmBackend:
 
     def _environment(self) -> dict[str, str]:
         """This process's, without what would speak for the target, or of a job that this runs in."""
-        kept = {f"SBATCH_{name.upper()}" for name in DEFAULTS if getattr(self.target, name) is None}
+        allowed = {f"SBATCH_{name.upper()}" for name in DEFAULTS if getattr(self.target, name) is None}
         return {
             name: value
             for name, value in os.environ.items()
-            if name in SITE or name in kept or not name.startswith(("SLURM_", "SBATCH_", "SQUEUE_", "SCANCEL_"))
+            if name in SITE or name in allowed or not name.startswith(("SLURM_", "SBATCH_", "SQUEUE_", "SCANCEL_"))
         }
 
 

@@ -116,7 +116,7 @@ def gres(target: SlurmTarget, shape: Shape) -> str:
 
 
 def _options(target: SlurmTarget, work: Work, shape: Shape) -> list[str]:
-    asked = gres(target, shape)
+    gpus = gres(target, shape)
     options = [
         f"--job-name={work.name}",
         # Two that were sent at the same time, from two machines, must not run both: the later waits for the earlier.
@@ -126,7 +126,7 @@ def _options(target: SlurmTarget, work: Work, shape: Shape) -> list[str]:
         else f"--nodes={shape.max_nodes}",
         "--ntasks-per-node=1",
         f"--cpus-per-task={shape.cpus}",
-        *([f"--gres={asked}"] if asked else []),
+        *([f"--gres={gpus}"] if gpus else []),
         *([f"--mem={shape.memory_mb}M"] if shape.memory_mb else ["--mem=0"] if target.exclusive else []),
         *(["--exclusive"] if target.exclusive else []),
         *([f"--time={math.ceil(target.hours * 60)}"] if target.hours else []),

@@ -121,8 +121,7 @@ class RayBackend:
         variables = {**THREADS, **forwarded, **self.target.environment, WORK_VARIABLE: work.name}
         runtime: dict[str, Any] = {"env_vars": variables}
         if self.target.install == "pip":
-            pins = [line.strip() for line in (CHECKOUT / "constraints.txt").read_text().splitlines()]
-            runtime["pip"] = {"packages": [pin for pin in pins if pin and not pin.startswith(("#", "ray=="))]}
+            runtime["pip"] = {"packages": job_pins()}
         return runtime
 
     def _folder(self) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from cluster.checkout import CHECKOUT, checkout_files, pack_checkout
+from cluster.checkout import CHECKOUT, checkout_files, job_pins, pack_checkout
 from cluster.ray_environment import THREADS, cluster_token_file, prepare_ray
 from cluster.target import RayTarget
 from cluster.work import WORK_VARIABLE, AlreadySubmitted, TargetState, Work

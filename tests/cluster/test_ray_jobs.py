@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.ray_jobs import job_pins
+from cluster.checkout import job_pins
 
 
 def test_jobs_install_what_they_need_and_no_more() -> None:

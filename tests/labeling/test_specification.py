@@ -72,7 +72,9 @@ def test_a_footer_follows_from_the_page(tmp_path: Path) -> None:
     parquet = pq.ParquetFile(tmp_path / "mine" / "000000.parquet")
     footer = {key.decode(): value.decode() for key, value in parquet.metadata.metadata.items()}
     stored = parquet.read()
-    columns = {name: blake(emit(table.schema.field(name).type, stored[name].to_pylist())) for name in table.column_names}
+    columns = {
+        name: blake(emit(table.schema.field(name).type, stored[name].to_pylist())) for name in table.column_names
+    }
     assert json.loads(footer["columns"]) == columns
     assert footer["content"] == digest_of_json(columns)
     stated = {key: declaration[key] for key in ("labeler", "version", "parameters", "weights")}

@@ -38,7 +38,7 @@ class Backend(Protocol):
         """Ask it to end, by a signal that it can answer with a checkpoint; then remove what it held. Idempotent."""
 
     def scale(self, name: str, work: Work) -> bool:
-        """Give running work the room for work.resources. False where that takes a new submission."""
+        """Give running work what work.resources asks for. False where that takes a new submission."""
 
     def logs(self, name: str) -> Iterator[str]:
         """What the target itself keeps of the output, for work that died before it kept its own log."""

@@ -7,6 +7,7 @@ Ray reads some of them once, when it is imported or when its processes start. So
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 from cluster.user_data import data_folder, one_at_a_time, write_whole
@@ -21,6 +22,8 @@ RAY_ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     # Nobody reads what it finds: jobs are told by signals when their machine is needed elsewhere.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Nobody reads metrics either; where Ray's agent is late, every process would print that it cannot export them.
+    "RAY_enable_metrics_collection": "0",
     # A labeling job has a dozen small processes whatever the number of cores; they may start together.
     "RAY_worker_maximum_startup_concurrency": "16",
 }
@@ -41,8 +44,6 @@ def starts_own_ray() -> bool:
 
 def token_file() -> Path:
     """The project's own Ray token, made on first use and readable by its owner only."""
-    import secrets
-
     path = data_folder() / "ray-token"
     with one_at_a_time("ray-token"):
         if not path.exists():

@@ -23,7 +23,7 @@ from model.inputs import InputError, one_line
 CONNECT_SECONDS = 10.0
 AGENT_SECONDS = 60.0
 NO_AGENT = "No available agent to submit job"
-# Not secrets, and without them a job would not find the S3 that is meant.
+# These variables are no secrets, and name the S3 that the addresses of a job mean.
 FORWARDED = (
     *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_EC2_METADATA_DISABLED"),
     *("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"),
@@ -63,11 +63,11 @@ class RayBackend:
                         silence = error
                         break
                     except RuntimeError as error:
-                        # A head that has just started answers before its agent, which takes the jobs, is there.
+                        # A head that has just started answers before its agent runs, which takes the jobs.
                         if NO_AGENT not in str(error) or time.monotonic() > deadline:
                             raise
                     time.sleep(1)
-        # It was asked, and did not answer: it may have the job.
+        # The cluster did not answer, so it may have taken the job.
         with suppress(InputError):
             if self.state(work.name).phase != "absent":
                 return
@@ -77,17 +77,17 @@ class RayBackend:
         """See `Backend.state`."""
         with self._explained(name):
             try:
-                found = self.client().get_job_info(name)
+                details = self.client().get_job_info(name)
             except RuntimeError as error:
                 if "status code 404" in str(error):
                     return TargetState("absent")
                 raise
-        status = str(found.status.value)
+        status = str(details.status.value)
         if status == "PENDING":
             return TargetState("pending", "Ray is preparing the job's environment")
         if status == "RUNNING":
             return TargetState("running")
-        return TargetState("ended", "" if status == "SUCCEEDED" else one_line(found.message or status))
+        return TargetState("ended", "" if status == "SUCCEEDED" else one_line(details.message or status))
 
     def stop(self, name: str) -> None:
         """See `Backend.stop`."""
@@ -98,7 +98,7 @@ class RayBackend:
                 _until_ended(lambda: self.state(name).phase not in ("pending", "running"))
 
     def scale(self, name: str, work: Work) -> bool:
-        """A cluster that runs already has the room it has, or grows by Ray's own autoscaler."""
+        """A running cluster has a fixed size, or grows by Ray's own autoscaler; see `Backend.scale`."""
         return True
 
     def logs(self, name: str) -> Iterator[str]:
@@ -108,7 +108,7 @@ class RayBackend:
                 yield from self.client().get_job_logs(name).splitlines()
 
     def _request(self, work: Work) -> dict[str, Any]:
-        # The driver only waits, so it holds no CPU; what works for it asks Ray for its own.
+        # The driver only waits, so it reserves no CPU. Its tasks and actors ask Ray for their own.
         return {
             "submission_id": work.name,
             "entrypoint": shlex.join(["python", "-m", "pipelines", *work.arguments]),
@@ -118,16 +118,16 @@ class RayBackend:
 
     def _runtime(self, work: Work) -> dict[str, Any]:
         forwarded = {name: os.environ[name] for name in FORWARDED if name in os.environ}
-        given = {**THREADS, **forwarded, **self.target.environment, WORK_VARIABLE: work.name}
-        runtime: dict[str, Any] = {"env_vars": given}
+        variables = {**THREADS, **forwarded, **self.target.environment, WORK_VARIABLE: work.name}
+        runtime: dict[str, Any] = {"env_vars": variables}
         if self.target.install == "pip":
             pins = [line.strip() for line in (CHECKOUT / "constraints.txt").read_text().splitlines()]
             runtime["pip"] = {"packages": [pin for pin in pins if pin and not pin.startswith(("#", "ray=="))]}
         return runtime
 
     def _folder(self) -> Path:
-        given = self.target.working_dir
-        folder = Path(given).expanduser().absolute() if given else CHECKOUT
+        configured = self.target.working_dir
+        folder = Path(configured).expanduser().absolute() if configured else CHECKOUT
         if not (folder / "pipelines" / "__main__.py").exists():
             raise InputError(f"{folder}: no checkout of this project; give one as `working_dir` in the target")
         return folder
@@ -140,7 +140,7 @@ class RayBackend:
                 f"{self.target.address}: write `address` as http://HOST:8265, the address of Ray's dashboard"
             )
         port = address.port or (443 if address.scheme == "https" else 80)
-        # Ray's own client has no limit to how long it waits for a host that does not answer.
+        # Ray's client waits without a limit for a host that does not answer.
         socket.create_connection((address.hostname, port), CONNECT_SECONDS).close()
         token = self._token()
         prepare_ray()
@@ -162,7 +162,7 @@ class RayBackend:
 
     @contextmanager
     def _explained(self, name: str) -> Iterator[None]:
-        """Turn what the cluster answers to a user's mistake into one line."""
+        """Turn the cluster's answer to a user's mistake into an InputError of one line."""
         try:
             yield
         except InputError:

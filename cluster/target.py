@@ -166,7 +166,7 @@ class KubernetesTarget(Section):
     queue: a LocalQueue of Kueue, where jobs wait for their turn; their number of workers is then fixed, at the most
     that the job allows. priority: a WorkloadPriorityClass with a queue, else the pods' PriorityClass.
     cpu_pool, gpu_pool: where workers without and with GPUs run. head: the pod that leads them.
-    idle_seconds: after which the autoscaler gives a worker back, where a job has room between least and most.
+    idle_seconds: after which the autoscaler gives a worker back, where a job asks for between least and most workers.
     retries: how often a job that was lost or interrupted begins again, from its last checkpoint (a job on a shared
     cluster does not: KubeRay would remove the cluster). ttl_seconds: for
     which an ended job keeps its pods. deadline_seconds: after which it is ended. grace_seconds: for a checkpoint, when

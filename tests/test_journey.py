@@ -54,13 +54,9 @@ def test_every_label_is_there_on_at_least_five_pictures(journey: tuple[str, str]
     reasons = [row["reason"] for row in pictures.rows("rejected")]
     for word in ("bomb", "truncated", "not a picture", "same bytes"):
         assert any(word in reason for reason in reasons), (word, reasons)
-    methods = {row["source"]: row["method"] for row in _joined(pictures)}
+    rows = pictures.joined_rows({"images": ["source"], "depth": ["method"]})
+    methods = {row["images.source"]: row["depth.method"] for row in rows}
     assert methods["motorcycle_left.png"] == "stereo"
-
-
-def _joined(dataset: Dataset) -> list[dict[str, str]]:
-    sources = [row["source"] for row in dataset.rows("images", ["source"])]
-    return [{**row, "source": source} for source, row in zip(sources, dataset.rows("depth", ["method"]), strict=True)]
 
 
 def test_it_learned_to_find_edges_and_objects(journey: tuple[str, str]) -> None:

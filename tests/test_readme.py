@@ -1,4 +1,4 @@
-"""Every command of the README, in its order, as someone would who has a few pictures and small models."""
+"""Every command of the README and of docs/, in order, as someone would who has a few pictures and small models."""
 
 from __future__ import annotations
 
@@ -15,11 +15,23 @@ import trimesh
 from ray_head import RayHead, ray_head
 from tiny_models import save_blip, save_depth_anything, save_pipeline, save_t5, save_vae
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-COMMANDS = re.findall(r"^onediffusion .+$|(?<=`)onediffusion [^`]+(?=`)", README, re.MULTILINE)
+DOCS = Path(__file__).parents[1] / "docs"
+HOWTO = (DOCS / "howto.md").read_text()
+# The how-to is a journey; the other pages go on from where it ends.
+FIRST = ("howto.md", "clusters.md")
+PAGES = [DOCS / name for name in FIRST] + sorted(page for page in DOCS.glob("*.md") if page.name not in FIRST)
+PAGES.append(DOCS.parent / "README.md")
+# A name in capitals stands for whatever a user has there: such a line explains, and is no command to type.
+PLACEHOLDER = re.compile(r"\b(CONFIG|DATASET|RUN|SOURCE|NAME)\b")
+COMMANDS = [
+    command
+    for page in PAGES
+    for command in re.findall(r"^onediffusion .+$|(?<=`)onediffusion [^`]+(?=`)", page.read_text(), re.MULTILINE)
+    if not PLACEHOLDER.search(command)
+]
 # The demo trains this preset (test_journey.py), and takes its time; the dashboard stays (test_dashboard_browser.py).
 ELSEWHERE = ("onediffusion train debug", "onediffusion dashboard")
-# The model of the README's run on the least that has all its parts: it is there for the command, not for its pictures.
+# The model of the how-to's run on the least that has all its parts: it is there for the command, not for its pictures.
 SMALL = {
     "steps": 2,
     "batch": 2,
@@ -30,7 +42,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> tuple[Path, dict[str, str]]:
-    """A working folder with what the README speaks of, and the environment of someone who works there."""
+    """A working folder with what the pages speak of, and the environment of someone who works there."""
     home, here = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("work")
     for name in ("astronaut.png", "chelsea.png", "coffee.png"):
         (home / "Pictures").mkdir(exist_ok=True)
@@ -47,7 +59,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> tuple[
         "from simple_labelers import Brightness\n\n\nclass MyLabeler(Brightness):\n    name = 'mine'\n"
     )
     (here / "lab.yaml").write_text("{kind: label, dataset: s3://lab/pictures, groups: [edges]}")
-    (here / "mine.yaml").write_text(re.search(r"```yaml\n(.+?)```", README, re.DOTALL)[1])
+    (here / "mine.yaml").write_text(re.search(r"```yaml\n(.+?)```", HOWTO, re.DOTALL)[1])
     environment = {
         **os.environ,
         "HOME": str(home),
@@ -90,7 +102,7 @@ def cluster(place: tuple[Path, dict[str, str]], tmp_path: Path) -> Iterator[RayH
 
 def test_every_command_works(place: tuple[Path, dict[str, str]], cluster: RayHead) -> None:
     here, environment = place
-    commands = [command for command in COMMANDS if not command.startswith(ELSEWHERE)]
+    commands = [command for command in dict.fromkeys(COMMANDS) if not command.startswith(ELSEWHERE)]
     assert len(commands) >= 22
     job = ""
     for command in commands:
@@ -132,7 +144,7 @@ def test_its_python_works(place: tuple[Path, dict[str, str]]) -> None:
     save_pipeline(here / "models" / "onediffusion")
     for name in ("depth", "pose"):
         shutil.copy(here / "edges.png", here / f"{name}.png")
-    sampling, reading = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
+    sampling, reading = re.findall(r"```python\n(.+?)```", HOWTO, re.DOTALL)
     (here / "sampling.py").write_text(sampling)
     (here / "reading.py").write_text(reading)
     run(place, "python sampling.py")

@@ -53,7 +53,7 @@ class ApiServer:
                     *RAY, self.namespace, "rayjobs", manifest, field_validation="Strict", **self._limits
                 )
         except (urllib3.exceptions.ReadTimeoutError, urllib3.exceptions.ProtocolError):
-            # Absent now is not refused: a busy server may still be at it.
+            # A job that is absent now was not refused: a busy server may still create it.
             for _ in range(3):
                 with suppress(InputError):
                     if self.job(name):
@@ -68,13 +68,13 @@ class ApiServer:
         return self._get("rayjobs", name)
 
     def delete_job(self, name: str) -> bool:
-        """Begin to remove a RayJob; it is gone when all that it owns is. Whether there was one."""
-        with self._explained(), self._absent_is_none() as found:
+        """Begin to remove a RayJob, which is gone after everything that it owns; returns whether there was one."""
+        with self._explained(), self._absent_is_none() as items:
             self._custom.delete_namespaced_custom_object(
                 *RAY, self.namespace, "rayjobs", name, propagation_policy="Foreground", **self._limits
             )
-            found.append(True)
-        return bool(found)
+            items.append(True)
+        return bool(items)
 
     def cluster(self, name: str) -> dict[str, Any] | None:
         """A RayCluster, or None."""
@@ -95,47 +95,50 @@ class ApiServer:
             )
 
     def pods(self, cluster: str) -> list[client.V1Pod]:
-        """The pods of a RayCluster; none where one may not look."""
-        with self._explained(), self._forbidden_is_none() as found:
+        """The pods of a RayCluster; none where the user may not list them."""
+        with self._explained(), self._forbidden_is_none() as items:
             listed = self._core.list_namespaced_pod(
                 self.namespace, label_selector=f"ray.io/cluster={cluster}", **self._limits
             )
-            found.extend(listed.items)
-        return found
+            items.extend(listed.items)
+        return items
 
     def warnings(self, names: set[str]) -> list[client.CoreV1Event]:
-        """Warning events about these objects, the newest last; none where one may not look."""
-        with self._explained(), self._forbidden_is_none() as found:
+        """Warning events about these objects, the newest last; none where the user may not list them."""
+        with self._explained(), self._forbidden_is_none() as items:
             listed = self._core.list_namespaced_event(self.namespace, field_selector="type=Warning", **self._limits)
-            found.extend(event for event in listed.items if event.involved_object.name in names)
-        return sorted(found, key=lambda event: str(event.last_timestamp or event.event_time or ""))
+            items.extend(event for event in listed.items if event.involved_object.name in names)
+        return sorted(items, key=lambda event: str(event.last_timestamp or event.event_time or ""))
 
     def log(self, pod: str, container: str) -> list[str]:
         """The last lines that a container printed; none before it started."""
-        with self._explained(), self._absent_is_none(400, 404) as found:
+        with self._explained(), self._absent_is_none(400, 404) as items:
             text = self._core.read_namespaced_pod_log(
                 pod, self.namespace, container=container, tail_lines=LAST_LINES, **self._limits
             )
-            found.extend(str(text).splitlines())
-        return found
+            items.extend(str(text).splitlines())
+        return items
 
     def queues(self) -> list[str] | None:
-        """Names of Kueue's LocalQueues here; None when Kueue is not installed. Whoever may not look, must try."""
+        """Names of Kueue's LocalQueues here; None when Kueue is not installed.
+
+        Where the user may not list them, the target's own is assumed to be there.
+        """
         if not self._kueue:
             return None
-        with self._explained(), self._forbidden_is_none() as found:
+        with self._explained(), self._forbidden_is_none() as items:
             listed = self._custom.list_namespaced_custom_object(
                 KUEUE, self._kueue, self.namespace, "localqueues", **self._limits
             )
-            found.extend(item["metadata"]["name"] for item in listed["items"])
-            return found
+            items.extend(item["metadata"]["name"] for item in listed["items"])
+            return items
         return [self.target.queue] if self.target.queue else []
 
     def workload(self, uid: str) -> dict[str, Any] | None:
         """What Kueue made of the RayJob with this uid, or None."""
         if not self._kueue:
             return None
-        with self._explained(), self._forbidden_is_none() as found:
+        with self._explained(), self._forbidden_is_none() as items:
             listed = self._custom.list_namespaced_custom_object(
                 KUEUE,
                 self._kueue,
@@ -144,8 +147,8 @@ class ApiServer:
                 label_selector=f"{KUEUE}/job-uid={uid}",
                 **self._limits,
             )
-            found.extend(listed["items"])
-        return found[0] if found else None
+            items.extend(listed["items"])
+        return items[0] if items else None
 
     @property
     def host(self) -> str:
@@ -161,9 +164,9 @@ class ApiServer:
         return next((group.preferred_version.version for group in groups if group.name == KUEUE), None)
 
     def _get(self, plural: str, name: str) -> dict[str, Any] | None:
-        with self._explained(), self._absent_is_none() as found:
-            found.append(self._custom.get_namespaced_custom_object(*RAY, self.namespace, plural, name, **self._limits))
-        return found[0] if found else None
+        with self._explained(), self._absent_is_none() as items:
+            items.append(self._custom.get_namespaced_custom_object(*RAY, self.namespace, plural, name, **self._limits))
+        return items[0] if items else None
 
     @property
     def _limits(self) -> dict[str, Any]:
@@ -187,16 +190,16 @@ class ApiServer:
 
     @contextmanager
     def _absent_is_none(self, *statuses: int) -> Iterator[list[Any]]:
-        """What is found goes into the list; it stays empty when there is no such object."""
+        """Yields a list for the result, which is empty when there is no such object."""
         from kubernetes.client.exceptions import ApiException
 
-        found: list[Any] = []
+        items: list[Any] = []
         try:
-            yield found
+            yield items
         except ApiException as error:
             if error.status not in (statuses or (404,)) or _missing_kind(error):
                 raise
-            found.clear()
+            items.clear()
 
     @contextmanager
     def _forbidden_is_none(self) -> Iterator[list[Any]]:
@@ -210,7 +213,7 @@ class ApiServer:
 
     @contextmanager
     def _explained(self, taken: str | None = None) -> Iterator[None]:
-        """Turn what goes wrong between here and the server into one line. taken: the name that a 409 is about."""
+        """Turn errors of the connection and of the server into one line. taken: the name that a 409 is about."""
         import urllib3
         from kubernetes.client.exceptions import ApiException
 
@@ -224,7 +227,7 @@ class ApiServer:
             raise InputError(self._line(error)) from None
         except urllib3.exceptions.HTTPError as error:
             if taken and not isinstance(error, urllib3.exceptions.MaxRetryError):
-                raise  # it was sent, and may have been heard
+                raise  # the request was sent and may have been carried out
             raise InputError(
                 f"{self.host}: the API server cannot be reached ({_reason(error)}); check your network or VPN, and "
                 "`context` in the target"
@@ -266,10 +269,10 @@ class ApiServer:
 
 def quota(message: str) -> str:
     """What a quota allows and what was asked, from the server's words."""
-    found = re.search(r"exceeded quota: (\S+), requested: (\S+), used: (\S+), limited: (\S+)", message)
-    if not found:
+    match = re.search(r"exceeded quota: (\S+), requested: (\S+), used: (\S+), limited: (\S+)", message)
+    if not match:
         return "quota exceeded: " + message.partition("exceeded quota:")[2].strip()
-    name, requested, used, limited = (part.rstrip(",") for part in found.groups())
+    name, requested, used, limited = (part.rstrip(",") for part in match.groups())
     return f"quota exceeded: {name} allows {limited}, of which {used} are used and {requested} more were asked for"
 
 

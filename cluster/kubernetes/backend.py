@@ -69,15 +69,16 @@ class KubernetesBackend:
         if job is None:
             return TargetState("absent")
         status = job.get("status") or {}
-        made = cluster_name(job)
+        cluster_of_job = cluster_name(job)
         over = status.get("jobDeploymentStatus") in ("Complete", "Failed")
         waits = bool((job.get("spec") or {}).get("suspend"))
-        cluster = self.server.cluster(made) if made and not over and not waits else None
-        pods = self.server.pods(made) if cluster and not self.target.cluster else []
+        cluster = self.server.cluster(cluster_of_job) if cluster_of_job and not over and not waits else None
+        pods = self.server.pods(cluster_of_job) if cluster and not self.target.cluster else []
         workload = self.server.workload(job["metadata"]["uid"]) if waits and self.target.queue else None
         warnings = []
         if not over and not waits and status.get("jobStatus") != "RUNNING":
-            warnings = self.server.warnings({name, *([made] if made else []), *(pod.metadata.name for pod in pods)})
+            names = {name, cluster_of_job, *(pod.metadata.name for pod in pods)}
+            warnings = self.server.warnings(names - {""})
         return describe(job, cluster, pods, warnings, workload)
 
     def stop(self, name: str) -> None:
@@ -119,12 +120,12 @@ class KubernetesBackend:
         request = work.resources
         group = cluster["spec"]["workerGroupSpecs"][0]
         pool = self.target.gpu_pool if request.gpus else self.target.cpu_pool
-        wanted = worker_template(self.target, pool, request, {})
-        if _size(wanted) != _size(group["template"]):
+        template = worker_template(self.target, pool, request, {})
+        if _size(template) != _size(group["template"]):
             return False
         now = int(group.get("replicas") or group["minReplicas"])
         if cluster["spec"].get("enableInTreeAutoscaling"):
-            # Workers that are busy now are given back when they are idle, not before.
+            # Busy workers are given back when they are idle, not before.
             bounds = {"minReplicas": request.min_workers, "maxReplicas": max(request.max_workers, now)}
         elif request.max_workers < now:
             return False
@@ -144,8 +145,8 @@ class KubernetesBackend:
         job = self.server.job(name)
         if job is None:
             return
-        made = cluster_name(job)
-        for pod in self.server.pods(made) if made and not self.target.cluster else []:
+        cluster_of_job = cluster_name(job)
+        for pod in self.server.pods(cluster_of_job) if cluster_of_job and not self.target.cluster else []:
             head = (pod.metadata.labels or {}).get("ray.io/node-type") == "head"
             for line in self.server.log(pod.metadata.name, HEAD_CONTAINER if head else WORKER_CONTAINER):
                 yield f"{pod.metadata.name}: {line}"

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from labeling.dataset import (
+    DATASET_FILE,
     IMAGE_SCHEMA,
     IMAGES,
     REJECTED,
@@ -114,7 +115,7 @@ def survey_dataset(source: Source, items: Sequence[Item], dataset_uri: str) -> S
 def read_description(dataset_uri: str) -> bytes | None:
     """The bytes of dataset.json, None where there is none: they tell whether another job has changed the dataset."""
     try:
-        return Dataset(dataset_uri).store.read("dataset.json")
+        return Dataset(dataset_uri).store.read(DATASET_FILE)
     except FileNotFoundError:
         return None
 

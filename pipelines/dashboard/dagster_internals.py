@@ -7,7 +7,7 @@ Dagster that is installed, so that an upgrade that moves one fails there, and sa
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
@@ -37,11 +37,21 @@ REPORT_PATHS = ("/report_asset_materialization", "/report_asset_check", "/report
 JOB_FORM = "/locations/{location}/jobs/{job}/playground/setup?config={config}"
 
 
-def run_console_script(name: str, arguments: Sequence[str]) -> None:
-    """Run a command of Dagster's (`dagster`, `dagster-daemon`) in this process, until it exits."""
+def console_script(name: str) -> Callable[[Sequence[str]], None]:
+    """Import a command of Dagster's (`dagster`, `dagster-daemon`); what is returned runs it with arguments."""
     [script] = entry_points(group="console_scripts", name=name)
-    sys.argv = [name, *arguments]
-    script.load()()
+    main = script.load()
+
+    def run(arguments: Sequence[str]) -> None:
+        sys.argv = [name, *arguments]
+        main()
+
+    return run
+
+
+def import_web_server() -> None:
+    """Import what `web_application` needs, which takes seconds."""
+    import dagster_webserver.app  # noqa: F401
 
 
 @contextmanager

@@ -14,13 +14,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.dashboard.dagster_internals import run_console_script, web_application
+from pipelines.dashboard.dagster_internals import console_script, import_web_server, web_application
 
 if TYPE_CHECKING:
     import psutil
 
+CODE_SOCKET = "code.sock"  # beside the workspace file
 STOP_SECONDS = 10.0
 KEEP_SECONDS = 75  # that an idle connection is kept; far longer than the proxy keeps one, or it would use closed ones
 
@@ -32,13 +34,19 @@ def main(name: str, socket: str, workspace: str) -> None:
     socket: the file that it listens on (the daemon listens on nothing); workspace: the file that names the code server.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    code_socket = Path(workspace).with_name(CODE_SOCKET)
     if name == "code":
+        run = console_script("dagster")
         arguments = ["--socket", socket, "--module-name", "pipelines.dashboard.definitions", "--attribute", "defs"]
         arguments += ["--use-python-environment-entry-point", "--log-level", "warning"]
-        run_console_script("dagster", ["code-server", "start", *arguments])
+        run(["code-server", "start", *arguments])
     elif name == "daemon":
-        run_console_script("dagster-daemon", ["run", "--workspace", workspace, "--log-level", "warning"])
+        run = console_script("dagster-daemon")
+        _wait_for(code_socket)
+        run(["run", "--workspace", workspace, "--log-level", "warning"])
     else:
+        import_web_server()
+        _wait_for(code_socket)
         serve(socket, workspace, read_only=name == "read")
 
 
@@ -51,6 +59,12 @@ def serve(socket: str, workspace: str, read_only: bool) -> None:
         uvicorn.run(
             application, uds=socket, log_level="warning", ws="websockets-sansio", timeout_keep_alive=KEEP_SECONDS
         )
+
+
+def _wait_for(code_socket: Path) -> None:
+    """Wait until the code server listens: Dagster looks for it once, and then not again for a minute."""
+    while not code_socket.exists():
+        time.sleep(0.05)
 
 
 def _end_with_parent() -> None:

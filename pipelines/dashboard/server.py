@@ -187,10 +187,6 @@ async def _serve(listener: socket.socket, address: str, tokens: Tokens | None, p
             first_report = asyncio.wrap_future(in_background(lambda: _report_first(say)))
             for name in supervisor.names:
                 supervisor.start(name)
-                while name == "code" and not supervisor.socket(name).exists() and not ended.is_set():
-                    # The others look for the code server once, and then not again for a minute.
-                    await asyncio.to_thread(supervisor.restart_dead)
-                    await asyncio.sleep(0.1)
             if await _until_loaded(supervisor, dagster, ended):
                 await _first_of(first_report, ended)
                 publish_address(address)

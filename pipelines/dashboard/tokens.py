@@ -25,30 +25,30 @@ _HEADER = "# One line a token: its role (read or operate), a blank, the token. D
 class Tokens:
     """Digests of the tokens in a file, with their roles, and the sessions that were opened with them.
 
-    The file is read again when it has changed, so that a line deleted takes its token and its sessions back at once.
-    say: told why nobody gets in, where that is so.
+    The file is read again when it has changed, so that deleting a line revokes its token and its sessions at once.
+    say: called with the reason when nobody can sign in.
     """
 
     path: Path
     say: Callable[[str], None] = print
     _digests: list[tuple[Role, bytes]] = field(default_factory=list)
-    _seen: tuple[int, ...] | None = None
+    _file: tuple[int, ...] | None = None  # what identifies the file that was read
     _trouble: str = ""
     _sessions: dict[bytes, tuple[bytes, float]] = field(default_factory=dict)
 
     @property
     def digests(self) -> list[tuple[Role, bytes]]:
-        """Of the file as it is now; none while it is not as it should be: who was taken out must not stay in."""
+        """Of the file as it is now; none while the file is invalid, so that nobody stays in who was taken out."""
         trouble = ""
         try:
             now = self.path.stat()
-            # Times alone do not tell: a file may be put in place with an older one, or only its mode change.
-            seen = (now.st_mtime_ns, now.st_ctime_ns, now.st_ino, now.st_size, now.st_mode)
-            if seen == self._seen:
+            # Times alone do not identify a file: another may be moved there with an older one, or only its mode change.
+            file = (now.st_mtime_ns, now.st_ctime_ns, now.st_ino, now.st_size, now.st_mode)
+            if file == self._file:
                 return self._digests
-            self._digests, self._seen = _read(self.path), seen
+            self._digests, self._file = _read(self.path), file
         except (OSError, InputError, UnicodeDecodeError) as error:
-            self._digests, self._seen = [], None
+            self._digests, self._file = [], None
             trouble = f"{self.path}: {error.strerror}" if isinstance(error, OSError) else str(error)
         if trouble and trouble != self._trouble:
             self.say(f"nobody gets in by a token until this is mended: {trouble}")
@@ -58,11 +58,11 @@ class Tokens:
     def role_of(self, token: str) -> Role | None:
         """The role of a token; all are compared, each in constant time."""
         digest = _digest(token)
-        found: Role | None = None
+        match: Role | None = None
         for role, known in self.digests:
             if hmac.compare_digest(digest, known):
-                found = role
-        return found
+                match = role
+        return match
 
     def open_session(self, token: str) -> str:
         """A secret for a cookie, so that the token itself is sent once only."""
@@ -74,7 +74,7 @@ class Tokens:
 
     def session_role(self, session: str) -> Role | None:
         """The role of the token that a session was opened with, None when it is over."""
-        # Looked up by digest: how long that takes tells nothing of the secret.
+        # Sessions are looked up by digest, so that the time it takes reveals nothing of the secret.
         token, until = self._sessions.get(_digest(session), (b"", 0.0))
         if time.monotonic() >= until:
             return None
@@ -88,8 +88,8 @@ class Tokens:
 def load_tokens(place: str, say: Callable[[str], None] = print) -> Tokens:
     """The tokens in a file; where there is none, it is made with one of each role.
 
-    say: told later when nobody gets in any more. Raises InputError for a file that others can read, or that is not as
-    it should be.
+    say: called later with the reason when nobody can sign in any more. Raises InputError for a file that others can
+    read, or that is invalid.
     """
     path = Path(place).expanduser()
     try:
@@ -132,5 +132,5 @@ def _make(path: Path) -> None:
 
 def _digest(secret: str) -> bytes:
     # Tokens are long and random: a fast digest is as good as a slow one.
-    # A header may hold any bytes, which come here as surrogates.
+    # A header may hold any bytes, which arrive here as surrogates.
     return hashlib.sha256(secret.encode(errors="surrogateescape")).digest()

@@ -58,16 +58,16 @@ def log_parts(store: Store) -> list[str]:
 
 def stored_lines(store: Store, over: Callable[[], bool] = lambda: True, seconds: float = 2.0) -> Iterator[str]:
     """Lines of the log; then, every few seconds, new ones, until `over` (asked before each last look)."""
-    given: dict[str, int] = {}  # bytes of each part that were given out
+    sizes_read: dict[str, int] = {}  # bytes of each part that were given out
     rest = b""
     while True:
         last = over()
         sizes = store.files("log")
         for name in filter(PART.fullmatch, sizes):
-            if sizes[name].size > given.get(name, 0):
+            if sizes[name].size > sizes_read.get(name, 0):
                 content = store.read(f"log/{name}")
-                rest += content[given.get(name, 0) :]
-                given[name] = len(content)
+                rest += content[sizes_read.get(name, 0) :]
+                sizes_read[name] = len(content)
         *lines, rest = rest.split(b"\n")
         yield from (line.decode(errors="replace") for line in lines)
         if last:

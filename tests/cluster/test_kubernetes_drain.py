@@ -62,19 +62,19 @@ def pod(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)  # that Ray, which is not to be drained
 
 
-def test_the_head_waits_for_the_checkpoint(job: tuple[subprocess.Popen[bytes], Path]) -> None:
+def test_head_waits_for_checkpoint(job: tuple[subprocess.Popen[bytes], Path]) -> None:
     child, written = job
     assert drain("head", 20)
     assert written.read_text() == "checkpoint" and child.wait() == 75
 
 
-def test_the_head_does_not_wait_for_ever(job: tuple[subprocess.Popen[bytes], Path]) -> None:
+def test_head_stops_waiting_at_deadline(job: tuple[subprocess.Popen[bytes], Path]) -> None:
     child, written = job
     child.send_signal(signal.SIGSTOP)
     assert not drain("head", 0.5) and not written.exists()
 
 
-def test_outside_of_a_pod_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drain_outside_pod_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     command = [sys.executable, "-m", "cluster.kubernetes.drain", "head", "--seconds", "1"]
     refused = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
@@ -84,12 +84,12 @@ def test_outside_of_a_pod_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> N
     assert subprocess.run(command, cwd=Path(__file__).parents[2]).returncode != 2
 
 
-def test_a_head_without_a_job_does_not_wait() -> None:
+def test_head_without_job_does_not_wait() -> None:
     assert drain("head", 0)
 
 
 @pytest.mark.parametrize(("name", "ended"), [("ray::TrainWorker", False), ("ray::IDLE", True)])
-def test_a_worker_waits_for_what_works_there(name: str, ended: bool, tmp_path: Path) -> None:
+def test_worker_waits_for_its_tasks(name: str, ended: bool, tmp_path: Path) -> None:
     started = tmp_path / "started"
     script = f'touch "{started}"; exec -a "{name}" sleep 60'
     with process("bash", "-c", script, started=started) as child:

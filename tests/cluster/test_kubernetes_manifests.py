@@ -67,7 +67,7 @@ def target_of(**keys: Any) -> KubernetesTarget:
 
 
 @pytest.mark.parametrize(("target", "work"), itertools.product(TARGETS, WORKS))
-def test_manifests_are_valid(target: str, work: str) -> None:
+def test_manifests_match_kuberay_schemas(target: str, work: str) -> None:
     plan = open_backend(target_of(**TARGETS[target])).plan(WORKS[work])
     manifests = [yaml.safe_load(text) for text in plan.values()]
     assert [manifest["kind"] for manifest in manifests] == ["RayJob", "RayCluster"][
@@ -81,7 +81,7 @@ def test_manifests_are_valid(target: str, work: str) -> None:
                 validate_pod(template)
 
 
-def test_validation_can_fail() -> None:
+def test_schema_validation_rejects_unknown_field() -> None:
     good = rayjob(target_of(), WORKS["train"])
     typo, missing, wrong, deep = (copy.deepcopy(good) for _ in range(4))
     typo["spec"]["sutdownAfterJobFinishes"] = True
@@ -104,7 +104,7 @@ def test_validation_can_fail() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in targets() if isinstance(load_target(name), KubernetesTarget)])
-def test_targets_that_come_with_the_project_are_valid(name: str) -> None:
+def test_example_targets_give_valid_manifests(name: str) -> None:
     target = load_target(name)
     assert isinstance(target, KubernetesTarget)
     assert ray_errors(rayjob(target, WORKS["train"])) == []
@@ -121,7 +121,7 @@ def requests(template: dict[str, Any]) -> dict[str, Any]:
     return resources["requests"]
 
 
-def test_work_goes_to_its_pool_and_gets_its_size() -> None:
+def test_work_goes_to_its_pool_and_size() -> None:
     target = target_of(**TARGETS["everything"])
     label, train = rayjob(target, WORKS["label, many"]), rayjob(target, WORKS["train"])
     assert (group(label)["groupName"], group(train)["groupName"]) == ("cpu", "gpu")
@@ -140,7 +140,7 @@ def test_work_goes_to_its_pool_and_gets_its_size() -> None:
     assert group(no_gpu)["groupName"] == "cpu" and "nvidia.com/gpu" not in json.dumps(no_gpu)
 
 
-def test_bounds_are_those_of_the_job_and_fixed_under_kueue() -> None:
+def test_worker_bounds_follow_job_and_are_fixed_under_kueue() -> None:
     free, queued = (rayjob(target_of(**TARGETS[name]), WORKS["train"]) for name in ("plain", "queue"))
     keys = ("minReplicas", "maxReplicas", "replicas")
     assert [group(free)[key] for key in keys] == [2, 4, 2]
@@ -154,7 +154,7 @@ def test_bounds_are_those_of_the_job_and_fixed_under_kueue() -> None:
     assert "autoscalerOptions" not in fixed and not fixed["enableInTreeAutoscaling"]
 
 
-def test_a_shared_cluster_is_used_and_never_removed() -> None:
+def test_shared_cluster_is_used_and_never_removed() -> None:
     target = target_of(**TARGETS["shared"])
     spec = rayjob(target, WORKS["train"])["spec"]
     assert spec["clusterSelector"] == {"ray.io/cluster": "shared"}
@@ -177,7 +177,7 @@ NASTY = (
 )
 
 
-def test_the_entrypoint_survives_the_shell() -> None:
+def test_entrypoint_survives_shell() -> None:
     work = Work("x-1", "label", NASTY, "s3://b/j")
     entrypoint = rayjob(target_of(), work)["spec"]["entrypoint"]
     assert shlex.split(entrypoint) == ["python", "-m", "pipelines", *NASTY]
@@ -190,7 +190,7 @@ def test_the_entrypoint_survives_the_shell() -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_no_secret_is_sent(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_manifest_holds_no_secret(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = {
         "AWS_SECRET_ACCESS_KEY": "wJalr-secret",
         "AWS_ACCESS_KEY_ID": "AKIA-secret",
@@ -204,7 +204,7 @@ def test_no_secret_is_sent(target: str, monkeypatch: pytest.MonkeyPatch) -> None
         assert "secretRef:\n" in plan and "name: s3-credentials" in plan
 
 
-def test_places_must_be_seen_by_pods() -> None:
+def test_address_that_pods_cannot_see_is_refused() -> None:
     def check(*places: str, **keys: Any) -> None:
         rayjob(target_of(**keys), Work("x-1", "label", (), "s3://b/j", data=places))
 
@@ -231,7 +231,7 @@ def test_places_must_be_seen_by_pods() -> None:
         ({"image": "two words"}, "image: write it as REGISTRY/NAME:TAG"),
     ],
 )
-def test_a_wrong_target_is_one_line(keys: dict[str, Any], line: str) -> None:
+def test_wrong_target_is_one_line(keys: dict[str, Any], line: str) -> None:
     with pytest.raises(InputError, match=line) as error:
         target_of(**keys)
     assert "\n" not in str(error.value)

@@ -18,6 +18,8 @@ from pipelines.jobs.folder import JobFolder
 from pipelines.jobs.run import TRY_AGAIN
 from pipelines.jobs.specification import ReportJob
 
+pytestmark = pytest.mark.slow
+
 ANSWERS = """
 import os, signal, time
 from cluster.session import ray_session
@@ -76,7 +78,7 @@ raise SystemExit(execute.execute(sys.argv[1], 1))
 
 
 @pytest.mark.parametrize("users", [False, True])
-def test_a_cluster_gets_the_token_that_ray_itself_would_use(
+def test_cluster_gets_token_that_ray_itself_would_use(
     users: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
@@ -98,7 +100,7 @@ def test_a_cluster_gets_the_token_that_ray_itself_would_use(
     assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(kept if users else own)
 
 
-def test_a_job_that_is_interrupted_while_ray_starts_comes_back(tmp_path: Path) -> None:
+def test_interrupt_during_ray_start_asks_for_restart(tmp_path: Path) -> None:
     """Ray takes SIGTERM for itself in that time."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), "XDG_DATA_HOME": str(tmp_path / "data")}
@@ -115,7 +117,7 @@ def test_a_job_that_is_interrupted_while_ray_starts_comes_back(tmp_path: Path) -
     assert state is not None and state.phase == "interrupted"
 
 
-def test_a_job_that_fails_because_a_node_is_lost_is_interrupted(tmp_path: Path) -> None:
+def test_lost_node_interrupts_job(tmp_path: Path) -> None:
     folder, begun = JobFolder(str(tmp_path / "job")), tmp_path / "begun"
     folder.put_specification(ReportJob(kind="report", of=str(tmp_path)))
     with ray_head(tmp_path, {}) as head, ray_node(head, 1) as raylet:
@@ -133,7 +135,7 @@ def test_a_job_that_fails_because_a_node_is_lost_is_interrupted(tmp_path: Path) 
     assert re.fullmatch(r"the cluster lost [0-9.]+; submitted again, it goes on", state.reason)
 
 
-def test_a_job_answers_signals_while_it_uses_ray(tmp_path: Path) -> None:
+def test_job_receives_signals_while_it_uses_ray(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), "XDG_DATA_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", ANSWERS], env=environment, capture_output=True, text=True, timeout=120)

@@ -28,6 +28,8 @@ from pipelines.jobs.specification import LabelJob
 from pipelines.jobs.status import job_status, list_jobs
 from pipelines.jobs.submit import submit_job, work_of
 
+pytestmark = [pytest.mark.slow, pytest.mark.long]
+
 
 @pytest.fixture(scope="module")
 def limited(site: SlurmSite, tmp_path_factory: pytest.TempPathFactory) -> StandIn:
@@ -37,7 +39,7 @@ def limited(site: SlurmSite, tmp_path_factory: pytest.TempPathFactory) -> StandI
     return job
 
 
-def test_the_site_itself_starts_twice(limited: StandIn) -> None:
+def test_two_slurm_sites_run_beside_each_other(limited: StandIn) -> None:
     with slurm_site() as another:
         assert another.run("srun", "--nodes=2", "printenv", "SLURMD_NODENAME").split() in (
             ["node1", "node2"],
@@ -49,7 +51,7 @@ def test_the_site_itself_starts_twice(limited: StandIn) -> None:
     assert not another.folder.exists()
 
 
-def test_scripts_are_as_this_slurm_takes_them(site: SlurmSite, tmp_path: Path) -> None:
+def test_sbatch_accepts_scripts(site: SlurmSite, tmp_path: Path) -> None:
     values = {"gpus_per_node": 2, "gpu_type": "small", "memory_gb_per_node": 4, "hours": 0.5, "partition": "urgent"}
     backend = SlurmBackend(target(tmp_path, **values))
     for workers in (ResourceRequest(1, 1, 1.0), ResourceRequest(1, 3, 1.0, 1.0), ResourceRequest(2, 2, 2.0)):
@@ -73,7 +75,7 @@ def test_scripts_are_as_this_slurm_takes_them(site: SlurmSite, tmp_path: Path) -
         ({"folder": "/proc/nowhere"}, "/proc/nowhere: cannot keep scripts there"),
     ],
 )
-def test_what_the_site_refuses_is_one_line(site: SlurmSite, tmp_path: Path, values: dict[str, Any], words: str) -> None:
+def test_refusal_by_site_is_one_line(site: SlurmSite, tmp_path: Path, values: dict[str, Any], words: str) -> None:
     made = target(tmp_path, **values)
     workers = ResourceRequest(1, 1, float(made.cpus_per_node), float(made.gpus_per_node))
     with pytest.raises(InputError) as raised:
@@ -83,7 +85,7 @@ def test_what_the_site_refuses_is_one_line(site: SlurmSite, tmp_path: Path, valu
     assert SlurmBackend(made).state("refused-1").phase in ("absent", "ended")
 
 
-def test_no_controller_is_one_line(site: SlurmSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_controller_is_one_line(site: SlurmSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = Path(site.environment["SLURM_CONF"]).read_text()
     wrong = tmp_path / "slurm.conf"
     wrong.write_text("\n".join("SlurmctldPort=1" if "SlurmctldPort" in line else line for line in text.splitlines()))
@@ -93,7 +95,7 @@ def test_no_controller_is_one_line(site: SlurmSite, tmp_path: Path, monkeypatch:
     assert "\n" not in str(raised.value)
 
 
-def test_a_waiting_job_says_why_and_is_cancelled(site: SlurmSite, tmp_path: Path) -> None:
+def test_pending_job_tells_reason_and_is_cancelled(site: SlurmSite, tmp_path: Path) -> None:
     job = stand_in(tmp_path, "closed-1", partition="closed")
     job.backend.submit(job.work)
     until(lambda: "(Part" in job.backend.state("closed-1").reason, lambda: [job.backend.state("closed-1")])
@@ -111,7 +113,7 @@ def test_a_waiting_job_says_why_and_is_cancelled(site: SlurmSite, tmp_path: Path
     assert stand_in(tmp_path, "never-1").backend.state("never-1").phase == "absent"
 
 
-def test_jobs_of_another_user_are_seen_and_left_alone(
+def test_job_of_another_user_is_seen_and_not_ended(
     site: SlurmSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = stand_in(tmp_path, "theirs-1", partition="closed")
@@ -128,7 +130,7 @@ def test_jobs_of_another_user_are_seen_and_left_alone(
     assert job.backend.state("theirs-1").phase == "ended"
 
 
-def test_of_two_sent_at_once_one_stays(site: SlurmSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_submit_keeps_one_job(site: SlurmSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # From two machines: no lock is common to them. Both look, see nothing, and send.
     job = stand_in(tmp_path, "closed-2", partition="closed")
     both, write = threading.Barrier(2, timeout=60), SlurmBackend._write
@@ -156,13 +158,11 @@ def test_of_two_sent_at_once_one_stays(site: SlurmSite, tmp_path: Path, monkeypa
         thread.join()
     assert sorted(outcomes)[0].startswith("closed-2: is at this site already")
     assert sorted(outcomes)[1] == "sent"
-    assert [found.lives for found in job.backend._jobs("closed-2")] == [True, False]
+    assert [found.is_alive for found in job.backend._jobs("closed-2")] == [True, False]
     job.backend.stop("closed-2")
 
 
-def test_a_site_that_goes_silent_while_a_job_is_sent_may_have_it(
-    site: SlurmSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_silent_site_may_have_taken_job(site: SlurmSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = resolve_job(LabelJob(kind="label", dataset=str(tmp_path / "none"), groups=["edges"]))
     place = tmp_path / "site.yaml"
     place.write_text(yaml.safe_dump(target(tmp_path, partition="closed").model_dump(exclude_none=True)))
@@ -191,7 +191,7 @@ def test_a_site_that_goes_silent_while_a_job_is_sent_may_have_it(
     assert stop_job(sent.job_id).phase == "stopped"
 
 
-def test_killed_before_sbatch_has_answered_it_is_found_by_name(
+def test_submit_killed_before_answer_is_found_by_name(
     site: SlurmSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = stand_in(tmp_path, "closed-3", partition="closed")
@@ -219,7 +219,7 @@ def test_killed_before_sbatch_has_answered_it_is_found_by_name(
     assert job.backend.state("closed-3").phase == "ended"
 
 
-def test_two_jobs_of_one_node_do_not_meet_and_stop_leaves_nothing(
+def test_jobs_on_one_node_have_separate_rays_and_stop_leaves_nothing(
     site: SlurmSite, tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2-hunter2")
@@ -260,7 +260,7 @@ def test_two_jobs_of_one_node_do_not_meet_and_stop_leaves_nothing(
     all_gone(running[1], scratch)
 
 
-def test_a_preempted_job_writes_a_checkpoint_and_is_put_back(site: SlurmSite, tmp_path: Path, scratch: Path) -> None:
+def test_preempted_job_writes_checkpoint_and_requeues(site: SlurmSite, tmp_path: Path, scratch: Path) -> None:
     site.run("scontrol", "update", "PartitionName=main", "GraceTime=60")
     job = stand_in(tmp_path, "preempted-1", scratch=str(scratch), options=["--nodelist=node1"])
     job.backend.submit(job.work)
@@ -280,7 +280,7 @@ def test_a_preempted_job_writes_a_checkpoint_and_is_put_back(site: SlurmSite, tm
     site.run("scontrol", "update", "PartitionName=main", "GraceTime=0")
 
 
-def test_at_its_time_limit_a_job_is_put_back_and_goes_on(site: SlurmSite, limited: StandIn) -> None:
+def test_job_at_time_limit_requeues_and_continues(site: SlurmSite, limited: StandIn) -> None:
     assert limited.told()["works"]
     assert limited.checkpoint() == {"signals": ["SIGUSR1"], "works": True}
     go_on(site, limited.number())

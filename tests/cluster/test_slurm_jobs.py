@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from slurm_jobs import all_gone, go_on, raylets, target, until
 from slurm_site import SlurmSite
@@ -22,6 +23,8 @@ from pipelines.label import label
 from training.checkpoint import whole_checkpoints
 from training.metrics_logger import read_metrics
 
+pytestmark = [pytest.mark.slow, pytest.mark.long]
+
 
 def shards(dataset: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((dataset / "edges").glob("[0-9]*.parquet"))}
@@ -34,7 +37,7 @@ def site_file(tmp_path: Path, scratch: Path) -> str:
     return str(place)
 
 
-def test_a_label_job_on_two_nodes_gives_the_shards_of_one_machine(
+def test_label_job_on_two_nodes_gives_same_shards(
     site: SlurmSite, tmp_path: Path, scratch: Path, pictures: Path, ray_cluster: None
 ) -> None:
     ingest(str(pictures), str(tmp_path / "here"), shard_rows=3)
@@ -61,7 +64,7 @@ def test_a_label_job_on_two_nodes_gives_the_shards_of_one_machine(
     all_gone(running, scratch)
 
 
-def test_two_nodes_train_are_interrupted_and_finish(
+def test_training_on_two_nodes_is_interrupted_and_finishes(
     site: SlurmSite, tmp_path: Path, scratch: Path, shared_config: dict[str, Any]
 ) -> None:
     run = tmp_path / "run"

@@ -57,18 +57,18 @@ def options(text: str) -> list[str]:
         (ResourceRequest(1, 1, 0.0), {}, Shape(1, 1, 32, 0, 0)),
     ],
 )
-def test_workers_become_nodes(workers: ResourceRequest, values: dict[str, Any], wanted: Shape) -> None:
+def test_workers_map_to_nodes(workers: ResourceRequest, values: dict[str, Any], wanted: Shape) -> None:
     assert node_shape(target(**values), workers) == wanted
 
 
-def test_a_worker_larger_than_a_node_is_refused() -> None:
+def test_worker_larger_than_node_is_refused() -> None:
     with pytest.raises(InputError, match=r"needs 1 GPUs, and the nodes of this target have 0 \(gpus_per_node\)"):
         node_shape(target(), ResourceRequest(gpus=1.0))
     with pytest.raises(InputError, match=r"needs 64 CPUs.* 32 \(cpus_per_node\)"):
         node_shape(target(), ResourceRequest(cpus=64.0))
 
 
-def test_the_script_says_what_the_target_says(tmp_path: Path) -> None:
+def test_script_states_target(tmp_path: Path) -> None:
     site = target(
         partition="gpu",
         account="lab",
@@ -105,7 +105,7 @@ def test_the_script_says_what_the_target_says(tmp_path: Path) -> None:
     assert not tmp_path.joinpath("100% of it").exists(), "a plan touches nothing"
 
 
-def test_without_more_a_script_asks_for_little() -> None:
+def test_minimal_target_gives_minimal_script() -> None:
     text = SlurmBackend(target(requeue=False)).plan(work())["sbatch script"]
     names = [option.partition("=")[0] for option in options(text)]
     assert not {"--partition", "--account", "--time", "--gres", "--mem", "--exclusive"} & set(names)
@@ -114,14 +114,14 @@ def test_without_more_a_script_asks_for_little() -> None:
     assert "--mem=0" in options(SlurmBackend(target(exclusive=True)).plan(work())["sbatch script"])
 
 
-def test_no_secret_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_script_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2-hunter2")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "hunter3-hunter3")
     plan = SlurmBackend(target()).plan(work())
     assert "hunter" not in str(plan)
 
 
-def test_what_lies_on_this_machine_needs_a_shared_disk(tmp_path: Path) -> None:
+def test_local_address_needs_shared_disk(tmp_path: Path) -> None:
     site = SlurmBackend(target(shared_disk=False, working_dir="/opt/onediffusion"))
     assert "--output=/tmp/label-1a2b3c4d-1.out" in site.plan(work(data=("s3://lab/d",)))["sbatch script"]
     with pytest.raises(InputError, match=f"{tmp_path}: the nodes of this target do not see"):
@@ -141,13 +141,13 @@ def test_what_lies_on_this_machine_needs_a_shared_disk(tmp_path: Path) -> None:
         ({"scratch": "/scratch/" + "x" * 40}, "scratch: "),
     ],
 )
-def test_a_wrong_target_is_one_line(values: dict[str, Any], words: str) -> None:
+def test_wrong_target_is_one_line(values: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=re.escape(f"site.yaml: {words}")) as raised:
         target(**values)
     assert "\n" not in str(raised.value)
 
 
-def test_the_example_is_a_target() -> None:
+def test_example_target_is_valid() -> None:
     assert isinstance(load_target("slurm"), SlurmTarget)
     text = Path(str(sys.modules["cluster.target"].TARGETS), "slurm.yaml").read_text()
     # What is commented out can be used as it is.
@@ -160,7 +160,7 @@ def test_the_example_is_a_target() -> None:
         target(**yaml.safe_load(line))
 
 
-def test_without_slurm_here_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_slurm_commands_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     for act in (lambda site: site.submit(work()), lambda site: site.state("x"), lambda site: site.stop("x")):
@@ -187,7 +187,7 @@ def test_without_slurm_here_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path
         ("Batch job submission failed: Something new", "the site refuses the job: Something new"),
     ],
 )  # fmt: skip
-def test_a_refusal_names_what_to_correct(said: str, words: str) -> None:
+def test_refusal_names_key_to_correct(said: str, words: str) -> None:
     values = target(partition="gpu", account="lab", hours=2).model_dump()
     line = refusal(f"sbatch: error: {said}\n", values)
     assert words in line
@@ -213,11 +213,11 @@ def test_a_refusal_names_what_to_correct(said: str, words: str) -> None:
         ("SomethingNew", "SomethingNew"),
     ],
 )
-def test_a_reason_to_wait_is_readable(reason: str, words: str) -> None:
+def test_pending_reason_is_readable(reason: str, words: str) -> None:
     assert words in pending_reason(reason, "17")
 
 
-def test_an_end_is_explained() -> None:
+def test_end_is_explained() -> None:
     assert ended_reason("COMPLETED", "0:0") == ""
     assert "exit code 2;" in ended_reason("FAILED", "2:0")
     assert "raise `memory_gb_per_node`" in ended_reason("OUT_OF_MEMORY", "0:125")
@@ -225,13 +225,13 @@ def test_an_end_is_explained() -> None:
     assert not is_unreachable("slurm_load_jobs error: Invalid user id")
 
 
-def test_gpus_are_named_as_the_site_does() -> None:
+def test_gpus_use_names_of_site() -> None:
     assert gres(target(), Shape(1, 1, 1, 0, 0)) == ""
     assert gres(target(), Shape(1, 1, 1, 2, 0)) == "gpu:2"
     assert gres(target(gpu_type="a100"), Shape(1, 1, 1, 2, 0)) == "gpu:a100:2"
 
 
-def test_a_port_is_free_and_an_address_leads_there() -> None:
+def test_free_port_and_reachable_address() -> None:
     assert reachable_address("127.0.0.1") == "127.0.0.1"
     with pytest.raises(OSError, match=r"known|resol"):
         reachable_address("no-such-node.invalid")

@@ -18,7 +18,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_secrets_among_variables_are_refused(kind: str) -> None:
+def test_secret_in_environment_is_refused(kind: str) -> None:
     def given(**environment: str) -> Any:
         return parse_target({"type": kind, **KINDS[kind], "environment": environment}, "target.yaml")
 
@@ -38,7 +38,7 @@ def test_secrets_among_variables_are_refused(kind: str) -> None:
     assert given(**paths).environment == paths
 
 
-def test_secrets_in_lines_of_a_slurm_target_are_refused() -> None:
+def test_secret_in_slurm_lines_is_refused() -> None:
     for values in ({"setup": ["export AWS_SECRET_ACCESS_KEY=wJalr"]}, {"options": ["--export=ALL,HF_TOKEN=wJalr"]}):
         with pytest.raises(InputError, match=r"looks like a secret.*leave it in the shell") as error:
             parse_target({"type": "slurm", "cpus_per_node": 8, **values}, "target.yaml")

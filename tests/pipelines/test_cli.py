@@ -44,7 +44,7 @@ def refused(found: subprocess.CompletedProcess[str], *words: str) -> None:
         assert word in lines[0]
 
 
-def test_wrong_words_are_refused(tmp_path: Path) -> None:
+def test_wrong_arguments_are_one_line(tmp_path: Path) -> None:
     refused(onediffusion("lable", str(tmp_path)), "lable", "label")
     refused(onediffusion("label"), "DATASET")
     refused(onediffusion("status", str(tmp_path / "nowhere")), "nowhere", "ingest")
@@ -58,14 +58,14 @@ def test_wrong_words_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_source_and_an_unwritable_target_are_refused(tmp_path: Path, photographs: Path) -> None:
+def test_missing_source_and_unwritable_dataset_are_one_line(tmp_path: Path, photographs: Path) -> None:
     refused(onediffusion("ingest", str(tmp_path / "nowhere"), str(tmp_path / "dataset")), "nowhere")
     (tmp_path / "file").write_text("")
     refused(onediffusion("ingest", f"{photographs}/c*.png", str(tmp_path / "file" / "dataset")), "cannot write")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_wrong_s3_credentials_are_refused(s3_server: dict[str, str], photographs: Path) -> None:
+def test_wrong_s3_credentials_are_one_line(s3_server: dict[str, str], photographs: Path) -> None:
     wrong = {**s3_server, "AWS_SECRET_ACCESS_KEY": "wrong"}
     refused(onediffusion("status", "s3://lab/refused", **wrong), "credentials", "s3://lab/refused")
     refused(onediffusion("ingest", f"{photographs}/c*.png", "s3://lab/refused", **wrong), "credentials")
@@ -73,7 +73,7 @@ def test_wrong_s3_credentials_are_refused(s3_server: dict[str, str], photographs
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_status_tells_people_and_machines(tmp_path: Path, pictures: Path) -> None:
+def test_status_prints_table_and_json(tmp_path: Path, pictures: Path) -> None:
     from pipelines.ingest import ingest
     from pipelines.label import label
 
@@ -91,12 +91,12 @@ def test_status_tells_people_and_machines(tmp_path: Path, pictures: Path) -> Non
     assert re.search(r"edges\W+0\W+1\W+0\W+6\W+0", table)
 
 
-def test_workers_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+def test_wrong_worker_counts_are_one_line(tmp_path: Path) -> None:
     for workers, words in (("4:1", "write the smaller number first, as 1:4"), ("0", "write a number, or LEAST:MOST")):
         refused(onediffusion("scale", "label-1", "--workers", workers), f"--workers {workers}: {words}")
 
 
-def test_a_training_that_this_machine_has_no_room_for_says_so(tmp_path: Path) -> None:
+def test_training_beyond_machine_is_one_line(tmp_path: Path) -> None:
     own = {"RAY_ADDRESS": "", "XDG_DATA_HOME": str(tmp_path)}
     arguments = ("--run", str(tmp_path / "run"), "--set", "workers.count=1", "--set", "workers.cpus=4000")
     found = onediffusion("train", "debug", *arguments, **own)

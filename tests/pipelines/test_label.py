@@ -110,7 +110,7 @@ def test_growth_appends_shards_and_labels_only_those(dataset: Dataset, pictures:
     (pictures / "a-new-one.png").write_bytes((photographs / "brick.png").read_bytes())
     (pictures / "a-known-one.png").write_bytes((photographs / "camera.png").read_bytes())
     grown = ingest(str(pictures), dataset.uri, shard_rows=3)
-    assert (grown.added, grown.rejected, grown.pictures) == (1, 1, 7)
+    assert (grown.added, grown.rejected, grown.images) == (1, 1, 7)
     dataset = Dataset.open(dataset.uri)
     assert label(dataset.uri, [BRIGHTNESS]).written == {"brightness": 1}
     after = contents(dataset, "brightness")

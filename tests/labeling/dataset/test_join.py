@@ -37,6 +37,11 @@ def test_join_reads_rows_of_several_groups(dataset: Dataset) -> None:
     assert dataset.join("000000", {"images": ["id"], "edges": None}, [1])["edges.id"].to_pylist() == ["c"]
 
 
+def test_joined_rows_go_through_all_shards(dataset: Dataset) -> None:
+    rows = list(dataset.joined_rows({"images": ["width"], "edges": ["edges"], "depth": None}))
+    assert rows[2] == {"images.width": 3, "edges.edges": b"z"} and len(rows) == 3
+
+
 def test_join_reads_entries_without_embeddings(dataset: Dataset) -> None:
     rows = dataset.join("000000", {"text": entry_columns(False, "task", "prompt")}).to_pylist()
     assert rows[0] == {"text.entries": [{"task": "edges", "prompt": "a"}]}

@@ -45,7 +45,7 @@ def labeler():
     ("name", "kind", "inside"),
     [("astronaut", "person", (100, 220)), ("chelsea", "cat", (140, 220)), ("coffee", "cup", (150, 260))],
 )
-def test_objects_are_named_and_where_they_are(labeler, name, kind, inside):
+def test_objects_have_their_names_and_places(labeler, name, kind, inside):
     result = labeler.label_row(row(name))
     assert result["names"][0] == kind
     box = result["boxes"][0]
@@ -56,7 +56,7 @@ def test_objects_are_named_and_where_they_are(labeler, name, kind, inside):
     assert min(result["scores"]) >= labeler.parameters.threshold
 
 
-def test_the_corners_fit_the_object(labeler):
+def test_corners_fit_the_object(labeler):
     picture = np.full((400, 600, 3), 255, np.uint8)
     horse = np.repeat(data.horse()[..., None], 3, axis=2)[:300:2, ::2].astype(np.uint8) * 255
     picture[200 : 200 + horse.shape[0], 350 : 350 + horse.shape[1]] = horse
@@ -69,7 +69,7 @@ def test_the_corners_fit_the_object(labeler):
     assert np.abs(given - (left, top, right, bottom)).max() < 30
 
 
-def test_a_class_has_one_color_of_the_twenty_drawn_for_the_row(labeler):
+def test_each_class_has_one_color_drawn_for_the_row(labeler):
     low = make(threshold=0.2)
     first = low.label_row(row("coffee"))
     colors = dict(zip(first["names"], first["colors"], strict=True))
@@ -91,7 +91,7 @@ def test_parameters_limit_what_is_kept():
         load_labeler("boxes", {"classes": 21})
 
 
-def test_nothing_to_show_is_no_error_and_no_picture_is(labeler):
+def test_no_object_is_no_error_and_a_missing_image_is(labeler):
     nothing, missing = label_rows(labeler, [{"id": "black", "images.image": np.zeros((64, 64, 3), np.uint8)},
                                             {"id": "gone", "images.image": None}])  # fmt: skip
     assert nothing["boxes"] == nothing["names"] == nothing["colors"] == [] and nothing["error"] is None
@@ -100,7 +100,7 @@ def test_nothing_to_show_is_no_error_and_no_picture_is(labeler):
         labeler.label_row({"id": "gone", "images.image": None})
 
 
-def test_another_process_and_another_batch_give_the_same(labeler):
+def test_results_do_not_depend_on_process_or_batch(labeler):
     other = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=True).stdout
     batch = label_table(labeler, [row("astronaut"), row("coffee")], sets=False)
     assert repr(batch.slice(1).to_pylist()) == other
@@ -108,7 +108,7 @@ def test_another_process_and_another_batch_give_the_same(labeler):
     assert declare(labeler)["weights"] == declare(make())["weights"] != ""
 
 
-def test_a_detector_by_path(tmp_path):
+def test_detector_is_loaded_by_path(tmp_path):
     torch.manual_seed(0)
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     sizes = {"image_size": [64, 64], "patch_size": 16, "num_detection_tokens": 5}

@@ -46,12 +46,12 @@ def row(**changes):
     return {**values, **{key.replace("_", ".", 1): value for key, value in changes.items()}}
 
 
-def objects(*found, score=0.9):
+def objects(*boxes, score=0.9):
     """Columns of the boxes group from (name, x0, y0, x1, y1)."""
     return {
-        "boxes_boxes": [dict(zip(("x0", "y0", "x1", "y1"), corners, strict=True)) for _, *corners in found],
-        "boxes_names": [name for name, *_ in found],
-        "boxes_scores": [score] * len(found),
+        "boxes_boxes": [dict(zip(("x0", "y0", "x1", "y1"), corners, strict=True)) for _, *corners in boxes],
+        "boxes_names": [name for name, *_ in boxes],
+        "boxes_scores": [score] * len(boxes),
     }
 
 
@@ -74,11 +74,11 @@ def caption(**changes):
     return make().label_row(row(**changes))["caption"]
 
 
-def test_nothing_is_said_of_what_is_not_known():
+def test_caption_says_nothing_unknown():
     assert caption() == "The picture is black and white, bright and low in contrast."
 
 
-def test_the_source_is_quoted_first():
+def test_text_of_the_source_comes_first():
     assert caption(images_text=" A cat\n on a sofa ").startswith("A cat on a sofa. The picture is")
     assert caption(images_text="Look!").startswith("Look! The picture is")
 
@@ -102,7 +102,7 @@ def test_objects_are_counted_and_placed():
 
 
 @pytest.mark.parametrize(
-    ("found", "sentences"),
+    ("box", "sentences"),
     [
         (("knife", 10, 10, 190, 95), ("shows a knife.", "The knife fills most of the picture.")),
         (("bus", 10, 70, 190, 95), ("shows a bus.", "The bus is across the whole width, near the bottom.")),
@@ -110,8 +110,8 @@ def test_objects_are_counted_and_placed():
         (("broccoli", 80, 30, 120, 60), ("shows a piece of broccoli.", "The broccoli is in the middle.")),
     ],
 )
-def test_sizes_and_words(found, sentences):
-    text = caption(**objects(found))
+def test_sizes_and_amounts_have_words(box, sentences):
+    text = caption(**objects(box))
     assert all(sentence in text for sentence in sentences), text
 
 
@@ -119,27 +119,27 @@ def test_sizes_and_words(found, sentences):
     ("name", "many"),
     [("bus", "buses"), ("knife", "knives"), ("couch", "couches"), ("sheep", "sheep"), ("skis", "pairs of skis")],
 )
-def test_plurals(name, many):
+def test_plurals_of_class_names(name, many):
     assert f"The picture shows two {many}." in caption(**objects((name, 5, 5, 50, 50), (name, 60, 5, 90, 50)))
 
 
-def test_unsure_objects_are_left_out():
+def test_objects_below_the_threshold_are_left_out():
     unsure = objects(("clock", 10, 10, 60, 60), score=0.55)
     assert "clock" not in caption(**unsure)
     assert "clock" in make(threshold=0.5).label_row(row(**unsure))["caption"]
 
 
 @pytest.mark.parametrize("layout", [17, 33])
-def test_poses(layout):
+def test_poses_are_described(layout):
     standing = {"eyes": 10, "shoulders": 20, "hips": 45, "knees": 65, "ankles": 88}
     assert "One person stands upright." in caption(pose_keypoints=[body(layout, **standing, wrists=45)])
     both = caption(pose_keypoints=[body(layout, **standing, wrists=5), body(layout, **standing, wrists=50)])
     assert "Two people stand upright. One person has an arm raised." in both
     sitting = caption(pose_keypoints=[body(layout, **{**standing, "knees": 50}, wrists=50)])
-    unseen = caption(pose_keypoints=[body(layout, eyes=10, shoulders=20)])
+    invisible = caption(pose_keypoints=[body(layout, eyes=10, shoulders=20)])
     portrait = caption(pose_keypoints=[body(layout, eyes=10, shoulders=60, hips=120, knees=150)])
-    assert "stand" not in sitting + unseen + portrait and "arm" not in sitting + unseen + portrait
-    assert "One person is cut off above the knees." in portrait and "cut off" not in sitting + unseen
+    assert "stand" not in sitting + invisible + portrait and "arm" not in sitting + invisible + portrait
+    assert "One person is cut off above the knees." in portrait and "cut off" not in sitting + invisible
     lying = body(layout, **standing, wrists=5)
     for point in lying:
         point["x"], point["y"] = point["y"], point["x"]
@@ -161,20 +161,20 @@ def test_colors_have_everyday_names(color, name):
     assert f"The picture's main colours are black and {name}." in caption(images_image=picture)
 
 
-def test_a_gray_picture_with_one_colored_thing_is_not_black_and_white():
+def test_gray_image_with_one_colored_object_is_not_black_and_white():
     picture = np.full((100, 100, 3), 128, np.uint8)
     assert "black and white" in caption(images_image=picture)
     picture[:15, :15] = (255, 0, 0)
     assert caption(images_image=picture).startswith("The picture's main colour is gray.")
 
 
-def test_photographs():
+def test_captions_of_photographs():
     assert "main colours are brown and beige" in caption(images_image=data.chelsea())
     assert caption(images_image=data.camera()[..., None].repeat(3, 2)).endswith("The picture is black and white.")
     assert caption(images_image=data.rocket()).endswith("main colour is blue. It is dark.")
 
 
-def test_what_is_missing_is_an_error_of_its_row():
+def test_missing_columns_are_an_error_of_their_row():
     rows = [row(), row(boxes_boxes=None), row(pose_keypoints=None), row(images_image=None)]
     errors = [result["error"] for result in label_rows(make(), rows)]
     assert errors == [
@@ -185,7 +185,7 @@ def test_what_is_missing_is_an_error_of_its_row():
     ]
 
 
-def test_the_same_in_another_process():
+def test_results_do_not_depend_on_process():
     script = (
         "from skimage import data\nfrom labeling.registry import load_labeler\n"
         "labeler = load_labeler('caption', {})\nlabeler.load()\n"
@@ -228,7 +228,7 @@ def llava(folder):
 
 
 @pytest.mark.parametrize("build", [save_blip, vision_encoder_decoder, llava])
-def test_a_model_by_path_writes_the_caption(build, tmp_path):
+def test_model_by_path_writes_the_caption(build, tmp_path):
     torch.manual_seed(1)
     build(tmp_path)
     labeler = make(model=str(tmp_path), tokens=6)
@@ -245,16 +245,16 @@ def test_a_model_by_path_writes_the_caption(build, tmp_path):
     assert name.endswith(labeler.weights_digest()[:8]) and str(tmp_path) not in name
 
 
-def test_the_question_is_part_of_what_a_model_of_instructions_reads(tmp_path):
+def test_instruction_model_reads_the_prompt(tmp_path):
     torch.manual_seed(1)
     llava(tmp_path)
-    seen = {"id": "a", "images.image": data.coffee()}
+    row = {"id": "a", "images.image": data.coffee()}
     questions = ("describe", "red sofa grass describe the cat under a dog on the sofa")
-    texts = {make(model=str(tmp_path), tokens=8, prompt=ask).label_row(seen)["caption"] for ask in questions}
+    texts = {make(model=str(tmp_path), tokens=8, prompt=ask).label_row(row)["caption"] for ask in questions}
     assert len(texts) == 2
 
 
-def test_a_model_that_writes_nothing_is_an_error(tmp_path):
+def test_empty_output_of_a_model_is_an_error(tmp_path):
     save_blip(tmp_path, ["[SEP]"])
     with pytest.raises(RowError, match="the model wrote nothing"):
         make(model=str(tmp_path)).label_row({"id": "a", "images.image": data.coffee()})

@@ -52,11 +52,11 @@ def motorcycle(photographs):
     return left, right, np.where(np.isfinite(truth), truth, np.nan)
 
 
-def compare(found, truth):
+def compare(inverse, truth):
     """(share of pixels known, correlation, share of the known ones wrong by over two pixels)"""
-    both = np.isfinite(found) & np.isfinite(truth)
-    wrong = np.abs(found - truth)[both] > 2
-    return np.isfinite(found).mean(), np.corrcoef(found[both], truth[both])[0, 1], wrong.mean()
+    both = np.isfinite(inverse) & np.isfinite(truth)
+    wrong = np.abs(inverse - truth)[both] > 2
+    return np.isfinite(inverse).mean(), np.corrcoef(inverse[both], truth[both])[0, 1], wrong.mean()
 
 
 def test_stereo_agrees_with_measured_disparity(motorcycle):
@@ -73,21 +73,21 @@ def test_stereo_agrees_with_measured_disparity(motorcycle):
     assert drawn.shape == left.shape
 
 
-def test_large_pairs_are_matched_small_in_pixels_of_the_picture(motorcycle):
+def test_large_pairs_are_matched_at_reduced_size(motorcycle):
     left, right, truth = motorcycle
     result = make(long_side=371).label_row(row(left, encode_png(right)))
     known, correlation, wrong = compare(inverse_depth(result), truth)
     assert known > 0.8 and correlation > 0.95 and wrong < 0.15
 
 
-def test_a_pair_of_the_same_picture_twice_is_no_pair(motorcycle):
+def test_pair_of_equal_images_is_an_error(motorcycle):
     left = motorcycle[0]
     flat, other = label_rows(make(), [row(left, encode_png(left)), row(left, encode_png(left[:-1]))])
     assert "no depth could be told apart" in flat["error"]
     assert "right picture of 741×499" in other["error"]
 
 
-def test_given_disparity_comes_back_and_unknown_stays_unknown():
+def test_given_disparity_is_kept_and_unknown_stays_unknown():
     steps = np.zeros((40, 60), np.uint16)
     steps[:, 10:] = np.linspace(100, 50_000, 50).astype(np.uint16)
     picture = np.zeros((40, 60, 3), np.uint8)
@@ -104,14 +104,14 @@ def test_given_disparity_comes_back_and_unknown_stays_unknown():
     assert "given of 60×40 pixels" in misfit["error"]
 
 
-def test_a_row_without_any_source_names_the_remedy():
+def test_row_without_any_source_of_depth_names_the_remedy():
     table = label_table(make(), [row(data.chelsea())], sets=False)
     assert table["error"].to_pylist() == ["no depth model, stereo pair or true disparity: set depth.model=NAME"]
     assert table["depth"].to_pylist() == [None]
 
 
 @pytest.mark.parametrize("kind", ["relative", "metric"])
-def test_a_model_is_loaded_from_its_folder(tmp_path, kind):
+def test_model_is_loaded_from_its_folder(tmp_path, kind):
     save_depth_anything(tmp_path, kind)
     folder, labeler = tmp_path, make(model=str(tmp_path))
     assert labeler.reads == ("images.image",)
@@ -119,17 +119,17 @@ def test_a_model_is_loaded_from_its_folder(tmp_path, kind):
     picture = data.chelsea()
     result = labeler.label_row({"id": "a", "images.image": picture})
     assert result["method"] == labeler.model
-    found = inverse_depth(result)
+    inverse = inverse_depth(result)
     inputs = DPTImageProcessor.from_pretrained(folder)(images=picture, return_tensors="pt")
     with torch.no_grad():
         predicted = DepthAnythingForDepthEstimation.from_pretrained(folder)(**inputs).predicted_depth[0].numpy()
     expected = mmcv.imresize(1 / predicted if kind == "metric" else predicted, picture.shape[1::-1])
-    assert found.shape == picture.shape[:2]
-    both = np.isfinite(found)
-    assert both.mean() > 0.9 and np.corrcoef(found[both], expected[both])[0, 1] > 0.97
+    assert inverse.shape == picture.shape[:2]
+    both = np.isfinite(inverse)
+    assert both.mean() > 0.9 and np.corrcoef(inverse[both], expected[both])[0, 1] > 0.97
     other = make(model=str(folder), gives="inverse" if kind == "metric" else "depth")
     turned = inverse_depth(other.label_row({"id": "a", "images.image": picture}))
-    assert np.corrcoef(turned[both], found[both])[0, 1] < -0.3
+    assert np.corrcoef(turned[both], inverse[both])[0, 1] < -0.3
     before = labeler.weights_digest()
     assert before and before == make(model=str(folder)).weights_digest() and make().weights_digest() == ""
 
@@ -145,7 +145,7 @@ def test_only_safetensors_are_read(tmp_path):
         load_labeler("depth", {"block": 4})
 
 
-def test_the_same_bytes_in_another_process(motorcycle, tmp_path, photographs):
+def test_results_do_not_depend_on_process(motorcycle, tmp_path, photographs):
     left, right, _ = motorcycle
     save_depth_anything(tmp_path, "relative")
     script = (

@@ -34,7 +34,7 @@ def square(side, inner=0.5, color=(255, 255, 255)):
 
 
 @pytest.mark.parametrize("side", [96, 500, 2000])
-def test_lines_lie_on_the_outline_and_nowhere_else(side):
+def test_lines_lie_on_the_outline_alone(side):
     lines = edges(square(side))
     assert lines.shape == (side, side) and lines.dtype == np.uint8 and set(np.unique(lines)) == {0, 255}
     rows, columns = np.nonzero(lines)
@@ -71,7 +71,7 @@ def test_large_and_small_copies_have_the_same_edges():
     assert np.corrcoef(one, other)[0, 1] > 0.85
 
 
-def test_parameters_matter_and_are_checked():
+def test_parameters_change_edges_and_are_checked():
     picture = data.chelsea()
     shares = [(edges(picture, low=low, high=2 * low) > 0).mean() for low in (20, 60, 150)]
     assert shares[0] > shares[1] > shares[2]
@@ -83,14 +83,14 @@ def test_parameters_matter_and_are_checked():
         load_labeler("edges", {"low": 300})
 
 
-def test_a_row_without_picture_is_in_error():
+def test_row_without_image_is_in_error():
     with pytest.raises(RowError, match="no images"):
         make().label_row({"id": "a", "images.image": None})
     good, bad = label_rows(make(), [{"id": "a", "images.image": square(64)}, {"id": "b", "images.image": None}])
     assert good["error"] is None and bad["error"] == "no images: images.image is missing"
 
 
-def test_the_same_bytes_in_another_process():
+def test_results_do_not_depend_on_process():
     table = label_table(make(), [{"id": "a", "images.image": data.coffee()}], sets=False)
     script = (
         "import hashlib\nfrom skimage import data\nfrom labeling.registry import load_labeler\n"

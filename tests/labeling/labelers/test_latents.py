@@ -35,7 +35,7 @@ def row():
             "depth.depth": encode_png(depth)}  # fmt: skip
 
 
-def test_the_latent_is_the_fitted_picture(row):
+def test_latent_is_that_of_the_fitted_image(row):
     result = make("latents-256").label_row(row)
     width, height = aspect_bucket(row["images.width"], row["images.height"], 256)
     assert (result["latent_height"], result["latent_width"]) == (height // 8, width // 8)
@@ -43,7 +43,7 @@ def test_the_latent_is_the_fitted_picture(row):
     assert np.square(decoded(result) - fitted).mean() < 4 * 10**-3.3  # 33 dB
 
 
-def test_a_label_has_the_latent_of_its_drawing_in_the_same_bucket(row):
+def test_label_has_the_latent_of_its_drawing_in_the_same_bucket(row):
     labeler = make("latents-96-depth")
     assert set(labeler.reads) == {"depth.depth", "images.width", "images.height"}
     result, picture = labeler.label_row(row), make("latents-96").label_row(row)
@@ -53,7 +53,7 @@ def test_a_label_has_the_latent_of_its_drawing_in_the_same_bucket(row):
     assert np.abs(decoded(result) - (fit_picture(drawn, width, height) / 127.5 - 1)).mean() < 0.02
 
 
-def test_rows_do_not_depend_on_their_batch(row):
+def test_results_do_not_depend_on_batch(row):
     other = {**row, "id": "astronaut", "images.image": data.astronaut()}
     labeler = make("latents-128")
     alone = label_table(labeler, [row], sets=False)
@@ -62,7 +62,7 @@ def test_rows_do_not_depend_on_their_batch(row):
     assert together["model"].to_pylist() == ["dct", "dct"]
 
 
-def test_what_is_missing_is_an_error_of_its_row(row):
+def test_missing_columns_are_an_error_of_their_row(row):
     labeler = make("latents-96-depth")
     results = label_rows(labeler, [{**row, "depth.depth": None}, row])
     assert results[0]["error"] == "no depth: depth.depth is missing"
@@ -79,7 +79,7 @@ def test_views_of_a_set_are_encoded_one_by_one(row):
     assert first == label_table(make("latents-96"), [row], sets=False)["latent"][0].as_py()
 
 
-def test_an_autoencoder_by_path_is_part_of_the_recipe_and_its_path_of_no_row(row, tmp_path):
+def test_autoencoder_changes_the_recipe_and_its_path_is_stored_nowhere(row, tmp_path):
     torch.manual_seed(0)
     levels = {"block_out_channels": (8,) * 4, "norm_num_groups": 4, "latent_channels": 16}
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}

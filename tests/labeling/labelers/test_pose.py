@@ -51,7 +51,7 @@ def test_points_lie_on_the_person_in_pixels_of_the_picture(labeler):
     assert at(person, LEFT_SHOULDER)[0] > 250 and at(person, RIGHT_SHOULDER)[0] < 180  # hers, not the viewer's
 
 
-def test_every_person_box_gives_one_person_where_it_is(labeler, two):
+def test_each_person_box_gives_one_person_inside(labeler, two):
     shifted = (PERSON[0] + 512, PERSON[1], PERSON[2] + 512, PERSON[3])
     people = labeler.label_row(row(two, PERSON, shifted))["keypoints"]
     assert len(people) == 2
@@ -60,18 +60,18 @@ def test_every_person_box_gives_one_person_where_it_is(labeler, two):
     assert len(make(people=1).label_row(row(two, PERSON, shifted))["keypoints"]) == 1
 
 
-def test_one_person_in_two_boxes_is_one(labeler):
+def test_person_in_two_boxes_counts_once(labeler):
     near = tuple(value + 4 for value in PERSON)
     assert len(labeler.label_row(row(data.astronaut(), PERSON, near))["keypoints"]) == 1
 
 
-def test_the_whole_picture_is_tried_only_where_nothing_was_detected(labeler):
+def test_whole_image_is_tried_only_without_any_box(labeler):
     (person,) = labeler.label_row(row(data.astronaut()))["keypoints"]
     assert np.abs(at(person, NOSE) - (224, 122)).max() < 25
     assert labeler.label_row(row(data.astronaut(), (400, 10, 500, 200), names=["train"]))["keypoints"] == []
 
 
-def test_the_skeleton_is_the_drawing_of_the_points(labeler):
+def test_skeleton_is_the_drawing_of_the_points(labeler):
     result = labeler.label_row(row(data.astronaut(), PERSON))
     skeleton = decode_picture(result["skeleton"])
     assert skeleton.shape == (512, 512, 3) and skeleton.any()
@@ -85,14 +85,14 @@ def test_nobody_is_no_error_and_missing_boxes_are(labeler):
     assert missing["error"].startswith("no boxes")
 
 
-def test_neither_the_batch_nor_another_labeler_changes_a_row(labeler):
+def test_results_do_not_depend_on_batch_or_other_labelers(labeler):
     cup, person = row(data.coffee(), identity="cup"), row(data.astronaut(), PERSON)
     together = label_table(labeler, [cup, person], sets=False)
     assert label_table(make(), [person], sets=False).to_pylist() == together.slice(1).to_pylist()
     assert "mediapipe" in together["model"][0].as_py() and labeler.weights_digest()
 
 
-def test_another_process_gives_the_same(labeler):
+def test_results_do_not_depend_on_process(labeler):
     script = (
         "import hashlib\nfrom skimage import data\nfrom labeling.registry import load_labeler\n"
         "labeler = load_labeler('pose', {})\nlabeler.load()\n"
@@ -109,7 +109,7 @@ def test_scores_of_boxes_are_not_read(labeler):
     assert set(labeler.reads) == {"images.image", "boxes.boxes", "boxes.names"}  # else they would make poses stale
 
 
-def test_a_pose_model_by_path(tmp_path):
+def test_pose_model_is_loaded_by_path(tmp_path):
     torch.manual_seed(0)
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "out_indices": [1]}
     backbone = VitPoseBackboneConfig(image_size=[64, 48], patch_size=[16, 16], **small)

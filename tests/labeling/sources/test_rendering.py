@@ -49,7 +49,7 @@ def test_depth_of_a_plane_is_exact(tmp_path: Path) -> None:
     assert np.abs(view.inverse_depth.ravel()[hit] * depth[hit] - 1).max() < 1e-4
 
 
-def test_the_models_rays_hit_what_the_depth_says(scene: Path) -> None:
+def test_rays_of_the_model_hit_the_rendered_depth(scene: Path) -> None:
     views = render_views(scene, 4, 32, seed=0)
     c2w = torch.tensor(np.stack([view.c2w for view in views]))
     intrinsics = torch.tensor(np.stack([view.intrinsics for view in views]))
@@ -69,7 +69,7 @@ def test_the_models_rays_hit_what_the_depth_says(scene: Path) -> None:
         assert off[hit].norm(dim=-1).max() < 1e-4, index
 
 
-def test_a_surface_point_has_one_color_in_every_view(scene: Path) -> None:
+def test_surface_point_has_one_color_in_every_view(scene: Path) -> None:
     one, other = render_views(scene, 12, 128, seed=0)[:2]
     origins, directions = pixel_rays(one.c2w, 128)
     hit = one.inverse_depth.ravel() > 0
@@ -79,15 +79,15 @@ def test_a_surface_point_has_one_color_in_every_view(scene: Path) -> None:
     y = (0.5 - FOCAL_LENGTH * local[:, 1] / -local[:, 2]) * 128
     inside = (x >= 0) & (x < 128) & (y >= 0) & (y < 128)
     column, row = x[inside].astype(int), y[inside].astype(int)
-    seen = np.abs(other.inverse_depth[row, column] * -local[inside, 2] - 1) < 0.01
-    colors = one.image.reshape(-1, 3)[hit][inside][seen].astype(float)
-    there = other.image[row, column][seen].astype(float)
-    assert seen.sum() > 1000
+    visible = np.abs(other.inverse_depth[row, column] * -local[inside, 2] - 1) < 0.01
+    colors = one.image.reshape(-1, 3)[hit][inside][visible].astype(float)
+    there = other.image[row, column][visible].astype(float)
+    assert visible.sum() > 1000
     shuffled = np.random.default_rng(0).permutation(there)
     assert np.abs(colors - there).mean() < 0.5 * np.abs(colors - shuffled).mean()
 
 
-def test_the_scene_and_its_views_are_the_same_every_time(scene: Path, tmp_path: Path) -> None:
+def test_scene_and_views_are_deterministic(scene: Path, tmp_path: Path) -> None:
     build_scene(tmp_path / "again.glb")
     assert (tmp_path / "again.glb").read_bytes() == scene.read_bytes()
     assert scene.stat().st_size < 1 << 20
@@ -95,7 +95,7 @@ def test_the_scene_and_its_views_are_the_same_every_time(scene: Path, tmp_path: 
     assert all(np.array_equal(a.image, b.image) for a, b in zip(first, second, strict=True))
 
 
-def test_what_is_no_mesh_is_named(tmp_path: Path) -> None:
+def test_unreadable_mesh_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.glb").write_bytes(b"not a mesh")
     with pytest.raises(InputError, match=r"bad\.glb: cannot be read as a mesh"):
         Surface(tmp_path / "bad.glb")

@@ -31,7 +31,7 @@ needs_chromium = pytest.mark.skipif(
     not Path(CHROMIUM).exists() and os.environ.get("CI") != "true",
     reason=f"no {CHROMIUM}; install Debian's package chromium",
 )
-pytestmark = needs_chromium
+pytestmark = [pytest.mark.slow, pytest.mark.long, needs_chromium]
 SECONDS = 120_000  # milliseconds, that a page may take on a busy machine
 
 
@@ -84,7 +84,7 @@ def visit(page: Page, address: str) -> None:
 
 
 def shoot(page: Page, name: str) -> None:
-    page.wait_for_timeout(700)  # charts and menus unfold
+    page.wait_for_timeout(400)  # charts and menus unfold
     page.screenshot(path=SCREENSHOTS / f"{name}.png")
 
 

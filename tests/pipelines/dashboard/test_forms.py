@@ -88,12 +88,12 @@ def outcome(folder: JobFolder) -> tuple[JobStatus, Attempt | None]:
 def test_outcome_waits_for_announced_attempt(stopped: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scaling says that there will be another before the target has ended the last, which may take long."""
     monkeypatch.setattr(launch, "NEXT_SECONDS", 0.0)
-    monkeypatch.setattr(launch, "POLL_SECONDS", 0.2)
+    monkeypatch.setattr(launch, "POLL_SECONDS", 0.1)
     assert outcome(stopped) == (JobStatus("stopped", result={}), None)
     stopped.put_control(Control(2))
-    threading.Timer(1.0, stopped.put_attempt, [attempt(stopped, 2)]).start()
+    threading.Timer(0.3, stopped.put_attempt, [attempt(stopped, 2)]).start()
     assert outcome(stopped)[1] == attempt(stopped, 2)
     stopped.put_attempt(attempt(stopped, 1))  # it could not be sent after all
-    threading.Timer(1.0, stopped.put_control, [Control(1, stop=True)]).start()
+    threading.Timer(0.3, stopped.put_control, [Control(1, stop=True)]).start()
     began = time.monotonic()
-    assert outcome(stopped)[1] is None and 0.9 < time.monotonic() - began < 20
+    assert outcome(stopped)[1] is None and 0.25 < time.monotonic() - began < 20

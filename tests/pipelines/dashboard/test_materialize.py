@@ -189,6 +189,17 @@ def test_speed_of_command_line_jobs_is_shown(faces: Dataset, instance: dg.Dagste
     assert (evaluation.passed, evaluation.description) == (False, "0.1 rows a second, 3 before")
 
 
+def test_speeds_in_events_of_earlier_versions_count(faces: Dataset, instance: dg.DagsterInstance) -> None:
+    """They named the job "labelled by"."""
+    key = dg.AssetKey(["faces", "brightness"])
+    for job, speed in (("label-0a0a0a0a-1", 100.0), ("label-0a0a0a0a-2", 1.0)):
+        metadata = {"labelled by": job, "rows a second": speed}
+        instance.report_runless_asset_event(dg.AssetMaterialization(key, metadata=metadata))
+    state = dataset_state(find_snapshot("faces"))
+    [outcome] = [one for one in dataset_outcomes(state, instance, {"speed"}) if one.key[1] == "brightness"]
+    assert (outcome.passed, outcome.description) == (False, "1 rows a second, 100 before")
+
+
 @pytest.mark.parametrize("few", [2, 4])
 def test_new_shards_form_their_own_partitions(
     faces: Dataset, grown: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, few: int

@@ -22,11 +22,12 @@ from cluster.local import work_processes
 from labeling.dataset import Dataset, open_store
 from model.inputs import InputError
 from pipelines.dashboard.processes import is_alive
-from pipelines.dashboard.server import address_of, dashboard
+from pipelines.dashboard.server import _listen, address_of, dashboard
 from pipelines.dashboard.tracked_assets import state_folder, tracked_assets
 from pipelines.jobs.status import list_jobs
 from training.metrics_logger import read_metrics
 
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 LAUNCH = """mutation($p: ExecutionParams!) { launchRun(executionParams: $p) { __typename
   ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 STOP_NOTHING: dict[str, Any] = {
@@ -362,15 +363,6 @@ def test_job_outlives_the_dashboard_that_sent_it(
                 process.kill()
 
 
-def test_nothing_stays_behind_when_it_is_killed(tmp_path: Path, pictures_original: Path) -> None:
-    with served(tmp_path, str(pictures_original)) as running:
-        family = family_of(running)
-        running.process.kill()
-        running.process.wait()
-        _, left = psutil.wait_procs(family, timeout=60)
-        assert not left
-
-
 def test_invalid_arguments_give_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     assert address_of("::1", 3000) == address_of("[::1]", 3000) == "http://[::1]:3000"
@@ -385,12 +377,9 @@ def test_invalid_arguments_give_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     assert stat.S_IMODE(state_folder().stat().st_mode) == 0o700
 
 
-def test_taken_port_is_replaced_by_a_free_one(tmp_path: Path) -> None:
-    from pipelines.dashboard.server import _free_port
-
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+def test_taken_port_is_replaced_by_a_free_one() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port, said = taken.getsockname()[1], []
-        assert _free_port("127.0.0.1", port, said.append) != port
-        assert said == [f"port {port} is taken, so it is {said[0].split()[-1]}"]
+        with _listen("127.0.0.1", port, said.append) as listener:
+            free = listener.getsockname()[1]
+    assert free != port and said == [f"port {port} is taken, so it is {free}"]

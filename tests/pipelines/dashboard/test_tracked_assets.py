@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -15,7 +16,16 @@ from model.inputs import InputError
 from pipelines.dashboard.definitions import build_definitions
 from pipelines.dashboard.follower import Follower
 from pipelines.dashboard.snapshots import find_snapshot, refresh, snapshots, snapshots_digest
-from pipelines.dashboard.tracked_assets import assets_of_jobs, find_tracked, kind_at, track, tracked_assets, untrack
+from pipelines.dashboard.tracked_assets import (
+    TrackedAsset,
+    assets_of_jobs,
+    find_tracked,
+    kind_at,
+    state_folder,
+    track,
+    tracked_assets,
+    untrack,
+)
 from pipelines.jobs.known_jobs import forget_job, remember_job
 
 
@@ -77,3 +87,23 @@ def test_definitions_load_from_snapshots_alone(faces: Dataset) -> None:
     names: Mapping[str, Any] = {snapshot.tracked.name: snapshot for snapshot in snapshots()}
     assert list(names) == ["faces"]
     assert len(list(build_definitions().get_repository_def().asset_graph.get_all_asset_keys())) == 3
+
+
+def test_files_of_earlier_versions_are_read(own_data: None) -> None:
+    asset = {
+        "name": "faces",
+        "kind": "dataset",
+        "address": "/data/faces",
+        "owner": "team:labels",
+        "new_pictures": "build",
+    }
+    groups = {"images": {"labeler": "ingest"}, "edges": {"labeler": "edges", "version": 1, "reads": ["images.image"]}}
+    snapshot = {"place": asset, "trouble": "", "kind": "pictures", "shards": 3, "sources": ["/raw"], "groups": groups}
+    (state_folder() / "places.json").write_text(json.dumps([asset]))
+    (state_folder() / "forgotten.json").write_text(json.dumps(["/data/other"]))
+    (state_folder() / "snapshots").mkdir()
+    (state_folder() / "snapshots" / "faces.json").write_text(json.dumps({**snapshot, "config": {}, "reads": []}))
+    assert find_snapshot("faces").tracked == TrackedAsset(**asset)
+    assert (find_snapshot("faces").labels, find_snapshot("faces").shards) == (["edges"], 3)
+    track([("dataset", "/data/other")])
+    assert [one.name for one in tracked_assets()] == ["faces"]

@@ -66,7 +66,7 @@ def test_job_whose_target_is_gone_is_not_followed_forever(
     job: ResolvedJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    for name, seconds in (("PATIENCE", 2.0), ("PROGRESS", 0.2), ("POLL", 0.1)):
+    for name, seconds in (("PATIENCE", 1.0), ("PROGRESS", 0.2), ("POLL", 0.1)):
         monkeypatch.setattr(f"pipelines.dashboard.launch.{name}_SECONDS", seconds)
     old = time.time() - 1000
     submission = recorded(job, 1, GONE, AttemptState(1, "running", "elsewhere", 7, old, old))

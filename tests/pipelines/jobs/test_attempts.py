@@ -46,7 +46,7 @@ def ended(submission: Attempt) -> str:
     return job_status(submission).phase
 
 
-def test_a_job_whose_target_is_gone_is_stopped_at_once_and_sent_elsewhere(job: ResolvedJob) -> None:
+def test_job_of_unreachable_target_stops_at_once_and_is_sent_elsewhere(job: ResolvedJob) -> None:
     old = time.time() - 1000
     submission = recorded(job, 1, GONE, AttemptState(1, "running", "elsewhere", 7, old, old))
     assert job_status(submission).phase == "unknown"
@@ -64,7 +64,7 @@ def test_a_job_whose_target_is_gone_is_stopped_at_once_and_sent_elsewhere(job: R
     assert ended(again) == "failed"
 
 
-def test_a_job_that_lives_where_its_target_does_not_answer_is_not_taken_for_ended(
+def test_responding_job_of_unreachable_target_is_not_taken_for_ended(
     job: ResolvedJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = time.time()
@@ -76,7 +76,7 @@ def test_a_job_that_lives_where_its_target_does_not_answer_is_not_taken_for_ende
     assert job_status(submission).phase == "running"
 
 
-def test_a_number_is_used_again_only_for_what_never_began(job: ResolvedJob, tmp_path: Path) -> None:
+def test_attempt_number_is_reused_only_if_it_never_began(job: ResolvedJob, tmp_path: Path) -> None:
     assert submit_job(job, "local").number == 1
     assert ended(find_attempt(job.id)) == "failed"
     later = JobFolder(find_attempt(job.id).address)
@@ -93,9 +93,7 @@ def test_a_number_is_used_again_only_for_what_never_began(job: ResolvedJob, tmp_
     assert submit_job(job, "local").number == 6
 
 
-def test_a_job_of_another_machine_is_told_by_its_signs_of_life(
-    job: ResolvedJob, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_job_of_another_machine_is_judged_by_heartbeat(job: ResolvedJob, monkeypatch: pytest.MonkeyPatch) -> None:
     """A target sees what this user has on this machine; nothing else is taken for ended, ended or sent again."""
     now = time.time()
     submission = recorded(job, 1, LOCAL, AttemptState(1, "running", "elsewhere", 7, now, now), "jo@elsewhere")
@@ -110,7 +108,7 @@ def test_a_job_of_another_machine_is_told_by_its_signs_of_life(
     assert job_status(submission).phase == "lost"
 
 
-def test_what_another_is_sending_is_not_sent_again_under_its_number(job: ResolvedJob) -> None:
+def test_job_that_another_sender_is_sending_keeps_its_number(job: ResolvedJob) -> None:
     submission = recorded(job, 1, LOCAL, sender="jo@elsewhere")
     assert job_status(submission).reason == "jo@elsewhere is sending it"
     assert submit_job(job, "local") == submission
@@ -120,7 +118,7 @@ def test_what_another_is_sending_is_not_sent_again_under_its_number(job: Resolve
     assert ended(again) == "failed"
 
 
-def test_a_refusal_leaves_alone_what_another_has_noted_meanwhile(job: ResolvedJob, tmp_path: Path) -> None:
+def test_refusal_keeps_record_of_another_sender(job: ResolvedJob, tmp_path: Path) -> None:
     """A cluster that refuses, after another machine has noted the same job."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -143,7 +141,7 @@ def test_a_refusal_leaves_alone_what_another_has_noted_meanwhile(job: ResolvedJo
     assert find_attempt(job.id).sender == "jo@elsewhere"
 
 
-def test_a_refused_first_submission_leaves_nothing(job: ResolvedJob, tmp_path: Path) -> None:
+def test_refused_first_submit_leaves_nothing(job: ResolvedJob, tmp_path: Path) -> None:
     target = tmp_path / "ray.yaml"
     target.write_text("{type: ray, address: 'http://127.0.0.1:9'}")
     with pytest.raises(InputError, match="no Ray cluster answers there"):
@@ -152,7 +150,7 @@ def test_a_refused_first_submission_leaves_nothing(job: ResolvedJob, tmp_path: P
     assert list_jobs() == []
 
 
-def test_a_dry_run_says_the_attempt_that_would_be_sent(job: ResolvedJob) -> None:
+def test_dry_run_states_next_attempt(job: ResolvedJob) -> None:
     def said() -> str:
         return plan_job(job, "local")["command"]
 
@@ -164,7 +162,7 @@ def test_a_dry_run_says_the_attempt_that_would_be_sent(job: ResolvedJob) -> None
 
 
 @pytest.mark.parametrize("other", [1, 2])
-def test_an_attempt_waits_for_another_that_lives(job: ResolvedJob, tmp_path: Path, other: int) -> None:
+def test_attempt_waits_for_running_one(job: ResolvedJob, tmp_path: Path, other: int) -> None:
     """An earlier one, or one that another sender gave the same number."""
     earlier = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     now = time.time()
@@ -183,7 +181,7 @@ def test_an_attempt_waits_for_another_that_lives(job: ResolvedJob, tmp_path: Pat
     assert (state.attempt, state.process) == (2, later.pid)
 
 
-def test_what_another_sender_notes_at_the_same_moment_stays(job: ResolvedJob, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_record_of_another_sender_stays(job: ResolvedJob, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two senders the one whose note stays sends; neither removes what the other has begun."""
     put, theirs = JobFolder.put_attempt, AttemptState(1, "running", "elsewhere", 7, time.time(), time.time())
 
@@ -209,9 +207,7 @@ def test_what_another_sender_notes_at_the_same_moment_stays(job: ResolvedJob, mo
     assert folder.state() == theirs and folder.specification() == job.specification
 
 
-def test_an_attempt_that_was_taken_over_leaves_the_groups_to_the_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_next_attempt_takes_over_leased_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONEDIFFUSION_JOB", "s3://lab/data/jobs/label-1")
     store = open_store(tmp_path)
     script = (
@@ -229,7 +225,7 @@ def test_an_attempt_that_was_taken_over_leaves_the_groups_to_the_next(
     assert not store.exists("edges/running.json")
 
 
-def test_what_another_machine_sent_at_the_same_moment_keeps_its_folder(job: ResolvedJob) -> None:
+def test_job_already_at_target_keeps_its_folder(job: ResolvedJob) -> None:
     theirs = subprocess.Popen(
         [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={**os.environ, WORK_VARIABLE: f"{job.id}-1"}
     )
@@ -242,7 +238,7 @@ def test_what_another_machine_sent_at_the_same_moment_keeps_its_folder(job: Reso
         theirs.communicate(b"\n")
 
 
-def test_what_errors_say_is_listed_as_it_is(job: ResolvedJob, tmp_path: Path) -> None:
+def test_listed_error_is_shown_verbatim(job: ResolvedJob, tmp_path: Path) -> None:
     """Brackets are no markup: Rich would fail, or leave them out."""
     reason = "[/pytorch/gloo/pair.cc:538] Connection closed by [peer]"
     submission = recorded(job, 1, LOCAL, AttemptState(1, "failed", "here", 7, 0.0, 0.0, reason))
@@ -259,9 +255,7 @@ def test_what_errors_say_is_listed_as_it_is(job: ResolvedJob, tmp_path: Path) ->
     assert find_attempt(submission.job_id) == submission
 
 
-def test_a_place_that_cannot_be_reached_hides_no_other_job(
-    job: ResolvedJob, s3: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreachable_address_hides_no_other_job(job: ResolvedJob, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     submission = recorded(job, 1, LOCAL, AttemptState(1, "failed", "here", 7, 0.0, 0.0, "no dataset"))
     remember_job("train-far", f"{s3}/far/jobs/train-far")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
@@ -273,7 +267,7 @@ def test_a_place_that_cannot_be_reached_hides_no_other_job(
     assert submission.job_id in table.stdout, table.stderr
 
 
-def test_scaling_goes_to_the_target_as_it_was_and_ends_nothing_in_vain(
+def test_scaled_job_is_sent_to_target_as_recorded(
     job: ResolvedJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A label job goes on as another attempt: where it was sent, whatever its target's file says by now."""
@@ -304,7 +298,7 @@ def test_scaling_goes_to_the_target_as_it_was_and_ends_nothing_in_vain(
         waiting.communicate()
 
 
-def test_a_folder_of_another_project_is_no_log(tmp_path: Path) -> None:
+def test_files_that_are_no_parts_are_ignored_in_log(tmp_path: Path) -> None:
     """Parts of a log are counted by their names; other files beside them neither count nor stop the job."""
     store = open_store(tmp_path)
     store.put("log/000002.txt", b"before\n")

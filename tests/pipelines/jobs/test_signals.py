@@ -58,7 +58,7 @@ def run(job, own):
 
 
 @pytest.mark.parametrize("run", [WAITS_FOR_RAY, CLEARS_AWAY, BEGINS_ITS_LOG], ids=["Ray", "finaliser", "log"])
-def test_a_signal_ends_an_attempt_wherever_it_finds_it(run: str, job: ResolvedJob, shared_ray: None) -> None:
+def test_signal_interrupts_attempt_anywhere(run: str, job: ResolvedJob, shared_ray: None) -> None:
     """Python drops what is raised in a finaliser, and Ray all but a KeyboardInterrupt while it waits."""
     submission = recorded(job, 1, LOCAL)
     ends = "import pipelines.jobs.run as execute\nexecute.run_job = run\nsys.exit(execute.execute(sys.argv[1], 1))\n"
@@ -78,7 +78,7 @@ def test_a_signal_ends_an_attempt_wherever_it_finds_it(run: str, job: ResolvedJo
     assert state and state.phase == "interrupted", state
 
 
-def test_an_attempt_that_a_later_one_replaced_ends_and_leaves_its_word(tmp_path: Path, job: ResolvedJob) -> None:
+def test_superseded_attempt_keeps_state_of_later_one(tmp_path: Path, job: ResolvedJob) -> None:
     """It was taken for dead: what it says of its end must not stand for the later attempt."""
     later = AttemptState(2, "running", "elsewhere", 7, time.time(), time.time())
     submission = recorded(job, 2, GONE, later)

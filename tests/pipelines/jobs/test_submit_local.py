@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from pipelines.jobs.control import scale_job, stop_job
 from pipelines.jobs.folder import JobFolder
 from pipelines.jobs.log import log_lines
 from pipelines.jobs.resolved import resolve_job
-from pipelines.jobs.specification import WorkersSpec, examples, load_specification, parse_specification
+from pipelines.jobs.specification import WorkersSpec, parse_specification
 from pipelines.jobs.status import find_attempt, job_status, list_jobs
 from pipelines.jobs.submit import plan_job, submit_job
 from pipelines.train import refuse_impossible
@@ -36,6 +35,7 @@ from training.coordinator import ControlRequest
 from training.metrics_logger import read_metrics
 from training.run import run_training
 
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 LABELS = ["edges", "boxes"]
 
 
@@ -85,49 +85,7 @@ def finished(submission: Attempt) -> list[str]:
     return lines
 
 
-def test_examples_are_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert {load_specification(name).kind for name in examples()} == {"label", "views", "train", "evaluate", "report"}
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"kind": "lable"}, "one of label, views, train, evaluate, report, not 'lable'"),
-        ({}, "`kind` is missing"),
-        ({"kind": "label"}, "'dataset' is missing"),
-        ({"kind": "label", "dataset": "d", "grups": []}, "no key 'grups' (did you mean 'groups'?)"),
-        ({"kind": "label", "dataset": "d", "workers": {"cpu": 1}}, "no key 'workers.cpu' (did you mean 'cpus'?)"),
-        ({"kind": "label", "dataset": "d", "workers": {"count": [4, 1]}}, "give [least, most]"),
-    ],
-)
-def test_a_wrong_job_is_one_line(values: dict[str, Any], words: str) -> None:
-    with pytest.raises(InputError, match=re.escape(words)):
-        parse_specification(values, "job.yaml")
-
-
-def test_an_id_says_what_is_done_not_how_large(pictures: Path, small_config: dict[str, Any]) -> None:
-    one = label_job(pictures, "data")
-    assert one.id == label_job(pictures, "data", workers={"count": 3}).id
-    assert one.id != label_job(pictures, "data", parameters={"edges": {"low": 40}}).id
-    run = train_job(small_config, "run")
-    assert run.id == run.scaled(WorkersSpec(count=2)).id
-    with pytest.raises(InputError, match="without a sample"):
-        run.scaled(WorkersSpec(count=7))
-
-
-def test_overrides_lie_over_a_preset_and_over_a_whole_configuration(small_config: dict[str, Any]) -> None:
-    whole = train_job(small_config, "run").specification.config
-    for config in ("debug", whole):
-        values = {"kind": "train", "config": config, "run": "run", "overrides": {**small_config, "seed": 5}}
-        assert resolve_job(parse_specification(values, "job")).specification.config["seed"] == 5
-    start = resolve_job(
-        parse_specification({"kind": "train", "config": {**whole, "initialize": "other"}, "run": "run"}, "job")
-    )
-    assert str(Path("other").absolute()) in start.specification.data
-
-
-def test_a_label_job_from_the_command_line(pictures: Path, tmp_path: Path) -> None:
+def test_label_job_from_command_line_gives_same_shards(pictures: Path, tmp_path: Path, shared_ray: None) -> None:
     """Sent, sent again, seen, followed; its shards are those of the command itself."""
 
     def onediffusion(*arguments: str) -> str:
@@ -157,7 +115,7 @@ def test_a_label_job_from_the_command_line(pictures: Path, tmp_path: Path) -> No
     assert result["ingest"]["rejected"] == 3
 
 
-def test_a_job_on_s3_keeps_its_log_there(pictures: Path, s3: str) -> None:
+def test_job_on_s3_keeps_its_log_there(pictures: Path, s3: str) -> None:
     submission = submit_job(label_job(pictures, f"{s3}/jobs-data", groups=["edges"]), "local")
     assert submission.address.startswith("s3://")
     assert any("edges: 1 shards labeled" in line for line in finished(submission))
@@ -166,7 +124,7 @@ def test_a_job_on_s3_keeps_its_log_there(pictures: Path, s3: str) -> None:
         assert os.environ["AWS_SECRET_ACCESS_KEY"].encode() not in JobFolder(submission.address).store.read(name)
 
 
-def test_a_mistake_is_the_reason(tmp_path: Path) -> None:
+def test_user_error_is_reason_of_failure(tmp_path: Path) -> None:
     submission = submit_job(
         resolve_job(parse_specification({"kind": "label", "dataset": str(tmp_path / "none")}, "job")), "local"
     )
@@ -180,7 +138,7 @@ def test_a_mistake_is_the_reason(tmp_path: Path) -> None:
     assert parts and (folder / "state.json").stat().st_mtime_ns > max(parts), "the log is whole before it has ended"
 
 
-def test_stopped_and_killed_jobs_leave_nothing_running_and_continue(
+def test_stopped_and_killed_jobs_leave_no_process_and_continue(
     pictures: Path, tmp_path: Path, shared_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = label_job(pictures, str(tmp_path / "data"))
@@ -205,7 +163,7 @@ def test_stopped_and_killed_jobs_leave_nothing_running_and_continue(
     finished(third)
 
 
-def test_a_submission_killed_half_way_is_sent_again(pictures: Path, tmp_path: Path, shared_ray: None) -> None:
+def test_submit_killed_half_way_is_sent_again(pictures: Path, tmp_path: Path, shared_ray: None) -> None:
     """Before the target has it, it is listed, and sent under its own name; after that it is attached to."""
     job = label_job(pictures, str(tmp_path / "data"), groups=["edges"])
     script = (
@@ -238,7 +196,7 @@ def test_a_submission_killed_half_way_is_sent_again(pictures: Path, tmp_path: Pa
     finished(attached)
 
 
-def test_a_training_is_scaled_stopped_and_interrupted_and_has_the_same_numbers(
+def test_scaled_stopped_and_interrupted_training_has_same_losses(
     shared_config: dict[str, Any], tmp_path: Path, shared_ray: None
 ) -> None:
     """1 worker, then 2, stopped, sent again, interrupted: the losses and weights of a run that nobody touched."""
@@ -279,7 +237,7 @@ def test_a_training_is_scaled_stopped_and_interrupted_and_has_the_same_numbers(
             torch.testing.assert_close(weights[1][name], value, rtol=1e-2, atol=1e-3)
 
 
-def test_a_machine_is_asked_for_no_more_workers_than_it_has_room_for(ray_cluster: None) -> None:
+def test_control_request_beyond_machine_is_refused_once(ray_cluster: None) -> None:
     said: list[str] = []
     for count, heard in ((1, 1), (64, None), ((64, 65), None), (64, None)):
         request = ControlRequest(stop=True, workers=count)
@@ -290,7 +248,7 @@ def test_a_machine_is_asked_for_no_more_workers_than_it_has_room_for(ray_cluster
     assert "it goes on with the workers it has" in said[0]
 
 
-def test_unknown_names_are_one_line(pictures: Path) -> None:
+def test_unknown_name_is_one_line(pictures: Path) -> None:
     job = label_job(pictures, "data")
     for action in (
         lambda: find_attempt("label-none"),

@@ -28,6 +28,8 @@ from pipelines.jobs.specification import parse_specification
 from pipelines.jobs.status import backend_of, job_status, list_jobs
 from pipelines.jobs.submit import plan_job, submit_job, work_of
 
+pytestmark = [pytest.mark.slow, pytest.mark.long]
+
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory, s3_server: dict[str, str]) -> Iterator[RayHead]:
@@ -58,7 +60,7 @@ def label_job(pictures: Path, dataset: str) -> Any:
     return resolve_job(parse_specification(values, "job"))
 
 
-def test_the_same_job_gives_the_same_bytes(pictures: Path, target: str, s3: str) -> None:
+def test_ray_job_gives_same_shards_as_local_job(pictures: Path, target: str, s3: str) -> None:
     places = {"local": f"{s3}/by-local", target: f"{s3}/by-ray"}
     submissions = {name: submit_job(label_job(pictures, place), name) for name, place in places.items()}
     for name, submission in submissions.items():
@@ -70,7 +72,7 @@ def test_the_same_job_gives_the_same_bytes(pictures: Path, target: str, s3: str)
         assert shards[0] == shards[1], group
 
 
-def test_a_dry_run_is_the_request_without_secrets(
+def test_dry_run_is_request_without_secrets(
     pictures: Path, target: str, head: RayHead, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-of-mine")
@@ -84,7 +86,7 @@ def test_a_dry_run_is_the_request_without_secrets(
         assert head.token_file.read_text() not in text
 
 
-def test_what_is_uploaded_holds_no_data_and_no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upload_holds_no_data_and_no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkout = tmp_path / "checkout"
     tracked = subprocess.run(["git", "ls-files"], cwd=CHECKOUT, check=True, capture_output=True, text=True).stdout
     for name in tracked.splitlines():
@@ -103,7 +105,7 @@ def test_what_is_uploaded_holds_no_data_and_no_credentials(tmp_path: Path, monke
         pack_checkout(checkout, tmp_path / "archive.zip")
 
 
-def test_a_submission_killed_while_it_is_sent_is_sent_once(pictures: Path, target: str, s3: str) -> None:
+def test_submit_killed_while_sending_sends_once(pictures: Path, target: str, s3: str) -> None:
     """Before the cluster has it, it is listed and sent under its own name; after that it is attached to."""
     job = label_job(pictures, f"{s3}/killed-sender")
     script = (
@@ -130,7 +132,7 @@ def test_a_submission_killed_while_it_is_sent_is_sent_once(pictures: Path, targe
     assert stop_job(noted.job_id).phase == "stopped"
 
 
-def test_stopping_ends_it_on_the_cluster(pictures: Path, target: str, s3: str) -> None:
+def test_stop_ends_ray_job(pictures: Path, target: str, s3: str) -> None:
     submission = submit_job(label_job(pictures, f"{s3}/stopped"), target)
     backend, work = backend_of(submission), work_of(label_job(pictures, f"{s3}/stopped"), submission)
     with pytest.raises(InputError, match=re.escape(f"{submission.name}: runs on")):
@@ -143,9 +145,7 @@ def test_stopping_ends_it_on_the_cluster(pictures: Path, target: str, s3: str) -
     assert backend.state(submission.name).phase == "ended"
 
 
-def test_an_attempt_that_the_cluster_knows_and_that_never_began_is_sent_under_the_next_number(
-    pictures: Path, target: str, s3: str
-) -> None:
+def test_attempt_known_to_cluster_gets_next_number(pictures: Path, target: str, s3: str) -> None:
     """Ray keeps the name of what ended. Here it ends at once: its sender had not yet written the job's folder."""
     job = label_job(pictures, f"{s3}/numbers")
     submission = submit_job(job, target)
@@ -163,9 +163,7 @@ def test_an_attempt_that_the_cluster_knows_and_that_never_began_is_sent_under_th
     assert job_status(again).phase == "stopped"
 
 
-def test_a_label_job_that_loses_a_node_goes_on_without_it(
-    pictures: Path, head: RayHead, target: str, tmp_path: Path
-) -> None:
+def test_label_job_continues_after_losing_node(pictures: Path, head: RayHead, target: str, tmp_path: Path) -> None:
     values = {"address": head.address, "token_file": str(head.token_file), "environment": {"PYTHONPATH": PLUGINS}}
     path = write(tmp_path / "with-labelers.yaml", **values)
     lost = str(tmp_path / "lost")
@@ -184,7 +182,7 @@ def test_a_label_job_that_loses_a_node_goes_on_without_it(
     assert sum(row["value"] is not None for row in Dataset.open(lost).rows("patient")) == 6
 
 
-def test_mistakes_are_one_line_and_leave_nothing(
+def test_user_error_is_one_line_and_leaves_nothing(
     pictures: Path, target: str, head: RayHead, tmp_path: Path, s3: str
 ) -> None:
     (tmp_path / "wrong-token").write_text("0" * 64)
@@ -204,7 +202,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert list_jobs() == []
 
 
-def test_the_dashboard_streams_what_a_job_on_s3_prints(
+def test_dashboard_streams_log_of_job_on_s3(
     pictures: Path, target: str, s3: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     import dagster as dg

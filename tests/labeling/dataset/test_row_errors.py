@@ -34,7 +34,7 @@ def footers(dataset: Dataset, shard: str, errors: dict[str, list[str | None]]) -
         ("no caption: caption.caption is missing", None),
     ],
 )
-def test_missing_parameter_is_told_from_an_error(reason: str, parameter: str | None) -> None:
+def test_missing_parameter_is_no_error(reason: str, parameter: str | None) -> None:
     missing = MissingParameter.of(reason)
     assert (missing and missing.parameter) == parameter
 
@@ -64,7 +64,7 @@ def test_rows_that_need_an_unavailable_label_are_unavailable(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("others", "unread"), [(None, 0), ("broken", 2)])
-def test_shards_not_read_are_taken_to_be_as_those_read(tmp_path: Path, others: str | None, unread: int) -> None:
+def test_unread_shards_count_like_those_read(tmp_path: Path, others: str | None, unread: int) -> None:
     dataset = Dataset(tmp_path)
     first = footers(dataset, "000000", {"depth": [NO_MODEL, others or NO_MODEL]})
     second = footers(dataset, "000001", {"depth": [NO_MODEL, NO_MODEL]})

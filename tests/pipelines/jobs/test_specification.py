@@ -1,0 +1,94 @@
+"""What people write about jobs, and what is made of it: addresses, configurations, ids."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.inputs import InputError
+from pipelines.jobs.resolved import ResolvedJob, resolve_job, stored_job
+from pipelines.jobs.specification import TrainJob, WorkersSpec, examples, load_specification, parse_specification
+
+
+def resolved(**values: Any) -> ResolvedJob:
+    return resolve_job(parse_specification(values, "job"))
+
+
+def label_job(pictures: Path, dataset: str, **more: Any) -> ResolvedJob:
+    return resolved(kind="label", source=str(pictures), dataset=dataset, groups=["edges", "boxes"], **more)
+
+
+def train_job(config: dict[str, Any], run: str) -> ResolvedJob:
+    return resolved(kind="train", config="debug", overrides=config, run=run)
+
+
+def test_examples_are_valid_specifications(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert {load_specification(name).kind for name in examples()} == {"label", "views", "train", "evaluate", "report"}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"kind": "lable"}, "one of label, views, train, evaluate, report, not 'lable'"),
+        ({}, "`kind` is missing"),
+        ({"kind": "label"}, "'dataset' is missing"),
+        ({"kind": "label", "dataset": "d", "grups": []}, "no key 'grups' (did you mean 'groups'?)"),
+        ({"kind": "label", "dataset": "d", "workers": {"cpu": 1}}, "no key 'workers.cpu' (did you mean 'cpus'?)"),
+        ({"kind": "label", "dataset": "d", "workers": {"count": [4, 1]}}, "give [least, most]"),
+    ],
+)
+def test_wrong_specification_is_one_line(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=re.escape(words)):
+        parse_specification(values, "job.yaml")
+
+
+def test_job_id_depends_on_work_and_not_on_scale(pictures: Path, small_config: dict[str, Any]) -> None:
+    one = label_job(pictures, "data")
+    assert one.id == label_job(pictures, "data", workers={"count": 3}).id
+    assert one.id != label_job(pictures, "data", parameters={"edges": {"low": 40}}).id
+    run = train_job(small_config, "run")
+    assert run.id == run.scaled(WorkersSpec(count=2)).id
+    with pytest.raises(InputError, match="without a sample"):
+        run.scaled(WorkersSpec(count=7))
+
+
+def test_overrides_apply_to_preset_and_to_whole_configuration(small_config: dict[str, Any]) -> None:
+    whole = train_job(small_config, "run").specification.config
+    for config in ("debug", whole):
+        values = {"kind": "train", "config": config, "run": "run", "overrides": {**small_config, "seed": 5}}
+        assert resolve_job(parse_specification(values, "job")).specification.config["seed"] == 5
+    start = resolve_job(
+        parse_specification({"kind": "train", "config": {**whole, "initialize": "other"}, "run": "run"}, "job")
+    )
+    assert str(Path("other").absolute()) in start.specification.data
+
+
+@pytest.mark.parametrize(
+    ("values", "job_id"),
+    [
+        ({"kind": "label", "dataset": "/data/pictures"}, "label-6e294126"),
+        (
+            {"kind": "label", "dataset": "s3://lab/pictures", "source": "s3://lab/raw", "groups": ["edges"]}
+            | {"parameters": {"edges": {"low": 40}}, "shards": [0, 3], "workers": {"count": [1, 4], "cpus": 2}},
+            "label-efa428ae",
+        ),
+        ({"kind": "views", "source": "/data/meshes", "dataset": "/data/views", "size": 128}, "views-db7033c5"),
+        ({"kind": "train", "config": "debug", "run": "s3://lab/runs/mine"}, "train-16dcc3e9"),
+        ({"kind": "evaluate", "run": "/runs/mine"}, "evaluate-9d858456"),
+        ({"kind": "report", "of": "/runs/mine"}, "report-d7e20caf"),
+    ],
+)
+def test_job_ids_are_those_of_earlier_versions(values: dict[str, Any], job_id: str) -> None:
+    """A job that an earlier version sent has its folder under this id."""
+    assert resolved(**values).id == job_id
+
+
+def test_stored_job_keeps_its_id_and_resources(tmp_path: Path, small_config: dict[str, Any]) -> None:
+    job = train_job(small_config, str(tmp_path / "run"))
+    job.folder.put_specification(job.specification)
+    assert stored_job(job.address) == job
+    assert isinstance(job.specification, TrainJob) and job.resources.cpus > job.specification.workers.cpus

@@ -1,0 +1,94 @@
+"""What examples/ promises, run as its pages say, with few pictures and few steps."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from ray_head import RayHead, ray_head
+from tiny_models import save_pipeline
+
+from labeling.dataset import Dataset
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
+    """A Ray that runs already: the examples need not start one each."""
+    folder = tmp_path_factory.mktemp("ray")
+    with ray_head(folder, {"XDG_DATA_HOME": str(folder)}) as head:
+        yield head
+
+
+def run(command: list[str], cluster: RayHead, *paths: Path) -> str:
+    """What a command printed; it succeeds. paths: of further packages."""
+    environment = {
+        **os.environ,
+        "RAY_ADDRESS": cluster.gcs,
+        "RAY_AUTH_TOKEN_PATH": str(cluster.token_file),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": os.pathsep.join([*map(str, paths), str(ROOT), os.environ["PYTHONPATH"]]),
+    }
+    shown = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert shown.returncode == 0, f"{command}\n{shown.stdout}\n{shown.stderr}"
+    return shown.stdout
+
+
+def take_pictures(photographs: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for name in ("astronaut.png", "chelsea.png", "coffee.png"):
+        shutil.copy(photographs / name, folder / name)
+    return folder
+
+
+def test_a_packaged_labeler_is_found_by_its_name(cluster: RayHead, photographs: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(EXAMPLES / "brightness_labeler", tmp_path / "source")  # building leaves files behind
+    installed = tmp_path / "installed"
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--target", str(installed)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(source)], check=True)
+    pictures, dataset = take_pictures(photographs, tmp_path / "pictures"), str(tmp_path / "dataset")
+    run(["onediffusion", "ingest", str(pictures), dataset], cluster)
+    said = run(["onediffusion", "label", dataset, "brightness"], cluster, installed)
+    assert "brightness: 1 shards labeled, 0 fresh" in said
+    rows = list(Dataset.open(dataset).rows("brightness"))
+    assert len(rows) == 3
+    assert all(0 < row["brightness"] < 1 and row["error"] is None for row in rows)
+    said = run(["onediffusion", "label", dataset, "brightness", "--set", "brightness.center=1"], cluster, installed)
+    assert "brightness: 1 shards labeled" in said
+    assert all(row["brightness"] == row["center"] for row in Dataset.open(dataset).rows("brightness"))
+
+
+def test_own_pictures_become_a_run_that_can_be_sampled(cluster: RayHead, photographs: Path, tmp_path: Path) -> None:
+    pictures, out = take_pictures(photographs, tmp_path / "pictures"), tmp_path / "own"
+    few = ["--set", "steps=4", "--set", "batch=4", "--set", "checkpoints.every=4"]
+    run(["bash", str(EXAMPLES / "own_pictures" / "run.sh"), str(pictures), str(out), *few], cluster)
+    for name in ("edges.png", "drawn.png", "run/report.html", "run/checkpoints/step-000004/state.json"):
+        assert (out / name).exists(), name
+
+
+def test_the_notebook_samples_in_both_directions(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_pipeline(tmp_path / "model")
+    monkeypatch.setenv("MODEL", str(tmp_path / "model"))
+    monkeypatch.setenv("PICTURE", str(photographs / "chelsea.png"))
+    monkeypatch.setenv("STEPS", "2")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]]))
+    notebook = nbformat.read(EXAMPLES / "sampling.ipynb", 4)
+    done = NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": ROOT}}
+    ).execute()
+    cells = [cell for cell in done.cells if cell.cell_type == "code"]
+    assert all(cell.outputs for cell in cells)
+    pictures = [output for cell in cells for output in cell.outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) == 4

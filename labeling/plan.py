@@ -9,7 +9,7 @@ from typing import Any
 from labeling.dataset import IMAGES, Dataset, Footers, expected_recipe, groups_of
 from labeling.declaration import declared_name
 from labeling.labeler import Labeler
-from labeling.registry import group_name, load_labeler
+from labeling.registry import base_name, group_name, load_labeler
 from model.inputs import InputError, require
 
 
@@ -99,7 +99,7 @@ def _load(dataset: Dataset, group: str, name: str | None, parameters: Mapping[st
     name: how it was requested; None for a group that is needed by another.
     """
     declaration = dataset.declaration(group) or {}
-    given = {**parameters.get(group.split("-", 1)[0], {}), **parameters.get(group, {})}
+    given = {**parameters.get(base_name(group), {}), **parameters.get(group, {})}
     if name is None or name == group:
         name = declared_name(group, declaration)
     return load_labeler(name, {**declaration.get("parameters", {}), **given})

@@ -28,8 +28,7 @@ def find_labeler(name: str) -> type[Labeler]:
     """The labeler class that `name` means: NAME, NAME-VARIANT or module:Class. Raises InputError."""
     if ":" in name:
         return _import(name)
-    base = name.split("-", 1)[0]
-    offered = _offered()
+    base, offered = base_name(name), _offered()
     if base in offered:
         return _import(offered[base])
     choices = sorted(offered)
@@ -38,9 +37,14 @@ def find_labeler(name: str) -> type[Labeler]:
     )
 
 
+def base_name(group: str) -> str:
+    """The labeler of a group's name, which may say a variant after it: `latents` of latents-256-depth."""
+    return group.partition("-")[0]
+
+
 def is_known(name: str) -> bool:
     """Whether a labeler can be found by this name alone."""
-    return ":" in name or name.split("-", 1)[0] in _offered()
+    return ":" in name or base_name(name) in _offered()
 
 
 def group_name(name: str) -> str:
@@ -60,7 +64,7 @@ def load_labeler(name: str, parameters: Mapping[str, Any]) -> Labeler:
 def default_groups(name: str, present: Sequence[str]) -> list[str]:
     """What a bare name on the command line stands for; `present` are the groups a dataset has or will have.
 
-    `latents` means the latents of the pictures and of every label that is a picture, around 256 × 256 pixels.
+    `latents` means the latents of the images and of every label that is drawn as an image, around 256 × 256 pixels.
     """
     if name != "latents":
         return [name]

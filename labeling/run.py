@@ -12,7 +12,7 @@ from labeling.labeler import Labeler, Row, RowError
 
 
 def group_schema(labeler: Labeler, sets: bool) -> pa.Schema:
-    """Schema of the shards a labeler fills. For rows that are sets every label is a list with one entry a view."""
+    """Schema of the shards a labeler fills. For rows that are sets every label is a list with one entry per view."""
     labels = pa.schema([*labeler.schema, pa.field("model", pa.string()), pa.field("version", pa.int32())])
     labels = set_schema(labels) if sets else labels
     return pa.schema([pa.field("id", pa.string()), *labels, pa.field("error", pa.string())])
@@ -25,7 +25,7 @@ def label_rows(labeler: Labeler, rows: Sequence[Row]) -> list[Row]:
         batch = list(rows[start : start + labeler.batch_size])
         try:
             results = labeler.label(batch)
-        except Exception:  # whatever a model raises on one row must not cost the others theirs
+        except Exception:  # one row must not cost the other rows of its batch their labels
             results = [_label_alone(labeler, row) for row in batch]
         assert len(results) == len(batch), f"{labeler.name} gave {len(results)} results for {len(batch)} rows"
         labeled += [

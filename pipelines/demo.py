@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from labeling.dataset import Dataset, open_store
+from labeling.dataset import DATASET_FILE, Dataset, open_store
 from model.inputs import InputError
 
 LABELS = ["boxes", "segmentation", "pose", "caption", "edges", "depth"]
@@ -72,7 +72,7 @@ def _gather(out: str) -> str:
 
 
 def _check_same_pictures(out: str, source: str) -> None:
-    if open_store(f"{out}/dataset").exists("dataset.json"):
+    if open_store(f"{out}/dataset").exists(DATASET_FILE):
         before = Dataset.open(f"{out}/dataset").description["sources"][0]["uri"]
         now = source if source.startswith("s3://") else open_store(source).uri
         if before != now:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from labeling.dataset import IMAGES, Dataset, entry_columns, open_store
+from labeling.dataset import CAMERAS, IMAGES, TEXT, Dataset, entry_columns, open_store
 from model.conditions import CONDITION_READS, DEGRADATIONS, condition_picture, degrade
 from model.constants import LATENT_FACTOR, SIZE_STEP
 from model.inputs import InputError
@@ -67,7 +67,7 @@ def _learned_from(run: str) -> tuple[Dataset | None, Dataset | None, set[str]]:
     sources = yaml.safe_load(open_store(run).read(CONFIG))["mixture"].values()
     opened = [(Dataset.open(source["dataset"]), source["tasks"]) for source in sources]
     pictures = next((dataset for dataset, _ in opened if dataset.kind == "pictures"), None)
-    views = next((dataset for dataset, tasks in opened if dataset.kind == "sets" and "views" in tasks), None)
+    views = next((dataset for dataset, tasks in opened if dataset.has_sets and "views" in tasks), None)
     return pictures, views, {task for _, tasks in opened for task in tasks}
 
 
@@ -230,7 +230,7 @@ def _view_samples(pipeline: OneDiffusionPipeline, run: str, views: Dataset, step
     from model.cameras import camera_latents, recover_cameras
 
     store = open_store(f"{run}/samples")
-    row = next(iter(_joined(views, ["cameras"])))
+    row = next(iter(_joined(views, [CAMERAS])))
     side = pipeline.config.default_size // SIZE_STEP * SIZE_STEP
     pictures = [fit_picture(decode_picture(raw), side, side) for raw in row["images.image"]]
     chosen = [0, 1, 2] if len(pictures) > 2 else list(range(len(pictures)))
@@ -282,5 +282,5 @@ def _camera_note(found: Tensor, true: Tensor) -> str:
 
 def _joined(dataset: Dataset, groups: Sequence[str]) -> Iterator[Mapping[str, Any]]:
     """Rows of images, of the groups named and of the prompts, as "group.column" → value."""
-    columns = {**dict.fromkeys((IMAGES, *groups)), "text": entry_columns(dataset.has_sets, "task", "prompt")}
+    columns = {**dict.fromkeys((IMAGES, *groups)), TEXT: entry_columns(dataset.has_sets, "task", "prompt")}
     return dataset.joined_rows(columns)

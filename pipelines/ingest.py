@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster.session import ray_session
-from labeling.dataset import IMAGES, REJECTED, Dataset, ShardInfo, lease, shard_file
+from labeling.dataset import GROUP_FILE, IMAGES, REJECTED, Dataset, ShardInfo, lease, shard_file
 from labeling.sources.container import Item
 from labeling.sources.cutting import SHARD_BYTES, SHARD_ROWS, cut_shards
 from labeling.sources.folder import Metadata
@@ -150,7 +150,7 @@ def _nothing_to_keep(source_uri: str, target: Dataset, shards: Sequence[ShardInf
     for shard in shards:
         for group in (IMAGES, REJECTED):
             target.store.delete(shard_file(group, shard.name))
-    target.store.delete(f"{IMAGES}/group.json")
+    target.store.delete(f"{IMAGES}/{GROUP_FILE}")
     return InputError(f"{source_uri}: none of {files} files is a picture ({reasons.most_common(1)[0][0]})")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.session import ray_session
-from labeling.dataset import CAMERAS, IMAGES, Dataset, ShardInfo, digest_json, lease, recipe
+from labeling.dataset import CAMERAS, DATASET_FILE, IMAGES, Dataset, ShardInfo, digest_json, lease, recipe
 from labeling.sources.source import Source
 from labeling.sources.view_sets import (
     MESHES,
@@ -44,7 +44,7 @@ def views(source_uri: str, dataset_uri: str, count: int = 8, size: int = 256, se
     if any(is_mesh(name) for name in names):
         require("trimesh", "embreex")  # here, and not in the middle of a job
     target = Dataset(dataset_uri)
-    if target.store.exists("dataset.json") and not Dataset.open(dataset_uri).has_sets:
+    if target.store.exists(DATASET_FILE) and not Dataset.open(dataset_uri).has_sets:
         raise InputError(f"{dataset_uri}: a dataset of pictures; view sets go into a dataset of their own")
     parameters = {"count": count, "size": size, "seed": seed}
     declaration = {"labeler": "views", "version": VERSION, "parameters": parameters, "weights": "", "reads": []}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labeling.dataset import RECIPE_FIELDS, Dataset, Footer, ShardInfo, entry_columns
+from labeling.dataset import CAMERAS, IMAGES, RECIPE_FIELDS, TEXT, Dataset, Footer, ShardInfo, entry_columns
 from model.conditions import CONTENT_COLUMNS
 from model.inputs import InputError
 from model.prompts import DEGRADED, RAYS, Task, find_task
@@ -47,11 +47,11 @@ class Stream:
     def groups(self) -> tuple[str, ...]:
         """Every group that a sample of this stream is read or judged from."""
         condition = find_task(self.task).condition
-        groups = [self.latents, "text"]
+        groups = [self.latents, TEXT]
         if condition == DEGRADED:
-            groups.append("images")
+            groups.append(IMAGES)
         elif condition == RAYS:
-            groups.append("cameras")
+            groups.append(CAMERAS)
         elif condition is not None:
             groups += [f"{self.latents}-{condition}", *([condition] if condition in CONTENT_COLUMNS else [])]
         return tuple(groups)
@@ -225,7 +225,7 @@ def _pin_shard(dataset: Dataset, shard: str, footers: Mapping[str, Footer], stre
         if footer.row_groups != row_groups:
             raise InputError(f"{dataset.uri}/{group}/{shard}: row groups unlike the other groups'; label it again")
     without_error = {group: _without_error(dataset, group, shard, footer) for group, footer in footers.items()}
-    sets = dataset.kind == "sets"
+    sets = dataset.has_sets
     prompts = _prompted(dataset, shard, sets)
     eligible: dict[str, str | None] = {}
     views: list[int] = []
@@ -254,7 +254,7 @@ def _without_error(dataset: Dataset, group: str, shard: str, footer: Footer) -> 
 
 def _prompted(dataset: Dataset, shard: str, sets: bool) -> list[set[str]]:
     """For each row the tasks it has a prompt for (of a set: that its first view has); embeddings are not read."""
-    rows = dataset.read("text", shard, entry_columns(sets, "task"))["entries"].to_pylist()
+    rows = dataset.read(TEXT, shard, entry_columns(sets, "task"))["entries"].to_pylist()
     firsts = [(row[0] if row else None) if sets else row for row in rows]
     return [{entry["task"] for entry in entries or ()} for entries in firsts]
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from labeling.dataset import DROPPED_CAPTION, Dataset
+from labeling.dataset import CAMERAS, DROPPED_CAPTION, IMAGES, TEXT, Dataset
 from model.constants import LATENT_CHANNELS, LATENT_FACTOR
 from model.inputs import InputError
 from model.prompts import DEGRADED, find_task
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from model.codecs import ImageCodec
     from model.pictures import Picture
 
-_COLUMNS = {"images": ["image"], "text": ["entries"], "cameras": ["c2w", "intrinsics"]}
+_COLUMNS = {IMAGES: ["image"], TEXT: ["entries"], CAMERAS: ["c2w", "intrinsics"]}
 _LATENT_COLUMNS = ["latent", "latent_height", "latent_width"]
 
 
@@ -110,7 +110,7 @@ class PlanReader:
             raise InputError(f"{self._place(stream, stream.latents, planned)}: views must be square and of one size")
         side = next(iter(sides))[0]
         images = np.stack([_array(latents[view].values).reshape(LATENT_CHANNELS, side, side) for view in planned.views])
-        cameras = self._table(stream, "cameras", planned)
+        cameras = self._table(stream, CAMERAS, planned)
         chosen = {
             name: torch.tensor([cameras[name][planned.row][view].as_py() for view in planned.views])
             for name in ("c2w", "intrinsics")
@@ -142,7 +142,7 @@ class PlanReader:
         from model.pictures import decode_picture, fit_picture
 
         def read() -> Picture:
-            data = self._table(stream, "images", planned)["image"][planned.row].as_py()
+            data = self._table(stream, IMAGES, planned)["image"][planned.row].as_py()
             return fit_picture(decode_picture(data), width, height)
 
         key = (stream.source, planned.shard, planned.row_group, planned.row, width, height)
@@ -151,7 +151,7 @@ class PlanReader:
     def _text(self, stream: Stream, planned: PlannedSample) -> NDArray[np.float16]:
         """(L, Y) of the prompt; of a set, the prompt of the first view shown."""
         task = DROPPED_CAPTION if planned.drop_caption else stream.task
-        entries = self._table(stream, "text", planned)["entries"][planned.row]
+        entries = self._table(stream, TEXT, planned)["entries"][planned.row]
         if planned.views:
             entries = entries[planned.views[0]]
         structs = entries.values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from labeling.dataset.dataset import SCHEMA_VERSION, Dataset, ShardInfo
+from labeling.dataset.dataset import DATASET_FILE, GROUP_FILE, SCHEMA_VERSION, Dataset, ShardInfo
 from labeling.dataset.digests import digest_column, digest_json
 from labeling.dataset.entries import DROPPED_CAPTION, TEXT, entry_columns
 from labeling.dataset.images import (
@@ -33,7 +33,9 @@ from labeling.dataset.storage import Entry, LocalStore, Store, open_store
 __all__ = [
     "CAMERAS",
     "CAMERA_SCHEMA",
+    "DATASET_FILE",
     "DROPPED_CAPTION",
+    "GROUP_FILE",
     "ID_COLUMN",
     "IMAGES",
     "IMAGE_COLUMN",

@@ -25,8 +25,8 @@ from labeling.dataset.storage import Entry, Store, open_store
 from model.inputs import InputError
 
 SCHEMA_VERSION = 1
-DESCRIPTION = "dataset.json"
-DECLARATION = "group.json"
+DATASET_FILE = "dataset.json"
+GROUP_FILE = "group.json"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Dataset:
     def description(self) -> dict[str, Any]:
         """dataset.json. Raises InputError when it is not there."""
         try:
-            return dict(json.loads(self.store.read(DESCRIPTION)))
+            return dict(json.loads(self.store.read(DATASET_FILE)))
         except FileNotFoundError:
             raise InputError(f"{self.uri}: no dataset there (no dataset.json); make it with `ingest`") from None
 
@@ -73,7 +73,7 @@ class Dataset:
             "shards": [asdict(shard) for shard in shards],
             "sources": list(sources),
         }
-        self.store.put(DESCRIPTION, json.dumps(description, indent=1).encode() + b"\n")
+        self.store.put(DATASET_FILE, json.dumps(description, indent=1).encode() + b"\n")
         for cached in ("description", "shards"):
             self.__dict__.pop(cached, None)
 
@@ -94,19 +94,19 @@ class Dataset:
 
     def groups(self) -> list[str]:
         """Declared column groups, `images` first, the others by name."""
-        names = [name for name in self.store.folders() if self.store.exists(f"{name}/{DECLARATION}")]
+        names = [name for name in self.store.folders() if self.store.exists(f"{name}/{GROUP_FILE}")]
         return sorted(names, key=lambda name: (name != IMAGES, name))
 
     def declaration(self, group: str) -> dict[str, Any] | None:
         """group.json of a group, None where it is not declared."""
         try:
-            return dict(json.loads(self.store.read(f"{group}/{DECLARATION}")))
+            return dict(json.loads(self.store.read(f"{group}/{GROUP_FILE}")))
         except FileNotFoundError:
             return None
 
     def declare(self, group: str, declaration: Mapping[str, Any]) -> None:
         """Write group.json: how the shards of a group are to be made."""
-        self.store.put(f"{group}/{DECLARATION}", json.dumps(declaration, indent=1, sort_keys=True).encode() + b"\n")
+        self.store.put(f"{group}/{GROUP_FILE}", json.dumps(declaration, indent=1, sort_keys=True).encode() + b"\n")
 
     def shard_entries(self, group: str) -> dict[str, Entry]:
         """The files of the group's shards that are there, by shard name: one listing."""

@@ -19,13 +19,17 @@ from model.weights import model_folder
 Point = Mapping[str, float]  # x, y in pixels, score
 Box = Mapping[str, float]  # x0, y0, x1, y1 in pixels
 
-# Part of the recipe where a model is named: another spelling would make all its captions stale.
-_ASK = "Describe this picture in 100 to 150 words: what is in it, where, its colours, light and style."
+# Part of the recipe where a model is named: American spelling would make all its captions stale.
+_INSTRUCTION = "Describe this picture in 100 to 150 words: what is in it, where, its colours, light and style."
 _SURE = 0.6  # least score of a point of the body that a sentence may rest on
 _MOST_PLACES = 4  # classes whose place is described, the largest first
 _COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _PLURALS = {"person": "people", "knife": "knives", "mouse": "mice", "sheep": "sheep"}
-_PARTS = {"skis": "pair", "scissors": "pair", "broccoli": "piece"}  # named by what is counted of them
+_PARTS = {
+    "skis": "pair",
+    "scissors": "pair",
+    "broccoli": "piece",
+}  # what is counted of words without a singular
 # Shoulders, hips, knees, ankles, wrists, eyes: left and right in mediapipe's 33 points and in COCO's 17.
 _BODIES = {
     33: {"shoulders": (11, 12), "hips": (23, 24), "knees": (25, 26), "ankles": (27, 28), "wrists": (15, 16),
@@ -39,7 +43,7 @@ _HUES = ((15, "red"), (40, "orange"), (68, "yellow"), (165, "green"), (195, "tur
 
 
 class CaptionLabeler(Labeler):
-    """What a picture shows; nothing is said that is not known."""
+    """What an image shows, as a text that claims nothing unknown."""
 
     name = "caption"
     version = 1
@@ -61,7 +65,7 @@ class CaptionLabeler(Labeler):
 
         model: str = ""
         tokens: int = Field(256, ge=1)
-        prompt: str = _ASK
+        prompt: str = _INSTRUCTION
         threshold: float = Field(0.6, ge=0, le=1)
 
     parameters: Parameters
@@ -70,7 +74,7 @@ class CaptionLabeler(Labeler):
         super().__init__(group, parameters)
         if self.parameters.model:
             self.reads = ("images.image",)
-        self._name = ""  # of a model that is given: class and digest, never the path it lies at
+        self._name = ""  # of a pretrained model: its class and digest, never its path, which differs by machine
         self._network: Any = None
         self._processor: Any = None
         self._tokenizer: Any = None
@@ -90,7 +94,7 @@ class CaptionLabeler(Labeler):
         folder = model_folder(self.parameters.model, "captioner")
         # A captioner may be large: it stays in the precision it is stored in.
         self._network, self._name = load_network(AutoModelForImageTextToText, folder, self.gpus, "auto")
-        # An encoder and a decoder put together have their own processors, not one for both.
+        # A pair of encoder and decoder has an image processor and a tokenizer, and no processor of both.
         if self._network.config.model_type == "vision-encoder-decoder":
             self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

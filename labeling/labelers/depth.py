@@ -15,7 +15,7 @@ from labeling.pretrained import load_network, pretrained_digest
 from model.pictures import Picture, decode_gray, decode_picture, encode_png
 from model.weights import model_folder
 
-_METRIC = ("depth_pro", "glpn", "zoedepth")  # architectures that predict meters, and whose configuration does not say
+_METRIC = ("depth_pro", "glpn", "zoedepth")  # predict meters, which their configurations do not say
 _NEAREST = 0.01  # meters; what is predicted nearer is noise, and would leave no levels for the rest
 Inverse = NDArray[np.float32]  # (H, W) inverse depth in any unit, NaN where unknown
 
@@ -54,7 +54,7 @@ class DepthLabeler(Labeler):
         super().__init__(group, parameters)
         if self.parameters.model:
             self.reads = ("images.image",)
-        self._name = ""  # of a model that is given: class and digest, never the path it lies at
+        self._name = ""  # of a pretrained model: its class and digest, never its path, which differs by machine
         self._network: Any = None
         self._processor: Any = None
 
@@ -112,7 +112,7 @@ class DepthLabeler(Labeler):
         if left.shape != right.shape:
             raise RowError(f"right picture of {right.shape[1]}×{right.shape[0]} pixels for a left one of another size")
         width, height = left.shape[1], left.shape[0]
-        # Time grows with the third power of the side, and the model never sees the finest shifts.
+        # Time grows with the third power of the side, and training does not see the finest shifts.
         limit = self.parameters.long_side
         if max(width, height) > limit:
             left, right = (mmcv.imrescale(side, (limit, limit), interpolation="area") for side in (left, right))

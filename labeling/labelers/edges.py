@@ -13,7 +13,7 @@ from labeling import labeler
 from labeling.labeler import Labeler, Row, required
 from model.pictures import Picture, encode_png
 
-# A line is this share of √(W·H) wide: over half a pixel when the picture is fitted to the smallest training size, 96.
+# Width of a line as a share of √(W·H): over half a pixel when the image is fitted to the smallest training size, 96.
 _LINE = 1 / 150
 
 
@@ -66,7 +66,7 @@ def draw_edges(picture: Picture, parameters: EdgesLabeler.Parameters) -> NDArray
     import mmcv
 
     height, width = picture.shape[:2]
-    # Edges of one scale in pictures of all sizes: noise and texture of a large picture are no edges when it is small.
+    # Images of all sizes have edges of one scale: noise and texture of a large image are no edges when it is small.
     small: Any = picture
     if max(height, width) > parameters.long_side:
         small = mmcv.imrescale(picture, (parameters.long_side, parameters.long_side), interpolation="area")

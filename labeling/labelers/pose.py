@@ -57,7 +57,7 @@ class PoseLabeler(Labeler):
 
     def __init__(self, group: str, parameters: labeler.Parameters) -> None:
         super().__init__(group, parameters)
-        self._name = ""  # of a model that is given: class and digest, never the path it lies at
+        self._name = ""  # of a pretrained model: its class and digest, never its path, which differs by machine
         self._network: Any = None
         self._processor: Any = None
 

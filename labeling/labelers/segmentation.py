@@ -26,7 +26,7 @@ from model.prompts import draw_colors
 from model.weights import model_folder
 
 _PERSON = "person"
-_NOTHING = ("background", "unlabeled", "void", "N/A")  # classes of some models that stand for none
+_NOTHING = ("background", "unlabeled", "void", "N/A")  # classes of some models that mean no class
 _CLASSES = 10  # of a picture (docs/paper.md, One-Gen)
 _LEAST_SHARE = 0.0005  # of the picture: smaller regions are noise
 
@@ -58,7 +58,7 @@ class SegmentationLabeler(Labeler):
         super().__init__(group, parameters)
         if self.parameters.model:
             self.reads = ("images.image",)
-        self._name = ""  # of a model that is given: class and digest, never the path it lies at
+        self._name = ""  # of a pretrained model: its class and digest, never its path, which differs by machine
         self._people: Any = None
         self._network: Any = None
         self._processor: Any = None
@@ -91,7 +91,7 @@ class SegmentationLabeler(Labeler):
 
         folder = model_folder(self.parameters.model, "segmenter")
         self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        # Models of things and of stuff, or of classes of pixels alone.
+        # Universal models tell objects of a class apart; semantic ones give the class of each pixel.
         universal = (
             type(AutoConfig.from_pretrained(folder, local_files_only=True)) in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
         )

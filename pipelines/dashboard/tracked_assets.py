@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster.user_data import data_folder, one_at_a_time, write_whole
-from labeling.dataset import open_store
+from labeling.dataset import DATASET_FILE, open_store
 from model.inputs import InputError
 from pipelines.jobs.known_jobs import remembered_jobs
 
@@ -117,7 +117,7 @@ def kind_at(address: str) -> Kind:
     from pipelines.reports.run import is_run
 
     store = open_store(address)
-    if store.exists("dataset.json"):
+    if store.exists(DATASET_FILE):
         return "dataset"
     if is_run(store):
         return "run"

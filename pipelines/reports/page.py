@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from labeling.dataset import Store, open_store
+from labeling.dataset import DATASET_FILE, Store, open_store
 from model.inputs import InputError
 from pipelines.reports.charts import number
 from pipelines.reports.dataset import DatasetSection, describe_dataset
@@ -56,7 +56,7 @@ def report(uri: str) -> str:
     """
     store = open_store(uri)
     name = store.uri.rstrip("/").rsplit("/", 1)[-1]
-    if store.exists("dataset.json"):
+    if store.exists(DATASET_FILE):
         return write_report(f"{store.uri}/{PAGE}", [store.uri], None, f"Dataset {name}")
     if is_run(store):
         return write_report(

@@ -1,4 +1,4 @@
-"""Labelers small enough to reason about, found by the tests as simple_labelers:NAME."""
+"""Labelers small enough to reason about; tests name them simple_labelers:CLASS."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class PatientParameters(BrightnessParameters):
 
 
 class Patient(Brightness):
-    """The same, in so long that there is time to disturb it."""
+    """The same, so slow that a test has time to disturb it."""
 
     name: ClassVar[str] = "patient"
     Parameters: ClassVar[type[Parameters]] = PatientParameters
@@ -54,24 +54,24 @@ class Patient(Brightness):
 
 
 class GatedParameters(BrightnessParameters):
-    """gate: a file with the number of pictures that a process lets through."""
+    """gate: a file with the number of images that a process may label."""
 
     gate: str
 
 
 class Gated(Brightness):
-    """The same, as far as a test lets it come."""
+    """The same, for as many images as a test allows."""
 
     name: ClassVar[str] = "gated"
     Parameters: ClassVar[type[Parameters]] = GatedParameters
 
     def load(self) -> None:
-        self.through = 0
+        self.labeled = 0
 
     def label_row(self, row: Row) -> Row:
-        while self.through >= int(Path(self.parameters.gate).read_text()):
+        while self.labeled >= int(Path(self.parameters.gate).read_text()):
             time.sleep(0.05)
-        self.through += 1
+        self.labeled += 1
         return super().label_row(row)
 
 

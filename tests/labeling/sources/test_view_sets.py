@@ -91,5 +91,5 @@ def test_broken_frames_are_named(scene: Path, tmp_path: Path, path: str, message
 
 def test_file_without_frames_is_named(scene: Path, tmp_path: Path) -> None:
     (scene / "transforms.json").write_text("[]")
-    with pytest.raises(InputError, match="not a transforms.json"):
+    with pytest.raises(InputError, match=r"not a transforms\.json"):
         make(scene.parent, tmp_path / "dataset", "scene/transforms.json")

@@ -21,9 +21,9 @@ from cluster.work import WORK_VARIABLE, AlreadySubmitted, TargetState, Work
 
 
 class LocalBackend:
-    """Processes of this user. Work is found by its name in their environment, so there is nothing to lose."""
+    """Processes of this user. Work is found by its name in their environment, so nothing else has to be recorded."""
 
-    sees_all = False  # neither those of other users nor of other machines
+    sees_all = False  # it sees neither processes of other users nor those of other machines
 
     def __init__(self, target: LocalTarget) -> None:
         self.target = target
@@ -49,12 +49,12 @@ class LocalBackend:
                     env=environment | {"PYTHONPATH": _python_path()},
                     start_new_session=True,
                 )
-            # For a moment after it was started, before the system has laid out its variables, it would not be found.
+            # Until the system has set up the new process's environment, its name cannot be found there.
             while started.poll() is None and not any(one.pid == started.pid for one in work_processes(work.name)):
                 time.sleep(0.01)
 
     def state(self, name: str) -> TargetState:
-        """Running, or unknown; see `Backend.state`."""
+        """Running or absent; see `Backend.state`."""
         return TargetState("running" if _leader(name) else "absent")
 
     def stop(self, name: str) -> None:
@@ -64,15 +64,15 @@ class LocalBackend:
             with suppress(psutil.NoSuchProcess):
                 leader.send_signal(signal.SIGTERM)
             psutil.wait_procs([leader], timeout=60)
-        for _ in range(3):  # what is killed may have started something in between
+        for _ in range(3):  # a killed process may have started another just before
             remaining = work_processes(name)
             for process in remaining:
-                with suppress(psutil.NoSuchProcess):  # Ray's end by themselves when one of them does
+                with suppress(psutil.NoSuchProcess):  # Ray's processes end by themselves when one of them does
                     process.kill()
             psutil.wait_procs(remaining, timeout=10)
 
     def scale(self, name: str, work: Work) -> bool:
-        """This machine is as large as it is: the job itself goes on with more or fewer workers."""
+        """Nothing to do: the job itself starts or ends workers, as far as this machine allows; see `Backend.scale`."""
         return True
 
     def logs(self, name: str) -> Iterator[str]:
@@ -82,7 +82,7 @@ class LocalBackend:
 
 
 def _python_path() -> str:
-    """The folder one works in may hold labelers of one's own; our packages must be found from anywhere."""
+    """PYTHONPATH of the job: our packages must be found from any working directory."""
     return os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 

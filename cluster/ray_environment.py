@@ -27,21 +27,13 @@ RAY_ENVIRONMENT = {
     # A labeling job has a dozen small processes whatever the number of cores; they may start together.
     "RAY_worker_maximum_startup_concurrency": "16",
 }
-# Of a process that uses Ray: Ray's C++ code prints its own errors on this process's terminal. What fails is raised in
-# Python as well.
-QUIET = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
-
-
-def is_verbose() -> bool:
-    """Whether Ray may print what it likes (ONEDIFFUSION_VERBOSE)."""
-    return bool(os.environ.get("ONEDIFFUSION_VERBOSE"))
 
 
 def prepare_ray() -> None:
     """Set what this process lacks of the table, and the token. Call it before the first import of Ray."""
     if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file() if starts_own_ray() else cluster_token_file())
-    for name, value in {**AUTHENTICATION, **RAY_ENVIRONMENT, **({} if is_verbose() else QUIET)}.items():
+    for name, value in {**AUTHENTICATION, **RAY_ENVIRONMENT}.items():
         os.environ.setdefault(name, value)
 
 

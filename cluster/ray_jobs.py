@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from cluster.checkout import CHECKOUT, checkout_files, pack_checkout
+from cluster.checkout import CHECKOUT, checkout_files, job_pins, pack_checkout
 from cluster.ray_environment import THREADS, cluster_token_file, prepare_ray
 from cluster.target import RayTarget
 from cluster.work import WORK_VARIABLE, AlreadySubmitted, TargetState, Work
@@ -23,7 +23,7 @@ from model.inputs import InputError, one_line
 CONNECT_SECONDS = 10.0
 AGENT_SECONDS = 60.0
 NO_AGENT = "No available agent to submit job"
-# Not secrets, and without them a job would not find the S3 that is meant.
+# These variables are no secrets, and name the S3 that the addresses of a job mean.
 FORWARDED = (
     *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_EC2_METADATA_DISABLED"),
     *("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"),
@@ -63,11 +63,11 @@ class RayBackend:
                         silence = error
                         break
                     except RuntimeError as error:
-                        # A head that has just started answers before its agent, which takes the jobs, is there.
+                        # A head that has just started answers before its agent runs, which takes the jobs.
                         if NO_AGENT not in str(error) or time.monotonic() > deadline:
                             raise
                     time.sleep(1)
-        # It was asked, and did not answer: it may have the job.
+        # The cluster did not answer, so it may have taken the job.
         with suppress(InputError):
             if self.state(work.name).phase != "absent":
                 return
@@ -108,7 +108,7 @@ class RayBackend:
                 yield from self.client().get_job_logs(name).splitlines()
 
     def _request(self, work: Work) -> dict[str, Any]:
-        # The driver only waits, so it holds no CPU; what works for it asks Ray for its own.
+        # The driver only waits, so it reserves no CPU. Its tasks and actors ask Ray for their own.
         return {
             "submission_id": work.name,
             "entrypoint": shlex.join(["python", "-m", "pipelines", *work.arguments]),
@@ -121,8 +121,7 @@ class RayBackend:
         variables = {**THREADS, **forwarded, **self.target.environment, WORK_VARIABLE: work.name}
         runtime: dict[str, Any] = {"env_vars": variables}
         if self.target.install == "pip":
-            pins = [line.strip() for line in (CHECKOUT / "constraints.txt").read_text().splitlines()]
-            runtime["pip"] = {"packages": [pin for pin in pins if pin and not pin.startswith(("#", "ray=="))]}
+            runtime["pip"] = {"packages": job_pins()}
         return runtime
 
     def _folder(self) -> Path:
@@ -140,7 +139,7 @@ class RayBackend:
                 f"{self.target.address}: write `address` as http://HOST:8265, the address of Ray's dashboard"
             )
         port = address.port or (443 if address.scheme == "https" else 80)
-        # Ray's own client has no limit to how long it waits for a host that does not answer.
+        # Ray's client waits without a limit for a host that does not answer.
         socket.create_connection((address.hostname, port), CONNECT_SECONDS).close()
         token = self._token()
         prepare_ray()
@@ -162,7 +161,7 @@ class RayBackend:
 
     @contextmanager
     def _explained(self, name: str) -> Iterator[None]:
-        """Turn what the cluster answers to a user's mistake into one line."""
+        """Turn the cluster's answer to a user's mistake into an InputError of one line."""
         try:
             yield
         except InputError:

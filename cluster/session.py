@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import sys
 import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
-from cluster.ray_environment import is_verbose, prepare_ray, starts_own_ray
-from model.inputs import InputError
+from cluster.ray_environment import prepare_ray, starts_own_ray
+from model.inputs import input_error_behind
 
 NODE_SECONDS = 30.0
 UNEXPECTED, PREEMPTED = 2, 3  # NodeDeathInfo.Reason of Ray's gcs.proto
@@ -29,27 +31,27 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        with _losses_named():
+        with _node_loss_named():
             yield
         return
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    verbose = is_verbose()
+    verbose = bool(os.environ.get("ONEDIFFUSION_VERBOSE"))
     options = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
-    with _sigterm_kept():
+    with _sigterm_kept(), nullcontext() if verbose else _terminal_kept_clean():
         if not starts_own_ray():
             ray.init(**options)
         else:
             _start(include_dashboard=False, object_store_memory=memory, **options)
     _quiet(verbose)
     try:
-        with _losses_named():
+        with _node_loss_named():
             yield
     finally:
         ray.shutdown()
 
 
 def _start(**options: Any) -> None:
-    """Ray gives its own processes half a minute, which a busy machine may need longer than: once more, then."""
+    """Start Ray, twice if need be: it allows its processes half a minute, and a busy machine may need more."""
     import ray
 
     try:
@@ -62,19 +64,19 @@ def _start(**options: Any) -> None:
 
 
 class NodeLost(RuntimeError):
-    """Work failed because a machine went away: nothing is wrong with it, and it can go on."""
+    """Work failed because a machine went away. Nothing is wrong with the work, and it can be started again."""
 
 
 @contextmanager
-def _losses_named() -> Iterator[None]:
-    """Tell apart what fails by itself from what fails because a node is gone: only the node's state shows that."""
+def _node_loss_named() -> Iterator[None]:
+    """Raise NodeLost in the place of an error that came with the loss of a node, which only the nodes' states show."""
     before = _lost_nodes()
     try:
         yield
-    except InputError:
-        raise
     except Exception as error:
-        # What ran beside it fails at once, and Ray takes a while to be sure that a node is gone.
+        if input_error_behind(error):
+            raise
+        # What ran on a lost node fails at once, and Ray takes a while to be sure that the node is gone.
         deadline = time.monotonic() + (NODE_SECONDS if _nodes() > 1 else 0.0)
         while not (lost := {node: at for node, at in _lost_nodes().items() if node not in before}):
             if time.monotonic() > deadline:
@@ -106,11 +108,37 @@ def _node_table() -> list[dict[str, Any]]:
 
 @contextmanager
 def _sigterm_kept() -> Iterator[None]:
-    """Ray takes SIGTERM for itself, twice (in Python and below it): a job that answers it gets it back."""
+    """Give a job its own handler of SIGTERM back, which Ray replaces (in Python and in C++)."""
     handler = signal.getsignal(signal.SIGTERM)
     yield
     if callable(handler) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def _terminal_kept_clean() -> Iterator[None]:
+    """While this process connects to Ray: keep the lines of Ray's C++ code off the terminal, now and later.
+
+    That code writes its errors to file descriptor 2 (as "core_worker.cc: Actor … has constructor arguments in the
+    object store", for every labeler), whatever Python's logging is set to; what fails is raised in Python as well. Its
+    level is read from the environment when the process connects, which is itself reported on the terminal.
+    """
+    level = "RAY_BACKEND_LOG_LEVEL"
+    # Not in os.environ, which Ray's own processes are given: they keep their logs.
+    if level not in os.environ:
+        os.putenv(level, "fatal")
+    sys.stderr.flush()
+    terminal, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        os.close(nothing)
+        if level not in os.environ:
+            os.unsetenv(level)
 
 
 def _quiet(verbose: bool) -> None:

@@ -53,7 +53,7 @@ class ApiServer:
                     *RAY, self.namespace, "rayjobs", manifest, field_validation="Strict", **self._limits
                 )
         except (urllib3.exceptions.ReadTimeoutError, urllib3.exceptions.ProtocolError):
-            # Absent now is not refused: a busy server may still be at it.
+            # A job that is absent now was not refused: a busy server may still create it.
             for _ in range(3):
                 with suppress(InputError):
                     if self.job(name):
@@ -68,7 +68,7 @@ class ApiServer:
         return self._get("rayjobs", name)
 
     def delete_job(self, name: str) -> bool:
-        """Begin to remove a RayJob; it is gone when all that it owns is. Whether there was one."""
+        """Begin to remove a RayJob, which is gone after everything that it owns; returns whether there was one."""
         with self._explained(), self._absent_is_none() as items:
             self._custom.delete_namespaced_custom_object(
                 *RAY, self.namespace, "rayjobs", name, propagation_policy="Foreground", **self._limits
@@ -95,7 +95,7 @@ class ApiServer:
             )
 
     def pods(self, cluster: str) -> list[client.V1Pod]:
-        """The pods of a RayCluster; none where one may not look."""
+        """The pods of a RayCluster; none where the user may not list them."""
         with self._explained(), self._forbidden_is_none() as items:
             listed = self._core.list_namespaced_pod(
                 self.namespace, label_selector=f"ray.io/cluster={cluster}", **self._limits
@@ -104,7 +104,7 @@ class ApiServer:
         return items
 
     def warnings(self, names: set[str]) -> list[client.CoreV1Event]:
-        """Warning events about these objects, the newest last; none where one may not look."""
+        """Warning events about these objects, the newest last; none where the user may not list them."""
         with self._explained(), self._forbidden_is_none() as items:
             listed = self._core.list_namespaced_event(self.namespace, field_selector="type=Warning", **self._limits)
             items.extend(event for event in listed.items if event.involved_object.name in names)
@@ -120,7 +120,10 @@ class ApiServer:
         return items
 
     def queues(self) -> list[str] | None:
-        """Names of Kueue's LocalQueues here; None when Kueue is not installed. Whoever may not look, must try."""
+        """Names of Kueue's LocalQueues here; None when Kueue is not installed.
+
+        Where the user may not list them, the target's own is assumed to be there.
+        """
         if not self._kueue:
             return None
         with self._explained(), self._forbidden_is_none() as items:
@@ -187,7 +190,7 @@ class ApiServer:
 
     @contextmanager
     def _absent_is_none(self, *statuses: int) -> Iterator[list[Any]]:
-        """What is found goes into the list; it stays empty when there is no such object."""
+        """Yields a list for the result, which is empty when there is no such object."""
         from kubernetes.client.exceptions import ApiException
 
         items: list[Any] = []
@@ -210,7 +213,7 @@ class ApiServer:
 
     @contextmanager
     def _explained(self, taken: str | None = None) -> Iterator[None]:
-        """Turn what goes wrong between here and the server into one line. taken: the name that a 409 is about."""
+        """Turn errors of the connection and of the server into one line. taken: the name that a 409 is about."""
         import urllib3
         from kubernetes.client.exceptions import ApiException
 
@@ -224,7 +227,7 @@ class ApiServer:
             raise InputError(self._line(error)) from None
         except urllib3.exceptions.HTTPError as error:
             if taken and not isinstance(error, urllib3.exceptions.MaxRetryError):
-                raise  # it was sent, and may have been heard
+                raise  # the request was sent and may have been carried out
             raise InputError(
                 f"{self.host}: the API server cannot be reached ({_reason(error)}); check your network or VPN, and "
                 "`context` in the target"

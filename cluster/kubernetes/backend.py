@@ -125,7 +125,7 @@ class KubernetesBackend:
             return False
         now = int(group.get("replicas") or group["minReplicas"])
         if cluster["spec"].get("enableInTreeAutoscaling"):
-            # Workers that are busy now are given back when they are idle, not before.
+            # Busy workers are given back when they are idle, not before.
             bounds = {"minReplicas": request.min_workers, "maxReplicas": max(request.max_workers, now)}
         elif request.max_workers < now:
             return False

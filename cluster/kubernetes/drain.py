@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 JOB = ["-m", "pipelines", "execute"]
-# Ray's own; the second line's are Ray Data's, which stay for as long as the cluster does.
+# Ray's own processes. Those in the second and third lines belong to Ray Data, and stay as long as the cluster.
 NOT_WORK = (
     *("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent"),
     *("ray::_StatsActor", "ray::_StatsSummaryActor", "ray::_UsageCollectionActor"),
@@ -30,7 +30,7 @@ LEAVE_SECONDS = 20.0
 
 
 def drain(role: str, seconds: float) -> bool:
-    """Wait until what runs in this pod has ended, for so long at the most; whether it has."""
+    """Wait at most so many seconds until the work in this pod has ended; returns whether it has."""
     import psutil
 
     deadline = time.monotonic() + seconds
@@ -48,10 +48,12 @@ def drain(role: str, seconds: float) -> bool:
 
 
 def leave(seconds: float, *more: str) -> None:
-    """Tell Ray that this node goes within some seconds: it gives it nothing new to do, and whoever works here hears."""
-    if "RAY_ADDRESS" not in os.environ:  # KubeRay gives it to every worker; without it Ray would look for any other
+    """Tell Ray that this node goes away within some seconds: it gets no new work, and its workers are notified."""
+    if (
+        "RAY_ADDRESS" not in os.environ
+    ):  # KubeRay sets it for every worker; without it, Ray would look for any other cluster
         return
-    with suppress(OSError, subprocess.TimeoutExpired):  # of a Ray that does not answer there is nothing to wait for
+    with suppress(OSError, subprocess.TimeoutExpired):  # a Ray that does not answer has no work to wait for
         subprocess.run(  # noqa: S603 - Ray's own command
             [*LEAVE, f"--deadline-remaining-seconds={int(seconds)}", *more], timeout=LEAVE_SECONDS, check=False
         )
@@ -66,7 +68,7 @@ def _work_processes(role: str) -> list[Any]:
             words = process.cmdline()
             if process.status() == psutil.STATUS_ZOMBIE or not words:
                 continue
-            # Ray puts what a worker does in the place of its command line.
+            # Ray replaces the command line of a worker by what it does.
             busy = words[0].startswith("ray::") and not words[0].startswith(NOT_WORK)
             job = any(words[i : i + 3] == JOB for i in range(len(words)))
             if job if role == "head" else busy:

@@ -26,7 +26,7 @@ from model.inputs import InputError
 Manifest = dict[str, Any]
 
 USER = 1000  # the image's, who must be able to write to volumes
-MAX_NAME = 47  # KubeRay appends to it
+MAX_NAME = 47  # KubeRay appends to the name
 UNITS = {"M": 10**6, "G": 10**9, "T": 10**12, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
@@ -34,7 +34,7 @@ HEAD_CONTAINER = "ray-head"
 WORKER_CONTAINER = "ray-worker"
 GPU = "nvidia.com/gpu"
 
-# Each as (label, value) that nodes which may be taken away have; of some, also a taint.
+# (label, value) of nodes that may be taken away; some clusters use it as a taint, too.
 SPOT_LABELS = (
     ("eks.amazonaws.com/capacityType", "SPOT"),
     ("karpenter.sh/capacity-type", "spot"),
@@ -49,7 +49,7 @@ def to_yaml(manifest: Manifest) -> str:
 
 
 def rayjob(target: KubernetesTarget, work: Work) -> Manifest:
-    """The RayJob of an attempt. Raises InputError for a place that pods cannot see."""
+    """The RayJob of an attempt. Raises InputError for an address that pods cannot see."""
     assert len(work.name) <= MAX_NAME
     check_addresses(target, work)
     variables = dict(target.environment)
@@ -118,7 +118,7 @@ def raycluster(target: KubernetesTarget) -> Manifest:
 
 
 def fixed(request: ResourceRequest) -> ResourceRequest:
-    """As many as may be, always: what Kueue admits holds its quota, and must not grow or shrink by itself."""
+    """The same with the largest number of workers, fixed: Kueue admits a job with a quota that must not change."""
     return replace(request, min_workers=request.max_workers)
 
 
@@ -158,7 +158,7 @@ def _cluster_spec(target: KubernetesTarget, groups: list[Manifest], environment:
 
 
 def _head_template(target: KubernetesTarget, head: Head, environment: dict[str, str]) -> Manifest:
-    # Asked to stop, the driver gets this long for its checkpoint before Ray kills it; Ray's own default is 3 s.
+    # How long a driver that is stopped has for its checkpoint before Ray kills it; Ray's default is 3 s.
     variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(target.grace_seconds), **environment}
     size = {"cpu": _number(head.cpus), "memory": head.memory}
     template = _template(target, "head", size, _default_shared_memory(head.memory), variables)
@@ -229,7 +229,7 @@ def _template(
         **({"envFrom": [{"secretRef": {"name": target.credentials}}]} if target.credentials else {}),
         # Requests and limits agree, so that Ray counts on exactly what the pod has.
         "resources": {"requests": dict(size), "limits": dict(size)},
-        # Whatever takes the pod away — a spot node, Kueue, `stop` — waits for the checkpoint that this asks for.
+        # This asks for a checkpoint, and whatever takes the pod away (a spot node, Kueue, `stop`) waits for it.
         "lifecycle": {"preStop": {"exec": {"command": drain}}},
         "securityContext": _security(),
         "volumeMounts": [
@@ -239,7 +239,7 @@ def _template(
     }
     spec: Manifest = {
         "containers": [container],
-        "restartPolicy": "Never",  # the operator replaces pods; one restarted in place would be a stranger to Ray
+        "restartPolicy": "Never",  # the operator replaces pods; Ray would not know one that restarted in place
         "terminationGracePeriodSeconds": target.grace_seconds,
         "securityContext": {"runAsNonRoot": True, **({"fsGroup": USER} if target.volumes else {})},
         "volumes": [

@@ -38,7 +38,7 @@ def describe(
     warnings: Sequence[CoreV1Event],
     workload: dict[str, Any] | None,
 ) -> TargetState:
-    """The phase of a RayJob, and what it waits for or ended of.
+    """The phase of a RayJob, and what it waits for or why it ended.
 
     cluster, pods: of the RayCluster made for it, where there are; warnings: events about any of these, the newest last;
     workload: Kueue's, where the job is suspended and in a queue.
@@ -131,7 +131,7 @@ def _trouble(cluster: dict[str, Any] | None, pods: Sequence[V1Pod], warnings: Se
     missing = len(waiting) + max(_wanted(cluster) - sum(not _is_head(pod) for pod in pods), 0)
     for event in reversed(warnings):
         message = str(event.message or "")
-        # What kept the operator from making a pod is said of the RayCluster.
+        # Events about pods that the operator could not create name the RayCluster.
         if missing and event.involved_object.name not in own and re.search(r"forbidden|Failed to create", message):
             reason = quota(message) if "exceeded quota" in message else brief(message)
             some = any(_is_head(pod) for pod in pods)
@@ -181,7 +181,7 @@ def _image_cause(messages: Sequence[str]) -> str:
 
 
 def _unscheduled(pod: V1Pod, message: str) -> str:
-    """What nodes lack, from the scheduler's "0/5 nodes are available: …"."""
+    """What the nodes lack, from the scheduler's "0/5 nodes are available: …"."""
     if "persistentvolumeclaim" in message:
         return brief(message.partition("persistentvolumeclaim")[1] + message.partition("persistentvolumeclaim")[2])
     text = re.split(r"\.? ?preemption:", message)[0]

@@ -18,15 +18,15 @@ from cluster.work import AlreadySubmitted, Phase, TargetState, Work
 from model.inputs import InputError, one_line
 
 COMMAND_SECONDS = 120.0
-KILLED_SECONDS = 120.0  # for Slurm to end what a cancelled job has running
+KILLED_SECONDS = 120.0  # for Slurm to end the processes of a canceled job
 PHASES: dict[str, Phase] = {
     **dict.fromkeys(("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"), "pending"),
     **dict.fromkeys(("CONFIGURING", "POWER_UP_NODE"), "pending"),
     **dict.fromkeys(("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"), "running"),
 }  # fmt: skip
-# What a shell may set for all its jobs, and a target that says nothing about it leaves as it is.
+# A shell may set these for all its jobs (SBATCH_PARTITION …). They count where the target does not name its own.
 DEFAULTS = ("partition", "account", "qos", "reservation", "constraint")
-# Of variables that say something about a job that this runs in, or about sbatch, only where the site is.
+# Variables that say where the site is. Other variables of Slurm are about a job that this process may run in.
 SITE = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_CONF_SERVER")
 
 
@@ -46,7 +46,7 @@ class _SlurmJob:
 
 
 class SilenceError(InputError):
-    """A command was sent, and nothing came back: it may have been carried out."""
+    """A command got no answer: it may have been carried out."""
 
 
 class SlurmBackend:
@@ -88,7 +88,7 @@ class SlurmBackend:
                     raise there
             except AlreadySubmitted:
                 raise
-            except InputError as error:  # it is there; whether alone will be seen next time
+            except InputError as error:  # it is there; the next look shows whether it is alone
                 raise ConnectionError(str(error)) from None
 
     def state(self, name: str) -> TargetState:
@@ -106,7 +106,7 @@ class SlurmBackend:
         return TargetState(phase, ended_reason(job.state, self._exit_code(job)))
 
     def stop(self, name: str) -> None:
-        """See `Backend.stop`. The job's script is told alone: Ray is needed for the checkpoint."""
+        """See `Backend.stop`. Only the batch script gets the signal, since Ray is needed for the checkpoint."""
         for job in [job for job in self._jobs(name) if job.is_alive]:
             identity = str(job.id)
             if job.user != str(os.getuid()):
@@ -115,7 +115,7 @@ class SlurmBackend:
                     "asked to end, and `onediffusion jobs` tells when it has"
                 )
             if PHASES[job.state] == "running":
-                # Or it would put itself back, as after any other interruption.
+                # Otherwise it would requeue itself, as after any other interruption.
                 self._call("scontrol", "update", f"JobId={identity}", "Requeue=0")
                 self._call("scancel", "--batch", "--signal=TERM", identity)
                 self._until_over(job.id, self.target.checkpoint_seconds)
@@ -124,7 +124,7 @@ class SlurmBackend:
                 self._until_over(job.id, KILLED_SECONDS)
 
     def scale(self, name: str, work: Work) -> bool:
-        """True where the nodes that the job has are as many, and of its part on them as much, as it would ask for."""
+        """True where the job has the nodes, and on each the CPUs and GPUs, that the work asks for."""
         job, shape = self._job(name), node_shape(self.target, work.resources)
         if job is None or not job.is_alive or not shape.min_nodes <= job.nodes <= shape.max_nodes:
             return False
@@ -139,7 +139,7 @@ class SlurmBackend:
             yield f"what Slurm kept of {name} is in {path} on the job's first node; this target has no shared disk"
 
     def _look_whether_taken(self, name: str, silence: SilenceError) -> None:
-        """After sbatch asked and heard nothing. Raises ConnectionError unless the job is there."""
+        """Look for the job after sbatch got no answer. Raises ConnectionError unless it is there."""
         with suppress(InputError):
             if any(job.is_alive for job in self._jobs(name)):
                 return
@@ -172,7 +172,7 @@ class SlurmBackend:
         return sorted(jobs, key=lambda job: job.id)
 
     def _job(self, name: str) -> _SlurmJob | None:
-        """The one that is_alive, the first if there are two; otherwise the last that lived."""
+        """The job that is alive, the first if there are two; otherwise the last."""
         jobs = self._jobs(name)
         return next((job for job in jobs if job.is_alive), jobs[-1] if jobs else None)
 
@@ -196,7 +196,7 @@ class SlurmBackend:
         return f": {', '.join(dict.fromkeys(listed))}" if listed else ""
 
     def _do(self, *command: str) -> str:
-        """Output of a command that has no reason to fail but the site's."""
+        """The output of a command. Raises InputError when it fails, which is the site's affair."""
         done = self._call(*command)
         if done.returncode:
             raise InputError(f"{command[0]}: {one_line(done.stderr) or f'exit code {done.returncode}'}")
@@ -224,7 +224,7 @@ class SlurmBackend:
         return done
 
     def _environment(self) -> dict[str, str]:
-        """This process's, without what would speak for the target, or of a job that this runs in."""
+        """This process's environment, without variables that override the target or belong to a job it runs in."""
         allowed = {f"SBATCH_{name.upper()}" for name in DEFAULTS if getattr(self.target, name) is None}
         return {
             name: value

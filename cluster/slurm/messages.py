@@ -23,7 +23,7 @@ _PENDING = (
     ("Nodes required for job are DOWN", "its nodes are reserved, drained or down"),
     ("NodeDown", "a node that it needs is down"),
     ("Reservation", "it waits for its reservation"),
-    ("Licenses", "it waits for a licence"),
+    ("Licenses", "it waits for a license"),
     ("InvalidAccount", "the account is not valid; correct `account` in the target"),
     ("InvalidQOS", "the QOS is not valid; correct `qos` in the target"),
     ("QOSNotAllowed", "the account or partition does not allow this QOS; correct `qos` in the target"),
@@ -75,7 +75,7 @@ _UNREACHABLE = re.compile(
 )
 
 
-# Of these, what may have come after the controller took the request.
+# Those of them after which the controller may have carried out the request.
 _SILENT = re.compile("Zero Bytes were transmitted|Socket timed out|Connection timed out")
 
 

@@ -1,4 +1,4 @@
-"""What a Slurm job's script asks on its nodes; `python -m cluster.slurm.node address|port|joined|end …`."""
+"""Helpers of a Slurm job's script, on its nodes: `python -m cluster.slurm.node address|port|joined|end …`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from contextlib import suppress
 
 import psutil
 
-# Below the ports that systems give out by themselves (32768 and up), which come and go all the time.
+# Below the ephemeral ports (32768 and up), which the system gives to any client.
 PORTS = range(20_000, 32_000)
 ATTEMPTS = 100
 END_SECONDS = 10.0
 
 
 def reachable_address(peer: str) -> str:
-    """This machine's address on the way to another: of several networks the one that leads there.
+    """This machine's address in the network that leads to a peer.
 
     Nothing is sent. Raises OSError for a peer that has no address, or that no way leads to.
     """
@@ -41,7 +41,7 @@ def free_port() -> int:
 
 
 def wait_until_joined(address: str, nodes: int, seconds: float) -> int:
-    """Wait until so many nodes are in the Ray of an address, or the time is over; how many there are."""
+    """Wait until the Ray at an address has so many nodes, or the time is over; returns how many it has."""
     import ray
 
     deadline = time.monotonic() + seconds
@@ -55,7 +55,7 @@ def wait_until_joined(address: str, nodes: int, seconds: float) -> int:
 
 
 def end(process: int, seconds: float = END_SECONDS) -> None:
-    """Terminate a process, and kill what is left after some seconds of it and of all that it had started.
+    """Terminate a process. After some seconds, kill what is left of it and of the processes that it started.
 
     Ray's agents can outlive the rest, and only some sites end what a job leaves behind.
     """
@@ -74,14 +74,14 @@ def end(process: int, seconds: float = END_SECONDS) -> None:
 
 
 def _runs(process: psutil.Process) -> bool:
-    """Whether it still does something; its parent may not have noticed yet that it does not."""
+    """Whether a process runs; a zombie does not."""
     with suppress(psutil.NoSuchProcess):
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     return False
 
 
 def main(question: str, *arguments: str) -> None:
-    """Answer the script: print what it asks for, or end with a line that says why not."""
+    """Print what the script asks for, or end with a line that says why that is not possible."""
     if question == "address":
         print(reachable_address(*arguments))
     elif question == "port":

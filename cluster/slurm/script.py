@@ -20,7 +20,7 @@ BODY = Path(__file__).with_name("job.sh")
 
 @dataclass(frozen=True)
 class Shape:
-    """What a job asks for: from least to most nodes, and on each so many CPUs, GPUs and MB (0: the site's default)."""
+    """What a job asks for: a range of nodes, and on each so many CPUs, GPUs and MB (0: the site's default)."""
 
     min_nodes: int
     max_nodes: int
@@ -38,7 +38,7 @@ def node_shape(target: SlurmTarget, request: ResourceRequest) -> Shape:
 
     Raises InputError for a worker that is larger than a node.
     """
-    # A worker with a part of a GPU has it of one, so what is left of that may be too little for another.
+    # A part of a GPU comes from one GPU; what is left of that one may be too little for another worker.
     gpus = 1 / math.floor(1 / request.gpus + 1e-9) if 0 < request.gpus < 1 else request.gpus
     limits = (
         ("CPUs", "cpus_per_node", request.cpus, target.cpus_per_node),
@@ -119,7 +119,7 @@ def _options(target: SlurmTarget, work: Work, shape: Shape) -> list[str]:
     gpus = gres(target, shape)
     options = [
         f"--job-name={work.name}",
-        # Two that were sent at the same time, from two machines, must not run both: the later waits for the earlier.
+        # Of two jobs sent at the same time from two machines, only one may run: the later waits for the earlier.
         "--dependency=singleton",
         f"--nodes={shape.min_nodes}-{shape.max_nodes}"
         if shape.min_nodes < shape.max_nodes

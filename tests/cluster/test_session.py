@@ -18,6 +18,8 @@ from pipelines.jobs.folder import JobFolder
 from pipelines.jobs.run import TRY_AGAIN
 from pipelines.jobs.specification import ReportJob
 
+pytestmark = pytest.mark.slow
+
 ANSWERS = """
 import os, signal, time
 from cluster.session import ray_session

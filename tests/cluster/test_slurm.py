@@ -28,6 +28,8 @@ from pipelines.jobs.specification import LabelJob
 from pipelines.jobs.status import job_status, list_jobs
 from pipelines.jobs.submit import submit_job, work_of
 
+pytestmark = [pytest.mark.slow, pytest.mark.long]
+
 
 @pytest.fixture(scope="module")
 def limited(site: SlurmSite, tmp_path_factory: pytest.TempPathFactory) -> StandIn:

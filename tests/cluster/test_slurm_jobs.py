@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from slurm_jobs import all_gone, go_on, raylets, target, until
 from slurm_site import SlurmSite
@@ -21,6 +22,8 @@ from pipelines.jobs.submit import plan_job, submit_job
 from pipelines.label import label
 from training.checkpoint import whole_checkpoints
 from training.metrics_logger import read_metrics
+
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def shards(dataset: Path) -> dict[str, bytes]:

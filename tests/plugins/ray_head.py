@@ -17,8 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from free_ports import free_ports
+
+from cluster.ray_environment import AUTHENTICATION, RAY_ENVIRONMENT
 
 START = (sys.executable, "-m", "ray.scripts.scripts", "start", "--block")
+WORKER_PORTS = ("--min-worker-port=0", "--max-worker-port=0")  # as the system gives them out: other Rays run beside it
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,10 @@ def ray_head(folder: Path, environment: dict[str, str], cwd: Path | None = None)
     own = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))},
         **environment,
-        "RAY_AUTH_MODE": "token",
+        **AUTHENTICATION,
+        **RAY_ENVIRONMENT,
         "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_health_check_period_ms": "1000",  # of nodes: tests do not wait as long for the loss of one
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
     command = [
@@ -57,6 +60,7 @@ def ray_head(folder: Path, environment: dict[str, str], cwd: Path | None = None)
         *("--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2", f"--object-store-memory={300 << 20}"),
         *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"),
         f"--temp-dir={scratch}",
+        *WORKER_PORTS,
         f"--dashboard-agent-listen-port={agent}",  # a Ray that runs beside it may have taken the usual one
     ]
     log = (folder / "head.log").open("wb")
@@ -78,16 +82,16 @@ def ray_head(folder: Path, environment: dict[str, str], cwd: Path | None = None)
 def ray_node(head: RayHead, cpus: int) -> Iterator[psutil.Process]:
     """One more node; yields its raylet, whose death is that of the node."""
     command = [*START, f"--address={head.gcs}", f"--num-cpus={cpus}", f"--object-store-memory={100 << 20}"]
-    command += [f"--dashboard-agent-listen-port={free_ports(1)[0]}"]
+    command += [f"--dashboard-agent-listen-port={free_ports(1)[0]}", *WORKER_PORTS]
     # It talks much when it is killed.
     silent = subprocess.DEVNULL
     node = subprocess.Popen(command, env=head.environment, stdout=silent, stderr=silent, start_new_session=True)
     try:
         deadline = time.monotonic() + 60
-        while not (found := [one for one in _family(node) if one.name() == "raylet"]):
+        while not (raylets := [one for one in _family(node) if one.name() == "raylet"]):
             assert node.poll() is None and time.monotonic() < deadline
             time.sleep(0.3)
-        yield found[0]
+        yield raylets[0]
     finally:
         _end(node)
 
@@ -103,17 +107,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     for one in left:
         one.kill()
     process.wait()
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, all different."""
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 def _listens(port: int) -> bool:

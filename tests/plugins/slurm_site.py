@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from free_ports import free_ports
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "srun", "sinfo")
 CONFIGURATION = """\
@@ -172,7 +173,7 @@ def _start_slurm(site: SlurmSite) -> None:
     for folder in ("state", "spool-node1", "spool-node2"):
         (site.folder / folder).mkdir()
     for attempt in range(3):
-        controller, first, second = _free_ports(3)
+        controller, first, second = free_ports(3)
         text = CONFIGURATION.format(
             host=host,
             controller=controller,
@@ -213,15 +214,6 @@ def _until(true: Callable[[], bool], seconds: float, site: SlurmSite, what: str)
 def _tail(site: SlurmSite) -> str:
     logs = [*sorted(site.folder.glob("*.log")), *sorted(site.folder.glob("*.out"))]
     return "\n".join(f"{log.name}: {log.read_text(errors='replace')[-1000:]}" for log in logs)
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, all different."""
-    with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def _end(site: SlurmSite) -> None:

@@ -35,6 +35,7 @@ from training.coordinator import ControlRequest
 from training.metrics_logger import read_metrics
 from training.run import run_training
 
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 LABELS = ["edges", "boxes"]
 
 
@@ -84,7 +85,7 @@ def finished(submission: Attempt) -> list[str]:
     return lines
 
 
-def test_label_job_from_command_line_gives_same_shards(pictures: Path, tmp_path: Path) -> None:
+def test_label_job_from_command_line_gives_same_shards(pictures: Path, tmp_path: Path, shared_ray: None) -> None:
     """Sent, sent again, seen, followed; its shards are those of the command itself."""
 
     def onediffusion(*arguments: str) -> str:

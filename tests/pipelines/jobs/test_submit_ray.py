@@ -28,6 +28,8 @@ from pipelines.jobs.specification import parse_specification
 from pipelines.jobs.status import backend_of, job_status, list_jobs
 from pipelines.jobs.submit import plan_job, submit_job, work_of
 
+pytestmark = [pytest.mark.slow, pytest.mark.long]
+
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory, s3_server: dict[str, str]) -> Iterator[RayHead]:

@@ -23,6 +23,7 @@ from training.coordinator import ControlRequest
 from training.metrics_logger import read_metrics
 from training.run import readers_per_worker, run_training
 
+pytestmark = pytest.mark.long
 TOO_MANY = 4000
 DRAIN_NODE = """
 import ray
@@ -89,6 +90,7 @@ def test_run_that_waits_for_resources_can_be_scaled_and_leaves_cpus_for_readers(
     assert len(read_metrics(open_store(tmp_path / "run"))) == 2
 
 
+@pytest.mark.slow
 def test_draining_node_makes_workers_save_and_continue_elsewhere(shared_config: dict[str, Any], tmp_path: Path) -> None:
     """As when Kubernetes takes a spot node away."""
     run = tmp_path / "run"

@@ -30,7 +30,7 @@ from training.packed_model import PackedModel
 from training.reader import PlanReader
 from training.run import TrainingResult, run_training
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.long]
 
 
 def _merged(settings: dict[str, Any], **changes: Any) -> dict[str, Any]:

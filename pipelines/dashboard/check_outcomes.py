@@ -20,7 +20,8 @@ from pipelines.dashboard.dataset_state import DatasetState, RangeState
 from pipelines.dashboard.metadata import LABELED_BY, OLD_LABELED_BY, SPEED
 from pipelines.dashboard.snapshots import Snapshot
 from pipelines.dashboard.versions import Key
-from pipelines.reports.run import EVALUATION, read_json, run_figures, run_records
+from pipelines.reports.figures import EVALUATION, read_json, run_figures
+from pipelines.reports.run import run_records
 
 MAX_ERRORS = 0.05  # of the rows
 MIN_SPEED = 0.5  # of the speed before

@@ -137,8 +137,8 @@ def test_requests_of_other_sites_are_refused(guarded: Dashboard, tokens: dict[st
     assert guarded.request(f"/graphql?{mutation}", operator)[0] == 403
     assert guarded.request(f"/x/../graphql?{mutation}", operator)[0] == 403
     assert guarded.request(f"/x/%2e%2e/graphql?{mutation}", operator)[0] == 403
-    for said, expected in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
-        assert guarded.request("/server_info", {**operator, "Sec-Fetch-Site": said})[0] == expected
+    for site, expected in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
+        assert guarded.request("/server_info", {**operator, "Sec-Fetch-Site": site})[0] == expected
     assert guarded.request("/server_info", {**operator, "Host": "[", "X-Strange": "\xff"})[0] == 200
     rewritten = {**operator, "Origin": "https://lab.example", "Host": "127.0.0.1:3000"}
     assert b"proxy_set_header Host $http_host" in guarded.request("/graphql", rewritten, body)[2]
@@ -154,26 +154,28 @@ def test_proxy_passes_subscriptions(guarded: Dashboard, tokens: dict[str, str]) 
         ):
             await ws.send_json({"type": "connection_init", "payload": {}})
             await ws.send_json({"type": "start", "id": "1", "payload": {"query": query, "variables": variables}})
-            heard: list[dict[str, Any]] = []
-            while not heard or heard[-1]["type"] not in ("data", "error", "complete", "connection_error"):
+            messages: list[dict[str, Any]] = []
+            while not messages or messages[-1]["type"] not in ("data", "error", "complete", "connection_error"):
                 message = await ws.receive(timeout=60)
-                assert message.type == WSMsgType.TEXT, heard
-                heard.append(message.json())
-            return heard
+                assert message.type == WSMsgType.TEXT, messages
+                messages.append(message.json())
+            return messages
 
     # The first run there is: its log comes as it was written, up to its end.
     run = guarded.ask(LAUNCH, bearer(tokens["operate"]), p=STOP_NOTHING)["launchRun"]["run"]["runId"]
-    told = """subscription($r: ID!) { pipelineRunLogs(runId: $r) { ... on PipelineRunLogsSubscriptionSuccess {
+    subscription = """subscription($r: ID!) { pipelineRunLogs(runId: $r) { ... on PipelineRunLogsSubscriptionSuccess {
         messages { ... on MessageEvent { runId } } } } }"""
-    heard = asyncio.run(listen(bearer(tokens["read"]), told, {"r": run}))
-    assert [one["type"] for one in heard] == ["connection_ack", "data"]
-    assert run in json.dumps(heard[-1])
-    heard = asyncio.run(listen(bearer(tokens["read"]), LAUNCH, {"p": STOP_NOTHING}))
-    assert "runId" not in json.dumps(heard), "the read role launches nothing over a socket either"
+    messages = asyncio.run(listen(bearer(tokens["read"]), subscription, {"r": run}))
+    assert [one["type"] for one in messages] == ["connection_ack", "data"]
+    assert run in json.dumps(messages[-1])
+    messages = asyncio.run(listen(bearer(tokens["read"]), LAUNCH, {"p": STOP_NOTHING}))
+    assert "runId" not in json.dumps(messages), "the read role launches nothing over a socket either"
     with pytest.raises(Exception, match="401"):
-        asyncio.run(listen({}, told, {"r": run}))
+        asyncio.run(listen({}, subscription, {"r": run}))
     with pytest.raises(Exception, match="403"):
-        asyncio.run(listen({**bearer(tokens["operate"]), "Origin": "https://elsewhere.example"}, told, {"r": run}))
+        asyncio.run(
+            listen({**bearer(tokens["operate"]), "Origin": "https://elsewhere.example"}, subscription, {"r": run})
+        )
 
 
 def test_socket_closes_with_its_session(guarded: Dashboard, tokens: dict[str, str]) -> None:
@@ -258,12 +260,12 @@ def test_dead_processes_restart_and_all_end_together(
             dashboard([str(views_dataset)], forgotten=["unknown"])
         with pytest.raises(InputError, match="neither a dataset nor a run"):
             dashboard([str(tmp_path)], forgotten=["pictures"])
-        assert [place.name for place in tracked_assets()] == ["pictures"]
-        said: list[str] = []
-        dashboard([str(views_dataset)], forgotten=["pictures"], say=said.append)
-        assert said[0].startswith(f"the dashboard is served already, at {running.address}; it shows in some seconds")
+        assert [asset.name for asset in tracked_assets()] == ["pictures"]
+        lines: list[str] = []
+        dashboard([str(views_dataset)], forgotten=["pictures"], say=lines.append)
+        assert lines[0].startswith(f"the dashboard is served already, at {running.address}; it shows in some seconds")
         running.until(lambda: {key[0] for key in keys(running)} == {views_dataset.name})
-        dashboard([str(pictures_original)], say=said.append)
+        dashboard([str(pictures_original)], say=lines.append)
         web = next(one for one in family_of(running) if command(one)[3:4] == ["web"])
         web.kill()
         running.until(lambda: any("'web' died (-9), started again" in line for line in running.lines))
@@ -320,10 +322,12 @@ def test_job_outlives_the_dashboard_that_sent_it(
         assert state.phase == "running"
         last = read_metrics(store)[-1]["step"]
         with served(tmp_path / "data") as running:
-            said = running.ask(query, r=run)
-            assert said["runOrError"]["status"] == "FAILURE"
+            answer = running.ask(query, r=run)
+            assert answer["runOrError"]["status"] == "FAILURE"
             goes_on = f"the dashboard ends; {submission.job_id} goes on: onediffusion logs -f {submission.job_id}"
-            assert any(goes_on in str(event) for event in said["logsForRun"]["events"]), said["logsForRun"]["events"]
+            assert any(goes_on in str(event) for event in answer["logsForRun"]["events"]), answer["logsForRun"][
+                "events"
+            ]
             # Again, now as an asset, whose pool has one place; the dashboard is killed, and the next must free it.
             selector = {**STOP_NOTHING["selector"], "pipelineName": "__ASSET_JOB"}
             selector["assetSelection"] = [{"path": ["run", "checkpoints"]}]
@@ -379,7 +383,7 @@ def test_invalid_arguments_give_one_line(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_taken_port_is_replaced_by_a_free_one() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port, said = taken.getsockname()[1], []
-        with _listen("127.0.0.1", port, said.append) as listener:
+        port, lines = taken.getsockname()[1], []
+        with _listen("127.0.0.1", port, lines.append) as listener:
             free = listener.getsockname()[1]
-    assert free != port and said == [f"port {port} is taken, so it is {free}"]
+    assert free != port and lines == [f"port {port} is taken, so it is {free}"]

@@ -84,7 +84,7 @@ def test_scaled_job_is_followed_into_its_next_attempt(
     import ray
 
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
-    faces.declare("patient", declare(load_labeler("simple_labelers:Patient", {"seconds": 2.0})))
+    faces.declare("patient", declare(load_labeler("simple_labelers:Patient", {"seconds": 3.0})))
     refresh()
     scaled: list[Attempt] = []
 

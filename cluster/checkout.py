@@ -52,3 +52,34 @@ def pack_checkout(folder: Path, archive: Path) -> None:
                     "git ignore it"
                 ) from None
             packed.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+
+
+def job_pins() -> list[str]:
+    """Pins of the packages that jobs need: the core, the labelers, and all that these require; Ray is the cluster's."""
+    import tomllib
+    from importlib.metadata import PackageNotFoundError, requires
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    pending = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["labelers"]]
+    visited: set[tuple[str, frozenset[str]]] = set()
+    while pending:
+        requirement = pending.pop()
+        key = (canonicalize_name(requirement.name), frozenset(requirement.extras))
+        if key in visited:
+            continue
+        visited.add(key)
+        try:
+            texts = requires(requirement.name) or []
+        except PackageNotFoundError:  # an extra that this machine lacks: the package itself is pinned all the same
+            continue
+        for needed in map(Requirement, texts):
+            if not needed.marker or any(
+                needed.marker.evaluate({"extra": extra}) for extra in ("", *requirement.extras)
+            ):
+                pending.append(needed)
+    names = {name for name, _ in visited} - {"ray"}
+    pins = [line.strip() for line in (CHECKOUT / "constraints.txt").read_text().splitlines() if "==" in line]
+    return [pin for pin in pins if canonicalize_name(pin.split("==")[0]) in names]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from cluster.checkout import CHECKOUT, checkout_files, pack_checkout
+from cluster.checkout import CHECKOUT, checkout_files, job_pins, pack_checkout
 from cluster.ray_environment import THREADS, cluster_token_file, prepare_ray
 from cluster.target import RayTarget
 from cluster.work import WORK_VARIABLE, AlreadySubmitted, TargetState, Work
@@ -121,8 +121,7 @@ class RayBackend:
         variables = {**THREADS, **forwarded, **self.target.environment, WORK_VARIABLE: work.name}
         runtime: dict[str, Any] = {"env_vars": variables}
         if self.target.install == "pip":
-            pins = [line.strip() for line in (CHECKOUT / "constraints.txt").read_text().splitlines()]
-            runtime["pip"] = {"packages": [pin for pin in pins if pin and not pin.startswith(("#", "ray=="))]}
+            runtime["pip"] = {"packages": job_pins()}
         return runtime
 
     def _folder(self) -> Path:

@@ -43,7 +43,7 @@ _HUES = ((15, "red"), (40, "orange"), (68, "yellow"), (165, "green"), (195, "tur
 
 
 class CaptionLabeler(Labeler):
-    """What a picture shows; nothing is said that is not known."""
+    """What an image shows, as a text that claims nothing unknown."""
 
     name = "caption"
     version = 1

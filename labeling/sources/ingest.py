@@ -57,7 +57,7 @@ class SeenFiles:
             self.rejected[row["source"]] = row.get("size")
 
     def new(self, items: Sequence[Item]) -> list[Item]:
-        """Items not seen, and rejected ones whose size has changed: they may have been half copied."""
+        """Items not seen, and rejected ones whose size has changed: they may have been copied halfway."""
         return [
             item
             for item in items
@@ -158,9 +158,9 @@ def ingest_shard(
 
 
 def _read_row(
-    item: Item, task: ShardTask, source: Source, said: Mapping[str, str], known_ids: set[str], limits: Limits
+    item: Item, task: ShardTask, source: Source, described: Mapping[str, str], known_ids: set[str], limits: Limits
 ) -> dict[str, Any]:
-    """A row of the images group. Raises Rejected."""
+    """A row of the images group; described: what metadata.csv says of the item. Raises Rejected."""
     if item.name in task.twins:
         raise Rejected(f"same bytes as {task.twins[item.name]}")
     raw, facts = source.read(item)
@@ -168,7 +168,7 @@ def _read_row(
     if identity in known_ids:
         raise Rejected(f"in the dataset already, as {identity}")
     image = normalize(raw, limits.max_pixels, limits.min_side)
-    facts = {**facts, **said}
+    facts = {**facts, **described}
     try:
         companions = read_companions(source.store, facts)
     except FileNotFoundError as error:

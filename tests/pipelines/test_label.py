@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from labeling.dataset import IMAGE_SCHEMA, Dataset, dataset_status, open_store, set_schema, write_shard
+from labeling.dataset import IMAGE_SCHEMA, Dataset, dataset_status, lease, open_store, set_schema, write_shard
 from model.inputs import InputError
 from pipelines.ingest import ingest
 from pipelines.label import label
@@ -94,7 +95,7 @@ def test_shards_without_rows_are_labeled_without_work(tmp_path: Path, photograph
     dataset = Dataset.open(str(tmp_path / "dataset"))
     assert sorted(info.rows for info in dataset.shards) == [0, 0, 0, 1]
     assert label(str(tmp_path / "dataset"), [BRIGHTNESS, DOUBLED]).written == {"brightness": 4, "doubled": 4}
-    assert {name: (found.fresh, found.rows) for name, found in dataset_status(dataset).items()} == {
+    assert {name: (status.fresh, status.rows) for name, status in dataset_status(dataset).items()} == {
         "images": (4, 1),
         "brightness": (4, 1),
         "doubled": (4, 1),
@@ -156,20 +157,6 @@ def test_wrong_names_and_parameters_are_named(
 
 
 def test_group_held_by_another_job_is_refused(dataset: Dataset) -> None:
-    import os
-    import socket
-
-    import psutil
-
-    holder = {
-        "host": socket.gethostname(),
-        "process": os.getpid(),
-        "started": psutil.Process().create_time(),
-        "time": 0,
-    }
-    dataset.store.put("brightness/running.json", json.dumps(holder).encode())
-    with pytest.raises(InputError, match=f"process {os.getpid()}"):
+    with lease(dataset.store, ["brightness"]), pytest.raises(InputError, match=f"process {os.getpid()}"):
         label(dataset.uri, [BRIGHTNESS])
-    dataset.store.put("brightness/running.json", json.dumps({**holder, "started": 1.0}).encode())
-    label(dataset.uri, [BRIGHTNESS])  # the process is another one now: what it held is free
-    assert not dataset.store.exists("brightness/running.json")
+    assert not dataset.store.exists("brightness/group.json")

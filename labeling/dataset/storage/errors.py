@@ -13,7 +13,7 @@ _DISK_REFUSES = {errno.ENOENT, errno.ENOSPC, errno.EROFS}  # ENOENT is what /pro
 
 @contextmanager
 def explained(place: str) -> Iterator[None]:
-    """Turn what a disk or S3 answers to a user's mistake into one line; other errors pass."""
+    """Raise what a disk or S3 answers to a user's mistake as an InputError of one line; other errors pass."""
     try:
         yield
     except (PermissionError, NotADirectoryError, FileExistsError) as error:

@@ -63,7 +63,7 @@ class LocalStore:
             return file.read(size)
 
     def put(self, name: str, content: bytes) -> None:
-        # Unlike a shard, which has one writer, some of these have several at a time: each writes aside by itself.
+        # Unlike a shard, such a file may have several writers at a time: each has a temporary file of its own.
         path = self.scratch(name)
         path = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.tmp")
         try:
@@ -71,7 +71,7 @@ class LocalStore:
                 path.write_bytes(content)
             self.put_file(name, path)
         finally:
-            path.unlink(missing_ok=True)  # of a disk that is full, say
+            path.unlink(missing_ok=True)  # left behind where the disk is full
 
     def put_file(self, name: str, path: Path) -> None:
         target = self.root / name
@@ -79,12 +79,12 @@ class LocalStore:
             target.parent.mkdir(parents=True, exist_ok=True)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-            if path.parent != target.parent:  # another disk, perhaps: the rename must stay on one
+            if path.parent != target.parent:  # perhaps on another disk, and a rename must stay on one
                 path = Path(shutil.copyfile(path, self.scratch(name)))
             os.replace(path, target)
 
     def scratch(self, name: str) -> Path:
-        # The name is fixed, so that what a killed writer left is overwritten by the one that resumes.
+        # The name is fixed, so that a resumed writer overwrites what a killed one left.
         target = self.root / name
         with explained(str(self.root)):
             target.parent.mkdir(parents=True, exist_ok=True)

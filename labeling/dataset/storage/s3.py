@@ -40,7 +40,7 @@ class S3Store:
         import boto3
 
         with explained(self.uri):
-            # A session of its own: the default one would keep the first credentials it met.
+            # Not the default session, which keeps the first credentials that it reads.
             return boto3.session.Session().client("s3", region_name=_region())
 
     def key(self, name: str) -> str:
@@ -105,7 +105,7 @@ class S3Store:
 
     def put(self, name: str, content: bytes) -> None:
         with explained(f"{self.uri}/{name}"):
-            # A report opened from the bucket must show, not download.
+            # With its type, a browser shows a report from the bucket instead of downloading it.
             kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
             self.client.put_object(Bucket=self.bucket, Key=self.key(name), Body=content, ContentType=kind)
 

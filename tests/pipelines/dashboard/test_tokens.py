@@ -6,14 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from dashboard_process import tokens_in
 
 from model.inputs import InputError
 from pipelines.dashboard.tokens import load_tokens
-
-
-def tokens_in(path: Path) -> dict[str, str]:
-    lines = [line.split() for line in path.read_text().splitlines() if not line.startswith("#")]
-    return dict(lines)
 
 
 def test_deleted_line_revokes_token_and_sessions(tmp_path: Path) -> None:

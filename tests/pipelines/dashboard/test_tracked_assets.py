@@ -66,7 +66,8 @@ def test_tracked_assets_have_unique_lasting_names(own_data: None) -> None:
     remember_job("label-0a", "/data/a-b/jobs/label-0a")
     remember_job("train-0b", "s3://lab/r/jobs/train-0b")
     remember_job("report-0c", "/data/c/jobs/report-0c")
-    assert assets_of_jobs() == [("dataset", "/data/a-b"), ("run", "s3://lab/r")]
+    remember_job("evaluate-0d", "/data/r2/jobs/evaluate-0d")
+    assert set(assets_of_jobs()) == {("dataset", "/data/a-b"), ("run", "s3://lab/r"), ("run", "/data/r2")}
     track([*assets_of_jobs(), ("dataset", "/data/demo/dataset")])
     assert "dataset" not in {asset.name for asset in tracked_assets()}, (
         "what a person took out does not come back by itself"
@@ -76,7 +77,7 @@ def test_tracked_assets_have_unique_lasting_names(own_data: None) -> None:
     untrack(["a_b"])
     track(assets_of_jobs())
     assert "a_b" not in {asset.name for asset in tracked_assets()}
-    for identity in ("label-0a", "train-0b", "report-0c"):
+    for identity in ("label-0a", "train-0b", "report-0c", "evaluate-0d"):
         forget_job(identity)
     with pytest.raises(InputError, match="neither a dataset nor a run"):
         kind_at(os.devnull + "/nothing")

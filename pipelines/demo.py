@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from labeling.dataset import DATASET_FILE, Dataset, open_store
+from model.conditions import CONDITION_READS
 from model.inputs import InputError
 
-LABELS = ["boxes", "segmentation", "pose", "caption", "edges", "depth"]
-CONDITIONS = ["boxes", "segmentation", "pose", "edges", "depth"]
+LABELS = [*CONDITION_READS, "caption"]
 VIEW_TASKS = ["views", "depth"]
 Say = Callable[[str], None]
 
@@ -104,7 +104,7 @@ def _datasets(out: str, source: str, timings: list[dict[str, Any]], say: Say) ->
         done(pictures=made.added * 8)
     say(f"views: {made.added} sets rendered, {made.sets} sets in all")
     sets = Dataset.open(f"{out}/views")
-    latents = [f"latents-{size}", *(f"latents-{size}-{group}" for group in CONDITIONS)]
+    latents = [f"latents-{size}", *(f"latents-{size}-{group}" for group in CONDITION_READS)]
     view_groups = ["caption", "depth", f"latents-{size}", f"latents-{size}-depth", "text"]
     for name, where, groups, parameters in (
         ("label pictures", dataset, [*LABELS, *latents, "text"], {}),

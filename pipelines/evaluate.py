@@ -1,5 +1,8 @@
-"""`onediffusion evaluate`: what a run has learned, in figures (labels it gives training pictures against the true ones)
-and in samples of every task to look at."""
+"""`onediffusion evaluate`: figures and samples of a run's newest checkpoint.
+
+The figures compare labels that the model predicts for training images with the true ones; the samples, of every task in
+both directions, are for people to look at.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from model.constants import LATENT_FACTOR, SIZE_STEP
 from model.inputs import InputError
 from model.pictures import Picture, decode_picture, encode_png, fit_picture
 from model.prompts import find_token
-from pipelines.reports.run import EVALUATION
+from pipelines.reports.figures import EVALUATION
 from pipelines.sampler import Call, bucket, load_pipeline, sample_all
 from training.checkpoint import STATE, checkpoint_name, whole_checkpoints
 from training.run import CONFIG
@@ -27,131 +30,137 @@ if TYPE_CHECKING:
 
     from model import OneDiffusionPipeline
 
-LABELS = ("edges", "segmentation")
+MEASURED_LABELS = ("edges", "segmentation")
 STEPS, GUIDANCE = 10, 1.0  # more steps draw no better at this size
-MOST_EXAMPLES = 64
+MAX_EXAMPLES = 64
 
 
 def evaluate(run: str, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Figures and samples of a run's newest checkpoint, kept in RUN/evaluation.json and RUN/samples/. The figures.
+    """Measure and sample a run's newest checkpoint into RUN/evaluation.json and RUN/samples/; return the figures.
 
-    They are of the first pictures and view sets that the run learns from. What was kept of this checkpoint stays.
-    Raises InputError when there is no checkpoint, or no pictures with labels and prompts.
+    They are of the first images and view sets that the run learns from. A checkpoint is evaluated once: later calls
+    return the stored figures. Raises InputError when there is no checkpoint, or no image with labels and prompts.
     """
     store = open_store(run)
     steps = whole_checkpoints(store)
     if not steps:
         raise InputError(f"{store.uri}: no checkpoint there; make one with `train`")
     newest, first = (f"{store.uri}/{checkpoint_name(step)}" for step in (steps[-1], steps[0]))
-    tag = store.files(checkpoint_name(steps[-1]))[STATE].tag  # a run that was begun again has others of that name
+    # The tag tells checkpoints of equal names apart, where a run was deleted and started again.
+    tag = store.files(checkpoint_name(steps[-1]))[STATE].tag
     if store.exists(EVALUATION):
-        kept = json.loads(store.read(EVALUATION))
-        if kept.get("checkpoint") == newest and kept.get("tag") == tag:
+        stored = json.loads(store.read(EVALUATION))
+        if stored.get("checkpoint") == newest and stored.get("tag") == tag:
             say("evaluation: figures and samples of this checkpoint are there already")
-            return dict(kept["figures"])
-    pictures, views, tasks = _learned_from(run)
-    shown = examples(pictures, limit=MOST_EXAMPLES) if pictures else []
-    for example in shown:
+            return dict(stored["figures"])
+    images, views, tasks = _training_data(run)
+    examples = read_examples(images, limit=MAX_EXAMPLES) if images else []
+    for example in examples:
         example.prompts = {task: prompt for task, prompt in example.prompts.items() if task in tasks}
     pipeline = load_pipeline(newest)
-    figures = label_correlations(pipeline, load_pipeline(first) if steps[0] == 0 else None, shown)
-    records = draw_samples(pipeline, run, shown, views)
+    figures = label_correlations(pipeline, load_pipeline(first) if steps[0] == 0 else None, examples)
+    records = draw_samples(pipeline, run, examples, views)
     if not records:
         raise InputError(f"{store.uri}: learns from no pictures with a prompt (`text`), so there is nothing to sample")
     store.put(EVALUATION, json.dumps({"checkpoint": newest, "tag": tag, "figures": figures}, indent=1).encode())
     return figures
 
 
-def _learned_from(run: str) -> tuple[Dataset | None, Dataset | None, set[str]]:
-    """The first dataset of pictures of a run's mixture, the first of view sets that serves `views`, and its tasks."""
+def _training_data(run: str) -> tuple[Dataset | None, Dataset | None, set[str]]:
+    """The first dataset of images in a run's mixture, the first of view sets that serves `views`, and all its tasks."""
     sources = yaml.safe_load(open_store(run).read(CONFIG))["mixture"].values()
     opened = [(Dataset.open(source["dataset"]), source["tasks"]) for source in sources]
-    pictures = next((dataset for dataset, _ in opened if dataset.kind == "pictures"), None)
+    images = next((dataset for dataset, _ in opened if dataset.kind == "pictures"), None)
     views = next((dataset for dataset, tasks in opened if dataset.has_sets and "views" in tasks), None)
-    return pictures, views, {task for _, tasks in opened for task in tasks}
+    return images, views, {task for _, tasks in opened for task in tasks}
 
 
 @dataclass
 class Example:
-    """A row of a dataset of pictures, as the model is shown it: pictures by frame name, and its prompts by task."""
+    """A row of a dataset as the model sees it: the image, its prompts by task, and its labels, drawn, by group.
+
+    A label that shows nothing (an all-black drawing) is left out.
+    """
 
     id: str
     picture: Picture
     prompts: dict[str, str]
-    labels: dict[str, Picture] = field(default_factory=dict)  # drawn, only those that are not empty
+    labels: dict[str, Picture] = field(default_factory=dict)
 
 
-def examples(dataset: Dataset, limit: int | None = None) -> list[Example]:
-    """The first rows of a dataset of pictures with their labels drawn; rows in error simply lack that label."""
+def read_examples(dataset: Dataset, limit: int | None = None) -> list[Example]:
+    """The first rows of a dataset of images with their labels drawn; a row in error lacks that label."""
     groups = [group for group in CONDITION_READS if dataset.declaration(group)]
-    found: list[Example] = []
-    for row in _joined(dataset, groups):
+    examples: list[Example] = []
+    for row in _read_rows(dataset, groups):
         picture = decode_picture(row["images.image"])
         prompts = {entry["task"]: entry["prompt"] for entry in row.get("text.entries") or ()}
         example = Example(row["images.id"], picture, prompts)
         for group in groups:
-            if all(row.get(column) is not None for column in CONDITION_READS[group]):  # of a shard it may yet lack
+            # `get`: a group that is still being made lacks some shards.
+            if all(row.get(column) is not None for column in CONDITION_READS[group]):
                 drawn = condition_picture(group, row, row["images.width"], row["images.height"])
                 if drawn.any():
                     example.labels[group] = drawn
-        found.append(example)
-        if limit and len(found) == limit:
+        examples.append(example)
+        if limit and len(examples) == limit:
             break
-    return found
+    return examples
 
 
 def label_correlations(
     pipeline: OneDiffusionPipeline,
     first: OneDiffusionPipeline | None,
-    shown: Sequence[Example],
+    examples: Sequence[Example],
     steps: int = STEPS,
     guidance: float = GUIDANCE,
 ) -> dict[str, Any]:
-    """Correlation of labels sampled from pictures with the true ones, mean over pictures whose label is not empty.
+    """Correlation of labels sampled from images with the true ones, mean over the images whose label is not empty.
 
-    Beside the checkpoint's: that of a checkpoint of step 0 (`first`, where it was kept), and where there are other
-    pictures, of the mean of their labels and of each of them, on the same pictures. Pearson's, over all pixels and
-    colors at the model's size.
+    Pearson's, over all pixels and colors at the model's size. Beside the checkpoint's ("model"): that of a checkpoint
+    of step 0 ("step_0", where `first` is given), and where there are other images, that of the mean of their labels
+    ("mean_label") and the mean of those of each of their labels ("other_pictures").
     """
     figures: dict[str, Any] = {}
-    for group in LABELS:
-        some = [example for example in shown if group in example.labels and group in example.prompts]
-        if not some:
+    for group in MEASURED_LABELS:
+        labeled = [example for example in examples if group in example.labels and group in example.prompts]
+        if not labeled:
             continue
-        sizes = [bucket(pipeline, example.picture) for example in some]
-        truth = [fit_picture(e.labels[group], *size) for e, size in zip(some, sizes, strict=True)]
-        drawn = {
-            name: sample_labels(one, some, group, steps, guidance)
-            for name, one in (("model", pipeline), ("step_0", first))
-            if one
+        sizes = [bucket(pipeline, example.picture) for example in labeled]
+        truth = [fit_picture(e.labels[group], *size) for e, size in zip(labeled, sizes, strict=True)]
+        correlations = {
+            name: [
+                correlation(sampled, true)
+                for sampled, true in zip(sample_labels(of, labeled, group, steps, guidance), truth, strict=True)
+            ]
+            for name, of in (("model", pipeline), ("step_0", first))
+            if of
         }
-        singly = {
-            name: [correlation(a, b) for a, b in zip(labels, truth, strict=True)] for name, labels in drawn.items()
-        }
-        figure: dict[str, Any] = {name: float(np.mean(values)) for name, values in singly.items()}
-        if len({example.id for example in some}) > 1:
+        figure: dict[str, Any] = {name: float(np.mean(values)) for name, values in correlations.items()}
+        if len({example.id for example in labeled}) > 1:
             others = [
-                [fit_picture(o.labels[group], *size) for o in some if o.id != example.id]
-                for example, size in zip(some, sizes, strict=True)
+                [fit_picture(other.labels[group], *size) for other in labeled if other.id != example.id]
+                for example, size in zip(labeled, sizes, strict=True)
             ]
             pairs = list(zip(others, truth, strict=True))
             figure["mean_label"] = float(np.mean([correlation(np.mean(o, 0), t) for o, t in pairs]))
             figure["other_pictures"] = float(np.mean([np.mean([correlation(x, t) for x in o]) for o, t in pairs]))
-        figures[f"image_to_{group}_correlation"] = {**figure, "pictures": len(some), "per_picture": singly["model"]}
+        figure |= {"pictures": len(labeled), "per_picture": correlations["model"]}
+        figures[f"image_to_{group}_correlation"] = figure
     return figures
 
 
 def sample_labels(
     pipeline: OneDiffusionPipeline,
-    some: Sequence[Example],
+    examples: Sequence[Example],
     group: str,
     steps: int = STEPS,
     guidance: float = GUIDANCE,
 ) -> list[Picture]:
-    """The label of each picture as the model predicts it, at the model's size."""
+    """The label of each image as the model predicts it, at the model's size."""
     calls = [
         Call(group, e.prompts[group], (0, 1), (e.picture,), *bucket(pipeline, e.picture), seed=index)
-        for index, e in enumerate(some)
+        for index, e in enumerate(examples)
     ]
     return [pictures[0] for pictures, _ in sample_all(pipeline, calls, steps, guidance)]
 
@@ -164,53 +173,43 @@ def correlation(a: Any, b: Any) -> float:
     return float(x @ y / scale) if scale > 0 else 0.0
 
 
+@dataclass(frozen=True)
+class _PlannedSample:
+    """A sample to draw, what it is made from (None: from the prompt alone), and what it should be."""
+
+    direction: str
+    example: Example
+    known: Picture | None
+    truth: Picture
+    call: Call
+
+
 def draw_samples(
     pipeline: OneDiffusionPipeline,
     run: str,
-    shown: Sequence[Example],
+    examples: Sequence[Example],
     views: Dataset | None,
-    each: int = 2,
+    per_task: int = 2,
     steps: int = STEPS,
 ) -> list[dict[str, Any]]:
-    """Samples of every task in both directions, written below RUN/samples with samples.json to describe them."""
+    """Samples of every task in both directions, written below RUN/samples; samples.json describes them."""
     store = open_store(f"{run}/samples")
     records: list[dict[str, Any]] = []
-    calls: list[Call] = []
-    plans: list[tuple[str, str, Example, Picture | None, Picture]] = []  # …, known frame, true frame
-    for example in shown[:each]:
-        if "text2image" in example.prompts:
-            plans.append(("text2image", "to_image", example, None, example.picture))
-            size = bucket(pipeline, example.picture)
-            calls.append(Call("text2image", example.prompts["text2image"], (1,), (), *size))
-    for task in (*CONDITION_READS, *DEGRADATIONS):
-        suited = [e for e in shown if task in e.prompts and (task in DEGRADATIONS or task in e.labels)]
-        for example in suited[:each]:
-            size = bucket(pipeline, example.picture)
-            picture = fit_picture(example.picture, *size)
-            if task in DEGRADATIONS:
-                condition = degrade(picture, task, 0)
-            else:
-                condition = fit_picture(example.labels[task], *size)
-            for direction, mask, known, true in (
-                ("to_image", (1, 0), condition, picture),
-                ("from_image", (0, 1), picture, condition),
-            ):
-                plans.append((task, direction, example, known, true))
-                calls.append(Call(task, example.prompts[task], mask, (known,), *size))
-    for (task, direction, example, given, true), ((drawn,), _) in zip(
-        plans, sample_all(pipeline, calls, steps, GUIDANCE), strict=True
-    ):
+    planned = list(_plan_samples(pipeline, examples, per_task))
+    outputs = sample_all(pipeline, [sample.call for sample in planned], steps, GUIDANCE)
+    for sample, ((drawn,), _) in zip(planned, outputs, strict=True):
+        task, identity = sample.call.task, sample.example.id
         names = {}
-        for key, shown_picture in (("output", drawn), ("input", given), ("label", true)):
-            if shown_picture is not None:
-                names[key] = f"{task}-{direction}-{example.id[:8]}-{key}.png"
-                store.put(names[key], encode_png(shown_picture))
+        for role, picture in (("output", drawn), ("input", sample.known), ("label", sample.truth)):
+            if picture is not None:
+                names[role] = f"{task}-{sample.direction}-{identity[:8]}-{role}.png"
+                store.put(names[role], encode_png(picture))
         records.append(
             {
                 "task": task,
-                "direction": direction,
-                "id": example.id,
-                "prompt": example.prompts[task],
+                "direction": sample.direction,
+                "id": identity,
+                "prompt": sample.call.prompt,
                 "inputs": [names["input"]] if "input" in names else [],
                 "label": names.get("label"),
                 "output": [names["output"]],
@@ -218,19 +217,44 @@ def draw_samples(
             }
         )
     if views is not None:
-        records += list(_view_samples(pipeline, run, views, steps))
+        records += _draw_views(pipeline, run, views, steps)
     store.put("samples.json", json.dumps(records, indent=1, ensure_ascii=False).encode())
     return records
 
 
-def _view_samples(pipeline: OneDiffusionPipeline, run: str, views: Dataset, steps: int) -> Iterator[dict[str, Any]]:
-    """The first set, both ways: one view known and two wanted, then two views known and their cameras wanted."""
+def _plan_samples(
+    pipeline: OneDiffusionPipeline, examples: Sequence[Example], per_task: int
+) -> Iterator[_PlannedSample]:
+    """Samples of the tasks on single images."""
+    for example in examples[:per_task]:
+        if "text2image" in example.prompts:
+            call = Call("text2image", example.prompts["text2image"], (1,), (), *bucket(pipeline, example.picture))
+            yield _PlannedSample("to_image", example, None, example.picture, call)
+    for task in (*CONDITION_READS, *DEGRADATIONS):
+        suited = [e for e in examples if task in e.prompts and (task in DEGRADATIONS or task in e.labels)]
+        for example in suited[:per_task]:
+            size = bucket(pipeline, example.picture)
+            picture = fit_picture(example.picture, *size)
+            if task in DEGRADATIONS:
+                condition = degrade(picture, task, 0)
+            else:
+                condition = fit_picture(example.labels[task], *size)
+            for direction, mask, known, truth in (
+                ("to_image", (1, 0), condition, picture),
+                ("from_image", (0, 1), picture, condition),
+            ):
+                call = Call(task, example.prompts[task], mask, (known,), *size)
+                yield _PlannedSample(direction, example, known, truth, call)
+
+
+def _draw_views(pipeline: OneDiffusionPipeline, run: str, views: Dataset, steps: int) -> list[dict[str, Any]]:
+    """Samples of the first set: other views from one view and all cameras, then the cameras from all views."""
     import torch
 
     from model.cameras import camera_latents, recover_cameras
 
     store = open_store(f"{run}/samples")
-    row = next(iter(_joined(views, [CAMERAS])))
+    row = next(iter(_read_rows(views, [CAMERAS])))
     side = pipeline.config.default_size // SIZE_STEP * SIZE_STEP
     pictures = [fit_picture(decode_picture(raw), side, side) for raw in row["images.image"]]
     chosen = [0, 1, 2] if len(pictures) > 2 else list(range(len(pictures)))
@@ -238,49 +262,48 @@ def _view_samples(pipeline: OneDiffusionPipeline, run: str, views: Dataset, step
     intrinsics = torch.tensor(row["cameras.intrinsics"]).reshape(-1, 3, 3)[chosen]
     entries = (row.get("text.entries") or [[]])[0]
     prompt = next((entry["prompt"] for entry in entries if entry["task"] == "views"), find_token("views"))
-    names = [f"views-{row['images.id'][:8]}-{index}.png" for index in chosen]
+    identity = row["images.id"]
+    names = [f"views-{identity[:8]}-{index}.png" for index in chosen]
     for name, index in zip(names, chosen, strict=True):
         store.put(name, encode_png(pictures[index]))
     mask = tuple(value for view in range(len(chosen)) for value in (int(view > 0), 0))
     turned = Call("views", prompt, mask, (pictures[chosen[0]],), side, side, 0, c2w, intrinsics)
     known = tuple(pictures[index] for index in chosen)
     posed = Call("views", prompt, (0, 1) * len(chosen), known, side, side, 0, None, intrinsics)
-    (drawn, _), (_, (found, _)) = sample_all(pipeline, [turned, posed], steps, GUIDANCE)
-    true, _ = recover_cameras(camera_latents(c2w, intrinsics, side // LATENT_FACTOR, normalize=True), intrinsics)
+    (drawn, _), (_, (rotations, _)) = sample_all(pipeline, [turned, posed], steps, GUIDANCE)
+    true_rotations, _ = recover_cameras(
+        camera_latents(c2w, intrinsics, side // LATENT_FACTOR, normalize=True), intrinsics
+    )
     outputs = []
     for view, picture in enumerate(drawn, start=1):
-        outputs.append(f"views-{row['images.id'][:8]}-{view}-output.png")
+        outputs.append(f"views-{identity[:8]}-{view}-output.png")
         store.put(outputs[-1], encode_png(picture))
-    yield {
-        "task": "views",
+    record = {"task": "views", "id": identity, "prompt": prompt}
+    from_camera = {
         "direction": "to_image",
-        "id": row["images.id"],
-        "prompt": prompt,
         "inputs": names[:1],
         "label": names[1] if len(names) > 1 else None,
         "output": outputs,
         "note": f"one view and {len(chosen)} cameras known",
     }
-    yield {
-        "task": "views",
+    from_views = {
         "direction": "from_image",
-        "id": row["images.id"],
-        "prompt": prompt,
         "inputs": names,
         "label": None,
         "output": [],
-        "note": _camera_note(found, true),
+        "note": _camera_note(rotations, true_rotations),
     }
+    return [record | from_camera, record | from_views]
 
 
-def _camera_note(found: Tensor, true: Tensor) -> str:
+def _camera_note(rotations: Tensor, truth: Tensor) -> str:
     """How far recovered rotations (V, 3, 3) are from the true ones."""
-    cosine = ((found.transpose(1, 2) @ true).diagonal(dim1=1, dim2=2).sum(1) - 1) / 2
+    cosine = ((rotations.transpose(1, 2) @ truth).diagonal(dim1=1, dim2=2).sum(1) - 1) / 2
     angles = np.degrees(np.arccos(np.clip(cosine.numpy(), -1, 1)))
     return "cameras recovered from the pictures; rotation off by " + ", ".join(f"{angle:.0f}°" for angle in angles)
 
 
-def _joined(dataset: Dataset, groups: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+def _read_rows(dataset: Dataset, groups: Sequence[str]) -> Iterator[Mapping[str, Any]]:
     """Rows of images, of the groups named and of the prompts, as "group.column" → value."""
     columns = {**dict.fromkeys((IMAGES, *groups)), TEXT: entry_columns(dataset.has_sets, "task", "prompt")}
     return dataset.joined_rows(columns)

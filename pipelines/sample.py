@@ -45,12 +45,12 @@ def sample(
 
     from pipelines.sampler import load_pipeline
 
-    pictures = [_load(path) for path in (*images, *([condition] if condition else []))]
+    pictures = [_load_image(path) for path in (*images, *([condition] if condition else []))]
     pipeline = load_pipeline(checkpoint)
     if size:
         pipeline.register_to_config(default_size=size)
     angles = zip(*(map(float, camera.split(",")) for camera in cameras), strict=True)
-    orbit = dict(zip(("azimuth", "elevation", "distance"), (list(one) for one in angles), strict=False))
+    orbit = dict(zip(("azimuth", "elevation", "distance"), map(list, angles), strict=False))  # {} without cameras
     colors = draw_colors(names, str(seed))
     output = pipeline(
         task,
@@ -60,7 +60,7 @@ def sample(
         names=names,
         colors=[colors[name] for name in names],
         reference_prompts=references,
-        # Our runs are trained on cameras normalized so.
+        # Training normalizes cameras, so runs know no others.
         normalize_cameras=True,
         num_inference_steps=steps,
         guidance_scale=guidance,
@@ -94,22 +94,22 @@ def _check(task: Task, images: Sequence[str], condition: str | None, cameras: Se
                 raise InputError(f"--camera {camera}: write azimuth,elevation,distance, as in 30,10,1.5")
         if cameras and len(cameras) <= len(images):
             raise InputError(
-                f"{len(cameras)} cameras for {len(images)} images: give one for each view, wanted ones last"
+                f"{len(cameras)} cameras for {len(images)} images: give one for each view, those of the images first"
             )
         if not cameras and len(images) < 2:
             raise InputError("views: give --camera for each view, or at least two images to find the cameras of")
 
 
-def _place(path: str) -> tuple[Any, str]:
+def _store_of(path: str) -> tuple[Any, str]:
     folder, _, name = path.rpartition("/")
     return open_store(folder or ("/" if path.startswith("/") else ".")), name
 
 
-def _load(path: str) -> Picture:
+def _load_image(path: str) -> Picture:
     from labeling.sources.normalize import Rejected, normalize
     from model.pictures import decode_picture
 
-    store, name = _place(path)
+    store, name = _store_of(path)
     try:
         return decode_picture(normalize(store.read(name), MAX_PIXELS, SIZE_STEP).encoded)
     except FileNotFoundError:
@@ -133,7 +133,7 @@ def _write(out: str, output: OneDiffusionOutput) -> list[str]:
         files[f"{stem}.json"] = json.dumps(poses, indent=1).encode()
     written = []
     for path, content in files.items():
-        store, name = _place(path)
+        store, name = _store_of(path)
         store.put(name, content)
         written.append(f"{store.uri}/{name}")
     return written

@@ -45,10 +45,11 @@ def load_pipeline(checkpoint: str, device: str | None = None) -> OneDiffusionPip
     """
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # of weights that are read in no time
+    disable_progress_bar()  # weights of this size load at once
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu":
-        torch.set_num_threads(os.cpu_count() or 1)
+        # Ray and the tests say how many cores are theirs: threads that wait for a busy core make it many times slower.
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     transformer, state = load_checkpoint(checkpoint)
     text = load_text_encoder(state.get("text_encoder", "minilm"))
     pipeline = OneDiffusionPipeline(
@@ -76,17 +77,17 @@ def bucket(pipeline: OneDiffusionPipeline, picture: Picture) -> tuple[int, int]:
 def sample_all(
     pipeline: OneDiffusionPipeline, calls: Sequence[Call], steps: int, guidance: float, batch: int = 16
 ) -> list[tuple[list[Picture], Any]]:
-    """For each call the pictures of the frames generated but for cameras, and its cameras (R, T) if it asked for them.
+    """For each call the images of its generated frames, and its cameras (R, T) where it asked for them.
 
-    Calls of one shape run together; each has a noise of its own, so what it gives does not depend on its company.
+    Calls of one shape run in batches; each has its own noise, so its result does not depend on the others.
     """
     results: list[Any] = [None] * len(calls)
-    alike: dict[Any, list[int]] = {}
+    same_shape: dict[Any, list[int]] = {}
     for index, call in enumerate(calls):
         own = index if call.intrinsics is not None else None
         key = (call.task, call.mask, len(call.images), call.width, call.height, own)
-        alike.setdefault(key, []).append(index)
-    for indices in alike.values():
+        same_shape.setdefault(key, []).append(index)
+    for indices in same_shape.values():
         for start in range(0, len(indices), batch):
             some = [calls[index] for index in indices[start : start + batch]]
             first = some[0]

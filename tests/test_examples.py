@@ -23,10 +23,21 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
-    """A Ray that runs already: the examples need not start one each."""
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds the packaged labeler as pip installs it."""
+    folder = tmp_path_factory.mktemp("installed")
+    source = shutil.copytree(EXAMPLES / "brightness_labeler", folder / "source")  # building leaves files behind
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--target", str(folder / "packages")]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(source)], check=True)
+    return folder / "packages"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, installed: Path) -> Iterator[RayHead]:
+    """A Ray that runs already, with the package installed as well: the examples need not start one each."""
     folder = tmp_path_factory.mktemp("ray")
-    with ray_head(folder, {"XDG_DATA_HOME": str(folder)}) as head:
+    paths = os.pathsep.join([str(installed), os.environ["PYTHONPATH"]])
+    with ray_head(folder, {"XDG_DATA_HOME": str(folder), "PYTHONPATH": paths}) as head:
         yield head
 
 
@@ -51,11 +62,9 @@ def take_pictures(photographs: Path, folder: Path) -> Path:
     return folder
 
 
-def test_a_packaged_labeler_is_found_by_its_name(cluster: RayHead, photographs: Path, tmp_path: Path) -> None:
-    source = shutil.copytree(EXAMPLES / "brightness_labeler", tmp_path / "source")  # building leaves files behind
-    installed = tmp_path / "installed"
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "--target", str(installed)]
-    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(source)], check=True)
+def test_a_packaged_labeler_is_found_by_its_name(
+    cluster: RayHead, installed: Path, photographs: Path, tmp_path: Path
+) -> None:
     pictures, dataset = take_pictures(photographs, tmp_path / "pictures"), str(tmp_path / "dataset")
     run(["onediffusion", "ingest", str(pictures), dataset], cluster)
     said = run(["onediffusion", "label", dataset, "brightness"], cluster, installed)

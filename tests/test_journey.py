@@ -39,7 +39,7 @@ def journey(s3_server: dict[str, str]) -> tuple[str, str]:
     return "s3://lab/demo", demo("s3://lab/demo")
 
 
-def test_every_label_is_there_on_at_least_five_pictures(journey: tuple[str, str]) -> None:
+def test_demo_labels_at_least_five_images_of_each_kind(journey: tuple[str, str]) -> None:
     pictures, views = Dataset.open(f"{journey[0]}/dataset"), Dataset.open(f"{journey[0]}/views")
     counts = {
         "boxes": sum(bool(row["boxes"]) for row in pictures.rows("boxes")),
@@ -59,7 +59,7 @@ def test_every_label_is_there_on_at_least_five_pictures(journey: tuple[str, str]
     assert methods["motorcycle_left.png"] == "stereo"
 
 
-def test_it_learned_to_find_edges_and_objects(journey: tuple[str, str]) -> None:
+def test_demo_model_learns_edges_and_segmentation(journey: tuple[str, str]) -> None:
     metrics = json.loads(open_store(journey[0]).read("metrics.json"))
     for label in ("edges", "segmentation"):
         name = f"image_to_{label}_correlation"
@@ -69,7 +69,7 @@ def test_it_learned_to_find_edges_and_objects(journey: tuple[str, str]) -> None:
         assert figures["model"] > max(figures["step_0"], figures["mean_label"], figures["other_pictures"])
 
 
-def test_every_task_is_sampled_in_both_directions(journey: tuple[str, str]) -> None:
+def test_demo_samples_every_task_in_both_directions(journey: tuple[str, str]) -> None:
     store = open_store(f"{journey[0]}/samples")
     records = json.loads(store.read("samples.json"))
     directions = {(record["task"], record["direction"]) for record in records}
@@ -81,16 +81,14 @@ def test_every_task_is_sampled_in_both_directions(journey: tuple[str, str]) -> N
     assert named <= set(files)
 
 
-def test_the_page_stands_alone(journey: tuple[str, str]) -> None:
+def test_demo_page_is_self_contained(journey: tuple[str, str]) -> None:
     page = open_store(journey[0]).read("report.html").decode()
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
     for word in ("segmentation", "rejected", "tokens", "inpainting", "Grace Hopper"):
         assert word in page
 
 
-def test_its_checkpoint_finds_cameras_from_the_command_line(
-    journey: tuple[str, str], tmp_path: Path, photographs: Path
-) -> None:
+def test_sample_command_recovers_cameras(journey: tuple[str, str], tmp_path: Path, photographs: Path) -> None:
     """The other directions are the README's."""
     cat, out = str(photographs / "chelsea.png"), tmp_path / "poses"
     command = [sys.executable, "-m", "pipelines", "sample", journey[0], "views", "--image", cat, "--image", cat]
@@ -99,7 +97,7 @@ def test_its_checkpoint_finds_cameras_from_the_command_line(
     assert len(json.loads((out / "out.json").read_text())["R"]) == 2
 
 
-def test_a_second_run_finds_everything_fresh(journey: tuple[str, str]) -> None:
+def test_second_demo_run_finds_everything_fresh(journey: tuple[str, str]) -> None:
     before = kept(journey[0])
     said = demo(journey[0])
     assert "ingest: 0 pictures added" in said

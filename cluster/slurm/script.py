@@ -121,9 +121,7 @@ def _options(target: SlurmTarget, work: Work, shape: Shape) -> list[str]:
         f"--job-name={work.name}",
         # Of two jobs sent at the same time from two machines, only one may run: the later waits for the earlier.
         "--dependency=singleton",
-        f"--nodes={shape.min_nodes}-{shape.max_nodes}"
-        if shape.min_nodes < shape.max_nodes
-        else f"--nodes={shape.max_nodes}",
+        f"--nodes={shape.min_nodes}-{shape.max_nodes}" if shape.is_elastic else f"--nodes={shape.max_nodes}",
         "--ntasks-per-node=1",
         f"--cpus-per-task={shape.cpus}",
         *([f"--gres={gpus}"] if gpus else []),

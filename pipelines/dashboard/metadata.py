@@ -17,8 +17,9 @@ from pipelines.dashboard.labeling_history import Labeling
 from pipelines.dashboard.partitions import ShardRange
 from pipelines.dashboard.snapshots import Snapshot
 from pipelines.dashboard.versions import AssetVersion, partition_of
+from pipelines.reports.figures import run_figures
 from pipelines.reports.overlays import Inliner
-from pipelines.reports.run import RunSection, describe_run, run_figures
+from pipelines.reports.run import RunSection, describe_run
 
 MAX_ERROR_SHARDS, MAX_REASONS = 64, 6
 LABELED_BY, SPEED = "labeled by", "rows a second"

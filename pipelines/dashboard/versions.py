@@ -17,7 +17,7 @@ from pipelines.dashboard.dataset_state import NO_CONTENT, DatasetState
 from pipelines.dashboard.partitions import ShardRange
 from pipelines.dashboard.snapshots import Snapshot
 from pipelines.file_cache import FileCache
-from pipelines.reports.run import EVALUATION, read_json
+from pipelines.reports.figures import EVALUATION, read_json
 from training.run import MANIFEST
 
 Key = tuple[str, ...]  # of an asset: the name of a dataset or run, and what it is of that

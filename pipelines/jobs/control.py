@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,12 +13,10 @@ from pipelines.jobs.folder import JobFolder
 from pipelines.jobs.resolved import ResolvedJob, stored_job
 from pipelines.jobs.specification import TrainJob, WorkersSpec
 from pipelines.jobs.status import JobStatus, backend_of, find_attempt, job_status
-from pipelines.jobs.submit import send_job, work_of
+from pipelines.jobs.submit import Say, send_job, work_of
 
 STOP_SECONDS = 180.0  # for a job to end by itself, before its target ends what is left
 CHECKPOINT_SECONDS = 1800.0  # for a training, which writes a checkpoint first
-
-Say = Callable[[str], None]
 
 
 def stop_job(job: str, say: Say = lambda line: None) -> JobStatus:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 
+from pipelines.reports.numbers import is_number, number, two_decimals
+
 WIDTH, HEIGHT = 460, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 22, 24, 34
 MOST_POINTS = 400
@@ -72,9 +74,9 @@ def dot_strip(figure: Mapping[str, Any], baselines: Mapping[str, str]) -> Markup
 
     figure: as in evaluation.json; baselines: key in it → short name. Marks are explained by the page's legend.
     """
-    single = [value for value in figure.get("per_picture") or () if _is_number(value)]
-    marks = {key: figure[key] for key in baselines if _is_number(figure.get(key))}
-    known = [*single, *marks.values(), *([figure["model"]] if _is_number(figure.get("model")) else [])]
+    single = [value for value in figure.get("per_picture") or () if is_number(value)]
+    marks = {key: figure[key] for key in baselines if is_number(figure.get(key))}
+    known = [*single, *marks.values(), *([figure["model"]] if is_number(figure.get("model")) else [])]
     if not known:
         return Markup("")
     low = math.floor(min(-0.1, *known) * 10) / 10
@@ -92,10 +94,10 @@ def dot_strip(figure: Mapping[str, Any], baselines: Mapping[str, str]) -> Markup
         parts.append(
             f'<path class="mark m{index}" d="M{x(value):.1f} 12v36"><title>{escape(baselines[key])}</title></path>'
         )
-    if _is_number(figure.get("model")):
+    if is_number(figure.get("model")):
         parts.append(f'<path class="mark model" d="M{x(figure["model"]):.1f} 8v44"><title>model</title></path>')
     told = "; ".join(f"{baselines[key]} {value:.2f}" for key, value in marks.items())
-    return _svg(width, height, f"correlation of the model {_two(figure.get('model'))}; {told}", "strip", parts)
+    return _svg(width, height, f"correlation of the model {two_decimals(figure.get('model'))}; {told}", "strip", parts)
 
 
 def camera_plan(c2w: Sequence[Sequence[float]], intrinsics: Sequence[Sequence[float]]) -> Markup:
@@ -155,29 +157,6 @@ def ticks(low: float, high: float, most: int) -> list[float]:
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
     return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def number(value: Any) -> str:
-    """A number as a person writes it: three digits that count, thousands apart, "–" for none."""
-    if not _is_number(value):
-        return "–"
-    if value == 0:
-        return "0"
-    if abs(value) >= 1000 or (float(value).is_integer() and abs(value) < 1e15):
-        return f"{value:,.0f}"
-    if abs(value) < 1e-3:
-        return f"{value:.2g}"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    text = f"{value:.{digits}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def _two(value: Any) -> str:
-    return f"{value:.2f}" if _is_number(value) else "unknown"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _thinned(x: Any, y: Any) -> tuple[Any, Any]:

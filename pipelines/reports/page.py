@@ -12,16 +12,17 @@ from typing import Any
 
 from labeling.dataset import DATASET_FILE, Store, open_store
 from model.inputs import InputError
-from pipelines.reports.charts import number
 from pipelines.reports.dataset import DatasetSection, describe_dataset
+from pipelines.reports.figures import BASELINES
+from pipelines.reports.numbers import duration, number
 from pipelines.reports.overlays import Inliner, depth_gradient
-from pipelines.reports.run import BASELINES, RunSection, describe_run, duration, is_run, run_datasets, run_timings
+from pipelines.reports.run import RunSection, describe_run, is_run, run_datasets, run_timings
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "report.html"
-# Characters of pictures, so that a page stays well below 12 MB: it is to be mailed and opened on a phone.
-RUN_PICTURES, DATASET_PICTURES = 3_500_000, 6_000_000
-MOST_PICTURES = 48
+# Characters of inlined images, so that a page stays well below 12 MB: it is to be mailed and opened on a phone.
+RUN_CHARACTERS, DATASET_CHARACTERS = 3_500_000, 6_000_000
+MAX_ROWS = 48
 PACKAGES = (
     *("onediffusion", "torch", "ray", "pyarrow", "numpy", "transformers", "diffusers", "accelerate", "safetensors"),
     *("mediapipe", "mmcv", "opencv-python", "pillow", "scikit-image", "trimesh", "embreex", "boto3", "pydantic"),
@@ -84,12 +85,12 @@ def write_report(
     RUN/evaluation.json). Raises InputError when `target` cannot be written.
     """
     store, name = split_target(target)
-    run_section = describe_run(run, Inliner(RUN_PICTURES), figures) if run else None
-    sections, room = [], DATASET_PICTURES
+    run_section = describe_run(run, Inliner(RUN_CHARACTERS), figures) if run else None
+    sections, characters = [], DATASET_CHARACTERS
     for index, uri in enumerate(datasets):
-        inline = Inliner(max(room, 0) // (len(datasets) - index))
-        sections.append(describe_dataset(uri, inline, MOST_PICTURES))
-        room -= inline.used
+        inline = Inliner(max(characters, 0) // (len(datasets) - index))
+        sections.append(describe_dataset(uri, inline, MAX_ROWS))
+        characters -= inline.used
     page = render(title, sections, run_section, timings)
     store.put(name, page.encode())
     return f"{store.uri}/{name}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -16,14 +14,16 @@ from markupsafe import Markup
 from labeling.dataset import Store, open_store
 from model.prompts import TASKS
 from pipelines.file_cache import FileCache
-from pipelines.reports.charts import chart_top, dot_strip, line_chart, number
+from pipelines.reports.charts import chart_top, line_chart
+from pipelines.reports.figures import EVALUATION, Figure, read_json, run_figures
+from pipelines.reports.numbers import duration, is_number, number
 from pipelines.reports.overlays import Drawing, Inliner, inline_file
 from training.checkpoint import whole_checkpoints
 from training.metrics_logger import METRICS, read_metrics
 from training.run import CONFIG, MANIFEST
 
-EVALUATION, FIGURES, SAMPLES = "evaluation.json", "metrics.json", "samples/samples.json"
-MOST_SAMPLES = 120
+DEMO_RESULTS, SAMPLES = "metrics.json", "samples/samples.json"
+MAX_SAMPLES = 120
 
 # What a sample shows, and what it is made from, where that has another name than its task.
 _CONDITIONS = {
@@ -31,11 +31,6 @@ _CONDITIONS = {
     "deblurring": "blurred picture",
     "inpainting": "covered picture",
     "upscaling": "small picture",
-}
-BASELINES = {
-    "step_0": "before training",
-    "mean_label": "mean of the other labels",
-    "other_pictures": "labels of other pictures",
 }
 
 
@@ -58,20 +53,6 @@ class Sample:
     outputs: Sequence[Drawing]
     truth: Drawing | None
     note: str
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One evaluation figure: the model's, the baselines' in the order of BASELINES, and what it means."""
-
-    name: str
-    title: str
-    model: str
-    baselines: Sequence[str]
-    pictures: str
-    wins: bool
-    meaning: str
-    strip: Markup
 
 
 @dataclass(frozen=True)
@@ -107,29 +88,21 @@ def run_datasets(store: Store) -> list[str]:
 
 def run_timings(store: Store) -> list[dict[str, Any]]:
     """Timings that the demo left beside its run, if any."""
-    found = read_json(store, FIGURES)
+    found = read_json(store, DEMO_RESULTS)
     return list(found.get("timings") or []) if isinstance(found, dict) else []
 
 
-_records = FileCache(lambda store, name: read_metrics(store), capacity=8)
+_metrics = FileCache(lambda store, name: read_metrics(store), capacity=8)
 
 
 def run_records(store: Store) -> list[dict[str, Any]]:
     """The records of a run's metrics, oldest first, read once for as long as they stay the same."""
     entry = store.files().get(METRICS)
-    return _records.get(store, METRICS, entry) if entry else []
-
-
-def run_figures(store: Store, figures: Mapping[str, Any] | None = None) -> list[Figure]:
-    """The figures of a run's evaluation. figures: if RUN/evaluation.json is not to be asked."""
-    if figures is None:
-        kept = read_json(store, EVALUATION) or {}
-        figures = kept.get("figures", kept)
-    return [_figure(name, figure) for name, figure in figures.items() if isinstance(figure, Mapping)]
+    return _metrics.get(store, METRICS, entry) if entry else []
 
 
 def describe_run(uri: str, inline: Inliner, figures: Mapping[str, Any] | None = None, tasks: bool = True) -> RunSection:
-    """Read a run for the page. figures: of its evaluation, if RUN/evaluation.json is not to be asked.
+    """Read a run for the page. figures: of its evaluation, used instead of those in RUN/evaluation.json.
 
     tasks: whether to say how many rows each has, which takes the manifest: it names every shard of every dataset.
     Whatever is not there is named in `missing`.
@@ -170,14 +143,6 @@ def _config(store: Store) -> dict[str, Any]:
         return dict(yaml.safe_load(store.read(CONFIG)) or {})
     except FileNotFoundError:
         return {}
-
-
-def read_json(store: Store, name: str) -> Any:
-    """The content of a JSON file, None where it is absent or cut short."""
-    try:
-        return json.loads(store.read(name))
-    except (FileNotFoundError, ValueError):
-        return None
 
 
 def _facts(config: Mapping[str, Any], records: Sequence[Mapping[str, Any]], steps: Sequence[int]) -> dict[str, str]:
@@ -257,7 +222,7 @@ def _samples(store: Store, inline: Inliner) -> tuple[dict[str, list[Sample]], in
     found: dict[str, list[Sample]] = {}
     shown = 0
     for record in records:
-        if inline.full or shown == MOST_SAMPLES:
+        if inline.full or shown == MAX_SAMPLES:
             break
         shown += 1
         found.setdefault(str(record.get("task", "")), []).append(_sample(store, record, inline))
@@ -293,53 +258,6 @@ def _sample(store: Store, record: Mapping[str, Any], inline: Inliner) -> Sample:
     )
 
 
-def _figure(name: str, figure: Mapping[str, Any]) -> Figure:
-    label = name.removeprefix("image_to_").removesuffix("_correlation")
-    title = f"picture → {label}" if name.startswith("image_to_") else name
-    model = figure.get("model")
-    others = [figure.get(key) for key in BASELINES]
-    known = [value for value in others if _is_number(value)]
-    wins = model is not None and _is_number(model) and all(model > value for value in known)
-    return Figure(
-        name=name,
-        title=title,
-        model=_two(model),
-        baselines=[_two(value) for value in others],
-        pictures=number(figure.get("pictures")),
-        wins=wins,
-        meaning=_meaning(label, model, figure, wins),
-        strip=dot_strip(figure, BASELINES),
-    )
-
-
-def _meaning(label: str, model: Any, figure: Mapping[str, Any], wins: bool) -> str:
-    if not _is_number(model):
-        return f"No {label} could be compared with a true label."
-    known = {name: figure[key] for key, name in BASELINES.items() if _is_number(figure.get(key))}
-    verdict = ""
-    if known:
-        name, value = max(known.items(), key=lambda item: item[1])
-        verdict = f", {'more' if wins else 'no more'} than the best baseline ({name}: {value:.2f})"
-    pictures = figure.get("pictures")
-    over = f" on {pictures} training pictures" if pictures else ""
-    return (
-        f"The correlation of sampled with true {label} is {model:.2f}{over}{verdict}; "
-        "1 is pixel for pixel the same, 0 is no relation."
-    )
-
-
-def duration(seconds: Any) -> str:
-    """Seconds as a person says them: 0.42 s, 7.5 s, 3 min 20 s, 2 h 05 min."""
-    if not _is_number(seconds):
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.2g} s" if seconds < 1 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def _training_seconds(records: Sequence[Mapping[str, Any]]) -> float:
     """`seconds` counts from the start of each process, so it falls where a run was resumed."""
     seconds = _values(records, "seconds")
@@ -347,7 +265,7 @@ def _training_seconds(records: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _points(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    return [(float(record["step"]), float(record[key])) for record in records if _is_number(record.get(key))]
+    return [(float(record["step"]), float(record[key])) for record in records if is_number(record.get(key))]
 
 
 def _values(records: Sequence[Mapping[str, Any]], key: str) -> list[float]:
@@ -364,11 +282,3 @@ def _median(values: Sequence[float]) -> float | None:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.0%} of the time"
-
-
-def _two(value: Any) -> str:
-    return f"{value:.2f}" if _is_number(value) else "–"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

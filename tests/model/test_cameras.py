@@ -11,7 +11,7 @@ from model.cameras import camera_rays, latents_to_rays, orbit_cameras, rays_to_c
 
 
 @pytest.mark.parametrize("name", cases("rays"))
-def test_cameras_give_the_published_rays_and_come_back(name: str, vectors: dict[str, Tensor]) -> None:
+def test_rays_match_published_numbers_and_invert_to_cameras(name: str, vectors: dict[str, Tensor]) -> None:
     case = DESCRIBED["cases"][name]
     values = {key: vectors[f"{name}.{key}"] for key in ("azimuth", "elevation", "distance", "c2w", "K", "rays")}
     assert relative(orbit_cameras(values["azimuth"], values["elevation"], values["distance"]), values["c2w"]) < 1e-4
@@ -26,7 +26,7 @@ def intrinsics(views: int, focal: float = 1.3887) -> Tensor:
     return torch.tensor([[focal, 0, 0.5], [0, focal, 0.5], [0, 0, 1]]).expand(views, 3, 3)
 
 
-def test_rays_of_the_first_camera_are_those_of_the_origin() -> None:
+def test_first_camera_is_the_origin_of_rays() -> None:
     rays = camera_rays(orbit_cameras([20.0, 70.0], [10.0, -5.0], [1.5, 2.0]), intrinsics(2), 9)
     directions, moments = rays.split(3, dim=-1)
     torch.testing.assert_close(directions.norm(dim=-1), torch.ones(2, 81))
@@ -35,7 +35,7 @@ def test_rays_of_the_first_camera_are_those_of_the_origin() -> None:
     assert directions[0, 0, 0] > 0 and directions[0, 0, 1] > 0  # x left, y up at the top left
 
 
-def test_normalizing_removes_the_choice_of_world() -> None:
+def test_normalized_rays_do_not_depend_on_world_frame() -> None:
     """A world moved, turned and scaled gives the same rays; the first camera stays where `scale` puts it."""
     c2w = orbit_cameras([0.0, 30.0, 75.0], [5.0, 10.0, -20.0], [1.5, 1.7, 2.5])
     turn = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)))[0]
@@ -52,7 +52,7 @@ def test_normalizing_removes_the_choice_of_world() -> None:
     torch.testing.assert_close(distances, 1.7 * torch.tensor([1.5, 1.7, 2.5]) / 1.5, atol=1e-4, rtol=1e-4)
 
 
-def test_latents_of_rays_give_the_rays_back_and_average_their_copies() -> None:
+def test_ray_latents_invert_to_rays_averaging_copies() -> None:
     rays = camera_rays(orbit_cameras([0.0, 40.0], [0.0, 10.0], [1.5, 1.5]), intrinsics(2), 8)
     latents = rays_to_latents(rays, 8, 8)
     assert latents.shape == (2, 16, 8, 8)
@@ -65,6 +65,6 @@ def test_latents_of_rays_give_the_rays_back_and_average_their_copies() -> None:
     assert angle.max() < 5 and (T - true_T).norm(dim=-1).max() < 0.2
 
 
-def test_a_camera_straight_above_is_refused() -> None:
+def test_camera_straight_above_is_refused() -> None:
     with pytest.raises(ValueError, match="elevation 90"):
         orbit_cameras([0.0], [90.0], [1.5])

@@ -63,7 +63,7 @@ def test_dct_psnr_on_photographs(name, size, least, most):
     assert least <= psnr(pixels, codec.decode(latents)) <= most
 
 
-def test_dct_decodes_exactly_to_what_encodes_to_the_same():
+def test_dct_latents_survive_decode_and_encode():
     codec = load_codec("dct")
     latents = torch.randn(2, 16, 5, 7, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(codec.encode(codec.decode(latents)), latents, atol=2e-5, rtol=0)
@@ -109,7 +109,7 @@ def test_dct_latents_of_labels_stay_near_those_of_photographs():
     assert max(black.abs().max(), white.abs().max()) < 3.5
 
 
-def test_dct_is_one_of_the_codecs_and_checks_sizes():
+def test_load_codec_gives_dct_which_checks_sizes():
     codec = load_codec("dct")
     assert codec.name == "dct"
     assert codec.digest == codec_digest("dct") != ""
@@ -141,7 +141,7 @@ def test_vae_digest_follows_weights_and_configuration_not_the_path(vae_folder, t
     assert codec_digest(str(tmp_path / "same")) != codec_digest(str(vae_folder))
 
 
-def test_unfit_codecs_are_named(tmp_path):
+def test_unfit_autoencoders_are_refused(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         load_codec(str(tmp_path / "missing"))
     (tmp_path / "empty").mkdir()
@@ -157,7 +157,7 @@ def test_unfit_codecs_are_named(tmp_path):
         load_codec(str(tmp_path / "pickled"))
 
 
-def test_a_hub_name_is_looked_up_in_the_cache_when_the_hub_is_away(vae_folder, tmp_path, monkeypatch):
+def test_hub_name_falls_back_to_cache_offline(vae_folder, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -31,7 +31,7 @@ def as_points(xy, score=0.9):
     return [{"x": float(x), "y": float(y), "score": score} for x, y in xy]
 
 
-def test_boxes_are_outlines_and_small_ones_stay_visible():
+def test_boxes_are_outlines_with_small_ones_on_top():
     boxes = [{"x0": 40, "y0": 40, "x1": 60, "y1": 60}, {"x0": 0, "y0": 0, "x1": 128, "y1": 128}]
     drawn = draw_boxes(boxes, ["#00FFFF", "#FF0000"], 128, 128)
     assert drawn[0, 0].tolist() == [255, 0, 0]
@@ -47,7 +47,7 @@ def test_boxes_are_outlines_and_small_ones_stay_visible():
     assert not outside[64:].any()
 
 
-def test_mask_and_depth_colors():
+def test_masks_and_depth_are_drawn_in_their_colors():
     mask = np.array([[0, 1], [2, 1]], np.uint8)
     assert draw_mask(mask, ["#FFA500", "#000080"]).tolist() == [
         [[0, 0, 0], [255, 165, 0]],
@@ -59,7 +59,7 @@ def test_mask_and_depth_colors():
     assert draw_depth(depth)[0, :, 0].tolist() == [0, 0, 128, 255]
 
 
-def test_skeleton_of_either_layout_is_the_same_person():
+def test_skeleton_is_the_same_for_every_keypoint_layout():
     mediapipe = np.full((33, 2), -1.0)  # the other points (hands, feet, mouth) are not drawn
     mediapipe[list(MEDIAPIPE_OF_COCO)] = COCO
     drawn = draw_skeleton([as_points(COCO)], 100, 200)
@@ -70,7 +70,7 @@ def test_skeleton_of_either_layout_is_the_same_person():
     assert drawn[45, 35].tolist() == [255, 170, 0]  # joint of the right shoulder
 
 
-def test_unseen_points_are_not_drawn():
+def test_low_score_and_outside_points_are_not_drawn():
     assert not draw_skeleton([], 100, 200).any()
     assert not draw_skeleton([as_points(COCO, score=0.1)], 100, 200).any()
     points = as_points(COCO)
@@ -115,7 +115,7 @@ def test_condition_pictures_from_rows():
 
 
 @pytest.mark.parametrize("kind", DEGRADATIONS)
-def test_degradations_are_seeded_and_real(kind):
+def test_degradations_are_seeded_and_change_the_image(kind):
     picture = data.astronaut()[::2, ::2]
     changed = []
     for seed in range(12):

@@ -36,6 +36,7 @@ def test_every_extra_names_packages_of_pyproject() -> None:
         assert {DISTRIBUTIONS.get(module, module.replace("_", "-")) for module in modules} <= names
 
 
+@pytest.mark.slow
 def test_everything_but_the_dashboard_imports_without_extras(tmp_path: Path) -> None:
     files = [
         path

@@ -24,7 +24,7 @@ from model.inputs import InputError
         ("edges depth", 2, {"denoise_mask": [0, 0, 1]}, "image edges depth", "001"),
     ],
 )
-def test_frames_of_a_call(task, pictures, settings, kinds, mask):
+def test_plan_frames_gives_kinds_and_mask(task, pictures, settings, kinds, mask):
     frames = plan_frames(task.split(), pictures, **settings)
     assert " ".join(frames.kinds) == kinds
     assert "".join(map(str, frames.mask)) == mask
@@ -52,7 +52,7 @@ def test_frames_of_a_call(task, pictures, settings, kinds, mask):
         ("depth depth", 1, {}, "depth cannot be combined"),
     ],
 )
-def test_what_does_not_go_together_is_named(task, pictures, settings, said):
+def test_conflicting_arguments_are_refused(task, pictures, settings, said):
     with pytest.raises(InputError) as found:
         plan_frames(task.split(), pictures, **settings)
     assert said in str(found.value)

@@ -40,7 +40,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
 
 
 @pytest.mark.parametrize(("asked", "dtype"), [("none", "torch.bfloat16"), ("float32", "torch.float32")])
-def test_peak_memory_is_that_of_the_weights(large: tuple[Path, float], asked: str, dtype: str) -> None:
+def test_loading_peaks_at_the_size_of_the_weights(large: tuple[Path, float], asked: str, dtype: str) -> None:
     folder, total = large
     command = [sys.executable, "-c", MEASURE, str(folder), asked]
     ratio, found, summed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
@@ -49,7 +49,7 @@ def test_peak_memory_is_that_of_the_weights(large: tuple[Path, float], asked: st
     assert float(summed) == pytest.approx(total, rel=1e-6)
 
 
-def test_a_folder_in_the_released_layout_or_its_transformer(large: tuple[Path, float]) -> None:
+def test_released_layout_and_its_transformer_folder_load(large: tuple[Path, float]) -> None:
     names = {path.name for path in (large[0] / "transformer").glob("*.safetensors")}
     assert len(names) > 1
     direct = NextDiT.from_pretrained(large[0] / "transformer")
@@ -57,7 +57,7 @@ def test_a_folder_in_the_released_layout_or_its_transformer(large: tuple[Path, f
     assert all(torch.equal(value, named.state_dict()[key]) for key, value in direct.state_dict().items())
 
 
-def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
+def test_mismatched_weights_are_refused_by_key(tmp_path: Path) -> None:
     NextDiT(**SMALL).save_pretrained(tmp_path)
     path = tmp_path / "diffusion_pytorch_model.safetensors"
     whole = load_file(path)
@@ -77,7 +77,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
         assert part in said
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_files_are_refused_by_name(tmp_path: Path) -> None:
     NextDiT(**SMALL).save_pretrained(tmp_path, max_shard_size="100KB")
     gone = next(tmp_path.glob("*-00002-of-*.safetensors"))
     gone.unlink()
@@ -89,7 +89,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         NextDiT.from_pretrained(tmp_path / "nowhere")
 
 
-def test_an_index_cannot_point_elsewhere(tmp_path: Path) -> None:
+def test_index_cannot_point_outside_its_folder(tmp_path: Path) -> None:
     NextDiT(**SMALL).save_pretrained(tmp_path / "model", max_shard_size="100KB")
     save_file({"x": torch.zeros(1)}, tmp_path / "outside.safetensors")
     index = tmp_path / "model" / "diffusion_pytorch_model.safetensors.index.json"

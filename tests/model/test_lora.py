@@ -31,7 +31,7 @@ def adapted(pipeline):
     return pipeline
 
 
-def test_an_adapter_is_saved_loaded_merged_and_taken_out(pipe, tmp_path):
+def test_lora_saves_loads_fuses_and_unfuses(pipe, tmp_path):
     plain = sample(pipe)
     expected = sample(adapted(pipe))
     assert (expected - plain).abs().max() > 1e-2
@@ -55,7 +55,7 @@ def test_an_adapter_is_saved_loaded_merged_and_taken_out(pipe, tmp_path):
     assert not any("lora" in name for name in again.transformer.state_dict())
 
 
-def test_gradients_reach_the_adapter_alone(pipe):
+def test_gradients_reach_only_the_adapter(pipe):
     transformer = adapted(pipe).transformer
     transformer.requires_grad_(False)
     for name, parameter in transformer.named_parameters():
@@ -65,7 +65,7 @@ def test_gradients_reach_the_adapter_alone(pipe):
     assert all((p.grad is not None) == ("lora_" in name) for name, p in transformer.named_parameters())
 
 
-def test_what_is_no_adapter_is_named(pipe, tmp_path):
+def test_weights_that_are_no_adapter_are_refused(pipe, tmp_path):
     with pytest.raises(InputError, match=r"no LoRA of this transformer: it holds 'unet.x.weight'"):
         pipe.load_lora_weights({"unet.x.weight": torch.zeros(1)})
     with pytest.raises(InputError, match="nothing to save"):

@@ -16,7 +16,7 @@ def test_buckets_keep_area_and_aspect(size, aspect):
         assert abs(np.log(width / height / aspect)) < 0.08
 
 
-def test_square_is_exact_and_sizes_are_checked():
+def test_square_bucket_is_exact_and_sizes_are_checked():
     assert aspect_bucket(300, 300, 256) == (256, 256)
     with pytest.raises(InputError, match="250 does not divide by 16; take 256"):
         aspect_bucket(300, 300, 250)

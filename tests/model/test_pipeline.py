@@ -40,7 +40,7 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def test_it_gives_what_its_parts_give(pipe):
+def test_pipeline_equals_its_parts(pipe):
     output = pipe("depth", CAT, "a cat", **SMALL, generator=seeded(), guidance_scale=3.0)
     fitted = torch.from_numpy(fit_picture(CAT, 48, 32).copy()).permute(2, 0, 1)[None] / 127.5 - 1
     known = pipe.vae.encode(fitted).latent_dist.mode() * 1.5305
@@ -92,7 +92,7 @@ def test_pairs_go_both_ways(pipe, task):
         (("edges", "segmentation"), [CAT, COFFEE], {"names": ["cat"]}),
     ],
 )
-def test_the_other_tasks_make_a_picture(pipe, task, pictures, settings):
+def test_unpaired_tasks_generate_an_image(pipe, task, pictures, settings):
     output = pipe(task, pictures, "the dog", **SMALL, **settings, output_type="np")
     assert output.images.shape == (1, 32, 48, 3)
     assert output.latents.shape[1] == 1 + (len(pictures) if isinstance(pictures, list) else pictures is not None)
@@ -104,7 +104,7 @@ def test_image_and_depth_are_generated_together(pipe):
 
 
 @pytest.mark.parametrize("views", [1, 12])
-def test_views_of_one_picture(pipe, views):
+def test_views_are_generated_from_one_image(pipe, views):
     angles = {"azimuth": [30.0 * view for view in range(views)], "elevation": [10] * views, "distance": [1.5] * views}
     settings = {"height": 32, "width": 32, "num_inference_steps": 1, "guidance_scale": 1.0}
     output = pipe("views", [CAT][: views - 1], "a cat", **angles, **settings)
@@ -116,7 +116,7 @@ def test_views_of_one_picture(pipe, views):
     assert torch.equal(given.latents[:, 1::2], output.latents[:, 1::2])
 
 
-def test_cameras_of_pictures(pipe):
+def test_cameras_are_generated_for_images(pipe):
     output = pipe("views", [CAT, COFFEE], denoise_mask=[0, 1, 0, 1], height=32, width=32, num_inference_steps=2)
     assert output.images is None
     rotation, translation = output.cameras[0]
@@ -126,7 +126,7 @@ def test_cameras_of_pictures(pipe):
     assert len(some.images) == 1 and some.cameras[0][0].shape == (2, 3, 3)
 
 
-def test_batches_are_samples_alone(pipe):
+def test_batched_samples_equal_single_ones(pipe):
     both = pipe(
         "edges", [[CAT], [COFFEE]], ["a cat", "the dog the dog"], **SMALL, generator=[seeded(1), seeded(2)]
     ).latents
@@ -137,7 +137,7 @@ def test_batches_are_samples_alone(pipe):
     assert not torch.equal(twice[0, 0], twice[1, 0])
 
 
-def test_saved_and_loaded_again_it_is_the_same(pipe, tmp_path):
+def test_save_and_load_preserve_output(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     again = OneDiffusionPipeline.from_pretrained(tmp_path)
     again.set_progress_bar_config(disable=True)
@@ -147,7 +147,7 @@ def test_saved_and_loaded_again_it_is_the_same(pipe, tmp_path):
 
 
 @pytest.mark.parametrize("module", ["model.autoencoder_dct", "somewhere.else"])
-def test_folder_of_earlier_code_loads_though_its_modules_have_moved(folder, tmp_path, module):
+def test_pipeline_folder_with_moved_modules_loads(folder, tmp_path, module):
     OneDiffusionPipeline.from_pretrained(folder, vae=AutoencoderDCT()).save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     index["vae"] = [module, "AutoencoderDCT"]
@@ -157,7 +157,7 @@ def test_folder_of_earlier_code_loads_though_its_modules_have_moved(folder, tmp_
     assert isinstance(loaded.transformer, NextDiT)
 
 
-def test_callbacks_see_steps_change_latents_and_end_it(pipe):
+def test_callbacks_change_latents_and_interrupt(pipe):
     seen = []
 
     def watch(pipeline, index, timestep, tensors):
@@ -173,7 +173,7 @@ def test_callbacks_see_steps_change_latents_and_end_it(pipe):
         pipe("text2image", **SMALL, callback_on_step_end=watch, callback_on_step_end_tensor_inputs=["embeds"])
 
 
-def test_the_tasks_own_steps_and_guidance(pipe, monkeypatch):
+def test_default_steps_and_guidance_are_those_of_the_task(pipe, monkeypatch):
     import model.pipeline as module
 
     asked = []
@@ -189,7 +189,7 @@ def test_the_tasks_own_steps_and_guidance(pipe, monkeypatch):
 
 
 @pytest.mark.parametrize("vae", [None, AutoencoderDCT()], ids=["AutoencoderKL", "AutoencoderDCT"])
-def test_offloaded_it_gives_the_same(folder, vae):
+def test_offloading_preserves_output(folder, vae):
     """With diffusers' own hooks, and the CPU as the device to run on (layer by layer accelerate cannot do that)."""
     parts = {} if vae is None else {"vae": vae}
     pipeline = OneDiffusionPipeline.from_pretrained(folder, default_size=64, **parts)
@@ -206,7 +206,7 @@ def test_offloaded_it_gives_the_same(folder, vae):
     assert list(dict.fromkeys(moved)) == ["text_encoder", "vae", "transformer"]
 
 
-def test_bf16_and_a_default_size(folder):
+def test_bf16_runs_at_default_size(folder):
     half = OneDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16, default_size=64)
     half.set_progress_bar_config(disable=True)
     output = half("depth", CAT, "a cat", known="image", num_inference_steps=2)
@@ -231,7 +231,7 @@ def test_bf16_and_a_default_size(folder):
         ({"azimuth": [0]}, "give azimuth, elevation and distance of every view"),
     ],
 )
-def test_wrong_calls_are_named(pipe, settings, said):
+def test_wrong_calls_are_refused(pipe, settings, said):
     size = {} if {"height", "width"} & settings.keys() else {"height": 32, "width": 32}
     with pytest.raises(InputError) as found:
         pipe("segmentation", **{"images": CAT, "prompt": "a cat", **size, **settings})
@@ -243,7 +243,7 @@ def test_views_must_be_square(pipe):
         pipe("views", [CAT, CAT], height=32, width=48)
 
 
-def test_a_folder_that_is_no_pipeline_is_named(tmp_path):
+def test_folder_without_pipeline_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no model_index\.json"):
         OneDiffusionPipeline.from_pretrained(tmp_path)
     with pytest.raises(InputError, match="no such folder"):

@@ -4,7 +4,7 @@ from model.inputs import InputError
 from model.prompts import COLORS, TASKS, build_prompt, draw_colors
 
 
-def test_prompts_are_those_of_the_published_guide():
+def test_prompts_match_published_guide():
     assert build_prompt("text2image", "A dog.") == "[[text2image]] A dog."
     assert build_prompt("inpainting", " A dog.\n") == "[[image_inpainting]] A dog."
     assert build_prompt("edges", "") == "[[canny2image]]"
@@ -22,14 +22,14 @@ def test_prompts_are_those_of_the_published_guide():
     )
 
 
-def test_a_class_is_named_once_whatever_its_number_of_boxes():
+def test_class_is_named_once_for_all_its_boxes():
     names, colors = ["dog", "cat", "dog"], ["#00FFFF", "#FF0000", "#00FFFF"]
     assert build_prompt("boxes", "Pets.", names, colors) == (
         "[[boundingbox2image]] <#00FFFF cyan boundingbox: dog> <#FF0000 red boundingbox: cat> Pets."
     )
 
 
-def test_every_task_has_a_token_of_its_own():
+def test_every_task_has_its_own_token():
     starts = [build_prompt(name, "") for name in TASKS if name not in ("identity", "subject")]
     assert len(set(starts)) == len(starts)
     assert all(prompt.startswith("[[") for prompt in starts)
@@ -47,7 +47,7 @@ def test_colors_are_drawn_without_replacement_and_by_seed():
     assert draw_colors(["dog", "cat"], "0") == {"dog": "#0000FF", "cat": "#800080"}
 
 
-def test_what_a_user_can_get_wrong_is_named():
+def test_wrong_prompt_parts_are_refused():
     with pytest.raises(InputError, match=r"unknown task 'dept' \(did you mean 'depth'\?\)"):
         build_prompt("dept", "")
     with pytest.raises(InputError, match="#123456"):

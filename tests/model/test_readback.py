@@ -19,14 +19,14 @@ def noisy(picture, scale=20):
     return (picture + noise).clip(0, 255).astype(np.uint8)
 
 
-def test_depth_is_gray():
+def test_depth_is_read_from_gray():
     levels = np.linspace(1, 65535, 64 * 48).astype(np.uint16).reshape(48, 64)
     found = read_depth(noisy(draw_depth(levels), 2))
     assert found.dtype == np.float32
     assert np.abs(found - levels / 65535).max() < 0.04
 
 
-def test_masks_are_of_the_nearest_color():
+def test_masks_take_the_nearest_color():
     regions = np.zeros((60, 80), np.uint8)
     regions[10:40, 5:30], regions[20:50, 40:70], regions[0:8, 0:80] = 1, 2, 3
     found = read_masks(noisy(draw_mask(regions, list(COLORS.values()))), COLORS)
@@ -34,7 +34,7 @@ def test_masks_are_of_the_nearest_color():
         assert (found[name] == (regions == index)).mean() > 0.995
 
 
-def test_boxes_are_found_apart_even_where_they_cross():
+def test_crossing_boxes_are_read_separately():
     boxes = [(20, 30, 120, 160), (150, 40, 230, 200), (90, 100, 180, 220)]
     colors = [COLORS["dog"], COLORS["dog"], COLORS["cat"]]
     found = read_boxes(noisy(draw_boxes(boxes, colors, 256, 256)), COLORS)
@@ -46,7 +46,7 @@ def test_boxes_are_found_apart_even_where_they_cross():
 
 
 @pytest.mark.parametrize("size", [256, 512])
-def test_keypoints_are_where_they_were_drawn(size):
+def test_keypoints_are_read_where_drawn(size):
     scale = size / 512
     points = [(x * scale, y * scale, 1.0) for x, y in PERSON]
     points[4] = (*points[4][:2], 0.0)  # an unseen wrist

@@ -12,7 +12,7 @@ from model import NextDiT
 
 
 @pytest.mark.parametrize("name", [n for n in cases("forward") if DESCRIBED["cases"][n].get("scale_factor", 1) == 1])
-def test_the_reference_gives_the_published_numbers(name: str, vectors: dict[str, Tensor]) -> None:
+def test_reference_transformer_matches_published_numbers(name: str, vectors: dict[str, Tensor]) -> None:
     model = Reference(**DESCRIBED["transformer"])
     weights = {key.removeprefix("transformer."): value for key, value in vectors.items() if key.startswith("transf")}
     model.load_state_dict(weights, strict=True)
@@ -22,7 +22,7 @@ def test_the_reference_gives_the_published_numbers(name: str, vectors: dict[str,
     assert relative(output, vectors[f"{name}.output"]) < 1e-4
 
 
-def test_gradients_are_those_of_the_reference(vectors: dict[str, Tensor], transformer: NextDiT) -> None:
+def test_gradients_match_the_reference(vectors: dict[str, Tensor], transformer: NextDiT) -> None:
     keys = ("samples", "timesteps", "encoder_hidden_states", "encoder_attention_mask")
     found = []
     for model in (NextDiT(**DESCRIBED["transformer"]), Reference(**DESCRIBED["transformer"])):

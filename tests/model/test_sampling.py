@@ -13,7 +13,7 @@ from model.cameras import camera_rays, orbit_cameras, rays_to_latents
 
 
 @pytest.mark.parametrize("name", cases("sample"))
-def test_sampling_gives_the_published_numbers(name: str, vectors: dict[str, Tensor], transformer: NextDiT) -> None:
+def test_sampling_matches_published_numbers(name: str, vectors: dict[str, Tensor], transformer: NextDiT) -> None:
     case = DESCRIBED["cases"][name]
     rays = None
     if "kw" in case:
@@ -37,7 +37,7 @@ def test_sampling_gives_the_published_numbers(name: str, vectors: dict[str, Tens
     assert relative(scheduler.timesteps, vectors[f"{name}.timesteps"]) < 1e-6
 
 
-def test_known_frames_are_told_the_last_timestep_or_zero(
+def test_known_frames_get_last_timestep_or_zero(
     transformer: NextDiT, vectors: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "sample_image2depth"
@@ -86,7 +86,7 @@ def test_cameras_are_generated_for_known_images(transformer: NextDiT, vectors: d
     assert latents.isfinite().all()
 
 
-def test_a_mask_that_does_not_fit_is_refused(transformer: NextDiT, vectors: dict[str, Tensor]) -> None:
+def test_mismatched_mask_is_refused(transformer: NextDiT, vectors: dict[str, Tensor]) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(**DESCRIBED["scheduler"])
     arguments = [vectors[f"sample_depth2image.{key}"] for key in ("prompt_embeds", "prompt_mask")]
     noise, known = (vectors[f"sample_depth2image.{key}"] for key in ("noise", "cond"))

@@ -35,7 +35,7 @@ def test_minilm_has_tokens_and_meaning(minilm):
     assert minilm.encode(["word " * 2000])[0].shape == (512, 384)
 
 
-def test_company_does_not_change_an_embedding(minilm, t5):
+def test_embedding_does_not_depend_on_the_batch(minilm, t5):
     for encoder in (minilm, load_text_encoder(str(t5))):
         alone = encoder.encode(["a dog"])[0]
         assert torch.equal(alone, encoder.encode(["the cat the cat the cat", "a dog", ""])[1])
@@ -56,14 +56,14 @@ def test_t5_embeds_at_most_300_tokens_as_the_model_does(t5):
     torch.testing.assert_close(short, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_padding_inside_a_batch_is_stripped(t5):
+def test_padding_is_stripped_from_batches(t5):
     encoder = load_text_encoder(str(t5))
     together = encoder._encode(["a dog", "the cat and the dog", ""])  # what a GPU does with a batch
     for one, alone in zip(together, encoder.encode(["a dog", "the cat and the dog", ""]), strict=True):
         torch.testing.assert_close(one, alone, atol=1e-5, rtol=1e-5)
 
 
-def test_any_encoder_of_transformers_in_one_folder(tmp_path):
+def test_any_transformers_encoder_loads_from_one_folder(tmp_path):
     torch.manual_seed(0)
     tokenizer = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "a": 2, "dog": 3}, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
@@ -94,7 +94,7 @@ def test_digest_covers_weights_and_tokenizer(t5, tmp_path):
     assert text_encoder_digest(str(copy)) != before
 
 
-def test_unfit_encoders_are_named(tmp_path):
+def test_unfit_encoders_are_refused(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         load_text_encoder("minilmm")
     copy = save_t5(tmp_path)

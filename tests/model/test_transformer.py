@@ -101,7 +101,7 @@ def test_checkpointed_blocks_give_the_same_gradients(transformer: NextDiT) -> No
     assert relative(found[1], found[0]) < 1e-6
 
 
-def test_saved_and_loaded_again_it_is_the_same(transformer: NextDiT, tmp_path: Path) -> None:
+def test_save_and_load_preserve_output(transformer: NextDiT, tmp_path: Path) -> None:
     transformer.save_pretrained(tmp_path)
     again = NextDiT.from_pretrained(tmp_path, use_safetensors=True)
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in transformer.state_dict().items())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.reports.charts import camera_plan, line_chart, number, ticks
+from pipelines.reports.charts import camera_plan, line_chart, ticks
+from pipelines.reports.numbers import number
 
 
 def test_charts_have_readable_axes() -> None:
@@ -21,6 +22,6 @@ def test_charts_have_readable_axes() -> None:
     assert "&lt;b&gt;" in line_chart([(1, 1.0), (2, 2.0)], "<b>", "<b>")
 
 
-def test_cameras_that_are_none_give_no_plan() -> None:
+def test_invalid_cameras_give_no_plan() -> None:
     assert not camera_plan([[float("nan")] * 16], [[1.0] * 9])
     assert not camera_plan([[1.0] * 16], [[0.0] * 9])

@@ -96,6 +96,7 @@ def test_wrong_worker_counts_are_one_line(tmp_path: Path) -> None:
         refused(onediffusion("scale", "label-1", "--workers", workers), f"--workers {workers}: {words}")
 
 
+@pytest.mark.slow
 def test_training_beyond_machine_is_one_line(tmp_path: Path) -> None:
     own = {"RAY_ADDRESS": "", "XDG_DATA_HOME": str(tmp_path)}
     arguments = ("--run", str(tmp_path / "run"), "--set", "workers.count=1", "--set", "workers.cpus=4000")

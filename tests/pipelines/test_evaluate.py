@@ -56,7 +56,7 @@ def trained(ray_cluster: None, photographs: Path, tmp_path_factory: pytest.TempP
     return folder
 
 
-def test_figures_and_samples_of_the_newest_checkpoint(trained: Path, tmp_path: Path) -> None:
+def test_evaluation_follows_the_newest_checkpoint(trained: Path, tmp_path: Path) -> None:
     run = shutil.copytree(trained / "run", tmp_path / "run")
     said: list[str] = []
     figures = evaluate(str(run), said.append)
@@ -87,18 +87,18 @@ def test_figures_and_samples_of_the_newest_checkpoint(trained: Path, tmp_path: P
     assert again["model"] == edges["model"]
 
 
-def test_a_run_without_a_checkpoint_is_one_line(tmp_path: Path) -> None:
+def test_run_without_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no checkpoint there; make one with `train`"):
         evaluate(str(tmp_path))
 
 
-def test_a_worker_that_this_machine_has_no_room_for_is_one_line(trained: Path, ray_cluster: None) -> None:
+def test_worker_larger_than_the_machine_is_refused(trained: Path, ray_cluster: None) -> None:
     job = EvaluateJob(kind="evaluate", run=str(trained / "run"), workers=WorkersSpec(cpus=64))
     with pytest.raises(InputError, match=r"asks for 64 CPUs, and Ray has .*; ask for less"):
         evaluate_on_worker(job)
 
 
-def test_an_evaluation_is_made_as_an_asset(trained: Path, own_data: None, shared_ray: None, tmp_path: Path) -> None:
+def test_evaluation_materializes_as_asset(trained: Path, own_data: None, shared_ray: None, tmp_path: Path) -> None:
     run = shutil.copytree(trained / "run", tmp_path / "run")
     track([("dataset", str(trained / "photographs")), ("run", str(run))])
     refresh()

@@ -24,7 +24,7 @@ def decoded(source: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1]))).convert("RGB")).astype(int)
 
 
-def test_labels_are_where_they_belong() -> None:
+def test_labels_are_drawn_at_thumbnail_scale() -> None:
     """Drawn over a thumbnail of half the picture's size, at half the coordinates."""
     picture = thumbnail(np.full((128, 128, 3), 100, np.uint8), 64)
     mask = np.zeros((128, 128), np.uint8)
@@ -71,7 +71,7 @@ def test_labels_are_where_they_belong() -> None:
     assert pose[30, 10].tolist() == [50, 50, 50]
 
 
-def test_broken_labels_say_so() -> None:
+def test_broken_labels_become_notes() -> None:
     """Labels come from anyone's labelers: what does not fit its picture is named, and the page goes on."""
     picture = np.full((32, 32, 3), 100, np.uint8)
     base = {"images.width": 32, "images.height": 32}
@@ -89,7 +89,7 @@ def test_broken_labels_say_so() -> None:
     assert inline_file(b"no picture", Inliner(), "x").note == "not a readable picture"
 
 
-def test_boxes_of_any_shape_and_color() -> None:
+def test_degenerate_boxes_and_colors_are_drawn_safely() -> None:
     """Boxes that are empty, tiny or outside, a color that is none, and names that would lie over each other."""
     corners = [(0, 0, 0, 0), (5, 5, 5.3, 5.4), (-10, -10, 90, 90), (2, 2, 30, 30), (2, 3, 30, 29)]
     boxes = [dict(zip(("x0", "y0", "x1", "y1"), corner, strict=True)) for corner in corners]

@@ -239,7 +239,7 @@ def build_run(run: Path, datasets: dict[str, str]) -> None:
     (run / "metrics.json").write_text(json.dumps({"timings": timings}))
 
 
-def test_page_of_ingested_pictures(ray_cluster: None, pictures: Path, tmp_path: Path) -> None:
+def test_report_shows_ingested_images_and_rejected_files(ray_cluster: None, pictures: Path, tmp_path: Path) -> None:
     """Real pictures, ingested and labeled by the jobs, with a file name that would be markup."""
     from pipelines.ingest import ingest
     from pipelines.label import label
@@ -259,7 +259,7 @@ def test_page_of_ingested_pictures(ray_cluster: None, pictures: Path, tmp_path: 
         assert said in page.text
 
 
-def test_every_label_and_no_markup_of_others(tmp_path: Path) -> None:
+def test_every_label_is_drawn_and_foreign_text_is_escaped(tmp_path: Path) -> None:
     page = read_page(report(build_pictures(str(tmp_path / "d"))))
     alts = [image["alt"] or "" for image in page.all("img")]
     for group in ("picture", "boxes", "segmentation", "edges", "depth"):
@@ -286,7 +286,7 @@ def test_stale_and_missing_shards_are_counted(tmp_path: Path) -> None:
     assert "not labeled yet" in page.text
 
 
-def test_gallery_is_spread_and_bounded(tmp_path: Path) -> None:
+def test_gallery_samples_evenly_within_its_size_limit(tmp_path: Path) -> None:
     uri = build_pictures(str(tmp_path / "d"), count=40, side=240)
     section = describe_dataset(uri, Inliner(), 24)
     assert len(section.gallery) == 24
@@ -328,7 +328,7 @@ def test_pick_rows_covers_all_shards() -> None:
     assert sum(len(offsets) for *_, offsets in pick_rows(footers, 100)) == 50
 
 
-def test_view_sets_show_views_depth_and_cameras(tmp_path: Path) -> None:
+def test_view_set_page_shows_views_depth_and_cameras(tmp_path: Path) -> None:
     page = read_page(report(build_sets(str(tmp_path / "sets"))))
     alts = [image["alt"] or "" for image in page.all("img")]
     assert sum(alt.startswith("depth") for alt in alts) == 3
@@ -336,7 +336,7 @@ def test_view_sets_show_views_depth_and_cameras(tmp_path: Path) -> None:
     assert any(svg.get("aria-label") == "3 cameras seen from above" for svg in page.all("svg"))
 
 
-def test_run_page(tmp_path: Path) -> None:
+def test_run_page_shows_charts_samples_and_figures(tmp_path: Path) -> None:
     datasets = {"pictures": build_pictures(str(tmp_path / "d")), "views": build_sets(str(tmp_path / "sets"))}
     run = tmp_path / "run"
     build_run(run, datasets)
@@ -361,7 +361,7 @@ def test_run_page(tmp_path: Path) -> None:
     assert "the file is not there" in page.text
 
 
-def test_run_page_without_anything_but_metrics(tmp_path: Path) -> None:
+def test_run_page_names_what_an_unfinished_run_lacks(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 10, "loss": 1.5}\n')
     page = read_page(report(str(tmp_path)))
     for said in ("no configuration", "no whole checkpoint", "no samples", "no evaluation"):
@@ -369,14 +369,14 @@ def test_run_page_without_anything_but_metrics(tmp_path: Path) -> None:
     assert "nothing was logged" not in page.text
 
 
-def test_run_page_names_a_dataset_that_is_gone(tmp_path: Path) -> None:
+def test_run_page_names_a_missing_dataset(tmp_path: Path) -> None:
     build_run(tmp_path / "run", {"pictures": str(tmp_path / "gone"), "views": str(tmp_path / "gone")})
     page = read_page(report(str(tmp_path / "run")))
     assert f"{tmp_path}/gone: no dataset there" in page.text
     assert "picture → edges" in page.text
 
 
-def test_figures_and_timings_given_come_first(tmp_path: Path) -> None:
+def test_given_figures_and_timings_override_stored_ones(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("")
     (tmp_path / "evaluation.json").write_text('{"figures": {"image_to_edges_correlation": {"model": 0.1717}}}')
     figures = {"image_to_edges_correlation": {"model": 0.93, "step_0": None, "per_picture": []}}
@@ -391,13 +391,13 @@ def test_figures_and_timings_given_come_first(tmp_path: Path) -> None:
     assert "nothing left to do" in page.text
 
 
-def test_pages_on_s3(s3: str) -> None:
+def test_report_is_written_to_s3(s3: str) -> None:
     address = report(build_pictures(f"{s3}/report/d"))
     assert address == f"{s3}/report/d/report.html"
     assert len(read_page(address).all("img")) == 3 + 2 * 4
 
 
-def test_errors_are_of_the_user(tmp_path: Path) -> None:
+def test_unusable_targets_raise_input_errors(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "absent"):
         with pytest.raises(InputError, match=r"neither a dataset .* nor a run"):
             report(str(place))
@@ -410,5 +410,5 @@ def test_errors_are_of_the_user(tmp_path: Path) -> None:
         write_report(f"{tmp_path}/file/page.html", [], None, "t")
 
 
-def test_versions_name_what_results_depend_on() -> None:
+def test_versions_list_installed_packages() -> None:
     assert {"python", "torch", "ray", "pyarrow", "mediapipe"} <= dict(versions()).keys()

@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_picture_is_whole_and_has_author_licence_and_text(folder: Path) -> None:
+def test_every_demo_picture_is_intact_and_credited(folder: Path) -> None:
     source = Source(str(folder))
     told = source.metadata()
     names = [item.name for item in source.items() if not item.name.startswith("refused/")]
@@ -34,7 +34,7 @@ def test_every_picture_is_whole_and_has_author_licence_and_text(folder: Path) ->
             assert all(told[item.name][key] for key in ("author", "licence", "text")), item.name
 
 
-def test_the_own_photographs_are_free_small_and_all_in_their_table() -> None:
+def test_own_photographs_are_free_small_and_listed() -> None:
     with (OWN / "metadata.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     files = {path.name for path in OWN.iterdir()} - {"metadata.csv", "README.md"}
@@ -46,7 +46,7 @@ def test_the_own_photographs_are_free_small_and_all_in_their_table() -> None:
         assert max(decode_picture((OWN / row["file_name"]).read_bytes()).shape) <= 640
 
 
-def test_the_stereo_pair_comes_with_its_true_disparity(folder: Path, photographs: Path) -> None:
+def test_stereo_pair_comes_with_true_disparity(folder: Path, photographs: Path) -> None:
     row = Source(str(folder)).metadata()["motorcycle_left.png"]
     levels = decode_gray((folder / row["disparity"]).read_bytes())
     assert levels.dtype == np.uint16
@@ -66,7 +66,7 @@ def test_the_stereo_pair_comes_with_its_true_disparity(folder: Path, photographs
     assert there < 0.5 * np.abs(left - right)[known][seen].mean()
 
 
-def test_the_files_to_refuse_are_refused_each_for_its_reason(folder: Path) -> None:
+def test_each_bad_file_is_rejected_for_its_reason(folder: Path) -> None:
     source = Source(str(folder))
     reasons = {}
     for item in source.items():
@@ -81,7 +81,7 @@ def test_the_files_to_refuse_are_refused_each_for_its_reason(folder: Path) -> No
     assert (folder / "refused/coffee_again.png").read_bytes() == (folder / "coffee.png").read_bytes()
 
 
-def test_gathering_again_writes_nothing_and_mends_a_broken_file(folder: Path) -> None:
+def test_gathering_again_rewrites_only_broken_files(folder: Path) -> None:
     (folder / "coffee.png").write_bytes(b"half")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     gather_pictures(folder)

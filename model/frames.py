@@ -1,4 +1,4 @@
-"""What a call asks for, frame by frame: which frames a task has, which are known, which are wanted.
+"""What a call asks for, frame by frame: which frames a task has, which are known, which are generated.
 
 Frame 0 is the image; then come its conditions, or the pictures it refers to. View sets alternate image and camera rays.
 """
@@ -19,7 +19,7 @@ Known = Literal["image", "condition"]
 
 @dataclass(frozen=True)
 class Frames:
-    """kinds: of each frame, "image", "reference", "rays" or the condition's task; mask: 1 for each frame wanted."""
+    """kinds: for each frame "image", "reference", "rays" or the condition's task; mask: 1 for those to generate."""
 
     kinds: tuple[str, ...]
     mask: tuple[int, ...]
@@ -27,12 +27,12 @@ class Frames:
     @property
     def pictures_known(self) -> int:
         """How many pictures have to be given."""
-        return sum(not wanted and kind != RAYS for kind, wanted in zip(self.kinds, self.mask, strict=True))
+        return sum(not generated and kind != RAYS for kind, generated in zip(self.kinds, self.mask, strict=True))
 
     @property
-    def wanted(self) -> tuple[int, ...]:
+    def generated(self) -> tuple[int, ...]:
         """Places of the frames to generate."""
-        return tuple(place for place, wanted in enumerate(self.mask) if wanted)
+        return tuple(place for place, generated in enumerate(self.mask) if generated)
 
 
 def plan_frames(
@@ -45,7 +45,7 @@ def plan_frames(
     """The frames of a call.
 
     tasks: one task, or several conditions of one image. pictures: how many are given. known: what they are, the
-    condition (an image is wanted; the default) or the image (its labels are wanted). denoise_mask instead: 1 for each
+    condition (an image is generated; the default) or the image (its labels are). denoise_mask instead: 1 for each
     frame to generate, 0 for each known one, in frame order. cameras: of a view set, 0 where none are given.
     Raises InputError for tasks that do not go together, and a mask or pictures that do not fit the frames.
     """
@@ -68,23 +68,24 @@ def plan_frames(
         more = "more" if pictures > frames.pictures_known else "fewer"
         raise InputError(
             f"{pictures} images are {more} than the {frames.pictures_known} known image frames of {name}: "
-            + ", ".join(f"{kind} {'wanted' if wanted else 'known'}" for kind, wanted in zip(kinds, mask, strict=True))
+            + ", ".join(f"{kind} {'wanted' if value else 'known'}" for kind, value in zip(kinds, mask, strict=True))
         )
-    if not cameras and any(kind == RAYS and not wanted for kind, wanted in zip(kinds, mask, strict=True)):
+    if not cameras and any(kind == RAYS and not generated for kind, generated in zip(kinds, mask, strict=True)):
         raise InputError(f"denoise_mask {list(mask)} has known cameras: give azimuth, elevation and distance, or c2w")
     return frames
 
 
 def _kinds(tasks: Sequence[str], pictures: int, mask: Sequence[int] | None, cameras: int) -> tuple[str, ...]:
-    found = [find_task(name) for name in tasks]
-    if not found:
+    chosen = [find_task(name) for name in tasks]
+    if not chosen:
         raise InputError("name a task")
-    first = found[0]
-    if len(found) > 1:
-        odd = next((task.name for task in found if not task.is_paired), None)
-        if odd or len({task.name for task in found}) < len(found):
-            raise InputError(f"{odd or found[-1].name} cannot be combined: only different conditions of one image can")
-        return (IMAGE, *(task.name for task in found))
+    first = chosen[0]
+    if len(chosen) > 1:
+        unpaired = next((task.name for task in chosen if not task.is_paired), None)
+        if unpaired or len({task.name for task in chosen}) < len(chosen):
+            name = unpaired or chosen[-1].name
+            raise InputError(f"{name} cannot be combined: only different conditions of one image can")
+        return (IMAGE, *(task.name for task in chosen))
     if first.condition == RAYS:
         views = cameras or (len(mask) // 2 if mask is not None else pictures)
         if not 1 <= views <= MAX_VIEWS:

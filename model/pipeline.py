@@ -148,7 +148,7 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
         embeds, mask = self._embed(prompts, negative_prompt if guidance > 1 else None)
         shape = (len(prompts), len(frames.mask), *_latent_shape(width, height))
         noise = self._noise(shape, generator, latents)
-        clean = torch.stack([self._encode(of_sample, width, height) for of_sample in given])
+        clean = torch.stack([self._encode(per_sample, width, height) for per_sample in given])
         clean = clean.repeat_interleave(len(prompts) // len(given), 0).to(noise)
         rays = None
         if RAYS in frames.kinds:
@@ -207,11 +207,11 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
         """(K, 16, h, w) latents of known pictures."""
         device = self._execution_device
         codec = ImageCodec(self.vae, device=device)
-        found = []
+        latents = []
         for picture in given:
             pixels = torch.from_numpy(fit_picture(picture, width, height).copy()).permute(2, 0, 1)[None]
-            found.append(codec.encode(pixels.to(device).float() / 127.5 - 1)[0])
-        return torch.stack(found) if found else torch.zeros(0, *_latent_shape(width, height), device=device)
+            latents.append(codec.encode(pixels.to(device).float() / 127.5 - 1)[0])
+        return torch.stack(latents) if latents else torch.zeros(0, *_latent_shape(width, height), device=device)
 
     def _noise(self, shape: tuple[int, ...], generator: Any, latents: Tensor | None) -> Tensor:
         if isinstance(generator, list) and len(generator) != shape[0]:
@@ -225,10 +225,10 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
     def _after(
         self, callback: After | None, inputs: Sequence[str]
     ) -> Callable[[int, Tensor, Tensor], Tensor | None] | None:
-        stray = set(inputs) - set(self._callback_tensor_inputs)
-        if stray:
+        unknown = set(inputs) - set(self._callback_tensor_inputs)
+        if unknown:
             raise InputError(
-                f"callback_on_step_end_tensor_inputs {sorted(stray)}: there is {self._callback_tensor_inputs}"
+                f"callback_on_step_end_tensor_inputs {sorted(unknown)}: there is {self._callback_tensor_inputs}"
             )
         self._interrupt = False
         if callback is None:
@@ -247,10 +247,10 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
     ) -> dict[str, Any]:
         """Pictures of the frames generated, and what can be read from them."""
         codec = ImageCodec(self.vae, device=self._execution_device)
-        places = [place for place in frames.wanted if frames.kinds[place] != RAYS]
+        places = [place for place in frames.generated if frames.kinds[place] != RAYS]
         pixels = [codec.decode(sample[places].to(self._execution_device)) for sample in latents] if places else []
         fields = read_pictures(pixels, [frames.kinds[place] for place in places], codes, form)
-        if any(frames.kinds[place] == RAYS for place in frames.wanted):
+        if any(frames.kinds[place] == RAYS for place in frames.generated):
             fields["cameras"] = [recover_cameras(sample[1::2].float().cpu(), intrinsics) for sample in latents]
         return fields
 
@@ -270,7 +270,7 @@ def _pictures(images: Any, samples: int) -> list[list[Picture]]:
         return [[as_picture(one) for one in images]]
     if len(images) != samples or len({len(one) for one in images}) > 1:
         raise InputError(f"{len(images)} sequences of images for {samples} prompts: give one each, of the same length")
-    return [[as_picture(one) for one in of_sample] for of_sample in images]
+    return [[as_picture(one) for one in per_sample] for per_sample in images]
 
 
 def _prompt(

@@ -35,24 +35,25 @@ def sample_frames(
     noise (B, F, 16, h, w); known (B, K, 16, h, w): clean latents of the known image frames in frame order;
     denoise_mask: 1 for each frame to generate. camera_rays (B, V, 16, h, w): latents of all cameras of a view set,
     whose frames alternate image, rays; written where the mask says known. prompt_embeds (B or 2B, L, Y), the negative
-    half first when guidance > 1. condition_timestep: what known frames are told, the last timestep of the schedule
-    (the released code) or 0 (the paper). progress(step, steps) is called after each step, after_step(index, timestep,
-    latents) too: what it returns takes the latents' place, None ends the sampling there.
+    half first when guidance > 1. condition_timestep: the timestep of known frames, the last one of the
+    schedule (as the released code) or 0 (as the paper). progress(step, steps) and after_step(index, timestep, latents)
+    are called after each step: the latents that after_step returns replace the current ones, None ends the sampling.
     Raises ValueError when mask and frames disagree.
     """
     B, F, _, h, w = noise.shape
-    wanted = [bool(value) for value in denoise_mask]
-    if len(wanted) != F:
-        raise ValueError(f"denoise_mask has {len(wanted)} values for {F} frames")
-    clean = _clean_frames(noise, known, wanted, camera_rays)
-    free = torch.tensor(wanted, device=noise.device)
-    timesteps = set_timesteps(scheduler, num_steps, sum(wanted) * (h // PATCH_SIZE) * (w // PATCH_SIZE), noise.device)
-    told = timesteps[-1] if condition_timestep == "last" else torch.zeros_like(timesteps[-1])
-    pick = free[None, :, None, None, None]
-    latents = torch.where(pick, noise, clean)
+    generated = [bool(value) for value in denoise_mask]
+    if len(generated) != F:
+        raise ValueError(f"denoise_mask has {len(generated)} values for {F} frames")
+    clean = _clean_frames(noise, known, generated, camera_rays)
+    is_generated = torch.tensor(generated, device=noise.device)
+    tokens = sum(generated) * (h // PATCH_SIZE) * (w // PATCH_SIZE)
+    timesteps = set_timesteps(scheduler, num_steps, tokens, noise.device)
+    known_timestep = timesteps[-1] if condition_timestep == "last" else torch.zeros_like(timesteps[-1])
+    where_generated = is_generated[None, :, None, None, None]
+    latents = torch.where(where_generated, noise, clean)
     guided = guidance > 1
     for index, t in enumerate(timesteps):
-        levels = torch.where(free, t, told).expand(B, F)
+        levels = torch.where(is_generated, t, known_timestep).expand(B, F)
         if guided:
             negative, positive = transformer(
                 torch.cat([latents, latents]), torch.cat([levels, levels]), prompt_embeds, prompt_mask
@@ -61,14 +62,14 @@ def sample_frames(
         else:
             velocity = transformer(latents, levels, prompt_embeds, prompt_mask)
         latents = scheduler.step(velocity, t, latents, return_dict=False)[0]
-        latents = torch.where(pick, latents, clean)
+        latents = torch.where(where_generated, latents, clean)
         if progress:
             progress(index + 1, len(timesteps))
         if after_step:
-            changed = after_step(index, t, latents)
-            if changed is None:
+            replaced = after_step(index, t, latents)
+            if replaced is None:
                 break
-            latents = changed
+            latents = replaced
     return latents
 
 
@@ -81,18 +82,18 @@ def set_timesteps(scheduler: Any, num_steps: int, tokens: int, device: torch.dev
     return scheduler.timesteps
 
 
-def _clean_frames(noise: Tensor, known: Tensor | None, wanted: Sequence[bool], rays: Tensor | None) -> Tensor:
+def _clean_frames(noise: Tensor, known: Tensor | None, generated: Sequence[bool], rays: Tensor | None) -> Tensor:
     """(B, F, 16, h, w) with the known frames' latents in their places, zeros elsewhere."""
     clean = torch.zeros_like(noise)
-    images = list(range(len(wanted))) if rays is None else list(range(0, len(wanted), 2))
-    places = [frame for frame in images if not wanted[frame]]
+    images = list(range(len(generated))) if rays is None else list(range(0, len(generated), 2))
+    places = [frame for frame in images if not generated[frame]]
     given = 0 if known is None else known.shape[1]
     if given != len(places):
-        raise ValueError(f"{given} known latents for {len(places)} known image frames in the mask {list(wanted)}")
+        raise ValueError(f"{given} known latents for {len(places)} known image frames in the mask {list(generated)}")
     if known is not None and given:
         clean[:, places] = known.to(clean)
     if rays is not None:
-        cameras = [frame for frame in range(1, len(wanted), 2) if not wanted[frame]]
+        cameras = [frame for frame in range(1, len(generated), 2) if not generated[frame]]
         if cameras:
             clean[:, cameras] = rays[:, [frame // 2 for frame in cameras]].to(clean)
     return clean

@@ -15,7 +15,6 @@ from labeling.dataset import Store, open_store
 from model.inputs import InputError
 from training.batch import StepBatch
 from training.checkpoint import whole_checkpoints
-from training.checkpoint.state import TrainingState
 from training.config import TrainingConfig
 from training.coordinator import StepAnnouncer
 from training.dataloader import load_batches, prefetch
@@ -64,6 +63,7 @@ class _Worker:
         # readers of the steps start.
         self.validation = Validation(settings, self.rank, self.workers) if settings.validation_manifest else None
         self.batches = None if self.validation else prefetch(self._load_batches())
+        from training.checkpoint.state import TrainingState  # with accelerate and diffusers 4 s, while readers start
 
         self.logger = MetricsLogger(self.store, self.start) if self.rank == 0 else None
         self.accelerator = _accelerator(self.config, str(self.logger.folder) if self.logger else None)

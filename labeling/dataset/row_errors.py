@@ -127,7 +127,8 @@ def _read_errors(dataset: Dataset, shard: str, groups: Sequence[str]) -> Iterato
     """Id and errors by group of every row of a shard."""
     for row in dataset.join(shard, {group: ["id", "error"] for group in groups}, skip_missing=True).to_pylist():
         errors = {group: row[f"{group}.error"] for group in groups if f"{group}.error" in row}
-        yield row[f"{next(iter(errors))}.id"], errors
+        if errors:  # a shard may be gone since its footer was read
+            yield row[f"{next(iter(errors))}.id"], errors
 
 
 def _in_order(counts: Mapping[str, int], upstream: Mapping[str, Sequence[str]]) -> dict[str, int]:

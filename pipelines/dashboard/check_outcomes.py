@@ -14,7 +14,7 @@ from typing import Any
 
 import dagster as dg
 
-from labeling.dataset import open_store
+from labeling.dataset import Dataset, RowErrors, open_store, read_row_errors
 from pipelines.dashboard.dagster_internals import last_check_evaluations
 from pipelines.dashboard.dataset_state import DatasetState, RangeState
 from pipelines.dashboard.metadata import LABELED_BY, OLD_LABELED_BY, SPEED
@@ -24,6 +24,7 @@ from pipelines.reports.figures import EVALUATION, read_json, run_figures
 from pipelines.reports.run import run_records
 
 MAX_ERRORS = 0.05  # of the rows
+MAX_REASON_SHARDS = 4  # whose reasons are read, since the checks are made again and again
 MIN_SPEED = 0.5  # of the speed before
 MAX_EVENTS = 400  # that are searched for earlier speeds
 REPEAT_SECONDS = 900.0  # between events of a check that passes as before, with other numbers
@@ -71,18 +72,31 @@ def dataset_outcomes(
     state: DatasetState, instance: dg.DagsterInstance, checks: Collection[str] = DATASET_CHECKS
 ) -> Iterator[CheckOutcome]:
     """Outcomes of DATASET_CHECKS, or those among them that are named, for all labels of a dataset."""
+    row_errors: RowErrors | None = None
     for group in state.snapshot.labels:
         key = (state.snapshot.tracked.name, group)
         totals = state.totals(group)
         if "fresh" in checks:
             yield _freshness(key, totals, state)
         if "errors" in checks:
-            share = totals.errors / max(totals.rows, 1)
-            description = f"{totals.errors:,} of {totals.rows:,} rows ({share:.1%}) are in error"
-            metadata = {"rows in error": totals.errors, "share": round(share, 4)}
-            yield CheckOutcome(key, "errors", share <= MAX_ERRORS, description, metadata)
+            if totals.errors and row_errors is None:
+                dataset = Dataset.open(state.snapshot.tracked.address)
+                row_errors = read_row_errors(dataset, state.footers, MAX_REASON_SHARDS)
+            unavailable = row_errors.unavailable_rows(group) if row_errors else 0
+            yield _errors(key, totals, unavailable)
         if "speed" in checks:
             yield _speed(key, state, instance)
+
+
+def _errors(key: Key, totals: RangeState, unavailable: int) -> CheckOutcome:
+    """unavailable: rows that nothing could label (labeling.dataset.row_errors), which are not in error."""
+    errors = totals.errors - unavailable
+    share = errors / max(totals.rows, 1)
+    description = f"{errors:,} of {totals.rows:,} rows ({share:.1%}) are in error"
+    if unavailable:
+        description += f"; {unavailable:,} cannot have this label"
+    metadata = {"rows in error": errors, "share": round(share, 4)}
+    return CheckOutcome(key, "errors", share <= MAX_ERRORS, description, metadata)
 
 
 def _freshness(key: Key, totals: RangeState, state: DatasetState) -> CheckOutcome:

@@ -14,12 +14,26 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 START_SECONDS = 120.0
+LAUNCH = """mutation($p: ExecutionParams!) { launchRun(executionParams: $p) { __typename
+  ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
+STOP_NOTHING: dict[str, Any] = {
+    "selector": {
+        "repositoryLocationName": "onediffusion",
+        "repositoryName": "__repository__",
+        "pipelineName": "stop_job",
+    },
+    "mode": "default",
+    "runConfigData": json.dumps({"ops": {"stop_submission": {"config": {"job": "label-00000000"}}}}),
+}
+ASSETS = "{ assetNodes { assetKey { path } } }"
 
 
 @dataclass
@@ -111,3 +125,20 @@ def served(data: Path, *arguments: str) -> Iterator[Dashboard]:
             process.kill()
             process.wait()
         thread.join(10)
+
+
+def family_of(running: Dashboard) -> list[psutil.Process]:
+    """What it started."""
+    return psutil.Process(running.process.pid).children(recursive=True)
+
+
+def command(process: psutil.Process) -> list[str]:
+    """Its command line; of one that has just ended, nothing."""
+    with suppress(psutil.NoSuchProcess):
+        return process.cmdline()
+    return []
+
+
+def tokens_in(path: Path) -> dict[str, str]:
+    lines = [line.split() for line in path.read_text().splitlines() if not line.startswith("#")]
+    return dict(lines)

@@ -72,7 +72,7 @@ def page(dashboard: Dashboard) -> Iterator[Page]:
         page.set_default_timeout(SECONDS)
         expect.set_options(timeout=SECONDS)
         page.on("pageerror", lambda error: print(f"{page.url}: {error}"))
-        page.on("console", lambda said: print(f"{page.url}: {said.text}") if said.type == "error" else None)
+        page.on("console", lambda entry: print(f"{page.url}: {entry.text}") if entry.type == "error" else None)
         yield page
         browser.close()
 
@@ -121,9 +121,9 @@ def succeeded(dashboard: Dashboard, run: str) -> None:
         ... on EventConnection { events { ... on ExecutionStepFailureEvent { error { message } } } } } }"""
 
     def done() -> bool:
-        found = dashboard.ask(query, r=run)
-        status = found["runOrError"]["status"]
-        assert status not in ("FAILURE", "CANCELED"), [event for event in found["logsForRun"]["events"] if event]
+        answer = dashboard.ask(query, r=run)
+        status = answer["runOrError"]["status"]
+        assert status not in ("FAILURE", "CANCELED"), [event for event in answer["logsForRun"]["events"] if event]
         return bool(status == "SUCCESS")
 
     until(done)

@@ -1,4 +1,4 @@
-"""One place that cannot be shown takes none of the others down."""
+"""A dataset or run that cannot be shown takes no other down."""
 
 from __future__ import annotations
 

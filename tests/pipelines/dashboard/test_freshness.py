@@ -132,29 +132,29 @@ def test_incomplete_group_is_reported_at_growing_intervals_and_when_complete(
     monkeypatch.setattr("pipelines.dashboard.reporting.MIN_WAIT", wait)
     names = [f"{group}/{shard}.parquet" for group in ("brightness", "doubled") for shard in ("000001", "000002")]
     kept = {name: faces.store.read(name) for name in names}
-    follower, told = Follower(instance), []
+    follower, counts = Follower(instance), []
 
     def tell(*restored: str) -> None:
         for name in restored:
             faces.store.put(name, kept[name])
         follower.follow()
-        told.append((count_events(instance, "faces", "brightness"), count_events(instance, "faces", "doubled")))
+        counts.append((count_events(instance, "faces", "brightness"), count_events(instance, "faces", "doubled")))
 
     tell()
     for name in names:
         faces.store.delete(name)
     tell()
     tell(names[0], names[2])
-    assert told == [(1, 1), (2, 2), (2, 2) if wait else (3, 3)]
+    assert counts == [(1, 1), (2, 2), (2, 2) if wait else (3, 3)]
     assert statuses(instance)["faces/doubled"][0] == "STALE"
     tell(names[1], names[3])
-    assert told[-1] == ((3, 3) if wait else (4, 4))
+    assert counts[-1] == ((3, 3) if wait else (4, 4))
     assert {status for status, _ in statuses(instance).values()} == {"FRESH"}
 
 
 def test_check_is_reported_when_it_flips_and_otherwise_seldom(instance: dg.DagsterInstance) -> None:
-    def tell(passed: bool, said: str, **more: float) -> int:
-        return report_outcomes(instance, [CheckOutcome(("run", "checkpoints"), "loss", passed, said)], **more)
+    def tell(passed: bool, description: str, **more: float) -> int:
+        return report_outcomes(instance, [CheckOutcome(("run", "checkpoints"), "loss", passed, description)], **more)
 
     assert [tell(True, "0.5"), tell(True, "0.4"), tell(False, "9"), tell(False, "8")] == [1, 0, 1, 0]
     assert [
@@ -196,11 +196,11 @@ def test_second_state_reads_only_changed_footers(faces: Dataset) -> None:
 def test_partitions_are_few_and_keep_their_keys_as_a_dataset_grows(
     shards: int, count: int, first: str, last: str
 ) -> None:
-    found = partitions.shard_ranges(shards)
-    assert len(found) == count <= partitions.MAX_PARTITIONS
-    assert [shard for one in found for shard in range(one.first, one.end)] == list(range(shards))
-    if found:
-        assert (found[0].key, found[-1].key) == (first, last)
+    ranges = partitions.shard_ranges(shards)
+    assert len(ranges) == count <= partitions.MAX_PARTITIONS
+    assert [shard for one in ranges for shard in range(one.first, one.end)] == list(range(shards))
+    if ranges:
+        assert (ranges[0].key, ranges[-1].key) == (first, last)
 
 
 def test_partitions_are_stale_independently(
@@ -251,7 +251,7 @@ def test_run_is_fresh_while_its_datasets_hold_what_it_learned_from(
     track([("run", str(tmp_path / "run"))])
     follower = Follower(instance)
     follower.follow()  # its datasets are shown with it
-    assert {place.name for place in tracked_assets()} == {"run", "pictures_dataset"}
+    assert {asset.name for asset in tracked_assets()} == {"run", "pictures_dataset"}
     follower.follow()
     graph = build_definitions().get_repository_def().asset_graph
     parents = graph.get(dg.AssetKey(["run", "checkpoints"])).parent_keys
@@ -283,6 +283,6 @@ def test_run_is_fresh_while_its_datasets_hold_what_it_learned_from(
         instance=instance, raise_on_error=False, asset_selection=[dg.AssetKey(["run", "checkpoints"])]
     )
     [failure] = [event for event in made.all_node_events if event.is_step_failure]
-    said = str(failure.step_failure_data.user_failure_data)
-    assert "it learned from other content of pictures_dataset/text than is there now; take another run" in said
+    message = str(failure.step_failure_data.user_failure_data)
+    assert "it learned from other content of pictures_dataset/text than is there now; take another run" in message
     assert not list_jobs(str(tmp_path / "run"))

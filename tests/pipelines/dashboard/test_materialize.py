@@ -84,7 +84,7 @@ def test_scaled_job_is_followed_into_its_next_attempt(
     import ray
 
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
-    faces.declare("patient", declare(load_labeler("simple_labelers:Patient", {"seconds": 2.0})))
+    faces.declare("patient", declare(load_labeler("simple_labelers:Patient", {"seconds": 3.0})))
     refresh()
     scaled: list[Attempt] = []
 
@@ -104,9 +104,9 @@ def test_scaled_job_is_followed_into_its_next_attempt(
     assert (submission, state.phase) == (scaled[0], "succeeded")
     assert (submission.number, JobFolder(submission.address).specification().workers) == (2, WorkersSpec(count=2))
     assert sum(row["value"] is not None for row in faces.rows("patient")) == 6
-    said = capfd.readouterr().out
-    assert "stopped; the same job submitted again continues" in said
-    assert re.search(r"patient: [012] shards labeled, [123] fresh", said), said
+    output = capfd.readouterr().out
+    assert "stopped; the same job submitted again continues" in output
+    assert re.search(r"patient: [012] shards labeled, [123] fresh", output), output
 
 
 def test_invalid_form_fails_run_with_one_line(faces: Dataset, instance: dg.DagsterInstance) -> None:
@@ -122,9 +122,11 @@ def test_invalid_form_fails_run_with_one_line(faces: Dataset, instance: dg.Dagst
 def test_checks_warn_of_rows_in_error(faces: Dataset, instance: dg.DagsterInstance) -> None:
     label(faces.uri, [BRIGHTNESS, DOUBLED], {"brightness": {"refuse_wider_than": 600}})
     Follower(instance).follow()
-    found = {(one.key[1], one.check): one for one in dataset_outcomes(dataset_state(find_snapshot("faces")), instance)}
-    assert not found["brightness", "errors"].passed and "of 6 rows" in found["brightness", "errors"].description
-    assert found["brightness", "fresh"].passed
+    outcomes = {
+        (one.key[1], one.check): one for one in dataset_outcomes(dataset_state(find_snapshot("faces")), instance)
+    }
+    assert not outcomes["brightness", "errors"].passed and "of 6 rows" in outcomes["brightness", "errors"].description
+    assert outcomes["brightness", "fresh"].passed
     table = str(last_event(instance, "faces", "brightness").metadata["errors"].value)
     assert "wider than 600" in table
     job = build_definitions().get_implicit_global_asset_job_def()
@@ -149,18 +151,18 @@ def test_unreachable_source_or_dataset_fails_checks_but_no_run(
         keys = {dg.AssetCheckKey(dg.AssetKey(["faces", group]), name) for group, name in chosen}
         part = job.get_subset(asset_selection=set(), asset_check_selection=keys)
         run = part.execute_in_process(instance=instance)
-        found = run.get_asset_check_evaluations()
-        return {(one.asset_key.path[1], one.check_name): (one.passed, one.description or "") for one in found}
+        outcomes = run.get_asset_check_evaluations()
+        return {(one.asset_key.path[1], one.check_name): (one.passed, one.description or "") for one in outcomes}
 
-    found = check(("images", "sources"), ("brightness", "fresh"))
-    passed, said = found["images", "sources"]
-    assert not passed and "s3://lab/far" in said and "\n" not in said
-    assert found["brightness", "fresh"] == (True, "all 3 shards are fresh")
+    outcomes = check(("images", "sources"), ("brightness", "fresh"))
+    passed, reason = outcomes["images", "sources"]
+    assert not passed and "s3://lab/far" in reason and "\n" not in reason
+    assert outcomes["brightness", "fresh"] == (True, "all 3 shards are fresh")
     shutil.move(faces.uri, f"{faces.uri}-away")
-    found = check(("brightness", "fresh"))
-    assert list(found) == [("brightness", "fresh")]
-    passed, said = found["brightness", "fresh"]
-    assert not passed and said.startswith("cannot be checked: ") and "no dataset there" in said
+    outcomes = check(("brightness", "fresh"))
+    assert list(outcomes) == [("brightness", "fresh")]
+    passed, reason = outcomes["brightness", "fresh"]
+    assert not passed and reason.startswith("cannot be checked: ") and "no dataset there" in reason
 
 
 def test_speed_of_command_line_jobs_is_shown(faces: Dataset, instance: dg.DagsterInstance) -> None:

@@ -31,8 +31,8 @@ def notice(instance: dg.DagsterInstance, cursor: str | None = None) -> Any:
 def test_new_pictures_are_reported_built_or_ignored_by_policy(
     faces: Dataset, grown: Path, instance: dg.DagsterInstance
 ) -> None:
-    [found] = new_files(find_snapshot("faces"))
-    assert (found.count, found.names) == (1, ["brick.png"])
+    [new] = new_files(find_snapshot("faces"))
+    assert (new.count, new.names) == (1, ["brick.png"])
     first = notice(instance)
     assert "have changed" in first.skip_message and not first.run_requests
     asked = notice(instance, first.cursor)
@@ -50,7 +50,7 @@ def test_new_pictures_are_reported_built_or_ignored_by_policy(
 
 
 def rested(instance: dg.DagsterInstance) -> Any:
-    """What is said of sources that were the same twice."""
+    """The second tick, which meets unchanged sources."""
     return notice(instance, notice(instance).cursor)
 
 
@@ -137,10 +137,10 @@ def test_run_refused_by_another_job_is_requested_again(
 def test_remote_sources_are_listed_less_often(
     faces: Dataset, labeled: Path, s3: str, instance: dg.DagsterInstance
 ) -> None:
-    place = f"{s3}/faces-source"
+    address = f"{s3}/faces-source"
     for path in (labeled / "source").iterdir():
-        open_store(place).put(path.name, path.read_bytes())
-    faces.store.put("dataset.json", json.dumps({**faces.description, "sources": [{"uri": place}]}).encode())
+        open_store(address).put(path.name, path.read_bytes())
+    faces.store.put("dataset.json", json.dumps({**faces.description, "sources": [{"uri": address}]}).encode())
     refresh()
     first = notice(instance)
     assert "have changed" in first.skip_message
@@ -151,9 +151,9 @@ def test_remote_sources_are_listed_less_often(
 
 def test_truncated_archive_is_named(faces: Dataset, labeled: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.tar").write_bytes((labeled / "source" / "camera.png").read_bytes())
-    verdict, found = source_outcome(replace(find_snapshot("faces"), sources=[f"{tmp_path}/cut.tar"]))
-    assert not verdict.passed and not found
-    assert "cut.tar cannot be read (" in verdict.description and "\n" not in verdict.description
+    outcome, new = source_outcome(replace(find_snapshot("faces"), sources=[f"{tmp_path}/cut.tar"]))
+    assert not outcome.passed and not new
+    assert "cut.tar cannot be read (" in outcome.description and "\n" not in outcome.description
 
 
 def test_unlabeled_shards_request_a_run_unless_a_job_holds_them(

@@ -1,22 +1,17 @@
-"""The dashboard as it is served: who may come in, what they may do, and processes that neither die nor stay behind."""
+"""The server and its processes, which neither die nor stay behind, and jobs that outlive them."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 import stat
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 import psutil
 import pytest
 import yaml
-from aiohttp import ClientSession, WSMsgType
-from dashboard_process import Dashboard, served
+from dashboard_process import ASSETS, LAUNCH, STOP_NOTHING, Dashboard, command, family_of, served
 
 from cluster.local import work_processes
 from labeling.dataset import Dataset, open_store
@@ -28,220 +23,10 @@ from pipelines.jobs.status import list_jobs
 from training.metrics_logger import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
-LAUNCH = """mutation($p: ExecutionParams!) { launchRun(executionParams: $p) { __typename
-  ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
-STOP_NOTHING: dict[str, Any] = {
-    "selector": {
-        "repositoryLocationName": "onediffusion",
-        "repositoryName": "__repository__",
-        "pipelineName": "stop_job",
-    },
-    "mode": "default",
-    "runConfigData": json.dumps({"ops": {"stop_submission": {"config": {"job": "label-00000000"}}}}),
-}
-ASSETS = "{ assetNodes { assetKey { path } } }"
 
 
 def keys(running: Dashboard) -> set[tuple[str, ...]]:
     return {tuple(node["assetKey"]["path"]) for node in running.ask(ASSETS)["assetNodes"]}
-
-
-def family_of(running: Dashboard) -> list[psutil.Process]:
-    """What it started."""
-    return psutil.Process(running.process.pid).children(recursive=True)
-
-
-def command(process: psutil.Process) -> list[str]:
-    """Its command line; of one that has just ended, nothing."""
-    with suppress(psutil.NoSuchProcess):
-        return process.cmdline()
-    return []
-
-
-def connections(process: psutil.Process, kind: str) -> list[Any]:
-    """Its sockets; of one that has just ended, none."""
-    with suppress(psutil.NoSuchProcess):
-        return list(process.net_connections(kind))
-    return []
-
-
-def bearer(token: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"}
-
-
-def tokens_in(path: Path) -> dict[str, str]:
-    lines = [line.split() for line in path.read_text().splitlines() if not line.startswith("#")]
-    return dict(lines)
-
-
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory, pictures_original: Path) -> Iterator[Dashboard]:
-    """A dashboard with tokens."""
-    data = tmp_path_factory.mktemp("guarded")
-    with served(data, str(pictures_original), "--token-file", str(data / "tokens")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def tokens(guarded: Dashboard) -> dict[str, str]:
-    return tokens_in(guarded.data / "tokens")
-
-
-def test_requests_without_token_are_refused(guarded: Dashboard) -> None:
-    for path in ("/graphql", "/server_info", "/pictures/a.jpg", "/logs/a", "/"):
-        assert guarded.request(path)[0] == 401
-    for wrong in ("operate", "\xff"):
-        assert guarded.request("/graphql", bearer(wrong), b"{}")[0] == 401
-    status, headers, _ = guarded.request("/", {"Accept": "text/html"})
-    assert (status, headers["Location"]) == (303, "/login")
-
-
-def test_login_form_exchanges_token_for_cookie(guarded: Dashboard, tokens: dict[str, str]) -> None:
-    assert b'type="password"' in guarded.request("/login")[2]
-    assert guarded.request("/login", body=urlencode({"token": "wrong"}).encode())[0] == 403
-    status, headers, _ = guarded.request("/login", body=urlencode({"token": tokens["read"]}).encode())
-    assert (status, headers["Location"]) == (303, "/")
-    cookie = headers["Set-Cookie"]
-    assert tokens["read"] not in cookie and "HttpOnly" in cookie and "SameSite=Strict" in cookie
-    session = {"Cookie": cookie.partition(";")[0]}
-    assert guarded.request("/", {**session, "Accept": "text/html"})[0] == 200
-    assert guarded.ask(ASSETS, session)["assetNodes"]
-    assert guarded.request("/logout", session, b"")[0] == 303
-    assert guarded.request("/server_info", session)[0] == 401
-
-
-def test_reader_sees_and_operator_launches(guarded: Dashboard, tokens: dict[str, str]) -> None:
-    reader, operator = bearer(tokens["read"]), bearer(tokens["operate"])
-    names = {node["assetKey"]["path"][1] for node in guarded.ask(ASSETS, reader)["assetNodes"]}
-    assert names == {"images", "latents-64", "latents-64-edges", "latents-64-segmentation", "segmentation", "text"}
-    refused = guarded.ask(LAUNCH, reader, p=STOP_NOTHING)
-    assert refused["launchRun"]["__typename"] == "UnauthorizedError"
-    event = b'{"asset_key": ["pictures", "text"]}'
-    for kind in ("materialization", "check", "observation"):
-        assert guarded.request(f"/report_asset_{kind}/pictures/text", reader, event)[0] == 403
-    for role in (reader, operator):
-        assert guarded.request("/notebook?path=/etc/passwd", role)[0] == 403
-    run = guarded.ask(LAUNCH, operator, p=STOP_NOTHING)["launchRun"]["run"]["runId"]
-    query = "query($r: ID!) { runOrError(runId: $r) { ... on Run { status } } }"
-    guarded.until(lambda: guarded.ask(query, reader, r=run)["runOrError"]["status"] == "FAILURE")
-
-
-def test_requests_of_other_sites_are_refused(guarded: Dashboard, tokens: dict[str, str]) -> None:
-    operator = bearer(tokens["operate"])
-    body = json.dumps({"query": ASSETS}).encode()
-    for origin, expected in (("https://elsewhere.example", 403), ("null", 403), (guarded.address, 200)):
-        headers = {**operator, "Content-Type": "application/json", "Origin": origin}
-        assert guarded.request("/graphql", headers, body)[0] == expected
-    # A picture or a script of any page may ask for an address here, and does not say where it is from.
-    mutation = urlencode({"query": LAUNCH, "variables": json.dumps({"p": STOP_NOTHING})})
-    assert guarded.request(f"/graphql?{mutation}", operator)[0] == 403
-    assert guarded.request(f"/x/../graphql?{mutation}", operator)[0] == 403
-    assert guarded.request(f"/x/%2e%2e/graphql?{mutation}", operator)[0] == 403
-    for said, expected in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
-        assert guarded.request("/server_info", {**operator, "Sec-Fetch-Site": said})[0] == expected
-    assert guarded.request("/server_info", {**operator, "Host": "[", "X-Strange": "\xff"})[0] == 200
-    rewritten = {**operator, "Origin": "https://lab.example", "Host": "127.0.0.1:3000"}
-    assert b"proxy_set_header Host $http_host" in guarded.request("/graphql", rewritten, body)[2]
-    visit = {**operator, "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
-    assert guarded.request("/server_info", visit)[0] == 200, "a link on another page may lead here"
-
-
-def test_proxy_passes_subscriptions(guarded: Dashboard, tokens: dict[str, str]) -> None:
-    async def listen(headers: dict[str, str], query: str, variables: dict[str, Any]) -> list[dict[str, Any]]:
-        async with (
-            ClientSession() as session,
-            session.ws_connect(f"{guarded.address}/graphql", protocols=["graphql-ws"], headers=headers) as ws,
-        ):
-            await ws.send_json({"type": "connection_init", "payload": {}})
-            await ws.send_json({"type": "start", "id": "1", "payload": {"query": query, "variables": variables}})
-            heard: list[dict[str, Any]] = []
-            while not heard or heard[-1]["type"] not in ("data", "error", "complete", "connection_error"):
-                message = await ws.receive(timeout=60)
-                assert message.type == WSMsgType.TEXT, heard
-                heard.append(message.json())
-            return heard
-
-    # The first run there is: its log comes as it was written, up to its end.
-    run = guarded.ask(LAUNCH, bearer(tokens["operate"]), p=STOP_NOTHING)["launchRun"]["run"]["runId"]
-    told = """subscription($r: ID!) { pipelineRunLogs(runId: $r) { ... on PipelineRunLogsSubscriptionSuccess {
-        messages { ... on MessageEvent { runId } } } } }"""
-    heard = asyncio.run(listen(bearer(tokens["read"]), told, {"r": run}))
-    assert [one["type"] for one in heard] == ["connection_ack", "data"]
-    assert run in json.dumps(heard[-1])
-    heard = asyncio.run(listen(bearer(tokens["read"]), LAUNCH, {"p": STOP_NOTHING}))
-    assert "runId" not in json.dumps(heard), "the read role launches nothing over a socket either"
-    with pytest.raises(Exception, match="401"):
-        asyncio.run(listen({}, told, {"r": run}))
-    with pytest.raises(Exception, match="403"):
-        asyncio.run(listen({**bearer(tokens["operate"]), "Origin": "https://elsewhere.example"}, told, {"r": run}))
-
-
-def test_socket_closes_with_its_session(guarded: Dashboard, tokens: dict[str, str]) -> None:
-    async def heard_after(sign_out: bool) -> WSMsgType:
-        cookie = guarded.request("/login", body=urlencode({"token": tokens["read"]}).encode())[1]["Set-Cookie"]
-        session = {"Cookie": cookie.partition(";")[0]}
-        start = {"type": "start", "id": "1", "payload": {"query": ASSETS}}
-        async with (
-            ClientSession() as client,
-            client.ws_connect(f"{guarded.address}/graphql", protocols=["graphql-ws"], headers=session) as ws,
-        ):
-            await ws.send_json({"type": "connection_init", "payload": {}})
-            assert (await ws.receive_json(timeout=60))["type"] == "connection_ack"
-            if sign_out:
-                assert guarded.request("/logout", session, b"")[0] == 303
-            await ws.send_json(start)
-            return (await ws.receive(timeout=60)).type
-
-    assert asyncio.run(heard_after(sign_out=False)) == WSMsgType.TEXT
-    assert asyncio.run(heard_after(sign_out=True)) in (WSMsgType.CLOSE, WSMsgType.CLOSED)
-
-
-def test_jobs_page_needs_a_token(guarded: Dashboard, tokens: dict[str, str]) -> None:
-    for path in ("/submissions", "/submissions/pictures"):
-        assert guarded.request(path)[0] == 401
-        status, _, page = guarded.request(path, bearer(tokens["read"]))
-        assert status == 200 and b"None yet." in page and b"onediffusion stop ID" in page
-    assert guarded.request("/submissions/nothing", bearer(tokens["read"]))[0] == 404
-
-
-def test_pictures_and_no_other_files_are_served(guarded: Dashboard, tokens: dict[str, str]) -> None:
-    reader = bearer(tokens["read"])
-    query = """{ assetNodeOrError(assetKey: {path: ["pictures", "images"]}) { ... on AssetNode {
-        assetMaterializations(limit: 1) { metadataEntries { label ... on MarkdownMetadataEntry { mdStr } } } } } }"""
-    entries = guarded.until(
-        lambda: guarded.ask(query, reader)["assetNodeOrError"]["assetMaterializations"], seconds=60
-    )[0]["metadataEntries"]
-    text = next(entry["mdStr"] for entry in entries if entry["label"] == "pictures")
-    path = text[text.index("/pictures/") : -1]
-    status, headers, content = guarded.request(path, reader)
-    assert (
-        status == 200 and content.startswith(b"\xff\xd8") and "default-src 'none'" in headers["Content-Security-Policy"]
-    )
-    for other, expected in (("..%2fplaces.json", 403), ("none.jpg", 404), (".places.1", 404)):
-        assert guarded.request(f"/pictures/{other}", reader)[0] == expected
-
-
-def test_tokens_appear_only_in_their_file(guarded: Dashboard, tokens: dict[str, str]) -> None:
-    places = [path for path in guarded.data.rglob("*") if path.is_file() and path.name != "tokens"]
-    seen = b"".join(path.read_bytes() for path in places) + "\n".join(guarded.lines).encode()
-    commands = " ".join(" ".join(command(one)) for one in family_of(guarded))
-    assert len(places) > 5
-    for token in tokens.values():
-        assert token.encode() not in seen and token not in commands
-    assert stat.S_IMODE((guarded.data / "tokens").stat().st_mode) == 0o600
-
-
-def test_only_loopback_port_and_private_sockets_are_open(guarded: Dashboard) -> None:
-    family = [psutil.Process(guarded.process.pid), *family_of(guarded)]
-    listening = [
-        connection.laddr
-        for process in family
-        for connection in connections(process, "inet")
-        if connection.status == psutil.CONN_LISTEN
-    ]
-    assert [f"http://{address.ip}:{address.port}" for address in listening] == [guarded.address]
-    sockets = [c.laddr for p in family for c in connections(p, "unix") if str(c.laddr).endswith(".sock")]
-    assert sockets and all(stat.S_IMODE(Path(name).parent.stat().st_mode) == 0o700 for name in sockets)
 
 
 def test_dead_processes_restart_and_all_end_together(
@@ -258,12 +43,12 @@ def test_dead_processes_restart_and_all_end_together(
             dashboard([str(views_dataset)], forgotten=["unknown"])
         with pytest.raises(InputError, match="neither a dataset nor a run"):
             dashboard([str(tmp_path)], forgotten=["pictures"])
-        assert [place.name for place in tracked_assets()] == ["pictures"]
-        said: list[str] = []
-        dashboard([str(views_dataset)], forgotten=["pictures"], say=said.append)
-        assert said[0].startswith(f"the dashboard is served already, at {running.address}; it shows in some seconds")
+        assert [asset.name for asset in tracked_assets()] == ["pictures"]
+        lines: list[str] = []
+        dashboard([str(views_dataset)], forgotten=["pictures"], say=lines.append)
+        assert lines[0].startswith(f"the dashboard is served already, at {running.address}; it shows in some seconds")
         running.until(lambda: {key[0] for key in keys(running)} == {views_dataset.name})
-        dashboard([str(pictures_original)], say=said.append)
+        dashboard([str(pictures_original)], say=lines.append)
         web = next(one for one in family_of(running) if command(one)[3:4] == ["web"])
         web.kill()
         running.until(lambda: any("'web' died (-9), started again" in line for line in running.lines))
@@ -320,10 +105,12 @@ def test_job_outlives_the_dashboard_that_sent_it(
         assert state.phase == "running"
         last = read_metrics(store)[-1]["step"]
         with served(tmp_path / "data") as running:
-            said = running.ask(query, r=run)
-            assert said["runOrError"]["status"] == "FAILURE"
+            answer = running.ask(query, r=run)
+            assert answer["runOrError"]["status"] == "FAILURE"
             goes_on = f"the dashboard ends; {submission.job_id} goes on: onediffusion logs -f {submission.job_id}"
-            assert any(goes_on in str(event) for event in said["logsForRun"]["events"]), said["logsForRun"]["events"]
+            assert any(goes_on in str(event) for event in answer["logsForRun"]["events"]), answer["logsForRun"][
+                "events"
+            ]
             # Again, now as an asset, whose pool has one place; the dashboard is killed, and the next must free it.
             selector = {**STOP_NOTHING["selector"], "pipelineName": "__ASSET_JOB"}
             selector["assetSelection"] = [{"path": ["run", "checkpoints"]}]
@@ -379,7 +166,7 @@ def test_invalid_arguments_give_one_line(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_taken_port_is_replaced_by_a_free_one() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port, said = taken.getsockname()[1], []
-        with _listen("127.0.0.1", port, said.append) as listener:
+        port, lines = taken.getsockname()[1], []
+        with _listen("127.0.0.1", port, lines.append) as listener:
             free = listener.getsockname()[1]
-    assert free != port and said == [f"port {port} is taken, so it is {free}"]
+    assert free != port and lines == [f"port {port} is taken, so it is {free}"]

@@ -6,14 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from dashboard_process import tokens_in
 
 from model.inputs import InputError
 from pipelines.dashboard.tokens import load_tokens
-
-
-def tokens_in(path: Path) -> dict[str, str]:
-    lines = [line.split() for line in path.read_text().splitlines() if not line.startswith("#")]
-    return dict(lines)
 
 
 def test_deleted_line_revokes_token_and_sessions(tmp_path: Path) -> None:
@@ -30,8 +26,8 @@ def test_deleted_line_revokes_token_and_sessions(tmp_path: Path) -> None:
 
 
 def test_invalid_token_file_admits_nobody(tmp_path: Path) -> None:
-    path, said = tmp_path / "tokens", []
-    tokens = load_tokens(str(path), said.append)
+    path, messages = tmp_path / "tokens", []
+    tokens = load_tokens(str(path), messages.append)
     content, known = path.read_bytes(), tokens_in(path)
     session = tokens.open_session(known["operate"])
 
@@ -47,10 +43,10 @@ def test_invalid_token_file_admits_nobody(tmp_path: Path) -> None:
         (lambda: path.write_bytes(b"\xff"), "can't decode"),
         (path.unlink, "No such file or directory"),
     ):
-        said.clear()
+        messages.clear()
         spoil()
         assert not gets_in() and not gets_in()
-        assert len(said) == 1 and reason in said[0], said
+        assert len(messages) == 1 and reason in messages[0], messages
         path.unlink(missing_ok=True)
         path.touch(0o600)
         path.write_bytes(content)

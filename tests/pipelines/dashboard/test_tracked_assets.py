@@ -37,8 +37,8 @@ def test_unreachable_dataset_is_shown_with_its_reason_beside_the_others(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     track([("unknown", "s3://lab/far")])
-    told = Follower(instance).follow()
-    assert told[0] == "faces: 9 changes" and told[1].startswith("far: s3://lab/far")
+    lines = Follower(instance).follow()
+    assert lines[0] == "faces: 9 changes" and lines[1].startswith("far: s3://lab/far")
     graph = build_definitions().get_repository_def().asset_graph
     assert "does not answer" in str(graph.get(dg.AssetKey(["far"])).description)
     shutil.move(faces.uri, f"{faces.uri}-away")
@@ -52,7 +52,7 @@ def test_unreachable_dataset_is_shown_with_its_reason_beside_the_others(
 
 def test_tracked_assets_have_unique_lasting_names(own_data: None) -> None:
     track([("dataset", "/data/demo/dataset"), ("run", "/data/runs/demo"), ("dataset", "s3://lab/other/dataset")])
-    assert {place.address: place.name for place in tracked_assets()} == {
+    assert {asset.address: asset.name for asset in tracked_assets()} == {
         "/data/demo/dataset": "dataset",
         "/data/runs/demo": "demo",
         "s3://lab/other/dataset": "other_dataset",
@@ -66,17 +66,18 @@ def test_tracked_assets_have_unique_lasting_names(own_data: None) -> None:
     remember_job("label-0a", "/data/a-b/jobs/label-0a")
     remember_job("train-0b", "s3://lab/r/jobs/train-0b")
     remember_job("report-0c", "/data/c/jobs/report-0c")
-    assert assets_of_jobs() == [("dataset", "/data/a-b"), ("run", "s3://lab/r")]
+    remember_job("evaluate-0d", "/data/r2/jobs/evaluate-0d")
+    assert set(assets_of_jobs()) == {("dataset", "/data/a-b"), ("run", "s3://lab/r"), ("run", "/data/r2")}
     track([*assets_of_jobs(), ("dataset", "/data/demo/dataset")])
-    assert "dataset" not in {place.name for place in tracked_assets()}, (
+    assert "dataset" not in {asset.name for asset in tracked_assets()}, (
         "what a person took out does not come back by itself"
     )
     track([("dataset", "/data/demo/dataset")], by_person=True)
     assert find_tracked("dataset").address == "/data/demo/dataset"
     untrack(["a_b"])
     track(assets_of_jobs())
-    assert "a_b" not in {place.name for place in tracked_assets()}
-    for identity in ("label-0a", "train-0b", "report-0c"):
+    assert "a_b" not in {asset.name for asset in tracked_assets()}
+    for identity in ("label-0a", "train-0b", "report-0c", "evaluate-0d"):
         forget_job(identity)
     with pytest.raises(InputError, match="neither a dataset nor a run"):
         kind_at(os.devnull + "/nothing")

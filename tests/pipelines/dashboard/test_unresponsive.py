@@ -69,21 +69,21 @@ def test_job_whose_target_is_gone_is_not_followed_forever(
     for name, seconds in (("PATIENCE", 1.0), ("PROGRESS", 0.2), ("POLL", 0.1)):
         monkeypatch.setattr(f"pipelines.dashboard.launch.{name}_SECONDS", seconds)
     old = time.time() - 1000
-    submission = recorded(job, 1, GONE, AttemptState(1, "running", "elsewhere", 7, old, old))
-    said: list[str] = []
+    attempt = recorded(job, 1, GONE, AttemptState(1, "running", "elsewhere", 7, old, old))
+    messages: list[str] = []
     began = time.monotonic()
-    lines: Iterator[str] = _lines(submission, 0, lambda: None)
-    with pytest.raises(InputError, match=f"{submission.job_id}: .*no Ray cluster answers there.*is followed no longer"):
-        said.extend(lines)
+    lines: Iterator[str] = _lines(attempt, 0, lambda: None)
+    with pytest.raises(InputError, match=f"{attempt.job_id}: .*no Ray cluster answers there.*is followed no longer"):
+        messages.extend(lines)
     assert time.monotonic() - began < 60
-    assert [line for line in said if line.startswith("it is not known how the job stands: ")] == said != []
+    assert [line for line in messages if line.startswith("it is not known how the job stands: ")] == messages != []
 
 
 def test_form_opened_before_a_change_does_not_undo_it(tmp_path: Path) -> None:
     declared: dict[str, Any] = {"reads": ["images.image"], "parameters": {"low": 60.0, "model": None}}
-    place = TrackedAsset("faces", "dataset", str(tmp_path))
+    tracked = TrackedAsset("faces", "dataset", str(tmp_path))
     snapshot = Snapshot(
-        place, groups={"images": {}, "edges": declared, "boxes": {**declared, "parameters": {"threshold": 0.5}}}
+        tracked, groups={"images": {}, "edges": declared, "boxes": {**declared, "parameters": {"threshold": 0.5}}}
     )
     form = parameter_fields(snapshot)["edges"].config_type
     assert not any(field.default_provided for field in form.fields.values())  # type: ignore[attr-defined]

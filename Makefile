@@ -39,7 +39,7 @@ clean:
 
 # The site in site/, as CI checks it: every link leads somewhere.
 docs: $(VENV)/installed-test
-	$(BIN)/mkdocs build --strict --quiet --site-dir site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
 
 # What the folders in examples/ do, each as its README says.
 examples: $(VENV)/installed-test

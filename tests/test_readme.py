@@ -15,6 +15,7 @@ import trimesh
 from ray_head import RayHead, ray_head
 from tiny_models import save_blip, save_depth_anything, save_pipeline, save_t5, save_vae
 
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 DOCS = Path(__file__).parents[1] / "docs"
 HOWTO = (DOCS / "howto.md").read_text()
 # The how-to is a journey; the other pages go on from where it ends.

@@ -45,13 +45,16 @@ def input_error_behind(error: BaseException | None) -> InputError | None:
             return error
         if isinstance(error, ModuleNotFoundError) and cause is None and (line := describe(error.name)):
             return InputError(line)
-        if type(error).__name__ == "ActorDiedError" and (line := _raised_in_actor(str(error))):
+        if type(error).__module__.startswith("ray.") and (line := _raised_in_ray(str(error))):
             return InputError(line)
         error = cause or error.__cause__ or error.__context__
     return None
 
 
-def _raised_in_actor(text: str) -> str:
-    """The message of an InputError that ended an actor's constructor, of which Ray keeps only the traceback's text."""
+def _raised_in_ray(text: str) -> str:
+    """The message of an InputError that an actor's constructor or a function of Ray Data raised.
+
+    Of these Ray keeps only the text of the traceback.
+    """
     name = f"{InputError.__module__}.{InputError.__qualname__}: "
     return next((line.removeprefix(name) for line in reversed(text.splitlines()) if line.startswith(name)), "")

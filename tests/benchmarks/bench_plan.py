@@ -19,11 +19,8 @@ from training.plan import Plan
 from training.seeded_generator import SeededGenerator
 
 BATCH, WINDOW, FAR = 256, 8, 400_000
-TARGETS = {
-    "far_over_near": 1.5,
-    "large_over_small": 3.0,
-    "start_growth": 15.0,
-}  # at most; the last of ten times the shards
+# Each is to be at most this; start_growth is of ten times the shards.
+TARGETS = {"far_over_near": 1.5, "large_over_small": 3.0, "start_growth": 15.0}
 
 
 def main(rounds: int = 15) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from model.attention import Attention
-from model.layout import Layout
+from model.layout import Layout, TokenLayout, mark_sizes
 
 SINUSOID = 256  # width of the timestep's sinusoid
 MAX_PERIOD = 10000.0
@@ -20,7 +22,7 @@ MAX_PERIOD = 10000.0
 class RMSNorm(nn.RMSNorm):
     """Root-mean-square norm, computed in float32, its result times a factor for each row of the layout where given."""
 
-    def forward(self, x: Tensor, factor: Tensor | None = None, layout: Layout | None = None) -> Tensor:
+    def forward(self, x: Tensor, factor: Tensor | None = None, layout: Layout | TokenLayout | None = None) -> Tensor:
         """x (N, D), factor (rows, D) → (N, D)."""
         if factor is None or layout is None:
             return self._normalise(x[None], self.weight.float().view(1, 1, -1))[0]
@@ -28,6 +30,10 @@ class RMSNorm(nn.RMSNorm):
         return layout.per_row(x, self.weight.float() * factor.float(), self._normalise)
 
     def _normalise(self, x: Tensor, factor: Tensor) -> Tensor:
+        if x.is_cuda or torch.compiler.is_compiling():
+            # A compiler fuses this, and itself chooses what to keep for the gradient.
+            x32 = x.float()
+            return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps) * factor).to(x.dtype)
         result: Tensor = _Normalise.apply(x, factor, self.eps)
         return result
 
@@ -112,15 +118,37 @@ class Block(nn.Module):
         self.ffn_norm2 = RMSNorm(width, eps)
         self.attention_y_norm = RMSNorm(text_width, eps)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(min(width, 1024), 4 * width))
+        self.compiled = False
 
-    def forward(self, x: Tensor, y: Tensor, c: Tensor, layout: Layout, soft_cap: float | None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, c: Tensor, layout: Layout | TokenLayout, soft_cap: float | None) -> Tensor:
         """x (N, D), y (T, Y), c (rows, min(D, 1024)) → (N, D)."""
+        if self.compiled and isinstance(layout, TokenLayout) and not torch.compiler.is_compiling():
+            # Hooks (of FSDP, of checkpointing) stay outside: they are around the call of the module. What they cast is
+            # a new tensor, so it is marked here.
+            return compiled_block()(self, *mark_sizes(x, y, c), layout, soft_cap)
+        return self.compute(x, y, c, layout, soft_cap)
+
+    def compute(self, x: Tensor, y: Tensor, c: Tensor, layout: Layout | TokenLayout, soft_cap: float | None) -> Tensor:
+        """What forward computes, and what is compiled."""
         scale_msa, gate_msa, scale_mlp, gate_mlp = self.adaLN_modulation(c).chunk(4, dim=-1)
         h = self.attention_norm1(x, 1 + scale_msa, layout)
         h = self.attention(h, self.attention_y_norm(y), layout, soft_cap)
         x = x + self.attention_norm2(h, gate_msa.tanh(), layout)
         h = self.feed_forward(self.ffn_norm1(x, 1 + scale_mlp, layout))
         return x + self.ffn_norm2(h, gate_mlp.tanh(), layout)
+
+
+@cache
+def compiled_block() -> Callable[..., Tensor]:
+    """Block.compute as one graph for all blocks and packs; an error where it is none."""
+    from torch._inductor import config
+
+    # Blocks end where gradients do, so there is nothing left to cut for DDP, which could not cut FlexAttention either.
+    torch._dynamo.config.optimize_ddp = False
+    # This fusion asks how long the sequence is, and compiles again for three ranges of it.
+    asks = hasattr(config.triton, "mix_order_reduction")
+    options: dict[str, str | int | bool | Callable[..., object]] = {"triton.mix_order_reduction": False} if asks else {}
+    return torch.compile(Block.compute, fullgraph=True, options=options)
 
 
 class FinalLayer(nn.Module):
@@ -132,6 +160,6 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(width, out)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(min(width, 1024), width))
 
-    def forward(self, x: Tensor, c: Tensor, layout: Layout) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, layout: Layout | TokenLayout) -> Tensor:
         """x (N, D), c (rows, min(D, 1024)) → (N, p·p·C)."""
         return self.linear(layout.per_row(self.norm_final(x), 1 + self.adaLN_modulation(c), torch.mul))

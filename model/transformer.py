@@ -17,12 +17,12 @@ from diffusers.loaders import PeftAdapterMixin
 from einops import rearrange
 from torch import Tensor, nn
 
+from model.attention import SOFT_CAP
 from model.layers import Block, FinalLayer, TimestepEmbedder
-from model.layout import Group, Layout, batch_layout, packed_layout
+from model.layout import Group, Layout, TokenLayout, batch_layout, mark_sizes, packed_layout
 from model.loading import load_model
 
 P = 2
-SOFT_CAP = 30.0
 
 
 class NextDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -30,6 +30,7 @@ class NextDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]  # noqa: RUF012 - diffusers' name and form
+    _repeated_blocks = ["Block"]  # noqa: RUF012 - the same
 
     @register_to_config
     def __init__(
@@ -125,16 +126,42 @@ class NextDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def _tokens(self, x: Tensor, t: Tensor, pooled: Tensor, y: Tensor, layout: Layout) -> Tensor:
         """x (N, p·p·C), timesteps t (rows,), pooled text (samples, Y), text tokens y (T, Y) → (N, p·p·C)."""
+        N, of_row, marked = len(x), layout.sample_of_row, False
+        tokens: Layout | TokenLayout = layout
+        if _in_one_kernel(x.device):
+            tokens = TokenLayout.of(layout)
+            of_row = tokens.sample_of_row
+            x, y, t = (_padded(z, to) for z, to in ((x, tokens.cos), (y, tokens.sample_of_text), (t, of_row)))
+            if marked := not torch.compiler.is_compiling():
+                tokens.mark_sizes()
         x = self.x_embedder(x)
-        c = self.t_embedder(t) + self.y_embedder(pooled)[layout.sample_of_row]
+        c = self.t_embedder(t) + self.y_embedder(pooled)[of_row]
         capped = self.config.soft_capping if self.config.soft_capping is not None else x.dtype != torch.float32
         for layer in self.layers:
-            arguments = (x, y, c, layout, SOFT_CAP if capped else None)
+            if marked:  # every time: diffusers compiles the call of a block, and each gives a tensor that is new
+                mark_sizes(x, y, c)
+            arguments = (x, y, c, tokens, SOFT_CAP if capped else None)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = self._gradient_checkpointing_func(layer, *arguments)
             else:
                 x = layer(*arguments)
-        return self.final_layer(x, c, layout)
+        v = self.final_layer(x, c, tokens)
+        return v if len(v) == N else v[:N]
+
+    def compile_blocks(self) -> None:
+        """Compile the blocks where packs are one sequence of tokens (CUDA): one graph serves packs of any shapes."""
+        for layer in self.layers:
+            layer.compiled = True
+
+
+def _in_one_kernel(device: torch.device) -> bool:
+    """Whether a pack is computed token by token; a CPU is faster by groups of one shape, with what they share once."""
+    return device.type == "cuda"
+
+
+def _padded(x: Tensor, to: Tensor) -> Tensor:
+    """x (n, …) with zeros up to the length of `to`."""
+    return torch.cat([x, x.new_zeros(len(to) - len(x), *x.shape[1:])])
 
 
 def _patchify(x: Tensor) -> Tensor:

@@ -301,6 +301,8 @@ def _build(config: TrainingConfig) -> NextDiT:
     transformer = NextDiT(**config.model.model_dump())
     if config.workers.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
+    if config.workers.gpus:
+        transformer.compile_blocks()
     return transformer
 
 

@@ -7,15 +7,18 @@ a group is g consecutive samples of n tokens each, whose texts have at most L to
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from model.layout import Layout
+from model.inputs import InputError
+from model.layout import BLOCK, Layout, TokenLayout, mark_sizes
 from model.rotary import rotate
+
+SOFT_CAP = 30.0  # of logits between image tokens
 
 
 class Attention(nn.Module):
@@ -36,7 +39,7 @@ class Attention(nn.Module):
         self.k_norm: nn.Module = nn.LayerNorm(kv_width) if qk_norm else nn.Identity()
         self.ky_norm: nn.Module = nn.LayerNorm(kv_width, eps=1e-6) if qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, y: Tensor, layout: Layout, soft_cap: float | None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, layout: Layout | TokenLayout, soft_cap: float | None) -> Tensor:
         """x (N, D), y (T, Y) → (N, D)."""
         q = rearrange(self.q_norm(self.wq(x)), "N (A d) -> N A d", d=self.size)
         k = rearrange(self.k_norm(self.wk(x)), "N (K d) -> N K d", d=self.size)
@@ -46,19 +49,17 @@ class Attention(nn.Module):
         # Under autocast norms give float32; attention wants one type.
         q, k = (rotate(z, layout.cos, layout.sin).to(v.dtype) for z in (q, k))
         k_y = k_y.to(v_y.dtype)
-        # Self-attention repeats each key head for its neighbours, attention to text tiles the heads (docs/model.md).
+        # Self-attention repeats each key head for its neighbors, attention to text tiles the heads (docs/model.md).
         copies = self.heads // self.kv_heads
         k, v = (repeat(z, "N K d -> N (K copies) d", copies=copies) for z in (k, v))
         k_y, v_y = (repeat(z, "T K d -> T (copies K) d", copies=copies) for z in (k_y, v_y))
-        attend = _attend_flex if x.is_cuda and not _one_shape(layout, soft_cap) else _attend_groups
-        image, text = attend(q, k, v, k_y, v_y, layout, soft_cap)
+        if isinstance(layout, TokenLayout):
+            attend = _attend_tokens if not q.is_cuda or torch.compiler.is_compiling() else _attend_compiled
+            image, text = attend(q, k, v, k_y, v_y, layout, soft_cap)
+        else:
+            image, text = _attend_groups(q, k, v, k_y, v_y, layout, soft_cap)
         mixed = torch.addcmul(image, text, self.gate.tanh().to(text.dtype)[:, None])
         return self.wo(rearrange(mixed, "N A d -> N (A d)"))
-
-
-def _one_shape(layout: Layout, soft_cap: float | None) -> bool:
-    """Whether plain batched attention does: one group, nothing done to the logits."""
-    return len(layout.groups) == 1 and soft_cap is None
 
 
 def _attend_groups(
@@ -87,11 +88,17 @@ def _capped(q: Tensor, k: Tensor, v: Tensor, soft_cap: float) -> Tensor:
     return (soft_cap * torch.tanh(logits / soft_cap)).softmax(-1).to(v.dtype) @ v
 
 
-def _attend_flex(
-    q: Tensor, k: Tensor, v: Tensor, k_y: Tensor, v_y: Tensor, layout: Layout, soft_cap: float | None
+def _attend_tokens(
+    q: Tensor, k: Tensor, v: Tensor, k_y: Tensor, v_y: Tensor, layout: TokenLayout, soft_cap: float | None
 ) -> tuple[Tensor, Tensor]:
-    """The whole pack in one kernel each for image and text, under block masks that keep samples apart."""
-    flex, make_mask = _flex()
+    """The whole pack in one kernel each for image and text, which leaves out blocks where no two tokens meet.
+
+    Raises InputError on a GPU unless compiled: uncompiled, FlexAttention computes all N × N logits.
+    """
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+    if q.is_cuda and not torch.compiler.is_compiling():
+        raise InputError("attention on a GPU needs torch.compile, which is off: unset TORCHDYNAMO_DISABLE")
     owner, text_owner = layout.sample_of_token, layout.sample_of_text
 
     def within(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
@@ -101,20 +108,27 @@ def _attend_flex(
         return owner[i] == text_owner[j]
 
     def cap(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return soft_cap * torch.tanh(score / soft_cap)
+        return SOFT_CAP * torch.tanh(score / SOFT_CAP)
 
-    masks = layout.block_masks
-    if not masks:
-        masks["self"] = make_mask(within, None, None, len(owner), len(owner), device=q.device)
-        masks["text"] = make_mask(to_text, None, None, len(owner), len(text_owner), device=q.device)
+    assert soft_cap in (None, SOFT_CAP)  # a constant of the kernel
     q, k, v, k_y, v_y = (rearrange(z, "N A d -> 1 A N d") for z in (q, k, v, k_y, v_y))
-    image = flex(q, k, v, score_mod=cap if soft_cap else None, block_mask=masks["self"])
-    text = flex(q, k_y, v_y, block_mask=masks["text"])
+    sizes = (q.shape[2], k.shape[2]), (q.shape[2], k_y.shape[2])
+    masks = [
+        BlockMask(lengths, *blocks.tables, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=meets)
+        for lengths, blocks, meets in zip(sizes, (layout.within, layout.to_text), (within, to_text), strict=True)
+    ]
+    image = flex_attention(q, k, v, score_mod=cap if soft_cap else None, block_mask=masks[0])
+    text = flex_attention(q, k_y, v_y, block_mask=masks[1])
     return rearrange(image, "1 A N d -> N A d"), rearrange(text, "1 A N d -> N A d")
 
 
-@lru_cache(maxsize=1)
-def _flex() -> tuple[Callable[..., Tensor], Callable[..., object]]:
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+def _attend_compiled(
+    q: Tensor, k: Tensor, v: Tensor, k_y: Tensor, v_y: Tensor, layout: TokenLayout, soft_cap: float | None
+) -> tuple[Tensor, Tensor]:
+    """The same from a block that is not compiled itself."""
+    return _compiled()(*mark_sizes(q, k, v, k_y, v_y), layout, soft_cap)
 
-    return torch.compile(flex_attention), create_block_mask
+
+@cache
+def _compiled() -> Callable[..., tuple[Tensor, Tensor]]:
+    return torch.compile(_attend_tokens, fullgraph=True)

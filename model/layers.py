@@ -1,4 +1,4 @@
-"""The parts of NextDiT around attention: embeddings, norms, feed-forward, block, final layer. Names as published."""
+"""The parts of NextDiT around attention: embeddings, norms, feed-forward. Names as published."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from model.attention import Attention
-from model.layout import Layout
+from model.layout import Layout, TokenLayout
 
 SINUSOID = 256  # width of the timestep's sinusoid
 MAX_PERIOD = 10000.0
@@ -20,19 +19,23 @@ MAX_PERIOD = 10000.0
 class RMSNorm(nn.RMSNorm):
     """Root-mean-square norm, computed in float32, its result times a factor for each row of the layout where given."""
 
-    def forward(self, x: Tensor, factor: Tensor | None = None, layout: Layout | None = None) -> Tensor:
+    def forward(self, x: Tensor, factor: Tensor | None = None, layout: Layout | TokenLayout | None = None) -> Tensor:
         """x (N, D), factor (rows, D) → (N, D)."""
         if factor is None or layout is None:
-            return self._normalise(x[None], self.weight.float().view(1, 1, -1))[0]
+            return self._normalize(x[None], self.weight.float().view(1, 1, -1))[0]
         # Weight and factor meet while they are a row each, not once for every token.
-        return layout.per_row(x, self.weight.float() * factor.float(), self._normalise)
+        return layout.per_row(x, self.weight.float() * factor.float(), self._normalize)
 
-    def _normalise(self, x: Tensor, factor: Tensor) -> Tensor:
-        result: Tensor = _Normalise.apply(x, factor, self.eps)
+    def _normalize(self, x: Tensor, factor: Tensor) -> Tensor:
+        if x.is_cuda or torch.compiler.is_compiling():
+            # A compiler fuses this, and itself chooses what to keep for the gradient.
+            x32 = x.float()
+            return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps) * factor).to(x.dtype)
+        result: Tensor = _Normalize.apply(x, factor, self.eps)
         return result
 
 
-class _Normalise(torch.autograd.Function):
+class _Normalize(torch.autograd.Function):
     """x (f, t, D) / rms(x) · factor (f, 1, D), keeping no float32 copies of x for the gradient."""
 
     @staticmethod
@@ -87,51 +90,3 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
-
-
-class Block(nn.Module):
-    """Attention and feed-forward, each between two norms, scaled and gated by the frame's timestep and text."""
-
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        kv_heads: int,
-        multiple_of: int,
-        multiplier: float | None,
-        eps: float,
-        qk_norm: bool,
-        text_width: int,
-    ) -> None:
-        super().__init__()
-        self.attention = Attention(width, heads, kv_heads, text_width, qk_norm)
-        self.feed_forward = FeedForward(width, multiple_of, multiplier)
-        self.attention_norm1 = RMSNorm(width, eps)
-        self.attention_norm2 = RMSNorm(width, eps)
-        self.ffn_norm1 = RMSNorm(width, eps)
-        self.ffn_norm2 = RMSNorm(width, eps)
-        self.attention_y_norm = RMSNorm(text_width, eps)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(min(width, 1024), 4 * width))
-
-    def forward(self, x: Tensor, y: Tensor, c: Tensor, layout: Layout, soft_cap: float | None) -> Tensor:
-        """x (N, D), y (T, Y), c (rows, min(D, 1024)) → (N, D)."""
-        scale_msa, gate_msa, scale_mlp, gate_mlp = self.adaLN_modulation(c).chunk(4, dim=-1)
-        h = self.attention_norm1(x, 1 + scale_msa, layout)
-        h = self.attention(h, self.attention_y_norm(y), layout, soft_cap)
-        x = x + self.attention_norm2(h, gate_msa.tanh(), layout)
-        h = self.feed_forward(self.ffn_norm1(x, 1 + scale_mlp, layout))
-        return x + self.ffn_norm2(h, gate_mlp.tanh(), layout)
-
-
-class FinalLayer(nn.Module):
-    """Norm, scale, and the projection to the pixels of a patch."""
-
-    def __init__(self, width: int, out: int) -> None:
-        super().__init__()
-        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.linear = nn.Linear(width, out)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(min(width, 1024), width))
-
-    def forward(self, x: Tensor, c: Tensor, layout: Layout) -> Tensor:
-        """x (N, D), c (rows, min(D, 1024)) → (N, p·p·C)."""
-        return self.linear(layout.per_row(self.norm_final(x), 1 + self.adaLN_modulation(c), torch.mul))

@@ -12,12 +12,15 @@ from functools import cached_property
 from itertools import groupby
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 from model.rotary import rotary_rows
 
 Grid = tuple[int, int, int]  # F, r, c of a sample
+BLOCK = 128  # tokens on a side of what FlexAttention computes or leaves out
+_NOBODY = 2**30  # in place of a sample's number: image tokens that are padding
 
 
 @dataclass(frozen=True)
@@ -78,21 +81,30 @@ class Layout:
 
     def per_row(self, x: Tensor, factor: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """apply(x (N, D), factor (rows, D)) with each row of factor given to its tokens, broadcast, not gathered."""
-        rows = [group.samples * (group.tokens if self.per_token else group.grid[0]) for group in self.groups]
+        rows = [self._rows(group) for group in self.groups]
         parts = [
             apply(rearrange(part, "(f t) D -> f t D", f=len(of_row)), of_row[:, None]).flatten(0, 1)
             for part, of_row in zip(self.split(x), _split(factor, rows), strict=True)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    @cached_property
+    def _rows(self, group: Group) -> int:
+        return group.samples * (group.tokens if self.per_token else group.grid[0])
+
+    @property
+    def row_of_token(self) -> Tensor:
+        """(N,)."""
+        rows = [1 if self.per_token else g.tokens // g.grid[0] for g in self.groups for _ in range(self._rows(g))]
+        return owners(rows, self.cos.device)
+
+    @property
     def sample_of_token(self) -> Tensor:
-        """(N,), for block masks."""
+        """(N,)."""
         return owners([group.tokens for group in self.groups for _ in range(group.samples)], self.cos.device)
 
-    @cached_property
+    @property
     def sample_of_text(self) -> Tensor:
-        """(T,), −1 for padding, for block masks."""
+        """(T,), −1 for padding."""
         found, first = [], 0
         for group in self.groups:
             counts = group.lengths or (group.text_tokens // group.samples,) * group.samples
@@ -101,10 +113,92 @@ class Layout:
             first += group.samples
         return torch.cat(found)
 
-    @cached_property
-    def block_masks(self) -> dict[str, object]:
-        """FlexAttention's masks, made by the first block that attends and the same for all."""
-        return {}
+
+@dataclass
+class TokenLayout:
+    """The same as a Layout in tensors alone, all padded: what a compiled block reads of a pack, whatever its shapes.
+
+    cos, sin: (N, 1, d); row_of_token: (N,); sample_of_row: (rows,); sample_of_token: (N,) and sample_of_text: (T,),
+    int32, other numbers for padding than for samples; within, to_text: blocks of image and of text tokens that meet.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    row_of_token: Tensor
+    sample_of_row: Tensor
+    sample_of_token: Tensor
+    sample_of_text: Tensor
+    within: Blocks
+    to_text: Blocks
+
+    @classmethod
+    def of(cls, layout: Layout) -> TokenLayout:
+        """The layout, padded. No size waits for the device."""
+        of_token, of_text = layout.sample_of_token.int(), layout.sample_of_text.int()
+        N, T, rows = len(of_token), len(of_text), len(layout.sample_of_row)
+        # The compiler takes sizes that are equal in one pack to be equal in all, and 1 to stay 1. These never are:
+        # blocks of image tokens divide by 4, those of text are odd, rows are even and do not divide by 4.
+        N_pad, T_pad = -N % (4 * BLOCK), (-T - BLOCK) % (2 * BLOCK) + (2 * BLOCK if T <= BLOCK else 0)
+        of_token, of_text = F.pad(of_token, (0, N_pad), value=_NOBODY), F.pad(of_text, (0, T_pad), value=-1)
+        cos, sin = (F.pad(z, (0, 0, 0, 0, 0, N_pad)) for z in (layout.cos, layout.sin))
+        return cls(
+            cos,
+            sin,
+            F.pad(layout.row_of_token, (0, N_pad)),
+            F.pad(layout.sample_of_row, (0, (-rows - 2) % 4)),
+            of_token,
+            of_text,
+            Blocks.meeting(of_token, of_token),
+            Blocks.meeting(of_token, of_text),
+        )
+
+    def per_row(self, x: Tensor, factor: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """apply(x (N, 1, D), factor (N, 1, D)) with each row of factor (rows, D) given to its tokens."""
+        return apply(x[:, None], factor.index_select(0, self.row_of_token)[:, None])[:, 0]
+
+    def mark_sizes(self) -> None:
+        """Tell the compiler which axes differ from pack to pack."""
+        mark_sizes(self.cos, self.sin, self.row_of_token, self.sample_of_token, self.sample_of_text)
+        for table in (*self.within.tables, *self.to_text.tables):
+            torch._dynamo.mark_dynamic(table, tuple(range(2, table.ndim)))
+
+
+@dataclass
+class Blocks:
+    """Which blocks of keys a block of queries meets and the reverse, in the order of BlockMask's arguments.
+
+    tables: for keys of each block of queries, then for queries of each block of keys: how many blocks meet in part
+    (1, 1, blocks), which (1, 1, blocks, blocks), how many wholly, which. int32, those that meet first.
+    """
+
+    tables: tuple[Tensor, ...]
+
+    @classmethod
+    def meeting(cls, queries: Tensor, keys: Tensor) -> Blocks:
+        """Of tokens of one number: queries (Nq,), keys (Nk,), each ascending but for −1, which meets nothing.
+
+        This reads Nq + Nk numbers where torch's create_block_mask computes Nq · Nk.
+        """
+        first_q, last_q = _ends(queries)
+        first_k, last_k = _ends(keys)
+        some = (first_q[:, None] <= last_k) & (first_k <= last_q[:, None])
+        whole = some & (first_q == last_q)[:, None] & (first_k == last_k)
+        for tokens, axis in ((queries, 1), (keys, 0)):
+            whole = whole & (tokens.unflatten(0, (-1, BLOCK)) >= 0).all(-1).unsqueeze(axis)
+        part = some & ~whole
+        return cls((*_table(part), *_table(whole), *_table(part.mT), *_table(whole.mT)))
+
+
+def _ends(owner: Tensor) -> tuple[Tensor, Tensor]:
+    """The lowest and highest number in each block, without −1."""
+    blocks = owner.unflatten(0, (-1, BLOCK))
+    return blocks.where(blocks >= 0, _NOBODY + 1).amin(-1), blocks.amax(-1)
+
+
+def _table(meets: Tensor) -> tuple[Tensor, Tensor]:
+    """meets (a, b) → how many (1, 1, a), and their places followed by the others' (1, 1, a, b)."""
+    count, places = meets.sum(-1), meets.int().argsort(dim=-1, descending=True, stable=True)
+    return count.int()[None, None], places.int()[None, None].contiguous()
 
 
 def batch_layout(
@@ -132,6 +226,13 @@ def packed_layout(grids: Sequence[Grid], lengths: Sequence[int], size: int, devi
         torch.cat([row[i].repeat(group.samples, 1, 1) for row, group in zip(rows, groups, strict=True)]) for i in (0, 1)
     )
     return Layout(groups, cos, sin, owners([F for F, _, _ in grids], device))
+
+
+def mark_sizes(*sequences: Tensor) -> tuple[Tensor, ...]:
+    """The tensors, whose first axis the compiler is to take for any length."""
+    for sequence in sequences:
+        torch._dynamo.mark_dynamic(sequence, 0)
+    return sequences
 
 
 def owners(counts: Sequence[int], device: torch.device) -> Tensor:

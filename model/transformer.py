@@ -1,12 +1,16 @@
 """NextDiT, the OneDiffusion transformer: frames with a noise level each in, their velocities out (docs/model.md).
 
+Read downward: `forward` and `forward_packed` lay samples in one sequence, `_tokens` is the loop over blocks,
+`Block` the equations of one.
+
 B batch, F frames, C latent channels, h × w latents, p = 2 spatial patch, r × c = h/p × w/p tokens a frame, D width,
 L prompt tokens, Y text width. All samples of a call, of one shape or of many, lie in one pack of N tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import groupby
 from typing import Any
 
@@ -17,12 +21,11 @@ from diffusers.loaders import PeftAdapterMixin
 from einops import rearrange
 from torch import Tensor, nn
 
-from model.layers import Block, FinalLayer, TimestepEmbedder
-from model.layout import Group, Layout, batch_layout, packed_layout
+from model.attention import SOFT_CAP, Attention
+from model.constants import PATCH_SIZE as P
+from model.layers import FeedForward, RMSNorm, TimestepEmbedder
+from model.layout import Group, Layout, TokenLayout, batch_layout, mark_sizes, packed_layout
 from model.loading import load_model
-
-P = 2
-SOFT_CAP = 30.0
 
 
 class NextDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -30,6 +33,7 @@ class NextDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]
+    _repeated_blocks = ["Block"]
 
     @register_to_config
     def __init__(
@@ -125,16 +129,112 @@ class NextDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def _tokens(self, x: Tensor, t: Tensor, pooled: Tensor, y: Tensor, layout: Layout) -> Tensor:
         """x (N, p·p·C), timesteps t (rows,), pooled text (samples, Y), text tokens y (T, Y) → (N, p·p·C)."""
+        N, of_row, marked = len(x), layout.sample_of_row, False
+        tokens: Layout | TokenLayout = layout
+        if _in_one_kernel(x.device):
+            tokens = TokenLayout.of(layout)
+            of_row = tokens.sample_of_row
+            x, y, t = (_padded(z, to) for z, to in ((x, tokens.cos), (y, tokens.sample_of_text), (t, of_row)))
+            if marked := not torch.compiler.is_compiling():
+                tokens.mark_sizes()
         x = self.x_embedder(x)
-        c = self.t_embedder(t) + self.y_embedder(pooled)[layout.sample_of_row]
+        c = self.t_embedder(t) + self.y_embedder(pooled)[of_row]
         capped = self.config.soft_capping if self.config.soft_capping is not None else x.dtype != torch.float32
         for layer in self.layers:
-            arguments = (x, y, c, layout, SOFT_CAP if capped else None)
+            if marked:  # every time: diffusers compiles the call of a block, and each gives a tensor that is new
+                mark_sizes(x, y, c)
+            arguments = (x, y, c, tokens, SOFT_CAP if capped else None)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = self._gradient_checkpointing_func(layer, *arguments)
             else:
                 x = layer(*arguments)
-        return self.final_layer(x, c, layout)
+        v = self.final_layer(x, c, tokens)
+        return v if len(v) == N else v[:N]
+
+    def compile_blocks(self) -> None:
+        """Compile the blocks where packs are one sequence of tokens (CUDA): one graph serves packs of any shapes."""
+        for layer in self.layers:
+            layer.compiled = True
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each between two norms, scaled and gated by the frame's timestep and text."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        multiple_of: int,
+        multiplier: float | None,
+        eps: float,
+        qk_norm: bool,
+        text_width: int,
+    ) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads, kv_heads, text_width, qk_norm)
+        self.feed_forward = FeedForward(width, multiple_of, multiplier)
+        self.attention_norm1 = RMSNorm(width, eps)
+        self.attention_norm2 = RMSNorm(width, eps)
+        self.ffn_norm1 = RMSNorm(width, eps)
+        self.ffn_norm2 = RMSNorm(width, eps)
+        self.attention_y_norm = RMSNorm(text_width, eps)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(min(width, 1024), 4 * width))
+        self.compiled = False
+
+    def forward(self, x: Tensor, y: Tensor, c: Tensor, layout: Layout | TokenLayout, soft_cap: float | None) -> Tensor:
+        """x (N, D), y (T, Y), c (rows, min(D, 1024)) → (N, D)."""
+        if self.compiled and isinstance(layout, TokenLayout) and not torch.compiler.is_compiling():
+            # Hooks (of FSDP, of checkpointing) stay outside: they are around the call of the module. What they cast is
+            # a new tensor, so it is marked here.
+            return _compiled_block()(self, *mark_sizes(x, y, c), layout, soft_cap)
+        return self.compute(x, y, c, layout, soft_cap)
+
+    def compute(self, x: Tensor, y: Tensor, c: Tensor, layout: Layout | TokenLayout, soft_cap: float | None) -> Tensor:
+        """What forward computes, and what is compiled."""
+        scale_msa, gate_msa, scale_mlp, gate_mlp = self.adaLN_modulation(c).chunk(4, dim=-1)
+        h = self.attention_norm1(x, 1 + scale_msa, layout)
+        h = self.attention(h, self.attention_y_norm(y), layout, soft_cap)
+        x = x + self.attention_norm2(h, gate_msa.tanh(), layout)
+        h = self.feed_forward(self.ffn_norm1(x, 1 + scale_mlp, layout))
+        return x + self.ffn_norm2(h, gate_mlp.tanh(), layout)
+
+
+class FinalLayer(nn.Module):
+    """Norm, scale, and the projection to the pixels of a patch."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(width, out)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(min(width, 1024), width))
+
+    def forward(self, x: Tensor, c: Tensor, layout: Layout | TokenLayout) -> Tensor:
+        """x (N, D), c (rows, min(D, 1024)) → (N, p·p·C)."""
+        return self.linear(layout.per_row(self.norm_final(x), 1 + self.adaLN_modulation(c), torch.mul))
+
+
+@cache
+def _compiled_block() -> Callable[..., Tensor]:
+    """Block.compute as one graph for all blocks and packs; an error where it is none."""
+    from torch._inductor import config
+
+    # Blocks end where gradients do, so there is nothing left to cut for DDP, which could not cut FlexAttention either.
+    torch._dynamo.config.optimize_ddp = False
+    # This fusion asks how long the sequence is, and compiles again for three ranges of it.
+    asks = hasattr(config.triton, "mix_order_reduction")
+    options: dict[str, str | int | bool | Callable[..., object]] = {"triton.mix_order_reduction": False} if asks else {}
+    return torch.compile(Block.compute, fullgraph=True, options=options)
+
+
+def _in_one_kernel(device: torch.device) -> bool:
+    """Whether a pack is computed token by token; a CPU is faster by groups of one shape, with what they share once."""
+    return device.type == "cuda"
+
+
+def _padded(x: Tensor, to: Tensor) -> Tensor:
+    """x (n, …) with zeros up to the length of `to`."""
+    return torch.cat([x, x.new_zeros(len(to) - len(x), *x.shape[1:])])
 
 
 def _patchify(x: Tensor) -> Tensor:

@@ -38,4 +38,6 @@ def build_model(config: TrainingConfig) -> PackedModel:
     transformer = NextDiT(**config.model.model_dump())
     if config.workers.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
+    if config.workers.gpus:
+        transformer.compile_blocks()
     return PackedModel(transformer)

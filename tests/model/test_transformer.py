@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from packs import mixed_samples
 from reference_vectors import DESCRIBED, cases, relative
 from torch import Tensor
 
 from model import NextDiT
-from model import attention as attention_module
 
 
 @pytest.mark.parametrize("name", cases("forward"))
@@ -22,15 +22,6 @@ def test_forward_gives_the_published_numbers(name: str, vectors: dict[str, Tenso
     with torch.no_grad():
         output = transformer(*(vectors[f"{name}.{key}"] for key in keys), **case)
     assert relative(output, vectors[f"{name}.output"]) < 1e-4
-
-
-def mixed_samples() -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    torch.manual_seed(1)
-    shapes = [(2, 8, 12), (1, 16, 16), (2, 8, 12), (4, 8, 8), (2, 12, 8), (3, 8, 8)]
-    samples = [torch.randn(frames, 16, h, w) for frames, h, w in shapes]
-    timesteps = [torch.rand(len(sample)) * 1000 for sample in samples]
-    text = [torch.randn(length, 32) for length in (5, 9, 5, 1, 7, 3)]
-    return samples, timesteps, text
 
 
 @pytest.mark.parametrize("soft_capping", [False, True])
@@ -112,28 +103,6 @@ def test_the_released_size_has_its_parameters() -> None:
         model = NextDiT(hidden_size=3840, depth=16, num_heads=32, num_kv_heads=8, caption_channels=2048, qk_norm=True)
     in_blocks = sum(parameter.numel() for parameter in model.layers.parameters())
     assert round(in_blocks / 1e9, 2) == 2.79
-
-
-def test_one_kernel_for_a_whole_pack_equals_attention_by_groups(
-    transformer: NextDiT, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """FlexAttention as CUDA runs it; here without its compiler, which changes the kernel and not the masks."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    samples, timesteps, text = mixed_samples()
-    for soft_capping in (False, True):
-        model = NextDiT(**DESCRIBED["transformer"], soft_capping=soft_capping)
-        model.load_state_dict(transformer.state_dict())
-        with torch.no_grad(), monkeypatch.context() as patch:
-            expected = model.forward_packed(samples, timesteps, text)
-            mask = torch.arange(6).expand(2, 6) < torch.tensor([[6], [2]])
-            padded = (torch.stack([samples[0], samples[2]]), torch.tensor([5.0, 900.0]), torch.randn(2, 6, 32), mask)
-            expected.append(model(*padded))
-            patch.setattr(attention_module, "_flex", lambda: (flex_attention, create_block_mask))
-            patch.setattr(attention_module, "_attend_groups", attention_module._attend_flex)
-            found = [*model.forward_packed(samples, timesteps, text), model(*padded)]
-        for one, other in zip(found, expected, strict=True):
-            assert relative(one, other) < 1e-5
 
 
 def test_it_compiles_to_one_graph(vectors: dict[str, Tensor]) -> None:

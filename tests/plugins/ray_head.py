@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,7 +105,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
     _, left = psutil.wait_procs(family, timeout=6)
     for one in left:
-        one.kill()
+        with suppress(psutil.NoSuchProcess):  # it ended by itself in this moment
+            one.kill()
     process.wait()
 
 

@@ -56,6 +56,7 @@ def outputs_and_gradients(model: nn.Module, pack: Pack) -> tuple[list[Tensor], T
     return outputs, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("soft_capping", [False, True])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_by_tokens_equals_by_groups_with_gradients(
@@ -89,6 +90,7 @@ def test_padded_texts_and_levels_for_each_token_go_by_tokens_too(
 
 
 @pytest.mark.usefixtures("by_tokens")
+@pytest.mark.slow
 def test_packs_of_any_shapes_share_four_graphs(transformer: NextDiT, graphs: list[object]) -> None:
     model = model_like(transformer)
     model.compile_blocks()

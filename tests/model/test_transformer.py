@@ -105,6 +105,7 @@ def test_the_released_size_has_its_parameters() -> None:
     assert round(in_blocks / 1e9, 2) == 2.79
 
 
+@pytest.mark.slow
 def test_it_compiles_to_one_graph(vectors: dict[str, Tensor]) -> None:
     arguments = [
         vectors[f"forward1.{key}"]

@@ -39,7 +39,7 @@ def test_plan_frames_gives_kinds_and_mask(task, pictures, settings, kinds, mask)
         ("depth", 2, {"denoise_mask": [0, 0]}, "leaves no frame to generate"),
         ("depth", 1, {"denoise_mask": [1, 0], "known": "image"}, "not both"),
         ("depth", 1, {"known": "picture"}, "known='picture': say 'image' or 'condition'"),
-        ("depth", 2, {}, "2 images are more than the 1 known image frames of depth: image wanted, depth known"),
+        ("depth", 2, {}, "2 images are more than the 1 known image frames of depth: image generated, depth known"),
         ("depth", 0, {}, "0 images are fewer than the 1 known"),
         ("text2image", 1, {}, "1 images are more than the 0 known"),
         ("text2image", 0, {"known": "image"}, "text2image has no label"),

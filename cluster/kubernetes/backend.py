@@ -60,9 +60,8 @@ class KubernetesBackend:
             raise InputError(f"{queue}: Kueue is not installed in this cluster; leave out `queue` in the target")
         if queue not in queues:
             known = nearest(queue, queues) or ("; there are " + ", ".join(queues) if queues else "; there is none")
-            raise InputError(
-                f"{queue}: no such LocalQueue in namespace {self.target.namespace}{known}; correct `queue` in the target"
-            )
+            place = f"namespace {self.target.namespace}"
+            raise InputError(f"{queue}: no such LocalQueue in {place}{known}; correct `queue` in the target")
 
     def state(self, name: str) -> TargetState:
         """See `Backend.state`."""

@@ -56,7 +56,9 @@ def log_parts(store: Store) -> list[str]:
     return [name for name in store.files("log") if PART.fullmatch(name)]
 
 
-def stored_lines(store: Store, over: Callable[[], bool] = lambda: True, seconds: float = PAUSE_SECONDS) -> Iterator[str]:
+def stored_lines(
+    store: Store, over: Callable[[], bool] = lambda: True, seconds: float = PAUSE_SECONDS
+) -> Iterator[str]:
     """Lines of the log; then, every few seconds, new ones, until `over` (asked before each last look)."""
     sizes_read: dict[str, int] = {}  # bytes of each part that were given out
     rest = b""

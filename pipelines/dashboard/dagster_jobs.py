@@ -25,8 +25,7 @@ from pipelines.dashboard.snapshots import refresh
 from pipelines.dashboard.tracked_assets import tracked_assets
 from pipelines.jobs.control import scale_job
 from pipelines.jobs.control import stop_job as stop_submitted
-from pipelines.jobs.folder import JobFolder
-from pipelines.jobs.resolved import whole_address
+from pipelines.jobs.resolved import stored_job, whole_address
 from pipelines.jobs.specification import LabelJob, ReportJob, TrainJob, WorkersSpec
 from pipelines.jobs.status import list_jobs
 
@@ -96,7 +95,7 @@ def scale_run(context: dg.OpExecutionContext) -> None:
         if len(running) != 1:
             runs = ", ".join(attempt.address.rpartition("/jobs/")[0] for attempt in running) or "no training"
             raise InputError(f"under way: {runs}; name the run to scale")
-        current = JobFolder(running[0].address).specification().workers or WorkersSpec()
+        current = stored_job(running[0].address).workers
         requested = current.model_dump() | worker_values_in(context.op_config)
         scale_job(running[0].job_id, WorkersSpec(**requested), context.log.info)
 

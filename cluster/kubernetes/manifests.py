@@ -53,7 +53,7 @@ def rayjob(target: KubernetesTarget, work: Work) -> Manifest:
     assert len(work.name) <= MAX_NAME
     check_addresses(target, work)
     variables = dict(target.environment)
-    labels = {**target.labels, "app.kubernetes.io/part-of": "onediffusion", "onediffusion/kind": work.kind}
+    labels = {**_labels(target), "onediffusion/kind": work.kind}
     spec: Manifest = {
         "entrypoint": shlex.join(["python", "-m", "pipelines", *work.arguments]),
         "submissionMode": "HTTPMode",
@@ -62,10 +62,7 @@ def rayjob(target: KubernetesTarget, work: Work) -> Manifest:
         spec["clusterSelector"] = {"ray.io/cluster": target.cluster}
         spec["runtimeEnvYAML"] = yaml.safe_dump({"env_vars": variables})
     else:
-        if target.queue:
-            labels[QUEUE_LABEL] = target.queue
-            if target.priority:
-                labels[PRIORITY_LABEL] = target.priority
+        labels |= _queue_labels(target)
         pool, group = (target.gpu_pool, "gpu") if work.resources.gpus else (target.cpu_pool, "cpu")
         request = fixed(work.resources) if target.queue else work.resources
         workers = _worker_group(target, pool, group, request, variables)
@@ -94,11 +91,6 @@ def rayjob(target: KubernetesTarget, work: Work) -> Manifest:
 def raycluster(target: KubernetesTarget) -> Manifest:
     """The RayCluster that a target's `cluster` names: both pools, each from its least to its most workers."""
     assert target.cluster
-    labels = {**target.labels, "app.kubernetes.io/part-of": "onediffusion"}
-    if target.queue:
-        labels[QUEUE_LABEL] = target.queue
-        if target.priority:
-            labels[PRIORITY_LABEL] = target.priority
     groups = []
     for name, pool in (("cpu", target.cpu_pool), ("gpu", target.gpu_pool)):
         request = ResourceRequest(*pool.workers, pool.cpus, pool.gpus)
@@ -110,7 +102,7 @@ def raycluster(target: KubernetesTarget) -> Manifest:
         "metadata": {
             "name": target.cluster,
             "namespace": target.namespace,
-            "labels": labels,
+            "labels": _labels(target) | _queue_labels(target),
             **({"annotations": target.annotations} if target.annotations else {}),
         },
         "spec": _cluster_spec(target, groups, target.environment),
@@ -134,6 +126,18 @@ def check_addresses(target: KubernetesTarget, work: Work) -> None:
                 f"{address}: pods cannot see this folder; use an s3:// address, or a path on one of the target's "
                 f"`volumes`{mounted_at}"
             )
+
+
+def _labels(target: KubernetesTarget) -> dict[str, str]:
+    """Labels of everything made here."""
+    return {**target.labels, "app.kubernetes.io/part-of": "onediffusion"}
+
+
+def _queue_labels(target: KubernetesTarget) -> dict[str, str]:
+    """Labels by which Kueue knows what waits in its queue."""
+    if not target.queue:
+        return {}
+    return {QUEUE_LABEL: target.queue, **({PRIORITY_LABEL: target.priority} if target.priority else {})}
 
 
 def _cluster_spec(target: KubernetesTarget, groups: list[Manifest], environment: dict[str, str]) -> Manifest:
@@ -256,8 +260,7 @@ def _template(
         spec["imagePullSecrets"] = [{"name": name} for name in target.pull_secrets]
     if target.priority and not target.queue:
         spec["priorityClassName"] = target.priority
-    labels = {**target.labels, "app.kubernetes.io/part-of": "onediffusion"}
-    metadata: Manifest = {"labels": labels}
+    metadata: Manifest = {"labels": _labels(target)}
     if target.annotations:
         metadata["annotations"] = dict(target.annotations)
     return {"metadata": metadata, "spec": spec}

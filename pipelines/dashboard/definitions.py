@@ -1,4 +1,4 @@
-"""What Dagster loads: a function of the snapshots alone, so that all its processes agree, and load quickly."""
+"""What Dagster loads. It depends on the snapshots alone, so that all of Dagster's processes agree and load quickly."""
 
 from __future__ import annotations
 

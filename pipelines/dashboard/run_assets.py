@@ -51,7 +51,7 @@ def run_assets(snapshot: Snapshot, names: Mapping[str, str]) -> list[dg.AssetSpe
         kinds={"json"},
         metadata={"address": f"{snapshot.tracked.address}/evaluation.json"},
     )
-    if not snapshot.config:  # it is not known how it would be made
+    if not snapshot.config:  # nothing here can make them
         return [checkpoints, evaluation]
     return [_training(snapshot, checkpoints), _evaluating(snapshot, evaluation)]
 

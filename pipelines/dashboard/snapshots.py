@@ -126,12 +126,12 @@ def refresh(only: Sequence[str] | None = None) -> bool:
 
 
 def snapshots() -> list[Snapshot]:
-    """Of all datasets and runs, as they were read last."""
+    """The snapshots of all datasets and runs, as they were read last."""
     return [_load(asset) or Snapshot(asset, trouble=NOT_READ) for asset in tracked_assets()]
 
 
 def find_snapshot(name: str) -> Snapshot:
-    """Of the dataset or run of that name. Raises InputError."""
+    """The snapshot of the dataset or run of that name. Raises InputError."""
     for snapshot in snapshots():
         if snapshot.tracked.name == name:
             return snapshot

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference_vectors import DESCRIBED, cases, relative
+from reference_vectors import DESCRIPTION, cases, relative
 from torch import Tensor
 
 from model.cameras import camera_rays, latents_to_rays, orbit_cameras, rays_to_cameras, rays_to_latents
@@ -12,7 +12,7 @@ from model.cameras import camera_rays, latents_to_rays, orbit_cameras, rays_to_c
 
 @pytest.mark.parametrize("name", cases("rays"))
 def test_rays_match_published_numbers_and_invert_to_cameras(name: str, vectors: dict[str, Tensor]) -> None:
-    case = DESCRIBED["cases"][name]
+    case = DESCRIPTION["cases"][name]
     values = {key: vectors[f"{name}.{key}"] for key in ("azimuth", "elevation", "distance", "c2w", "K", "rays")}
     assert relative(orbit_cameras(values["azimuth"], values["elevation"], values["distance"]), values["c2w"]) < 1e-4
     rays = camera_rays(values["c2w"], values["K"], case["size"], case["normalize"], case["scale"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from packs import Pack, mixed_samples, random_pack
-from reference_vectors import DESCRIBED, relative
+from reference_vectors import DESCRIPTION, relative
 from torch import Tensor, nn
 
 from model import NextDiT
@@ -44,7 +44,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
 
 
 def model_like(transformer: NextDiT, soft_capping: bool | None = None) -> NextDiT:
-    model = NextDiT(**DESCRIBED["transformer"], soft_capping=soft_capping)
+    model = NextDiT(**DESCRIPTION["transformer"], soft_capping=soft_capping)
     model.load_state_dict(transformer.state_dict())
     return model
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from packs import mixed_samples
-from reference_vectors import DESCRIBED, cases, relative
+from reference_vectors import DESCRIPTION, cases, relative
 from torch import Tensor
 
 from model import NextDiT
@@ -18,7 +18,7 @@ from model import NextDiT
 @pytest.mark.parametrize("name", cases("forward"))
 def test_forward_gives_the_published_numbers(name: str, vectors: dict[str, Tensor], transformer: NextDiT) -> None:
     keys = ("samples", "timesteps", "encoder_hidden_states", "encoder_attention_mask")
-    case = {key: value for key, value in DESCRIBED["cases"][name].items() if key.startswith("scale_")}
+    case = {key: value for key, value in DESCRIPTION["cases"][name].items() if key.startswith("scale_")}
     with torch.no_grad():
         output = transformer(*(vectors[f"{name}.{key}"] for key in keys), **case)
     assert relative(output, vectors[f"{name}.output"]) < 1e-4
@@ -28,7 +28,7 @@ def test_forward_gives_the_published_numbers(name: str, vectors: dict[str, Tenso
 def test_packed_samples_equal_samples_alone_with_their_gradients(
     soft_capping: bool, transformer: NextDiT, vectors: dict[str, Tensor]
 ) -> None:
-    model = NextDiT(**DESCRIBED["transformer"], soft_capping=soft_capping)
+    model = NextDiT(**DESCRIPTION["transformer"], soft_capping=soft_capping)
     model.load_state_dict(transformer.state_dict())
     samples, timesteps, text = mixed_samples()
 
@@ -67,7 +67,7 @@ def test_soft_capping_is_on_in_half_precision_and_off_in_float(transformer: Next
     }
 
     def run(capping: bool | None, dtype: torch.dtype) -> Tensor:
-        model = NextDiT(**DESCRIBED["transformer"], soft_capping=capping)
+        model = NextDiT(**DESCRIPTION["transformer"], soft_capping=capping)
         model.load_state_dict(sharp)
         model.to(dtype)
         with torch.no_grad():
@@ -82,7 +82,7 @@ def test_checkpointed_blocks_give_the_same_gradients(transformer: NextDiT) -> No
     samples, timesteps, text = mixed_samples()
     found = []
     for checkpointing in (False, True):
-        model = NextDiT(**DESCRIBED["transformer"])
+        model = NextDiT(**DESCRIPTION["transformer"])
         model.load_state_dict(transformer.state_dict())
         model.train()
         if checkpointing:
@@ -110,7 +110,7 @@ def test_it_compiles_to_one_graph(vectors: dict[str, Tensor]) -> None:
         vectors[f"forward1.{key}"]
         for key in ("samples", "timesteps", "encoder_hidden_states", "encoder_attention_mask")
     ]
-    model = NextDiT(**{**DESCRIBED["transformer"], "depth": 1})
+    model = NextDiT(**{**DESCRIPTION["transformer"], "depth": 1})
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         assert relative(compiled(*arguments), model(*arguments)) < 1e-5
@@ -124,7 +124,7 @@ def test_it_compiles_to_one_graph(vectors: dict[str, Tensor]) -> None:
 
 def test_autocast_trains_packs(transformer: NextDiT) -> None:
     samples, timesteps, text = mixed_samples()
-    model = NextDiT(**DESCRIBED["transformer"])
+    model = NextDiT(**DESCRIPTION["transformer"])
     model.load_state_dict(transformer.state_dict())
     expected = model.forward_packed(samples, timesteps, text)
     with torch.autocast("cpu", torch.bfloat16):
@@ -144,7 +144,7 @@ def test_training_follows_sampling_in_one_process(transformer: NextDiT) -> None:
 
 
 def test_a_fresh_model_starts_as_the_published_one() -> None:
-    model = NextDiT(**DESCRIBED["transformer"])
+    model = NextDiT(**DESCRIPTION["transformer"])
     for layer in model.layers:
         assert not layer.feed_forward.w2.weight.any() and not layer.attention.gate.any()
         bound = (6 / sum(layer.feed_forward.w1.weight.shape)) ** 0.5  # Xavier

@@ -12,7 +12,7 @@ from labeling.sources.normalize import Rejected, normalize
 from labeling.sources.source import Source
 from model.constants import MAX_PIXELS, MIN_SIDE
 from model.pictures import decode_gray, decode_picture
-from pipelines.demo_data.pictures import OWN, gather_pictures
+from pipelines.demo_data.pictures import PHOTOGRAPHS, gather_pictures
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +35,15 @@ def test_every_demo_picture_is_intact_and_credited(folder: Path) -> None:
 
 
 def test_own_photographs_are_free_small_and_listed() -> None:
-    with (OWN / "metadata.csv").open(encoding="utf-8", newline="") as file:
+    with (PHOTOGRAPHS / "metadata.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    files = {path.name for path in OWN.iterdir()} - {"metadata.csv", "README.md"}
+    files = {path.name for path in PHOTOGRAPHS.iterdir()} - {"metadata.csv", "README.md"}
     assert files == {row["file_name"] for row in rows}
-    assert sum((OWN / name).stat().st_size for name in files) < 3_000_000
+    assert sum((PHOTOGRAPHS / name).stat().st_size for name in files) < 3_000_000
     for row in rows:
         assert row["licence"] == "public domain" or row["licence"].startswith(("CC0-", "CC-BY-"))
         assert "SA" not in row["licence"] and row["origin"]
-        assert max(decode_picture((OWN / row["file_name"]).read_bytes()).shape) <= 640
+        assert max(decode_picture((PHOTOGRAPHS / row["file_name"]).read_bytes()).shape) <= 640
 
 
 def test_stereo_pair_comes_with_true_disparity(folder: Path, photographs: Path) -> None:

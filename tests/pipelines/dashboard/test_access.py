@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 import psutil
 import pytest
 from aiohttp import ClientSession, WSMsgType
-from dashboard_process import ASSETS, LAUNCH, STOP_NOTHING, Dashboard, command, family_of, served, tokens_in
+from dashboard_process import ASSETS, LAUNCH, STOP_NOTHING, Dashboard, command, descendants, served, tokens_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
@@ -182,7 +182,7 @@ def test_pictures_and_no_other_files_are_served(guarded: Dashboard, tokens: dict
 def test_tokens_appear_only_in_their_file(guarded: Dashboard, tokens: dict[str, str]) -> None:
     places = [path for path in guarded.data.rglob("*") if path.is_file() and path.name != "tokens"]
     seen = b"".join(path.read_bytes() for path in places) + "\n".join(guarded.lines).encode()
-    commands = " ".join(" ".join(command(one)) for one in family_of(guarded))
+    commands = " ".join(" ".join(command(one)) for one in descendants(guarded))
     assert len(places) > 5
     for token in tokens.values():
         assert token.encode() not in seen and token not in commands
@@ -190,7 +190,7 @@ def test_tokens_appear_only_in_their_file(guarded: Dashboard, tokens: dict[str, 
 
 
 def test_only_loopback_port_and_private_sockets_are_open(guarded: Dashboard) -> None:
-    family = [psutil.Process(guarded.process.pid), *family_of(guarded)]
+    family = [psutil.Process(guarded.process.pid), *descendants(guarded)]
     listening = [
         connection.laddr
         for process in family

@@ -204,7 +204,7 @@ def test_speeds_in_events_of_earlier_versions_count(faces: Dataset, instance: dg
 
 @pytest.mark.parametrize("few", [2, 4])
 def test_new_shards_form_their_own_partitions(
-    faces: Dataset, grown: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, few: int
+    faces: Dataset, new_picture: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, few: int
 ) -> None:
     """Three shards and then four: in ranges before, or whole until then."""
     monkeypatch.setattr(partitions, "FEW_SHARDS", few)
@@ -212,7 +212,7 @@ def test_new_shards_form_their_own_partitions(
     follower.follow()
     before = "000001" if few == 2 else None
     assert {status for status, _ in statuses(instance, before).values()} == {"FRESH"}
-    ingest(str(grown.parent), faces.uri, shard_rows=2)
+    ingest(str(new_picture.parent), faces.uri, shard_rows=2)
     follower.follow()
     for partition in ("000000", "000001", "000002"):
         assert {status for status, _ in statuses(instance, partition).values()} == {"FRESH"}, partition

@@ -29,7 +29,7 @@ def notice(instance: dg.DagsterInstance, cursor: str | None = None) -> Any:
 
 
 def test_new_pictures_are_reported_built_or_ignored_by_policy(
-    faces: Dataset, grown: Path, instance: dg.DagsterInstance
+    faces: Dataset, new_picture: Path, instance: dg.DagsterInstance
 ) -> None:
     [new] = new_files(find_snapshot("faces"))
     assert (new.count, new.names) == (1, ["brick.png"])
@@ -54,11 +54,13 @@ def rested(instance: dg.DagsterInstance) -> Any:
     return notice(instance, notice(instance).cursor)
 
 
-def test_sensor_waits_for_file_that_is_still_copied(faces: Dataset, grown: Path, instance: dg.DagsterInstance) -> None:
+def test_sensor_waits_for_file_that_is_still_copied(
+    faces: Dataset, new_picture: Path, instance: dg.DagsterInstance
+) -> None:
     track([("dataset", faces.uri)], new_pictures="build")
-    whole, cursor = grown.read_bytes(), None
+    whole, cursor = new_picture.read_bytes(), None
     for size in (len(whole) // 3, len(whole) // 2, len(whole)):
-        grown.write_bytes(whole[:size])
+        new_picture.write_bytes(whole[:size])
         tick = notice(instance, cursor)
         assert not tick.run_requests and "have changed" in tick.skip_message
         cursor = tick.cursor
@@ -86,14 +88,14 @@ def request_run(instance: dg.DagsterInstance, tick: Any, status: dg.DagsterRunSt
 
 
 def test_sensor_requests_one_run_at_a_time_and_another_after_failure(
-    faces: Dataset, grown: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    faces: Dataset, new_picture: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     track([("dataset", faces.uri)], new_pictures="build")
     first = rested(instance)
     faces.store.put("jobs/label-0a0a0a0a/state.json", b"{}")
     assert rested(instance).run_requests[0].run_key == first.run_requests[0].run_key, "for the same pictures"
     run = request_run(instance, first, dg.DagsterRunStatus.STARTED)
-    shutil.copy(grown, grown.with_name("other.png"))
+    shutil.copy(new_picture, new_picture.with_name("other.png"))
     try:
         assert "is adding pictures" in rested(instance).skip_message
         instance.report_run_failed(run)
@@ -105,12 +107,12 @@ def test_sensor_requests_one_run_at_a_time_and_another_after_failure(
         instance.report_run_canceled(run)
         assert "was terminated" in rested(instance).skip_message
     finally:
-        grown.with_name("other.png").unlink()
+        new_picture.with_name("other.png").unlink()
     assert rested(instance).run_requests, "the sources are others since"
 
 
 def test_run_refused_by_another_job_is_requested_again(
-    faces: Dataset, grown: Path, instance: dg.DagsterInstance, shared_ray: None, monkeypatch: pytest.MonkeyPatch
+    faces: Dataset, new_picture: Path, instance: dg.DagsterInstance, shared_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It had ingested the picture, so nothing is new any more; but its labels are not there."""
     monkeypatch.setattr("pipelines.dashboard.sensors.RETRY_SECONDS", 0.0)
@@ -157,11 +159,11 @@ def test_truncated_archive_is_named(faces: Dataset, labeled: Path, tmp_path: Pat
 
 
 def test_unlabeled_shards_request_a_run_unless_a_job_holds_them(
-    faces: Dataset, grown: Path, instance: dg.DagsterInstance
+    faces: Dataset, new_picture: Path, instance: dg.DagsterInstance
 ) -> None:
     """The labeling that was to follow the ingest had met another job."""
     track([("dataset", faces.uri)], new_pictures="build")
-    ingest(str(grown.parent), faces.uri, shard_rows=2)
+    ingest(str(new_picture.parent), faces.uri, shard_rows=2)
     refresh()
     assert not new_files(find_snapshot("faces"))
     with lease(faces.store, ["brightness"]):

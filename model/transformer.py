@@ -124,11 +124,12 @@ class NextDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         velocities = [velocity for part, group in parts for velocity in _unpatchify(part, group).unbind()]
         return [velocity for _, velocity in sorted(zip(order, velocities, strict=True), key=lambda pair: pair[0])]
 
-    def _denoise(self, x: Tensor, t: Tensor, pooled: Tensor, y: Tensor, layout: Layout | TokenLayout) -> Tensor:
+    def _denoise(self, x: Tensor, t: Tensor, pooled: Tensor, y: Tensor, groups: Layout) -> Tensor:
         """x (N, p·p·C), timesteps t (M,), pooled text (samples, Y), text tokens y (T, Y) → velocities (N, p·p·C)."""
         N = len(x)
+        layout: Layout | TokenLayout = groups
         if _in_one_kernel(x.device):
-            layout = TokenLayout.of(layout)
+            layout = TokenLayout.of(groups)
             x, y, t = layout.pad(x, y, t)
             if not torch.compiler.is_compiling():
                 layout.mark_sizes()

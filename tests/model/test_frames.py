@@ -31,7 +31,7 @@ def test_plan_frames_gives_kinds_and_mask(task, pictures, settings, kinds, mask)
 
 
 @pytest.mark.parametrize(
-    ("task", "pictures", "settings", "said"),
+    ("task", "pictures", "settings", "message"),
     [
         ("dept", 1, {}, "unknown task 'dept' (did you mean 'depth'?)"),
         ("depth", 1, {"denoise_mask": [1, 0, 0]}, "denoise_mask has 3 values; depth has 2 frames: image, depth"),
@@ -52,7 +52,7 @@ def test_plan_frames_gives_kinds_and_mask(task, pictures, settings, kinds, mask)
         ("depth depth", 1, {}, "depth cannot be combined"),
     ],
 )
-def test_conflicting_arguments_are_refused(task, pictures, settings, said):
-    with pytest.raises(InputError) as found:
+def test_conflicting_arguments_are_refused(task, pictures, settings, message):
+    with pytest.raises(InputError) as error:
         plan_frames(task.split(), pictures, **settings)
-    assert said in str(found.value)
+    assert message in str(error.value)

@@ -64,7 +64,7 @@ def test_job_of_unreachable_target_stops_at_once_and_is_sent_elsewhere(job: Reso
     assert ended(again) == "failed"
 
 
-def test_responding_job_of_unreachable_target_is_not_taken_for_ended(
+def test_responding_job_of_unreachable_target_counts_as_running(
     job: ResolvedJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = time.time()
@@ -298,7 +298,7 @@ def test_scaled_job_is_sent_to_target_as_recorded(
         waiting.communicate()
 
 
-def test_files_that_are_no_parts_are_ignored_in_log(tmp_path: Path) -> None:
+def test_log_ignores_files_that_are_no_parts(tmp_path: Path) -> None:
     """Parts of a log are counted by their names; other files beside them neither count nor stop the job."""
     store = open_store(tmp_path)
     store.put("log/000002.txt", b"before\n")

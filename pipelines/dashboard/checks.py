@@ -1,6 +1,6 @@
 """Asset checks as Dagster defines and runs them: one step for each dataset or run, which reads it once."""
 
-# No postponed annotations: Dagster reads those of its steps.
+# Without `from __future__ import annotations`, since Dagster reads the annotations of its steps.
 from collections.abc import Collection, Iterator
 
 import dagster as dg

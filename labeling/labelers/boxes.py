@@ -88,11 +88,9 @@ class BoxesLabeler(PretrainedLabeler):
 
     def label_row(self, row: Row) -> Row:
         required(row, "images.image")
-        picture = row["images.image"]
-        detections = (
-            self._detect(np.asarray(picture)) if self._processor is None else self._transform(np.asarray(picture))
-        )
-        detections = _keep(detections, picture.shape[1], picture.shape[0], self.parameters)
+        picture = np.asarray(row["images.image"])
+        detect = self._detect_embedded if self._processor is None else self._detect_pretrained
+        detections = _keep(detect(picture), picture.shape[1], picture.shape[0], self.parameters)
         colors = draw_colors([name for _, _, name in detections], row["id"])
         return {
             "boxes": [dict(zip(("x0", "y0", "x1", "y1"), box, strict=True)) for box, _, _ in detections],
@@ -101,7 +99,7 @@ class BoxesLabeler(PretrainedLabeler):
             "colors": [colors[name] for _, _, name in detections],
         }
 
-    def _detect(self, picture: Picture) -> list[Detection]:
+    def _detect_embedded(self, picture: Picture) -> list[Detection]:
         import cv2
         import mmcv
 
@@ -116,7 +114,7 @@ class BoxesLabeler(PretrainedLabeler):
                 detections.append((box, float(score), name))
         return detections
 
-    def _transform(self, picture: Picture) -> list[Detection]:
+    def _detect_pretrained(self, picture: Picture) -> list[Detection]:
         import torch
 
         inputs = self._processor(images=picture, return_tensors="pt", input_data_format="channels_last")

@@ -105,20 +105,21 @@ class CaptionLabeler(PretrainedLabeler):
 
         image = Image.fromarray(picture)
         if getattr(self._processor, "chat_template", None):
-            ask = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self.parameters.prompt}]}]
-            text = self._processor.apply_chat_template(ask, add_generation_prompt=True)
+            content = [{"type": "image"}, {"type": "text", "text": self.parameters.prompt}]
+            messages = [{"role": "user", "content": content}]
+            text = self._processor.apply_chat_template(messages, add_generation_prompt=True)
             inputs = self._processor(images=image, text=text, return_tensors="pt")
         else:
             inputs = self._processor(images=image, return_tensors="pt")
         inputs = inputs.to(self._network.device, self._network.dtype)
         with torch.no_grad():
-            written = self._network.generate(
+            tokens = self._network.generate(
                 **inputs, max_new_tokens=self.parameters.tokens, do_sample=False, num_beams=1
             )
-        asked = inputs.get("input_ids")
-        if asked is not None and torch.equal(written[:, : asked.shape[1]], asked):  # most models repeat the question
-            written = written[:, asked.shape[1] :]
-        caption = one_line(self._tokenizer.decode(written[0], skip_special_tokens=True))
+        question = inputs.get("input_ids")
+        if question is not None and torch.equal(tokens[:, : question.shape[1]], question):  # most models repeat it
+            tokens = tokens[:, question.shape[1] :]
+        caption = one_line(self._tokenizer.decode(tokens[0], skip_special_tokens=True))
         if not caption:
             raise RowError("the model wrote nothing")
         return caption

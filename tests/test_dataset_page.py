@@ -1,4 +1,5 @@
-"""docs/dataset.md suffices to read the format: a reader written from it alone agrees with every stored digest."""
+"""docs/dataset.md suffices for the format: a reader written from it agrees with every stored digest, and what a writer
+written from it makes is a dataset."""
 
 from __future__ import annotations
 
@@ -12,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from labeling.dataset import Dataset, GroupStatus, dataset_status
 
 STORED = Path(__file__).parent / "compatibility"
 
@@ -77,3 +80,38 @@ def test_a_reader_written_from_the_page_agrees_with_stored_digests(name: str) ->
                 made_by = {key: declaration[key] for key in ("labeler", "version", "parameters", "weights")}
                 read = sorted([column, digests[column]] for column in {"images.id", *declaration["reads"]})
                 assert json_digest([made_by, read]) == footers[declared.parent.name]["recipe"], declared
+
+
+def write_group(folder: Path, declaration: dict[str, Any], table: pa.Table, read: list[list[str]]) -> dict[str, str]:
+    """Write group.json and shard 000000 of one row group by the page; the digests of the columns."""
+    folder.mkdir(parents=True)
+    (folder / "group.json").write_text(json.dumps(declaration))
+    columns = {field.name: blake(emitted(field.type, table[field.name].to_pylist())) for field in table.schema}
+    made_by = {key: declaration[key] for key in ("labeler", "version", "parameters", "weights")}
+    errors = len(table) - table["error"].null_count if "error" in columns else 0
+    with pq.ParquetWriter(folder / "000000.parquet", table.schema) as writer:
+        writer.write_table(table)
+        footer = {"recipe": json_digest([made_by, sorted(read)]), "content": json_digest(columns)}
+        writer.add_key_value_metadata({**footer, "columns": json.dumps(columns), "errors": str(errors)})
+    return columns
+
+
+def test_a_writer_written_from_the_page_makes_a_dataset(tmp_path: Path) -> None:
+    images = pa.table({"id": ["a", "b"], "image": [b"1", b"2"], "width": pa.array([4, 4], pa.int32())})
+    source: dict[str, Any] = {"labeler": "ingest", "version": 1, "parameters": {}, "weights": "", "reads": []}
+    columns = write_group(tmp_path / "images", source, images, [["source", "any"]])
+    error = pa.array([None, "too dark"], pa.string())
+    labels = pa.table({"id": ["a", "b"], "caption": ["a cat", None], "model": ["m", "m"], "error": error})
+    caption = {**source, "labeler": "caption", "parameters": {"threshold": 0.25}, "reads": ["images.image"]}
+    read = [["images.id", columns["id"]], ["images.image", columns["image"]]]
+    write_group(tmp_path / "caption", caption, labels, read)
+    shards = [{"name": "000000", "rows": 2, "source": 0}]
+    description = {"schema": 1, "kind": "pictures", "shards": shards, "sources": [{"uri": "/pictures"}]}
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    dataset = Dataset.open(tmp_path)
+    assert dataset_status(dataset) == {
+        "images": GroupStatus(fresh=1, rows=2),
+        "caption": GroupStatus(fresh=1, rows=2, errors=1),
+    }
+    joined = dataset.join("000000", {"images": ["id", "image"], "caption": ["id", "caption"]}).to_pylist()
+    assert [(row["images.image"], row["caption.caption"]) for row in joined] == [(b"1", "a cat"), (b"2", None)]

@@ -145,7 +145,7 @@ def _cluster_spec(target: KubernetesTarget, groups: list[Manifest], environment:
     autoscaler = {
         "version": "v2",
         "idleTimeoutSeconds": target.idle_seconds,
-        "securityContext": _security(),
+        "securityContext": _security_context(),
     }
     return {
         "rayVersion": target.ray_version or version("ray"),
@@ -164,12 +164,12 @@ def _cluster_spec(target: KubernetesTarget, groups: list[Manifest], environment:
 def _head_template(target: KubernetesTarget, head: Head, environment: dict[str, str]) -> Manifest:
     # How long a driver that is stopped has for its checkpoint before Ray kills it; Ray's default is 3 s.
     variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(target.grace_seconds), **environment}
-    size = {"cpu": _number(head.cpus), "memory": head.memory}
+    size = {"cpu": _cpu_quantity(head.cpus), "memory": head.memory}
     template = _template(target, "head", size, _default_shared_memory(head.memory), variables)
     template["spec"]["containers"][0]["ports"] = [
         {"containerPort": port, "name": name} for name, port in (("gcs-server", 6379), ("dashboard", 8265))
     ]
-    return _placed(template, head.node_selector, [_toleration(toleration) for toleration in head.tolerations])
+    return _with_placement(template, head.node_selector, [_toleration(toleration) for toleration in head.tolerations])
 
 
 def _worker_group(
@@ -191,7 +191,7 @@ def worker_template(
     """The pod of one worker of a job, as large as the pool says or the job asks."""
     memory = f"{request.memory_gb:g}G" if request.memory_gb else pool.memory
     gpus = math.ceil(request.gpus)
-    size: dict[str, Any] = {"cpu": _number(max(pool.cpus, request.cpus)), "memory": memory}
+    size: dict[str, Any] = {"cpu": _cpu_quantity(max(pool.cpus, request.cpus)), "memory": memory}
     if gpus:
         size[GPU] = gpus
     template = _template(target, "worker", size, pool.shared_memory or _default_shared_memory(memory), environment)
@@ -214,7 +214,7 @@ def worker_template(
                 ]
             }
         }
-    return _placed(template, selector, tolerations)
+    return _with_placement(template, selector, tolerations)
 
 
 def _template(
@@ -235,7 +235,7 @@ def _template(
         "resources": {"requests": dict(size), "limits": dict(size)},
         # This asks for a checkpoint, and whatever takes the pod away (a spot node, Kueue, `stop`) waits for it.
         "lifecycle": {"preStop": {"exec": {"command": drain}}},
-        "securityContext": _security(),
+        "securityContext": _security_context(),
         "volumeMounts": [
             {"name": "shared-memory", "mountPath": "/dev/shm"},  # noqa: S108 — the folder that Ray uses
             *({"name": f"volume-{i}", "mountPath": v.path, "readOnly": v.read_only} for i, v in _volumes(target)),
@@ -270,7 +270,8 @@ def _volumes(target: KubernetesTarget) -> list[tuple[int, Any]]:
     return list(enumerate(target.volumes))
 
 
-def _placed(template: Manifest, selector: dict[str, str], tolerations: list[Manifest]) -> Manifest:
+def _with_placement(template: Manifest, selector: dict[str, str], tolerations: list[Manifest]) -> Manifest:
+    """The template with the labels that nodes must have, and the taints that they may have."""
     if selector:
         template["spec"]["nodeSelector"] = dict(selector)
     if tolerations:
@@ -287,7 +288,7 @@ def _toleration(toleration: Toleration) -> Manifest:
     return entry
 
 
-def _security() -> Manifest:
+def _security_context() -> Manifest:
     """What namespaces under the "restricted" Pod Security Standard ask of every container."""
     return {
         "allowPrivilegeEscalation": False,
@@ -303,5 +304,5 @@ def _default_shared_memory(memory: MemoryQuantity) -> MemoryQuantity:
     return f"{int(float(memory.removesuffix(unit)) * UNITS[unit] * 0.4) >> 20}Mi"
 
 
-def _number(cpus: float) -> str:
+def _cpu_quantity(cpus: float) -> str:
     return str(int(cpus)) if cpus == int(cpus) else f"{round(cpus * 1000)}m"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.slurm.messages import ended_reason, is_silence, is_unreachable, pending_reason, refusal
-from cluster.slurm.script import folder, gres, node_shape, output_file, script
+from cluster.slurm.script import gres, node_shape, output_file, script, script_folder
 from cluster.target import SlurmTarget
 from cluster.user_data import one_at_a_time, write_whole
 from cluster.work import AlreadySubmitted, Phase, TargetState, Work
@@ -156,7 +156,7 @@ class SlurmBackend:
             )
 
     def _write(self, name: str, text: str) -> Path:
-        path = folder(self.target) / f"{name}.sh"
+        path = script_folder(self.target) / f"{name}.sh"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, text)

@@ -1,6 +1,6 @@
 """Asset checks as Dagster defines and runs them: one step for each dataset or run, which reads it once."""
 
-# No postponed annotations: Dagster reads those of its steps.
+# Without `from __future__ import annotations`, since Dagster reads the annotations of its steps.
 from collections.abc import Collection, Iterator
 
 import dagster as dg
@@ -41,7 +41,7 @@ def check_specs(snapshot: Snapshot) -> list[dg.AssetCheckSpec]:
         checks = [_spec((name, "checkpoints"), check) for check in losses]
         return [*checks, _spec((name, "evaluation"), "figures")]
     specs = [_spec((name, group), check) for group in snapshot.labels for check in ("fresh", "errors", "speed")]
-    if snapshot.sources and snapshot.kind == "pictures" and IMAGES in snapshot.groups:
+    if snapshot.has_sources and IMAGES in snapshot.groups:
         specs.append(_spec((name, IMAGES), "sources"))
     return specs
 

@@ -1,6 +1,6 @@
 """Dagster jobs that a form launches without an asset: new runs, labels and pictures, scaling and stopping jobs."""
 
-# No postponed annotations: Dagster reads those of its steps.
+# Without `from __future__ import annotations`, since Dagster reads the annotations of its steps.
 from typing import Any
 
 import dagster as dg

@@ -1,6 +1,6 @@
 """The assets of a dataset: one for each column group, with its inputs, partitioned into ranges of shards."""
 
-# No postponed annotations: Dagster reads those of its steps.
+# Without `from __future__ import annotations`, since Dagster reads the annotations of its steps.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any

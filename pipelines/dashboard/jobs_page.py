@@ -15,7 +15,7 @@ from pipelines.dashboard.dagster_internals import JOB_FORM
 from pipelines.dashboard.snapshots import snapshots
 from pipelines.dashboard.tracked_assets import find_tracked
 from pipelines.jobs.attempt import Attempt
-from pipelines.jobs.folder import JobFolder
+from pipelines.jobs.resolved import stored_job
 from pipelines.jobs.status import JobStatus, list_jobs
 
 JOBS_PATH = "submissions"  # the first part of the address; `/jobs` is a page of Dagster's own
@@ -104,10 +104,8 @@ def _row(attempt: Attempt, status: JobStatus, operates: bool) -> str:
 def _workers(attempt: Attempt) -> dict[str, int]:
     """The job's number of workers, as the form takes it."""
     with suppress(Exception):  # these are only the first values of a form
-        spec = JobFolder(attempt.address).specification().workers
-        if spec:
-            least, most = (spec.count, spec.count) if isinstance(spec.count, int) else spec.count
-            return {"least": least, "most": most}
+        request = stored_job(attempt.address).workers.resources()
+        return {"least": request.min_workers, "most": request.max_workers}
     return {"least": 1, "most": 1}
 
 

@@ -1,6 +1,6 @@
 """The assets of a run: its checkpoints, made from the groups that its mixture reads, and their evaluation."""
 
-# No postponed annotations: Dagster reads those of its steps.
+# Without `from __future__ import annotations`, since Dagster reads the annotations of its steps.
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 

@@ -1,6 +1,6 @@
 """Sensors: one that follows what happens elsewhere, and one for each dataset that notices new pictures."""
 
-# No postponed annotations: Dagster reads those of its steps.
+# Without `from __future__ import annotations`, since Dagster reads the annotations of its steps.
 import json
 import time
 from collections.abc import Sequence

@@ -92,22 +92,20 @@ def test_job_outlives_the_dashboard_that_sent_it(
             return running.ask(LAUNCH, p=joined)["launchRun"].get("run")
 
         run = running.until(launched)["runId"]
-        running.until(
-            lambda: any(submission.job_id in str(e) for e in running.ask(query, r=run)["logsForRun"]["events"])
-        )
+        running.until(lambda: any(attempt.job_id in str(e) for e in running.ask(query, r=run)["logsForRun"]["events"]))
         return str(run)
 
     try:
         with served(tmp_path / "data") as running:
             run = running.ask(LAUNCH, p=execution)["launchRun"]["run"]["runId"]
             running.until(lambda: read_metrics(store), seconds=180)
-        [(submission, state)] = list_jobs()
+        [(attempt, state)] = list_jobs()
         assert state.phase == "running"
         last = read_metrics(store)[-1]["step"]
         with served(tmp_path / "data") as running:
             answer = running.ask(query, r=run)
             assert answer["runOrError"]["status"] == "FAILURE"
-            goes_on = f"the dashboard ends; {submission.job_id} goes on: onediffusion logs -f {submission.job_id}"
+            goes_on = f"the dashboard ends; {attempt.job_id} goes on: onediffusion logs -f {attempt.job_id}"
             assert any(goes_on in str(event) for event in answer["logsForRun"]["events"]), answer["logsForRun"][
                 "events"
             ]
@@ -133,9 +131,9 @@ def test_job_outlives_the_dashboard_that_sent_it(
             running.until(lambda: not any(is_alive(process) for process in started), seconds=90)
             follows(running)
             page = running.request(f"/submissions/{store.uri.rpartition('/')[2]}")[2].decode()
-            assert f"<code>{submission.job_id}</code>" in page and ">running</span>" in page
+            assert f"<code>{attempt.job_id}</code>" in page and ">running</span>" in page
             assert "/jobs/stop_job/" in page and "/jobs/scale_training/" in page
-            assert running.request("/submissions")[2].decode().count(f"<code>{submission.job_id}</code>") == 1
+            assert running.request("/submissions")[2].decode().count(f"<code>{attempt.job_id}</code>") == 1
             family = descendants(running)
             running.process.kill()
             running.process.wait()
@@ -145,8 +143,8 @@ def test_job_outlives_the_dashboard_that_sent_it(
             follows(running)
             running.until(lambda: read_metrics(store)[-1]["step"] > last)
     finally:
-        for submission, _ in list_jobs():
-            for process in work_processes(submission.name):
+        for attempt, _ in list_jobs():
+            for process in work_processes(attempt.name):
                 process.kill()
 
 

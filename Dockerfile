@@ -9,11 +9,13 @@
 #   docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu .
 FROM python:3.11-slim-bookworm AS base
 
-# For OpenCV and mediapipe: libgl1, libglib2.0-0, libsm6, libxext6. For KubeRay's probes: wget. They have no versions,
-# since Debian keeps only the newest of a package: a pinned one is soon not to be had.
+# For OpenCV and mediapipe: libgl1, libglib2.0-0, libsm6, libxext6. For KubeRay's probes: wget. For Triton, which builds a
+# launcher of each kernel that torch.compile makes for a GPU: gcc, libc6-dev. They have no versions, since Debian keeps
+# only the newest of a package, and a pinned one soon disappears.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends libgl1 libglib2.0-0 libsm6 libxext6 tini wget \
+    && apt-get install --yes --no-install-recommends \
+        gcc libc6-dev libgl1 libglib2.0-0 libsm6 libxext6 tini wget \
     && rm -rf /var/lib/apt/lists/*
 
 FROM base AS packages
@@ -21,9 +23,9 @@ WORKDIR /build
 COPY pyproject.toml constraints.txt build-constraints.txt README.md ./
 ARG TORCH_INDEX=
 # The packages go to /usr/local, where every shell finds them: a login shell, as older KubeRay starts, forgets the PATH
-# of a virtual environment. PyTorch of an index of its own is installed from that index alone, before the rest: pip
-# would take any package from an extra index, whoever put it there. There is no code here yet, so that changed code
-# does not install everything again.
+# of a virtual environment. A PyTorch from TORCH_INDEX is installed from that index alone, before the rest: pip would
+# take any package from an extra index, whoever put it there. The code is copied later, so that a change of it does not
+# install everything again.
 RUN python -m pip install --no-cache-dir "pip>=25.3" \
     && if [ -n "$TORCH_INDEX" ]; then \
         python -m pip install --no-cache-dir --no-deps --index-url "$TORCH_INDEX" --constraint constraints.txt torch; \
@@ -43,6 +45,6 @@ ENV PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 RUN python -m compileall -q /app && python -m pipelines --help > /dev/null
 # By number, so that Kubernetes can see that it is not root.
 USER 1000:1000
-# KubeRay starts Ray in the place of both; they serve `docker run`.
+# KubeRay starts Ray in place of these two; they serve `docker run`.
 ENTRYPOINT ["tini", "-g", "--"]
 CMD ["python", "-m", "pipelines", "--help"]

@@ -1,5 +1,5 @@
-# Everything a newcomer types. PICTURES names the pictures of the demo and OUT its place; VENV the environment and
-# PYTHON a Python 3.11 to make it with.
+# What people run by hand, and CI. PICTURES: pictures for the demo; OUT: the folder or s3:// address it writes to.
+# VENV: the virtual environment; PYTHON: a Python 3.11 to make it with.
 VENV ?= .venv
 PYTHON ?= python3.11
 PICTURES ?=
@@ -12,7 +12,7 @@ INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --
 demo: $(VENV)/installed
 	$(BIN)/onediffusion demo --out "$(OUT)" $(if $(PICTURES),--pictures "$(PICTURES)")
 
-# In two processes; a file stays in one of them.
+# In two processes; the tests of a file stay in one of them, since they share fixtures.
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2
 
@@ -34,18 +34,19 @@ bench-plan: $(VENV)/installed-test
 bench-model: $(VENV)/installed-test
 	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_model.py
 
-# For a machine with a CUDA GPU: the environment here, or where there is none any python3 with torch. Needs no Ray.
+# For a machine with a CUDA GPU, as docs/gpu.md describes. It takes the environment in VENV, else any python3 with torch.
+# ARGUMENTS: options of the script, as in ARGUMENTS="--only attention".
 bench-gpu:
 	PYTHONPATH=. $(or $(wildcard $(BIN)/python),python3) tests/benchmarks/bench_gpu.py $(ARGUMENTS)
 
 clean:
 	rm -rf runs
 
-# The site in site/, as CI checks it: every link leads somewhere.
+# The site in site/, as CI builds it; a broken link is an error.
 docs: $(VENV)/installed-test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
 
-# What the folders in examples/ do, each as its README says.
+# Run every example as its README says.
 examples: $(VENV)/installed-test
 	$(BIN)/python -m pytest tests/test_examples.py
 

@@ -30,8 +30,7 @@ class LocalBackend:
 
     def plan(self, work: Work) -> dict[str, str]:
         """The command; see `Backend.plan`."""
-        environment = {**self.target.environment, WORK_VARIABLE: work.name, "PYTHONPATH": _python_path()}
-        variables = [f"{key}={value}" for key, value in environment.items()]
+        variables = [f"{key}={value}" for key, value in self._variables(work).items()]
         return {"command": shlex.join([*variables, *_command(work)]) + "\n"}
 
     def submit(self, work: Work) -> None:
@@ -39,14 +38,13 @@ class LocalBackend:
         with one_at_a_time("local"):
             if work_processes(work.name):
                 raise AlreadySubmitted(f"{work.name}: runs on this machine already")
-            environment = {**os.environ, **self.target.environment, WORK_VARIABLE: work.name}
             with _log(work.name).open("ab") as log:
                 started = subprocess.Popen(  # noqa: S603 - our own command
                     _command(work),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=environment | {"PYTHONPATH": _python_path()},
+                    env={**os.environ, **self._variables(work)},
                     start_new_session=True,
                 )
             # Until the system has set up the new process's environment, its name cannot be found there.
@@ -80,10 +78,11 @@ class LocalBackend:
         if _log(name).exists():
             yield from _log(name).read_text(errors="replace").splitlines()
 
-
-def _python_path() -> str:
-    """PYTHONPATH of the job: our packages must be found from any working directory."""
-    return os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    def _variables(self, work: Work) -> dict[str, str]:
+        """Environment variables of the work, over those of this process."""
+        # Our packages must be found from any working directory.
+        python_path = os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return {**self.target.environment, WORK_VARIABLE: work.name, "PYTHONPATH": python_path}
 
 
 def _command(work: Work) -> list[str]:

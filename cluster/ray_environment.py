@@ -20,7 +20,7 @@ RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    # Nobody reads what it finds: jobs are told by signals when their machine is needed elsewhere.
+    # Ray Train's own watch for nodes that are taken away: training asks Ray for them itself (training.coordinator).
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # Nobody reads metrics either; where Ray's agent is late, every process would print that it cannot export them.
     "RAY_enable_metrics_collection": "0",

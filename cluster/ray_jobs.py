@@ -8,7 +8,7 @@ import shlex
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from cluster.work import WORK_VARIABLE, AlreadySubmitted, TargetState, Work
 from model.inputs import InputError, one_line
 
 CONNECT_SECONDS = 10.0
-AGENT_SECONDS = 60.0
+AGENT_SECONDS = 60.0  # for the agent that takes jobs to start, after the head
+STOP_SECONDS = 60.0
 NO_AGENT = "No available agent to submit job"
 # These variables are no secrets, and name the S3 that the addresses of a job mean.
 FORWARDED = (
@@ -93,9 +94,10 @@ class RayBackend:
         """See `Backend.stop`."""
         with self._explained(name):
             if self.state(name).phase in ("pending", "running"):
-                client = self.client()
-                client.stop_job(name)
-                _until_ended(lambda: self.state(name).phase not in ("pending", "running"))
+                self.client().stop_job(name)
+                deadline = time.monotonic() + STOP_SECONDS
+                while self.state(name).phase in ("pending", "running") and time.monotonic() < deadline:
+                    time.sleep(0.5)
 
     def scale(self, name: str, work: Work) -> bool:
         """A running cluster has a fixed size, or grows by Ray's own autoscaler; see `Backend.scale`."""
@@ -187,9 +189,3 @@ class RayBackend:
             if type(error) is RuntimeError and "status code" in text:
                 raise InputError(f"{self.target.address}: Ray refuses: {text[-300:]}") from None
             raise
-
-
-def _until_ended(ended: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not ended() and time.monotonic() < deadline:
-        time.sleep(0.5)

@@ -77,7 +77,7 @@ def _node_loss_named() -> Iterator[None]:
         if input_error_behind(error):
             raise
         # What ran on a lost node fails at once, and Ray takes a while to be sure that the node is gone.
-        deadline = time.monotonic() + (NODE_SECONDS if _nodes() > 1 else 0.0)
+        deadline = time.monotonic() + (NODE_SECONDS if _count_nodes() > 1 else 0.0)
         while not (lost := {node: at for node, at in _lost_nodes().items() if node not in before}):
             if time.monotonic() > deadline:
                 raise
@@ -94,7 +94,7 @@ def _lost_nodes() -> dict[str, str]:
     }
 
 
-def _nodes() -> int:
+def _count_nodes() -> int:
     return sum(node["Alive"] for node in _node_table())
 
 

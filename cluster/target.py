@@ -6,12 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from model.inputs.schema import Section, validate
 from model.inputs.yaml_files import example_names, read_yaml
@@ -23,6 +18,10 @@ _SECRET = re.compile(
 )
 _USERINFO = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 _PATHS = ("_FILE", "_PATH", "_DIR", "GOOGLE_APPLICATION_CREDENTIALS")
+_WHERE_SECRETS_BELONG = (
+    "leave it in the shell that submits (local, slurm), in the cluster's own environment (ray), or in a Secret that "
+    "`credentials` names (kubernetes)"
+)
 
 
 def is_secret(variable: str) -> bool:
@@ -31,7 +30,9 @@ def is_secret(variable: str) -> bool:
     return bool(_SECRET.search(name)) and not name.endswith(_PATHS)
 
 
-def _written(pattern: str, how: str) -> AfterValidator:
+def _in_form(pattern: str, how: str) -> AfterValidator:
+    """Refuses a text that a pattern does not match whole; how: the right form, in words."""
+
     def check(value: str) -> str:
         if not re.fullmatch(pattern, value):
             raise ValueError(f"write it as {how}")
@@ -41,11 +42,11 @@ def _written(pattern: str, how: str) -> AfterValidator:
 
 
 DnsName = Annotated[
-    str, _written(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?", "Kubernetes names are: lower-case letters, digits and -")
+    str, _in_form(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?", "Kubernetes names are: lower-case letters, digits and -")
 ]
-MemoryQuantity = Annotated[str, _written(r"[1-9][0-9]*(Mi|Gi|Ti|M|G|T)", "a number and Mi, Gi or Ti, as 16Gi")]
-FolderPath = Annotated[str, _written(r"/[^/].*", "an absolute path")]
-ImageName = Annotated[str, _written(r"\S+", "REGISTRY/NAME:TAG")]
+MemoryQuantity = Annotated[str, _in_form(r"[1-9][0-9]*(Mi|Gi|Ti|M|G|T)", "a number and Mi, Gi or Ti, as 16Gi")]
+FolderPath = Annotated[str, _in_form(r"/[^/].*", "an absolute path")]
+ImageName = Annotated[str, _in_form(r"\S+", "REGISTRY/NAME:TAG")]
 
 
 def _no_secrets(values: dict[str, str]) -> dict[str, str]:
@@ -57,16 +58,16 @@ def _no_secrets(values: dict[str, str]) -> dict[str, str]:
 def _no_secret_in(line: str) -> str:
     for name in re.findall(r"(\w+)=", line):
         if is_secret(name):
-            raise ValueError(f"{name} looks like a secret, and targets are kept with the jobs sent to them; {_SECRETS}")
+            raise ValueError(
+                f"{name} looks like a secret, and targets are kept with the jobs sent to them; {_WHERE_SECRETS_BELONG}"
+            )
     if _USERINFO.search(line):
-        raise ValueError(f"a password in an address looks like a secret, and targets are kept with jobs; {_SECRETS}")
+        raise ValueError(
+            f"a password in an address looks like a secret, and targets are kept with jobs; {_WHERE_SECRETS_BELONG}"
+        )
     return line
 
 
-_SECRETS = (
-    "leave it in the shell that submits (local, slurm), in the cluster's own environment (ray), or in a Secret that "
-    "`credentials` names (kubernetes)"
-)
 Variables = Annotated[dict[str, str], AfterValidator(_no_secrets)]
 
 
@@ -87,8 +88,7 @@ class RayTarget(Section):
     `ray get-auth-token` leaves it, or else the project's own.
     working_dir: the checkout to upload, without what git ignores; by default the one that runs.
     install: whether Ray installs the packages pinned in constraints.txt for the job ("pip"), or the cluster has them
-    ("none"). environment: variables of the job, no secrets
-    (S3 credentials are the cluster's own).
+    ("none"). environment: variables of the job, no secrets (S3 credentials are the cluster's own).
     """
 
     type: Literal["ray"]
@@ -168,9 +168,9 @@ class KubernetesTarget(Section):
     cpu_pool, gpu_pool: where workers without and with GPUs run. head: the pod that leads them.
     idle_seconds: after which the autoscaler gives a worker back, where a job asks for between least and most workers.
     retries: how often a job that was lost or interrupted begins again, from its last checkpoint (a job on a shared
-    cluster does not: KubeRay would remove the cluster). ttl_seconds: for
-    which an ended job keeps its pods. deadline_seconds: after which it is ended. grace_seconds: for a checkpoint, when
-    pods are taken away. suspend: send jobs that wait until someone resumes them.
+    cluster does not: KubeRay would remove the cluster). ttl_seconds: for which an ended job keeps its pods.
+    deadline_seconds: after which it is ended. grace_seconds: for a checkpoint, when pods are taken away.
+    suspend: send jobs that wait until someone resumes them.
     cluster: a shared RayCluster to send jobs to, instead of one made for each. Whoever runs it makes it once, from the
     manifest that `--dry-run` shows: it costs money until it is removed, so no job makes it unasked.
     labels, annotations: of everything made here. ray_version: of the image; by default the one installed here.

@@ -7,8 +7,7 @@ from typing import Literal
 
 from model.inputs import InputError
 
-Phase = Literal["absent", "pending", "running", "ended"]
-
+Phase = Literal["absent", "pending", "running", "ended"]  # of work at a target; "absent": it has no trace of it
 WORK_VARIABLE = "ONEDIFFUSION_WORK"  # the environment variable that holds the name of the work in its processes
 
 

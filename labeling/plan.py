@@ -67,13 +67,15 @@ def next_wave(
     footers: Footers,
     shards: tuple[int, int] | None = None,
 ) -> Wave:
-    """The shards to compute now, of groups given in dependency order; of shards [first, end) alone where given.
+    """The shards to compute now.
 
-    A shard that exists while one that it reads is recomputed waits for the next wave: if the new values equal the old,
+    declarations: of the groups to label, each after those that it reads; shards: [first, end), all by default.
+    A shard that exists waits for the next wave while one that it reads is recomputed: if the new values equal the old,
     it is fresh after all.
     """
     wave = Wave()
-    for shard in (info.name for info in dataset.shards[slice(*(shards or (None,)))]):
+    first, end = shards or (0, len(dataset.shards))
+    for shard in (info.name for info in dataset.shards[first:end]):
         chosen: list[str] = []
         waiting: set[str] = set()
         for group, declaration in declarations.items():

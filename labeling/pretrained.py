@@ -1,4 +1,4 @@
-"""Where the models of labelers come from: files inside installed packages, and transformers models by name or path."""
+"""Labelers with pretrained models: files inside installed packages, and transformers models by name or path."""
 
 from __future__ import annotations
 
@@ -7,12 +7,66 @@ import importlib.util
 import os
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from pydantic import BaseModel
+
+from labeling import labeler
+from labeling.labeler import Labeler
 from model.inputs import require
 from model.weights import model_folder, weights_digest
 
 MEDIAPIPE = "mediapipe"
+
+
+class PretrainedLabeler(Labeler):
+    """A labeler that uses a transformers model where its parameter `model` names one, and else what is embedded.
+
+    role: what a user's error calls the model.
+    """
+
+    role: ClassVar[str]
+
+    class Parameters(labeler.Parameters):
+        """model: hub name or path of a transformers model, "" for none."""
+
+        model: str = ""
+
+    parameters: Parameters
+
+    def __init__(self, group: str, parameters: BaseModel) -> None:
+        super().__init__(group, parameters)
+        self._network: Any = None
+        self._processor: Any = None
+        self._network_label = ""  # the model's class and digest, never its path, which differs by machine
+
+    def weights_digest(self) -> str:
+        if self.parameters.model:
+            return weights_digest(self.model_folder())
+        return self.embedded_digest()
+
+    def embedded_digest(self) -> str:
+        """Digest of the weights that are used where no model is named; "" for none."""
+        return ""
+
+    def model_folder(self) -> Path:
+        """Where the files of the named model lie. Raises InputError for one that is not there."""
+        return model_folder(self.parameters.model, self.role)
+
+    def load_network(self, loader: Any, dtype: str = "float32") -> None:
+        """Load the named model, on the GPU where the labeler has a share of one.
+
+        loader: a class of transformers with from_pretrained; dtype: a torch type's name, "auto" for that of the file.
+        """
+        import torch
+
+        device = "cuda" if self.gpus and torch.cuda.is_available() else "cpu"
+        if device == "cpu":
+            torch.set_num_threads(1)
+        folder = self.model_folder()
+        network = loader.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=dtype)
+        self._network = network.to(device).eval()
+        self._network_label = f"{type(network).__name__} {weights_digest(folder)[:8]}"
 
 
 def package_file(module: str, name: str) -> Path:
@@ -43,11 +97,6 @@ def files_digest(*paths: Path) -> str:
     return digest.hexdigest()
 
 
-def pretrained_digest(name: str, role: str) -> str:
-    """Weights digest of a model by hub name or path; role: what a user's error calls it. Raises InputError."""
-    return weights_digest(model_folder(name, role))
-
-
 def mediapipe_solution(name: str) -> Any:
     """A module of mediapipe.solutions, which logs errors alone."""
     # The C++ library reads these once, when it begins to log.
@@ -56,18 +105,3 @@ def mediapipe_solution(name: str) -> Any:
     import mediapipe
 
     return getattr(mediapipe.solutions, name)
-
-
-def load_network(loader: Any, folder: Path, gpus: float, dtype: str = "float32") -> tuple[Any, str]:
-    """A model from a folder, on the GPU where the labeler has a share of one, and its label: class and digest.
-
-    loader: a class of transformers with from_pretrained; dtype: a torch type's name, "auto" for that of the file.
-    The label never holds the path, which differs from machine to machine.
-    """
-    import torch
-
-    device = "cuda" if gpus and torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        torch.set_num_threads(1)
-    network = loader.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=dtype)
-    return network.to(device).eval(), f"{type(network).__name__} {weights_digest(folder)[:8]}"

@@ -53,6 +53,7 @@ def label_table(labeler: Labeler, rows: Sequence[Row], sets: bool) -> pa.Table:
 
 
 def _label_alone(labeler: Labeler, row: Row) -> Row:
+    """The row's columns, or its `error` alone."""
     try:
         return labeler.label([row])[0]
     except RowError as error:
@@ -74,6 +75,7 @@ def _views(row: Row) -> list[Row]:
 
 
 def _merge(identity: str, results: Sequence[Row], columns: Sequence[str]) -> dict[str, Any]:
+    """The row of a set, of the results for its views: every column is a list, and `error` names the views in error."""
     reasons = [f"view {index}: {result['error']}" for index, result in enumerate(results) if result["error"]]
     merged: dict[str, Any] = {key: [result.get(key) for result in results] for key in (*columns, "model", "version")}
     return {"id": identity, **merged, "error": "; ".join(reasons) or None}

@@ -16,14 +16,16 @@ from model.inputs import InputError
 
 LABELS = [*CONDITION_READS, "caption"]
 VIEW_TASKS = ["views", "depth"]
+VIEWS_PER_SET = 8
 Say = Callable[[str], None]
+Timings = list[dict[str, Any]]  # of each step, as `pipelines.reports.page.write_report` takes them
 
 
 def demo(out: str, pictures: str | None = None, steps: int | None = None, say: Say = print) -> str:
     """Ingest, label, render views, encode, train, sample, evaluate and report, all under `out`; the page's address.
 
     pictures: folder, glob or s3:// address; by default the photographs of installed packages and of this project.
-    steps: of training, where the preset's are not wanted. A second run does only what is missing.
+    steps: the number of training steps, instead of the preset's. A second run does only what is missing.
     Raises InputError when `out` holds a demo of other pictures.
     """
     from cluster.session import ray_session
@@ -33,10 +35,12 @@ def demo(out: str, pictures: str | None = None, steps: int | None = None, say: S
     say(f"demo of OneDiffusion → {out}")
     source = pictures or _gather(out)
     _check_same_pictures(out, source)
-    timings: list[dict[str, Any]] = []
+    timings: Timings = []
     with ray_session():
-        dataset, views, size = _datasets(out, source, timings, say)
-        _train(out, size, steps, timings, say)
+        dataset = _ingest(out, source, timings, say)
+        views = _render_views(out, timings, say)
+        _label(dataset, views, timings, say)
+        _train(out, steps, timings, say)
     from pipelines.evaluate import evaluate
     from pipelines.reports.page import write_report
 
@@ -79,48 +83,55 @@ def _check_same_pictures(out: str, source: str) -> None:
             raise InputError(f"{out}: holds a demo of {before}; forget it with `make clean`, or choose another --out")
 
 
-def _datasets(out: str, source: str, timings: list[dict[str, Any]], say: Say) -> tuple[Dataset, Dataset, int]:
-    """Pictures and view sets with all their labels, and the size of their latents."""
-    from pipelines.demo_data.scene import build_scene
+def _ingest(out: str, source: str, timings: Timings, say: Say) -> Dataset:
     from pipelines.ingest import ingest
-    from pipelines.label import label
-    from pipelines.views import views
-    from training.config import load_config
 
-    size = load_config("debug").size
-    with _timed("ingest", timings) as done:
+    with _timed("ingest", timings) as record:
         result = ingest(source, f"{out}/dataset")
-        done(pictures=result.added + result.rejected)
+        record["pictures"] = result.added + result.rejected
     say(f"ingest: {result.added} pictures added, {result.rejected} files rejected, {result.images} pictures in all")
-    dataset = Dataset.open(f"{out}/dataset")
-    with _timed("views", timings) as done:
+    return Dataset.open(f"{out}/dataset")
+
+
+def _render_views(out: str, timings: Timings, say: Say) -> Dataset:
+    from pipelines.demo_data.scene import build_scene
+    from pipelines.views import views
+
+    with _timed("views", timings) as record:
         with tempfile.TemporaryDirectory() as folder:
             build_scene(Path(folder, "still-life.glb"))
             mesh = open_store(f"{out}/mesh")
             for path in sorted(Path(folder).iterdir()):
                 if not mesh.exists(path.name):
                     mesh.put(path.name, path.read_bytes())
-        made = views(f"{out}/mesh", f"{out}/views")
-        done(pictures=made.added * 8)
-    say(f"views: {made.added} sets rendered, {made.sets} sets in all")
-    sets = Dataset.open(f"{out}/views")
+        result = views(f"{out}/mesh", f"{out}/views", VIEWS_PER_SET)
+        record["pictures"] = result.added * VIEWS_PER_SET
+    say(f"views: {result.added} sets rendered, {result.sets} sets in all")
+    return Dataset.open(f"{out}/views")
+
+
+def _label(pictures: Dataset, views: Dataset, timings: Timings, say: Say) -> None:
+    """Make all groups that the debug preset trains on."""
+    from pipelines.label import label
+    from training.config import load_config
+
+    size = load_config("debug").size
     latents = [f"latents-{size}", *(f"latents-{size}-{group}" for group in CONDITION_READS)]
     view_groups = ["caption", "depth", f"latents-{size}", f"latents-{size}-depth", "text"]
-    for name, where, groups, parameters in (
-        ("label pictures", dataset, [*LABELS, *latents, "text"], {}),
-        ("label views", sets, view_groups, {"text": {"tasks": VIEW_TASKS}}),
+    for step, dataset, groups, parameters in (
+        ("label pictures", pictures, [*LABELS, *latents, "text"], {}),
+        ("label views", views, view_groups, {"text": {"tasks": VIEW_TASKS}}),
     ):
-        with _timed(name, timings) as done:
-            labeled = label(where.uri, groups, parameters)
-            done(pictures=sum(shard.rows for shard in where.shards) if labeled.written else 0)
-        fresh, written = sum(labeled.fresh.values()), sum(labeled.written.values())
-        say(f"{name}: {written} shards labeled, {fresh} shards fresh, in {len(labeled.fresh)} groups")
-        for group, busy in labeled.busy.items():
-            timings.append({"step": f"  {group}", "seconds": busy, "pictures": labeled.rows[group]})
-    return dataset, sets, size
+        with _timed(step, timings) as record:
+            result = label(dataset.uri, groups, parameters)
+            record["pictures"] = sum(shard.rows for shard in dataset.shards) if result.written else 0
+        fresh, written = sum(result.fresh.values()), sum(result.written.values())
+        say(f"{step}: {written} shards labeled, {fresh} shards fresh, in {len(result.fresh)} groups")
+        for group, seconds in result.busy.items():
+            timings.append({"step": f"  {group}", "seconds": seconds, "pictures": result.rows[group]})
 
 
-def _train(out: str, size: int, steps: int | None, timings: list[dict[str, Any]], say: Say) -> None:
+def _train(out: str, steps: int | None, timings: Timings, say: Say) -> None:
     from pipelines.train import train
     from training.config import load_config
 
@@ -129,16 +140,17 @@ def _train(out: str, size: int, steps: int | None, timings: list[dict[str, Any]]
         "checkpoints": {"first": True},
     }
     config = load_config("debug", overrides | ({"steps": steps} if steps else {}))
-    with _timed("train", timings) as done:
+    with _timed("train", timings) as record:
         result = train(config, out, say)
-        done(steps=result.step - result.resumed_from, tokens_per_second=result.metrics.get("tokens_per_second"))
+        record["steps"] = result.step - result.resumed_from
+        record["tokens_per_second"] = result.metrics.get("tokens_per_second")
 
 
 @contextmanager
-def _timed(step: str, timings: list[dict[str, Any]]) -> Iterator[Callable[..., None]]:
-    """Append how long a step took, with what it says it did."""
+def _timed(step: str, timings: Timings) -> Iterator[dict[str, Any]]:
+    """Append how long a step took; yields the record, to which the step adds what it did."""
     record: dict[str, Any] = {"step": step}
     started = time.monotonic()
-    yield lambda **done: record.update(done)
+    yield record
     record["seconds"] = time.monotonic() - started
     timings.append(record)

@@ -76,16 +76,16 @@ def ingest(
         metadata = source.metadata()
         twins = _find_twins(source, survey.new)
         tasks = [
-            plan_shard(f"{number:06d}", part, twins, declaration, survey.ids, metadata)
+            plan_shard(f"{number:06d}", part, twins, declaration, survey.image_ids, metadata)
             for number, part in enumerate(cut_shards(survey.new, shard_rows, shard_bytes), start=len(survey.shards))
         ]
-        rows = _run(tasks, source, metadata, target, survey.ids, limits)
-        shards = [ShardInfo(task.shard, rows[task.shard], survey.source) for task in tasks]
+        rows = _run(tasks, source, metadata, target, survey.image_ids, limits)
+        shards = [ShardInfo(task.shard, rows[task.shard], survey.source_number) for task in tasks]
         added = _rows(shards)
         if not added and not survey.shards:
             raise _nothing_to_keep(source_uri, target, shards, len(survey.new))
         target.describe("pictures", [*survey.shards, *shards], survey.sources)
-        _forget_looked_at_again(Dataset(dataset_uri), survey)
+        _forget_new_files(Dataset(dataset_uri), survey)
     return IngestResult(added, len(survey.new) - added, _rows(survey.shards) + added)
 
 
@@ -154,6 +154,7 @@ def _nothing_to_keep(source_uri: str, target: Dataset, shards: Sequence[ShardInf
     return InputError(f"{source_uri}: none of {files} files is a picture ({reasons.most_common(1)[0][0]})")
 
 
-def _forget_looked_at_again(dataset: Dataset, survey: Survey) -> None:
+def _forget_new_files(dataset: Dataset, survey: Survey) -> None:
+    """Drop what earlier shards say of files that were rejected then and looked at again now."""
     names = {item.name for item in survey.new if item.name in survey.seen.rejected}
-    forget_rejected(dataset, [shard for shard in survey.shards if shard.source == survey.source], names)
+    forget_rejected(dataset, [shard for shard in survey.shards if shard.source == survey.source_number], names)

@@ -83,8 +83,9 @@ def label(
     dataset = Dataset.open(dataset_uri)
     labelers = choose_labelers(dataset, _requested_groups(dataset, names), parameters or {})
     declarations = {group: declare(labeler) for group, labeler in labelers.items()}
-    if shards and not 0 <= shards[0] < shards[1] <= len(dataset.shards):
-        raise InputError(f"{dataset_uri}: no shards {shards[0]} to {shards[1]}; it has {len(dataset.shards)}")
+    first, end = shards or (0, len(dataset.shards))
+    if shards and not 0 <= first < end <= len(dataset.shards):
+        raise InputError(f"{dataset_uri}: no shards {first} to {end}; it has {len(dataset.shards)}")
     work = Labeling(dataset, labelers, declarations, most_cpus)
     result = LabelResult()
     with lease(dataset.store, list(labelers)), ExitStack() as session:
@@ -93,7 +94,7 @@ def label(
                 dataset.declare(group, declaration)
         footers = work.footers()
         done: set[tuple[str, str]] = set()
-        while (wave := next_wave(dataset, declarations, footers, shards)).work:
+        while (wave := next_wave(dataset, declarations, footers, (first, end))).work:
             pairs = {(shard, group) for shard, groups in wave.work.items() for group in groups}
             assert not pairs & done, f"computed and still stale: {sorted(pairs & done)[:3]}"
             session.enter_context(ray_session())
@@ -103,7 +104,7 @@ def label(
             footers = work.footers()
         for group in labelers:
             dataset.footers(group, save=True)
-            result.fresh[group] = len(range(*(shards or (len(dataset.shards),)))) - result.written[group]
+            result.fresh[group] = end - first - result.written[group]
     result.seconds = time.monotonic() - started
     return result
 
@@ -118,11 +119,8 @@ def _requested_groups(dataset: Dataset, names: Sequence[str]) -> list[str]:
 
 def _run_wave(work: Labeling, wave: Wave, footers: Footers, result: LabelResult) -> bool:
     """Compute the shards of a wave, and add what was done to the result; whether all of the shards are written."""
-    import ray
-
-    dataset = work.dataset
     labelers = {group: labeler for group, labeler in work.labelers.items() if group in wave.groups}
-    result.written.update(write_empty_shards(dataset, wave, labelers, work.declarations, footers))
+    result.written.update(write_empty_shards(work.dataset, wave, labelers, work.declarations, footers))
     references: list[dict[str, Any]] = [
         {"shard": shard, "row_group": index, "groups": ",".join(groups)}
         for shard, groups in wave.work.items()
@@ -130,30 +128,10 @@ def _run_wave(work: Labeling, wave: Wave, footers: Footers, result: LabelResult)
     ]
     if not references:
         return True
-
-    stages = make_stages(labelers)
-    last_reader = max((index for index, stage in enumerate(stages) if reads_images(stage)), default=-1)
-    writers = start_writers(dataset, work.declarations, footers)
-    cpus = cluster_has("CPU") or 1.0  # of a cluster whose nodes are yet to come
-    # Every pool holds at least one process at all times; on a small machine they share the cores.
-    share = 0.8 * cpus / (len(stages) + 1)
-
-    rows = ray.data.from_items(references, override_num_blocks=min(len(references), MAX_BLOCKS))
-    rows = rows.map(ReadColumns(dataset, labelers), num_cpus=min(1.0, share))
-    for index, stage in enumerate(stages):
-        labeler = next(iter(stage.values()))
-        rows = rows.map(
-            AddLabels,
-            fn_constructor_args=(stage, dataset.has_sets, index >= last_reader),
-            concurrency=_processes(labeler, max(cpus, work.most_cpus)),
-            num_cpus=min(labeler.cpus, share),
-            num_gpus=labeler.gpus or None,
-        )
-    rows = rows.map(SendToWriter(writers, list(labelers)), num_cpus=min(0.1, share))
-
+    writers = start_writers(work.dataset, work.declarations, footers)
     total = sum(footers[IMAGES][row["shard"]].row_groups[row["row_group"]] for row in references)
     with progress("label " + " ".join(labelers), total, "rows") as advance:
-        for row in rows.iter_rows():
+        for row in _labeled_row_groups(work, labelers, references, writers).iter_rows():
             advance(row["rows"])
             for group in row["groups"].split(","):
                 result.rows[group] += row["rows"]
@@ -161,6 +139,34 @@ def _run_wave(work: Labeling, wave: Wave, footers: Footers, result: LabelResult)
     written, all_there = stop_writers(writers)
     result.written.update(written)
     return all_there
+
+
+def _labeled_row_groups(
+    work: Labeling, labelers: Mapping[str, Labeler], references: list[dict[str, Any]], writers: Sequence[Any]
+) -> Any:
+    """The Ray Data job: a row for each row group, which goes through all stages when it is iterated over.
+
+    labelers: those of this wave. Rows have the fields that `SendToWriter` gives.
+    """
+    import ray
+
+    stages = make_stages(labelers)
+    last_reader = max((index for index, stage in enumerate(stages) if reads_images(stage)), default=-1)
+    cpus = cluster_has("CPU") or 1.0  # of a cluster whose nodes are yet to come
+    # Every pool holds at least one process at all times; on a small machine they share the cores.
+    share = 0.8 * cpus / (len(stages) + 1)
+    rows = ray.data.from_items(references, override_num_blocks=min(len(references), MAX_BLOCKS))
+    rows = rows.map(ReadColumns(work.dataset, labelers), num_cpus=min(1.0, share))
+    for index, stage in enumerate(stages):
+        labeler = next(iter(stage.values()))
+        rows = rows.map(
+            AddLabels,
+            fn_constructor_args=(stage, work.dataset.has_sets, index >= last_reader),
+            concurrency=_processes(labeler, max(cpus, work.most_cpus)),
+            num_cpus=min(labeler.cpus, share),
+            num_gpus=labeler.gpus or None,
+        )
+    return rows.map(SendToWriter(writers, list(labelers)), num_cpus=min(0.1, share))
 
 
 def _processes(labeler: Labeler, most_cpus: float) -> int | tuple[int, int]:

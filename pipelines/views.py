@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,16 +51,22 @@ def views(source_uri: str, dataset_uri: str, count: int = 8, size: int = 256, se
     with lease(target.store, [IMAGES, CAMERAS]):
         for group in (IMAGES, CAMERAS):
             target.declare(group, declaration)
-        tasks = []
-        metadata = source.metadata()
-        for number, start in enumerate(range(0, len(names), SHARD_SETS)):
-            files = names[start : start + SHARD_SETS]
-            digests = {name: digest_set(source, name, metadata.get(name, {})) for name in files}
-            tasks.append(SetTask(f"{number:06d}", files, recipe(declaration, {"source": digest_json(digests)})))
+        tasks = _plan_shards(source, names, declaration)
         added = _run([task for task in tasks if not _is_done(target, task)], source, target, parameters)
         shards = [ShardInfo(task.shard, len(task.files)) for task in tasks]
         target.describe("sets", shards, [{"uri": source.address}])
     return ViewsResult(added, len(names))
+
+
+def _plan_shards(source: Source, names: Sequence[str], declaration: Mapping[str, Any]) -> list[SetTask]:
+    """The task of each shard, its recipe from the bytes of its files and what metadata.csv says of them."""
+    tasks = []
+    metadata = source.metadata()
+    for number, start in enumerate(range(0, len(names), SHARD_SETS)):
+        files = list(names[start : start + SHARD_SETS])
+        digests = {name: digest_set(source, name, metadata.get(name, {})) for name in files}
+        tasks.append(SetTask(f"{number:06d}", files, recipe(declaration, {"source": digest_json(digests)})))
+    return tasks
 
 
 def _is_done(target: Dataset, task: SetTask) -> bool:

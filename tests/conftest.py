@@ -16,15 +16,16 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # runs of some steps: their end is noticed sooner
-# simple_labelers, here and in the processes that tests start; not tests/ itself, whose folders have our packages' names
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # so that the end of short runs is noticed soon
+# Tests and the processes that they start import from plugins/, as simple_labelers. tests/ itself must not be on the
+# path, since its folders have the names of our packages.
 PLUGINS = str(Path(__file__).parent / "plugins")
 sys.path.insert(0, PLUGINS)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [PLUGINS, os.environ.get("PYTHONPATH")]))
 # Fixtures: small datasets and configurations of a run, a Slurm, a dataset on the dashboard, a job.
 pytest_plugins = ["tiny_training", "slurm_jobs", "dashboard_assets", "recorded_jobs"]
 
-# What these fixtures start is not there in the inner loop, `make test-fast`.
+# Fixtures that start servers; `make test-fast` leaves out the tests that use them.
 SLOW_FIXTURES = {"ray_cluster", "s3_server", "site"}
 
 
@@ -65,7 +66,7 @@ def ray_cluster(ray_prepared: None) -> Iterator[None]:
 
 @pytest.fixture
 def shared_ray(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The processes that a test starts use the Ray of this session, where starting their own is not what is tested."""
+    """Let the processes that a test starts use the session's Ray, which saves the start of their own."""
     import ray  # it reads its environment when it is imported
 
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)

@@ -1,4 +1,4 @@
-"""The README and docs/ say what is so: files, modules, links and words in them exist."""
+"""Files, modules, links, commands and names that the README, docs/ and examples/ mention exist."""
 
 from __future__ import annotations
 
@@ -25,6 +25,17 @@ FOLDERS = ("model", "labeling", "training", "cluster", "pipelines", "tests", "do
 CODE = re.compile(r"`([^`\n]+)`")
 DOTTED = re.compile(r"\b(?:model|labeling|training|cluster|pipelines)(?:\.[A-Za-z_]\w*)+")
 FILES_OF_A_RUN = {"training.safetensors"}  # begins like a module
+SHELL = re.compile(r"^(?: {4})?((?:onediffusion|make|pip|python3?|bash|docker|git|kubectl|sbatch) .+)$", re.MULTILINE)
+# Commands in code blocks that are neither `onediffusion …` in docs/ (tests/test_readme.py) nor `make …`, by the test in
+# tests/test_examples.py that runs them.
+COMMANDS_OF_EXAMPLES = {
+    "test_packaged_labeler_is_found_by_its_name": (
+        "pip install examples/brightness_labeler",
+        "onediffusion label data/pictures brightness",
+        "onediffusion label data/pictures brightness --set brightness.center=0.5",
+    ),
+    "test_own_pictures_become_a_run_that_can_be_sampled": ("bash examples/own_pictures/run.sh ~/Pictures runs/own",),
+}
 
 named = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -55,6 +66,24 @@ def module_file(parts: list[str]) -> Path | None:
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.exists()), None)
 
 
+def test_every_command_in_a_code_block_is_run() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    tests = (ROOT / "tests" / "test_examples.py").read_text()
+    run_by_examples = {
+        command for test, commands in COMMANDS_OF_EXAMPLES.items() if f"def {test}(" in tests for command in commands
+    }
+    for page in PAGES:
+        run_by_readme = page == ROOT / "README.md" or page.parent == ROOT / "docs"
+        text = page.read_text()
+        blocks = re.findall(r"```\w*\n(.+?)```", text, re.DOTALL) + re.findall(r"(?:^ {4}.+\n)+", text, re.MULTILINE)
+        for command in SHELL.findall("\n".join(blocks)):
+            program, argument = command.split()[:2]
+            if program == "make":
+                assert argument in targets, f"{page.name}: {command}"
+            elif not (program == "onediffusion" and run_by_readme):
+                assert command in run_by_examples, f"{page.name}: {command}"
+
+
 @named
 def test_links_lead_to_files(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
@@ -71,7 +100,7 @@ def test_imports_of_examples_in_pages_work(page: Path) -> None:
             exec(line, {})
 
 
-def test_the_readme_is_short_and_its_tree_is_that_of_the_checkout() -> None:
+def test_readme_is_short_and_its_tree_matches_the_checkout() -> None:
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 130
     tree = re.search(r"## The tree\n\n```\n(.+?)```", text, re.DOTALL)[1]  # type: ignore[index]
@@ -99,7 +128,7 @@ def test_make_targets_that_pages_name_exist() -> None:
             assert target in targets, f"{page.name}: make {target}"
 
 
-def test_the_labeler_of_the_page_labels() -> None:
+def test_labeler_of_the_page_labels() -> None:
     code = re.findall(r"```python\n(.+?)```", (ROOT / "docs" / "labeler.md").read_text(), re.DOTALL)[0]
     names: dict[str, type[Labeler]] = {}
     exec(code, names)

@@ -1,4 +1,4 @@
-"""What examples/ promises, run as its pages say, with few pictures and few steps."""
+"""The examples, run as their pages say, with few pictures and few steps."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, installed: Path) -> Iterator[RayHead]:
-    """A Ray that runs already, with the package installed as well: the examples need not start one each."""
+    """A Ray with the package installed, so that not every command starts its own."""
     folder = tmp_path_factory.mktemp("ray")
     paths = os.pathsep.join([str(installed), os.environ["PYTHONPATH"]])
     with ray_head(folder, {"XDG_DATA_HOME": str(folder), "PYTHONPATH": paths}) as head:
@@ -42,7 +42,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, installed: Path) -> Iterat
 
 
 def run(command: list[str], cluster: RayHead, *paths: Path) -> str:
-    """What a command printed; it succeeds. paths: of further packages."""
+    """What a command prints; it succeeds. paths: folders of further packages."""
     environment = {
         **os.environ,
         "RAY_ADDRESS": cluster.gcs,
@@ -50,30 +50,31 @@ def run(command: list[str], cluster: RayHead, *paths: Path) -> str:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": os.pathsep.join([*map(str, paths), str(ROOT), os.environ["PYTHONPATH"]]),
     }
-    shown = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert shown.returncode == 0, f"{command}\n{shown.stdout}\n{shown.stderr}"
-    return shown.stdout
+    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
 
 
 def take_pictures(photographs: Path, folder: Path) -> Path:
+    """Copy three photographs into a new folder."""
     folder.mkdir()
     for name in ("astronaut.png", "chelsea.png", "coffee.png"):
         shutil.copy(photographs / name, folder / name)
     return folder
 
 
-def test_a_packaged_labeler_is_found_by_its_name(
+def test_packaged_labeler_is_found_by_its_name(
     cluster: RayHead, installed: Path, photographs: Path, tmp_path: Path
 ) -> None:
     pictures, dataset = take_pictures(photographs, tmp_path / "pictures"), str(tmp_path / "dataset")
     run(["onediffusion", "ingest", str(pictures), dataset], cluster)
-    said = run(["onediffusion", "label", dataset, "brightness"], cluster, installed)
-    assert "brightness: 1 shards labeled, 0 fresh" in said
+    output = run(["onediffusion", "label", dataset, "brightness"], cluster, installed)
+    assert "brightness: 1 shards labeled, 0 fresh" in output
     rows = list(Dataset.open(dataset).rows("brightness"))
     assert len(rows) == 3
     assert all(0 < row["brightness"] < 1 and row["error"] is None for row in rows)
-    said = run(["onediffusion", "label", dataset, "brightness", "--set", "brightness.center=1"], cluster, installed)
-    assert "brightness: 1 shards labeled" in said
+    output = run(["onediffusion", "label", dataset, "brightness", "--set", "brightness.center=1"], cluster, installed)
+    assert "brightness: 1 shards labeled" in output
     assert all(row["brightness"] == row["center"] for row in Dataset.open(dataset).rows("brightness"))
 
 
@@ -85,7 +86,7 @@ def test_own_pictures_become_a_run_that_can_be_sampled(cluster: RayHead, photogr
         assert (out / name).exists(), name
 
 
-def test_the_notebook_samples_in_both_directions(
+def test_notebook_samples_in_both_directions(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_pipeline(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""Every command of the README and of docs/, in order, as someone would who has a few pictures and small models."""
+"""Every `onediffusion` command of the README and of docs/, in order, run with a few pictures and small models."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,11 @@ from tiny_models import save_blip, save_depth_anything, save_pipeline, save_t5, 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 DOCS = Path(__file__).parents[1] / "docs"
 HOWTO = (DOCS / "howto.md").read_text()
-# The how-to is a journey; the other pages go on from where it ends.
+# The how-to is a journey; commands of the other pages need what it makes.
 FIRST = ("howto.md", "clusters.md")
 PAGES = [DOCS / name for name in FIRST] + sorted(page for page in DOCS.glob("*.md") if page.name not in FIRST)
 PAGES.append(DOCS.parent / "README.md")
-# A name in capitals stands for whatever a user has there: such a line explains, and is no command to type.
+# A word in capitals stands for something of the user's: such a line explains a form, and cannot be run.
 PLACEHOLDER = re.compile(r"\b(CONFIG|DATASET|RUN|SOURCE|NAME)\b")
 COMMANDS = [
     command
@@ -30,9 +31,10 @@ COMMANDS = [
     for command in re.findall(r"^onediffusion .+$|(?<=`)onediffusion [^`]+(?=`)", page.read_text(), re.MULTILINE)
     if not PLACEHOLDER.search(command)
 ]
-# The demo trains this preset (test_journey.py), and takes its time; the dashboard stays (test_dashboard_browser.py).
+# Run by other tests: the demo trains this preset (tests/test_journey.py), and the dashboard does not end by itself
+# (tests/pipelines/dashboard/test_browser.py).
 ELSEWHERE = ("onediffusion train debug", "onediffusion dashboard")
-# The model of the how-to's run on the least that has all its parts: it is there for the command, not for its pictures.
+# The how-to's run with the smallest model that has all parts: the command is tested, not what it learns.
 SMALL = {
     "steps": 2,
     "batch": 2,
@@ -41,9 +43,30 @@ SMALL = {
 }
 
 
+@dataclass
+class User:
+    """Where the commands are typed: a working folder with the files that the pages name, and environment variables."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def run(self, command: str) -> str:
+        """What a command prints; it succeeds."""
+        result = subprocess.run(
+            ["bash", "-c", command],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+        return result.stdout
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> tuple[Path, dict[str, str]]:
-    """A working folder with what the pages speak of, and the environment of someone who works there."""
+def user(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> User:
+    """Someone with three pictures, a mesh, small models and the files of the how-to."""
     home, here = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("work")
     for name in ("astronaut.png", "chelsea.png", "coffee.png"):
         (home / "Pictures").mkdir(exist_ok=True)
@@ -69,11 +92,11 @@ def place(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> tuple[
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
     environment.pop("HF_HOME", None)
-    return here, environment
+    return User(here, environment)
 
 
 def save_in_hub(home: Path, name: str, save: Callable[[Path], object]) -> None:
-    """A model where the hub's downloads lie."""
+    """Save a model where downloads from the hub would lie."""
     folder = home / ".cache" / "huggingface" / "hub" / f"models--{name.replace('/', '--')}"
     commit = "0" * 40
     (folder / "refs").mkdir(parents=True)
@@ -81,28 +104,16 @@ def save_in_hub(home: Path, name: str, save: Callable[[Path], object]) -> None:
     save(folder / "snapshots" / commit)
 
 
-def run(place: tuple[Path, dict[str, str]], command: str) -> str:
-    here, environment = place
-    found = subprocess.run(
-        ["bash", "-c", command], cwd=here, env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert found.returncode == 0, f"{command}\n{found.stdout}\n{found.stderr}"
-    return found.stdout
-
-
 @pytest.fixture
-def cluster(place: tuple[Path, dict[str, str]], tmp_path: Path) -> Iterator[RayHead]:
-    """A Ray that this person has running, with the same home and folder: commands need not start one of their own."""
-    here, environment = place
-    before = dict(environment)
-    with ray_head(tmp_path, environment, here) as head:
+def cluster(user: User, tmp_path: Path) -> Iterator[RayHead]:
+    """A Ray with the user's home and folder, so that not every command starts its own."""
+    before = dict(user.environment)
+    with ray_head(tmp_path, user.environment, user.folder) as head:
         yield head
-    environment.clear()
-    environment.update(before)
+    user.environment = before
 
 
-def test_every_command_works(place: tuple[Path, dict[str, str]], cluster: RayHead) -> None:
-    here, environment = place
+def test_every_command_works(user: User, cluster: RayHead) -> None:
     commands = [command for command in dict.fromkeys(COMMANDS) if not command.startswith(ELSEWHERE)]
     assert len(commands) >= 22
     job = ""
@@ -111,23 +122,24 @@ def test_every_command_works(place: tuple[Path, dict[str, str]], cluster: RayHea
         if command.startswith("onediffusion train"):
             command += "".join(f" --set '{key}={value}'" for key, value in SMALL.items())
         if command.startswith("onediffusion sample"):
-            if not (here / "runs" / "demo").exists():
-                (here / "runs" / "demo").symlink_to(here / "runs" / "mine")
+            demo = user.folder / "runs" / "demo"
+            if not demo.exists():
+                demo.symlink_to(user.folder / "runs" / "mine")
             command += " --steps 2"
-        said = run(place, command)
-        if command.startswith("onediffusion label"):  # the first two start one, as where there is no other
-            environment |= {"RAY_ADDRESS": cluster.gcs, "RAY_AUTH_TOKEN_PATH": str(cluster.token_file)}
+        output = user.run(command)
+        if command.startswith("onediffusion label"):  # ingest and the first label have started a Ray of their own
+            user.environment |= {"RAY_ADDRESS": cluster.gcs, "RAY_AUTH_TOKEN_PATH": str(cluster.token_file)}
         if command.endswith("status data/pictures"):
-            assert "segmentation" in said
+            assert "segmentation" in output
         if command.endswith("submit label --target local"):
-            job = said.strip()
+            job = output.strip()
         if command.startswith(("onediffusion evaluate", "onediffusion submit evaluate")):
-            said = run(place, f"onediffusion logs -f {said.strip()}") if "submit" in command else said
-            assert "image_to_edges_correlation: " in said
+            output = user.run(f"onediffusion logs -f {output.strip()}") if "submit" in command else output
+            assert "image_to_edges_correlation: " in output
         if command.startswith("onediffusion logs"):
-            assert "edges: " in said
-    assert "succeeded" in run(place, "onediffusion jobs data/pictures")
-    for written in (
+            assert "edges: " in output
+    assert "succeeded" in user.run("onediffusion jobs data/pictures")
+    for name in (
         "edges.png",
         "mask.png",
         "turned.png",
@@ -135,19 +147,18 @@ def test_every_command_works(place: tuple[Path, dict[str, str]], cluster: RayHea
         "data/views/dataset.json",
         "runs/mine/samples",
     ):
-        assert (here / written).exists(), written
+        assert (user.folder / name).exists(), name
     for group in ("mine", "latents-256-depth", "latents-256-edges", "text"):
-        assert (here / "data" / "pictures" / group / "000000.parquet").exists(), group
+        assert (user.folder / "data" / "pictures" / group / "000000.parquet").exists(), group
 
 
-def test_its_python_works(place: tuple[Path, dict[str, str]]) -> None:
-    here, _ = place
-    save_pipeline(here / "models" / "onediffusion")
+def test_python_of_the_howto_works(user: User) -> None:
+    save_pipeline(user.folder / "models" / "onediffusion")
     for name in ("depth", "pose"):
-        shutil.copy(here / "edges.png", here / f"{name}.png")
+        shutil.copy(user.folder / "edges.png", user.folder / f"{name}.png")
     sampling, reading = re.findall(r"```python\n(.+?)```", HOWTO, re.DOTALL)
-    (here / "sampling.py").write_text(sampling)
-    (here / "reading.py").write_text(reading)
-    run(place, "python sampling.py")
-    assert (here / "drawn.png").exists()
-    assert len(run(place, "python reading.py").splitlines()) == 3
+    (user.folder / "sampling.py").write_text(sampling)
+    (user.folder / "reading.py").write_text(reading)
+    user.run("python sampling.py")
+    assert (user.folder / "drawn.png").exists()
+    assert len(user.run("python reading.py").splitlines()) == 3

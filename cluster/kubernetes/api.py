@@ -203,6 +203,7 @@ class ApiServer:
 
     @contextmanager
     def _forbidden_is_none(self) -> Iterator[list[Any]]:
+        """Yields a list for the result, which stays empty where the user may not list such objects."""
         from kubernetes.client.exceptions import ApiException
 
         try:

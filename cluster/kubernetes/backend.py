@@ -48,20 +48,20 @@ class KubernetesBackend:
                 "the manifest that `--dry-run` shows, or leave out `cluster` in the target"
             )
         if self.target.queue and not self.target.cluster:
-            queues = self.server.queues()
-            if queues is None:
-                raise InputError(
-                    f"{self.target.queue}: Kueue is not installed in this cluster; leave out `queue` in the target"
-                )
-            if self.target.queue not in queues:
-                known = nearest(self.target.queue, queues) or ("; there are " + ", ".join(queues) if queues else "")
-                raise InputError(
-                    f"{self.target.queue}: no such LocalQueue in namespace {self.target.namespace}"
-                    f"{known or '; there is none'}; correct `queue` in the target"
-                )
+            self._check_queue(self.target.queue)
         if re.search("[A-Z]", re.split(r"[:@](?=[^/]*$)", self.target.image)[0]):
             raise InputError(f"{self.target.image}: put what is yours in the place of the capitals in the target")
         self.server.create_job(manifest)
+
+    def _check_queue(self, queue: str) -> None:
+        """Raises InputError where Kueue has no such queue."""
+        queues = self.server.queues()
+        if queues is None:
+            raise InputError(f"{queue}: Kueue is not installed in this cluster; leave out `queue` in the target")
+        if queue not in queues:
+            known = nearest(queue, queues) or ("; there are " + ", ".join(queues) if queues else "; there is none")
+            place = f"namespace {self.target.namespace}"
+            raise InputError(f"{queue}: no such LocalQueue in {place}{known}; correct `queue` in the target")
 
     def state(self, name: str) -> TargetState:
         """See `Backend.state`."""
@@ -85,8 +85,8 @@ class KubernetesBackend:
         """Remove the RayJob, and wait until its cluster and pods are gone.
 
         KubeRay stops the Ray job by SIGTERM; the pods wait for its checkpoint (see cluster.kubernetes.drain).
-        Foreground propagation keeps the RayJob until its cluster and its pods are gone: so long it can be found, and
-        nothing is orphaned.
+        Foreground propagation keeps the RayJob until its cluster and its pods are gone: until then it can be found,
+        and nothing is orphaned.
         """
         if not self.server.delete_job(name):
             return
@@ -102,9 +102,10 @@ class KubernetesBackend:
             pause = min(2 * pause, 3.0)
 
     def scale(self, name: str, work: Work) -> bool:
-        """Change the bounds of the worker group: in the RayCluster itself, since KubeRay ignores changes of a RayJob's
-        own while it runs, and in the RayJob, from which it makes the cluster of a retry.
+        """Change the bounds of the worker group.
 
+        They are changed in the RayCluster, since KubeRay does not look at a running RayJob again, and in the RayJob,
+        from which it makes the cluster of a retry.
         False under Kueue, which admitted a fixed number; for other workers than there are; and to shrink a cluster
         without autoscaler, where KubeRay would choose the pods to remove by itself, busy or not.
         """
@@ -123,21 +124,21 @@ class KubernetesBackend:
         template = worker_template(self.target, pool, request, {})
         if _size(template) != _size(group["template"]):
             return False
-        now = int(group.get("replicas") or group["minReplicas"])
+        replicas = int(group.get("replicas") or group["minReplicas"])
         if cluster["spec"].get("enableInTreeAutoscaling"):
             # Busy workers are given back when they are idle, not before.
-            bounds = {"minReplicas": request.min_workers, "maxReplicas": max(request.max_workers, now)}
-        elif request.max_workers < now:
+            bounds = {"minReplicas": request.min_workers, "maxReplicas": max(request.max_workers, replicas)}
+        elif request.max_workers < replicas:
             return False
         else:
             bounds = dict.fromkeys(("minReplicas", "maxReplicas", "replicas"), request.max_workers)
         self.server.patch_cluster(cluster["metadata"]["name"], _bounds("/spec", group["groupName"], bounds))
-        again = {
+        bounds_of_retry = {
             "minReplicas": request.min_workers,
             "maxReplicas": request.max_workers,
             "replicas": request.min_workers,
         }
-        self.server.patch_job(name, _bounds("/spec/rayClusterSpec", group["groupName"], again))
+        self.server.patch_job(name, _bounds("/spec/rayClusterSpec", group["groupName"], bounds_of_retry))
         return True
 
     def logs(self, name: str) -> Iterator[str]:

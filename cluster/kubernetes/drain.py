@@ -49,9 +49,8 @@ def drain(role: str, seconds: float) -> bool:
 
 def leave(seconds: float, *more: str) -> None:
     """Tell Ray that this node goes away within some seconds: it gets no new work, and its workers are notified."""
-    if (
-        "RAY_ADDRESS" not in os.environ
-    ):  # KubeRay sets it for every worker; without it, Ray would look for any other cluster
+    # KubeRay sets it for every worker. Without it, Ray would look for any other cluster.
+    if "RAY_ADDRESS" not in os.environ:
         return
     with suppress(OSError, subprocess.TimeoutExpired):  # a Ray that does not answer has no work to wait for
         subprocess.run(  # noqa: S603 - Ray's own command

@@ -53,7 +53,7 @@ def rayjob(target: KubernetesTarget, work: Work) -> Manifest:
     assert len(work.name) <= MAX_NAME
     check_addresses(target, work)
     variables = dict(target.environment)
-    labels = {**target.labels, "app.kubernetes.io/part-of": "onediffusion", "onediffusion/kind": work.kind}
+    labels = {**_labels(target), "onediffusion/kind": work.kind}
     spec: Manifest = {
         "entrypoint": shlex.join(["python", "-m", "pipelines", *work.arguments]),
         "submissionMode": "HTTPMode",
@@ -62,10 +62,7 @@ def rayjob(target: KubernetesTarget, work: Work) -> Manifest:
         spec["clusterSelector"] = {"ray.io/cluster": target.cluster}
         spec["runtimeEnvYAML"] = yaml.safe_dump({"env_vars": variables})
     else:
-        if target.queue:
-            labels[QUEUE_LABEL] = target.queue
-            if target.priority:
-                labels[PRIORITY_LABEL] = target.priority
+        labels |= _queue_labels(target)
         pool, group = (target.gpu_pool, "gpu") if work.resources.gpus else (target.cpu_pool, "cpu")
         request = fixed(work.resources) if target.queue else work.resources
         workers = _worker_group(target, pool, group, request, variables)
@@ -94,11 +91,6 @@ def rayjob(target: KubernetesTarget, work: Work) -> Manifest:
 def raycluster(target: KubernetesTarget) -> Manifest:
     """The RayCluster that a target's `cluster` names: both pools, each from its least to its most workers."""
     assert target.cluster
-    labels = {**target.labels, "app.kubernetes.io/part-of": "onediffusion"}
-    if target.queue:
-        labels[QUEUE_LABEL] = target.queue
-        if target.priority:
-            labels[PRIORITY_LABEL] = target.priority
     groups = []
     for name, pool in (("cpu", target.cpu_pool), ("gpu", target.gpu_pool)):
         request = ResourceRequest(*pool.workers, pool.cpus, pool.gpus)
@@ -110,7 +102,7 @@ def raycluster(target: KubernetesTarget) -> Manifest:
         "metadata": {
             "name": target.cluster,
             "namespace": target.namespace,
-            "labels": labels,
+            "labels": _labels(target) | _queue_labels(target),
             **({"annotations": target.annotations} if target.annotations else {}),
         },
         "spec": _cluster_spec(target, groups, target.environment),
@@ -136,12 +128,24 @@ def check_addresses(target: KubernetesTarget, work: Work) -> None:
             )
 
 
+def _labels(target: KubernetesTarget) -> dict[str, str]:
+    """Labels of everything made here."""
+    return {**target.labels, "app.kubernetes.io/part-of": "onediffusion"}
+
+
+def _queue_labels(target: KubernetesTarget) -> dict[str, str]:
+    """Labels by which Kueue knows what waits in its queue."""
+    if not target.queue:
+        return {}
+    return {QUEUE_LABEL: target.queue, **({PRIORITY_LABEL: target.priority} if target.priority else {})}
+
+
 def _cluster_spec(target: KubernetesTarget, groups: list[Manifest], environment: dict[str, str]) -> Manifest:
     elastic = any(group["minReplicas"] < group["maxReplicas"] for group in groups)
     autoscaler = {
         "version": "v2",
         "idleTimeoutSeconds": target.idle_seconds,
-        "securityContext": _security(),
+        "securityContext": _security_context(),
     }
     return {
         "rayVersion": target.ray_version or version("ray"),
@@ -160,12 +164,12 @@ def _cluster_spec(target: KubernetesTarget, groups: list[Manifest], environment:
 def _head_template(target: KubernetesTarget, head: Head, environment: dict[str, str]) -> Manifest:
     # How long a driver that is stopped has for its checkpoint before Ray kills it; Ray's default is 3 s.
     variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(target.grace_seconds), **environment}
-    size = {"cpu": _number(head.cpus), "memory": head.memory}
+    size = {"cpu": _cpu_quantity(head.cpus), "memory": head.memory}
     template = _template(target, "head", size, _default_shared_memory(head.memory), variables)
     template["spec"]["containers"][0]["ports"] = [
         {"containerPort": port, "name": name} for name, port in (("gcs-server", 6379), ("dashboard", 8265))
     ]
-    return _placed(template, head.node_selector, [_toleration(toleration) for toleration in head.tolerations])
+    return _with_placement(template, head.node_selector, [_toleration(toleration) for toleration in head.tolerations])
 
 
 def _worker_group(
@@ -187,7 +191,7 @@ def worker_template(
     """The pod of one worker of a job, as large as the pool says or the job asks."""
     memory = f"{request.memory_gb:g}G" if request.memory_gb else pool.memory
     gpus = math.ceil(request.gpus)
-    size: dict[str, Any] = {"cpu": _number(max(pool.cpus, request.cpus)), "memory": memory}
+    size: dict[str, Any] = {"cpu": _cpu_quantity(max(pool.cpus, request.cpus)), "memory": memory}
     if gpus:
         size[GPU] = gpus
     template = _template(target, "worker", size, pool.shared_memory or _default_shared_memory(memory), environment)
@@ -210,7 +214,7 @@ def worker_template(
                 ]
             }
         }
-    return _placed(template, selector, tolerations)
+    return _with_placement(template, selector, tolerations)
 
 
 def _template(
@@ -231,7 +235,7 @@ def _template(
         "resources": {"requests": dict(size), "limits": dict(size)},
         # This asks for a checkpoint, and whatever takes the pod away (a spot node, Kueue, `stop`) waits for it.
         "lifecycle": {"preStop": {"exec": {"command": drain}}},
-        "securityContext": _security(),
+        "securityContext": _security_context(),
         "volumeMounts": [
             {"name": "shared-memory", "mountPath": "/dev/shm"},  # noqa: S108 — the folder that Ray uses
             *({"name": f"volume-{i}", "mountPath": v.path, "readOnly": v.read_only} for i, v in _volumes(target)),
@@ -256,8 +260,7 @@ def _template(
         spec["imagePullSecrets"] = [{"name": name} for name in target.pull_secrets]
     if target.priority and not target.queue:
         spec["priorityClassName"] = target.priority
-    labels = {**target.labels, "app.kubernetes.io/part-of": "onediffusion"}
-    metadata: Manifest = {"labels": labels}
+    metadata: Manifest = {"labels": _labels(target)}
     if target.annotations:
         metadata["annotations"] = dict(target.annotations)
     return {"metadata": metadata, "spec": spec}
@@ -267,7 +270,8 @@ def _volumes(target: KubernetesTarget) -> list[tuple[int, Any]]:
     return list(enumerate(target.volumes))
 
 
-def _placed(template: Manifest, selector: dict[str, str], tolerations: list[Manifest]) -> Manifest:
+def _with_placement(template: Manifest, selector: dict[str, str], tolerations: list[Manifest]) -> Manifest:
+    """The template with the labels that nodes must have, and the taints that they may have."""
     if selector:
         template["spec"]["nodeSelector"] = dict(selector)
     if tolerations:
@@ -284,7 +288,7 @@ def _toleration(toleration: Toleration) -> Manifest:
     return entry
 
 
-def _security() -> Manifest:
+def _security_context() -> Manifest:
     """What namespaces under the "restricted" Pod Security Standard ask of every container."""
     return {
         "allowPrivilegeEscalation": False,
@@ -300,5 +304,5 @@ def _default_shared_memory(memory: MemoryQuantity) -> MemoryQuantity:
     return f"{int(float(memory.removesuffix(unit)) * UNITS[unit] * 0.4) >> 20}Mi"
 
 
-def _number(cpus: float) -> str:
+def _cpu_quantity(cpus: float) -> str:
     return str(int(cpus)) if cpus == int(cpus) else f"{round(cpus * 1000)}m"

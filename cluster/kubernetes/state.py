@@ -48,11 +48,11 @@ def describe(
     if metadata.get("deletionTimestamp"):
         return TargetState("running", "being removed")
     if deployment == "Complete":
-        return TargetState("ended", "" if ray == "SUCCEEDED" else _ended(status))
+        return TargetState("ended", "" if ray == "SUCCEEDED" else _why_ended(status))
     if deployment in ("Failed", "ValidationFailed"):
-        return TargetState("ended", _ended(status))
+        return TargetState("ended", _why_ended(status))
     if spec.get("suspend"):
-        return TargetState("pending", _suspended(metadata, workload))
+        return TargetState("pending", _why_suspended(metadata, workload))
     trouble = _trouble(cluster, pods, warnings)
     if deployment == "Running" and ray == "RUNNING":
         return TargetState("running", trouble)
@@ -90,7 +90,7 @@ def last_words(job: dict[str, Any]) -> Iterator[str]:
     yield from message.partition("last available logs")[2].partition("\n")[2].splitlines()
 
 
-def _ended(status: dict[str, Any]) -> str:
+def _why_ended(status: dict[str, Any]) -> str:
     """Why it ended: the last line that the job printed, or KubeRay's own reason."""
     message, reason = status.get("message") or "", status.get("reason") or ""
     code = re.search(r"failed with exit code (-?\d+)", message)
@@ -102,7 +102,8 @@ def _ended(status: dict[str, Any]) -> str:
     return brief(": ".join(part for part in (reason, message) if part)) or str(status.get("jobStatus") or "")
 
 
-def _suspended(metadata: dict[str, Any], workload: dict[str, Any] | None) -> str:
+def _why_suspended(metadata: dict[str, Any], workload: dict[str, Any] | None) -> str:
+    """What a suspended job waits for: its queue, or someone who resumes it."""
     queue = (metadata.get("labels") or {}).get(QUEUE_LABEL)
     if not queue:
         return (
@@ -128,7 +129,7 @@ def _trouble(cluster: dict[str, Any] | None, pods: Sequence[V1Pod], warnings: Se
             alike = [other for other in waiting if _is_head(other) == _is_head(pod)]
             return f"{'head' if _is_head(pod) else _count(cluster, pods, len(alike))} pending: {reason}"
     own = {pod.metadata.name for pod in pods}
-    missing = len(waiting) + max(_wanted(cluster) - sum(not _is_head(pod) for pod in pods), 0)
+    missing = len(waiting) + max(_desired_workers(cluster) - sum(not _is_head(pod) for pod in pods), 0)
     for event in reversed(warnings):
         message = str(event.message or "")
         # Events about pods that the operator could not create name the RayCluster.
@@ -143,7 +144,7 @@ def _pod_trouble(pod: V1Pod, warnings: Sequence[CoreV1Event]) -> str:
     status, messages = pod.status, [str(event.message or "") for event in warnings]
     for condition in status.conditions or []:
         if condition.type == "PodScheduled" and condition.status == "False":
-            return _unscheduled(pod, condition.message or "")
+            return _why_unscheduled(pod, condition.message or "")
     for container in [*(status.init_container_statuses or []), *(status.container_statuses or [])]:
         if reason := _container_trouble(pod, container, messages):
             return reason
@@ -180,7 +181,7 @@ def _image_cause(messages: Sequence[str]) -> str:
     return brief(messages[0]) or "no reason given"
 
 
-def _unscheduled(pod: V1Pod, message: str) -> str:
+def _why_unscheduled(pod: V1Pod, message: str) -> str:
     """What the nodes lack, from the scheduler's "0/5 nodes are available: …"."""
     if "persistentvolumeclaim" in message:
         return brief(message.partition("persistentvolumeclaim")[1] + message.partition("persistentvolumeclaim")[2])
@@ -201,11 +202,13 @@ def _unscheduled(pod: V1Pod, message: str) -> str:
 
 
 def _count(cluster: dict[str, Any] | None, pods: Sequence[V1Pod], waiting: int) -> str:
-    workers = max(_wanted(cluster), sum(not _is_head(pod) for pod in pods))
+    """As "2 of 4 workers"."""
+    workers = max(_desired_workers(cluster), sum(not _is_head(pod) for pod in pods))
     return f"{min(waiting, workers)} of {workers} workers"
 
 
-def _wanted(cluster: dict[str, Any] | None) -> int:
+def _desired_workers(cluster: dict[str, Any] | None) -> int:
+    """How many workers the RayCluster is to have now."""
     if not cluster:
         return 0
     groups = cluster["spec"].get("workerGroupSpecs") or []
@@ -222,5 +225,6 @@ def _ready(pod: V1Pod) -> bool:
 
 
 def _age(metadata: dict[str, Any]) -> float:
+    """Seconds since it was made."""
     created = metadata.get("creationTimestamp")
     return (datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds() if created else 0.0

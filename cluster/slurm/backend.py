@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.slurm.messages import ended_reason, is_silence, is_unreachable, pending_reason, refusal
-from cluster.slurm.script import folder, gres, node_shape, output_file, script
+from cluster.slurm.script import gres, node_shape, output_file, script, script_folder
 from cluster.target import SlurmTarget
 from cluster.user_data import one_at_a_time, write_whole
 from cluster.work import AlreadySubmitted, Phase, TargetState, Work
@@ -32,6 +32,8 @@ SITE = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_CONF_SERVER")
 
 @dataclass(frozen=True)
 class _SlurmJob:
+    """A job as squeue lists it. cpus: on all its nodes; gres: on each; user: the number of the user."""
+
     id: int
     state: str
     reason: str
@@ -69,27 +71,27 @@ class SlurmBackend:
     def submit(self, work: Work) -> None:
         """Send it; see `Backend.submit`."""
         text = self.plan(work)["sbatch script"]
-        there = AlreadySubmitted(f"{work.name}: is at this site already; see it with `squeue --name={work.name}`")
+        duplicate = AlreadySubmitted(f"{work.name}: is at this site already; see it with `squeue --name={work.name}`")
         with one_at_a_time("slurm"):
             if any(job.is_alive for job in self._jobs(work.name)):
-                raise there
+                raise duplicate
             path = self._write(work.name, text)
             try:
-                done = self._call("sbatch", "--parsable", str(path))
+                answer = self._call("sbatch", "--parsable", str(path))
             except SilenceError as silence:
                 self._look_whether_taken(work.name, silence)
                 return
-            if done.returncode:
-                raise InputError(refusal(done.stderr, self.target.model_dump()) + self._partitions(done.stderr))
-            own = int(done.stdout.strip().partition(";")[0].split()[-1])
+            if answer.returncode:
+                raise InputError(refusal(answer.stderr, self.target.model_dump()) + self._partitions(answer.stderr))
+            number = int(answer.stdout.strip().partition(";")[0].split()[-1])
             try:
-                if min((job.id for job in self._jobs(work.name) if job.is_alive), default=own) != own:
-                    self._do("scancel", str(own))
-                    raise there
-            except AlreadySubmitted:
-                raise
+                first = min((job.id for job in self._jobs(work.name) if job.is_alive), default=number)
+                if first != number:
+                    self._do("scancel", str(number))
             except InputError as error:  # it is there; the next look shows whether it is alone
                 raise ConnectionError(str(error)) from None
+            if first != number:
+                raise duplicate
 
     def state(self, name: str) -> TargetState:
         """See `Backend.state`. A site forgets a job some minutes after its end."""
@@ -154,7 +156,7 @@ class SlurmBackend:
             )
 
     def _write(self, name: str, text: str) -> Path:
-        path = folder(self.target) / f"{name}.sh"
+        path = script_folder(self.target) / f"{name}.sh"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, text)
@@ -190,6 +192,7 @@ class SlurmBackend:
             time.sleep(0.5)
 
     def _partitions(self, error: str) -> str:
+        """The partitions of the site, for an error that is about one, else ""."""
         if "nvalid partition" not in error:
             return ""
         listed = self._call("sinfo", "--noheader", "--format=%R").stdout.split()
@@ -233,5 +236,5 @@ class SlurmBackend:
         }
 
 
-def _unreachable(said: str) -> str:
-    return f"the site's controller does not answer ({said}); try `scontrol ping`, then again later"
+def _unreachable(cause: str) -> str:
+    return f"the site's controller does not answer ({cause}); try `scontrol ping`, then again later"

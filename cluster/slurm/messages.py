@@ -74,13 +74,15 @@ _UNREACHABLE = re.compile(
     "|Unable to process configuration|controller.*not responding|Zero Bytes were transmitted|Socket timed out"
 )
 
-
 # Those of them after which the controller may have carried out the request.
 _SILENT = re.compile("Zero Bytes were transmitted|Socket timed out|Connection timed out")
 
 
 def pending_reason(reason: str, job: str) -> str:
-    """ "there is no room … (Resources)"; a reason that is not known, as it is."""
+    """Why a job waits, as "there is no room … (Resources)". A reason that is not known stays as it is.
+
+    reason: as squeue gives it; job: its number.
+    """
     for pattern, line in _PENDING:
         if re.match(pattern, reason):
             return f"{line.format(id=job)} ({reason})" if reason != "None" else line
@@ -107,8 +109,8 @@ def is_silence(text: str) -> bool:
 
 def refusal(text: str, values: dict[str, object]) -> str:
     """Why sbatch did not take a job, and what to do. values: the target's keys and values."""
-    said = [line.partition("error: ")[2] or line for line in text.splitlines() if line.strip()]
-    reason = "; ".join(dict.fromkeys(line.removeprefix("Batch job submission failed: ") for line in said))
+    lines = [line.partition("error: ")[2] or line for line in text.splitlines() if line.strip()]
+    reason = "; ".join(dict.fromkeys(line.removeprefix("Batch job submission failed: ") for line in lines))
     for pattern, keys, remedy in _REFUSED:
         if re.search(pattern, reason):
             given = ", ".join(f"{key} {values[key]!r}" for key in keys.split(", ") if values.get(key))

@@ -68,9 +68,9 @@ def end(process: int, seconds: float = END_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while any(map(_runs, tree)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    for process_left in filter(_runs, tree):
+    for survivor in filter(_runs, tree):
         with suppress(psutil.NoSuchProcess):
-            process_left.kill()
+            survivor.kill()
 
 
 def _runs(process: psutil.Process) -> bool:

@@ -102,11 +102,11 @@ def script(target: SlurmTarget, work: Work) -> str:
 
 def output_file(target: SlurmTarget, name: str) -> Path:
     """The file that Slurm writes a job's output to: on the shared disk, or on the job's first node."""
-    return (folder(target) if target.shared_disk else Path(target.scratch)) / f"{name}.out"
+    return (script_folder(target) if target.shared_disk else Path(target.scratch)) / f"{name}.out"
 
 
-def folder(target: SlurmTarget) -> Path:
-    """Where scripts go."""
+def script_folder(target: SlurmTarget) -> Path:
+    """The folder on this machine for scripts and, on a shared disk, their output."""
     return Path(target.folder).expanduser().absolute() if target.folder else data_folder() / "slurm"
 
 

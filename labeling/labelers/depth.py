@@ -7,35 +7,33 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
-from labeling import labeler
-from labeling.labeler import Labeler, MissingParameterError, Row, RowError, required
-from labeling.pretrained import load_network, pretrained_digest
+from labeling.labeler import MissingParameterError, Row, RowError, required
+from labeling.pretrained import PretrainedLabeler
 from model.pictures import Picture, decode_gray, decode_picture, encode_png
-from model.weights import model_folder
 
 _METRIC = ("depth_pro", "glpn", "zoedepth")  # predict meters, which their configurations do not say
 _NEAREST = 0.01  # meters; what is predicted nearer is noise, and would leave no levels for the rest
 Inverse = NDArray[np.float32]  # (H, W) inverse depth in any unit, NaN where unknown
 
 
-class DepthLabeler(Labeler):
+class DepthLabeler(PretrainedLabeler):
     """A model where one is named, else a stereo pair, else the given disparity; without any the row has none."""
 
     name = "depth"
+    role = "depth"
     version = 1
     reads: tuple[str, ...] = ("images.image", "images.right", "images.disparity", "images.disparity_scale")
     packages = ("mmcv",)
     schema = pa.schema([("depth", pa.binary()), ("near", pa.float32()), ("far", pa.float32()), ("method", pa.string())])
 
-    class Parameters(labeler.Parameters):
+    class Parameters(PretrainedLabeler.Parameters):
         """model: hub name or path of a transformers depth model, "" for none; gives: what the model predicts, inverse
         depth (as MiDaS and Depth Anything) or depth in meters, "auto" to go by its configuration; disparities: the
         largest shift between the pictures of a pair, as a share of the width; block: side of what the stereo matcher
         compares, an odd number of pixels; long_side: pixels that a larger pair is reduced to before matching."""
 
-        model: str = ""
         gives: Literal["auto", "inverse", "depth"] = "auto"
         disparities: float = Field(0.15, gt=0, le=0.5)
         block: int = Field(3, ge=1, le=21)
@@ -50,22 +48,16 @@ class DepthLabeler(Labeler):
 
     parameters: Parameters
 
-    def __init__(self, group: str, parameters: labeler.Parameters) -> None:
+    def __init__(self, group: str, parameters: BaseModel) -> None:
         super().__init__(group, parameters)
         if self.parameters.model:
             self.reads = ("images.image",)
-        self._name = ""  # of a pretrained model: its class and digest, never its path, which differs by machine
-        self._network: Any = None
-        self._processor: Any = None
 
     @property
     def model(self) -> str:
         import cv2
 
-        return self._name or f"opencv {cv2.__version__} stereo"
-
-    def weights_digest(self) -> str:
-        return pretrained_digest(self.parameters.model, "depth") if self.parameters.model else ""
+        return self._network_label or f"opencv {cv2.__version__} stereo"
 
     def load(self) -> None:
         import cv2
@@ -75,9 +67,8 @@ class DepthLabeler(Labeler):
             return
         from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
-        folder = model_folder(self.parameters.model, "depth")
-        self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        self._network, self._name = load_network(AutoModelForDepthEstimation, folder, self.gpus)
+        self._processor = AutoImageProcessor.from_pretrained(self.model_folder(), local_files_only=True)
+        self.load_network(AutoModelForDepthEstimation)
         gives = self.parameters.gives
         self._metric = gives == "depth" or (gives == "auto" and _is_metric(self._network.config))
 
@@ -85,7 +76,7 @@ class DepthLabeler(Labeler):
         required(row, "images.image")
         picture = row["images.image"]
         if self._network is not None:
-            inverse, method = self._estimate(np.asarray(picture)), self._name
+            inverse, method = self._estimate(np.asarray(picture)), self._network_label
         elif row["images.right"] is not None:
             inverse, method = self._match(np.asarray(picture), decode_picture(row["images.right"])), "stereo"
         elif row["images.disparity"] is not None:

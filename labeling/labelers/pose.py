@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from labeling import labeler
-from labeling.labeler import Labeler, Row, RowError, required
+from labeling.labeler import Row, RowError, required
 from labeling.pretrained import (
     MEDIAPIPE,
+    PretrainedLabeler,
     files_digest,
-    load_network,
     mediapipe_file,
     mediapipe_solution,
     package_label,
-    pretrained_digest,
 )
 from model.conditions import draw_skeleton
 from model.pictures import Picture, encode_png
-from model.weights import model_folder
 
 Points = list[dict[str, float]]  # x, y in pixels of the picture, score
 
 
-class PoseLabeler(Labeler):
+class PoseLabeler(PretrainedLabeler):
     """33 points of each person that mediapipe finds in a person box, or 17 by a transformers keypoint model."""
 
     name = "pose"
+    role = "pose"
     version = 1
     reads = ("images.image", "boxes.boxes", "boxes.names")
     packages = ("mmcv", "mediapipe")
@@ -44,30 +40,21 @@ class PoseLabeler(Labeler):
         ]
     )
 
-    class Parameters(labeler.Parameters):
+    class Parameters(PretrainedLabeler.Parameters):
         """model: hub name or path of a ViTPose model, "" for mediapipe; people: at most so many, the largest first;
         confidence: least, that there is a person; margin: of a person's crop, as a share of the box."""
 
-        model: str = ""
         people: int = Field(6, ge=1)
         confidence: float = Field(0.5, ge=0, le=1)
         margin: float = Field(0.25, ge=0)
 
     parameters: Parameters
 
-    def __init__(self, group: str, parameters: labeler.Parameters) -> None:
-        super().__init__(group, parameters)
-        self._name = ""  # of a pretrained model: its class and digest, never its path, which differs by machine
-        self._network: Any = None
-        self._processor: Any = None
-
     @property
     def model(self) -> str:
-        return self._name or f"pose_landmark_full, {package_label(MEDIAPIPE)}"
+        return self._network_label or f"pose_landmark_full, {package_label(MEDIAPIPE)}"
 
-    def weights_digest(self) -> str:
-        if self.parameters.model:
-            return pretrained_digest(self.parameters.model, "pose")
+    def embedded_digest(self) -> str:
         files = ("pose_detection/pose_detection.tflite", "pose_landmark/pose_landmark_full.tflite")
         return files_digest(*(mediapipe_file(name) for name in files))
 
@@ -82,9 +69,8 @@ class PoseLabeler(Labeler):
             return
         from transformers import AutoImageProcessor, VitPoseForPoseEstimation
 
-        folder = model_folder(self.parameters.model, "pose")
-        self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        self._network, self._name = load_network(VitPoseForPoseEstimation, folder, self.gpus)
+        self._processor = AutoImageProcessor.from_pretrained(self.model_folder(), local_files_only=True)
+        self.load_network(VitPoseForPoseEstimation)
 
     def label_row(self, row: Row) -> Row:
         required(row, "images.image")

@@ -7,23 +7,20 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import BaseModel, Field
 
-from labeling import labeler
-from labeling.labeler import Labeler, Row, RowError, required
+from labeling.labeler import Row, RowError, required
 from labeling.pretrained import (
     MEDIAPIPE,
+    PretrainedLabeler,
     files_digest,
-    load_network,
     mediapipe_file,
     mediapipe_solution,
     package_label,
-    pretrained_digest,
 )
 from model.inputs import InputError
 from model.pictures import Picture, encode_png
 from model.prompts import draw_colors
-from model.weights import model_folder
 
 _PERSON = "person"
 _NOTHING = ("background", "unlabeled", "void", "N/A")  # classes of some models that mean no class
@@ -31,22 +28,22 @@ _CLASSES = 10  # of a picture (docs/paper.md, One-Gen)
 _LEAST_SHARE = 0.0005  # of the picture: smaller regions are noise
 
 
-class SegmentationLabeler(Labeler):
+class SegmentationLabeler(PretrainedLabeler):
     """People by mediapipe inside their boxes, every other object by GrabCut inside its box, unless a model is named."""
 
     name = "segmentation"
+    role = "segmenter"
     version = 1
     reads: tuple[str, ...] = ("images.image", "boxes.boxes", "boxes.names")
     packages = ("mmcv", "mediapipe")
     schema = pa.schema([("mask", pa.binary()), ("names", pa.list_(pa.string())), ("colors", pa.list_(pa.string()))])
 
-    class Parameters(labeler.Parameters):
+    class Parameters(PretrainedLabeler.Parameters):
         """model: hub name or path of a transformers segmentation model, "" for the embedded way; kind: which regions a
         model is asked for, "" for single things or, of a model that cannot tell them apart, classes of pixels;
         working_side: pixels of the longer side that GrabCut works at; iterations: of GrabCut; threshold: least share
         of person in a pixel, or least score of a segment."""
 
-        model: str = ""
         kind: Literal["", "instance", "panoptic", "semantic"] = ""
         working_side: int = Field(320, ge=32)
         iterations: int = Field(4, ge=1)
@@ -54,24 +51,20 @@ class SegmentationLabeler(Labeler):
 
     parameters: Parameters
 
-    def __init__(self, group: str, parameters: labeler.Parameters) -> None:
+    def __init__(self, group: str, parameters: BaseModel) -> None:
         super().__init__(group, parameters)
         if self.parameters.model:
             self.reads = ("images.image",)
-        self._name = ""  # of a pretrained model: its class and digest, never its path, which differs by machine
-        self._people: Any = None
-        self._network: Any = None
-        self._processor: Any = None
+        self._people: Any = None  # mediapipe's model of people
 
     @property
     def model(self) -> str:
         import cv2
 
-        return self._name or f"selfie_segmentation, {package_label(MEDIAPIPE)}; GrabCut, opencv {cv2.__version__}"
+        embedded = f"selfie_segmentation, {package_label(MEDIAPIPE)}; GrabCut, opencv {cv2.__version__}"
+        return self._network_label or embedded
 
-    def weights_digest(self) -> str:
-        if self.parameters.model:
-            return pretrained_digest(self.parameters.model, "segmenter")
+    def embedded_digest(self) -> str:
         return files_digest(mediapipe_file("selfie_segmentation/selfie_segmentation.tflite"))
 
     def load(self) -> None:
@@ -89,7 +82,7 @@ class SegmentationLabeler(Labeler):
             AutoModelForUniversalSegmentation,
         )
 
-        folder = model_folder(self.parameters.model, "segmenter")
+        folder = self.model_folder()
         self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
         # Universal models tell objects of a class apart; semantic ones give the class of each pixel.
         universal = (
@@ -99,7 +92,7 @@ class SegmentationLabeler(Labeler):
         if not hasattr(self._processor, f"post_process_{self._kind}_segmentation"):
             raise InputError(f"segmentation.kind: {self._kind} regions are not what this model gives; take semantic")
         loader = AutoModelForUniversalSegmentation if universal else AutoModelForSemanticSegmentation
-        self._network, self._name = load_network(loader, folder, self.gpus)
+        self.load_network(loader)
 
     def label_row(self, row: Row) -> Row:
         required(row, "images.image")

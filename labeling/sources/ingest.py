@@ -29,7 +29,7 @@ from labeling.sources.source import Source
 from model.inputs import InputError
 
 VERSION = 1
-THREADS = 8  # that a shard is read and decoded with; decoding releases the interpreter lock
+THREADS = 8  # that read and decode the items of a shard; decoding releases the interpreter lock
 
 
 @dataclass(frozen=True)
@@ -69,22 +69,22 @@ class SeenFiles:
 class Survey:
     """A dataset before an ingest, and what of a source is new there.
 
-    description: the bytes of dataset.json, None where there is no dataset yet; source: number of the source among
-    `sources`; ids: of all images of the dataset.
+    description: the bytes of dataset.json, None where there is no dataset yet; source_number: index of the source
+    in `sources`; image_ids: of all images of the dataset; new: items to ingest.
     """
 
     description: bytes | None
     shards: list[ShardInfo]
     sources: list[dict[str, Any]]
-    source: int
+    source_number: int
     seen: SeenFiles
-    ids: set[str]
+    image_ids: set[str]
     new: list[Item]
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard to write: its items, and of those equal to an earlier item that one's name."""
+    """A shard to write. twins: name of an item → name of the earlier item that has the same bytes."""
 
     shard: str
     items: list[Item]
@@ -148,13 +148,13 @@ def ingest_shard(
     with ThreadPoolExecutor(THREADS) as pool:
         rows = list(pool.map(read, task.items))
     rejected = pa.Table.from_pylist([row for row in rows if "reason" in row], REJECTED_SCHEMA)
-    kept = [row for row in rows if "reason" not in row]
-    images = [[EncodedImage(row["image"], row["width"], row["height"])] for row in kept]
+    accepted = [row for row in rows if "reason" not in row]
+    images = [[EncodedImage(row["image"], row["width"], row["height"])] for row in accepted]
     # The images shard is written last: it says that both are there.
     write_shard(dataset.store, REJECTED, task.shard, rejected, [rejected.num_rows], task.recipe)
-    table = pa.Table.from_pylist(kept, IMAGE_SCHEMA)
+    table = pa.Table.from_pylist(accepted, IMAGE_SCHEMA)
     write_shard(dataset.store, IMAGES, task.shard, table, cut_row_groups(images), task.recipe)
-    return len(kept)
+    return len(accepted)
 
 
 def _read_row(
@@ -185,11 +185,11 @@ def _read_row(
 
 
 def forget_rejected(dataset: Dataset, shards: Sequence[ShardInfo], names: set[str]) -> None:
-    """Take rejected files that were looked at again out of what earlier shards say of them."""
+    """Remove files that were looked at again from the rejected rows of earlier shards."""
     for shard in shards if names else ():
         rejected = dataset.read(REJECTED, shard.name)
-        stays = [name not in names for name in rejected["source"].to_pylist()]
-        kept = rejected.filter(pa.array(stays, pa.bool_()))
-        if kept.num_rows < rejected.num_rows:
-            made_by = dataset.footer(REJECTED, shard.name).recipe
-            write_shard(dataset.store, REJECTED, shard.name, kept, [kept.num_rows], made_by)
+        is_left = [name not in names for name in rejected["source"].to_pylist()]
+        left = rejected.filter(pa.array(is_left, pa.bool_()))
+        if left.num_rows < rejected.num_rows:
+            shard_recipe = dataset.footer(REJECTED, shard.name).recipe
+            write_shard(dataset.store, REJECTED, shard.name, left, [left.num_rows], shard_recipe)

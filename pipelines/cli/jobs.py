@@ -91,22 +91,14 @@ def scale(
     gpus: Annotated[float | None, typer.Option(min=0, help="Of each; default as before.")] = None,
 ) -> None:
     """Go on with more or fewer workers."""
-    from model.inputs import InputError
     from pipelines.jobs.control import scale_job
-    from pipelines.jobs.folder import JobFolder
+    from pipelines.jobs.resolved import stored_job
     from pipelines.jobs.specification import WorkersSpec
     from pipelines.jobs.status import find_attempt
 
-    numbers = workers.split(":")
-    if len(numbers) > 2 or not all(number.isdecimal() and int(number) for number in numbers):
-        raise InputError(f"--workers {workers}: write a number, or LEAST:MOST")
-    least, most = int(numbers[0]), int(numbers[-1])
-    if least > most:
-        raise InputError(f"--workers {workers}: write the smaller number first, as {most}:{least}")
-    current = JobFolder(find_attempt(job).address).specification().workers or WorkersSpec()
-    count = least if len(numbers) == 1 else (least, most)
-    options = {"count": count, "cpus": cpus, "gpus": gpus}
+    options = {"count": _worker_count(workers), "cpus": cpus, "gpus": gpus}
     changes = {key: value for key, value in options.items() if value is not None}
+    current = stored_job(find_attempt(job).address).workers
     scale_job(job, WorkersSpec(**{**current.model_dump(), **changes}), say=typer.echo)
 
 
@@ -118,3 +110,16 @@ def execute(
     from pipelines.jobs.run import execute as run
 
     return run(address, attempt)
+
+
+def _worker_count(text: str) -> int | tuple[int, int]:
+    """The number that N states, or the least and the most of LEAST:MOST. Raises InputError for another form."""
+    from model.inputs import InputError
+
+    numbers = text.split(":")
+    if len(numbers) > 2 or not all(number.isdecimal() and int(number) for number in numbers):
+        raise InputError(f"--workers {text}: write a number, or LEAST:MOST")
+    least, most = int(numbers[0]), int(numbers[-1])
+    if least > most:
+        raise InputError(f"--workers {text}: write the smaller number first, as {most}:{least}")
+    return least if len(numbers) == 1 else (least, most)

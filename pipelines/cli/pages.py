@@ -30,7 +30,9 @@ def demo(
 
 
 def dashboard(
-    places: Annotated[list[str] | None, typer.Argument(metavar="DATASET|RUN …", help="To add to those shown.")] = None,
+    addresses: Annotated[
+        list[str] | None, typer.Argument(metavar="DATASET|RUN …", help="To add to those shown.")
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="To listen on; a free one where it is taken.")] = 3000,
     host: Annotated[str, typer.Option(help="To listen on; beyond this machine only with --token-file.")] = "127.0.0.1",
     token_file: Annotated[
@@ -39,11 +41,11 @@ def dashboard(
     new_pictures: Annotated[
         str | None, typer.Option(metavar="ask|build|ignore", help="What to do about new pictures in the sources.")
     ] = None,
-    owner: Annotated[str, typer.Option(help="Of the places: an e-mail address, or team:NAME.")] = "",
-    forget: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A place to show no more.")] = None,
+    owner: Annotated[str, typer.Option(help="Of the datasets and runs: an e-mail address, or team:NAME.")] = "",
+    forget: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A dataset or run to take off.")] = None,
 ) -> None:
     """Datasets, runs and jobs in the browser (Dagster), on loopback: see them, launch, scale, stop."""
     require(*EXTRAS["dashboard"])
     from pipelines.dashboard.server import dashboard as serve
 
-    serve(places or [], host, port, token_file, owner, new_pictures, forget or [])
+    serve(addresses or [], host, port, token_file, owner, new_pictures, forget or [])

@@ -1,7 +1,7 @@
 """Who may use the dashboard: tokens and the sessions opened with them; and requests of other sites, which are refused.
 
 Without tokens, whoever uses this machine may do everything. A page of another site, opened in the same browser, must
-not: its requests are told by their Host and Origin.
+not: its requests are recognized by their Host and Origin.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 COOKIE = "onediffusion_session"
 WRONG_SECONDS = 1.0  # before a wrong token is answered
 HEADERS = {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "same-origin"}
-ROLE = "role"  # the key of the role in a request that came in
+ROLE = "role"  # the key in an admitted request under which its role is stored
 _LOGIN = "/login"
 _OTHER_SITE = (
     "requests of other sites are refused; should this be the dashboard's own page, then a proxy in front changes the "
-    "Host of requests: have it pass on the browser's (nginx: proxy_set_header Host $http_host)\n"
+    "Host of requests: have it pass on the browser's (nginx: proxy_set_header Host $http_host)"
 )
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>OneDiffusion dashboard</title>
 <meta name="viewport" content="width=device-width">
@@ -37,12 +37,15 @@ autofocus required></label><button>Sign in</button></form></html>"""
 
 @dataclass
 class Access:
-    """tokens: None where everyone on this machine may come in."""
+    """Decides which requests an application serves, and with which role.
+
+    tokens: None where everyone on this machine may do everything.
+    """
 
     tokens: Tokens | None
 
     def protect(self, app: web.Application) -> None:
-        """Let an application serve only requests that may come in, with their role as request[ROLE]; add the login."""
+        """Make an application refuse all other requests and store a request's role as request[ROLE]; add the login."""
         app.middlewares.append(self._middleware())
         app.router.add_route("*", _LOGIN, self._login)
         app.router.add_post("/logout", self._logout)
@@ -101,11 +104,11 @@ class Access:
         origin = request.headers.get("Origin")
         changes = request.method not in ("GET", "HEAD") or request.headers.get("Upgrade", "").lower() == "websocket"
         if changes and origin and origin.partition("://")[2] != host:
-            return _OTHER_SITE.rstrip()
+            return _OTHER_SITE
         return ""
 
     async def _login(self, request: web.Request) -> web.StreamResponse:
-        """The form, and what it sends: a token comes in, and a cookie goes out."""
+        """Show the form; exchange the token that it sends for the cookie of a session."""
         if self.tokens is None:
             raise web.HTTPSeeOther("/")
         if request.method != "POST":

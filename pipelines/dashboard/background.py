@@ -30,7 +30,7 @@ def in_background(work: Callable[[], T]) -> Future[T]:
 
 
 class SharedResults:
-    """Results that many callers ask for at once: each is made once, serves for a few seconds, and then as a stopgap."""
+    """Results for many callers at once: each is made once, is served for a few seconds, and while the next is late."""
 
     def __init__(self) -> None:
         self._results: dict[Any, tuple[float, Any]] = {}

@@ -34,7 +34,7 @@ def live_curves(address: str) -> bytes:
 
 
 def _workers_now(address: str) -> str:
-    """How many workers train the run now, by what the job says of itself; "" where no job does."""
+    """How many workers train the run now, by the recorded state of its job; "" where no job is running."""
     for job_folder in jobs_of(address):
         folder = JobFolder(job_folder)
         state, attempt = folder.state(), folder.attempt()

@@ -24,7 +24,7 @@ from pipelines.reports.figures import EVALUATION, read_json, run_figures
 from pipelines.reports.run import run_records
 
 MAX_ERRORS = 0.05  # of the rows
-MAX_REASON_SHARDS = 4  # whose reasons are read, since the checks are made again and again
+MAX_REASON_SHARDS = 4  # whose reasons are read; few, since the checks are evaluated often
 MIN_SPEED = 0.5  # of the speed before
 MAX_EVENTS = 400  # that are searched for earlier speeds
 REPEAT_SECONDS = 900.0  # between events of a check that passes as before, with other numbers
@@ -156,11 +156,13 @@ def run_outcomes(snapshot: Snapshot) -> Iterator[CheckOutcome]:
     if figures and steps:
         evaluated = (read_json(store, EVALUATION) or {}).get("checkpoint") or ""
         is_newest = not evaluated or evaluated.endswith(checkpoint_name(steps[-1]))
-        lost = [figure.title for figure in figures if not figure.wins]
-        description = f"not above its baselines: {', '.join(lost)}" if lost else "every figure is above its baselines"
+        losing = [figure.title for figure in figures if not figure.wins]
+        description = (
+            f"not above its baselines: {', '.join(losing)}" if losing else "every figure is above its baselines"
+        )
         if not is_newest:
             description = f"of {evaluated.rsplit('/', 1)[-1]}, which is not the newest checkpoint"
-        yield CheckOutcome((name, "evaluation"), "figures", is_newest and not lost, description)
+        yield CheckOutcome((name, "evaluation"), "figures", is_newest and not losing, description)
 
 
 def _finite(name: str, value: float) -> dict[str, float]:
@@ -171,7 +173,7 @@ def _finite(name: str, value: float) -> dict[str, float]:
 def report_outcomes(
     instance: dg.DagsterInstance, outcomes: Iterable[CheckOutcome], repeat_seconds: float = REPEAT_SECONDS
 ) -> int:
-    """Report the outcomes that Dagster does not know, or knows otherwise; how many.
+    """Report the outcomes that differ from the last ones that Dagster knows; the number of reports.
 
     repeat_seconds: between reports that differ only in their numbers, since Dagster keeps every event forever.
     """
@@ -180,8 +182,11 @@ def report_outcomes(
     count = 0
     for key, outcome in by_key.items():
         reported, before = known.get(key, (0.0, None))
-        same = before is not None and before.passed == outcome.passed
-        if same and before and (before.description == outcome.description or time.time() - reported < repeat_seconds):
+        if (
+            before
+            and before.passed == outcome.passed
+            and (before.description == outcome.description or time.time() - reported < repeat_seconds)
+        ):
             continue
         instance.report_runless_asset_event(outcome.evaluation())
         count += 1

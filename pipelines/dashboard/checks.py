@@ -1,10 +1,11 @@
 """Asset checks as Dagster defines and runs them: one step for each dataset or run, which reads it once."""
 
-# No postponed annotations: Dagster reads those of its steps.
+# Without `from __future__ import annotations`, since Dagster reads the annotations of its steps.
 from collections.abc import Collection, Iterator
 
 import dagster as dg
 
+from labeling.dataset import IMAGES
 from model.inputs import InputError, one_line
 from pipelines.dashboard.check_outcomes import (
     DATASET_CHECKS,
@@ -40,8 +41,8 @@ def check_specs(snapshot: Snapshot) -> list[dg.AssetCheckSpec]:
         checks = [_spec((name, "checkpoints"), check) for check in losses]
         return [*checks, _spec((name, "evaluation"), "figures")]
     specs = [_spec((name, group), check) for group in snapshot.labels for check in ("fresh", "errors", "speed")]
-    if snapshot.sources and snapshot.kind == "pictures" and "images" in snapshot.groups:
-        specs.append(_spec((name, "images"), "sources"))
+    if snapshot.has_sources and IMAGES in snapshot.groups:
+        specs.append(_spec((name, IMAGES), "sources"))
     return specs
 
 
@@ -65,7 +66,10 @@ def build_checks(snapshot: Snapshot) -> list[dg.AssetChecksDefinition]:
         try:
             for outcome in _outcomes(tracked, selected, context.instance):
                 outcomes[dg.AssetCheckKey(dg.AssetKey(outcome.key), outcome.check)] = outcome
-        except (InputError, OSError) as error:  # out of reach now: what this run has just made must not fail by that
+        except (
+            InputError,
+            OSError,
+        ) as error:  # out of reach now, which must not fail a run that has just made an asset
             outcomes, passed, description = {}, False, f"cannot be checked: {one_line(error)}"
         for key in selected:
             default = CheckOutcome(tuple(key.asset_key.path), key.name, passed, description)

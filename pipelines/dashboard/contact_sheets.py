@@ -12,17 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from labeling.dataset import Dataset
+from labeling.dataset import IMAGES, Dataset, Footers
 from model.conditions import CONDITION_READS
 from model.pictures import Picture, decode_picture
-from pipelines.dashboard.dataset_state import Footers
 from pipelines.dashboard.picture_files import keep_picture
 from pipelines.reports.gallery import joined_rows, pick_rows, row_values, view_of_set
 from pipelines.reports.overlays import Drawing, Inliner, draw_label, thumbnail
 from pipelines.reports.run import RunSection
 
 TILES, TILE_SIDE, MAX_LINES = 12, 166, 4  # tiles of a sheet, their sides in pixels, lines of text below them
-SETS, VIEWS, ERRORS = 2, 6, 3  # shown of a dataset of view sets, views of each; tiles that show rows in error
+SETS, VIEWS, ERRORS = 2, 6, 3  # most sets of a sheet, most views of each set; most rows in error
 _MARGIN, _LINE = 10, 15
 _PAPER, _INK, _SOFT = (255, 255, 255), (27, 29, 34), (92, 98, 109)
 
@@ -54,44 +53,46 @@ class _Collector(Inliner):
 
 def contact_sheet(dataset: Dataset, group: str, shards: Iterable[str], footers: Footers) -> str:
     """Draw some rows of a group, spread over the shards, each with its label; the sheet's address, "" without rows."""
-    if "images" not in footers:
+    if IMAGES not in footers:
         return ""
-    present = [shard for shard in shards if shard in footers["images"] and shard in footers[group]]
-    image_footers = {shard: footers["images"][shard] for shard in present}
-    read = {name: footers[name] for name in ("images", group)}
-    sets = dataset.kind == "sets"
-    most = SETS if sets else TILES
-    good: list[list[Tile]] = []
-    bad: list[list[Tile]] = []
-    # Where some rows are in error, more rows than fit are read: those in error say little as pictures.
-    count = 4 * most if any(footers[group][shard].errors for shard in present) else most
+    present = [shard for shard in shards if shard in footers[IMAGES] and shard in footers[group]]
+    image_footers = {shard: footers[IMAGES][shard] for shard in present}
+    footers_read = {name: footers[name] for name in (IMAGES, group)}
+    max_rows = SETS if dataset.has_sets else TILES
+    labeled: list[list[Tile]] = []  # tiles of each row
+    in_error: list[list[Tile]] = []
+    # Rows in error say little as pictures. Where there are some, more rows are read than fit, to find others.
+    count = 4 * max_rows if any(footers[group][shard].errors for shard in present) else max_rows
     for shard, row_group, offsets in pick_rows(image_footers, count):
-        for offset, row in zip(offsets, joined_rows(dataset, read, shard, row_group, offsets), strict=True):
-            kind, limit = (bad, ERRORS) if row.get(f"{group}.error") else (good, most)
-            if len(kind) == limit:
-                continue
-            row |= _latent(dataset, group, shard, row_group, offset)
-            if sets:
-                views = [view_of_set(row, index) for index in range(min(len(row["images.image"]), VIEWS))]
-                kind.append([_tile(group, view, read, f"view {index}") for index, view in enumerate(views, start=1)])
-            else:
-                title = str(row.get("images.source") or row["images.id"]).rsplit("/", 1)[-1]
-                kind.append([_tile(group, row, read, title)])
-    tiles = [tile for row_tiles in [*good, *bad][:most] for tile in row_tiles]
+        for offset, row in zip(offsets, joined_rows(dataset, footers_read, shard, row_group, offsets), strict=True):
+            rows, limit = (in_error, ERRORS) if row.get(f"{group}.error") else (labeled, max_rows)
+            if len(rows) < limit:
+                row |= _latent(dataset, group, shard, row_group, offset)
+                rows.append(_row_tiles(group, row, dataset.has_sets))
+    tiles = [tile for row_tiles in [*labeled, *in_error][:max_rows] for tile in row_tiles]
     return save_sheet(tiles) if tiles else ""
 
 
-def _tile(group: str, row: Mapping[str, Any], footers: Footers, title: str) -> Tile:
+def _row_tiles(group: str, row: Mapping[str, Any], is_set: bool) -> list[Tile]:
+    """The tile of a row, or those of the first views of a set."""
+    if not is_set:
+        title = str(row.get("images.source") or row["images.id"]).rsplit("/", 1)[-1]
+        return [_tile(group, row, title)]
+    views = [view_of_set(row, index) for index in range(min(len(row["images.image"]), VIEWS))]
+    return [_tile(group, view, f"view {number}") for number, view in enumerate(views, start=1)]
+
+
+def _tile(group: str, row: Mapping[str, Any], title: str) -> Tile:
     picture = thumbnail(decode_picture(row["images.image"]), TILE_SIDE)
     if row.get(f"{group}.error"):
         return Tile(picture, title, [f"in error: {row[f'{group}.error']}"])
     if group in CONDITION_READS:
         collector = _Collector()
         return collector.tile(draw_label(group, row, picture, collector, title), title)
-    if group == "images":
-        known = [row.get(f"images.{name}") for name in ("text", "author", "licence")]
+    if group == IMAGES:
+        facts = [row.get(f"images.{name}") for name in ("text", "author", "licence")]
         return Tile(
-            picture, title, [f"{row['images.width']} × {row['images.height']}", *(str(one) for one in known if one)]
+            picture, title, [f"{row['images.width']} × {row['images.height']}", *(str(fact) for fact in facts if fact)]
         )
     if group == "caption":
         return Tile(picture, title, [str(row.get("caption.caption") or "")])
@@ -115,7 +116,7 @@ def _latent(dataset: Dataset, group: str, shard: str, row_group: int, offset: in
 
 
 def _false_colors(values: Sequence[float], height: int, width: int) -> Picture:
-    """The first three channels as red, green and blue."""
+    """Latents (C, h, w), flattened, as a picture (h, w, 3): the first three channels as red, green and blue."""
     channels = np.asarray(values, np.float32).reshape(-1, height, width)[:3]
     low, high = np.percentile(channels, [2, 98], axis=(1, 2), keepdims=True)
     return ((channels - low) / np.maximum(high - low, 1e-6) * 255).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
@@ -138,9 +139,9 @@ def _from_uri(drawing: Drawing) -> Picture | None:
 
 
 def save_sheet(tiles: Sequence[Tile], columns: int = 3, side: int = TILE_SIDE) -> str:
-    """Draw tiles as one picture and keep it; its address.
+    """Draw tiles as one picture and store it; its address.
 
-    side: of the tiles' pictures, at most, in pixels. A row is as high as its highest tile.
+    side: the longer side of the tiles' pictures, at most, in pixels. A row is as high as its highest tile.
     """
     import matplotlib
     from PIL import Image, ImageDraw, ImageFont
@@ -179,7 +180,7 @@ def _scaled(picture: Picture, side: int) -> Picture:
 
 
 def _wrapped(text: Sequence[str], width: int) -> list[str]:
-    lines = [line for one in text for line in textwrap.wrap(one, width)]
+    lines = [line for paragraph in text for line in textwrap.wrap(paragraph, width)]
     return lines if len(lines) <= MAX_LINES else [*lines[: MAX_LINES - 1], f"{lines[MAX_LINES - 1].rstrip('. ')} …"]
 
 

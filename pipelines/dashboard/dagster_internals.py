@@ -31,14 +31,14 @@ ROW_COUNT, PARTITION_ROW_COUNT = "dagster/row_count", "dagster/partition_row_cou
 UNCOMPARED_PARTITIONS = 100
 
 # Paths of Dagster's web server that need more care than the rest: those that read any file of this machine, and those
-# that change something though they are no GraphQL (which knows the read-only role).
+# that change something without GraphQL, which alone enforces the read-only role.
 FILE_PATHS = ("/notebook", "/dagit/notebook")
 REPORT_PATHS = ("/report_asset_materialization", "/report_asset_check", "/report_asset_observation")
 JOB_FORM = "/locations/{location}/jobs/{job}/playground/setup?config={config}"
 
 
 def console_script(name: str) -> Callable[[Sequence[str]], None]:
-    """Import a command of Dagster's (`dagster`, `dagster-daemon`); what is returned runs it with arguments."""
+    """Import a command of Dagster's (`dagster`, `dagster-daemon`); returns a function that runs it with arguments."""
     [script] = entry_points(group="console_scripts", name=name)
     main = script.load()
 
@@ -97,7 +97,7 @@ def create_databases(instance: dg.DagsterInstance) -> None:
 
 
 def free_pools_of_ended_runs(instance: dg.DagsterInstance) -> None:
-    """Free the places in pools of runs that are over: one whose process was killed keeps its place."""
+    """Free the slots in pools of runs that are over; a run whose process was killed keeps its slot otherwise."""
     storage = instance.event_log_storage
     for run_id in storage.get_concurrency_run_ids():
         run = instance.get_run_by_id(run_id)

@@ -1,6 +1,6 @@
 """Dagster jobs that a form launches without an asset: new runs, labels and pictures, scaling and stopping jobs."""
 
-# No postponed annotations: Dagster reads those of its steps.
+# Without `from __future__ import annotations`, since Dagster reads the annotations of its steps.
 from typing import Any
 
 import dagster as dg
@@ -25,15 +25,14 @@ from pipelines.dashboard.snapshots import refresh
 from pipelines.dashboard.tracked_assets import tracked_assets
 from pipelines.jobs.control import scale_job
 from pipelines.jobs.control import stop_job as stop_submitted
-from pipelines.jobs.folder import JobFolder
-from pipelines.jobs.resolved import whole_address
+from pipelines.jobs.resolved import stored_job, whole_address
 from pipelines.jobs.specification import LabelJob, ReportJob, TrainJob, WorkersSpec
 from pipelines.jobs.status import list_jobs
 
 _DATASET = dg.Field(str, description="Its name on this dashboard, or its address.")
 
 
-def address_of(text: str) -> str:
+def tracked_address(text: str) -> str:
     """The address that a form's text means: of the dataset or run with this name, or the text itself."""
     return next((asset.address for asset in tracked_assets() if asset.name == text), None) or whole_address(text)
 
@@ -91,13 +90,13 @@ def scale_run(context: dg.OpExecutionContext) -> None:
     """Go on with other workers: between two steps, without losing any."""
     with input_errors_fail_run():
         name = context.op_config["run"]
-        jobs = list_jobs(address_of(name) if name else None)
+        jobs = list_jobs(tracked_address(name) if name else None)
         running = [attempt for attempt, status in jobs if status.alive and attempt.job_id.startswith("train-")]
         if len(running) != 1:
             runs = ", ".join(attempt.address.rpartition("/jobs/")[0] for attempt in running) or "no training"
             raise InputError(f"under way: {runs}; name the run to scale")
-        now = JobFolder(running[0].address).specification().workers or WorkersSpec()
-        requested = now.model_dump() | worker_values_in(context.op_config)
+        current = stored_job(running[0].address).workers
+        requested = current.model_dump() | worker_values_in(context.op_config)
         scale_job(running[0].job_id, WorkersSpec(**requested), context.log.info)
 
 
@@ -126,7 +125,7 @@ def add_pictures(context: dg.OpExecutionContext) -> None:
     """Add the pictures of a source that a dataset does not have yet, and label them as the others are."""
     with input_errors_fail_run():
         config = context.op_config
-        dataset = address_of(config["dataset"])
+        dataset = tracked_address(config["dataset"])
         sources = [config["source"]]
         if not config["source"]:
             sources = [source["uri"] for source in Dataset.open(dataset).description["sources"]]
@@ -157,7 +156,7 @@ def label_groups(context: dg.OpExecutionContext) -> None:
         config = context.op_config
         job = LabelJob(
             kind="label",
-            dataset=address_of(config["dataset"]),
+            dataset=tracked_address(config["dataset"]),
             groups=config["groups"],
             parameters=config["parameters"],
             workers=workers_in(config),
@@ -176,7 +175,7 @@ def declare_parameters(context: dg.OpExecutionContext) -> None:
     """Declare parameters of a group without making it: what becomes stale is then visible before it is rebuilt."""
     with input_errors_fail_run():
         config = context.op_config
-        dataset, group = Dataset.open(address_of(config["dataset"])), config["group"]
+        dataset, group = Dataset.open(tracked_address(config["dataset"])), config["group"]
         declared = dataset.declaration(group)
         if not declared or not declared.get("reads"):
             raise InputError(f"{dataset.uri}: {group!r} is no label that was declared there")
@@ -191,7 +190,7 @@ def make_report(context: dg.OpExecutionContext) -> None:
     """One self-contained page about a dataset or a run, report.html beside it."""
     with input_errors_fail_run():
         config = context.op_config
-        finished = run_job(context, ReportJob(kind="report", of=address_of(config["of"])), target_in(config))
+        finished = run_job(context, ReportJob(kind="report", of=tracked_address(config["of"])), target_in(config))
         context.log.info(str(finished.result.get("page")))
 
 

@@ -1,6 +1,6 @@
 """The assets of a dataset: one for each column group, with its inputs, partitioned into ranges of shards."""
 
-# No postponed annotations: Dagster reads those of its steps.
+# Without `from __future__ import annotations`, since Dagster reads the annotations of its steps.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,10 @@ _FIELD_TYPES: dict[type, type] = {bool: bool, int: int, float: float, str: str}
 
 @dataclass(frozen=True)
 class Selection:
-    """What a Dagster run is to make: groups, each after its inputs; partitions (None: all); the shards of those."""
+    """What a Dagster run is to make.
+
+    groups: each after its inputs; partitions, and their shards [first, end): None stands for all.
+    """
 
     groups: list[str]
     partitions: list[str] | None
@@ -80,7 +83,7 @@ def _owners(snapshot: Snapshot) -> list[str]:
 
 
 def parameter_fields(snapshot: Snapshot) -> dict[str, dg.Field]:
-    """A form for the parameters of each labeler, described by their present values."""
+    """Group → form for the parameters of its labeler, each described by its present value."""
     forms = {}
     for group in snapshot.labels:
         declared = snapshot.groups[group].get("parameters") or {}
@@ -97,7 +100,10 @@ def parameter_fields(snapshot: Snapshot) -> dict[str, dg.Field]:
 def changed_parameters(
     snapshot: Snapshot, groups: list[str], form: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """The parameters of a form that differ from the declared ones. Raises InputError for those of groups not made."""
+    """The parameters of a form that differ from the declared ones. groups: those that are made.
+
+    Raises InputError where parameters of another group differ.
+    """
     changes = {}
     for group, values in form.items():
         declared = snapshot.groups[group].get("parameters") or {}
@@ -162,7 +168,7 @@ def _selection(context: dg.AssetExecutionContext, snapshot: Snapshot) -> Selecti
 def _materializations(
     instance: dg.DagsterInstance, name: str, selection: Selection, finished: FinishedJob
 ) -> Iterator[dg.AssetMaterialization]:
-    """Events of all that was selected. What else has changed with the job is reported to the instance."""
+    """Events of all that was selected. Other changes that the job made are reported to the instance."""
     refresh([name])
     state = dataset_state(find_snapshot(name))
     versions = list(dataset_versions(state))

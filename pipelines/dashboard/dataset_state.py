@@ -7,11 +7,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from labeling.dataset import Dataset, Entry, Footer, GroupStatus, digest_json, group_status
+from labeling.dataset import Dataset, Entry, Footer, Footers, GroupStatus, digest_json, group_status
 from pipelines.dashboard.labeling_history import Labeling, labeling_history
 from pipelines.dashboard.snapshots import Snapshot
 
-Footers = dict[str, dict[str, Footer]]  # group → shard → footer
 Listings = dict[str, dict[str, Entry]]  # group → shard → file
 NO_CONTENT = "missing"  # the digest of a range without any shard
 
@@ -58,7 +57,7 @@ def dataset_state(snapshot: Snapshot, before: DatasetState | None = None) -> Dat
     dataset = Dataset.open(snapshot.tracked.address)
     shards = [shard.name for shard in dataset.shards]
     listings: Listings = {}
-    footers: Footers = {}
+    footers: dict[str, Mapping[str, Footer]] = {}
     for group in snapshot.groups:
         listings[group] = dataset.shard_entries(group)
         footers[group] = _footers(dataset, group, listings[group], before)
@@ -82,7 +81,7 @@ def dataset_state(snapshot: Snapshot, before: DatasetState | None = None) -> Dat
 
 def _footers(
     dataset: Dataset, group: str, listing: Mapping[str, Entry], before: DatasetState | None
-) -> dict[str, Footer]:
+) -> Mapping[str, Footer]:
     if before is None or group not in before.footers:
         return dataset.footers(group, save=True)
     known, listed = before.footers[group], before.listings[group]

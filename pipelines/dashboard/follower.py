@@ -26,8 +26,8 @@ from pipelines.dashboard.snapshots import NOT_READ, Snapshot, refresh, snapshots
 from pipelines.dashboard.tracked_assets import assets_of_jobs, track, tracked_assets
 from pipelines.dashboard.versions import AssetVersion, dataset_versions
 
-REMOTE_SECONDS = 60.0  # between looks at datasets and runs that are not on this machine
-CLEANUP_SECONDS = 3600.0  # between looks at the pictures that are kept
+REMOTE_SECONDS = 60.0  # between readings of datasets and runs that are not on this machine
+CLEANUP_SECONDS = 3600.0  # between cleanups of the stored pictures
 
 
 @dataclass
@@ -36,11 +36,12 @@ class Follower:
 
     instance: dg.DagsterInstance
     reporter: Reporter = field(init=False)
-    _read: dict[str, float] = field(default_factory=dict)  # name → when it was read
     _states: dict[str, DatasetState] = field(default_factory=dict)  # address → state when it was read
-    _reported: dict[str, float] = field(default_factory=dict)  # address → when all of its state had been reported
-    _checked: dict[str, float] = field(default_factory=dict)  # address → when all of its checks were evaluated
-    _cleaned: float = float("-inf")
+    # Times are those of time.monotonic.
+    _read_times: dict[str, float] = field(default_factory=dict)  # name → when it was read
+    _report_times: dict[str, float] = field(default_factory=dict)  # address → when its whole state had been reported
+    _check_times: dict[str, float] = field(default_factory=dict)  # address → when all of its checks were evaluated
+    _cleanup_time: float = float("-inf")
 
     def __post_init__(self) -> None:
         self.reporter = Reporter(self.instance)
@@ -50,7 +51,7 @@ class Follower:
 
         What does not fit into the time is reported the next time.
         """
-        with one_at_a_time("dashboard-follow"):  # the server follows once by itself
+        with one_at_a_time("dashboard-follow"):  # the server does the same once when it starts
             return self._follow(seconds)
 
     def _follow(self, seconds: float) -> list[str]:
@@ -60,13 +61,15 @@ class Follower:
         deadline = time.monotonic() + seconds
         track(("dataset", address) for snapshot in snapshots() for address, _ in snapshot.reads)
         lines = []
-        # Datasets come first: what is made from them is compared with what they hold now.
         all_snapshots = snapshots()
-        for snapshot in sorted(all_snapshots, key=lambda one: (one.tracked.kind == "run", one.tracked.name)):
+        # Datasets come first: runs are compared with what datasets hold now.
+        for snapshot in sorted(
+            all_snapshots, key=lambda snapshot: (snapshot.tracked.kind == "run", snapshot.tracked.name)
+        ):
             name = snapshot.tracked.name
             if snapshot.trouble:
                 lines.append(f"{name}: {snapshot.trouble}")
-                self._read[name] = time.monotonic()
+                self._read_times[name] = time.monotonic()
                 continue
             if name not in due or time.monotonic() > deadline or self._must_wait(snapshot, all_snapshots):
                 continue
@@ -75,11 +78,11 @@ class Follower:
             except Exception as error:  # the others are followed all the same
                 lines.append(f"{name}: {one_line(error)}")
                 continue
-            self._read[name] = time.monotonic()
+            self._read_times[name] = time.monotonic()
             if count:
                 lines.append(f"{name}: {count} changes")
-        if time.monotonic() - self._cleaned > CLEANUP_SECONDS:
-            self._cleaned = time.monotonic()
+        if time.monotonic() - self._cleanup_time > CLEANUP_SECONDS:
+            self._cleanup_time = time.monotonic()
             drop_old_pictures(shown_pictures(self.instance))
         return lines
 
@@ -91,7 +94,7 @@ class Follower:
     def _is_due(self, name: str, address: str) -> bool:
         if not address.startswith("s3://"):
             return True
-        return time.monotonic() - self._read.get(name, float("-inf")) > REMOTE_SECONDS
+        return time.monotonic() - self._read_times.get(name, float("-inf")) > REMOTE_SECONDS
 
     def _report(self, snapshot: Snapshot, all_snapshots: Sequence[Snapshot], deadline: float) -> int:
         address = snapshot.tracked.address
@@ -110,9 +113,9 @@ class Follower:
         before = self._states.get(address)
         state = self._states[address] = dataset_state(snapshot, before)
         now = time.monotonic()
-        if state is before and now - self._reported.get(address, float("-inf")) < MEMORY_SECONDS:
+        if state is before and now - self._report_times.get(address, float("-inf")) < MEMORY_SECONDS:
             return 0
-        self._reported.pop(address, None)
+        self._report_times.pop(address, None)
         count = self.reporter.report(dataset_versions(state), lambda version: group_metadata(state, version), deadline)
         is_complete = self.reporter.is_complete
         new = [labeling for labeling in state.labelings if before and labeling not in before.labelings]
@@ -121,11 +124,11 @@ class Follower:
             self.instance.report_runless_asset_event(dg.AssetObservation(key, metadata=labeling_metadata(labeling)))
         # The speed changes only when a job ends, and comparing it reads many events.
         checks = DATASET_CHECKS
-        if new or now - self._checked.get(address, float("-inf")) > MEMORY_SECONDS:
-            self._checked[address] = now
+        if new or now - self._check_times.get(address, float("-inf")) > MEMORY_SECONDS:
+            self._check_times[address] = now
         else:
-            checks -= {"speed"}
+            checks = DATASET_CHECKS - {"speed"}
         count += report_outcomes(self.instance, dataset_outcomes(state, self.instance, checks))
         if is_complete:
-            self._reported[address] = time.monotonic()
+            self._report_times[address] = time.monotonic()
         return count

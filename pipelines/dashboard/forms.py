@@ -11,18 +11,21 @@ from cluster.target import targets
 from model.inputs import InputError
 from pipelines.jobs.specification import WorkersSpec
 
+# The values of a form by which a job keeps the workers that it has.
+_UNCHANGED = {"least": 0, "most": 0, "cpus": 0.0, "gpus": -1.0}
+
 
 def workers_field(keep: bool = False) -> dg.Field:
     """The part of a form that says how much a job may use. keep: what is left out stays as it is."""
-    fields: dict[str, tuple[type, Any, Any, str]] = {  # name → type, default, what stands for "as it is", description
-        "least": (int, 1, 0, "Workers, at least."),
-        "most": (int, 1, 0, "Workers, at most."),
-        "cpus": (float, 1.0, 0.0, "CPUs of each worker."),
-        "gpus": (float, 0.0, -1.0, "GPUs of each worker."),
+    fields: dict[str, tuple[type, Any, str]] = {  # name → type, default, description
+        "least": (int, 1, "Workers, at least."),
+        "most": (int, 1, "Workers, at most."),
+        "cpus": (float, 1.0, "CPUs of each worker."),
+        "gpus": (float, 0.0, "GPUs of each worker."),
     }
     shape = {
-        name: dg.Field(kind, default_value=kept if keep else default, is_required=False, description=text)
-        for name, (kind, default, kept, text) in fields.items()
+        name: dg.Field(kind, default_value=_UNCHANGED[name] if keep else default, is_required=False, description=text)
+        for name, (kind, default, text) in fields.items()
     }
     description = "How much it may use; more than one worker where the target has room for them."
     if keep:
@@ -70,8 +73,7 @@ def workers_in(config: Mapping[str, Any]) -> WorkersSpec:
 def worker_values_in(config: Mapping[str, Any]) -> dict[str, Any]:
     """The same as values of `WorkersSpec`, without those that the form leaves out. Raises InputError."""
     values = dict(config.get("workers") or {})
-    kept = {"least": 0, "most": 0, "cpus": 0, "gpus": -1}
-    values = {name: value for name, value in values.items() if value != kept[name]}
+    values = {name: value for name, value in values.items() if value != _UNCHANGED[name]}
     least, most = (values.pop(name, None) for name in ("least", "most"))
     if least is None and most is None:
         return values

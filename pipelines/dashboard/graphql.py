@@ -1,4 +1,4 @@
-"""Asking Dagster's web servers on their socket files, as the server does to know whether the definitions are loaded."""
+"""Queries to Dagster's web servers on their socket files: whether the definitions are loaded, and loading them anew."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RELOAD = """mutation($name: String!) { reloadRepositoryLocation(repositoryLocat
 
 @dataclass(frozen=True)
 class DagsterClient:
-    """sockets: of the web server for each role."""
+    """Asks Dagster's web servers. sockets: what the web server of each role listens on."""
 
     sockets: Mapping[Role, Path]
 
@@ -28,7 +28,7 @@ class DagsterClient:
         return [_state(await self._ask(role, _STATE)) for role in self.sockets]
 
     async def reload(self) -> str:
-        """Have the definitions loaded again; "", or in one line what is wrong with them."""
+        """Load the definitions again; returns "", or in one line what is wrong with them."""
         answer = await self._ask("operate", _RELOAD, {"name": LOCATION})
         entry = (answer or {}).get("reloadRepositoryLocation") or {}
         problem = (entry.get("locationOrLoadError") or {}).get("message") or ("" if entry else "no answer")

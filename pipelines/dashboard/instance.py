@@ -1,4 +1,4 @@
-"""Dagster's instance: its settings, in the dashboard's folder, and the runs of processes that were lost."""
+"""Dagster's instance: its settings, in the dashboard's folder, and the end of runs whose process is gone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 from pipelines.dashboard.dagster_internals import create_databases, free_pools_of_ended_runs
 from pipelines.dashboard.tracked_assets import state_folder
 
-FOLLOWS = "onediffusion/follows"  # tag of the runs that follow a job to its end
+# Tags of Dagster runs: that it follows a job to its end, that job's id, and the name of its target.
+FOLLOWS, JOB_TAG, TARGET_TAG = "onediffusion/follows", "onediffusion/job", "onediffusion/target"
 SETTINGS = f"""# Written anew by `onediffusion dashboard` whenever it starts.
 telemetry:
   enabled: false
@@ -61,7 +62,7 @@ def end_lost_runs(reason: str) -> None:
         create_databases(instance)
         unfinished = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
         for run in instance.get_runs(RunsFilter(statuses=unfinished)):
-            job = run.tags.get("onediffusion/job")
+            job = run.tags.get(JOB_TAG)
             goes_on = f"; its job may go on: onediffusion logs -f {job}" if job else ""
             instance.report_run_failed(run, f"{reason}{goes_on}")
         free_pools_of_ended_runs(instance)

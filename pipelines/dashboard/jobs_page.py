@@ -15,7 +15,7 @@ from pipelines.dashboard.dagster_internals import JOB_FORM
 from pipelines.dashboard.snapshots import snapshots
 from pipelines.dashboard.tracked_assets import find_tracked
 from pipelines.jobs.attempt import Attempt
-from pipelines.jobs.folder import JobFolder
+from pipelines.jobs.resolved import stored_job
 from pipelines.jobs.status import JobStatus, list_jobs
 
 JOBS_PATH = "submissions"  # the first part of the address; `/jobs` is a page of Dagster's own
@@ -40,18 +40,17 @@ def with_jobs_link(name: str, assets: Sequence[Any]) -> list[Any]:
     link = f"[Jobs on {name}](/{JOBS_PATH}/{name}) · [all jobs](/{JOBS_PATH}) · {_LAUNCHPAD_HINT}"
 
     def with_link(spec: dg.AssetSpec) -> dg.AssetSpec:
-        first, *rest = (spec.description or "").split(
-            "\n\n"
-        )  # the link comes before curves: a page cuts long descriptions
+        # The link comes before the curves, since a page cuts long descriptions.
+        first, *rest = (spec.description or "").split("\n\n")
         return spec.replace_attributes(description="\n\n".join(filter(None, [first, link, *rest])))
 
     return list(dg.map_asset_specs(with_link, assets))
 
 
 def render_jobs_page(name: str | None, operates: bool) -> str:
-    """The page of one dataset or run, or (name: None) of all together and what was sent from here.
+    """The page of one dataset or run as HTML, or (name: None) of all of them and all jobs sent from this machine.
 
-    operates: with links to the forms that stop and scale. Raises InputError for a name that is not there.
+    operates: whether to link to the forms that stop and scale. Raises InputError for a name that is not there.
     """
     shown = [snapshot for snapshot in snapshots() if name is None or snapshot.tracked.name == name]
     if name is not None:
@@ -75,9 +74,9 @@ def render_jobs_page(name: str | None, operates: bool) -> str:
 
 
 def _table(jobs: Sequence[tuple[Attempt, JobStatus]], operates: bool) -> str:
-    heads = ("id", "works on", "target", "sent", "state", "", "")
+    headers = ("id", "works on", "target", "sent", "state", "", "")
     rows = [_row(attempt, status, operates) for attempt, status in jobs]
-    return f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{''.join(rows)}</table>"
+    return f"<table><tr>{''.join(f'<th>{header}</th>' for header in headers)}</tr>{''.join(rows)}</table>"
 
 
 def _row(attempt: Attempt, status: JobStatus, operates: bool) -> str:
@@ -103,12 +102,10 @@ def _row(attempt: Attempt, status: JobStatus, operates: bool) -> str:
 
 
 def _workers(attempt: Attempt) -> dict[str, int]:
-    """How many it has, as a form takes them."""
+    """The job's number of workers, as the form takes it."""
     with suppress(Exception):  # these are only the first values of a form
-        spec = JobFolder(attempt.address).specification().workers
-        if spec:
-            least, most = (spec.count, spec.count) if isinstance(spec.count, int) else spec.count
-            return {"least": least, "most": most}
+        request = stored_job(attempt.address).workers.resources()
+        return {"least": request.min_workers, "most": request.max_workers}
     return {"least": 1, "most": 1}
 
 

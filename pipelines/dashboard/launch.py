@@ -19,24 +19,23 @@ import dagster as dg
 
 from cluster.ray_jobs import RayBackend
 from model.inputs import InputError, one_line
+from pipelines.dashboard.instance import JOB_TAG, TARGET_TAG
 from pipelines.dashboard.jobs_page import ray_page
 from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.control import stop_job
 from pipelines.jobs.folder import JobFolder
 from pipelines.jobs.log import log_lines, stored_lines
-from pipelines.jobs.resolved import resolve_job
+from pipelines.jobs.resolved import ResolvedJob, resolve_job
 from pipelines.jobs.specification import JobSpecification
 from pipelines.jobs.status import JobStatus, backend_of, job_status
 from pipelines.jobs.submit import submit_job
 
-PROGRESS_SECONDS = 15.0  # between looks at how far a job has come
+PROGRESS_SECONDS = 15.0  # between calls of on_progress
 POLL_SECONDS = 2.0
-NEXT_SECONDS = 8.0  # that the next attempt may begin after the end of the last
+NEXT_SECONDS = 8.0  # after the end of an attempt, within which the next may begin
 ANNOUNCED_SECONDS = 600.0  # the same, where a next attempt was announced
-PATIENCE_SECONDS = 600.0  # that a job's target may not answer
+PATIENCE_SECONDS = 600.0  # that a job is followed while its target does not answer
 Context = dg.OpExecutionContext | dg.AssetExecutionContext
-# Tags of a Dagster run: the job that it follows, and the target of that.
-JOB_TAG, TARGET_TAG = "onediffusion/job", "onediffusion/target"
 
 
 @dataclass(frozen=True)
@@ -69,18 +68,36 @@ def run_job(
     `input_errors_fail_run`).
     """
     resolved = resolve_job(job)
-    folder = resolved.folder
-    before = folder.attempt()
-    skip = len(list(stored_lines(folder.store))) if before else 0  # lines of earlier attempts
+    attempt, skip = _submit(context, resolved, target)
+    attempt, status = _follow(context, resolved.folder, attempt, skip, on_progress)
+    if status.phase == "stopped":
+        raise dg.Failure(f"{attempt.job_id} was stopped; materialize again to continue", allow_retries=False)
+    if status.phase != "succeeded":
+        reason = status.reason or "its log says why"
+        raise dg.Failure(f"{attempt.job_id}: {status.phase}: {reason}", allow_retries=False)
+    return FinishedJob(attempt, status.result or {})
+
+
+def _submit(context: Context, job: ResolvedJob, target: str) -> tuple[Attempt, int]:
+    """Send a job; its attempt, and the number of lines in its log that earlier attempts wrote."""
+    before = job.folder.attempt()
+    earlier_lines = len(list(stored_lines(job.folder.store))) if before else 0
     try:
-        attempt = submit_job(resolved, target, context.log.info)
+        attempt = submit_job(job, target, context.log.info)
     except dg.DagsterExecutionInterruptedError:
-        sent = folder.attempt()
+        sent = job.folder.attempt()
         if sent and (before is None or sent.number != before.number):
             _interrupted(context, sent)
         raise
     if before and before.number == attempt.number:
-        skip = 0  # it was running already: its log is shown from the start
+        return attempt, 0  # it was running already: its log is shown from the start
+    return attempt, earlier_lines
+
+
+def _follow(
+    context: Context, folder: JobFolder, attempt: Attempt, skip: int, on_progress: Callable[[], None]
+) -> tuple[Attempt, JobStatus]:
+    """Print a job's log without the first `skip` lines until the job ends; its last attempt, and how that ended."""
     _introduce(context, attempt)
     try:
         while True:
@@ -89,18 +106,12 @@ def run_job(
                 skip += 1
             status, newer = _outcome(attempt, folder)
             if newer is None:
-                break
+                return attempt, status
             attempt = newer  # scaling ended one attempt and began the next
             _introduce(context, attempt)
     except dg.DagsterExecutionInterruptedError:
         _interrupted(context, attempt)
         raise
-    if status.phase == "stopped":
-        raise dg.Failure(f"{attempt.job_id} was stopped; materialize again to continue", allow_retries=False)
-    if status.phase != "succeeded":
-        reason = status.reason or "its log says why"
-        raise dg.Failure(f"{attempt.job_id}: {status.phase}: {reason}", allow_retries=False)
-    return FinishedJob(attempt, status.result or {})
 
 
 def _introduce(context: Context, attempt: Attempt) -> None:
@@ -135,6 +146,7 @@ def _outcome(attempt: Attempt, folder: JobFolder) -> tuple[JobStatus, Attempt | 
 
 
 def _interrupted(context: Context, attempt: Attempt) -> None:
+    """Stop the job of a Dagster run that a person terminated; leave it running when the dashboard ends."""
     run = context.instance.get_run_by_id(context.run_id)
     if run and run.status == dg.DagsterRunStatus.CANCELING:
         context.log.info(f"stopping {attempt.job_id}")
@@ -158,12 +170,12 @@ def _lines(attempt: Attempt, skip: int, on_progress: Callable[[], None]) -> Iter
     # A thread, since a log may be silent for long; a daemon, since it may wait for a network that is gone.
     threading.Thread(target=read, daemon=True).start()
     due = time.monotonic() + PROGRESS_SECONDS
-    watch = _Watch(attempt)
+    watch = _StatusWatch(attempt)
     while True:
         if time.monotonic() >= due:
             with suppress(Exception):  # showing progress must not end the run
                 on_progress()
-            watch.look()
+            watch.is_alive()
             if watch.message:
                 yield watch.message
             due = time.monotonic() + PROGRESS_SECONDS
@@ -177,22 +189,22 @@ def _lines(attempt: Attempt, skip: int, on_progress: Callable[[], None]) -> Iter
             yield f"its log cannot be read further ({one_line(item)}); the job is followed all the same"
             break
         yield item
-    while watch.look():  # the log may end a moment before the job does, or break off
+    while watch.is_alive():  # the log may end a moment before the job does, or break off
         if watch.message:
             yield watch.message
         time.sleep(POLL_SECONDS)
 
 
-class _Watch:
-    """The state of a job whose target may not answer. message: what to say since the last look, or ""."""
+class _StatusWatch:
+    """The status of a job whose target may not answer. message: a line to print since the last check, or ""."""
 
     def __init__(self, attempt: Attempt) -> None:
         self.attempt = attempt
         self.message = self._trouble = ""
         self._until = time.monotonic() + PATIENCE_SECONDS
 
-    def look(self) -> bool:
-        """Whether the job is running. Raises InputError where that was unknown for PATIENCE_SECONDS."""
+    def is_alive(self) -> bool:
+        """Check whether the job is running. Raises InputError where that was unknown for PATIENCE_SECONDS."""
         try:
             status = job_status(self.attempt)
         except Exception as error:

@@ -132,6 +132,7 @@ def evaluation_metadata(address: str) -> dict[str, Any]:
 
 
 def _as_number(text: str) -> float | None:
+    """The number that a report shows as text; None where it shows none."""
     try:
         return float(text.replace(",", ""))
     except ValueError:

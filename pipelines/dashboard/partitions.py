@@ -20,7 +20,10 @@ class ShardRange:
 
 
 def shard_ranges(shards: int) -> list[ShardRange]:
-    """Cut so many shards into ranges of 1, 10, 100, …: as small as gives at most MAX_PARTITIONS. Few shards are one."""
+    """Cut a number of shards into ranges of 1, 10, 100, … shards: the smallest that give at most MAX_PARTITIONS.
+
+    Fewer shards than FEW_SHARDS are one range.
+    """
     if 0 < shards < FEW_SHARDS:
         return [ShardRange("all", 0, shards)]
     size = 1

@@ -40,7 +40,10 @@ _STARTING = "the dashboard is starting; try again\n"
 
 @dataclass
 class Proxy:
-    """sockets: of the web server for each role; tokens: None where everyone on this machine may come in."""
+    """Admits requests and passes them on.
+
+    sockets: what the web server of each role listens on; tokens: None where everyone on this machine may do everything.
+    """
 
     sockets: Mapping[Role, Path]
     tokens: Tokens | None = None
@@ -102,22 +105,26 @@ class Proxy:
             raise web.HTTPGatewayTimeout(text=f"no answer within {ANSWER_SECONDS:.0f} s; try again\n") from None
 
     async def _pass(self, request: web.Request) -> web.StreamResponse:
-        """Pass a request to the web server of its role, and the answer back."""
+        """Pass a request to the web server of its role, and pass its answer back."""
         role: Role = request[ROLE]
         if request.path.startswith(FILE_PATHS) or (role == "read" and request.path.startswith(REPORT_PATHS)):
             raise web.HTTPForbidden(text="not served here\n")
         if request.headers.get("Upgrade", "").lower() == "websocket":
             return await self._pass_socket(request, role)
-        given = request.headers.items()  # aiohttp sends no header with bytes that are no text
-        headers = {name: value for name, value in given if name.lower() not in _NOT_PASSED and value.isprintable()}
+        # aiohttp sends no header with bytes that are no text.
+        headers = {
+            name: value
+            for name, value in request.headers.items()
+            if name.lower() not in _NOT_PASSED and value.isprintable()
+        }
         headers["Accept-Encoding"] = "identity"  # the answer is compressed once, here
         body = await request.read() if request.can_read_body else None
         try:
             async with self._clients[role].request(
                 request.method, f"http://dagster{request.path_qs}", headers=headers, data=body, allow_redirects=False
             ) as answer:
-                passed = [(name, value) for name, value in answer.headers.items() if name.lower() not in _NOT_PASSED]
-                response = web.StreamResponse(status=answer.status, headers={**dict(passed), **HEADERS})
+                passed = {name: value for name, value in answer.headers.items() if name.lower() not in _NOT_PASSED}
+                response = web.StreamResponse(status=answer.status, headers={**passed, **HEADERS})
                 response.enable_compression()
                 await response.prepare(request)
                 async for part in answer.content.iter_chunked(1 << 16):
@@ -128,6 +135,7 @@ class Proxy:
             raise web.HTTPServiceUnavailable(text=_STARTING) from None
 
     async def _pass_socket(self, request: web.Request, role: Role) -> web.StreamResponse:
+        """Pass the messages of a WebSocket in both directions, until either side closes it."""
         client = self._clients[role]
         protocols = [name.strip() for name in request.headers.get("Sec-WebSocket-Protocol", "").split(",") if name]
         try:
@@ -137,7 +145,7 @@ class Proxy:
         outer = web.WebSocketResponse(protocols=[inner.protocol] if inner.protocol else (), max_msg_size=MAX_BYTES)
         await outer.prepare(request)
 
-        def is_admitted() -> bool:  # nothing passes after a sign-out, or after the token was taken back
+        def is_admitted() -> bool:  # no message passes after a sign-out, or after the token was revoked
             return self._access.role(request) == role
 
         tasks = [

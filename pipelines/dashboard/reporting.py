@@ -52,7 +52,7 @@ class Reporter:
     def report(self, versions: Iterable[AssetVersion], metadata: Metadata, deadline: float = float("inf")) -> int:
         """Report what Dagster does not know yet, until `deadline` (of time.monotonic); the number of events.
 
-        metadata: of an event, called only where there is one. Versions come after those of their inputs.
+        metadata: makes that of an event, called only where there is one. versions: each after those of its inputs.
         """
         count = 0
         self.is_complete = True

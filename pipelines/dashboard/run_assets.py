@@ -1,6 +1,6 @@
 """The assets of a run: its checkpoints, made from the groups that its mixture reads, and their evaluation."""
 
-# No postponed annotations: Dagster reads those of its steps.
+# Without `from __future__ import annotations`, since Dagster reads the annotations of its steps.
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -51,7 +51,7 @@ def run_assets(snapshot: Snapshot, names: Mapping[str, str]) -> list[dg.AssetSpe
         kinds={"json"},
         metadata={"address": f"{snapshot.tracked.address}/evaluation.json"},
     )
-    if not snapshot.config:  # it is not known how it would be made
+    if not snapshot.config:  # nothing here can make them
         return [checkpoints, evaluation]
     return [_training(snapshot, checkpoints), _evaluating(snapshot, evaluation)]
 

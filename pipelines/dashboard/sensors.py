@@ -1,6 +1,6 @@
 """Sensors: one that follows what happens elsewhere, and one for each dataset that notices new pictures."""
 
-# No postponed annotations: Dagster reads those of its steps.
+# Without `from __future__ import annotations`, since Dagster reads the annotations of its steps.
 import json
 import time
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 
 import dagster as dg
 
-from labeling.dataset import digest_json
+from labeling.dataset import IMAGES, digest_json
 from model.inputs import InputError, one_line
 from pipelines.dashboard.check_outcomes import report_outcomes
 from pipelines.dashboard.dagster_jobs import ingest_pictures
@@ -20,7 +20,7 @@ from pipelines.dashboard.tracked_assets import TrackedAsset, find_tracked
 FOLLOW_SECONDS, PICTURE_SECONDS = 10, 30
 REMOTE_SECONDS = 300.0  # between listings of sources that are not on this machine
 LISTING_PAUSE = 20.0  # between two listings, as a multiple of the time that one takes
-# After a run that failed, the next one waits, each time twice as long.
+# After a run that failed, the next one waits RETRY_SECONDS, after each further failure twice as long.
 RETRY_SECONDS, MAX_DOUBLINGS, MAX_RUNS = 300.0, 6, 100
 # Tags of the runs that are requested: the dataset, what it was to add and to label, and how the sources were listed.
 DATASET_TAG, WORK_TAG, LISTING_TAG = "onediffusion/new pictures", "onediffusion/work", "onediffusion/listing"
@@ -34,7 +34,7 @@ _followers: dict[str, Follower] = {}
 )
 def follow(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Report changes; no run is ever requested."""
-    # A follower is kept from tick to tick for what it remembers; one process serves one instance.
+    # The follower lives longer than a tick, since it remembers what Dagster knows; its instance changes with each tick.
     follower = _followers.setdefault(context.instance.root_directory, Follower(context.instance))
     follower.reporter.instance = follower.instance = context.instance
     return dg.SkipReason("; ".join(follower.follow()) or "nothing new")
@@ -72,7 +72,7 @@ def picture_sensor(snapshot: Snapshot) -> dg.SensorDefinition:
             if tracked.new_pictures == "ignore":
                 return dg.SkipReason("new pictures are ignored here")
             return _notice(context.instance, tracked, cursor)
-        except (InputError, OSError) as error:  # what does not answer is not asked again at once
+        except (InputError, OSError) as error:  # a source that does not answer is not listed again at once
             return _skip(one_line(error), replace(cursor, due=time.time() + REMOTE_SECONDS))
 
     return notice
@@ -81,7 +81,7 @@ def picture_sensor(snapshot: Snapshot) -> dg.SensorDefinition:
 def _parse(cursor: str | None) -> PictureCursor:
     try:
         return PictureCursor(**json.loads(cursor or "{}"))
-    except (ValueError, TypeError):  # of another version
+    except (ValueError, TypeError):  # written by another version
         return PictureCursor()
 
 
@@ -118,7 +118,7 @@ def _notice(
         names = ", ".join(name for files in new for name in files.names)
         instance.report_runless_asset_event(
             dg.AssetObservation(
-                dg.AssetKey([tracked.name, "images"]),
+                dg.AssetKey([tracked.name, IMAGES]),
                 metadata={"new pictures": outcome.description, "names": names[:900]},
             )
         )

@@ -58,8 +58,8 @@ def dashboard(
     """Serve the dashboard until Ctrl-C or SIGTERM.
 
     addresses: datasets and runs to add to those it shows; forgotten: names to take out; owner, new_pictures: of those
-    added now (of all, where none are added). Raises InputError for what a user can correct. What is out of reach is
-    only said.
+    added now (of all, where none are added). A dataset or run that is out of reach is only reported by `say`. Raises
+    InputError for what a user can correct.
     """
     if host not in LOOPBACK and not token_file:
         raise InputError(f"--host {host}: others could steer your jobs from there; name a --token-file as well")
@@ -99,7 +99,7 @@ def _change_tracked(addresses: Sequence[str], owner: str, policy: Policy | None,
 
 
 def _kind(address: str) -> Kind:
-    """The kind of what lies there; "unknown" where it does not answer, which is said later, with its reason."""
+    """The kind of what lies there; "unknown" where it does not answer, which `_read_all` reports with its reason."""
     try:
         return in_background(lambda: kind_at(address)).result(ANSWER_SECONDS)
     except TimeoutError:
@@ -123,7 +123,7 @@ def _read_all(say: Say) -> None:
 
 @contextmanager
 def _only_server() -> Iterator[Say]:
-    """Lock the dashboard's folder; yields what writes the address there. Raises _AlreadyServed where it is locked."""
+    """Lock the dashboard's folder; yields a function that writes the address there. Raises _AlreadyServed if locked."""
     with (state_folder() / "served").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -160,7 +160,7 @@ def _listen(host: str, port: int, say: Say) -> socket.socket:
 
 
 def address_of(host: str, port: int) -> str:
-    """What a browser is given; an address of IPv6 is written in brackets."""
+    """The address that a browser opens; an IPv6 address is written in brackets."""
     name = host.strip("[]")
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
@@ -209,6 +209,7 @@ async def _serve(listener: socket.socket, address: str, tokens: Tokens | None, p
 
 
 async def _first_of(future: asyncio.Future[None], event: asyncio.Event) -> None:
+    """Wait until the future is done or the event is set."""
     waiting = asyncio.create_task(event.wait())
     both: list[asyncio.Future[Any]] = [future, waiting]
     await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)

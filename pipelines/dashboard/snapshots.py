@@ -55,6 +55,11 @@ class Snapshot:
         """The groups that a labeler makes from others. The rest were ingested or rendered."""
         return [group for group, declared in self.groups.items() if declared.get("reads")]
 
+    @property
+    def has_sources(self) -> bool:
+        """Whether an ingest can add new pictures of its sources; an ingest makes no sets."""
+        return bool(self.sources) and self.kind == "pictures"
+
     def code_version(self, group: str) -> str | None:
         """Digest of a group's declaration; None where no labeler makes it."""
         declared = self.groups[group]
@@ -126,12 +131,12 @@ def refresh(only: Sequence[str] | None = None) -> bool:
 
 
 def snapshots() -> list[Snapshot]:
-    """Of all datasets and runs, as they were read last."""
+    """The snapshots of all datasets and runs, as they were read last."""
     return [_load(asset) or Snapshot(asset, trouble=NOT_READ) for asset in tracked_assets()]
 
 
 def find_snapshot(name: str) -> Snapshot:
-    """Of the dataset or run of that name. Raises InputError."""
+    """The snapshot of the dataset or run of that name. Raises InputError."""
     for snapshot in snapshots():
         if snapshot.tracked.name == name:
             return snapshot

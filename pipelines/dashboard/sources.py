@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from labeling.dataset import LEASE_EXPIRY, LEASE_FILE, Dataset, digest_json
+from labeling.dataset import IMAGES, LEASE_EXPIRY, LEASE_FILE, REJECTED, Dataset, ShardInfo, digest_json
 from labeling.sources.ingest import SeenFiles
 from labeling.sources.source import Source
 from model.inputs import InputError, one_line
@@ -44,22 +45,20 @@ def sources_digest(snapshot: Snapshot) -> str:
 def new_files(snapshot: Snapshot) -> list[NewFiles]:
     """The new pictures of each source that has some. Raises InputError, or OSError, where one cannot be listed."""
     dataset = Dataset.open(snapshot.tracked.address)
-    ingested = dataset.shard_entries("images")  # the group of a shard that is written last
+    ingested = dataset.shard_entries(IMAGES)  # an ingest writes this group of a shard last
     new: list[NewFiles] = []
     for number, uri in enumerate(snapshot.sources):
         try:
             items = Source(uri).items()
         except InputError as error:
-            if "no files there" in str(error):  # it was emptied since: nothing is new
+            if "no files there" in str(error):  # a source that was emptied has nothing new
                 continue
             raise
         shards = [shard for shard in dataset.shards if shard.source == number]
         if sum(shard.rows for shard in shards) > MAX_NAMES:
-            rejected = dataset.footers("rejected", save=True)
-            known = sum(shard.rows for shard in shards)
-            known += sum(rejected[shard.name].rows for shard in shards if shard.name in rejected)
-            if len(items) > known:
-                new.append(NewFiles(uri, len(items) - known, [], digest_json(len(items))))
+            count = len(items) - _file_count(dataset, shards)
+            if count > 0:
+                new.append(NewFiles(uri, count, [], digest_json(len(items))))
             continue
         seen = SeenFiles()
         for shard in shards:
@@ -71,8 +70,15 @@ def new_files(snapshot: Snapshot) -> list[NewFiles]:
     return new
 
 
+def _file_count(dataset: Dataset, shards: Sequence[ShardInfo]) -> int:
+    """The number of files that an ingest read for these shards: rows, and files that it rejected."""
+    rejected = dataset.footers(REJECTED, save=True)
+    rejected_rows = sum(rejected[shard.name].rows for shard in shards if shard.name in rejected)
+    return sum(shard.rows for shard in shards) + rejected_rows
+
+
 def unlabeled_shards(snapshot: Snapshot) -> dict[str, list[str]]:
-    """Group → shards without a label of it, though it is declared. Costs one listing for each group."""
+    """Declared group of labels → names of the shards that it lacks. Costs one listing for each group."""
     dataset = Dataset.open(snapshot.tracked.address)
     shards = {}
     for group in snapshot.labels:
@@ -95,7 +101,7 @@ def leased_group(snapshot: Snapshot) -> str:
 
 def source_outcome(snapshot: Snapshot) -> tuple[CheckOutcome, list[NewFiles]]:
     """Outcome of the check `sources`, and the new pictures (none where a source cannot be listed)."""
-    key = (snapshot.tracked.name, "images")
+    key = (snapshot.tracked.name, IMAGES)
     try:
         new = new_files(snapshot)
     except (InputError, OSError) as error:

@@ -27,7 +27,8 @@ _WEB_SERVERS: dict[Role, str] = {"operate": "web", "read": "read"}
 class Supervisor:
     """Keeps Dagster's processes running: its code server, a web server for each role, its daemon.
 
-    folder: of their sockets, for this user alone; its path must be short, since names of sockets are limited.
+    folder: of their sockets, for this user alone; its path must be short, since sockets' paths are limited in length.
+    roles: those that get a web server; say: called with a line for each process that died.
     """
 
     folder: Path
@@ -43,11 +44,11 @@ class Supervisor:
 
     @property
     def web_sockets(self) -> dict[Role, Path]:
-        """What the web server of each role listens on."""
+        """The socket file of each role's web server."""
         return {role: self.socket(_WEB_SERVERS[role]) for role in self.roles}
 
     def socket(self, name: str) -> Path:
-        """What a process listens on."""
+        """The socket file of a process."""
         return self.folder / f"{name}.sock"
 
     @property
@@ -55,14 +56,14 @@ class Supervisor:
         return self.folder / "workspace.yaml"
 
     def prepare(self) -> None:
-        """Write the files that they read."""
+        """Write the settings and the workspace file that the processes read."""
         (state_folder() / "dagster.yaml").write_text(SETTINGS)
         self._workspace.write_text(
             f"load_from:\n  - grpc_server:\n      socket: {self.socket('code')}\n      location_name: {LOCATION}\n"
         )
 
     def start(self, name: str) -> None:
-        """Start one; its output goes to a log in the dashboard's folder."""
+        """Start the process `name`; its output goes to a log in the dashboard's folder."""
         self.socket(name).unlink(missing_ok=True)
         logs = state_folder() / "logs"
         logs.mkdir(exist_ok=True)
@@ -105,7 +106,7 @@ class Supervisor:
             self.say(f"dashboard: runs are left as they are: {one_line(error)}")
 
     def stop(self) -> None:
-        """End them all, with the processes that they started."""
+        """End all processes, with those that they started."""
         end_sessions([process.pid for process in self.running.values()], STOP_SECONDS)
         for process in self.running.values():
             process.wait()

@@ -1,4 +1,4 @@
-"""Who may come in: tokens with a role each, in a file that its owner alone can read."""
+"""Tokens that admit people to the dashboard, each with a role, in a file that its owner alone can read."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Tokens:
         return match
 
     def open_session(self, token: str) -> str:
-        """A secret for a cookie, so that the token itself is sent once only."""
+        """Open a session with a token; returns a secret for a cookie, so that the token itself is sent only once."""
         now = time.monotonic()
         self._sessions = {key: value for key, value in self._sessions.items() if value[1] > now}
         session = secrets.token_urlsafe(32)
@@ -85,16 +85,16 @@ class Tokens:
         self._sessions.pop(_digest(session), None)
 
 
-def load_tokens(place: str, say: Callable[[str], None] = print) -> Tokens:
+def load_tokens(file: str, say: Callable[[str], None] = print) -> Tokens:
     """The tokens in a file; where there is none, it is made with one of each role.
 
     say: called later with the reason when nobody can sign in any more. Raises InputError for a file that others can
     read, or that is invalid.
     """
-    path = Path(place).expanduser()
+    path = Path(file).expanduser()
     try:
         if not path.exists():
-            _make(path)
+            _create(path)
         _read(path)
     except UnicodeDecodeError:
         raise InputError(f"--token-file {path}: not a text file; name another, and it is made") from None
@@ -123,7 +123,8 @@ def _read(path: Path) -> list[tuple[Role, bytes]]:
     return digests
 
 
-def _make(path: Path) -> None:
+def _create(path: Path) -> None:
+    """Write a new token for each role to a file that only this user can read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = "".join(f"{role} {secrets.token_urlsafe(32)}\n" for role in ROLES)
     with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:

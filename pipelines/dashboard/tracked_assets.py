@@ -70,9 +70,9 @@ def track(
     """
     with one_at_a_time("dashboard"):
         known = {asset.address: asset for asset in tracked_assets()}
-        before, untracked = dict(known), _untracked()
-        for kind, given in additions:
-            address = open_store(given).uri
+        known_before, untracked = dict(known), _untracked()
+        for kind, text in additions:
+            address = open_store(text).uri
             if address in untracked and not by_person:
                 continue
             untracked.discard(address)
@@ -84,7 +84,7 @@ def track(
                 owner=owner or asset.owner,
                 new_pictures=new_pictures or asset.new_pictures,
             )
-        if known != before:
+        if known != known_before:
             _write_tracked(known.values())
         if untracked != _untracked():
             _write(_UNTRACKED, sorted(untracked))
@@ -125,7 +125,7 @@ def kind_at(address: str) -> Kind:
 
 
 def assets_of_jobs() -> list[tuple[Kind, str]]:
-    """Kind and address of what the jobs work on that were sent from here, by the addresses of their folders alone."""
+    """Kind and address of the datasets and runs that jobs of this machine work on, by the jobs' addresses alone."""
     assets: list[tuple[Kind, str]] = []
     for address in remembered_jobs().values():
         match = _JOB_FOLDER.fullmatch(address)

@@ -1,7 +1,7 @@
-"""The demo's own pictures: photographs of installed packages and of this project, each with author and licence.
+"""The demo's own pictures: photographs of installed packages and of this project, each with author and license.
 
 The packages' drawings, micrographs, pages of text and test patterns are left out, and so is `moon.png`, whose
-origin scikit-image does not tell.
+origin scikit-image does not state.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from model.inputs import InputError
 from model.pictures import encode_png
 
-OWN = Path(__file__).parent / "photographs"
+PHOTOGRAPHS = Path(__file__).parent / "photographs"
 COLUMNS = ["file_name", "author", "licence", "text", "right", "disparity", "disparity_scale"]
 # A power of two, so that it survives decimal text and float32 exactly; the pair's largest disparity is 59.9 pixels.
 DISPARITY_SCALE = 2.0**-10
@@ -30,7 +30,7 @@ _CC0 = "CC0-1.0"
 _MIDDLEBURY = "free to use and publish, with citation (vision.middlebury.edu/stereo/data)"
 _SCHARSTEIN = "D. Scharstein, H. Hirschmüller, Y. Kitajima, G. Krathwohl, N. Nešić, X. Wang, P. Westling"
 
-# package, file in it, author, licence, one sentence on what is seen. Facts are those of the docstrings in skimage.data
+# package, file in it, author, license, one sentence on what is seen. Facts are those of the docstrings in skimage.data
 # and, for the portrait of Grace Hopper, of the U.S. Navy.
 _PACKAGED = [
     ("skimage", "data/astronaut.png", "NASA", _PUBLIC,
@@ -56,7 +56,7 @@ _PACKAGED = [
 
 
 def gather_pictures(folder: Path) -> None:
-    """Fill `folder` with the demo's pictures, their metadata.csv, and a few files that an ingest must refuse.
+    """Fill `folder` with the demo's pictures, their metadata.csv, and a few files that an ingest must reject.
 
     The same files with the same bytes every time; what is there already with these bytes is not written again.
     Raises InputError where an installed package lacks its pictures.
@@ -70,7 +70,7 @@ def gather_pictures(folder: Path) -> None:
     rows.append(_stereo_pair(files))
     for row in _own_rows():
         assert row["file_name"] not in files, f"two pictures are called {row['file_name']}"
-        files[row["file_name"]] = (OWN / row["file_name"]).read_bytes()
+        files[row["file_name"]] = (PHOTOGRAPHS / row["file_name"]).read_bytes()
         rows.append({key: row[key] for key in ("file_name", "author", "licence", "text")})
     files |= _refused(files)
     files["metadata.csv"] = _table(rows)
@@ -79,23 +79,23 @@ def gather_pictures(folder: Path) -> None:
 
 
 def _packaged(package: str, path: str) -> bytes:
-    # Found without an import: importing matplotlib would take a second and write a font cache.
-    spec = find_spec(package)
-    place = Path(spec.origin).parent / path if spec and spec.origin else None
-    if place is None or not place.is_file():
+    """A file of an installed package. Raises InputError where it is absent."""
+    spec = find_spec(package)  # without an import: that of matplotlib would take a second and write a font cache
+    file = Path(spec.origin).parent / path if spec and spec.origin else None
+    if file is None or not file.is_file():
         raise InputError(f"{package}/{path}: not in the installed package; reinstall {package} from its wheel")
-    return place.read_bytes()
+    return file.read_bytes()
 
 
 def _stereo_pair(files: dict[str, bytes]) -> Mapping[str, str]:
-    """Adds the motorcycle's two pictures and its true disparity, in pixels, to `files`; the left picture's row."""
+    """Add the motorcycle's two pictures and its true disparity, in pixels, to `files`; the left picture's row."""
     files["motorcycle_left.png"] = _packaged("skimage", "data/motorcycle_left.png")
     files["stereo/motorcycle_right.png"] = _packaged("skimage", "data/motorcycle_right.png")
     with np.load(io.BytesIO(_packaged("skimage", "data/motorcycle_disp.npz"))) as archive:
         disparity = archive["arr_0"]
-    known = np.where(np.isfinite(disparity), disparity, 0.0)  # where the left picture has no truth it says infinity
-    assert known.min() >= 0 and known.max() / DISPARITY_SCALE < 65535.5
-    files["stereo/motorcycle_disparity.png"] = encode_png(np.rint(known / DISPARITY_SCALE).astype(np.uint16))
+    finite = np.where(np.isfinite(disparity), disparity, 0.0)  # it is infinite where the true one is unknown
+    assert finite.min() >= 0 and finite.max() / DISPARITY_SCALE < 65535.5
+    files["stereo/motorcycle_disparity.png"] = encode_png(np.rint(finite / DISPARITY_SCALE).astype(np.uint16))
     return {
         "file_name": "motorcycle_left.png",
         "author": _SCHARSTEIN,
@@ -109,7 +109,7 @@ def _stereo_pair(files: dict[str, bytes]) -> Mapping[str, str]:
 
 def _own_rows() -> list[dict[str, str]]:
     """Rows of this project's own photographs, in their table's order."""
-    table = OWN / "metadata.csv"
+    table = PHOTOGRAPHS / "metadata.csv"
     if not table.exists():
         return []
     with table.open(encoding="utf-8", newline="") as file:
@@ -117,7 +117,7 @@ def _own_rows() -> list[dict[str, str]]:
 
 
 def _refused(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Files that are no pictures to keep, so that the demo shows what becomes of such.
+    """Files that an ingest rejects, so that the demo shows how.
 
     The folder's name sorts after the duplicate's original: an ingest keeps the first of equal files.
     """
@@ -151,10 +151,10 @@ def _table(rows: list[Mapping[str, str]]) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write aside, then rename, so that an interrupted run leaves no half picture; nothing when it is there."""
+    """Write a file unless it is there already; beside it first, so that an interrupted run leaves no half picture."""
     if path.is_file() and path.read_bytes() == data:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_bytes(data)
-    os.replace(aside, path)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)

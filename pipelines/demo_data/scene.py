@@ -37,7 +37,7 @@ def _texture(name: str) -> Any:
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     square = picture.crop((left, top, left + side, top + side)).resize((TEXTURE, TEXTURE))
-    square.format = "JPEG"  # what the GLB holds it as
+    square.format = "JPEG"  # the format that the GLB stores
     return PBRMaterial(baseColorTexture=square, metallicFactor=0.0, roughnessFactor=1.0)
 
 
@@ -52,8 +52,8 @@ def _flat(side: float, texture: str) -> Any:
     return mesh
 
 
-def _solid(mesh: Any, texture: str, place: tuple[float, float, float], upright: bool = False) -> Any:
-    """A mesh with the texture on every side: each triangle seen along the axis its normal is closest to."""
+def _solid(mesh: Any, texture: str, position: tuple[float, float, float], upright: bool = False) -> Any:
+    """A mesh with the texture on every side, projected on each triangle along the axis closest to its normal."""
     import trimesh
 
     if upright:  # from z up to y up
@@ -65,10 +65,10 @@ def _solid(mesh: Any, texture: str, place: tuple[float, float, float], upright: 
     planes = {0: (2, 1), 1: (0, 2), 2: (0, 1)}
     uv = np.empty((len(vertices), 2))
     for main, (across, up) in planes.items():
-        some = axis == main
-        sign = np.where(normals[some, main] < 0, -1, 1) * (-1 if main == 0 else 1)
-        uv[some, 0] = 0.5 + 0.5 * sign * vertices[some, across] / radius[across]
-        uv[some, 1] = 0.5 + 0.5 * vertices[some, up] / radius[up]
+        facing = axis == main
+        sign = np.where(normals[facing, main] < 0, -1, 1) * (-1 if main == 0 else 1)
+        uv[facing, 0] = 0.5 + 0.5 * sign * vertices[facing, across] / radius[across]
+        uv[facing, 1] = 0.5 + 0.5 * vertices[facing, up] / radius[up]
     mesh.visual = trimesh.visual.TextureVisuals(uv=np.clip(uv, 0.01, 0.99), material=_texture(texture))
-    mesh.apply_translation(place)
+    mesh.apply_translation(position)
     return mesh

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Any
 
 from cluster.target import parse_target
 from model.inputs import InputError
@@ -47,10 +46,9 @@ def scale_job(job: str, workers: WorkersSpec, say: Say = lambda line: None) -> A
     backend.state(attempt.name)
     in_place = status.phase == "running" and _only_the_count_differs(stored, scaled)
     if in_place and backend.scale(attempt.name, work_of(scaled, attempt)):
-        folder = scaled.folder
-        folder.put_specification(scaled.specification)
+        scaled.folder.put_specification(scaled.specification)
         request = workers.model_dump(mode="json")
-        folder.put_control(replace(folder.control(), attempt=attempt.number, workers=request))
+        scaled.folder.put_control(replace(scaled.folder.control(), attempt=attempt.number, workers=request))
         say(f"{attempt.job_id}: goes on with {workers.count} workers after its next step")
         return attempt
     try:
@@ -62,11 +60,8 @@ def scale_job(job: str, workers: WorkersSpec, say: Say = lambda line: None) -> A
 
 
 def _only_the_count_differs(stored: ResolvedJob, scaled: ResolvedJob) -> bool:
-    return isinstance(stored.specification, TrainJob) and _of_each_worker(stored) == _of_each_worker(scaled)
-
-
-def _of_each_worker(job: ResolvedJob) -> dict[str, Any]:
-    return (job.specification.workers or WorkersSpec()).model_dump(exclude={"count"})
+    same_size = stored.workers.model_copy(update={"count": scaled.workers.count}) == scaled.workers
+    return isinstance(stored.specification, TrainJob) and same_size
 
 
 def _end(attempt: Attempt, control: Control, say: Say) -> JobStatus:
@@ -84,9 +79,9 @@ def _end(attempt: Attempt, control: Control, say: Say) -> JobStatus:
     state = folder.state()
     if state is None or state.attempt != attempt.number or not state.has_ended:
         now = time.time()
-        began = state if state and state.attempt == attempt.number else None
-        last = began or AttemptState(attempt.number, "", "", 0, now, now)
-        folder.put_state(replace(last, phase="stopped", time=now))
+        if state is None or state.attempt != attempt.number:  # it never began
+            state = AttemptState(attempt.number, "", "", 0, now, now)
+        folder.put_state(replace(state, phase="stopped", time=now))
     return job_status(attempt)
 
 

@@ -22,7 +22,7 @@ from model.inputs import InputError
 from pipelines.jobs.attempt import Attempt, AttemptState, Control
 from pipelines.jobs.specification import JobSpecification, parse_specification
 
-FOLDER = "jobs"
+FOLDER = "jobs"  # of a dataset or run
 
 
 class JobFolder:
@@ -36,7 +36,7 @@ class JobFolder:
         """Remove it, and the folders that were made for it alone."""
         self.store.delete_tree("")
         if not self.address.startswith("s3://"):
-            with suppress(OSError):
+            with suppress(OSError):  # a folder that holds other things stays
                 for folder in list(Path(self.address).parents)[:2]:
                     folder.rmdir()
 
@@ -68,6 +68,7 @@ class JobFolder:
         self.store.put("state.json", _dump(asdict(state)))
 
     def control(self) -> Control:
+        """What others ask of the running attempt; the default `Control` where nobody has asked."""
         return Control(**self._json("control.json"))
 
     def put_control(self, control: Control) -> None:

@@ -20,7 +20,7 @@ from pipelines.jobs.status import backend_of, job_status
 
 PART = re.compile(r"[0-9]{6}\.txt")
 PART_BYTES = 256_000
-SECONDS = 2.0
+PAUSE_SECONDS = 2.0  # between two writes of the log, and between two looks at it
 LAST_TRIES = 5
 
 
@@ -31,20 +31,20 @@ def log_lines(attempt: Attempt, follow: bool = False, say: Callable[[str], None]
     of the log.
     """
     folder = JobFolder(attempt.address)
-    said = ""
+    last_reason = ""
 
     def over() -> bool:
-        nonlocal said
+        nonlocal last_reason
         last = folder.attempt() or attempt
         status = job_status(last)
-        if status.phase == "pending" and status.reason != said:
-            said = status.reason
-            say(f"pending: {said}")
+        if status.phase == "pending" and status.reason != last_reason:
+            last_reason = status.reason
+            say(f"pending: {last_reason}")
         return not follow or not (status.alive or folder.control().attempt > last.number)
 
     if follow and not log_parts(folder.store):
         while not over() and not log_parts(folder.store):
-            time.sleep(2.0)
+            time.sleep(PAUSE_SECONDS)
     if log_parts(folder.store):
         yield from stored_lines(folder.store, over)
     else:
@@ -56,7 +56,9 @@ def log_parts(store: Store) -> list[str]:
     return [name for name in store.files("log") if PART.fullmatch(name)]
 
 
-def stored_lines(store: Store, over: Callable[[], bool] = lambda: True, seconds: float = 2.0) -> Iterator[str]:
+def stored_lines(
+    store: Store, over: Callable[[], bool] = lambda: True, seconds: float = PAUSE_SECONDS
+) -> Iterator[str]:
     """Lines of the log; then, every few seconds, new ones, until `over` (asked before each last look)."""
     sizes_read: dict[str, int] = {}  # bytes of each part that were given out
     rest = b""
@@ -104,7 +106,7 @@ def captured_log(store: Store) -> Iterator[None]:
         os.dup2(originals[0], 1)
         os.dup2(originals[1], 2)
         # The pipe ends when no process holds it; one that was left behind must not delay the end for long.
-        copying.join(timeout=SECONDS)
+        copying.join(timeout=PAUSE_SECONDS)
         log.over.set()
         writing_parts.join(timeout=10)
 
@@ -132,7 +134,7 @@ class _Log:
 
     def write_until_over(self) -> None:
         """Write what was added, every few seconds. An error of the storage shows in the job itself."""
-        while not self.over.wait(SECONDS):
+        while not self.over.wait(PAUSE_SECONDS):
             self._put()
         for _ in range(LAST_TRIES):
             if self._put():

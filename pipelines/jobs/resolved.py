@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from cluster.work import ResourceRequest
@@ -32,12 +33,18 @@ class ResolvedJob:
     specification: JobSpecification
     resources: ResourceRequest
 
-    @property
+    @cached_property
     def folder(self) -> JobFolder:
+        """What is stored of the job."""
         return JobFolder(self.address)
 
+    @property
+    def workers(self) -> WorkersSpec:
+        """What the specification says of workers, or the defaults."""
+        return self.specification.workers or WorkersSpec()
+
     def does_the_same(self, other: JobSpecification) -> bool:
-        """Whether another specification states the same work; its scale does not count."""
+        """Whether another resolved specification states the same work; its scale does not count."""
         return _without_scale(self.specification) == _without_scale(other)
 
     def scaled(self, workers: WorkersSpec) -> ResolvedJob:
@@ -115,6 +122,10 @@ def _with_whole_configuration(specification: TrainJob) -> TrainJob:
 
 def _without_scale(specification: JobSpecification) -> dict[str, Any]:
     values = specification.model_dump(mode="json", exclude={"workers"})
-    if isinstance(values.get("config"), dict):
-        values["config"] = {key: value for key, value in values["config"].items() if key != "workers"}
+    if isinstance(specification, TrainJob) and isinstance(specification.config, dict):
+        from training.config import parse_config
+
+        # An earlier version may have stored it: parsing gives its keys their present names, and adds newer ones.
+        config = parse_config(specification.config, specification.run)
+        values["config"] = config.model_dump(mode="json", exclude={"workers"})
     return values

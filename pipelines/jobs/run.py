@@ -65,13 +65,13 @@ def _wait_for_another(folder: JobFolder, attempt: int) -> bool:
 
     An attempt that was taken for dead may still run, and is asked to end. Two senders may have sent the same number.
     """
-    said = False
+    waited = False
     while (before := folder.state()) and before.attempt <= attempt and before.is_running:
-        if not said:
+        if not waited:
             print(f"attempt {attempt} waits for attempt {before.attempt} on {before.host} to end", flush=True)
-            said = True
+            waited = True
         time.sleep(CONTROL_SECONDS)
-    return said
+    return waited
 
 
 def _outcome(job: JobSpecification, running: RunningAttempt) -> _Outcome:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any
 
-from pipelines.jobs.attempt import AttemptState
+from pipelines.jobs.attempt import AttemptState, Control
 from pipelines.jobs.folder import JobFolder
 from pipelines.jobs.specification import WorkersSpec
 from pipelines.progress import current_progress
@@ -29,8 +29,9 @@ class Interrupted(KeyboardInterrupt):
 class RunningAttempt:
     """This process as an attempt at a job: its heartbeat, and what others ask of it.
 
-    interrupted: a signal asked it to end; stopped: by the control file. workers: that it is to continue with.
-    polls: whether the work looks at `interrupted` by itself; otherwise a signal raises `Interrupted`.
+    interrupted: a signal asked it to end. stopped: the control file did, by such a signal. workers: what a training is
+    asked to go on with, None without such a request. polls: whether the work looks at `interrupted` by itself;
+    otherwise a signal raises `Interrupted`.
     """
 
     def __init__(self, folder: JobFolder, number: int) -> None:
@@ -46,8 +47,8 @@ class RunningAttempt:
 
     def __enter__(self) -> RunningAttempt:
         self._put(self.state)
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM):
-            signal.signal(number, self._interrupt)
+        for signal_number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM):
+            signal.signal(signal_number, self._interrupt)
         self._default_hook = sys.unraisablehook
         sys.unraisablehook = self._raise_again
         self._thread.start()
@@ -71,7 +72,7 @@ class RunningAttempt:
         if last is None or last.attempt <= state.attempt:
             self.folder.put_state(state)
 
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+    def _interrupt(self, signal_number: int, frame: FrameType | None) -> None:
         if self.interrupted:
             return
         self.interrupted = True
@@ -90,13 +91,16 @@ class RunningAttempt:
         heartbeat = time.monotonic()
         while not self._over.wait(CONTROL_SECONDS):
             with suppress(Exception):  # the next look makes up for it, and the job's own writes show real trouble
-                control = self.folder.control()
-                if control.attempt == self.state.attempt:
-                    self.workers = WorkersSpec(**control.workers) if control.workers else None
-                superseded = control.attempt > self.state.attempt
-                if (superseded or (control.stop and control.attempt == self.state.attempt)) and not self.stopped:
-                    self.stopped = True
-                    os.kill(os.getpid(), signal.SIGUSR1)
+                self._obey(self.folder.control())
                 if time.monotonic() - heartbeat > HEARTBEAT_SECONDS:
                     self._put(replace(self.state, time=time.time(), progress=dict(current_progress)))
                     heartbeat = time.monotonic()
+
+    def _obey(self, control: Control) -> None:
+        """Do what is asked of this attempt. A request to a later one means that this one is to end."""
+        if control.attempt == self.state.attempt:
+            self.workers = WorkersSpec(**control.workers) if control.workers else None
+        superseded = control.attempt > self.state.attempt
+        if (superseded or (control.stop and control.attempt == self.state.attempt)) and not self.stopped:
+            self.stopped = True
+            os.kill(os.getpid(), signal.SIGUSR1)

@@ -89,7 +89,7 @@ def job_status(attempt: Attempt) -> JobStatus:
         return JobStatus("unknown", str(error))
     if target.phase == "absent" and not backend.sees_all and (status := _status_from_folder(attempt, own)):
         return status
-    return _merged(attempt, own, target, backend.sees_all)
+    return _status_from_both(attempt, own, target, backend.sees_all)
 
 
 def _own_state(attempt: Attempt) -> AttemptState | None:
@@ -106,16 +106,15 @@ def _status_from_folder(attempt: Attempt, own: AttemptState | None) -> JobStatus
     return None
 
 
-def _merged(attempt: Attempt, own: AttemptState | None, target: TargetState, sees_all: bool) -> JobStatus:
+def _status_from_both(attempt: Attempt, own: AttemptState | None, target: TargetState, sees_all: bool) -> JobStatus:
     if target.phase in ("pending", "running"):
-        began = own is not None and own.phase == "running"
-        phase = "running" if target.phase == "running" and began else "pending"
-        reason = target.reason or ("" if began else "starting")
-        return JobStatus(phase, reason if phase == "pending" else target.reason, _progress(own) if began else "")
-    # It may have ended between the two looks.
-    again = _own_state(attempt)
-    if again and again.phase != "running":
-        return JobStatus(again.phase, again.reason, result=again.result)
+        if own is None or own.phase != "running":
+            return JobStatus("pending", target.reason or "starting")
+        return JobStatus(target.phase, target.reason, _progress(own))
+    # It may have ended between the looks at its folder and at the target.
+    latest = _own_state(attempt)
+    if latest and latest.phase != "running":
+        return JobStatus(latest.phase, latest.reason, result=latest.result)
     if sees_all and JobFolder(attempt.address).control() == Control(attempt.number, stop=True):
         # The attempt was stopped, and a last write of its process replaced the state that said so.
         return JobStatus("stopped", target.reason)
@@ -124,6 +123,6 @@ def _merged(attempt: Attempt, own: AttemptState | None, target: TargetState, see
     return JobStatus("lost", target.reason or "it ended without a word (killed, or out of memory?); submit it again")
 
 
-def _progress(own: AttemptState | None) -> str:
-    progress = own.progress if own else {}
+def _progress(own: AttemptState) -> str:
+    progress = own.progress
     return f"{progress['what']}: {progress['done']} of {progress['total']} {progress['unit']}" if progress else ""

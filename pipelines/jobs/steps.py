@@ -37,9 +37,9 @@ def _label(job: LabelJob) -> dict[str, Any]:
 
     result: dict[str, Any] = {}
     if job.source:
-        taken = ingest(job.source, job.dataset)
-        print(f"ingest: {taken.added} pictures added, {taken.rejected} files rejected", flush=True)
-        result["ingest"] = asdict(taken)
+        ingested = ingest(job.source, job.dataset)
+        print(f"ingest: {ingested.added} pictures added, {ingested.rejected} files rejected", flush=True)
+        result["ingest"] = asdict(ingested)
     request = job.workers.resources()
     labeled = label(job.dataset, job.groups, job.parameters, job.shards, request.max_workers * request.cpus)
     print(*labeled.summary(), sep="\n", flush=True)
@@ -48,7 +48,7 @@ def _label(job: LabelJob) -> dict[str, Any]:
 
 
 def evaluate_on_worker(job: EvaluateJob) -> dict[str, Any]:
-    """On a worker, since this process may have no GPU."""
+    """Evaluate on a worker, since this process may have no GPU. Raises InputError where this machine is too small."""
     with ray_session():
         import ray
 
@@ -56,11 +56,11 @@ def evaluate_on_worker(job: EvaluateJob) -> dict[str, Any]:
 
         each = job.workers.resources()
         for unit, needed in (("CPU", each.cpus), ("GPU", each.gpus)):
-            if needed > (there := cluster_has(unit)):  # Ray itself waits for them without a word
-                lacking = f"evaluate: its worker asks for {needed:g} {unit}s, and Ray has {there:g}"
+            if needed > (available := cluster_has(unit)):  # Ray itself waits for them without a word
+                shortage = f"evaluate: its worker asks for {needed:g} {unit}s, and Ray has {available:g}"
                 if starts_own_ray():
-                    raise InputError(f"{lacking}: this machine's; ask for less (workers.{unit.lower()}s)")
-                print(f"{lacking}; waiting for nodes that may yet join", flush=True)
+                    raise InputError(f"{shortage}: this machine's; ask for less (workers.{unit.lower()}s)")
+                print(f"{shortage}; waiting for nodes that may yet join", flush=True)
         task = ray.remote(evaluate).options(num_cpus=each.cpus, num_gpus=each.gpus, max_retries=0)
         figures = ray.get(task.remote(job.run))
     for name, figure in figures.items():
@@ -69,6 +69,7 @@ def evaluate_on_worker(job: EvaluateJob) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    """A counter or defaultdict as a dict, which JSON and processes without our code can take."""
     return dict(value) if isinstance(value, dict) else value
 
 

@@ -36,15 +36,15 @@ def submit_job(job: ResolvedJob, target_name: str, say: Say = lambda line: None)
 
 def send_job(job: ResolvedJob, target_name: str, target: Target, say: Say) -> Attempt:
     """The same with a target that was read already, whatever its file says by now."""
-    backend, folder = open_backend(target), job.folder
+    backend = open_backend(target)
     with one_at_a_time(job.id):
-        previous = folder.attempt()
-        if previous and _is_under_way(job, previous, folder, say):
+        previous = job.folder.attempt()
+        if previous and _is_under_way(job, previous, say):
             return previous
-        number = _next_number(folder, previous)
-        values = target.model_dump(mode="json")
-        attempt = Attempt(job.id, number, job.address, target_name, values, time.time(), this_sender())
-        undo = _record(job, attempt, previous, folder)
+        number = _next_number(job.folder, previous)
+        target_values = target.model_dump(mode="json")
+        attempt = Attempt(job.id, number, job.address, target_name, target_values, time.time(), this_sender())
+        undo = _record(job, attempt, previous)
         _send(job, attempt, backend, undo)
     return attempt
 
@@ -71,8 +71,11 @@ def work_of(job: ResolvedJob, attempt: Attempt) -> Work:
     )
 
 
-def _is_under_way(job: ResolvedJob, previous: Attempt, folder: JobFolder, say: Say) -> bool:
-    """Raises InputError when nobody knows, and when the job's output is being worked on in another way."""
+def _is_under_way(job: ResolvedJob, previous: Attempt, say: Say) -> bool:
+    """Whether the previous attempt is under way, which is said.
+
+    Raises InputError when nobody knows, and when the job's output is being worked on in another way.
+    """
     status = job_status(previous)
     if status.phase == "unknown":
         raise InputError(
@@ -81,7 +84,7 @@ def _is_under_way(job: ResolvedJob, previous: Attempt, folder: JobFolder, say: S
         )
     if not status.alive:
         return False
-    if not job.does_the_same(folder.specification()):
+    if not job.does_the_same(job.folder.specification()):
         raise InputError(
             f"{job.id}: {job.specification.output} is being worked on with another configuration; "
             f"wait for it, or end it with `onediffusion stop {job.id}`"
@@ -91,6 +94,7 @@ def _is_under_way(job: ResolvedJob, previous: Attempt, folder: JobFolder, say: S
 
 
 def _next_number(folder: JobFolder, previous: Attempt | None) -> int:
+    """The number of the attempt to send, after the previous one is ended for good."""
     if previous is None:
         return 1
     with suppress(InputError):  # the target must not start the previous attempt again beside the next
@@ -113,11 +117,12 @@ def _free_number(folder: JobFolder, previous: Attempt) -> int:
     return last if absent and (began is None or began.attempt < last) else last + 1
 
 
-def _record(job: ResolvedJob, attempt: Attempt, previous: Attempt | None, folder: JobFolder) -> Callable[[], None]:
-    """Write the attempt into the job's folder, before it is sent; returns what takes that back.
+def _record(job: ResolvedJob, attempt: Attempt, previous: Attempt | None) -> Callable[[], None]:
+    """Write the attempt into the job's folder, before it is sent; returns a function that takes that back.
 
     Raises InputError when another sender has recorded its own at the same moment.
     """
+    folder = job.folder
     remember_job(job.id, job.address)
     replaced: tuple[JobSpecification, Control] | None = None
     if previous:
@@ -145,7 +150,7 @@ def _record(job: ResolvedJob, attempt: Attempt, previous: Attempt | None, folder
 def _send(job: ResolvedJob, attempt: Attempt, backend: Backend, undo: Callable[[], None]) -> None:
     try:
         backend.submit(work_of(job, attempt))
-    except AlreadySubmitted:  # another machine sent it at the same moment: the record is true of that one
+    except AlreadySubmitted:  # another machine sent it at the same moment, and the record is true of what it sent
         raise
     except InputError:
         undo()

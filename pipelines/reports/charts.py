@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
+from numpy.typing import NDArray
 
 from pipelines.reports.numbers import is_number, number, two_decimals
 
 WIDTH, HEIGHT = 460, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 22, 24, 34
-MOST_POINTS = 400
+MAX_POINTS = 400
 Points = Sequence[tuple[float, float]]
 
 
@@ -43,9 +44,9 @@ def line_chart(points: Points, label: str, unit: str, smooth: bool = True, top: 
 
     parts = []
     for tick in ticks(low, high, 5):
-        place = y(tick)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{place:.1f}" y2="{place:.1f}"/>')
-        parts.append(f'<text class="axis end" x="{_LEFT - 7}" y="{place + 3.5:.1f}">{number(tick)}</text>')
+        line_y = y(tick)
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{line_y:.1f}" y2="{line_y:.1f}"/>')
+        parts.append(f'<text class="axis end" x="{_LEFT - 7}" y="{line_y + 3.5:.1f}">{number(tick)}</text>')
     for tick in ticks(x0, x1, 6):
         parts.append(f'<text class="axis mid" x="{x(tick):.1f}" y="{HEIGHT - 18}">{number(tick)}</text>')
     parts.append(f'<text class="axis end" x="{WIDTH - _RIGHT}" y="{HEIGHT - 3}">step</text>')
@@ -56,12 +57,12 @@ def line_chart(points: Points, label: str, unit: str, smooth: bool = True, top: 
             continue
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(*_thinned(steps, line), strict=True))
         parts.append(f'<polyline class="{name}" points="{path}"/>')
-    told = f"{label}: {number(float(means[0]))} at step {number(steps[0])}, {number(float(means[-1]))} at the end"
-    return _svg(WIDTH, HEIGHT, told, "chart", parts)
+    summary = f"{label}: {number(float(means[0]))} at step {number(steps[0])}, {number(float(means[-1]))} at the end"
+    return _svg(WIDTH, HEIGHT, summary, "chart", parts)
 
 
-def chart_top(values: Any) -> float:
-    """A top of the axis that shows all but the rarest spikes."""
+def chart_top(values: Iterable[float]) -> float:
+    """The top of a vertical axis that shows all values but the rarest spikes; 1 without finite values."""
     finite = np.array([value for value in values if math.isfinite(value)], float)
     if not finite.size:
         return 1.0
@@ -76,10 +77,10 @@ def dot_strip(figure: Mapping[str, Any], baselines: Mapping[str, str]) -> Markup
     """
     single = [value for value in figure.get("per_picture") or () if is_number(value)]
     marks = {key: figure[key] for key in baselines if is_number(figure.get(key))}
-    known = [*single, *marks.values(), *([figure["model"]] if is_number(figure.get("model")) else [])]
-    if not known:
+    values = [*single, *marks.values(), *([figure["model"]] if is_number(figure.get("model")) else [])]
+    if not values:
         return Markup("")
-    low = math.floor(min(-0.1, *known) * 10) / 10
+    low = math.floor(min(-0.1, *values) * 10) / 10
     width, height, left, right = WIDTH, 64, 14, 14
 
     def x(value: float) -> float:
@@ -96,8 +97,9 @@ def dot_strip(figure: Mapping[str, Any], baselines: Mapping[str, str]) -> Markup
         )
     if is_number(figure.get("model")):
         parts.append(f'<path class="mark model" d="M{x(figure["model"]):.1f} 8v44"><title>model</title></path>')
-    told = "; ".join(f"{baselines[key]} {value:.2f}" for key, value in marks.items())
-    return _svg(width, height, f"correlation of the model {two_decimals(figure.get('model'))}; {told}", "strip", parts)
+    others = "; ".join(f"{baselines[key]} {value:.2f}" for key, value in marks.items())
+    summary = f"correlation of the model {two_decimals(figure.get('model'))}; {others}"
+    return _svg(width, height, summary, "strip", parts)
 
 
 def camera_plan(c2w: Sequence[Sequence[float]], intrinsics: Sequence[Sequence[float]]) -> Markup:
@@ -108,11 +110,11 @@ def camera_plan(c2w: Sequence[Sequence[float]], intrinsics: Sequence[Sequence[fl
     size, margin = 220, 26
     matrices = np.array(c2w, float).reshape(-1, 4, 4)
     focal = np.array(intrinsics, float).reshape(-1, 3, 3)[:, 0, 0]
-    places = matrices[:, :2, 3]
+    positions = matrices[:, :2, 3]
     if not (len(matrices) and np.isfinite(matrices).all() and np.isfinite(focal).all() and (focal > 0).all()):
         return Markup("")
-    ahead, aside = -matrices[:, :2, 2], matrices[:, :2, 0]
-    span = np.concatenate([places, np.zeros((1, 2))])
+    forward, rightward = -matrices[:, :2, 2], matrices[:, :2, 0]
+    span = np.concatenate([positions, np.zeros((1, 2))])
     middle = (span.max(0) + span.min(0)) / 2
     reach = float(np.abs(span - middle).max()) or 1.0
     scale = (size / 2 - margin) / reach
@@ -124,52 +126,56 @@ def camera_plan(c2w: Sequence[Sequence[float]], intrinsics: Sequence[Sequence[fl
 
     ox, oy = at((0, 0)).split(",")
     parts = [f'<path class="origin" d="M{ox} {oy}m-5 0h10m-5 -5v10"/>']
-    for index, place in enumerate(places):
-        half = aside[index] * 0.5 / focal[index]
-        left, right = (place + length * (ahead[index] + sign * half) for sign in (-1, 1))
-        parts.append(f'<polygon class="view" points="{at(place)} {at(left)} {at(right)}"/>')
-    for index, place in enumerate(places):
-        cx, cy = at(place).split(",")
-        away = place - middle
-        tx, ty = at(place + away / (np.linalg.norm(away) or 1) * 13 / scale).split(",")
+    for index, position in enumerate(positions):
+        half = rightward[index] * 0.5 / focal[index]
+        left, right = (position + length * (forward[index] + sign * half) for sign in (-1, 1))
+        parts.append(f'<polygon class="view" points="{at(position)} {at(left)} {at(right)}"/>')
+    for index, position in enumerate(positions):
+        cx, cy = at(position).split(",")
+        outward = position - middle
+        tx, ty = at(position + outward / (np.linalg.norm(outward) or 1) * 13 / scale).split(",")
         parts.append(f'<circle class="dot" cx="{cx}" cy="{cy}" r="3.5"/>')
         parts.append(f'<text class="axis mid" x="{tx}" y="{float(ty) + 3.5:.1f}">{index + 1}</text>')
-    return _svg(size, size, f"{len(places)} cameras seen from above", "plan", parts)
+    return _svg(size, size, f"{len(positions)} cameras seen from above", "plan", parts)
 
 
-def smoothed(values: Any) -> Any:
-    """Exponential moving average without the pull of a first value; as long as a thirtieth of the curve."""
+def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Exponential moving average of values (N,), corrected for the bias of its start.
+
+    Its time constant is a thirtieth of the curve.
+    """
     keep = 1 - 1 / max(1.0, len(values) / 30)
     total = weight = 0.0
-    found = np.empty(len(values))
+    averages = np.empty(len(values))
     for index, value in enumerate(values):
         total, weight = keep * total + float(value), keep * weight + 1
-        found[index] = total / weight
-    return found
+        averages[index] = total / weight
+    return averages
 
 
-def ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers from low to high, at most about `most`."""
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """About `count` round numbers from low to high."""
     if not high > low:
         return [low]
-    rough = (high - low) / most
+    rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
     return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _thinned(x: Any, y: Any) -> tuple[Any, Any]:
-    """At most MOST_POINTS points: means of equal stretches of the curve."""
-    if len(x) <= MOST_POINTS:
+def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """At most MAX_POINTS points: means over equal parts of the curve."""
+    if len(x) <= MAX_POINTS:
         return x, y
-    stretches = np.array_split(np.arange(len(x)), MOST_POINTS)
-    return np.array([x[part].mean() for part in stretches]), np.array([y[part].mean() for part in stretches])
+    ranges = np.array_split(np.arange(len(x)), MAX_POINTS)
+    return np.array([x[part].mean() for part in ranges]), np.array([y[part].mean() for part in ranges])
 
 
-def _svg(width: int, height: int, told: str, kind: str, parts: Sequence[str]) -> Markup:
+def _svg(width: int, height: int, summary: str, kind: str, parts: Sequence[str]) -> Markup:
+    """An SVG image of class `kind`; summary: its text for people who do not see it."""
     return Markup(  # noqa: S704 - numbers, and text that was escaped above
-        f'<svg class="{kind}" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(told)}">'
+        f'<svg class="{kind}" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(summary)}">'
         + "".join(parts)
         + "</svg>"
     )

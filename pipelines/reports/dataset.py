@@ -70,7 +70,7 @@ class DatasetSection:
 
 
 def describe_dataset(uri: str, inline: Inliner, max_rows: int) -> DatasetSection:
-    """Read a dataset for the page: at most `max_rows` of its rows, spread evenly, as far as `inline` has room.
+    """Read a dataset for the page: at most `max_rows` of its rows, spread evenly, until `inline` is full.
 
     A dataset that is not there gives a section that says so.
     """
@@ -128,7 +128,7 @@ def _group_lines(
 
 def _reasons(errors: RowErrors) -> list[Reason]:
     """Why rows are in error, most frequent reasons first."""
-    reasons = [reason for group, of_group in errors.reasons.items() for reason in _count(group, of_group)]
+    reasons = [reason for group, ids in errors.reasons.items() for reason in _count(group, ids)]
     return sorted(reasons, key=lambda one: -one.count)[:MAX_REASONS]
 
 
@@ -145,5 +145,6 @@ def _rejected(dataset: Dataset) -> tuple[list[Reason], int]:
 
 
 def _count(group: str, rows: Mapping[str, Sequence[str]], max_examples: int = MAX_EXAMPLES) -> list[Reason]:
+    """The reasons with their counts, most frequent first. rows: reason → ids or names."""
     reasons = [Reason(group, reason, len(names), names[:max_examples]) for reason, names in rows.items()]
     return sorted(reasons, key=lambda one: (-one.count, one.reason))

@@ -55,14 +55,13 @@ def _figure(name: str, figure: Mapping[str, Any]) -> Figure:
     label = name.removeprefix("image_to_").removesuffix("_correlation")
     title = f"picture → {label}" if name.startswith("image_to_") else name
     model = figure.get("model")
-    others = [figure.get(key) for key in BASELINES]
-    known = [value for value in others if is_number(value)]
-    wins = is_number(model) and all(model > value for value in known)
+    baselines = [figure.get(key) for key in BASELINES]
+    wins = is_number(model) and all(model > value for value in baselines if is_number(value))
     return Figure(
         name=name,
         title=title,
         model=two_decimals(model),
-        baselines=[two_decimals(value) for value in others],
+        baselines=[two_decimals(value) for value in baselines],
         pictures=number(figure.get("pictures")),
         wins=wins,
         meaning=_meaning(label, model, figure, wins),
@@ -73,10 +72,10 @@ def _figure(name: str, figure: Mapping[str, Any]) -> Figure:
 def _meaning(label: str, model: Any, figure: Mapping[str, Any], wins: bool) -> str:
     if not is_number(model):
         return f"No {label} could be compared with a true label."
-    known = {name: figure[key] for key, name in BASELINES.items() if is_number(figure.get(key))}
+    baselines = {name: figure[key] for key, name in BASELINES.items() if is_number(figure.get(key))}
     verdict = ""
-    if known:
-        name, value = max(known.items(), key=lambda item: item[1])
+    if baselines:
+        name, value = max(baselines.items(), key=lambda item: item[1])
         verdict = f", {'more' if wins else 'no more'} than the best baseline ({name}: {value:.2f})"
     pictures = figure.get("pictures")
     over = f" on {pictures} training pictures" if pictures else ""

@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from labeling.dataset import (
+    CAMERAS,
     IMAGES,
     Dataset,
     Footer,
@@ -50,7 +51,7 @@ class GalleryRow:
 def draw_gallery(
     dataset: Dataset, footers: Footers, inline: Inliner, max_rows: int
 ) -> tuple[list[GalleryRow], dict[str, str]]:
-    """Rows spread evenly over a dataset, as far as `inline` has room; and what made each group, as those rows tell.
+    """Rows spread evenly over a dataset, until `inline` is full; and group → the model that made it, by those rows.
 
     Labels that nothing could make (labeling.dataset.row_errors) are left out: the page says so once.
     """
@@ -58,8 +59,8 @@ def draw_gallery(
     upstream = upstream_groups(dataset, list(footers))
     rows: list[GalleryRow] = []
     models: dict[str, str] = {}
-    picked = pick_rows(footers.get(IMAGES, {}), min(max_rows, MAX_SETS) if sets else max_rows)
-    for shard, row_group, offsets in picked:
+    picks = pick_rows(footers.get(IMAGES, {}), min(max_rows, MAX_SETS) if sets else max_rows)
+    for shard, row_group, offsets in picks:
         for row in joined_rows(dataset, footers, shard, row_group, offsets):
             if inline.full:
                 return rows, models
@@ -77,23 +78,23 @@ def draw_gallery(
 def pick_rows(images: Mapping[str, Footer], max_rows: int) -> list[tuple[str, int, list[int]]]:
     """(shard, row group, rows within it) of at most `max_rows` rows, spread evenly over the dataset."""
     total = sum(footer.rows for footer in images.values())
-    spread = {int((index + 0.5) * total / max_rows) for index in range(max_rows)}
-    chosen = sorted(spread) if total > max_rows else range(total)
-    picked: list[tuple[str, int, list[int]]] = []
+    spread_indices = {int((index + 0.5) * total / max_rows) for index in range(max_rows)}
+    indices = sorted(spread_indices) if total > max_rows else range(total)
+    picks: list[tuple[str, int, list[int]]] = []
     start = 0
     for shard, footer in sorted(images.items()):
         for number, rows in enumerate(footer.row_groups):
-            inside = [index - start for index in chosen if start <= index < start + rows]
+            inside = [index - start for index in indices if start <= index < start + rows]
             if inside:
-                picked.append((shard, number, inside))
+                picks.append((shard, number, inside))
             start += rows
-    return picked
+    return picks
 
 
 def joined_rows(
     dataset: Dataset, footers: Footers, shard: str, row_group: int, offsets: Sequence[int]
 ) -> Iterable[dict[str, Any]]:
-    """Rows of all groups as "group.column" → value; a group that is not there, or not of these rows, is left out."""
+    """The rows as "group.column" → value of all groups that have the shard. offsets: of rows within the row group."""
     columns = {
         group: _shown_columns(group, shards[shard], dataset.has_sets)
         for group, shards in footers.items()
@@ -187,11 +188,11 @@ def _prompts(entries: Sequence[Mapping[str, Any]] | None) -> list[tuple[str, str
 
 
 def row_values(row: Mapping[str, Any], groups: Collection[str]) -> dict[str, str]:
-    """Short values and errors of groups that are not drawn, such as those of one's own labelers."""
+    """Short values and errors of groups that are not drawn, such as those of labelers in other packages, as text."""
     shown = {}
     for name, value in row.items():
         group, _, column = name.partition(".")
-        drawn = group in CONDITION_READS or group in ("images", "cameras") or name == "caption.caption"
+        drawn = group in CONDITION_READS or group in (IMAGES, CAMERAS) or name == "caption.caption"
         if drawn or group not in groups or column in ("id", *_COMMON_COLUMNS):
             continue
         if isinstance(value, bool | int | float | str) and value != "":

@@ -20,7 +20,7 @@ from model.conditions import CONDITION_READS
 from model.pictures import Picture, decode_gray, decode_picture
 
 SIDE = 256
-UNKNOWN = (96, 100, 108)  # depth that nobody knows
+UNKNOWN = (96, 100, 108)  # the color of pixels without depth
 EDGE = (255, 214, 10)
 _COLOR = re.compile(r"#[0-9A-Fa-f]{6}")
 _PLAIN = "#808080"
@@ -53,9 +53,9 @@ class Drawing:
 
 @dataclass
 class Inliner:
-    """Pictures as data URIs, counting the characters they put into the page.
+    """Turns pictures into data URIs and counts their characters.
 
-    limit: once they are more, `full` tells the caller to leave out the rest.
+    limit: the number of characters from which on `full` is true, so that callers leave out further pictures.
     """
 
     limit: int = 8 << 20
@@ -63,10 +63,11 @@ class Inliner:
 
     @property
     def full(self) -> bool:
+        """Whether the pictures take as many characters as the limit."""
         return self.used >= self.limit
 
     def __call__(self, picture: Picture, sharp: bool = False) -> str:
-        """(h, w, 3) as JPEG, or as PNG where it is `sharp`: drawn rather than photographed."""
+        """The data URI of a picture (h, w, 3): JPEG, or PNG where it is `sharp`, as drawings and small samples are."""
         from PIL import Image
 
         buffer = io.BytesIO()
@@ -100,7 +101,7 @@ def inline_file(data: bytes, inline: Inliner, alt: str, title: str = "", side: i
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
         return Drawing(title, note="not a readable picture")
     height, width = small.shape[:2]
-    # Samples are small: kept to the bit, they show what the model made and nothing that JPEG did.
+    # Small samples become PNG: they show what the model made, without artifacts of JPEG.
     return Drawing(title, inline(small, sharp=max(width, height) <= 128), alt, width, height)
 
 
@@ -168,16 +169,16 @@ def _boxes(row: Mapping[str, Any], picture: Picture) -> tuple[Picture, list[Chip
         x0, y0, x1, y1 = corners[index]
         if x1 > x0 and y1 > y0:
             pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colors[index], width=2)
-    written: list[tuple[float, float, float, float]] = []
-    for index in order:  # names last: no line goes through them
+    name_boxes: list[tuple[float, float, float, float]] = []
+    for index in order:  # names come last, so that no line goes through them
         x0, y0, *_ = corners[index]
         left, top, right, bottom = pen.textbbox((0, 0), names[index], font=font)
         width, height = right - left + 6, bottom - top + 5
         x = min(max(x0, 0), max(image.width - width, 0))
         y = y0 - height if y0 >= height else max(y0, 0)
-        while any(x < x3 and x2 < x + width and y < y3 and y2 < y + height for x2, y2, x3, y3 in written):
-            y += height  # no name hides another; each step leaves at least one behind, so this ends
-        written.append((x, y, x + width, y + height))
+        while any(x < x3 and x2 < x + width and y < y3 and y2 < y + height for x2, y2, x3, y3 in name_boxes):
+            y += height  # so that no name hides another; each step passes at least one of them, so this ends
+        name_boxes.append((x, y, x + width, y + height))
         pen.rectangle((x, y, x + width, y + height), fill=colors[index])
         pen.text((x + 3 - left, y + 2 - top), names[index], font=font, fill=_ink(colors[index]))
     chips = [
@@ -194,7 +195,7 @@ def _mask(row: Mapping[str, Any], picture: Picture) -> tuple[Picture, list[Chip]
     palette = np.array([(0, 0, 0), *map(_rgb, colors)], np.float32)
     region = mask > 0
     drawn = picture.astype(np.float32)
-    drawn[~region] = drawn[~region] * 0.6 + 40  # what belongs to no class steps back
+    drawn[~region] = drawn[~region] * 0.6 + 40  # darker where there is no class
     drawn[region] = drawn[region] * 0.45 + palette[mask[region]] * 0.55
     edge = np.zeros_like(region)
     edge[:, 1:] |= mask[:, 1:] != mask[:, :-1]
@@ -208,7 +209,7 @@ def _skeleton(row: Mapping[str, Any], picture: Picture) -> tuple[Picture, str]:
     skeleton = decode_picture(row["pose.skeleton"])
     small = _area(skeleton, picture).astype(np.float32)
     drawn = picture.astype(np.float32) * 0.5
-    # Lines cover the picture as far as the pixel is theirs; limbs are dim by convention, so they are brightened here.
+    # `cover` is the share of each pixel that lines take. Limbs are dim by convention, so they are brightened here.
     cover = _area(np.repeat((skeleton.max(2) > 0)[..., None], 3, 2).astype(np.uint8) * 255, picture) / np.float32(255)
     drawn = drawn * (1 - cover) + np.minimum(small * 1.5, 255)
     people = row.get("pose.keypoints")
@@ -238,7 +239,7 @@ def _depth(row: Mapping[str, Any], picture: Picture) -> tuple[Picture, tuple[str
 
 
 def _nearest(labels: NDArray[Any], like: Picture) -> NDArray[Any]:
-    """Labels at the size of a thumbnail, none of them mixed."""
+    """Labels (H, W) at the size (h, w) of a thumbnail, each the nearest one, without interpolation."""
     height, width = like.shape[:2]
     rows = (np.arange(height) + 0.5) * labels.shape[0] / height
     columns = (np.arange(width) + 0.5) * labels.shape[1] / width
@@ -246,6 +247,7 @@ def _nearest(labels: NDArray[Any], like: Picture) -> NDArray[Any]:
 
 
 def _area(picture: Picture, like: Picture) -> Picture:
+    """A picture at the size of a thumbnail, by means over areas."""
     import cv2
 
     height, width = like.shape[:2]

@@ -20,7 +20,7 @@ from pipelines.reports.run import RunSection, describe_run, is_run, run_datasets
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "report.html"
-# Characters of inlined images, so that a page stays well below 12 MB: it is to be mailed and opened on a phone.
+# Characters of inlined images, so that a page stays well below 12 MB and can be mailed and opened on a phone.
 RUN_CHARACTERS, DATASET_CHARACTERS = 3_500_000, 6_000_000
 MAX_ROWS = 48
 PACKAGES = (
@@ -51,9 +51,10 @@ class Timing:
 
 
 def report(uri: str) -> str:
-    """Write report.html into a dataset or a run (there with the datasets it was trained on); the page's address.
+    """Write report.html into a dataset or a run, and return the page's address.
 
-    Raises InputError when there is neither at `uri`, or the page cannot be written there.
+    The page of a run also shows the datasets that the run was trained on. Raises InputError when there is neither at
+    `uri`, or the page cannot be written there.
     """
     store = open_store(uri)
     name = store.uri.rstrip("/").rsplit("/", 1)[-1]
@@ -138,13 +139,13 @@ def render(
 
 def versions() -> list[tuple[str, str]]:
     """(package, version) of Python and of what results depend on, as far as it is installed."""
-    found = [("python", platform.python_version())]
+    installed = [("python", platform.python_version())]
     for package in PACKAGES:
         try:
-            found.append((package, version(package)))
+            installed.append((package, version(package)))
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def _cards(
@@ -155,19 +156,19 @@ def _cards(
         tone = "good" if figure.wins else "bad"
         cards.append(Card(figure.model, f"correlation, {figure.title}", "#evaluation", tone))
     for kind in ("pictures", "sets"):
-        some = [section for section in datasets if section.kind == kind]
-        if some:
+        of_kind = [section for section in datasets if section.kind == kind]
+        if of_kind:
             what = kind if kind == "pictures" else "view sets"
-            rows = sum(section.rows for section in some)
-            cards.append(Card(number(rows), what, f"#dataset-{datasets.index(some[0])}"))
+            rows = sum(section.rows for section in of_kind)
+            cards.append(Card(number(rows), what, f"#dataset-{datasets.index(of_kind[0])}"))
     groups = {group.name for section in datasets for group in section.groups}
     if groups:
         cards.append(Card(number(len(groups)), "column groups"))
         errors = sum(group.errors for section in datasets for group in section.groups)
         cards.append(Card(number(errors), "rows in error", tone="" if not errors else "bad"))
-        waiting = sum(group.stale + group.missing for section in datasets for group in section.groups)
-        if waiting:
-            cards.append(Card(number(waiting), "shards stale or missing", tone="bad"))
+        unfinished = sum(group.stale + group.missing for section in datasets for group in section.groups)
+        if unfinished:
+            cards.append(Card(number(unfinished), "shards stale or missing", tone="bad"))
     rejected = sum(section.rejected_count for section in datasets)
     if rejected:
         cards.append(Card(number(rejected), "files rejected"))

@@ -1,4 +1,4 @@
-"""What a page says of a run: how its losses fell, how fast it went, what it draws, and what that is worth."""
+"""The section of a page about a run: losses, speed, samples, and figures of its evaluation."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import PurePosixPath
 from statistics import median
 from typing import Any
 
-import yaml
 from markupsafe import Markup
 
 from labeling.dataset import Store, open_store
+from model.inputs.yaml_files import parse_yaml
 from model.prompts import TASKS
 from pipelines.file_cache import FileCache
 from pipelines.reports.charts import chart_top, line_chart
@@ -88,8 +88,8 @@ def run_datasets(store: Store) -> list[str]:
 
 def run_timings(store: Store) -> list[dict[str, Any]]:
     """Timings that the demo left beside its run, if any."""
-    found = read_json(store, DEMO_RESULTS)
-    return list(found.get("timings") or []) if isinstance(found, dict) else []
+    results = read_json(store, DEMO_RESULTS)
+    return list(results.get("timings") or []) if isinstance(results, dict) else []
 
 
 _metrics = FileCache(lambda store, name: read_metrics(store), capacity=8)
@@ -134,15 +134,17 @@ def describe_run(uri: str, inline: Inliner, figures: Mapping[str, Any] | None = 
         samples=samples,
         samples_left_out=left_out,
         figures=evaluated,
-        missing=[what for what, there in present.items() if not there],
+        missing=[what for what, is_present in present.items() if not is_present],
     )
 
 
 def _config(store: Store) -> dict[str, Any]:
+    """The configuration of a run as it was stored, {} where there is none. Raises InputError for what is not YAML."""
     try:
-        return dict(yaml.safe_load(store.read(CONFIG)) or {})
+        text = store.read(CONFIG).decode()
     except FileNotFoundError:
         return {}
+    return dict(parse_yaml(text, f"{store.uri}/{CONFIG}") or {})
 
 
 def _facts(config: Mapping[str, Any], records: Sequence[Mapping[str, Any]], steps: Sequence[int]) -> dict[str, str]:
@@ -181,7 +183,7 @@ def _tasks(config: Mapping[str, Any], store: Store) -> list[tuple[str, str, str,
 
 
 def _charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    wanted = (
+    curves = (
         ("loss", "Loss", "loss", "all tasks; as logged (faint) and smoothed"),
         ("validation_loss", "Validation loss", "loss", "of the averaged weights, at every checkpoint"),
         ("tokens_per_second", "Throughput", "tokens/s", "image tokens a second over all workers"),
@@ -190,7 +192,7 @@ def _charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
     )
     charts = [
         Chart(title, line_chart(_points(records, key), title, unit, smooth=key != "learning_rate"), note)
-        for key, title, unit, note in wanted
+        for key, title, unit, note in curves
     ]
     return [chart for chart in charts if chart.svg]
 
@@ -215,51 +217,50 @@ def _losses(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _samples(store: Store, inline: Inliner) -> tuple[dict[str, list[Sample]], int]:
-    """Samples by task, in the order of the tasks, and how many found no room."""
+    """Samples by task, in the order of the tasks, and the number of those that were left out."""
     records = [record for record in read_json(store, SAMPLES) or [] if isinstance(record, dict)]
     order = list(TASKS)
     records.sort(key=lambda one: order.index(one["task"]) if one.get("task") in order else len(order))
-    found: dict[str, list[Sample]] = {}
+    samples: dict[str, list[Sample]] = {}
     shown = 0
     for record in records:
         if inline.full or shown == MAX_SAMPLES:
             break
         shown += 1
-        found.setdefault(str(record.get("task", "")), []).append(_sample(store, record, inline))
-    return found, len(records) - shown
+        samples.setdefault(str(record.get("task", "")), []).append(_sample(store, record, inline))
+    return samples, len(records) - shown
 
 
 def _sample(store: Store, record: Mapping[str, Any], inline: Inliner) -> Sample:
     task, forward = str(record.get("task", "")), record.get("direction") == "to_image"
     condition = _CONDITIONS.get(task, task)
-    made, of = ("picture", condition) if forward else (condition, "picture")
+    output, source = ("picture", condition) if forward else (condition, "picture")
     if task == "views":
-        made, of = ("view" if forward else "cameras"), "view"
+        output, source = ("view" if forward else "cameras"), "view"
     subject = f"{record.get('id', '')!s:.8}"
 
     def picture(name: str, title: str, alt: str) -> Drawing:
         try:
-            # Only what lies beside samples.json: its names come from wherever the run came from.
+            # Only files beside samples.json are read, since a run from elsewhere may name any file there.
             data = store.read(f"samples/{PurePosixPath(str(name)).name}")
         except FileNotFoundError:
             return Drawing(title, note="the file is not there")
         return inline_file(data, inline, f"{alt} of {subject}", title)
 
-    inputs, outputs = record.get("inputs") or [], record.get("output") or []
     return Sample(
         direction=("view and cameras → views" if forward else "views → cameras")
         if task == "views"
-        else f"{of} → {made}",
+        else f"{source} → {output}",
         prompt=str(record.get("prompt") or ""),
-        inputs=[picture(name, "given", f"given {of}") for name in inputs],
-        outputs=[picture(name, "sampled", f"sampled {made}") for name in outputs],
-        truth=picture(record["label"], "true", f"true {made}") if record.get("label") else None,
+        inputs=[picture(name, "given", f"given {source}") for name in record.get("inputs") or []],
+        outputs=[picture(name, "sampled", f"sampled {output}") for name in record.get("output") or []],
+        truth=picture(record["label"], "true", f"true {output}") if record.get("label") else None,
         note=str(record.get("note") or ""),
     )
 
 
 def _training_seconds(records: Sequence[Mapping[str, Any]]) -> float:
-    """`seconds` counts from the start of each process, so it falls where a run was resumed."""
+    """Seconds of all processes that trained: `seconds` counts from the start of each, so it falls on a resume."""
     seconds = _values(records, "seconds")
     return sum(now for now, after in zip(seconds, [*seconds[1:], -1.0], strict=False) if after < now)
 

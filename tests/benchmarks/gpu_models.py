@@ -80,7 +80,7 @@ def labeler(setting: Setting) -> Figures:
     """The depth labeler with a random model of the size of Depth Anything V2 Small, on the GPU beside the CPU."""
     from PIL import Image
 
-    from labeling.depth import DepthLabeler
+    from labeling.labelers.depth import DepthLabeler
 
     class OnGpu(DepthLabeler):
         gpus = 1.0

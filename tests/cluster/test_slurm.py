@@ -230,11 +230,11 @@ def test_jobs_on_one_node_have_separate_rays_and_stop_leaves_nothing(
     deaf = stand_in(tmp_path, "deaf-1", "deaf", **{**here, "checkpoint_seconds": 3})
     for job in (careful, deaf):
         job.backend.submit(job.work)
-    told = [careful.told(), deaf.told()]
-    assert [(one["nodes"], one["cpus"], one["works"]) for one in told] == [(1, 1.0, True)] * 2
-    assert told[0]["address"] != told[1]["address"]
-    assert told[0]["token"] != told[1]["token"]
-    assert told[0]["secret"] == "hunter2-hunter2", "credentials come with the environment"
+    reports = [careful.report(), deaf.report()]
+    assert [(one["nodes"], one["cpus"], one["works"]) for one in reports] == [(1, 1.0, True)] * 2
+    assert reports[0]["address"] != reports[1]["address"]
+    assert reports[0]["token"] != reports[1]["token"]
+    assert reports[0]["secret"] == "hunter2-hunter2", "credentials come with the environment"
     assert len(list(scratch.iterdir())) == 2
     running = [site.processes("careful-1"), site.processes("deaf-1")]
     # Who looks at the node, at the queue or into the files sees no secret.
@@ -246,7 +246,7 @@ def test_jobs_on_one_node_have_separate_rays_and_stop_leaves_nothing(
         ]
     )
     assert "ray.scripts.scripts" in seen
-    for secret in ("hunter2", told[0]["token"], told[1]["token"]):
+    for secret in ("hunter2", reports[0]["token"], reports[1]["token"]):
         assert secret not in seen
     assert careful.backend.scale("careful-1", careful.work)
     careful.backend.stop("careful-1")
@@ -264,7 +264,7 @@ def test_preempted_job_writes_checkpoint_and_requeues(site: SlurmSite, tmp_path:
     site.run("scontrol", "update", "PartitionName=main", "GraceTime=60")
     job = stand_in(tmp_path, "preempted-1", scratch=str(scratch), options=["--nodelist=node1"])
     job.backend.submit(job.work)
-    assert job.told()["works"]
+    assert job.report()["works"]
     running = site.processes("preempted-1")
     script = tmp_path / "urgent.sh"
     script.write_text("#!/bin/bash\nsleep 1\n")
@@ -281,11 +281,11 @@ def test_preempted_job_writes_checkpoint_and_requeues(site: SlurmSite, tmp_path:
 
 
 def test_job_at_time_limit_requeues_and_continues(site: SlurmSite, limited: StandIn) -> None:
-    assert limited.told()["works"]
+    assert limited.report()["works"]
     assert limited.checkpoint() == {"signals": ["SIGUSR1"], "works": True}
     go_on(site, limited.number())
     assert limited.ended() == ""
-    assert limited.told(1)["token"] != limited.told()["token"]
+    assert limited.report(1)["token"] != limited.report()["token"]
     lines = list(limited.backend.logs("limited-1"))
     assert [f"restarted {count} times" in "".join(lines) for count in (0, 1)] == [True, True], "one file holds both"
     assert any("back to the queue" in line for line in lines)

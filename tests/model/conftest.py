@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from reference_vectors import DESCRIBED, VECTORS
+from reference_vectors import DESCRIPTION, VECTORS
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -17,7 +17,7 @@ def vectors() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def transformer(vectors: dict[str, Tensor]) -> NextDiT:
-    model = NextDiT(**DESCRIBED["transformer"])
+    model = NextDiT(**DESCRIPTION["transformer"])
     weights = {key.removeprefix("transformer."): value for key, value in vectors.items() if key.startswith("transf")}
     model.load_state_dict(weights, strict=True)
     return model.eval()

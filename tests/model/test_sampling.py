@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from reference_vectors import DESCRIBED, cases, relative
+from reference_vectors import DESCRIPTION, cases, relative
 from torch import Tensor
 
 from model import NextDiT, sample_frames
@@ -14,7 +14,7 @@ from model.cameras import camera_rays, orbit_cameras, rays_to_latents
 
 @pytest.mark.parametrize("name", cases("sample"))
 def test_sampling_matches_published_numbers(name: str, vectors: dict[str, Tensor], transformer: NextDiT) -> None:
-    case = DESCRIBED["cases"][name]
+    case = DESCRIPTION["cases"][name]
     rays = None
     if "kw" in case:
         angles = [
@@ -22,7 +22,7 @@ def test_sampling_matches_published_numbers(name: str, vectors: dict[str, Tensor
         ]
         intrinsics = torch.tensor([[1.3887, 0, 0.5], [0, 1.3887, 0.5], [0, 0, 1]]).expand(len(angles[0]), 3, 3)
         rays = rays_to_latents(camera_rays(orbit_cameras(*angles), intrinsics, 8), 8, 8)[None]
-    scheduler = FlowMatchEulerDiscreteScheduler(**DESCRIBED["scheduler"])
+    scheduler = FlowMatchEulerDiscreteScheduler(**DESCRIPTION["scheduler"])
     latents = sample_frames(
         transformer,
         scheduler,
@@ -43,19 +43,19 @@ def test_known_frames_get_last_timestep_or_zero(
     name = "sample_image2depth"
     arguments = [vectors[f"{name}.{key}"] for key in ("noise", "cond")]
     text = [vectors[f"{name}.{key}"] for key in ("prompt_embeds", "prompt_mask")]
-    told: list[Tensor] = []
+    levels: list[Tensor] = []
     forward = transformer.forward
 
     def watched(samples: Tensor, timesteps: Tensor, *rest: Tensor) -> Tensor:
-        told.append(timesteps.clone())
+        levels.append(timesteps.clone())
         return forward(samples, timesteps, *rest)
 
     monkeypatch.setattr(transformer, "forward", watched)
     seen: list[tuple[int, int]] = []
     results = {}
     for choice in ("last", "zero"):
-        told.clear()
-        scheduler = FlowMatchEulerDiscreteScheduler(**DESCRIBED["scheduler"])
+        levels.clear()
+        scheduler = FlowMatchEulerDiscreteScheduler(**DESCRIPTION["scheduler"])
         results[choice] = sample_frames(
             transformer,
             scheduler,
@@ -68,7 +68,7 @@ def test_known_frames_get_last_timestep_or_zero(
         )
         timesteps = scheduler.timesteps
         expected = torch.stack([timesteps[-1:].expand(3) if choice == "last" else torch.zeros(3), timesteps], -1)
-        assert torch.equal(torch.cat(told), expected)
+        assert torch.equal(torch.cat(levels), expected)
         assert torch.equal(results[choice][:, :1], vectors[f"{name}.cond"])
     assert seen == [(1, 3), (2, 3), (3, 3)] * 2
     assert relative(results["zero"], results["last"]) > 1e-4
@@ -79,7 +79,7 @@ def test_cameras_are_generated_for_known_images(transformer: NextDiT, vectors: d
     noise = vectors[f"{name}.noise"][:, :4]
     known = torch.randn(1, 2, 16, 8, 8)
     text = [vectors[f"{name}.{key}"][1:] for key in ("prompt_embeds", "prompt_mask")]
-    scheduler = FlowMatchEulerDiscreteScheduler(**DESCRIBED["scheduler"])
+    scheduler = FlowMatchEulerDiscreteScheduler(**DESCRIPTION["scheduler"])
     rays = torch.full((1, 2, 16, 8, 8), torch.nan)  # not known: must not be looked at
     latents = sample_frames(transformer, scheduler, noise, known, [0, 1, 0, 1], *text, 2, camera_rays=rays)
     assert torch.equal(latents[:, ::2], known)
@@ -87,7 +87,7 @@ def test_cameras_are_generated_for_known_images(transformer: NextDiT, vectors: d
 
 
 def test_mismatched_mask_is_refused(transformer: NextDiT, vectors: dict[str, Tensor]) -> None:
-    scheduler = FlowMatchEulerDiscreteScheduler(**DESCRIBED["scheduler"])
+    scheduler = FlowMatchEulerDiscreteScheduler(**DESCRIPTION["scheduler"])
     arguments = [vectors[f"sample_depth2image.{key}"] for key in ("prompt_embeds", "prompt_mask")]
     noise, known = (vectors[f"sample_depth2image.{key}"] for key in ("noise", "cond"))
     with pytest.raises(ValueError, match="for 2 frames"):

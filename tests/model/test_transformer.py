@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from packs import mixed_samples
-from reference_vectors import DESCRIBED, cases, relative
+from reference_vectors import DESCRIPTION, cases, relative
 from torch import Tensor
 
 from model import NextDiT
 
 
 @pytest.mark.parametrize("name", cases("forward"))
-def test_forward_gives_the_published_numbers(name: str, vectors: dict[str, Tensor], transformer: NextDiT) -> None:
+def test_forward_matches_published_numbers(name: str, vectors: dict[str, Tensor], transformer: NextDiT) -> None:
     keys = ("samples", "timesteps", "encoder_hidden_states", "encoder_attention_mask")
-    case = {key: value for key, value in DESCRIBED["cases"][name].items() if key.startswith("scale_")}
+    case = {key: value for key, value in DESCRIPTION["cases"][name].items() if key.startswith("scale_")}
     with torch.no_grad():
         output = transformer(*(vectors[f"{name}.{key}"] for key in keys), **case)
     assert relative(output, vectors[f"{name}.output"]) < 1e-4
@@ -28,7 +28,7 @@ def test_forward_gives_the_published_numbers(name: str, vectors: dict[str, Tenso
 def test_packed_samples_equal_samples_alone_with_their_gradients(
     soft_capping: bool, transformer: NextDiT, vectors: dict[str, Tensor]
 ) -> None:
-    model = NextDiT(**DESCRIBED["transformer"], soft_capping=soft_capping)
+    model = NextDiT(**DESCRIPTION["transformer"], soft_capping=soft_capping)
     model.load_state_dict(transformer.state_dict())
     samples, timesteps, text = mixed_samples()
 
@@ -67,7 +67,7 @@ def test_soft_capping_is_on_in_half_precision_and_off_in_float(transformer: Next
     }
 
     def run(capping: bool | None, dtype: torch.dtype) -> Tensor:
-        model = NextDiT(**DESCRIBED["transformer"], soft_capping=capping)
+        model = NextDiT(**DESCRIPTION["transformer"], soft_capping=capping)
         model.load_state_dict(sharp)
         model.to(dtype)
         with torch.no_grad():
@@ -80,16 +80,16 @@ def test_soft_capping_is_on_in_half_precision_and_off_in_float(transformer: Next
 
 def test_checkpointed_blocks_give_the_same_gradients(transformer: NextDiT) -> None:
     samples, timesteps, text = mixed_samples()
-    found = []
+    gradients = []
     for checkpointing in (False, True):
-        model = NextDiT(**DESCRIBED["transformer"])
+        model = NextDiT(**DESCRIPTION["transformer"])
         model.load_state_dict(transformer.state_dict())
         model.train()
         if checkpointing:
             model.enable_gradient_checkpointing()
         sum(output.square().mean() for output in model.forward_packed(samples, timesteps, text)).backward()
-        found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    assert relative(found[1], found[0]) < 1e-6
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert relative(gradients[1], gradients[0]) < 1e-6
 
 
 def test_save_and_load_preserve_output(transformer: NextDiT, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_save_and_load_preserve_output(transformer: NextDiT, tmp_path: Path) -> 
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in transformer.state_dict().items())
 
 
-def test_the_released_size_has_its_parameters() -> None:
+def test_released_size_has_the_published_number_of_parameters() -> None:
     with torch.device("meta"):
         model = NextDiT(hidden_size=3840, depth=16, num_heads=32, num_kv_heads=8, caption_channels=2048, qk_norm=True)
     in_blocks = sum(parameter.numel() for parameter in model.layers.parameters())
@@ -106,12 +106,12 @@ def test_the_released_size_has_its_parameters() -> None:
 
 
 @pytest.mark.slow
-def test_it_compiles_to_one_graph(vectors: dict[str, Tensor]) -> None:
+def test_forward_compiles_to_one_graph(vectors: dict[str, Tensor]) -> None:
     arguments = [
         vectors[f"forward1.{key}"]
         for key in ("samples", "timesteps", "encoder_hidden_states", "encoder_attention_mask")
     ]
-    model = NextDiT(**{**DESCRIBED["transformer"], "depth": 1})
+    model = NextDiT(**{**DESCRIPTION["transformer"], "depth": 1})
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         assert relative(compiled(*arguments), model(*arguments)) < 1e-5
@@ -125,14 +125,14 @@ def test_it_compiles_to_one_graph(vectors: dict[str, Tensor]) -> None:
 
 def test_autocast_trains_packs(transformer: NextDiT) -> None:
     samples, timesteps, text = mixed_samples()
-    model = NextDiT(**DESCRIBED["transformer"])
+    model = NextDiT(**DESCRIPTION["transformer"])
     model.load_state_dict(transformer.state_dict())
     expected = model.forward_packed(samples, timesteps, text)
     with torch.autocast("cpu", torch.bfloat16):
-        found = model.forward_packed(samples, timesteps, text)
-        sum(output.float().square().mean() for output in found).backward()
+        outputs = model.forward_packed(samples, timesteps, text)
+        sum(output.float().square().mean() for output in outputs).backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(outputs, expected, strict=True):
         assert relative(one.float(), other) < 0.05
 
 
@@ -144,8 +144,8 @@ def test_training_follows_sampling_in_one_process(transformer: NextDiT) -> None:
     transformer.zero_grad()
 
 
-def test_a_fresh_model_starts_as_the_published_one() -> None:
-    model = NextDiT(**DESCRIBED["transformer"])
+def test_initial_weights_are_drawn_as_published() -> None:
+    model = NextDiT(**DESCRIPTION["transformer"])
     for layer in model.layers:
         assert not layer.feed_forward.w2.weight.any() and not layer.attention.gate.any()
         bound = (6 / sum(layer.feed_forward.w1.weight.shape)) ** 0.5  # Xavier

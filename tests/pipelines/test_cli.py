@@ -26,19 +26,19 @@ def onediffusion(*arguments: str, **environment: str) -> subprocess.CompletedPro
 
 
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
-    found = onediffusion("--help")
-    assert found.returncode == 0
+    result = onediffusion("--help")
+    assert result.returncode == 0
     for command in ("ingest", "label", "status", "views", "train", "sample", "report", "demo"):
-        assert re.search(rf"\b{command}\b", found.stdout)
+        assert re.search(rf"\b{command}\b", result.stdout)
     code = "import sys, pipelines.cli.app; print([m for m in ('torch', 'ray', 'numpy', 'pyarrow') if m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert loaded.stdout.strip() == "[]"
 
 
-def refused(found: subprocess.CompletedProcess[str], *words: str) -> None:
-    lines = found.stderr.strip().splitlines()
-    assert found.returncode == 2, found.stderr
-    assert len(lines) == 1, found.stderr
+def refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    lines = result.stderr.strip().splitlines()
+    assert result.returncode == 2, result.stderr
+    assert len(lines) == 1, result.stderr
     assert lines[0].startswith("onediffusion: ")
     for word in words:
         assert word in lines[0]
@@ -80,8 +80,8 @@ def test_status_prints_table_and_json(tmp_path: Path, pictures: Path) -> None:
     dataset = str(tmp_path / "dataset")
     ingest(str(pictures), dataset)
     label(dataset, ["edges"], {"edges": {"low": 40}})
-    found = json.loads(onediffusion("status", dataset, "--json").stdout)
-    assert found["edges"] == {"fresh": 1, "stale": 0, "missing": 0, "rows": 6, "errors": 0}
+    result = json.loads(onediffusion("status", dataset, "--json").stdout)
+    assert result["edges"] == {"fresh": 1, "stale": 0, "missing": 0, "rows": 6, "errors": 0}
     declared = json.loads(Path(dataset, "edges", "group.json").read_text())
     assert declared["parameters"]["low"] == 40
     declared["version"] += 1  # as a newer program would declare it
@@ -100,6 +100,6 @@ def test_wrong_worker_counts_are_one_line(tmp_path: Path) -> None:
 def test_training_beyond_machine_is_one_line(tmp_path: Path) -> None:
     own = {"RAY_ADDRESS": "", "XDG_DATA_HOME": str(tmp_path)}
     arguments = ("--run", str(tmp_path / "run"), "--set", "workers.count=1", "--set", "workers.cpus=4000")
-    found = onediffusion("train", "debug", *arguments, **own)
-    refused(found, "a worker and its reader ask for 4000.25 CPUs", "ask for less (workers.count, workers.cpus")
+    result = onediffusion("train", "debug", *arguments, **own)
+    refused(result, "a worker and its reader ask for 4000.25 CPUs", "ask for less (workers.count, workers.cpus")
     assert not (tmp_path / "run" / "config.yaml").exists()

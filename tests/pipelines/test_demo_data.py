@@ -1,4 +1,4 @@
-"""The demo's pictures: each one whole, with author and licence; the stereo truth as published; what must be refused."""
+"""The demo's pictures: each one whole, with author and license; the stereo truth as published; what must be refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from labeling.sources.normalize import Rejected, normalize
 from labeling.sources.source import Source
 from model.constants import MAX_PIXELS, MIN_SIDE
 from model.pictures import decode_gray, decode_picture
-from pipelines.demo_data.pictures import OWN, gather_pictures
+from pipelines.demo_data.pictures import PHOTOGRAPHS, gather_pictures
 
 
 @pytest.fixture(scope="module")
@@ -24,26 +24,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_demo_picture_is_intact_and_credited(folder: Path) -> None:
     source = Source(str(folder))
-    told = source.metadata()
+    metadata = source.metadata()
     names = [item.name for item in source.items() if not item.name.startswith("refused/")]
-    assert sorted(told) == names
+    assert sorted(metadata) == names
     assert {"astronaut.png", "grace_hopper.jpg", "motorcycle_left.png", "moonwalk.jpg", "panda.jpg"} <= set(names)
     for item in source.items():
-        if item.name in told:
+        if item.name in metadata:
             assert normalize(source.read(item)[0], MAX_PIXELS, MIN_SIDE).width >= 300, item.name
-            assert all(told[item.name][key] for key in ("author", "licence", "text")), item.name
+            assert all(metadata[item.name][key] for key in ("author", "licence", "text")), item.name
 
 
 def test_own_photographs_are_free_small_and_listed() -> None:
-    with (OWN / "metadata.csv").open(encoding="utf-8", newline="") as file:
+    with (PHOTOGRAPHS / "metadata.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    files = {path.name for path in OWN.iterdir()} - {"metadata.csv", "README.md"}
+    files = {path.name for path in PHOTOGRAPHS.iterdir()} - {"metadata.csv", "README.md"}
     assert files == {row["file_name"] for row in rows}
-    assert sum((OWN / name).stat().st_size for name in files) < 3_000_000
+    assert sum((PHOTOGRAPHS / name).stat().st_size for name in files) < 3_000_000
     for row in rows:
         assert row["licence"] == "public domain" or row["licence"].startswith(("CC0-", "CC-BY-"))
         assert "SA" not in row["licence"] and row["origin"]
-        assert max(decode_picture((OWN / row["file_name"]).read_bytes()).shape) <= 640
+        assert max(decode_picture((PHOTOGRAPHS / row["file_name"]).read_bytes()).shape) <= 640
 
 
 def test_stereo_pair_comes_with_true_disparity(folder: Path, photographs: Path) -> None:
@@ -61,9 +61,9 @@ def test_stereo_pair_comes_with_true_disparity(folder: Path, photographs: Path) 
     )
     rows, columns = np.nonzero(known)
     moved = np.rint(columns - truth[known]).astype(int)
-    seen = moved >= 0
-    there = np.abs(left[rows, columns] - right[rows, moved.clip(0)])[seen].mean()
-    assert there < 0.5 * np.abs(left - right)[known][seen].mean()
+    inside = moved >= 0
+    difference = np.abs(left[rows, columns] - right[rows, moved.clip(0)])[inside].mean()
+    assert difference < 0.5 * np.abs(left - right)[known][inside].mean()
 
 
 def test_each_bad_file_is_rejected_for_its_reason(folder: Path) -> None:

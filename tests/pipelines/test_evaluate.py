@@ -32,7 +32,7 @@ TASKS = ["text2image", "edges"]
 
 @pytest.fixture(scope="module")
 def trained(ray_cluster: None, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a dataset of four photographs and a run of two steps on their edges, its first checkpoint kept."""
+    """A folder with a dataset of four photographs and a run of two steps on their edges, with its first checkpoint."""
     folder = tmp_path_factory.mktemp("evaluated")
     (folder / "source").mkdir()
     for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg"):
@@ -58,12 +58,12 @@ def trained(ray_cluster: None, photographs: Path, tmp_path_factory: pytest.TempP
 
 def test_evaluation_follows_the_newest_checkpoint(trained: Path, tmp_path: Path) -> None:
     run = shutil.copytree(trained / "run", tmp_path / "run")
-    said: list[str] = []
-    figures = evaluate(str(run), said.append)
+    lines: list[str] = []
+    figures = evaluate(str(run), lines.append)
     edges = figures["image_to_edges_correlation"]
     assert edges["pictures"] == 4
     assert {"model", "step_0", "mean_label", "other_pictures"} <= edges.keys()
-    assert said == []
+    assert lines == []
     records = json.loads((run / "samples" / "samples.json").read_text())
     assert {(record["task"], record["direction"]) for record in records} == {
         ("text2image", "to_image"),
@@ -71,14 +71,14 @@ def test_evaluation_follows_the_newest_checkpoint(trained: Path, tmp_path: Path)
         ("edges", "from_image"),
     }, "of what it learns"
     assert all((run / "samples" / name).exists() for record in records for name in record["output"])
-    assert evaluate(str(run), said.append) == figures
-    assert "there already" in said[0]
-    os.utime(run / "checkpoints" / "step-000002" / "state.json", (1, 1))  # as of a run that was begun again
+    assert evaluate(str(run), lines.append) == figures
+    assert "there already" in lines[0]
+    os.utime(run / "checkpoints" / "step-000002" / "state.json", (1, 1))  # as in a run that was begun again
     one = Dataset.open(trained / "photographs").declaration("edges")
     (trained / "photographs" / "depth").mkdir()  # declared, and its first shard is still being made
     Dataset.open(trained / "photographs").declare("depth", {**one, "labeler": "depth"})
-    assert evaluate(str(run), said.append) == figures
-    assert len(said) == 1
+    assert evaluate(str(run), lines.append) == figures
+    assert len(lines) == 1
     shutil.rmtree(trained / "photographs" / "depth")
     shutil.rmtree(run / "checkpoints" / "step-000000")
     (run / "evaluation.json").unlink()
@@ -106,16 +106,17 @@ def test_evaluation_materializes_as_asset(trained: Path, own_data: None, shared_
     definitions = build_definitions()
     with dg.DagsterInstance.ephemeral() as instance:
         job = definitions.resolve_implicit_global_asset_job_def()
-        made = job.execute_in_process(instance=instance, asset_selection=[key], raise_on_error=True)
-        assert made.success
+        result = job.execute_in_process(instance=instance, asset_selection=[key], raise_on_error=True)
+        assert result.success
         metadata = last_event(instance, "run", "evaluation").metadata
     assert "edges" in str(metadata["figures"].value)
-    [(submission, state)] = list_jobs(str(run))
-    assert (submission.job_id.split("-")[0], state.phase) == ("evaluate", "succeeded")
-    kept = json.loads(open_store(run).read("evaluation.json"))
-    for checkpoint, fresh in ((kept["checkpoint"], True), ("/moved/run/checkpoints/step-000002", True), ("x/1", False)):
-        open_store(run).put("evaluation.json", json.dumps({**kept, "checkpoint": checkpoint}).encode())
+    [(attempt, state)] = list_jobs(str(run))
+    assert (attempt.job_id.split("-")[0], state.phase) == ("evaluate", "succeeded")
+    evaluation = json.loads(open_store(run).read("evaluation.json"))
+    moved = "/moved/run/checkpoints/step-000002"
+    for checkpoint, fresh in ((evaluation["checkpoint"], True), (moved, True), ("x/1", False)):
+        open_store(run).put("evaluation.json", json.dumps({**evaluation, "checkpoint": checkpoint}).encode())
         [version] = [one for one in versions_of(find_snapshot("run")) if one.key[1] == "evaluation"]
         assert version.fresh is fresh and (version.inputs == version.current) is fresh and version.code
-    figure = kept["figures"]["image_to_edges_correlation"]["model"]
+    figure = evaluation["figures"]["image_to_edges_correlation"]["model"]
     assert state.result == {"figures": {"image_to_edges_correlation": figure}}

@@ -42,26 +42,26 @@ def test_files_become_rows_or_are_rejected_with_a_reason(pictures: Path, tmp_pat
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_rejected_file_is_read_again_when_its_size_changes(pictures: Path, tmp_path: Path, photographs: Path) -> None:
-    """It was still being copied, or has been repaired since."""
-    place = tmp_path / "dataset"
-    ingest(str(pictures), str(place), shard_rows=4)
-    assert ingest(str(pictures), str(place)) == IngestResult(0, 0, 6)
+    """As when it was still being copied, or has been repaired since."""
+    target = tmp_path / "dataset"
+    ingest(str(pictures), str(target), shard_rows=4)
+    assert ingest(str(pictures), str(target)) == IngestResult(0, 0, 6)
     (pictures / "notes.txt").write_text("no picture still")
     (pictures / "cut.jpg").write_bytes((photographs / "hubble_deep_field.jpg").read_bytes())
-    assert ingest(str(pictures), str(place)) == IngestResult(1, 1, 7)
-    dataset = Dataset.open(place)
+    assert ingest(str(pictures), str(target)) == IngestResult(1, 1, 7)
+    dataset = Dataset.open(target)
     assert [row["source"] for row in dataset.rows("images")][-1] == "cut.jpg"
     reasons = [(row["source"], row["reason"]) for row in dataset.rows("rejected")]
     assert sorted(reasons) == [("notes.txt", "not a picture"), ("z-coffee-again.png", "same bytes as coffee.png")]
-    assert ingest(str(pictures), str(place)) == IngestResult(0, 0, 7)
+    assert ingest(str(pictures), str(target)) == IngestResult(0, 0, 7)
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_concurrent_ingest_keeps_what_the_other_added(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It ends between the look at the dataset and the lease."""
-    place, later = str(tmp_path / "dataset"), tmp_path / "later"
+    """The other ingest ends after this one has read the dataset and before it takes the lease."""
+    target, later = str(tmp_path / "dataset"), tmp_path / "later"
     later.mkdir()
     for name in ("chelsea.png", "coffee.png"):
         (pictures / name).rename(later / name)
@@ -71,14 +71,14 @@ def test_concurrent_ingest_keeps_what_the_other_added(
     def late(store: Any, groups: list[str]) -> Iterator[None]:
         with monkeypatch.context() as undisturbed:
             undisturbed.setattr("pipelines.ingest.lease", lease)
-            assert ingest(str(later), place).added == 2
+            assert ingest(str(later), target).added == 2
         with lease(store, groups):
             yield
 
     monkeypatch.setattr("pipelines.ingest.lease", late)
-    assert ingest(str(pictures), place) == IngestResult(4, 2, 6)
-    assert [row["source"] for row in Dataset.open(place).rows("images")][:2] == ["chelsea.png", "coffee.png"]
-    assert len(Dataset.open(place).description["sources"]) == 2
+    assert ingest(str(pictures), target) == IngestResult(4, 2, 6)
+    assert [row["source"] for row in Dataset.open(target).rows("images")][:2] == ["chelsea.png", "coffee.png"]
+    assert len(Dataset.open(target).description["sources"]) == 2
 
 
 @pytest.mark.usefixtures("ray_cluster")

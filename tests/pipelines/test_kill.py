@@ -87,8 +87,8 @@ def test_killed_ingest_continues(tmp_path: Path, pictures: Path) -> None:
     # What a kill leaves: no dataset.json, some shards, a temporary file.
     (killed / "dataset.json").unlink()
     (killed / "images" / "000001.parquet").rename(killed / "images" / ".000001.parquet.tmp")
-    kept = (killed / "images" / "000000.parquet").stat().st_mtime_ns
+    modified = (killed / "images" / "000000.parquet").stat().st_mtime_ns
     ingest(str(pictures), str(killed), shard_rows=2)
-    assert (killed / "images" / "000000.parquet").stat().st_mtime_ns == kept
+    assert (killed / "images" / "000000.parquet").stat().st_mtime_ns == modified
     assert shards(killed) == shards(calm)
     assert (killed / "dataset.json").read_bytes() == (calm / "dataset.json").read_bytes()

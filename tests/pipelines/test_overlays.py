@@ -82,10 +82,10 @@ def test_broken_labels_become_notes() -> None:
         ("edges", {"edges.error": "too dark", "edges.edges": None}, "no label: too dark"),
         ("depth", {}, "not labeled yet"),
     ]
-    for group, row, said in wrong:
+    for group, row, note in wrong:
         drawing = draw_label(group, {**base, **row}, picture, Inliner(), "x")
         assert not drawing.source
-        assert said in drawing.note
+        assert note in drawing.note
     assert inline_file(b"no picture", Inliner(), "x").note == "not a readable picture"
 
 

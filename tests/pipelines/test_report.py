@@ -252,11 +252,11 @@ def test_report_shows_ingested_images_and_rejected_files(ray_cluster: None, pict
     assert address == f"{uri}/report.html"
     page = read_page(address)
     assert len(page.all("img")) == 6 * 2, "six pictures, each with its edges"
-    for said in (
+    for phrase in (
         *("<script>alert(1)<&.png", "astronaut.png", "truncated JPEG file", "not a picture", "notes.txt"),
         *("same bytes as coffee.png", "wider than 700", "opencv"),
     ):
-        assert said in page.text
+        assert phrase in page.text
 
 
 def test_every_label_is_drawn_and_foreign_text_is_escaped(tmp_path: Path) -> None:
@@ -264,11 +264,11 @@ def test_every_label_is_drawn_and_foreign_text_is_escaped(tmp_path: Path) -> Non
     alts = [image["alt"] or "" for image in page.all("img")]
     for group in ("picture", "boxes", "segmentation", "edges", "depth"):
         assert sum(alt.startswith(group) for alt in alts) == (3 if group == "picture" else 2), group
-    for said in (
+    for phrase in (
         *(f"A caption {EVIL}", f"broken {EVIL}", f"no picture {EVIL}", f"bad-{EVIL}.txt", 'CC0" onload="alert(1)'),
         *("far 0.125", "near 0.5", "stereo", "50% unknown", f"{EVIL} 0.50", "12.5", "brightness.value"),
     ):
-        assert said in page.text
+        assert phrase in page.text
     assert any(EVIL in text for text in page.text.split("edges")), "the prompt of the edges task"
     assert "1 prompts" in page.text, "the empty prompt is not shown"
 
@@ -341,20 +341,20 @@ def test_run_page_shows_charts_samples_and_figures(tmp_path: Path) -> None:
     run = tmp_path / "run"
     build_run(run, datasets)
     page = read_page(report(str(run)))
-    for said in (
+    for phrase in (
         *("Loss", "Throughput", "Loss by task", "waiting for data", "25% of the time", "10.0 s"),
         *("The correlation of sampled with true edges is 0.70 on 3 training pictures, more than the best baseline",),
-        *("no more than the best baseline (mean of the other labels: 0.30)"),
+        *("no more than the best baseline (mean of the other labels: 0.30)",),
         *("views → cameras", "4 pictures/s", "torch", "Versions"),
         *(datasets["pictures"], datasets["views"]),
     ):
-        assert said in page.text, said
+        assert phrase in page.text, phrase
     alts = {image["alt"] for image in page.all("img")}
     assert {"given edges of abcdef", "sampled edges of abcdef", "true picture of abcdef"} <= alts
-    told = [svg.get("aria-label") or "" for svg in page.all("svg")]
-    assert any(text.startswith("Loss: 0.2 at step 10") for text in told)
-    assert any(text.startswith("Loss of edges") for text in told)
-    assert any("mean of the other labels 0.30" in text for text in told)
+    summaries = [svg.get("aria-label") or "" for svg in page.all("svg")]
+    assert any(text.startswith("Loss: 0.2 at step 10") for text in summaries)
+    assert any(text.startswith("Loss of edges") for text in summaries)
+    assert any("mean of the other labels 0.30" in text for text in summaries)
     samples = [decoded(image["src"] or "") for image in page.all("img") if image["width"] == "48"]
     assert len(samples) == 7, "two samples with input, output and label, and the input of the third"
     assert max(int(sample.max()) for sample in samples) == 200, "nothing from outside the samples' folder"
@@ -364,8 +364,8 @@ def test_run_page_shows_charts_samples_and_figures(tmp_path: Path) -> None:
 def test_run_page_names_what_an_unfinished_run_lacks(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 10, "loss": 1.5}\n')
     page = read_page(report(str(tmp_path)))
-    for said in ("no configuration", "no whole checkpoint", "no samples", "no evaluation"):
-        assert said in page.text
+    for phrase in ("no configuration", "no whole checkpoint", "no samples", "no evaluation"):
+        assert phrase in page.text
     assert "nothing was logged" not in page.text
 
 
@@ -398,9 +398,9 @@ def test_report_is_written_to_s3(s3: str) -> None:
 
 
 def test_unusable_targets_raise_input_errors(tmp_path: Path) -> None:
-    for place in (tmp_path, tmp_path / "absent"):
+    for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(InputError, match=r"neither a dataset .* nor a run"):
-            report(str(place))
+            report(str(folder))
     assert not list(tmp_path.iterdir())
     for target in (f"{tmp_path}/", "s3://report.html"):
         with pytest.raises(InputError, match="needs a file name"):

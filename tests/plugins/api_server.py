@@ -30,8 +30,9 @@ class ApiServer:
 
     objects: custom objects by (plural, name); pods, events: as the server would list them; logs: by pod name.
     requests: (method, path, query, body) of all requests. refusals: answers (status, body) instead of the usual one, by
-    (method, plural). silent: plurals whose POST is done, but never answered. lingering: how many more times a deleted
-    object is seen. kuberay, kueue: whether their definitions are there.
+    (method, plural). silent: plurals whose POST is carried out, but never answered. lingering: how many more times a
+    deleted object is listed. kuberay, kueue: whether their definitions are installed. quota: where it is set, every new
+    object is refused with this text.
     """
 
     def __init__(self, namespaces: tuple[str, ...] = ("default",)) -> None:
@@ -89,12 +90,12 @@ class ApiServer:
             }
             group["preferredVersion"] = group["versions"][0]
             return 200, {"kind": "APIGroupList", "groups": [group] if self.kueue else []}
-        if found := CORE.fullmatch(path):
-            return self._core(*found.groups(), query)
-        found = OBJECT.fullmatch(path)
-        if not found:
+        if core := CORE.fullmatch(path):
+            return self._core(*core.groups(), query)
+        match = OBJECT.fullmatch(path)
+        if not match:
             return 404, "404 page not found\n"
-        group, _, namespace, plural, name = found.groups()
+        group, _, namespace, plural, name = match.groups()
         if (method, plural) in self.refusals:
             status, message = self.refusals[method, plural]
             return status, message if isinstance(message, dict) else _status(status, "Refused", message)

@@ -1,4 +1,4 @@
-"""What Dagster itself decides, asked without a server: the private parts of Dagster that only tests use."""
+"""What Dagster itself decides, without a server: the private parts of Dagster that only tests use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def stale_status(
 
 
 def add_run(instance: dg.DagsterInstance, job: str, status: dg.DagsterRunStatus, tags: dict[str, str]) -> None:
-    """A run of a job as if it had come so far."""
+    """Store a run of a job with this status."""
     repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "all")
     origin = RemoteJobOrigin(repository, job)
     instance.add_run(dg.DagsterRun(job, status=status, tags=tags, remote_job_origin=origin))

@@ -38,17 +38,17 @@ def labeled(ray_cluster: None, photographs: Path, tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A data folder of the test's own; what jobs leave running is ended."""
+    """A data folder of the test's own; processes that jobs leave running are killed."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     yield
-    for submission, _ in list_jobs():
-        for process in work_processes(submission.name):
+    for attempt, _ in list_jobs():
+        for process in work_processes(attempt.name):
             process.kill()
 
 
 @pytest.fixture
 def faces(labeled: Path, own_data: None, tmp_path: Path) -> Dataset:
-    """A dataset on the dashboard that a test may spoil."""
+    """A dataset on the dashboard that a test may change."""
     dataset = Dataset.open(shutil.copytree(labeled / "faces", tmp_path / "faces"))
     track([("dataset", dataset.uri)])
     refresh()
@@ -56,12 +56,12 @@ def faces(labeled: Path, own_data: None, tmp_path: Path) -> Dataset:
 
 
 @pytest.fixture
-def grown(labeled: Path, faces: Dataset, photographs: Path) -> Iterator[Path]:
-    """The dataset's source with one picture more."""
-    added = labeled / "source" / "brick.png"
-    shutil.copy(photographs / "brick.png", added)
-    yield added
-    added.unlink()
+def new_picture(labeled: Path, faces: Dataset, photographs: Path) -> Iterator[Path]:
+    """A picture in the dataset's source that the dataset does not have."""
+    path = labeled / "source" / "brick.png"
+    shutil.copy(photographs / "brick.png", path)
+    yield path
+    path.unlink()
 
 
 @pytest.fixture

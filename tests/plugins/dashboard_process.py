@@ -1,4 +1,4 @@
-"""A dashboard as a user starts it, and what a script asks of it."""
+"""A dashboard as a user starts it, and requests of a script to it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +38,7 @@ ASSETS = "{ assetNodes { assetKey { path } } }"
 
 @dataclass
 class Dashboard:
-    """One that runs: its address, its process, and the lines it printed."""
+    """A running dashboard: its process, its data folder, and the lines that it printed."""
 
     process: subprocess.Popen[str]
     data: Path
@@ -69,25 +69,25 @@ class Dashboard:
         return answer["data"]
 
     def log(self) -> str:
-        """What its processes wrote."""
+        """The logs of its processes."""
         return "".join(path.read_text() for path in sorted(self.data.glob("onediffusion/dashboard/logs/*.txt")))
 
-    def until(self, moment: Any, seconds: float = 120.0) -> Any:
-        """Wait for what `moment` gives to be true; that."""
+    def until(self, condition: Callable[[], Any], seconds: float = 120.0) -> Any:
+        """Wait until `condition` returns something true; that."""
         deadline = time.monotonic() + seconds
-        while not (found := moment()):
+        while not (result := condition()):
             assert self.process.poll() is None, self.lines
             assert time.monotonic() < deadline, (self.lines, self.log()[-3000:])
             time.sleep(0.3)
-        return found
+        return result
 
 
-class _Straight(urllib.request.HTTPRedirectHandler):
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *parts: Any, **named: Any) -> None:
         return None
 
 
-_OPENER = urllib.request.build_opener(_Straight)
+_OPENER = urllib.request.build_opener(_NoRedirects)
 
 
 @contextmanager
@@ -114,8 +114,8 @@ def served(data: Path, *arguments: str) -> Iterator[Dashboard]:
         dashboard.until(lambda: dashboard.address, START_SECONDS)
         for database in (data / "onediffusion" / "dashboard").rglob("*.db"):
             with contextlib.closing(sqlite3.connect(database)) as opened:
-                made = opened.execute("SELECT version_num FROM alembic_version").fetchall()
-            assert len(made) == 1, f"{database}: made by several processes at once"
+                versions = opened.execute("SELECT version_num FROM alembic_version").fetchall()
+            assert len(versions) == 1, f"{database}: made by several processes at once"
         yield dashboard
     finally:
         process.send_signal(signal.SIGINT)
@@ -127,18 +127,19 @@ def served(data: Path, *arguments: str) -> Iterator[Dashboard]:
         thread.join(10)
 
 
-def family_of(running: Dashboard) -> list[psutil.Process]:
-    """What it started."""
+def descendants(running: Dashboard) -> list[psutil.Process]:
+    """All processes that it started, and theirs."""
     return psutil.Process(running.process.pid).children(recursive=True)
 
 
 def command(process: psutil.Process) -> list[str]:
-    """Its command line; of one that has just ended, nothing."""
+    """The command line of a process, [] when it has just ended."""
     with suppress(psutil.NoSuchProcess):
         return process.cmdline()
     return []
 
 
 def tokens_in(path: Path) -> dict[str, str]:
+    """Role → token of a token file."""
     lines = [line.split() for line in path.read_text().splitlines() if not line.startswith("#")]
     return dict(lines)

@@ -30,7 +30,7 @@ def backend_for(server: ApiServer, folder: Path, **keys: Any) -> KubernetesBacke
 
 
 def begin(server: ApiServer, **status: Any) -> dict[str, Any]:
-    """Put the cluster of the job there, as KubeRay makes it, and this status of the job."""
+    """Store the cluster of the job, as KubeRay makes it, and give the job this status."""
     job = server.objects["rayjobs", WORK.name]
     job["status"] = {"rayClusterName": CLUSTER, "jobDeploymentStatus": "Initializing"} | status
     metadata = {"name": CLUSTER, "namespace": "default"}
@@ -59,8 +59,14 @@ def container(name: str = "ray-worker", **state: Any) -> dict[str, Any]:
 
 
 def event(name: str, message: str, reason: str = "Failed") -> dict[str, Any]:
-    about = {"name": name, "kind": "Pod", "namespace": "default"}
-    return {"metadata": {"name": "e"}, "involvedObject": about, "type": "Warning", "reason": reason, "message": message}
+    involved = {"name": name, "kind": "Pod", "namespace": "default"}
+    return {
+        "metadata": {"name": "e"},
+        "involvedObject": involved,
+        "type": "Warning",
+        "reason": reason,
+        "message": message,
+    }
 
 
 HEAD = pod(head=True, ready=True)

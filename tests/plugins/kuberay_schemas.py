@@ -17,8 +17,8 @@ KUBERNETES = "1.34"
 
 def ray_errors(manifest: dict[str, Any]) -> list[str]:
     """What KubeRay's schema has against a RayJob or RayCluster: "path: message", sorted."""
-    found = _validator(manifest["kind"].lower()).iter_errors(manifest)
-    return sorted(f"{'.'.join(str(part) for part in error.absolute_path)}: {error.message}" for error in found)
+    errors = _validator(manifest["kind"].lower()).iter_errors(manifest)
+    return sorted(f"{'.'.join(str(part) for part in error.absolute_path)}: {error.message}" for error in errors)
 
 
 def pod_templates(manifest: dict[str, Any]) -> list[dict[str, Any]]:

@@ -18,11 +18,12 @@ def mixed_samples() -> Pack:
 
 def random_pack(seed: int) -> Pack:
     """One to seven samples of up to 4 frames, whose sides and texts no two packs share."""
-    draws = random.Random(seed)
+    generator = random.Random(seed)
     shapes = [
-        (draws.randint(1, 4), 2 * draws.randint(2, 12), 2 * draws.randint(2, 12)) for _ in range(draws.randint(1, 7))
+        (generator.randint(1, 4), 2 * generator.randint(2, 12), 2 * generator.randint(2, 12))
+        for _ in range(generator.randint(1, 7))
     ]
-    return pack_of(shapes, [draws.randint(1, 90) for _ in shapes], seed)
+    return pack_of(shapes, [generator.randint(1, 90) for _ in shapes], seed)
 
 
 def pack_of(shapes: list[tuple[int, int, int]], lengths: list[int], seed: int) -> Pack:

@@ -39,7 +39,7 @@ class RayHead:
 def ray_head(folder: Path, environment: dict[str, str], cwd: Path | None = None) -> Iterator[RayHead]:
     """Start it with `environment` (as S3 credentials, which are the cluster's own), and end it by process id.
 
-    cwd: the folder it works in, to which relative paths are.
+    cwd: the folder that it works in, the base of relative paths.
     """
     token = folder / "token"
     token.touch(mode=0o600)
@@ -83,12 +83,12 @@ def ray_node(head: RayHead, cpus: int) -> Iterator[psutil.Process]:
     """One more node; yields its raylet, whose death is that of the node."""
     command = [*START, f"--address={head.gcs}", f"--num-cpus={cpus}", f"--object-store-memory={100 << 20}"]
     command += [f"--dashboard-agent-listen-port={free_ports(1)[0]}", *WORKER_PORTS]
-    # It talks much when it is killed.
+    # It prints much when it is killed.
     silent = subprocess.DEVNULL
     node = subprocess.Popen(command, env=head.environment, stdout=silent, stderr=silent, start_new_session=True)
     try:
         deadline = time.monotonic() + 60
-        while not (raylets := [one for one in _family(node) if one.name() == "raylet"]):
+        while not (raylets := [process for process in _descendants(node) if process.name() == "raylet"]):
             assert node.poll() is None and time.monotonic() < deadline
             time.sleep(0.3)
         yield raylets[0]
@@ -96,14 +96,14 @@ def ray_node(head: RayHead, cpus: int) -> Iterator[psutil.Process]:
         _end(node)
 
 
-def _family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+def _descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    family = _family(process)
+    descendants = _descendants(process)
     process.send_signal(signal.SIGTERM)
-    _, left = psutil.wait_procs(family, timeout=6)
+    _, left = psutil.wait_procs(descendants, timeout=6)
     for one in left:
         with suppress(psutil.NoSuchProcess):  # it ended by itself in this moment
             one.kill()

@@ -1,4 +1,4 @@
-"""NextDiT written down plainly from the description of what it computes, to compare with: slow where that is simple.
+"""A plain NextDiT, written from the description of the model to compare with: simple rather than fast.
 
 Every token has modulations of its own, rotary positions are one complex table for all lengths, and key/value heads are
 repeated before attention. It takes model.NextDiT's weights and gives its numbers.
@@ -130,9 +130,9 @@ class Attention(nn.Module):
         k_y, v_y = (z.repeat(1, 1, copies, 1) for z in (k_y, v_y))
         q, k, v, k_y, v_y = (z.transpose(1, 2) for z in (q, k, v, k_y, v_y))
         image = F.scaled_dot_product_attention(q, k, v)
-        seen = mask[:, None, None].expand(-1, self.heads, q.shape[2], -1)
-        told = F.scaled_dot_product_attention(q, k_y, v_y, attn_mask=seen)
-        mixed = image + told * self.gate.tanh()[:, None, None]
+        text_mask = mask[:, None, None].expand(-1, self.heads, q.shape[2], -1)
+        text = F.scaled_dot_product_attention(q, k_y, v_y, attn_mask=text_mask)
+        mixed = image + text * self.gate.tanh()[:, None, None]
         return self.wo(mixed.transpose(1, 2).flatten(2))
 
 
@@ -164,8 +164,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor, mask: Tensor, c: Tensor, rotation: Tensor) -> Tensor:
         scale_msa, gate_msa, scale_mlp, gate_mlp = self.adaLN_modulation(c).chunk(4, -1)
-        told = self.attention(self.attention_norm1(x) * (1 + scale_msa), self.attention_y_norm(y), mask, rotation)
-        x = x + gate_msa.tanh() * self.attention_norm2(told)
+        attended = self.attention(self.attention_norm1(x) * (1 + scale_msa), self.attention_y_norm(y), mask, rotation)
+        x = x + gate_msa.tanh() * self.attention_norm2(attended)
         return x + gate_mlp.tanh() * self.ffn_norm2(self.feed_forward(self.ffn_norm1(x) * (1 + scale_mlp)))
 
 

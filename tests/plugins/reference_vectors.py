@@ -9,14 +9,14 @@ from typing import Any
 from torch import Tensor
 
 VECTORS = Path(__file__).parents[1] / "model" / "vectors" / "onediffusion_reference"
-DESCRIBED: dict[str, Any] = json.loads(VECTORS.with_suffix(".json").read_text())
+DESCRIPTION: dict[str, Any] = json.loads(VECTORS.with_suffix(".json").read_text())
 
 
 def cases(kind: str) -> list[str]:
     """Names of the cases of a kind: forward, sample or rays."""
-    return [name for name, case in DESCRIBED["cases"].items() if case["kind"] == kind]
+    return [name for name, case in DESCRIPTION["cases"].items() if case["kind"] == kind]
 
 
-def relative(found: Tensor, expected: Tensor) -> float:
+def relative(values: Tensor, expected: Tensor) -> float:
     """The largest difference, as a share of the largest expected number."""
-    return float(((found - expected).abs().max() / expected.abs().max()).detach())
+    return float(((values - expected).abs().max() / expected.abs().max()).detach())

@@ -1,4 +1,4 @@
-"""What tests of a Slurm share: the site as a fixture, and a job that is no job, which tells what it met."""
+"""What tests of Slurm share: the site as a fixture, and a stand-in for a job that reports its environment."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cluster.work import Work
 
 CHECKOUT = Path(__file__).parents[2]
 SECONDS = 240.0
-# Stands in for a job: it uses the Ray it is given, and answers signals as real ones do, or not at all.
+# Stands in for a job: it uses the Ray that it is given, and answers signals as real jobs do, or not at all.
 STAND_IN = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -43,7 +43,7 @@ def double(number):
 def checkpoint():
     return ray.get(double.remote(21)) == 42
 restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
-told = {
+report = {
     "nodes": sum(node["Alive"] for node in ray.nodes()),
     "cpus": ray.cluster_resources()["CPU"],
     "address": os.environ["RAY_ADDRESS"],
@@ -51,8 +51,8 @@ told = {
     "secret": os.environ.get("AWS_SECRET_ACCESS_KEY"),
     "works": checkpoint(),
 }
-(folder / f".told-{restarts}").write_text(json.dumps(told))
-os.replace(folder / f".told-{restarts}", folder / f"told-{restarts}.json")
+(folder / f".report-{restarts}").write_text(json.dumps(report))
+os.replace(folder / f".report-{restarts}", folder / f"report-{restarts}.json")
 if manner == "twice" and restarts != "0":
     sys.exit(0)
 while manner == "deaf" or not signals:
@@ -65,7 +65,7 @@ sys.exit(75)
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Iterator[SlurmSite]:
-    """The site, reachable from this process. What starts while it runs is ended with it; not Ray, therefore."""
+    """The site, reachable from this process. It ends what is started after it; the session's Ray is started before."""
     need_slurm()
     with slurm_site() as running, pytest.MonkeyPatch.context() as patch:
         for name, value in running.environment.items():
@@ -85,7 +85,7 @@ def scratch() -> Iterator[Path]:
 
 @dataclass
 class StandIn:
-    """A job that is no job: its folder, backend and work."""
+    """A stand-in for a job: its folder, backend and work."""
 
     folder: Path
     backend: SlurmBackend
@@ -98,20 +98,20 @@ class StandIn:
     def explain(self) -> list[str]:
         return [*self.backend.logs(self.name), str(self.backend.state(self.name))]
 
-    def left(self, file: str) -> dict[str, Any]:
-        """What it wrote, once it has."""
+    def written(self, file: str) -> dict[str, Any]:
+        """Wait for a JSON file of the stand-in's; its content."""
         path = self.folder / file
         until(lambda: path.exists() or self.backend.state(self.name).phase == "ended", self.explain)
         assert path.exists(), self.explain()
         return dict(json.loads(path.read_text()))
 
-    def told(self, restart: int = 0) -> dict[str, Any]:
-        """What it said after it had begun."""
-        return self.left(f"told-{restart}.json")
+    def report(self, restart: int = 0) -> dict[str, Any]:
+        """What it reported when it had begun."""
+        return self.written(f"report-{restart}.json")
 
     def checkpoint(self) -> dict[str, Any]:
         """What it wrote when it was interrupted."""
-        return self.left("checkpoint-0.json")
+        return self.written("checkpoint-0.json")
 
     def ended(self) -> str:
         """Wait for its end; the reason."""
@@ -119,19 +119,18 @@ class StandIn:
         return self.backend.state(self.name).reason
 
     def number(self) -> str:
-        """Slurm's."""
+        """The number of its Slurm job."""
         return str(self.backend._jobs(self.work.name)[0].id)
 
 
 def target(own: Path, **values: Any) -> SlurmTarget:
-    given = {
+    defaults = {
         "cpus_per_node": 2,
         "object_store_gb": 0.1,
         "checkpoint_seconds": 60,
         "folder": str(own / "slurm"),
-        **values,
     }
-    return SlurmTarget(type="slurm", **given)
+    return SlurmTarget(type="slurm", **{**defaults, **values})
 
 
 def stand_in(folder: Path, name: str, manner: str = "careful", **values: Any) -> StandIn:
@@ -162,20 +161,20 @@ def all_gone(processes: list[psutil.Process], scratch: Path) -> None:
 
 def raylets(processes: list[psutil.Process]) -> set[str]:
     """Names of the nodes that Ray runs on."""
-    found = set()
+    nodes = set()
     for process in processes:
         with suppress(psutil.Error):
             if process.name() == "raylet":
-                found.add(process.environ()["SLURMD_NODENAME"])
-    return found
+                nodes.add(process.environ()["SLURMD_NODENAME"])
+    return nodes
 
 
 def go_on(site: SlurmSite, number: str) -> None:
-    """Start a job that was put back without the two minutes that Slurm lets pass."""
+    """Start a requeued job at once, instead of after the two minutes that Slurm waits."""
 
-    def back() -> bool:
-        told = site.run("scontrol", "--oneliner", "show", "job", number)
-        return "Reason=BeginTime" in told or "Restarts=0" not in told
+    def is_requeued() -> bool:
+        description = site.run("scontrol", "--oneliner", "show", "job", number)
+        return "Reason=BeginTime" in description or "Restarts=0" not in description
 
-    until(back, lambda: [site.run("squeue")])
+    until(is_requeued, lambda: [site.run("squeue")])
     site.run("scontrol", "update", f"JobId={number}", "StartTime=now", check=False)

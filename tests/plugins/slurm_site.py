@@ -1,6 +1,6 @@
-"""A Slurm of two nodes on this machine, for the time of a test: Debian's daemons, none of its configuration.
+"""A Slurm of two nodes on this machine, for the time of a test: Debian's daemons with a configuration of their own.
 
-Its munged is its own as well, on a socket of its own, so that one that runs already neither helps nor hinders.
+It has a munged of its own on a socket of its own, so that it does not depend on one that runs already.
 """
 
 from __future__ import annotations
@@ -81,24 +81,24 @@ class SlurmSite:
         return done.stdout.strip()
 
     def processes(self, work: str | None = None) -> list[psutil.Process]:
-        """All that run for it or in its jobs (of one job: those of its work), by the variables that they were given.
+        """All processes of the site and of its jobs (with `work`: of the job with that work), by their variables.
 
         Children too: processes that change their title, as Ray's workers do, write it over their variables.
         """
-        wanted = {f"SLURM_CONF={self.environment['SLURM_CONF']}".encode()}
-        wanted |= {f"ONEDIFFUSION_WORK={work}".encode()} if work else set()
-        found: set[psutil.Process] = set()
+        required = {f"SLURM_CONF={self.environment['SLURM_CONF']}".encode()}
+        required |= {f"ONEDIFFUSION_WORK={work}".encode()} if work else set()
+        processes: set[psutil.Process] = set()
         for process in psutil.process_iter():
             with contextlib.suppress(OSError, psutil.Error):
-                given = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
-                if wanted <= set(given) and process.pid != os.getpid():
-                    found |= {process, *process.children(recursive=True)}
-        return [process for process in found if _runs(process)]
+                variables = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+                if required <= set(variables) and process.pid != os.getpid():
+                    processes |= {process, *process.children(recursive=True)}
+        return [process for process in processes if _is_alive(process)]
 
 
 def need_slurm() -> None:
     """Skip where Slurm is not installed; in CI it must be."""
-    missing = [program for program in PROGRAMS if not _found(program)]
+    missing = [program for program in PROGRAMS if not _path_of(program)]
     if missing and os.environ.get("CI") == "true":
         pytest.fail(f"{', '.join(missing)} not found: apt-get install slurmctld slurmd slurm-client munge")
     if missing:
@@ -121,18 +121,18 @@ def slurm_site() -> Iterator[SlurmSite]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _runs(process: psutil.Process) -> bool:
+def _is_alive(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
-def _found(program: str) -> str | None:
+def _path_of(program: str) -> str | None:
     return shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
 
 
 def _start(site: SlurmSite, name: str, *command: str, user: str | None = None) -> None:
-    program = _found(command[0])
+    program = _path_of(command[0])
     assert program, command[0]
     with (site.folder / f"{name}.out").open("wb") as out:
         site.daemons[name] = subprocess.Popen(

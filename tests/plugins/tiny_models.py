@@ -29,7 +29,7 @@ PLAIN_WORDS = ("USER", ":", "describe", "a", "the", "cat", "dog", "sits", "stand
 WORDS = (*SPECIAL_WORDS, *PLAIN_WORDS)
 # The layers of a transformer of one layer, by the names most configurations use.
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-SEEN = {"image_size": 32, "patch_size": 16}
+VISION = {"image_size": 32, "patch_size": 16}
 
 
 def save_t5(root):
@@ -136,7 +136,7 @@ SIZE = {"size": {"height": 32, "width": 32}}
 
 def save_captioner(network, folder):
     network.generation_config.pad_token_id, network.generation_config.eos_token_id = 0, 3
-    # What has learned nothing may end at once, or write what is no word.
+    # A random model may end at once, or write special tokens.
     network.generation_config.suppress_tokens = list(range(len(SPECIAL_WORDS)))
     network.save_pretrained(folder)
 
@@ -144,7 +144,7 @@ def save_captioner(network, folder):
 def save_blip(folder, words=PLAIN_WORDS):
     """A tiny random BLIP in a folder, which writes these words."""
     text = {**SMALL, **SPECIAL, "vocab_size": len(WORDS), "sep_token_id": 3, "encoder_hidden_size": 16}
-    config = BlipConfig(text_config={**text, "bos_token_id": 2}, vision_config={**SMALL, **SEEN}, projection_dim=16)
+    config = BlipConfig(text_config={**text, "bos_token_id": 2}, vision_config={**SMALL, **VISION}, projection_dim=16)
     network = BlipForConditionalGeneration(config)
     head = network.text_decoder.cls.predictions
     for bias in (head.bias, head.decoder.bias):  # it decodes by a configuration of its own

@@ -45,11 +45,11 @@ def _write(
     schema = pa.schema([("id", pa.string()), *types.items(), ("error", pa.string())])
     start = 0
     for number, row_groups in enumerate(shards):
-        chosen = rows[start : start + sum(row_groups)]
+        shard_rows = rows[start : start + sum(row_groups)]
         table = pa.table(
             {
                 field.name: pa.array(
-                    [str(start + i) if field.name == "id" else row.get(field.name) for i, row in enumerate(chosen)],
+                    [str(start + i) if field.name == "id" else row.get(field.name) for i, row in enumerate(shard_rows)],
                     field.type,
                 )
                 for field in schema

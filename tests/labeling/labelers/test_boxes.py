@@ -91,7 +91,7 @@ def test_parameters_limit_what_is_kept():
         load_labeler("boxes", {"classes": 21})
 
 
-def test_no_object_is_no_error_and_a_missing_image_is(labeler):
+def test_image_without_objects_is_labeled_and_missing_image_is_an_error(labeler):
     nothing, missing = label_rows(labeler, [{"id": "black", "images.image": np.zeros((64, 64, 3), np.uint8)},
                                             {"id": "gone", "images.image": None}])  # fmt: skip
     assert nothing["boxes"] == nothing["names"] == nothing["colors"] == [] and nothing["error"] is None

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from skimage import data
-from tiny_models import PLAIN_WORDS, SEEN, SIZE, SMALL, SPECIAL, WORDS, save_blip, save_captioner, word_tokenizer
+from tiny_models import PLAIN_WORDS, SIZE, SMALL, SPECIAL, VISION, WORDS, save_blip, save_captioner, word_tokenizer
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
@@ -199,7 +199,7 @@ def test_results_do_not_depend_on_process():
 
 def vision_encoder_decoder(folder):
     decoder = GPT2Config(vocab_size=len(WORDS), n_embd=16, n_layer=1, n_head=2, **SPECIAL)
-    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(**SMALL, **SEEN), decoder)
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(**SMALL, **VISION), decoder)
     network = VisionEncoderDecoderModel(config)
     network.generation_config.decoder_start_token_id = 2
     save_captioner(network, folder)
@@ -209,7 +209,7 @@ def vision_encoder_decoder(folder):
 
 def llava(folder):
     text = LlamaConfig(**SMALL, **SPECIAL, vocab_size=len(WORDS), num_key_value_heads=2)
-    vision = CLIPVisionConfig(**{**SMALL, "num_hidden_layers": 2}, **SEEN)
+    vision = CLIPVisionConfig(**{**SMALL, "num_hidden_layers": 2}, **VISION)
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=WORDS.index("<image>"))
     save_captioner(LlavaForConditionalGeneration(config).to(torch.bfloat16), folder)
     template = (

@@ -78,7 +78,7 @@ def test_skeleton_is_the_drawing_of_the_points(labeler):
     assert np.array_equal(skeleton, draw_skeleton(result["keypoints"], 512, 512))
 
 
-def test_nobody_is_no_error_and_missing_boxes_are(labeler):
+def test_image_without_people_is_labeled_and_missing_boxes_are_an_error(labeler):
     empty, missing = label_rows(labeler, [row(data.coffee()), {**row(data.coffee()), "boxes.boxes": None}])
     assert empty["error"] is None and empty["keypoints"] == []
     assert decode_picture(empty["skeleton"]).shape == (400, 600, 3) and not decode_picture(empty["skeleton"]).any()

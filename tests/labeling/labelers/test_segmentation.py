@@ -114,7 +114,7 @@ def test_label_is_drawn_in_the_colors_of_its_classes(labeler, shapes):
     assert len(other) > 1  # drawn for each row
 
 
-def test_no_region_is_no_error_and_missing_boxes_are(labeler):
+def test_image_without_regions_is_labeled_and_missing_boxes_are_an_error(labeler):
     black, missing = label_rows(
         labeler, [row(np.zeros((40, 50, 3), np.uint8)), {**row(data.coffee()), "boxes.boxes": None}]
     )

@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 import psutil
 import pytest
 from aiohttp import ClientSession, WSMsgType
-from dashboard_process import ASSETS, LAUNCH, STOP_NOTHING, Dashboard, command, family_of, served, tokens_in
+from dashboard_process import ASSETS, LAUNCH, STOP_NOTHING, Dashboard, command, descendants, served, tokens_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
@@ -135,7 +135,7 @@ def test_proxy_passes_subscriptions(guarded: Dashboard, tokens: dict[str, str]) 
 
 
 def test_socket_closes_with_its_session(guarded: Dashboard, tokens: dict[str, str]) -> None:
-    async def heard_after(sign_out: bool) -> WSMsgType:
+    async def message_type_after(sign_out: bool) -> WSMsgType:
         cookie = guarded.request("/login", body=urlencode({"token": tokens["read"]}).encode())[1]["Set-Cookie"]
         session = {"Cookie": cookie.partition(";")[0]}
         start = {"type": "start", "id": "1", "payload": {"query": ASSETS}}
@@ -150,8 +150,8 @@ def test_socket_closes_with_its_session(guarded: Dashboard, tokens: dict[str, st
             await ws.send_json(start)
             return (await ws.receive(timeout=60)).type
 
-    assert asyncio.run(heard_after(sign_out=False)) == WSMsgType.TEXT
-    assert asyncio.run(heard_after(sign_out=True)) in (WSMsgType.CLOSE, WSMsgType.CLOSED)
+    assert asyncio.run(message_type_after(sign_out=False)) == WSMsgType.TEXT
+    assert asyncio.run(message_type_after(sign_out=True)) in (WSMsgType.CLOSE, WSMsgType.CLOSED)
 
 
 def test_jobs_page_needs_a_token(guarded: Dashboard, tokens: dict[str, str]) -> None:
@@ -180,17 +180,17 @@ def test_pictures_and_no_other_files_are_served(guarded: Dashboard, tokens: dict
 
 
 def test_tokens_appear_only_in_their_file(guarded: Dashboard, tokens: dict[str, str]) -> None:
-    places = [path for path in guarded.data.rglob("*") if path.is_file() and path.name != "tokens"]
-    seen = b"".join(path.read_bytes() for path in places) + "\n".join(guarded.lines).encode()
-    commands = " ".join(" ".join(command(one)) for one in family_of(guarded))
-    assert len(places) > 5
+    files = [path for path in guarded.data.rglob("*") if path.is_file() and path.name != "tokens"]
+    written = b"".join(path.read_bytes() for path in files) + "\n".join(guarded.lines).encode()
+    commands = " ".join(" ".join(command(one)) for one in descendants(guarded))
+    assert len(files) > 5
     for token in tokens.values():
-        assert token.encode() not in seen and token not in commands
+        assert token.encode() not in written and token not in commands
     assert stat.S_IMODE((guarded.data / "tokens").stat().st_mode) == 0o600
 
 
 def test_only_loopback_port_and_private_sockets_are_open(guarded: Dashboard) -> None:
-    family = [psutil.Process(guarded.process.pid), *family_of(guarded)]
+    family = [psutil.Process(guarded.process.pid), *descendants(guarded)]
     listening = [
         connection.laddr
         for process in family

@@ -1,4 +1,4 @@
-"""The dashboard in a browser: see labels, make one stale, make it anew; train, scale, stop. Screenshots are kept."""
+"""The dashboard in a browser: look at labels, make one stale, rebuild it; train, scale, stop. Saves screenshots."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ needs_chromium = pytest.mark.skipif(
     reason=f"no {CHROMIUM}; install Debian's package chromium",
 )
 pytestmark = [pytest.mark.slow, pytest.mark.long, needs_chromium]
-SECONDS = 120_000  # milliseconds, that a page may take on a busy machine
+MILLISECONDS = 120_000  # that a page may take on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,8 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory, pictures: Dataset) -> It
     patch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)  # rather than one for each job
     with served(data, pictures.uri) as running:
         yield running
-    for submission, _ in list_jobs():
-        for process in work_processes(submission.name):
+    for attempt, _ in list_jobs():
+        for process in work_processes(attempt.name):
             process.kill()
     patch.undo()
 
@@ -69,8 +69,8 @@ def page(dashboard: Dashboard) -> Iterator[Page]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1500, "height": 1050}, base_url=dashboard.address)
-        page.set_default_timeout(SECONDS)
-        expect.set_options(timeout=SECONDS)
+        page.set_default_timeout(MILLISECONDS)
+        expect.set_options(timeout=MILLISECONDS)
         page.on("pageerror", lambda error: print(f"{page.url}: {error}"))
         page.on("console", lambda entry: print(f"{page.url}: {entry.text}") if entry.type == "error" else None)
         yield page
@@ -80,16 +80,16 @@ def page(dashboard: Dashboard) -> Iterator[Page]:
 def visit(page: Page, address: str) -> None:
     """Open a page of Dagster: it stays blank where a single one of its scripts is answered with an error."""
     page.goto(address)
-    page.get_by_role("link", name="Runs").first.wait_for(timeout=SECONDS)
+    page.get_by_role("link", name="Runs").first.wait_for(timeout=MILLISECONDS)
 
 
-def shoot(page: Page, name: str) -> None:
+def take_screenshot(page: Page, name: str) -> None:
     page.wait_for_timeout(400)  # charts and menus unfold
     page.screenshot(path=SCREENSHOTS / f"{name}.png")
 
 
-def shown(page: Page, alternative: str) -> None:
-    """A picture of an asset page, and that it arrived."""
+def expect_picture(page: Page, alternative: str) -> None:
+    """Assert that an asset page shows a picture with this alternative text, and that the picture was loaded."""
     picture = page.get_by_alt_text(alternative).first
     expect(picture).to_be_visible()
     assert picture.evaluate("it => it.decode().then(() => it.naturalWidth)") > 100
@@ -102,21 +102,21 @@ def launch(page: Page, job: str, step: str, form: dict[str, Any]) -> str:
     expect(page.locator(".CodeMirror").first).to_contain_text(step)
     button = page.get_by_role("button", name=re.compile("Launch Run"))
     expect(button).to_be_enabled()
-    shoot(page, f"form-{job.replace('_', '-')}")
+    take_screenshot(page, f"form-{job.replace('_', '-')}")
     button.click()
     page.wait_for_url(re.compile(r"/runs/[0-9a-f-]{36}"))
     return page.url.split("/runs/")[1][:36]
 
 
-def until(moment: Callable[[], Any], folder: JobFolder | None = None, seconds: float = 240.0) -> None:
+def until(condition: Callable[[], Any], folder: JobFolder | None = None, seconds: float = 240.0) -> None:
     deadline = time.monotonic() + seconds
-    while not moment():
-        assert time.monotonic() < deadline, list(stored_lines(folder.store)) if folder else moment
+    while not condition():
+        assert time.monotonic() < deadline, list(stored_lines(folder.store)) if folder else condition
         time.sleep(0.5)
 
 
-def succeeded(dashboard: Dashboard, run: str) -> None:
-    """Wait for a Dagster run to succeed."""
+def wait_for_success(dashboard: Dashboard, run: str) -> None:
+    """Wait until a Dagster run has succeeded."""
     query = """query($r: ID!) { runOrError(runId: $r) { ... on Run { status } } logsForRun(runId: $r) {
         ... on EventConnection { events { ... on ExecutionStepFailureEvent { error { message } } } } } }"""
 
@@ -132,14 +132,14 @@ def succeeded(dashboard: Dashboard, run: str) -> None:
 def test_label_goes_stale_and_is_rebuilt(page: Page, pictures: Dataset, dashboard: Dashboard) -> None:
     visit(page, "/asset-groups")
     expect(page.get_by_role("link", name="3 / 3 Passed").first).to_be_visible()
-    shoot(page, "lineage")
+    take_screenshot(page, "lineage")
     visit(page, "/assets/photographs/images")
-    shown(page, "images")
-    shoot(page, "images")
+    expect_picture(page, "images")
+    take_screenshot(page, "images")
     visit(page, "/assets/photographs/edges")
-    shown(page, "edges")
+    expect_picture(page, "edges")
     expect(page.get_by_text("Unsynced")).to_have_count(0)
-    shoot(page, "edges-fresh")
+    take_screenshot(page, "edges-fresh")
     before = page.get_by_alt_text("edges").first.get_attribute("src")
 
     declared = launch(
@@ -152,23 +152,23 @@ def test_label_goes_stale_and_is_rebuilt(page: Page, pictures: Dataset, dashboar
             "parameters": {"low": 20.0, "high": 60.0},
         },
     )
-    succeeded(dashboard, declared)
+    wait_for_success(dashboard, declared)
     visit(page, "/assets/photographs/edges")
     expect(page.get_by_text(re.compile("Unsynced")).first).to_be_visible()
-    shoot(page, "edges-stale")
+    take_screenshot(page, "edges-stale")
 
     page.get_by_role("button", name=re.compile("Materialize$")).first.click()
     until(lambda: dataset_status(pictures)["edges"].fresh == 1)
     expect(page.get_by_alt_text("edges").first).not_to_have_attribute("src", before or "")
     expect(page.get_by_text(re.compile("Unsynced"))).to_have_count(0)
-    shown(page, "edges")
-    shoot(page, "edges-fresh-again")
-    [(submission, state)] = list_jobs(pictures.uri)
-    assert state.phase == "succeeded" and submission.target_name == "local"
+    expect_picture(page, "edges")
+    take_screenshot(page, "edges-fresh-again")
+    [(attempt, state)] = list_jobs(pictures.uri)
+    assert state.phase == "succeeded" and attempt.target_name == "local"
     page.get_by_role("link", name="Jobs on photographs").click()
     page.wait_for_url("**/submissions/photographs")
-    expect(page.get_by_role("row", name=submission.job_id)).to_contain_text("succeeded")
-    shoot(page, "jobs")
+    expect(page.get_by_role("row", name=attempt.job_id)).to_contain_text("succeeded")
+    take_screenshot(page, "jobs")
 
 
 def test_training_is_launched_scaled_and_stopped(
@@ -193,31 +193,31 @@ def test_training_is_launched_scaled_and_stopped(
     page.goto("about:blank")  # a page that is shown takes its share of two cores
     until(lambda: len(read_metrics(store)) > 5)
     visit(page, "/assets/training/checkpoints")
-    shown(page, "loss and speed as they are now")
+    expect_picture(page, "loss and speed as they are now")
     curves = dashboard.request("/curves/training.svg")[2].decode()
     assert "; 1 worker on local" in curves and "<polyline" in curves
-    shoot(page, "training")
+    take_screenshot(page, "training")
 
     scaling = launch(
         page, "scale_training", "scale_run", {"run": "training", "workers": {"least": 2, "most": 2, "cpus": 0.25}}
     )
-    succeeded(dashboard, scaling)
-    [(submission, _)] = list_jobs(str(run))
-    folder = JobFolder(submission.address)
-    seen = len(read_metrics(store))
+    wait_for_success(dashboard, scaling)
+    [(attempt, _)] = list_jobs(str(run))
+    folder = JobFolder(attempt.address)
+    logged = len(read_metrics(store))
     page.goto("about:blank")
     until(lambda: any("with 2 workers" in line for line in stored_lines(folder.store)), folder=folder)
-    until(lambda: len(read_metrics(store)) > seen + 5, folder=folder)
+    until(lambda: len(read_metrics(store)) > logged + 5, folder=folder)
     visit(page, "/assets/training/checkpoints")
-    shown(page, "loss and speed as they are now")
-    shown(page, "loss, throughput, learning rate and gradient norm")  # as of the checkpoint that scaling made
+    expect_picture(page, "loss and speed as they are now")
+    expect_picture(page, "loss, throughput, learning rate and gradient norm")  # as of the checkpoint that scaling made
     assert "; 2 workers on local" in dashboard.request("/curves/training.svg")[2].decode()
-    shoot(page, "training-scaled")
+    take_screenshot(page, "training-scaled")
 
     visit(page, f"/runs/{training}")
     expect(page.get_by_role("button", name=re.compile("Terminate")).first).to_be_visible()
-    shoot(page, "training-run")
+    take_screenshot(page, "training-run")
     page.get_by_role("button", name=re.compile("Terminate")).first.click()
     page.get_by_role("dialog").get_by_role("button", name=re.compile("Terminate")).click()
-    until(lambda: job_status(submission).phase == "stopped")
-    shoot(page, "training-stopped")
+    until(lambda: job_status(attempt).phase == "stopped")
+    take_screenshot(page, "training-stopped")

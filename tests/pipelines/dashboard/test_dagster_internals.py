@@ -61,7 +61,7 @@ def test_console_scripts_exist(script: str) -> None:
     assert len(entry_points(group="console_scripts", name=script)) == 1, f"{script}: {ADVICE}"
 
 
-def test_web_server_has_no_path_that_nobody_considered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_path_of_web_server_is_classified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new path may read files of this machine, or change something without asking for the role."""
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
@@ -97,7 +97,7 @@ def test_pools_of_ended_runs_are_freed() -> None:
         assert storage.get_concurrency_run_ids() == set(), ADVICE
 
 
-def test_private_parts_stand_in_one_file() -> None:
+def test_private_parts_of_dagster_are_used_in_one_file() -> None:
     private = re.compile(r"\bdagster(_\w+)?\._|\bdagster_webserver\.|[\"']\.?dagster/")
     offenders = [
         f"{path.relative_to(ROOT)}:{number}"

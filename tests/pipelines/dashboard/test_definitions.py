@@ -59,10 +59,10 @@ def test_state_of_another_version_does_not_prevent_start(
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     track([("dataset", str(pictures_dataset)), ("run", str(tmp_path / "run"))])
     refresh()
-    kept = state_folder() / "snapshots" / "run.json"
-    snapshot = json.loads(kept.read_text())
+    snapshot_file = state_folder() / "snapshots" / "run.json"
+    snapshot = json.loads(snapshot_file.read_text())
     snapshot["config"]["of_another_version"] = 1
-    kept.write_text(json.dumps(snapshot))
+    snapshot_file.write_text(json.dumps(snapshot))
     known = tracked_assets()
     values = json.loads((state_folder() / "places.json").read_text())
     (state_folder() / "places.json").write_text(json.dumps([{**one, "of_another_version": 1} for one in values]))

@@ -131,36 +131,36 @@ def test_incomplete_group_is_reported_at_growing_intervals_and_when_complete(
 ) -> None:
     monkeypatch.setattr("pipelines.dashboard.reporting.MIN_WAIT", wait)
     names = [f"{group}/{shard}.parquet" for group in ("brightness", "doubled") for shard in ("000001", "000002")]
-    kept = {name: faces.store.read(name) for name in names}
+    contents = {name: faces.store.read(name) for name in names}
     follower, counts = Follower(instance), []
 
-    def tell(*restored: str) -> None:
+    def report(*restored: str) -> None:
         for name in restored:
-            faces.store.put(name, kept[name])
+            faces.store.put(name, contents[name])
         follower.follow()
         counts.append((count_events(instance, "faces", "brightness"), count_events(instance, "faces", "doubled")))
 
-    tell()
+    report()
     for name in names:
         faces.store.delete(name)
-    tell()
-    tell(names[0], names[2])
+    report()
+    report(names[0], names[2])
     assert counts == [(1, 1), (2, 2), (2, 2) if wait else (3, 3)]
     assert statuses(instance)["faces/doubled"][0] == "STALE"
-    tell(names[1], names[3])
+    report(names[1], names[3])
     assert counts[-1] == ((3, 3) if wait else (4, 4))
     assert {status for status, _ in statuses(instance).values()} == {"FRESH"}
 
 
 def test_check_is_reported_when_it_flips_and_otherwise_seldom(instance: dg.DagsterInstance) -> None:
-    def tell(passed: bool, description: str, **more: float) -> int:
+    def report(passed: bool, description: str, **more: float) -> int:
         return report_outcomes(instance, [CheckOutcome(("run", "checkpoints"), "loss", passed, description)], **more)
 
-    assert [tell(True, "0.5"), tell(True, "0.4"), tell(False, "9"), tell(False, "8")] == [1, 0, 1, 0]
+    assert [report(True, "0.5"), report(True, "0.4"), report(False, "9"), report(False, "8")] == [1, 0, 1, 0]
     assert [
-        tell(False, "8", repeat_seconds=0.0),
-        tell(False, "7", repeat_seconds=0.0),
-        tell(False, "7", repeat_seconds=0.0),
+        report(False, "8", repeat_seconds=0.0),
+        report(False, "7", repeat_seconds=0.0),
+        report(False, "7", repeat_seconds=0.0),
     ] == [1, 1, 0]
 
 
@@ -272,17 +272,17 @@ def test_run_is_fresh_while_its_datasets_hold_what_it_learned_from(
     for loss, passed in ((1e-3, True), (2e-3, False)):  # lower than ever, then risen from there
         with metrics.open("a") as file:
             file.write(json.dumps({"step": 5, "validation_loss": loss}) + "\n")
-        [held_out] = [one for one in run_outcomes(find_snapshot("run")) if one.check == "held_out"]
-        assert held_out.passed is passed, held_out.description
+        [outcome] = [one for one in run_outcomes(find_snapshot("run")) if one.check == "held_out"]
+        assert outcome.passed is passed, outcome.description
     (pictures_dataset / "text" / "000001.parquet").unlink()
     follower.follow()
     assert statuses(instance)["run/checkpoints"] == ("STALE", ["has a new dependency data version"])
     # It has all its steps: training again would do nothing, and is no success.
     job = build_definitions().get_implicit_global_asset_job_def()
-    made = job.execute_in_process(
+    result = job.execute_in_process(
         instance=instance, raise_on_error=False, asset_selection=[dg.AssetKey(["run", "checkpoints"])]
     )
-    [failure] = [event for event in made.all_node_events if event.is_step_failure]
+    [failure] = [event for event in result.all_node_events if event.is_step_failure]
     message = str(failure.step_failure_data.user_failure_data)
     assert "it learned from other content of pictures_dataset/text than is there now; take another run" in message
     assert not list_jobs(str(tmp_path / "run"))

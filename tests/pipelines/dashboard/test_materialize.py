@@ -60,27 +60,27 @@ def test_materializing_submits_one_job(
         run_config={"ops": {"faces__label": {"config": form}}},
     )
     assert run.success
-    [(submission, state)] = list_jobs(faces.uri)
-    assert (state.phase, submission.target_name) == ("succeeded", "local")
-    kept = instance.get_run_by_id(run.run_id)
-    assert kept and kept.tags["onediffusion/job"] == submission.job_id
+    [(attempt, state)] = list_jobs(faces.uri)
+    assert (state.phase, attempt.target_name) == ("succeeded", "local")
+    dagster_run = instance.get_run_by_id(run.run_id)
+    assert dagster_run and dagster_run.tags["onediffusion/job"] == attempt.job_id
     assert "brightness: 2 shards labeled" in capfd.readouterr().out
     declared = faces.declaration("brightness")
     assert declared and declared["parameters"]["gain"] == 0.1
     for partition, expected in (("000000", "FRESH"), ("000001", "FRESH"), ("000002", "STALE")):
         assert statuses(instance, partition)["faces/brightness"][0] == expected
         assert statuses(instance, partition)["faces/doubled"][0] == "FRESH"
-    made = run.asset_materializations_for_node("faces__label")
-    assert sorted((one.asset_key.path[1], one.partition) for one in made) == [
+    events = run.asset_materializations_for_node("faces__label")
+    assert sorted((one.asset_key.path[1], one.partition) for one in events) == [
         (group, partition) for group in ("brightness", "doubled") for partition in ("000000", "000001")
     ]
-    assert made[0].metadata["rows labeled by the job"].value == 4 and made[0].metadata["rows a second"].value > 0
+    assert events[0].metadata["rows labeled by the job"].value == 4 and events[0].metadata["rows a second"].value > 0
 
 
 def test_scaled_job_is_followed_into_its_next_attempt(
     faces: Dataset, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A label job is scaled by ending one attempt and beginning the next, while someone watches it here."""
+    """A label job is scaled by ending one attempt and beginning the next, while a Dagster run follows it."""
     import ray
 
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
@@ -92,17 +92,17 @@ def test_scaled_job_is_followed_into_its_next_attempt(
         deadline = time.monotonic() + 120
         while not faces.store.exists("patient/000000.parquet") and time.monotonic() < deadline:
             time.sleep(0.2)
-        [(submission, _)] = list_jobs(faces.uri)
-        scaled.append(scale_job(submission.job_id, WorkersSpec(count=2)))
+        [(attempt, _)] = list_jobs(faces.uri)
+        scaled.append(scale_job(attempt.job_id, WorkersSpec(count=2)))
 
     thread = threading.Thread(target=scale)
     thread.start()
     run = materialize(instance, "patient")
     thread.join()
     assert run.success
-    [(submission, state)] = list_jobs(faces.uri)
-    assert (submission, state.phase) == (scaled[0], "succeeded")
-    assert (submission.number, JobFolder(submission.address).specification().workers) == (2, WorkersSpec(count=2))
+    [(attempt, state)] = list_jobs(faces.uri)
+    assert (attempt, state.phase) == (scaled[0], "succeeded")
+    assert (attempt.number, JobFolder(attempt.address).specification().workers) == (2, WorkersSpec(count=2))
     assert sum(row["value"] is not None for row in faces.rows("patient")) == 6
     output = capfd.readouterr().out
     assert "stopped; the same job submitted again continues" in output
@@ -177,8 +177,8 @@ def test_speed_of_command_line_jobs_is_shown(faces: Dataset, instance: dg.Dagste
     ended(1, 2.0)
     follower.follow()
     [record] = instance.fetch_observations(dg.AssetKey(["faces", "brightness"]), limit=9).records
-    seen = record.event_log_entry.asset_observation
-    assert seen and seen.metadata["rows a second"].value == 3.0
+    observation = record.event_log_entry.asset_observation
+    assert observation and observation.metadata["rows a second"].value == 3.0
     faces.store.delete("brightness/000001.parquet")
     follower.follow()
     event = last_event(instance, "faces", "brightness")
@@ -204,15 +204,15 @@ def test_speeds_in_events_of_earlier_versions_count(faces: Dataset, instance: dg
 
 @pytest.mark.parametrize("few", [2, 4])
 def test_new_shards_form_their_own_partitions(
-    faces: Dataset, grown: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, few: int
+    faces: Dataset, new_picture: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, few: int
 ) -> None:
-    """Three shards and then four: in ranges before, or whole until then."""
+    """Three shards and then four: in partitions from the start, or only from the fourth shard on."""
     monkeypatch.setattr(partitions, "FEW_SHARDS", few)
     follower = Follower(instance)
     follower.follow()
     before = "000001" if few == 2 else None
     assert {status for status, _ in statuses(instance, before).values()} == {"FRESH"}
-    ingest(str(grown.parent), faces.uri, shard_rows=2)
+    ingest(str(new_picture.parent), faces.uri, shard_rows=2)
     follower.follow()
     for partition in ("000000", "000001", "000002"):
         assert {status for status, _ in statuses(instance, partition).values()} == {"FRESH"}, partition

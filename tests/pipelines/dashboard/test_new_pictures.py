@@ -29,36 +29,38 @@ def notice(instance: dg.DagsterInstance, cursor: str | None = None) -> Any:
 
 
 def test_new_pictures_are_reported_built_or_ignored_by_policy(
-    faces: Dataset, grown: Path, instance: dg.DagsterInstance
+    faces: Dataset, new_picture: Path, instance: dg.DagsterInstance
 ) -> None:
     [new] = new_files(find_snapshot("faces"))
     assert (new.count, new.names) == (1, ["brick.png"])
     first = notice(instance)
     assert "have changed" in first.skip_message and not first.run_requests
-    asked = notice(instance, first.cursor)
-    assert "1 new in" in asked.skip_message and not asked.run_requests
+    tick = notice(instance, first.cursor)
+    assert "1 new in" in tick.skip_message and not tick.run_requests
     key = dg.AssetCheckKey(dg.AssetKey(["faces", "images"]), "sources")
     record = instance.event_log_storage.get_latest_asset_check_execution_by_key([key])[key]
     assert record.event and record.event.dagster_event
     assert not record.event.dagster_event.asset_check_evaluation_data.passed
-    assert "as they were" in notice(instance, asked.cursor).skip_message
+    assert "as they were" in notice(instance, tick.cursor).skip_message
     track([("dataset", faces.uri)], new_pictures="build")
-    built = notice(instance, asked.cursor)
+    built = notice(instance, tick.cursor)
     assert built.run_requests[0].run_config["ops"]["add_pictures"]["config"] == {"dataset": "faces"}
     track([("dataset", faces.uri)], new_pictures="ignore")
     assert "ignored" in notice(instance).skip_message
 
 
-def rested(instance: dg.DagsterInstance) -> Any:
-    """The second tick, which meets unchanged sources."""
+def second_tick(instance: dg.DagsterInstance) -> Any:
+    """The second of two ticks, which finds the sources unchanged."""
     return notice(instance, notice(instance).cursor)
 
 
-def test_sensor_waits_for_file_that_is_still_copied(faces: Dataset, grown: Path, instance: dg.DagsterInstance) -> None:
+def test_sensor_waits_for_file_that_is_still_copied(
+    faces: Dataset, new_picture: Path, instance: dg.DagsterInstance
+) -> None:
     track([("dataset", faces.uri)], new_pictures="build")
-    whole, cursor = grown.read_bytes(), None
+    whole, cursor = new_picture.read_bytes(), None
     for size in (len(whole) // 3, len(whole) // 2, len(whole)):
-        grown.write_bytes(whole[:size])
+        new_picture.write_bytes(whole[:size])
         tick = notice(instance, cursor)
         assert not tick.run_requests and "have changed" in tick.skip_message
         cursor = tick.cursor
@@ -80,58 +82,58 @@ def test_files_beside_a_source_do_not_change_its_digest(faces: Dataset, labeled:
 
 
 def request_run(instance: dg.DagsterInstance, tick: Any, status: dg.DagsterRunStatus) -> dg.DagsterRun:
-    """The run that a tick asked for, as if it had come so far."""
+    """The run that a tick requested, with this status."""
     [request] = tick.run_requests
     return instance.create_run_for_job(ingest_pictures, tags=request.tags, run_config=request.run_config, status=status)
 
 
 def test_sensor_requests_one_run_at_a_time_and_another_after_failure(
-    faces: Dataset, grown: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    faces: Dataset, new_picture: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     track([("dataset", faces.uri)], new_pictures="build")
-    first = rested(instance)
+    first = second_tick(instance)
     faces.store.put("jobs/label-0a0a0a0a/state.json", b"{}")
-    assert rested(instance).run_requests[0].run_key == first.run_requests[0].run_key, "for the same pictures"
+    assert second_tick(instance).run_requests[0].run_key == first.run_requests[0].run_key, "for the same pictures"
     run = request_run(instance, first, dg.DagsterRunStatus.STARTED)
-    shutil.copy(grown, grown.with_name("other.png"))
+    shutil.copy(new_picture, new_picture.with_name("other.png"))
     try:
-        assert "is adding pictures" in rested(instance).skip_message
+        assert "is adding pictures" in second_tick(instance).skip_message
         instance.report_run_failed(run)
-        assert "asked for again in 5 min" in rested(instance).skip_message
+        assert "asked for again in 5 min" in second_tick(instance).skip_message
         monkeypatch.setattr("pipelines.dashboard.sensors.RETRY_SECONDS", 0.0)
-        second = rested(instance)
+        second = second_tick(instance)
         assert second.run_requests[0].run_key != first.run_requests[0].run_key
         run = request_run(instance, second, dg.DagsterRunStatus.STARTED)
         instance.report_run_canceled(run)
-        assert "was terminated" in rested(instance).skip_message
+        assert "was terminated" in second_tick(instance).skip_message
     finally:
-        grown.with_name("other.png").unlink()
-    assert rested(instance).run_requests, "the sources are others since"
+        new_picture.with_name("other.png").unlink()
+    assert second_tick(instance).run_requests, "the sources are others since"
 
 
 def test_run_refused_by_another_job_is_requested_again(
-    faces: Dataset, grown: Path, instance: dg.DagsterInstance, shared_ray: None, monkeypatch: pytest.MonkeyPatch
+    faces: Dataset, new_picture: Path, instance: dg.DagsterInstance, shared_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It had ingested the picture, so nothing is new any more; but its labels are not there."""
+    """The refused run had ingested the picture, so nothing is new any more; but its labels are missing."""
     monkeypatch.setattr("pipelines.dashboard.sensors.RETRY_SECONDS", 0.0)
     track([("dataset", faces.uri)], new_pictures="build")
 
     def run() -> dg.ExecuteInProcessResult:
-        [request] = rested(instance).run_requests
+        [request] = second_tick(instance).run_requests
         return ingest_pictures.execute_in_process(
             request.run_config, instance=instance, tags=dict(request.tags), raise_on_error=False
         )
 
     before = len(faces.shards)
-    with lease(faces.store, ["brightness"]):  # since the tick that asked for it
-        held = json.loads(faces.store.read("brightness/running.json"))
-        faces.store.put("brightness/running.json", json.dumps({**held, "time": 0.0}).encode())
+    with lease(faces.store, ["brightness"]):  # since the tick that requested it
+        lease_record = json.loads(faces.store.read("brightness/running.json"))
+        faces.store.put("brightness/running.json", json.dumps({**lease_record, "time": 0.0}).encode())
         assert not run().success
     refresh()
     assert len(Dataset.open(faces.uri).shards) == before + 1 and not new_files(find_snapshot("faces"))
     assert run().success
     assert sum(row["value"] is not None for row in Dataset.open(faces.uri).rows("brightness")) == 7
-    assert not rested(instance).run_requests
+    assert not second_tick(instance).run_requests
 
 
 def test_remote_sources_are_listed_less_often(
@@ -157,20 +159,20 @@ def test_truncated_archive_is_named(faces: Dataset, labeled: Path, tmp_path: Pat
 
 
 def test_unlabeled_shards_request_a_run_unless_a_job_holds_them(
-    faces: Dataset, grown: Path, instance: dg.DagsterInstance
+    faces: Dataset, new_picture: Path, instance: dg.DagsterInstance
 ) -> None:
-    """The labeling that was to follow the ingest had met another job."""
+    """As when the labeling after an ingest was refused because of another job."""
     track([("dataset", faces.uri)], new_pictures="build")
-    ingest(str(grown.parent), faces.uri, shard_rows=2)
+    ingest(str(new_picture.parent), faces.uri, shard_rows=2)
     refresh()
     assert not new_files(find_snapshot("faces"))
     with lease(faces.store, ["brightness"]):
-        waits = rested(instance)
+        waits = second_tick(instance)
         assert waits.skip_message == "a job is working on brightness" and not waits.run_requests
-    asked = rested(instance)
-    assert asked.run_requests
-    run = request_run(instance, asked, dg.DagsterRunStatus.SUCCESS)
-    assert run and "has succeeded" in rested(instance).skip_message, "not for ever"
+    tick = second_tick(instance)
+    assert tick.run_requests
+    run = request_run(instance, tick, dg.DagsterRunStatus.SUCCESS)
+    assert run and "has succeeded" in second_tick(instance).skip_message, "not for ever"
     label(faces.uri, [])
-    done = rested(instance)
+    done = second_tick(instance)
     assert done.skip_message == "all pictures are in the dataset" and not done.run_requests

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from dashboard_process import ASSETS, LAUNCH, STOP_NOTHING, Dashboard, command, family_of, served
+from dashboard_process import ASSETS, LAUNCH, STOP_NOTHING, Dashboard, command, descendants, served
 
 from cluster.local import work_processes
 from labeling.dataset import Dataset, open_store
@@ -49,7 +49,7 @@ def test_dead_processes_restart_and_all_end_together(
         assert lines[0].startswith(f"the dashboard is served already, at {running.address}; it shows in some seconds")
         running.until(lambda: {key[0] for key in keys(running)} == {views_dataset.name})
         dashboard([str(pictures_original)], say=lines.append)
-        web = next(one for one in family_of(running) if command(one)[3:4] == ["web"])
+        web = next(one for one in descendants(running) if command(one)[3:4] == ["web"])
         web.kill()
         running.until(lambda: any("'web' died (-9), started again" in line for line in running.lines))
         running.until(lambda: running.request("/server_info")[0] == 200)
@@ -62,7 +62,7 @@ def test_dead_processes_restart_and_all_end_together(
             running.until(lambda: ("pictures", "own") in keys(running), seconds=90)
         finally:
             dataset.store.delete_tree("own")
-        family = family_of(running)
+        family = descendants(running)
         assert len(family) >= 4
     assert running.process.returncode == 0
     assert running.lines[-1] == "dashboard: ends; jobs that were sent go on"
@@ -92,22 +92,20 @@ def test_job_outlives_the_dashboard_that_sent_it(
             return running.ask(LAUNCH, p=joined)["launchRun"].get("run")
 
         run = running.until(launched)["runId"]
-        running.until(
-            lambda: any(submission.job_id in str(e) for e in running.ask(query, r=run)["logsForRun"]["events"])
-        )
+        running.until(lambda: any(attempt.job_id in str(e) for e in running.ask(query, r=run)["logsForRun"]["events"]))
         return str(run)
 
     try:
         with served(tmp_path / "data") as running:
             run = running.ask(LAUNCH, p=execution)["launchRun"]["run"]["runId"]
             running.until(lambda: read_metrics(store), seconds=180)
-        [(submission, state)] = list_jobs()
+        [(attempt, state)] = list_jobs()
         assert state.phase == "running"
         last = read_metrics(store)[-1]["step"]
         with served(tmp_path / "data") as running:
             answer = running.ask(query, r=run)
             assert answer["runOrError"]["status"] == "FAILURE"
-            goes_on = f"the dashboard ends; {submission.job_id} goes on: onediffusion logs -f {submission.job_id}"
+            goes_on = f"the dashboard ends; {attempt.job_id} goes on: onediffusion logs -f {attempt.job_id}"
             assert any(goes_on in str(event) for event in answer["logsForRun"]["events"]), answer["logsForRun"][
                 "events"
             ]
@@ -119,12 +117,12 @@ def test_job_outlives_the_dashboard_that_sent_it(
             running.until(lambda: ("run", "checkpoints") in keys(running))
             run = follows(running)
             # Its process is killed: its place in the pool is free again, and the job goes on.
-            worker = next(one for one in family_of(running) if "spawn_main" in " ".join(command(one)))
+            worker = next(one for one in descendants(running) if "spawn_main" in " ".join(command(one)))
             worker.kill()
             running.until(lambda: running.ask(query, r=run)["runOrError"]["status"] == "FAILURE")
             run = follows(running)
             # The code server is killed: what it had started ends with it, and another takes its place.
-            code = next(one for one in family_of(running) if command(one)[3:4] == ["code"])
+            code = next(one for one in descendants(running) if command(one)[3:4] == ["code"])
             started = code.children(recursive=True)
             assert len(started) >= 2
             code.kill()
@@ -133,10 +131,10 @@ def test_job_outlives_the_dashboard_that_sent_it(
             running.until(lambda: not any(is_alive(process) for process in started), seconds=90)
             follows(running)
             page = running.request(f"/submissions/{store.uri.rpartition('/')[2]}")[2].decode()
-            assert f"<code>{submission.job_id}</code>" in page and ">running</span>" in page
+            assert f"<code>{attempt.job_id}</code>" in page and ">running</span>" in page
             assert "/jobs/stop_job/" in page and "/jobs/scale_training/" in page
-            assert running.request("/submissions")[2].decode().count(f"<code>{submission.job_id}</code>") == 1
-            family = family_of(running)
+            assert running.request("/submissions")[2].decode().count(f"<code>{attempt.job_id}</code>") == 1
+            family = descendants(running)
             running.process.kill()
             running.process.wait()
             assert not psutil.wait_procs(family, timeout=60)[1], "nothing of it stays, though a run was under way"
@@ -145,8 +143,8 @@ def test_job_outlives_the_dashboard_that_sent_it(
             follows(running)
             running.until(lambda: read_metrics(store)[-1]["step"] > last)
     finally:
-        for submission, _ in list_jobs():
-            for process in work_processes(submission.name):
+        for attempt, _ in list_jobs():
+            for process in work_processes(attempt.name):
                 process.kill()
 
 

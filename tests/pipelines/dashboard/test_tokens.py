@@ -60,11 +60,11 @@ def test_invalid_token_file_admits_nobody(tmp_path: Path) -> None:
 
 def test_token_file_must_be_private(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "tokens"
-    made = load_tokens(str(path))
-    roles = {made.role_of(token) for token in tokens_in(path).values()}
-    assert roles == {"read", "operate"} and made.role_of("") is None
-    session = made.open_session(tokens_in(path)["read"])
-    assert made.session_role(session) == "read" and made.session_role("x") is None
+    tokens = load_tokens(str(path))
+    roles = {tokens.role_of(token) for token in tokens_in(path).values()}
+    assert roles == {"read", "operate"} and tokens.role_of("") is None
+    session = tokens.open_session(tokens_in(path)["read"])
+    assert tokens.session_role(session) == "read" and tokens.session_role("x") is None
     path.chmod(0o640)
     with pytest.raises(InputError, match="chmod 600"):
         load_tokens(str(path))

@@ -24,7 +24,7 @@ from pipelines.jobs.attempt import AttemptState
 from pipelines.jobs.resolved import ResolvedJob
 
 
-def test_shared_result_that_does_not_come_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_late_shared_result_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.dashboard.background.ANSWER_SECONDS", 0.5)
     monkeypatch.setattr("pipelines.dashboard.background.FRESH_SECONDS", 0.0)
     answers, calls = threading.Event(), []

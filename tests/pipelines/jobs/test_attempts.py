@@ -1,4 +1,4 @@
-"""Attempts at a job that are noted and are nowhere, or somewhere unnoted: what is steered, and under which number."""
+"""Attempts whose record and target disagree: which one is stopped or scaled, and which number the next one gets."""
 
 from __future__ import annotations
 
@@ -38,49 +38,49 @@ def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
 
 
-def ended(submission: Attempt) -> str:
+def ended(attempt: Attempt) -> str:
     deadline = time.monotonic() + 60
-    while job_status(submission).alive or work_processes(submission.name):
+    while job_status(attempt).alive or work_processes(attempt.name):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    return job_status(submission).phase
+    return job_status(attempt).phase
 
 
 def test_job_of_unreachable_target_stops_at_once_and_is_sent_elsewhere(job: ResolvedJob) -> None:
     old = time.time() - 1000
-    submission = recorded(job, 1, GONE, AttemptState(1, "running", "elsewhere", 7, old, old))
-    assert job_status(submission).phase == "unknown"
-    said: list[str] = []
-    with pytest.raises(InputError, match=f"may still run on target.yaml.*stop {submission.job_id}` gives it up"):
-        submit_job(job, "local", said.append)
-    assert job_status(submission).phase == "unknown" and find_attempt(submission.job_id) == submission
+    attempt = recorded(job, 1, GONE, AttemptState(1, "running", "elsewhere", 7, old, old))
+    assert job_status(attempt).phase == "unknown"
+    lines: list[str] = []
+    with pytest.raises(InputError, match=f"may still run on target.yaml.*stop {attempt.job_id}` gives it up"):
+        submit_job(job, "local", lines.append)
+    assert job_status(attempt).phase == "unknown" and find_attempt(attempt.job_id) == attempt
     began = time.monotonic()
-    assert stop_job(submission.job_id, said.append).phase == "stopped"
+    assert stop_job(attempt.job_id, lines.append).phase == "stopped"
     assert time.monotonic() - began < 30
-    assert "neither its target nor the job answers" in said[-1]
-    assert JobFolder(submission.address).control() == Control(1, stop=True)
+    assert "neither its target nor the job answers" in lines[-1]
+    assert JobFolder(attempt.address).control() == Control(1, stop=True)
     again = submit_job(job, "local")
     assert again.number == 2
     assert ended(again) == "failed"
 
 
-def test_responding_job_of_unreachable_target_is_not_taken_for_ended(
+def test_responding_job_of_unreachable_target_counts_as_running(
     job: ResolvedJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = time.time()
-    submission = recorded(job, 1, GONE, AttemptState(1, "running", "elsewhere", 7, now, now))
+    attempt = recorded(job, 1, GONE, AttemptState(1, "running", "elsewhere", 7, now, now))
     monkeypatch.setattr("pipelines.jobs.control.STOP_SECONDS", 1.0)
     with pytest.raises(InputError, match="no Ray cluster answers"):
-        stop_job(submission.job_id)
-    assert JobFolder(submission.address).control().stop
-    assert job_status(submission).phase == "running"
+        stop_job(attempt.job_id)
+    assert JobFolder(attempt.address).control().stop
+    assert job_status(attempt).phase == "running"
 
 
 def test_attempt_number_is_reused_only_if_it_never_began(job: ResolvedJob, tmp_path: Path) -> None:
     assert submit_job(job, "local").number == 1
     assert ended(find_attempt(job.id)) == "failed"
     later = JobFolder(find_attempt(job.id).address)
-    # A submission of attempt 3 was refused, and what was noted before it came back, after attempt 2 had begun.
+    # As when sending attempt 3 was refused after attempt 2 had begun, and the record of attempt 1 was restored.
     recorded(job, 1, LOCAL, AttemptState(2, "failed", "here", 7, 0.0, 0.0))
     assert submit_job(job, "local").number == 3
     assert ended(find_attempt(job.id)) == "failed"
@@ -94,24 +94,24 @@ def test_attempt_number_is_reused_only_if_it_never_began(job: ResolvedJob, tmp_p
 
 
 def test_job_of_another_machine_is_judged_by_heartbeat(job: ResolvedJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A target sees what this user has on this machine; nothing else is taken for ended, ended or sent again."""
+    """A local target sees only this user's processes on this machine; no other job is ended or sent again."""
     now = time.time()
-    submission = recorded(job, 1, LOCAL, AttemptState(1, "running", "elsewhere", 7, now, now), "jo@elsewhere")
-    assert job_status(submission).phase == "running"
-    assert submit_job(job, "local") == submission
+    attempt = recorded(job, 1, LOCAL, AttemptState(1, "running", "elsewhere", 7, now, now), "jo@elsewhere")
+    assert job_status(attempt).phase == "running"
+    assert submit_job(job, "local") == attempt
     monkeypatch.setattr("pipelines.jobs.control.STOP_SECONDS", 1.0)
     with pytest.raises(InputError, match="jo@elsewhere sent it, and it cannot be ended by force from here"):
-        stop_job(submission.job_id)
-    assert JobFolder(submission.address).control() == Control(1, stop=True)
-    assert job_status(submission).phase == "running"
-    JobFolder(submission.address).put_state(AttemptState(1, "running", "elsewhere", 7, now, now - 1000))
-    assert job_status(submission).phase == "lost"
+        stop_job(attempt.job_id)
+    assert JobFolder(attempt.address).control() == Control(1, stop=True)
+    assert job_status(attempt).phase == "running"
+    JobFolder(attempt.address).put_state(AttemptState(1, "running", "elsewhere", 7, now, now - 1000))
+    assert job_status(attempt).phase == "lost"
 
 
 def test_job_that_another_sender_is_sending_keeps_its_number(job: ResolvedJob) -> None:
-    submission = recorded(job, 1, LOCAL, sender="jo@elsewhere")
-    assert job_status(submission).reason == "jo@elsewhere is sending it"
-    assert submit_job(job, "local") == submission
+    attempt = recorded(job, 1, LOCAL, sender="jo@elsewhere")
+    assert job_status(attempt).reason == "jo@elsewhere is sending it"
+    assert submit_job(job, "local") == attempt
     recorded(job, 1, LOCAL, sender="jo@elsewhere", sent=time.time() - 1000)
     again = submit_job(job, "local")
     assert again.number == 2, "theirs may begin yet, and then ends by itself"
@@ -119,7 +119,7 @@ def test_job_that_another_sender_is_sending_keeps_its_number(job: ResolvedJob) -
 
 
 def test_refusal_keeps_record_of_another_sender(job: ResolvedJob, tmp_path: Path) -> None:
-    """A cluster that refuses, after another machine has noted the same job."""
+    """A cluster refuses a job that another machine has recorded meanwhile."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def refuse() -> None:
@@ -151,14 +151,14 @@ def test_refused_first_submit_leaves_nothing(job: ResolvedJob, tmp_path: Path) -
 
 
 def test_dry_run_states_next_attempt(job: ResolvedJob) -> None:
-    def said() -> str:
+    def dry_run() -> str:
         return plan_job(job, "local")["command"]
 
-    assert "--attempt 1" in said()
+    assert "--attempt 1" in dry_run()
     assert ended(submit_job(job, "local")) == "failed"
-    assert "--attempt 2" in said()
-    shutil.rmtree(job.specification.output)  # it is remembered, and its place is gone
-    assert "--attempt 1" in said()
+    assert "--attempt 2" in dry_run()
+    shutil.rmtree(job.specification.output)  # this machine remembers the job, but its dataset is gone
+    assert "--attempt 1" in dry_run()
 
 
 @pytest.mark.parametrize("other", [1, 2])
@@ -166,28 +166,28 @@ def test_attempt_waits_for_running_one(job: ResolvedJob, tmp_path: Path, other: 
     """An earlier one, or one that another sender gave the same number."""
     earlier = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     now = time.time()
-    submission = recorded(job, 2, LOCAL, AttemptState(other, "running", socket.gethostname(), earlier.pid, now, now))
-    command = [sys.executable, "-u", "-m", "pipelines", "execute", submission.address, "--attempt", "2"]
+    attempt = recorded(job, 2, LOCAL, AttemptState(other, "running", socket.gethostname(), earlier.pid, now, now))
+    command = [sys.executable, "-u", "-m", "pipelines", "execute", attempt.address, "--attempt", "2"]
     later = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         assert later.stdout
         assert later.stdout.readline().startswith(f"attempt 2 waits for attempt {other} on ")
-        assert JobFolder(submission.address).state().process == earlier.pid
+        assert JobFolder(attempt.address).state().process == earlier.pid
     finally:
         earlier.communicate(b"\n")
-        said = later.communicate(timeout=60)[0]
-    assert "no dataset there" in said
-    state = JobFolder(submission.address).state()
+        output = later.communicate(timeout=60)[0]
+    assert "no dataset there" in output
+    state = JobFolder(attempt.address).state()
     assert (state.attempt, state.process) == (2, later.pid)
 
 
 def test_concurrent_record_of_another_sender_stays(job: ResolvedJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two senders the one whose note stays sends; neither removes what the other has begun."""
+    """Of two senders, the one whose record stays sends the job; neither removes what the other has begun."""
     put, theirs = JobFolder.put_attempt, AttemptState(1, "running", "elsewhere", 7, time.time(), time.time())
 
-    def other(folder: JobFolder, submission: Attempt) -> None:
-        put(folder, submission)
-        put(folder, replace(submission, sender="jo@elsewhere"))
+    def other(folder: JobFolder, attempt: Attempt) -> None:
+        put(folder, attempt)
+        put(folder, replace(attempt, sender="jo@elsewhere"))
 
     with monkeypatch.context() as meanwhile:
         meanwhile.setattr(JobFolder, "put_attempt", other)
@@ -241,7 +241,7 @@ def test_job_already_at_target_keeps_its_folder(job: ResolvedJob) -> None:
 def test_listed_error_is_shown_verbatim(job: ResolvedJob, tmp_path: Path) -> None:
     """Brackets are no markup: Rich would fail, or leave them out."""
     reason = "[/pytorch/gloo/pair.cc:538] Connection closed by [peer]"
-    submission = recorded(job, 1, LOCAL, AttemptState(1, "failed", "here", 7, 0.0, 0.0, reason))
+    attempt = recorded(job, 1, LOCAL, AttemptState(1, "failed", "here", 7, 0.0, 0.0, reason))
     environment = {**os.environ, "COLUMNS": "300"}
     command = [sys.executable, "-m", "pipelines", "jobs"]
     table = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
@@ -252,19 +252,19 @@ def test_listed_error_is_shown_verbatim(job: ResolvedJob, tmp_path: Path) -> Non
     (tmp_path / "dataset.json").touch()
     none = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=60)
     assert (none.returncode, none.stdout) == (0, f"{tmp_path}: no jobs there\n")
-    assert find_attempt(submission.job_id) == submission
+    assert find_attempt(attempt.job_id) == attempt
 
 
 def test_unreachable_address_hides_no_other_job(job: ResolvedJob, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    submission = recorded(job, 1, LOCAL, AttemptState(1, "failed", "here", 7, 0.0, 0.0, "no dataset"))
+    attempt = recorded(job, 1, LOCAL, AttemptState(1, "failed", "here", 7, 0.0, 0.0, "no dataset"))
     remember_job("train-far", f"{s3}/far/jobs/train-far")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    found = {listed.job_id: state for listed, state in list_jobs()}
-    assert found[submission.job_id].phase == "failed"
-    assert found["train-far"].phase == "unknown"
-    assert "train-far: " in found["train-far"].reason
+    statuses = {listed.job_id: status for listed, status in list_jobs()}
+    assert statuses[attempt.job_id].phase == "failed"
+    assert statuses["train-far"].phase == "unknown"
+    assert "train-far: " in statuses["train-far"].reason
     table = subprocess.run([sys.executable, "-m", "pipelines", "jobs"], capture_output=True, text=True, timeout=60)
-    assert submission.job_id in table.stdout, table.stderr
+    assert attempt.job_id in table.stdout, table.stderr
 
 
 def test_scaled_job_is_sent_to_target_as_recorded(
@@ -272,22 +272,22 @@ def test_scaled_job_is_sent_to_target_as_recorded(
 ) -> None:
     """A label job goes on as another attempt: where it was sent, whatever its target's file says by now."""
     environment = {"WHERE": "as it was"}
-    submission = recorded(job, 1, LocalTarget(type="local", environment=environment))
+    attempt = recorded(job, 1, LocalTarget(type="local", environment=environment))
     target = LocalTarget(type="local", environment=environment)
-    assert LocalBackend(target).state(submission.name).phase == "absent"
+    assert LocalBackend(target).state(attempt.name).phase == "absent"
     waiting = subprocess.Popen(
         [sys.executable, "-c", "input()", "execute"],
         stdin=subprocess.PIPE,
-        env={**os.environ, WORK_VARIABLE: submission.name},
+        env={**os.environ, WORK_VARIABLE: attempt.name},
         start_new_session=True,
     )
     lines: list[str] = []
-    follower = threading.Thread(target=lambda: lines.extend(log_lines(submission, follow=True)))
+    follower = threading.Thread(target=lambda: lines.extend(log_lines(attempt, follow=True)))
     follower.start()
     try:
-        assert job_status(submission).phase == "pending"
+        assert job_status(attempt).phase == "pending"
         # There is no file target.yaml, and no target of that name.
-        after = scale_job(submission.job_id, WorkersSpec(count=2))
+        after = scale_job(attempt.job_id, WorkersSpec(count=2))
         assert (after.number, after.target["environment"]) == (2, environment)
         follower.join(timeout=60)
         assert any("no dataset there" in line for line in lines), "who follows a job goes on with its next attempt"
@@ -298,7 +298,7 @@ def test_scaled_job_is_sent_to_target_as_recorded(
         waiting.communicate()
 
 
-def test_files_that_are_no_parts_are_ignored_in_log(tmp_path: Path) -> None:
+def test_log_ignores_files_that_are_no_parts(tmp_path: Path) -> None:
     """Parts of a log are counted by their names; other files beside them neither count nor stop the job."""
     store = open_store(tmp_path)
     store.put("log/000002.txt", b"before\n")

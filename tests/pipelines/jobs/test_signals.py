@@ -1,4 +1,4 @@
-"""Attempts that are asked to end, by a signal or by the note of a later one: wherever that finds them."""
+"""Attempts that end by a signal, or because a later attempt was recorded, whatever they are doing."""
 
 from __future__ import annotations
 
@@ -57,31 +57,31 @@ def run(job, own):
 """
 
 
-@pytest.mark.parametrize("run", [WAITS_FOR_RAY, CLEARS_AWAY, BEGINS_ITS_LOG], ids=["Ray", "finaliser", "log"])
+@pytest.mark.parametrize("run", [WAITS_FOR_RAY, CLEARS_AWAY, BEGINS_ITS_LOG], ids=["Ray", "finalizer", "log"])
 def test_signal_interrupts_attempt_anywhere(run: str, job: ResolvedJob, shared_ray: None) -> None:
-    """Python drops what is raised in a finaliser, and Ray all but a KeyboardInterrupt while it waits."""
-    submission = recorded(job, 1, LOCAL)
+    """Python drops exceptions raised in a finalizer, and Ray all but KeyboardInterrupt while it waits."""
+    attempt = recorded(job, 1, LOCAL)
     ends = "import pipelines.jobs.run as execute\nexecute.run_job = run\nsys.exit(execute.execute(sys.argv[1], 1))\n"
-    command = [sys.executable, "-c", f"import sys, threading, time\n{run}{ends}", submission.address]
+    command = [sys.executable, "-c", f"import sys, threading, time\n{run}{ends}", attempt.address]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     with process:
-        said = process.stdout.readline()
-        assert said in ("begun\n", "signaled\n")
-        if said == "begun\n":
+        line = process.stdout.readline()
+        assert line in ("begun\n", "signaled\n")
+        if line == "begun\n":
             process.terminate()
         try:
             assert process.wait(timeout=60) == 75
         finally:
             process.kill()
-    state = JobFolder(submission.address).state()
+    state = JobFolder(attempt.address).state()
     assert state and state.phase == "interrupted", state
 
 
 def test_superseded_attempt_keeps_state_of_later_one(tmp_path: Path, job: ResolvedJob) -> None:
-    """It was taken for dead: what it says of its end must not stand for the later attempt."""
+    """As when it was taken for dead: its own end must not be recorded as that of the later attempt."""
     later = AttemptState(2, "running", "elsewhere", 7, time.time(), time.time())
-    submission = recorded(job, 2, GONE, later)
+    attempt = recorded(job, 2, GONE, later)
     script = (
         "import sys, time\n"
         "import pipelines.jobs.run as execute\n"
@@ -95,8 +95,6 @@ def test_superseded_attempt_keeps_state_of_later_one(tmp_path: Path, job: Resolv
         "    own.end(outcome.phase, outcome.reason)\n"
         "print('ended')\n"
     )
-    found = subprocess.run(
-        [sys.executable, "-c", script, submission.address], capture_output=True, text=True, timeout=50
-    )
-    assert found.stdout.splitlines()[-1] == "ended", found.stderr
-    assert JobFolder(submission.address).state() == later
+    result = subprocess.run([sys.executable, "-c", script, attempt.address], capture_output=True, text=True, timeout=50)
+    assert result.stdout.splitlines()[-1] == "ended", result.stderr
+    assert JobFolder(attempt.address).state() == later

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,15 @@ def test_overrides_apply_to_preset_and_to_whole_configuration(small_config: dict
 def test_job_ids_are_those_of_earlier_versions(values: dict[str, Any], job_id: str) -> None:
     """A job that an earlier version sent has its folder under this id."""
     assert resolved(**values).id == job_id
+
+
+def test_job_stored_by_an_earlier_version_does_the_same(small_config: dict[str, Any]) -> None:
+    job = train_job(small_config, "run")
+    config = copy.deepcopy(job.specification.config)
+    config["held_out"] = config.pop("validation")
+    del config["reader"]["prefetch"]  # as if it were newer than the stored job, with its default
+    assert job.does_the_same(job.specification.model_copy(update={"config": config}))
+    assert not job.does_the_same(job.specification.model_copy(update={"config": {**config, "seed": 5}}))
 
 
 def test_stored_job_keeps_its_id_and_resources(tmp_path: Path, small_config: dict[str, Any]) -> None:

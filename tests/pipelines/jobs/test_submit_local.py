@@ -41,12 +41,12 @@ LABELS = ["edges", "boxes"]
 
 @pytest.fixture(autouse=True)
 def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A data folder of the test's own; what it leaves running is ended."""
+    """A data folder of the test's own; processes that it leaves running are killed."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     yield
-    for submission, _ in list_jobs():
-        for process in work_processes(submission.name):
+    for attempt, _ in list_jobs():
+        for process in work_processes(attempt.name):
             process.kill()
 
 
@@ -61,12 +61,12 @@ def train_job(config: dict[str, Any], run: str, **more: Any) -> Any:
     )
 
 
-def until(moment: Callable[[], Any], submission: Attempt, seconds: float = 240.0) -> None:
+def until(moment: Callable[[], Any], attempt: Attempt, seconds: float = 240.0) -> None:
     deadline = time.monotonic() + seconds
     while not moment():
-        state = job_status(submission)
-        assert state.alive, (state, *log_lines(submission))
-        assert time.monotonic() < deadline, list(log_lines(submission))
+        state = job_status(attempt)
+        assert state.alive, (state, *log_lines(attempt))
+        assert time.monotonic() < deadline, list(log_lines(attempt))
         time.sleep(0.2)
 
 
@@ -77,16 +77,16 @@ def until_ended(moment: Callable[[], Any]) -> None:
         time.sleep(0.2)
 
 
-def finished(submission: Attempt) -> list[str]:
+def finished(attempt: Attempt) -> list[str]:
     """Follow a job to its end and return its log."""
-    lines = list(log_lines(submission, follow=True))
-    state = job_status(submission)
+    lines = list(log_lines(attempt, follow=True))
+    state = job_status(attempt)
     assert state.phase == "succeeded", (state, lines)
     return lines
 
 
 def test_label_job_from_command_line_gives_same_shards(pictures: Path, tmp_path: Path, shared_ray: None) -> None:
-    """Sent, sent again, seen, followed; its shards are those of the command itself."""
+    """It is sent, sent again, listed and followed; its shards are those of the command itself."""
 
     def onediffusion(*arguments: str) -> str:
         command = [sys.executable, "-m", "pipelines", *arguments]
@@ -116,24 +116,24 @@ def test_label_job_from_command_line_gives_same_shards(pictures: Path, tmp_path:
 
 
 def test_job_on_s3_keeps_its_log_there(pictures: Path, s3: str) -> None:
-    submission = submit_job(label_job(pictures, f"{s3}/jobs-data", groups=["edges"]), "local")
-    assert submission.address.startswith("s3://")
-    assert any("edges: 1 shards labeled" in line for line in finished(submission))
+    attempt = submit_job(label_job(pictures, f"{s3}/jobs-data", groups=["edges"]), "local")
+    assert attempt.address.startswith("s3://")
+    assert any("edges: 1 shards labeled" in line for line in finished(attempt))
     assert sum(bool(row["edges"]) for row in Dataset.open(f"{s3}/jobs-data").rows("edges")) == 6
-    for name in JobFolder(submission.address).store.walk():
-        assert os.environ["AWS_SECRET_ACCESS_KEY"].encode() not in JobFolder(submission.address).store.read(name)
+    for name in JobFolder(attempt.address).store.walk():
+        assert os.environ["AWS_SECRET_ACCESS_KEY"].encode() not in JobFolder(attempt.address).store.read(name)
 
 
 def test_user_error_is_reason_of_failure(tmp_path: Path) -> None:
-    submission = submit_job(
+    attempt = submit_job(
         resolve_job(parse_specification({"kind": "label", "dataset": str(tmp_path / "none")}, "job")), "local"
     )
-    lines = list(log_lines(submission, follow=True))
+    lines = list(log_lines(attempt, follow=True))
     assert "no dataset there" in lines[-1]
-    state = job_status(submission)
+    state = job_status(attempt)
     assert state.phase == "failed"
     assert "make it with `ingest`" in state.reason
-    folder = Path(submission.address)
+    folder = Path(attempt.address)
     parts = [path.stat().st_mtime_ns for path in (folder / "log").iterdir()]
     assert parts and (folder / "state.json").stat().st_mtime_ns > max(parts), "the log is whole before it has ended"
 
@@ -164,7 +164,7 @@ def test_stopped_and_killed_jobs_leave_no_process_and_continue(
 
 
 def test_submit_killed_half_way_is_sent_again(pictures: Path, tmp_path: Path, shared_ray: None) -> None:
-    """Before the target has it, it is listed, and sent under its own name; after that it is attached to."""
+    """Killed before the target has the job: it is listed, and sent under the same name. Killed later: it is joined."""
     job = label_job(pictures, str(tmp_path / "data"), groups=["edges"])
     script = (
         "import os, sys, yaml\n"
@@ -188,18 +188,18 @@ def test_submit_killed_half_way_is_sent_again(pictures: Path, tmp_path: Path, sh
             timeout=60,
         )
         assert killed.returncode == 9
-        [(submission, state)] = list_jobs()
-        assert submission.number == 1
+        [(attempt, state)] = list_jobs()
+        assert attempt.number == 1
         assert state.phase in phases, state
     attached = submit_job(job, "local")
-    assert attached == submission
+    assert attached == attempt
     finished(attached)
 
 
 def test_scaled_stopped_and_interrupted_training_has_same_losses(
     shared_config: dict[str, Any], tmp_path: Path, shared_ray: None
 ) -> None:
-    """1 worker, then 2, stopped, sent again, interrupted: the losses and weights of a run that nobody touched."""
+    """With 1 worker, then 2, stopped, sent again, interrupted: the losses and weights of an undisturbed run."""
     config = {**shared_config, "steps": 100_000, "checkpoints": {"every": 100_000, "keep": 2, "first": False}}
     config["optimizer"] = {**config["optimizer"], "learning_rate": 1e-5}  # rounding is not to grow over so many steps
     job = train_job(config, str(tmp_path / "run"))
@@ -238,14 +238,14 @@ def test_scaled_stopped_and_interrupted_training_has_same_losses(
 
 
 def test_control_request_beyond_machine_is_refused_once(ray_cluster: None) -> None:
-    said: list[str] = []
+    lines: list[str] = []
     for count, heard in ((1, 1), (64, None), ((64, 65), None), (64, None)):
         request = ControlRequest(stop=True, workers=count)
-        control = refuse_impossible(lambda request=request: request, load_config("debug"), said.append)
+        control = refuse_impossible(lambda request=request: request, load_config("debug"), lines.append)
         assert control() == control() == ControlRequest(stop=True, workers=heard)
-    assert len(said) == 3, "once for each request"
-    assert "64 workers and a reader for each ask for" in said[0]
-    assert "it goes on with the workers it has" in said[0]
+    assert len(lines) == 3, "once for each request"
+    assert "64 workers and a reader for each ask for" in lines[0]
+    assert "it goes on with the workers it has" in lines[0]
 
 
 def test_unknown_name_is_one_line(pictures: Path) -> None:

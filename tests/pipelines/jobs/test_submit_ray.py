@@ -61,12 +61,12 @@ def label_job(pictures: Path, dataset: str) -> Any:
 
 
 def test_ray_job_gives_same_shards_as_local_job(pictures: Path, target: str, s3: str) -> None:
-    places = {"local": f"{s3}/by-local", target: f"{s3}/by-ray"}
-    submissions = {name: submit_job(label_job(pictures, place), name) for name, place in places.items()}
-    for name, submission in submissions.items():
-        lines = list(log_lines(submission, follow=True))
-        assert job_status(submission).phase == "succeeded", (name, lines)
-    stores = [open_store(place) for place in places.values()]
+    datasets = {"local": f"{s3}/by-local", target: f"{s3}/by-ray"}
+    attempts = {name: submit_job(label_job(pictures, dataset), name) for name, dataset in datasets.items()}
+    for name, attempt in attempts.items():
+        lines = list(log_lines(attempt, follow=True))
+        assert job_status(attempt).phase == "succeeded", (name, lines)
+    stores = [open_store(dataset) for dataset in datasets.values()]
     for group in ("images", "edges", "boxes"):
         shards = [store.read(f"{group}/000000.parquet") for store in stores]
         assert shards[0] == shards[1], group
@@ -106,7 +106,7 @@ def test_upload_holds_no_data_and_no_credentials(tmp_path: Path, monkeypatch: py
 
 
 def test_submit_killed_while_sending_sends_once(pictures: Path, target: str, s3: str) -> None:
-    """Before the cluster has it, it is listed and sent under its own name; after that it is attached to."""
+    """Killed before the cluster has the job: it is listed, and sent under the same name. Killed later: it is joined."""
     job = label_job(pictures, f"{s3}/killed-sender")
     script = (
         "import os, sys, yaml\n"
@@ -133,28 +133,28 @@ def test_submit_killed_while_sending_sends_once(pictures: Path, target: str, s3:
 
 
 def test_stop_ends_ray_job(pictures: Path, target: str, s3: str) -> None:
-    submission = submit_job(label_job(pictures, f"{s3}/stopped"), target)
-    backend, work = backend_of(submission), work_of(label_job(pictures, f"{s3}/stopped"), submission)
-    with pytest.raises(InputError, match=re.escape(f"{submission.name}: runs on")):
+    attempt = submit_job(label_job(pictures, f"{s3}/stopped"), target)
+    backend, work = backend_of(attempt), work_of(label_job(pictures, f"{s3}/stopped"), attempt)
+    with pytest.raises(InputError, match=re.escape(f"{attempt.name}: runs on")):
         backend.submit(work)
     deadline = time.monotonic() + 60
-    while job_status(submission).phase != "running":
-        assert time.monotonic() < deadline, list(log_lines(submission))
+    while job_status(attempt).phase != "running":
+        assert time.monotonic() < deadline, list(log_lines(attempt))
         time.sleep(0.5)
-    assert stop_job(submission.job_id).phase == "stopped"
-    assert backend.state(submission.name).phase == "ended"
+    assert stop_job(attempt.job_id).phase == "stopped"
+    assert backend.state(attempt.name).phase == "ended"
 
 
 def test_attempt_known_to_cluster_gets_next_number(pictures: Path, target: str, s3: str) -> None:
-    """Ray keeps the name of what ended. Here it ends at once: its sender had not yet written the job's folder."""
+    """Ray keeps the names of ended jobs. This one ends at once, since its sender had not yet written its folder."""
     job = label_job(pictures, f"{s3}/numbers")
-    submission = submit_job(job, target)
-    backend, folder = backend_of(submission), JobFolder(submission.address)
-    stop_job(submission.job_id)
+    attempt = submit_job(job, target)
+    backend, folder = backend_of(attempt), JobFolder(attempt.address)
+    stop_job(attempt.job_id)
     for name in ("state.json", "control.json"):
         folder.store.delete(name)
-    assert job_status(submission).phase == "lost"
-    assert backend.state(submission.name).phase == "ended"
+    assert job_status(attempt).phase == "lost"
+    assert backend.state(attempt.name).phase == "ended"
     again = submit_job(job, target)
     assert again.number == 2
     state = stop_job(again.job_id)
@@ -171,14 +171,14 @@ def test_label_job_continues_after_losing_node(pictures: Path, head: RayHead, ta
     job = resolve_job(parse_specification({"kind": "label", "dataset": lost, "groups": [group]}, "job"))
     ingest(str(pictures), lost, shard_rows=2)
     with ray_node(head, 1) as raylet:
-        submission = submit_job(job, path)
+        attempt = submit_job(job, path)
         deadline = time.monotonic() + 120
         while len(open_store(lost).files("patient")) < 2:  # its declaration, and a shard
-            assert time.monotonic() < deadline and job_status(submission).alive, list(log_lines(submission))
+            assert time.monotonic() < deadline and job_status(attempt).alive, list(log_lines(attempt))
             time.sleep(0.2)
         raylet.kill()
-        lines = list(log_lines(submission, follow=True))
-    assert job_status(submission).phase == "succeeded", "\n".join(lines)
+        lines = list(log_lines(attempt, follow=True))
+    assert job_status(attempt).phase == "succeeded", "\n".join(lines)
     assert sum(row["value"] is not None for row in Dataset.open(lost).rows("patient")) == 6
 
 

@@ -250,8 +250,10 @@ def load_config(
     Raises InputError for a file that is not there, an unknown key (named, with the nearest right one) or a wrong value.
     """
     place = str(path_or_preset)
-    nested = overrides if isinstance(overrides, Mapping) else parse_settings(overrides or [])
-    return parse_config(override_config(_read(place), nested), place)
+    values = _read(place)
+    for layer in [overrides] if isinstance(overrides, Mapping) else parse_settings(overrides or []):
+        values = override_config(values, layer)
+    return parse_config(values, place)
 
 
 def parse_config(values: Mapping[str, Any], place: str) -> TrainingConfig:

@@ -9,27 +9,25 @@ from model.inputs.errors import InputError
 from model.inputs.yaml_files import parse_yaml
 
 
-def parse_settings(settings: Sequence[str], example: str = "section.key=value") -> dict[str, Any]:
-    """Nested values of "section.key=value" texts, each value in YAML; a later one stands over an earlier one.
+def parse_settings(settings: Sequence[str], example: str = "section.key=value") -> list[dict[str, Any]]:
+    """Nested values of each "section.key=value" text, its value in YAML, to be put over each other in this order.
 
     Raises InputError for a text of another form; `example` shows the right one.
     """
-    nested: dict[str, Any] = {}
-    for setting in settings:
-        key, sign, text = setting.partition("=")
-        if not sign or not all(key.split(".")):
-            raise InputError(f"--set {setting}: write {example}")
-        try:
-            value = parse_yaml(text, key)
-        except InputError:
-            raise InputError(f"--set {setting}: {text!r} is no YAML value; quote it") from None
-        *sections, last = key.split(".")
-        place = nested
-        for section in sections:
-            below = place.get(section)
-            place[section] = place = below if isinstance(below, dict) else {}
-        place[last] = value
-    return nested
+    return [_parse_setting(setting, example) for setting in settings]
+
+
+def _parse_setting(setting: str, example: str) -> dict[str, Any]:
+    key, sign, text = setting.partition("=")
+    if not sign or not all(key.split(".")):
+        raise InputError(f"--set {setting}: write {example}")
+    try:
+        nested = parse_yaml(text, key)
+    except InputError:
+        raise InputError(f"--set {setting}: {text!r} is no YAML value; quote it") from None
+    for section in reversed(key.split(".")):
+        nested = {section: nested}
+    return dict(nested)
 
 
 def override(below: Mapping[str, Any], above: Mapping[str, Any], whole: Sequence[str] = ()) -> dict[str, Any]:

@@ -100,10 +100,12 @@ def _by_labeler(settings: list[str]) -> dict[str, dict[str, Any]]:
     from model.inputs.settings import parse_settings
 
     example = "NAME.KEY=VALUE, as in --set edges.low=50"
-    parameters = parse_settings(settings, example)
-    for name, values in parameters.items():
-        if not isinstance(values, dict):
-            raise InputError(f"--set {name}: write {example}")
+    parameters: dict[str, dict[str, Any]] = {}
+    for layer in parse_settings(settings, example):
+        for name, values in layer.items():
+            if not isinstance(values, dict):
+                raise InputError(f"--set {name}: write {example}")
+            parameters.setdefault(name, {}).update(values)
     return parameters
 
 

@@ -110,3 +110,14 @@ def test_digest_is_the_one_that_dashboards_have_stored() -> None:
     values["held_out"] = values.pop("validation")  # what the key was called then
     assert config.digest() == digest_json(values)
     assert load_config("debug", ["seed=1"]).digest() != config.digest()
+
+
+def test_settings_apply_in_order(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("{base: debug, mixture: {views: {dataset: old, tasks: [views]}}}")
+    settings = ["mixture.views=null", "mixture.views.dataset=new", "mixture.views.tasks=[views]", "steps=7", "steps=8"]
+    config = load_config(file, settings)
+    assert config.steps == 8
+    assert config.mixture["views"].dataset == "new"
+    with pytest.raises(InputError, match="mixture.views.tasks"):
+        load_config(file, settings[:2])

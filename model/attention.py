@@ -68,13 +68,17 @@ def _attend_groups(
     """Batched attention over each group of samples of one shape: exact, and no token attends to padding."""
     images, texts = [], []
     parts = zip(*map(layout.split, (q, k, v)), *map(layout.split_text, (k_y, v_y)), strict=True)
-    for group, (*image_parts, keys, values) in zip(layout.groups, parts, strict=True):
-        qs, ks, vs = (rearrange(z, "(g n) A d -> g A n d", g=group.samples) for z in image_parts)
-        (keys, mask), (values, _) = group.texts(keys), group.texts(values)
-        keys, values = (rearrange(z, "g L A d -> g A L d") for z in (keys, values))
-        image = _capped(qs, ks, vs, soft_cap) if soft_cap else F.scaled_dot_product_attention(qs, ks, vs)
-        seen = None if mask is None else mask.bool()[:, None, None]
-        text = F.scaled_dot_product_attention(qs, keys, values, attn_mask=seen)
+    for group, (*image_parts, text_keys, text_values) in zip(layout.groups, parts, strict=True):
+        queries, keys, values = (rearrange(z, "(g n) A d -> g A n d", g=group.samples) for z in image_parts)
+        (text_keys, mask), (text_values, _) = group.texts(text_keys), group.texts(text_values)
+        text_keys, text_values = (rearrange(z, "g L A d -> g A L d") for z in (text_keys, text_values))
+        if mask is not None:
+            mask = rearrange(mask.bool(), "g L -> g 1 1 L")
+        if soft_cap:
+            image = _soft_capped_attention(queries, keys, values, soft_cap)
+        else:
+            image = F.scaled_dot_product_attention(queries, keys, values)
+        text = F.scaled_dot_product_attention(queries, text_keys, text_values, attn_mask=mask)
         images.append(rearrange(image, "g A n d -> (g n) A d"))
         texts.append(rearrange(text, "g A n d -> (g n) A d"))
     if len(images) == 1:
@@ -82,7 +86,7 @@ def _attend_groups(
     return torch.cat(images), torch.cat(texts)
 
 
-def _capped(q: Tensor, k: Tensor, v: Tensor, soft_cap: float) -> Tensor:
+def _soft_capped_attention(q: Tensor, k: Tensor, v: Tensor, soft_cap: float) -> Tensor:
     """Attention with logits soft_cap · tanh(logits / soft_cap); q, k, v (g, A, n, d)."""
     logits = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
     return (soft_cap * torch.tanh(logits / soft_cap)).softmax(-1).to(v.dtype) @ v
@@ -91,7 +95,7 @@ def _capped(q: Tensor, k: Tensor, v: Tensor, soft_cap: float) -> Tensor:
 def _attend_tokens(
     q: Tensor, k: Tensor, v: Tensor, k_y: Tensor, v_y: Tensor, layout: TokenLayout, soft_cap: float | None
 ) -> tuple[Tensor, Tensor]:
-    """The whole pack in one kernel each for image and text, which leaves out blocks where no two tokens meet.
+    """Attention of the whole pack in two kernels, to image and to text, which leave out blocks without a common sample.
 
     Raises InputError on a GPU unless compiled: uncompiled, FlexAttention computes all N × N logits.
     """
@@ -112,23 +116,21 @@ def _attend_tokens(
 
     assert soft_cap in (None, SOFT_CAP)  # a constant of the kernel
     q, k, v, k_y, v_y = (rearrange(z, "N A d -> 1 A N d") for z in (q, k, v, k_y, v_y))
-    sizes = (q.shape[2], k.shape[2]), (q.shape[2], k_y.shape[2])
-    masks = [
-        BlockMask(lengths, *blocks.tables, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=meets)
-        for lengths, blocks, meets in zip(sizes, (layout.within, layout.to_text), (within, to_text), strict=True)
-    ]
-    image = flex_attention(q, k, v, score_mod=cap if soft_cap else None, block_mask=masks[0])
-    text = flex_attention(q, k_y, v_y, block_mask=masks[1])
+    (N, T), side = (q.shape[2], k_y.shape[2]), (BLOCK, BLOCK)
+    image_mask = BlockMask((N, N), *layout.within.tables, BLOCK_SIZE=side, mask_mod=within)
+    text_mask = BlockMask((N, T), *layout.to_text.tables, BLOCK_SIZE=side, mask_mod=to_text)
+    image = flex_attention(q, k, v, score_mod=cap if soft_cap else None, block_mask=image_mask)
+    text = flex_attention(q, k_y, v_y, block_mask=text_mask)
     return rearrange(image, "1 A N d -> N A d"), rearrange(text, "1 A N d -> N A d")
 
 
 def _attend_compiled(
     q: Tensor, k: Tensor, v: Tensor, k_y: Tensor, v_y: Tensor, layout: TokenLayout, soft_cap: float | None
 ) -> tuple[Tensor, Tensor]:
-    """The same from a block that is not compiled itself."""
-    return _compiled()(*mark_sizes(q, k, v, k_y, v_y), layout, soft_cap)
+    """`_attend_tokens` compiled, for a block that is not compiled itself."""
+    return _compiled_attention()(*mark_sizes(q, k, v, k_y, v_y), layout, soft_cap)
 
 
 @cache
-def _compiled() -> Callable[..., tuple[Tensor, Tensor]]:
+def _compiled_attention() -> Callable[..., tuple[Tensor, Tensor]]:
     return torch.compile(_attend_tokens, fullgraph=True)

@@ -27,7 +27,7 @@ CONDITION_READS: dict[str, tuple[str, ...]] = {
 # A label shows nothing where this column is an empty list: it teaches nothing about its task, and is not drawn.
 CONTENT_COLUMNS = {"boxes": "names", "segmentation": "names", "pose": "keypoints"}
 DEGRADATIONS = tuple(task.name for task in TASKS.values() if task.condition == DEGRADED)
-MASKED_GRAY = 128  # what inpainting puts over the picture: 0 in the codec's range, like no other information
+MASKED_GRAY = 128  # what inpainting puts over the picture: 0 in the codec's range
 LIMB_SHADE = 0.6  # limbs are darker than the joints that they end in
 MIN_SCORE = 0.3  # keypoints below are not drawn
 
@@ -138,18 +138,18 @@ def draw_skeleton(people: Sequence[Sequence[Any]], width: int, height: int, min_
     radius = max(1, round(thickness))
     bodies = [_openpose_points(points) for points in people]
     size = np.array((width, height))
-    seen = [(b[:, 2] >= min_score) & ((b[:, :2] >= 0) & (b[:, :2] < size)).all(axis=1) for b in bodies]
-    for body, visible in zip(bodies, seen, strict=True):
+    visible = [(b[:, 2] >= min_score) & ((b[:, :2] >= 0) & (b[:, :2] < size)).all(axis=1) for b in bodies]
+    for body, shown in zip(bodies, visible, strict=True):
         for (start, end), color in zip(LIMBS, JOINT_COLORS, strict=False):
-            if visible[start] and visible[end]:
+            if shown[start] and shown[end]:
                 (x0, y0), (x1, y1) = body[start, :2], body[end, :2]
                 center = (round((x0 + x1) / 2), round((y0 + y1) / 2))
                 axes = (round(np.hypot(x1 - x0, y1 - y0) / 2), radius)
                 angle = round(np.degrees(np.arctan2(y1 - y0, x1 - x0)))
                 outline = np.array(cv2.ellipse2Poly(center, axes, angle, 0, 360, 1))
                 cv2.fillConvexPoly(canvas, outline, tuple(round(LIMB_SHADE * channel) for channel in color))
-    for body, visible in zip(bodies, seen, strict=True):
-        for index in np.flatnonzero(visible):
+    for body, shown in zip(bodies, visible, strict=True):
+        for index in np.flatnonzero(shown):
             center = (round(body[index, 0]), round(body[index, 1]))
             cv2.circle(canvas, center, radius, JOINT_COLORS[index], thickness=-1)
     return canvas
@@ -189,7 +189,7 @@ def _blur(picture: Picture, random: np.random.Generator) -> Picture:
 def _motion_kernel(length: int, angle: float) -> NDArray[np.float32]:
     import cv2
 
-    # Drawn at four times the size and averaged down: a line one pixel wide, without steps.
+    # Drawn at four times the size and averaged, so that a line one pixel wide has no steps.
     side, fine = length + 2 + length % 2 + 1, 4
     middle = (side * fine - 1) / 2
     reach = np.array([np.cos(angle), np.sin(angle)]) * length * fine / 2
@@ -213,10 +213,10 @@ def _cover(picture: Picture, random: np.random.Generator) -> Picture:
     import cv2
 
     height, width = picture.shape[:2]
-    wanted = random.uniform(0.1, 0.5)
+    share = random.uniform(0.1, 0.5)  # of the picture to cover, at least
     covered = np.zeros((height, width), np.uint8)
     strokes = random.random() < 0.5
-    for _ in range(64):  # enough for the smallest shapes; the share is reached long before
+    for _ in range(64):  # enough shapes of the smallest size; most often a few reach the share
         before = covered.copy()
         if strokes:
             points = random.uniform(0, 1, (int(random.integers(3, 8)), 2)) * (width, height)
@@ -226,21 +226,22 @@ def _cover(picture: Picture, random: np.random.Generator) -> Picture:
             w, h = random.uniform(0.15, 0.5, 2) * (width, height)
             x, y = random.uniform(0, 1, 2) * (width - w, height - h)
             covered[round(y) : max(round(y) + 1, round(y + h)), round(x) : max(round(x) + 1, round(x + w))] = 1
-        if covered.mean() > 2 / 3:  # the last shape was too much
+        if covered.mean() > 2 / 3:  # with the last shape it is too much
             covered = before
-        if covered.mean() >= wanted:
+        if covered.mean() >= share:
             break
     return np.where(covered[..., None] > 0, np.uint8(MASKED_GRAY), picture)
 
 
 def _openpose_points(points: Sequence[Any]) -> NDArray[np.float64]:
+    """(18, 3) x, y, score in OpenPose's order. Raises InputError for another number of points than a layout has."""
     if len(points) not in _LAYOUTS:
         raise InputError(f"a person of {len(points)} points: there must be 33 (mediapipe), 17 (COCO) or 18 (OpenPose)")
-    given = np.array(
+    coordinates = np.array(
         [[p["x"], p["y"], p["score"]] if isinstance(p, Mapping) else list(p) for p in points], dtype=np.float64
     )
     layout = _LAYOUTS[len(points)]
-    body = np.array([given[0] if source is None else given[source] for source in layout])
+    body = np.array([coordinates[0 if source is None else source] for source in layout])
     if layout[_NECK] is None:
         right, left = body[2], body[5]
         body[_NECK] = [*(right[:2] + left[:2]) / 2, min(right[2], left[2])]

@@ -49,7 +49,7 @@ def plan_frames(
     frame to generate, 0 for each known one, in frame order. cameras: of a view set, 0 where none are given.
     Raises InputError for tasks that do not go together, and a mask or pictures that do not fit the frames.
     """
-    kinds = _kinds(tasks, pictures, denoise_mask, cameras)
+    kinds = _frame_kinds(tasks, pictures, denoise_mask, cameras)
     name = " + ".join(tasks)
     if denoise_mask is not None:
         if known is not None:
@@ -68,14 +68,14 @@ def plan_frames(
         more = "more" if pictures > frames.pictures_known else "fewer"
         raise InputError(
             f"{pictures} images are {more} than the {frames.pictures_known} known image frames of {name}: "
-            + ", ".join(f"{kind} {'wanted' if value else 'known'}" for kind, value in zip(kinds, mask, strict=True))
+            + ", ".join(f"{kind} {'generated' if value else 'known'}" for kind, value in zip(kinds, mask, strict=True))
         )
     if not cameras and any(kind == RAYS and not generated for kind, generated in zip(kinds, mask, strict=True)):
         raise InputError(f"denoise_mask {list(mask)} has known cameras: give azimuth, elevation and distance, or c2w")
     return frames
 
 
-def _kinds(tasks: Sequence[str], pictures: int, mask: Sequence[int] | None, cameras: int) -> tuple[str, ...]:
+def _frame_kinds(tasks: Sequence[str], pictures: int, mask: Sequence[int] | None, cameras: int) -> tuple[str, ...]:
     chosen = [find_task(name) for name in tasks]
     if not chosen:
         raise InputError("name a task")

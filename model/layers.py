@@ -1,4 +1,7 @@
-"""The parts of NextDiT around attention: embeddings, norms, feed-forward. Names as published."""
+"""The parts of NextDiT around attention: embeddings, norms, feed-forward. Names as published.
+
+N tokens, D width, M noise levels.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,18 @@ MAX_PERIOD = 10000.0
 
 
 class RMSNorm(nn.RMSNorm):
-    """Root-mean-square norm, computed in float32, its result times a factor for each row of the layout where given."""
+    """Root-mean-square norm in float32, then times a factor for each noise level where one is given."""
 
     def forward(self, x: Tensor, factor: Tensor | None = None, layout: Layout | TokenLayout | None = None) -> Tensor:
-        """x (N, D), factor (rows, D) → (N, D)."""
+        """x (N, D), factor (M, D) → (N, D)."""
         if factor is None or layout is None:
             return self._normalize(x[None], self.weight.float().view(1, 1, -1))[0]
-        # Weight and factor meet while they are a row each, not once for every token.
-        return layout.per_row(x, self.weight.float() * factor.float(), self._normalize)
+        # Weight and factor are multiplied once for each level, not once for every token.
+        return layout.per_level(x, self.weight.float() * factor.float(), self._normalize)
 
     def _normalize(self, x: Tensor, factor: Tensor) -> Tensor:
         if x.is_cuda or torch.compiler.is_compiling():
-            # A compiler fuses this, and itself chooses what to keep for the gradient.
+            # The compiler fuses this, and chooses itself what to save for the gradient.
             x32 = x.float()
             return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps) * factor).to(x.dtype)
         result: Tensor = _Normalize.apply(x, factor, self.eps)
@@ -36,7 +39,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class _Normalize(torch.autograd.Function):
-    """x (f, t, D) / rms(x) · factor (f, 1, D), keeping no float32 copies of x for the gradient."""
+    """x (m, t, D) / rms(x) · factor (m, 1, D), without saving a float32 copy of x for the gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: Tensor, eps: float) -> Tensor:
@@ -66,7 +69,7 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(SINUSOID, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, timesteps: Tensor) -> Tensor:
-        """(f,) → (f, width)."""
+        """(M,) → (M, width)."""
         half = SINUSOID // 2
         exponents = torch.arange(half, device=timesteps.device, dtype=torch.float32) / half
         angles = timesteps.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * exponents)
@@ -89,4 +92,5 @@ class FeedForward(nn.Module):
         nn.init.xavier_uniform_(self.w3.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (N, D) → (N, D)."""
         return self.w2(F.silu(self.w1(x)) * self.w3(x))

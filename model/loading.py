@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from model.inputs import InputError
 from model.weights import model_folder
 
-_AT_ONCE = 16 << 20  # bytes of a file mapped at a time: pages that are mapped count as memory used
-_NAMED = 3  # wrong keys that an error names
+_MAPPED_BYTES = 16 << 20  # of a file, mapped at a time: pages that are mapped count as memory used
+_KEYS_SHOWN = 3  # wrong keys that an error names
 
 
 def load_model(
     cls: Any,
-    of_diffusers: Callable[..., Any],
+    diffusers_loader: Callable[..., Any],
     name: Any,
     subfolder: str | None = None,
     torch_dtype: torch.dtype | None = None,
@@ -29,12 +29,12 @@ def load_model(
 ) -> Any:
     """A model of diffusers from a folder or hub name, with its weights as stored unless torch_dtype says otherwise.
 
-    cls: a ModelMixin; of_diffusers: its own from_pretrained, which serves what is not about plain loading
-    (device_map, quantization_config). Peak memory is that of the weights and one tensor or 16 MB.
+    cls: a ModelMixin; diffusers_loader: the from_pretrained of diffusers, used when device_map or quantization_config
+    is given. Peak memory is that of the weights and one tensor or 16 MB.
     Raises InputError for a name that is no model, and for weights that do not fit, naming the keys.
     """
     if kwargs.get("device_map") is not None or kwargs.get("quantization_config") is not None:
-        return of_diffusers(name, subfolder=subfolder, torch_dtype=torch_dtype, variant=variant, **kwargs)
+        return diffusers_loader(name, subfolder=subfolder, torch_dtype=torch_dtype, variant=variant, **kwargs)
     folder = model_folder(str(name), subfolder or "transformer")
     config = cls.load_config(folder)
     with torch.device("meta"):
@@ -69,16 +69,18 @@ def load_weights(
     Raises InputError, naming keys, unless the files hold just the model's weights, in their shapes.
     """
     shapes = {path: _shapes(path) for path in files}
-    _check(files[0].parent, model.state_dict(), {key: shape for held in shapes.values() for key, shape in held.items()})
-    for path, held in shapes.items():
-        for key, value in _values(path, list(held)):
+    stored = {key: shape for file_shapes in shapes.values() for key, shape in file_shapes.items()}
+    _check(files[0].parent, {key: tuple(value.shape) for key, value in model.state_dict().items()}, stored)
+    for path, file_shapes in shapes.items():
+        for key, value in _values(path, list(file_shapes)):
             owner, _, name = key.rpartition(".")
             module = model.get_submodule(owner)
-            filled = value.to(device, dtype if value.is_floating_point() else value.dtype, copy=True)
+            # A copy, since `value` is mapped memory.
+            weight = value.to(device, dtype if value.is_floating_point() else value.dtype, copy=True)
             if name in module._parameters:
-                module._parameters[name] = nn.Parameter(filled)
+                module._parameters[name] = nn.Parameter(weight)
             else:
-                module._buffers[name] = filled
+                module._buffers[name] = weight
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -87,32 +89,33 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _values(path: Path, keys: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors one by one; the file is mapped anew now and then, so that pages read do not add up."""
+    """Tensors one by one; the file is mapped anew after every 16 MB, so that mapped pages do not add up."""
     rest = list(keys)
     while rest:
         read = 0
         with safe_open(path, "pt") as file:
-            while rest and read < _AT_ONCE:
+            while rest and read < _MAPPED_BYTES:
                 value = file.get_tensor(rest[0])
                 read += value.numel() * value.element_size()
                 yield rest.pop(0), value
                 del value
 
 
-def _check(folder: Path, wanted: Mapping[str, Tensor], held: Mapping[str, tuple[int, ...]]) -> None:
-    wrong = {
-        "missing": [key for key in wanted if key not in held],
-        "not of this model": [key for key in held if key not in wanted],
+def _check(folder: Path, expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise InputError unless the stored shapes are the expected ones, by key."""
+    problems = {
+        "missing": [key for key in expected if key not in stored],
+        "not of this model": [key for key in stored if key not in expected],
         "of another shape": [
-            f"{key} {held[key]}, not {tuple(value.shape)}"
-            for key, value in wanted.items()
-            if key in held and held[key] != tuple(value.shape)
+            f"{key} {stored[key]}, not {shape}"
+            for key, shape in expected.items()
+            if key in stored and stored[key] != shape
         ],
     }
-    said = [
-        f"{what}: {', '.join(keys[:_NAMED])}" + (f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else "")
-        for what, keys in wrong.items()
-        if keys
-    ]
-    if said:
-        raise InputError(f"{folder}: weights that do not fit its config.json; {'; '.join(said)}")
+    messages = []
+    for problem, keys in problems.items():
+        if keys:
+            more = f" and {len(keys) - _KEYS_SHOWN} more" if len(keys) > _KEYS_SHOWN else ""
+            messages.append(f"{problem}: {', '.join(keys[:_KEYS_SHOWN])}{more}")
+    if messages:
+        raise InputError(f"{folder}: weights that do not fit its config.json; {'; '.join(messages)}")

@@ -13,6 +13,7 @@ from model.inputs import InputError
 
 # Projections of attention and feed-forward: what `target_modules` of a peft LoraConfig takes.
 LORA_TARGETS = ["wq", "wk", "wv", "wo", "wk_y", "wv_y", "w1", "w2", "w3"]
+# Arguments of diffusers that say where weights come from.
 _SOURCE = (
     "weight_name",
     "subfolder",
@@ -37,17 +38,17 @@ class LoraMixin(LoraBaseMixin):
         cls, pretrained_model_name_or_path_or_dict: str | dict[str, Tensor], **kwargs: Any
     ) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         """Weights and metadata of an adapter in a folder, a file, a hub repository or a dict; safetensors only."""
-        stray = set(kwargs) - set(_SOURCE)
-        if stray:
-            raise TypeError(f"unexpected arguments: {', '.join(sorted(stray))}")
-        found: tuple[dict[str, Tensor], dict[str, Any] | None] = _fetch_state_dict(
+        unknown = set(kwargs) - set(_SOURCE)
+        if unknown:
+            raise TypeError(f"unexpected arguments: {', '.join(sorted(unknown))}")
+        state_dict: tuple[dict[str, Tensor], dict[str, Any] | None] = _fetch_state_dict(
             pretrained_model_name_or_path_or_dict,
             **{name: kwargs.get(name) for name in _SOURCE},
             use_safetensors=True,
             user_agent={"file_type": "attn_procs_weights", "framework": "pytorch"},
             allow_pickle=False,
         )
-        return found
+        return state_dict
 
     def load_lora_weights(
         self,
@@ -58,10 +59,9 @@ class LoraMixin(LoraBaseMixin):
     ) -> None:
         """Add an adapter to the transformer. Raises InputError for weights that are no adapter of it."""
         weights, metadata = self.lora_state_dict(pretrained_model_name_or_path_or_dict, **kwargs)
-        strange = [key for key in weights if "lora" not in key]
-        own = [key for key in weights if key.startswith(f"{self.transformer_name}.")]
-        if strange or not own:
-            wrong = strange[0] if strange else next(iter(weights), "nothing")
+        other_keys = [key for key in weights if "lora" not in key]
+        if other_keys or not any(key.startswith(f"{self.transformer_name}.") for key in weights):
+            wrong = next(iter(other_keys or weights), "nothing")
             raise InputError(
                 f"no LoRA of this transformer: it holds {wrong!r}, expected transformer.….lora_A.weight and lora_B"
             )

@@ -29,10 +29,10 @@ def aspect_bucket(width: int, height: int, size: int) -> tuple[int, int]:
             f"size {size} does not divide by {SIZE_STEP}; take {max(SIZE_STEP, round(size / SIZE_STEP) * SIZE_STEP)}"
         )
     assert min(width, height) > 0, (width, height)
-    wanted = math.log(width / height)
+    aspect = math.log(width / height)
     # Rounded, so that the last bit of a logarithm never decides between two buckets.
     bucket = min(
-        _buckets(size // SIZE_STEP), key=lambda b: (round(abs(math.log(b[0] / b[1]) - wanted), 9), b[0] * b[1], b[0])
+        _buckets(size // SIZE_STEP), key=lambda b: (round(abs(math.log(b[0] / b[1]) - aspect), 9), b[0] * b[1], b[0])
     )
     return bucket[0] * SIZE_STEP, bucket[1] * SIZE_STEP
 

@@ -28,12 +28,12 @@ from model.text import TextEncoder
 from model.transformer import NextDiT
 from model.weights import pipeline_folder
 
-# model_index.json names the module of each part. Ours have moved, and others have them elsewhere, so a part of ours is
-# found by the name of its class.
+# model_index.json names the module of each part as it was when the folder was written: by an older version of this
+# project, or by the released code. So these parts are recognized by the names of their classes.
 _OWN_PARTS = {part.__name__: part.__module__ for part in (NextDiT, AutoencoderDCT)}
 
 Pictures = Sequence[Any]  # each a PIL image, (H, W, 3) array or (3, H, W) tensor
-After = Callable[[DiffusionPipeline, int, Tensor, dict[str, Any]], dict[str, Any]]
+StepCallback = Callable[[DiffusionPipeline, int, Tensor, dict[str, Any]], dict[str, Any]]
 
 
 class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
@@ -70,7 +70,7 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
-        """As diffusers', but the parts that are ours come from where they are now, whatever module the folder names."""
+        """The configuration as diffusers reads it, with the present modules of the parts that this project defines."""
         config = super().load_config(*args, **kwargs)
         index = config[0] if isinstance(config, tuple) else config
         for name, part in index.items():
@@ -113,10 +113,10 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
         latents: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: After | None = None,
+        callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> OneDiffusionOutput | tuple[Any, ...]:
-        """Sample one task, or several conditions of one image, from what is known to what is wanted.
+        """Sample one task, or several conditions of one image: generate the frames that are not known.
 
         task: a name of model.prompts.TASKS. images: the pictures of the known frames, in frame order, each cropped
         about its center to the size; known: what they are, the "condition" (default) or the "image"; denoise_mask: 1
@@ -134,22 +134,23 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
         """
         tasks = [task] if isinstance(task, str) else list(task)
         captions = [prompt] if isinstance(prompt, str) else list(prompt)
-        given = _pictures(images, len(captions))
+        known_pictures = _pictures(images, len(captions))
         cameras = _cameras(azimuth, elevation, distance, c2w, intrinsics, normalize_cameras)
-        frames = plan_frames(tasks, len(given[0]), known, denoise_mask, 0 if cameras is None else len(cameras[0]))
-        codes = _colors(names, colors)
+        views = 0 if cameras is None else len(cameras[0])
+        frames = plan_frames(tasks, len(known_pictures[0]), known, denoise_mask, views)
+        class_colors = _colors(names, colors)
         prompts = [
-            _prompt(tasks, caption, names, list(codes.values()), reference_prompts)
+            _prompt(tasks, caption, names, list(class_colors.values()), reference_prompts)
             for caption in captions
             for _ in range(num_images_per_prompt)
         ]
-        width, height = self._size(given[0], frames, width, height)
+        width, height = self._size(known_pictures[0], frames, width, height)
         guidance = find_task(tasks[0]).guidance if guidance_scale is None else guidance_scale
         embeds, mask = self._embed(prompts, negative_prompt if guidance > 1 else None)
         shape = (len(prompts), len(frames.mask), *_latent_shape(width, height))
         noise = self._noise(shape, generator, latents)
-        clean = torch.stack([self._encode(per_sample, width, height) for per_sample in given])
-        clean = clean.repeat_interleave(len(prompts) // len(given), 0).to(noise)
+        clean = torch.stack([self._encode(per_sample, width, height) for per_sample in known_pictures])
+        clean = clean.repeat_interleave(len(prompts) // len(known_pictures), 0).to(noise)
         rays = None
         if RAYS in frames.kinds:
             rays = noise.new_zeros(len(frames.kinds) // 2, *shape[2:])
@@ -170,22 +171,25 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
                 None if rays is None else rays[None].expand(len(prompts), *rays.shape),
                 condition_timestep,
                 lambda step, steps: bar.update(),
-                self._after(callback_on_step_end, callback_on_step_end_tensor_inputs),
+                self._after_step(callback_on_step_end, callback_on_step_end_tensor_inputs),
             )
-        fields = {} if output_type == "latent" else self._read(result, frames, codes, intrinsics, output_type)
+        fields = {} if output_type == "latent" else self._read(result, frames, class_colors, intrinsics, output_type)
         self.maybe_free_model_hooks()
         output = OneDiffusionOutput(latents=result, **fields)
         return output if return_dict else output.to_tuple()
 
-    def _size(self, given: Sequence[Picture], frames: Frames, width: int | None, height: int | None) -> tuple[int, int]:
-        size = self.config.default_size
+    def _size(
+        self, pictures: Sequence[Picture], frames: Frames, width: int | None, height: int | None
+    ) -> tuple[int, int]:
+        """(width, height) of every frame in pixels. Raises InputError for sizes that do not serve."""
+        size = self.config.default_size // SIZE_STEP * SIZE_STEP
         if width is None or height is None:
             if width or height:
                 raise InputError("give height and width, or neither")
-            if RAYS in frames.kinds or not given:
-                width = height = size // SIZE_STEP * SIZE_STEP
+            if RAYS in frames.kinds or not pictures:
+                width = height = size
             else:
-                width, height = aspect_bucket(given[0].shape[1], given[0].shape[0], size // SIZE_STEP * SIZE_STEP)
+                width, height = aspect_bucket(pictures[0].shape[1], pictures[0].shape[0], size)
         if width % SIZE_STEP or height % SIZE_STEP or min(width, height) < SIZE_STEP:
             raise InputError(f"width {width} × height {height}: both must divide by {SIZE_STEP}")
         if RAYS in frames.kinds and width != height:
@@ -203,17 +207,18 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
         mask = torch.arange(embeds.shape[1]) < lengths[:, None]
         return embeds.to(self._execution_device), mask.to(self._execution_device)
 
-    def _encode(self, given: Sequence[Picture], width: int, height: int) -> Tensor:
+    def _encode(self, pictures: Sequence[Picture], width: int, height: int) -> Tensor:
         """(K, 16, h, w) latents of known pictures."""
         device = self._execution_device
         codec = ImageCodec(self.vae, device=device)
         latents = []
-        for picture in given:
-            pixels = torch.from_numpy(fit_picture(picture, width, height).copy()).permute(2, 0, 1)[None]
+        for picture in pictures:
+            pixels = torch.from_numpy(fit_picture(picture, width, height)).permute(2, 0, 1)[None]
             latents.append(codec.encode(pixels.to(device).float() / 127.5 - 1)[0])
         return torch.stack(latents) if latents else torch.zeros(0, *_latent_shape(width, height), device=device)
 
     def _noise(self, shape: tuple[int, ...], generator: Any, latents: Tensor | None) -> Tensor:
+        """The latents to begin with, of this shape: those given, or new noise. Raises InputError where they differ."""
         if isinstance(generator, list) and len(generator) != shape[0]:
             raise InputError(f"{len(generator)} generators for {shape[0]} samples")
         if latents is None:
@@ -222,9 +227,10 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
             raise InputError(f"latents of shape {tuple(latents.shape)}: they must be {shape}")
         return latents.to(self._execution_device, self.transformer.dtype)
 
-    def _after(
-        self, callback: After | None, inputs: Sequence[str]
+    def _after_step(
+        self, callback: StepCallback | None, inputs: Sequence[str]
     ) -> Callable[[int, Tensor, Tensor], Tensor | None] | None:
+        """A callback in the form of diffusers as the `after_step` of sample_frames."""
         unknown = set(inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise InputError(
@@ -243,13 +249,13 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
         return after
 
     def _read(
-        self, latents: Tensor, frames: Frames, codes: dict[str, str], intrinsics: Tensor | None, form: str
+        self, latents: Tensor, frames: Frames, colors: dict[str, str], intrinsics: Tensor | None, form: str
     ) -> dict[str, Any]:
         """Pictures of the frames generated, and what can be read from them."""
         codec = ImageCodec(self.vae, device=self._execution_device)
         places = [place for place in frames.generated if frames.kinds[place] != RAYS]
         pixels = [codec.decode(sample[places].to(self._execution_device)) for sample in latents] if places else []
-        fields = read_pictures(pixels, [frames.kinds[place] for place in places], codes, form)
+        fields = read_pictures(pixels, [frames.kinds[place] for place in places], colors, form)
         if any(frames.kinds[place] == RAYS for place in frames.generated):
             fields["cameras"] = [recover_cameras(sample[1::2].float().cpu(), intrinsics) for sample in latents]
         return fields
@@ -261,7 +267,7 @@ def _latent_shape(width: int, height: int) -> tuple[int, int, int]:
 
 
 def _pictures(images: Any, samples: int) -> list[list[Picture]]:
-    """The known pictures of each sample, or of all samples at once. Raises InputError for batches of other lengths."""
+    """The known pictures of each sample, or one list for all. Raises InputError for batches of other lengths."""
     if images is None:
         return [[]]
     if not isinstance(images, (list, tuple)):
@@ -276,7 +282,7 @@ def _pictures(images: Any, samples: int) -> list[list[Picture]]:
 def _prompt(
     tasks: Sequence[str], caption: str, names: Sequence[str], colors: Sequence[str], references: Sequence[str]
 ) -> str:
-    """Of several conditions: the tokens and classes of each, then the caption."""
+    """The prompt of these tasks: tokens and classes of each, then the caption. One that begins with a token stays."""
     if caption.startswith("[["):
         return caption
     parts = [build_prompt(name, "", names, colors) for name in tasks[:-1]]

@@ -1,6 +1,6 @@
-"""Tasks, their tokens and the prompts that carry them: what the published model was told (its prompt guide).
+"""Tasks, their tokens and the prompts that carry them, as in the prompt guide of the published model.
 
-One token serves both directions of a task; which frames are known says which way it goes.
+One token serves both directions of a task; which frames are known decides between them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ COLORS: dict[str, str] = {
     "orchid": "#DA70D6",
 }
 _COLOR_NAMES = {code: name for name, code in COLORS.items()}
-DEGRADED, RAYS = "degraded", "rays"  # conditions that are no label
+DEGRADED, RAYS = "degraded", "rays"  # conditions that are not labels
 
 
 @dataclass(frozen=True)
@@ -128,19 +128,19 @@ def build_prompt(
     the prompt; for `subject`, the name of the item. sources: captions of the reference pictures of `identity` and
     `subject`. Raises InputError for an unknown task or color, or too many reference pictures.
     """
-    found = find_task(task)
+    spec = find_task(task)
     parts = [find_token(task)]
-    if found.phrase:
+    if spec.phrase:
         phrases = [
-            f"<{code.upper()} {_color_name(code)} {found.phrase}: {name}>"
+            f"<{code.upper()} {_color_name(code)} {spec.phrase}: {name}>"
             for name, code in zip(names, colors, strict=True)
         ]
         parts += dict.fromkeys(phrases)
-    if found.name == "subject":
+    if spec.name == "subject":
         parts += [f"<item: {name}>" for name in names]
-    if found.references > 1:  # they are told apart by numbers, the generated image being 0
-        if len(sources) > found.references:
-            raise InputError(f"{task}: {len(sources)} reference pictures; at most {found.references}")
+    if spec.references > 1:  # numbered, and the generated image has number 0
+        if len(sources) > spec.references:
+            raise InputError(f"{task}: {len(sources)} reference pictures; at most {spec.references}")
         parts += [f"[[img{index}]] {text.strip()}".strip() for index, text in enumerate([caption, *sources])]
     else:
         parts.append(caption.strip())

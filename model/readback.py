@@ -14,8 +14,8 @@ from model.conditions import JOINT_COLORS, LIMB_SHADE, LIMBS
 from model.pictures import Picture
 from model.prompts import COLORS
 
-NEAR = 0.3  # farthest a joint's pixels may be from its color, as a share of the way from black to white
-_SMALLEST_REGION = 1 / 2000  # of a picture: less is noise
+NEAR = 0.3  # largest distance of a joint's pixels from its color, in RGB with channels of 0…1
+_SMALLEST_REGION = 1 / 2000  # of the picture's pixels; less is noise
 
 
 def read_depth(picture: Picture) -> NDArray[np.float32]:
@@ -35,14 +35,14 @@ def read_boxes(picture: Picture, colors: Mapping[str, str]) -> dict[str, list[tu
     """For each class the boxes (x0, y0, x1, y1), in pixels, around the connected outlines of its color."""
     import cv2
 
-    found: dict[str, list[tuple[int, int, int, int]]] = {}
+    boxes: dict[str, list[tuple[int, int, int, int]]] = {}
     least = _SMALLEST_REGION * picture.shape[0] * picture.shape[1]
     for name, mask in read_masks(picture, colors).items():
-        # A line that another box crosses, or noise breaks, is one line still.
+        # Closes the gaps where another box crosses a line or noise breaks it.
         closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
         _, _, statistics, _ = cv2.connectedComponentsWithStats(closed, connectivity=8)
-        found[name] = [(int(x), int(y), int(x + w), int(y + h)) for x, y, w, h, area in statistics[1:] if area >= least]
-    return found
+        boxes[name] = [(int(x), int(y), int(x + w), int(y + h)) for x, y, w, h, area in statistics[1:] if area >= least]
+    return boxes
 
 
 def read_keypoints(picture: Picture) -> NDArray[np.float32]:
@@ -57,7 +57,7 @@ def read_keypoints(picture: Picture) -> NDArray[np.float32]:
     radius = max(1, round(max(1.0, np.sqrt(width * height) / 128)))
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2).astype(np.float32)
     pixels = picture.astype(np.float32) / 255
-    # Limbs are drawn in the joints' colors, darker: each pixel belongs to the nearest of all of them, or to nothing.
+    # Limbs have the joints' colors, darker. Each pixel belongs to the nearest color of joints, limbs and background.
     joints = np.array(JOINT_COLORS, np.float32) / 255
     limbs = joints[: len(LIMBS)] * LIMB_SHADE
     palette = np.concatenate([joints, limbs, np.zeros((1, 3), np.float32)])
@@ -77,6 +77,7 @@ def read_keypoints(picture: Picture) -> NDArray[np.float32]:
 
 
 def _nearest(picture: Picture, colors: Sequence[str]) -> list[NDArray[np.bool_]]:
+    """For each color "#RRGGBB" the pixels (H, W) that are nearer to it than to the others and to black."""
     assert all(color.upper() in COLORS.values() for color in colors)
     codes = [tuple(int(color[i : i + 2], 16) for i in (1, 3, 5)) for color in colors]
     palette = np.array([(0, 0, 0), *codes], np.float32)

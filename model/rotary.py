@@ -1,6 +1,6 @@
 """Rotary positions of a grid of tokens over (frame, row, column), as real cosines and sines.
 
-F frames, r × c tokens a frame, d head size, n = F·r·c.
+d head size, n tokens of a grid: frames · rows · columns.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torch import Tensor
 BASE = 10000.0
 
 
-def rotary_rows(
+def rotary_table(
     frames: int, rows: int, columns: int, size: int, linear: float, ntk: float, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """cos, sin (n, 1, d) for one sample's tokens, in the order (frame, row, column), as `rotate` takes them.
 
     d is split in three equal parts, one an axis; frequencies are base^(−i/d), i = 0, 6, 12 … linear divides the
-    frequencies, ntk multiplies the base (docs/model.md, time-aware scaling). What is kept between calls is an axis of a
-    length, some kilobytes; the rows of a grid are copies of those.
+    frequencies, ntk multiplies the base (docs/model.md, time-aware scaling). The table of each axis is cached, some
+    kilobytes; that of the grid is put together from three.
     """
-    make = _axis if torch.compiler.is_compiling() else _kept_axis
+    make = _axis if torch.compiler.is_compiling() else _cached_axis
     axes = (frames, rows, columns)
     per_axis = zip(*(make(n, size, linear, ntk, device) for n in axes), strict=True)
     cos, sin = (
@@ -35,7 +35,7 @@ def rotary_rows(
 
 def _axis(n: int, size: int, linear: float, ntk: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """cos, sin (n, d/3) of positions 0 … n−1."""
-    # What is kept while sampling must serve training too, where inference tensors are refused.
+    # A table cached while sampling must serve training too, where inference tensors are refused.
     with torch.inference_mode(False):
         frequencies = (BASE * ntk) ** (-torch.arange(0, size, 6, device=device, dtype=torch.float32) / size) / linear
         angles = torch.outer(torch.arange(n, device=device, dtype=torch.float32), frequencies)
@@ -43,7 +43,7 @@ def _axis(n: int, size: int, linear: float, ntk: float, device: torch.device) ->
         return cos.repeat_interleave(2, -1), torch.stack([-sin, sin], -1).flatten(-2)
 
 
-_kept_axis = lru_cache(maxsize=256)(_axis)
+_cached_axis = lru_cache(maxsize=256)(_axis)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

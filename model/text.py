@@ -24,7 +24,7 @@ _GPU_BATCH = 32
 class TextEncoder:
     """Prompts to embeddings (L_i, Y) float32, one each, without padding, through a model of transformers.
 
-    name: what a label says made it, without paths; digest: of weights and tokenizer; width: Y.
+    name: what labels record as their encoder, without paths; digest: of weights and tokenizer; width: Y.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class TextEncoder:
     ) -> None:
         """model: a T5 encoder, as the published model has, or any model with hidden states.
 
-        device: where a model computes that is elsewhere while idle (offloading); None where it lies.
+        device: where the model computes, if it is elsewhere while idle (offloading); None: where it is.
         """
         self.model, self.tokenizer = model, tokenizer
         self.tokens = _token_limit(model.config, tokenizer)
@@ -43,8 +43,8 @@ class TextEncoder:
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
         """Embeddings (L_i, Y) float32 on the CPU, at most `tokens` long, a special token or two in it.
 
-        On the CPU prompts go one by one: the sums of a matrix product depend on the shape of the batch, and a prompt's
-        embedding must not depend on its company.
+        On the CPU prompts go one by one: the rounding of a matrix product depends on the shape of the batch, and a
+        prompt's embedding must not depend on the other prompts.
         """
         size = 1 if self.device.type == "cpu" else _GPU_BATCH
         return [part for start in range(0, len(prompts), size) for part in self._encode(prompts[start : start + size])]
@@ -56,7 +56,7 @@ class TextEncoder:
         )
         ids, mask = batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)
         hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float().cpu()
-        return [row[kept] for row, kept in zip(hidden, mask.bool().cpu(), strict=True)]
+        return [row[is_token] for row, is_token in zip(hidden, mask.bool().cpu(), strict=True)]
 
 
 def load_text_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> TextEncoder:
@@ -83,15 +83,15 @@ def text_encoder_digest(name: str) -> str:
 
 
 def _minilm_folder() -> Path:
-    # Found, not imported: importing the package would import what it was made with.
+    # The package is located and not imported: that would load libraries which only its own code uses.
     require(_PACKAGE)
-    found = importlib.util.find_spec(_PACKAGE)
-    assert found is not None and found.submodule_search_locations
-    return Path(found.submodule_search_locations[0]) / "model"
+    spec = importlib.util.find_spec(_PACKAGE)
+    assert spec is not None and spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0]) / "model"
 
 
 def _folders(name: str) -> tuple[Path, Path]:
-    encoder = model_folder(name, _ENCODER, also=[_TOKENIZER])
+    encoder = model_folder(name, _ENCODER, siblings=[_TOKENIZER])
     beside = encoder.parent / _TOKENIZER
     tokenizer = beside if encoder.name == _ENCODER and beside.is_dir() else encoder
     files = {path.name for path in tokenizer.iterdir()}

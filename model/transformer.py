@@ -1,10 +1,11 @@
 """NextDiT, the OneDiffusion transformer: frames with a noise level each in, their velocities out (docs/model.md).
 
-Read downward: `forward` and `forward_packed` lay samples in one sequence, `_tokens` is the loop over blocks,
-`Block` the equations of one.
+Read downward: `forward` and `forward_packed` lay samples in one sequence, `_denoise` embeds it and loops over the
+blocks, `Block.compute` has the equations of one.
 
-B batch, F frames, C latent channels, h × w latents, p = 2 spatial patch, r × c = h/p × w/p tokens a frame, D width,
-L prompt tokens, Y text width. All samples of a call, of one shape or of many, lie in one pack of N tokens.
+Symbols of docs/model.md: B samples, F frames, C latent channels, h × w latent height and width, p = 2 side of a patch,
+N tokens, D width, L prompt tokens, Y their width. All samples of a call, of one shape or of many, lie in one sequence
+of N image tokens beside T text tokens, and have M noise levels: one a frame, or one a token.
 """
 
 from __future__ import annotations
@@ -88,23 +89,19 @@ class NextDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """Velocity of samples (B, F, C, h, w) or (B, C, h, w), in the same shape.
 
         timesteps: 0…1000, (B,), (B, F) or for each element; encoder_hidden_states (B, L, Y) with mask (B, L).
+        scale_factor, scale_watershed: of the rotary frequencies (docs/model.md, Time-aware scaling).
         """
         x = samples[:, None] if samples.ndim == 4 else samples
         B, F, _, h, w = x.shape
-        linear, ntk = 1.0, 1.0
-        if scale_factor != 1.0:
-            early = bool(timesteps.max() < scale_watershed)
-            linear, ntk = (scale_factor, 1.0) if early else (1.0, scale_factor)
+        y, mask = encoder_hidden_states, encoder_attention_mask
         per_token = timesteps.numel() == x.numel()
         if per_token:
             t = _patchify(timesteps.view_as(x)).mean(-1)
         else:
             t = (timesteps[:, None] if timesteps.ndim == 1 else timesteps).expand(B, F).flatten()
-        y, mask = encoder_hidden_states, encoder_attention_mask
-        weight = mask.to(y.dtype)[..., None]
-        pooled = (y * weight).sum(1) / (weight.sum(1) + 1e-8)
-        layout = batch_layout(B, (F, h // P, w // P), mask, per_token, self.head_size, linear, ntk)
-        v = self._tokens(_patchify(x), t, pooled, rearrange(y, "B L Y -> (B L) Y"), layout)
+        scaling = _frequency_scaling(timesteps, scale_factor, scale_watershed)
+        layout = batch_layout(B, (F, h // P, w // P), mask, per_token, self.head_size, *scaling)
+        v = self._denoise(_patchify(x), t, _pool(y, mask), rearrange(y, "B L Y -> (B L) Y"), layout)
         return _unpatchify(v, layout.groups[0]).view_as(samples)
 
     def forward_packed(
@@ -119,46 +116,60 @@ class NextDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         xs, ys = [samples[i] for i in order], [text[i] for i in order]
         grids = [(x.shape[0], x.shape[2] // P, x.shape[3] // P) for x in xs]
         layout = packed_layout(grids, [len(y) for y in ys], self.head_size, xs[0].device)
-        x = torch.cat([_patchify(torch.stack(list(alike))) for _, alike in groupby(xs, lambda x: x.shape)])
+        x = torch.cat([_patchify(torch.stack(list(group))) for _, group in groupby(xs, lambda x: x.shape)])
         t = torch.cat([timesteps[i] for i in order])
         pooled = torch.stack([y.sum(0) / (len(y) + 1e-8) for y in ys])
-        v = self._tokens(x, t, pooled, torch.cat(ys), layout)
+        v = self._denoise(x, t, pooled, torch.cat(ys), layout)
         parts = zip(layout.split(v), layout.groups, strict=True)
-        velocities = [one for part, group in parts for one in _unpatchify(part, group).unbind()]
-        return [velocities[place] for place in sorted(range(len(order)), key=order.__getitem__)]
+        velocities = [velocity for part, group in parts for velocity in _unpatchify(part, group).unbind()]
+        return [velocity for _, velocity in sorted(zip(order, velocities, strict=True), key=lambda pair: pair[0])]
 
-    def _tokens(self, x: Tensor, t: Tensor, pooled: Tensor, y: Tensor, layout: Layout) -> Tensor:
-        """x (N, p·p·C), timesteps t (rows,), pooled text (samples, Y), text tokens y (T, Y) → (N, p·p·C)."""
-        N, of_row, marked = len(x), layout.sample_of_row, False
-        tokens: Layout | TokenLayout = layout
+    def _denoise(self, x: Tensor, t: Tensor, pooled: Tensor, y: Tensor, groups: Layout) -> Tensor:
+        """x (N, p·p·C), timesteps t (M,), pooled text (samples, Y), text tokens y (T, Y) → velocities (N, p·p·C)."""
+        N = len(x)
+        layout: Layout | TokenLayout = groups
         if _in_one_kernel(x.device):
-            tokens = TokenLayout.of(layout)
-            of_row = tokens.sample_of_row
-            x, y, t = (_padded(z, to) for z, to in ((x, tokens.cos), (y, tokens.sample_of_text), (t, of_row)))
-            if marked := not torch.compiler.is_compiling():
-                tokens.mark_sizes()
+            layout = TokenLayout.of(groups)
+            x, y, t = layout.pad(x, y, t)
+            if not torch.compiler.is_compiling():
+                layout.mark_sizes()
+
         x = self.x_embedder(x)
-        c = self.t_embedder(t) + self.y_embedder(pooled)[of_row]
-        capped = self.config.soft_capping if self.config.soft_capping is not None else x.dtype != torch.float32
-        for layer in self.layers:
-            if marked:  # every time: diffusers compiles the call of a block, and each gives a tensor that is new
-                mark_sizes(x, y, c)
-            arguments = (x, y, c, tokens, SOFT_CAP if capped else None)
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = self._gradient_checkpointing_func(layer, *arguments)
-            else:
-                x = layer(*arguments)
-        v = self.final_layer(x, c, tokens)
+        c = self.t_embedder(t) + self.y_embedder(pooled)[layout.sample_of_level]
+        soft_cap = self._soft_cap(x.dtype)
+        for block in self.layers:
+            x = self._run_block(block, x, y, c, layout, soft_cap)
+        v = self.final_layer(x, c, layout)
         return v if len(v) == N else v[:N]
 
+    def _run_block(
+        self, block: nn.Module, x: Tensor, y: Tensor, c: Tensor, layout: Layout | TokenLayout, soft_cap: float | None
+    ) -> Tensor:
+        """What `block` returns; with gradient checkpointing it is computed once more in the backward pass."""
+        if isinstance(layout, TokenLayout) and not torch.compiler.is_compiling():
+            # Before every block, since each returns a new tensor, and diffusers may compile the call of a block.
+            mark_sizes(x, y, c)
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            result: Tensor = self._gradient_checkpointing_func(block, x, y, c, layout, soft_cap)
+            return result
+        return block(x, y, c, layout, soft_cap)
+
+    def _soft_cap(self, dtype: torch.dtype) -> float | None:
+        """The soft cap of attention between image tokens that compute in this type; None for no cap."""
+        configured = self.config.soft_capping
+        return SOFT_CAP if (dtype != torch.float32 if configured is None else configured) else None
+
     def compile_blocks(self) -> None:
-        """Compile the blocks where packs are one sequence of tokens (CUDA): one graph serves packs of any shapes."""
-        for layer in self.layers:
-            layer.compiled = True
+        """Let blocks run compiled on CUDA, where one graph serves packs of any shapes; elsewhere it has no effect."""
+        for block in self.layers:
+            block.compiled = True
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each between two norms, scaled and gated by the frame's timestep and text."""
+    """Attention and feed-forward, each between two norms, scaled and gated by the frame's timestep and text.
+
+    `RMSNorm(x, factor, layout)` is norm(x) · factor, where factor has a row for each noise level.
+    """
 
     def __init__(
         self,
@@ -183,21 +194,22 @@ class Block(nn.Module):
         self.compiled = False
 
     def forward(self, x: Tensor, y: Tensor, c: Tensor, layout: Layout | TokenLayout, soft_cap: float | None) -> Tensor:
-        """x (N, D), y (T, Y), c (rows, min(D, 1024)) → (N, D)."""
+        """x (N, D), y (T, Y), c (M, min(D, 1024)) → (N, D)."""
         if self.compiled and isinstance(layout, TokenLayout) and not torch.compiler.is_compiling():
-            # Hooks (of FSDP, of checkpointing) stay outside: they are around the call of the module. What they cast is
-            # a new tensor, so it is marked here.
+            # Hooks around the call of the module (of FSDP, of checkpointing) are not compiled. Tensors that they cast
+            # are new and not marked yet.
             return _compiled_block()(self, *mark_sizes(x, y, c), layout, soft_cap)
         return self.compute(x, y, c, layout, soft_cap)
 
     def compute(self, x: Tensor, y: Tensor, c: Tensor, layout: Layout | TokenLayout, soft_cap: float | None) -> Tensor:
-        """What forward computes, and what is compiled."""
-        scale_msa, gate_msa, scale_mlp, gate_mlp = self.adaLN_modulation(c).chunk(4, dim=-1)
-        h = self.attention_norm1(x, 1 + scale_msa, layout)
+        """The equations of a block (docs/model.md, Block), which `forward` calls as they are or compiled."""
+        scale_a, gate_a, scale_f, gate_f = self.adaLN_modulation(c).chunk(4, dim=-1)
+        h = self.attention_norm1(x, 1 + scale_a, layout)
         h = self.attention(h, self.attention_y_norm(y), layout, soft_cap)
-        x = x + self.attention_norm2(h, gate_msa.tanh(), layout)
-        h = self.feed_forward(self.ffn_norm1(x, 1 + scale_mlp, layout))
-        return x + self.ffn_norm2(h, gate_mlp.tanh(), layout)
+        x = x + self.attention_norm2(h, gate_a.tanh(), layout)
+        h = self.ffn_norm1(x, 1 + scale_f, layout)
+        h = self.feed_forward(h)
+        return x + self.ffn_norm2(h, gate_f.tanh(), layout)
 
 
 class FinalLayer(nn.Module):
@@ -210,37 +222,49 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(min(width, 1024), width))
 
     def forward(self, x: Tensor, c: Tensor, layout: Layout | TokenLayout) -> Tensor:
-        """x (N, D), c (rows, min(D, 1024)) → (N, p·p·C)."""
-        return self.linear(layout.per_row(self.norm_final(x), 1 + self.adaLN_modulation(c), torch.mul))
+        """x (N, D), c (M, min(D, 1024)) → (N, p·p·C)."""
+        scale = self.adaLN_modulation(c)
+        return self.linear(layout.per_level(self.norm_final(x), 1 + scale, torch.mul))
 
 
 @cache
 def _compiled_block() -> Callable[..., Tensor]:
-    """Block.compute as one graph for all blocks and packs; an error where it is none."""
+    """Block.compute as one graph for all blocks and packs. Raises torch's error where it cannot be one graph."""
     from torch._inductor import config
 
-    # Blocks end where gradients do, so there is nothing left to cut for DDP, which could not cut FlexAttention either.
+    # For DDP torch would split a graph, to send gradients early. A block is small, and a graph with
+    # FlexAttention cannot be split.
     torch._dynamo.config.optimize_ddp = False
-    # This fusion asks how long the sequence is, and compiles again for three ranges of it.
-    asks = hasattr(config.triton, "mix_order_reduction")
-    options: dict[str, str | int | bool | Callable[..., object]] = {"triton.mix_order_reduction": False} if asks else {}
+    options: dict[str, str | int | bool | Callable[..., object]] = {}
+    if hasattr(config.triton, "mix_order_reduction"):  # not in every version of torch
+        # This fusion depends on the length of the sequence: it would compile again for three ranges of it.
+        options["triton.mix_order_reduction"] = False
     return torch.compile(Block.compute, fullgraph=True, options=options)
 
 
 def _in_one_kernel(device: torch.device) -> bool:
-    """Whether a pack is computed token by token; a CPU is faster by groups of one shape, with what they share once."""
+    """Whether attention takes a pack as one sequence (TokenLayout) and not group by group, which is faster on a CPU."""
     return device.type == "cuda"
 
 
-def _padded(x: Tensor, to: Tensor) -> Tensor:
-    """x (n, …) with zeros up to the length of `to`."""
-    return torch.cat([x, x.new_zeros(len(to) - len(x), *x.shape[1:])])
+def _frequency_scaling(timesteps: Tensor, factor: float, watershed: float) -> tuple[float, float]:
+    """(linear, ntk): what the rotary frequencies are divided by, and their base multiplied by."""
+    if factor == 1.0:
+        return 1.0, 1.0
+    return (factor, 1.0) if bool(timesteps.max() < watershed) else (1.0, factor)
+
+
+def _pool(y: Tensor, mask: Tensor) -> Tensor:
+    """Text tokens (B, L, Y), mask (B, L) → their mean (B, Y)."""
+    weight = mask.to(y.dtype)[..., None]
+    return (y * weight).sum(1) / (weight.sum(1) + 1e-8)
 
 
 def _patchify(x: Tensor) -> Tensor:
-    return rearrange(x, "B F C (r p) (c q) -> (B F r c) (p q C)", p=P, q=P)
+    return rearrange(x, "B F C (rows p1) (columns p2) -> (B F rows columns) (p1 p2 C)", p1=P, p2=P)
 
 
 def _unpatchify(x: Tensor, group: Group) -> Tensor:
-    F, r, c = group.grid
-    return rearrange(x, "(B F r c) (p q C) -> B F C (r p) (c q)", F=F, r=r, c=c, p=P, q=P)
+    F, rows, columns = group.grid
+    pattern = "(B F rows columns) (p1 p2 C) -> B F C (rows p1) (columns p2)"
+    return rearrange(x, pattern, F=F, rows=rows, columns=columns, p1=P, p2=P)

@@ -16,16 +16,16 @@ from model.inputs import InputError
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def model_folder(name: str, subfolder: str, also: Sequence[str] = ()) -> Path:
+def model_folder(name: str, subfolder: str, siblings: Sequence[str] = ()) -> Path:
     """The folder of a model: NAME/subfolder of a diffusers layout, or NAME itself.
 
-    `name` is a local path or a hub name ("owner/model"), which is downloaded once into the hub's cache; `also` are
+    `name` is a local path or a hub name ("owner/model"), which is downloaded once into the hub's cache; `siblings` are
     further subfolders of the layout to download. Raises InputError when there is no such model, or it has no weights
     in safetensors.
     """
     root = Path(name).expanduser()
     if not root.is_dir():
-        root = _download(name, subfolder, also)
+        root = _download(name, subfolder, siblings)
     folder = next((folder for folder in (root / subfolder, root) if (folder / "config.json").is_file()), None)
     if folder is None:
         raise InputError(f"{name}: neither config.json nor {subfolder}/config.json is there; name a model's folder")
@@ -62,23 +62,23 @@ def _file_digest(path: Path, _size: int, _modified: int) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def _download(name: str, subfolder: str, also: Sequence[str]) -> Path:
-    # What is there is looked at first: a whole pipeline may hold many times what is needed of it.
+def _download(name: str, subfolder: str, siblings: Sequence[str]) -> Path:
+    # The configurations first, to learn the repository's layout: of a whole pipeline only some folders are needed.
     root = _fetch(name, ["config.json", f"{subfolder}/config.json"], [])
     if (root / subfolder / "config.json").is_file():
-        return _fetch(name, [f"{part}/*" for part in (subfolder, *also)], ["*.bin", "*.msgpack", "*.h5", "*.onnx"])
+        return _fetch(name, [f"{part}/*" for part in (subfolder, *siblings)], ["*.bin", "*.msgpack", "*.h5", "*.onnx"])
     return _fetch(name, ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"], ["*/*"])
 
 
-def _fetch(name: str, wanted: Sequence[str], unwanted: Sequence[str]) -> Path:
-    """Files of a hub repository, downloaded once."""
+def _fetch(name: str, patterns: Sequence[str], ignored: Sequence[str]) -> Path:
+    """Download the files of a hub repository that match; the folder they are in. Raises InputError."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     if not _HUB_NAME.fullmatch(name):
         raise InputError(f"{name}: no such folder; give a model's folder or a hub name such as owner/model")
     try:
-        return Path(snapshot_download(name, allow_patterns=list(wanted), ignore_patterns=list(unwanted)))
+        return Path(snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=list(ignored)))
     except RepositoryNotFoundError:
         raise InputError(f"{name}: neither a folder nor a model of the hub") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

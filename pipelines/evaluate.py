@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from model import OneDiffusionPipeline
 
 MEASURED_LABELS = ("edges", "segmentation")
-STEPS, GUIDANCE = 10, 1.0  # more steps draw no better at this size
+STEPS, GUIDANCE = 10, 1.0  # more steps gave no better figures at the demo's size
 MAX_EXAMPLES = 64
 
 
@@ -46,7 +46,7 @@ def evaluate(run: str, say: Callable[[str], None] = print) -> dict[str, Any]:
     if not steps:
         raise InputError(f"{store.uri}: no checkpoint there; make one with `train`")
     newest, first = (f"{store.uri}/{checkpoint_name(step)}" for step in (steps[-1], steps[0]))
-    # The tag tells checkpoints of equal names apart, where a run was deleted and started again.
+    # The tag tells apart checkpoints of the same name, as of a run that was deleted and started again.
     tag = store.files(checkpoint_name(steps[-1]))[STATE].tag
     if store.exists(EVALUATION):
         stored = json.loads(store.read(EVALUATION))
@@ -231,8 +231,8 @@ def _plan_samples(
             call = Call("text2image", example.prompts["text2image"], (1,), (), *bucket(pipeline, example.picture))
             yield _PlannedSample("to_image", example, None, example.picture, call)
     for task in (*CONDITION_READS, *DEGRADATIONS):
-        suited = [e for e in examples if task in e.prompts and (task in DEGRADATIONS or task in e.labels)]
-        for example in suited[:per_task]:
+        suitable = [e for e in examples if task in e.prompts and (task in DEGRADATIONS or task in e.labels)]
+        for example in suitable[:per_task]:
             size = bucket(pipeline, example.picture)
             picture = fit_picture(example.picture, *size)
             if task in DEGRADATIONS:
@@ -267,10 +267,10 @@ def _draw_views(pipeline: OneDiffusionPipeline, run: str, views: Dataset, steps:
     for name, index in zip(names, chosen, strict=True):
         store.put(name, encode_png(pictures[index]))
     mask = tuple(value for view in range(len(chosen)) for value in (int(view > 0), 0))
-    turned = Call("views", prompt, mask, (pictures[chosen[0]],), side, side, 0, c2w, intrinsics)
+    to_images = Call("views", prompt, mask, (pictures[chosen[0]],), side, side, 0, c2w, intrinsics)
     known = tuple(pictures[index] for index in chosen)
-    posed = Call("views", prompt, (0, 1) * len(chosen), known, side, side, 0, None, intrinsics)
-    (drawn, _), (_, (rotations, _)) = sample_all(pipeline, [turned, posed], steps, GUIDANCE)
+    to_cameras = Call("views", prompt, (0, 1) * len(chosen), known, side, side, 0, None, intrinsics)
+    (drawn, _), (_, (rotations, _)) = sample_all(pipeline, [to_images, to_cameras], steps, GUIDANCE)
     true_rotations, _ = recover_cameras(
         camera_latents(c2w, intrinsics, side // LATENT_FACTOR, normalize=True), intrinsics
     )

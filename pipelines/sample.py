@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from labeling.dataset import open_store
+from labeling.dataset import Store, open_store
 from model.constants import MAX_PIXELS, SIZE_STEP
 from model.inputs import InputError
 from model.prompts import RAYS, Task, draw_colors, find_task
@@ -51,16 +51,16 @@ def sample(
         pipeline.register_to_config(default_size=size)
     angles = zip(*(map(float, camera.split(",")) for camera in cameras), strict=True)
     orbit = dict(zip(("azimuth", "elevation", "distance"), map(list, angles), strict=False))  # {} without cameras
-    colors = draw_colors(names, str(seed))
+    class_colors = draw_colors(names, str(seed))
     output = pipeline(
         task,
         pictures,
         prompt,
         "image" if find_task(task).is_paired and images else None,
         names=names,
-        colors=[colors[name] for name in names],
+        colors=[class_colors[name] for name in names],
         reference_prompts=references,
-        # Training normalizes cameras, so runs know no others.
+        # As in training.
         normalize_cameras=True,
         num_inference_steps=steps,
         guidance_scale=guidance,
@@ -100,12 +100,14 @@ def _check(task: Task, images: Sequence[str], condition: str | None, cameras: Se
             raise InputError("views: give --camera for each view, or at least two images to find the cameras of")
 
 
-def _store_of(path: str) -> tuple[Any, str]:
+def _store_of(path: str) -> tuple[Store, str]:
+    """(the folder of a file as a store, the file's name)."""
     folder, _, name = path.rpartition("/")
     return open_store(folder or ("/" if path.startswith("/") else ".")), name
 
 
 def _load_image(path: str) -> Picture:
+    """The picture in a file, local or s3://. Raises InputError for a file that is missing or no picture."""
     from labeling.sources.normalize import Rejected, normalize
     from model.pictures import decode_picture
 

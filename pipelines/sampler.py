@@ -45,10 +45,11 @@ def load_pipeline(checkpoint: str, device: str | None = None) -> OneDiffusionPip
     """
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # weights of this size load at once
+    disable_progress_bar()  # weights load too fast for one to be of use
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu":
-        # Ray and the tests say how many cores are theirs: threads that wait for a busy core make it many times slower.
+        # OMP_NUM_THREADS says how many cores this process may use. With more threads than cores sampling takes many
+        # times as long, since every operation waits for the slowest thread.
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     transformer, state = load_checkpoint(checkpoint)
     text = load_text_encoder(state.get("text_encoder", "minilm"))
@@ -77,15 +78,15 @@ def bucket(pipeline: OneDiffusionPipeline, picture: Picture) -> tuple[int, int]:
 def sample_all(
     pipeline: OneDiffusionPipeline, calls: Sequence[Call], steps: int, guidance: float, batch: int = 16
 ) -> list[tuple[list[Picture], Any]]:
-    """For each call the images of its generated frames, and its cameras (R, T) where it asked for them.
+    """For each call the images (H, W, 3) of its generated frames, and its cameras (R, T), None without generated ones.
 
     Calls of one shape run in batches; each has its own noise, so its result does not depend on the others.
     """
     results: list[Any] = [None] * len(calls)
     same_shape: dict[Any, list[int]] = {}
     for index, call in enumerate(calls):
-        own = index if call.intrinsics is not None else None
-        key = (call.task, call.mask, len(call.images), call.width, call.height, own)
+        alone = index if call.intrinsics is not None else None  # the pipeline takes the cameras of one view set
+        key = (call.task, call.mask, len(call.images), call.width, call.height, alone)
         same_shape.setdefault(key, []).append(index)
     for indices in same_shape.values():
         for start in range(0, len(indices), batch):

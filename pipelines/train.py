@@ -62,7 +62,7 @@ def train(
 def refuse_impossible(
     control: Callable[[], ControlRequest], config: TrainingConfig, say: Callable[[str], None]
 ) -> Callable[[], ControlRequest]:
-    """The same requests, but without workers that this machine has too few resources for, which is said once."""
+    """The same requests, but without workers that this machine has too few resources for, which it says once."""
     refused: set[Workers] = set()
 
     def possible() -> ControlRequest:

@@ -40,10 +40,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
+def pytest_collection_finish() -> None:
+    """Ray reads its environment when it is imported, so a test file must not import it by itself."""
+    if "ray" in sys.modules:
+        raise pytest.UsageError("a test file imports Ray at its top: import it within the tests, after `ray_prepared`")
+
+
 @pytest.fixture(scope="session")
-def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Ray for the whole test session, which the jobs under test connect to."""
+def ray_prepared(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The environment that Ray is to be imported in."""
     os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("data"))
+    from cluster.ray_environment import prepare_ray
+
+    prepare_ray()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(ray_prepared: None) -> Iterator[None]:
+    """A Ray of this test session; the jobs under test connect to it."""
     from cluster.session import ray_session
 
     with ray_session(memory=600 << 20):

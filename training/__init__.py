@@ -1,1 +1,1 @@
-"""The mixture, the sample plan, packing, the objective, the loop and its checkpoints."""
+"""Training: the mixture, the sample plan, packing, the objective, the workers and their checkpoints."""

@@ -50,18 +50,18 @@ class StepBatch:
         from safetensors.numpy import save
 
         tensors: dict[str, NDArray[Any]] = {}
-        described = []
+        samples = []
         for number, sample in enumerate(sample for pack in self.packs for sample in pack):
             tensors[f"{number}.latents"] = np.ascontiguousarray(sample.latents)
             tensors[f"{number}.text"] = np.ascontiguousarray(sample.text)
-            described.append(
+            samples.append(
                 [sample.task, sample.noise_seed, [float(sigma) for sigma in sample.sigmas], sample.in_loss.tolist()]
             )
         header = {
             "step": self.step,
             "frames_in_loss": self.frames_in_loss,
             "packs": [len(pack) for pack in self.packs],
-            "samples": described,
+            "samples": samples,
         }
         return save(tensors, metadata={"batch": json.dumps(header)})
 

@@ -21,7 +21,7 @@ Progress = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class ControlRequest:
-    """What a user asks of a run that is going on.
+    """What a user asks of a run in progress.
 
     stop: write a checkpoint and end; workers: write a checkpoint and continue with so many workers.
     """
@@ -137,10 +137,12 @@ def monitor(
     requests: list[ControlRequest],
     abort: Callable[[], None],
 ) -> Iterator[None]:
-    """While within: pass on events from the coordinator, and to it the first request that ends this group of workers.
+    """Within this context a thread passes on the coordinator's events, and to it the request that ends these workers.
 
-    requests: that request is appended to it. A node that is being removed (Ray calls it draining) ends the group too:
-    its workers write a checkpoint while they can, and the next group continues from it on other nodes.
+    progress: called with each event. control: asked for the present request; the first one that ends this group of
+    workers is appended to `requests`, and the workers are told to stop. A node that is being removed (Ray calls it
+    draining) ends the group too: its workers write a checkpoint while they can, and the next group continues from it on
+    other nodes.
     abort: called where no worker would notice a stop, as while they wait for resources, and when the coordinator cannot
     be reached any more. Raises RuntimeError in the latter case.
     """

@@ -21,7 +21,7 @@ from training.config import TrainingConfig
 from training.reader import PlanReader
 
 _BLOCK_STEPS = 4  # steps a task: enough to hide Ray's cost of one, few enough to begin at once
-_SEGMENT_STEPS = 8192  # steps of one Ray Data execution, so that what it holds about its blocks stays small
+_SEGMENT_STEPS = 8192  # steps of one Ray Data execution, which keeps some memory for each of its blocks
 _STORE_SHARE = 0.25  # of the object store for what all workers have read ahead
 _THROTTLE_SECONDS = 0.05  # far below the time of a block of steps
 
@@ -89,7 +89,7 @@ def load_batches(
 
 
 def prefetch(batches: Iterator[StepBatch]) -> Iterator[StepBatch]:
-    """The same batches; the first, for which readers have to start, is loaded from now on, not when it is asked for."""
+    """The same batches; loading the first, for which readers have to start, begins now and not when it is asked for."""
     first: Future[list[StepBatch]] = Future()
 
     def load() -> None:
@@ -121,16 +121,17 @@ def _execute(
     # Every worker runs its own execution; together they must not take each other's memory.
     store = ray.cluster_resources().get("object_store_memory", 0.0) * _STORE_SHARE / workers
     context.execution_options.resource_limits = ExecutionResources(object_store_memory=store)
-    # On the worker's node if it has room: what is read then never crosses the network twice.
+    # On the worker's node where resources allow it, so that batches do not cross the network once more.
     context.scheduling_strategy = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    # Not from_arrow: it runs a task of a whole CPU for each block, which waits forever where readers only leave parts.
+    # Not from_arrow: for each block it runs a task that asks for a whole CPU, and waits forever where only parts are
+    # free.
     rows = [{"step": step} for step in steps]
     dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // _BLOCK_STEPS)).map_batches(
         StepReader,
         fn_constructor_args=[{"ref": manifest}, config, codec, rank, workers],
         batch_size=1,
         batch_format="pyarrow",
-        num_cpus=0,  # the worker holds the readers' CPUs: other workers' readers cannot take them (training.run)
+        num_cpus=0,  # the worker has requested CPUs for its readers, see training.run
         compute=ActorPoolStrategy(size=readers),
     )
     yield from dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=config.reader.prefetch)

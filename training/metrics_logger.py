@@ -23,9 +23,9 @@ class MetricsLogger:
         self.remote = store.uri.startswith("s3://")
         self.folder = Path(tempfile.mkdtemp(prefix="onediffusion-") if self.remote else store.uri)
         self.folder.mkdir(parents=True, exist_ok=True)
-        kept = [line for line, record in _read_lines(store) if record["step"] <= start]
+        lines = [line for line, record in _read_lines(store) if record["step"] <= start]
         # Written whole or not at all: a full disk or a kill must not lose what was measured before.
-        open_store(self.folder).put(METRICS, "".join(kept).encode())
+        open_store(self.folder).put(METRICS, "".join(lines).encode())
         self._file = (self.folder / METRICS).open("a")
 
     def append(self, record: dict[str, Any]) -> None:
@@ -61,7 +61,7 @@ def read_metrics(store: Store) -> list[dict[str, Any]]:
 
 
 def _read_lines(store: Store) -> list[tuple[str, dict[str, Any]]]:
-    """The whole lines of metrics.jsonl, each with the record that it holds."""
+    """The whole lines of metrics.jsonl, each with its record; lines from the first broken one on are left out."""
     try:
         text = store.read(METRICS).decode()
     except FileNotFoundError:

@@ -113,18 +113,15 @@ class Manifest:
         }
         return cls(sources, [Stream(**stream) for stream in values["streams"]])
 
-    def moved(self, datasets: Mapping[str, str]) -> Manifest:
-        """The same shards at other addresses (source → dataset)."""
-        moved = {
-            name: SourcePin(Dataset(datasets[name]).uri, source.kind, source.declarations, source.shards)
-            for name, source in self.sources.items()
-        }
-        return Manifest(moved, self.streams)
+    def at_addresses(self, datasets: Mapping[str, str]) -> Manifest:
+        """The same shards in datasets that may have moved: source → address of its dataset now."""
+        sources = {name: replace(pin, dataset=Dataset(datasets[name]).uri) for name, pin in self.sources.items()}
+        return Manifest(sources, self.streams)
 
     def split(self, share: float, seed: int) -> tuple[Manifest, Manifest]:
-        """(rows to train on, validation rows): about so large a share of the rows of every source for validation.
+        """(rows to train on, validation rows): the second has about this share of the rows of every source.
 
-        A row is on the same side for all tasks, or a picture would be trained on by one and validated by another.
+        A row is on the same side for all tasks, or one task would train on an image that another validates on.
         Raises InputError when one side is empty.
         """
         sides: dict[bool, dict[str, SourcePin]] = {False: {}, True: {}}
@@ -132,7 +129,8 @@ class Manifest:
             streams = [stream for stream in self.streams if stream.source == name]
             shards: dict[bool, list[ShardPin]] = {False: [], True: []}
             for shard in source.shards:
-                generator = SeededGenerator(seed, "held out", name, shard.name)  # a change would move rows of old runs
+                # Another seed than "held out" would move rows of existing runs to the other side.
+                generator = SeededGenerator(seed, "held out", name, shard.name)
                 validates = generator.uniforms(sum(shard.row_groups)) < share
                 for side in sides:
                     eligible = {_key(stream): _bits(shard.mask(stream) & (validates == side)) for stream in streams}
@@ -179,7 +177,7 @@ def build_manifest(mixture: Mapping[str, SourceConfig], size: int) -> Manifest:
 
 
 def _counted(sources: Mapping[str, SourcePin], streams: Iterable[Stream]) -> list[Stream]:
-    """The streams, with how many rows each may use."""
+    """The streams, each with the number of rows that are eligible for it."""
     return [
         replace(stream, rows=sum(int(shard.mask(stream).sum()) for shard in sources[stream.source].shards))
         for stream in streams
@@ -187,6 +185,7 @@ def _counted(sources: Mapping[str, SourcePin], streams: Iterable[Stream]) -> lis
 
 
 def _check_task(task: Task, dataset: Dataset) -> None:
+    """Raise InputError for a task that cannot be trained, or that needs another kind of dataset."""
     if task.condition is None and task.name != "text2image":
         raise InputError(f"task {task.name!r} cannot be trained yet; take it out of the mixture")
     needed = "sets" if task.condition == RAYS else "pictures"
@@ -195,6 +194,7 @@ def _check_task(task: Task, dataset: Dataset) -> None:
 
 
 def _pin(dataset: Dataset, streams: list[Stream]) -> SourcePin:
+    """Pin all shards of a dataset for these streams. Raises InputError for groups or shards that are missing."""
     groups = list(dict.fromkeys(group for stream in streams for group in stream.groups))
     declarations = {}
     footers: dict[str, dict[str, Footer]] = {}
@@ -220,6 +220,7 @@ def _pin(dataset: Dataset, streams: list[Stream]) -> SourcePin:
 
 
 def _pin_shard(dataset: Dataset, shard: str, footers: Mapping[str, Footer], streams: Iterable[Stream]) -> ShardPin:
+    """Pin one shard: its content, and the rows that are eligible for each stream. footers: by group."""
     row_groups = next(iter(footers.values())).row_groups
     for group, footer in footers.items():
         if footer.row_groups != row_groups:
@@ -246,6 +247,7 @@ def _pin_shard(dataset: Dataset, shard: str, footers: Mapping[str, Footer], stre
 
 
 def _without_error(dataset: Dataset, group: str, shard: str, footer: Footer) -> NDArray[np.bool_]:
+    """(rows,) which rows of a group's shard are not in error."""
     if footer.errors == 0:
         return np.ones(footer.rows, bool)
     errors = dataset.read(group, shard, ["error"])["error"]

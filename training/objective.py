@@ -47,7 +47,7 @@ def _logit_normal(generator: SeededGenerator, shift: float) -> float:
 
 
 def draw_noise(noise_seed: int, shape: Sequence[int]) -> torch.Tensor:
-    """Standard normal noise of a sample, (F, C, h, w) float32; drawn on the CPU: the same for any device."""
+    """Standard normal noise of a sample, (F, C, h, w) float32; drawn on the CPU, so that it is the same everywhere."""
     import torch
 
     return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(noise_seed))
@@ -69,8 +69,8 @@ def flow_matching_loss(
         clean = torch.from_numpy(sample.latents).to(device).float()
         noise = draw_noise(sample.noise_seed, clean.shape).to(device)
         sigmas = torch.from_numpy(sample.sigmas).to(device)
-        share = sigmas.view(-1, 1, 1, 1)
-        noisy.append((1 - share) * clean + share * noise)
+        sigma = sigmas.view(-1, 1, 1, 1)
+        noisy.append((1 - sigma) * clean + sigma * noise)
         timesteps.append(TIMESTEPS * sigmas)
         text.append(torch.from_numpy(sample.text).to(device).float())
         targets.append(noise - clean)

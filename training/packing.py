@@ -33,6 +33,7 @@ def deal_packs(tokens: Sequence[int], budget: int, workers: int) -> list[list[li
 
 
 def _fill(tokens: Sequence[int], order: Sequence[int], count: int) -> list[list[int]]:
+    """`count` packs of the places in `tokens`, each put in this order into the pack with the fewest tokens."""
     packs: list[list[int]] = [[] for _ in range(count)]
     loads = [0] * count
     for place in order:

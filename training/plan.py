@@ -186,7 +186,7 @@ class _Rows:
 
 
 class _Recent(OrderedDict[Any, Value]):
-    """The last few results of a function, by its argument."""
+    """A cache of the last `size` results of a function, by its argument."""
 
     def __init__(self, size: int) -> None:
         super().__init__()

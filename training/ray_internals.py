@@ -1,7 +1,7 @@
 """The parts of Ray that are not public and that a training needs, checked with Ray 2.60.0.
 
-They stand here alone, so that one place has to be looked at for a new version of Ray;
-tests/training/test_ray_internals.py says which of them has moved.
+They are used in this module only, so that a new version of Ray concerns one place;
+tests/training/test_ray_internals.py fails for those that have changed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CHECKED_VERSION = "2.60.0"
 
 
 def draining_nodes() -> set[str]:
-    """Ids of the nodes that are being removed. Ray Train asks in this way too: the public node table does not say."""
+    """Ids of the nodes that are being removed. Ray Train asks in this way too; the public table of nodes lacks it."""
     return set(state.get_draining_nodes())
 
 

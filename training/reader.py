@@ -138,7 +138,7 @@ class PlanReader:
             return self.codec.encode(pixels)[0].to(torch.float16).numpy()
 
     def _picture(self, stream: Stream, planned: PlannedSample, width: int, height: int) -> Picture:
-        """The picture fitted to a size; kept for a while, for small datasets come back to it soon."""
+        """The image of the sample, fitted to a size in pixels; cached, since small datasets soon use it again."""
         from model.pictures import decode_picture, fit_picture
 
         def read() -> Picture:
@@ -224,7 +224,7 @@ class _Cache:
 
 
 def _limit_threads() -> None:
-    """One thread for torch: there are as many readers as CPUs for them."""
+    """Let torch use one thread in this process, since each reader has about one CPU."""
     import torch
 
     torch.set_num_threads(1)

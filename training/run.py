@@ -97,7 +97,7 @@ def _prepare(config: TrainingConfig, store: Store, resumes: bool) -> Manifest:
     if resumes:
         _check_same(config, store)
         datasets = {name: source.dataset for name, source in config.mixture.items()}
-        manifest = Manifest.from_json(store.read(MANIFEST)).moved(datasets)
+        manifest = Manifest.from_json(store.read(MANIFEST)).at_addresses(datasets)
     else:
         manifest = build_manifest(config.mixture, config.size)
         store.put(MANIFEST, manifest.to_json().encode())
@@ -106,6 +106,7 @@ def _prepare(config: TrainingConfig, store: Store, resumes: bool) -> Manifest:
 
 
 def _scaled(config: TrainingConfig, workers: int | tuple[int, int]) -> TrainingConfig:
+    """The configuration with another number of workers. Raises InputError for one that does not fit it."""
     return parse_config(override_config(config.model_dump(mode="json"), {"workers": {"count": workers}}), "workers")
 
 
@@ -145,8 +146,8 @@ def _run_workers(
     cpus = workers.cpus + readers * config.reader.cpus
     resources = {"CPU": cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
     requests = [ControlRequest()]
-    # Checkpoints are written by the workers; Ray only needs a folder for its own notes, which nobody has to share.
-    with tempfile.TemporaryDirectory(prefix="onediffusion-") as notes:
+    # The workers write checkpoints themselves. Ray only needs a folder for its own state; other nodes do not read it.
+    with tempfile.TemporaryDirectory(prefix="onediffusion-") as ray_state:
         trainer = StoppableTrainer(
             _train_worker,
             train_loop_config={"settings": settings},
@@ -155,7 +156,7 @@ def _run_workers(
             ),
             run_config=RunConfig(
                 name=config.name,
-                storage_path=notes,
+                storage_path=ray_state,
                 failure_config=FailureConfig(max_failures=workers.max_failures),
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
@@ -181,16 +182,16 @@ def _run_workers(
 
 
 def _train_worker(values: dict[str, Any]) -> dict[str, Any]:
-    """What Ray Train runs on each worker; of all processes only that imports training.worker."""
+    """What Ray Train runs on each worker: only there training.worker, and with it torch, is imported."""
     from training.worker import train_worker
 
     return train_worker(values["settings"])
 
 
 def readers_per_worker(config: TrainingConfig, cpus: float) -> int:
-    """How many readers each worker has and holds CPUs for: as configured, or fewer where `cpus` are too few for that.
+    """How many readers each worker has and requests CPUs for: as configured, or fewer where `cpus` do not suffice.
 
-    cpus: of the whole cluster. What is read does not depend on the number.
+    cpus: of the whole cluster. Which samples are read does not depend on the number.
     """
     workers, reader = config.workers, config.reader
     least = workers.count if isinstance(workers.count, int) else workers.count[0]
@@ -201,6 +202,7 @@ def readers_per_worker(config: TrainingConfig, cpus: float) -> int:
 
 
 def _tasks(manifest: Manifest) -> tuple[str, ...]:
+    """The tasks that have eligible rows, in order."""
     return tuple(task for task, count in manifest.counts().items() if count)
 
 
@@ -226,6 +228,7 @@ def _check_same(config: TrainingConfig, store: Store) -> None:
 
 
 def _differences(before: Any, now: Any, place: str = "") -> list[tuple[str, Any, Any]]:
+    """(key, value before, value now) of each value that differs; keys of nested values are joined by dots."""
     if isinstance(before, dict) and isinstance(now, dict):
         return [
             difference

@@ -17,10 +17,10 @@ from training.worker_settings import WorkerSettings
 
 
 class Validation:
-    """The same samples with the same noise levels and noise at every checkpoint, so that the losses compare.
+    """Measures the same samples with the same noise levels and noise at every checkpoint, so that losses compare.
 
-    They are read once, from when this is made, and each worker keeps its share: 32 kB of latents a frame at 256², and
-    the texts.
+    Reading begins with the constructor and happens once. Each worker keeps its share in memory: 32 kB of latents a
+    frame at 256², and the texts.
     """
 
     def __init__(self, settings: WorkerSettings, rank: int, workers: int) -> None:

@@ -48,6 +48,8 @@ def train_worker(settings: WorkerSettings) -> dict[str, Any]:
 
 
 class _Worker:
+    """The model, optimizer, batches and metrics of one process of a run."""
+
     def __init__(self, settings: WorkerSettings) -> None:
         import ray.train
 
@@ -59,8 +61,8 @@ class _Worker:
             keep_freed_memory()
         _set_threads(self.config.workers.threads or max(1, _cores() // context.get_local_world_size()))
         self.resumes, self.start = _from_rank_zero(_newest_checkpoint(self.store))
-        # Readers start beside the build of the model. Those of the validation rows come first, and are gone when the
-        # readers of the steps start.
+        # Readers start while the model is built. With validation its rows are read first, and the readers of the steps
+        # start when those readers have ended: both at once would need twice the CPUs.
         self.validation = Validation(settings, self.rank, self.workers) if settings.validation_manifest else None
         self.batches = None if self.validation else prefetch(self._load_batches())
         from training.checkpoint.state import TrainingState  # with accelerate and diffusers 4 s, while readers start
@@ -76,6 +78,7 @@ class _Worker:
         self.step_metrics = StepMetrics(settings.tasks, self.accelerator.device)
 
     def run(self) -> dict[str, Any]:
+        """Train to the last step, or until a stop is requested. Returns the last metrics."""
         import ray.train
 
         config, step = self.config, self.start
@@ -126,7 +129,7 @@ class _Worker:
     def _step(self, batch: StepBatch) -> Tensor:
         """Update the weights once. Returns the norm of the gradient before clipping.
 
-        Nothing here waits for a GPU: what is to be logged stays there until it is.
+        Nothing here waits for a GPU: losses and the norm stay on it until they are logged.
         """
         rate = learning_rate(batch.step, self.config.steps, self.config.optimizer)
         for group in self.optimizer.param_groups:
@@ -170,7 +173,7 @@ class _Worker:
             self.logger.append(record)
 
     def _save(self, step: int) -> None:
-        """Write a checkpoint, all workers together, and say so."""
+        """Write a checkpoint and report it as an event. Called by all workers together."""
         self._begin_long_operation()
         facts = {
             "step": step,
@@ -218,7 +221,7 @@ def _newest_checkpoint(store: Store) -> tuple[bool, int]:
 
 
 def _from_rank_zero(value: tuple[bool, int]) -> tuple[bool, int]:
-    """What rank 0 has, on every worker."""
+    """The value of rank 0 on every worker, since a store may answer each of them differently."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return value
     box = [value]

@@ -24,7 +24,7 @@ class AutoencoderDCT(ModelMixin, ConfigMixin):
         super().__init__()
         assert (latent_channels, block_size) == (CHANNELS, BLOCK), "the constants are for these"
         for name, value in block_constants().items():
-            # Parameters, for offloading asks a model where its parameters are.
+            # Parameters and not buffers, since offloading looks at the device of a model's parameters.
             self.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
     @apply_forward_hook

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from model.constants import LATENT_CHANNELS, LATENT_FACTOR
 
-BLOCK, CHANNELS = LATENT_FACTOR, LATENT_CHANNELS  # of a block of pixels becomes one latent
+BLOCK, CHANNELS = LATENT_FACTOR, LATENT_CHANNELS  # a block of BLOCK × BLOCK pixels becomes CHANNELS numbers
 # (row, column) frequencies in zig-zag order.
 _LUMA = ((0, 0), (0, 1), (1, 0), (2, 0), (1, 1), (0, 2), (0, 3), (1, 2), (2, 1), (3, 0))
 _CHROMA = _LUMA[:3]
@@ -21,9 +21,9 @@ _YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -
 
 # Mean and standard deviation of each coefficient over all blocks of the photographs of scikit-image 0.26 that its
 # wheel holds (named in tests/model/test_codecs.py, which computes them again), each fitted to its bucket around
-# 256 × 256, pixels in [-1, 1]. Two things are not as measured: the means of all but the flat coefficients are 0, which
-# mirror symmetry asks for; and the four chroma gradients, which photographs hardly have (0.11 to 0.16), get the least
-# of luma's, or the border between two saturated colors of a mask would be 43 standard deviations away.
+# 256 × 256, pixels in [-1, 1]. Two things are not as measured. The means of all but the flat coefficients are 0, as for
+# pictures and their mirror images together. The four chroma gradients, which photographs hardly have (0.11 to 0.16),
+# get the smallest deviation of luma, or the border between two saturated colors of a mask would be 43 deviations away.
 MEAN = (-1.65, 0, 0, 0, 0, 0, 0, 0, 0, 0, -0.40, 0, 0, 0.66, 0, 0)
 STD = (3.11, 0.67, 0.66, 0.35, 0.37, 0.39, 0.26, 0.25, 0.25, 0.22, 0.87, 0.22, 0.22, 1.28, 0.22, 0.22)
 DIGEST = hashlib.blake2b(repr((_LUMA, _CHROMA, _YCBCR, MEAN, STD)).encode(), digest_size=16).hexdigest()

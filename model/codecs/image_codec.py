@@ -39,9 +39,9 @@ class ImageCodec:
         digest: str = "",
         device: torch.device | None = None,
     ) -> None:
-        """name: what a label says made it, without paths; digest: of weights or constants.
+        """name: what labels record as their codec, without paths; digest: of weights or constants.
 
-        device: where an autoencoder computes that is elsewhere while idle (offloading); None where it lies.
+        device: where the autoencoder computes, if it is elsewhere while idle (offloading); None: where it is.
         """
         self.vae: Any = vae
         self.name = name
@@ -73,7 +73,7 @@ class ImageCodec:
 
 
 class _DctCodec(ImageCodec):
-    """What `AutoencoderDCT` computes, without diffusers: to import that takes longer than most uses of this codec."""
+    """What `AutoencoderDCT` computes, without diffusers, whose import takes longer than most uses of this codec."""
 
     def __init__(self, device: str | torch.device) -> None:
         self.name, self.digest, self.device = DCT, DIGEST, torch.device(device)
@@ -102,7 +102,7 @@ def load_codec(name: str, device: str | torch.device = "cpu", dtype: torch.dtype
 
 
 def load_autoencoder(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Any:
-    """The same as a model of diffusers: an AutoencoderDCT or AutoencoderKL. Raises InputError."""
+    """The codec of `load_codec` as a model of diffusers: an AutoencoderDCT or AutoencoderKL. Raises InputError."""
     if name == DCT:
         from model.codecs.autoencoder_dct import AutoencoderDCT
 

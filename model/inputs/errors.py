@@ -13,7 +13,10 @@ class InputError(ValueError):
 
 
 def one_line(what: object, longest: int | None = None) -> str:
-    """What an error (or any text) says, in one line of at most so many characters; of an empty error its class."""
+    """The text of an error (or any other text) in one line of at most `longest` characters.
+
+    For an error without text it is the name of its class.
+    """
     line = " ".join(str(what).split()) or ("" if isinstance(what, str) else type(what).__name__)
     return line if longest is None or len(line) <= longest else line[: longest - 1] + "…"
 
@@ -35,12 +38,13 @@ def require(*modules: str) -> None:
 def input_error_behind(error: BaseException | None) -> InputError | None:
     """The InputError that an exception is, or was raised from, also where Ray carried it from another process.
 
-    A module that is not installed is one too where an extra installs it.
+    A module that is not installed counts as one where an extra installs it. None where there is no InputError.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        cause = getattr(error, "cause", None)  # Ray's own errors are of the classes of what they carry, too
+        # Errors that Ray carries are instances of the class of their `cause` as well.
+        cause = getattr(error, "cause", None)
         if isinstance(error, InputError) and cause is None:
             return error
         if isinstance(error, ModuleNotFoundError) and cause is None and (line := describe(error.name)):
@@ -52,9 +56,9 @@ def input_error_behind(error: BaseException | None) -> InputError | None:
 
 
 def _raised_in_ray(text: str) -> str:
-    """The message of an InputError that an actor's constructor or a function of Ray Data raised.
+    """The message of an InputError that an actor's constructor or a function of Ray Data raised, "" if there is none.
 
-    Of these Ray keeps only the text of the traceback.
+    Ray keeps only the text of the traceback of such errors.
     """
     name = f"{InputError.__module__}.{InputError.__qualname__}: "
     return next((line.removeprefix(name) for line in reversed(text.splitlines()) if line.startswith(name)), "")

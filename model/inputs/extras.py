@@ -19,9 +19,9 @@ EXTRAS = {
 
 
 def missing_extra(*modules: str) -> str | None:
-    """What to say of the first of these modules that is not installed, None where all are there.
+    """The line about the first of these modules that is not installed, None where all are installed.
 
-    Modules are looked for and not imported, since some take seconds.
+    Modules are not imported for it, since that takes seconds for some.
     """
     from importlib.util import find_spec
 

@@ -50,9 +50,9 @@ def _explain(error: ValidationError, schema: Any) -> str:
         return f"no key {where!r}{nearest(str(keys[-1]), names) or '; there are ' + (', '.join(names) or 'none')}"
     if kind == "missing":
         return f"key {where!r} is missing"
-    # What is refused as a secret must not be repeated.
-    tellable = isinstance(problem["input"], str | int | float | bool) and "looks like a secret" not in problem["msg"]
-    shown = f", got {problem['input']!r}" if tellable else ""
+    # A value that was refused as a secret must not be printed.
+    printable = isinstance(problem["input"], str | int | float | bool) and "looks like a secret" not in problem["msg"]
+    shown = f", got {problem['input']!r}" if printable else ""
     return f"{where + ': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}{shown}"
 
 

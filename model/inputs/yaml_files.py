@@ -1,4 +1,4 @@
-"""Reading the YAML files that people write: configurations, jobs and targets, by path or by the name of an example."""
+"""Reading the YAML files that people write (configurations, jobs, targets), by path or by the name of an example."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def check_specs(snapshot: Snapshot) -> list[dg.AssetCheckSpec]:
         checks = [_spec((name, "checkpoints"), check) for check in losses]
         return [*checks, _spec((name, "evaluation"), "figures")]
     specs = [_spec((name, group), check) for group in snapshot.labels for check in ("fresh", "errors", "speed")]
-    if snapshot.sources and snapshot.kind == "pictures" and IMAGES in snapshot.groups:
+    if snapshot.has_sources and IMAGES in snapshot.groups:
         specs.append(_spec((name, IMAGES), "sources"))
     return specs
 

@@ -49,8 +49,7 @@ def _part(snapshot: Snapshot, names: Mapping[str, str]) -> _Part:
     name, is_run = snapshot.tracked.name, snapshot.tracked.kind == "run"
     try:
         assets = run_assets(snapshot, names) if is_run else dataset_assets(snapshot)
-        has_sources = not is_run and snapshot.sources and snapshot.kind == "pictures"
-        sensors = [picture_sensor(snapshot)] if has_sources else []
+        sensors = [picture_sensor(snapshot)] if snapshot.has_sources else []
         part = _Part(with_jobs_link(name, assets), build_checks(snapshot), sensors)
         definitions = dg.Definitions(
             assets=part.assets, asset_checks=part.checks, jobs=DAGSTER_JOBS, sensors=part.sensors

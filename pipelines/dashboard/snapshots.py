@@ -55,6 +55,11 @@ class Snapshot:
         """The groups that a labeler makes from others. The rest were ingested or rendered."""
         return [group for group, declared in self.groups.items() if declared.get("reads")]
 
+    @property
+    def has_sources(self) -> bool:
+        """Whether an ingest can add new pictures of its sources; an ingest makes no sets."""
+        return bool(self.sources) and self.kind == "pictures"
+
     def code_version(self, group: str) -> str | None:
         """Digest of a group's declaration; None where no labeler makes it."""
         declared = self.groups[group]

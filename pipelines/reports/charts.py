@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
+from numpy.typing import NDArray
 
 from pipelines.reports.numbers import is_number, number, two_decimals
 
@@ -60,7 +61,7 @@ def line_chart(points: Points, label: str, unit: str, smooth: bool = True, top: 
     return _svg(WIDTH, HEIGHT, summary, "chart", parts)
 
 
-def chart_top(values: Any) -> float:
+def chart_top(values: Iterable[float]) -> float:
     """The top of a vertical axis that shows all values but the rarest spikes; 1 without finite values."""
     finite = np.array([value for value in values if math.isfinite(value)], float)
     if not finite.size:
@@ -138,7 +139,7 @@ def camera_plan(c2w: Sequence[Sequence[float]], intrinsics: Sequence[Sequence[fl
     return _svg(size, size, f"{len(positions)} cameras seen from above", "plan", parts)
 
 
-def smoothed(values: Any) -> Any:
+def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Exponential moving average of values (N,), corrected for the bias of its start.
 
     Its time constant is a thirtieth of the curve.
@@ -163,7 +164,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _thinned(x: Any, y: Any) -> tuple[Any, Any]:
+def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """At most MAX_POINTS points: means over equal parts of the curve."""
     if len(x) <= MAX_POINTS:
         return x, y

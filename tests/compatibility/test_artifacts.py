@@ -37,6 +37,8 @@ GROUPS = {
 }
 SOURCES = {"dataset": {"images"}, "views": {"images", "cameras"}}
 
+pytestmark = pytest.mark.slow  # commands in processes of their own, some with a Ray
+
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:

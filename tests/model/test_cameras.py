@@ -43,8 +43,8 @@ def test_normalized_rays_do_not_depend_on_world_frame() -> None:
     moved = c2w.clone()
     moved[:, :3, :3] = turn @ c2w[:, :3, :3]
     moved[:, :3, 3] = 3 * c2w[:, :3, 3] @ turn.T + torch.tensor([1.0, -2.0, 4.0])
-    found, expected = (camera_rays(one, intrinsics(3), 8, normalize=True, scale=1.7) for one in (moved, c2w))
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    rays, expected = (camera_rays(one, intrinsics(3), 8, normalize=True, scale=1.7) for one in (moved, c2w))
+    torch.testing.assert_close(rays, expected, atol=1e-5, rtol=1e-4)
     R, T = rays_to_cameras(expected, intrinsics(3), 8)
     # Axes met at the origin of the orbit: 1.7 along z from the first camera, distances in proportion.
     meeting = torch.tensor([0.0, 0.0, 1.7])

@@ -31,7 +31,7 @@ def test_plan_frames_gives_kinds_and_mask(task, pictures, settings, kinds, mask)
 
 
 @pytest.mark.parametrize(
-    ("task", "pictures", "settings", "said"),
+    ("task", "pictures", "settings", "message"),
     [
         ("dept", 1, {}, "unknown task 'dept' (did you mean 'depth'?)"),
         ("depth", 1, {"denoise_mask": [1, 0, 0]}, "denoise_mask has 3 values; depth has 2 frames: image, depth"),
@@ -39,7 +39,7 @@ def test_plan_frames_gives_kinds_and_mask(task, pictures, settings, kinds, mask)
         ("depth", 2, {"denoise_mask": [0, 0]}, "leaves no frame to generate"),
         ("depth", 1, {"denoise_mask": [1, 0], "known": "image"}, "not both"),
         ("depth", 1, {"known": "picture"}, "known='picture': say 'image' or 'condition'"),
-        ("depth", 2, {}, "2 images are more than the 1 known image frames of depth: image wanted, depth known"),
+        ("depth", 2, {}, "2 images are more than the 1 known image frames of depth: image generated, depth known"),
         ("depth", 0, {}, "0 images are fewer than the 1 known"),
         ("text2image", 1, {}, "1 images are more than the 0 known"),
         ("text2image", 0, {"known": "image"}, "text2image has no label"),
@@ -52,7 +52,7 @@ def test_plan_frames_gives_kinds_and_mask(task, pictures, settings, kinds, mask)
         ("depth depth", 1, {}, "depth cannot be combined"),
     ],
 )
-def test_conflicting_arguments_are_refused(task, pictures, settings, said):
-    with pytest.raises(InputError) as found:
+def test_conflicting_arguments_are_refused(task, pictures, settings, message):
+    with pytest.raises(InputError) as error:
         plan_frames(task.split(), pictures, **settings)
-    assert said in str(found.value)
+    assert message in str(error.value)

@@ -43,9 +43,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
 def test_loading_peaks_at_the_size_of_the_weights(large: tuple[Path, float], asked: str, dtype: str) -> None:
     folder, total = large
     command = [sys.executable, "-c", MEASURE, str(folder), asked]
-    ratio, found, summed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    ratio, loaded_dtype, summed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert float(ratio) <= 1.15
-    assert found == dtype
+    assert loaded_dtype == dtype
     assert float(summed) == pytest.approx(total, rel=1e-6)
 
 
@@ -64,17 +64,17 @@ def test_mismatched_weights_are_refused_by_key(tmp_path: Path) -> None:
     broken = {key: value for key, value in whole.items() if not key.startswith("layers.0.attention.w")}
     broken |= {"freqs": torch.zeros(2), "final_layer.linear.bias": torch.zeros(3)}
     save_file(broken, path)
-    with pytest.raises(InputError) as found:
+    with pytest.raises(InputError) as error:
         NextDiT.from_pretrained(tmp_path)
-    said = str(found.value)
-    assert "\n" not in said
+    message = str(error.value)
+    assert "\n" not in message
     for part in (
         "missing: layers.0.attention.wq.weight, layers.0.attention.wk.weight",
         "and 3 more",
         "not of this model: freqs",
         "of another shape: final_layer.linear.bias (3,), not (64,)",
     ):
-        assert part in said
+        assert part in message
 
 
 def test_missing_files_are_refused_by_name(tmp_path: Path) -> None:

@@ -31,16 +31,16 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
     """The graphs that blocks are compiled to from here on, by the parts of the compiler before code generation."""
     from torch._dynamo.backends.debugging import aot_eager
 
-    found: list[torch.fx.GraphModule] = []
+    graphs: list[torch.fx.GraphModule] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
-        found.append(graph)
+        graphs.append(graph)
         return aot_eager(graph, inputs)
 
     torch._dynamo.reset()
     compiled = torch.compile(transformer_module.Block.compute, fullgraph=True, backend=backend)
     monkeypatch.setattr(transformer_module, "_compiled_block", lambda: compiled)
-    return found
+    return graphs
 
 
 def model_like(transformer: NextDiT, soft_capping: bool | None = None) -> NextDiT:
@@ -56,26 +56,27 @@ def outputs_and_gradients(model: nn.Module, pack: Pack) -> tuple[list[Tensor], T
     return outputs, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("soft_capping", [False, True])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_by_tokens_equals_by_groups_with_gradients(
+def test_token_layout_equals_group_layout_with_gradients(
     compiled: bool, soft_capping: bool, transformer: NextDiT, monkeypatch: pytest.MonkeyPatch, graphs: list[object]
 ) -> None:
     model = model_like(transformer, soft_capping)
     for pack in (mixed_samples(), random_pack(3)):
-        expected, slopes = outputs_and_gradients(model, pack)
+        expected, expected_gradients = outputs_and_gradients(model, pack)
         with monkeypatch.context() as patch:
             patch.setattr(transformer_module, "_in_one_kernel", lambda device: True)
             if compiled:
                 model.compile_blocks()
-            found, found_slopes = outputs_and_gradients(model, pack)
-        for one, other in zip(found, expected, strict=True):
+            outputs, gradients = outputs_and_gradients(model, pack)
+        for one, other in zip(outputs, expected, strict=True):
             assert relative(one, other) < 1e-5
-        assert relative(found_slopes, slopes) < 1e-5
+        assert relative(gradients, expected_gradients) < 1e-5
     assert bool(graphs) == compiled
 
 
-def test_padded_texts_and_levels_for_each_token_go_by_tokens_too(
+def test_token_layout_serves_padded_texts_and_levels_of_tokens(
     transformer: NextDiT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
@@ -89,7 +90,8 @@ def test_padded_texts_and_levels_for_each_token_go_by_tokens_too(
 
 
 @pytest.mark.usefixtures("by_tokens")
-def test_packs_of_any_shapes_share_four_graphs(transformer: NextDiT, graphs: list[object]) -> None:
+@pytest.mark.slow
+def test_packs_of_any_shapes_share_at_most_four_graphs(transformer: NextDiT, graphs: list[object]) -> None:
     model = model_like(transformer)
     model.compile_blocks()
     model.enable_gradient_checkpointing()
@@ -101,7 +103,7 @@ def test_packs_of_any_shapes_share_four_graphs(transformer: NextDiT, graphs: lis
     assert 2 <= len(graphs) <= 4
 
 
-def test_diffusers_finds_the_blocks_to_compile(transformer: NextDiT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diffusers_compiles_all_blocks_to_one_graph(transformer: NextDiT, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
@@ -112,13 +114,13 @@ def test_diffusers_finds_the_blocks_to_compile(transformer: NextDiT, monkeypatch
         expected = [one for pack in packs for one in model.forward_packed(*pack)]
         model.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
         monkeypatch.setattr(transformer_module, "_in_one_kernel", lambda device: True)
-        found = [one for pack in packs for one in model.forward_packed(*pack)]
-    for one, other in zip(found, expected, strict=True):
+        outputs = [one for pack in packs for one in model.forward_packed(*pack)]
+    for one, other in zip(outputs, expected, strict=True):
         assert relative(one, other) < 1e-5
     assert counters["stats"]["unique_graphs"] == 1
 
 
-def test_blocks_hold_every_pair_of_tokens_that_meet() -> None:
+def test_block_tables_cover_every_pair_of_tokens_of_one_sample() -> None:
     device = torch.device("cpu")
     layouts = [
         packed_layout([(2, 8, 8)] * 3 + [(1, 12, 20), (1, 3, 5)], [3, 200, 1, 300, 7], 6, device),
@@ -127,8 +129,8 @@ def test_blocks_hold_every_pair_of_tokens_that_meet() -> None:
     for layout in layouts:
         tokens = TokenLayout.of(layout)
         for blocks, keys in ((tokens.within, tokens.sample_of_token), (tokens.to_text, tokens.sample_of_text)):
-            meets = tokens.sample_of_token[:, None] == keys
-            by_block = meets.unflatten(0, (-1, BLOCK)).unflatten(2, (-1, BLOCK)).float().mean((1, 3))
+            attends = tokens.sample_of_token[:, None] == keys
+            by_block = attends.unflatten(0, (-1, BLOCK)).unflatten(2, (-1, BLOCK)).float().mean((1, 3))
             part, whole = (dense(*blocks.tables[i : i + 2]) for i in (0, 2))
             assert torch.equal(whole, by_block == 1)
             assert torch.equal(part, (by_block > 0) & (by_block < 1))
@@ -139,11 +141,11 @@ def test_blocks_hold_every_pair_of_tokens_that_meet() -> None:
 def dense(count: Tensor, places: Tensor) -> Tensor:
     """What a table of blocks says, as (a, b) booleans."""
     count, places = count[0, 0], places[0, 0].long()
-    kept = torch.arange(places.shape[1]) < count[:, None]
-    return torch.zeros(places.shape, dtype=torch.bool).scatter(1, places, kept)
+    is_listed = torch.arange(places.shape[1]) < count[:, None]
+    return torch.zeros(places.shape, dtype=torch.bool).scatter(1, places, is_listed)
 
 
-def test_a_gpu_without_the_compiler_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_on_a_gpu_without_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class OnGpu:
         is_cuda = True
 

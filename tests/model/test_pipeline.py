@@ -215,7 +215,7 @@ def test_bf16_runs_at_default_size(folder):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"height": 40, "width": 48}, "width 48 × height 40: both must divide by 16"),
         ({"height": 32}, "give height and width, or neither"),
@@ -231,11 +231,11 @@ def test_bf16_runs_at_default_size(folder):
         ({"azimuth": [0]}, "give azimuth, elevation and distance of every view"),
     ],
 )
-def test_wrong_calls_are_refused(pipe, settings, said):
+def test_wrong_calls_are_refused(pipe, settings, message):
     size = {} if {"height", "width"} & settings.keys() else {"height": 32, "width": 32}
-    with pytest.raises(InputError) as found:
+    with pytest.raises(InputError) as error:
         pipe("segmentation", **{"images": CAT, "prompt": "a cat", **size, **settings})
-    assert said in str(found.value)
+    assert message in str(error.value)
 
 
 def test_views_must_be_square(pipe):

@@ -24,12 +24,12 @@ def test_reference_transformer_matches_published_numbers(name: str, vectors: dic
 
 def test_gradients_match_the_reference(vectors: dict[str, Tensor], transformer: NextDiT) -> None:
     keys = ("samples", "timesteps", "encoder_hidden_states", "encoder_attention_mask")
-    found = []
+    gradients = []
     for model in (NextDiT(**DESCRIPTION["transformer"]), Reference(**DESCRIPTION["transformer"])):
         model.load_state_dict(transformer.state_dict())
         model(*(vectors[f"forward1.{key}"] for key in keys)).square().mean().backward()
-        found.append({name: parameter.grad for name, parameter in model.named_parameters()})
-    ours, plain = found
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    ours, plain = gradients
     scale = max(float(grad.abs().max()) for grad in plain.values())
     for name, grad in plain.items():
         assert float((ours[name] - grad).abs().max()) < 1e-5 * scale, name

@@ -43,18 +43,18 @@ def test_known_frames_get_last_timestep_or_zero(
     name = "sample_image2depth"
     arguments = [vectors[f"{name}.{key}"] for key in ("noise", "cond")]
     text = [vectors[f"{name}.{key}"] for key in ("prompt_embeds", "prompt_mask")]
-    told: list[Tensor] = []
+    levels: list[Tensor] = []
     forward = transformer.forward
 
     def watched(samples: Tensor, timesteps: Tensor, *rest: Tensor) -> Tensor:
-        told.append(timesteps.clone())
+        levels.append(timesteps.clone())
         return forward(samples, timesteps, *rest)
 
     monkeypatch.setattr(transformer, "forward", watched)
     seen: list[tuple[int, int]] = []
     results = {}
     for choice in ("last", "zero"):
-        told.clear()
+        levels.clear()
         scheduler = FlowMatchEulerDiscreteScheduler(**DESCRIPTION["scheduler"])
         results[choice] = sample_frames(
             transformer,
@@ -68,7 +68,7 @@ def test_known_frames_get_last_timestep_or_zero(
         )
         timesteps = scheduler.timesteps
         expected = torch.stack([timesteps[-1:].expand(3) if choice == "last" else torch.zeros(3), timesteps], -1)
-        assert torch.equal(torch.cat(told), expected)
+        assert torch.equal(torch.cat(levels), expected)
         assert torch.equal(results[choice][:, :1], vectors[f"{name}.cond"])
     assert seen == [(1, 3), (2, 3), (3, 3)] * 2
     assert relative(results["zero"], results["last"]) > 1e-4

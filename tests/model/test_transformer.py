@@ -16,7 +16,7 @@ from model import NextDiT
 
 
 @pytest.mark.parametrize("name", cases("forward"))
-def test_forward_gives_the_published_numbers(name: str, vectors: dict[str, Tensor], transformer: NextDiT) -> None:
+def test_forward_matches_published_numbers(name: str, vectors: dict[str, Tensor], transformer: NextDiT) -> None:
     keys = ("samples", "timesteps", "encoder_hidden_states", "encoder_attention_mask")
     case = {key: value for key, value in DESCRIPTION["cases"][name].items() if key.startswith("scale_")}
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_soft_capping_is_on_in_half_precision_and_off_in_float(transformer: Next
 
 def test_checkpointed_blocks_give_the_same_gradients(transformer: NextDiT) -> None:
     samples, timesteps, text = mixed_samples()
-    found = []
+    gradients = []
     for checkpointing in (False, True):
         model = NextDiT(**DESCRIPTION["transformer"])
         model.load_state_dict(transformer.state_dict())
@@ -88,8 +88,8 @@ def test_checkpointed_blocks_give_the_same_gradients(transformer: NextDiT) -> No
         if checkpointing:
             model.enable_gradient_checkpointing()
         sum(output.square().mean() for output in model.forward_packed(samples, timesteps, text)).backward()
-        found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    assert relative(found[1], found[0]) < 1e-6
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert relative(gradients[1], gradients[0]) < 1e-6
 
 
 def test_save_and_load_preserve_output(transformer: NextDiT, tmp_path: Path) -> None:
@@ -98,14 +98,15 @@ def test_save_and_load_preserve_output(transformer: NextDiT, tmp_path: Path) -> 
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in transformer.state_dict().items())
 
 
-def test_the_released_size_has_its_parameters() -> None:
+def test_released_size_has_the_published_number_of_parameters() -> None:
     with torch.device("meta"):
         model = NextDiT(hidden_size=3840, depth=16, num_heads=32, num_kv_heads=8, caption_channels=2048, qk_norm=True)
     in_blocks = sum(parameter.numel() for parameter in model.layers.parameters())
     assert round(in_blocks / 1e9, 2) == 2.79
 
 
-def test_it_compiles_to_one_graph(vectors: dict[str, Tensor]) -> None:
+@pytest.mark.slow
+def test_forward_compiles_to_one_graph(vectors: dict[str, Tensor]) -> None:
     arguments = [
         vectors[f"forward1.{key}"]
         for key in ("samples", "timesteps", "encoder_hidden_states", "encoder_attention_mask")
@@ -128,10 +129,10 @@ def test_autocast_trains_packs(transformer: NextDiT) -> None:
     model.load_state_dict(transformer.state_dict())
     expected = model.forward_packed(samples, timesteps, text)
     with torch.autocast("cpu", torch.bfloat16):
-        found = model.forward_packed(samples, timesteps, text)
-        sum(output.float().square().mean() for output in found).backward()
+        outputs = model.forward_packed(samples, timesteps, text)
+        sum(output.float().square().mean() for output in outputs).backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(outputs, expected, strict=True):
         assert relative(one.float(), other) < 0.05
 
 
@@ -143,7 +144,7 @@ def test_training_follows_sampling_in_one_process(transformer: NextDiT) -> None:
     transformer.zero_grad()
 
 
-def test_a_fresh_model_starts_as_the_published_one() -> None:
+def test_initial_weights_are_drawn_as_published() -> None:
     model = NextDiT(**DESCRIPTION["transformer"])
     for layer in model.layers:
         assert not layer.feed_forward.w2.weight.any() and not layer.attention.gate.any()

@@ -103,7 +103,7 @@ def test_draining_node_makes_workers_save_and_continue_elsewhere(shared_config: 
     def wait_for(condition: Callable[[], Any]) -> None:
         deadline = time.monotonic() + 400
         while not condition():
-            assert training.poll() is None and time.monotonic() < deadline, (tmp_path / "said").read_text()
+            assert training.poll() is None and time.monotonic() < deadline, (tmp_path / "output").read_text()
             time.sleep(0.2)
 
     with ray_head(tmp_path, {}) as head, ExitStack() as nodes:
@@ -117,8 +117,8 @@ def test_draining_node_makes_workers_save_and_continue_elsewhere(shared_config: 
         # Ray Train may count on the node for a while after it has gone, and then waits so long for a worker there.
         environment["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "6"
         command = [sys.executable, "-u", "-m", "pipelines", "train", str(tmp_path / "run.yaml"), "--run", str(run)]
-        with (tmp_path / "said").open("w") as said:
-            training = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
+        with (tmp_path / "output").open("w") as output:
+            training = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         try:
             wait_for(lambda: len(read_metrics(store)) > 2)
             assert "ray::RayTrainWorker" in "".join(work())
@@ -130,5 +130,5 @@ def test_draining_node_makes_workers_save_and_continue_elsewhere(shared_config: 
         finally:
             training.kill()
             training.wait()
-    assert "a node is taken away" in (tmp_path / "said").read_text()
+    assert "a node is taken away" in (tmp_path / "output").read_text()
     assert [record["step"] for record in read_metrics(store)] == list(range(1, len(read_metrics(store)) + 1))

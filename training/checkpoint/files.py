@@ -79,7 +79,7 @@ def load_training(store: Store, step: int) -> dict[str, Tensor]:
     """The tensors that training continues from."""
     from safetensors.torch import load_file
 
-    with _local(store, f"{checkpoint_name(step)}/{_TRAINING}") as path:
+    with _LocalPath(store, f"{checkpoint_name(step)}/{_TRAINING}") as path:
         return load_file(path)
 
 
@@ -92,12 +92,13 @@ def load_checkpoint(uri: str | Path) -> tuple[NextDiT, dict[str, Any]]:
     from model.transformer import NextDiT
 
     store, state = _find(str(uri))
-    with _local(store, _TRANSFORMER) as path:
+    with _LocalPath(store, _TRANSFORMER) as path:
         transformer = NextDiT.from_pretrained(path, use_safetensors=True)
     return transformer.eval(), state
 
 
 def _find(uri: str) -> tuple[Store, dict[str, Any]]:
+    """(store with transformer/, state) of the checkpoint that an address means. Raises InputError."""
     store = open_store(uri)
     if store.exists(f"{_TRANSFORMER}/config.json"):
         if store.exists(STATE):
@@ -111,7 +112,7 @@ def _find(uri: str) -> tuple[Store, dict[str, Any]]:
     return open_store(f"{store.uri}/{checkpoint_name(steps[-1])}"), load_state(store, steps[-1])
 
 
-class _local:
+class _LocalPath:
     """A local path of a file or folder of a store; what came from S3 is removed on leaving."""
 
     def __init__(self, store: Store, name: str) -> None:

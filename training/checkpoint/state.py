@@ -82,7 +82,7 @@ class TrainingState:
         if rank != 0:
             return None
         tensors = {f"{_MODEL}{name.removeprefix(PREFIX)}": value for name, value in weights.items()}
-        if facts["step"]:  # before its first step an optimizer has no state, and torch makes one up
+        if facts["step"]:  # before the first step an optimizer has no state, and torch would return an invented one
             for name, state in states["state"].items():
                 for key, value in state.items():
                     tensors[f"{_OPTIMIZER}{name.removeprefix(PREFIX)}/{key}"] = torch.as_tensor(value)
@@ -108,12 +108,12 @@ def load_initial_weights(config: TrainingConfig) -> dict[str, Tensor]:
         given = transformer.config.get(name)
         if name == "num_kv_heads":
             given = given or transformer.config["num_heads"]
-        if name not in _WEIGHTLESS and _listed(given) != _listed(value):
+        if name not in _WEIGHTLESS and _as_list(given) != _as_list(value):
             raise InputError(f"{config.initialize}: a model with {name} {given}, the configuration says {value}")
     return _prefixed(transformer.float().state_dict())
 
 
-def _listed(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -131,7 +131,8 @@ def _run_wave(work: Labeling, wave: Wave, footers: Footers, result: LabelResult)
     writers = start_writers(work.dataset, work.declarations, footers)
     total = sum(footers[IMAGES][row["shard"]].row_groups[row["row_group"]] for row in references)
     with progress("label " + " ".join(labelers), total, "rows") as advance:
-        for row in _labeled_row_groups(work, labelers, references, writers).iter_rows():
+        rows = _labeled_row_groups(work, labelers, references, writers)
+        for row in rows.iter_rows():
             advance(row["rows"])
             for group in row["groups"].split(","):
                 result.rows[group] += row["rows"]

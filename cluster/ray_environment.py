@@ -22,18 +22,20 @@ RAY_ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     # Ray Train's own watch for nodes that are taken away: training asks Ray for them itself (training.coordinator).
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # Nobody reads metrics either; where Ray's agent is late, every process would print that it cannot export them.
-    "RAY_enable_metrics_collection": "0",
     # A labeling job has a dozen small processes whatever the number of cores; they may start together.
     "RAY_worker_maximum_startup_concurrency": "16",
 }
+# Of a Ray that ends with the command. Nobody reads its metrics, and where Ray's agent is late, every process would print
+# that it cannot export them. A cluster's own may be read by its monitoring.
+SESSION_ENVIRONMENT = {"RAY_enable_metrics_collection": "0"}
 
 
 def prepare_ray() -> None:
     """Set what this process lacks of the table, and the token. Call it before the first import of Ray."""
     if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file() if starts_own_ray() else cluster_token_file())
-    for name, value in {**AUTHENTICATION, **RAY_ENVIRONMENT}.items():
+    session = SESSION_ENVIRONMENT if starts_own_ray() else {}
+    for name, value in {**AUTHENTICATION, **RAY_ENVIRONMENT, **session}.items():
         os.environ.setdefault(name, value)
 
 

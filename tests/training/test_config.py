@@ -119,5 +119,5 @@ def test_settings_apply_in_order(tmp_path: Path) -> None:
     config = load_config(file, settings)
     assert config.steps == 8
     assert config.mixture["views"].dataset == "new"
-    with pytest.raises(InputError, match="mixture.views.tasks"):
+    with pytest.raises(InputError, match=r"mixture\.views\.tasks"):
         load_config(file, settings[:2])

@@ -19,7 +19,7 @@ from labeling.dataset import Dataset
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,8 @@ import pytest
 
 from labeling.dataset import Dataset, Entry, open_store
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 TASKS = {"text2image", "segmentation", "boxes", "pose", "edges", "depth", "deblurring", "inpainting", "views"}
 

@@ -37,7 +37,7 @@ GROUPS = {
 }
 SOURCES = {"dataset": {"images"}, "views": {"images", "cameras"}}
 
-pytestmark = pytest.mark.slow  # commands in processes of their own, some with a Ray
+pytestmark = [pytest.mark.slow, pytest.mark.long]  # commands in processes of their own, some with a Ray
 
 
 @pytest.fixture

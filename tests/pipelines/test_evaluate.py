@@ -27,6 +27,8 @@ from pipelines.label import label
 from training.config import load_config
 from training.run import run_training
 
+pytestmark = pytest.mark.long
+
 TASKS = ["text2image", "edges"]
 
 

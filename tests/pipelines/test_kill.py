@@ -17,6 +17,8 @@ from labeling.dataset import Dataset
 from pipelines.ingest import ingest
 from pipelines.label import label
 
+pytestmark = pytest.mark.long
+
 NAMES = ["edges", "latents-96-edges", "simple_labelers:Gated"]  # what reads another label, and what a test can halt
 
 

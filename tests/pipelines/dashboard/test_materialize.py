@@ -78,35 +78,42 @@ def test_materializing_submits_one_job(
 
 
 def test_scaled_job_is_followed_into_its_next_attempt(
-    faces: Dataset, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    faces: Dataset,
+    instance: dg.DagsterInstance,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """A label job is scaled by ending one attempt and beginning the next, while a Dagster run follows it."""
     import ray
 
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
-    faces.declare("patient", declare(load_labeler("simple_labelers:Patient", {"seconds": 3.0})))
+    gate = tmp_path / "gate"
+    gate.write_text("2")  # the first attempt labels one shard of three, however long it takes to end
+    faces.declare("gated", declare(load_labeler("simple_labelers:Gated", {"gate": str(gate)})))
     refresh()
     scaled: list[Attempt] = []
 
     def scale() -> None:
         deadline = time.monotonic() + 120
-        while not faces.store.exists("patient/000000.parquet") and time.monotonic() < deadline:
+        while not faces.store.exists("gated/000000.parquet") and time.monotonic() < deadline:
             time.sleep(0.2)
         [(attempt, _)] = list_jobs(faces.uri)
         scaled.append(scale_job(attempt.job_id, WorkersSpec(count=2)))
+        gate.write_text("100")
 
     thread = threading.Thread(target=scale)
     thread.start()
-    run = materialize(instance, "patient")
+    run = materialize(instance, "gated")
     thread.join()
     assert run.success
     [(attempt, state)] = list_jobs(faces.uri)
     assert (attempt, state.phase) == (scaled[0], "succeeded")
     assert (attempt.number, JobFolder(attempt.address).specification().workers) == (2, WorkersSpec(count=2))
-    assert sum(row["value"] is not None for row in faces.rows("patient")) == 6
+    assert sum(row["value"] is not None for row in faces.rows("gated")) == 6
     output = capfd.readouterr().out
     assert "stopped; the same job submitted again continues" in output
-    assert re.search(r"patient: [012] shards labeled, [123] fresh", output), output
+    assert re.search(r"gated: 2 shards labeled, 1 fresh", output), output
 
 
 def test_invalid_form_fails_run_with_one_line(faces: Dataset, instance: dg.DagsterInstance) -> None:

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import fcntl
+import importlib
+import os
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from labeling.dataset import set_schema
 from labeling.labeler import Labeler, Row, RowError
+
+
+def import_packages(labeler: Labeler) -> None:
+    """Import the packages that a labeler needs, one process of this machine at a time.
+
+    yapf, which mmcv imports, writes a cache at its first import, and another process may read it half-written: its
+    rows would be in error for nothing of theirs.
+    """
+    with Path(tempfile.gettempdir(), f"onediffusion-imports-{os.getuid()}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for package in labeler.packages:
+            importlib.import_module(package)
 
 
 def group_schema(labeler: Labeler, sets: bool) -> pa.Schema:

@@ -8,7 +8,7 @@ from typing import Any
 
 from labeling.dataset import ID_COLUMN, IMAGE_COLUMN, IMAGES, Dataset, groups_of
 from labeling.labeler import Labeler
-from labeling.run import label_table
+from labeling.run import import_packages, label_table
 from pipelines.labeling_job.decoded_images import decode_and_pack, unpack
 from pipelines.labeling_job.tables import from_bytes, to_bytes
 
@@ -74,6 +74,7 @@ class AddLabels:
         self.sets = sets
         self.drop_images = drop_images
         for labeler in stage.values():
+            import_packages(labeler)
             labeler.load()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 import yaml
 from dashboard_process import Dashboard, served
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, TimeoutError, expect, sync_playwright
 
 from cluster.local import work_processes
 from labeling.dataset import Dataset, dataset_status, open_store
@@ -99,7 +99,13 @@ def launch(page: Page, job: str, step: str, form: dict[str, Any]) -> str:
     """Fill in a job's launch form, press the button, and give the id of the Dagster run."""
     text = yaml.safe_dump({"ops": {step: {"config": form}}})
     visit(page, f"/locations/onediffusion/jobs/{job}/playground/setup?config={quote(text)}")
-    expect(page.locator(".CodeMirror").first).to_contain_text(step)
+    editor = page.locator(".CodeMirror").first
+    try:
+        editor.wait_for(timeout=MILLISECONDS / 2)
+    except TimeoutError as error:  # as a person does when a page of Dagster loads for ever; why is printed above
+        print(f"{page.url} loads for too long ({error}); once more", flush=True)
+        page.reload()
+    expect(editor).to_contain_text(step)
     button = page.get_by_role("button", name=re.compile("Launch Run"))
     expect(button).to_be_enabled()
     take_screenshot(page, f"form-{job.replace('_', '-')}")

@@ -29,12 +29,10 @@ pytest_plugins = ["tiny_training", "slurm_jobs", "dashboard_assets", "recorded_j
 SLOW_FIXTURES = {"ray_cluster", "s3_server", "site"}
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(tryfirst=True)  # before tests are left out by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file in one process, since its fixtures are shared, and begin with the files that take minutes."""
+    """Mark what starts servers, and begin with the files that take minutes."""
     for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
         if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
     items.sort(key=lambda item: item.get_closest_marker("long") is None)

@@ -57,10 +57,13 @@ def run_assets(snapshot: Snapshot, names: Mapping[str, str]) -> list[dg.AssetSpe
 
 
 def _description(snapshot: Snapshot) -> str:
-    if snapshot.trouble:
-        return f"**{snapshot.trouble}**\n\n{snapshot.tracked.address}"
+    trouble = f"**{snapshot.trouble}**\n\n{snapshot.tracked.address}" if snapshot.trouble else ""
+    if not snapshot.config:
+        return trouble
     tasks = [task for source in snapshot.config["mixture"].values() for task in source["tasks"]]
     description = f"Checkpoints of **{snapshot.config['name']}**, learning {', '.join(dict.fromkeys(tasks))}."
+    if trouble:  # which may pass, so what was known stays in sight
+        description = f"{trouble}\n\n{description}"
     return f"{description}\n\n![loss and speed as they are now](/{CURVES}/{snapshot.tracked.name}.svg)"
 
 

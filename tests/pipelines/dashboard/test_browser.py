@@ -91,7 +91,11 @@ def take_screenshot(page: Page, name: str) -> None:
 def expect_picture(page: Page, alternative: str) -> None:
     """Assert that an asset page shows a picture with this alternative text, and that the picture was loaded."""
     picture = page.get_by_alt_text(alternative).first
-    expect(picture).to_be_visible()
+    try:
+        expect(picture).to_be_visible()
+    except AssertionError:
+        print(page.locator("body").inner_text())  # what is there instead
+        raise
     assert picture.evaluate("it => it.decode().then(() => it.naturalWidth)") > 100
 
 

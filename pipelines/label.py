@@ -159,19 +159,17 @@ def _labeled_row_groups(
     rows = ray.data.from_items(references, override_num_blocks=min(len(references), MAX_BLOCKS))
     rows = rows.map(ReadColumns(work.dataset, labelers), num_cpus=min(1.0, share))
     for index, stage in enumerate(stages):
-        labeler = next(iter(stage.values()))
         rows = rows.map(
             AddLabels,
             fn_constructor_args=(stage, work.dataset.has_sets, index >= last_reader),
-            concurrency=_processes(labeler, max(cpus, work.most_cpus)),
-            num_cpus=min(labeler.cpus, share),
-            num_gpus=labeler.gpus or None,
+            concurrency=_processes(max(cpus, work.most_cpus)),
+            num_cpus=min(1.0, share),
         )
     return rows.map(SendToWriter(writers, list(labelers)), num_cpus=min(0.1, share))
 
 
-def _processes(labeler: Labeler, most_cpus: float) -> int | tuple[int, int]:
+def _processes(most_cpus: float) -> int | tuple[int, int]:
     """How many processes a stage may have: a cluster that grows does so for processes that wait for a CPU."""
     if most_cpus <= SMALL_MACHINE:
         return 1
-    return 1, max(1, min(MAX_ACTORS, int(most_cpus // max(labeler.cpus, 1))))
+    return 1, max(1, min(MAX_ACTORS, int(most_cpus)))

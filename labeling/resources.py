@@ -31,9 +31,7 @@ class Resources(Section):
     @model_validator(mode="after")
     def _least_before_most(self) -> Resources:
         if self.processes and self.processes[0] > self.processes[1]:
-            raise ValueError(
-                f"processes: at least {self.processes[0]} and at most {self.processes[1]}; turn them round"
-            )
+            raise ValueError(f"processes: {self.processes[0]} to {self.processes[1]}; turn them round")
         return self
 
 

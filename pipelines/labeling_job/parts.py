@@ -1,0 +1,101 @@
+"""Parts of shards, the rows of the Ray Data job: references to row groups, and what their writer needs to know."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from labeling.dataset import ID_COLUMN, IMAGES, Footers
+from labeling.plan import Wave
+
+PART_ROWS = 128  # most rows of a part: a second of work where labels are fast, and little to do again where not
+BLOCKS_A_PROCESS = 8  # least blocks for each process, so that all of them end together
+MAX_BLOCKS = 4096  # which the driver keeps at hand
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some row groups of a shard, for one process to label.
+
+    first, end: the row groups, [first, end); row_groups: rows of every row group of the shard; groups: the groups to
+    label, each after those that it reads; digests: "group.column" → digest, of the columns read that are stored;
+    only_errors: whether only rows in error are labeled again.
+    """
+
+    shard: str
+    first: int
+    end: int
+    row_groups: Sequence[int]
+    groups: Sequence[str]
+    digests: Mapping[str, str]
+    only_errors: bool = False
+
+    @property
+    def rows(self) -> int:
+        """How many rows the part has."""
+        return sum(self.row_groups[self.first : self.end])
+
+    def to_json(self) -> str:
+        """As it travels in a row of Ray Data."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Part:
+        """Back from `to_json`."""
+        return cls(**json.loads(text))
+
+
+def count_rows(wave: Wave, footers: Footers) -> dict[str, int]:
+    """Rows to label of each group in a wave."""
+    rows: dict[str, int] = dict.fromkeys(wave.groups, 0)
+    for shard, groups in wave.work.items():
+        for group in groups:
+            rows[group] += footers[IMAGES][shard].rows
+    return rows
+
+
+def cut_parts(
+    wave: Wave, declarations: Mapping[str, Mapping[str, Any]], footers: Footers, part_rows: int, only_errors: bool
+) -> Iterator[Part]:
+    """The parts of a wave in order; of shards without rows there are none.
+
+    part_rows: most rows of a part that has several row groups.
+    """
+    for shard, groups in wave.work.items():
+        sizes = footers[IMAGES][shard].row_groups
+        reads = {ID_COLUMN, *(column for group in groups for column in declarations[group]["reads"])}
+        digests = {
+            column: footers[group][shard].columns[name]
+            for column in sorted(reads)
+            for group, _, name in [column.partition(".")]
+            if group not in groups
+        }
+        first = 0
+        while first < len(sizes):
+            end = first + 1
+            while end < len(sizes) and sum(sizes[first : end + 1]) <= part_rows:
+                end += 1
+            yield Part(shard, first, end, sizes, groups, digests, only_errors)
+            first = end
+
+
+def blocks_of_parts(parts: Iterator[Part], rows: int, processes: int) -> Iterator[list[Part]]:
+    """Parts in blocks, each of which is a task of one process: equal ones, and smaller ones at the end.
+
+    rows: of all parts.
+    """
+    most = max(-(-rows // MAX_BLOCKS), min(PART_ROWS, -(-rows // (processes * BLOCKS_A_PROCESS))))
+    block: list[Part] = []
+    size, left = 0, rows
+    for part in parts:
+        block.append(part)
+        size += part.rows
+        # What is left shrinks to what every process can end on.
+        if size >= min(most, max(PART_ROWS, left // (2 * processes))):
+            yield block
+            left -= size
+            block, size = [], 0
+    if block:
+        yield block

@@ -179,5 +179,3 @@ def data_bytes() -> int:
     """Bytes of data of this process, touched or not: what RLIMIT_DATA counts."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[5]) * os.sysconf("SC_PAGE_SIZE")
-
-

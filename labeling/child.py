@@ -7,6 +7,7 @@ the supervisor sends work to.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
@@ -107,17 +108,13 @@ def _descendants(process: int) -> list[int]:
 
 
 def _kill(process: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(process, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _tell(status: int, text: str) -> None:
-    try:
+    with contextlib.suppress(BrokenPipeError):
         os.write(status, text.encode())
-    except BrokenPipeError:
-        pass
 
 
 def _work(connection: socket.socket, marks_file: int) -> None:
@@ -203,8 +200,6 @@ def _bound_memory(memory: int) -> None:
 def _exit(code: int) -> None:
     """End without waiting for threads that labelers started."""
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(OSError):
             stream.flush()
-        except OSError:
-            pass
     os._exit(code)

@@ -34,7 +34,7 @@ def check_count(results: Any, count: int) -> list[Any]:
     if not isinstance(results, list | tuple):
         raise WrongCountError(f"the labeler gave {_kind(results)} instead of a list of results")
     if len(results) != count:
-        raise WrongCountError(f"the labeler gave {len(results)} results for {count} row{'s'[:count > 1]}")
+        raise WrongCountError(f"the labeler gave {len(results)} results for {count} row{'s'[: count > 1]}")
     return list(results)
 
 
@@ -51,7 +51,9 @@ def check_columns(result: Any, schema: pa.Schema) -> Result:
     if missing:
         return Failure(f"the labeler gave no column {missing[0]!r}")
     if unknown:
-        return Failure(f"the labeler gave {unknown[0]!r}, which is no column of its schema{nearest(unknown[0], schema.names)}")
+        return Failure(
+            f"the labeler gave {unknown[0]!r}, which is no column of its schema{nearest(unknown[0], schema.names)}"
+        )
     return dict(result)
 
 

@@ -126,7 +126,9 @@ class Supervisor:
                 if not mark.rows:
                     ends_without_row += 1
                     if ends_without_row >= ENDS_WITHOUT_ROW:
-                        raise ProcessError(f"while no row was labeled, {ended.cause} ({ends_without_row} times)") from None
+                        raise ProcessError(
+                            f"while no row was labeled, {ended.cause} ({ends_without_row} times)"
+                        ) from None
                     continue
                 knowledge.ends.append((mark.group, mark.rows))
                 needed = 3 if ended.from_outside else 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -25,7 +26,7 @@ _STARTS = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from labelin
 _LINES = 40  # of a worker's standard error that are kept
 
 
-class WorkerEnded(Exception):  # noqa: N818 (no error until the supervisor says so)
+class WorkerEnded(Exception):
     """The worker died, or was ended for hanging or for its memory.
 
     cause: in words for a row's reason. mark: what was under way. from_outside: whether another process may have sent
@@ -77,10 +78,8 @@ class Worker:
 
     def _send_quietly(self, value: Any) -> None:
         """Send; that the worker has ended shows when it is waited for."""
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError, TimeoutError):
             send(self._connection, value)
-        except (BrokenPipeError, ConnectionResetError, TimeoutError):
-            pass
 
     def ask(self, value: Any) -> None:
         """Send a value to the worker."""
@@ -229,7 +228,9 @@ def _own(process: int) -> int:
     """Bytes of memory that no file backs; what processes share is divided among them."""
     try:
         with open(f"/proc/{process}/smaps_rollup") as file:
-            sizes = {key: int(rest.split()[0]) for key, _, rest in (line.partition(":") for line in file) if "kB" in rest}
+            sizes = {
+                key: int(rest.split()[0]) for key, _, rest in (line.partition(":") for line in file) if "kB" in rest
+            }
     except OSError:
         return 0
     return 1024 * (sizes.get("Pss_Anon", 0) + sizes.get("Pss_Shmem", 0))

@@ -19,7 +19,7 @@ from labeling.dataset import (
 )
 from labeling.labeler import Labeler
 from labeling.plan import Wave
-from labeling.run import group_schema
+from labeling.results import group_schema
 from pipelines.labeling_job.parts import Part
 from pipelines.labeling_job.tables import from_bytes
 

@@ -64,10 +64,9 @@ def _why(
     footer = footers[group][shard]
     if declared and footer.recipe == expected_recipe({**declared, "reads": declaration["reads"]}, shard, footers):
         return "; ".join(_changes(declared, declaration))
-    if declared and set(declared.get("reads", ())) != set(declaration["reads"]):
-        if footer.recipe == expected_recipe(declared, shard, footers):
-            return "; ".join([*_changes(declared, declaration), "it reads other columns"])
     changed = [*_changes(declared, declaration)] if declared else []
+    if declared and sorted(declared.get("reads", ())) != sorted(declaration["reads"]):
+        changed.append("it reads other columns")
     read = ", ".join(column for column in declaration["reads"] if column != ID_COLUMN)
     if changed:
         return "; ".join(changed)

@@ -20,7 +20,7 @@ from labeling.declaration import declare, is_same
 from labeling.labeler import Labeler
 from labeling.plan import Wave, choose_labelers, next_wave
 from labeling.registry import default_groups
-from labeling.resources import Resources, ResourcesByLabeler
+from labeling.resources import ResourcesByLabeler
 from labeling.staleness import GroupPlan, plan_groups
 from model.inputs import InputError
 from pipelines.labeling_job.placement import resources_by_group
@@ -156,7 +156,7 @@ def _label_stale(
     fruitless = 0
     before: Mapping[str, Sequence[str]] = {}  # shard → groups that the wave before computed
     while (wave := next_wave(work.dataset, work.declarations, footers, shards)).work:
-        again = [(shard, group) for shard, groups in wave.work.items() for group in groups if group in before.get(shard, ())]
+        again = [shard for shard, groups in wave.work.items() if set(groups) & set(before.get(shard, ()))]
         assert not again, f"computed and still stale: {again[:3]}"
         footers, before = _run_wave(work, run, wave, footers, result, only_errors=False)
         fruitless = 0 if before else fruitless + 1
@@ -166,7 +166,7 @@ def _label_stale(
 
 
 def _label_errors(work: Labeling, run: WaveRun, footers: Footers, result: LabelResult) -> Footers:
-    """Try rows in error again, group by group; what reads labels that changed is computed anew. The footers afterwards."""
+    """Try rows in error again, group by group; what reads changed labels is computed anew. The footers afterwards."""
     shards = [shard.name for shard in work.dataset.shards[slice(*work.shards)]]
     fresh = {group: {shard for shard in shards if work.is_fresh(group, shard, footers)} for group in work.labelers}
     for group in work.labelers:

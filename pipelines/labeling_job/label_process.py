@@ -17,7 +17,7 @@ from labeling.resources import Resources
 from labeling.supervisor import Supervisor
 from model.inputs import InputError
 from pipelines.labeling_job.part_labeler import PartLabeler, Step
-from pipelines.labeling_job.parts import Part
+from pipelines.labeling_job.parts import Part, unpack
 from pipelines.labeling_job.placement import Placement
 from pipelines.labeling_job.row_group import Requests
 from pipelines.labeling_job.tally import Tally
@@ -58,10 +58,10 @@ class LabelProcess:
         Thread(target=self._start, daemon=True).start()
 
     def __call__(self, batch: Mapping[str, Any]) -> Iterator[dict[str, list[str]]]:
-        """batch: `part`, as JSON. Gives the tally of each part, as JSON, once its labels are with the writer."""
-        for text in batch["part"]:
-            tally = self.label(Part.from_json(text))
-            yield {"tally": [json.dumps(tally.to_plain())]}
+        """batch: `parts`, packed. Gives the tally of each part, as JSON, once its labels are with the writer."""
+        for packed in batch["parts"]:
+            for part in unpack(packed):
+                yield {"tally": [json.dumps(self.label(part).to_plain())]}
 
     def label(self, part: Part) -> Tally:
         """Label one part."""

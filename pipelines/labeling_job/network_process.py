@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -66,7 +65,7 @@ class NetworkProcess:
         self.labeler = labeler
         self.batch = resources.batch or labeler.batch_size
         work = partial(NetworkWork, labeler, resources)
-        self.child = Supervisor(work, resources.memory_gb, on_gpu=True, name=labeler.group)
+        self.child = Supervisor(work, resources.memory_gb, processes=2, on_gpu=True, name=labeler.group)
         self.crosses = False  # whether a batch may hold rows of several requests
         self.waiting: deque[tuple[_Request, int]] = deque()  # rows, as places in their requests
         self.serving: asyncio.Task[None] | None = None
@@ -86,7 +85,7 @@ class NetworkProcess:
         """Run batches until none waits."""
         loop = asyncio.get_running_loop()
         while self.waiting:
-            rows = []
+            rows: list[tuple[_Request, int]] = []
             try:
                 device = await loop.run_in_executor(None, self.child.run, None)
                 # On CPUs a label of a deterministic labeler depends on the rows of its row group, and on nothing else.
@@ -106,10 +105,10 @@ class NetworkProcess:
                 if len(request.outputs) == len(request.ids) and not request.answer.done():
                     request.answer.set_result([request.outputs[place] for place in range(len(request.ids))])
 
-    def _take(self) -> Sequence[tuple[_Request, int]]:
+    def _take(self) -> list[tuple[_Request, int]]:
         """The rows of the next batch; of one request all that are left, where batches may not cross."""
         first = self.waiting[0][0]
-        rows = []
+        rows: list[tuple[_Request, int]] = []
         while self.waiting and (len(rows) < self.batch if self.crosses else self.waiting[0][0] is first):
             rows.append(self.waiting.popleft())
         return rows

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 
@@ -12,7 +11,7 @@ from labeling.attempt import Attempt
 from labeling.dataset import IMAGES, Dataset, groups_of
 from labeling.labeler import Labeler
 from labeling.resources import Resources
-from labeling.run import LabelerRun, import_packages
+from pipelines.labeling_job.loaded_labelers import Labelers
 from pipelines.labeling_job.parts import Part
 from pipelines.labeling_job.row_group import Outputs, Requests, RowGroup
 from pipelines.labeling_job.tables import to_bytes
@@ -44,10 +43,7 @@ class PartLabeler:
     ) -> None:
         """networks: the groups whose networks are run by other processes."""
         self.dataset = dataset
-        self.labelers = labelers
-        self.resources = resources
-        self.networks = frozenset(networks)
-        self.runs: dict[str, LabelerRun] = {}  # of the labelers that are loaded
+        self.labelers = Labelers(labelers, resources, networks)
         self.begun: dict[tuple[str, int], list[RowGroup]] = {}  # the parts that wait for networks
 
     def __call__(self, task: tuple[Part, Outputs], attempt: Attempt) -> Step:
@@ -64,7 +60,7 @@ class PartLabeler:
                 row_groups = self._read(part)
         requests: dict[str, dict[str, bytes]] = {}
         for row_group in row_groups:
-            for group, inputs in row_group.advance(self, attempt, outputs, tally).items():
+            for group, inputs in row_group.advance(self.labelers, attempt, outputs, tally).items():
                 requests.setdefault(group, {}).update(inputs)
         if requests:
             self.begun[key] = row_groups
@@ -76,17 +72,6 @@ class PartLabeler:
             for group in part.groups
         }
         return Step(tally, tables=tables)
-
-    def run_of(self, group: str) -> LabelerRun:
-        """The labeler of a group, loaded when it is first needed, so that the first labels wait for no other's model."""
-        if group not in self.runs:
-            labeler = self.labelers[group]
-            import_packages(labeler)
-            labeler.load_processor()
-            if group not in self.networks:
-                labeler.load()
-            self.runs[group] = LabelerRun(labeler, self.resources[group])
-        return self.runs[group]
 
     def _read(self, part: Part) -> list[RowGroup]:
         """The columns that labelers read from stored shards, and the labels there are where only errors count."""

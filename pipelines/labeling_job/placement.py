@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from labeling.labeler import Labeler
 from labeling.registry import base_name
@@ -60,7 +61,7 @@ def resources_by_group(labelers: Mapping[str, Labeler], given: ResourcesByLabele
 
 
 def _merged(*layers: Resources | None) -> Resources:
-    values = {}
+    values: dict[str, Any] = {}
     for layer in layers:
         if layer is not None:
             values |= {name: getattr(layer, name) for name in layer.model_fields_set}

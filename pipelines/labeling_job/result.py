@@ -59,7 +59,9 @@ class LabelResult:
             lines.append(f"{group}: {self.written[group]} shards labeled, {fresh} fresh{speed}")
         if self.pictures and self.working:
             first = f", first label after {self.first_label:.1f} s" if self.first_label is not None else ""
-            lines.append(f"{self.pictures} rows in {self.seconds:.1f} s: {self.pictures / self.working:.1f} a second{first}")
+            lines.append(
+                f"{self.pictures} rows in {self.seconds:.1f} s: {self.pictures / self.working:.1f} a second{first}"
+            )
             lines.append(self.bottleneck())
         return lines
 
@@ -69,9 +71,8 @@ class LabelResult:
         step = max(self.steps, key=lambda step: self.steps[step])
         for group in self.rows:
             if self.steps.get(waiting_for(group), 0.0) > _SHARE * total:
-                return (
-                    f"waiting for the network of {group} took {self.steps[waiting_for(group)] / total:.0%} of the time: "
-                    f"more GPUs or a larger batch would help ({group}.processes, {group}.batch)"
-                )
+                share = self.steps[waiting_for(group)] / total
+                remedy = f"more GPUs or a larger batch would help ({group}.processes, {group}.batch)"
+                return f"waiting for the network of {group} took {share:.0%} of the time: {remedy}"
         advice = _ADVICE.get(step, "it runs on CPUs: more of them would help")
         return f"{step} took {self.steps[step] / total:.0%} of the time: {advice}"

@@ -6,7 +6,7 @@ import pickle
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -16,11 +16,9 @@ from labeling.failures import Failure
 from labeling.labeler import Labeler, Prepared, Row
 from labeling.results import LabeledTable, make_table, split_sets
 from labeling.run import decode_images
+from pipelines.labeling_job.loaded_labelers import Labelers
 from pipelines.labeling_job.parts import Part
 from pipelines.labeling_job.tally import Errors, Tally
-
-if TYPE_CHECKING:
-    from pipelines.labeling_job.part_labeler import PartLabeler
 
 Requests = Mapping[str, Mapping[str, bytes]]  # group → row id → what its network takes, pickled
 Outputs = Mapping[str, Mapping[str, Any]]  # group → row id → what its network gave, pickled, or the row's failure
@@ -60,11 +58,11 @@ class RowGroup:
         self._images: list[Any] | None = None  # decoded, or failures
         self._waiting: dict[str, _Rows] = {}  # prepared for a network
 
-    def advance(self, labelers: PartLabeler, attempt: Attempt, outputs: Outputs, tally: Tally) -> Requests:
+    def advance(self, labelers: Labelers, attempt: Attempt, outputs: Outputs, tally: Tally) -> Requests:
         """Label what can be labeled with the outputs of networks there are; what the networks are to be asked."""
         requests: dict[str, dict[str, bytes]] = {}
         for group in self.part.groups:
-            reads = labelers.labelers[group].reads
+            reads = labelers[group].reads
             if group in self.labeled or not self._has(reads):
                 continue
             if IMAGE_COLUMN in reads and group not in self._waiting:
@@ -75,12 +73,12 @@ class RowGroup:
             if group in self.labeled and tally.first_label is None:
                 tally.first_label = time.time()
         left = [g for g in self.part.groups if g not in self.labeled and g not in self._waiting]
-        if not any(IMAGE_COLUMN in labelers.labelers[group].reads for group in left):
+        if not any(IMAGE_COLUMN in labelers[group].reads for group in left):
             self._images = None
             self._values.pop(IMAGE_COLUMN, None)
         return requests
 
-    def count(self, labelers: Mapping[str, Labeler], tally: Tally) -> None:
+    def count(self, labelers: Labelers, tally: Tally) -> None:
         """Count the rows, and those in error by reason."""
         upstream = {group: groups_of(labelers[group].reads) for group in self.part.groups}
         errors_of = {group: labeled.table["error"].to_pylist() for group, labeled in self.labeled.items()}
@@ -106,7 +104,7 @@ class RowGroup:
     def _label(
         self,
         group: str,
-        labelers: PartLabeler,
+        labelers: Labelers,
         attempt: Attempt,
         outputs: Mapping[str, Any],
         requests: dict[str, dict[str, bytes]],

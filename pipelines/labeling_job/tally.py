@@ -109,4 +109,3 @@ class Tally:
         """Back from `to_plain`."""
         errors = {group: Errors.from_plain(plain) for group, plain in values["errors"].items()}
         return cls(dict(values["rows"]), errors, dict(values["steps"]), values["first_label"])
-

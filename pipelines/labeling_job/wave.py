@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from typing import Any
+
+import pyarrow as pa
 
 from cluster.ray_environment import starts_own_ray
 from cluster.session import cluster_has
@@ -17,7 +19,7 @@ from labeling.resources import Resources
 from model.inputs import InputError
 from pipelines.labeling_job.coordinator import Coordinator
 from pipelines.labeling_job.label_process import LabelProcess
-from pipelines.labeling_job.parts import PART_ROWS, blocks_of_parts, count_rows, cut_parts
+from pipelines.labeling_job.parts import PART_ROWS, blocks_of_parts, count_rows, cut_parts, pack
 from pipelines.labeling_job.placement import Placement, place
 from pipelines.labeling_job.result import LabelResult
 from pipelines.labeling_job.shard_writer import Declarations
@@ -73,24 +75,27 @@ class WaveRun:
         processes = max(1, int((cluster_has("CPU") or 1.0) / placement.cpus))
         part_rows = 1 if placement.pools else min(PART_ROWS, -(-rows // (processes * 4)))
         parts = cut_parts(wave, self.declarations, footers, part_rows, only_errors)
-        tables = [
-            _table([part.to_json() for part in block]) for block in blocks_of_parts(parts, rows, processes)
-        ]
+        tables = [pa.table({"parts": [pack(block)]}) for block in blocks_of_parts(parts, rows, processes)]
         process = (self.dataset, labelers, resources, placement, coordinator)
         totals = count_rows(wave, footers)
         total, started = Tally(), time.monotonic()
-        with progress("label " + " ".join(labelers), rows, "rows") as advance:
-            for tally in _run(tables, process, processes, max(processes, int(cpus / placement.cpus)), placement):
-                total.merge(tally)
-                if tally.first_label and not self.first_label:
-                    self.first_label = tally.first_label
-                advance(max(tally.rows.values(), default=0))
-                self._check_errors(total, totals)
+        most = max(processes, int(cpus / placement.cpus))
+        try:
+            with (
+                progress("label " + " ".join(labelers), rows, "rows") as advance,
+                closing(_run(tables, process, processes, most, placement)) as tallies,
+            ):
+                for tally in tallies:
+                    total.merge(tally)
+                    advance(max(tally.rows.values(), default=0))
+                    self._check_errors(total, totals)
+            losses = int(ray.get(coordinator.count_losses.remote()))
+        finally:
+            ray.kill(coordinator)
+        self.first_label = self.first_label or total.first_label
         result.add(total)
         result.pictures += rows
         result.working += time.monotonic() - started
-        losses = int(ray.get(coordinator.count_losses.remote()))
-        ray.kill(coordinator)
         return losses
 
     def _coordinator(self, placement: Placement) -> Any:
@@ -99,9 +104,7 @@ class WaveRun:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        pools = {
-            name: (pool, self.labelers[name], self.resources[name]) for name, pool in placement.pools.items()
-        }
+        pools = {name: (pool, self.labelers[name], self.resources[name]) for name, pool in placement.pools.items()}
         options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
         return ray.remote(Coordinator).options(**options).remote(self.dataset, self.declarations, pools)
 
@@ -109,7 +112,9 @@ class WaveRun:
         """Raises InputError for a labeler that fails too often. rows: to label, by group."""
         for group, errors in total.errors.items():
             most = self.resources[group].max_errors
-            if rows[group] < SMALL_JOB or errors.unexpected <= most * max(total.rows[group], min(rows[group], ENOUGH_ROWS)):
+            if rows[group] < SMALL_JOB or errors.unexpected <= most * max(
+                total.rows[group], min(rows[group], ENOUGH_ROWS)
+            ):
                 continue
             reason, kept = errors.top(1)[0] if errors.reasons else ("", None)
             example = f" (row {kept.example}: {kept.rows} rows)" if kept else ""
@@ -118,12 +123,6 @@ class WaveRun:
                 f"{most:.0%}; most often: {reason}{example}. Finished shards stay; mend it and label again, or allow "
                 f"more ({group}.max_errors)"
             )
-
-
-def _table(parts: Sequence[str]) -> Any:
-    import pyarrow as pa
-
-    return pa.table({"part": pa.array(parts, pa.string())})
 
 
 def _run(
@@ -159,7 +158,7 @@ def _run(
 
 
 def _slow_polling() -> type:
-    """Ray Data's scheduler looks at its tasks ten times a second, at the cost of a seventh of a core; a task takes longer."""
+    """Ray Data's scheduler looks at its tasks ten times a second, which takes a seventh of a core; they take longer."""
     from ray.data._internal.execution.execution_callback import ExecutionCallback
 
     class SlowPolling(ExecutionCallback):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from typing import Any
 
@@ -127,7 +127,7 @@ class WaveRun:
 
 def _run(
     tables: list[Any], process: tuple[Any, ...], processes: int, most: int, placement: Placement
-) -> Iterator[Tally]:
+) -> Generator[Tally]:
     """The Ray Data job: the tally of each part as it is done."""
     import ray.data
     from ray.data import ActorPoolStrategy, DataContext

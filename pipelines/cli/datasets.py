@@ -75,14 +75,15 @@ def status(
     from labeling.dataset import Dataset, dataset_status, read_row_errors
 
     opened = Dataset.open(dataset)
-    groups = dataset_status(opened, save=True)
+    footers = opened.all_footers(opened.groups(), save=True)
+    groups = dataset_status(opened, footers=footers)
     if as_json:
         print(json.dumps({group: asdict(state) for group, state in groups.items()}, indent=1))
         return
     from rich.console import Console
     from rich.table import Table
 
-    errors = read_row_errors(opened, {group: opened.footers(group) for group in groups})
+    errors = read_row_errors(opened, footers)
     table = Table("group", "fresh", "stale", "missing", "rows", "in error")
     for group, state in groups.items():
         counts = asdict(state) | {"errors": state.errors - errors.unavailable_rows(group)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from labeling.dataset import EARLIER
 from labeling.labeler import Labeler
 from labeling.registry import is_known
 
@@ -36,4 +37,5 @@ def is_same(one: Mapping[str, Any] | None, other: Mapping[str, Any]) -> bool:
 
 def _without_built_in_class(declaration: Mapping[str, Any]) -> dict[str, Any]:
     built_in = str(declaration.get("class", "")).startswith(_OURS)
-    return {key: value for key, value in declaration.items() if key != "class" or not built_in}
+    left_out = {EARLIER, *(["class"] if built_in else [])}
+    return {key: value for key, value in declaration.items() if key not in left_out}

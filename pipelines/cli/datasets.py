@@ -11,7 +11,10 @@ from model.constants import MAX_PIXELS, MIN_SIDE
 from model.inputs import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from labeling.resources import Resources
+    from labeling.staleness import GroupPlan
 
 DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="Dataset: a folder or s3:// address.")]
 SetOption = Annotated[
@@ -55,13 +58,24 @@ def label(
     only_errors: Annotated[
         bool, typer.Option("--only-errors", help="Only rows in error, once more; the others keep their labels.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be labeled, and why; change nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Of --dry-run, for machines.")] = False,
 ) -> None:
     """Add or refresh column groups: boxes, segmentation, pose, caption, edges, depth, latents, text, module:Class."""
     from pipelines.label import label as run
+    from pipelines.label import plan
 
     groups, part = names or [], _range(shards) if shards else None
+    settings = _by_labeler(parameters or [])
     given = resources_by_labeler(resources or [], groups)
-    result = run(dataset, groups, _by_labeler(parameters or []), part, resources=given, only_errors=only_errors)
+    if as_json and not dry_run:
+        raise InputError("--json belongs to --dry-run; `onediffusion status DATASET --json` tells how a dataset stands")
+    if dry_run:
+        _show_plan(plan(dataset, groups, settings, part, only_errors), as_json)
+        return
+    result = run(dataset, groups, settings, part, resources=given, only_errors=only_errors)
     print(*result.summary(), sep="\n")
 
 
@@ -113,6 +127,17 @@ def views(
 
     result = run(source, dataset, count, size, seed)
     print(f"{result.added} sets written; {result.sets} sets in {dataset}")
+
+
+def _show_plan(plans: Mapping[str, GroupPlan], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from labeling.staleness import plan_lines
+
+    if as_json:
+        print(json.dumps({group: asdict(plan) for group, plan in plans.items()}, indent=1))
+    else:
+        print(*plan_lines(plans), sep="\n")
 
 
 def resources_by_labeler(settings: list[str], groups: list[str]) -> dict[str, Resources]:

@@ -28,7 +28,17 @@ NAME_THREADS = 32  # that look up names, which blocks
 _CHUNK = 1 << 16
 _REDIRECTED = (301, 302, 303, 307, 308)
 _FINAL = (501, 505)  # answers of a server that do not change when asked again
-_TRANSIENT = ("timed out", "no connection", "HTTP 408", "HTTP 425", "HTTP 429", "HTTP 5", "cut off", "host ", "given up")
+_TRANSIENT = (
+    "timed out",
+    "no connection",
+    "HTTP 408",
+    "HTTP 425",
+    "HTTP 429",
+    "HTTP 5",
+    "cut off",
+    "host ",
+    "given up",
+)
 
 T = TypeVar("T")
 
@@ -54,7 +64,7 @@ class _Unanswered(Exception):
 
 
 def is_transient(reason: str) -> bool:
-    """Whether the reason of a failure may pass by itself: time-outs, overload, faults of a server or of a connection."""
+    """Whether the reason of a failure may pass by itself: time-outs, overload, faults of a server or connection."""
     return reason.startswith(_TRANSIENT) and not reason.startswith(tuple(f"HTTP {status}" for status in _FINAL))
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from labeling.dataset import Entry, Store
 from labeling.sources.addresses.parquet_list import ParquetList
-from labeling.sources.addresses.rows import ListFile, RowRange
+from labeling.sources.addresses.rows import ListFile
 from labeling.sources.addresses.text_forms import TEXT_FORMS
 from labeling.sources.addresses.text_list import TextList
 from model.inputs import InputError, nearest
 
 URL_COLUMNS = ("url", "image_url", "img_url", "imageurl", "image_link", "photo_image_url", "image_uri", "uri", "link")
 TEXT_COLUMNS = ("caption", "text", "vlm_caption", "alt_text", "alt", "description", "prompt")
-_OTHER_PICTURES = (".tar", ".jpg", ".jpeg", ".png", ".webp")  # a folder with such files is none of lists
+_BESIDE = ("", ".md", ".txt", ".json", ".yaml", ".yml", ".html", ".crc", ".sha256")  # files that may lie with lists
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,6 @@ class AddressList:
     url: str
     text: str
 
-    @property
-    def rows(self) -> int:
-        """Addresses in all files."""
-        return sum(file.rows for file in self.files)
-
 
 def open_list(
     store: Store, entries: Mapping[str, Entry], url: str | None = None, text: str | None = None
@@ -39,51 +34,54 @@ def open_list(
     """The list of addresses that these files are, None where they are something else.
 
     They are one if all data files (Parquet, CSV, TSV, JSON lines) have a column of addresses and none has pictures.
-    url, text: names of the columns, found by usual names otherwise. Raises InputError where `url` is named and there is
-    no such column, or where the files differ in their columns.
+    url, text: names of the columns; found by usual names otherwise. Raises InputError where a column that is named is
+    not there, or where `url` is named and no file can be a list.
     """
-    names = [name for name in sorted(entries) if PurePosixPath(name).suffix.lower() in FORMATS]
-    if not names or (not url and any(PurePosixPath(name).suffix.lower() in _OTHER_PICTURES for name in entries)):
+    names = [name for name in sorted(entries) if _suffix(name) in FORMATS]
+    others = [name for name in entries if _suffix(name) not in (*FORMATS, *_BESIDE)]
+    if not names or others:
+        if url:
+            what = others[0] if others else "no file of Parquet, CSV, TSV or JSON lines"
+            raise InputError(f"{store.uri}: --url names a column of a list of addresses, and this is none ({what})")
         return None
     files: list[ListFile] = []
+    unreadable: list[InputError] = []
     for name in names:
-        file = FORMATS[PurePosixPath(name).suffix.lower()](store, name, entries[name])
-        if not url and (file.holds_pictures or not file.find_column(URL_COLUMNS, addresses=True)):
+        file = FORMATS[_suffix(name)](store, name)
+        try:
+            is_list = bool(url) or (not file.holds_pictures and bool(_usual(file, URL_COLUMNS)))
+        except InputError as error:
+            unreadable.append(error)
+            continue
+        if not is_list:
+            if _suffix(name) in TEXT_FORMS:
+                have = ", ".join(file.columns)
+                raise InputError(f"{file.place}: no column of addresses (url); name it with --url; it has {have}")
             return None
         files.append(file)
-    url_column = _column(files, "--url", url, URL_COLUMNS)
-    return AddressList(tuple(files), url_column, _column(files, "--text", text, TEXT_COLUMNS, optional=True))
+    if unreadable:
+        if files or _suffix(names[0]) in TEXT_FORMS:
+            raise unreadable[0]
+        return None
+    url_column = url or _usual(files[0], URL_COLUMNS)
+    text_column = text or _usual(files[0], TEXT_COLUMNS)
+    for option, column in (("--url", url_column), ("--text", text_column)):
+        for file in files if column else ():
+            if column not in file.columns:
+                have = ", ".join(file.columns)
+                hint = nearest(column, file.columns)
+                raise InputError(f"{file.place}: no column {column!r} ({option}){hint}; it has {have}")
+    return AddressList(tuple(files), url_column, text_column)
 
 
-def _column(
-    files: Sequence[ListFile], option: str, named: str | None, usual: Sequence[str], optional: bool = False
-) -> str:
-    """The column of all files: the one named, or the first of the usual names."""
-    column = named or files[0].find_column(usual, addresses=not optional)
-    if not column:
-        return ""
-    for file in files:
-        if column not in file.columns:
-            have = ", ".join(file.columns)
-            raise InputError(f"{file.place}: no column {column!r} ({option}); it has {have}{nearest(column, file.columns)}")
-    return column
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
 
 
-def cut_lots(
-    file: ListFile, first_row: int, shard_rows: int, shards: int
-) -> Iterator[list[RowRange]]:
-    """The rows of a file from `first_row`: ranges of one shard each, several consecutive ones in a lot.
-
-    A lot is read in one pass by one worker, since reading one range may mean decoding what lies before it.
-    """
-    lot: list[RowRange] = []
-    for one in file.ranges(first_row, shard_rows):
-        lot.append(one)
-        if len(lot) == shards:
-            yield lot
-            lot = []
-    if lot:
-        yield lot
+def _usual(file: ListFile, usual: Sequence[str]) -> str:
+    """The column of a file that has the first of some usual names, in any case; "" without one."""
+    by_name = {name.lower(): name for name in reversed(file.columns)}
+    return next((by_name[name] for name in usual if name in by_name), "")
 
 
 def split_row(row: Mapping[str, Any], url: str, text: str) -> tuple[str, str | None, dict[str, Any]]:

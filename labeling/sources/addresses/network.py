@@ -33,7 +33,7 @@ class AddressCheck:
         """Raises PrivateAddress for an address that must not be connected to."""
         address = ipaddress.ip_address(text.partition("%")[0])
         real = _embedded(address)
-        if _is_public(address) and _is_public(real):
+        if real.is_global and not real.is_multicast and not real.is_reserved:
             return
         if not any(one in network for network in self._networks for one in {address, real}):
             raise PrivateAddress(f"private address {real}: allow with --allow-private {real}")
@@ -57,12 +57,6 @@ def _embedded(address: Address) -> Address:
         if address in _NAT64 or (address in _COMPATIBLE and int(address) > 0xFFFF):
             return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return address
-
-
-def _is_public(address: Address) -> bool:
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        return True  # what counts is the address in it
-    return address.is_global and not address.is_multicast and not address.is_reserved
 
 
 async def resolve(host: str, port: int, check: AddressCheck, threads: Executor) -> list[dict[str, Any]]:

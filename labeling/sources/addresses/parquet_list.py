@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from labeling.dataset import Entry, Store, digest_json
+from labeling.dataset import Store, digest_json
 from labeling.sources.addresses.rows import Cut, Row, RowRange
 from model.inputs import InputError, one_line
 
@@ -19,7 +20,7 @@ BATCH_ROWS = 1024  # decoded at once
 class ParquetList:
     """A list in a Parquet file."""
 
-    def __init__(self, store: Store, name: str, entry: Entry) -> None:
+    def __init__(self, store: Store, name: str) -> None:
         self.store, self.name = store, name
         self.place = f"{store.uri}/{name}"
 
@@ -55,7 +56,7 @@ class ParquetList:
             RowRange(self.name, start, min(shard_rows, rows - start), digest_json([digest, start]))
             for start in range(first, rows, shard_rows)
         ]
-        ends = [sum(group_rows[: index + 1]) for index in range(len(group_rows))] if first else []
+        ends = list(accumulate(group_rows))
         earlier = digest_json(sizes[: ends.index(first) + 1]) if first in ends else ""
         return Cut(ranges, rows, digest, earlier)
 

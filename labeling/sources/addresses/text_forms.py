@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections import deque
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ _ADDRESS = ("http://", "https://")
 
 
 class TextForm(Protocol):
-    """A form of text. Structure is found in bytes, so that records can be cut out; values are decoded record by record."""
+    """A form of text. Records are found among bytes, so that they can be cut out; their values are decoded later."""
 
     def columns(self, start: bytes) -> tuple[list[str], int]:
         """The columns, and how many bytes at the start of the file say so. Raises InputError where nothing does."""
@@ -38,10 +39,8 @@ class SeparatedValues:
         self.delimiter = delimiter
 
     def columns(self, start: bytes) -> tuple[list[str], int]:
-        for raw, fields in self._parse(iter(start.splitlines(keepends=True))):
-            if fields:
-                break
-        else:
+        raw, fields = next(((raw, fields) for raw, fields in self._parse(io.BytesIO(start)) if fields), (b"", []))
+        if not fields:
             raise InputError("is empty")
         if not any(field.startswith(_ADDRESS) for field in fields):
             return [_decoded(field).strip() for field in fields], start.index(raw) + len(raw)
@@ -56,7 +55,7 @@ class SeparatedValues:
             yield raw, fields != []
 
     def rows(self, raw: bytes, columns: list[str]) -> Iterator[Row]:
-        for record, fields in self._parse(iter(raw.splitlines(keepends=True))):
+        for record, fields in self._parse(io.BytesIO(raw)):
             if fields == []:
                 continue
             values = self._fitted(fields, len(columns))

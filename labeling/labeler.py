@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -33,13 +33,28 @@ class MissingParameterError(RowError):
         super().__init__(MissingParameter(what, parameter).reason)
 
 
-class Labeler(ABC):
+@dataclass(frozen=True)
+class Prepared:
+    """What `Labeler.prepare` makes of a row.
+
+    inputs: what the network takes of it, in numpy arrays and Python values that are cheap to send to another process;
+    context: what `Labeler.finish` needs besides the network's output, as the picture's size.
+    """
+
+    inputs: Any
+    context: Any = None
+
+
+class Labeler:
     """One kind of label.
 
-    A row given to `label` is a dict of the columns named in `reads` ("group.column") plus "id".
-    "images.image" arrives decoded, as (H, W, 3) uint8 RGB; every other column as the Python value that pyarrow gives,
-    None where the group that it comes from is in error. Results are dicts of the columns of `schema`; the job adds
-    `id`, `model`, `version` and `error`.
+    A labeler either defines `label_row` (and `label`, where batches are faster), or the three steps of one that has a
+    network: `prepare` (a row, on CPUs), `infer` (a batch, where the network is) and `finish` (a row, on CPUs). A job
+    that gives the labeler a GPU runs the steps in pools of processes of their own.
+
+    A row is a dict of the columns named in `reads` ("group.column") plus "id". "images.image" arrives decoded, as
+    (H, W, 3) uint8 RGB; every other column as the Python value that pyarrow gives, None where the group that it comes
+    from is in error. Results are dicts of the columns of `schema`; the job adds `id`, `model`, `version` and `error`.
     """
 
     name: ClassVar[str]
@@ -48,39 +63,70 @@ class Labeler(ABC):
     schema: ClassVar[pa.Schema]
     Parameters: ClassVar[type[BaseModel]] = Parameters
     packages: tuple[str, ...] = ()  # modules that labeling imports and that are installed with an extra only
-    deterministic: bool = True  # the same rows give the same bytes; GPU kernels usually do not
-    cpus: ClassVar[float] = 1.0
-    gpus: float = 0.0
-    batch_size: int = 8  # rows per call; batches start at row-group boundaries, so they depend on the shard alone
+    deterministic: bool = True  # on CPUs the same rows give the same bytes, whatever else is in their batch
+    batch_size: int = 8  # rows of a call where the job's resources name no other number
 
     def __init__(self, group: str, parameters: BaseModel) -> None:
         """`group` is the column group to fill: `name`, or `name-…` for a labeler that fills several."""
         self.group = group
         self.parameters = parameters
+        self.device = "cpu"  # where `load` puts the network; the job sets it before
 
     @property
     def model(self) -> str:
         """Name and version of what makes the labels, as written into each row."""
         return self.name
 
+    @property
+    def has_network(self) -> bool:
+        """Whether the labels come from `prepare`, `infer` and `finish`: only then is a GPU of use to the labeler."""
+        return type(self).infer is not Labeler.infer
+
     def weights_digest(self) -> str:
         """Digest of the weights that labels depend on; "" for a labeler without weights."""
         return ""
 
-    def load(self) -> None:  # noqa: B027 - a labeler without weights has nothing to load
-        """Load models. Called once in the process that labels, before the first `label`."""
+    def load_processor(self) -> None:
+        """Load what `prepare` and `finish` need. Called once in each process that runs one of them."""
+
+    def load(self) -> None:
+        """Load the network onto `device`, or whatever `label` needs. Called once in each process that runs it."""
+
+    def prepare(self, row: Row) -> Prepared:
+        """What the network takes of one row. Raises RowError for a row that can have no label."""
+        raise NotImplementedError
+
+    def infer(self, inputs: list[Any]) -> list[Any]:
+        """The network's output for each of a batch of inputs, in numpy arrays and Python values.
+
+        Raises only for the sake of the network or its device: one batch holds inputs of any shapes.
+        """
+        raise NotImplementedError
+
+    def finish(self, output: Any, context: Any) -> Row:
+        """Columns of `schema` for one row, of the network's output and the context of its `Prepared`.
+
+        Raises RowError for a row that can have no label.
+        """
+        raise NotImplementedError
 
     def label(self, rows: list[Row]) -> list[Row]:
-        """Columns of `schema` for each row. The default labels row by row; override where batches are faster.
+        """Columns of `schema` for each row.
 
         A row that fails raises RowError (or anything else); the job then repeats the batch row by row, so that
         only the failing row is in error.
         """
-        return [self.label_row(row) for row in rows]
+        if not self.has_network:
+            return [self.label_row(row) for row in rows]
+        prepared = [self.prepare(row) for row in rows]
+        outputs = self.infer([one.inputs for one in prepared])
+        return [self.finish(output, one.context) for output, one in zip(outputs, prepared, strict=True)]
 
-    @abstractmethod
     def label_row(self, row: Row) -> Row:
         """Columns of `schema` for one row."""
+        if not self.has_network:
+            raise NotImplementedError(f"{type(self).__name__} defines neither label_row nor infer")
+        return self.label([row])[0]
 
 
 def required(row: Row, *columns: str) -> None:

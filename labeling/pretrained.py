@@ -54,18 +54,17 @@ class PretrainedLabeler(Labeler):
         return model_folder(self.parameters.model, self.role)
 
     def load_network(self, loader: Any, dtype: str = "float32") -> None:
-        """Load the named model, on the GPU where the labeler has a share of one.
+        """Load the named model, onto `device`.
 
         loader: a class of transformers with from_pretrained; dtype: a torch type's name, "auto" for that of the file.
         """
         import torch
 
-        device = "cuda" if self.gpus and torch.cuda.is_available() else "cpu"
-        if device == "cpu":
+        if self.device == "cpu":
             torch.set_num_threads(1)
         folder = self.model_folder()
         network = loader.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=dtype)
-        self._network = network.to(device).eval()
+        self._network = network.to(self.device).eval()
         self._network_label = f"{type(network).__name__} {weights_digest(folder)[:8]}"
 
 

@@ -73,9 +73,8 @@ class LatentsLabeler(Labeler):
         return codec_digest(self.parameters.codec)
 
     def load(self) -> None:
-        import torch
 
-        self._codec = _codec(self.parameters.codec, "cuda" if self.gpus and torch.cuda.is_available() else "cpu")
+        self._codec = _codec(self.parameters.codec, self.device)
 
     def label_row(self, row: Row) -> Row:
         import torch

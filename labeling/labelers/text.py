@@ -87,11 +87,10 @@ class TextLabeler(Labeler):
         return text_encoder_digest(self.parameters.encoder)
 
     def load(self) -> None:
-        import torch
 
         from model.text import load_text_encoder
 
-        device = "cuda" if self.gpus and torch.cuda.is_available() else "cpu"
+        device = self.device
         self._encoder = load_text_encoder(self.parameters.encoder, device)
         self._empty = self._encoder.encode([""])[0]
 

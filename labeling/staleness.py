@@ -146,8 +146,10 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     new = now["parameters"]
     old = before.get("parameters", new)
     for key in sorted({*old, *new}):
-        if (key in old) != (key in new):
-            changes.append(f"parameter {key} {'is new' if key in new else 'is gone'}")
+        if key not in old:
+            changes.append(f"parameter {key} is now {_short(new[key])}")
+        elif key not in new:
+            changes.append(f"parameter {key} is no longer {_short(old[key])}")
         elif old[key] != new[key]:
             changes.append(f"parameter {key} {_short(old[key])} → {_short(new[key])}")
     if before.get("weights", now["weights"]) != now["weights"]:

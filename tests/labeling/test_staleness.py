@@ -66,7 +66,7 @@ def plans(dataset: Dataset, **changed: dict[str, Any]) -> dict[str, GroupPlan]:
     [
         ({"version": 2}, "version 1 → 2"),
         ({"parameters": {"low": 50, "high": 90}}, "parameter low 40 → 50"),
-        ({"parameters": {"low": 40, "kernel": 3}}, "parameter high is gone, parameter kernel is new"),
+        ({"parameters": {"low": 40, "kernel": 3}}, "parameter high is no longer 90, parameter kernel is now 3"),
         ({"weights": "b"}, "weights changed"),
         ({"version": 2, "weights": "b"}, "version 1 → 2, weights changed"),
         ({"reads": ["images.image", "images.width"]}, "reads images.width"),

@@ -85,12 +85,12 @@ def test_dry_run_says_what_and_why_and_changes_nothing(tmp_path: Path) -> None:
     assert result.stdout.splitlines() == [
         "edges: 2 shards to label, 4 rows, 0 shards fresh",
         "  parameter low 40 → 50: shards 0–1",
-        "pose: 1 shards to label, 1 rows, 1 shards fresh",
+        "pose: 1 shards to label, 2 rows, 1 shards fresh",
         "  missing: shard 1",
     ], result.stderr
     asked = ("label", dataset, "pose", "depth", "--dry-run", "--json")
     plan = json.loads(onediffusion(*asked, RAY_ADDRESS=nothing).stdout)
-    assert plan["pose"] == {"shards": 1, "rows": 1, "waiting": 0, "fresh": 1, "why": {"missing": [1]}}
+    assert plan["pose"] == {"shards": 1, "rows": 2, "waiting": 0, "fresh": 1, "why": {"missing": [1]}}
     again = json.loads(onediffusion(*asked, "--only-errors", RAY_ADDRESS=nothing).stdout)
     assert again["depth"] == {"shards": 2, "rows": 3, "waiting": 0, "fresh": 0, "why": {"rows in error": [0, 1]}}
     refused(onediffusion("label", dataset, "edges", "--json"), "--json belongs to --dry-run")

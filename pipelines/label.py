@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.session import ray_session
-from labeling.dataset import IMAGES, Dataset, Footers, expected_recipe, groups_of, lease
+from labeling.dataset import IMAGES, Dataset, Footers, FooterTable, fresh_shards, groups_of, lease
 from labeling.declaration import declare, is_same
 from labeling.labeler import Labeler
 from labeling.plan import Wave, choose_labelers, next_wave
 from labeling.registry import default_groups
 from labeling.resources import ResourcesByLabeler
-from labeling.staleness import GroupPlan, plan_groups
+from labeling.staleness import GroupPlan, plan_errors, plan_groups
 from model.inputs import InputError
 from pipelines.labeling_job.placement import resources_by_group
 from pipelines.labeling_job.result import LabelResult
@@ -66,10 +66,10 @@ class Labeling:
         read = [column for labeler in self.labelers.values() for column in labeler.reads]
         return {group: self.dataset.footers(group) for group in sorted({IMAGES, *groups_of(read), *self.labelers})}
 
-    def is_fresh(self, group: str, shard: str, footers: Footers) -> bool:
-        """Whether a shard is there and made as declared."""
-        footer = footers[group].get(shard)
-        return footer is not None and footer.recipe == expected_recipe(self.declarations[group], shard, footers)
+    def fresh(self, group: str, shards: Sequence[str], footers: Footers) -> set[str]:
+        """Those of the shards that are there and made as declared."""
+        mask = fresh_shards(self.declarations[group], shards, footers, group)
+        return {shard for shard, is_fresh in zip(shards, mask, strict=True) if is_fresh}
 
 
 def label(
@@ -119,12 +119,15 @@ def plan(
     names: Sequence[str],
     parameters: Mapping[str, Mapping[str, Any]] | None = None,
     shards: tuple[int, int] | None = None,
+    only_errors: bool = False,
 ) -> dict[str, GroupPlan]:
     """What `label` would do with each group, and why, without doing it. Raises InputError as `label` does."""
     work = Labeling.of(dataset_uri, names, parameters, shards)
+    footers, chosen = work.footers(), work.dataset.shard_names[slice(*work.shards)]
+    if only_errors:
+        return plan_errors(list(work.labelers), chosen, footers)
     declared = {group: work.dataset.declaration(group) for group in work.labelers}
-    chosen = [shard.name for shard in work.dataset.shards[slice(*work.shards)]]
-    return plan_groups(declared, work.declarations, chosen, work.footers())
+    return plan_groups(declared, work.declarations, chosen, footers)
 
 
 def _requested_groups(dataset: Dataset, names: Sequence[str]) -> list[str]:
@@ -167,17 +170,16 @@ def _label_stale(
 
 def _label_errors(work: Labeling, run: WaveRun, footers: Footers, result: LabelResult) -> Footers:
     """Try rows in error again, group by group; what reads changed labels is computed anew. The footers afterwards."""
-    shards = [shard.name for shard in work.dataset.shards[slice(*work.shards)]]
-    fresh = {group: {shard for shard in shards if work.is_fresh(group, shard, footers)} for group in work.labelers}
+    shards = work.dataset.shard_names[slice(*work.shards)]
+    fresh = {group: work.fresh(group, shards, footers) for group in work.labelers}
     for group in work.labelers:
-        stale = [shard for shard in shards if shard in fresh[group] and not work.is_fresh(group, shard, footers)]
+        stale = fresh[group] - work.fresh(group, shards, footers)
         if stale:
-            wave = Wave({shard: [group] for shard in stale})
+            wave = Wave({shard: [group] for shard in sorted(stale)})
             footers, _ = _run_wave(work, run, wave, footers, result, only_errors=False)
-        failed = [shard for shard in shards if shard in fresh[group] and footers[group][shard].errors]
-        failed = [shard for shard in failed if shard not in stale]
-        if failed:
-            wave = Wave({shard: [group] for shard in failed})
+        errors = FooterTable.of(footers[group]).errors()
+        wave = Wave({shard: [group] for shard in sorted(errors) if shard in fresh[group] - stale})
+        if wave.work:
             footers, _ = _run_wave(work, run, wave, footers, result, only_errors=True)
     return footers
 
@@ -194,13 +196,15 @@ def _run_wave(
     losses = run(wave, footers, result, only_errors)
     after = work.footers()
     written: dict[str, list[str]] = {}
-    for shard, groups in wave.work.items():
-        for group in groups:
-            if only_errors and after[group].get(shard) == footers[group].get(shard):
-                continue  # every row in error is still in error, and the file is as it was
-            if work.is_fresh(group, shard, after):
-                written.setdefault(shard, []).append(group)
-                result.written[group] += 1
-            else:
-                assert losses or only_errors, f"computed and still stale: {group}/{shard}"
+    for group in wave.groups:
+        shards = [shard for shard, groups in wave.work.items() if group in groups]
+        fresh = work.fresh(group, shards, after)
+        assert losses or len(fresh) == len(shards), f"computed and still stale: {group}/{min(set(shards) - fresh)}"
+        if only_errors:  # where every row in error is so still, the file is as it was
+            old, new = FooterTable.of(footers[group]), FooterTable.of(after[group])
+            contents = (table.kept("content", table.positions(shards)) for table in (old, new))
+            fresh &= {shard for shard, one, other in zip(shards, *contents, strict=True) if one != other}
+        result.written[group] += len(fresh)
+        for shard in fresh:
+            written.setdefault(shard, []).append(group)
     return after, written

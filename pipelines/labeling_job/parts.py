@@ -8,11 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from labeling.dataset import ID_COLUMN, IMAGES, Footers
+from labeling.dataset import ID_COLUMN, IMAGES, Footers, FooterTable
+from labeling.dataset.footers import COLUMN, unpacked
 from labeling.plan import Wave
+from model.inputs import InputError
 
 PART_ROWS = 128  # most rows of a part: a second of work where labels are fast, and little to do again where not
 BLOCKS_A_PROCESS = 8  # least blocks for each process, so that all of them end together
+MAX_ROW_GROUPS = 8  # of a part: large pictures have few rows in a row group, and a process holds all of a part's
 MAX_BLOCKS = 4096  # which the driver keeps at hand
 
 
@@ -51,10 +54,11 @@ def unpack(data: bytes) -> list[Part]:
 
 def count_rows(wave: Wave, footers: Footers) -> dict[str, int]:
     """Rows to label of each group in a wave."""
-    rows: dict[str, int] = dict.fromkeys(wave.groups, 0)
-    for shard, groups in wave.work.items():
-        for group in groups:
-            rows[group] += footers[IMAGES][shard].rows
+    images = FooterTable.of(footers[IMAGES])
+    rows = {}
+    for group in wave.groups:
+        shards = [shard for shard, groups in wave.work.items() if group in groups]
+        rows[group] = images.total("rows", images.positions(shards))
     return rows
 
 
@@ -63,24 +67,36 @@ def cut_parts(
 ) -> Iterator[Part]:
     """The parts of a wave in order; of shards without rows there are none.
 
-    part_rows: most rows of a part that has several row groups.
+    part_rows: most rows of a part that has several row groups. Raises InputError where a column read is not there.
     """
-    for shard, groups in wave.work.items():
-        sizes = footers[IMAGES][shard].row_groups
-        reads = {ID_COLUMN, *(column for group in groups for column in declarations[group]["reads"])}
-        digests = {
-            column: footers[group][shard].columns[name]
-            for column in sorted(reads)
-            for group, _, name in [column.partition(".")]
-            if group not in groups
-        }
+    shards = list(wave.work)
+    reads = {ID_COLUMN, *(column for group in wave.groups for column in declarations[group]["reads"])}
+    kept = {column: _digests(column, shards, footers) for column in sorted(reads)}
+    images = FooterTable.of(footers[IMAGES])
+    for index, (shard, groups) in enumerate(wave.work.items()):
+        digests = {}
+        for column in [ID_COLUMN, *(column for group in groups for column in declarations[group]["reads"])]:
+            if column.partition(".")[0] in groups:  # it is made in this wave
+                continue
+            digest = kept[column][index]
+            if digest is None:
+                raise InputError(f"{', '.join(groups)}: there is no column {column} in shard {shard}")
+            digests[column] = unpacked(digest)
+        sizes = images.row_groups(shard)
         first = 0
         while first < len(sizes):
             end = first + 1
-            while end < len(sizes) and sum(sizes[first : end + 1]) <= part_rows:
+            while end < min(len(sizes), first + MAX_ROW_GROUPS) and sum(sizes[first : end + 1]) <= part_rows:
                 end += 1
             yield Part(shard, first, end, sizes, groups, digests, only_errors)
             first = end
+
+
+def _digests(column: str, shards: Sequence[str], footers: Footers) -> list[bytes | None]:
+    """The digest of a column in each shard, None where there is none."""
+    group, _, name = column.partition(".")
+    table = FooterTable.of(footers.get(group, {}))
+    return table.kept(COLUMN + name, table.positions(shards))
 
 
 def blocks_of_parts(parts: Iterator[Part], rows: int, processes: int) -> Iterator[list[Part]]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from labeling.labeler import Labeler
 from labeling.registry import base_name
-from labeling.resources import Resources, ResourcesByLabeler
+from labeling.resources import Resources, ResourcesByLabeler, merge_resources
 from model.inputs import InputError, nearest
 
 
@@ -57,15 +56,8 @@ def resources_by_group(labelers: Mapping[str, Labeler], given: ResourcesByLabele
                 f"resources given for {name!r}{nearest(name, names)}, which is not among the groups to label: "
                 f"{', '.join(labelers)}"
             )
-    return {group: _merged(given.get(base_name(group)), given.get(group)) for group in labelers}
-
-
-def _merged(*layers: Resources | None) -> Resources:
-    values: dict[str, Any] = {}
-    for layer in layers:
-        if layer is not None:
-            values |= {name: getattr(layer, name) for name in layer.model_fields_set}
-    return Resources(**values)
+    merged = merge_resources({base_name(group): Resources() for group in labelers}, given)
+    return {group: merged[base_name(group)].merged(merged.get(group, Resources())) for group in labelers}
 
 
 def place(

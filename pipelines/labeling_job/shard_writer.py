@@ -12,6 +12,7 @@ from labeling.dataset import (
     IMAGES,
     Dataset,
     Footers,
+    FooterTable,
     digest_column,
     digest_json,
     recipe,
@@ -75,8 +76,9 @@ def write_empty_shards(
     dataset: Dataset, wave: Wave, labelers: Mapping[str, Labeler], declarations: Declarations, footers: Footers
 ) -> None:
     """Write the shards of a wave that have no row, every file of theirs being rejected."""
+    images = FooterTable.of(footers[IMAGES])
     for shard, groups in wave.work.items():
-        if footers[IMAGES][shard].row_groups:
+        if images.row_groups(shard):
             continue
         digests: dict[str, str] = {}
         part = Part(shard, 0, 0, [], groups, digests)

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from cluster.ray_environment import starts_own_ray
 from cluster.session import cluster_has
-from labeling.dataset import IMAGES, Dataset, Footers
+from labeling.dataset import IMAGES, Dataset, Footers, FooterTable
 from labeling.labeler import Labeler
 from labeling.plan import Wave
 from labeling.resources import Resources
@@ -62,7 +62,8 @@ class WaveRun:
         """
         import ray
 
-        rows = sum(footers[IMAGES][shard].rows for shard in wave.work)
+        images = FooterTable.of(footers[IMAGES])
+        rows = images.total("rows", images.positions(list(wave.work)))
         if not rows:
             return 0
         self.start_ray()

@@ -17,8 +17,7 @@ from labeling.labeler import Labeler
 from labeling.plan import Wave
 from labeling.registry import load_labeler
 from labeling.resources import Resources
-from labeling.run import LabelerRun, label_table
-from labeling.staleness import plan_groups
+from labeling.run import label_table
 from model.inputs import InputError
 from model.pictures import decode_picture
 from pipelines.labeling_job.part_labeler import PartLabeler
@@ -176,14 +175,3 @@ def test_reasons_are_counted_and_bounded() -> None:
         total.add(f"reason {number}", "")
     assert len(total.reasons) <= MAX_REASONS + 1
     assert total.rows == 33 + 2 * MAX_REASONS
-
-
-def test_plan_says_what_is_stale_and_why(dataset: Dataset) -> None:
-    labelers = load()
-    declarations = {group: declare(labeler) for group, labeler in labelers.items()}
-    shards = ["000000"]
-    new = plan_groups(dict.fromkeys(NAMES), declarations, shards, {IMAGES: dataset.footers(IMAGES)})
-    assert {group: (one.shards, one.rows, one.why) for group, one in new.items()} == {
-        group: (1, 7, {"missing": 1}) for group in NAMES
-    }
-    assert LabelerRun(labelers["spread"]).batch == 4

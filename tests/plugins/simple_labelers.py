@@ -92,11 +92,12 @@ class Doubled(Labeler):
 
 
 class SpreadParameters(Parameters):
-    """journal: folder where each step notes who did it, "" for none; seconds: for each batch; refuse_wider_than: as
-    for brightness."""
+    """journal: folder where each step notes who did it, "" for none; seconds: for each batch; fault: what the device
+    says to each batch, "" for a sound one; refuse_wider_than: as for brightness."""
 
     journal: str = ""
     seconds: float = 0.0
+    fault: str = ""
     refuse_wider_than: int = 10_000
 
 
@@ -120,6 +121,8 @@ class Spread(Labeler):
     def infer(self, inputs: list[Any]) -> list[Any]:
         self._note("infer", len(inputs))
         time.sleep(self.parameters.seconds)
+        if self.parameters.fault:
+            raise RuntimeError(self.parameters.fault)
         return [one.std() for one in inputs]
 
     def finish(self, output: Any, context: Any) -> Row:
@@ -153,3 +156,39 @@ class Widths(Labeler):
         if row["spread.width"] is None:
             raise RowError("no spread")
         return {"sum": row["spread.width"] + row["images.image"].shape[1]}
+
+
+class BrokenParameters(Parameters):
+    """until: a file without which nothing works; wider_than: of the pictures that need it."""
+
+    until: str
+    wider_than: int = 0
+
+
+class Broken(Labeler):
+    """Width of a picture, by a program that fails on some of them until it is mended."""
+
+    name: ClassVar[str] = "broken"
+    version: ClassVar[int] = 1
+    schema: ClassVar[pa.Schema] = pa.schema([("width", pa.int32())])
+    Parameters: ClassVar[type[Parameters]] = BrokenParameters
+
+    def label_row(self, row: Row) -> Row:
+        width = row["images.image"].shape[1]
+        if width > self.parameters.wider_than and not Path(self.parameters.until).exists():
+            raise ValueError("it is broken")
+        return {"width": width}
+
+
+class Halved(Labeler):
+    """Half of that width."""
+
+    name: ClassVar[str] = "halved"
+    version: ClassVar[int] = 1
+    reads = ("broken.width",)
+    schema: ClassVar[pa.Schema] = pa.schema([("half", pa.float32())])
+
+    def label_row(self, row: Row) -> Row:
+        if row["broken.width"] is None:
+            raise RowError("no width")
+        return {"half": row["broken.width"] / 2}

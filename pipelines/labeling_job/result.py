@@ -46,10 +46,6 @@ class LabelResult:
         for group, errors in tally.errors.items():
             self.errors.setdefault(group, Errors()).merge(errors)
 
-    def failed_groups(self) -> list[str]:
-        """The groups of which every row that was labeled is in error; not those that nothing could make."""
-        return [group for group, errors in self.errors.items() if errors.rows and errors.rows == self.rows[group]]
-
     def summary(self) -> list[str]:
         """One line a group: shards written and fresh, rows a second; then how fast it was, and what held it up."""
         lines = []

@@ -38,7 +38,6 @@ def test_rows_in_error_are_tried_again_and_the_others_keep_their_labels(dataset:
     ((reason, kept),) = errors.top()
     assert reason == "ValueError: it is broken"
     assert kept.example in {row["id"] for row in dataset.rows("images") if row["width"] > 600}
-    assert not first.failed_groups()
     before, recipes = (
         stamps(dataset, "broken"),
         [dataset.footer("broken", shard.name).recipe for shard in dataset.shards],
@@ -76,14 +75,14 @@ def test_what_reads_a_label_that_was_in_error_is_computed_anew(dataset: Dataset,
     assert [row["half"] for row in dataset.rows("halved")] == [width / 2 for width in widths]
 
 
-def test_group_that_fails_everywhere_is_named_and_one_that_nothing_can_make_is_not(
+def test_rows_that_nothing_can_label_count_apart(
     dataset: Dataset, tmp_path: Path
 ) -> None:
     for name in ("right", "disparity"):
         assert all(row[name] is None for row in dataset.rows("images", [name]))
     result = label(dataset.uri, ["depth", BROKEN], {"broken": {"until": str(tmp_path / "never")}})
-    assert result.failed_groups() == ["broken"]
     rows = sum(shard.rows for shard in dataset.shards)
+    assert (result.errors["broken"].rows, result.errors["broken"].unavailable) == (rows, 0)
     assert (result.errors["depth"].rows, result.errors["depth"].unavailable) == (0, rows)
 
 

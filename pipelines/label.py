@@ -16,6 +16,7 @@ from typing import Any
 
 from cluster.session import ray_session
 from labeling.dataset import IMAGES, Dataset, Footers, FooterTable, fresh_shards, groups_of, lease
+from labeling.dataset.lease import Range
 from labeling.declaration import declare, is_same
 from labeling.labeler import Labeler
 from labeling.plan import Wave, choose_labelers, next_wave
@@ -30,6 +31,7 @@ from pipelines.labeling_job.wave import WaveRun
 
 __all__ = ["LabelResult", "label", "plan"]
 
+FooterTables = dict[str, FooterTable]  # by group
 FRUITLESS_WAVES = 5  # waves one after another that lose what they made, after which a job gives up
 
 
@@ -37,13 +39,18 @@ FRUITLESS_WAVES = 5  # waves one after another that lose what they made, after w
 class Labeling:
     """What a labeling run works on: labelers and their declarations by group, each group after those that it reads.
 
-    shards: [first, end).
+    part: the shards asked for, [first, end), None for all.
     """
 
     dataset: Dataset
     labelers: Mapping[str, Labeler]
     declarations: Mapping[str, Mapping[str, Any]]
-    shards: tuple[int, int]
+    part: Range | None
+
+    @property
+    def shards(self) -> list[str]:
+        """Names of the shards to work on, in order."""
+        return self.dataset.shard_names[slice(*(self.part or (None,)))]
 
     @classmethod
     def of(
@@ -56,15 +63,14 @@ class Labeling:
         """Raises InputError for unknown names, parameters and shards."""
         dataset = Dataset.open(dataset_uri)
         labelers = choose_labelers(dataset, _requested_groups(dataset, names), parameters or {})
-        first, end = shards or (0, len(dataset.shards))
-        if shards and not 0 <= first < end <= len(dataset.shards):
-            raise InputError(f"{dataset_uri}: no shards {first} to {end}; it has {len(dataset.shards)}")
-        return cls(dataset, labelers, {group: declare(one) for group, one in labelers.items()}, (first, end))
+        if shards and not 0 <= shards[0] < shards[1] <= len(dataset.shards):
+            raise InputError(f"{dataset_uri}: no shards {shards[0]} to {shards[1]}; it has {len(dataset.shards)}")
+        return cls(dataset, labelers, {group: declare(one) for group, one in labelers.items()}, shards)
 
-    def footers(self) -> Footers:
+    def footers(self) -> FooterTables:
         """Footers of the groups to label and of those that they read, as they are now."""
         read = [column for labeler in self.labelers.values() for column in labeler.reads]
-        return {group: self.dataset.footers(group) for group in sorted({IMAGES, *groups_of(read), *self.labelers})}
+        return self.dataset.all_footers(sorted({IMAGES, *groups_of(read), *self.labelers}), shards=self.part)
 
     def fresh(self, group: str, shards: Sequence[str], footers: Footers) -> set[str]:
         """Those of the shards that are there and made as declared."""
@@ -94,7 +100,7 @@ def label(
     work = Labeling.of(dataset_uri, names, parameters, shards)
     by_group = resources_by_group(work.labelers, resources)
     result = LabelResult()
-    with lease(work.dataset.store, list(work.labelers)):
+    with lease(work.dataset.store, list(work.labelers), work.part):
         for group, declaration in work.declarations.items():
             if not is_same(work.dataset.declaration(group), declaration):
                 work.dataset.declare(group, declaration)
@@ -104,10 +110,10 @@ def label(
             if only_errors:
                 footers = _label_errors(work, run, footers, result)
             else:
-                footers = _label_stale(work, run, footers, result, work.shards)
+                footers = _label_stale(work, run, footers, result)
         for group in work.labelers:
-            work.dataset.footers(group, save=True)
-            result.fresh[group] = work.shards[1] - work.shards[0] - result.written[group]
+            work.dataset.save_index(group, footers[group], work.part)
+            result.fresh[group] = len(work.shards) - result.written[group]
     result.seconds = time.monotonic() - started
     if run.first_label is not None:
         result.first_label = run.first_label - (time.time() - result.seconds)
@@ -123,11 +129,11 @@ def plan(
 ) -> dict[str, GroupPlan]:
     """What `label` would do with each group, and why, without doing it. Raises InputError as `label` does."""
     work = Labeling.of(dataset_uri, names, parameters, shards)
-    footers, chosen = work.footers(), work.dataset.shard_names[slice(*work.shards)]
+    footers = work.footers()
     if only_errors:
-        return plan_errors(list(work.labelers), chosen, footers)
+        return plan_errors(list(work.labelers), work.shards, footers)
     declared = {group: work.dataset.declaration(group) for group in work.labelers}
-    return plan_groups(declared, work.declarations, chosen, footers)
+    return plan_groups(declared, work.declarations, work.shards, footers)
 
 
 def _requested_groups(dataset: Dataset, names: Sequence[str]) -> list[str]:
@@ -152,13 +158,11 @@ def _ray_when_needed() -> Iterator[Any]:
         yield start
 
 
-def _label_stale(
-    work: Labeling, run: WaveRun, footers: Footers, result: LabelResult, shards: tuple[int, int]
-) -> Footers:
+def _label_stale(work: Labeling, run: WaveRun, footers: FooterTables, result: LabelResult) -> FooterTables:
     """Compute what is missing or stale, wave by wave; the footers afterwards."""
     fruitless = 0
     before: Mapping[str, Sequence[str]] = {}  # shard → groups that the wave before computed
-    while (wave := next_wave(work.dataset, work.declarations, footers, shards)).work:
+    while (wave := next_wave(work.dataset, work.declarations, footers, work.part)).work:
         again = [shard for shard, groups in wave.work.items() if set(groups) & set(before.get(shard, ()))]
         assert not again, f"computed and still stale: {again[:3]}"
         footers, before = _run_wave(work, run, wave, footers, result, only_errors=False)
@@ -168,16 +172,15 @@ def _label_stale(
     return footers
 
 
-def _label_errors(work: Labeling, run: WaveRun, footers: Footers, result: LabelResult) -> Footers:
+def _label_errors(work: Labeling, run: WaveRun, footers: FooterTables, result: LabelResult) -> FooterTables:
     """Try rows in error again, group by group; what reads changed labels is computed anew. The footers afterwards."""
-    shards = work.dataset.shard_names[slice(*work.shards)]
-    fresh = {group: work.fresh(group, shards, footers) for group in work.labelers}
+    fresh = {group: work.fresh(group, work.shards, footers) for group in work.labelers}
     for group in work.labelers:
-        stale = fresh[group] - work.fresh(group, shards, footers)
+        stale = fresh[group] - work.fresh(group, work.shards, footers)
         if stale:
             wave = Wave({shard: [group] for shard in sorted(stale)})
             footers, _ = _run_wave(work, run, wave, footers, result, only_errors=False)
-        errors = FooterTable.of(footers[group]).errors()
+        errors = footers[group].errors()
         wave = Wave({shard: [group] for shard in sorted(errors) if shard in fresh[group] - stale})
         if wave.work:
             footers, _ = _run_wave(work, run, wave, footers, result, only_errors=True)
@@ -185,8 +188,8 @@ def _label_errors(work: Labeling, run: WaveRun, footers: Footers, result: LabelR
 
 
 def _run_wave(
-    work: Labeling, run: WaveRun, wave: Wave, footers: Footers, result: LabelResult, only_errors: bool
-) -> tuple[Footers, dict[str, list[str]]]:
+    work: Labeling, run: WaveRun, wave: Wave, footers: FooterTables, result: LabelResult, only_errors: bool
+) -> tuple[FooterTables, dict[str, list[str]]]:
     """Compute the shards of a wave, and count what was done.
 
     The footers afterwards, and shard → groups that are written. Those of a writer that was lost are not: they come with
@@ -194,17 +197,17 @@ def _run_wave(
     """
     write_empty_shards(work.dataset, wave, work.labelers, work.declarations, footers)
     losses = run(wave, footers, result, only_errors)
-    after = work.footers()
+    after = work.dataset.refreshed(footers, ((group, shard) for shard, groups in wave.work.items() for group in groups))
     written: dict[str, list[str]] = {}
     for group in wave.groups:
         shards = [shard for shard, groups in wave.work.items() if group in groups]
         fresh = work.fresh(group, shards, after)
         assert losses or len(fresh) == len(shards), f"computed and still stale: {group}/{min(set(shards) - fresh)}"
         if only_errors:  # where every row in error is so still, the file is as it was
-            old, new = FooterTable.of(footers[group]), FooterTable.of(after[group])
-            contents = (table.kept("content", table.positions(shards)) for table in (old, new))
+            tables = (footers[group], after[group])
+            contents = (table.kept("content", table.positions(shards)) for table in tables)
             fresh &= {shard for shard, one, other in zip(shards, *contents, strict=True) if one != other}
-        result.written[group] += len(fresh)
         for shard in fresh:
+            result.written[group] += 1
             written.setdefault(shard, []).append(group)
     return after, written

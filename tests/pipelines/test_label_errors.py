@@ -75,9 +75,7 @@ def test_what_reads_a_label_that_was_in_error_is_computed_anew(dataset: Dataset,
     assert [row["half"] for row in dataset.rows("halved")] == [width / 2 for width in widths]
 
 
-def test_rows_that_nothing_can_label_count_apart(
-    dataset: Dataset, tmp_path: Path
-) -> None:
+def test_rows_that_nothing_can_label_count_apart(dataset: Dataset, tmp_path: Path) -> None:
     for name in ("right", "disparity"):
         assert all(row[name] is None for row in dataset.rows("images", [name]))
     result = label(dataset.uri, ["depth", BROKEN], {"broken": {"until": str(tmp_path / "never")}})

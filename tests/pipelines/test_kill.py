@@ -87,9 +87,9 @@ def test_job_goes_on_when_any_of_its_processes_is_killed(tmp_path: Path, picture
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     ingest(str(pictures), str(calm), shard_rows=1)
     shutil.copytree(calm, killed)
-    label(str(calm), NAMES[:2] + [SLOW])
+    label(str(calm), [*NAMES[:2], SLOW])
     kinds = ["child", "actor", "writer", "coordinator"]
-    assert label_with_kills(killed, NAMES[:2] + [SLOW], kinds, seed=0, pause=0.5).total() == len(kinds)
+    assert label_with_kills(killed, [*NAMES[:2], SLOW], kinds, seed=0, pause=0.5).total() == len(kinds)
     assert shards(killed) == shards(calm)
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from bad_labelers import Bad, BadBatches, BadDevice
-from simple_labelers import Brightness
 
 from labeling.failures import DeviceError, Failure, device_error
 from labeling.labeler import Labeler, MissingParameterError, RowError
 from labeling.resources import Resources
 from labeling.results import group_schema, make_table, split_sets
 from labeling.run import LabelerRun, label_rows
+from simple_labelers import Brightness
 
 FRAGILE = """
 from pathlib import Path
@@ -204,10 +204,9 @@ def test_device_s_error_is_no_row_s_error(what: str) -> None:
 )
 def test_words_of_a_device_are_told_from_a_row_s(text: str) -> None:
     assert isinstance(device_error(RuntimeError(text)), DeviceError)
-    try:
-        raise ValueError("the model failed") from RuntimeError(text)
-    except ValueError as error:
-        assert device_error(error)
+    wrapped = ValueError("the model failed")
+    wrapped.__cause__ = RuntimeError(text)
+    assert device_error(wrapped)
     assert not device_error(RuntimeError("shape mismatch: (3, 4) and (4, 4)"))
     assert not device_error(RowError("a picture of a CUDA core"))
 

@@ -86,7 +86,7 @@ class Bad(Labeler):
         """Memory that no limit of the process counts, taken until somebody stops it."""
         held = mmap.mmap(-1, 3 << 30)
         while True:
-            held.write(bytes(20 << 20))
+            held.write(bytes(50 << 20))
             time.sleep(0.02)
 
     def _memory_error(self, value: Row) -> None:

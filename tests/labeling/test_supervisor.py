@@ -204,5 +204,5 @@ def test_child_and_its_processes_end_with_the_parent(number: signal.Signals) -> 
 
 
 def test_memory_is_shared_among_the_processes_of_a_machine() -> None:
-    assert memory_share(4) == pytest.approx(memory_share(1) / 4)
-    assert 0 < memory_share(1) * 1e9 < psutil.virtual_memory().total
+    assert memory_share(2) == max(memory_share(1) / 2, 4)
+    assert memory_share(1000) <= memory_share(1) < psutil.virtual_memory().total / 1e9

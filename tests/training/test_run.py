@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from labeling.dataset import open_store
 from model.inputs import InputError
@@ -196,6 +196,31 @@ def test_finished_run_does_nothing_and_other_configuration_is_refused(
     assert {path: path.stat().st_mtime_ns for path in (run / "checkpoints").rglob("*")} == before
     with pytest.raises(InputError, match=r"was begun with model.hidden_size 48, the configuration now says 96"):
         _run(shared_config, run, model={"hidden_size": 96})
+
+
+def test_what_is_not_finite_is_never_saved_and_the_advice_works(
+    whole: tuple[Path, TrainingResult, list[Any]], shared_config: dict[str, Any], tmp_path: Path
+) -> None:
+    """Logged more rarely than saved, as the steps that diverge once were."""
+    run = tmp_path / "diverging"
+    rate = {"learning_rate": 1e30, "warmup": 0, "schedule": "constant"}
+    with pytest.raises(InputError, match=r"not finite at step \d+ or just before") as error:
+        _run(shared_config, run, optimizer=rate, log_every=1000, checkpoints={"every": 1, "keep": 1, "first": True})
+    steps = whole_checkpoints(open_store(run))
+    for step in steps:
+        assert all(value.isfinite().all() for value in _training(run, step).values())
+    sound = f"{run}/checkpoints/step-{steps[-1]:06d}"
+    assert f"--set initialize={sound}" in str(error.value)
+    again = _run(shared_config, tmp_path / "again", steps=1, initialize=sound)
+    assert again.step == 1
+
+    spoiled = Path(shutil.copytree(whole[0], tmp_path / "spoiled"))
+    file = spoiled / "checkpoints" / "step-000030" / "training.safetensors"
+    tensors = load_file(file)
+    next(value for name, value in tensors.items() if name.startswith("model.")).view(-1)[0] = float("nan")
+    save_file(tensors, file)
+    with pytest.raises(InputError, match=r"step-000030: its weights are not all finite; remove that folder to go on"):
+        _run(shared_config, spoiled, steps=32)
 
 
 def test_missing_shard_stops_the_run_and_is_named(

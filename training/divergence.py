@@ -35,8 +35,8 @@ def diverged(run: str, step: int, rate: float, sound: str | None) -> str:
     if sound is None:
         return f"{what}. Run again with optimizer.learning_rate lower than {rate:g}"
     return (
-        f"{what}. {sound} is sound: begin another run (--run) with --set initialize={sound} "
-        f"and optimizer.learning_rate lower than {rate:g}"
+        f"{what}. The newest checkpoint is finite: begin another run (--run) with --set initialize={sound} (or an "
+        f"earlier one) and optimizer.learning_rate lower than {rate:g}"
     )
 
 

@@ -205,7 +205,7 @@ def test_what_is_not_finite_is_never_saved_and_the_advice_works(
     run = tmp_path / "diverging"
     rate = {"learning_rate": 1e30, "warmup": 0, "schedule": "constant"}
     with pytest.raises(InputError, match=r"not finite at step \d+ or just before") as error:
-        _run(shared_config, run, optimizer=rate, log_every=1000, checkpoints={"every": 1, "keep": 1, "first": True})
+        _run(shared_config, run, optimizer=rate, log_every=1000, checkpoints={"every": 2, "keep": 1, "first": True})
     steps = whole_checkpoints(open_store(run))
     for step in steps:
         assert all(value.isfinite().all() for value in _training(run, step).values())

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from labeling.dataset import open_store
 from model.inputs import InputError
@@ -198,9 +198,7 @@ def test_finished_run_does_nothing_and_other_configuration_is_refused(
         _run(shared_config, run, model={"hidden_size": 96})
 
 
-def test_what_is_not_finite_is_never_saved_and_the_advice_works(
-    whole: tuple[Path, TrainingResult, list[Any]], shared_config: dict[str, Any], tmp_path: Path
-) -> None:
+def test_what_is_not_finite_is_never_saved_and_the_advice_works(shared_config: dict[str, Any], tmp_path: Path) -> None:
     """Logged more rarely than saved, as the steps that diverge once were."""
     run = tmp_path / "diverging"
     rate = {"learning_rate": 1e30, "warmup": 0, "schedule": "constant"}
@@ -213,14 +211,6 @@ def test_what_is_not_finite_is_never_saved_and_the_advice_works(
     assert f"--set initialize={sound}" in str(error.value)
     again = _run(shared_config, tmp_path / "again", steps=1, initialize=sound)
     assert again.step == 1
-
-    spoiled = Path(shutil.copytree(whole[0], tmp_path / "spoiled"))
-    file = spoiled / "checkpoints" / "step-000030" / "training.safetensors"
-    tensors = load_file(file)
-    next(value for name, value in tensors.items() if name.startswith("model.")).view(-1)[0] = float("nan")
-    save_file(tensors, file)
-    with pytest.raises(InputError, match=r"step-000030: its weights are not all finite; remove that folder to go on"):
-        _run(shared_config, spoiled, steps=32)
 
 
 def test_missing_shard_stops_the_run_and_is_named(

@@ -45,19 +45,19 @@ def read_footers(
     known: footers read before, which are taken instead of the index where the file is the same.
     """
 
-    def look(group: str) -> tuple[FooterTable, list[str], bool]:
+    def look(group: str) -> tuple[FooterTable, dict[str, int], bool]:
         return _look(store, group, shards, (known or {}).get(group))
 
     looks = dict(zip(groups, in_parallel(look, groups, len(groups)), strict=True))
-    missing = ((group, shard) for group, (_, names, _) in looks.items() for shard in names)
+    missing = ((group, shard, size) for group, (_, sizes, _) in looks.items() for shard, size in sizes.items())
     read: dict[str, list[FooterTable]] = {group: [] for group in groups}
     for group, table in _read_missing(store, missing):
         read[group].append(table)
     footers = {}
-    for group, (table, names, _) in looks.items():
-        footers[group] = _in_order([table, *read[group]], shards) if names else table
+    for group, (table, sizes, _) in looks.items():
+        footers[group] = _in_order([table, *read[group]], shards) if sizes else table
     if save:
-        changed = [group for group, (_, names, is_whole) in looks.items() if names or not is_whole]
+        changed = [group for group, (_, sizes, is_whole) in looks.items() if sizes or not is_whole]
         for _ in in_parallel(lambda group: save_index(store, group, footers[group], shards), changed, len(changed)):
             pass
     return footers
@@ -69,7 +69,7 @@ def refreshed_footers(
     """The footers, those of some (group, shard) read anew: a request for each, and no listing."""
     pairs = list(pairs)
     read: dict[str, list[FooterTable]] = {}
-    for group, table in _read_missing(store, pairs):
+    for group, table in _read_missing(store, ((group, shard, None) for group, shard in pairs)):
         read.setdefault(group, []).append(table)
     gone: dict[str, list[str]] = {}
     for group, shard in pairs:
@@ -130,8 +130,9 @@ class IndexLog:
 
 def _look(
     store: Store, group: str, shards: Sequence[str], known: FooterTable | None
-) -> tuple[FooterTable, list[str], bool]:
-    """The footers that index or `known` hold, the shards that they lack, and whether the index needs no change."""
+) -> tuple[FooterTable, dict[str, int], bool]:
+    """The footers that index or `known` hold, the shards that they lack with the sizes of their files, and whether
+    the index needs no change."""
     listing = store.files(group)
     parts = [name for name in listing if _is_part(name)]
     tables = [known] if known is not None else _load_parts(store, group, parts).values()
@@ -145,26 +146,26 @@ def _look(
         if entry is not None and entry.size == size and entry.tag == tag:
             valid[name] = position
     positions = [valid[shard] for shard in entries if shard in valid]
-    missing = [shard for shard in entries if shard not in valid]
+    missing = {shard: entry.size for shard, entry in entries.items() if shard not in valid}
     is_whole = len(positions) == len(every) and all(_block_of(name) for name in parts)
     if positions == list(range(len(every))):
         return every, missing, is_whole
     return every.take(positions), missing, is_whole
 
 
-def _read_missing(store: Store, missing: Iterable[tuple[str, str]]) -> Iterator[tuple[str, FooterTable]]:
-    """Tables of the footers of (group, shard), some thousands at a time; a shard that is gone is left out."""
+def _read_missing(store: Store, missing: Iterable[tuple[str, str, int | None]]) -> Iterator[tuple[str, FooterTable]]:
+    """Tables of the footers of (group, shard, size if known), some thousands at a time; without what is gone."""
 
-    def read(pair: tuple[str, str]) -> Footer | None:
+    def read(one: tuple[str, str, int | None]) -> Footer | None:
         try:
-            return read_footer(store, *pair)
+            return read_footer(store, *one)
         except FileNotFoundError:  # deleted since it was listed
             return None
 
-    pairs = iter(missing)
-    while batch := list(islice(pairs, BATCH)):
+    rest = iter(missing)
+    while batch := list(islice(rest, BATCH)):
         by_group: dict[str, dict[str, Footer]] = {}
-        for (group, shard), footer in zip(batch, in_parallel(read, batch, store.parallel), strict=True):
+        for (group, shard, _), footer in zip(batch, in_parallel(read, batch, store.parallel), strict=True):
             if footer:
                 by_group.setdefault(group, {})[shard] = footer
         for group, footers in by_group.items():

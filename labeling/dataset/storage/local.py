@@ -66,7 +66,7 @@ class LocalStore:
             file.seek(offset)
             return file.read(size)
 
-    def read_tail(self, name: str, size: int) -> tuple[bytes, Entry]:
+    def read_tail(self, name: str, size: int, listed: int | None = None) -> tuple[bytes, Entry]:
         with (self.root / name).open("rb", buffering=0) as file:
             stat = os.fstat(file.fileno())
             file.seek(max(0, stat.st_size - size))

@@ -120,7 +120,8 @@ def test_status_prints_table_and_json(tmp_path: Path, pictures: Path) -> None:
     ingest(str(pictures), dataset)
     label(dataset, ["edges"], {"edges": {"low": 40}})
     result = json.loads(onediffusion("status", dataset, "--json").stdout)
-    assert result["edges"] == {"fresh": 1, "stale": 0, "missing": 0, "rows": 6, "errors": 0}
+    counts = {"fresh": 1, "stale": 0, "missing": 0, "rows": 6, "errors": 0}
+    assert result["edges"] == {**counts, "in_error": 0, "unavailable": 0, "reasons": {}}
     declared = json.loads(Path(dataset, "edges", "group.json").read_text())
     assert declared["parameters"]["low"] == 40
     declared["version"] += 1  # as a newer program would declare it
@@ -128,6 +129,18 @@ def test_status_prints_table_and_json(tmp_path: Path, pictures: Path) -> None:
     assert json.loads(onediffusion("status", dataset, "--json").stdout)["edges"]["stale"] == 1
     table = onediffusion("status", dataset).stdout
     assert re.search(r"edges\W+0\W+1\W+0\W+6\W+0", table)
+
+
+def test_status_tells_unavailable_rows_from_rows_in_error(tmp_path: Path) -> None:
+    dataset = str(shutil.copytree(ROOT / "tests/compatibility/dataset", tmp_path / "dataset"))
+    states = json.loads(onediffusion("status", dataset, "--json").stdout)
+    for group in ("depth", "latents-64-depth"):  # three pictures have no disparity, and no depth model is named
+        assert states[group]["errors"] == states[group]["unavailable"] == 3
+        assert states[group]["in_error"] == 0 and not states[group]["reasons"]
+    said = onediffusion("status", dataset, COLUMNS="200").stdout
+    assert re.search(r"latents-64-depth\W+2\W+0\W+0\W+4\W+0\W+3\W", said), said
+    assert said.count("rows cannot have") == 1
+    assert f"onediffusion label {dataset} depth latents-64-depth --set depth.model=NAME" in said
 
 
 def test_wrong_worker_counts_are_one_line(tmp_path: Path) -> None:

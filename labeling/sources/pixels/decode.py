@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -13,13 +14,27 @@ import numpy as np
 
 from labeling.sources.pixels import profiles, tags
 from labeling.sources.pixels.boxes import jxl_size, main_color, without_exif
-from labeling.sources.pixels.deep import WHITE_IS_ZERO, Depth, read_levels, to_16_bits
+from labeling.sources.pixels.deep import FLOAT, SIGNED, UNSIGNED, WHITE_IS_ZERO, Depth, read_levels, to_16_bits
 from labeling.sources.pixels.outcome import Rejected, check_size
-from labeling.sources.pixels.png import read_png
-from labeling.sources.pixels.spaces import ColorSpace, adobe_rgb, coded_space, png_space, to_srgb
+from labeling.sources.pixels.png import PngFacts, pixels_only, read_png
+from labeling.sources.pixels.spaces import ColorSpace, adobe_rgb, coded_space, stated_space, to_srgb
 
 # Formats that need another program (EPS, WMF), another library, or that are no pictures to see.
-_NOT_OPENED = {"EPS", "WMF", "EMF", "MPEG", "BUFR", "GRIB", "HDF5", "FITS", "IPTC", "XVTHUMB", "MCIDAS", "SPIDER", "IMT"}
+_NOT_OPENED = {
+    "EPS",
+    "WMF",
+    "EMF",
+    "MPEG",
+    "BUFR",
+    "GRIB",
+    "HDF5",
+    "FITS",
+    "IPTC",
+    "XVTHUMB",
+    "MCIDAS",
+    "SPIDER",
+    "IMT",
+}
 _MANY_FRAMES = {"GIF", "WEBP", "AVIF", "PNG", "FLI"}
 
 # Tags of a TIFF that say how its pixels are stored.
@@ -50,13 +65,14 @@ class Decoded:
 
 @cache
 def prepare_pillow() -> None:
-    """Load Pillow's formats once, and leave the limit of pixels and the warning of it to us."""
+    """Load Pillow's formats once, without warnings: we have a limit of pixels of our own."""
     import warnings
 
     from PIL import Image
 
     with _lock:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of metadata
         Image.init()
 
 
@@ -104,46 +120,60 @@ def _decode_other(raw: bytes, max_pixels: int, min_side: int) -> Decoded:
     space = adobe_rgb() if form == "JPEG" and not profile and tags.is_adobe_rgb(exif) else None
     is_lossy = form in ("JPEG", "WEBP") and b"VP8L" not in raw[:64]
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _deep(_own_levels(image), Depth(16 if image.mode.startswith("I;16") else 32), profile, space, 1)
+        return _deep(*_own_levels(image), profile, space, 1)
     return Decoded(image, profile, space, tags.orientation(exif, xmp), is_lossy)
 
 
-def _own_levels(image: Any) -> Any:
-    """Levels of a Pillow image of many bits; Netpbm's, which Pillow scales to 16 bits, as 16."""
+def _own_levels(image: Any) -> tuple[Any, Depth]:
+    """Levels of a Pillow image of many bits; those of Netpbm Pillow has scaled to 16 bits."""
     levels = np.asarray(image)
-    return levels.astype(np.uint16) if image.format == "PPM" and image.mode == "I" else levels
+    if image.mode == "F":
+        return levels, Depth(32, FLOAT)
+    if image.format == "PPM" or image.mode.startswith("I;16"):
+        return levels.astype(np.uint16), Depth(16)
+    return levels, Depth(32, SIGNED)
 
 
 def _decode_png(raw: bytes, max_pixels: int, min_side: int) -> Decoded:
     facts = read_png(raw)
-    image = open_checked(facts.data, max_pixels, min_side, ("PNG",))
+    data, image = open_png(facts.data, max_pixels, min_side)
     image.load()  # of 16 bits too: OpenCV does not tell a cut file
-    profile = image.info.get("icc_profile")
-    space = coded_space(*facts.cicp) if facts.cicp else png_space(facts.gamma, facts.chromaticities)
-    if facts.cicp:
-        profile = None
-    turn = tags.orientation(_png_exif(image), image.info.get("xmp"))
-    if facts.bits == 16 and "transparency" not in image.info and (levels := read_levels(facts.data)) is not None:
-        if image.mode.startswith("I"):
-            levels = levels.reshape(levels.shape[:2]) if levels.ndim == 2 else levels[..., 0]
-        return _deep(levels, Depth(16), profile, space, turn)
+    space = png_space(facts)
+    turn = png_turn(facts, image)
+    if facts.bits == 16 and "transparency" not in image.info and (levels := read_levels(data)) is not None:
+        return _deep(levels, Depth(16), facts.profile, space, turn)
     if image.mode.startswith("I"):
         levels = np.asarray(image)
         clear = levels == image.info["transparency"] if isinstance(image.info.get("transparency"), int) else None
-        return _deep(levels.astype(np.uint16), Depth(16), profile, space, turn, clear)
-    return Decoded(image, profile, space, turn)
+        return _deep(levels.astype(np.uint16), Depth(16), facts.profile, space, turn, clear)
+    return Decoded(image, facts.profile, space, turn)
 
 
-def _png_exif(image: Any) -> bytes | None:
-    """The EXIF block of a PNG, or the one in a text that older programs write."""
-    exif = image.info.get("exif")
-    text = image.info.get("Raw profile type exif")
-    if exif or not isinstance(text, str):
-        return exif
+def open_png(data: bytes, max_pixels: int, min_side: int) -> tuple[bytes, Any]:
+    """The bytes of a PNG and its Pillow image, of which the header is read: of the pixels alone where need be."""
     try:
-        return bytes.fromhex("".join(text.split("\n")[3:]))
-    except ValueError:
-        return None
+        return data, open_checked(data, max_pixels, min_side, ("PNG",))
+    except Rejected:
+        raise
+    except Exception:
+        bare = pixels_only(data)
+        return bare, open_checked(bare, max_pixels, min_side, ("PNG",))
+
+
+def png_space(facts: PngFacts) -> ColorSpace | None:
+    """The color space of a PNG that has no profile; None for sRGB."""
+    if facts.cicp:
+        return coded_space(*facts.cicp)
+    return stated_space(facts.gamma, facts.chromaticities)
+
+
+def png_turn(facts: PngFacts, image: Any) -> int:
+    """The orientation of a PNG that is loaded: of its EXIF block, or of the text in which older programs write one."""
+    exif, text = facts.exif, image.info.get("Raw profile type exif")
+    if not exif and isinstance(text, str):
+        with suppress(ValueError):
+            exif = bytes.fromhex("".join(text.split("\n")[3:]))
+    return tags.orientation(exif, image.info.get("xmp"))
 
 
 def _decode_tiff(raw: bytes, max_pixels: int, min_side: int) -> Decoded:
@@ -159,18 +189,20 @@ def _decode_tiff(raw: bytes, max_pixels: int, min_side: int) -> Decoded:
     turn = turn if 1 <= turn <= 8 else 1
     photometric = _first(page, 262, 1)
     wanted = _PIXEL_TAGS
-    is_half = form == 3 and bits == 16
+    is_half = form == FLOAT and bits == 16
     if is_half:  # read as integers, and taken for what they are afterwards
         wanted = wanted - {339}
+    if any(start + size > len(raw) for start, size in _pieces(page)):
+        raise EOFError
     data = tags.with_tags(raw, number, wanted)
-    if (bits > 8 or form in (2, 3)) and photometric in _GRAY_OR_COLORS:
+    if (bits > 8 or form in (SIGNED, FLOAT)) and photometric in _GRAY_OR_COLORS:
         levels = read_levels(data)
         if levels is None:
             raise Rejected(f"TIFF of {_depth_name(bits, form)} in this compression or arrangement is not read")
         levels = levels.view(np.float16).astype(np.float32) if is_half else levels
         if levels.ndim == 3 and levels.shape[2] == 4 and _first(page, 338, 0) == _PREMULTIPLIED:
             levels = _unmultiplied(levels)
-        lowest, highest = (page.get(tag, (None,))[0] for tag in ((280, 281) if form == 1 else (340, 341)))
+        lowest, highest = (page.get(tag, (None,))[0] for tag in ((280, 281) if form == UNSIGNED else (340, 341)))
         depth = Depth(bits, form, _number(lowest), _number(highest), photometric == WHITE_IS_ZERO)
         return _deep(levels, depth, profile, None, turn)
     if bits > 8 and photometric != 5:
@@ -180,6 +212,12 @@ def _decode_tiff(raw: bytes, max_pixels: int, min_side: int) -> Decoded:
     if image.mode == "LAB" and not profile:
         profile = profiles.lab_profile()
     return Decoded(image, profile, None, turn)
+
+
+def _pieces(page: tags.Tags) -> Iterator[tuple[int, int]]:
+    """(start, size) of each strip or tile, in bytes."""
+    for starts, sizes in ((273, 279), (324, 325)):
+        yield from zip(page.get(starts, ()), page.get(sizes, ()), strict=False)
 
 
 def _first(page: tags.Tags, tag: int, default: int) -> int:
@@ -192,7 +230,7 @@ def _number(value: Any) -> float | None:
 
 
 def _depth_name(bits: int, form: int) -> str:
-    return f"{bits}-bit {({2: 'signed integers', 3: 'floats'}).get(form, 'integers')}"
+    return f"{bits}-bit {({SIGNED: 'signed integers', FLOAT: 'floats'}).get(form, 'integers')}"
 
 
 def _unmultiplied(levels: Any) -> Any:
@@ -210,7 +248,8 @@ def _decode_heic(raw: bytes, max_pixels: int, min_side: int) -> Decoded:
     options = pillow_heif.options
     options.DECODE_THREADS, options.THUMBNAILS, options.DEPTH_IMAGES, options.AUX_IMAGES = 1, False, False, False
     picture = pillow_heif.open_heif(raw, convert_hdr_to_8bit=False, hdr_to_16bit=True)  # its main picture
-    check_size(*picture.size, max_pixels, min_side)
+    width, height = picture.size
+    check_size(width, height, max_pixels, min_side)
     profile = picture.info.get("icc_profile")
     coded = picture.info.get("nclx_profile") or {}
     codes = coded.get("color_primaries", 2), coded.get("transfer_characteristics", 2)
@@ -256,14 +295,14 @@ def _decode_jxl(raw: bytes, max_pixels: int, min_side: int) -> Decoded:
     if facts.mode in ("L", "LA", "RGB", "RGBA"):
         return Decoded(Image.frombytes(facts.mode, size, data), profile or None, is_lossy=True)
     kinds = {"I;16": np.uint16, "F": np.float32, "F;16": np.float16}
-    bands, _, depth = facts.mode.partition(";")
+    depth = facts.mode.partition(";")[2]
     kind = kinds.get(facts.mode) or {"16": np.uint16}.get(depth)
     if kind is None:
         raise Rejected(f"JPEG XL of {facts.mode} is not read")
     levels = np.frombuffer(data, kind).reshape(facts.height, facts.width, -1)
     levels = levels[..., 0] if levels.shape[2] == 1 else levels
-    form = 3 if levels.dtype.kind == "f" else 1
-    return _deep(levels, Depth(16 if form == 1 else 32, form), profile or None, None, 1, is_lossy=True)
+    form = FLOAT if levels.dtype.kind == "f" else UNSIGNED
+    return _deep(levels, Depth(16 if form == UNSIGNED else 32, form), profile or None, None, 1, is_lossy=True)
 
 
 def _deep(

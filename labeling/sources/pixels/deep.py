@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from labeling.sources.pixels.outcome import Rejected
 from labeling.sources.pixels.spaces import Levels
 
-_UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
+UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 WHITE_IS_ZERO = 0
 _FLOAT_TOPS = (255.0, 65535.0)  # white of float levels that go far beyond 1
 _BRIGHTEST = 16.0  # float levels up to here are of 0…1: lights in an HDR picture are brighter than white
@@ -25,7 +25,7 @@ class Depth:
     """
 
     bits: int
-    form: int = _UNSIGNED
+    form: int = UNSIGNED
     lowest: float | None = None
     highest: float | None = None
     inverted: bool = False
@@ -65,13 +65,13 @@ def _white(levels: NDArray[Any], depth: Depth) -> float:
             raise Rejected(f"float levels up to {most:.3g}: known are 0 to 1, to 255 and to 65535")
         return top
     if depth.bits > 16:
-        last = 2.0**31 - 1 if depth.form == _SIGNED or levels.dtype.kind == "i" else 2.0**32 - 1
+        last = 2.0**31 - 1 if depth.form == SIGNED or levels.dtype.kind == "i" else 2.0**32 - 1
         return next((top for top in _FLOAT_TOPS if most <= top), last)
-    return 2.0 ** (depth.bits - (depth.form == _SIGNED)) - 1
+    return 2.0 ** (depth.bits - (depth.form == SIGNED)) - 1
 
 
 def read_levels(raw: bytes) -> NDArray[Any] | None:
-    """(H, W) or (H, W, 3 or 4) levels of a PNG or TIFF as they are in the file, RGB(A); None where OpenCV reads none."""
+    """(H, W) or (H, W, 3 or 4) levels of a PNG or TIFF as stored, RGB(A); None where OpenCV reads none."""
     import cv2
 
     try:

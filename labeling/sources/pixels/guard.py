@@ -31,17 +31,33 @@ READY = b"1"
 
 
 class _Died(Exception):
-    """The process ended, or was ended, over a file; the message is why."""
+    """The process ended, or is to end, over a file; the message is why."""
+
+    def __init__(self, why: str, is_slow: bool = False) -> None:
+        super().__init__(why)
+        self.is_slow = is_slow
 
 
 class Guard:
-    """At most `processes` processes that convert; safe to use from several threads."""
+    """At most `processes` processes that convert; safe to use from several threads.
 
-    def __init__(self, processes: int = PROCESSES, seconds: float = SECONDS, cpu_seconds: int = CPU_SECONDS) -> None:
+    seconds, cpu_seconds: that a file may take by the clock, and of CPU; memory: bytes that a process may take; module:
+    what the processes run.
+    """
+
+    def __init__(
+        self,
+        processes: int = PROCESSES,
+        seconds: float = SECONDS,
+        cpu_seconds: int = CPU_SECONDS,
+        memory: int = MEMORY,
+        module: str = "labeling.sources.pixels.child",
+    ) -> None:
         self._free: queue.SimpleQueue[_Process | None] = queue.SimpleQueue()
         for _ in range(processes):
             self._free.put(None)
-        self._seconds, self._cpu_seconds = seconds, cpu_seconds
+        self._seconds = seconds
+        self._command = [sys.executable, "-m", module, str(cpu_seconds), str(memory)]
         self._srgb: dict[bytes, bool] = {}
 
     def is_srgb(self, profile: bytes) -> bool | None:
@@ -50,19 +66,28 @@ class Guard:
 
     def convert(self, raw: bytes, max_pixels: int, min_side: int) -> EncodedImage:
         """What `keep` and `convert` make of a file. Raises Rejected, also for a file that ends its decoder twice."""
+        try:
+            return self._convert(raw, max_pixels, min_side)
+        except _Died as error:
+            if error.is_slow:
+                raise Rejected(f"broken: {error}") from None
+        try:  # another process's hunger may have ended it; a file that did it does it again
+            return self._convert(raw, max_pixels, min_side)
+        except _Died as error:
+            raise Rejected(f"broken: {error}") from None
+
+    def _convert(self, raw: bytes, max_pixels: int, min_side: int) -> EncodedImage:
         process = self._free.get()
         try:
-            for attempt in range(2):
-                process = process or _Process(self._cpu_seconds)
-                try:
-                    return self._ask(process, raw, max_pixels, min_side)
-                except _Died as error:
-                    process.stop()
-                    process = None
-                    # Another process's hunger may have ended it; a file that did it does it again.
-                    if attempt or "seconds" in str(error):
-                        raise Rejected(f"broken: {error}") from None
-            raise AssertionError("unreachable")
+            process = process or _Process(self._command)
+            return self._ask(process, raw, max_pixels, min_side)
+        except Rejected:
+            raise
+        except BaseException:  # an interrupt, too, leaves an answer unread
+            if process:
+                process.stop()
+            process = None
+            raise
         finally:
             self._free.put(process)
 
@@ -76,7 +101,7 @@ class Guard:
 
 
 class _Process:
-    def __init__(self, cpu_seconds: int) -> None:
+    def __init__(self, command: list[str]) -> None:
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -84,7 +109,6 @@ class _Process:
             "OPENBLAS_NUM_THREADS": "1",
             "OPENCV_LOG_LEVEL": "OFF",
         }
-        command = [sys.executable, "-m", "labeling.sources.pixels.child", str(cpu_seconds), str(MEMORY)]
         self._process = subprocess.Popen(  # noqa: S603
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )
@@ -102,7 +126,7 @@ class _Process:
             for part in (head, raw):
                 self._write(part)
         except BrokenPipeError:
-            raise _Died(self._ending()) from None
+            raise self._death() from None
         description, encoded = ANSWER.unpack(self._read(ANSWER.size, deadline))
         return json.loads(self._read(description, deadline)), self._read(encoded, deadline)
 
@@ -123,20 +147,21 @@ class _Process:
         while len(result) < size:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([self._output], [], [], left)[0]:
-                raise _Died("decoding it did not end within many seconds")
+                raise _Died("decoding it did not end in time", is_slow=True)
             part = os.read(self._output, min(size - len(result), 1 << 20))
             if not part:
-                raise _Died(self._ending())
+                raise self._death()
             result += part
         return bytes(result)
 
-    def _ending(self) -> str:
+    def _death(self) -> _Died:
         code = self._process.wait()
         if code == -signal.SIGXCPU:
-            return "decoding it takes too many seconds"
+            return _Died("decoding it takes too much computing", is_slow=True)
         if code == -signal.SIGKILL:
-            return "its decoder was killed, probably for its memory"
-        return f"its decoder crashed ({signal.Signals(-code).name})" if code < 0 else f"its decoder ended with {code}"
+            return _Died("its decoder was killed, probably for its memory")
+        name = signal.Signals(-code).name if code < 0 else f"exit {code}"
+        return _Died(f"its decoder crashed ({name})")
 
 
 _guard: tuple[int, Guard] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-_KEPT_SEGMENTS = {0xE0, 0xEE}  # JFIF and Adobe say how the channels are coded
+_KEPT_SEGMENTS = {0xE0: 16, 0xEE: 14}  # JFIF and Adobe say how channels are coded; → bytes that they must have
 
 
 def without_metadata(raw: bytes) -> bytes:
@@ -13,7 +13,8 @@ def without_metadata(raw: bytes) -> bytes:
     kept = [raw[:2]]
     for marker, start, end in _segments(raw):
         kept.append(raw[place:start])
-        if not (0xE0 <= marker <= 0xEF or marker == 0xFE) or marker in _KEPT_SEGMENTS:
+        is_metadata = 0xE0 <= marker <= 0xEF or marker == 0xFE
+        if not is_metadata or end - start >= _KEPT_SEGMENTS.get(marker, len(raw)):
             kept.append(raw[start:end])
         place = end
     return b"".join(kept) + raw[place:]

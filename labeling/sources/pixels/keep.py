@@ -6,11 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from labeling.sources.pixels import jpeg, tags
-from labeling.sources.pixels.decode import open_checked
+from labeling.sources.pixels.decode import open_checked, open_png, png_space, png_turn
 from labeling.sources.pixels.outcome import EncodedImage, Rejected, broken
 from labeling.sources.pixels.png import read_png
 from labeling.sources.pixels.signatures import format_name
-from labeling.sources.pixels.spaces import coded_space, png_space
 
 _MOST_SCANS = 64  # of a progressive JPEG; more of them may keep a decoder busy for hours
 
@@ -67,29 +66,27 @@ def _keep_jpeg(raw: bytes, max_pixels: int, min_side: int, is_srgb: IsSrgb) -> E
 
 def _keep_png(raw: bytes, max_pixels: int, min_side: int, is_srgb: IsSrgb) -> EncodedImage | None:
     facts = read_png(raw)
-    if facts.bits > 8:
+    if facts.bits > 8 or png_space(facts) or (facts.profile and not is_srgb(facts.profile)):
         return None
-    if coded_space(*facts.cicp) if facts.cicp else png_space(facts.gamma, facts.chromaticities):
-        return None
-    image = open_checked(facts.data, max_pixels, min_side, ("PNG",))
-    if image.mode == "P" and image.palette and image.palette.mode != "RGB":
-        return None
-    return _keep_loaded(facts.data, image, is_srgb)
+    data, image = open_png(facts.data, max_pixels, min_side)
+    return EncodedImage(data, *image.size) if _is_opaque(image) and png_turn(facts, image) == 1 else None
 
 
 def _keep_webp(raw: bytes, max_pixels: int, min_side: int, is_srgb: IsSrgb) -> EncodedImage | None:
     image = open_checked(raw, max_pixels, min_side, ("WEBP",))
-    return None if image.is_animated else _keep_loaded(raw, image, is_srgb)
-
-
-def _keep_loaded(data: bytes, image: Any, is_srgb: IsSrgb) -> EncodedImage | None:
     profile = image.info.get("icc_profile")
-    if "transparency" in image.info or (profile and not is_srgb(profile)):
+    if image.is_animated or (profile and not is_srgb(profile)):
         return None
-    image.load()  # what a PNG says after its pixels is known only now
-    opaque = image.mode in ("1", "L", "P", "RGB") or (
-        image.mode in ("LA", "RGBA") and image.getchannel("A").getextrema() == (255, 255)
-    )
-    if not opaque or "transparency" in image.info or tags.orientation(image.info.get("exif"), image.info.get("xmp")) != 1:
+    if tags.orientation(image.info.get("exif"), image.info.get("xmp")) != 1 or not _is_opaque(image):
         return None
-    return EncodedImage(data, *image.size)
+    return EncodedImage(raw, *image.size)
+
+
+def _is_opaque(image: Any) -> bool:
+    """Whether the pixels, which are loaded, can be taken without asking for transparency."""
+    if "transparency" in image.info:
+        return False
+    image.load()
+    if image.mode in ("LA", "RGBA"):
+        return image.getchannel("A").getextrema() == (255, 255)
+    return image.mode in ("1", "L", "P", "RGB")

@@ -17,7 +17,7 @@ _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "LAB": "LAB"}  # color spac
 
 
 def profile_space(profile: bytes) -> str:
-    """"RGB", "GRAY", "CMYK", "Lab" and so on: the color space in a profile's header."""
+    """ "RGB", "GRAY", "CMYK", "Lab" and so on: the color space in a profile's header."""
     return profile[16:20].decode("latin-1").strip()
 
 
@@ -129,7 +129,7 @@ def _curve(profile: bytes, start: int, size: int) -> Curve:
         raise ValueError(kind)
     (form,) = struct.unpack_from(">H", profile, start + 8)
     numbers = np.frombuffer(profile, ">i4", (1, 3, 4, 5, 7)[form], start + 12) / 65536
-    gamma, a, b, c, d, e, f = [*numbers, *(0.0,) * (7 - len(numbers))]
+    gamma, a, b, c, d, e, f = np.pad(numbers, (0, 7 - len(numbers))).tolist()
     if form == 0:
         return power(gamma)
     if form < 3:

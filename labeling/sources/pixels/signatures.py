@@ -14,7 +14,8 @@ _RAW_MAKERS = {"NIKON": "NEF", "SONY": "ARW", "PENTAX": "PEF", "CANON": "CR2", "
 _PICTURES = (
     (b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF87a", "GIF"), (b"GIF89a", "GIF"), (b"BM", "BMP"),
     (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"), (b"II+\0", "TIFF"), (b"MM\0+", "TIFF"), (b"8BPS\0\x01", "PSD"),
-    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"), (b"\xff\x4f\xff\x51", "JPEG 2000"), (b"\0\0\0\x0cJXL \r\n\x87\n", "JXL"),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"), (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "JXL"),
     (b"\xff\x0a", "JXL"), (b"qoif", "QOI"), (b"DDS ", "DDS"), (b"\0\0\x01\0", "ICO"), (b"icns", "ICNS"),
 )  # fmt: skip
 _OTHERS = (
@@ -22,24 +23,27 @@ _OTHERS = (
     (b"8BPS\0\x02", "Photoshop's large format (PSB)"), (b"gimp xcf", "GIMP's format (XCF)"),
     (b"IIRO", "camera raw (ORF)"), (b"IIRS", "camera raw (ORF)"), (b"MMOR", "camera raw (ORF)"),
     (b"IIU\0", "camera raw (RW2)"), (b"FUJIFILMCCD-RAW", "camera raw (RAF)"), (b"FOVb", "camera raw (X3F)"),
-    (b"\0MRM", "camera raw (MRW)"), (b"v/1\x01", "OpenEXR"), (b"#?RADIANCE", "Radiance HDR"), (b"#?RGBE", "Radiance HDR"),
+    (b"\0MRM", "camera raw (MRW)"), (b"v/1\x01", "OpenEXR"),
+    (b"#?RADIANCE", "Radiance HDR"), (b"#?RGBE", "Radiance HDR"),
     (b"II\xbc\x01", "JPEG XR"), (b"AT&TFORM", "DjVu"), (b"BPG\xfb", "BPG"), (b"FLIF", "FLIF"),
     (b"\xd7\xcd\xc6\x9a", "a Windows metafile (WMF)"), (b"\x01\0\0\0", "a Windows metafile (EMF)"),
     (b"SIMPLE  =", "FITS"), (b"\x89HDF\r\n\x1a\n", "HDF5"), (b"CDF\x01", "NetCDF"), (b"\x93NUMPY", "a NumPy array"),
     (b"\x1aE\xdf\xa3", "video (Matroska or WebM)"), (b"FLV\x01", "video (FLV)"), (b"\0\0\x01\xba", "video (MPEG)"),
-    (b"\0\0\x01\xb3", "video (MPEG)"), (b"OggS", "sound or video (Ogg)"), (b"ID3", "sound (MP3)"), (b"fLaC", "sound (FLAC)"),
+    (b"\0\0\x01\xb3", "video (MPEG)"), (b"OggS", "sound or video (Ogg)"), (b"ID3", "sound (MP3)"),
+    (b"fLaC", "sound (FLAC)"),
     (b"0&\xb2u\x8ef\xcf\x11", "video or sound (Windows Media)"), (b"PK\x03\x04", "a ZIP archive"),
     (b"PK\x05\x06", "a ZIP archive"), (b"\x1f\x8b", "compressed (gzip)"), (b"BZh", "compressed (bzip2)"),
     (b"\xfd7zXZ\0", "compressed (xz)"), (b"(\xb5/\xfd", "compressed (zstd)"), (b"7z\xbc\xaf'\x1c", "a 7-Zip archive"),
     (b"Rar!", "a RAR archive"), (b"PAR1", "Parquet"), (b"ARROW1", "Arrow"), (b"SQLite format 3", "a SQLite database"),
-    (b"\xd0\xcf\x11\xe0", "an Office document or Thumbs.db"), (b"\0\x05\x16\x07", "macOS's notes on a file (AppleDouble)"),
+    (b"\xd0\xcf\x11\xe0", "an Office document or Thumbs.db"),
+    (b"\0\x05\x16\x07", "macOS's notes on a file (AppleDouble)"),
     (b"\0\x05\x16\0", "macOS's notes on a file (AppleSingle)"), (b"\x7fELF", "a program"), (b"MZ", "a program"),
     (b"version https://git-lfs", "a Git LFS pointer; fetch the file that it stands for"),
 )  # fmt: skip
 
 
 def format_name(raw: bytes) -> str:
-    """"JPEG", "PNG", "HEIC" and so on, "" where the first bytes say nothing."""
+    """ "JPEG", "PNG", "HEIC" and so on, "" where the first bytes say nothing."""
     if raw[:4] == b"RIFF" and raw[8:12] == b"WEBP":
         return "WEBP"
     if raw[4:8] == b"ftyp":
@@ -58,9 +62,7 @@ def not_read(raw: bytes) -> str | None:
         return _camera_raw(raw)
     if raw[:4] == b"RIFF":
         return {b"AVI ": "video (AVI)", b"WAVE": "sound (WAV)", b"CDR ": "CorelDRAW"}.get(raw[8:11] + raw[11:12])
-    if raw[:4] in (b"8BPS",) and raw[4:6] == b"\0\x01":
-        return None
-    return next((f"{name}" for start, name in _OTHERS if raw.startswith(start)), None)
+    return next((name for start, name in _OTHERS if raw.startswith(start)), None)
 
 
 def describe_unknown(raw: bytes) -> str:

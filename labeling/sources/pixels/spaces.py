@@ -81,7 +81,7 @@ def coded_space(primaries: int, transfer: int) -> ColorSpace | None:
     return ColorSpace(xyz_of(chromaticities, white), (curve, curve, curve))
 
 
-def png_space(gamma: float | None, chromaticities: tuple[float, ...] | None) -> ColorSpace | None:
+def stated_space(gamma: float | None, chromaticities: tuple[float, ...] | None) -> ColorSpace | None:
     """The space of a PNG's gAMA and cHRM; None where that is sRGB, or nothing that makes sense."""
     curve: Curve = srgb_light
     if gamma is not None and 0.1 <= gamma <= 10 and abs(gamma - 0.45455) > 0.02:

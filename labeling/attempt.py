@@ -40,6 +40,11 @@ class Knowledge:
     ends: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     failures: dict[tuple[str, str], Failure] = field(default_factory=dict)
     saved: dict[Hashable, Any] = field(default_factory=dict)
+    device_ends: int = 0  # processes that a device's error has ended
+
+    def suspicion(self, group: str, row: str) -> int:
+        """How many processes ended in calls with a row."""
+        return sum(group == ended and row in rows for ended, rows in self.ends)
 
 
 class Attempt:
@@ -73,7 +78,7 @@ class Attempt:
 
     def suspicion(self, group: str, row: str) -> int:
         """How many processes ended in calls with this row: where any did, it is to be tried alone."""
-        return sum(group == ended and row in rows for ended, rows in self.knowledge.ends)
+        return self.knowledge.suspicion(group, row)
 
     def keep(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` gives, kept for later attempts at the same task; the first attempt keeps nothing."""

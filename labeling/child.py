@@ -122,6 +122,7 @@ def _work(connection: socket.socket, marks_file: int) -> None:
     import faulthandler
 
     from labeling.attempt import Marks
+    from labeling.failures import is_memory_error
     from labeling.messages import receive, send
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -131,7 +132,10 @@ def _work(connection: socket.socket, marks_file: int) -> None:
     try:
         work = factory()
     except BaseException as error:
-        _raised(connection, error)
+        if is_memory_error(error):
+            send(connection, ("full", None))
+        else:
+            _raised(connection, error)
         _exit(1)
     send(connection, ("ready", None))
     marks = Marks(marks_file)

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from labeling.dataset import EARLIER
 from labeling.labeler import AddedLater, Labeler
 from labeling.registry import is_known
 
@@ -48,4 +49,5 @@ def _declared(parameters: BaseModel) -> dict[str, Any]:
 
 def _without_built_in_class(declaration: Mapping[str, Any]) -> dict[str, Any]:
     built_in = str(declaration.get("class", "")).startswith(_OURS)
-    return {key: value for key, value in declaration.items() if key != "class" or not built_in}
+    left_out = {EARLIER, *(["class"] if built_in else [])}
+    return {key: value for key, value in declaration.items() if key not in left_out}

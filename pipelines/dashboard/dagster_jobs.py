@@ -10,6 +10,8 @@ from labeling.declaration import declare, declared_name
 from labeling.registry import load_labeler
 from model.inputs import InputError
 from pipelines.dashboard.forms import (
+    labeling_fields,
+    labeling_values_in,
     target_fields,
     target_in,
     training_fields,
@@ -146,8 +148,7 @@ def add_pictures(context: dg.OpExecutionContext) -> None:
         "parameters": dg.Field(
             dg.Permissive(), default_value={}, is_required=False, description="By labeler, as {edges: {low: 50}}."
         ),
-        **target_fields(),
-        "workers": workers_field(),
+        **labeling_fields(),
     }
 )
 def label_groups(context: dg.OpExecutionContext) -> None:
@@ -159,7 +160,7 @@ def label_groups(context: dg.OpExecutionContext) -> None:
             dataset=tracked_address(config["dataset"]),
             groups=config["groups"],
             parameters=config["parameters"],
-            workers=workers_in(config),
+            **labeling_values_in(config),
         )
         run_job(context, job, target_in(config))
 

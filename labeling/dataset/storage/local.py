@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,9 +31,12 @@ class LocalStore:
             return {}
         entries = {}
         for item in sorted(os.scandir(folder), key=lambda item: item.name):
-            if item.name.startswith(begins) and not item.name.startswith(".") and item.is_file():
-                with suppress(FileNotFoundError):  # deleted since it was listed
-                    entries[item.name] = _entry(item.stat())
+            if item.name.startswith(begins) and not item.name.startswith("."):
+                try:
+                    if item.is_file():
+                        entries[item.name] = _entry(item.stat())
+                except FileNotFoundError:  # deleted since it was listed
+                    continue
         return entries
 
     def folders(self, prefix: str = "") -> list[str]:
@@ -66,7 +69,7 @@ class LocalStore:
             file.seek(offset)
             return file.read(size)
 
-    def read_tail(self, name: str, size: int) -> tuple[bytes, Entry]:
+    def read_tail(self, name: str, size: int, listed: int | None = None) -> tuple[bytes, Entry]:
         with (self.root / name).open("rb", buffering=0) as file:
             stat = os.fstat(file.fileno())
             file.seek(max(0, stat.st_size - size))

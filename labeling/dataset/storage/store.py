@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A file as a listing shows it: size in bytes, and a tag that changes when its bytes do (ETag or mtime)."""
 
@@ -22,9 +23,10 @@ class Store(Protocol):
     """A folder of files, named by '/'-separated paths relative to its root."""
 
     uri: str
+    parallel: int  # requests that are worth having under way at a time
 
-    def files(self, prefix: str = "") -> dict[str, Entry]:
-        """Files directly in the folder `prefix`, by base name. An absent folder is empty."""
+    def files(self, prefix: str = "", begins: str = "") -> dict[str, Entry]:
+        """Files directly in the folder `prefix` whose names begin so, by base name. An absent folder is empty."""
 
     def folders(self, prefix: str = "") -> list[str]:
         """Sub-folders directly in the folder `prefix`, by base name, sorted."""
@@ -41,11 +43,20 @@ class Store(Protocol):
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`."""
 
+    def read_tail(self, name: str, size: int, listed: int | None = None) -> tuple[bytes, Entry]:
+        """The last `size` bytes (all of a smaller file), and the entry of the file. Raises FileNotFoundError.
+
+        listed: the size of the file as far as is known; a server may ask for it.
+        """
+
     def put(self, name: str, content: bytes) -> None:
         """Write a file, whole or not at all, replacing what was there."""
 
-    def put_file(self, name: str, path: Path) -> None:
-        """Move a finished local file to its final name, whole or not at all."""
+    def put_new(self, name: str, content: bytes) -> bool:
+        """Write a file that is not there yet; False where it is. Of several writers at a time one has True."""
+
+    def put_file(self, name: str, path: Path) -> Entry:
+        """Move a finished local file to its final name, whole or not at all; its entry there."""
 
     def scratch(self, name: str) -> Path:
         """A local path to write the file `name` to, from which `put_file` is cheapest."""
@@ -58,3 +69,6 @@ class Store(Protocol):
 
     def open(self, name: str) -> pa.NativeFile:
         """Random access for pyarrow readers. Raises FileNotFoundError."""
+
+    def explained(self, name: str) -> AbstractContextManager[None]:
+        """Reading from what `open` gave, where S3's refusals become an InputError."""

@@ -162,10 +162,9 @@ class Dataset:
         """Footers of several groups' shards that are there, by group: one listing each, and the footers that changed.
 
         save: keep them in the groups' indexes, where one may write there and no other job works. shards: [first, end),
-        all by default; of some alone nothing is kept. known: footers read before, which stand in for the indexes.
+        all by default. known: footers read before, which stand in for the indexes.
         """
-        names = self.shard_names if shards is None else self.shard_names[slice(*shards)]
-        return read_footers(self.store, groups, names, save and shards is None, known)
+        return read_footers(self.store, groups, self.shard_names, shards, save, known)
 
     def refreshed(self, footers: Mapping[str, FooterTable], pairs: Iterable[tuple[str, str]]) -> dict[str, FooterTable]:
         """The footers, those of some (group, shard) read anew: cheaper than a listing for few of many shards."""

@@ -29,24 +29,26 @@ INDEX = "index"  # how the names of parts begin
 BLOCK = 4096  # shards in a part: about a megabyte
 BATCH = 2048  # footers that are read before they become columns
 LOG_SHARDS, LOG_SECONDS = 1024, 30.0  # of a writer's own part: most shards, and between two versions
-_BLOCK_NAME = re.compile(r"index-(\d{6,})-(\d{6,})\.parquet")
+_RANGE_NAME = re.compile(r"index-(\d{6,})-(\d{6,})\.parquet")
 
 
 def read_footers(
     store: Store,
     groups: Sequence[str],
     shards: Sequence[str],
+    part: Range | None = None,
     save: bool = False,
     known: Mapping[str, FooterTable] | None = None,
 ) -> dict[str, FooterTable]:
     """Footers of those of the shards that are there, by group: all groups at once, many requests at a time.
 
-    save: keep the footers in the indexes, where one may write there; shards are then all of the dataset's.
-    known: footers read before, which are taken instead of the index where the file is the same.
+    shards: all of the dataset's; part: those of interest, all by default. save: keep the footers in the indexes, where
+    one may write there. known: footers read before, which are taken instead of the index where the file is the same.
     """
+    chosen = shards if part is None else shards[slice(*part)]
 
     def look(group: str) -> tuple[FooterTable, dict[str, int], bool]:
-        return _look(store, group, shards, (known or {}).get(group))
+        return _look(store, group, chosen, part, (known or {}).get(group))
 
     looks = dict(zip(groups, in_parallel(look, groups, len(groups)), strict=True))
     missing = ((group, shard, size) for group, (_, sizes, _) in looks.items() for shard, size in sizes.items())
@@ -55,11 +57,11 @@ def read_footers(
         read[group].append(table)
     footers = {}
     for group, (table, sizes, _) in looks.items():
-        footers[group] = _in_order([table, *read[group]], shards) if sizes else table
+        footers[group] = _in_order([table, *read[group]], chosen) if sizes else table
     if save:
         changed = [group for group, (_, sizes, is_whole) in looks.items() if sizes or not is_whole]
-        for _ in in_parallel(lambda group: save_index(store, group, footers[group], shards), changed, len(changed)):
-            pass
+        for group in changed:
+            save_index(store, group, footers[group], shards, part)
     return footers
 
 
@@ -129,12 +131,12 @@ class IndexLog:
 
 
 def _look(
-    store: Store, group: str, shards: Sequence[str], known: FooterTable | None
+    store: Store, group: str, shards: Sequence[str], part: Range | None, known: FooterTable | None
 ) -> tuple[FooterTable, dict[str, int], bool]:
     """The footers that index or `known` hold, the shards that they lack with the sizes of their files, and whether
     the index needs no change."""
     listing = store.files(group)
-    parts = [name for name in listing if _is_part(name)]
+    parts = [name for name in listing if _is_part(name) and _may_hold(name, part)]
     tables = [known] if known is not None else _load_parts(store, group, parts).values()
     entries = {shard: entry for shard in shards if (entry := listing.get(f"{shard}{SUFFIX}"))}
     del listing
@@ -147,7 +149,7 @@ def _look(
             valid[name] = position
     positions = [valid[shard] for shard in entries if shard in valid]
     missing = {shard: entry.size for shard, entry in entries.items() if shard not in valid}
-    is_whole = len(positions) == len(every) and all(_block_of(name) for name in parts)
+    is_whole = part is not None or (len(positions) == len(every) and all(map(_is_block, parts)))
     if positions == list(range(len(every))):
         return every, missing, is_whole
     return every.take(positions), missing, is_whole
@@ -181,11 +183,21 @@ def _is_part(name: str) -> bool:
     return name.startswith(INDEX) and name.endswith(SUFFIX)
 
 
-def _block_of(name: str) -> Range | None:
-    """The shards of the part with this name, where that is a whole block."""
-    match = _BLOCK_NAME.fullmatch(name)
-    block = (int(match[1]), int(match[2])) if match else None
-    return block if block and block[0] % BLOCK == 0 and block[1] == block[0] + BLOCK else None
+def _range_of(name: str) -> Range | None:
+    """The shards that a part with this name is of, None for any."""
+    match = _RANGE_NAME.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def _may_hold(name: str, part: Range | None) -> bool:
+    """Whether a part of the index may hold some of these shards."""
+    of = _range_of(name)
+    return part is None or of is None or (of[0] < part[1] and part[0] < of[1])
+
+
+def _is_block(name: str) -> bool:
+    of = _range_of(name)
+    return of is not None and of[0] % BLOCK == 0 and of[1] == of[0] + BLOCK
 
 
 def _load_parts(store: Store, group: str, names: Sequence[str]) -> dict[str, FooterTable]:

@@ -38,9 +38,9 @@ def dataset(pictures: Path, tmp_path: Path, gpus: None) -> Dataset:
     return Dataset.open(tmp_path / "dataset")
 
 
-def settings(folder: Path, **more: Any) -> dict[str, dict[str, Any]]:
+def settings(folder: Path, *groups: str, **more: Any) -> dict[str, dict[str, Any]]:
     folder.mkdir(exist_ok=True)
-    return {name: {"journal": str(folder), **more} for name in ("spread", "loose")}
+    return {name: {"journal": str(folder), **more} for name in groups}
 
 
 def notes(folder: Path, step: str) -> list[dict[str, Any]]:
@@ -54,7 +54,7 @@ def files(dataset: Dataset) -> dict[str, bytes]:
 
 
 def test_only_networks_have_gpus_and_labels_are_the_same(dataset: Dataset, tmp_path: Path) -> None:
-    parameters = settings(tmp_path / "notes")
+    parameters = settings(tmp_path / "notes", "spread", "loose")
     label(dataset.uri, NAMES, parameters, resources=ALONE)
     alone = files(dataset)
     assert {note["gpus"] for note in notes(tmp_path / "notes", "infer")} == {""}
@@ -75,7 +75,7 @@ def test_only_networks_have_gpus_and_labels_are_the_same(dataset: Dataset, tmp_p
 
 
 def test_pool_of_a_network_grows_to_the_processes_that_it_may_have(dataset: Dataset, tmp_path: Path) -> None:
-    parameters = settings(tmp_path / "notes", seconds=0.3)
+    parameters = settings(tmp_path / "notes", "loose", seconds=0.3)
     resources = {"loose": Resources(gpus=0.5, batch=1, processes=(1, 3))}
     label(dataset.uri, NAMES[-1:], parameters, resources=resources)
     inferred = notes(tmp_path / "notes", "infer")
@@ -86,7 +86,7 @@ def test_pool_of_a_network_grows_to_the_processes_that_it_may_have(dataset: Data
 def test_device_that_fails_everywhere_ends_the_job_in_one_line_and_is_no_rows_error(
     dataset: Dataset, tmp_path: Path
 ) -> None:
-    parameters = settings(tmp_path / "notes", fault="CUDA error: an illegal memory access was encountered")
+    parameters = settings(tmp_path / "notes", "loose", fault="CUDA error: an illegal memory access was encountered")
     with pytest.raises(InputError, match="loose: its network fails on every device: CUDA error"):
         label(dataset.uri, NAMES[-1:], parameters, resources={"loose": Resources(gpus=1)})
     assert not list(Path(dataset.uri).glob("loose/0*.parquet"))

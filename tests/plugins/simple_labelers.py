@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from labeling.labeler import Labeler, Parameters, Prepared, Row, RowError
+from model.inputs import InputError
 
 
 class BrightnessParameters(Parameters):
@@ -192,3 +193,12 @@ class Halved(Labeler):
         if row["broken.width"] is None:
             raise RowError("no width")
         return {"half": row["broken.width"] / 2}
+
+
+class Unloadable(Brightness):
+    """A labeler whose model a user named wrongly, which shows only where it is loaded."""
+
+    name: ClassVar[str] = "unloadable"
+
+    def load(self) -> None:
+        raise InputError("unloadable.model: no such model; name another")

@@ -21,6 +21,7 @@ from labeling.dataset import Store
 from model.inputs import InputError
 from training.checkpoint.files import checkpoint_name, load_checkpoint, load_training, save_checkpoint
 from training.config import TrainingConfig
+from training.divergence import all_finite
 from training.optimizer import MovingAverage
 from training.packed_model import PREFIX
 
@@ -69,6 +70,12 @@ class TrainingState:
         groups = get_optimizer_state_dict(self.model, self.optimizer, options=StateDictOptions())["param_groups"]
         state = {"state": states, "param_groups": groups}
         set_optimizer_state_dict(self.model, self.optimizer, state, options=_WHOLE)
+
+    @torch.no_grad()
+    def is_finite(self) -> bool:
+        """Whether all weights and averages are finite, on every worker."""
+        shards = [parameter.detach() for parameter in self.model.parameters()]
+        return all_finite([*shards, *self.average.average], shards[0].device)
 
     def save(self, store: Store, facts: dict[str, Any], keep: int, rank: int) -> str | None:
         """Write the checkpoint of facts["step"] on rank 0; its address there, None on other ranks.

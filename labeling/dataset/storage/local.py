@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,9 +31,12 @@ class LocalStore:
             return {}
         entries = {}
         for item in sorted(os.scandir(folder), key=lambda item: item.name):
-            if item.name.startswith(begins) and not item.name.startswith(".") and item.is_file():
-                with suppress(FileNotFoundError):  # deleted since it was listed
-                    entries[item.name] = _entry(item.stat())
+            if item.name.startswith(begins) and not item.name.startswith("."):
+                try:
+                    if item.is_file():
+                        entries[item.name] = _entry(item.stat())
+                except FileNotFoundError:  # deleted since it was listed
+                    continue
         return entries
 
     def folders(self, prefix: str = "") -> list[str]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_head import RayHead, ray_node
 
 from labeling.dataset import Dataset
 from labeling.resources import Resources
@@ -23,13 +22,21 @@ ALONE = {"spread": Resources(gpus=0), "loose": Resources(gpus=0)}
 
 @pytest.fixture(scope="module")
 def gpus(ray_cluster: None) -> Iterator[None]:
-    """A second node that says it has two GPUs, which joins the Ray of these tests."""
+    """A second node that says it has two GPUs, which joins the Ray of these tests (as Ray's own tests add nodes)."""
     import ray
+    from ray._private.node import Node
+    from ray._private.parameter import RayParams
 
-    context = ray.get_runtime_context()
-    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
-    with ray_node(RayHead("", context.gcs_address, token, dict(os.environ)), cpus=1, gpus=2):
-        yield
+    gcs = ray.get_runtime_context().gcs_address
+    memory = 100 << 20
+    joins = RayParams(gcs_address=gcs, num_cpus=1, num_gpus=2, object_store_memory=memory, include_log_monitor=False)
+    node = Node(joins, head=False, shutdown_at_exit=False, spawn_reaper=False)
+    deadline = time.monotonic() + 60
+    while not ray.cluster_resources().get("GPU"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    yield
+    node.kill_all_processes(check_alive=False, allow_graceful=True)
 
 
 @pytest.fixture

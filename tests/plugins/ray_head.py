@@ -79,10 +79,9 @@ def ray_head(folder: Path, environment: dict[str, str], cwd: Path | None = None)
 
 
 @contextmanager
-def ray_node(head: RayHead, cpus: int, gpus: int = 0) -> Iterator[psutil.Process]:
-    """One more node; yields its raylet, whose death is that of the node. gpus: that it says it has."""
-    command = [*START, f"--address={head.gcs}", f"--num-cpus={cpus}", f"--num-gpus={gpus}"]
-    command += [f"--object-store-memory={100 << 20}"]
+def ray_node(head: RayHead, cpus: int) -> Iterator[psutil.Process]:
+    """One more node; yields its raylet, whose death is that of the node."""
+    command = [*START, f"--address={head.gcs}", f"--num-cpus={cpus}", f"--object-store-memory={100 << 20}"]
     command += [f"--dashboard-agent-listen-port={free_ports(1)[0]}", *WORKER_PORTS]
     # It prints much when it is killed.
     silent = subprocess.DEVNULL

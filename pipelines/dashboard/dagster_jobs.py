@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from labeling.dataset import Dataset, lease
-from labeling.declaration import declared_name
+from labeling.declaration import declare, declared_name
 from labeling.registry import load_labeler
 from model.inputs import InputError
 from pipelines.dashboard.forms import (
@@ -182,7 +182,7 @@ def declare_parameters(context: dg.OpExecutionContext) -> None:
             raise InputError(f"{dataset.uri}: {group!r} is no label that was declared there")
         labeler = load_labeler(declared_name(group, declared), {**declared["parameters"], **config["parameters"]})
         with lease(dataset.store, [group]):  # not while a job works on it
-            dataset.declare(group, {**declared, "parameters": labeler.parameters.model_dump(mode="json")})
+            dataset.declare(group, {**declared, "parameters": declare(labeler)["parameters"]})
         refresh()
 
 

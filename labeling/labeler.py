@@ -16,7 +16,7 @@ Row = dict[str, Any]
 class Parameters(BaseModel):
     """Parameters of a labeler; a key it does not have is refused. They are part of a shard's recipe."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class AddedLater:

@@ -14,9 +14,11 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from cluster.ray_environment import prepare_ray, starts_own_ray
-from model.inputs import input_error_behind
+from model.inputs import InputError, WorkFailed, causes, error_for_person, one_line
 
 NODE_SECONDS = 30.0
+LONGEST_REASON = 300  # characters of what Ray says of a failure of its own
+_AGAIN = "started again, it goes on"
 UNEXPECTED, PREEMPTED = 2, 3  # NodeDeathInfo.Reason of Ray's gcs.proto
 
 
@@ -31,7 +33,7 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        with _node_loss_named():
+        with _losses_named():
             yield
         return
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
@@ -39,15 +41,29 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
     options = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
     with _sigterm_kept(), nullcontext() if verbose else _terminal_kept_clean():
         if not starts_own_ray():
-            ray.init(**options)
+            _connect(**options)
         else:
             _start(include_dashboard=False, object_store_memory=memory, **options)
     _quiet(verbose)
     try:
-        with _node_loss_named():
+        with _losses_named():
             yield
     finally:
         ray.shutdown()
+
+
+def _connect(**options: Any) -> None:
+    """Connect to the Ray that RAY_ADDRESS names. Raises InputError where none answers."""
+    import ray
+
+    try:
+        ray.init(**options)
+    except ConnectionError as error:
+        address = os.environ["RAY_ADDRESS"]
+        raise InputError(
+            f"RAY_ADDRESS={address}: no Ray answers there ({one_line(error, LONGEST_REASON)}); correct the address, or "
+            "unset it to run on this machine"
+        ) from None
 
 
 def _start(**options: Any) -> None:
@@ -63,26 +79,49 @@ def _start(**options: Any) -> None:
         ray.init(**options)
 
 
-class NodeLost(RuntimeError):
-    """Work failed because a machine went away. Nothing is wrong with the work, and it can be started again."""
+class NodeLost(WorkFailed):
+    """Work failed because a machine, or Ray on it, went away. Nothing is wrong with it, and it can be started again."""
 
 
 @contextmanager
-def _node_loss_named() -> Iterator[None]:
-    """Raise NodeLost in the place of an error that came with the loss of a node, which only the nodes' states show."""
+def _losses_named() -> Iterator[None]:
+    """Say in one line what Ray itself says in dozens: that a node, Ray on it, or a process of the work went away.
+
+    The loss of a node shows in the nodes' states only, whatever error came with it.
+    """
     before = _lost_nodes()
     try:
         yield
     except Exception as error:
-        if input_error_behind(error):
+        if error_for_person(error):
             raise
         # What ran on a lost node fails at once, and Ray takes a while to be sure that the node is gone.
         deadline = time.monotonic() + (NODE_SECONDS if _count_nodes() > 1 else 0.0)
         while not (lost := {node: at for node, at in _lost_nodes().items() if node not in before}):
             if time.monotonic() > deadline:
-                raise
+                break
             time.sleep(0.5)
-        raise NodeLost(f"the cluster lost {', '.join(sorted(lost.values()))}; submitted again, it goes on") from error
+        if lost:
+            raise NodeLost(f"the cluster lost {', '.join(sorted(lost.values()))}; {_AGAIN}") from error
+        if failure := _failure_of_ray(error):
+            raise failure from error
+        raise
+
+
+def _failure_of_ray(error: BaseException) -> WorkFailed | None:
+    """What an error says of Ray or its processes, None where it is an error of the work itself."""
+    import ray.exceptions as errors
+
+    machine = (errors.LocalRayletDiedError, errors.RaySystemError, errors.NodeDiedError, errors.RpcError)
+    lost = (errors.ObjectLostError, errors.ActorUnavailableError)
+    process = (errors.ActorDiedError, errors.WorkerCrashedError, errors.OutOfMemoryError, *lost)
+    for one in causes(error):
+        reason = one_line(one, LONGEST_REASON)
+        if isinstance(one, machine):
+            return NodeLost(f"Ray on this machine has ended ({reason}); {_AGAIN}")
+        if isinstance(one, process) and not getattr(one, "actor_init_failed", False):
+            return WorkFailed(f"a process of Ray died ({reason}); {_AGAIN}")
+    return None
 
 
 def _lost_nodes() -> dict[str, str]:

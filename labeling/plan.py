@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from labeling.dataset import IMAGES, Dataset, Footers, expected_recipe, groups_of
+import numpy as np
+from numpy.typing import NDArray
+
+from labeling.dataset import IMAGES, Dataset, Footers, FooterTable, fresh_shards, groups_of
 from labeling.declaration import declared_name
 from labeling.labeler import Labeler
 from labeling.registry import base_name, group_name, load_labeler
@@ -73,26 +76,35 @@ def next_wave(
     A shard that exists waits for the next wave while one that it reads is recomputed: if the new values equal the old,
     it is fresh after all.
     """
-    wave = Wave()
     first, end = shards or (0, len(dataset.shards))
-    for shard in (info.name for info in dataset.shards[first:end]):
-        chosen: list[str] = []
-        waiting: set[str] = set()
-        for group, declaration in declarations.items():
-            upstream = set(groups_of(declaration["reads"]))
-            footer = footers.get(group, {}).get(shard)
-            if footer is None:
-                if upstream & waiting:
-                    waiting.add(group)
-                else:
-                    chosen.append(group)
-            elif upstream & (waiting | set(chosen)):
-                waiting.add(group)
-            elif footer.recipe != expected_recipe(declaration, shard, footers):
-                chosen.append(group)
-        if chosen:
-            wave.work[shard] = chosen
-    return wave
+    names = dataset.shard_names[first:end]
+    nothing = np.zeros(len(names), bool)
+    chosen: dict[str, NDArray[np.bool_]] = {}  # group → (shards,) whether to compute it now
+    waiting: dict[str, NDArray[np.bool_]] = {}  # group → (shards,) whether a later wave decides
+    for group, declaration in declarations.items():
+        upstream = groups_of(declaration["reads"])
+        upstream_waits = np.logical_or.reduce([waiting.get(read, nothing) for read in upstream] or [nothing])
+        upstream_changes = np.logical_or.reduce([chosen.get(read, nothing) for read in upstream] or [nothing])
+        present = FooterTable.of(footers.get(group, {})).positions(names) >= 0
+        stale = present & ~fresh_shards(declaration, names, footers, group)
+        chosen[group] = np.where(present, stale & ~upstream_waits & ~upstream_changes, ~upstream_waits)
+        waiting[group] = np.where(present, upstream_waits | upstream_changes, upstream_waits)
+    return _wave(names, chosen)
+
+
+def _wave(names: Sequence[str], chosen: Mapping[str, NDArray[np.bool_]]) -> Wave:
+    """The work of a wave. Shards with the same groups share one list: it may be of 10⁵ shards."""
+    groups = list(chosen)
+    table = np.array([chosen[group] for group in groups], bool).reshape(len(groups), len(names))
+    lists: dict[bytes, list[str]] = {}
+    work: dict[str, list[str]] = {}
+    for index in np.flatnonzero(table.any(0)):
+        column = table[:, index]
+        key = column.tobytes()
+        if key not in lists:
+            lists[key] = [group for group, is_chosen in zip(groups, column, strict=True) if is_chosen]
+        work[names[int(index)]] = lists[key]
+    return Wave(work)
 
 
 def _load(dataset: Dataset, group: str, name: str | None, parameters: Mapping[str, Mapping[str, Any]]) -> Labeler:

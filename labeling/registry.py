@@ -47,6 +47,11 @@ def is_known(name: str) -> bool:
     return ":" in name or base_name(name) in _offered()
 
 
+def labeler_names() -> list[str]:
+    """The names that labelers are known by here."""
+    return sorted(_offered())
+
+
 def group_name(name: str) -> str:
     """The column group that a labeler named on the command line fills."""
     return find_labeler(name).name if ":" in name else name

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from model.inputs.schema import Section
+from labeling.registry import base_name, group_name, is_known, labeler_names
+from model.inputs import InputError, nearest
+from model.inputs.schema import Section, validate
 
 
 class Resources(Section):
@@ -28,11 +31,73 @@ class Resources(Section):
     memory_gb: Annotated[float, Field(gt=0)] | None = None
     max_errors: Annotated[float, Field(ge=0, le=1)] = 0.05
 
+    @field_validator("processes", mode="before")
+    @classmethod
+    def _from_number_or_text(cls, value: Any) -> Any:
+        """A number stands for exactly so many; "LEAST:MOST" is how the command line has them."""
+        numbers = value.split(":") if isinstance(value, str) else [value]
+        if isinstance(value, int | str) and len(numbers) <= 2 and all(str(number).isdecimal() for number in numbers):
+            return int(numbers[0]), int(numbers[-1])
+        return value
+
+    @model_serializer(mode="wrap")
+    def _only_what_was_said(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What was left out stays so in a recorded job: a group's resources go over its labeler's field by field."""
+        return {name: value for name, value in dump(self).items() if name in self.model_fields_set}
+
     @model_validator(mode="after")
     def _least_before_most(self) -> Resources:
         if self.processes and self.processes[0] > self.processes[1]:
             raise ValueError(f"processes: {self.processes[0]} to {self.processes[1]}; turn them round")
         return self
 
+    def merged(self, above: Resources) -> Resources:
+        """These with what others say put over them."""
+        said = {name: getattr(above, name) for name in above.model_fields_set}
+        return Resources(**{**{name: getattr(self, name) for name in self.model_fields_set}, **said})
+
 
 ResourcesByLabeler = Mapping[str, Resources]  # by labeler or group name; a group's own go over its labeler's
+
+
+def parse_resources(values: Mapping[str, Mapping[str, Any]], place: str) -> dict[str, Resources]:
+    """Resources by labeler or group, of the values that people wrote at `place`.
+
+    Raises InputError for a key that resources do not have, with the nearest right one, and for a wrong value.
+    """
+    return validate(dict[str, Resources], values, place)
+
+
+def merge_resources(below: ResourcesByLabeler, above: ResourcesByLabeler) -> dict[str, Resources]:
+    """Resources with others put over them, field by field."""
+    merged = dict(below)
+    for name, own in above.items():
+        merged[name] = own if name not in below else below[name].merged(own)
+    return merged
+
+
+def check_names(resources: ResourcesByLabeler, groups: Sequence[str], place: str) -> None:
+    """Raise InputError for resources of a labeler that is unknown here, and none of the groups to label.
+
+    groups: as they were requested. A class that this machine cannot import is taken to fill any group: it may be
+    installed where the job runs, and the job checks the names again.
+    """
+    try:
+        named = [group_name(group) if ":" in group else group for group in groups]
+    except InputError:
+        return
+    names = {name for group in named for name in (group, base_name(group))}
+    for name in resources:
+        if name not in names and not is_known(name):
+            choices = sorted({*names, *labeler_names()})
+            raise InputError(
+                f"{place}: unknown labeler {name!r}{nearest(name, choices)}; there are {', '.join(choices)}"
+            )
+
+
+def needed_gpus(resources: ResourcesByLabeler, machines: int) -> float:
+    """GPUs that each of so many machines has to have for the least number of processes of every labeler."""
+    gpus = [own.gpus or 0.0 for own in resources.values()]
+    together = sum((own.gpus or 0.0) * (own.processes[0] if own.processes else 1) for own in resources.values())
+    each = max([*gpus, together / machines], default=0.0)
+    return each if each <= 1 else float(math.ceil(each))

@@ -1,4 +1,8 @@
-"""Running one labeler on the rows of one row group: what a labeling job does in its actors, without the job."""
+"""Running one labeler on the rows of one row group: what a labeling job does in its processes, without the job.
+
+A row for which no label can be made keeps its place, as a `Failure`. Only errors of a device leave these functions, as
+DeviceError: they are nothing of a row.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,21 @@ import fcntl
 import importlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from labeling.dataset import set_schema
-from labeling.labeler import Labeler, Row, RowError
+from labeling.attempt import TIMEOUT, Attempt
+from labeling.failures import DeviceError, DeviceMemoryError, Failure, device_error, is_memory_error
+from labeling.labeler import Labeler, Prepared, Row
+from labeling.resources import Resources
+from labeling.results import check_columns, check_count, check_values, make_table, split_sets, stored_row
+
+Failures = Mapping[str, Failure]  # by row id
 
 
 def import_packages(labeler: Labeler) -> None:
@@ -28,71 +39,240 @@ def import_packages(labeler: Labeler) -> None:
             importlib.import_module(package)
 
 
-def group_schema(labeler: Labeler, sets: bool) -> pa.Schema:
-    """Schema of the shards a labeler fills. For rows that are sets every label is a list with one entry per view."""
-    labels = pa.schema([*labeler.schema, pa.field("model", pa.string()), pa.field("version", pa.int32())])
-    labels = set_schema(labels) if sets else labels
-    return pa.schema([pa.field("id", pa.string()), *labels, pa.field("error", pa.string())])
+class LabelerRun:
+    """A labeler at work in one process: batches, failures of rows, and batches that a device is too small for.
 
+    `label` takes rows to columns. Where the steps of a labeler with a network run in different processes, each of
+    them has a LabelerRun and calls `prepare`, `infer` or `finish`; failures take the place of what failed, and travel
+    along. Whoever makes it loads the labeler.
+    """
 
-def label_rows(labeler: Labeler, rows: Sequence[Row]) -> list[Row]:
-    """Label rows in batches from the first row on. A row that fails keeps its place with nulls and its `error`."""
-    labeled: list[Row] = []
-    for start in range(0, len(rows), labeler.batch_size):
-        batch = list(rows[start : start + labeler.batch_size])
-        try:
-            results = labeler.label(batch)
-        except Exception:  # one row must not cost the other rows of its batch their labels
-            results = [_label_alone(labeler, row) for row in batch]
-        assert len(results) == len(batch), f"{labeler.name} gave {len(results)} results for {len(batch)} rows"
-        labeled += [
-            {**result, "model": labeler.model, "version": labeler.version, "error": result.get("error")}
-            for result in results
+    def __init__(self, labeler: Labeler, resources: Resources | None = None) -> None:
+        self.labeler = labeler
+        self.batch = (resources and resources.batch) or labeler.batch_size  # less after the device had no memory
+        self.timeout = resources.timeout if resources else TIMEOUT
+
+    def label(
+        self, rows: Sequence[Row], attempt: Attempt | None = None, failures: Failures | None = None
+    ) -> list[Row | Failure]:
+        """The columns of each row, in batches from the first row on; of a labeler that is deterministic, give the rows
+        of one row group.
+
+        failures: of rows for which there is nothing to call the labeler with. Raises DeviceError.
+        """
+        attempt = attempt or Attempt()
+        ids = [row["id"] for row in rows]
+        label_is_own = type(self.labeler).label is not Labeler.label
+        if self.labeler.has_network and not label_is_own:
+            prepared = self.prepare(rows, attempt, failures)
+            outputs = self.infer(ids, prepared, attempt)
+            return self.finish(ids, outputs, prepared, attempt)
+        results: list[Any]
+        if label_is_own:
+            results = self._in_batches("label", ids, rows, failures or {}, self.labeler.label, attempt)
+        else:
+            results = self._one_by_one("label", ids, rows, failures or {}, self.labeler.label_row, attempt)
+        return self._checked(results)
+
+    def prepare(
+        self, rows: Sequence[Row], attempt: Attempt | None = None, failures: Failures | None = None
+    ) -> list[Prepared | Failure]:
+        """What the network takes of each row."""
+        ids = [row["id"] for row in rows]
+        return self._one_by_one("prepare", ids, rows, failures or {}, self.labeler.prepare, attempt or Attempt())
+
+    def infer(
+        self, ids: Sequence[str], prepared: Sequence[Prepared | Failure], attempt: Attempt | None = None
+    ) -> list[Any]:
+        """The network's output for each row, or the row's failure. Raises DeviceError."""
+        failures = {row: one for row, one in zip(ids, prepared, strict=True) if isinstance(one, Failure)}
+        inputs = [None if isinstance(one, Failure) else one.inputs for one in prepared]
+        return self._in_batches("infer", ids, inputs, failures, self.labeler.infer, attempt or Attempt())
+
+    def finish(
+        self,
+        ids: Sequence[str],
+        outputs: Sequence[Any],
+        prepared: Sequence[Prepared | Failure],
+        attempt: Attempt | None = None,
+    ) -> list[Row | Failure]:
+        """The columns of each row, of what `infer` gave and of the context of what `prepare` gave."""
+        failures = {row: one for row, one in zip(ids, outputs, strict=True) if isinstance(one, Failure)}
+        pairs = list(zip(outputs, prepared, strict=True))
+        results = self._one_by_one(
+            "finish",
+            ids,
+            pairs,
+            failures,
+            lambda pair: self.labeler.finish(pair[0], pair[1].context),
+            attempt or Attempt(),
+        )
+        return self._checked(results)
+
+    def _checked(self, results: Sequence[Any]) -> list[Row | Failure]:
+        return check_values([check_columns(one, self.labeler.schema) for one in results], self.labeler.schema)
+
+    def _one_by_one(
+        self,
+        step: str,
+        ids: Sequence[str],
+        values: Sequence[Any],
+        failures: Failures,
+        call: Callable[[Any], Any],
+        attempt: Attempt,
+    ) -> list[Any]:
+        return [
+            failures.get(row) or self.call_alone(step, row, partial(call, value), attempt)
+            for row, value in zip(ids, values, strict=True)
         ]
-    return labeled
+
+    def call_alone(self, step: str, row: str, call: Callable[[], Any], attempt: Attempt) -> Any:
+        """What a call with one row gives, or the row's failure."""
+
+        def make() -> Any:
+            if failure := attempt.failure(self.labeler.group, row):
+                return failure
+            try:
+                return self.call(step, [row], call, attempt)
+            except DeviceError:
+                raise
+            except attempt.caught as error:
+                failure, no_memory = Failure.of(error), is_memory_error(error)
+            if no_memory:  # and what the call had allocated is let go
+                with attempt.mark(self.labeler.group, [row], self.timeout):
+                    attempt.end_if_low_on_memory()
+            return failure
+
+        return attempt.keep((self.labeler.group, step, row), make)
+
+    def call(self, step: str, rows: Sequence[str], call: Callable[[], Any], attempt: Attempt) -> Any:
+        """Call the labeler for rows. What it raises for the sake of a device becomes a DeviceError."""
+        with attempt.mark(self.labeler.group, rows, self.timeout, on_device=step in ("label", "infer")):
+            try:
+                return call()
+            except attempt.caught as error:
+                if failed := device_error(error):
+                    raise failed from error
+                raise
+
+    def _in_batches(
+        self,
+        step: str,
+        ids: Sequence[str],
+        values: Sequence[Any],
+        failures: Failures,
+        call: Callable[[list[Any]], Any],
+        attempt: Attempt,
+    ) -> list[Any]:
+        batches = _Batches(self, step, ids, values, call, attempt)
+        batches.results.update({place: failures[row] for place, row in enumerate(ids) if row in failures})
+        size = self.batch  # boundaries stay where they are when the device has no memory for a whole batch
+        for start in range(0, len(ids), size):
+            batches.run(range(start, min(start + size, len(ids))))
+        return [batches.results[place] for place in range(len(ids))]
+
+
+@dataclass
+class _Batches:
+    """Calls of one step with batches of values. Results are by the rows' places."""
+
+    of: LabelerRun
+    step: str
+    ids: Sequence[str]
+    values: Sequence[Any]
+    call: Callable[[list[Any]], Any]
+    attempt: Attempt
+    results: dict[int, Any] = field(default_factory=dict)
+
+    def run(self, places: Sequence[int]) -> None:
+        """Fill the results of one batch, which is tried row by row where it does not work."""
+        group = self.of.labeler.group
+        known = {place: self.attempt.failure(group, self.ids[place]) for place in places if place not in self.results}
+        self.results.update({place: failure for place, failure in known.items() if failure})
+        places = [place for place, failure in known.items() if not failure]
+        if len(places) > 1 and any(self.attempt.suspicion(group, self.ids[place]) for place in places):
+            places = self._run_alone(places)
+        if len(places) > 1:
+            self._run_together(places)
+        elif places and places[0] not in self.results:
+            self._run_alone(places)
+
+    def _run_together(self, places: Sequence[int]) -> None:
+        """One call, or several where the device has memory for no more; the places may have results of calls alone."""
+        if len(places) > self.of.batch:
+            self._run_together(places[: self.of.batch])
+            self._run_together(places[self.of.batch :])
+            return
+        rows = [self.ids[place] for place in places]
+        group = self.of.labeler.group
+        if len(places) == 1 or self.attempt.ends(group, rows) > 1:  # together they end processes
+            self._run_alone([place for place in places if place not in self.results])
+            return
+        try:
+            outputs = self.attempt.keep((group, self.step, tuple(rows)), lambda: self._call(places))
+        except DeviceMemoryError:
+            self.of.batch = max(1, len(places) // 2)
+            self._run_together(places)
+        except DeviceError:
+            raise
+        except self.attempt.caught:
+            if self.results.keys() >= set(places):
+                return  # of calls alone, which work
+            # The rows that do not fail alone are a batch again: labels depend on the rows that have one, and on
+            # nothing else. Where none fails alone, they stay as they are.
+            rest = self._run_alone(places)
+            if 1 < len(rest) < len(places):
+                self._run_together(rest)
+        else:
+            self.results.update(zip(places, outputs, strict=True))
+
+    def _run_alone(self, places: Sequence[int]) -> list[int]:
+        """Each row in a call of its own; the places that have a result then.
+
+        The least suspicious come first, to show whether the device works.
+        """
+        for place in sorted(places, key=lambda place: self.attempt.suspicion(self.of.labeler.group, self.ids[place])):
+            call = partial(self._call_one, place)
+            self.results[place] = self.of.call_alone(self.step, self.ids[place], call, self.attempt)
+        return [place for place in places if not isinstance(self.results[place], Failure)]
+
+    def _call_one(self, place: int) -> Any:
+        return check_count(self.call([self.values[place]]), 1)[0]
+
+    def _call(self, places: Sequence[int]) -> list[Any]:
+        rows = [self.ids[place] for place in places]
+        values = [self.values[place] for place in places]
+        return check_count(self.of.call(self.step, rows, lambda: self.call(values), self.attempt), len(places))
+
+
+def decode_images(
+    ids: Sequence[str], encoded: Sequence[Any], attempt: Attempt | None = None, timeout: float = TIMEOUT
+) -> list[Any]:
+    """The picture of each row, (H, W, 3) uint8 RGB, or its failure; of a set, the list of its views' pictures."""
+    from model.pictures import decode_picture
+
+    attempt = attempt or Attempt()
+    images: list[Any] = []
+    for row, data in zip(ids, encoded, strict=True):
+        if failure := attempt.failure("images", row):
+            images.append(failure)
+            continue
+        try:
+            with attempt.mark("images", [row], timeout):
+                views = [decode_picture(one) for one in (data if isinstance(data, list) else [data])]
+                images.append(views if isinstance(data, list) else views[0])
+        except attempt.caught as error:
+            images.append(Failure.of(error))
+    return images
 
 
 def label_table(labeler: Labeler, rows: Sequence[Row], sets: bool) -> pa.Table:
-    """The group's columns for these rows, as they are stored."""
-    schema = group_schema(labeler, sets)
-    if not sets:
-        results = label_rows(labeler, rows)
-        return pa.Table.from_pylist(
-            [{"id": row["id"], **result} for row, result in zip(rows, results, strict=True)], schema
-        )
-    views = [_views(row) for row in rows]
-    results = label_rows(labeler, [view for row in views for view in row])
-    merged, start = [], 0
-    for row, of_row in zip(rows, views, strict=True):
-        merged.append(_merge(str(row["id"]), results[start : start + len(of_row)], labeler.schema.names))
-        start += len(of_row)
-    return pa.Table.from_pylist(merged, schema)
+    """The group's columns for these rows, as they are stored; in this process, with a labeler that is loaded."""
+    views, counts = split_sets(rows) if sets else (list(rows), None)
+    results = LabelerRun(labeler).label(views)
+    return make_table(labeler, [row["id"] for row in rows], results, counts).table
 
 
-def _label_alone(labeler: Labeler, row: Row) -> Row:
-    """The row's columns, or its `error` alone."""
-    try:
-        return labeler.label([row])[0]
-    except RowError as error:
-        return {"error": str(error)}
-    except Exception as error:
-        return {"error": f"{type(error).__name__}: {error}"}
-
-
-def _views(row: Row) -> list[Row]:
-    """One row for each view of a set; a column whose group is in error for the set is None in each of them."""
-    count = max(len(value) for key, value in row.items() if key != "id" and value is not None)
-    return [
-        {
-            key: f"{value}/{view}" if key == "id" else (None if value is None else value[view])
-            for key, value in row.items()
-        }
-        for view in range(count)
-    ]
-
-
-def _merge(identity: str, results: Sequence[Row], columns: Sequence[str]) -> dict[str, Any]:
-    """The row of a set, of the results for its views: every column is a list, and `error` names the views in error."""
-    reasons = [f"view {index}: {result['error']}" for index, result in enumerate(results) if result["error"]]
-    merged: dict[str, Any] = {key: [result.get(key) for result in results] for key in (*columns, "model", "version")}
-    return {"id": identity, **merged, "error": "; ".join(reasons) or None}
+def label_rows(labeler: Labeler, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The columns of each row with `model`, `version` and `error`; in this process, with a labeler that is loaded."""
+    return [stored_row(labeler, result) for result in LabelerRun(labeler).label(rows)]

@@ -18,6 +18,7 @@ from labeling.declaration import declare, is_same
 from labeling.labeler import Labeler
 from labeling.plan import Wave, choose_labelers, next_wave
 from labeling.registry import default_groups
+from labeling.resources import ResourcesByLabeler
 from model.inputs import InputError
 from pipelines.labeling_job.shard_writer import SendToWriter, start_writers, stop_writers, write_empty_shards
 from pipelines.labeling_job.stages import AddLabels, ReadColumns, make_stages, reads_images
@@ -72,11 +73,15 @@ def label(
     parameters: Mapping[str, Mapping[str, Any]] | None = None,
     shards: tuple[int, int] | None = None,
     most_cpus: float = 0.0,
+    resources: ResourcesByLabeler | None = None,
+    only_errors: bool = False,
+    most_gpus: float = 0.0,
 ) -> LabelResult:
     """Add or refresh column groups: compute the shards that are missing or stale, on the Ray of `cluster.session`.
 
     names: labelers or groups; empty for every group that is declared. parameters: by labeler or group name.
-    shards: [first, end) of the dataset's, in order; all by default. most_cpus: what the cluster may grow to.
+    shards: [first, end) of the dataset's, in order; all by default. most_cpus, most_gpus: what the cluster may grow to.
+    resources: by labeler or group name. only_errors: only rows that are in error, once more.
     Raises InputError for unknown names and parameters, and when another job works on one of the groups.
     """
     started = time.monotonic()

@@ -197,10 +197,9 @@ def _pin(dataset: Dataset, streams: list[Stream]) -> SourcePin:
     """Pin all shards of a dataset for these streams. Raises InputError for groups or shards that are missing."""
     groups = list(dict.fromkeys(group for stream in streams for group in stream.groups))
     declarations = {}
-    footers: dict[str, dict[str, Footer]] = {}
+    footers = dataset.all_footers(groups)
     for group in groups:
         declaration = dataset.declaration(group)
-        footers[group] = dataset.footers(group)
         if declaration is None and not footers[group]:
             users = ", ".join(dict.fromkeys(stream.task for stream in streams if group in stream.groups))
             raise InputError(f"{dataset.uri}: no group {group!r}, which {users} needs; make it with `label`")

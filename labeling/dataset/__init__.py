@@ -5,6 +5,7 @@ from __future__ import annotations
 from labeling.dataset.dataset import DATASET_FILE, GROUP_FILE, SCHEMA_VERSION, Dataset, ShardInfo
 from labeling.dataset.digests import digest_column, digest_json
 from labeling.dataset.entries import DROPPED_CAPTION, TEXT, entry_columns
+from labeling.dataset.footers import FooterTable
 from labeling.dataset.images import (
     CAMERA_SCHEMA,
     CAMERAS,
@@ -16,8 +17,10 @@ from labeling.dataset.images import (
     REJECTED_SCHEMA,
     set_schema,
 )
+from labeling.dataset.index import IndexLog
 from labeling.dataset.join import Columns
-from labeling.dataset.lease import LEASE_EXPIRY, LEASE_FILE, lease
+from labeling.dataset.lease import LEASE_EXPIRY, LEASE_FILE, is_leased, lease, refuse_others
+from labeling.dataset.parallel import in_parallel
 from labeling.dataset.row_errors import (
     MissingParameter,
     RowErrors,
@@ -27,7 +30,15 @@ from labeling.dataset.row_errors import (
     upstream_groups,
 )
 from labeling.dataset.shards import RECIPE_FIELDS, Footer, recipe, shard_file, write_shard
-from labeling.dataset.status import Footers, GroupStatus, dataset_status, expected_recipe, group_status, groups_of
+from labeling.dataset.status import (
+    Footers,
+    GroupStatus,
+    dataset_status,
+    expected_recipe,
+    fresh_shards,
+    group_status,
+    groups_of,
+)
 from labeling.dataset.storage import Entry, LocalStore, Store, open_store
 
 __all__ = [
@@ -51,8 +62,10 @@ __all__ = [
     "Dataset",
     "Entry",
     "Footer",
+    "FooterTable",
     "Footers",
     "GroupStatus",
+    "IndexLog",
     "LocalStore",
     "MissingParameter",
     "RowErrors",
@@ -64,13 +77,17 @@ __all__ = [
     "digest_json",
     "entry_columns",
     "expected_recipe",
+    "fresh_shards",
     "group_status",
     "groups_of",
+    "in_parallel",
+    "is_leased",
     "lease",
     "missing_parameter",
     "open_store",
     "read_row_errors",
     "recipe",
+    "refuse_others",
     "set_schema",
     "shard_file",
     "upstream_groups",

@@ -3,13 +3,13 @@
 dataset.json              schema version, kind of rows, the shards with their row counts, sources
 GROUP/group.json          what is declared: labeler, version, parameters, weights digest, columns read
 GROUP/000000.parquet      the group's columns; its footer says how they came to be
-GROUP/index.parquet       cache of footers, harmless to delete
+GROUP/index-*.parquet     cache of footers, harmless to delete
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +17,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from labeling.dataset.footers import FooterTable
 from labeling.dataset.images import IMAGES
-from labeling.dataset.index import read_footers
+from labeling.dataset.index import read_footers, refreshed_footers, save_index
 from labeling.dataset.join import Columns, join_groups, read_columns
+from labeling.dataset.lease import Range
+from labeling.dataset.parallel import in_parallel
 from labeling.dataset.shards import SUFFIX, Footer, read_footer, shard_file
 from labeling.dataset.storage import Entry, Store, open_store
 from model.inputs import InputError
@@ -29,7 +32,7 @@ DATASET_FILE = "dataset.json"
 GROUP_FILE = "group.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardInfo:
     """One shard: its name, its rows, and the source (index into dataset.json's sources) it was cut from."""
 
@@ -110,9 +113,16 @@ class Dataset:
         """
         return list(self.description.get("removed", {}).get(shard, ()))
 
+    @property
+    def shard_names(self) -> list[str]:
+        """Names of the shards, in order."""
+        return [shard.name for shard in self.shards]
+
     def groups(self) -> list[str]:
         """Declared column groups, `images` first, the others by name."""
-        names = [name for name in self.store.folders() if self.store.exists(f"{name}/{GROUP_FILE}")]
+        folders = self.store.folders()
+        declared = in_parallel(lambda name: self.store.exists(f"{name}/{GROUP_FILE}"), folders, self.store.parallel)
+        names = [name for name, is_group in zip(folders, declared, strict=True) if is_group]
         return sorted(names, key=lambda name: (name != IMAGES, name))
 
     def declaration(self, group: str) -> dict[str, Any] | None:
@@ -129,19 +139,41 @@ class Dataset:
     def shard_entries(self, group: str) -> dict[str, Entry]:
         """The files of the group's shards that are there, by shard name: one listing."""
         files = self.store.files(group)
-        names = {shard.name: f"{shard.name}{SUFFIX}" for shard in self.shards}
-        return {shard: files[name] for shard, name in names.items() if name in files}
+        return {shard: entry for shard in self.shard_names if (entry := files.get(f"{shard}{SUFFIX}"))}
 
     def has_shard(self, group: str, shard: str) -> bool:
         """Whether a shard is there, fresh or not."""
         return self.store.exists(shard_file(group, shard))
 
-    def footers(self, group: str, save: bool = False) -> dict[str, Footer]:
-        """Footers of the group's shards that are there, by shard name: one listing, and the footers that changed.
+    def footers(
+        self, group: str, save: bool = False, shards: Range | None = None, known: FooterTable | None = None
+    ) -> FooterTable:
+        """Footers of the group's shards that are there, by shard name; see `all_footers`."""
+        return self.all_footers([group], save, shards, None if known is None else {group: known})[group]
 
-        save: keep them in GROUP/index.parquet, where one may write there.
+    def all_footers(
+        self,
+        groups: Sequence[str],
+        save: bool = False,
+        shards: Range | None = None,
+        known: Mapping[str, FooterTable] | None = None,
+    ) -> dict[str, FooterTable]:
+        """Footers of several groups' shards that are there, by group: one listing each, and the footers that changed.
+
+        save: keep them in the groups' indexes, where one may write there and no other job works. shards: [first, end),
+        all by default; of some alone nothing is kept. known: footers read before, which stand in for the indexes.
         """
-        return read_footers(self.store, group, [shard.name for shard in self.shards], save)
+        names = self.shard_names if shards is None else self.shard_names[slice(*shards)]
+        return read_footers(self.store, groups, names, save and shards is None, known)
+
+    def refreshed(self, footers: Mapping[str, FooterTable], pairs: Iterable[tuple[str, str]]) -> dict[str, FooterTable]:
+        """The footers, those of some (group, shard) read anew: cheaper than a listing for few of many shards."""
+        return refreshed_footers(self.store, footers, pairs)
+
+    def save_index(self, group: str, footers: FooterTable, held: Range | None = None) -> None:
+        """Keep footers in the index of a group, where one may write there. held: the shards that the caller works on,
+        [first, end), all by default."""
+        save_index(self.store, group, footers, self.shard_names, held)
 
     def footer(self, group: str, shard: str) -> Footer:
         """Footer of one shard. Raises FileNotFoundError, InputError for a file this project did not write."""
@@ -152,6 +184,21 @@ class Dataset:
     ) -> pa.Table:
         """Columns of a shard (all by default), of some of its row groups (all by default)."""
         return read_columns(self.store, group, shard, columns, row_groups)
+
+    def column(self, group: str, column: str, shards: Sequence[str] | None = None) -> Iterator[tuple[str, pa.Array]]:
+        """(shard, values) of a column of the group's shards that are there, in order: many are read at a time.
+
+        shards: names, all by default.
+        """
+
+        def read(shard: str) -> tuple[str, pa.Array] | None:
+            try:
+                return shard, read_columns(self.store, group, shard, [column])[column].combine_chunks()
+            except FileNotFoundError:
+                return None
+
+        names = self.shard_names if shards is None else shards
+        yield from filter(None, in_parallel(read, names, self.store.parallel))
 
     def join(
         self, shard: str, columns: Columns, row_groups: Sequence[int] | None = None, skip_missing: bool = False

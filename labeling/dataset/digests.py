@@ -10,10 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 
+def json_text(value: Any) -> str:
+    """The text of a JSON value that its digest is of: keys sorted, no blanks."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
 def digest_json(value: Any) -> str:
     """Digest of a JSON value (keys sorted)."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(json_text(value).encode(), digest_size=16).hexdigest()
 
 
 def digest_column(column: pa.ChunkedArray | pa.Array) -> str:

@@ -19,7 +19,8 @@ def read_columns(
     store: Store, group: str, shard: str, columns: Sequence[str] | None = None, row_groups: Sequence[int] | None = None
 ) -> pa.Table:
     """Columns of a shard (all by default), of some of its row groups (all by default)."""
-    with store.open(shard_file(group, shard)) as file:
+    name = shard_file(group, shard)
+    with store.open(name) as file, store.explained(name):
         return _read(pq.ParquetFile(file), columns, row_groups)
 
 
@@ -36,7 +37,8 @@ def join_groups(
     boundaries: list[int] | None = None
     for group in sorted(columns, key=lambda group: (group != IMAGES, group)):
         try:
-            with store.open(shard_file(group, shard)) as file:
+            name = shard_file(group, shard)
+            with store.open(name) as file, store.explained(name):
                 parquet = pq.ParquetFile(file)
                 table = _read(parquet, columns[group], row_groups)
                 own = row_groups_of(parquet.metadata)

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from labeling.dataset.dataset import Dataset
+from labeling.dataset.footers import FooterTable
+from labeling.dataset.parallel import in_parallel
 from labeling.dataset.status import Footers, groups_of
 
+THREADS = 16
 MAX_SHARDS = 64  # whose reasons are read: counts are in footers, reasons are not
 _REASON = re.compile(r"(?P<what>.+): set (?P<parameter>[\w-]+\.\w+)=NAME")
 _VIEW = re.compile(r"view \d+: ")
@@ -98,18 +101,18 @@ def read_row_errors(dataset: Dataset, footers: Footers, max_shards: int = MAX_SH
     upstream = upstream_groups(dataset, list(footers))
     errors_of: dict[str, dict[str, int]] = defaultdict(dict)  # shard → group → rows that its footer counts
     for group, shards in footers.items():
-        for shard, footer in shards.items():
-            if footer.errors:
-                errors_of[shard][group] = footer.errors
+        for shard, count in FooterTable.of(shards).errors().items():
+            errors_of[shard][group] = count
     reasons: dict[str, dict[str, list[str]]] = {group: defaultdict(list) for group in footers}
     missing_rows: dict[MissingParameter, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     unread: dict[str, int] = defaultdict(int)
-    for index, (shard, counts) in enumerate(sorted(errors_of.items())):
-        if index >= max_shards:
-            for group, count in counts.items():
-                unread[group] += count
-            continue
-        for identity, errors in _read_errors(dataset, shard, list(counts)):
+    in_order = sorted(errors_of.items())
+    for _, counts in in_order[max_shards:]:
+        for group, count in counts.items():
+            unread[group] += count
+    read = in_parallel(lambda one: _read_errors(dataset, one[0], list(one[1])), in_order[:max_shards], THREADS)
+    for rows_in_error in read:
+        for identity, errors in rows_in_error:
             for group, reason in errors.items():
                 missing = missing_parameter(group, errors, upstream)
                 if missing:
@@ -123,12 +126,14 @@ def read_row_errors(dataset: Dataset, footers: Footers, max_shards: int = MAX_SH
     return RowErrors(reasons, unread, sorted(unavailable, key=lambda one: one.missing.parameter))
 
 
-def _read_errors(dataset: Dataset, shard: str, groups: Sequence[str]) -> Iterator[tuple[str, dict[str, str | None]]]:
+def _read_errors(dataset: Dataset, shard: str, groups: Sequence[str]) -> list[tuple[str, dict[str, str | None]]]:
     """Id and errors by group of every row of a shard."""
+    rows = []
     for row in dataset.join(shard, {group: ["id", "error"] for group in groups}, skip_missing=True).to_pylist():
         errors = {group: row[f"{group}.error"] for group in groups if f"{group}.error" in row}
         if errors:  # a shard may be gone since its footer was read
-            yield row[f"{next(iter(errors))}.id"], errors
+            rows.append((row[f"{next(iter(errors))}.id"], errors))
+    return rows
 
 
 def _in_order(counts: Mapping[str, int], upstream: Mapping[str, Sequence[str]]) -> dict[str, int]:

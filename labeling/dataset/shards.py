@@ -5,19 +5,21 @@ A shard is written under its final name, whole or absent. It is done when the `r
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labeling.dataset.digests import digest_column, digest_json
-from labeling.dataset.storage import Store
-from model.inputs import InputError
+from labeling.dataset.storage import Entry, Store
+from model.inputs import InputError, one_line
 
 SUFFIX = ".parquet"
+FOOTER_BYTES = 1 << 16  # read from a shard's end at once; few footers are larger
 RECIPE_FIELDS = ("labeler", "version", "parameters", "weights")  # of a group's declaration: what makes shards stale
 
 
@@ -26,7 +28,8 @@ class Footer:
     """What a shard says of itself.
 
     recipe: digest of labeler, version, parameters, weights and the content of the columns read; content: digest of
-    all columns; columns: digest of each; errors: rows with a reason in `error`; row_groups: rows in each row group.
+    all columns; columns: digest of each; errors: rows with a reason in `error`; row_groups: rows in each row group;
+    entry: the file that says so, as a listing shows it.
     """
 
     recipe: str
@@ -35,6 +38,7 @@ class Footer:
     rows: int
     errors: int
     row_groups: list[int]
+    entry: Entry | None = dataclasses.field(default=None, compare=False)
 
 
 def shard_file(group: str, shard: str) -> str:
@@ -82,15 +86,23 @@ def write_shard(
     written = pq.read_table(path)
     if {column: digest_column(written[column]) for column in written.column_names} != columns:
         raise OSError(f"{store.uri}/{name}: what was written reads back differently; is the disk sound?")
-    store.put_file(name, path)
-    return footer
+    return replace(footer, entry=store.put_file(name, path))
 
 
 def read_footer(store: Store, group: str, shard: str) -> Footer:
-    """Footer of one shard. Raises FileNotFoundError, InputError for a file that this project did not write."""
+    """Footer of one shard, by one request in most cases: of two only where the footer is larger than usual.
+
+    Raises FileNotFoundError, InputError for a file that this project did not write.
+    """
     name = shard_file(group, shard)
-    with store.open(name) as file:
-        metadata = pq.ParquetFile(file).metadata
+    tail, entry = store.read_tail(name, FOOTER_BYTES)
+    length = int.from_bytes(tail[-8:-4], "little") + 8  # Parquet ends with the footer's length and "PAR1"
+    if len(tail) < length <= entry.size:
+        tail, entry = store.read_tail(name, length)
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(tail))
+    except pa.ArrowException as error:
+        raise InputError(f"{store.uri}/{name}: not a Parquet file ({one_line(error)}); move it away") from None
     values = metadata.metadata or {}
     if b"recipe" not in values:
         raise InputError(f"{store.uri}/{name}: not a shard of this project (no recipe in its footer); move it away")
@@ -101,6 +113,7 @@ def read_footer(store: Store, group: str, shard: str) -> Footer:
         metadata.num_rows,
         int(values[b"errors"]),
         row_groups_of(metadata),
+        entry,
     )
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from labeling.dataset.dataset import Dataset
+from labeling.dataset.digests import json_text
+from labeling.dataset.footers import COLUMN, DIGEST_BYTES, FooterTable, unpacked
 from labeling.dataset.images import ID_COLUMN
-from labeling.dataset.shards import Footer, recipe
+from labeling.dataset.shards import RECIPE_FIELDS, Footer, recipe
 
 Footers = Mapping[str, Mapping[str, Footer]]  # group → shard → footer
 
@@ -41,29 +47,72 @@ def expected_recipe(declaration: Mapping[str, Any], shard: str, footers: Footers
     return recipe(declaration, read)
 
 
+def expected_recipes(declaration: Mapping[str, Any], shards: Sequence[str], footers: Footers) -> list[bytes | None]:
+    """The recipes of `expected_recipe` for many shards, as a `FooterTable` keeps them."""
+    columns = sorted({ID_COLUMN, *declaration["reads"]})
+    values: list[list[bytes | None]] = []
+    for group, _, name in (column.partition(".") for column in columns):
+        table = FooterTable.of(footers.get(group, {}))
+        values.append(table.kept(COLUMN + name, table.positions(shards)))
+    # The text that `recipe` takes the digest of: [what made it, [[column, digest], …]].
+    made_by = json_text([{key: declaration[key] for key in RECIPE_FIELDS}, []]).removesuffix("]]")
+    start = hashlib.blake2b(made_by.encode(), digest_size=DIGEST_BYTES)
+    before = [
+        ("," if index else "") + json_text([column, ""]).removesuffix('"]') for index, column in enumerate(columns)
+    ]
+    recipes: list[bytes | None] = []
+    for digests in zip(*values, strict=True):
+        if None in digests:
+            recipes.append(None)
+            continue
+        digest = start.copy()
+        pairs = [f'{text}{_in_json(kept)}"]' for text, kept in zip(before, digests, strict=True)]
+        digest.update(f"{''.join(pairs)}]]".encode())
+        recipes.append(digest.digest())
+    return recipes
+
+
+def fresh_shards(
+    declaration: Mapping[str, Any], shards: Sequence[str], footers: Footers, group: str
+) -> NDArray[np.bool_]:
+    """(shards,) whether each shard of a group is there and made as is declared now."""
+    table = FooterTable.of(footers.get(group, {}))
+    positions = table.positions(shards)
+    if not declaration.get("reads"):
+        # Such a group comes from a source (ingest, views): nothing in the dataset can make it stale.
+        return positions >= 0
+    pairs = zip(table.kept("recipe", positions), expected_recipes(declaration, shards, footers), strict=True)
+    return np.fromiter((own is not None and own == expected for own, expected in pairs), bool, len(shards))
+
+
 def group_status(group: str, declaration: Mapping[str, Any], shards: Sequence[str], footers: Footers) -> GroupStatus:
     """Status of some shards of a group. footers: of the group and of those that it reads."""
-    present = {shard: footers[group][shard] for shard in shards if shard in footers[group]}
-    fresh = sum(
-        # A group that reads nothing comes from a source (ingest, views): nothing in the dataset can make it stale.
-        not declaration.get("reads") or footer.recipe == expected_recipe(declaration, shard, footers)
-        for shard, footer in present.items()
-    )
+    table = FooterTable.of(footers[group])
+    positions = table.positions(shards)
+    present = int((positions >= 0).sum())
+    fresh = int(fresh_shards(declaration, shards, footers, group).sum())
     return GroupStatus(
         fresh=fresh,
-        stale=len(present) - fresh,
-        missing=len(shards) - len(present),
-        rows=sum(footer.rows for footer in present.values()),
-        errors=sum(footer.errors for footer in present.values()),
+        stale=present - fresh,
+        missing=len(shards) - present,
+        rows=table.total("rows", positions),
+        errors=table.total("errors", positions),
     )
 
 
-def dataset_status(dataset: Dataset, save: bool = False) -> dict[str, GroupStatus]:
+def dataset_status(
+    dataset: Dataset, save: bool = False, footers: Mapping[str, FooterTable] | None = None
+) -> dict[str, GroupStatus]:
     """Status of every declared group. Needs nothing but the dataset.
 
-    save: keep the footers in the groups' indexes, so that the next look is cheaper.
+    save: keep the footers in the groups' indexes, so that the next look is cheaper. footers: of all declared groups,
+    where they are read already.
     """
-    declarations = {group: dataset.declaration(group) or {} for group in dataset.groups()}
-    footers = {group: dataset.footers(group, save) for group in declarations}
-    shards = [shard.name for shard in dataset.shards]
-    return {group: group_status(group, declarations[group], shards, footers) for group in declarations}
+    footers = dataset.all_footers(dataset.groups(), save) if footers is None else footers
+    shards = dataset.shard_names
+    return {group: group_status(group, dataset.declaration(group) or {}, shards, footers) for group in footers}
+
+
+def _in_json(kept: bytes | None) -> str:
+    assert kept is not None
+    return kept.hex() if len(kept) == DIGEST_BYTES else json_text(unpacked(kept))[1:-1]

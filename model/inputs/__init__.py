@@ -1,10 +1,28 @@
-"""What people give the program: the one error they read, and how their files and settings are read.
+"""What people give the program: the errors they read, and how their files and settings are read.
 
 It lies below everything else, so that every folder tells a user what is wrong in the same way.
 """
 
 from __future__ import annotations
 
-from model.inputs.errors import InputError, input_error_behind, nearest, one_line, require
+from model.inputs.errors import (
+    InputError,
+    WorkFailed,
+    causes,
+    error_for_person,
+    input_error_behind,
+    nearest,
+    one_line,
+    require,
+)
 
-__all__ = ["InputError", "input_error_behind", "nearest", "one_line", "require"]
+__all__ = [
+    "InputError",
+    "WorkFailed",
+    "causes",
+    "error_for_person",
+    "input_error_behind",
+    "nearest",
+    "one_line",
+    "require",
+]

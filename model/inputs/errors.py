@@ -1,6 +1,10 @@
-"""The one exception a person is meant to read, and saying things in one line."""
+"""The two exceptions a person is meant to read, and saying things in one line."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
 
 from model.inputs.extras import describe, missing_extra
 
@@ -9,6 +13,13 @@ class InputError(ValueError):
     """Something a user gave is wrong. The message is one line that names the thing and the remedy.
 
     The command line prints it without a traceback and exits with 2; everything else that is raised is a defect.
+    """
+
+
+class WorkFailed(RuntimeError):
+    """Work ended without its result, through no mistake in the program. The message is one line with the remedy.
+
+    The command line prints it without a traceback and exits with 1.
     """
 
 
@@ -40,25 +51,69 @@ def input_error_behind(error: BaseException | None) -> InputError | None:
 
     A module that is not installed counts as one where an extra installs it. None where there is no InputError.
     """
+    found = error_for_person(error)
+    return found if isinstance(found, InputError) else None
+
+
+def error_for_person(error: BaseException | None) -> InputError | WorkFailed | None:
+    """The first InputError or WorkFailed that an exception is or was raised from; None for a defect."""
+    return next((found for one in causes(error) if (found := _for_person(one))), None)
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and all that it was raised from, the nearest first, each once.
+
+    Beside Python's own links: the `cause` that errors of Ray carry, the members of a group, and the errors that Ray
+    Train gives by worker.
+    """
+    waiting: list[Any] = [error]
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        # Errors that Ray carries are instances of the class of their `cause` as well.
-        cause = getattr(error, "cause", None)
-        if isinstance(error, InputError) and cause is None:
-            return error
-        if isinstance(error, ModuleNotFoundError) and cause is None and (line := describe(error.name)):
-            return InputError(line)
-        if type(error).__module__.startswith("ray.") and (line := _raised_in_ray(str(error))):
-            return InputError(line)
-        error = cause or error.__cause__ or error.__context__
+    while waiting:
+        one = waiting.pop(0)
+        if not isinstance(one, BaseException) or id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        members = one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+        by_worker = getattr(one, "worker_failures", None) or {}
+        waiting += [getattr(one, "cause", None), one.__cause__, *members, *dict(by_worker).values(), one.__context__]
+
+
+def _for_person(error: BaseException) -> InputError | WorkFailed | None:
+    # Errors that Ray carries are instances of the class of their `cause` as well, with a traceback as their text.
+    if isinstance(getattr(error, "cause", None), BaseException):
+        return _told_by_ray(str(error))
+    if isinstance(error, InputError | WorkFailed):
+        return error
+    if isinstance(error, ModuleNotFoundError):
+        line = describe(error.name)
+        return InputError(line) if line else None
+    if any(base.__module__.partition(".")[0] == "ray" for base in type(error).__mro__):
+        return _told_by_ray(str(error))
     return None
 
 
-def _raised_in_ray(text: str) -> str:
-    """The message of an InputError that an actor's constructor or a function of Ray Data raised, "" if there is none.
+def _told_by_ray(text: str) -> InputError | WorkFailed | None:
+    """The error in a text of Ray, which keeps nothing else of what an actor's constructor or Ray Data's task raised.
 
-    Ray keeps only the text of the traceback of such errors.
+    Of several that were raised from each other, it is the last. A message ends at an empty line, or where the next
+    traceback begins.
     """
-    name = f"{InputError.__module__}.{InputError.__qualname__}: "
-    return next((line.removeprefix(name) for line in reversed(text.splitlines()) if line.startswith(name)), "")
+    kinds = {name: kind for kind in (InputError, WorkFailed) for name in _names(kind)}
+    missing = "ModuleNotFoundError: No module named "
+    pattern = (
+        rf"^({'|'.join(map(re.escape, kinds))}): (.+(?:\n(?!\x1b|\S*ray::|Traceback |  File ).+)*)|^{missing}'(.+)'"
+    )
+    for match in reversed(list(re.finditer(pattern, text, re.MULTILINE))):
+        name, message, module = match.groups()
+        if name:
+            return kinds[name](one_line(message))
+        if line := describe(module):
+            return InputError(line)
+    return None
+
+
+def _names(kind: type[Exception]) -> list[str]:
+    """The full names of a class of errors and of all that derive from it, as tracebacks print them."""
+    below = [name for child in kind.__subclasses__() for name in _names(child)]
+    return [f"{kind.__module__}.{kind.__qualname__}", *below]

@@ -1,30 +1,49 @@
-"""Settings of the command line, `--set section.key=value`, and putting values over others."""
+"""Settings of the command line, as `--set section.key=value`, and putting values over others."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from model.inputs.errors import InputError
 from model.inputs.yaml_files import parse_yaml
 
+_RANGE = re.compile(r"[0-9]+(:[0-9]+)+")
 
-def parse_settings(settings: Sequence[str], example: str = "section.key=value") -> list[dict[str, Any]]:
+
+def parse_settings(
+    settings: Sequence[str], example: str = "section.key=value", option: str = "--set"
+) -> list[dict[str, Any]]:
     """Nested values of each "section.key=value" text, its value in YAML, to be put over each other in this order.
 
-    Raises InputError for a text of another form; `example` shows the right one.
+    Raises InputError for a text of another form; `example` shows the right one, `option` is where the texts are given.
     """
-    return [_parse_setting(setting, example) for setting in settings]
+    return [_parse_setting(setting, example, option) for setting in settings]
 
 
-def _parse_setting(setting: str, example: str) -> dict[str, Any]:
+def parse_by_name(settings: Sequence[str], example: str, option: str) -> dict[str, dict[str, Any]]:
+    """Values by name and key, of "NAME.KEY=VALUE" texts; the last of one key counts. Raises InputError."""
+    by_name: dict[str, dict[str, Any]] = {}
+    for layer in parse_settings(settings, example, option):
+        for name, values in layer.items():
+            if not isinstance(values, dict):
+                raise InputError(f"{option} {name}: write {example}")
+            by_name.setdefault(name, {}).update(values)
+    return by_name
+
+
+def _parse_setting(setting: str, example: str, option: str) -> dict[str, Any]:
     key, sign, text = setting.partition("=")
     if not sign or not all(key.split(".")):
-        raise InputError(f"--set {setting}: write {example}")
-    try:
-        nested = parse_yaml(text, key)
-    except InputError:
-        raise InputError(f"--set {setting}: {text!r} is no YAML value; quote it") from None
+        raise InputError(f"{option} {setting}: write {example}")
+    if _RANGE.fullmatch(text):
+        nested: Any = text  # YAML reads 1:30 as a number to the base of 60
+    else:
+        try:
+            nested = parse_yaml(text, key)
+        except InputError:
+            raise InputError(f"{option} {setting}: {text!r} is no YAML value; quote it") from None
     for section in reversed(key.split(".")):
         nested = {section: nested}
     return dict(nested)

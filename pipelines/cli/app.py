@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from model.inputs import input_error_behind, one_line
+from model.inputs import InputError, error_for_person, one_line
 from pipelines.cli import datasets, jobs, pages, training
 
 app = typer.Typer(
@@ -33,7 +33,7 @@ app.command(hidden=True)(jobs.execute)
 
 
 def main() -> None:
-    """Run the command line. A user's mistake is printed in one line, with exit code 2."""
+    """Run the command line. A user's mistake is printed in one line, with exit code 2; work that failed, with 1."""
     sys.path.append(os.getcwd())  # module:Class labelers of the working directory
     try:
         code = app(standalone_mode=False)
@@ -42,13 +42,13 @@ def main() -> None:
     except Exception as error:
         if hasattr(error, "format_message"):  # a wrong argument, reported by the parser
             _fail(error.format_message())
-        cause = input_error_behind(error)
+        cause = error_for_person(error)
         if cause is None:
             raise
-        _fail(str(cause))
+        _fail(str(cause), 2 if isinstance(cause, InputError) else 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = 2) -> NoReturn:
     print(f"onediffusion: {one_line(message)}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from model.constants import MAX_PIXELS, MIN_SIDE
 from model.inputs import InputError
 
+if TYPE_CHECKING:
+    from labeling.resources import Resources
+
 DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="Dataset: a folder or s3:// address.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME.KEY=VALUE", help="A parameter, as in --set edges.low=50. May be repeated."),
+]
+
+ResourcesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--resources",
+        metavar="LABELER.FIELD=VALUE",
+        help="What a labeler may use, as in --resources depth.gpus=0.5: gpus, cpus, batch, processes (1:8), timeout, "
+        "memory_gb, max_errors. May be repeated.",
+    ),
 ]
 
 
@@ -38,11 +51,17 @@ def label(
     shards: Annotated[
         str | None, typer.Option("--shards", metavar="FIRST:END", help="Only these, as 0:10 for the first ten.")
     ] = None,
+    resources: ResourcesOption = None,
+    only_errors: Annotated[
+        bool, typer.Option("--only-errors", help="Only rows in error, once more; the others keep their labels.")
+    ] = False,
 ) -> None:
     """Add or refresh column groups: boxes, segmentation, pose, caption, edges, depth, latents, text, module:Class."""
     from pipelines.label import label as run
 
-    result = run(dataset, names or [], _by_labeler(parameters or []), _range(shards) if shards else None)
+    groups, part = names or [], _range(shards) if shards else None
+    given = resources_by_labeler(resources or [], groups)
+    result = run(dataset, groups, _by_labeler(parameters or []), part, resources=given, only_errors=only_errors)
     print(*result.summary(), sep="\n")
 
 
@@ -56,14 +75,15 @@ def status(
     from labeling.dataset import Dataset, dataset_status, read_row_errors
 
     opened = Dataset.open(dataset)
-    groups = dataset_status(opened, save=True)
+    footers = opened.all_footers(opened.groups(), save=True)
+    groups = dataset_status(opened, footers=footers)
     if as_json:
         print(json.dumps({group: asdict(state) for group, state in groups.items()}, indent=1))
         return
     from rich.console import Console
     from rich.table import Table
 
-    errors = read_row_errors(opened, {group: opened.footers(group) for group in groups})
+    errors = read_row_errors(opened, footers)
     table = Table("group", "fresh", "stale", "missing", "rows", "in error")
     for group, state in groups.items():
         counts = asdict(state) | {"errors": state.errors - errors.unavailable_rows(group)}
@@ -95,18 +115,25 @@ def views(
     print(f"{result.added} sets written; {result.sets} sets in {dataset}")
 
 
+def resources_by_labeler(settings: list[str], groups: list[str]) -> dict[str, Resources]:
+    """Resources of labelers, of LABELER.FIELD=VALUE texts. groups: those to label. Raises InputError."""
+    if not settings:
+        return {}
+    from labeling.resources import check_names, parse_resources
+    from model.inputs.settings import parse_by_name
+
+    option = "--resources"
+    values = parse_by_name(settings, "LABELER.FIELD=VALUE, as in --resources depth.gpus=0.5", option)
+    resources = parse_resources(values, option)
+    check_names(resources, groups, option)
+    return resources
+
+
 def _by_labeler(settings: list[str]) -> dict[str, dict[str, Any]]:
     """Parameters by labeler or group, of NAME.KEY=VALUE texts. Raises InputError for another form."""
-    from model.inputs.settings import parse_settings
+    from model.inputs.settings import parse_by_name
 
-    example = "NAME.KEY=VALUE, as in --set edges.low=50"
-    parameters: dict[str, dict[str, Any]] = {}
-    for layer in parse_settings(settings, example):
-        for name, values in layer.items():
-            if not isinstance(values, dict):
-                raise InputError(f"--set {name}: write {example}")
-            parameters.setdefault(name, {}).update(values)
-    return parameters
+    return parse_by_name(settings, "NAME.KEY=VALUE, as in --set edges.low=50", "--set")
 
 
 def _range(text: str) -> tuple[int, int]:

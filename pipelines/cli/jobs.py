@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from pipelines.cli.datasets import ResourcesOption, resources_by_labeler
+
+if TYPE_CHECKING:
+    from pipelines.jobs.specification import JobSpecification
 
 JobArgument = Annotated[str, typer.Argument(metavar="ID", help="As `submit` and `jobs` print it.")]
 
@@ -15,13 +20,20 @@ def submit(
     ],
     target: Annotated[str, typer.Option("--target", help="A YAML file, or local, ray, kubernetes, slurm.")] = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
+    resources: ResourcesOption = None,
+    only_errors: Annotated[
+        bool, typer.Option("--only-errors", help="Of label: only rows in error, once more.")
+    ] = False,
 ) -> None:
     """The same job somewhere else; it outlives this terminal."""
     from pipelines.jobs.resolved import resolve_job
     from pipelines.jobs.specification import load_specification
     from pipelines.jobs.submit import plan_job, submit_job
 
-    resolved = resolve_job(load_specification(job))
+    specification = load_specification(job)
+    if resources or only_errors:
+        specification = _with_label_options(specification, job, resources or [], only_errors)
+    resolved = resolve_job(specification)
     if dry_run:
         for title, text in plan_job(resolved, target).items():
             print(f"# {title}\n{text}")
@@ -110,6 +122,23 @@ def execute(
     from pipelines.jobs.run import execute as run
 
     return run(address, attempt)
+
+
+def _with_label_options(
+    specification: JobSpecification, name: str, resources: list[str], only_errors: bool
+) -> JobSpecification:
+    """A labeling job with options of the command line over what its file says. Raises InputError for another job."""
+    from labeling.resources import merge_resources
+    from model.inputs import InputError
+    from pipelines.jobs.specification import LabelJob
+
+    if not isinstance(specification, LabelJob):
+        option = "--resources" if resources else "--only-errors"
+        raise InputError(f"{option} belongs to jobs that label; {name} is of kind {specification.kind}")
+    given = merge_resources(specification.resources, resources_by_labeler(resources, specification.groups))
+    return specification.model_copy(
+        update={"resources": given, "only_errors": only_errors or specification.only_errors}
+    )
 
 
 def _worker_count(text: str) -> int | tuple[int, int]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from labeling.dataset import Dataset, Entry, Footer, Footers, GroupStatus, digest_json, group_status
+from labeling.dataset import Dataset, FooterTable, GroupStatus, digest_json, group_status
+from labeling.dataset.footers import unpacked
 from pipelines.dashboard.labeling_history import Labeling, labeling_history
 from pipelines.dashboard.snapshots import Snapshot
 
-Listings = dict[str, dict[str, Entry]]  # group → shard → file
 NO_CONTENT = "missing"  # the digest of a range without any shard
 
 
@@ -37,8 +36,7 @@ class DatasetState:
     snapshot: Snapshot
     shards: Sequence[str]
     ranges: dict[str, dict[str, RangeState]]
-    listings: Listings
-    footers: Footers
+    footers: Mapping[str, FooterTable]
     contents: dict[str, str]
     labelings: Sequence[Labeling]
 
@@ -56,19 +54,19 @@ def dataset_state(snapshot: Snapshot, before: DatasetState | None = None) -> Dat
     """
     dataset = Dataset.open(snapshot.tracked.address)
     shards = [shard.name for shard in dataset.shards]
-    listings: Listings = {}
-    footers: dict[str, Mapping[str, Footer]] = {}
-    for group in snapshot.groups:
-        listings[group] = dataset.shard_entries(group)
-        footers[group] = _footers(dataset, group, listings[group], before)
+    footers = dataset.all_footers(list(snapshot.groups), save=True, known=before.footers if before else None)
     labelings = labeling_history(dataset.store)
-    now = (snapshot, shards, listings, labelings)
-    if before and now == (before.snapshot, before.shards, before.listings, before.labelings):
+    # A footer's table holds what was listed of the file, so files that are listed as before have equal tables.
+    listed_as_before = {
+        group for group, table in footers.items() if before and table.is_same_files(before.footers.get(group))
+    }
+    now = (snapshot, shards, labelings)
+    if before and listed_as_before == set(before.footers) and now == (before.snapshot, before.shards, before.labelings):
         return before
     ranges: dict[str, dict[str, RangeState]] = {}
     contents: dict[str, str] = {}
     for group in snapshot.groups:
-        if before and _is_unchanged(group, snapshot, shards, listings, before):
+        if before and _is_unchanged(group, snapshot, shards, listed_as_before, before):
             ranges[group], contents[group] = before.ranges[group], before.contents[group]
             continue
         declared = snapshot.groups[group]
@@ -76,44 +74,29 @@ def dataset_state(snapshot: Snapshot, before: DatasetState | None = None) -> Dat
             part.key: _range_state(declared, group, shards[part.first : part.end], footers) for part in snapshot.ranges
         }
         contents[group] = _content(shards, footers[group])
-    return DatasetState(snapshot, shards, ranges, listings, footers, contents, labelings)
-
-
-def _footers(
-    dataset: Dataset, group: str, listing: Mapping[str, Entry], before: DatasetState | None
-) -> Mapping[str, Footer]:
-    if before is None or group not in before.footers:
-        return dataset.footers(group, save=True)
-    known, listed = before.footers[group], before.listings[group]
-    if listing == listed:
-        return known
-    footers = {}
-    for shard, entry in listing.items():
-        if shard in known and listed.get(shard) == entry:
-            footers[shard] = known[shard]
-        else:
-            with suppress(FileNotFoundError):  # deleted since it was listed
-                footers[shard] = dataset.footer(group, shard)
-    return footers
+    return DatasetState(snapshot, shards, ranges, footers, contents, labelings)
 
 
 def _is_unchanged(
-    group: str, snapshot: Snapshot, shards: Sequence[str], listings: Listings, before: DatasetState
+    group: str, snapshot: Snapshot, shards: Sequence[str], listed_as_before: Collection[str], before: DatasetState
 ) -> bool:
     """Whether a group, and all that it is made from, are declared and listed as before."""
     if (snapshot.shards, shards) != (before.snapshot.shards, before.shards):
         return False
     return all(
-        snapshot.groups[name] == before.snapshot.groups.get(name) and listings[name] == before.listings[name]
+        snapshot.groups[name] == before.snapshot.groups.get(name) and name in listed_as_before
         for name in (group, *snapshot.upstream(group))
     )
 
 
-def _range_state(declared: Mapping[str, Any], group: str, shards: Sequence[str], footers: Footers) -> RangeState:
+def _range_state(
+    declared: Mapping[str, Any], group: str, shards: Sequence[str], footers: Mapping[str, FooterTable]
+) -> RangeState:
     status = group_status(group, declared, shards, footers)
     return RangeState(**asdict(status), content=_content(shards, footers[group]))
 
 
-def _content(shards: Sequence[str], footers: Mapping[str, Footer]) -> str:
-    contents = [(shard, footers[shard].content) for shard in shards if shard in footers]
+def _content(shards: Sequence[str], footers: FooterTable) -> str:
+    kept = footers.kept("content", footers.positions(shards))
+    contents = [(shard, unpacked(content)) for shard, content in zip(shards, kept, strict=True) if content is not None]
     return digest_json(contents) if contents else NO_CONTENT

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
-from labeling.dataset import IMAGES, LEASE_EXPIRY, LEASE_FILE, REJECTED, Dataset, ShardInfo, digest_json
+from labeling.dataset import IMAGES, REJECTED, Dataset, ShardInfo, digest_json, is_leased
 from labeling.sources.ingest import SeenFiles
 from labeling.sources.source import Source
 from model.inputs import InputError, one_line
@@ -93,9 +90,8 @@ def leased_group(snapshot: Snapshot) -> str:
     """A group of a dataset that a job works on now, "" if there is none. Another job on it would be refused."""
     store = Dataset(snapshot.tracked.address).store
     for group in snapshot.groups:
-        with suppress(FileNotFoundError, ValueError, KeyError):
-            if time.time() - json.loads(store.read(f"{group}/{LEASE_FILE}"))["time"] < LEASE_EXPIRY:
-                return group
+        if is_leased(store, group):
+            return group
     return ""
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from cluster.work import ResourceRequest
 from labeling.dataset import digest_json, open_store
+from labeling.resources import check_names, needed_gpus
+from model.inputs import InputError
 from pipelines.jobs.folder import JobFolder, job_address
 from pipelines.jobs.specification import (
     EvaluateJob,
@@ -74,7 +76,9 @@ def whole_address(address: str) -> str:
 def _job_id(specification: JobSpecification) -> str:
     if isinstance(specification, TrainJob):  # the run alone: two trainings cannot share one
         return f"train-{digest_json(specification.run)[:8]}"
-    values = specification.model_dump(mode="json", exclude={"workers"})
+    values = specification.model_dump(mode="json", exclude={"workers", "resources"})
+    if not values.get("only_errors"):
+        values.pop("only_errors", None)  # so that jobs of earlier versions, which had no such key, keep their ids
     return f"{specification.kind}-{digest_json(values)[:8]}"
 
 
@@ -89,7 +93,9 @@ def _resources(specification: JobSpecification) -> ResourceRequest:
 def _with_whole_addresses(specification: JobSpecification) -> JobSpecification:
     if isinstance(specification, LabelJob):
         source = whole_address(specification.source) if specification.source else None
-        return specification.model_copy(update={"dataset": whole_address(specification.dataset), "source": source})
+        workers = _workers_for(specification)
+        addresses = {"dataset": whole_address(specification.dataset), "source": source}
+        return specification.model_copy(update={**addresses, "workers": workers})
     if isinstance(specification, ViewsJob):
         addresses = {"dataset": whole_address(specification.dataset), "source": whole_address(specification.source)}
         return specification.model_copy(update=addresses)
@@ -98,6 +104,28 @@ def _with_whole_addresses(specification: JobSpecification) -> JobSpecification:
     if isinstance(specification, ReportJob):
         return specification.model_copy(update={"of": whole_address(specification.of)})
     return _with_whole_configuration(specification)
+
+
+def _workers_for(job: LabelJob) -> WorkersSpec:
+    """Workers that have the GPUs and CPUs its labelers ask for, where the job does not say how many they have.
+
+    Raises InputError where it does, and they are too few for one process of a labeler.
+    """
+    check_names(job.resources, job.groups, "resources")
+    workers = job.workers
+    least = workers.count if isinstance(workers.count, int) else workers.count[0]
+    cpus = [own.cpus for own in job.resources.values() if "cpus" in own.model_fields_set]
+    needs = {"gpus": needed_gpus(job.resources, least), "cpus": max(cpus, default=0.0)}
+    unsaid = {unit: need for unit, need in needs.items() if unit not in workers.model_fields_set}
+    for name, own in job.resources.items():
+        for unit in needs.keys() - unsaid.keys():
+            if unit in own.model_fields_set and (asked := getattr(own, unit) or 0.0) > (has := getattr(workers, unit)):
+                raise InputError(
+                    f"resources.{name}.{unit}: {asked:g} for each process, and a worker has {has:g} (workers.{unit}); "
+                    f"give a worker more, or leave workers.{unit} out"
+                )
+    more = {unit: need for unit, need in unsaid.items() if need > getattr(workers, unit)}
+    return workers.model_copy(update=more)
 
 
 def _with_whole_configuration(specification: TrainJob) -> TrainJob:
@@ -121,7 +149,7 @@ def _with_whole_configuration(specification: TrainJob) -> TrainJob:
 
 
 def _without_scale(specification: JobSpecification) -> dict[str, Any]:
-    values = specification.model_dump(mode="json", exclude={"workers"})
+    values = specification.model_dump(mode="json", exclude={"workers", "resources"})
     if isinstance(specification, TrainJob) and isinstance(specification.config, dict):
         from training.config import parse_config
 

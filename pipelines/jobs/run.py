@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.session import NodeLost
-from model.inputs import input_error_behind, one_line
+from model.inputs import InputError, error_for_person, one_line
 from pipelines.jobs.folder import JobFolder
 from pipelines.jobs.log import captured_log
 from pipelines.jobs.running import CONTROL_SECONDS, Interrupted, RunningAttempt
@@ -86,17 +86,16 @@ def _outcome(job: JobSpecification, running: RunningAttempt) -> _Outcome:
     except (KeyboardInterrupt, SystemExit):  # Ray turns ours into a plain one; while it starts, SIGTERM into the latter
         running.interrupted = True
         result = {"finished": False}
-    except NodeLost as loss:
-        print(f"onediffusion: {loss}", file=sys.stderr)
-        return _Outcome(TRY_AGAIN, "interrupted", str(loss))
     except Exception as error:
-        cause = input_error_behind(error)
+        cause = error_for_person(error)
         reason = one_line(cause or f"{type(error).__name__}: {error}")
         if cause is None:
             traceback.print_exc()
         else:
             print(f"onediffusion: {reason}", file=sys.stderr)
-        return _Outcome(1 if cause is None else 2, "failed", reason)
+        if isinstance(cause, NodeLost):
+            return _Outcome(TRY_AGAIN, "interrupted", reason)
+        return _Outcome(2 if isinstance(cause, InputError) else 1, "failed", reason)
     if running.interrupted and not result.get("finished", True):
         phase = "stopped" if running.stopped else "interrupted"
         print(f"{phase}; the same job submitted again continues", flush=True)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, model_validator
 
 from cluster.work import ResourceRequest
+from labeling.resources import Resources
 from model.inputs.schema import Section, validate
 from model.inputs.yaml_files import example_names, read_yaml
 
@@ -43,7 +44,8 @@ class LabelJob(Section):
     """`label`, after `ingest` where a source is given.
 
     groups: labelers or column groups; none refreshes all that are declared. parameters: by labeler or group.
-    shards: [first, end) of the dataset's shards, in order; all by default.
+    shards: [first, end) of the dataset's shards, in order; all by default. resources: of each labeler or group.
+    only_errors: only rows that are in error, once more.
     """
 
     kind: Literal["label"]
@@ -52,6 +54,8 @@ class LabelJob(Section):
     groups: list[str] = []
     parameters: dict[str, dict[str, Any]] = {}
     shards: tuple[int, int] | None = None
+    resources: dict[str, Resources] = {}
+    only_errors: bool = False
     workers: WorkersSpec = WorkersSpec()
 
     @property

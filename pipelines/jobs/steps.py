@@ -41,7 +41,16 @@ def _label(job: LabelJob) -> dict[str, Any]:
         print(f"ingest: {ingested.added} pictures added, {ingested.rejected} files rejected", flush=True)
         result["ingest"] = asdict(ingested)
     request = job.workers.resources()
-    labeled = label(job.dataset, job.groups, job.parameters, job.shards, request.max_workers * request.cpus)
+    labeled = label(
+        job.dataset,
+        job.groups,
+        job.parameters,
+        job.shards,
+        most_cpus=request.max_workers * request.cpus,
+        resources=job.resources,
+        only_errors=job.only_errors,
+        most_gpus=request.max_workers * request.gpus,
+    )
     print(*labeled.summary(), sep="\n", flush=True)
     figures = ("written", "fresh", "rows", "busy", "seconds")
     return result | {name: _plain(getattr(labeled, name)) for name in figures}

@@ -11,7 +11,7 @@ import pyarrow as pa
 from labeling.dataset import IMAGES, Dataset, Footer, Footers, expected_recipe, write_shard
 from labeling.labeler import Labeler
 from labeling.plan import Wave
-from labeling.run import group_schema
+from labeling.results import group_schema
 from pipelines.labeling_job.tables import from_bytes
 
 Declarations = Mapping[str, Mapping[str, Any]]  # group → what it declares, each group after those that it reads

@@ -76,10 +76,10 @@ def describe_dataset(uri: str, inline: Inliner, max_rows: int) -> DatasetSection
     """
     try:
         dataset = Dataset.open(uri)
-        status = dataset_status(dataset)
+        footers = dataset.all_footers(dataset.groups())
+        status = dataset_status(dataset, footers=footers)
     except InputError as error:
         return DatasetSection(uri, trouble=str(error))
-    footers = {group: dataset.footers(group) for group in status}
     errors = read_row_errors(dataset, footers)
     rejected, rejected_count = _rejected(dataset)
     gallery, models = draw_gallery(dataset, footers, inline, max_rows)

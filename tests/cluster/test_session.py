@@ -132,7 +132,7 @@ def test_lost_node_interrupts_job(tmp_path: Path) -> None:
         assert job.wait(timeout=60) == TRY_AGAIN
     state = folder.state()
     assert state is not None and state.phase == "interrupted"
-    assert re.fullmatch(r"the cluster lost [0-9.]+; submitted again, it goes on", state.reason)
+    assert re.fullmatch(r"the cluster lost [0-9.]+; started again, it goes on", state.reason)
 
 
 def test_job_receives_signals_while_it_uses_ray(tmp_path: Path) -> None:

@@ -58,6 +58,17 @@ def test_wrong_arguments_are_one_line(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_wrong_resources_are_one_line(tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text("kind: label\ndataset: d\ngroups: [depth]\n")
+    for command in (("label", str(tmp_path), "depth"), ("submit", str(job))):
+        refused(onediffusion(*command, "--resources", "dpth.gpus=1"), "unknown labeler 'dpth'", "did you mean 'depth'?")
+        refused(onediffusion(*command, "--resources", "depth.gpuz=1"), "no key 'depth.gpuz'", "did you mean 'gpus'?")
+        refused(onediffusion(*command, "--resources", "depth.gpus"), "LABELER.FIELD=VALUE, as in --resources depth.")
+    refused(onediffusion("submit", "train", "--only-errors"), "--only-errors belongs to jobs that label", "kind train")
+    assert [path.name for path in tmp_path.iterdir()] == ["job.yaml"]
+
+
 def test_missing_source_and_unwritable_dataset_are_one_line(tmp_path: Path, photographs: Path) -> None:
     refused(onediffusion("ingest", str(tmp_path / "nowhere"), str(tmp_path / "dataset")), "nowhere")
     (tmp_path / "file").write_text("")

@@ -39,7 +39,7 @@ def _s3_error(place: str, error: Exception) -> Exception:
         return FileNotFoundError(place)
     if code == "NoSuchBucket":
         return InputError(f"{place}: there is no such bucket; create it, or correct the name")
-    denied = ("403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken")
+    denied = ("403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken")
     if code in denied or (isinstance(error, S3UploadFailedError) and any(word in str(error) for word in denied)):
         return InputError(f"{place}: S3 refused these credentials; check AWS_ACCESS_KEY_ID and its secret key")
     if isinstance(error, s3.NoCredentialsError | s3.PartialCredentialsError):

@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,19 +20,22 @@ if TYPE_CHECKING:
 class LocalStore:
     """Files below a folder of this machine (or of a disk that all machines share)."""
 
+    parallel = 8
+
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.root = Path(uri)
 
-    def files(self, prefix: str = "") -> dict[str, Entry]:
+    def files(self, prefix: str = "", begins: str = "") -> dict[str, Entry]:
         folder = self.root / prefix
         if not folder.is_dir():
             return {}
-        return {
-            item.name: Entry((stat := item.stat()).st_size, str(stat.st_mtime_ns))
-            for item in sorted(os.scandir(folder), key=lambda item: item.name)
-            if item.is_file() and not item.name.startswith(".")
-        }
+        entries = {}
+        for item in sorted(os.scandir(folder), key=lambda item: item.name):
+            if item.name.startswith(begins) and not item.name.startswith(".") and item.is_file():
+                with suppress(FileNotFoundError):  # deleted since it was listed
+                    entries[item.name] = _entry(item.stat())
+        return entries
 
     def folders(self, prefix: str = "") -> list[str]:
         folder = self.root / prefix
@@ -46,7 +50,7 @@ class LocalStore:
                 path = Path(folder, name)
                 if not name.startswith(".") and path.is_file():
                     stat = path.stat()
-                    entries[path.relative_to(base).as_posix()] = Entry(stat.st_size, str(stat.st_mtime_ns))
+                    entries[path.relative_to(base).as_posix()] = _entry(stat)
         return dict(sorted(entries.items()))
 
     def scan(self, prefix: str = "", trouble: Trouble | None = None) -> Iterator[tuple[str, Entry]]:
@@ -69,7 +73,7 @@ class LocalStore:
                     continue
                 if item.is_file():
                     stat = item.stat()
-                    yield name, Entry(stat.st_size, str(stat.st_mtime_ns))
+                    yield name, _entry(stat)
                 elif item.is_symlink() and not os.path.exists(item):
                     if trouble is not None:
                         trouble(name, "link to a file that is not there")
@@ -91,7 +95,7 @@ class LocalStore:
             stat = (self.root / name).stat()
         except OSError:
             return None
-        return Entry(stat.st_size, str(stat.st_mtime_ns)) if (self.root / name).is_file() else None
+        return _entry(stat) if (self.root / name).is_file() else None
 
     def exists(self, name: str) -> bool:
         return (self.root / name).is_file()
@@ -107,6 +111,12 @@ class LocalStore:
             file.seek(offset)
             return file.read(size)
 
+    def read_tail(self, name: str, size: int) -> tuple[bytes, Entry]:
+        with (self.root / name).open("rb", buffering=0) as file:
+            stat = os.fstat(file.fileno())
+            file.seek(max(0, stat.st_size - size))
+            return file.read(size), _entry(stat)
+
     def put(self, name: str, content: bytes) -> None:
         # Unlike a shard, such a file may have several writers at a time: each has a temporary file of its own.
         path = self.scratch(name)
@@ -118,7 +128,25 @@ class LocalStore:
         finally:
             path.unlink(missing_ok=True)  # left behind where the disk is full
 
-    def put_file(self, name: str, path: Path) -> None:
+    def put_new(self, name: str, content: bytes) -> bool:
+        path = self.scratch(name)
+        path = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.tmp")
+        try:
+            with explained(str(self.root / name)):
+                path.write_bytes(content)
+                try:
+                    os.link(path, self.root / name)
+                except FileExistsError:
+                    return False
+                except OSError:  # a disk without links
+                    if self.exists(name):
+                        return False
+                    os.replace(path, self.root / name)
+            return True
+        finally:
+            path.unlink(missing_ok=True)
+
+    def put_file(self, name: str, path: Path) -> Entry:
         target = self.root / name
         with explained(str(target)):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -127,6 +155,7 @@ class LocalStore:
             if path.parent != target.parent:  # perhaps on another disk, and a rename must stay on one
                 path = Path(shutil.copyfile(path, self.scratch(name)))
             os.replace(path, target)
+            return _entry(target.stat())
 
     def scratch(self, name: str) -> Path:
         # The name is fixed, so that a resumed writer overwrites what a killed one left.
@@ -145,3 +174,10 @@ class LocalStore:
         import pyarrow as pa
 
         return pa.OSFile(str(self.root / name), "rb")
+
+    def explained(self, name: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+def _entry(stat: os.stat_result) -> Entry:
+    return Entry(stat.st_size, str(stat.st_mtime_ns))

@@ -1,14 +1,17 @@
 """An s3:// prefix as a store.
 
 boto3 transfers whole objects (managed, in several parts); pyarrow reads ranges of Parquet files. Both take credentials
-and endpoint from the usual AWS_* environment variables.
+and endpoint from the usual AWS_* environment variables, and both try again what a server answers with 500 or 503 or
+does not answer to the end.
 """
 
 from __future__ import annotations
 
 import mimetypes
 import os
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,10 +24,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _SCRATCH = "onediffusion-"
+_PARALLEL = 64
+_ATTEMPTS = 6  # of a request, with growing pauses: some 15 seconds
 
 
 class S3Store:
     """Objects below an s3:// prefix. Clients are made on first use, so that a store can be sent to other processes."""
+
+    parallel = _PARALLEL
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -38,24 +45,32 @@ class S3Store:
     @cached_property
     def client(self) -> Any:
         import boto3
+        from botocore.config import Config
 
+        settings = Config(
+            retries={
+                "mode": cast(Any, os.environ.get("AWS_RETRY_MODE", "standard")),
+                "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", _ATTEMPTS)),
+            },
+            max_pool_connections=_PARALLEL,
+        )
         with explained(self.uri):
             # Not the default session, which keeps the first credentials that it reads.
-            return boto3.session.Session().client("s3", region_name=_region())
+            return boto3.session.Session().client("s3", region_name=_region(), config=settings)
 
     def key(self, name: str) -> str:
         return f"{self.prefix}/{name}".strip("/")
 
-    def _pages(self, prefix: str, delimiter: str) -> Iterator[dict[str, Any]]:
+    def _pages(self, prefix: str, delimiter: str, begins: str = "") -> Iterator[dict[str, Any]]:
         folder = self.key(prefix)
         with explained(self.uri):
             yield from self.client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=f"{folder}/" if folder else "", Delimiter=delimiter
+                Bucket=self.bucket, Prefix=(f"{folder}/" if folder else "") + begins, Delimiter=delimiter
             )
 
-    def files(self, prefix: str = "") -> dict[str, Entry]:
+    def files(self, prefix: str = "", begins: str = "") -> dict[str, Entry]:
         entries = {}
-        for page in self._pages(prefix, "/"):
+        for page in self._pages(prefix, "/", begins):
             for item in page.get("Contents", ()):
                 name = item["Key"].rsplit("/", 1)[-1]
                 if name and not name.startswith("."):
@@ -113,16 +128,37 @@ class S3Store:
             return True
 
     def read(self, name: str) -> bytes:
-        with explained(f"{self.uri}/{name}"):
-            body = self.client.get_object(Bucket=self.bucket, Key=self.key(name))["Body"]
-            return cast(bytes, body.read())
+        return self._get(name)[0]
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
+        return self._get(name, Range=f"bytes={offset}-{offset + size - 1}")[0]
+
+    def read_tail(self, name: str, size: int) -> tuple[bytes, Entry]:
+        from botocore.exceptions import ClientError
+
+        try:
+            content, answer = self._get(name, Range=f"bytes=-{size}")
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "InvalidRange":  # what S3 says of an empty object
+                raise
+            content, answer = self._get(name)
+        whole = answer.get("ContentRange", "").rpartition("/")[2]
+        return content, Entry(int(whole or len(content)), answer["ETag"].strip('"'))
+
+    def _get(self, name: str, **options: str) -> tuple[bytes, dict[str, Any]]:
+        """The bytes of an object or a range of it, and the answer. boto3 asks again, but not when a body is cut."""
+        from botocore import exceptions as s3
+
         with explained(f"{self.uri}/{name}"):
-            answer = self.client.get_object(
-                Bucket=self.bucket, Key=self.key(name), Range=f"bytes={offset}-{offset + size - 1}"
-            )
-            return cast(bytes, answer["Body"].read())
+            for attempt in range(_ATTEMPTS):
+                answer = self.client.get_object(Bucket=self.bucket, Key=self.key(name), **options)
+                try:
+                    return cast(bytes, answer["Body"].read()), answer
+                except (s3.IncompleteReadError, s3.ResponseStreamingError, s3.ReadTimeoutError):
+                    if attempt == _ATTEMPTS - 1:
+                        raise
+                    time.sleep(0.1 * 2**attempt)
+        raise AssertionError("an attempt returns or raises")
 
     def put(self, name: str, content: bytes) -> None:
         with explained(f"{self.uri}/{name}"):
@@ -130,12 +166,31 @@ class S3Store:
             kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
             self.client.put_object(Bucket=self.bucket, Key=self.key(name), Body=content, ContentType=kind)
 
-    def put_file(self, name: str, path: Path) -> None:
+    def put_new(self, name: str, content: bytes) -> bool:
+        from botocore.exceptions import ClientError
+
+        with explained(f"{self.uri}/{name}"):
+            try:
+                self.client.put_object(Bucket=self.bucket, Key=self.key(name), Body=content, IfNoneMatch="*")
+            except ClientError as error:
+                code = error.response["Error"]["Code"]
+                if code in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409"):
+                    return False
+                if code not in ("NotImplemented", "501", "InvalidArgument"):  # servers that know no conditions
+                    raise
+                if self.exists(name):
+                    return False
+                self.put(name, content)
+        return True
+
+    def put_file(self, name: str, path: Path) -> Entry:
         with explained(f"{self.uri}/{name}"):
             self.client.upload_file(str(path), self.bucket, self.key(name))
+            answer = self.client.head_object(Bucket=self.bucket, Key=self.key(name))
         path.unlink()
         if path.parent.name.startswith(_SCRATCH):
             path.parent.rmdir()
+        return Entry(answer["ContentLength"], answer["ETag"].strip('"'))
 
     def scratch(self, name: str) -> Path:
         import tempfile
@@ -151,15 +206,27 @@ class S3Store:
             self.delete(f"{prefix}/{name}".strip("/"))
 
     def open(self, name: str) -> pa.NativeFile:
-        with explained(f"{self.uri}/{name}"):
+        with self.explained(name):
             return self._arrow.open_input_file(f"{self.bucket}/{self.key(name)}")
+
+    @contextmanager
+    def explained(self, name: str) -> Iterator[None]:
+        try:
+            with explained(f"{self.uri}/{name}"):
+                yield
+        except FileNotFoundError:
+            raise
+        except OSError:
+            self.read_range(name, 0, 1)  # says which credentials have expired, where pyarrow says "no response body"
+            raise
 
     @cached_property
     def _arrow(self) -> Any:
         from pyarrow import fs
 
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        options: dict[str, Any] = {"region": _region()}
+        retries = fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)
+        options: dict[str, Any] = {"region": _region(), "retry_strategy": retries}
         if endpoint:
             scheme, _, address = endpoint.rpartition("://")
             options |= {"endpoint_override": address, "scheme": scheme or "https"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 Trouble = Callable[[str, str], None]  # told the name of what cannot be listed, and why
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A file as a listing shows it: size in bytes, and a tag that changes when its bytes do (ETag or mtime)."""
 
@@ -25,9 +26,10 @@ class Store(Protocol):
     """A folder of files, named by '/'-separated paths relative to its root."""
 
     uri: str
+    parallel: int  # requests that are worth having under way at a time
 
-    def files(self, prefix: str = "") -> dict[str, Entry]:
-        """Files directly in the folder `prefix`, by base name. An absent folder is empty."""
+    def files(self, prefix: str = "", begins: str = "") -> dict[str, Entry]:
+        """Files directly in the folder `prefix` whose names begin so, by base name. An absent folder is empty."""
 
     def folders(self, prefix: str = "") -> list[str]:
         """Sub-folders directly in the folder `prefix`, by base name, sorted."""
@@ -53,11 +55,17 @@ class Store(Protocol):
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`."""
 
+    def read_tail(self, name: str, size: int) -> tuple[bytes, Entry]:
+        """The last `size` bytes (all of a smaller file), and the entry of the file. Raises FileNotFoundError."""
+
     def put(self, name: str, content: bytes) -> None:
         """Write a file, whole or not at all, replacing what was there."""
 
-    def put_file(self, name: str, path: Path) -> None:
-        """Move a finished local file to its final name, whole or not at all."""
+    def put_new(self, name: str, content: bytes) -> bool:
+        """Write a file that is not there yet; False where it is. Of several writers at a time one has True."""
+
+    def put_file(self, name: str, path: Path) -> Entry:
+        """Move a finished local file to its final name, whole or not at all; its entry there."""
 
     def scratch(self, name: str) -> Path:
         """A local path to write the file `name` to, from which `put_file` is cheapest."""
@@ -70,3 +78,6 @@ class Store(Protocol):
 
     def open(self, name: str) -> pa.NativeFile:
         """Random access for pyarrow readers. Raises FileNotFoundError."""
+
+    def explained(self, name: str) -> AbstractContextManager[None]:
+        """Reading from what `open` gave, where S3's refusals become an InputError."""

@@ -10,6 +10,7 @@ import pytest
 
 from labeling.dataset import Dataset, digest_column, open_store, write_shard
 
+INDEX = "index-000000-004096.parquet"
 TABLE = pa.table(
     {
         "id": ["a", "b", "c"],
@@ -44,14 +45,14 @@ def test_shard_reads_back_with_its_footer(place: str) -> None:
     assert (footer.recipe, footer.rows, footer.errors, footer.row_groups) == ("recipe", 3, 1, [2, 1])
     assert dataset.read("images", "000000").equals(TABLE)
     assert dataset.read("images", "000000", ["latent"], [1]).to_pylist() == [{"latent": [3.0]}]
-    assert "index.parquet" in dataset.store.files("images")
+    assert list(dataset.store.files("images")) == ["000000.parquet", INDEX]
     assert dataset.footers("images")["000000"] == footer
 
 
 def test_broken_or_outdated_index_is_ignored(place: str) -> None:
     dataset = make(place)
     before = dataset.footers("images", save=True)
-    dataset.store.put("images/index.parquet", b"broken")
+    dataset.store.put(f"images/{INDEX}", b"broken")
     assert dataset.footers("images") == before
     changed = TABLE.set_column(0, "id", pa.array(["a", "b", "d"]))
     dataset.footers("images", save=True)
@@ -61,7 +62,7 @@ def test_broken_or_outdated_index_is_ignored(place: str) -> None:
 
 def test_footers_are_read_where_the_index_cannot_be_written(tmp_path: Path) -> None:
     dataset = make(str(tmp_path))
-    (tmp_path / "images" / "index.parquet").mkdir()
+    (tmp_path / "images" / INDEX).mkdir()
     assert list(dataset.footers("images", save=True)) == ["000000"]
 
 

@@ -40,6 +40,11 @@ def test_examples_are_valid_specifications(tmp_path: Path, monkeypatch: pytest.M
         ({"kind": "label", "dataset": "d", "grups": []}, "no key 'grups' (did you mean 'groups'?)"),
         ({"kind": "label", "dataset": "d", "workers": {"cpu": 1}}, "no key 'workers.cpu' (did you mean 'cpus'?)"),
         ({"kind": "label", "dataset": "d", "workers": {"count": [4, 1]}}, "give [least, most]"),
+        (
+            {"kind": "label", "dataset": "d", "resources": {"depth": {"gpuz": 1}}},
+            "job.yaml: no key 'resources.depth.gpuz' (did you mean 'gpus'?)",
+        ),
+        ({"kind": "label", "dataset": "d", "resources": {"depth": {"gpus": "many"}}}, "resources.depth.gpus: "),
     ],
 )
 def test_wrong_specification_is_one_line(values: dict[str, Any], words: str) -> None:
@@ -50,11 +55,49 @@ def test_wrong_specification_is_one_line(values: dict[str, Any], words: str) -> 
 def test_job_id_depends_on_work_and_not_on_scale(pictures: Path, small_config: dict[str, Any]) -> None:
     one = label_job(pictures, "data")
     assert one.id == label_job(pictures, "data", workers={"count": 3}).id
+    assert one.id == label_job(pictures, "data", resources={"edges": {"cpus": 2}}).id
     assert one.id != label_job(pictures, "data", parameters={"edges": {"low": 40}}).id
+    assert one.id != label_job(pictures, "data", only_errors=True).id
     run = train_job(small_config, "run")
     assert run.id == run.scaled(WorkersSpec(count=2)).id
     with pytest.raises(InputError, match="without a sample"):
         run.scaled(WorkersSpec(count=7))
+
+
+@pytest.mark.parametrize(
+    ("resources", "workers", "asked"),
+    [
+        ({}, {}, (1.0, 0.0)),
+        ({"depth": {"gpus": 1}}, {}, (1.0, 1.0)),
+        ({"depth": {"gpus": 0.5, "cpus": 2}}, {"count": [1, 4]}, (2.0, 0.5)),
+        ({"depth": {"gpus": 1}, "caption": {"gpus": 1}}, {"count": 2}, (1.0, 1.0)),
+        ({"depth": {"batch": 64}}, {"gpus": 1}, (1.0, 1.0)),
+        ({"depth": {"gpus": 0.5}}, {"gpus": 1, "cpus": 4}, (4.0, 1.0)),
+    ],
+)
+def test_targets_are_asked_for_what_labelers_need(
+    pictures: Path, tmp_path: Path, resources: Any, workers: dict[str, Any], asked: tuple[float, float]
+) -> None:
+    job = label_job(pictures, str(tmp_path / "data"), resources=resources, workers=workers)
+    assert (job.resources.cpus, job.resources.gpus) == asked
+    job.folder.put_specification(job.specification)
+    assert stored_job(job.address) == job
+    assert "resources: {}" in (tmp_path / "data/jobs" / job.id / "job.yaml").read_text() or resources
+
+
+@pytest.mark.parametrize(
+    ("resources", "workers", "words"),
+    [
+        ({"dpth": {"gpus": 1}}, {}, "resources: unknown labeler 'dpth' (did you mean 'depth'?)"),
+        ({"depth": {"gpus": 2}}, {"gpus": 1}, "resources.depth.gpus: 2 for each process, and a worker has 1"),
+        ({"depth": {"cpus": 8}}, {"cpus": 2}, "resources.depth.cpus: 8 for each process, and a worker has 2"),
+    ],
+)
+def test_resources_that_no_worker_has_are_one_line(
+    pictures: Path, resources: Any, workers: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InputError, match=re.escape(words)):
+        label_job(pictures, "data", resources=resources, workers=workers)
 
 
 def test_overrides_apply_to_preset_and_to_whole_configuration(small_config: dict[str, Any]) -> None:

@@ -1,0 +1,205 @@
+"""The processes below a supervisor (`labeling.supervisor`): a guard, and the worker that it watches.
+
+Started by `main`, which imports nothing heavy, forks and stays as the guard: it ends the worker with everything that
+the worker has started when the supervisor goes or asks for it, and tells how the worker ended. The worker makes what
+the supervisor sends work to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_KILL_SECONDS = 10.0  # a process that the kernel holds does not end before that
+
+
+def main(arguments: list[str]) -> None:
+    """Guard a worker. arguments: file descriptors of the connection, lifeline, status and marks, see `supervisor`."""
+    connection, lifeline, status, marks = map(int, arguments[:4])
+    wake = _wake_by_children()
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what the worker's own processes leave behind comes to the guard
+    guard = os.getpid()
+    worker = os.fork()
+    if worker:
+        os.close(connection)
+        _guard(worker, lifeline, status, wake)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != guard:
+        os._exit(1)
+    for file in (lifeline, status, *wake):
+        os.close(file)
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _work(socket.socket(fileno=connection), marks)
+
+
+def _wake_by_children() -> tuple[int, int]:
+    """A pipe that can be read when a child has ended."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    os.set_blocking(reading, False)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    return reading, writing
+
+
+def _guard(worker: int, lifeline: int, status: int, wake: tuple[int, int]) -> None:
+    """Wait for the worker's end or the supervisor's, end all processes, tell how the worker ended, and exit."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    supervisor = os.getppid()
+    _tell(status, f"worker {worker}\n")
+    poll = select.poll()
+    poll.register(lifeline, select.POLLIN)
+    poll.register(wake[0], select.POLLIN)
+    ended: dict[int, int] = {}
+    while worker not in ended and os.getppid() == supervisor:
+        ready = {file for file, _ in poll.poll(5000)}
+        if lifeline in ready:
+            break
+        if wake[0] in ready:
+            os.read(wake[0], 4096)
+        _reap(ended)
+    deadline = time.monotonic() + _KILL_SECONDS
+    while _reap(ended) and time.monotonic() < deadline:
+        for process in _descendants(os.getpid()):
+            _kill(process)
+        time.sleep(0.005)
+    _tell(status, f"ended {ended.get(worker, signal.SIGKILL)}\n")
+    os._exit(0)
+
+
+def _reap(ended: dict[int, int]) -> bool:
+    """Note how children ended; whether there are others."""
+    try:
+        while (child := os.waitpid(-1, os.WNOHANG))[0]:
+            ended[child[0]] = child[1]
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _descendants(process: int) -> list[int]:
+    """Processes that a process has started, and those that they have."""
+    parents: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    parent = int(file.read().rpartition(b")")[2].split()[1])
+            except OSError:
+                continue
+            parents.setdefault(parent, []).append(int(name))
+    below = parents.get(process, [])
+    for child in below:
+        below.extend(parents.get(child, []))
+    return below
+
+
+def _kill(process: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
+
+
+def _tell(status: int, text: str) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        os.write(status, text.encode())
+
+
+def _work(connection: socket.socket, marks_file: int) -> None:
+    """Make the work and do what the supervisor sends, to the end of the process."""
+    import faulthandler
+
+    from labeling.attempt import Marks
+    from labeling.messages import receive, send
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable()
+    memory, factory = receive(connection)
+    _bound_memory(memory)
+    try:
+        work = factory()
+    except BaseException as error:
+        _raised(connection, error)
+        _exit(1)
+    send(connection, ("ready", None))
+    marks = Marks(marks_file)
+    while True:
+        try:
+            message = receive(connection)
+        except (EOFError, OSError):
+            _exit(0)
+        _do(connection, work, marks, memory, *message)
+        del message
+
+
+def _do(
+    connection: socket.socket, work: Callable[..., Any], marks: Any, memory: int, task: Any, knowledge: Any
+) -> None:
+    from labeling.attempt import ProcessFullError, SupervisedAttempt
+    from labeling.failures import DeviceError
+    from labeling.messages import send
+
+    attempt = SupervisedAttempt(knowledge, marks, lambda *saved: send(connection, ("saved", saved)), memory)
+    try:
+        result = work(task, attempt)
+        try:
+            send(connection, ("result", result))
+        except (BrokenPipeError, ConnectionResetError):
+            _exit(0)
+    except DeviceError as error:
+        send(connection, ("device", str(error)))
+        _exit(1)
+    except ProcessFullError:
+        send(connection, ("full", None))
+        _exit(1)
+    except BaseException as error:
+        _raised(connection, error)
+
+
+def _raised(connection: socket.socket, error: BaseException) -> None:
+    """Tell the supervisor what was raised, in words that it can read without the packages of the worker."""
+    import traceback
+
+    from labeling.failures import Failure, device_error
+    from labeling.messages import send
+    from model.inputs import input_error_behind
+
+    if said := input_error_behind(error):
+        send(connection, ("input", str(said)))
+    elif failed := device_error(error):
+        send(connection, ("device", str(failed)))
+    else:
+        send(connection, ("raised", (Failure.of(error).reason, "".join(traceback.format_exception(error)))))
+
+
+def _bound_memory(memory: int) -> None:
+    """Let an allocation beyond what the worker may hold fail, and the kernel take the worker before its supervisor."""
+    import resource
+
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    except OSError:
+        pass
+    if memory:
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+def _exit(code: int) -> None:
+    """End without waiting for threads that labelers started."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)

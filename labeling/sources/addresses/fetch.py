@@ -1,0 +1,324 @@
+"""Fetches many addresses at once, each to its bytes or to the reason why not."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from time import time
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from labeling.sources.addresses.hosts import DeadHost, DeadHosts, Host
+from labeling.sources.addresses.network import AddressCheck, PrivateAddress, resolve
+from labeling.sources.addresses.policy import FetchPolicy
+from labeling.sources.addresses.robots import forbidding
+from labeling.sources.addresses.urls import SCHEMES
+
+REDIRECTS = 5
+LONGEST_WAIT = 30.0  # seconds that a Retry-After may ask for; who asks for more is not asked again
+LONGEST_URL = 8192
+DECODERS = 2  # threads: while one decodes (without the interpreter's lock), the other hands over
+NAME_THREADS = 32  # that look up names, which blocks
+_CHUNK = 1 << 16
+_REDIRECTED = (301, 302, 303, 307, 308)
+_FINAL = (501, 505)  # answers of a server that do not change when asked again
+_TRANSIENT = (
+    "timed out",
+    "no connection",
+    "HTTP 408",
+    "HTTP 425",
+    "HTTP 429",
+    "HTTP 5",
+    "cut off",
+    "host ",
+    "given up",
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an address gave no picture, in words for a person; size: bytes received, where that is known."""
+
+    reason: str
+    size: int = 0
+
+
+class _Refused(Exception):
+    """This address gives nothing, however often it is asked; the message is the reason."""
+
+
+class _Unanswered(Exception):
+    """A failure that may pass. wait: seconds before the next try, None to choose it; again: whether to try now."""
+
+    def __init__(self, reason: str, wait: float | None = None, again: bool = True) -> None:
+        super().__init__(reason)
+        self.wait, self.again = wait, again
+
+
+def is_transient(reason: str) -> bool:
+    """Whether the reason of a failure may pass by itself: time-outs, overload, faults of a server or connection."""
+    return reason.startswith(_TRANSIENT) and not reason.startswith(tuple(f"HTTP {status}" for status in _FINAL))
+
+
+class Fetcher:
+    """Fetches lists of addresses by a policy; it remembers hosts that do not answer from one list to the next."""
+
+    def __init__(self, policy: FetchPolicy) -> None:
+        self.policy = policy
+        self._dead = DeadHosts()
+
+    def fetch_all(self, urls: Sequence[str], take: Callable[[int, bytes], T]) -> list[T | Failure]:
+        """What `take` makes of the bytes of each address, or why there are none; in the order of `urls`.
+
+        take: called with the position and the bytes, in one of DECODERS threads. Bodies that wait for it are at most as
+        many as connections, so a slow `take` slows the fetching down instead of filling the memory.
+        """
+        return asyncio.run(_Run(self.policy, self._dead, urls, take).all())
+
+
+class _Run:
+    """One list being fetched, on one event loop."""
+
+    def __init__(
+        self, policy: FetchPolicy, dead: DeadHosts, urls: Sequence[str], take: Callable[[int, bytes], Any]
+    ) -> None:
+        self.policy, self.urls, self.take, self.dead = policy, urls, take, dead
+        self.check = AddressCheck(policy.networks)
+        self.hosts: dict[str, Host] = {}
+        self.slots = asyncio.Semaphore(policy.connections)  # each holds at most one body
+        self.session: Any = None
+        self.decoders: ThreadPoolExecutor | None = None
+
+    async def all(self) -> list[Any]:
+        import aiohttp
+        from aiohttp.abc import AbstractResolver
+
+        check = self.check
+
+        class CheckedResolver(AbstractResolver):
+            async def resolve(self, host: str, port: int = 0, family: Any = 0) -> Any:
+                return await resolve(host, port, check, names)
+
+            async def close(self) -> None:
+                pass
+
+        policy = self.policy
+        names = ThreadPoolExecutor(min(NAME_THREADS, policy.connections))
+        self.decoders = ThreadPoolExecutor(DECODERS)
+        try:
+            connector = aiohttp.TCPConnector(
+                limit=0,  # the slots of the hosts and of this run are the limits
+                resolver=CheckedResolver(),
+                ttl_dns_cache=60,
+                socket_factory=check.open_socket,
+            )
+            timeout = aiohttp.ClientTimeout(
+                total=policy.total_seconds, sock_connect=policy.connect_seconds, sock_read=policy.read_seconds
+            )
+            async with aiohttp.ClientSession(
+                connector=connector,
+                timeout=timeout,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers={"User-Agent": policy.user_agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"},
+            ) as self.session:
+                return await self._all_within(self._shard_seconds())
+        finally:
+            names.shutdown(wait=False, cancel_futures=True)
+            self.decoders.shutdown()
+
+    def _shard_seconds(self) -> float:
+        """Seconds for the whole list: more where the pace asked for at one host takes longer."""
+        most = max(Counter(_host_name(url) for url in self.urls).values(), default=0)
+        paced = 2 * most / self.policy.host_rate if self.policy.host_rate else 0.0
+        return max(self.policy.shard_seconds, paced)
+
+    async def _all_within(self, seconds: float) -> list[Any]:
+        tasks = [asyncio.create_task(self._one(index, url)) for index, url in enumerate(self.urls)]
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+        unfinished = [task for task in tasks if not task.done()]
+        for task in unfinished:
+            task.cancel()
+        await asyncio.gather(*unfinished, return_exceptions=True)
+        given_up = Failure(f"given up: its shard was not fetched within {seconds:g} s")
+        return [given_up if task.cancelled() else task.result() for task in tasks]
+
+    async def _one(self, index: int, url: str) -> Any:
+        """What `take` makes of one address, or a Failure. Tries again what may pass."""
+        for tries_left in range(self.policy.retries, -1, -1):
+            try:
+                return await self._follow(index, url)
+            except (_Refused, PrivateAddress, DeadHost) as error:
+                return Failure(str(error))
+            except _Unanswered as error:
+                tried = self.policy.retries - tries_left
+                wait = error.wait if error.wait is not None else 2**tried * random.uniform(0.5, 1)  # noqa: S311 no secret
+                if not (tries_left and error.again) or wait > LONGEST_WAIT:
+                    return Failure(str(error))
+                await asyncio.sleep(wait)
+        raise AssertionError("the last try returns")
+
+    async def _follow(self, index: int, url: str) -> Any:
+        """Ask for an address and for those that it redirects to."""
+        for _ in range(REDIRECTS + 1):
+            name = _host_name(url)
+            host = self.hosts.get(name)
+            if host is None:
+                host = Host(name, self.policy.host_connections, self.policy.host_rate, self.dead)
+                self.hosts[name] = host
+            slot = False
+            try:
+                async with host.turn():
+                    await self.slots.acquire()
+                    slot = True
+                    body, location = await self._ask(host, url)
+                if location is None:
+                    return await asyncio.get_running_loop().run_in_executor(self.decoders, self.take, index, body)
+            finally:
+                if slot:
+                    self.slots.release()
+            url = location
+        raise _Refused(f"more than {REDIRECTS} redirects")
+
+    async def _ask(self, host: Host, url: str) -> tuple[bytes, str | None]:
+        """The body of one answer, or where it redirects to. Raises _Refused, _Unanswered, PrivateAddress."""
+        import aiohttp
+
+        received = bytearray()
+        try:
+            async with self.session.get(_parsed(url), allow_redirects=False) as response:
+                if location := self._judge(host, response):
+                    return b"", location
+                expected = response.content_length
+                if expected is not None and expected > self.policy.max_bytes:
+                    raise _Refused(self._too_large())
+                async for chunk in response.content.iter_chunked(_CHUNK):
+                    if not received and (other := _other_than_picture(response.content_type, chunk)):
+                        raise _Refused(other)
+                    received += chunk
+                    if len(received) > self.policy.max_bytes:
+                        raise _Refused(self._too_large())
+            return bytes(received), None
+        except aiohttp.ConnectionTimeoutError:
+            host.failed()
+            raise _Unanswered(f"no connection within {self.policy.connect_seconds:g} s") from None
+        except aiohttp.SocketTimeoutError:
+            host.failed()
+            raise _Unanswered(f"timed out after {self.policy.read_seconds:g} s without a byte") from None
+        except TimeoutError:
+            host.failed()
+            raise _Unanswered(f"timed out after {self.policy.total_seconds:g} s") from None
+        except aiohttp.ClientConnectorDNSError as error:
+            temporary = getattr(error.os_error, "errno", None) == socket.EAI_AGAIN
+            if temporary:
+                host.failed()
+                raise _Unanswered(f"no connection: the name {host.name} could not be looked up") from None
+            raise _Refused(f"name not found: {host.name}") from None
+        except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError) as error:
+            raise _Refused(f"certificate of {host.name}: {_certificate_fault(error)}") from None
+        except aiohttp.ClientConnectorError as error:
+            host.failed()
+            raise _Unanswered(f"no connection: {_os_fault(error)}", again=False) from None
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, aiohttp.ClientOSError):
+            host.failed()
+            raise _Unanswered(f"cut off after {len(received):,} bytes") from None
+        except (aiohttp.ClientError, ValueError) as error:
+            raise _Refused(f"no answer in HTTP: {type(error).__name__}") from None
+
+    def _judge(self, host: Host, response: Any) -> str | None:
+        """Where an answer redirects to, None where its body is to be read. Raises _Refused, _Unanswered."""
+        status = response.status
+        if status in (408, 425, 429) or (status >= 500 and status not in _FINAL):
+            host.failed()
+            wait = _retry_after(response.headers.get("Retry-After"))
+            if wait is not None:
+                host.pause(min(wait, LONGEST_WAIT))
+            raise _Unanswered(f"HTTP {status}", wait)
+        host.answered()
+        tags = response.headers.getall("X-Robots-Tag", ())
+        if directive := forbidding(tags, self.policy.directives, self.policy.token):
+            raise _Refused(f"X-Robots-Tag: {directive}")
+        if status in _REDIRECTED:
+            return _join(response, response.headers.get("Location", ""))
+        if status != 200:
+            raise _Refused(f"HTTP {status}")
+        return None
+
+    def _too_large(self) -> str:
+        return f"larger than {self.policy.max_bytes / (1 << 20):g} MiB"
+
+
+def _host_name(url: str) -> str:
+    try:
+        return (urlsplit(url).hostname or "").rstrip(".")
+    except ValueError:
+        return ""
+
+
+def _parsed(url: str) -> Any:
+    """The address for a request. Raises _Refused for one that is none of http."""
+    from yarl import URL
+
+    try:
+        # Signatures cover the address as it was written, so it is not written anew where it need not be.
+        plain = url.isascii() and not any(sign in url for sign in ' "<>\\^`{|}')
+        parsed = URL(url, encoded=plain)
+        known = parsed.scheme in SCHEMES and parsed.host and len(url) <= LONGEST_URL
+        parsed.port  # noqa: B018 raises ValueError
+    except ValueError:
+        known = False
+    if not known:
+        raise _Refused("not an address of http or https")
+    return parsed
+
+
+def _join(response: Any, location: str) -> str:
+    from yarl import URL
+
+    try:
+        target = str(response.url.join(URL(location, encoded=location.isascii() and " " not in location)))
+    except ValueError:
+        target = ""
+    if not location or not target.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
+        raise _Refused(f"HTTP {response.status}, and it redirects to no address of http or https")
+    return target
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header, given as seconds or as a date."""
+    if not value:
+        return None
+    if value.strip().isdecimal():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
+    except ValueError:
+        return None
+
+
+def _other_than_picture(content_type: str, start: bytes) -> str | None:
+    """Why an answer is no picture: its type is a text's, and its bytes look like one. Types alone are often wrong."""
+    text = content_type.startswith("text/") or content_type.endswith(("json", "xml", "javascript"))
+    if text and start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"<", b"{", b"[") and content_type != "image/svg+xml":
+        return f"{content_type}, not a picture"
+    return None
+
+
+def _certificate_fault(error: Any) -> str:
+    inner = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
+    return str(getattr(inner, "verify_message", "") or getattr(inner, "reason", "") or type(inner).__name__)
+
+
+def _os_fault(error: Any) -> str:
+    import os
+
+    number = getattr(error.os_error, "errno", None)
+    return os.strerror(number).lower() if number else type(error.os_error).__name__

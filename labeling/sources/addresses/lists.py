@@ -1,0 +1,94 @@
+"""Lists of addresses: files of which each row names a picture by its address and says more about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from labeling.dataset import Entry, Store
+from labeling.sources.addresses.parquet_list import ParquetList
+from labeling.sources.addresses.rows import ListFile
+from labeling.sources.addresses.text_forms import TEXT_FORMS
+from labeling.sources.addresses.text_list import TextList
+from model.inputs import InputError, nearest
+
+URL_COLUMNS = ("url", "image_url", "img_url", "imageurl", "image_link", "photo_image_url", "image_uri", "uri", "link")
+TEXT_COLUMNS = ("caption", "text", "vlm_caption", "alt_text", "alt", "description", "prompt")
+_BESIDE = ("", ".md", ".txt", ".json", ".yaml", ".yml", ".html", ".crc", ".sha256")  # files that may lie with lists
+
+
+@dataclass(frozen=True)
+class AddressList:
+    """The files of a list, sorted, and which of their columns are what; text is "" without one."""
+
+    files: tuple[ListFile, ...]
+    url: str
+    text: str
+
+
+def open_list(
+    store: Store, entries: Mapping[str, Entry], url: str | None = None, text: str | None = None
+) -> AddressList | None:
+    """The list of addresses that these files are, None where they are something else.
+
+    They are one if all data files (Parquet, CSV, TSV, JSON lines) have a column of addresses and none has pictures.
+    url, text: names of the columns; found by usual names otherwise. Raises InputError where a column that is named is
+    not there, or where `url` is named and no file can be a list.
+    """
+    names = [name for name in sorted(entries) if _suffix(name) in FORMATS]
+    others = [name for name in entries if _suffix(name) not in (*FORMATS, *_BESIDE)]
+    if not names or others:
+        if url:
+            what = others[0] if others else "no file of Parquet, CSV, TSV or JSON lines"
+            raise InputError(f"{store.uri}: --url names a column of a list of addresses, and this is none ({what})")
+        return None
+    files: list[ListFile] = []
+    unreadable: list[InputError] = []
+    for name in names:
+        file = FORMATS[_suffix(name)](store, name)
+        try:
+            is_list = bool(url) or (not file.holds_pictures and bool(_usual(file, URL_COLUMNS)))
+        except InputError as error:
+            unreadable.append(error)
+            continue
+        if not is_list:
+            if _suffix(name) in TEXT_FORMS:
+                have = ", ".join(file.columns)
+                raise InputError(f"{file.place}: no column of addresses (url); name it with --url; it has {have}")
+            return None
+        files.append(file)
+    if unreadable:
+        if files or _suffix(names[0]) in TEXT_FORMS:
+            raise unreadable[0]
+        return None
+    url_column = url or _usual(files[0], URL_COLUMNS)
+    text_column = text or _usual(files[0], TEXT_COLUMNS)
+    for option, column in (("--url", url_column), ("--text", text_column)):
+        for file in files if column else ():
+            if column not in file.columns:
+                have = ", ".join(file.columns)
+                hint = nearest(column, file.columns)
+                raise InputError(f"{file.place}: no column {column!r} ({option}){hint}; it has {have}")
+    return AddressList(tuple(files), url_column, text_column)
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def _usual(file: ListFile, usual: Sequence[str]) -> str:
+    """The column of a file that has the first of some usual names, in any case; "" without one."""
+    by_name = {name.lower(): name for name in reversed(file.columns)}
+    return next((by_name[name] for name in usual if name in by_name), "")
+
+
+def split_row(row: Mapping[str, Any], url: str, text: str) -> tuple[str, str | None, dict[str, Any]]:
+    """Address, caption and all other values of a row of a list."""
+    others = {name: value for name, value in row.items() if name not in (url, text)}
+    caption = row.get(text) if text else None
+    return str(row.get(url) or "").strip(), None if caption is None else str(caption), others
+
+
+FORMATS: dict[str, Any] = {".parquet": ParquetList, **dict.fromkeys(TEXT_FORMS, TextList)}

@@ -1,0 +1,236 @@
+"""The parent's side of one worker process: started with a guard, spoken to, watched for hangs and memory, ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from labeling.attempt import Mark
+from labeling.messages import receive, send
+
+_TICK = 0.2  # seconds between looks at the mark and the memory
+_LOOKS_AT_MEMORY_BELOW = 5.0  # seconds between looks at the processes that the worker has started
+_ENDS_WITHIN = 30.0  # seconds for a guard to end what it guards
+_STARTS = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from labeling.child import main; main(sys.argv[2:])"
+_LINES = 40  # of a worker's standard error that are kept
+
+
+class WorkerEnded(Exception):
+    """The worker died, or was ended for hanging or for its memory.
+
+    cause: in words for a row's reason. mark: what was under way. from_outside: whether another process may have sent
+    the signal, as the kernel does when memory runs out.
+    """
+
+    def __init__(self, cause: str, mark: Mark, from_outside: bool = False) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.mark = mark
+        self.from_outside = from_outside
+
+
+class Worker:
+    """A worker process with a guard; not to be used by two threads at a time.
+
+    The guard ends the worker and all that the worker has started when this object or this process ends, however it
+    does. memory: bytes that the worker and its processes may hold together, 0 for no limit; bound_data: whether an
+    allocation beyond it fails in the worker.
+    """
+
+    def __init__(self, factory: Callable[[], Any], memory: int = 0, bound_data: bool = True, name: str = "") -> None:
+        self._memory = memory
+        self._connection, theirs = socket.socketpair()
+        lifeline, ours = os.pipe()
+        status, status_writing = os.pipe()
+        error, error_writing = os.pipe()
+        self._marks = open(os.memfd_create("marks", 0), "rb", buffering=0)  # noqa: SIM115
+        self._lifeline = open(ours, "wb", buffering=0)  # noqa: SIM115 (its end is the worker's)
+        self._status = open(status, "rb", buffering=0)  # noqa: SIM115
+        self._told = b""
+        self._process_below: tuple[float, list[int]] = (0.0, [])
+        files = (theirs.fileno(), lifeline, status_writing, self._marks.fileno())
+        try:
+            self._guard = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-P", "-c", _STARTS, json.dumps(sys.path), *map(str, files), name],
+                stdin=subprocess.DEVNULL,
+                stderr=error_writing,
+                pass_fds=files,
+                start_new_session=True,
+            )
+        finally:
+            theirs.close()
+            for file in (lifeline, status_writing, error_writing):
+                os.close(file)
+        self._error = _ErrorOutput(error)
+        self._connection.settimeout(_ENDS_WITHIN)
+        self._send_quietly((memory if bound_data else 0, factory))
+
+    def _send_quietly(self, value: Any) -> None:
+        """Send; that the worker has ended shows when it is waited for."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError, TimeoutError):
+            send(self._connection, value)
+
+    def ask(self, value: Any) -> None:
+        """Send a value to the worker."""
+        self._send_quietly(value)
+
+    @property
+    def mark(self) -> Mark:
+        """What is under way, or was when the worker ended."""
+        return Mark.read(self._marks.fileno(), whole=True)
+
+    @property
+    def error_output(self) -> str:
+        """The last lines of the worker's standard error."""
+        return self._error.text
+
+    def wait(self, seconds: float) -> Any:
+        """The worker's next message. seconds: how long it may take while no row is marked.
+
+        Raises WorkerEnded; the worker has been ended then, with everything that it has started.
+        """
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        last, since = Mark(), time.monotonic()
+        while True:
+            if poll.poll(_TICK * 1000):
+                try:
+                    return receive(self._connection)
+                except (EOFError, OSError):
+                    raise self._ended() from None
+            mark = Mark.read(self._marks.fileno(), whole=False)
+            if mark.number != last.number:
+                last, since = mark, time.monotonic()
+            limit = mark.timeout if mark.number % 2 else seconds
+            if time.monotonic() - since > limit:
+                raise self._end_for(f"no answer within {limit:g} s")
+            if self._memory and self._held() > self._memory:
+                raise self._end_for(f"more than {self._memory / 1e9:.1f} GB of memory")
+
+    def end(self) -> int | None:
+        """End the worker and everything that it has started; how it ended (as `os.wait` says it), None if untold."""
+        self._lifeline.close()
+        deadline = time.monotonic() + _ENDS_WITHIN
+        poll = select.poll()
+        poll.register(self._status, select.POLLIN)
+        while (how := self._exit_status()) is None and poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            if not self._read_status():
+                break
+        try:
+            self._guard.wait(_ENDS_WITHIN if how is None else 5)
+        except subprocess.TimeoutExpired:
+            self._guard.kill()
+            self._guard.wait()
+        self._connection.close()
+        self._status.close()
+        self._error.close()
+        self._last_mark = self.mark
+        self._marks.close()
+        return how
+
+    def _end_for(self, cause: str) -> WorkerEnded:
+        mark = self.mark
+        self.end()
+        return WorkerEnded(cause, mark)
+
+    def _ended(self) -> WorkerEnded:
+        mark = self.mark
+        how = self.end()
+        if how is None or os.WIFSIGNALED(how):
+            number = signal.SIGKILL if how is None else os.WTERMSIG(how)
+            name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+            outside = number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+            return WorkerEnded(f"the process died: {name}", mark, outside)
+        return WorkerEnded(f"the process died: exit code {os.WEXITSTATUS(how)}", mark)
+
+    def _read_status(self) -> bool:
+        data = self._status.read(4096)
+        self._told += data or b""
+        return bool(data)
+
+    def _exit_status(self) -> int | None:
+        return next((int(line[6:]) for line in self._told.splitlines() if line.startswith(b"ended ")), None)
+
+    def _worker(self) -> int | None:
+        if not self._told:
+            self._read_status()
+        return next((int(line[7:]) for line in self._told.splitlines() if line.startswith(b"worker ")), None)
+
+    def _held(self) -> int:
+        """Bytes of memory that are the worker's and its processes' own; the costly truth only where there are many."""
+        worker = self._worker()
+        if not worker:
+            return 0
+        looked, below = self._process_below
+        if time.monotonic() - looked > _LOOKS_AT_MEMORY_BELOW:
+            below = _processes_below(worker)
+            self._process_below = time.monotonic(), below
+        processes = [worker, *below]
+        if sum(map(_resident, processes)) <= self._memory:
+            return 0
+        return sum(map(_own, processes))
+
+
+class _ErrorOutput:
+    """What a worker and its processes write to their standard error: passed on, but for the dump of a crash."""
+
+    def __init__(self, file: int) -> None:
+        self._lines: deque[str] = deque(maxlen=_LINES)
+        self._thread = threading.Thread(target=self._read, args=(file,), daemon=True)
+        self._thread.start()
+
+    @property
+    def text(self) -> str:
+        return "".join(self._lines)
+
+    def close(self) -> None:
+        self._thread.join(1)
+
+    def _read(self, file: int) -> None:
+        crashed = False
+        with open(file, errors="replace") as stream:
+            for line in stream:
+                self._lines.append(line[:2000])
+                crashed |= line.startswith("Fatal Python error")
+                if not crashed:
+                    sys.stderr.write(line)
+
+
+def _processes_below(process: int) -> list[int]:
+    import psutil
+
+    try:
+        return [child.pid for child in psutil.Process(process).children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def _resident(process: int) -> int:
+    try:
+        with open(f"/proc/{process}/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def _own(process: int) -> int:
+    """Bytes of memory that no file backs; what processes share is divided among them."""
+    try:
+        with open(f"/proc/{process}/smaps_rollup") as file:
+            sizes = {
+                key: int(rest.split()[0]) for key, _, rest in (line.partition(":") for line in file) if "kB" in rest
+            }
+    except OSError:
+        return 0
+    return 1024 * (sizes.get("Pss_Anon", 0) + sizes.get("Pss_Shmem", 0))

@@ -7,7 +7,7 @@ OUT ?= runs/demo
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --constraint constraints.txt
 
-.PHONY: demo test test-fast lint docs examples bench bench-model bench-plan bench-gpu clean
+.PHONY: demo test test-fast lint docs examples bench bench-model bench-plan bench-scale bench-gpu clean
 
 demo: $(VENV)/installed
 	$(BIN)/onediffusion demo --out "$(OUT)" $(if $(PICTURES),--pictures "$(PICTURES)")
@@ -33,6 +33,10 @@ bench-plan: $(VENV)/installed-test
 
 bench-model: $(VENV)/installed-test
 	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_model.py
+
+# Datasets of up to 10⁵ shards, on disk and S3, for a quarter of an hour. ARGUMENTS="--shards 1000 --s3 1000": smaller.
+bench-scale: $(VENV)/installed-test
+	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_scale.py $(ARGUMENTS)
 
 # For a machine with a CUDA GPU, as docs/gpu.md describes. It takes the environment in VENV, else any python3 with torch.
 # ARGUMENTS: options of the script, as in ARGUMENTS="--only attention".

@@ -13,7 +13,7 @@ EXTRAS = {
         "skimage",
         "trimesh",
     ),
-    "dashboard": ("aiohttp", "dagster", "dagster_ray", "dagster_webserver", "uvicorn"),
+    "dashboard": ("dagster", "dagster_ray", "dagster_webserver", "uvicorn"),
     "kubernetes": ("kubernetes",),
 }
 

@@ -68,16 +68,19 @@ def _connect(**options: Any) -> None:
 
 
 def _start(**options: Any) -> None:
-    """Start Ray, twice if need be: it allows its processes half a minute, and a busy machine may need more."""
+    """Start Ray, twice if need be: it allows its processes half a minute, and a busy machine may need more.
+
+    "local": a Ray that someone else has started on this machine, or has left a trace of, is not ours to use.
+    """
     import ray
 
     try:
-        ray.init(**options)
+        ray.init("local", **options)
     except Exception as error:
         if "timed out during startup" not in str(error):
             raise
         ray.shutdown()
-        ray.init(**options)
+        ray.init("local", **options)
 
 
 class NodeLost(WorkFailed):

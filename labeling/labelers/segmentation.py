@@ -241,7 +241,9 @@ class SegmentationLabeler(PretrainedLabeler):
         else:
             surest = sorted(segments, key=lambda one: -one["score"])
             regions = [(numbers == one["id"], str(names[one["label_id"]])) for one in surest]
-        regions = [(region, name) for region, name in regions if name not in _NOTHING and _share(region) >= _LEAST_SHARE]
+        regions = [
+            (region, name) for region, name in regions if name not in _NOTHING and _share(region) >= _LEAST_SHARE
+        ]
         kept = list(dict.fromkeys(name for _, name in regions))[:_CLASSES]  # the surest, or the largest
         return [(region, name) for region, name in regions if name in kept]
 

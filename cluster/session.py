@@ -43,7 +43,7 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
         if not starts_own_ray():
             _connect(**options)
         else:
-            _start(include_dashboard=False, object_store_memory=memory, **options)
+            _start(address="local", include_dashboard=False, object_store_memory=memory, **options)
     _quiet(verbose)
     try:
         with _losses_named():

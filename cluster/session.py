@@ -43,7 +43,6 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
         if not starts_own_ray():
             _connect(**options)
         else:
-            # Not one that others have started on this machine, which Ray would connect to by itself.
             _start(address="local", include_dashboard=False, object_store_memory=memory, **options)
     _quiet(verbose)
     try:
@@ -68,19 +67,16 @@ def _connect(**options: Any) -> None:
 
 
 def _start(**options: Any) -> None:
-    """Start Ray, twice if need be: it allows its processes half a minute, and a busy machine may need more.
-
-    "local": a Ray that someone else has started on this machine, or has left a trace of, is not ours to use.
-    """
+    """Start Ray, twice if need be: it allows its processes half a minute, and a busy machine may need more."""
     import ray
 
     try:
-        ray.init("local", **options)
+        ray.init(**options)
     except Exception as error:
         if "timed out during startup" not in str(error):
             raise
         ray.shutdown()
-        ray.init("local", **options)
+        ray.init(**options)
 
 
 class NodeLost(WorkFailed):

@@ -34,17 +34,34 @@ ResourcesOption = Annotated[
 
 
 def ingest(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, glob, .tar or .parquet; local or s3://.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="Folder, pattern, tar or Parquet, and what it holds; local or s3://."),
+    ],
     dataset: DatasetArgument,
     shard_rows: Annotated[int, typer.Option(min=1, help="Most pictures in one shard.")] = 1024,
     max_pixels: Annotated[int, typer.Option(min=1, help="Pictures with more are refused.")] = MAX_PIXELS,
     min_side: Annotated[int, typer.Option(min=1, help="Pictures with a shorter side are refused.")] = MIN_SIDE,
+    text: Annotated[str, typer.Option(metavar="COLUMN", help="The caption, where its column is not found.")] = "",
+    image: Annotated[str, typer.Option(metavar="COLUMN", help="The picture, in Parquet, likewise.")] = "",
+    update: Annotated[bool, typer.Option("--update", help="Take over changed pictures and captions.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Mark rows whose pictures are gone from the source.")] = False,
 ) -> None:
     """Pictures → DATASET/images; what is no picture goes to DATASET/rejected with the reason."""
     from pipelines.ingest import ingest as run
 
-    result = run(source, dataset, shard_rows=shard_rows, max_pixels=max_pixels, min_side=min_side)
-    print(f"{result.added} pictures added, {result.rejected} files rejected; {result.images} pictures in {dataset}")
+    result = run(
+        source,
+        dataset,
+        shard_rows=shard_rows,
+        max_pixels=max_pixels,
+        min_side=min_side,
+        text=text,
+        image=image,
+        update=update,
+        prune=prune,
+    )
+    print(*result.summary(dataset), sep="\n")
 
 
 def label(
@@ -125,7 +142,8 @@ def views(
     from pipelines.views import views as run
 
     result = run(source, dataset, count, size, seed)
-    print(f"{result.added} sets written; {result.sets} sets in {dataset}")
+    refused = f"; {result.rejected} files rejected (rejected/ says why)" if result.rejected else ""
+    print(f"{result.added} sets written; {result.sets} sets in {dataset}{refused}")
 
 
 def _show_plan(plans: Mapping[str, GroupPlan], as_json: bool) -> None:

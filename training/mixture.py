@@ -157,8 +157,8 @@ class Manifest:
 def build_manifest(mixture: Mapping[str, SourceConfig], size: int) -> Manifest:
     """Pin the shards of a mixture and count the rows eligible for each task.
 
-    A row is eligible when nothing that the task needs of it is in error, it has a prompt for the task, and its boxes,
-    segmentation or pose show something. Raises InputError for an unknown task, a group or shards that are not there,
+    A row is eligible when nothing that the task needs of it is in error, it has a prompt for the task, its boxes,
+    segmentation or pose show something, and its picture was not removed at the source. Raises InputError for an unknown task, a group or shards that are not there,
     parts made with different codecs or text encoders, and a mixture without a single eligible row.
     """
     sources: dict[str, SourcePin] = {}
@@ -232,6 +232,7 @@ def _pin_shard(dataset: Dataset, shard: str, footers: Mapping[str, Footer], stre
     for stream in streams:
         mask = np.logical_and.reduce([without_error[group] for group in stream.groups])
         mask &= np.array([stream.task in tasks for tasks in prompts], bool)
+        mask[dataset.removed_rows(shard)] = False
         label = find_task(stream.task).condition
         if label in CONTENT_COLUMNS:
             column = dataset.read(label, shard, [CONTENT_COLUMNS[label]])[CONTENT_COLUMNS[label]]

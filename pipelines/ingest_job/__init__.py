@@ -1,0 +1,1 @@
+"""What the ingest job is made of: where its work runs, and the steps of a run."""

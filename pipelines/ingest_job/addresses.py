@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from labeling.dataset import GROUP_FILE, IMAGES, REJECTED, Dataset, ShardInfo, in_parallel, lease, shard_file
-from labeling.sources.addresses.lists import AddressList
+from labeling.sources.addresses.lists import AddressList, open_list
 from labeling.sources.addresses.lots import (
     ListJob,
     Lot,
@@ -20,10 +20,12 @@ from labeling.sources.addresses.lots import (
 )
 from labeling.sources.addresses.policy import FetchPolicy
 from labeling.sources.addresses.rows import Cut, ListFile, RowRange
-from labeling.sources.addresses.shards import Columns, forget_failed, reject_rows
+from labeling.sources.addresses.shards import Columns, Making, forget_failed, reject_rows
 from labeling.sources.duplicates import Losers, find_duplicates
 from labeling.sources.ingest import Limits, same_bytes
+from labeling.sources.patterns import matcher
 from labeling.sources.seen import ITEMS, read_seen
+from labeling.sources.source import Source
 from labeling.sources.survey import read_description
 from model.inputs import InputError
 from pipelines.ingest_job.workers import Workers
@@ -31,6 +33,44 @@ from pipelines.progress import progress
 
 _HERE_ROWS = 256  # below this, an ingest takes less time than Ray takes to start
 _FILES_AT_A_TIME = 8  # that are cut into ranges
+
+
+@dataclass(frozen=True)
+class ListOptions:
+    """How a list of addresses is ingested.
+
+    url: column of the addresses, "" for the usual ones; retry_failed: try again what failed for a reason that may have
+    passed.
+    """
+
+    url: str = ""
+    policy: FetchPolicy = field(default_factory=FetchPolicy)
+    retry_failed: bool = False
+
+
+def open_addresses(source: Source, target: Dataset, options: ListOptions, leave_out: str = "") -> AddressList | None:
+    """The list of addresses that a source is, None where it is something else.
+
+    Columns that are not named are those of an earlier ingest, or the usual ones. leave_out: a folder in the source that
+    does not belong to it. Raises InputError where a column that is named is not there.
+    """
+    try:
+        sources = target.description["sources"]
+    except InputError:
+        sources = []
+    known: dict[str, str] = next((one.get("columns", {}) for one in sources if one.get("uri") == source.address), {})
+    url, text = options.url or known.get("url"), source.naming.text or known.get("text")
+    return open_list(source.store, _names(source, leave_out), url, text)
+
+
+def _names(source: Source, leave_out: str) -> Iterator[str]:
+    if source.place.file:
+        yield source.place.file
+        return
+    matches = matcher(source.place.pattern) if source.place.pattern else None
+    for name, _ in source.store.scan():
+        if not (leave_out and name.startswith(f"{leave_out}/")) and (matches is None or matches(name)):
+            yield name
 
 
 @dataclass(frozen=True)
@@ -45,30 +85,31 @@ class ListResult:
 
 @dataclass(frozen=True)
 class _State:
-    """A dataset before the ingest, and what it has of the list: file → rows taken from it and their digest."""
+    """A dataset before the ingest. number: of the list among its sources."""
 
     description: bytes | None
     shards: list[ShardInfo]
     sources: list[dict[str, Any]]
     number: int
+    removed: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def files(self) -> dict[str, dict[str, Any]]:
+        """File of the list → rows that the dataset has looked at, and their digest."""
         return dict(self.sources[self.number].get("files", {}))
 
 
 @dataclass(frozen=True)
 class ListIngest:
-    """An ingest of a list. address: by which the dataset remembers it; retry_failed: try again what may have passed."""
+    """An ingest of a list. address: by which the dataset remembers it; declaration: of the group of images."""
 
     address: str
     addresses: AddressList
     target: Dataset
     limits: Limits
-    policy: FetchPolicy
     declaration: Mapping[str, Any]
     shard_rows: int
-    retry_failed: bool = False
+    options: ListOptions
 
     def run(self) -> ListResult:
         """Add the rows that the dataset does not have yet. An interrupted run goes on with the shards not yet written.
@@ -97,8 +138,10 @@ class ListIngest:
         sources = [dict(source) for source in dataset.description["sources"]]
         uris = [source.get("uri") for source in sources]
         if self.address not in uris:
-            return _State(description, dataset.shards, [*sources, {"uri": self.address}], len(sources))
-        return _State(description, dataset.shards, sources, uris.index(self.address))
+            sources.append({"uri": self.address})
+            uris.append(self.address)
+        removed = dataset.description.get("removed", {})
+        return _State(description, dataset.shards, sources, uris.index(self.address), removed)
 
     def _cuts(self, state: _State) -> dict[str, Cut]:
         """The ranges of rows of each file that the dataset does not have yet."""
@@ -122,7 +165,7 @@ class ListIngest:
                 yield f"{name} has changed in rows that were ingested before; those stay in the dataset as they are"
 
     def _has_work(self, state: _State, cuts: Mapping[str, Cut]) -> bool:
-        return any(cut.ranges for cut in cuts.values()) or (self.retry_failed and any(self._failed(state)))
+        return any(cut.ranges for cut in cuts.values()) or (self.options.retry_failed and any(self._failed(state)))
 
     def _failed(self, state: _State) -> Iterator[tuple[str, list[tuple[str, int]]]]:
         """Shards of this list that rejected rows for a reason that may have passed, with those rows."""
@@ -137,15 +180,10 @@ class ListIngest:
         processes = workers.processes(on_cluster)
         new = self._lots(cuts, len(state.shards), processes)
         first_retry = len(state.shards) + sum(len(lot.shards) for lot in new)
-        again = list(self._retry_lots(state, first_retry)) if self.retry_failed else []
-        job = ListJob(
-            self.target,
-            {file.name: file for file in self.addresses.files},
-            Columns(self.addresses.url, self.addresses.text),
-            self.limits,
-            self.policy.shared_by(processes),
-            self.declaration,
-        )
+        again = list(self._retry_lots(state, first_retry)) if self.options.retry_failed else []
+        columns = Columns(self.addresses.url, self.addresses.text)
+        making = Making(columns, self.limits, self.options.policy.shared_by(processes))
+        job = ListJob(self.target, {file.name: file for file in self.addresses.files}, making, self.declaration)
         outcomes = self._write(job, [*new, *again], workers, on_cluster)
         if again and not any(outcomes[lot.shard].taken for lot in again) and not new:
             self._delete(lot.shard for lot in again)
@@ -164,10 +202,10 @@ class ListIngest:
             if cut.ranges or name not in state.files
         }
         sources = [
-            {**source, "files": files} if number == state.number else source
+            {**source, "columns": asdict(columns), "files": files} if number == state.number else source
             for number, source in enumerate(state.sources)
         ]
-        self.target.describe("pictures", [*state.shards, *shards], sources)
+        self.target.describe("pictures", [*state.shards, *shards], sources, state.removed)
         for shard in dict.fromkeys(shard for lot in again for shard, _ in lot.earlier):
             forget_failed(self.target, shard)
         if reasons:
@@ -210,8 +248,9 @@ class ListIngest:
     ) -> dict[str, ShardOutcome]:
         """Make the shards of all lots; what became of each, in their order."""
         outcomes: dict[str, ShardOutcome] = {}
+        careful = replace(job, making=replace(job.making, careful=True))
         with progress("ingest", sum(lot.rows for lot in lots), "addresses") as advance:
-            for some in workers.map(_Write(job), ((lot,) for lot in lots), on_cluster):
+            for some in workers.map(_Write(job), ((lot,) for lot in lots), on_cluster, crashed=_Write(careful)):
                 outcomes |= {outcome.shard: outcome for outcome in some}
                 advance(sum(outcome.taken + outcome.reasons.total() for outcome in some))
         return dict(sorted(outcomes.items()))

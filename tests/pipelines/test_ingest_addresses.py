@@ -22,6 +22,7 @@ from picture_server import Answer, PictureServer
 from PIL import Image
 
 from labeling.dataset import Dataset
+from pipelines.cli.app import main
 
 
 def encoded(number: int) -> bytes:
@@ -40,23 +41,34 @@ def server() -> Iterator[PictureServer]:
         yield running
 
 
-def command(*arguments: object) -> list[str]:
-    local = ["--allow-private", "127.0.0.1", "--timeout", "2", "--retries", "0"]
-    return [sys.executable, "-m", "pipelines", "ingest", *map(str, arguments), *local]
+LOCAL = ["--allow-private", "127.0.0.1", "--timeout", "2", "--retries", "0"]
 
 
-def ingest(*arguments: object) -> str:
-    """What the command prints; it succeeds."""
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+class Terminal:
+    """The command line in this process, which saves the start of another."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.capsys, self.monkeypatch = capsys, monkeypatch
+
+    def ingest(self, *arguments: object, code: int = 0) -> tuple[str, str]:
+        """What the command prints to its output and its errors; it ends with `code`."""
+        self.monkeypatch.setattr(sys, "argv", ["onediffusion", "ingest", *map(str, arguments), *LOCAL])
+        self.capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        output, errors = self.capsys.readouterr()
+        assert ended.value.code == code, errors
+        return output, errors
+
+    def refused(self, *arguments: object) -> str:
+        """The one line of a refusal."""
+        (line,) = self.ingest(*arguments, code=2)[1].strip().splitlines()
+        return line
 
 
-def refused(*arguments: object) -> str:
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=240)
-    assert done.returncode == 2, done.stderr
-    (line,) = done.stderr.strip().splitlines()
-    return line
+@pytest.fixture
+def terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    return Terminal(capsys, monkeypatch)
 
 
 def write_list(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -72,7 +84,9 @@ def reasons(dataset: Path) -> dict[str, str]:
     return {row["source"].rpartition("/")[2]: row["reason"] for row in rows(dataset, "rejected")}
 
 
-def test_rows_of_a_list_become_rows_or_keep_their_reason(server: PictureServer, tmp_path: Path) -> None:
+def test_rows_of_a_list_become_rows_or_keep_their_reason(
+    server: PictureServer, terminal: Terminal, tmp_path: Path
+) -> None:
     server.answers["/1.png"].headers.append(("X-Robots-Tag", "noai"))
     server.answers["/2.png"] = Answer(b"<html>", headers=[("Content-Type", "text/html")])
     server.answers["/3.png"] = Answer(b"no picture")
@@ -85,7 +99,7 @@ def test_rows_of_a_list_become_rows_or_keep_their_reason(server: PictureServer, 
         "similarity": [number / 8 for number in range(9)],
     }
     pq.write_table(pa.table(table), tmp_path / "laion.parquet", row_group_size=4)
-    output = ingest(tmp_path / "laion.parquet", tmp_path / "data", "--shard-rows", 4)
+    output, _ = terminal.ingest(tmp_path / "laion.parquet", tmp_path / "data", "--shard-rows", 4)
     assert "2 pictures added, 7 files rejected; 2 pictures in" in output
     assert "secret" not in output
     first, second = rows(tmp_path / "data")
@@ -105,7 +119,7 @@ def test_rows_of_a_list_become_rows_or_keep_their_reason(server: PictureServer, 
     assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file() and b"secret" in path.read_bytes()]
 
 
-def test_options_reach_the_fetching(server: PictureServer, tmp_path: Path) -> None:
+def test_options_reach_the_fetching(server: PictureServer, terminal: Terminal, tmp_path: Path) -> None:
     listed = write_list(
         tmp_path / "a.jsonl",
         [{"place": server.url(f"/{number}.png"), "words": f"w{number}", "text": "other"} for number in range(4)],
@@ -113,43 +127,47 @@ def test_options_reach_the_fetching(server: PictureServer, tmp_path: Path) -> No
     server.answers["/1.png"].headers.append(("X-Robots-Tag", "lab: noai"))
     server.answers["/2.png"].headers.append(("X-Robots-Tag", "noindex"))
     server.answers["/3.png"] = Answer(b"x" * (2 << 20))
-    assert "no column of addresses (url); name it with --url" in refused(listed, tmp_path / "data")
-    assert "did you mean 'words'" in refused(listed, tmp_path / "data", "--url", "place", "--text", "word")
-    assert "--allow-private nowhere" in refused(
+    assert "no column of addresses (url); name it with --url" in terminal.refused(listed, tmp_path / "data")
+    assert "did you mean 'words'" in terminal.refused(listed, tmp_path / "data", "--url", "place", "--text", "word")
+    assert "--allow-private nowhere" in terminal.refused(
         listed, tmp_path / "data", "--url", "place", "--allow-private", "nowhere"
     )
     options = ["--url", "place", "--text", "words", "--contact", "me@lab.test", "--robots-name", "lab", "--max-mb", 1]
-    ingest(listed, tmp_path / "data", *options, "--directives", "noai")
+    terminal.ingest(listed, tmp_path / "data", *options, "--directives", "noai")
     assert [row["text"] for row in rows(tmp_path / "data")] == ["w0", "w2"]
     assert reasons(tmp_path / "data") == {"1.png": "X-Robots-Tag: noai", "3.png": "larger than 1 MiB"}
     assert server.headers[-1]["User-Agent"] == "lab/1 (me@lab.test)"
 
 
-def test_list_without_a_picture_leaves_nothing_behind(server: PictureServer, tmp_path: Path) -> None:
+def test_list_without_a_picture_leaves_nothing_behind(
+    server: PictureServer, terminal: Terminal, tmp_path: Path
+) -> None:
     listed = write_list(tmp_path / "a.jsonl", [{"url": server.url(f"/none/{number}")} for number in range(3)])
-    assert "none of 3 addresses gave a picture (3 HTTP 404)" in refused(listed, tmp_path / "data")
+    assert "none of 3 addresses gave a picture (3 HTTP 404)" in terminal.refused(listed, tmp_path / "data")
     assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
 
 
-def test_second_ingest_adds_what_is_new_and_tries_again_only_when_asked(server: PictureServer, tmp_path: Path) -> None:
+def test_second_ingest_adds_what_is_new_and_tries_again_only_when_asked(
+    server: PictureServer, terminal: Terminal, tmp_path: Path
+) -> None:
     lists, data = tmp_path / "lists", tmp_path / "data"
     lists.mkdir()
     listed = [{"url": server.url(f"/{number}.png"), "caption": f"c{number}"} for number in range(12)]
     server.answers["/3.png"] = Answer(encoded(3), first=[Answer(status=503)])
     server.answers["/4.png"] = Answer(status=404)
     write_list(lists / "a.jsonl", listed[:7])
-    assert "5 pictures added, 2 files rejected" in ingest(lists, data, "--shard-rows", 4)
+    assert "5 pictures added, 2 files rejected" in terminal.ingest(lists, data, "--shard-rows", 4)[0]
     asked = server.requests.total()
-    assert "0 pictures added, 0 files rejected; 5 pictures in" in ingest(lists, data, "--shard-rows", 4)
+    assert "0 pictures added, 0 files rejected; 5 pictures in" in terminal.ingest(lists, data, "--shard-rows", 4)[0]
     assert server.requests.total() == asked
 
     write_list(lists / "a.jsonl", listed[:9])
     write_list(lists / "b.jsonl", [listed[0], *listed[9:]])
-    assert "5 pictures added, 1 files rejected; 10 pictures in" in ingest(lists, data, "--shard-rows", 4)
+    assert "5 pictures added, 1 files rejected; 10 pictures in" in terminal.ingest(lists, data, "--shard-rows", 4)[0]
     assert reasons(data)["0.png"].startswith("in the dataset already, as ")
     assert server.requests["/3.png"] == server.requests["/1.png"] == 1
 
-    assert "1 pictures added, 0 files rejected; 11 pictures in" in ingest(lists, data, "--retry-failed")
+    assert "1 pictures added, 0 files rejected; 11 pictures in" in terminal.ingest(lists, data, "--retry-failed")[0]
     assert server.requests["/3.png"] == 2
     assert server.requests["/4.png"] == server.requests["/1.png"] == 1
     assert set(reasons(data)) == {"4.png", "0.png"}
@@ -157,7 +175,7 @@ def test_second_ingest_adds_what_is_new_and_tries_again_only_when_asked(server: 
 
     listed[1]["caption"] = "corrected"
     write_list(lists / "a.jsonl", listed[:9])
-    assert "a.jsonl has changed in rows that were ingested before" in ingest(lists, data)
+    assert "a.jsonl has changed in rows that were ingested before" in terminal.ingest(lists, data)[0]
 
 
 def shard_files(dataset: Path) -> dict[str, bytes]:
@@ -166,7 +184,9 @@ def shard_files(dataset: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("shared_ray")
-def test_killed_ingest_asks_nothing_twice_and_gives_the_same_shards(server: PictureServer, tmp_path: Path) -> None:
+def test_killed_ingest_asks_nothing_twice_and_gives_the_same_shards(
+    server: PictureServer, terminal: Terminal, tmp_path: Path
+) -> None:
     """Equal pictures of different shards are settled at the end, on either side of the kill."""
     numbers = [number % 370 for number in range(400)]
     listed = write_list(tmp_path / "a.jsonl", [{"url": server.url(f"/{number}.png")} for number in numbers])
@@ -174,9 +194,8 @@ def test_killed_ingest_asks_nothing_twice_and_gives_the_same_shards(server: Pict
         server.answers[f"/{number}.png"].wait = 0.1
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     options = ["--shard-rows", "20"]
-    job = subprocess.Popen(
-        command(listed, killed, *options), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    command = [sys.executable, "-m", "pipelines", "ingest", str(listed), str(killed), *options, *LOCAL]
+    job = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while len(list(killed.glob("images/[0-9]*.parquet"))) < 5 and time.monotonic() < deadline and job.poll() is None:
         time.sleep(0.02)
@@ -188,29 +207,29 @@ def test_killed_ingest_asks_nothing_twice_and_gives_the_same_shards(server: Pict
     time.sleep(1)  # what its tasks were asking for
     before = server.requests.copy()
     written = {path: path.stat().st_mtime_ns for path in killed.glob("images/[0-9]*.parquet")}
-    ingest(listed, killed, *options)
+    terminal.ingest(listed, killed, *options)
     done = [number for path in written for number in numbers[20 * int(path.stem) :][:20] if numbers.count(number) == 1]
     assert done
     assert all(server.requests[f"/{number}.png"] == before[f"/{number}.png"] == 1 for number in done)
-    ingest(listed, calm, *options)
+    terminal.ingest(listed, calm, *options)
     assert shard_files(killed) == shard_files(calm)
     assert len(rows(calm)) == 370
     assert sum("same bytes as" in row["reason"] for row in rows(calm, "rejected")) == 30
 
 
 @pytest.mark.usefixtures("shared_ray")
-def test_list_on_s3_in_parts(server: PictureServer, s3: str, tmp_path: Path) -> None:
+def test_list_on_s3_in_parts(server: PictureServer, terminal: Terminal, s3: str, tmp_path: Path) -> None:
     from labeling.dataset import open_store
 
     store = open_store(f"{s3}/lists")
     for part in range(2):
-        urls = [server.url(f"/{number}.png") for number in range(150 * part, 150 * part + 150)]
+        urls = [server.url(f"/{number}.png") for number in range(100 * part, 100 * part + 100)]
         pq.write_table(pa.table({"url": urls, "text": urls}), tmp_path / "part.parquet")
         store.put(f"part-{part}.parquet", (tmp_path / "part.parquet").read_bytes())
     store.put("_SUCCESS", b"")
-    assert "300 pictures added" in ingest(f"{s3}/lists", f"{s3}/data", "--shard-rows", "64")
+    assert "200 pictures added" in terminal.ingest(f"{s3}/lists", f"{s3}/data", "--shard-rows", "64")[0]
     assert [row["text"] for row in Dataset.open(f"{s3}/data").rows("images")] == [
-        server.url(f"/{number}.png") for number in range(300)
+        server.url(f"/{number}.png") for number in range(200)
     ]
 
 

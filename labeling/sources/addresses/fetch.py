@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from time import time
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from labeling.sources.addresses.hosts import DeadHost, DeadHosts, Host
 from labeling.sources.addresses.network import AddressCheck, PrivateAddress, resolve
@@ -136,9 +135,10 @@ class _Run:
 
     def _shard_seconds(self) -> float:
         """Seconds for the whole list: more where the pace asked for at one host takes longer."""
-        most = max(Counter(_host_name(url) for url in self.urls).values(), default=0)
-        paced = 2 * most / self.policy.host_rate if self.policy.host_rate else 0.0
-        return max(self.policy.shard_seconds, paced)
+        if not self.policy.host_rate:
+            return self.policy.shard_seconds
+        most = max(Counter(url.partition("://")[2].partition("/")[0] for url in self.urls).values(), default=0)
+        return max(self.policy.shard_seconds, 2 * most / self.policy.host_rate)
 
     async def _all_within(self, seconds: float) -> list[Any]:
         tasks = [asyncio.create_task(self._one(index, url)) for index, url in enumerate(self.urls)]
@@ -169,17 +169,14 @@ class _Run:
     async def _follow(self, index: int, url: str) -> Any:
         """Ask for an address and for those that it redirects to."""
         for _ in range(REDIRECTS + 1):
-            name = _host_name(url)
-            host = self.hosts.get(name)
-            if host is None:
-                host = Host(name, self.policy.host_connections, self.policy.host_rate, self.dead)
-                self.hosts[name] = host
+            parsed = _parsed(url)
+            host = self._host(parsed.host.rstrip("."))
             slot = False
             try:
                 async with host.turn():
                     await self.slots.acquire()
                     slot = True
-                    body, location = await self._ask(host, url)
+                    body, location = await self._ask(host, parsed)
                 if location is None:
                     return await asyncio.get_running_loop().run_in_executor(self.decoders, self.take, index, body)
             finally:
@@ -188,13 +185,18 @@ class _Run:
             url = location
         raise _Refused(f"more than {REDIRECTS} redirects")
 
-    async def _ask(self, host: Host, url: str) -> tuple[bytes, str | None]:
+    def _host(self, name: str) -> Host:
+        if name not in self.hosts:
+            self.hosts[name] = Host(name, self.policy.host_connections, self.policy.host_rate, self.dead)
+        return self.hosts[name]
+
+    async def _ask(self, host: Host, url: Any) -> tuple[bytes, str | None]:
         """The body of one answer, or where it redirects to. Raises _Refused, _Unanswered, PrivateAddress."""
         import aiohttp
 
         received = bytearray()
         try:
-            async with self.session.get(_parsed(url), allow_redirects=False) as response:
+            async with self.session.get(url, allow_redirects=False) as response:
                 if location := self._judge(host, response):
                     return b"", location
                 expected = response.content_length
@@ -254,13 +256,6 @@ class _Run:
 
     def _too_large(self) -> str:
         return f"larger than {self.policy.max_bytes / (1 << 20):g} MiB"
-
-
-def _host_name(url: str) -> str:
-    try:
-        return (urlsplit(url).hostname or "").rstrip(".")
-    except ValueError:
-        return ""
 
 
 def _parsed(url: str) -> Any:

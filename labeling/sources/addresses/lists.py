@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -29,7 +29,7 @@ class AddressList:
 
 
 def open_list(
-    store: Store, names: Sequence[str], url: str | None = None, text: str | None = None
+    store: Store, names: Iterable[str], url: str | None = None, text: str | None = None
 ) -> AddressList | None:
     """The list of addresses that these files (names in the store) are, None where they are something else.
 
@@ -37,11 +37,18 @@ def open_list(
     url, text: names of the columns; found by usual names otherwise. Raises InputError where a column that is named is
     not there, or where `url` is named and no file can be a list.
     """
-    lists = [name for name in sorted(names) if _suffix(name) in FORMATS]
-    others = [name for name in names if _suffix(name) not in (*FORMATS, *_BESIDE)]
-    if not lists or others:
+    lists: list[str] = []
+    other = ""
+    for name in names:
+        if _suffix(name) in FORMATS:
+            lists.append(name)
+        elif _suffix(name) not in _BESIDE:
+            other = name
+            break  # so a folder of pictures is known by one of them
+    lists.sort()
+    if not lists or other:
         if url:
-            what = others[0] if others else "no file of Parquet, CSV, TSV or JSON lines"
+            what = f"{other} is there" if other else "no Parquet, CSV, TSV or JSON lines there"
             raise InputError(f"{store.uri}: --url names a column of a list of addresses, and this is none ({what})")
         return None
     files: list[ListFile] = []

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow.compute as pc
 
 from labeling.dataset import IMAGES, REJECTED, Dataset, digest_json, recipe
 from labeling.sources.addresses.fetch import is_transient
-from labeling.sources.addresses.policy import FetchPolicy
 from labeling.sources.addresses.rows import ListFile, RowRange
-from labeling.sources.addresses.shards import Columns, ListedRow, write_rows
-from labeling.sources.ingest import Limits
+from labeling.sources.addresses.shards import ListedRow, Making, write_rows
 from labeling.sources.seen import read_seen
 
 LOT_SHARDS = 8
@@ -26,14 +24,12 @@ class ListJob:
 
     dataset: Dataset
     files: Mapping[str, ListFile]
-    columns: Columns
-    limits: Limits
-    policy: FetchPolicy
+    making: Making
     declaration: Mapping[str, Any]
 
     def recipe(self, *parts: Any) -> str:
         """Of all that a shard of these parts of the list depends on. How they are fetched is none of it."""
-        return recipe(self.declaration, {"source": digest_json([self.columns.url, self.columns.text, list(parts)])})
+        return recipe(self.declaration, {"source": digest_json([asdict(self.making.columns), list(parts)])})
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ class Lot:
             ):
                 if not is_done:
                     listed = [ListedRow(one.file, one.first + index, row) for index, row in enumerate(some)]
-                    write_rows(job.dataset, shard, listed, job.columns, job.limits, job.policy, shard_recipe)
+                    write_rows(job.dataset, shard, listed, job.making, shard_recipe)
         return [_outcome(job.dataset, shard) for shard in self.shards]
 
 
@@ -87,7 +83,7 @@ class RetryLot:
         shard_recipe = job.recipe("again", names, digests, self.rows)
         if not _is_done(job.dataset, self.shard, shard_recipe):
             listed = [row for shard, ranges in self.earlier for row in self._read(job, shard, ranges)]
-            write_rows(job.dataset, self.shard, listed, job.columns, job.limits, job.policy, shard_recipe)
+            write_rows(job.dataset, self.shard, listed, job.making, shard_recipe)
         return [_outcome(job.dataset, self.shard)]
 
     def _read(self, job: ListJob, shard: str, ranges: Sequence[RowRange]) -> Iterator[ListedRow]:

@@ -16,9 +16,10 @@ from labeling.sources.addresses.policy import FetchPolicy
 from labeling.sources.addresses.rows import BadRow, Row
 from labeling.sources.addresses.urls import public_form
 from labeling.sources.facts import Described, Naming, describe, plain_value
-from labeling.sources.ingest import Limits, same_bytes, write_images, write_pictures
+from labeling.sources.ingest import Limits, normalize_apart, same_bytes, write_images, write_pictures
 from labeling.sources.normalize import Rejected, image_id, normalize
 from labeling.sources.seen import SEEN_SCHEMA, read_seen, write_seen
+from model.inputs import one_line
 
 # What is kept of each row of a list; `file` is the list's. rejected/ repeats what it says.
 ROW_SCHEMA = pa.schema(
@@ -54,19 +55,22 @@ class _Picture:
     row: dict[str, Any]
 
 
-def write_rows(
-    dataset: Dataset,
-    shard: str,
-    listed: Sequence[ListedRow],
-    columns: Columns,
-    limits: Limits,
-    policy: FetchPolicy,
-    shard_recipe: str,
-) -> None:
+@dataclass(frozen=True)
+class Making:
+    """How rows become pictures. careful: decode each in a process apart, which may die of it."""
+
+    columns: Columns
+    limits: Limits
+    policy: FetchPolicy
+    careful: bool = False
+
+
+def write_rows(dataset: Dataset, shard: str, listed: Sequence[ListedRow], making: Making, shard_recipe: str) -> None:
     """Fetch the pictures of some rows and write them as one shard; of equal pictures the first one stays."""
+    columns = making.columns
     accepted: dict[str, dict[str, Any]] = {}
     seen: list[dict[str, Any]] = []
-    for one, result in zip(listed, _fetch(listed, columns, limits, policy), strict=True):
+    for one, result in zip(listed, _fetch(listed, making), strict=True):
         said = _describe(one.row, columns)
         name = public_form(_address(one.row, columns)) or f"{one.file}, row {one.place + 1}"
         state = {"name": name, "file": one.file, "place": one.place, "size": result.size, "said": said.digest}
@@ -90,22 +94,24 @@ def rejected_of(seen: pa.Table) -> pa.Table:
     return pa.table({"source": rows["name"], "reason": rows["reason"], "size": rows["size"]}, REJECTED_SCHEMA)
 
 
-def _fetch(
-    listed: Sequence[ListedRow], columns: Columns, limits: Limits, policy: FetchPolicy
-) -> list[_Picture | Failure]:
+def _fetch(listed: Sequence[ListedRow], making: Making) -> list[_Picture | Failure]:
     """The picture of each row, or why there is none."""
+    columns, limits = making.columns, making.limits
 
     def take(index: int, raw: bytes) -> _Picture | Failure:
         try:
-            image = normalize(raw, limits.max_pixels, limits.min_side)
+            decode = normalize_apart if making.careful else normalize
+            image = decode(raw, limits.max_pixels, limits.min_side)
         except Rejected as error:
             return Failure(str(error), len(raw))
+        except Exception as error:  # nothing that a server sends may end the job
+            return Failure(f"cannot be decoded ({type(error).__name__}: {one_line(error)})", len(raw))
         identity = image_id(raw)
         row = {"id": identity, "image": image.encoded, "width": image.width, "height": image.height}
         return _Picture(identity, len(raw), row)
 
     urls = {index: url for index, one in enumerate(listed) if (url := _address(one.row, columns))}
-    fetched = iter(_fetcher(policy).fetch_all(list(urls.values()), take))
+    fetched = iter(_fetcher(making.policy).fetch_all(list(urls.values()), take))
     return [next(fetched) if index in urls else Failure(_no_address(one.row)) for index, one in enumerate(listed)]
 
 

@@ -158,8 +158,9 @@ def build_manifest(mixture: Mapping[str, SourceConfig], size: int) -> Manifest:
     """Pin the shards of a mixture and count the rows eligible for each task.
 
     A row is eligible when nothing that the task needs of it is in error, it has a prompt for the task, its boxes,
-    segmentation or pose show something, and its picture was not removed at the source. Raises InputError for an unknown task, a group or shards that are not there,
-    parts made with different codecs or text encoders, and a mixture without a single eligible row.
+    segmentation or pose show something, and its picture was not removed at the source. Raises InputError for an unknown
+    task, a group or shards that are not there, parts made with different codecs or text encoders, and a mixture
+    without a single eligible row.
     """
     sources: dict[str, SourcePin] = {}
     streams: list[Stream] = []

@@ -7,7 +7,7 @@ workers. Ids are compared as two numbers each, in parts that fit in memory.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -97,12 +97,10 @@ def _ids(dataset: Dataset, shard: str, number: int) -> NDArray[np.void]:
     return records
 
 
-def drop_duplicates(
-    dataset: Dataset, shards: Sequence[str], losers: Losers, new: int, recipes: Mapping[str, str]
-) -> int:
+def drop_duplicates(dataset: Dataset, shards: Sequence[str], losers: Losers, new: int, settled: str) -> int:
     """Move rows of a shard that equal earlier ones to its rejected rows; how many rows it has left.
 
-    recipes: shard → the recipe of a shard that has been settled.
+    settled: the recipe of the shard when that is done.
     """
 
     @lru_cache(maxsize=256)
@@ -134,6 +132,6 @@ def drop_duplicates(
         images.filter(pa.array(keep)),
         pa.Table.from_pylist(ordered, REJECTED_SCHEMA),
         pa.Table.from_pylist(seen, SEEN_SCHEMA),
-        recipes[shard],
+        settled,
     )
     return int(keep.sum())

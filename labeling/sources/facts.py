@@ -26,6 +26,9 @@ class Naming:
     image: str = ""
 
 
+USUAL = Naming()
+
+
 @dataclass(frozen=True)
 class Described:
     """columns: author, licence, text and metadata of images; kept: columns that are in `metadata` alone."""

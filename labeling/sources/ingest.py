@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from multiprocessing import get_context
+from typing import Any, cast
 
 import pyarrow as pa
 
@@ -67,13 +69,18 @@ class ShardResult:
 
 @dataclass(frozen=True)
 class Ingestion:
-    """What is the same for all shards of an ingest. threads: that decode pictures, where processes do not."""
+    """What is the same for all shards of an ingest.
+
+    threads: that decode pictures, where processes do not; careful: decode each picture in a process apart, which may
+    die of it.
+    """
 
     source: Source
     dataset: Dataset
     limits: Limits
     declaration: Mapping[str, Any]
     threads: int = 1
+    careful: bool = False
 
     def ingest(self, tasks: Sequence[ShardTask]) -> list[ShardResult]:
         """Read, check and write the items of shards, which are read together where they lie in one file."""
@@ -114,7 +121,8 @@ class Ingestion:
         described = describe(facts, self.source.naming)
         try:
             companions = read_companions(self.source.store, facts)
-            image = normalize(reading.raw, self.limits.max_pixels, self.limits.min_side)
+            decode = normalize_apart if self.careful else normalize
+            image = decode(reading.raw, self.limits.max_pixels, self.limits.min_side)
         except (Rejected, ValueError) as error:
             return Looked(item, seen, reason=str(error))
         except Exception as error:  # nothing that a source holds may end the job
@@ -159,6 +167,17 @@ class Ingestion:
         return ShardResult(task.shard, len(rows), len(rejected), kept)
 
 
+def normalize_apart(raw: bytes, max_pixels: int, min_side: int) -> EncodedImage:
+    """`normalize` in a process of its own. Raises Rejected also where that process dies of the picture."""
+    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+    try:
+        return pool.submit(normalize, raw, max_pixels, min_side).result()
+    except BrokenProcessPool:
+        raise Rejected("its decoder ends the process") from None
+    finally:
+        pool.shutdown()
+
+
 @dataclass(frozen=True)
 class Looked:
     """What became of an item: a row of images, or a reason. seen: its row of SEEN_SCHEMA."""
@@ -181,8 +200,15 @@ def write_images(
     """Write the three files of a shard, that of images last: it says that all are there."""
     write_seen(dataset, shard, seen, shard_recipe)
     write_shard(dataset.store, REJECTED, shard, rejected, [rejected.num_rows], shard_recipe)
+    write_pictures(dataset, shard, images, shard_recipe)
+
+
+def write_pictures(dataset: Dataset, shard: str, images: pa.Table, shard_recipe: str) -> None:
+    """Write the images of a shard (IMAGE_SCHEMA)."""
     sizes = zip(images["image"], images["width"].to_pylist(), images["height"].to_pylist(), strict=True)
-    row_groups = cut_row_groups([[EncodedImage(memoryview(one.as_buffer()), *size)] for one, *size in sizes])
+    row_groups = cut_row_groups(
+        [[EncodedImage(cast(bytes, memoryview(one.as_buffer())), *size)] for one, *size in sizes]
+    )
     write_shard(dataset.store, IMAGES, shard, images, row_groups, shard_recipe)
 
 

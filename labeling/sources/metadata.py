@@ -1,4 +1,4 @@
-"""Tables that lie beside pictures and say more of each: metadata.csv, .jsonl and .parquet, as people's tools write them.
+"""Tables beside pictures that say more of each: metadata.csv, .jsonl and .parquet, as people's tools write them.
 
 A line that cannot be understood costs that line and is counted; the others count.
 """
@@ -110,7 +110,7 @@ def _read_table(store: Store, file: str, folder: str, found: MetadataTable) -> N
 
 
 def _name_column(row: Mapping[str, Any], place: str) -> str:
-    names = {str(column).strip().lower(): column for column in reversed(row)}
+    names = {str(column).strip().lower(): column for column in reversed(list(row))}
     for name in _NAMES:
         if name in names:
             return str(names[name])

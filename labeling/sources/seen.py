@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -55,7 +56,7 @@ def has_items(dataset: Dataset, shard: str) -> bool:
 
 @dataclass(frozen=True)
 class SeenItems:
-    """The items of some shards: SEEN_SCHEMA with `shard` (index into shards) and `row` (in the shard, of a taken one)."""
+    """Items of some shards: SEEN_SCHEMA with `shard` (index into shards) and `row` (in the shard, of a taken one)."""
 
     shards: Sequence[str]
     table: pa.Table
@@ -68,10 +69,9 @@ class SeenItems:
         def load(number: int) -> pa.Table:
             table = read_seen(dataset, names[number])
             taken = table["taken"].combine_chunks()
-            row = pc.subtract(pc.cumulative_sum(taken.cast(pa.int32())), 1) if len(taken) else pa.nulls(0, pa.int32())
-            return table.append_column("shard", pa.nulls(len(table), pa.int32()).fill_null(number)).append_column(
-                "row", pc.if_else(taken, row, pa.scalar(None, pa.int32()))
-            )
+            row = pc.subtract(pc.cumulative_sum(taken.cast(pa.int32())), pa.scalar(1, pa.int32()))
+            table = table.append_column("shard", pa.array(np.full(len(table), number, np.int32)))
+            return table.append_column("row", pc.if_else(taken, row, pa.scalar(None, pa.int32())))
 
         with ThreadPoolExecutor(_THREADS) as pool:
             parts = list(pool.map(load, range(len(names))))

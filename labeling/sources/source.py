@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import PurePosixPath
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from labeling.dataset import Store, open_store
 from labeling.sources import tar
-from labeling.sources.facts import Naming
+from labeling.sources.facts import USUAL, Naming
 from labeling.sources.folder import ImageFiles
 from labeling.sources.items import Container, Item, Reading, Trouble, items_of
 from labeling.sources.listing import FILE_SCHEMA, Listing, LookInside, list_files, list_items, look_inside
+from labeling.sources.metadata import FILE_NAME, read_metadata
 from labeling.sources.parquet import ParquetTable
 from labeling.sources.patterns import matcher, split_address
 from labeling.sources.tar import TarArchive
@@ -24,7 +27,7 @@ from model.inputs import InputError
 class Source:
     """A collection opened for listing and reading. It may be sent to other processes."""
 
-    def __init__(self, uri: str, naming: Naming = Naming()) -> None:
+    def __init__(self, uri: str, naming: Naming = USUAL) -> None:
         """Raises InputError for an address that is neither local nor S3."""
         self.uri = uri.rstrip("/") or "/"
         self.naming = naming
@@ -81,6 +84,12 @@ class Source:
     def items(self) -> list[Item]:
         """All items, sorted by name: for small sources. Raises InputError as `listing`."""
         return items_of(self.listing().items)
+
+    def metadata(self) -> dict[str, dict[str, Any]]:
+        """File → what metadata tables of the folder say of it, `file_name` included: for small sources."""
+        table = read_metadata(self.store, self.files()[1])
+        rows = zip(table.names, table.rows, strict=True)
+        return {name: {FILE_NAME: name, **json.loads(row)} for name, row in rows}
 
     def read(self, items: Sequence[Item]) -> Iterator[Reading]:
         """Read items, each once; those that lie together in a file, together. The order is the containers'."""

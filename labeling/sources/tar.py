@@ -1,7 +1,7 @@
-"""Tar archives, also compressed: pictures, with the captions and JSON beside them that WebDataset and img2dataset write.
+"""Tar archives, also compressed: pictures, and beside them the captions and JSON of WebDataset and img2dataset.
 
 A plain archive is read by offsets, from disk or S3, in few large requests; a compressed one as a stream, from its
-beginning. Nothing is unpacked, so a member's name can lead nowhere. As when unpacking, the last member of a name counts.
+beginning. Nothing is unpacked, so a member's name can lead nowhere. As in unpacking, the last member of a name counts.
 """
 
 from __future__ import annotations

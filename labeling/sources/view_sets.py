@@ -29,7 +29,7 @@ from labeling.dataset import (
     write_shard,
 )
 from labeling.sources.cutting import cut_row_groups
-from labeling.sources.folder import METADATA
+from labeling.sources.metadata import is_metadata
 from labeling.sources.normalize import EncodedImage, Rejected, image_id, normalize
 from labeling.sources.source import Source
 from model.constants import MAX_PIXELS, MIN_SIDE
@@ -127,7 +127,7 @@ def _copy_folder(source: Source, folder: PurePosixPath, target: Path) -> None:
     prefix = "" if folder == PurePosixPath(".") else f"{folder}/"
     for name in source.store.walk(prefix.rstrip("/")):
         path = target / name
-        if name != METADATA and path.resolve().is_relative_to(target.resolve()):
+        if not is_metadata(name) and path.resolve().is_relative_to(target.resolve()):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(source.store.read(f"{prefix}{name}"))
 

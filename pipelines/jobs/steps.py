@@ -38,7 +38,7 @@ def _label(job: LabelJob) -> dict[str, Any]:
     result: dict[str, Any] = {}
     if job.source:
         ingested = ingest(job.source, job.dataset)
-        print(f"ingest: {ingested.added} pictures added, {ingested.rejected} files rejected", flush=True)
+        print(*(f"ingest: {line}" for line in ingested.summary(job.dataset)), sep="\n", flush=True)
         result["ingest"] = asdict(ingested)
     request = job.workers.resources()
     labeled = label(

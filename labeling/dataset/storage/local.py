@@ -64,26 +64,26 @@ class LocalStore:
                 with os.scandir(base / relative) as listed:
                     items = sorted(listed, key=lambda item: item.name, reverse=True)
             except OSError as error:
-                if relative and trouble is not None:
-                    trouble(relative, f"folder cannot be read ({error.strerror})")
+                if trouble is not None and not isinstance(error, FileNotFoundError | NotADirectoryError):
+                    trouble(relative or ".", f"folder cannot be read ({error.strerror})")
                 continue
             for item in reversed(items):
                 name = f"{relative}/{item.name}" if relative else item.name
                 if item.name.startswith("."):
                     continue
                 if item.is_file():
-                    stat = item.stat()
-                    yield name, _entry(stat)
+                    with suppress(FileNotFoundError):  # deleted since it was listed
+                        yield name, _entry(item.stat())
                 elif item.is_symlink() and not os.path.exists(item):
                     if trouble is not None:
                         trouble(name, "link to a file that is not there")
                 elif item.is_symlink():
                     # What lies below the root is found there; what lies outside is followed once, so no circle is.
                     target = os.path.realpath(item)
-                    if item.is_dir() and not f"{target}/".startswith(f"{inside}/") and target not in followed:
-                        if not f"{inside}/".startswith(f"{target}/"):
-                            followed.add(target)
-                            pending.append(name)
+                    around = f"{target}/".startswith(f"{inside}/") or f"{inside}/".startswith(f"{target}/")
+                    if item.is_dir() and not around and target not in followed:
+                        followed.add(target)
+                        pending.append(name)
             pending += [
                 f"{relative}/{item.name}" if relative else item.name
                 for item in items

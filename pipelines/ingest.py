@@ -78,13 +78,16 @@ def ingest(
     Shards are cut from the sorted listing; of equal files the first one stays, the others go to rejected/ with what
     they equal. An interrupted run continues with the shards it had not written. text, image: columns of the source
     with the caption and the picture, where they have other names than usual. update: take over what has changed at the
-    source; prune: mark rows whose pictures are gone there. listed: how a list of addresses is fetched. Raises InputError
-    for an empty source, a target that cannot be written, a dataset of sets, or a source with no image at all.
+    source; prune: mark rows whose pictures are gone there. listed: how a list of addresses is fetched.
+    Raises InputError for an empty source, a target that cannot be written, a dataset of sets, or a source with no image
+    at all.
     """
     source = Source(source_uri, Naming(text, image))
     target = Dataset(dataset_uri)
     limits = Limits(max_pixels, min_side)
     if addresses := open_addresses(source, target, listed, _inside(source.store, target.store)):
+        if update or prune:
+            raise InputError(f"{source_uri}: rows of a list of addresses cannot be updated or pruned once ingested")
         declaration = _declaration(limits)
         done = ListIngest(source.address, addresses, target, limits, declaration, shard_rows, listed).run()
         return IngestResult(done.added, done.rejected, done.images, remarks=done.remarks)

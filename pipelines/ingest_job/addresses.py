@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from cluster.ray_environment import starts_own_ray
 from labeling.dataset import GROUP_FILE, IMAGES, REJECTED, Dataset, ShardInfo, in_parallel, lease, shard_file
 from labeling.sources.addresses.lists import AddressList, open_list
 from labeling.sources.addresses.lots import (
@@ -31,7 +33,9 @@ from model.inputs import InputError
 from pipelines.ingest_job.workers import Workers
 from pipelines.progress import progress
 
-_HERE_ROWS = 256  # below this, an ingest takes less time than Ray takes to start
+_HERE_ROWS = 4096  # up to which an ingest ends before a Ray of its own would have started and done it
+_FEW_ROWS = 256  # likewise, where a cluster runs already
+_HERE_LOTS = 2  # at a time, in this process: one is written while another is fetched
 _FILES_AT_A_TIME = 8  # that are cut into ranges
 
 
@@ -176,13 +180,16 @@ class ListIngest:
                 yield shard, failed
 
     def _ingest(self, state: _State, cuts: Mapping[str, Cut], workers: Workers, remarks: list[str]) -> ListResult:
-        on_cluster = sum(one.rows for cut in cuts.values() for one in cut.ranges) > _HERE_ROWS
-        processes = workers.processes(on_cluster)
-        new = self._lots(cuts, len(state.shards), processes)
+        rows = sum(one.rows for cut in cuts.values() for one in cut.ranges)
+        on_cluster = rows > (_HERE_ROWS if starts_own_ray() else _FEW_ROWS)
+        at_once = workers.processes() if on_cluster else _HERE_LOTS
+        new = self._lots(cuts, len(state.shards), at_once)
         first_retry = len(state.shards) + sum(len(lot.shards) for lot in new)
         again = list(self._retry_lots(state, first_retry)) if self.options.retry_failed else []
         columns = Columns(self.addresses.url, self.addresses.text)
-        making = Making(columns, self.limits, self.options.policy.shared_by(processes))
+        threads = 1 if on_cluster else max(1, (os.cpu_count() or 1) // _HERE_LOTS)
+        policy = self.options.policy.shared_by(at_once)
+        making = Making(columns, self.limits, policy, threads)
         job = ListJob(self.target, {file.name: file for file in self.addresses.files}, making, self.declaration)
         outcomes = self._write(job, [*new, *again], workers, on_cluster)
         if again and not any(outcomes[lot.shard].taken for lot in again) and not new:
@@ -212,10 +219,10 @@ class ListIngest:
             remarks.append(f"rejected: {_counted(reasons)}")
         return ListResult(added, rejected, _rows(state.shards) + added, remarks)
 
-    def _lots(self, cuts: Mapping[str, Cut], first_shard: int, processes: int) -> list[Lot]:
+    def _lots(self, cuts: Mapping[str, Cut], first_shard: int, at_once: int) -> list[Lot]:
         lots: list[Lot] = []
         for cut in cuts.values():
-            lots += cut_lots(cut.ranges, first_shard, processes)
+            lots += cut_lots(cut.ranges, first_shard, at_once)
             first_shard += len(cut.ranges)
         return lots
 
@@ -250,7 +257,12 @@ class ListIngest:
         outcomes: dict[str, ShardOutcome] = {}
         careful = replace(job, making=replace(job.making, careful=True))
         with progress("ingest", sum(lot.rows for lot in lots), "addresses") as advance:
-            for some in workers.map(_Write(job), ((lot,) for lot in lots), on_cluster, crashed=_Write(careful)):
+            made = (
+                workers.map(_Write(job), ((lot,) for lot in lots), on_cluster, crashed=_Write(careful))
+                if on_cluster
+                else in_parallel(_Write(job), lots, _HERE_LOTS)
+            )
+            for some in made:
                 outcomes |= {outcome.shard: outcome for outcome in some}
                 advance(sum(outcome.taken + outcome.reasons.total() for outcome in some))
         return dict(sorted(outcomes.items()))

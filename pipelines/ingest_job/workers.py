@@ -25,10 +25,8 @@ class Workers:
     def __exit__(self, *exception: Any) -> None:
         self._stack.__exit__(*exception)
 
-    def processes(self, on_cluster: bool) -> int:
-        """How many calls can run at once by now."""
-        if not on_cluster:
-            return 1
+    def processes(self) -> int:
+        """How many calls the cluster can run at once by now."""
         self._start()
         return max(1, int(cluster_has("CPU")))
 

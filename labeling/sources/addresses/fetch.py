@@ -22,7 +22,6 @@ from labeling.sources.addresses.urls import SCHEMES
 REDIRECTS = 5
 LONGEST_WAIT = 30.0  # seconds that a Retry-After may ask for; who asks for more is not asked again
 LONGEST_URL = 8192
-DECODERS = 2  # threads: while one decodes (without the interpreter's lock), the other hands over
 NAME_THREADS = 32  # that look up names, which blocks
 _CHUNK = 1 << 16
 _REDIRECTED = (301, 302, 303, 307, 308)
@@ -74,22 +73,27 @@ class Fetcher:
         self.policy = policy
         self._dead = DeadHosts()
 
-    def fetch_all(self, urls: Sequence[str], take: Callable[[int, bytes], T]) -> list[T | Failure]:
+    def fetch_all(self, urls: Sequence[str], take: Callable[[int, bytes], T], threads: int = 1) -> list[T | Failure]:
         """What `take` makes of the bytes of each address, or why there are none; in the order of `urls`.
 
-        take: called with the position and the bytes, in one of DECODERS threads. Bodies that wait for it are at most as
+        take: called with the position and the bytes, in one of some threads. Bodies that wait for it are at most as
         many as connections, so a slow `take` slows the fetching down instead of filling the memory.
         """
-        return asyncio.run(_Run(self.policy, self._dead, urls, take).all())
+        return asyncio.run(_Run(self.policy, self._dead, urls, take, threads).all())
 
 
 class _Run:
     """One list being fetched, on one event loop."""
 
     def __init__(
-        self, policy: FetchPolicy, dead: DeadHosts, urls: Sequence[str], take: Callable[[int, bytes], Any]
+        self,
+        policy: FetchPolicy,
+        dead: DeadHosts,
+        urls: Sequence[str],
+        take: Callable[[int, bytes], Any],
+        threads: int,
     ) -> None:
-        self.policy, self.urls, self.take, self.dead = policy, urls, take, dead
+        self.policy, self.urls, self.take, self.dead, self.threads = policy, urls, take, dead, threads
         self.check = AddressCheck(policy.networks)
         self.hosts: dict[str, Host] = {}
         self.slots = asyncio.Semaphore(policy.connections)  # each holds at most one body
@@ -111,7 +115,7 @@ class _Run:
 
         policy = self.policy
         names = ThreadPoolExecutor(min(NAME_THREADS, policy.connections))
-        self.decoders = ThreadPoolExecutor(DECODERS)
+        self.decoders = ThreadPoolExecutor(self.threads + 1)  # while some decode, one hands over
         try:
             connector = aiohttp.TCPConnector(
                 limit=0,  # the slots of the hosts and of this run are the limits

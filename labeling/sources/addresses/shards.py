@@ -57,11 +57,16 @@ class _Picture:
 
 @dataclass(frozen=True)
 class Making:
-    """How rows become pictures. careful: decode each in a process apart, which may die of it."""
+    """How rows become pictures.
+
+    threads: that decode, in a process of which the job has only one; careful: decode each picture in a process apart,
+    which may die of it.
+    """
 
     columns: Columns
     limits: Limits
     policy: FetchPolicy
+    threads: int = 1
     careful: bool = False
 
 
@@ -111,7 +116,7 @@ def _fetch(listed: Sequence[ListedRow], making: Making) -> list[_Picture | Failu
         return _Picture(identity, len(raw), row)
 
     urls = {index: url for index, one in enumerate(listed) if (url := _address(one.row, columns))}
-    fetched = iter(_fetcher(making.policy).fetch_all(list(urls.values()), take))
+    fetched = iter(_fetcher(making.policy).fetch_all(list(urls.values()), take, making.threads))
     return [next(fetched) if index in urls else Failure(_no_address(one.row)) for index, one in enumerate(listed)]
 
 

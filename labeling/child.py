@@ -121,18 +121,24 @@ def _work(connection: socket.socket, marks_file: int) -> None:
     """Make the work and do what the supervisor sends, to the end of the process."""
     import faulthandler
 
-    from labeling.attempt import Marks
+    from labeling.attempt import Marks, MemoryLimit
+    from labeling.failures import is_memory_error
     from labeling.messages import receive, send
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable()
     memory, factory = receive(connection)
-    _bound_memory(memory)
+    _come_first_when_memory_runs_out()
+    limit = MemoryLimit(memory)
     try:
         work = factory()
     except BaseException as error:
-        _raised(connection, error)
+        if is_memory_error(error):
+            send(connection, ("full", None))
+        else:
+            _raised(connection, error)
         _exit(1)
+    limit.loaded()
     send(connection, ("ready", None))
     marks = Marks(marks_file)
     while True:
@@ -140,18 +146,16 @@ def _work(connection: socket.socket, marks_file: int) -> None:
             message = receive(connection)
         except (EOFError, OSError):
             _exit(0)
-        _do(connection, work, marks, memory, *message)
+        _do(connection, work, marks, limit, *message)
         del message
 
 
-def _do(
-    connection: socket.socket, work: Callable[..., Any], marks: Any, memory: int, task: Any, knowledge: Any
-) -> None:
+def _do(connection: socket.socket, work: Callable[..., Any], marks: Any, limit: Any, task: Any, knowledge: Any) -> None:
     from labeling.attempt import ProcessFullError, SupervisedAttempt
     from labeling.failures import DeviceError
     from labeling.messages import send
 
-    attempt = SupervisedAttempt(knowledge, marks, lambda *saved: send(connection, ("saved", saved)), memory)
+    attempt = SupervisedAttempt(knowledge, marks, lambda *saved: send(connection, ("saved", saved)), limit)
     try:
         result = work(task, attempt)
         try:
@@ -184,17 +188,10 @@ def _raised(connection: socket.socket, error: BaseException) -> None:
         send(connection, ("raised", (Failure.of(error).reason, "".join(traceback.format_exception(error)))))
 
 
-def _bound_memory(memory: int) -> None:
-    """Let an allocation beyond what the worker may hold fail, and the kernel take the worker before its supervisor."""
-    import resource
-
-    try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
-    except OSError:
-        pass
-    if memory:
-        resource.setrlimit(resource.RLIMIT_DATA, (memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+def _come_first_when_memory_runs_out() -> None:
+    """Let the kernel take the worker before its supervisor."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
 
 
 def _exit(code: int) -> None:

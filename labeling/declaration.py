@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from labeling.labeler import Labeler
+from pydantic import BaseModel
+
+from labeling.dataset import EARLIER
+from labeling.labeler import AddedLater, Labeler
 from labeling.registry import is_known
 
 _OURS = "labeling."  # a built-in labeler is found by name: the module that group.json names may have moved since
@@ -17,7 +20,7 @@ def declare(labeler: Labeler) -> dict[str, Any]:
         "labeler": labeler.name,
         "class": f"{type(labeler).__module__}:{type(labeler).__qualname__}",
         "version": labeler.version,
-        "parameters": labeler.parameters.model_dump(mode="json"),
+        "parameters": _declared(labeler.parameters),
         "weights": labeler.weights_digest(),
         "reads": sorted(labeler.reads),
     }
@@ -34,6 +37,17 @@ def is_same(one: Mapping[str, Any] | None, other: Mapping[str, Any]) -> bool:
     return one is not None and _without_built_in_class(one) == _without_built_in_class(other)
 
 
+def _declared(parameters: BaseModel) -> dict[str, Any]:
+    """The values of parameters, without those that were added later and have their defaults."""
+    added = {
+        name
+        for name, field in type(parameters).model_fields.items()
+        if any(isinstance(mark, AddedLater) for mark in field.metadata) and getattr(parameters, name) == field.default
+    }
+    return parameters.model_dump(mode="json", exclude=added)
+
+
 def _without_built_in_class(declaration: Mapping[str, Any]) -> dict[str, Any]:
     built_in = str(declaration.get("class", "")).startswith(_OURS)
-    return {key: value for key, value in declaration.items() if key != "class" or not built_in}
+    left_out = {EARLIER, *(["class"] if built_in else [])}
+    return {key: value for key, value in declaration.items() if key not in left_out}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -81,16 +82,21 @@ def device_error(error: BaseException) -> DeviceError | None:
             return one
         text = one_line(one, LONGEST_REASON)
         names = {kind.__name__ for kind in type(one).__mro__ if kind.__module__.partition(".")[0] == "torch"}
-        if "OutOfMemoryError" in names or (isinstance(one, Exception) and _NO_DEVICE_MEMORY.search(text)):
+        if "OutOfMemoryError" in names or _NO_DEVICE_MEMORY.search(text):
             return DeviceMemoryError(text)
-        if "AcceleratorError" in names or (isinstance(one, RuntimeError) and _DEVICE.search(text)):
+        if "AcceleratorError" in names or _DEVICE.search(text):
             return DeviceError(text)
     return None
 
 
 def is_memory_error(error: BaseException) -> bool:
     """Whether the machine (not a device) had no memory for what a labeler asked for."""
-    return any(isinstance(one, MemoryError) or _NO_HOST_MEMORY.search(str(one)) for one in _with_causes(error))
+    return any(
+        isinstance(one, MemoryError)
+        or (isinstance(one, OSError) and one.errno == errno.ENOMEM)
+        or _NO_HOST_MEMORY.search(str(one))
+        for one in _with_causes(error)
+    )
 
 
 def _with_causes(error: BaseException | None) -> Iterator[BaseException]:

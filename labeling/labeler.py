@@ -16,7 +16,14 @@ Row = dict[str, Any]
 class Parameters(BaseModel):
     """Parameters of a labeler; a key it does not have is refused. They are part of a shard's recipe."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class AddedLater:
+    """Marks a parameter that its labeler got after datasets had been labeled with it: `Annotated[str, AddedLater()]`.
+
+    At its default it is left out of what a group declares, so that the shards made before stay fresh.
+    """
 
 
 class RowError(Exception):
@@ -81,6 +88,11 @@ class Labeler:
     def has_network(self) -> bool:
         """Whether the labels come from `prepare`, `infer` and `finish`: only then is a GPU of use to the labeler."""
         return type(self).infer is not Labeler.infer
+
+    @property
+    def gives_same_bytes(self) -> bool:
+        """Whether the same rows give the same bytes on this `device`; kernels of GPUs do not promise it."""
+        return self.deterministic and (self.device == "cpu" or not self.has_network)
 
     def weights_digest(self) -> str:
         """Digest of the weights that labels depend on; "" for a labeler without weights."""

@@ -10,7 +10,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 
 from labeling.registry import base_name, group_name, is_known, labeler_names
 from model.inputs import InputError, nearest
-from model.inputs.schema import Section, validate
+from model.inputs.schema import Section, split_range, validate
 
 
 class Resources(Section):
@@ -35,10 +35,7 @@ class Resources(Section):
     @classmethod
     def _from_number_or_text(cls, value: Any) -> Any:
         """A number stands for exactly so many; "LEAST:MOST" is how the command line has them."""
-        numbers = value.split(":") if isinstance(value, str) else [value]
-        if isinstance(value, int | str) and len(numbers) <= 2 and all(str(number).isdecimal() for number in numbers):
-            return int(numbers[0]), int(numbers[-1])
-        return value
+        return (value, value) if isinstance(value, int) else split_range(value)
 
     @model_serializer(mode="wrap")
     def _only_what_was_said(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -18,18 +18,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from labeling.attempt import Attempt, Knowledge
-from labeling.failures import DeviceError, Failure, ProcessError, WorkError
+from labeling.attempt import Attempt, Knowledge, Mark
+from labeling.failures import LONGEST_REASON, DeviceError, Failure, ProcessError, WorkError
 from labeling.worker import Worker, WorkerEnded
-from model.inputs import InputError
+from model.inputs import InputError, one_line
 
 Work = Callable[[Any, Attempt], Any]
 
 LOAD_TIMEOUT = 3600.0  # seconds to make the work: weights may come over a network
 READ_TIMEOUT = 1800.0  # seconds in which no row is marked, as while columns are read
 ENDS_WITHOUT_ROW = 3  # processes in a row that may end while no row is under way
-DEVICE_ENDS = 3  # processes that a device's error may end for the sake of a row
+ENDS = 2  # processes that end with a row, alone in the last of them: it is the row's doing
+DOUBTFUL_ENDS = 3  # the same where earlier rows or other processes may have to do with it
+DEVICE_ENDS = 3  # the same for errors of a device that works for other rows
 _SHARE = 0.8  # of a machine's memory that workers may hold together
+_LEAST_MEMORY = 4e9  # bytes for each, which few of them need at a time: all labelers take 0.8 GB between rows
 
 _log = logging.getLogger(__name__)
 
@@ -44,14 +47,15 @@ def memory_share(processes: int) -> float:
             total = min(total, int(Path("/sys/fs/cgroup", name).read_text()))
         except (OSError, ValueError):  # no such control group, or "max"
             continue
-    return _SHARE * total / max(1, processes) / 1e9
+    return min(_SHARE * total, max(_LEAST_MEMORY, _SHARE * total / max(1, processes))) / 1e9
 
 
 class Supervisor:
     """A child process that keeps what it has loaded, and is started again when a task ends it.
 
     factory: picklable; makes the work in the child, where it is called once in each process. memory_gb: what the
-    child and its own processes may hold; by default the share of one of `processes` of this machine (one a CPU).
+    child and its own processes may hold; by default the share of one of `processes` of this machine (one a CPU; with a
+    GPU, eight).
     on_gpu: the child uses a GPU, whose driver reserves more memory than it takes. name: what a list of processes
     shows.
     """
@@ -67,12 +71,13 @@ class Supervisor:
         name: str = "",
     ) -> None:
         self._factory = factory
-        self._memory = int(1e9 * (memory_gb or memory_share(processes or os.cpu_count() or 1)))
+        self._memory = int(1e9 * (memory_gb or memory_share(processes or (8 if on_gpu else os.cpu_count() or 1))))
         self._on_gpu = on_gpu
         self._load_timeout = load_timeout
         self._read_timeout = read_timeout
         self._name = name
         self._worker: Worker | None = None
+        self._worked: Any = None  # the last task that went well on a GPU
 
     def __enter__(self) -> Supervisor:
         return self
@@ -88,21 +93,18 @@ class Supervisor:
         Raises InputError and WorkError as the factory did, DeviceError where the device does not work, ProcessError
         where the process ends again and again.
         """
-        for _ in range(ENDS_WITHOUT_ROW):
-            if self._worker:
-                return
+        causes: list[str] = []
+        while not self._worker:
             worker = self._worker = Worker(self._factory, self._memory, not self._on_gpu, self._name)
             try:
                 self._answer(worker, self._load_timeout)
             except WorkerEnded as ended:
-                self._worker = None
-                cause = f"while labelers were loaded, {ended.cause}"
-                _log.warning("%s%s\n%s", self._name, cause, worker.error_output)
+                causes.append(self._ended_without_row("labelers were loaded", worker, ended))
+                if len(causes) >= ENDS_WITHOUT_ROW:
+                    raise ProcessError(f"{causes[-1]} ({ENDS_WITHOUT_ROW} times)") from None
             except BaseException:
                 self.close()
                 raise
-        if not self._worker:
-            raise ProcessError(f"{cause} ({ENDS_WITHOUT_ROW} times)")
 
     def run(self, task: Any) -> Any:
         """What the work makes of a task.
@@ -111,53 +113,54 @@ class Supervisor:
         is to be tried elsewhere; ProcessError where the process ends again and again for the sake of no row.
         """
         knowledge = Knowledge()
-        ends_without_row = ends_without_label = 0
-        while True:
-            self.start()
-            worker = self._worker
-            assert worker is not None
-            worker.ask((task, knowledge))
-            try:
-                return self._answer(worker, self._read_timeout, knowledge)
-            except WorkerEnded as ended:
-                self._worker = None
-                mark = ended.mark
-                _log.warning("%s%s: %s\n%s", mark.group, mark.rows, ended.cause, worker.error_output)
-                if not mark.rows:
-                    ends_without_row += 1
-                    if ends_without_row >= ENDS_WITHOUT_ROW:
-                        raise ProcessError(
-                            f"while no row was labeled, {ended.cause} ({ends_without_row} times)"
-                        ) from None
-                    continue
-                knowledge.ends.append((mark.group, mark.rows))
-                needed = 3 if ended.from_outside else 2
-                self._judge(knowledge, mark.group, mark.rows, needed, ended.cause)
-            except DeviceError as error:
-                mark = worker.mark
-                self.close()
-                _log.warning("%s%s: %s", mark.group, mark.rows, error)
-                ends_without_label = 0 if mark.well else ends_without_label + 1
-                if not mark.rows or ends_without_label >= DEVICE_ENDS:
-                    raise
-                knowledge.ends.append((mark.group, mark.rows))
-                if mark.well:
-                    self._judge(knowledge, mark.group, mark.rows, DEVICE_ENDS, str(error))
-            except BaseException as error:
-                if not isinstance(error, InputError | WorkError):
+        without_row = without_label = 0  # processes that ended while no row was marked, or before a call ended well
+        try:
+            while True:
+                self.start()
+                worker = self._worker
+                assert worker is not None
+                try:
+                    if knowledge.device_ends and self._worked is not None:
+                        self._ask(worker, self._worked, Knowledge())  # shows whether the device works for other rows
+                    result = self._ask(worker, task, knowledge)
+                except WorkerEnded as ended:
+                    if ended.mark.rows:
+                        self._note(knowledge, worker, ended.mark, ended.cause)
+                        self._judge(knowledge, ended.mark, DOUBTFUL_ENDS if ended.in_doubt else ENDS, ended.cause)
+                        continue
+                    without_row += 1
+                    cause = self._ended_without_row("no row was labeled", worker, ended)
+                    if without_row >= ENDS_WITHOUT_ROW:
+                        raise ProcessError(f"{cause} ({ENDS_WITHOUT_ROW} times)") from None
+                except DeviceError as error:
+                    mark = worker.mark
                     self.close()
-                raise
+                    without_label = 0 if mark.well else without_label + 1
+                    if not mark.rows or without_label >= ENDS_WITHOUT_ROW:
+                        raise
+                    self._note(knowledge, worker, mark, str(error))
+                    knowledge.device_ends += 1
+                    if mark.well:
+                        self._judge(knowledge, mark, DEVICE_ENDS, str(error))
+                else:
+                    self._worked = task if self._on_gpu else None
+                    return result
+        except (InputError, WorkError):
+            raise
+        except BaseException:  # as KeyboardInterrupt, after which nobody reads the child's answer
+            self.close()
+            raise
 
-    def _judge(self, knowledge: Knowledge, group: str, rows: tuple[str, ...], ends: int, cause: str) -> None:
-        """Give up a row that was alone when its process ended, where that many processes ended with it."""
-        if len(rows) == 1 and sum(group == ended and rows[0] in others for ended, others in knowledge.ends) >= ends:
-            knowledge.failures[group, rows[0]] = Failure(cause)
+    def _ask(self, worker: Worker, task: Any, knowledge: Knowledge) -> Any:
+        worker.ask((task, knowledge))
+        return self._answer(worker, self._read_timeout, knowledge)
 
     def _answer(self, worker: Worker, seconds: float, knowledge: Knowledge | None = None) -> Any:
         """The worker's answer; what it saves on the way goes to the knowledge."""
         while True:
             kind, value = worker.wait(seconds)
-            if kind == "saved" and knowledge:
+            if kind == "saved":
+                assert knowledge is not None
                 knowledge.saved[value[0]] = value[1]
             elif kind == "input":
                 raise InputError(value)
@@ -166,11 +169,28 @@ class Supervisor:
             elif kind == "raised":
                 raise WorkError(*value)
             elif kind == "full":
-                mark = worker.mark
-                worker.end()
-                raise WorkerEnded(f"more than {self._memory / 1e9:.1f} GB of memory", mark)
+                raise worker.end_for_memory()
             else:
                 return value
+
+    def _ended_without_row(self, during: str, worker: Worker, ended: WorkerEnded) -> str:
+        self._worker = None
+        remedy = "; give it more (memory_gb)" if "of memory" in ended.cause else ""
+        cause = f"{self._name or 'labeling'}: while {during}, {ended.cause}{remedy}"
+        _log.warning("%s\n%s", cause, worker.error_output)
+        return cause
+
+    def _note(self, knowledge: Knowledge, worker: Worker, mark: Mark, cause: str) -> None:
+        """Note with which rows a process ended."""
+        self._worker = None
+        knowledge.ends.append((mark.group, mark.rows))
+        shown = ", ".join(mark.rows[:3]) + (f" and {len(mark.rows) - 3} more" if len(mark.rows) > 3 else "")
+        _log.warning("%s %s: %s\n%s", mark.group, shown, cause, worker.error_output)
+
+    def _judge(self, knowledge: Knowledge, mark: Mark, ends: int, cause: str) -> None:
+        """Give up a row that was alone when its process ended, where that many processes ended with it."""
+        if len(mark.rows) == 1 and knowledge.suspicion(mark.group, mark.rows[0]) >= ends:
+            knowledge.failures[mark.group, mark.rows[0]] = Failure(one_line(cause, LONGEST_REASON))
 
     def close(self) -> None:
         """End the child and everything that it has started."""

@@ -24,20 +24,21 @@ _LOOKS_AT_MEMORY_BELOW = 5.0  # seconds between looks at the processes that the 
 _ENDS_WITHIN = 30.0  # seconds for a guard to end what it guards
 _STARTS = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from labeling.child import main; main(sys.argv[2:])"
 _LINES = 40  # of a worker's standard error that are kept
+_LONGEST_LINE = 1000  # characters
 
 
 class WorkerEnded(Exception):
     """The worker died, or was ended for hanging or for its memory.
 
-    cause: in words for a row's reason. mark: what was under way. from_outside: whether another process may have sent
-    the signal, as the kernel does when memory runs out.
+    cause: in words for a row's reason. mark: what was under way. in_doubt: whether it may have happened to any row, as
+    when the kernel ends a process because memory runs out, or earlier rows have left nothing of it.
     """
 
-    def __init__(self, cause: str, mark: Mark, from_outside: bool = False) -> None:
+    def __init__(self, cause: str, mark: Mark, in_doubt: bool = False) -> None:
         super().__init__(cause)
         self.cause = cause
         self.mark = mark
-        self.from_outside = from_outside
+        self.in_doubt = in_doubt
 
 
 class Worker:
@@ -74,16 +75,15 @@ class Worker:
                 os.close(file)
         self._error = _ErrorOutput(error)
         self._connection.settimeout(_ENDS_WITHIN)
-        self._send_quietly((memory if bound_data else 0, factory))
-
-    def _send_quietly(self, value: Any) -> None:
-        """Send; that the worker has ended shows when it is waited for."""
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError, TimeoutError):
-            send(self._connection, value)
+        self.ask((memory if bound_data else 0, factory))
 
     def ask(self, value: Any) -> None:
-        """Send a value to the worker."""
-        self._send_quietly(value)
+        """Send a value to the worker; that the worker has ended shows when it is waited for.
+
+        Raises what pickling the value raises.
+        """
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError, TimeoutError):
+            send(self._connection, value)
 
     @property
     def mark(self) -> Mark:
@@ -116,7 +116,7 @@ class Worker:
             if time.monotonic() - since > limit:
                 raise self._end_for(f"no answer within {limit:g} s")
             if self._memory and self._held() > self._memory:
-                raise self._end_for(f"more than {self._memory / 1e9:.1f} GB of memory")
+                raise self.end_for_memory()
 
     def end(self) -> int | None:
         """End the worker and everything that it has started; how it ended (as `os.wait` says it), None if untold."""
@@ -135,14 +135,17 @@ class Worker:
         self._connection.close()
         self._status.close()
         self._error.close()
-        self._last_mark = self.mark
         self._marks.close()
         return how
 
-    def _end_for(self, cause: str) -> WorkerEnded:
+    def end_for_memory(self) -> WorkerEnded:
+        """End the worker because it has taken, or asked for, more memory than it may."""
+        return self._end_for(f"more than {self._memory / 1e9:.1f} GB of memory", in_doubt=True)
+
+    def _end_for(self, cause: str, in_doubt: bool = False) -> WorkerEnded:
         mark = self.mark
         self.end()
-        return WorkerEnded(cause, mark)
+        return WorkerEnded(cause, mark, in_doubt)
 
     def _ended(self) -> WorkerEnded:
         mark = self.mark
@@ -150,8 +153,8 @@ class Worker:
         if how is None or os.WIFSIGNALED(how):
             number = signal.SIGKILL if how is None else os.WTERMSIG(how)
             name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-            outside = number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-            return WorkerEnded(f"the process died: {name}", mark, outside)
+            in_doubt = number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+            return WorkerEnded(f"the process died: {name}", mark, in_doubt)
         return WorkerEnded(f"the process died: exit code {os.WEXITSTATUS(how)}", mark)
 
     def _read_status(self) -> bool:
@@ -192,19 +195,21 @@ class _ErrorOutput:
 
     @property
     def text(self) -> str:
-        return "".join(self._lines)
+        return "".join(self._lines.copy())
 
     def close(self) -> None:
+        """Wait for the last lines; the thread ends, and closes the file, when no process has it open any more."""
         self._thread.join(1)
 
     def _read(self, file: int) -> None:
         crashed = False
         with open(file, errors="replace") as stream:
-            for line in stream:
-                self._lines.append(line[:2000])
+            while line := stream.readline(_LONGEST_LINE):
+                self._lines.append(line)
                 crashed |= line.startswith("Fatal Python error")
                 if not crashed:
-                    sys.stderr.write(line)
+                    with contextlib.suppress(Exception):  # whatever becomes of ours, a worker must not wait for it
+                        sys.stderr.write(line)
 
 
 def _processes_below(process: int) -> list[int]:

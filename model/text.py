@@ -41,22 +41,38 @@ class TextEncoder:
         self.device: torch.device = model.device if device is None else device
 
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        """Embeddings (L_i, Y) float32 on the CPU, at most `tokens` long, a special token or two in it.
+        """Embeddings (L_i, Y) float32 on the CPU, at most `tokens` long, a special token or two in it."""
+        return self.embed(tokenize(self.tokenizer, self.tokens, prompts))
+
+    def embed(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Embeddings (L_i, Y) float32 on the CPU of prompts as `tokenize` gives them.
 
         On the CPU prompts go one by one: the rounding of a matrix product depends on the shape of the batch, and a
-        prompt's embedding must not depend on the other prompts.
+        prompt's embedding must not depend on the other prompts. On a GPU prompts of about one length go together.
         """
         size = 1 if self.device.type == "cpu" else _GPU_BATCH
-        return [part for start in range(0, len(prompts), size) for part in self._encode(prompts[start : start + size])]
+        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+        embedded: dict[int, Tensor] = {}
+        for start in range(0, len(order), size):
+            places = order[start : start + size]
+            embedded.update(zip(places, self._embed([prompts[place] for place in places]), strict=True))
+        return [embedded[place] for place in range(len(prompts))]
 
     @torch.no_grad()
-    def _encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        batch = self.tokenizer(
-            list(prompts), max_length=self.tokens, truncation=True, padding=len(prompts) > 1, return_tensors="pt"
-        )
-        ids, mask = batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)
-        hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float().cpu()
-        return [row[is_token] for row, is_token in zip(hidden, mask.bool().cpu(), strict=True)]
+    def _embed(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Of one batch, padded to its longest prompt and masked."""
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
+        ids = torch.full(mask.shape, self.tokenizer.pad_token_id or 0)
+        ids[mask] = torch.tensor([token for prompt in prompts for token in prompt])
+        hidden = self.model(input_ids=ids.to(self.device), attention_mask=mask.long().to(self.device)).last_hidden_state
+        hidden = hidden.float().cpu()
+        return [row[:length] for row, length in zip(hidden, lengths.tolist(), strict=True)]
+
+
+def tokenize(tokenizer: Any, most: int, prompts: Sequence[str]) -> list[list[int]]:
+    """The numbers of the tokens of each prompt, at most so many."""
+    return list(tokenizer(list(prompts), max_length=most, truncation=True)["input_ids"]) if prompts else []
 
 
 def load_text_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> TextEncoder:
@@ -64,22 +80,52 @@ def load_text_encoder(name: str, device: str | torch.device = "cpu", dtype: torc
 
     A path holds text_encoder/ and tokenizer/, as a diffusers pipeline does, or both in one folder.
     """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel, UMT5EncoderModel
-
-    encoder, tokenizer = (_minilm_folder(),) * 2 if name == "minilm" else _folders(name)
-    config: Any = AutoConfig.from_pretrained(encoder, local_files_only=True)
-    classes: dict[str, Any] = {"t5": T5EncoderModel, "mt5": T5EncoderModel, "umt5": UMT5EncoderModel}
-    loader: Any = classes.get(config.model_type, AutoModel)
+    encoder, tokenizer = _encoder_folders(name)
+    loader: Any = _loader(encoder)
     model = loader.from_pretrained(encoder, local_files_only=True, use_safetensors=True, dtype=dtype)
-    digest = _digest(encoder, tokenizer)
-    title = f"{_PACKAGE} {version(_PACKAGE)}" if name == "minilm" else f"{type(model).__name__} {digest[:8]}"
-    words = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+    words, _ = load_tokenizer(name)
+    title, digest = text_encoder_name(name), _digest(encoder, tokenizer)
     return TextEncoder(model.to(device).eval().requires_grad_(False), words, title, digest)
+
+
+def load_tokenizer(name: str) -> tuple[Any, int]:
+    """The tokenizer of a text encoder, and the most tokens that the encoder takes. Raises InputError."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    encoder, tokenizer = _encoder_folders(name)
+    words: Any = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+    return words, _token_limit(AutoConfig.from_pretrained(encoder, local_files_only=True), words)
+
+
+def text_encoder_name(name: str) -> str:
+    """What labels record as their text encoder, without loading it. Raises InputError."""
+    if name == "minilm":
+        return f"{_PACKAGE} {version(_PACKAGE)}"
+    from transformers import AutoConfig
+
+    encoder, tokenizer = _encoder_folders(name)
+    loader = _loader(encoder)
+    mapping = getattr(loader, "_model_mapping", None)  # of AutoModel; the others are themselves what they load
+    title = loader if mapping is None else mapping[type(AutoConfig.from_pretrained(encoder, local_files_only=True))]
+    return f"{title.__name__} {_digest(encoder, tokenizer)[:8]}"
 
 
 def text_encoder_digest(name: str) -> str:
     """The digest of a text encoder, without loading it. Raises InputError."""
-    return _digest(_minilm_folder(), _minilm_folder()) if name == "minilm" else _digest(*_folders(name))
+    return _digest(*_encoder_folders(name))
+
+
+def _loader(encoder: Path) -> Any:
+    """The class of transformers that loads the encoder in a folder."""
+    from transformers import AutoConfig, AutoModel, T5EncoderModel, UMT5EncoderModel
+
+    kind = AutoConfig.from_pretrained(encoder, local_files_only=True).model_type
+    return {"t5": T5EncoderModel, "mt5": T5EncoderModel, "umt5": UMT5EncoderModel}.get(kind, AutoModel)
+
+
+def _encoder_folders(name: str) -> tuple[Path, Path]:
+    """Folders of encoder and tokenizer."""
+    return (_minilm_folder(), _minilm_folder()) if name == "minilm" else _folders(name)
 
 
 def _minilm_folder() -> Path:

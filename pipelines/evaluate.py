@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from labeling.dataset import CAMERAS, IMAGES, TEXT, Dataset, entry_columns, open_store
 from model.conditions import CONDITION_READS, DEGRADATIONS, condition_picture, degrade
 from model.constants import LATENT_FACTOR, SIZE_STEP
 from model.inputs import InputError
+from model.inputs.yaml_files import parse_yaml
 from model.pictures import Picture, decode_picture, encode_png, fit_picture
 from model.prompts import find_token
 from pipelines.reports.figures import EVALUATION
@@ -68,7 +68,7 @@ def evaluate(run: str, say: Callable[[str], None] = print) -> dict[str, Any]:
 
 def _training_data(run: str) -> tuple[Dataset | None, Dataset | None, set[str]]:
     """The first dataset of images in a run's mixture, the first of view sets that serves `views`, and all its tasks."""
-    sources = yaml.safe_load(open_store(run).read(CONFIG))["mixture"].values()
+    sources = parse_yaml(open_store(run).read(CONFIG).decode(), f"{run}/{CONFIG}")["mixture"].values()
     opened = [(Dataset.open(source["dataset"]), source["tasks"]) for source in sources]
     images = next((dataset for dataset, _ in opened if dataset.kind == "pictures"), None)
     views = next((dataset for dataset, tasks in opened if dataset.has_sets and "views" in tasks), None)

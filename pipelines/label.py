@@ -19,6 +19,7 @@ from labeling.labeler import Labeler
 from labeling.plan import Wave, choose_labelers, next_wave
 from labeling.registry import default_groups
 from labeling.resources import ResourcesByLabeler
+from labeling.staleness import GroupPlan, plan_errors, plan_groups
 from model.inputs import InputError
 from pipelines.labeling_job.shard_writer import SendToWriter, start_writers, stop_writers, write_empty_shards
 from pipelines.labeling_job.stages import AddLabels, ReadColumns, make_stages, reads_images
@@ -88,9 +89,7 @@ def label(
     dataset = Dataset.open(dataset_uri)
     labelers = choose_labelers(dataset, _requested_groups(dataset, names), parameters or {})
     declarations = {group: declare(labeler) for group, labeler in labelers.items()}
-    first, end = shards or (0, len(dataset.shards))
-    if shards and not 0 <= first < end <= len(dataset.shards):
-        raise InputError(f"{dataset_uri}: no shards {first} to {end}; it has {len(dataset.shards)}")
+    first, end = _range(dataset, shards)
     work = Labeling(dataset, labelers, declarations, most_cpus)
     result = LabelResult()
     with lease(dataset.store, list(labelers)), ExitStack() as session:
@@ -112,6 +111,33 @@ def label(
             result.fresh[group] = end - first - result.written[group]
     result.seconds = time.monotonic() - started
     return result
+
+
+def plan(
+    dataset_uri: str,
+    names: Sequence[str],
+    parameters: Mapping[str, Mapping[str, Any]] | None = None,
+    shards: tuple[int, int] | None = None,
+    only_errors: bool = False,
+) -> dict[str, GroupPlan]:
+    """What `label` would do with each group, and why, without doing it. Raises InputError as `label` does."""
+    dataset = Dataset.open(dataset_uri)
+    labelers = choose_labelers(dataset, _requested_groups(dataset, names), parameters or {})
+    first, end = _range(dataset, shards)
+    declarations = {group: declare(labeler) for group, labeler in labelers.items()}
+    declared = {group: dataset.declaration(group) for group in labelers}
+    footers, chosen = Labeling(dataset, labelers, declarations, 0.0).footers(), dataset.shard_names[first:end]
+    if only_errors:
+        return plan_errors(list(labelers), chosen, footers)
+    return plan_groups(declared, declarations, chosen, footers)
+
+
+def _range(dataset: Dataset, shards: tuple[int, int] | None) -> tuple[int, int]:
+    """[first, end) of the shards that are asked for. Raises InputError where the dataset has no such shards."""
+    first, end = shards or (0, len(dataset.shards))
+    if shards and not 0 <= first < end <= len(dataset.shards):
+        raise InputError(f"{dataset.uri}: no shards {first} to {end}; it has {len(dataset.shards)}")
+    return first, end
 
 
 def _requested_groups(dataset: Dataset, names: Sequence[str]) -> list[str]:

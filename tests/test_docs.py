@@ -128,13 +128,18 @@ def test_make_targets_that_pages_name_exist() -> None:
             assert target in targets, f"{page.name}: make {target}"
 
 
-def test_labeler_of_the_page_labels() -> None:
-    code = re.findall(r"```python\n(.+?)```", (ROOT / "docs" / "labeler.md").read_text(), re.DOTALL)[0]
+@pytest.mark.parametrize(("name", "column"), [("BrightnessLabeler", "brightness"), ("ScoreLabeler", "score")])
+def test_labelers_of_the_page_label(name: str, column: str) -> None:
     names: dict[str, type[Labeler]] = {}
-    exec(code, names)
-    labeler = names["BrightnessLabeler"]("brightness", Labeler.Parameters())
+    for code in re.findall(r"```python\n(.+?)```", (ROOT / "docs" / "labeler.md").read_text(), re.DOTALL):
+        exec(code, names)
+    labeler = names[name](column, Labeler.Parameters())
+    labeler.load_processor()
+    labeler.load()
     rows = label_rows(labeler, [{"id": "a", "images.image": np.full((4, 4, 3), 7, np.uint8)}])
-    assert rows[0]["brightness"] == 7.0 and rows[0]["error"] is None
+    assert rows[0]["error"] is None
+    assert isinstance(rows[0][column], float)
+    assert column == "score" or rows[0][column] == 7.0
 
 
 def test_every_package_publishes_its_types() -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from model.constants import CAMERA_DISTANCE, LATENT_CHANNELS, PATCH_SIZE, SIZE_STEP
 from model.inputs import InputError
-from model.inputs.schema import Section, validate
+from model.inputs.schema import Section, split_range, validate
 from model.inputs.settings import override, parse_settings
 from model.inputs.yaml_files import example_names, find_yaml, read_yaml
 
@@ -143,6 +144,8 @@ class WorkersConfig(Section):
     pack_tokens: int = Field(default=16384, gt=0)
     max_failures: int = Field(default=0, ge=-1)
 
+    _split_range = field_validator("count", mode="before")(split_range)
+
     @property
     def most(self) -> int:
         return self.count if isinstance(self.count, int) else self.count[1]
@@ -202,6 +205,13 @@ class TrainingConfig(Section):
     @classmethod
     def _rename_old_keys(cls, values: Any) -> Any:
         return rename_old_keys(values) if isinstance(values, Mapping) else values
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"\w[\w. -]*", name):
+            raise ValueError("a run's folder is named by it, so it has letters, digits, '.', '-', '_' and spaces only")
+        return name
 
     @model_validator(mode="after")
     def _check_batch(self) -> TrainingConfig:

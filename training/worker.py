@@ -14,10 +14,11 @@ from torch import Tensor
 from labeling.dataset import Store, open_store
 from model.inputs import InputError
 from training.batch import StepBatch
-from training.checkpoint import whole_checkpoints
+from training.checkpoint import checkpoint_name, whole_checkpoints
 from training.config import TrainingConfig
 from training.coordinator import StepAnnouncer
 from training.dataloader import load_batches, prefetch
+from training.divergence import all_finite, diverged, unusable_checkpoint
 from training.memory import keep_freed_memory
 from training.metrics_logger import TENSORBOARD, MetricsLogger, scalars
 from training.objective import flow_matching_loss
@@ -76,6 +77,7 @@ class _Worker:
         self.average = MovingAverage(self.model, self.config.optimizer.ema)
         self.state = TrainingState(self.model, self.optimizer.optimizer, self.average, transformer_config)
         self.step_metrics = StepMetrics(settings.tasks, self.accelerator.device)
+        self.norms: list[Tensor] = []  # of the gradients since the last check; on the device, so that no step waits
 
     def run(self) -> dict[str, Any]:
         """Train to the last step, or until a stop is requested. Returns the last metrics."""
@@ -84,6 +86,10 @@ class _Worker:
         config, step = self.config, self.start
         if self.resumes:
             self.state.restore(self.store, self.start)
+            if not self.state.is_finite():
+                before = [step for step in whole_checkpoints(self.store) if step < self.start]
+                address = f"{self.store.uri}/{checkpoint_name(self.start)}"
+                raise InputError(unusable_checkpoint(address, checkpoint_name(before[-1]) if before else None))
         else:
             self.state.initialize(config)
         self.accelerator.init_trackers(TENSORBOARD, init_kwargs={"tensorboard": {"purge_step": self.start + 1}})
@@ -103,6 +109,7 @@ class _Worker:
                 break
             gradient_norm = self._step(batch)
             step = batch.step + 1
+            self.norms.append(gradient_norm)
             self.step_metrics.end_step(wait_seconds, time.monotonic() - step_began)
 
             checkpoint_due = step % config.checkpoints.every == 0 or step == config.steps
@@ -154,13 +161,12 @@ class _Worker:
         return self.validation.measure(self.model, self.average, self.accelerator.device)
 
     def _log_step(self, step: int, norm: Tensor, seconds: float, validation: dict[str, Any]) -> dict[str, Any]:
-        """Log the steps since the last log. Returns the record. Raises InputError when the loss is not finite."""
+        """Log the steps since the last log. Returns the record. Raises InputError for steps that were not finite."""
+        self._check_finite(step)
         values = self.step_metrics.reduce()
         rate = learning_rate(step - 1, self.config.steps, self.config.optimizer)
         record = {"step": step, **values, "learning_rate": rate, "gradient_norm": float(norm)}
         record |= {"seconds": round(seconds, 3), **validation}
-        if not torch.isfinite(torch.tensor(values["loss"])):
-            raise InputError(f"the loss is {values['loss']} at step {step}; lower optimizer.learning_rate")
         self._log(record)
         if self.rank == 0:
             self.coordinator.add_event.remote({"event": "step", "steps": self.config.steps, **record})
@@ -173,8 +179,12 @@ class _Worker:
             self.logger.append(record)
 
     def _save(self, step: int) -> None:
-        """Write a checkpoint and report it as an event. Called by all workers together."""
+        """Write a checkpoint and report it as an event. Called by all workers together.
+
+        Raises InputError, with nothing written, for weights or steps that are not finite.
+        """
         self._begin_long_operation()
+        self._check_finite(step, weights=True)
         facts = {
             "step": step,
             "config": self.config.model_dump(mode="json"),
@@ -186,6 +196,21 @@ class _Worker:
             self.logger.sync()
             self.coordinator.add_event.remote({"event": "checkpoint", "step": step, "checkpoint": address})
         self.accelerator.wait_for_everyone()
+
+    def _check_finite(self, step: int, weights: bool = False) -> None:
+        """Raise InputError, on all workers, where a step since the last check had no finite gradient.
+
+        weights: look at weights and averages too. A weight that is not finite is never saved, nor does it let a sound
+        checkpoint be pruned.
+        """
+        finite = all_finite(self.norms, self.accelerator.device)
+        if weights and finite:
+            finite = self.state.is_finite()
+        self.norms.clear()
+        if not finite:
+            sound = [f"{self.store.uri}/{checkpoint_name(step)}" for step in whole_checkpoints(self.store)]
+            rate = self.config.optimizer.learning_rate
+            raise InputError(diverged(self.store.uri, step, rate, sound[-1] if sound else None))
 
     def _begin_long_operation(self) -> None:
         if self.rank == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from labeling.dataset.dataset import DATASET_FILE, GROUP_FILE, SCHEMA_VERSION, Dataset, ShardInfo
+from labeling.dataset.dataset import DATASET_FILE, EARLIER, GROUP_FILE, SCHEMA_VERSION, Dataset, ShardInfo
 from labeling.dataset.digests import digest_column, digest_json
 from labeling.dataset.entries import DROPPED_CAPTION, TEXT, entry_columns
 from labeling.dataset.footers import FooterTable
@@ -35,6 +35,7 @@ from labeling.dataset.status import (
     GroupStatus,
     dataset_status,
     expected_recipe,
+    expected_recipes,
     fresh_shards,
     group_status,
     groups_of,
@@ -46,6 +47,7 @@ __all__ = [
     "CAMERA_SCHEMA",
     "DATASET_FILE",
     "DROPPED_CAPTION",
+    "EARLIER",
     "GROUP_FILE",
     "ID_COLUMN",
     "IMAGES",
@@ -77,6 +79,7 @@ __all__ = [
     "digest_json",
     "entry_columns",
     "expected_recipe",
+    "expected_recipes",
     "fresh_shards",
     "group_status",
     "groups_of",

@@ -23,13 +23,15 @@ from labeling.dataset.index import read_footers, refreshed_footers, save_index
 from labeling.dataset.join import Columns, join_groups, read_columns
 from labeling.dataset.lease import Range
 from labeling.dataset.parallel import in_parallel
-from labeling.dataset.shards import SUFFIX, Footer, read_footer, shard_file
+from labeling.dataset.shards import RECIPE_FIELDS, SUFFIX, Footer, read_footer, shard_file
 from labeling.dataset.storage import Entry, Store, open_store
 from model.inputs import InputError
 
 SCHEMA_VERSION = 1
 DATASET_FILE = "dataset.json"
 GROUP_FILE = "group.json"
+EARLIER = "earlier"  # key of group.json: declarations before the present one
+MAX_EARLIER = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Dataset:
     def open(cls, uri: str | Path) -> Dataset:
         """The dataset at `uri`. Raises InputError when there is none or it has another schema version."""
         dataset = cls(uri)
-        version = dataset.description["schema"]
+        version = dataset._contents["schema"]
         if version != SCHEMA_VERSION:
             raise InputError(f"{uri}: dataset of schema version {version}, this program reads {SCHEMA_VERSION}")
         return dataset
@@ -60,11 +62,21 @@ class Dataset:
     def __reduce__(self) -> tuple[type[Dataset], tuple[str]]:
         return Dataset, (self.uri,)
 
-    @cached_property
+    @property
     def description(self) -> dict[str, Any]:
         """dataset.json. Raises InputError when it is not there."""
+        return {**self._contents, "shards": [asdict(shard) for shard in self.shards]}
+
+    @cached_property
+    def _contents(self) -> dict[str, Any]:
+        """dataset.json; its shards as ShardInfo, which take a quarter of the memory."""
+
+        def compact(values: dict[str, Any]) -> Any:
+            is_shard = {"name", "rows"} <= values.keys() and values.keys() <= {"name", "rows", "source"}
+            return ShardInfo(**values) if is_shard else values
+
         try:
-            return dict(json.loads(self.store.read(DATASET_FILE)))
+            return dict(json.loads(self.store.read(DATASET_FILE), object_hook=compact))
         except FileNotFoundError:
             raise InputError(f"{self.uri}: no dataset there (no dataset.json); make it with `ingest`") from None
 
@@ -88,30 +100,35 @@ class Dataset:
         if removed:
             description["removed"] = {shard: sorted(rows) for shard, rows in sorted(removed.items()) if rows}
         self.store.put(DATASET_FILE, json.dumps(description, indent=1).encode() + b"\n")
-        for cached in ("description", "shards"):
-            self.__dict__.pop(cached, None)
+        self.__dict__.pop("_contents", None)
 
     @property
     def kind(self) -> str:
         """ "pictures" (a row is an image) or "sets" (a row is a set of views, its columns are lists)."""
-        return str(self.description["kind"])
+        return str(self._contents["kind"])
 
     @property
     def has_sets(self) -> bool:
         """Whether a row is a set of views."""
         return self.kind == "sets"
 
-    @cached_property
+    @property
     def shards(self) -> list[ShardInfo]:
         """The shards, in order."""
-        return [ShardInfo(**shard) for shard in self.description["shards"]]
+        shards: list[ShardInfo] = self._contents["shards"]
+        return shards
+
+    @property
+    def sources(self) -> list[dict[str, Any]]:
+        """The places that were ingested, each with its `uri`."""
+        return list(self._contents.get("sources", ()))
 
     def removed_rows(self, shard: str) -> list[int]:
         """Numbers of the rows of a shard whose pictures were removed at their source. They keep their place and labels.
 
         No training uses them.
         """
-        return list(self.description.get("removed", {}).get(shard, ()))
+        return list(self._contents.get("removed", {}).get(shard, ()))
 
     @property
     def shard_names(self) -> list[str]:
@@ -133,8 +150,25 @@ class Dataset:
             return None
 
     def declare(self, group: str, declaration: Mapping[str, Any]) -> None:
-        """Write group.json: how the shards of a group are to be made."""
-        self.store.put(f"{group}/{GROUP_FILE}", json.dumps(declaration, indent=1, sort_keys=True).encode() + b"\n")
+        """Write group.json: how the shards of a group are to be made.
+
+        The declarations before it are kept in its `earlier`, the latest first: shards that one of them made, and that
+        are stale now, can be told from those of which something that they read has changed.
+        """
+        values = {key: value for key, value in declaration.items() if key != EARLIER}
+        if earlier := self._earlier(group, values):
+            values[EARLIER] = earlier
+        self.store.put(f"{group}/{GROUP_FILE}", json.dumps(values, indent=1, sort_keys=True).encode() + b"\n")
+
+    def _earlier(self, group: str, declaration: Mapping[str, Any]) -> list[dict[str, Any]]:
+        before = self.declaration(group)
+        if before is None or not before.get("reads"):  # what comes from a source is never stale
+            return []
+        made_by = {key: before.get(key) for key in (*RECIPE_FIELDS, "reads")}
+        kept = list(before.get(EARLIER, []))
+        if any(declaration.get(key) != value for key, value in made_by.items()):
+            kept = [made_by, *(one for one in kept if one != made_by)]
+        return kept[:MAX_EARLIER]
 
     def shard_entries(self, group: str) -> dict[str, Entry]:
         """The files of the group's shards that are there, by shard name: one listing."""
@@ -161,10 +195,9 @@ class Dataset:
         """Footers of several groups' shards that are there, by group: one listing each, and the footers that changed.
 
         save: keep them in the groups' indexes, where one may write there and no other job works. shards: [first, end),
-        all by default; of some alone nothing is kept. known: footers read before, which stand in for the indexes.
+        all by default. known: footers read before, which stand in for the indexes.
         """
-        names = self.shard_names if shards is None else self.shard_names[slice(*shards)]
-        return read_footers(self.store, groups, names, save and shards is None, known)
+        return read_footers(self.store, groups, self.shard_names, shards, save, known)
 
     def refreshed(self, footers: Mapping[str, FooterTable], pairs: Iterable[tuple[str, str]]) -> dict[str, FooterTable]:
         """The footers, those of some (group, shard) read anew: cheaper than a listing for few of many shards."""

@@ -15,7 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from labeling.dataset.footers import COLUMN, SCHEMA, FooterTable
@@ -29,37 +31,45 @@ INDEX = "index"  # how the names of parts begin
 BLOCK = 4096  # shards in a part: about a megabyte
 BATCH = 2048  # footers that are read before they become columns
 LOG_SHARDS, LOG_SECONDS = 1024, 30.0  # of a writer's own part: most shards, and between two versions
-_BLOCK_NAME = re.compile(r"index-(\d{6,})-(\d{6,})\.parquet")
+_FILES = pa.schema([("name", pa.string()), ("size", pa.int64()), ("tag", pa.string())])
+_RANGE_NAME = re.compile(r"index-(\d{6,})-(\d{6,})\.parquet")
 
 
 def read_footers(
     store: Store,
     groups: Sequence[str],
     shards: Sequence[str],
+    part: Range | None = None,
     save: bool = False,
     known: Mapping[str, FooterTable] | None = None,
 ) -> dict[str, FooterTable]:
     """Footers of those of the shards that are there, by group: all groups at once, many requests at a time.
 
-    save: keep the footers in the indexes, where one may write there; shards are then all of the dataset's.
-    known: footers read before, which are taken instead of the index where the file is the same.
+    shards: all of the dataset's; part: those of interest, all by default. save: keep the footers in the indexes, where
+    one may write there. known: footers read before, which are taken instead of the index where the file is the same.
     """
+    chosen = shards if part is None else shards[slice(*part)]
 
-    def look(group: str) -> tuple[FooterTable, list[str], bool]:
-        return _look(store, group, shards, (known or {}).get(group))
+    names = pa.array(chosen, pa.string())
 
-    looks = dict(zip(groups, in_parallel(look, groups, len(groups)), strict=True))
-    missing = ((group, shard) for group, (_, names, _) in looks.items() for shard in names)
+    def look(group: str) -> tuple[FooterTable, dict[str, int], bool]:
+        return _look(store, group, names, part, (known or {}).get(group))
+
+    # A disk answers at once: nothing is gained by listing groups beside each other there.
+    at_once = min(len(groups), store.parallel // 8)
+    looks = dict(zip(groups, in_parallel(look, groups, at_once), strict=True))
+    missing = ((group, shard, size) for group, (_, sizes, _) in looks.items() for shard, size in sizes.items())
     read: dict[str, list[FooterTable]] = {group: [] for group in groups}
     for group, table in _read_missing(store, missing):
         read[group].append(table)
     footers = {}
-    for group, (table, names, _) in looks.items():
-        footers[group] = _in_order([table, *read[group]], shards) if names else table
+    for group, (table, sizes, _) in looks.items():
+        footers[group] = _in_order([table, *read[group]], chosen) if sizes else table
     if save:
-        changed = [group for group, (_, names, is_whole) in looks.items() if names or not is_whole]
-        for _ in in_parallel(lambda group: save_index(store, group, footers[group], shards), changed, len(changed)):
-            pass
+        changed = [group for group, (_, sizes, is_whole) in looks.items() if sizes or not is_whole]
+        for group in changed:
+            save_index(store, group, footers[group], shards, part)
+    pa.default_memory_pool().release_unused()
     return footers
 
 
@@ -69,7 +79,7 @@ def refreshed_footers(
     """The footers, those of some (group, shard) read anew: a request for each, and no listing."""
     pairs = list(pairs)
     read: dict[str, list[FooterTable]] = {}
-    for group, table in _read_missing(store, pairs):
+    for group, table in _read_missing(store, ((group, shard, None) for group, shard in pairs)):
         read.setdefault(group, []).append(table)
     gone: dict[str, list[str]] = {}
     for group, shard in pairs:
@@ -129,42 +139,60 @@ class IndexLog:
 
 
 def _look(
-    store: Store, group: str, shards: Sequence[str], known: FooterTable | None
-) -> tuple[FooterTable, list[str], bool]:
-    """The footers that index or `known` hold, the shards that they lack, and whether the index needs no change."""
-    listing = store.files(group)
-    parts = [name for name in listing if _is_part(name)]
+    store: Store, group: str, shards: pa.Array, part: Range | None, known: FooterTable | None
+) -> tuple[FooterTable, dict[str, int], bool]:
+    """The footers that index or `known` hold, the shards that they lack with the sizes of their files, and whether
+    the index needs no change.
+
+    All of it in columns: objects for the files of a listing would take more memory than the footers.
+    """
+    listing, parts = _list(store, group, part)
     tables = [known] if known is not None else _load_parts(store, group, parts).values()
-    entries = {shard: entry for shard in shards if (entry := listing.get(f"{shard}{SUFFIX}"))}
-    del listing
     every = FooterTable.concatenated(list(tables))
-    valid: dict[str, int] = {}
-    rows = (every.table[field].to_pylist() for field in ("name", "size", "tag"))
-    for position, (name, size, tag) in enumerate(zip(*rows, strict=True)):
-        entry = entries.get(name)
-        if entry is not None and entry.size == size and entry.tag == tag:
-            valid[name] = position
-    positions = [valid[shard] for shard in entries if shard in valid]
-    missing = [shard for shard in entries if shard not in valid]
-    is_whole = len(positions) == len(every) and all(_block_of(name) for name in parts)
-    if positions == list(range(len(every))):
+    row_of = pc.index_in(every.table["name"], value_set=listing["name"])  # of the file that each footer is of
+    is_valid = pc.and_(
+        pc.equal(listing["size"].take(row_of), every.table["size"]),
+        pc.equal(listing["tag"].take(row_of), every.table["tag"]),
+    )
+    valid = pc.indices_nonzero(pc.fill_null(is_valid, False))
+    found = pc.index_in(shards, value_set=every.table["name"].take(valid).combine_chunks())
+    positions = valid.take(found.drop_null()).to_numpy()
+    file_of = pc.index_in(shards, value_set=listing["name"])
+    lacks = pc.and_(pc.is_null(found), pc.is_valid(file_of))
+    sizes = listing["size"].take(file_of.filter(lacks)).to_pylist()
+    missing = dict(zip(shards.filter(lacks).to_pylist(), sizes, strict=True))
+    is_whole = part is not None or (len(positions) == len(every) and all(map(_is_block, parts)))
+    if np.array_equal(positions, np.arange(len(every))):
         return every, missing, is_whole
     return every.take(positions), missing, is_whole
 
 
-def _read_missing(store: Store, missing: Iterable[tuple[str, str]]) -> Iterator[tuple[str, FooterTable]]:
-    """Tables of the footers of (group, shard), some thousands at a time; a shard that is gone is left out."""
+def _list(store: Store, group: str, part: Range | None) -> tuple[pa.Table, list[str]]:
+    """The shards that are there (name, size and tag of each file), and the parts of the index that may hold some."""
+    parts: list[str] = []
+    batches = [pa.table({"name": [], "size": [], "tag": []}, _FILES)]
+    files = store.listing(group)
+    while batch := list(islice(files, BATCH)):
+        parts += [name for name, _ in batch if _is_part(name) and _may_hold(name, part)]
+        shards = [(name.removesuffix(SUFFIX), entry) for name, entry in batch if name.endswith(SUFFIX)]
+        names, sizes = [name for name, _ in shards], [entry.size for _, entry in shards]
+        batches.append(pa.table([names, sizes, [entry.tag for _, entry in shards]], schema=_FILES))
+    return pa.concat_tables(batches).combine_chunks(), sorted(parts)
 
-    def read(pair: tuple[str, str]) -> Footer | None:
+
+def _read_missing(store: Store, missing: Iterable[tuple[str, str, int | None]]) -> Iterator[tuple[str, FooterTable]]:
+    """Tables of the footers of (group, shard, size if known), some thousands at a time; without what is gone."""
+
+    def read(one: tuple[str, str, int | None]) -> Footer | None:
         try:
-            return read_footer(store, *pair)
+            return read_footer(store, *one)
         except FileNotFoundError:  # deleted since it was listed
             return None
 
-    pairs = iter(missing)
-    while batch := list(islice(pairs, BATCH)):
+    rest = iter(missing)
+    while batch := list(islice(rest, BATCH)):
         by_group: dict[str, dict[str, Footer]] = {}
-        for (group, shard), footer in zip(batch, in_parallel(read, batch, store.parallel), strict=True):
+        for (group, shard, _), footer in zip(batch, in_parallel(read, batch, store.parallel), strict=True):
             if footer:
                 by_group.setdefault(group, {})[shard] = footer
         for group, footers in by_group.items():
@@ -180,11 +208,21 @@ def _is_part(name: str) -> bool:
     return name.startswith(INDEX) and name.endswith(SUFFIX)
 
 
-def _block_of(name: str) -> Range | None:
-    """The shards of the part with this name, where that is a whole block."""
-    match = _BLOCK_NAME.fullmatch(name)
-    block = (int(match[1]), int(match[2])) if match else None
-    return block if block and block[0] % BLOCK == 0 and block[1] == block[0] + BLOCK else None
+def _range_of(name: str) -> Range | None:
+    """The shards that a part with this name is of, None for any."""
+    match = _RANGE_NAME.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def _may_hold(name: str, part: Range | None) -> bool:
+    """Whether a part of the index may hold some of these shards."""
+    of = _range_of(name)
+    return part is None or of is None or (of[0] < part[1] and part[0] < of[1])
+
+
+def _is_block(name: str) -> bool:
+    of = _range_of(name)
+    return of is not None and of[0] % BLOCK == 0 and of[1] == of[0] + BLOCK
 
 
 def _load_parts(store: Store, group: str, names: Sequence[str]) -> dict[str, FooterTable]:

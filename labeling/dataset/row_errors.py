@@ -56,6 +56,11 @@ class Unavailable:
         """What a person types to have these rows labeled, NAME being the model."""
         return f"onediffusion label {dataset} {' '.join(self.rows)} --set {self.missing.parameter}=NAME"
 
+    def remark(self, dataset: str) -> str:
+        """What a person is told of these rows."""
+        rows = f"{max(self.rows.values())} rows cannot have {', '.join(self.rows)}: {self.missing.what}"
+        return f"{rows}. To have them labeled, name a model: {self.command(dataset)}"
+
 
 @dataclass(frozen=True)
 class RowErrors:

@@ -89,16 +89,17 @@ def write_shard(
     return replace(footer, entry=store.put_file(name, path))
 
 
-def read_footer(store: Store, group: str, shard: str) -> Footer:
+def read_footer(store: Store, group: str, shard: str, listed: int | None = None) -> Footer:
     """Footer of one shard, by one request in most cases: of two only where the footer is larger than usual.
 
-    Raises FileNotFoundError, InputError for a file that this project did not write.
+    listed: the size of the file in bytes, where it is known. Raises FileNotFoundError, InputError for a file that this
+    project did not write.
     """
     name = shard_file(group, shard)
-    tail, entry = store.read_tail(name, FOOTER_BYTES)
+    tail, entry = store.read_tail(name, FOOTER_BYTES, listed)
     length = int.from_bytes(tail[-8:-4], "little") + 8  # Parquet ends with the footer's length and "PAR1"
     if len(tail) < length <= entry.size:
-        tail, entry = store.read_tail(name, length)
+        tail, entry = store.read_tail(name, length, entry.size)
     try:
         metadata = pq.read_metadata(pa.BufferReader(tail))
     except pa.ArrowException as error:

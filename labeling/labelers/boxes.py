@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from labeling.labeler import Row, required
+from labeling.batches import Outputs
+from labeling.labeler import Prepared, Row, required
 from labeling.pretrained import PretrainedLabeler, files_digest, package_file, package_label
 from model.pictures import Picture
 from model.prompts import draw_colors
@@ -41,6 +43,7 @@ class BoxesLabeler(PretrainedLabeler):
     version = 1
     batch_size = 8
     packages = ("mmcv",)
+    outputs = ("logits", "pred_boxes")
     schema = pa.schema(
         [
             (
@@ -56,8 +59,9 @@ class BoxesLabeler(PretrainedLabeler):
     )
 
     class Parameters(PretrainedLabeler.Parameters):
-        """model: hub name or path of a transformers detector, "" for the embedded one; threshold: least score;
-        overlap: intersection over union above which the less sure of two boxes of a class goes; most: boxes kept."""
+        """model: hub name or path of a transformers detector, "" for the embedded one; dtype: what it computes in;
+        threshold: least score; overlap: intersection over union above which the less sure of two boxes of a class goes;
+        most: boxes kept."""
 
         threshold: float = Field(0.5, ge=0, le=1)
         overlap: float = Field(0.5, ge=0, le=1)
@@ -73,25 +77,44 @@ class BoxesLabeler(PretrainedLabeler):
     def embedded_digest(self) -> str:
         return files_digest(*_files())
 
-    def load(self) -> None:
+    def loader(self) -> Any:
+        from transformers import AutoModelForObjectDetection
+
+        return AutoModelForObjectDetection
+
+    def load_embedded(self) -> None:
         import cv2
 
-        cv2.setNumThreads(1)
-        if not self.parameters.model:
-            graph, text = _files()
-            self._network = cv2.dnn.readNetFromTensorflow(str(graph), str(text))
-            return
-        from transformers import AutoImageProcessor, AutoModelForObjectDetection
+        graph, text = _files()
+        self._network = cv2.dnn.readNetFromTensorflow(str(graph), str(text))
 
-        self._processor = AutoImageProcessor.from_pretrained(self.model_folder(), local_files_only=True)
-        self.load_network(AutoModelForObjectDetection)
+    def prepare(self, row: Row) -> Prepared:
+        required(row, "images.image")
+        picture = row["images.image"]
+        return Prepared(self.pixels_of(picture), (row["id"], *picture.shape[:2]))
+
+    def finish(self, output: Any, context: Any) -> Row:
+        identity, height, width = context
+        (result,) = self._processor.post_process_object_detection(
+            Outputs(output), threshold=self.parameters.threshold, target_sizes=[(height, width)]
+        )
+        names = self._config.id2label
+        detections = [
+            (box.tolist(), float(score), str(names[int(label)]))
+            for box, score, label in zip(result["boxes"], result["scores"], result["labels"], strict=True)
+        ]
+        return self._columns(detections, identity, width, height)
 
     def label_row(self, row: Row) -> Row:
+        if self.has_network:
+            return super().label_row(row)
         required(row, "images.image")
         picture = np.asarray(row["images.image"])
-        detect = self._detect_embedded if self._processor is None else self._detect_pretrained
-        detections = _keep(detect(picture), picture.shape[1], picture.shape[0], self.parameters)
-        colors = draw_colors([name for _, _, name in detections], row["id"])
+        return self._columns(self._detect_embedded(picture), row["id"], picture.shape[1], picture.shape[0])
+
+    def _columns(self, detections: list[Detection], identity: str, width: int, height: int) -> Row:
+        detections = _keep(detections, width, height, self.parameters)
+        colors = draw_colors([name for _, _, name in detections], identity)
         return {
             "boxes": [dict(zip(("x0", "y0", "x1", "y1"), box, strict=True)) for box, _, _ in detections],
             "scores": [score for _, score, _ in detections],
@@ -113,21 +136,6 @@ class BoxesLabeler(PretrainedLabeler):
                 box = [float(value) for value in np.array(corners) * (width, height, width, height)]
                 detections.append((box, float(score), name))
         return detections
-
-    def _detect_pretrained(self, picture: Picture) -> list[Detection]:
-        import torch
-
-        inputs = self._processor(images=picture, return_tensors="pt", input_data_format="channels_last")
-        with torch.no_grad():
-            outputs = self._network(**inputs.to(self._network.device))
-        (result,) = self._processor.post_process_object_detection(
-            outputs, threshold=self.parameters.threshold, target_sizes=[picture.shape[:2]]
-        )
-        names = self._network.config.id2label
-        return [
-            (box.tolist(), float(score), str(names[int(label)]))
-            for box, score, label in zip(result["boxes"], result["scores"], result["labels"], strict=True)
-        ]
 
 
 def _files() -> tuple[Path, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -9,7 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, field_validator
 
-from labeling.labeler import MissingParameterError, Row, RowError, required
+from labeling.batches import Outputs
+from labeling.labeler import MissingParameterError, Prepared, Row, RowError, required
 from labeling.pretrained import PretrainedLabeler
 from model.pictures import Picture, decode_gray, decode_picture, encode_png
 
@@ -26,13 +28,15 @@ class DepthLabeler(PretrainedLabeler):
     version = 1
     reads: tuple[str, ...] = ("images.image", "images.right", "images.disparity", "images.disparity_scale")
     packages = ("mmcv",)
+    outputs = ("predicted_depth", "field_of_view")
     schema = pa.schema([("depth", pa.binary()), ("near", pa.float32()), ("far", pa.float32()), ("method", pa.string())])
 
     class Parameters(PretrainedLabeler.Parameters):
-        """model: hub name or path of a transformers depth model, "" for none; gives: what the model predicts, inverse
-        depth (as MiDaS and Depth Anything) or depth in meters, "auto" to go by its configuration; disparities: the
-        largest shift between the pictures of a pair, as a share of the width; block: side of what the stereo matcher
-        compares, an odd number of pixels; long_side: pixels that a larger pair is reduced to before matching."""
+        """model: hub name or path of a transformers depth model, "" for none; dtype: what it computes in; gives: what
+        the model predicts, inverse depth (as MiDaS and Depth Anything) or depth in meters, "auto" to go by its
+        configuration; disparities: the largest shift between the pictures of a pair, as a share of the width; block:
+        side of what the stereo matcher compares, an odd number of pixels; long_side: pixels that a larger pair is
+        reduced to before matching."""
 
         gives: Literal["auto", "inverse", "depth"] = "auto"
         disparities: float = Field(0.15, gt=0, le=0.5)
@@ -59,25 +63,25 @@ class DepthLabeler(PretrainedLabeler):
 
         return self._network_label or f"opencv {cv2.__version__} stereo"
 
-    def load(self) -> None:
-        import cv2
+    def loader(self) -> Any:
+        from transformers import AutoModelForDepthEstimation
 
-        cv2.setNumThreads(1)
-        if not self.parameters.model:
-            return
-        from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+        return AutoModelForDepthEstimation
 
-        self._processor = AutoImageProcessor.from_pretrained(self.model_folder(), local_files_only=True)
-        self.load_network(AutoModelForDepthEstimation)
-        gives = self.parameters.gives
-        self._metric = gives == "depth" or (gives == "auto" and _is_metric(self._network.config))
-
-    def label_row(self, row: Row) -> Row:
+    def prepare(self, row: Row) -> Prepared:
         required(row, "images.image")
         picture = row["images.image"]
-        if self._network is not None:
-            inverse, method = self._estimate(np.asarray(picture)), self._network_label
-        elif row["images.right"] is not None:
+        return Prepared(self.pixels_of(picture), picture.shape[:2])
+
+    def finish(self, output: Any, context: Any) -> Row:
+        return _levels(self._inverse(output, context), context, self._network_label)
+
+    def label_row(self, row: Row) -> Row:
+        if self.has_network:
+            return super().label_row(row)
+        required(row, "images.image")
+        picture = row["images.image"]
+        if row["images.right"] is not None:
             inverse, method = self._match(np.asarray(picture), decode_picture(row["images.right"])), "stereo"
         elif row["images.disparity"] is not None:
             if row["images.disparity_scale"] is None:
@@ -86,15 +90,7 @@ class DepthLabeler(PretrainedLabeler):
             inverse, method = np.where(steps > 0, steps * row["images.disparity_scale"], np.nan), "given"
         else:
             raise MissingParameterError("no depth model, stereo pair or true disparity", "depth.model")
-        known = np.isfinite(inverse)
-        if inverse.shape != picture.shape[:2]:
-            raise RowError(f"{method} of {inverse.shape[1]}×{inverse.shape[0]} pixels for a picture of another size")
-        if known.sum() < 2 or np.ptp(inverse[known]) <= 0:
-            raise RowError(f"{method}: no depth could be told apart")
-        far, near = float(inverse[known].min()), float(inverse[known].max())
-        levels = np.zeros(inverse.shape, np.uint16)
-        levels[known] = np.rint(1 + (inverse[known] - far) / (near - far) * 65534).astype(np.uint16)
-        return {"depth": encode_png(levels), "near": near, "far": far, "method": method}
+        return _levels(inverse, picture.shape[:2], method)
 
     def _match(self, left: Picture, right: Picture) -> Inverse:
         """Disparities by semi-global matching; NaN where the two directions disagree or nothing fits."""
@@ -143,19 +139,28 @@ class DepthLabeler(PretrainedLabeler):
         shifts = matcher.compute(*padded)[:, most:].astype(np.float32) / 16
         return np.where(shifts > 0, shifts, np.nan).astype(np.float32)
 
-    def _estimate(self, picture: Picture) -> Inverse:
-        import torch
-
-        inputs = self._processor(images=picture, return_tensors="pt", input_data_format="channels_last")
-        with torch.no_grad():
-            outputs = self._network(**inputs.to(self._network.device))
-        size = [picture.shape[:2]]
-        sources = {"source_sizes": size} if self._network.config.model_type == "zoedepth" else {}  # it pads
-        (result,) = self._processor.post_process_depth_estimation(outputs, target_sizes=size, **sources)
-        predicted = result["predicted_depth"].float().cpu().numpy()
-        if not self._metric:
+    def _inverse(self, output: Mapping[str, NDArray[np.float32]], size: tuple[int, int]) -> Inverse:
+        """What the network gave, at the picture's (H, W)."""
+        sources = {"source_sizes": [size]} if self._config.model_type == "zoedepth" else {}  # it pads
+        (result,) = self._processor.post_process_depth_estimation(Outputs(output), target_sizes=[size], **sources)
+        predicted = result["predicted_depth"].numpy()
+        gives = self.parameters.gives
+        if gives == "inverse" or (gives == "auto" and not _is_metric(self._config)):
             return predicted
         return np.where(predicted > 0, 1 / np.maximum(predicted, _NEAREST), np.nan).astype(np.float32)
+
+
+def _levels(inverse: Inverse, size: tuple[int, int], method: str) -> Row:
+    """The columns of a picture of (H, W) pixels. Raises RowError where the inverse depth is of no use."""
+    known = np.isfinite(inverse)
+    if inverse.shape != size:
+        raise RowError(f"{method} of {inverse.shape[1]}×{inverse.shape[0]} pixels for a picture of another size")
+    if known.sum() < 2 or np.ptp(inverse[known]) <= 0:
+        raise RowError(f"{method}: no depth could be told apart")
+    far, near = float(inverse[known].min()), float(inverse[known].max())
+    levels = np.zeros(inverse.shape, np.uint16)
+    levels[known] = np.rint(1 + (inverse[known] - far) / (near - far) * 65534).astype(np.uint16)
+    return {"depth": encode_png(levels), "near": near, "far": far, "method": method}
 
 
 def _is_metric(config: Any) -> bool:

@@ -7,19 +7,25 @@ it, fitted to the same bucket.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import model_validator
 
 from labeling import labeler
-from labeling.labeler import Labeler, Row, required
+from labeling.batches import in_batches
+from labeling.labeler import AddedLater, Labeler, Prepared, Row, required
+from labeling.pretrained import TORCH_TYPES, Dtype
 from model.conditions import CONDITION_READS, condition_picture
 from model.constants import SIZE_STEP
 from model.inputs import InputError, nearest
 from model.pictures import Picture, aspect_bucket, fit_picture
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from model.codecs import ImageCodec
 
 
@@ -37,9 +43,16 @@ class LatentsLabeler(Labeler):
     )
 
     class Parameters(labeler.Parameters):
-        """codec: "dct", or the hub name or path of a diffusers AutoencoderKL."""
+        """codec: "dct", or the hub name or path of a diffusers AutoencoderKL; dtype: what that computes in."""
 
         codec: str = "dct"
+        dtype: Annotated[Literal["fp32", "bf16", "fp16"], AddedLater()] = "fp32"
+
+        @model_validator(mode="after")
+        def _dtype_of_an_autoencoder(self) -> Self:
+            if self.codec == "dct" and self.dtype != "fp32":
+                raise ValueError(f"dtype {self.dtype} is for an autoencoder; dct computes in fp32")
+            return self
 
     parameters: Parameters
 
@@ -65,7 +78,13 @@ class LatentsLabeler(Labeler):
 
     @property
     def model(self) -> str:
-        return str(self._codec.name)
+        from model.codecs import codec_name
+
+        return codec_name(self.parameters.codec)
+
+    @property
+    def has_network(self) -> bool:
+        return self.parameters.codec != "dct"  # a GPU is of no use to 16 numbers a block
 
     def weights_digest(self) -> str:
         from model.codecs import codec_digest
@@ -73,22 +92,34 @@ class LatentsLabeler(Labeler):
         return codec_digest(self.parameters.codec)
 
     def load(self) -> None:
-
-        self._codec = _codec(self.parameters.codec, self.device)
-
-    def label_row(self, row: Row) -> Row:
         import torch
 
+        torch.set_num_threads(1)
+        self._codec = _codec(self.parameters.codec, self.device, self.parameters.dtype)
+
+    def prepare(self, row: Row) -> Prepared:
         picture = self._picture(row)
         width, height = aspect_bucket(picture.shape[1], picture.shape[0], self.size)
-        fitted = fit_picture(picture, width, height)
-        pixels = torch.from_numpy(fitted).permute(2, 0, 1)[None].float() / 127.5 - 1
-        latent = self._codec.encode(pixels)[0].cpu().numpy().astype(np.float16)
-        return {
-            "latent": latent.ravel(),
-            "latent_height": latent.shape[1],
-            "latent_width": latent.shape[2],
-        }
+        return Prepared({"picture": fit_picture(picture, width, height)[None]})
+
+    def infer(self, inputs: list[Any]) -> list[Any]:
+        return in_batches(inputs, self.device, lambda batch, _counts: list(self._encode(batch["picture"])))
+
+    def finish(self, output: Any, context: Any) -> Row:
+        return {"latent": output.ravel(), "latent_height": output.shape[1], "latent_width": output.shape[2]}
+
+    def label_row(self, row: Row) -> Row:
+        prepared = self.prepare(row)
+        return self.finish(self.infer([prepared.inputs])[0], prepared.context)
+
+    def _encode(self, pictures: Tensor) -> NDArray[np.float16]:
+        """(N, H, W, 3) uint8 → (N, 16, h, w)."""
+        import torch
+
+        # Each by itself: its layout in memory, which decides how a convolution rounds, is then that of a single one.
+        pixels = torch.cat([one.permute(2, 0, 1)[None].float() for one in pictures]) / 127.5 - 1
+        latents: NDArray[np.float32] = self._codec.encode(pixels).cpu().numpy()
+        return latents.astype(np.float16)
 
     def _picture(self, row: Row) -> Picture:
         required(row, *self.reads)
@@ -98,8 +129,10 @@ class LatentsLabeler(Labeler):
 
 
 @lru_cache(maxsize=1)
-def _codec(name: str, device: str) -> ImageCodec:
+def _codec(name: str, device: str, dtype: Dtype) -> ImageCodec:
     """Loaded once in a process that encodes several sources."""
+    import torch
+
     from model.codecs import load_codec
 
-    return load_codec(name, device)
+    return load_codec(name, device, getattr(torch, TORCH_TYPES[dtype]))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from labeling.labeler import Row, RowError, required
+from labeling.batches import Inputs, Outputs
+from labeling.labeler import Prepared, Row, RowError, required
 from labeling.pretrained import (
     MEDIAPIPE,
     PretrainedLabeler,
@@ -30,6 +33,7 @@ class PoseLabeler(PretrainedLabeler):
     version = 1
     reads = ("images.image", "boxes.boxes", "boxes.names")
     packages = ("mmcv", "mediapipe")
+    outputs = ("heatmaps",)
     schema = pa.schema(
         [
             (
@@ -41,8 +45,9 @@ class PoseLabeler(PretrainedLabeler):
     )
 
     class Parameters(PretrainedLabeler.Parameters):
-        """model: hub name or path of a ViTPose model, "" for mediapipe; people: at most so many, the largest first;
-        confidence: least, that there is a person; margin: of a person's crop, as a share of the box."""
+        """model: hub name or path of a ViTPose model, "" for mediapipe; dtype: what it computes in; people: at most so
+        many, the largest first; confidence: least, that there is a person; margin: of a person's crop, as a share of
+        the box."""
 
         people: int = Field(6, ge=1)
         confidence: float = Field(0.5, ge=0, le=1)
@@ -58,40 +63,73 @@ class PoseLabeler(PretrainedLabeler):
         files = ("pose_detection/pose_detection.tflite", "pose_landmark/pose_landmark_full.tflite")
         return files_digest(*(mediapipe_file(name) for name in files))
 
-    def load(self) -> None:
-        import cv2
+    def loader(self) -> Any:
+        from transformers import VitPoseForPoseEstimation
 
-        cv2.setNumThreads(1)
-        if not self.parameters.model:
-            self._network = mediapipe_solution("pose").Pose(
-                static_image_mode=True, model_complexity=1, min_detection_confidence=self.parameters.confidence
-            )
-            return
-        from transformers import AutoImageProcessor, VitPoseForPoseEstimation
+        return VitPoseForPoseEstimation
 
-        self._processor = AutoImageProcessor.from_pretrained(self.model_folder(), local_files_only=True)
-        self.load_network(VitPoseForPoseEstimation)
+    def load_embedded(self) -> None:
+        self._network = mediapipe_solution("pose").Pose(
+            static_image_mode=True, model_complexity=1, min_detection_confidence=self.parameters.confidence
+        )
+
+    def process(self, picture: Picture, **settings: Any) -> Inputs:
+        whole = [np.array([[0.0, 0.0, picture.shape[1], picture.shape[0]]])]
+        return super().process(picture, **{"boxes": whole, **settings})
+
+    def prepare(self, row: Row) -> Prepared:
+        picture, boxes = self._people(row)
+        if not boxes:
+            return Prepared(None, (picture.shape[:2], None))
+        corners = np.stack([np.array([b[0], b[1], b[2] - b[0], b[3] - b[1]]) for b in boxes])
+        inputs = dict(self.pixels_of(picture, boxes=[corners]))
+        if getattr(self._config.backbone_config, "num_experts", 1) > 1:
+            inputs["dataset_index"] = np.zeros(len(boxes), np.int64)  # COCO is the first expert
+        return Prepared(inputs, (picture.shape[:2], corners))
+
+    def infer(self, inputs: list[Any]) -> list[Any]:
+        given = [place for place, one in enumerate(inputs) if one is not None]
+        computed = dict(zip(given, super().infer([inputs[place] for place in given]), strict=True))
+        return [computed.get(place) for place in range(len(inputs))]
+
+    def finish(self, output: Any, context: Any) -> Row:
+        size, corners = context
+        if output is None:
+            return _columns([], size)
+        (people,) = self._processor.post_process_pose_estimation(Outputs(output), boxes=[corners])
+        return _columns(
+            [
+                [
+                    {"x": float(x), "y": float(y), "score": float(score)}
+                    for (x, y), score in zip(person["keypoints"], person["scores"], strict=True)
+                ]
+                for person in people
+            ],
+            size,
+        )
 
     def label_row(self, row: Row) -> Row:
+        if self.has_network:
+            return super().label_row(row)
+        picture, boxes = self._people(row)
+        # Without any box the whole image is tried, for people whom the detector overlooked. Where it detected other
+        # things, this would put a person on a bird.
+        whole = [] if row["boxes.boxes"] else [np.array([0.0, 0.0, picture.shape[1], picture.shape[0]])]
+        return _columns(self._mediapipe(picture, boxes or whole), picture.shape[:2])
+
+    def _people(self, row: Row) -> tuple[Picture, list[NDArray[np.float64]]]:
+        """The picture, and the boxes of people in it, the largest first."""
         required(row, "images.image")
-        picture = row["images.image"]
         if row["boxes.boxes"] is None:
             raise RowError("no boxes: where people are is not known")
-        height, width = picture.shape[:2]
         boxes = [
             np.array([box[key] for key in ("x0", "y0", "x1", "y1")])
             for box, name in zip(row["boxes.boxes"], row["boxes.names"], strict=True)
             if name == "person"
         ]
-        boxes = sorted(boxes, key=lambda box: -(box[2] - box[0]) * (box[3] - box[1]))[: self.parameters.people]
-        if self._processor is not None:
-            people = self._vitpose(picture, boxes)
-        else:
-            # Without any box the whole image is tried, for people whom the detector overlooked. Where it detected other
-            # things, this would put a person on a bird.
-            whole = [] if row["boxes.boxes"] else [np.array([0.0, 0.0, width, height])]
-            people = self._mediapipe(picture, boxes or whole)
-        return {"keypoints": people, "skeleton": encode_png(draw_skeleton(people, width, height))}
+        return row["images.image"], sorted(boxes, key=lambda box: -(box[2] - box[0]) * (box[3] - box[1]))[
+            : self.parameters.people
+        ]
 
     def _mediapipe(self, picture: Picture, boxes: list[NDArray[np.float64]]) -> list[Points]:
         """At most one person per box, from a crop around it."""
@@ -116,25 +154,10 @@ class PoseLabeler(PretrainedLabeler):
                 people.append(points)
         return people
 
-    def _vitpose(self, picture: Picture, boxes: list[NDArray[np.float64]]) -> list[Points]:
-        import torch
 
-        if not boxes:
-            return []
-        corners = np.stack([np.array([b[0], b[1], b[2] - b[0], b[3] - b[1]]) for b in boxes])
-        inputs = self._processor(picture, boxes=[corners], return_tensors="pt", input_data_format="channels_last")
-        if getattr(self._network.config.backbone_config, "num_experts", 1) > 1:
-            inputs["dataset_index"] = torch.zeros(len(boxes), dtype=torch.int64)  # COCO is the first expert
-        with torch.no_grad():
-            outputs = self._network(**inputs.to(self._network.device))
-        (people,) = self._processor.post_process_pose_estimation(outputs, boxes=[corners])
-        return [
-            [
-                {"x": float(x), "y": float(y), "score": float(score)}
-                for (x, y), score in zip(person["keypoints"], person["scores"], strict=True)
-            ]
-            for person in people
-        ]
+def _columns(people: list[Points], size: tuple[int, int]) -> Row:
+    """size: (H, W) of the picture."""
+    return {"keypoints": people, "skeleton": encode_png(draw_skeleton(people, size[1], size[0]))}
 
 
 def _enlarged(crop: Picture) -> tuple[Picture, float]:

@@ -9,7 +9,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from labeling.labeler import Row, RowError, required
+from labeling.batches import in_batches, parts
+from labeling.labeler import Prepared, Row, RowError, required
 from labeling.pretrained import (
     MEDIAPIPE,
     PretrainedLabeler,
@@ -24,6 +25,7 @@ from model.prompts import draw_colors
 
 _PERSON = "person"
 _NOTHING = ("background", "unlabeled", "void", "N/A")  # classes of some models that mean no class
+_SEGMENT = ("id", "label_id", "score")  # what is used of a processor's segments_info
 _CLASSES = 10  # of a picture (docs/paper.md, One-Gen)
 _LEAST_SHARE = 0.0005  # of the picture: smaller regions are noise
 
@@ -39,10 +41,10 @@ class SegmentationLabeler(PretrainedLabeler):
     schema = pa.schema([("mask", pa.binary()), ("names", pa.list_(pa.string())), ("colors", pa.list_(pa.string()))])
 
     class Parameters(PretrainedLabeler.Parameters):
-        """model: hub name or path of a transformers segmentation model, "" for the embedded way; kind: which regions a
-        model is asked for, "" for single things or, of a model that cannot tell them apart, classes of pixels;
-        working_side: pixels of the longer side that GrabCut works at; iterations: of GrabCut; threshold: least share
-        of person in a pixel, or least score of a segment."""
+        """model: hub name or path of a transformers segmentation model, "" for the embedded way; dtype: what it
+        computes in; kind: which regions a model is asked for, "" for single things or, of a model that cannot tell them
+        apart, classes of pixels; working_side: pixels of the longer side that GrabCut works at; iterations: of GrabCut;
+        threshold: least share of person in a pixel, or least score of a segment."""
 
         kind: Literal["", "instance", "panoptic", "semantic"] = ""
         working_side: int = Field(320, ge=32)
@@ -67,52 +69,53 @@ class SegmentationLabeler(PretrainedLabeler):
     def embedded_digest(self) -> str:
         return files_digest(mediapipe_file("selfie_segmentation/selfie_segmentation.tflite"))
 
-    def load(self) -> None:
-        import cv2
+    @property
+    def _is_universal(self) -> bool:
+        """Whether the model tells objects of a class apart; others give the class of each pixel."""
+        from transformers import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
 
-        cv2.setNumThreads(1)
-        if not self.parameters.model:
-            self._people = mediapipe_solution("selfie_segmentation").SelfieSegmentation(model_selection=0)
-            return
-        from transformers import (
-            MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING,
-            AutoConfig,
-            AutoImageProcessor,
-            AutoModelForSemanticSegmentation,
-            AutoModelForUniversalSegmentation,
-        )
+        return type(self._config) in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
 
-        folder = self.model_folder()
-        self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        # Universal models tell objects of a class apart; semantic ones give the class of each pixel.
-        universal = (
-            type(AutoConfig.from_pretrained(folder, local_files_only=True)) in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING
-        )
-        self._kind = self.parameters.kind or ("instance" if universal else "semantic")
-        if not hasattr(self._processor, f"post_process_{self._kind}_segmentation"):
+    @property
+    def _kind(self) -> str:
+        return self.parameters.kind or ("instance" if self._is_universal else "semantic")
+
+    def loader(self) -> Any:
+        from transformers import AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation
+
+        return AutoModelForUniversalSegmentation if self._is_universal else AutoModelForSemanticSegmentation
+
+    def load_processor(self) -> None:
+        super().load_processor()
+        if self.has_network and not hasattr(self._processor, f"post_process_{self._kind}_segmentation"):
             raise InputError(f"segmentation.kind: {self._kind} regions are not what this model gives; take semantic")
-        loader = AutoModelForUniversalSegmentation if universal else AutoModelForSemanticSegmentation
-        self.load_network(loader)
 
-    def label_row(self, row: Row) -> Row:
+    def load_embedded(self) -> None:
+        self._people = mediapipe_solution("selfie_segmentation").SelfieSegmentation(model_selection=0)
+
+    def prepare(self, row: Row) -> Prepared:
         required(row, "images.image")
         picture = row["images.image"]
-        if self._processor is not None:
-            regions = self._segment(np.asarray(picture))
-        else:
-            if row["boxes.boxes"] is None:
-                raise RowError("no boxes: the objects to segment are not known")
-            regions = self._cut_out(np.asarray(picture), row["boxes.boxes"], row["boxes.names"])
-        classes = list(dict.fromkeys(name for _, name in regions))
-        mask = np.zeros(picture.shape[:2], np.uint8)
-        for region, name in sorted(regions, key=lambda one: -int(one[0].sum())):  # small ones stay on top
-            mask[region] = classes.index(name) + 1
-        shown = [name for index, name in enumerate(classes) if (mask == index + 1).mean() >= _LEAST_SHARE]
-        numbers = np.zeros(len(classes) + 1, np.uint8)
-        for name in shown:
-            numbers[classes.index(name) + 1] = shown.index(name) + 1
-        colors = draw_colors(shown, f"{row['id']} segmentation")
-        return {"mask": encode_png(numbers[mask]), "names": shown, "colors": [colors[name] for name in shown]}
+        return Prepared((self.pixels_of(picture), picture.shape[:2]), row["id"])
+
+    def infer(self, inputs: list[Any]) -> list[Any]:
+        """For each row the number of the segment of each pixel, in the smallest type, and what the segments are.
+
+        The device finds the segments: masks of all that a network asks for would be a hundred times as much to send.
+        """
+        return in_batches([given for given, _ in inputs], self.device, self._segments, [size for _, size in inputs])
+
+    def finish(self, output: Any, context: Any) -> Row:
+        return _columns(self._regions(*output), output[0].shape, context)
+
+    def label_row(self, row: Row) -> Row:
+        if self.has_network:
+            return super().label_row(row)
+        required(row, "images.image")
+        picture = np.asarray(row["images.image"])
+        if row["boxes.boxes"] is None:
+            raise RowError("no boxes: the objects to segment are not known")
+        return _columns(self._cut_out(picture, row["boxes.boxes"], row["boxes.names"]), picture.shape[:2], row["id"])
 
     def _cut_out(
         self, picture: Picture, boxes: list[dict[str, float]], names: list[str]
@@ -169,27 +172,52 @@ class SegmentationLabeler(PretrainedLabeler):
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
         return cv2.morphologyEx(cut.astype(np.uint8), cv2.MORPH_OPEN, kernel).astype(bool)
 
-    def _segment(self, picture: Picture) -> list[tuple[NDArray[np.bool_], str]]:
+    def _segments(
+        self, batch: dict[str, Any], counts: list[int], sizes: list[tuple[int, int]]
+    ) -> list[tuple[NDArray[Any], list[dict[str, Any]]]]:
         import torch
 
-        inputs = self._processor(images=picture, return_tensors="pt", input_data_format="channels_last")
-        with torch.no_grad():
-            outputs = self._network(**inputs.to(self._network.device))
-        size, names = picture.shape[:2], self._network.config.id2label
+        outputs = self.compute(batch)
         post_process = getattr(self._processor, f"post_process_{self._kind}_segmentation")
+        found = []
+        for part, size in zip(parts(outputs, counts), sizes, strict=True):
+            if self._kind == "semantic":
+                (numbers,) = post_process(part, target_sizes=[size])
+                segments: list[dict[str, Any]] = []
+            else:
+                (result,) = post_process(part, threshold=self.parameters.threshold, target_sizes=[size])
+                numbers, segments = result["segmentation"], result["segments_info"]
+            # Numbers are those of classes or queries, −1 for none.
+            found.append(
+                (numbers.to(torch.int16).cpu().numpy(), [{key: one[key] for key in _SEGMENT} for one in segments])
+            )
+        return found
+
+    def _regions(self, numbers: NDArray[Any], segments: list[dict[str, Any]]) -> list[tuple[NDArray[np.bool_], str]]:
+        names = self._config.id2label
         if self._kind == "semantic":
-            (result,) = post_process(outputs, target_sizes=[size])
-            numbers = result.cpu().numpy()
             regions = [(numbers == label, str(names[int(label)])) for label in np.unique(numbers)]
             regions.sort(key=lambda one: -int(one[0].sum()))
         else:
-            (result,) = post_process(outputs, threshold=self.parameters.threshold, target_sizes=[size])
-            numbers = result["segmentation"].cpu().numpy()
-            surest = sorted(result["segments_info"], key=lambda one: -one["score"])
+            surest = sorted(segments, key=lambda one: -one["score"])
             regions = [(numbers == one["id"], str(names[one["label_id"]])) for one in surest]
         regions = [(region, name) for region, name in regions if name not in _NOTHING and region.mean() >= _LEAST_SHARE]
         kept = list(dict.fromkeys(name for _, name in regions))[:_CLASSES]  # the surest, or the largest
         return [(region, name) for region, name in regions if name in kept]
+
+
+def _columns(regions: list[tuple[NDArray[np.bool_], str]], size: tuple[int, int], identity: str) -> Row:
+    """The columns of a picture of (H, W) pixels, of the regions of its objects, each with its class."""
+    classes = list(dict.fromkeys(name for _, name in regions))
+    mask = np.zeros(size, np.uint8)
+    for region, name in sorted(regions, key=lambda one: -int(one[0].sum())):  # small ones stay on top
+        mask[region] = classes.index(name) + 1
+    shown = [name for index, name in enumerate(classes) if (mask == index + 1).mean() >= _LEAST_SHARE]
+    numbers = np.zeros(len(classes) + 1, np.uint8)
+    for name in shown:
+        numbers[classes.index(name) + 1] = shown.index(name) + 1
+    colors = draw_colors(shown, f"{identity} segmentation")
+    return {"mask": encode_png(numbers[mask]), "names": shown, "colors": [colors[name] for name in shown]}
 
 
 def _pixels(corners: tuple[float, ...], width: int, height: int) -> tuple[int, int, int, int]:

@@ -5,7 +5,7 @@ A prompt carries the task's token and the colors of masks and boxes, so a row ha
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,8 @@ from pydantic import field_validator
 
 from labeling import labeler
 from labeling.dataset import DROPPED_CAPTION
-from labeling.labeler import Labeler, Row, required
+from labeling.labeler import AddedLater, Labeler, Prepared, Row, required
+from labeling.pretrained import TORCH_TYPES
 from model.prompts import TASKS, build_prompt, find_task
 
 
@@ -44,7 +45,8 @@ class TextLabeler(Labeler):
     )
 
     class Parameters(labeler.Parameters):
-        """encoder: "minilm", or the hub name or path of a text encoder; tasks: names of the tasks to have entries."""
+        """encoder: "minilm", or the hub name or path of a text encoder; tasks: names of the tasks to have entries;
+        dtype: what the encoder computes in."""
 
         encoder: str = "minilm"
         tasks: tuple[str, ...] = (
@@ -58,6 +60,7 @@ class TextLabeler(Labeler):
             "segmentation",
             "boxes",
         )
+        dtype: Annotated[Literal["fp32", "bf16", "fp16"], AddedLater()] = "fp32"
 
         @field_validator("tasks")
         @classmethod
@@ -75,40 +78,57 @@ class TextLabeler(Labeler):
         named = [task for task in self.parameters.tasks if TASKS[task].phrase]
         self.reads = ("caption.caption", *(f"{task}.{column}" for task in named for column in ("names", "colors")))
         self._encoder: Any = None
-        self._empty: Any = None
+        self._tokenizer: Any = None
+        self._most = 0  # tokens
 
     @property
     def model(self) -> str:
-        return str(self._encoder.name)
+        from model.text import text_encoder_name
+
+        return text_encoder_name(self.parameters.encoder)
 
     def weights_digest(self) -> str:
         from model.text import text_encoder_digest
 
         return text_encoder_digest(self.parameters.encoder)
 
+    def load_processor(self) -> None:
+        from model.text import load_tokenizer
+
+        if self._tokenizer is None:
+            self._tokenizer, self._most = load_tokenizer(self.parameters.encoder)
+
     def load(self) -> None:
+        import torch
 
         from model.text import load_text_encoder
 
-        device = self.device
-        self._encoder = load_text_encoder(self.parameters.encoder, device)
-        self._empty = self._encoder.encode([""])[0]
+        torch.set_num_threads(1)
+        self.load_processor()
+        if self._encoder is None:
+            dtype = getattr(torch, TORCH_TYPES[self.parameters.dtype])
+            self._encoder = load_text_encoder(self.parameters.encoder, self.device, dtype)
 
-    def label(self, rows: list[Row]) -> list[Row]:
-        prompts = [self._prompts(row) for row in rows]
-        embedded = iter(self._encoder.encode([prompt for of_row in prompts for prompt in of_row.values()]))
-        return [
-            {
-                "entries": [
-                    _entry(DROPPED_CAPTION, "", self._empty),
-                    *(_entry(task, prompt, next(embedded)) for task, prompt in of_row.items()),
-                ]
-            }
-            for of_row in prompts
-        ]
+    def prepare(self, row: Row) -> Prepared:
+        from model.text import tokenize
 
-    def label_row(self, row: Row) -> Row:
-        return self.label([row])[0]
+        prompts = {DROPPED_CAPTION: "", **self._prompts(row)}
+        return Prepared(tokenize(self._tokenizer, self._most, list(prompts.values())), prompts)
+
+    def infer(self, inputs: list[Any]) -> list[Any]:
+        """Embeddings of the prompts of each row; a prompt that many share, as the empty one, is computed once."""
+        different = list(dict.fromkeys(tuple(prompt) for prompts in inputs for prompt in prompts))
+        embedded = self._encoder.embed(different)
+        half = {prompt: one.numpy().astype(np.float16) for prompt, one in zip(different, embedded, strict=True)}
+        return [[half[tuple(prompt)] for prompt in prompts] for prompts in inputs]
+
+    def finish(self, output: Any, context: Any) -> Row:
+        return {
+            "entries": [
+                {"task": task, "prompt": prompt, "tokens": len(embedding), "embedding": embedding.ravel()}
+                for (task, prompt), embedding in zip(context.items(), output, strict=True)
+            ]
+        }
 
     def _prompts(self, row: Row) -> dict[str, str]:
         """Task → prompt, in the order of the parameters."""
@@ -124,8 +144,3 @@ class TextLabeler(Labeler):
             else:
                 prompts[task] = build_prompt(task, caption)
         return prompts
-
-
-def _entry(task: str, prompt: str, embedding: Any) -> Row:
-    values = embedding.numpy().astype(np.float16)
-    return {"task": task, "prompt": prompt, "tokens": values.shape[0], "embedding": values.ravel()}

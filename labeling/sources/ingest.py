@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
 from typing import Any, cast
 
 import pyarrow as pa
@@ -29,7 +27,6 @@ from labeling.sources.items import Item, Reading, Trouble, items_of
 from labeling.sources.normalize import EncodedImage, Rejected, image_id, normalize
 from labeling.sources.seen import SEEN_SCHEMA, write_seen
 from labeling.sources.source import Source
-from model.inputs import one_line
 
 VERSION = 1
 
@@ -69,18 +66,13 @@ class ShardResult:
 
 @dataclass(frozen=True)
 class Ingestion:
-    """What is the same for all shards of an ingest.
-
-    threads: that decode pictures, where processes do not; careful: decode each picture in a process apart, which may
-    die of it.
-    """
+    """What is the same for all shards of an ingest. threads: that decode pictures, where processes do not."""
 
     source: Source
     dataset: Dataset
     limits: Limits
     declaration: Mapping[str, Any]
     threads: int = 1
-    careful: bool = False
 
     def ingest(self, tasks: Sequence[ShardTask]) -> list[ShardResult]:
         """Read, check and write the items of shards, which are read together where they lie in one file."""
@@ -121,12 +113,9 @@ class Ingestion:
         described = describe(facts, self.source.naming)
         try:
             companions = read_companions(self.source.store, facts)
-            decode = normalize_apart if self.careful else normalize
-            image = decode(reading.raw, self.limits.max_pixels, self.limits.min_side)
+            image = normalize(reading.raw, self.limits.max_pixels, self.limits.min_side)
         except (Rejected, ValueError) as error:
             return Looked(item, seen, reason=str(error))
-        except Exception as error:  # nothing that a source holds may end the job
-            return Looked(item, seen, reason=f"cannot be decoded ({type(error).__name__}: {one_line(error)})")
         seen["said"] = digest_json([described.columns, {key: _digest(value) for key, value in companions.items()}])
         row = {
             "id": seen["id"],
@@ -165,17 +154,6 @@ class Ingestion:
             shard_recipe,
         )
         return ShardResult(task.shard, len(rows), len(rejected), kept)
-
-
-def normalize_apart(raw: bytes, max_pixels: int, min_side: int) -> EncodedImage:
-    """`normalize` in a process of its own. Raises Rejected also where that process dies of the picture."""
-    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-    try:
-        return pool.submit(normalize, raw, max_pixels, min_side).result()
-    except BrokenProcessPool:
-        raise Rejected("its decoder ends the process") from None
-    finally:
-        pool.shutdown()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from model.codecs.image_codec import ImageCodec, codec_digest, load_autoencoder, load_codec
+from model.codecs.image_codec import ImageCodec, codec_digest, codec_name, load_autoencoder, load_codec
 
-__all__ = ["ImageCodec", "codec_digest", "load_autoencoder", "load_codec"]
+__all__ = ["ImageCodec", "codec_digest", "codec_name", "load_autoencoder", "load_codec"]

@@ -98,7 +98,7 @@ def load_codec(name: str, device: str | torch.device = "cpu", dtype: torch.dtype
     if name == DCT:
         return _DctCodec(device)
     digest = weights_digest(model_folder(name, _SUBFOLDER))
-    return ImageCodec(load_autoencoder(name, device, dtype), f"AutoencoderKL {digest[:8]}", digest)
+    return ImageCodec(load_autoencoder(name, device, dtype), codec_name(name), digest)
 
 
 def load_autoencoder(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Any:
@@ -124,3 +124,8 @@ def load_autoencoder(name: str, device: str | torch.device = "cpu", dtype: torch
 def codec_digest(name: str) -> str:
     """The digest of a codec, without loading it. Raises InputError."""
     return DIGEST if name == DCT else weights_digest(model_folder(name, _SUBFOLDER))
+
+
+def codec_name(name: str) -> str:
+    """What labels record as their codec, without loading it. Raises InputError."""
+    return DCT if name == DCT else f"AutoencoderKL {codec_digest(name)[:8]}"

@@ -16,9 +16,17 @@ T = TypeVar("T")
 
 
 class Section(BaseModel):
-    """A part of a file that people write; a key it does not have is refused."""
+    """A part of a file that people write; a key it does not have is refused, and so are numbers that are not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def split_range(value: Any) -> Any:
+    """(least, most) of a text "LEAST:MOST", as files and the command line write ranges; any other value as it is."""
+    numbers = value.split(":") if isinstance(value, str) else []
+    if len(numbers) == 2 and all(number.isdecimal() for number in numbers):
+        return int(numbers[0]), int(numbers[1])
+    return value
 
 
 def validate(schema: type[T], values: Mapping[str, Any], place: str) -> T:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from model.inputs.errors import InputError
 from model.inputs.yaml_files import parse_yaml
-
-_RANGE = re.compile(r"[0-9]+(:[0-9]+)+")
 
 
 def parse_settings(
@@ -37,13 +34,10 @@ def _parse_setting(setting: str, example: str, option: str) -> dict[str, Any]:
     key, sign, text = setting.partition("=")
     if not sign or not all(key.split(".")):
         raise InputError(f"{option} {setting}: write {example}")
-    if _RANGE.fullmatch(text):
-        nested: Any = text  # YAML reads 1:30 as a number to the base of 60
-    else:
-        try:
-            nested = parse_yaml(text, key)
-        except InputError:
-            raise InputError(f"{option} {setting}: {text!r} is no YAML value; quote it") from None
+    try:
+        nested = parse_yaml(text, key)
+    except InputError:
+        raise InputError(f"{option} {setting}: {text!r} is no YAML value; quote it") from None
     for section in reversed(key.split(".")):
         nested = {section: nested}
     return dict(nested)

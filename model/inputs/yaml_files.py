@@ -2,27 +2,90 @@
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from model.inputs.errors import InputError, nearest, one_line
 
+# Plain scalars of the core schema of YAML 1.2 (section 10.3.2), with the characters that each can begin with. By those
+# of YAML 1.1, which PyYAML follows, 12:00 would be 720, 010 eight, `no` false, and 5e-4 a text.
+_SCALARS = (
+    ("null", r"|~|null|Null|NULL", [*"~nN", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", [*"-+0123456789"]),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        [*"-+.0123456789"],
+    ),
+    ("merge", r"<<", ["<"]),
+)
+
 
 def parse_yaml(text: str, place: str) -> Any:
-    """The value that a YAML text states; `place` is where it came from. Raises InputError."""
+    """The value that a text in YAML 1.2 states; `place` is where it came from.
+
+    Raises InputError for a text of another form, and for a key that is given twice.
+    """
     import yaml
 
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return yaml.load(text, _loader())  # noqa: S506 - a subclass of SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{place}: not YAML: {one_line(error)}") from None
 
 
 def to_yaml(values: Any) -> str:
-    """Values as YAML text, keys in the order given."""
+    """Values as YAML text, keys in the order given, which readers of YAML 1.1 and 1.2 read alike."""
     import yaml
 
-    return str(yaml.safe_dump(values, sort_keys=False))
+    return str(yaml.dump(values, Dumper=_dumper(), sort_keys=False))
+
+
+@cache
+def _loader() -> Any:
+    """PyYAML's safe loader, which is imported on first use, with the scalars of YAML 1.2."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {}
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys: set[Any] = set()
+            for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+                key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+                if key is not None and key != "<<" and key in keys:
+                    problem = f"key {key!r} is given twice"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+                keys.add(key)
+            return dict(super().construct_mapping(node, deep))
+
+    def construct_int(loader: Any, node: Any) -> int:
+        text = str(loader.construct_scalar(node))
+        return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
+
+    _add_scalars(Loader)
+    Loader.add_constructor("tag:yaml.org,2002:int", construct_int)
+    return Loader
+
+
+@cache
+def _dumper() -> Any:
+    """PyYAML's safe dumper, which also quotes texts that YAML 1.2 would take for something else."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeDumper.yaml_implicit_resolvers.items()}
+
+    _add_scalars(Dumper)
+    return Dumper
+
+
+def _add_scalars(to: Any) -> None:
+    for name, pattern, first in _SCALARS:
+        to.add_implicit_resolver(f"tag:yaml.org,2002:{name}", re.compile(f"^(?:{pattern})$"), first)
 
 
 def example_names(folder: Path) -> list[str]:

@@ -10,7 +10,10 @@ import typer
 from model.inputs import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from labeling.resources import Resources
+    from labeling.staleness import GroupPlan
 
 DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="Dataset: a folder or s3:// address.")]
 SetOption = Annotated[
@@ -40,14 +43,28 @@ def label(
     only_errors: Annotated[
         bool, typer.Option("--only-errors", help="Only rows in error, once more; the others keep their labels.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be labeled, and why; change nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Of --dry-run, for machines.")] = False,
 ) -> None:
     """Add or refresh column groups: boxes, segmentation, pose, caption, edges, depth, latents, text, module:Class."""
     from pipelines.label import label as run
+    from pipelines.label import plan
+    from pipelines.row_errors import labeled_errors
 
     groups, part = names or [], _range(shards) if shards else None
+    settings = _by_labeler(parameters or [])
     given = resources_by_labeler(resources or [], groups)
-    result = run(dataset, groups, _by_labeler(parameters or []), part, resources=given, only_errors=only_errors)
-    print(*result.summary(), sep="\n")
+    if as_json and not dry_run:
+        raise InputError("--json belongs to --dry-run; `onediffusion status DATASET --json` tells how a dataset stands")
+    if dry_run:
+        _show_plan(plan(dataset, groups, settings, part, only_errors), as_json)
+        return
+    result = run(dataset, groups, settings, part, resources=given, only_errors=only_errors)
+    errors = labeled_errors(dataset, list(result.fresh), part)
+    print(*result.summary(), *errors.lines(), sep="\n")
+    errors.check()
 
 
 def status(
@@ -57,33 +74,29 @@ def status(
     """Groups × shards: fresh, stale, missing; rows in error."""
     from dataclasses import asdict
 
-    from labeling.dataset import Dataset, dataset_status, read_row_errors
+    from labeling.dataset import Dataset, dataset_status
+    from pipelines.row_errors import STATUS_SHARDS, dataset_errors
 
     opened = Dataset.open(dataset)
     footers = opened.all_footers(opened.groups(), save=True)
     groups = dataset_status(opened, footers=footers)
+    errors = dataset_errors(dataset, opened, footers, list(groups), STATUS_SHARDS)
     if as_json:
-        print(json.dumps({group: asdict(state) for group, state in groups.items()}, indent=1))
+        states = {group: asdict(state) | errors.groups[group].to_json() for group, state in groups.items()}
+        print(json.dumps(states, indent=1))
         return
     from rich.console import Console
     from rich.table import Table
 
-    errors = read_row_errors(opened, footers)
-    table = Table("group", "fresh", "stale", "missing", "rows", "in error")
+    table = Table("group", "fresh", "stale", "missing", "rows", "in error", "unavailable")
     for group, state in groups.items():
-        counts = asdict(state) | {"errors": state.errors - errors.unavailable_rows(group)}
-        table.add_row(group, *(str(count) for count in counts.values()))
+        of_group = errors.groups[group]
+        counts = (state.fresh, state.stale, state.missing, state.rows, of_group.in_error, of_group.unavailable)
+        table.add_row(group, *map(str, counts))
     console = Console()
     console.print(table)
-    for labels in errors.unavailable:
-        remark = f"{max(labels.rows.values())} rows cannot have {', '.join(labels.rows)}: {labels.missing.what}. "
-        console.print(
-            f"{remark}To have them labeled, name a model: {labels.command(dataset)}",
-            style="bright_black",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+    for line in errors.lines():
+        console.print(line, style="bright_black", markup=False, highlight=False, soft_wrap=True)
 
 
 def views(
@@ -98,6 +111,17 @@ def views(
 
     result = run(source, dataset, count, size, seed)
     print(f"{result.added} sets written; {result.sets} sets in {dataset}")
+
+
+def _show_plan(plans: Mapping[str, GroupPlan], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from labeling.staleness import plan_lines
+
+    if as_json:
+        print(json.dumps({group: asdict(plan) for group, plan in plans.items()}, indent=1))
+    else:
+        print(*plan_lines(plans), sep="\n")
 
 
 def resources_by_labeler(settings: list[str], groups: list[str]) -> dict[str, Resources]:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from model.constants import SIZE_STEP
+
+
+class Sharding(StrEnum):
+    """As `training.cost.ClusterSpec` names them."""
+
+    none = "none"
+    node = "node"
+    all = "all"
 
 
 def train(
@@ -23,6 +32,36 @@ def train(
     from pipelines.train import train as run_training
 
     run_training(settings, run or f"runs/{settings.name}")
+
+
+def plan(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file or a preset: stage1-256, stage2, …")],
+    gpus: Annotated[int, typer.Option(min=1, help="In all nodes together.")],
+    device: Annotated[str, typer.Option(help="Name of the GPU: H100, A100, …")] = "H100",
+    memory_gb: Annotated[float, typer.Option(min=1, help="Of a GPU.")] = 80.0,
+    per_node: Annotated[int, typer.Option(min=1, help="GPUs of a node.")] = 8,
+    gbps: Annotated[float, typer.Option(min=0.1, help="Gbit/s that a GPU sends to other nodes.")] = 400.0,
+    node_gbps: Annotated[float, typer.Option(min=0.1, help="Gbit/s that a GPU sends within its node.")] = 3600.0,
+    store_gbytes: Annotated[float, typer.Option(min=0.001, help="GB/s that a node writes checkpoints at.")] = 1.0,
+    mfu: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Share of the GPU's peak that computing reaches; as measured.")
+    ] = 0.28,
+    dollars: Annotated[float | None, typer.Option(min=0, help="For a GPU and hour.")] = None,
+    shard: Annotated[Sharding, typer.Option(help="Weights over the GPUs of a node, over all, or none.")] = Sharding.all,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in --set batch=1024.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """What a run would cost, by arithmetic: memory of a GPU, seconds a step, hours, dollars. Nothing runs."""
+    from training.config import load_config
+    from training.cost import ClusterSpec, run_cost
+
+    cluster = ClusterSpec(gpus, device, memory_gb, per_node, gbps, node_gbps, store_gbytes, mfu, dollars, shard.value)
+    settings = load_config(config, overrides or [])
+    from pipelines.reports.cost import print_cost
+
+    print_cost(settings, cluster, run_cost(settings, cluster), as_json)
 
 
 def sample(
@@ -65,6 +104,18 @@ def sample(
         seed,
     )
     print("\n".join(written))
+
+
+def export(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A run, or one of its checkpoints.")],
+    out: Annotated[str, typer.Argument(metavar="DIR", help="A new folder or s3:// prefix.")],
+    live: Annotated[bool, typer.Option("--live", help="The weights trained last, instead of their average.")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="The transformer in half the size.")] = False,
+) -> None:
+    """A checkpoint as a folder that diffusers reads: OneDiffusionPipeline.from_pretrained(DIR)."""
+    from pipelines.export import export as run
+
+    print(run(checkpoint, out, "live" if live else "averaged", "bf16" if bf16 else "fp32"))
 
 
 def evaluate(run: Annotated[str, typer.Argument(metavar="RUN", help="A folder or s3:// address.")]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from labeling.dataset import IMAGES, Dataset, Footers
+from labeling.dataset import IMAGES, Dataset, Footers, FooterTable
 from model.conditions import CONDITION_READS
 from model.pictures import Picture, decode_picture
 from pipelines.dashboard.picture_files import keep_picture
@@ -56,13 +56,13 @@ def contact_sheet(dataset: Dataset, group: str, shards: Iterable[str], footers: 
     if IMAGES not in footers:
         return ""
     present = [shard for shard in shards if shard in footers[IMAGES] and shard in footers[group]]
-    image_footers = {shard: footers[IMAGES][shard] for shard in present}
+    image_footers = FooterTable.of(footers[IMAGES]).only(present)
     footers_read = {name: footers[name] for name in (IMAGES, group)}
     max_rows = SETS if dataset.has_sets else TILES
     labeled: list[list[Tile]] = []  # tiles of each row
     in_error: list[list[Tile]] = []
     # Rows in error say little as pictures. Where there are some, more rows are read than fit, to find others.
-    count = 4 * max_rows if any(footers[group][shard].errors for shard in present) else max_rows
+    count = 4 * max_rows if FooterTable.of(footers[group]).only(present).errors() else max_rows
     for shard, row_group, offsets in pick_rows(image_footers, count):
         for offset, row in zip(offsets, joined_rows(dataset, footers_read, shard, row_group, offsets), strict=True):
             rows, limit = (in_error, ERRORS) if row.get(f"{group}.error") else (labeled, max_rows)

@@ -6,10 +6,12 @@ from typing import Any
 import dagster as dg
 
 from labeling.dataset import Dataset, lease
-from labeling.declaration import declared_name
+from labeling.declaration import declare, declared_name
 from labeling.registry import load_labeler
 from model.inputs import InputError
 from pipelines.dashboard.forms import (
+    labeling_fields,
+    labeling_values_in,
     target_fields,
     target_in,
     training_fields,
@@ -128,7 +130,7 @@ def add_pictures(context: dg.OpExecutionContext) -> None:
         dataset = tracked_address(config["dataset"])
         sources = [config["source"]]
         if not config["source"]:
-            sources = [source["uri"] for source in Dataset.open(dataset).description["sources"]]
+            sources = [source["uri"] for source in Dataset.open(dataset).sources]
         for source in sources:
             job = LabelJob(kind="label", dataset=dataset, source=source, workers=workers_in(config))
             run_job(context, job, target_in(config))
@@ -146,8 +148,7 @@ def add_pictures(context: dg.OpExecutionContext) -> None:
         "parameters": dg.Field(
             dg.Permissive(), default_value={}, is_required=False, description="By labeler, as {edges: {low: 50}}."
         ),
-        **target_fields(),
-        "workers": workers_field(),
+        **labeling_fields(),
     }
 )
 def label_groups(context: dg.OpExecutionContext) -> None:
@@ -159,7 +160,7 @@ def label_groups(context: dg.OpExecutionContext) -> None:
             dataset=tracked_address(config["dataset"]),
             groups=config["groups"],
             parameters=config["parameters"],
-            workers=workers_in(config),
+            **labeling_values_in(config),
         )
         run_job(context, job, target_in(config))
 
@@ -181,7 +182,7 @@ def declare_parameters(context: dg.OpExecutionContext) -> None:
             raise InputError(f"{dataset.uri}: {group!r} is no label that was declared there")
         labeler = load_labeler(declared_name(group, declared), {**declared["parameters"], **config["parameters"]})
         with lease(dataset.store, [group]):  # not while a job works on it
-            dataset.declare(group, {**declared, "parameters": labeler.parameters.model_dump(mode="json")})
+            dataset.declare(group, {**declared, "parameters": declare(labeler)["parameters"]})
         refresh()
 
 

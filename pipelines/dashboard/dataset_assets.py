@@ -9,7 +9,7 @@ import dagster as dg
 
 from model.inputs import InputError
 from pipelines.dashboard.dataset_state import dataset_state
-from pipelines.dashboard.forms import target_fields, target_in, workers_field, workers_in
+from pipelines.dashboard.forms import labeling_fields, labeling_values_in, target_in
 from pipelines.dashboard.launch import FinishedJob, input_errors_fail_run, job_metadata, run_job
 from pipelines.dashboard.metadata import group_metadata
 from pipelines.dashboard.reporting import Reporter
@@ -128,8 +128,7 @@ def _labeling(snapshot: Snapshot, specs: list[dg.AssetSpec]) -> dg.AssetsDefinit
         backfill_policy=dg.BackfillPolicy.single_run(),
         pool=f"dataset_{name}",  # two jobs on the same groups would refuse each other
         config_schema={
-            **target_fields(),
-            "workers": workers_field(),
+            **labeling_fields(),
             "parameters": dg.Field(
                 dg.Shape(parameter_fields(snapshot)),
                 description="Of the labelers. Changing one makes all shards of its group stale.",
@@ -146,7 +145,7 @@ def _labeling(snapshot: Snapshot, specs: list[dg.AssetSpec]) -> dg.AssetsDefinit
                 groups=selection.groups,
                 parameters=changed_parameters(snapshot, selection.groups, config.get("parameters") or {}),
                 shards=selection.shards,
-                workers=workers_in(config),
+                **labeling_values_in(config),
             )
             finished = run_job(context, job, target_in(config))
         yield from _materializations(context.instance, name, selection, finished)

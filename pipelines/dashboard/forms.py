@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 
 from cluster.target import targets
+from labeling.resources import parse_resources
 from model.inputs import InputError
 from pipelines.jobs.specification import WorkersSpec
 
@@ -45,6 +46,33 @@ def target_fields(target: str = "local") -> dict[str, dg.Field]:
         "target_file": dg.Field(
             str, default_value="", is_required=False, description="A target file of your own, instead of `target`."
         ),
+    }
+
+
+def labeling_fields() -> dict[str, dg.Field]:
+    """The form of a labeling, except what is labeled."""
+    return {
+        **target_fields(),
+        "workers": workers_field(),
+        "resources": dg.Field(
+            dg.Permissive(),
+            default_value={},
+            is_required=False,
+            description="What labelers may use, as {depth: {gpus: 0.5, batch: 64}}: gpus, cpus, batch, processes, "
+            "timeout, memory_gb, max_errors.",
+        ),
+        "only_errors": dg.Field(
+            bool, default_value=False, is_required=False, description="Only rows that are in error, once more."
+        ),
+    }
+
+
+def labeling_values_in(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a `LabelJob` that such a form states. Raises InputError."""
+    return {
+        "workers": workers_in(config),
+        "resources": parse_resources(config["resources"], "resources"),
+        "only_errors": config["only_errors"],
     }
 
 

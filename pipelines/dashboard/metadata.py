@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from labeling.dataset import Dataset, open_store
+from labeling.dataset import Dataset, FooterTable, open_store
 from model.inputs import one_line
 from pipelines.dashboard.charts import save_charts
 from pipelines.dashboard.contact_sheets import contact_sheet, sample_sheet
@@ -20,6 +20,7 @@ from pipelines.dashboard.versions import AssetVersion, partition_of
 from pipelines.reports.figures import run_figures
 from pipelines.reports.overlays import Inliner
 from pipelines.reports.run import RunSection, describe_run
+from pipelines.row_errors import GroupErrors, dataset_errors
 
 MAX_ERROR_SHARDS, MAX_REASONS = 64, 6
 LABELED_BY, SPEED = "labeled by", "rows a second"
@@ -39,10 +40,7 @@ def group_metadata(state: DatasetState, version: AssetVersion) -> dict[str, Any]
     if sheet:
         metadata["pictures"] = dg.MetadataValue.md(f"![{group}]({sheet})")
     metadata[PARTITION_ROW_COUNT if version.partition else ROW_COUNT] = counts.rows
-    metadata["rows in error"] = counts.errors
-    if counts.errors:
-        present = [shard for shard in shards if shard in state.footers[group]]
-        metadata["errors"] = dg.MetadataValue.md(_error_table(dataset, group, present))
+    metadata |= _errors_metadata(state, dataset, group, shards) if counts.errors else {"rows in error": 0}
     metadata["shards"] = counts.fresh + counts.stale
     last = next((labeling for labeling in reversed(state.labelings) if labeling.group == group), None)
     return metadata | (labeling_metadata(last) if last else {})
@@ -64,12 +62,28 @@ def _range_of(snapshot: Snapshot, partition: str | None) -> ShardRange:
     )
 
 
-def _error_table(dataset: Dataset, group: str, shards: list[str]) -> str:
+def _errors_metadata(state: DatasetState, dataset: Dataset, group: str, shards: list[str]) -> dict[str, Any]:
+    """Rows of some shards that are in error, by reason; and, apart from them, those that nothing can label yet."""
+    wanted = [group]
+    for name in wanted:  # why a row has no label may lie in what the label is made from
+        wanted += [read for read in state.snapshot.upstream(name) if read not in wanted]
+    footers = {name: FooterTable.of(state.footers[name]).only(shards) for name in wanted}
+    errors = dataset_errors(dataset.uri, dataset, footers, [group], MAX_ERROR_SHARDS)
+    of_group = errors.groups[group]
+    metadata: dict[str, Any] = {"rows in error": of_group.in_error}
+    if of_group.in_error:
+        metadata["errors"] = dg.MetadataValue.md(_error_table(of_group))
+    if of_group.unavailable:
+        metadata["rows unavailable"] = of_group.unavailable
+        metadata["why"] = " ".join(labels.remark(dataset.uri) for labels in errors.unavailable)
+    return metadata
+
+
+def _error_table(errors: GroupErrors) -> str:
     """The reasons of errors as a table of Markdown, most frequent first."""
     reasons: Counter[str] = Counter()
-    for shard in shards[:MAX_ERROR_SHARDS]:
-        column = dataset.read(group, shard, ["error"])["error"].drop_null()
-        reasons.update(_reason(str(value)) for value in column.to_pylist())
+    for text, (count, _) in errors.reasons.items():
+        reasons[_reason(text)] += count
     lines = ["| rows | reason |", "| ---: | :--- |"]
     for reason, count in reasons.most_common(MAX_REASONS):
         lines.append(f"| {count} | {reason} |")

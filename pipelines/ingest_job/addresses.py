@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cluster.ray_environment import starts_own_ray
@@ -255,10 +255,9 @@ class ListIngest:
     ) -> dict[str, ShardOutcome]:
         """Make the shards of all lots; what became of each, in their order."""
         outcomes: dict[str, ShardOutcome] = {}
-        careful = replace(job, making=replace(job.making, careful=True))
         with progress("ingest", sum(lot.rows for lot in lots), "addresses") as advance:
             made = (
-                workers.map(_Write(job), ((lot,) for lot in lots), on_cluster, crashed=_Write(careful))
+                workers.map(_Write(job), ((lot,) for lot in lots), on_cluster)
                 if on_cluster
                 else in_parallel(_Write(job), lots, _HERE_LOTS)
             )

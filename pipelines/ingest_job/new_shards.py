@@ -51,8 +51,7 @@ class NewShards:
                     yield (left,)
 
         with progress("ingest", self.findings.count, "files") as advance:
-            careful = replace(self.ingestion, careful=True).ingest
-            for made in workers.map(self.ingestion.ingest, calls(), on_cluster, crashed=careful):
+            for made in workers.map(self.ingestion.ingest, calls(), on_cluster):
                 for result in made:
                     results[result.shard] = result
                     advance(result.rows + result.rejected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from typing import Any, TypeVar
 
 from cluster.session import cluster_has, ray_session
@@ -40,52 +41,29 @@ class Workers:
         function: Callable[..., T],
         calls: Iterable[Sequence[Any]],
         on_cluster: bool,
-        crashed: Callable[..., T] | None = None,
     ) -> Iterator[T]:
-        """Results of the calls, as they come. What calls return is small, and only few of them wait at a time.
-
-        crashed: called in the place of `function` where a process has died of a call, twice.
-        """
+        """Results of the calls, as they come. What calls return is small, and only few of them wait at a time."""
         if not on_cluster:
             for call in calls:
                 yield function(*call)
             return
         self._start()
-        yield from _on_ray(function, calls, crashed)
+        yield from _on_ray(function, calls)
 
 
-def _on_ray(
-    function: Callable[..., T], calls: Iterable[Sequence[Any]], crashed: Callable[..., T] | None
-) -> Iterator[T]:
+def _on_ray(function: Callable[..., T], calls: Iterable[Sequence[Any]]) -> Iterator[T]:
     import ray
-    from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
-    def call_with(one: Callable[..., T], arguments: Sequence[Any]) -> T:
-        return one(*arguments)
+    def call_with(arguments: Sequence[Any]) -> T:
+        return function(*arguments)
 
-    task = ray.remote(call_with).options(num_cpus=1, max_retries=1)
-    running: dict[Any, tuple[Callable[..., T], Sequence[Any]]] = {}
+    task = ray.remote(call_with).options(num_cpus=1, max_retries=3)
+    running: list[Any] = []
     waiting = iter(calls)
-    more = True
-    while more or running:
+    while True:
         most = 2 * int(cluster_has("CPU")) + _WAITING
-        while more and len(running) < most:
-            try:
-                arguments = next(waiting)
-            except StopIteration:
-                more = False
-                break
-            running[task.remote(function, arguments)] = (function, arguments)
+        running += [task.remote(arguments) for arguments in islice(waiting, max(most - len(running), 0))]
         if not running:
             return
-        ready, _ = ray.wait(list(running), num_returns=1)
-        for reference in ready:
-            one, arguments = running.pop(reference)
-            try:
-                result = ray.get(reference)
-            except (WorkerCrashedError, OutOfMemoryError):
-                if crashed is None or one is crashed:
-                    raise
-                running[task.remote(crashed, arguments)] = (crashed, arguments)
-                continue
-            yield result
+        ready, running = ray.wait(running, num_returns=1)
+        yield ray.get(ready[0])

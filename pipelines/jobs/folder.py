@@ -15,10 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from labeling.dataset import open_store
 from model.inputs import InputError
+from model.inputs.yaml_files import parse_yaml, to_yaml
 from pipelines.jobs.attempt import Attempt, AttemptState, Control
 from pipelines.jobs.specification import JobSpecification, parse_specification
 
@@ -43,12 +42,14 @@ class JobFolder:
     def specification(self) -> JobSpecification:
         """Raises InputError when there is no job here."""
         try:
-            return parse_specification(yaml.safe_load(self.store.read("job.yaml")), f"{self.address}/job.yaml")
+            text = self.store.read("job.yaml").decode()
         except FileNotFoundError:
             raise InputError(f"{self.address}: no job there (no job.yaml); send one with `submit`") from None
+        place = f"{self.address}/job.yaml"
+        return parse_specification(parse_yaml(text, place), place)
 
     def put_specification(self, specification: JobSpecification) -> None:
-        text = yaml.safe_dump(specification.model_dump(mode="json"), sort_keys=False)
+        text = to_yaml(specification.model_dump(mode="json"))
         self.store.put("job.yaml", text.encode())
 
     def attempt(self) -> Attempt | None:

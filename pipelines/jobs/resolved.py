@@ -116,7 +116,10 @@ def _workers_for(job: LabelJob) -> WorkersSpec:
     least = workers.count if isinstance(workers.count, int) else workers.count[0]
     cpus = [own.cpus for own in job.resources.values() if "cpus" in own.model_fields_set]
     needs = {"gpus": needed_gpus(job.resources, least), "cpus": max(cpus, default=0.0)}
+    # No GPUs is what forms and files say that do not care; resources that ask for some do.
     unsaid = {unit: need for unit, need in needs.items() if unit not in workers.model_fields_set}
+    if not workers.gpus:
+        unsaid["gpus"] = needs["gpus"]
     for name, own in job.resources.items():
         for unit in needs.keys() - unsaid.keys():
             if unit in own.model_fields_set and (asked := getattr(own, unit) or 0.0) > (has := getattr(workers, unit)):

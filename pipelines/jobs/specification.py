@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.work import ResourceRequest
 from labeling.resources import Resources
-from model.inputs.schema import Section, validate
+from model.inputs.schema import Section, split_range, validate
 from model.inputs.yaml_files import example_names, read_yaml
 
 EXAMPLES = Path(__file__).parent / "examples"
@@ -27,6 +27,8 @@ class WorkersSpec(Section):
     cpus: float = Field(default=1.0, ge=0)
     gpus: float = Field(default=0.0, ge=0)
     memory_gb: float = Field(default=0.0, ge=0)
+
+    _split_range = field_validator("count", mode="before")(split_range)
 
     @model_validator(mode="after")
     def _ordered(self) -> WorkersSpec:

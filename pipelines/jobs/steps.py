@@ -34,6 +34,7 @@ def run_job(job: JobSpecification, attempt: RunningAttempt) -> dict[str, Any]:
 def _label(job: LabelJob) -> dict[str, Any]:
     from pipelines.ingest import ingest
     from pipelines.label import label
+    from pipelines.row_errors import labeled_errors
 
     result: dict[str, Any] = {}
     if job.source:
@@ -51,7 +52,10 @@ def _label(job: LabelJob) -> dict[str, Any]:
         only_errors=job.only_errors,
         most_gpus=request.max_workers * request.gpus,
     )
-    print(*labeled.summary(), sep="\n", flush=True)
+    errors = labeled_errors(job.dataset, list(labeled.fresh), job.shards)
+    print(*labeled.summary(), *errors.lines(), sep="\n", flush=True)
+    errors.check()
+    result["errors"] = {group: one.to_json() for group, one in errors.groups.items() if one.in_error or one.unavailable}
     figures = ("written", "fresh", "rows", "busy", "seconds")
     return result | {name: _plain(getattr(labeled, name)) for name in figures}
 

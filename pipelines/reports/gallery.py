@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from labeling.dataset import (
@@ -15,6 +16,7 @@ from labeling.dataset import (
     Dataset,
     Footer,
     Footers,
+    FooterTable,
     entry_columns,
     missing_parameter,
     upstream_groups,
@@ -77,16 +79,19 @@ def draw_gallery(
 
 def pick_rows(images: Mapping[str, Footer], max_rows: int) -> list[tuple[str, int, list[int]]]:
     """(shard, row group, rows within it) of at most `max_rows` rows, spread evenly over the dataset."""
-    total = sum(footer.rows for footer in images.values())
+    table = FooterTable.of(images)
+    ends = np.cumsum(table.table["rows"].to_numpy())
+    total = int(ends[-1]) if len(ends) else 0
     spread_indices = {int((index + 0.5) * total / max_rows) for index in range(max_rows)}
     indices = sorted(spread_indices) if total > max_rows else range(total)
     picks: list[tuple[str, int, list[int]]] = []
-    start = 0
-    for shard, footer in sorted(images.items()):
-        for number, rows in enumerate(footer.row_groups):
+    shards = table.names()
+    for position in dict.fromkeys(np.searchsorted(ends, list(indices), "right").tolist()):
+        start = int(ends[position - 1]) if position else 0
+        for number, rows in enumerate(table.row_groups(shards[position])):
             inside = [index - start for index in indices if start <= index < start + rows]
             if inside:
-                picks.append((shard, number, inside))
+                picks.append((shards[position], number, inside))
             start += rows
     return picks
 

@@ -22,6 +22,7 @@ from rounds import alternate
 from torch import Tensor
 
 from model import NextDiT
+from training.flops import SampleSize, step_flops
 from training.memory import keep_freed_memory
 
 CONFIG = {
@@ -60,7 +61,7 @@ def main(rounds: int = 7) -> None:
         step(model, inputs)
     figures["matmul_attention_share"] = matrix_share(lambda: step(model, inputs))
     tokens = FRAMES * (SIDE // 2) ** 2
-    flops = step_flops(model, [(FRAMES, SIDE, SIDE)] * BATCH)
+    flops = step_flops(model, sizes_of([(FRAMES, SIDE, SIDE)] * BATCH))
     figures["tokens_per_second"] = BATCH * tokens / ours
 
     mixed = mixed_inputs(MIXED)
@@ -79,10 +80,10 @@ def main(rounds: int = 7) -> None:
         "padding_share": 1 - sum(map(count, MIXED)) / (len(MIXED) * count(largest)),
         "packed_tokens_per_second": sum(map(count, MIXED)) / packed_time,
         "flops_per_second": flops / ours,
-        "packed_flops_per_second": step_flops(model, MIXED) / packed_time,
+        "packed_flops_per_second": step_flops(model, sizes_of(MIXED)) / packed_time,
         "matmul_flops_per_second": rate,
         "share_of_matmul_rate": flops / ours / rate,
-        "packed_share_of_matmul_rate": step_flops(model, MIXED) / packed_time / rate,
+        "packed_share_of_matmul_rate": step_flops(model, sizes_of(MIXED)) / packed_time / rate,
     }
     report(figures)
 
@@ -153,31 +154,9 @@ def matmul_rate(size: int = 2048, rounds: int = 5) -> float:
     return float(2 * size**3 / seconds)
 
 
-def step_flops(model: NextDiT, shapes: list[tuple[int, int, int]]) -> float:
-    """Of forward and backward: products of activations with weights, and attention without recomputation."""
-    width = model.config.hidden_size
-    block = model.layers[0]
-    by_image = sum(
-        layer.weight.numel()
-        for layer in (
-            block.attention.wq,
-            block.attention.wk,
-            block.attention.wv,
-            block.attention.wo,
-            block.feed_forward.w1,
-            block.feed_forward.w2,
-            block.feed_forward.w3,
-        )
-    )
-    by_text = block.attention.wk_y.weight.numel() + block.attention.wv_y.weight.numel()
-    by_frame = block.adaLN_modulation[1].weight.numel()
-    total = 0.0
-    for shape in shapes:
-        tokens = count(shape)
-        attention = 4 * tokens * (tokens + TEXT) * width
-        total += len(model.layers) * (2 * (by_image * tokens + by_text * TEXT + by_frame * shape[0]) + attention)
-        total += 2 * tokens * (model.x_embedder.weight.numel() + model.final_layer.linear.weight.numel())
-    return 3 * total
+def sizes_of(shapes: list[tuple[int, int, int]]) -> list[SampleSize]:
+    """Samples (F, h, w) as `step_flops` takes them."""
+    return [SampleSize(count(shape), TEXT, shape[0]) for shape in shapes]
 
 
 def report(figures: dict[str, Any]) -> None:

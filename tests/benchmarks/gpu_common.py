@@ -16,21 +16,8 @@ from torch import Tensor, nn
 from model import NextDiT
 from model import transformer as transformer_module
 from training.batch import Sample
+from training.flops import SampleSize
 
-# Dense bf16 FLOP/s of the tensor cores, by a part of the device's name; the first that fits is taken.
-PEAKS = {
-    "B200": 2250e12,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "RTX 4090": 165e12,
-    "A10": 125e12,
-    "L40": 181e12,
-    "L4": 121e12,
-}
 PUBLISHED = {"hidden_size": 3840, "depth": 16, "num_heads": 32, "num_kv_heads": 8, "caption_channels": 2048}
 TINY = {"hidden_size": 96, "depth": 2, "num_heads": 4, "num_kv_heads": 2, "caption_channels": 32, "multiple_of": 16}
 # Latents (F, h, w) of pairs at 512² and 256² and at the aspects next to them, and how many of each make about 16,000
@@ -132,30 +119,9 @@ def by_groups(yes: bool = True) -> Iterator[None]:
         yield
 
 
-def step_flops(model: NextDiT, samples: list[Sample], recomputed: bool = False) -> float:
-    """FLOP of forward and backward: 2 for each weight and token in products, 4·D for each pair of tokens that meet.
-
-    Backward counts twice the forward; recomputed: the forward of the blocks once more, as checkpointing does.
-    """
-    block, width, depth = model.layers[0], model.config.hidden_size, len(model.layers)
-    attention, ff = block.attention, block.feed_forward
-    by_image = sum(z.weight.numel() for z in (attention.wq, attention.wk, attention.wv, attention.wo))
-    by_image += sum(z.weight.numel() for z in (ff.w1, ff.w2, ff.w3))
-    by_text = attention.wk_y.weight.numel() + attention.wv_y.weight.numel()
-    by_frame = block.adaLN_modulation[1].weight.numel()
-    ends = model.x_embedder.weight.numel() + model.final_layer.linear.weight.numel()
-    blocks = outside = 0.0
-    for sample in samples:
-        n, L = sample.tokens, len(sample.text)
-        blocks += depth * (2 * (by_image * n + by_text * L + by_frame * len(sample.sigmas)) + 4 * n * (n + L) * width)
-        outside += 2 * n * ends
-    return (4 if recomputed else 3) * blocks + 3 * outside
-
-
-def peak_flops() -> float | None:
-    """Of this device in dense bf16, None where its name says nothing."""
-    name = torch.cuda.get_device_name()
-    return next((peak for part, peak in PEAKS.items() if part in name), None)
+def sizes_of(samples: list[Sample]) -> list[SampleSize]:
+    """As `step_flops` takes them."""
+    return [SampleSize(sample.tokens, len(sample.text), len(sample.sigmas)) for sample in samples]
 
 
 def synchronize(setting: Setting) -> None:

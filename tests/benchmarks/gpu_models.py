@@ -82,9 +82,6 @@ def labeler(setting: Setting) -> Figures:
 
     from labeling.labelers.depth import DepthLabeler
 
-    class OnGpu(DepthLabeler):
-        gpus = 1.0
-
     draws = np.random.default_rng(0)
     count, (height, width) = (2, (96, 128)) if setting.small else (16, (480, 640))
     coarse = draws.integers(0, 255, (count, 12, 16, 3), np.uint8)
@@ -94,8 +91,9 @@ def labeler(setting: Setting) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         _save_depth_anything(Path(folder), setting.small)
         levels = {}
-        for name, kind in (("cpu", DepthLabeler), ("gpu", OnGpu if setting.cuda else DepthLabeler)):
-            one = kind("depth", DepthLabeler.Parameters(model=folder))
+        for name in ("cpu", "gpu"):
+            one = DepthLabeler("depth", DepthLabeler.Parameters(model=folder))
+            one.device = setting.device if name == "gpu" else "cpu"
             one.load()
             some = rows[:2] if name == "cpu" else rows
             one.label(some[:1])

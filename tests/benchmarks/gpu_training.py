@@ -17,15 +17,16 @@ from gpu_common import (
     by_groups,
     gigabytes,
     inputs_of,
-    peak_flops,
     relative_norm,
     require,
     samples_of,
-    step_flops,
+    sizes_of,
     synchronize,
     timed,
 )
 from torch import Tensor, nn
+
+from training.flops import peak_flops, step_flops
 
 Figures = dict[str, Any]
 
@@ -147,8 +148,8 @@ def measure_steps(setting: Setting, trainer: Trainer, model: Any, rounds: int = 
         samples = samples_of(setting, seed)
         seconds.append(timed(setting, lambda samples=samples: trainer(samples))[0])
         tokens += sum(sample.tokens for sample in samples)
-        flops += step_flops(model, samples)
-        hardware += step_flops(model, samples, recomputed=True)
+        flops += step_flops(model, sizes_of(samples))
+        hardware += step_flops(model, sizes_of(samples), recomputed=True)
     total = sum(seconds)
     figures: Figures = {
         "first_step_seconds": first,
@@ -158,7 +159,7 @@ def measure_steps(setting: Setting, trainer: Trainer, model: Any, rounds: int = 
         "tflops_per_second": flops / total / 1e12,
     }
     if setting.cuda:
-        peak = peak_flops()
+        peak = peak_flops(torch.cuda.get_device_name())
         figures |= {"mfu": flops / total / peak, "mfu_with_recomputation": hardware / total / peak} if peak else {}
         figures["peak_gigabytes"] = gigabytes(torch.cuda.max_memory_allocated())
     return figures

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pytest
 
 from labeling.dataset import Dataset, ShardInfo, dataset_status, expected_recipe, write_shard
 from labeling.declaration import declare, declared_name, is_same
+from labeling.labeler import AddedLater
 from labeling.labelers.edges import EdgesLabeler
 from labeling.plan import choose_labelers, next_wave
 from labeling.registry import load_labeler
@@ -65,3 +66,21 @@ def test_declarations_differ_by_parameters_and_by_the_class_of_a_user() -> None:
     brightness = declare(Brightness("brightness", Brightness.Parameters()))
     assert is_same(brightness, dict(brightness))
     assert not is_same({**brightness, "class": "elsewhere:Brightness"}, brightness)
+
+
+def test_parameter_added_later_leaves_shards_of_before_fresh(old_dataset: Dataset, monkeypatch: Any) -> None:
+    """A labeler that gets a parameter after datasets were labeled; and one of them, labeled before."""
+
+    class Extended(EdgesLabeler.Parameters):
+        dtype: Annotated[str, AddedLater()] = "fp32"
+
+    monkeypatch.setattr(EdgesLabeler, "Parameters", Extended)
+    for given, fresh in (({}, True), ({"edges": {"dtype": "fp32"}}, True), ({"edges": {"dtype": "bf16"}}, False)):
+        declaration = declare(choose_labelers(old_dataset, ["edges"], given)["edges"])
+        assert is_same(old_dataset.declaration("edges"), declaration) == fresh
+        footers = {group: old_dataset.footers(group) for group in ("images", "edges")}
+        assert (not next_wave(old_dataset, {"edges": declaration}, footers).work) == fresh
+    old_dataset.declare("edges", declaration)  # labeled with it, it stays until it is set back
+    assert declare(choose_labelers(old_dataset, ["edges"], {})["edges"])["parameters"]["dtype"] == "bf16"
+    back = declare(choose_labelers(old_dataset, ["edges"], {"edges": {"dtype": "fp32"}})["edges"])
+    assert "dtype" not in back["parameters"]

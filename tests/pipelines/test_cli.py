@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,33 @@ def test_wrong_resources_are_one_line(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["job.yaml"]
 
 
+def test_dry_run_says_what_and_why_and_changes_nothing(tmp_path: Path) -> None:
+    dataset = str(shutil.copytree(ROOT / "tests/compatibility/dataset", tmp_path / "dataset"))
+
+    def files() -> dict[str, tuple[int, bytes]]:
+        return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in Path(dataset).rglob("*") if p.is_file()}
+
+    Path(dataset, "pose", "000001.parquet").unlink()
+    before = files()
+    nothing = "127.0.0.1:1"  # no Ray is there, so that whoever asks for one fails
+    result = onediffusion(
+        *("label", dataset, "edges", "pose", "--set", "edges.low=50", "--dry-run"), RAY_ADDRESS=nothing
+    )
+    assert result.stdout.splitlines() == [
+        "edges: 2 shards to label, 4 rows, 0 shards fresh",
+        "  parameter low 40 → 50: shards 0–1",
+        "pose: 1 shards to label, 2 rows, 1 shards fresh",
+        "  missing: shard 1",
+    ], result.stderr
+    asked = ("label", dataset, "pose", "depth", "--dry-run", "--json")
+    plan = json.loads(onediffusion(*asked, RAY_ADDRESS=nothing).stdout)
+    assert plan["pose"] == {"shards": 1, "rows": 2, "waiting": 0, "fresh": 1, "why": {"missing": [1]}}
+    again = json.loads(onediffusion(*asked, "--only-errors", RAY_ADDRESS=nothing).stdout)
+    assert again["depth"] == {"shards": 2, "rows": 3, "waiting": 0, "fresh": 0, "why": {"rows in error": [0, 1]}}
+    refused(onediffusion("label", dataset, "edges", "--json"), "--json belongs to --dry-run")
+    assert files() == before
+
+
 def test_missing_source_and_unwritable_dataset_are_one_line(tmp_path: Path, photographs: Path) -> None:
     refused(onediffusion("ingest", str(tmp_path / "nowhere"), str(tmp_path / "dataset")), "nowhere")
     (tmp_path / "file").write_text("")
@@ -92,7 +120,8 @@ def test_status_prints_table_and_json(tmp_path: Path, pictures: Path) -> None:
     ingest(str(pictures), dataset)
     label(dataset, ["edges"], {"edges": {"low": 40}})
     result = json.loads(onediffusion("status", dataset, "--json").stdout)
-    assert result["edges"] == {"fresh": 1, "stale": 0, "missing": 0, "rows": 6, "errors": 0}
+    counts = {"fresh": 1, "stale": 0, "missing": 0, "rows": 6, "errors": 0}
+    assert result["edges"] == {**counts, "in_error": 0, "unavailable": 0, "reasons": {}}
     declared = json.loads(Path(dataset, "edges", "group.json").read_text())
     assert declared["parameters"]["low"] == 40
     declared["version"] += 1  # as a newer program would declare it
@@ -100,6 +129,18 @@ def test_status_prints_table_and_json(tmp_path: Path, pictures: Path) -> None:
     assert json.loads(onediffusion("status", dataset, "--json").stdout)["edges"]["stale"] == 1
     table = onediffusion("status", dataset).stdout
     assert re.search(r"edges\W+0\W+1\W+0\W+6\W+0", table)
+
+
+def test_status_tells_unavailable_rows_from_rows_in_error(tmp_path: Path) -> None:
+    dataset = str(shutil.copytree(ROOT / "tests/compatibility/dataset", tmp_path / "dataset"))
+    states = json.loads(onediffusion("status", dataset, "--json").stdout)
+    for group in ("depth", "latents-64-depth"):  # three pictures have no disparity, and no depth model is named
+        assert states[group]["errors"] == states[group]["unavailable"] == 3
+        assert states[group]["in_error"] == 0 and not states[group]["reasons"]
+    said = onediffusion("status", dataset, COLUMNS="200").stdout
+    assert re.search(r"latents-64-depth\W+2\W+0\W+0\W+4\W+0\W+3\W", said), said
+    assert said.count("rows cannot have") == 1
+    assert f"onediffusion label {dataset} depth latents-64-depth --set depth.model=NAME" in said
 
 
 def test_wrong_worker_counts_are_one_line(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import pyarrow as pa
 
 from labeling.labeler import Labeler, Parameters, Row, RowError
+from model.inputs import InputError
 
 
 class BrightnessParameters(Parameters):
@@ -87,3 +88,12 @@ class Doubled(Labeler):
         if row["brightness.value"] is None:
             raise RowError("no brightness")
         return {"twice": 2 * row["brightness.value"]}
+
+
+class Unloadable(Brightness):
+    """A labeler whose model a user named wrongly, which shows only where it is loaded."""
+
+    name: ClassVar[str] = "unloadable"
+
+    def load(self) -> None:
+        raise InputError("unloadable.model: no such model; name another")

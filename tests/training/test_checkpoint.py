@@ -12,7 +12,9 @@ from labeling.dataset import LocalStore, open_store
 from model import NextDiT
 from model.inputs import InputError
 from training.checkpoint import load_checkpoint, load_state, load_training, save_checkpoint, whole_checkpoints
+from training.checkpoint.state import TrainingState
 from training.config import OptimizerConfig
+from training.divergence import unusable_checkpoint
 from training.metrics_logger import MetricsLogger, read_metrics, scalars
 from training.optimizer import MovingAverage, build_optimizer, learning_rate
 
@@ -59,6 +61,20 @@ def test_incomplete_checkpoint_is_skipped_and_refused(tmp_path: Path, transforme
         load_checkpoint(address)
     with pytest.raises(InputError, match="no checkpoint there"):
         load_checkpoint(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_single_weight_or_average_that_is_not_finite_is_noticed(transformer: NextDiT, value: float) -> None:
+    average = MovingAverage(transformer, 0.9)
+    state = TrainingState(transformer, build_optimizer(transformer, OptimizerConfig()), average, {})
+    assert state.is_finite()
+    for tensor in (average.average[-1], next(iter(transformer.parameters())).data):
+        kept = tensor.view(-1)[-1].clone()
+        tensor.view(-1)[-1] = value
+        assert not state.is_finite()
+        tensor.view(-1)[-1] = kept
+    assert state.is_finite()
+    assert "remove that folder to go on from step-000002" in unusable_checkpoint("run/step-000004", "step-000002")
 
 
 def test_moving_average_is_applied_only_within_its_context(transformer: NextDiT) -> None:

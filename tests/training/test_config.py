@@ -121,3 +121,9 @@ def test_settings_apply_in_order(tmp_path: Path) -> None:
     assert config.mixture["views"].dataset == "new"
     with pytest.raises(InputError, match=r"mixture\.views\.tasks"):
         load_config(file, settings[:2])
+
+
+@pytest.mark.parametrize("name", ["../../etc", "/etc", "a/b", "", ".hidden", "a\nb"])
+def test_name_that_is_no_folder_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match="name: a run's folder is named by it"):
+        load_config("debug", {"name": name})

@@ -198,6 +198,21 @@ def test_finished_run_does_nothing_and_other_configuration_is_refused(
         _run(shared_config, run, model={"hidden_size": 96})
 
 
+def test_what_is_not_finite_is_never_saved_and_the_advice_works(shared_config: dict[str, Any], tmp_path: Path) -> None:
+    """Logged more rarely than saved, as the steps that diverge once were."""
+    run = tmp_path / "diverging"
+    rate = {"learning_rate": 1e30, "warmup": 0, "schedule": "constant"}
+    with pytest.raises(InputError, match=r"not finite at step \d+ or just before") as error:
+        _run(shared_config, run, optimizer=rate, log_every=1000, checkpoints={"every": 2, "keep": 1, "first": True})
+    steps = whole_checkpoints(open_store(run))
+    for step in steps:
+        assert all(value.isfinite().all() for value in _training(run, step).values())
+    sound = f"{run}/checkpoints/step-{steps[-1]:06d}"
+    assert f"--set initialize={sound}" in str(error.value)
+    again = _run(shared_config, tmp_path / "again", steps=1, initialize=sound)
+    assert again.step == 1
+
+
 def test_missing_shard_stops_the_run_and_is_named(
     whole: tuple[Path, TrainingResult, list[Any]],
     shared_config: dict[str, Any],

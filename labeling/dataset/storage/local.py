@@ -27,15 +27,17 @@ class LocalStore:
         self.root = Path(uri)
 
     def files(self, prefix: str = "", begins: str = "") -> dict[str, Entry]:
+        return dict(sorted(self.listing(prefix, begins)))
+
+    def listing(self, prefix: str = "", begins: str = "") -> Iterator[tuple[str, Entry]]:
         folder = self.root / prefix
-        if not folder.is_dir():
-            return {}
-        entries = {}
-        for item in sorted(os.scandir(folder), key=lambda item: item.name):
-            if item.name.startswith(begins) and not item.name.startswith(".") and item.is_file():
-                with suppress(FileNotFoundError):  # deleted since it was listed
-                    entries[item.name] = _entry(item.stat())
-        return entries
+        for item in os.scandir(folder) if folder.is_dir() else ():
+            if item.name.startswith(begins) and not item.name.startswith("."):
+                try:
+                    if item.is_file():
+                        yield item.name, _entry(item.stat())
+                except FileNotFoundError:  # deleted since it was listed
+                    continue
 
     def folders(self, prefix: str = "") -> list[str]:
         folder = self.root / prefix
@@ -111,7 +113,7 @@ class LocalStore:
             file.seek(offset)
             return file.read(size)
 
-    def read_tail(self, name: str, size: int) -> tuple[bytes, Entry]:
+    def read_tail(self, name: str, size: int, listed: int | None = None) -> tuple[bytes, Entry]:
         with (self.root / name).open("rb", buffering=0) as file:
             stat = os.fstat(file.fileno())
             file.seek(max(0, stat.st_size - size))

@@ -69,13 +69,14 @@ class S3Store:
             )
 
     def files(self, prefix: str = "", begins: str = "") -> dict[str, Entry]:
-        entries = {}
+        return dict(sorted(self.listing(prefix, begins)))
+
+    def listing(self, prefix: str = "", begins: str = "") -> Iterator[tuple[str, Entry]]:
         for page in self._pages(prefix, "/", begins):
             for item in page.get("Contents", ()):
                 name = item["Key"].rsplit("/", 1)[-1]
                 if name and not name.startswith("."):
-                    entries[name] = Entry(item["Size"], item["ETag"].strip('"'))
-        return dict(sorted(entries.items()))
+                    yield name, Entry(item["Size"], item["ETag"].strip('"'))
 
     def folders(self, prefix: str = "") -> list[str]:
         return sorted(
@@ -133,17 +134,20 @@ class S3Store:
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         return self._get(name, Range=f"bytes={offset}-{offset + size - 1}")[0]
 
-    def read_tail(self, name: str, size: int) -> tuple[bytes, Entry]:
+    def read_tail(self, name: str, size: int, listed: int | None = None) -> tuple[bytes, Entry]:
         from botocore.exceptions import ClientError
 
         try:
-            content, answer = self._get(name, Range=f"bytes=-{size}")
+            start = "" if listed is None else max(0, listed - size)
+            content, answer = self._get(name, Range=f"bytes={start}-" if listed else f"bytes=-{size}")
         except ClientError as error:
-            if error.response["Error"]["Code"] != "InvalidRange":  # what S3 says of an empty object
+            if error.response["Error"]["Code"] not in ("InvalidRange", "416"):
                 raise
-            content, answer = self._get(name)
-        whole = answer.get("ContentRange", "").rpartition("/")[2]
-        return content, Entry(int(whole or len(content)), answer["ETag"].strip('"'))
+            content, answer = self._get(name)  # an empty object; some servers refuse the end of a small one
+        whole = int(answer.get("ContentRange", "").rpartition("/")[2] or len(content))
+        if listed and whole != listed:  # it was replaced since
+            return self.read_tail(name, size)
+        return content[-size:], Entry(whole, answer["ETag"].strip('"'))
 
     def _get(self, name: str, **options: str) -> tuple[bytes, dict[str, Any]]:
         """The bytes of an object or a range of it, and the answer. boto3 asks again, but not when a body is cut."""

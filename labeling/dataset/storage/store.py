@@ -31,6 +31,9 @@ class Store(Protocol):
     def files(self, prefix: str = "", begins: str = "") -> dict[str, Entry]:
         """Files directly in the folder `prefix` whose names begin so, by base name. An absent folder is empty."""
 
+    def listing(self, prefix: str = "", begins: str = "") -> Iterator[tuple[str, Entry]]:
+        """The same one after another, in any order."""
+
     def folders(self, prefix: str = "") -> list[str]:
         """Sub-folders directly in the folder `prefix`, by base name, sorted."""
 
@@ -55,8 +58,11 @@ class Store(Protocol):
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`."""
 
-    def read_tail(self, name: str, size: int) -> tuple[bytes, Entry]:
-        """The last `size` bytes (all of a smaller file), and the entry of the file. Raises FileNotFoundError."""
+    def read_tail(self, name: str, size: int, listed: int | None = None) -> tuple[bytes, Entry]:
+        """The last `size` bytes (all of a smaller file), and the entry of the file. Raises FileNotFoundError.
+
+        listed: the size of the file as far as is known; a server may ask for it.
+        """
 
     def put(self, name: str, content: bytes) -> None:
         """Write a file, whole or not at all, replacing what was there."""

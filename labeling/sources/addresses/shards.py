@@ -16,7 +16,7 @@ from labeling.sources.addresses.policy import FetchPolicy
 from labeling.sources.addresses.rows import BadRow, Row
 from labeling.sources.addresses.urls import public_form
 from labeling.sources.facts import Described, Naming, describe, plain_value
-from labeling.sources.ingest import Limits, normalize_apart, same_bytes, write_images, write_pictures
+from labeling.sources.ingest import Limits, same_bytes, write_images, write_pictures
 from labeling.sources.normalize import Rejected, image_id, normalize
 from labeling.sources.seen import SEEN_SCHEMA, read_seen, write_seen
 from model.inputs import one_line
@@ -57,17 +57,12 @@ class _Picture:
 
 @dataclass(frozen=True)
 class Making:
-    """How rows become pictures.
-
-    threads: that decode, in a process of which the job has only one; careful: decode each picture in a process apart,
-    which may die of it.
-    """
+    """How rows become pictures. threads: that decode, in a process of which the job has only one."""
 
     columns: Columns
     limits: Limits
     policy: FetchPolicy
     threads: int = 1
-    careful: bool = False
 
 
 def write_rows(dataset: Dataset, shard: str, listed: Sequence[ListedRow], making: Making, shard_recipe: str) -> None:
@@ -105,8 +100,7 @@ def _fetch(listed: Sequence[ListedRow], making: Making) -> list[_Picture | Failu
 
     def take(index: int, raw: bytes) -> _Picture | Failure:
         try:
-            decode = normalize_apart if making.careful else normalize
-            image = decode(raw, limits.max_pixels, limits.min_side)
+            image = normalize(raw, limits.max_pixels, limits.min_side)
         except Rejected as error:
             return Failure(str(error), len(raw))
         except Exception as error:  # nothing that a server sends may end the job

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from labeling.dataset import LEASE_EXPIRY, LEASE_FILE, Store, lease, open_store
+from labeling.dataset import LEASE_EXPIRY, LEASE_FILE, Store, lease, open_store, refuse_others
 from model.inputs import InputError
 
 FILE = f"edges/{LEASE_FILE}"
@@ -68,3 +68,59 @@ def test_next_attempt_of_a_job_takes_over(store: Store, monkeypatch: pytest.Monk
     with lease(store, ["edges"]):
         hold(store, host="a third", job="runs/jobs/label-1")
     assert json.loads(store.read(FILE))["host"] == "a third"  # an attempt gives back only its own lease
+
+
+def test_jobs_on_other_shards_hold_a_group_beside_each_other(store: Store) -> None:
+    with lease(store, ["edges"], (0, 10)), lease(store, ["edges"], (10, 20)):
+        assert live_leases(store) == ["running-000000-000010.json", "running-000010-000020.json"]
+        for shards, named in (((5, 12), "0:10"), ((19, 30), "10:20"), ((0, 10), "0:10"), (None, "shards")):
+            with pytest.raises(InputError, match=named), lease(store, ["edges"], shards):
+                pass
+        with lease(store, ["edges"], (20, 30)):
+            pass
+    with lease(store, ["edges"]), pytest.raises(InputError, match="is working on it"), lease(store, ["edges"], (0, 1)):
+        pass
+    assert not live_leases(store)
+
+
+def test_a_refused_job_gives_back_what_it_held(store: Store) -> None:
+    with lease(store, ["edges"], (0, 5)):
+        with pytest.raises(InputError, match="is working on it"), lease(store, ["boxes", "edges"], (4, 6)):
+            pass
+        assert not store.files("boxes", "running")
+
+
+def test_of_jobs_that_begin_at_once_none_overlap(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another job's lease comes between the first look and the own lease."""
+    put_new = type(store).put_new
+
+    def late(self: Store, name: str, content: bytes) -> bool:
+        hold(store, shards=[3, 8])
+        return put_new(self, name, content)
+
+    monkeypatch.setattr(type(store), "put_new", late)
+    with pytest.raises(InputError, match="3:8"), lease(store, ["edges"], (0, 5)):
+        pass
+    assert live_leases(store) == [LEASE_FILE]
+
+
+def test_another_live_job_refuses_what_changes_its_declaration(store: Store) -> None:
+    refuse_others(store, "edges", "")
+    with lease(store, ["edges"], (0, 5)):
+        refuse_others(store, "edges", "")  # the own lease is no other's
+    hold(store, host="elsewhere", shards=[0, 5])
+    with pytest.raises(InputError, match="on elsewhere is working on it with other parameters"):
+        refuse_others(store, "edges", " with other parameters")
+
+
+def test_lease_is_held_on_s3(s3: str, tmp_path: Path) -> None:
+    store = open_store(f"{s3}/{tmp_path.name}")
+    with lease(store, ["edges"], (0, 5)), lease(store, ["edges"], (5, 9)):
+        assert len(live_leases(store)) == 2
+        with pytest.raises(InputError, match="0:5"), lease(store, ["edges"], (0, 1)):
+            pass
+    assert not live_leases(store)
+
+
+def live_leases(store: Store) -> list[str]:
+    return list(store.files("edges", "running"))

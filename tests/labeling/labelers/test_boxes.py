@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from skimage import data
-from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessorPil
+from tiny_networks import save_yolos
 
 from labeling.declaration import declare
 from labeling.labeler import RowError
@@ -110,12 +110,8 @@ def test_results_do_not_depend_on_process_or_batch(labeler):
 
 def test_detector_is_loaded_by_path(tmp_path):
     torch.manual_seed(0)
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    sizes = {"image_size": [64, 64], "patch_size": 16, "num_detection_tokens": 5}
-    config = YolosConfig(**small, **sizes, id2label={0: "teapot", 1: "kettle"})
     for name in ("one", "two"):  # two sets of weights, of random values
-        YolosForObjectDetection(config).save_pretrained(tmp_path / name)
-        YolosImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(tmp_path / name)
+        save_yolos(tmp_path / name)
     labeler = make(model=str(tmp_path / "one"), threshold=0, overlap=1)
     result = labeler.label_row(row("coffee"))
     assert 1 <= len(result["boxes"]) <= 5 and set(result["names"]) <= {"teapot", "kettle"}

@@ -5,20 +5,8 @@ import numpy as np
 import pytest
 import torch
 from skimage import data
-from tiny_models import PLAIN_WORDS, SIZE, SMALL, SPECIAL, VISION, WORDS, save_blip, save_captioner, word_tokenizer
-from transformers import (
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    GPT2Config,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    VisionEncoderDecoderConfig,
-    VisionEncoderDecoderModel,
-    ViTConfig,
-    ViTImageProcessorPil,
-)
+from tiny_models import PLAIN_WORDS, save_blip
+from tiny_networks import save_llava, save_vision_encoder_decoder
 
 from labeling.declaration import declare
 from labeling.labeler import RowError
@@ -197,37 +185,7 @@ def test_results_do_not_depend_on_process():
     assert other == caption(images_image=data.coffee())
 
 
-def vision_encoder_decoder(folder):
-    decoder = GPT2Config(vocab_size=len(WORDS), n_embd=16, n_layer=1, n_head=2, **SPECIAL)
-    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(**SMALL, **VISION), decoder)
-    network = VisionEncoderDecoderModel(config)
-    network.generation_config.decoder_start_token_id = 2
-    save_captioner(network, folder)
-    ViTImageProcessorPil(**SIZE).save_pretrained(folder)
-    word_tokenizer().save_pretrained(folder)
-
-
-def llava(folder):
-    text = LlamaConfig(**SMALL, **SPECIAL, vocab_size=len(WORDS), num_key_value_heads=2)
-    vision = CLIPVisionConfig(**{**SMALL, "num_hidden_layers": 2}, **VISION)
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=WORDS.index("<image>"))
-    save_captioner(LlavaForConditionalGeneration(config).to(torch.bfloat16), folder)
-    template = (
-        "{% for m in messages %}USER : {% for c in m.content %}"
-        "{{ '<image> ' if c.type == 'image' else c.text }}{% endfor %}{% endfor %}"
-    )
-    processor = LlavaProcessor(
-        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
-        word_tokenizer(),
-        patch_size=16,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=template,
-    )
-    processor.save_pretrained(folder)
-
-
-@pytest.mark.parametrize("build", [save_blip, vision_encoder_decoder, llava])
+@pytest.mark.parametrize("build", [save_blip, save_vision_encoder_decoder, save_llava])
 def test_model_by_path_writes_the_caption(build, tmp_path):
     torch.manual_seed(1)
     build(tmp_path)
@@ -247,7 +205,7 @@ def test_model_by_path_writes_the_caption(build, tmp_path):
 
 def test_instruction_model_reads_the_prompt(tmp_path):
     torch.manual_seed(1)
-    llava(tmp_path)
+    save_llava(tmp_path)
     row = {"id": "a", "images.image": data.coffee()}
     questions = ("describe", "red sofa grass describe the cat under a dog on the sofa")
     texts = {make(model=str(tmp_path), tokens=8, prompt=ask).label_row(row)["caption"] for ask in questions}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from skimage import data
-from transformers import VitPoseBackboneConfig, VitPoseConfig, VitPoseForPoseEstimation, VitPoseImageProcessorPil
+from tiny_networks import save_vitpose
 
 from labeling.registry import load_labeler
 from labeling.run import label_rows, label_table
@@ -111,10 +111,7 @@ def test_scores_of_boxes_are_not_read(labeler):
 
 def test_pose_model_is_loaded_by_path(tmp_path):
     torch.manual_seed(0)
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "out_indices": [1]}
-    backbone = VitPoseBackboneConfig(image_size=[64, 48], patch_size=[16, 16], **small)
-    VitPoseForPoseEstimation(VitPoseConfig(backbone_config=backbone, num_labels=17)).save_pretrained(tmp_path)
-    VitPoseImageProcessorPil(size={"height": 64, "width": 48}).save_pretrained(tmp_path)
+    save_vitpose(tmp_path)
     labeler = make(model=str(tmp_path))
     names = ["person", "person", "cat"]
     given = row(data.astronaut(), PERSON, (380, 20, 500, 300), (10, 10, 60, 60), names=names)

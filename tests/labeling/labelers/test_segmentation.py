@@ -6,14 +6,7 @@ import numpy as np
 import pytest
 import torch
 from skimage import data
-from transformers import (
-    EomtConfig,
-    EomtForUniversalSegmentation,
-    EomtImageProcessorPil,
-    SegformerConfig,
-    SegformerForSemanticSegmentation,
-    SegformerImageProcessorPil,
-)
+from tiny_networks import save_eomt, save_segformer
 
 from labeling.registry import load_labeler
 from labeling.run import label_rows, label_table
@@ -150,28 +143,8 @@ def test_results_do_not_depend_on_process(labeler):
     assert [hashlib.sha256(result["mask"]).hexdigest() for result in here] == other
 
 
-LABELS = {0: "teapot", 1: "kettle"}
-
-
-def universal(folder):
-    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 1, "num_blocks": 1}
-    sizes = {"image_size": 64, "patch_size": 16, "num_queries": 6, "num_upscale_blocks": 1}
-    EomtForUniversalSegmentation(EomtConfig(**small, **sizes, id2label=LABELS)).save_pretrained(folder)
-    EomtImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 64}, do_pad=True).save_pretrained(folder)
-
-
-def semantic(folder):
-    stages = {"num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [8, 8]}
-    layers = {"patch_sizes": [7, 3], "strides": [4, 2], "num_attention_heads": [1, 1], "mlp_ratios": [1, 1]}
-    config = SegformerConfig(**stages, **layers, decoder_hidden_size=8, id2label={**LABELS, 2: "background"})
-    network = SegformerForSemanticSegmentation(config)
-    torch.nn.init.normal_(network.decode_head.classifier.weight)
-    network.to(torch.bfloat16).save_pretrained(folder)  # as many published weights are
-    SegformerImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder)
-
-
 @pytest.mark.parametrize(
-    ("build", "kind"), [(universal, ""), (universal, "semantic"), (semantic, ""), (semantic, "semantic")]
+    ("build", "kind"), [(save_eomt, ""), (save_eomt, "semantic"), (save_segformer, ""), (save_segformer, "semantic")]
 )
 def test_segmenter_is_loaded_by_path(build, kind, tmp_path):
     torch.manual_seed(0)
@@ -188,6 +161,6 @@ def test_segmenter_is_loaded_by_path(build, kind, tmp_path):
 
 
 def test_semantic_model_refuses_single_objects(tmp_path):
-    semantic(tmp_path)
+    save_segformer(tmp_path)
     with pytest.raises(InputError, match=r"segmentation.kind: instance regions .* take semantic"):
         make(model=str(tmp_path), kind="instance")

@@ -123,7 +123,8 @@ def test_names_that_are_not_utf8_are_read(tmp_path: Path) -> None:
 
 def test_captions_beside_pictures_belong_to_them(tmp_path: Path) -> None:
     files = {
-        "a.jpg": b"a", "a.txt": b"of a", "a-1.jpg": b"a1", "b.jpg": b"b", "b.jpg.json": b'{"caption": "of b", "likes": 3}',
+        "a.jpg": b"a", "a.txt": b"of a", "a-1.jpg": b"a1", "b.jpg": b"b",
+        "b.jpg.json": b'{"caption": "of b", "likes": 3}',
         "c.jpg": b"c", "c.caption": b"of c", "c.json": b"[broken", "d.v2.jpg": b"d", "d.v2.txt": b"of d",
         "notes.txt": b"of nothing", "sub/a.jpg": b"other",
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -12,15 +13,21 @@ import pytest
 import yaml
 from dagster_judgment import add_run, jobs_to_start
 
-from pipelines.dashboard import launch
+from labeling.resources import Resources
+from pipelines.dashboard import dagster_jobs, launch
 from pipelines.dashboard.dagster_jobs import DAGSTER_JOBS, start_training
+from pipelines.dashboard.dataset_state import dataset_state
 from pipelines.dashboard.forms import training_overrides_in
 from pipelines.dashboard.instance import SETTINGS
+from pipelines.dashboard.metadata import group_metadata
+from pipelines.dashboard.snapshots import find_snapshot, refresh
+from pipelines.dashboard.tracked_assets import track
+from pipelines.dashboard.versions import dataset_versions
 from pipelines.jobs.attempt import Attempt, AttemptState, Control
 from pipelines.jobs.control import STOP_SECONDS
 from pipelines.jobs.folder import JobFolder
 from pipelines.jobs.resolved import resolve_job
-from pipelines.jobs.specification import TrainJob, WorkersSpec
+from pipelines.jobs.specification import LabelJob, TrainJob, WorkersSpec
 from pipelines.jobs.status import JobStatus
 
 
@@ -45,6 +52,42 @@ def test_preset_is_submitted_unchanged(tmp_path: Path, own_data: None) -> None:
     run = start_training.execute_in_process({"ops": {"train_run": {"config": form}}}, raise_on_error=False)
     [failure] = [event for event in run.all_node_events if event.is_step_failure]
     assert "nowhere.yaml: no such target file" in str(failure.step_failure_data.user_failure_data)
+
+
+def test_labeling_form_gives_labelers_resources(
+    tmp_path: Path, own_data: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[LabelJob] = []
+    monkeypatch.setattr(dagster_jobs, "run_job", lambda context, job, target: sent.append(job))
+    label_dataset = next(job for job in DAGSTER_JOBS if job.name == "label_dataset")
+
+    def submit(**form: Any) -> dg.ExecuteInProcessResult:
+        config = {"dataset": str(tmp_path / "d"), "groups": ["depth"], **form}
+        return label_dataset.execute_in_process({"ops": {"label_groups": {"config": config}}}, raise_on_error=False)
+
+    assert submit().success
+    assert submit(resources={"depth": {"gpus": 0.5, "processes": [1, 8]}}, only_errors=True).success
+    assert [(job.resources, job.only_errors) for job in sent] == [
+        ({}, False),
+        ({"depth": Resources(gpus=0.5, processes=(1, 8))}, True),
+    ]
+    assert [resolve_job(job).resources.gpus for job in sent] == [0.0, 0.5]
+    [failure] = [event for event in submit(resources={"depth": {"gpu": 1}}).all_node_events if event.is_step_failure]
+    words = "resources: no key 'depth.gpu' (did you mean 'gpus'?)"
+    assert words in str(failure.step_failure_data.user_failure_data)
+
+
+def test_asset_page_tells_unavailable_rows_from_rows_in_error(tmp_path: Path, own_data: None) -> None:
+    dataset = shutil.copytree(Path(__file__).parents[2] / "compatibility/dataset", tmp_path / "old")
+    track([("dataset", str(dataset))])
+    refresh()
+    state = dataset_state(find_snapshot("old"))
+    pages = {version.key[1]: group_metadata(state, version) for version in dataset_versions(state)}
+    for group in ("depth", "latents-64-depth"):  # three pictures have no disparity, and no depth model is named
+        assert (pages[group]["rows in error"], pages[group]["rows unavailable"]) == (0, 3)
+        assert "--set depth.model=NAME" in pages[group]["why"]
+        assert "errors" not in pages[group]
+    assert "rows unavailable" not in pages["edges"]
 
 
 def test_stop_and_scale_runs_skip_the_queue_of_following_runs() -> None:

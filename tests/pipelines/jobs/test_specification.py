@@ -69,6 +69,7 @@ def test_job_id_depends_on_work_and_not_on_scale(pictures: Path, small_config: d
     [
         ({}, {}, (1.0, 0.0)),
         ({"depth": {"gpus": 1}}, {}, (1.0, 1.0)),
+        ({"depth": {"gpus": 1}}, {"cpus": 1, "gpus": 0}, (1.0, 1.0)),
         ({"depth": {"gpus": 0.5, "cpus": 2}}, {"count": [1, 4]}, (2.0, 0.5)),
         ({"depth": {"gpus": 1}, "caption": {"gpus": 1}}, {"count": 2}, (1.0, 1.0)),
         ({"depth": {"batch": 64}}, {"gpus": 1}, (1.0, 1.0)),

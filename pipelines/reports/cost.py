@@ -1,0 +1,71 @@
+"""What a run would cost, printed: a table for people, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from training.config import TrainingConfig
+from training.cost import ClusterSpec, Cost
+
+_GIB = 2**30
+
+
+def print_cost(config: TrainingConfig, cluster: ClusterSpec, cost: Cost, as_json: bool) -> None:
+    """Print a run's cost and, below it, what stands in the way."""
+    if as_json:
+        print(
+            json.dumps({"cluster": asdict(cluster), **asdict(cost), "advice": advice(config, cluster, cost)}, indent=1)
+        )
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{config.name} on {cluster.gpus} × {cluster.device}, by arithmetic", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_row("weights", f"{cost.parameters / 1e9:.2f} billion")
+    for part, size in cost.memory.items():
+        table.add_row(f"memory: {part}", f"{size / _GIB:.1f} GiB")
+    total = sum(cost.memory.values())
+    table.add_row("memory of a GPU", f"{total / _GIB:.1f} of {cluster.memory_gb:g} GiB", end_section=True)
+    table.add_row("image tokens of a step", f"{cost.tokens:,.0f}, {cost.tokens / cluster.gpus:,.0f} a GPU")
+    table.add_row("FLOP of a step", f"{cost.flops:.2e}")
+    table.add_row("bytes that a GPU sends in a step", f"{cost.sent / 1e9:.1f} GB")
+    table.add_row("seconds of computing", f"{cost.compute:.3f}")
+    table.add_row("seconds of communication", f"{cost.communication:.3f}")
+    table.add_row("seconds of a step", f"{cost.step:.3f}")
+    table.add_row("model FLOP utilization", f"{cost.mfu:.0%}", end_section=True)
+    table.add_row("checkpoint", f"{cost.checkpoint_bytes / 1e9:.0f} GB in {cost.checkpoint:.0f} s")
+    table.add_row("the whole run", f"{cost.hours:,.0f} hours, {cost.hours * cluster.gpus:,.0f} GPU hours")
+    if cost.dollars is not None:
+        table.add_row("price", f"{cost.dollars:,.0f} dollars")
+    console = Console()
+    console.print(table)
+    for line in advice(config, cluster, cost):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def advice(config: TrainingConfig, cluster: ClusterSpec, cost: Cost) -> list[str]:
+    """What stands in the way of the run, and what to change; nothing where all is well."""
+    lines = []
+    total = sum(cost.memory.values()) / _GIB
+    if total > 0.9 * cluster.memory_gb:
+        remedies = []
+        if cluster.sharding != "all":
+            remedies.append("shard over all GPUs (--shard all)")
+        if not config.workers.gradient_checkpointing:
+            remedies.append("set workers.gradient_checkpointing=true")
+        remedies.append("lower workers.pack_tokens")
+        lines.append(f"Memory: {total:.0f} GiB are close to or above what a GPU has; {', or '.join(remedies)}.")
+    if cost.communication > cost.compute:
+        each = cost.tokens / cluster.gpus
+        remedies = [] if cluster.sharding == "node" else ["shard within nodes (--shard node)"]
+        remedies.append(f"raise `batch` (now {config.batch}), so that a GPU has more than {each:,.0f} tokens a step")
+        lines.append(f"Communication takes longer than computing; {', or '.join(remedies)}.")
+    if config.checkpoints.every * cost.step < 20 * cost.checkpoint:
+        lines.append(
+            f"Checkpoints: one takes as long as {cost.checkpoint / cost.step:.0f} steps, and there is one every "
+            f"{config.checkpoints.every}; raise checkpoints.every, or write to a faster store."
+        )
+    return lines

@@ -1,0 +1,258 @@
+"""`make bench-scale`: what looking at datasets of very many shards costs, on disk and on S3 far away.
+
+    bench_scale.py --shards 1000 10000            # smaller ones
+    bench_scale.py --shards 1000 --s3 1000        # S3: rclone on loopback behind a proxy that makes requests wait
+
+Shards have one row; after the first thousand they are links to these. The floor beside is the bare listing of the three
+groups, which no program can do without. Commands are processes of their own, imports and Ray's start included; memory
+is the largest of the process itself. Figures go to runs/bench/scale.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from free_ports import free_ports
+from rich.console import Console
+from rich.table import Table
+from s3_proxy import S3Proxy, s3_proxy
+
+GROUPS = ("images", "boxes", "edges")
+LINKED = 1000  # shards that are written; a file can have some ten thousand links
+# At 10⁵ shards, in seconds and MB.
+TARGETS = {
+    "status, cold": 60.0,
+    "label, nothing to do": 5.0,
+    "label, one shard missing": 10.0,
+    "s3 label, nothing to do": 60.0,
+    "s3 status, warm": 60.0,
+}
+MOST_MEMORY = 500
+FULL = 100_000
+
+
+@dataclass
+class Figure:
+    """One command. floor: seconds of the bare listing; requests: to S3."""
+
+    what: str
+    shards: int
+    seconds: float
+    megabytes: int
+    floor: float
+    requests: int | None = None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=int, nargs="*", default=[1000, 10_000, FULL])
+    parser.add_argument("--s3", type=int, nargs="*", default=[1000, 10_000], help="sizes to measure on S3")
+    parser.add_argument("--delay", type=float, default=0.03, help="seconds that a request to S3 waits")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/scale.json"))
+    args = parser.parse_args()
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory(prefix="bench-scale-", dir=os.environ.get("BENCH_DIR")) as folder:
+        for count in sorted({*args.shards, *args.s3}):
+            place = Path(folder, "bucket", str(count))
+            make(place, count)
+            if count in args.shards:
+                figures += measure_disk(place, count)
+            if count in args.s3:
+                figures += measure_s3(place, count, args.delay)
+    show(figures)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    growth = growths(figures)
+    args.out.write_text(json.dumps({"growth": growth, "figures": [asdict(one) for one in figures]}, indent=1) + "\n")
+    missed = [
+        one.what
+        for one in figures
+        if one.shards == FULL and (one.seconds > TARGETS.get(one.what, 1e9) or one.megabytes > MOST_MEMORY)
+    ]
+    if missed:
+        sys.exit(f"missed at {FULL} shards: {', '.join(missed)}")
+
+
+def make(place: Path, count: int) -> None:
+    """A dataset of images, boxes and edges with so many shards of one row, all of them fresh."""
+    import numpy as np
+    import pyarrow as pa
+    from PIL import Image
+
+    from labeling.dataset import IMAGE_SCHEMA, Dataset, ShardInfo, expected_recipe, write_shard
+    from labeling.declaration import declare
+    from labeling.registry import load_labeler
+    from labeling.results import group_schema
+
+    dataset = Dataset(place)
+    labelers = {name: load_labeler(name, {}) for name in GROUPS[1:]}
+    declared: dict[str, dict[str, Any]] = {name: declare(labeler) for name, labeler in labelers.items()}
+    images = {"labeler": "ingest", "version": 1, "parameters": {}, "weights": "", "reads": []}
+    for name, declaration in {GROUPS[0]: images, **declared}.items():
+        dataset.declare(name, declaration)
+    for index in range(min(count, LINKED)):
+        shard = f"{index:06d}"
+        file = io.BytesIO()
+        Image.fromarray(np.full((32, 32, 3), index % 256, np.uint8)).save(file, "JPEG")
+        row = {"id": f"{index:032x}", "image": file.getvalue(), "width": 32, "height": 32, "source": f"{index}.jpg"}
+        table = pa.Table.from_pylist([row], IMAGE_SCHEMA)
+        footers = {GROUPS[0]: {shard: write_shard(dataset.store, GROUPS[0], shard, table, [1], "r")}}
+        for name, labeler in labelers.items():
+            labels = {"boxes": [], "scores": [], "names": [], "colors": []} if name == "boxes" else {"edges": b"x" * 99}
+            label = {"id": row["id"], **labels, "model": "m", "version": 1}
+            recipe = expected_recipe(declared[name], shard, footers)
+            assert recipe is not None
+            write_shard(
+                dataset.store, name, shard, pa.Table.from_pylist([label], group_schema(labeler, False)), [1], recipe
+            )
+    for index in range(LINKED, count):
+        for name in GROUPS:
+            os.link(place / name / f"{index % LINKED:06d}.parquet", place / name / f"{index:06d}.parquet")
+    dataset.describe("pictures", [ShardInfo(f"{index:06d}", 1) for index in range(count)], [{"uri": "none"}])
+
+
+def measure_disk(place: Path, count: int) -> Iterator[Figure]:
+    """Commands on a dataset on disk."""
+
+    def figure(what: str, *command: str) -> Figure:
+        floor = seconds_of(lambda: [list_folder(place / group) for group in GROUPS])
+        return say(Figure(what, count, *run(*command), floor))
+
+    forget(place)
+    yield figure("status, cold", "status", str(place))
+    yield figure("status, warm", "status", str(place))
+    yield figure("label, nothing to do", "label", str(place), "edges")
+    (place / "edges" / f"{count // 2:06d}.parquet").unlink()
+    yield figure("label, one shard missing", "label", str(place), "edges")
+
+
+def measure_s3(place: Path, count: int, delay: float) -> Iterator[Figure]:
+    """Commands on the same dataset behind S3."""
+    address = f"s3://{place.parent.name}/{place.name}"
+    with rclone(place.parent.parent) as (server, secrets), s3_proxy(server, delay) as proxy:
+        environment = {**secrets, "AWS_ENDPOINT_URL": proxy.address}
+
+        def figure(what: str, *command: str) -> Figure:
+            floor = seconds_of(lambda: list_bucket(proxy, environment, place))
+            before = proxy.requests
+            seconds, megabytes = run(*command, **environment)
+            return say(Figure(f"s3 {what}", count, seconds, megabytes, floor, proxy.requests - before))
+
+        forget(place)
+        yield figure("status, cold", "status", address)
+        yield figure("status, warm", "status", address)
+        yield figure("label, nothing to do", "label", address, "edges")
+
+
+@contextmanager
+def rclone(root: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """A real S3 server whose buckets are the folders below `root`; its address, and the environment to reach it."""
+    package = importlib.util.find_spec("rclone_api")
+    assert package is not None and package.origin is not None
+    program = Path(package.origin).parent / "bin" / "rclone"
+    (port,) = free_ports(1)
+    command = [str(program), "serve", "s3", str(root), "--addr", f"127.0.0.1:{port}", "--auth-key", "key,secret", "-q"]
+    # Without hashes of the content as tags: they would be computed for every listing.
+    options = ["--etag-hash", "", "--vfs-cache-mode", "off"]
+    server = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL)
+    environment = {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+    }
+    try:
+        time.sleep(3)
+        yield f"http://127.0.0.1:{port}", environment
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def list_folder(folder: Path) -> int:
+    """The bare listing of a folder, with sizes and times."""
+    return sum(item.stat().st_size for item in os.scandir(folder) if item.is_file())
+
+
+def list_bucket(proxy: S3Proxy, environment: dict[str, str], place: Path) -> None:
+    """The bare listing of the three groups, one after another."""
+    import boto3
+
+    client = boto3.session.Session(
+        environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"], region_name="us-east-1"
+    ).client("s3", endpoint_url=proxy.address)
+    for group in GROUPS:
+        pages = client.get_paginator("list_objects_v2").paginate(
+            Bucket=place.parent.name, Prefix=f"{place.name}/{group}/", Delimiter="/"
+        )
+        for _ in pages:
+            pass
+
+
+def run(*command: str, **environment: str) -> tuple[float, int]:
+    """Seconds and most MB of a command."""
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines", *command],
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.getcwd(), **environment},
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, f"{command} ended with {process.returncode}"
+    return time.monotonic() - started, usage.ru_maxrss // 1000
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    started = time.monotonic()
+    work()
+    return time.monotonic() - started
+
+
+def forget(place: Path) -> None:
+    """Drop the index."""
+    for path in place.glob("*/index*.parquet"):
+        path.unlink()
+
+
+def say(figure: Figure) -> Figure:
+    print(f"{figure.shards:7d} {figure.what}: {figure.seconds:.1f} s", file=sys.stderr, flush=True)
+    return figure
+
+
+def growths(figures: list[Figure]) -> dict[str, float]:
+    """Seconds of the largest dataset over those of the smallest, each per shard: 1 or less is linear."""
+    by_name: dict[str, list[Figure]] = {}
+    for one in figures:
+        by_name.setdefault(one.what, []).append(one)
+    return {
+        what: (many[-1].seconds / many[-1].shards) / (many[0].seconds / many[0].shards)
+        for what, many in by_name.items()
+        if len(many) > 1
+    }
+
+
+def show(figures: list[Figure]) -> None:
+    table = Table("command", "shards", "seconds", "floor", "MB", "requests", f"target at {FULL}")
+    for one in figures:
+        target = TARGETS.get(one.what)
+        row = (f"{one.seconds:.1f}", f"{one.floor:.1f}", str(one.megabytes), str(one.requests or ""))
+        table.add_row(one.what, str(one.shards), *row, f"≤ {target:g} s" if target else "")
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()

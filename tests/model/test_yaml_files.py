@@ -1,0 +1,65 @@
+"""YAML 1.2 in every file that people write: numbers are what they look like, and a text stays one."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import yaml
+
+from model.inputs import InputError
+from model.inputs.settings import parse_settings
+from model.inputs.yaml_files import parse_yaml, to_yaml
+
+VALUES = [
+    ("12:00:00", "12:00:00"),
+    ("1:4", "1:4"),
+    ("010", 10),
+    ("0o10", 8),
+    ("0x1F", 31),
+    ("-7", -7),
+    ("5e-4", 5e-4),
+    ("5.0e-4", 5e-4),
+    ("1_000", "1_000"),
+    (".5", 0.5),
+    ("1.", 1.0),
+    ("no", "no"),
+    ("yes", "yes"),
+    ("on", "on"),
+    ("true", True),
+    ("False", False),
+    ("~", None),
+    ("2026-11-27", "2026-11-27"),
+    ("1e", "1e"),
+    ("'12'", "12"),
+    (".inf", math.inf),
+    ("-.Inf", -math.inf),
+]
+
+
+@pytest.mark.parametrize(("text", "value"), VALUES)
+def test_scalars_are_those_of_yaml_1_2(text: str, value: Any) -> None:
+    read = parse_yaml(f"key: {text}", "file")["key"]
+    assert read == value and type(read) is type(value)
+    assert parse_settings([f"a.b={text}"]) == [{"a": {"b": value}}]
+
+
+def test_written_files_mean_the_same_to_readers_of_both_versions() -> None:
+    values = {str(number): value for number, (_, value) in enumerate(VALUES)} | {"list": [1, "1", "0o7", "y"], "n": {}}
+    text = to_yaml(values)
+    assert parse_yaml(text, "file") == yaml.safe_load(text) == values
+
+
+def test_merge_keys_still_work_and_a_key_given_twice_is_refused() -> None:
+    text = "a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  y: 3\n"
+    assert parse_yaml(text, "file")["b"] == {"x": 1, "y": 3}
+    with pytest.raises(InputError, match=r"file: not YAML: key 'batch' is given twice"):
+        parse_yaml("batch: 1\nsteps: 2\nbatch: 3\n", "file")
+
+
+@pytest.mark.parametrize("text", ["a: [", "a: b: c", "key: !!python/object:os.system x", "\t", "[" * 2000])
+def test_what_is_no_yaml_is_one_line(text: str) -> None:
+    with pytest.raises(InputError, match=r"^file: not YAML: ") as error:
+        parse_yaml(text, "file")
+    assert "\n" not in str(error.value)

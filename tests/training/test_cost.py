@@ -1,0 +1,84 @@
+"""What a run would cost, beside what was measured and by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from model.inputs import InputError
+from pipelines.cli.app import app
+from training.config import PRESETS, load_config
+from training.cost import ClusterSpec, run_cost
+
+GIB = 2**30
+
+
+def test_memory_and_step_of_one_gpu_are_as_measured() -> None:
+    """docs/gpu.md: 2.80 billion weights, 16.5 k tokens, no average: 44.5 GiB, 0.94 to 1.00 s."""
+    config = load_config("stage1-256", {"batch": 64, "workers": {"count": 1}})
+    cost = run_cost(config, ClusterSpec(1))
+    assert cost.parameters / 1e9 == pytest.approx(2.80, abs=0.01)
+    measured = sum(cost.memory.values()) - cost.memory["average"]
+    assert measured / GIB == pytest.approx(44.5, rel=0.05)
+    assert cost.step == pytest.approx(0.97, rel=0.1)
+    assert cost.communication == 0
+
+
+def test_bytes_sent_are_those_of_rings() -> None:
+    config = load_config("stage1-256")
+    weights = run_cost(config, ClusterSpec(64)).parameters
+    # Gathered twice in bf16, gradients scattered in float32; each GPU has one part of 64 already.
+    assert run_cost(config, ClusterSpec(64)).sent == pytest.approx(weights * (2 + 2 + 4) * 63 / 64)
+    # Without shards the gradients alone are added up: scattered, then gathered.
+    whole = run_cost(config, ClusterSpec(64, sharding="none"))
+    assert whole.sent == pytest.approx(2 * weights * 4 * 63 / 64)
+    # Within nodes of 8, the eight copies of a shard are added up too.
+    node = run_cost(config, ClusterSpec(64, sharding="node"))
+    assert node.sent == pytest.approx(weights * 8 * 7 / 8 + 2 * weights * 4 / 8 * 7 / 8)
+    assert node.communication == pytest.approx(weights * 7 * 8e-9 / 3600 + weights * 7 / 8 * 8e-9 / 400)
+
+
+def test_shards_divide_memory() -> None:
+    config = load_config("stage1-256")
+    by_sharding = {name: run_cost(config, ClusterSpec(64, sharding=name)).memory for name in ("none", "node", "all")}
+    for part in ("weights", "gradients", "optimizer", "average"):
+        assert by_sharding["none"][part] == pytest.approx(8 * by_sharding["node"][part])
+        assert by_sharding["none"][part] == pytest.approx(64 * by_sharding["all"][part])
+
+
+def test_more_tokens_than_a_pass_take_more_passes() -> None:
+    config = load_config("stage1-256", {"batch": 64 * 128})
+    cost = run_cost(config, ClusterSpec(64))
+    assert cost.tokens / 64 == 128 * 256 and cost.passes == 2
+
+
+@pytest.mark.parametrize("preset", ["stage1-256", "stage1-512", "stage2"])
+def test_presets_state_what_the_model_says(preset: str) -> None:
+    stated = re.search(r"plan (\S+) --gpus 64` about (\d+) hours on 64 H100", (PRESETS / f"{preset}.yaml").read_text())
+    assert stated and stated[1] == preset
+    assert int(stated[2]) == pytest.approx(run_cost(load_config(preset), ClusterSpec(64)).hours, rel=0.02)
+
+
+def test_impossible_plans_are_one_line() -> None:
+    config = load_config("stage1-256")
+    with pytest.raises(InputError, match="batch 256 leaves some of 512 GPUs without a sample"):
+        run_cost(config, ClusterSpec(512))
+    with pytest.raises(InputError, match="no peak is known for device 'Z9'; there are B200"):
+        run_cost(config, replace(ClusterSpec(64), device="Z9"))
+
+
+def test_command_prints_table_and_json() -> None:
+    command = ["plan", "stage1-256", "--gpus", "64", "--gbps", "200", "--dollars", "2"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0
+    assert "memory of a GPU" in result.output and "Communication takes longer than computing" in result.output
+    values = json.loads(CliRunner().invoke(app, [*command, "--json"]).output)
+    expected = run_cost(load_config("stage1-256"), ClusterSpec(64, gbps=200, dollars=2))
+    assert values["hours"] == pytest.approx(expected.hours)
+    assert values["dollars"] == pytest.approx(expected.hours * 64 * 2)
+    quick = CliRunner().invoke(app, [*command, "--json", "--shard", "node", "--set", "batch=4096"])
+    assert json.loads(quick.output)["advice"] == []

@@ -1,0 +1,179 @@
+"""What a run would cost on a cluster, by arithmetic: memory of a GPU by part, seconds a step, a checkpoint, dollars.
+
+It counts FLOP, bytes and links, and takes from measurements one number alone, the share of a GPU's peak that a step
+reaches (docs/gpu.md). It knows nothing of stragglers, of a store that is too slow to feed the run, nor of failures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from model.constants import SIZE_STEP
+from model.inputs import InputError
+from model.prompts import RAYS, find_task
+from training.config import TrainingConfig
+from training.flops import SampleSize, known_peak_flops, step_flops
+
+if TYPE_CHECKING:
+    from model.transformer import NextDiT
+
+MEASURED_MFU = 0.28  # of the published model with compiled, checkpointed blocks on one H100 (docs/gpu.md)
+TEXT_TOKENS = 300  # the most that a prompt has (docs/paper.md)
+_WEIGHT, _GRADIENT, _ADAM, _AVERAGE, _COMPUTE = 4, 4, 8, 4, 2  # bytes for each weight; compute: in bf16
+_GATHERED_BLOCKS = 2  # the one that is computed, and the next, which is fetched meanwhile
+Sharding = Literal["none", "node", "all"]
+
+
+@dataclass(frozen=True)
+class ClusterSpec:
+    """Machines to compute on.
+
+    per_node: GPUs of a node; gbps, node_gbps: gigabits a second that a GPU sends to other nodes, and within its node;
+    store_gbytes: gigabytes a second that a node writes checkpoints at; mfu: share of the peak that computing reaches;
+    dollars: for a GPU and hour, None where that is unknown. sharding: over the GPUs of a node with a copy in each, over
+    all of them, or not at all.
+    """
+
+    gpus: int
+    device: str = "H100"
+    memory_gb: float = 80.0
+    per_node: int = 8
+    gbps: float = 400.0
+    node_gbps: float = 3600.0
+    store_gbytes: float = 1.0
+    mfu: float = MEASURED_MFU
+    dollars: float | None = None
+    sharding: Sharding = "all"
+
+    @property
+    def shards(self) -> int:
+        """GPUs that share one copy of the weights."""
+        return {"none": 1, "node": min(self.per_node, self.gpus), "all": self.gpus}[self.sharding]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """memory: part → bytes on each GPU at the end of the backward pass, when it is at its most.
+
+    tokens: image tokens of a step; passes: forward and backward passes of each GPU in a step; sent: bytes that each GPU
+    sends in a step, to others; compute, communication: seconds of a step if it were all; step: seconds of a step;
+    checkpoint: seconds to write one; hours, dollars: of the whole run.
+    """
+
+    parameters: int
+    memory: dict[str, float]
+    tokens: float
+    passes: int
+    flops: float
+    sent: float
+    compute: float
+    communication: float
+    step: float
+    mfu: float
+    checkpoint: float
+    checkpoint_bytes: float
+    hours: float
+    dollars: float | None
+
+
+def run_cost(config: TrainingConfig, cluster: ClusterSpec) -> Cost:
+    """What a run of `config` costs on `cluster`.
+
+    Raises InputError for fewer samples than GPUs, and for a device without a known peak.
+    """
+    if config.batch < cluster.gpus:
+        raise InputError(f"batch {config.batch} leaves some of {cluster.gpus} GPUs without a sample; raise `batch`")
+    peak = known_peak_flops(cluster.device)
+    model, parameters, block = _sizes(config)
+    sizes = _mean_samples(config)
+    tokens = config.batch * sum(share * size.tokens for share, size in sizes)
+    per_gpu = tokens / cluster.gpus
+    longest = max(size.tokens for _, size in sizes)
+    passes = max(1, -(-int(per_gpu) // config.workers.pack_tokens))
+    flops = config.batch * sum(share * step_flops(model, [size]) for share, size in sizes)
+    compute = flops / (cluster.gpus * peak * cluster.mfu)
+    inside, outside = _bytes_sent(parameters, passes, cluster)
+    communication = inside * 8e-9 / cluster.node_gbps + outside * 8e-9 / cluster.gbps
+    # Blocks are fetched and gradients sent while others are computed, except for the first and the last of a pass.
+    step = max(compute, communication) + min(compute, communication) / config.model.depth
+    state = parameters * (_WEIGHT + _ADAM + _AVERAGE)
+    writers = max(1, min(cluster.shards, cluster.gpus) // cluster.per_node)
+    hours = config.steps * step / 3600
+    return Cost(
+        parameters=parameters,
+        memory=_memory(config, cluster, parameters, block, max(longest, per_gpu / passes)),
+        tokens=tokens,
+        passes=passes,
+        flops=flops,
+        sent=inside + outside,
+        compute=compute,
+        communication=communication,
+        step=step,
+        mfu=flops / (step * cluster.gpus * peak),
+        checkpoint=state / (writers * cluster.store_gbytes * 1e9),
+        checkpoint_bytes=state,
+        hours=hours,
+        dollars=None if cluster.dollars is None else hours * cluster.gpus * cluster.dollars,
+    )
+
+
+def _sizes(config: TrainingConfig) -> tuple[NextDiT, int, int]:
+    """The model without memory for its weights, its number of weights, and that of a block."""
+    import torch
+
+    from model.transformer import NextDiT
+
+    with torch.device("meta"):
+        model = NextDiT(**config.model.model_dump())
+    block = sum(parameter.numel() for parameter in model.layers[0].parameters())
+    return model, sum(parameter.numel() for parameter in model.parameters()), block
+
+
+def _mean_samples(config: TrainingConfig) -> list[tuple[float, SampleSize]]:
+    """(share of the samples, size) of each task of the mixture; sets have as many views as are drawn on average."""
+    weighted = []
+    for source in config.mixture.values():
+        for name, weight in source.tasks.items():
+            condition = find_task(name).condition
+            views = (config.objective.min_views + config.objective.max_views) / 2
+            frames = 1 if condition is None else 2 * views if condition == RAYS else 2
+            side = (source.size or config.size) // SIZE_STEP
+            weighted.append((weight, SampleSize(frames * side**2, TEXT_TOKENS, frames)))
+    total = sum(weight for weight, _ in weighted)
+    return [(weight / total, size) for weight, size in weighted]
+
+
+def _bytes_sent(parameters: int, passes: int, cluster: ClusterSpec) -> tuple[float, float]:
+    """Bytes that each GPU sends in a step (within its node, to other nodes), by rings of all that take part.
+
+    Sharded weights are gathered in bf16 for each forward and each backward pass, and their gradients scattered in
+    float32 after it; copies of a shard add up their gradients once a step.
+    """
+    shards, copies = cluster.shards, cluster.gpus // cluster.shards
+    sharded = passes * parameters * (2 * _COMPUTE + _GRADIENT) * (shards - 1) / shards
+    added = 2 * parameters * _GRADIENT / shards * (copies - 1) / copies
+    one_node = cluster.gpus <= cluster.per_node
+    inside = (sharded if shards <= cluster.per_node else 0.0) + (added if one_node else 0.0)
+    return inside, sharded + added - inside
+
+
+def _memory(
+    config: TrainingConfig, cluster: ClusterSpec, parameters: int, block: int, tokens: float
+) -> dict[str, float]:
+    """Bytes on each GPU by part; tokens: of a pass."""
+    width, depth, shards = config.model.hidden_size, config.model.depth, cluster.shards
+    hidden = 8 * width / 3
+    # What a block keeps for its backward pass, in bf16: its norms, queries, keys and outputs, and SwiGLU's four parts.
+    within = tokens * _COMPUTE * (8 * width + 4 * hidden)
+    kept = tokens * _COMPUTE * width * depth if config.workers.gradient_checkpointing else (depth - 1) * within
+    parts = {
+        "weights": parameters * _WEIGHT / shards,
+        "gradients": parameters * _GRADIENT / shards,
+        "optimizer": parameters * _ADAM / shards,
+        "average": parameters * _AVERAGE / shards,
+        "activations": within + kept,
+    }
+    if shards > 1:
+        parts["gathered blocks"] = block * (_GATHERED_BLOCKS * _COMPUTE + _GRADIENT)
+    return parts

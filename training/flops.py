@@ -1,0 +1,71 @@
+"""FLOP of a training step, and what devices could compute: both sides of model FLOP utilization (MFU).
+
+N image tokens, L text tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+from model.inputs import InputError, nearest
+
+if TYPE_CHECKING:
+    from model.transformer import NextDiT
+
+# Dense bf16 FLOP/s of the tensor cores by a part of the device's name, from the vendor's data sheets; the first that
+# fits is taken.
+PEAKS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+    "A10": 125e12,
+    "L40": 181e12,
+    "L4": 121e12,
+}
+
+
+class SampleSize(NamedTuple):
+    """A sample as its FLOP depend on it: N image tokens, L text tokens, and frames, each with a noise level."""
+
+    tokens: float
+    text: float
+    frames: float
+
+
+def peak_flops(device: str) -> float | None:
+    """Dense bf16 FLOP/s of a device by its name, None where the name says nothing."""
+    return next((peak for part, peak in PEAKS.items() if part.lower() in device.lower()), None)
+
+
+def known_peak_flops(device: str) -> float:
+    """As `peak_flops`. Raises InputError for a device that is not in the table."""
+    peak = peak_flops(device)
+    if peak is None:
+        hint = nearest(device, list(PEAKS)) or f"; there are {', '.join(PEAKS)}"
+        raise InputError(f"no peak is known for device {device!r}{hint}")
+    return peak
+
+
+def step_flops(model: NextDiT, samples: Iterable[SampleSize], recomputed: bool = False) -> float:
+    """FLOP of forward and backward: 2 for each weight and token in products, 4·D for each pair of tokens that meet.
+
+    Backward counts twice the forward; recomputed: the forward of the blocks once more, as checkpointing does.
+    """
+    block, width, depth = model.layers[0], model.config.hidden_size, len(model.layers)
+    attention, ff = block.attention, block.feed_forward
+    by_image = sum(z.weight.numel() for z in (attention.wq, attention.wk, attention.wv, attention.wo))
+    by_image += sum(z.weight.numel() for z in (ff.w1, ff.w2, ff.w3))
+    by_text = attention.wk_y.weight.numel() + attention.wv_y.weight.numel()
+    by_frame = block.adaLN_modulation[1].weight.numel()
+    ends = model.x_embedder.weight.numel() + model.final_layer.linear.weight.numel()
+    blocks = outside = 0.0
+    for N, L, frames in samples:
+        blocks += depth * (2 * (by_image * N + by_text * L + by_frame * frames) + 4 * N * (N + L) * width)
+        outside += 2 * N * ends
+    return (4 if recomputed else 3) * blocks + 3 * outside

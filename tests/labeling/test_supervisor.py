@@ -184,8 +184,9 @@ supervisor.run(("sleep", 1000))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_child_and_its_processes_end_with_the_parent(number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, None])
+def test_child_and_its_processes_end_with_the_parent(number: signal.Signals | None) -> None:
+    """None: the parent ends as Ray's workers do, which first kill their children."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], str(Path(__file__).parents[2])]),
@@ -194,7 +195,10 @@ def test_child_and_its_processes_end_with_the_parent(number: signal.Signals) -> 
     assert parent.stdout
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(pids) == 3 and all(map(psutil.pid_exists, pids))
-    parent.send_signal(number)
+    if number is None:
+        for child in psutil.Process(parent.pid).children():
+            child.kill()
+    parent.send_signal(number or signal.SIGKILL)
     parent.wait(30)
     parent.stdout.close()
     deadline = time.monotonic() + 30

@@ -110,7 +110,7 @@ def test_rows_of_a_list_become_rows_or_keep_their_reason(
     assert reasons(tmp_path / "data") == {
         "1.png?width=640": "X-Robots-Tag: noai",
         "2.png?width=640": "text/html, not a picture",
-        "3.png?width=640": "not a picture",
+        "3.png?width=640": "not a picture: text",
         "4.png?width=640": f"same bytes as {server.url('/0.png?width=640')}",
         "none.png": "HTTP 404",
         "a.png": "private address 10.0.0.1: allow with --allow-private 10.0.0.1",

@@ -76,7 +76,7 @@ def test_each_bad_file_is_rejected_for_its_reason(folder: Path) -> None:
             except Rejected as error:
                 reasons[Path(item.name).name] = str(error)
     assert "decompression bomb" in reasons["60000x60000.png"]
-    assert reasons["note.jpg"] == "not a picture"
+    assert reasons["note.jpg"] == "not a picture: text"
     assert "truncated" in reasons["rocket_cut.jpg"]
     assert (folder / "refused/coffee_again.png").read_bytes() == (folder / "coffee.png").read_bytes()
 

@@ -14,7 +14,6 @@ from model.inputs import InputError
 from pipelines.ingest import IngestResult, ingest
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_files_become_rows_or_are_rejected_with_a_reason(pictures: Path, tmp_path: Path, photographs: Path) -> None:
     (pictures / "metadata.csv").write_text(
         "file_name,author,licence,text,right\n"
@@ -35,12 +34,11 @@ def test_files_become_rows_or_are_rejected_with_a_reason(pictures: Path, tmp_pat
     assert reasons == {
         "camera.png": "metadata.csv names stereo/missing.png as its right, which is not there",
         "cut.jpg": "truncated JPEG file",
-        "notes.txt": "not a picture",
+        "notes.txt": "not a picture: text",
         "z-coffee-again.png": "same bytes as coffee.png",
     }
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_rejected_file_is_read_again_when_its_size_changes(pictures: Path, tmp_path: Path, photographs: Path) -> None:
     """As when it was still being copied, or has been repaired since."""
     target = tmp_path / "dataset"
@@ -52,11 +50,10 @@ def test_rejected_file_is_read_again_when_its_size_changes(pictures: Path, tmp_p
     dataset = Dataset.open(target)
     assert [row["source"] for row in dataset.rows("images")][-1] == "cut.jpg"
     reasons = [(row["source"], row["reason"]) for row in dataset.rows("rejected")]
-    assert sorted(reasons) == [("notes.txt", "not a picture"), ("z-coffee-again.png", "same bytes as coffee.png")]
+    assert sorted(reasons) == [("notes.txt", "not a picture: text"), ("z-coffee-again.png", "same bytes as coffee.png")]
     assert ingest(str(pictures), str(target)) == IngestResult(0, 0, 7)
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_concurrent_ingest_keeps_what_the_other_added(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,7 +78,6 @@ def test_concurrent_ingest_keeps_what_the_other_added(
     assert len(Dataset.open(target).description["sources"]) == 2
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_source_without_images_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for source in ("empty", "missing"):

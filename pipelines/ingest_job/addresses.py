@@ -23,6 +23,7 @@ from labeling.sources.addresses.lots import (
 from labeling.sources.addresses.policy import FetchPolicy
 from labeling.sources.addresses.rows import Cut, ListFile, RowRange
 from labeling.sources.addresses.shards import Columns, Making, forget_failed, reject_rows
+from labeling.sources.cutting import SHARD_ROWS
 from labeling.sources.duplicates import Losers, find_duplicates
 from labeling.sources.ingest import Limits, same_bytes
 from labeling.sources.patterns import matcher
@@ -52,19 +53,37 @@ class ListOptions:
     retry_failed: bool = False
 
 
-def open_addresses(source: Source, target: Dataset, options: ListOptions, leave_out: str = "") -> AddressList | None:
+def open_addresses(
+    source: Source, target: Dataset, options: ListOptions | None = None, leave_out: str = ""
+) -> AddressList | None:
     """The list of addresses that a source is, None where it is something else.
 
     Columns that are not named are those of an earlier ingest, or the usual ones. leave_out: a folder in the source that
     does not belong to it. Raises InputError where a column that is named is not there.
     """
+    known = _known(source.address, target).get("columns", {})
+    url, text = (options.url if options else "") or known.get("url"), source.naming.text or known.get("text")
+    return open_list(source.store, _names(source, leave_out), url, text)
+
+
+def new_ranges(address: str, addresses: AddressList, target: Dataset) -> dict[str, int]:
+    """What of a list a dataset has not looked at: "FILE, rows from N" → how many. address: of the list."""
+    files = _known(address, target).get("files", {})
+    new: dict[str, int] = {}
+    for file in addresses.files:
+        first = int(files.get(file.name, {}).get("rows", 0))
+        if (rows := file.cut(first, SHARD_ROWS).rows) > first:
+            new[f"{file.name}, rows from {first + 1}"] = rows - first
+    return new
+
+
+def _known(address: str, target: Dataset) -> dict[str, Any]:
+    """What a dataset says of a source, {} where there is no dataset or it has not that source."""
     try:
         sources = target.description["sources"]
     except InputError:
-        sources = []
-    known: dict[str, str] = next((one.get("columns", {}) for one in sources if one.get("uri") == source.address), {})
-    url, text = options.url or known.get("url"), source.naming.text or known.get("text")
-    return open_list(source.store, _names(source, leave_out), url, text)
+        return {}
+    return next((source for source in sources if source.get("uri") == address), {})
 
 
 def _names(source: Source, leave_out: str) -> Iterator[str]:

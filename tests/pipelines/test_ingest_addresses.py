@@ -22,7 +22,12 @@ from picture_server import Answer, PictureServer
 from PIL import Image
 
 from labeling.dataset import Dataset
+from labeling.sources.source import Source
+from model.inputs import InputError
+from model.inputs.schema import validate
 from pipelines.cli.app import main
+from pipelines.ingest_job.addresses import new_ranges, open_addresses
+from pipelines.jobs.specification import LabelJob
 
 
 def encoded(number: int) -> bytes:
@@ -41,7 +46,7 @@ def server() -> Iterator[PictureServer]:
         yield running
 
 
-LOCAL = ["--allow-private", "127.0.0.1", "--timeout", "2", "--retries", "0"]
+LOCAL = ["--allow-private", "127.0.0.1", "--timeout", "30", "--retries", "0"]
 
 
 class Terminal:
@@ -139,6 +144,16 @@ def test_options_reach_the_fetching(server: PictureServer, terminal: Terminal, t
     assert server.headers[-1]["User-Agent"] == "lab/1 (me@lab.test)"
 
 
+def test_job_file_has_the_same_options() -> None:
+    options = {"url": "place", "timeout": 3, "directives": "noai, noindex", "allow_private": ["10.1.0.0/16"]}
+    job = validate(LabelJob, {"kind": "label", "dataset": "d", "source": "a.csv", "ingest": options}, "job")
+    fetching = job.ingest.fetching()
+    assert (fetching.connect_seconds, fetching.total_seconds, fetching.networks) == (3, 18, ("10.1.0.0/16",))
+    assert fetching.directives == ("noai", "noindex")
+    with pytest.raises(InputError, match="--allow-private lab: give an address or a network"):
+        validate(LabelJob, {"kind": "label", "dataset": "d", "ingest": {"allow_private": ["lab"]}}, "job")
+
+
 def test_list_without_a_picture_leaves_nothing_behind(
     server: PictureServer, terminal: Terminal, tmp_path: Path
 ) -> None:
@@ -163,6 +178,10 @@ def test_second_ingest_adds_what_is_new_and_tries_again_only_when_asked(
 
     write_list(lists / "a.jsonl", listed[:9])
     write_list(lists / "b.jsonl", [listed[0], *listed[9:]])
+    source, known = Source(str(lists)), Dataset(data)
+    addresses = open_addresses(source, known)
+    assert addresses is not None
+    assert new_ranges(source.address, addresses, known) == {"a.jsonl, rows from 8": 2, "b.jsonl, rows from 1": 4}
     assert "5 pictures added, 1 files rejected; 10 pictures in" in terminal.ingest(lists, data, "--shard-rows", 4)[0]
     assert reasons(data)["0.png"].startswith("in the dataset already, as ")
     assert server.requests["/3.png"] == server.requests["/1.png"] == 1

@@ -7,7 +7,8 @@ OUT ?= runs/demo
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --constraint constraints.txt
 
-.PHONY: demo test test-fast lint docs examples bench bench-model bench-plan bench-scale bench-addresses bench-pictures bench-gpu clean
+.PHONY: demo test test-fast lint docs examples bench bench-model bench-plan bench-pictures bench-labels bench-kills \
+	bench-scale bench-addresses bench-gpu clean
 
 demo: $(VENV)/installed
 	$(BIN)/onediffusion demo --out "$(OUT)" $(if $(PICTURES),--pictures "$(PICTURES)")
@@ -36,6 +37,14 @@ bench-pictures: $(VENV)/installed-test
 
 bench-model: $(VENV)/installed-test
 	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_model.py
+
+# Takes a quarter of an hour on two cores. ARGUMENTS: as in ARGUMENTS="edges --count 160".
+bench-labels: $(VENV)/installed-test
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_labels.py $(ARGUMENTS)
+
+# Ten minutes on two cores. ARGUMENTS: a seed.
+bench-kills: $(VENV)/installed-test
+	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_kills.py $(ARGUMENTS)
 
 # IMG2DATASET: its command, installed in an environment of its own; without it, a bare loop is what is compared with.
 bench-addresses: $(VENV)/installed-test

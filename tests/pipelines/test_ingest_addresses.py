@@ -236,7 +236,6 @@ def test_killed_ingest_asks_nothing_twice_and_gives_the_same_shards(
     assert sum("same bytes as" in row["reason"] for row in rows(calm, "rejected")) == 30
 
 
-@pytest.mark.usefixtures("shared_ray")
 def test_list_on_s3_in_parts(server: PictureServer, terminal: Terminal, s3: str, tmp_path: Path) -> None:
     from labeling.dataset import open_store
 

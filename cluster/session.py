@@ -43,7 +43,6 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
         if not starts_own_ray():
             _connect(**options)
         else:
-            # Not one that others have started on this machine, which Ray would connect to by itself.
             _start(address="local", include_dashboard=False, object_store_memory=memory, **options)
     _quiet(verbose)
     try:

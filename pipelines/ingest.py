@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from labeling.dataset import GROUP_FILE, IMAGES, REJECTED, Dataset, LocalStore, ShardInfo, Store, lease, shard_file
+from labeling.dataset.index import INDEX
 from labeling.sources.changes import forget_rejected
 from labeling.sources.cutting import SHARD_BYTES, SHARD_ROWS
 from labeling.sources.facts import Naming
@@ -122,6 +123,7 @@ def ingest(
             if findings.count:
                 own = [shard for shard in survey.shards if shard.source == survey.source_number]
                 forget_rejected(Dataset(dataset_uri), own, findings.again)
+            Dataset(dataset_uri).footers(IMAGES, save=True)  # for the labels that come next
     added = _rows(shards)
     return IngestResult(
         added,
@@ -187,6 +189,8 @@ def _nothing_to_keep(source_uri: str, target: Dataset, shards: Sequence[ShardInf
     for shard in shards:
         for group in (IMAGES, REJECTED, ITEMS):
             target.store.delete(shard_file(group, shard.name))
+    for part in target.store.files(IMAGES, INDEX):
+        target.store.delete(f"{IMAGES}/{part}")
     target.store.delete(f"{IMAGES}/{GROUP_FILE}")
     return InputError(f"{source_uri}: none of {files} files is a picture ({reasons.most_common(1)[0][0]})")
 

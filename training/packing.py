@@ -6,6 +6,7 @@ Packing decides who computes what together, never which samples a step has (pack
 from __future__ import annotations
 
 from collections.abc import Sequence
+from heapq import heapreplace
 
 from model.inputs import InputError
 
@@ -35,9 +36,9 @@ def deal_packs(tokens: Sequence[int], budget: int, workers: int) -> list[list[li
 def _fill(tokens: Sequence[int], order: Sequence[int], count: int) -> list[list[int]]:
     """`count` packs of the places in `tokens`, each put in this order into the pack with the fewest tokens."""
     packs: list[list[int]] = [[] for _ in range(count)]
-    loads = [0] * count
+    lightest = [(0, 0, pack) for pack in range(count)]  # a heap of (tokens, samples, pack)
     for place in order:
-        lightest = min(range(count), key=lambda pack: (loads[pack], len(packs[pack]), pack))
-        packs[lightest].append(place)
-        loads[lightest] += tokens[place]
+        load, size, pack = lightest[0]
+        packs[pack].append(place)
+        heapreplace(lightest, (load + tokens[place], size + 1, pack))
     return packs

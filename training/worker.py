@@ -18,6 +18,7 @@ from training.config import TrainingConfig
 from training.coordinator import StepAnnouncer
 from training.dataloader import load_batches, prefetch
 from training.divergence import all_finite, diverged, unusable_checkpoint
+from training.flops import FlopCounter
 from training.memory import keep_freed_memory
 from training.metrics_logger import TENSORBOARD, MetricsLogger, scalars
 from training.optimizer import learning_rate
@@ -71,13 +72,13 @@ class _Worker:
         self.logger = MetricsLogger(self.store, self.start) if self.rank == 0 else None
         self.accelerator = _accelerator(self.config, str(self.logger.folder) if self.logger else None)
         model = build_model(self.config)
-        transformer_config = dict(model.transformer.config)
+        transformer_config, flops = dict(model.transformer.config), FlopCounter(model.transformer)
         device = self.accelerator.device
         self.model = distribute(model, self.config.workers, device, context.get_local_world_size())
         self.updates = Updates(self.model, self.config, device, self.workers, self.accelerator.autocast)
         self.average = self.updates.average
         self.state = TrainingState(self.model, self.updates.optimizer, self.average, transformer_config)
-        self.step_metrics = StepMetrics(settings.tasks, self.accelerator.device)
+        self.step_metrics = StepMetrics(settings.tasks, device, flops)
         self.norms: list[Tensor] = []  # of the gradients since the last check; on the device, so that no step waits
 
     def run(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from labeling.dataset import Dataset, lease
+from labeling.dataset import Dataset, dataset_status, lease
 from model.inputs import InputError
 from pipelines.ingest import IngestResult, ingest
 
@@ -37,6 +37,16 @@ def test_files_become_rows_or_are_rejected_with_a_reason(pictures: Path, tmp_pat
         "notes.txt": "not a picture: text",
         "z-coffee-again.png": "same bytes as coffee.png",
     }
+
+
+def test_ingest_writes_the_index_that_labels_and_status_read(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest(str(pictures), str(tmp_path / "d"), shard_rows=2)
+    monkeypatch.setattr("labeling.dataset.index.read_footer", None)
+    dataset = Dataset.open(tmp_path / "d")
+    assert dataset_status(dataset)["images"].rows == 6
+    assert list(dataset.store.files("images", "index")) == ["index-000000-004096.parquet"]
 
 
 def test_rejected_file_is_read_again_when_its_size_changes(pictures: Path, tmp_path: Path, photographs: Path) -> None:

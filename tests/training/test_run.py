@@ -71,7 +71,7 @@ def test_run_writes_checkpoints_metrics_and_events(whole: tuple[Path, TrainingRe
     records = read_metrics(open_store(run))
     assert [record["step"] for record in records] == list(range(1, 31))
     assert set().union(*(record["losses"] for record in records)) == set(result.rows)
-    assert all(record["tokens_per_second"] > 0 for record in records)
+    assert all(record["tokens_per_second"] > 0 and record["tflops_per_second"] > 0 for record in records)
     assert records[-1] == result.metrics
     assert [event["event"] for event in events[:2]] == ["mixture", "checkpoint"]
     assert [event["step"] for event in events if event["event"] == "step"] == list(range(1, 31))

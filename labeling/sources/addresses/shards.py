@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from labeling.dataset import IMAGE_SCHEMA, IMAGES, REJECTED, REJECTED_SCHEMA, Dataset, write_shard
+from labeling.dataset import IMAGE_SCHEMA, IMAGES, REJECTED, REJECTED_SCHEMA, Dataset, digest_json, write_shard
 from labeling.sources.addresses.fetch import Failure, Fetcher, is_transient
 from labeling.sources.addresses.policy import FetchPolicy
 from labeling.sources.addresses.rows import BadRow, Row
@@ -73,7 +73,13 @@ def write_rows(dataset: Dataset, shard: str, listed: Sequence[ListedRow], making
     for one, result in zip(listed, _fetch(listed, making), strict=True):
         said = _describe(one.row, columns)
         name = public_form(_address(one.row, columns)) or f"{one.file}, row {one.place + 1}"
-        state = {"name": name, "file": one.file, "place": one.place, "size": result.size, "said": said.digest}
+        state = {
+            "name": name,
+            "file": one.file,
+            "place": one.place,
+            "size": result.size,
+            "said": digest_json(said.columns),
+        }
         if isinstance(result, _Picture):
             state["id"] = result.identity
             if result.identity in accepted:

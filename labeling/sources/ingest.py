@@ -22,7 +22,7 @@ from labeling.dataset import (
     write_shard,
 )
 from labeling.sources.cutting import cut_row_groups
-from labeling.sources.facts import Naming, describe
+from labeling.sources.facts import NOTHING, Described, Naming, describe
 from labeling.sources.folder import read_companions
 from labeling.sources.items import Item, Reading, Trouble, items_of
 from labeling.sources.normalize import EncodedImage, Rejected, image_id, normalize
@@ -113,13 +113,13 @@ class Ingestion:
             return Looked(item, seen, reason=reading.reason)
         seen["id"] = image_id(reading.raw)
         facts = {**reading.facts, **item.described}
-        described = describe(facts, self.source.naming)
+        described = describe(facts, self.source.naming) if facts else NOTHING
         try:
             companions = read_companions(self.source.store, facts)
             image = normalize(reading.raw, self.limits.max_pixels, self.limits.min_side)
         except (Rejected, ValueError) as error:
             return Looked(item, seen, reason=str(error))
-        seen["said"] = digest_json([described.columns, {key: _digest(value) for key, value in companions.items()}])
+        seen["said"] = _said(described, companions) if facts else _NOTHING_SAID
         row = {
             "id": seen["id"],
             "image": image.encoded,
@@ -188,5 +188,10 @@ def write_images(
     return write_shard(dataset.store, IMAGES, shard, images, row_groups, shard_recipe)
 
 
-def _digest(value: Any) -> Any:
-    return image_id(value) if isinstance(value, bytes) else value
+def _said(described: Described, companions: Mapping[str, Any]) -> str:
+    """Digest of what is said of an item and of the files that belong to it."""
+    digests = {key: image_id(value) if isinstance(value, bytes) else value for key, value in companions.items()}
+    return digest_json([described.columns, digests])
+
+
+_NOTHING_SAID = _said(NOTHING, {})

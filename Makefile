@@ -7,7 +7,7 @@ OUT ?= runs/demo
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --constraint constraints.txt
 
-.PHONY: demo test test-fast lint docs examples bench bench-model bench-plan bench-pictures bench-labels bench-kills bench-scale bench-gpu clean
+.PHONY: demo test test-fast lint docs examples bench bench-model bench-plan bench-pictures bench-ingest bench-labels bench-kills bench-scale bench-gpu clean
 
 demo: $(VENV)/installed
 	$(BIN)/onediffusion demo --out "$(OUT)" $(if $(PICTURES),--pictures "$(PICTURES)")
@@ -33,6 +33,10 @@ bench-plan: $(VENV)/installed-test
 
 bench-pictures: $(VENV)/installed-test
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_pictures.py
+
+# ARGUMENTS: options of the script, as in ARGUMENTS="--files 2000".
+bench-ingest: $(VENV)/installed-test
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_ingest.py $(ARGUMENTS)
 
 bench-model: $(VENV)/installed-test
 	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_model.py

@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from labeling.dataset import GROUP_FILE, IMAGES, REJECTED, Dataset, LocalStore, ShardInfo, Store, lease, shard_file
+from labeling.dataset.index import INDEX
 from labeling.sources.changes import forget_rejected
 from labeling.sources.cutting import SHARD_BYTES, SHARD_ROWS
 from labeling.sources.facts import Naming
@@ -115,9 +117,11 @@ def ingest(
             removed = _marks(survey, findings, prune)
             if shards or removed != survey.removed:
                 target.describe("pictures", [*survey.shards, *shards], survey.sources, removed)
-            if findings.count:
+            again = pa.concat_arrays([findings.again, changed.twins])
+            if len(again):
                 own = [shard for shard in survey.shards if shard.source == survey.source_number]
-                forget_rejected(Dataset(dataset_uri), own, findings.again)
+                forget_rejected(Dataset(dataset_uri), own, again)
+            Dataset(dataset_uri).footers(IMAGES, save=True)  # for the labels that come next
     added = _rows(shards)
     return IngestResult(
         added,
@@ -173,6 +177,8 @@ def _nothing_to_keep(source_uri: str, target: Dataset, shards: Sequence[ShardInf
     for shard in shards:
         for group in (IMAGES, REJECTED, ITEMS):
             target.store.delete(shard_file(group, shard.name))
+    for part in target.store.files(IMAGES, INDEX):
+        target.store.delete(f"{IMAGES}/{part}")
     target.store.delete(f"{IMAGES}/{GROUP_FILE}")
     return InputError(f"{source_uri}: none of {files} files is a picture ({reasons.most_common(1)[0][0]})")
 
@@ -196,6 +202,8 @@ def _remarks(
         yield f"at the source, {' and '.join(said)}: {', '.join(advice[option] for option in options)}"
     if update and changed.changed > changed.replaced:
         yield f"{changed.changed - changed.replaced} changed pictures could not be taken over; rejected/ says why"
+    if changed.twins:
+        yield f"{len(changed.twins)} files equaled what was replaced: ingest once more to take them"
     back = sum(len(rows) for rows in findings.back.values())
     if back:
         yield f"{back} {'picture is' if back == 1 else 'pictures are'} back at the source; the mark is taken off"

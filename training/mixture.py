@@ -71,6 +71,14 @@ class ShardPin:
     eligible: dict[str, str | None]
     views: list[int] = field(default_factory=list)
 
+    def eligible_counts(self, stream: Stream) -> list[int]:
+        """How many rows of each row group the stream may use."""
+        if self.eligible[_key(stream)] is None:
+            return self.row_groups
+        starts = np.cumsum([0, *self.row_groups])
+        kept = np.concatenate([[0], np.cumsum(self.mask(stream))])
+        return [int(count) for count in np.diff(kept[starts])]
+
     def mask(self, stream: Stream) -> NDArray[np.bool_]:
         """(rows,) which rows the stream may use."""
         rows = sum(self.row_groups)
@@ -180,7 +188,7 @@ def build_manifest(mixture: Mapping[str, SourceConfig], size: int) -> Manifest:
 def _counted(sources: Mapping[str, SourcePin], streams: Iterable[Stream]) -> list[Stream]:
     """The streams, each with the number of rows that are eligible for it."""
     return [
-        replace(stream, rows=sum(int(shard.mask(stream).sum()) for shard in sources[stream.source].shards))
+        replace(stream, rows=sum(sum(shard.eligible_counts(stream)) for shard in sources[stream.source].shards))
         for stream in streams
     ]
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from labeling.dataset import digest_json
-
 TEXT_COLUMNS = ("text", "caption", "captions", "prompt", "description")  # the first of them that says something
 _LICENCES = ("licence", "license")
 _BESIDE = ("right", "disparity", "disparity_scale")  # columns of images that come from the files they name
@@ -35,11 +33,6 @@ class Described:
 
     columns: dict[str, str | None]
     kept: frozenset[str]
-
-    @property
-    def digest(self) -> str:
-        """By which a later ingest sees that something else is said."""
-        return digest_json(self.columns)
 
 
 def describe(facts: Mapping[str, Any], naming: Naming) -> Described:
@@ -98,3 +91,6 @@ def plain_value(value: Any) -> Any:
     if isinstance(value, Decimal | datetime.timedelta):
         return str(value)
     return None
+
+
+NOTHING = describe({}, USUAL)  # of a picture of which nothing is said

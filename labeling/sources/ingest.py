@@ -15,13 +15,14 @@ from labeling.dataset import (
     REJECTED,
     REJECTED_SCHEMA,
     Dataset,
+    Footer,
     digest_column,
     digest_json,
     recipe,
     write_shard,
 )
 from labeling.sources.cutting import cut_row_groups
-from labeling.sources.facts import Naming, describe
+from labeling.sources.facts import NOTHING, Described, Naming, describe
 from labeling.sources.folder import read_companions
 from labeling.sources.items import Item, Reading, Trouble, items_of
 from labeling.sources.normalize import EncodedImage, Rejected, image_id, normalize
@@ -56,12 +57,14 @@ class ShardTask:
 
 @dataclass
 class ShardResult:
-    """Rows and rejected rows of a shard; kept: columns of the source that went to `metadata` alone."""
+    """Rows and rejected rows of a shard; kept: columns of the source that went to `metadata` alone; footer: of the
+    shard's images, where they were written just now."""
 
     shard: str
     rows: int
     rejected: int
     kept: set[str] = field(default_factory=set)
+    footer: Footer | None = None
 
 
 @dataclass(frozen=True)
@@ -110,13 +113,13 @@ class Ingestion:
             return Looked(item, seen, reason=reading.reason)
         seen["id"] = image_id(reading.raw)
         facts = {**reading.facts, **item.described}
-        described = describe(facts, self.source.naming)
+        described = describe(facts, self.source.naming) if facts else NOTHING
         try:
             companions = read_companions(self.source.store, facts)
             image = normalize(reading.raw, self.limits.max_pixels, self.limits.min_side)
         except (Rejected, ValueError) as error:
             return Looked(item, seen, reason=str(error))
-        seen["said"] = digest_json([described.columns, {key: _digest(value) for key, value in companions.items()}])
+        seen["said"] = _said(described, companions) if facts else _NOTHING_SAID
         row = {
             "id": seen["id"],
             "image": image.encoded,
@@ -145,7 +148,7 @@ class Ingestion:
             seen.append({**one.seen, "taken": not reason})
         seen += [{"name": one.name, "size": one.size, "tag": "", "taken": False} for one in task.troubles]
         shard_recipe = task.recipe(self.declaration, self.source.naming)
-        write_images(
+        footer = write_images(
             self.dataset,
             task.shard,
             pa.Table.from_pylist(list(rows.values()), IMAGE_SCHEMA),
@@ -153,7 +156,7 @@ class Ingestion:
             pa.Table.from_pylist(seen, SEEN_SCHEMA),
             shard_recipe,
         )
-        return ShardResult(task.shard, len(rows), len(rejected), kept)
+        return ShardResult(task.shard, len(rows), len(rejected), kept, footer)
 
 
 @dataclass(frozen=True)
@@ -174,16 +177,21 @@ def same_bytes(name: str) -> str:
 
 def write_images(
     dataset: Dataset, shard: str, images: pa.Table, rejected: pa.Table, seen: pa.Table, shard_recipe: str
-) -> None:
-    """Write the three files of a shard, that of images last: it says that all are there."""
+) -> Footer:
+    """Write the three files of a shard, that of images last: it says that all are there. The footer of images."""
     write_seen(dataset, shard, seen, shard_recipe)
     write_shard(dataset.store, REJECTED, shard, rejected, [rejected.num_rows], shard_recipe)
     sizes = zip(images["image"], images["width"].to_pylist(), images["height"].to_pylist(), strict=True)
     row_groups = cut_row_groups(
         [[EncodedImage(cast(bytes, memoryview(one.as_buffer())), *size)] for one, *size in sizes]
     )
-    write_shard(dataset.store, IMAGES, shard, images, row_groups, shard_recipe)
+    return write_shard(dataset.store, IMAGES, shard, images, row_groups, shard_recipe)
 
 
-def _digest(value: Any) -> Any:
-    return image_id(value) if isinstance(value, bytes) else value
+def _said(described: Described, companions: Mapping[str, Any]) -> str:
+    """Digest of what is said of an item and of the files that belong to it."""
+    digests = {key: image_id(value) if isinstance(value, bytes) else value for key, value in companions.items()}
+    return digest_json([described.columns, digests])
+
+
+_NOTHING_SAID = _said(NOTHING, {})

@@ -142,7 +142,8 @@ def views(
     from pipelines.views import views as run
 
     result = run(source, dataset, count, size, seed)
-    print(f"{result.added} sets written; {result.sets} sets in {dataset}")
+    refused = f"; {result.rejected} files rejected (rejected/ says why)" if result.rejected else ""
+    print(f"{result.added} sets written; {result.sets} sets in {dataset}{refused}")
 
 
 def _show_plan(plans: Mapping[str, GroupPlan], as_json: bool) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from labeling.dataset import IMAGES, REJECTED, digest_column, digest_json, recipe
+from labeling.dataset import IMAGES, REJECTED, IndexLog, digest_column, digest_json, recipe
 from labeling.sources.cutting import cut_shards, join_shards
 from labeling.sources.duplicates import Losers, drop_duplicates, find_duplicates
 from labeling.sources.ingest import Ingestion, ShardResult, ShardTask
@@ -38,6 +38,7 @@ class NewShards:
         runs = join_shards(bounds, _units(items), _MOST_TOGETHER)
         results: dict[str, ShardResult] = {}
         plan = self._plan()
+        log = IndexLog(self.ingestion.dataset.store)
 
         def calls() -> Iterator[tuple[list[ShardTask]]]:
             there = self.ingestion.dataset.store.files(IMAGES)
@@ -53,8 +54,11 @@ class NewShards:
         with progress("ingest", self.findings.count, "files") as advance:
             for made in workers.map(self.ingestion.ingest, calls(), on_cluster):
                 for result in made:
-                    results[result.shard] = result
+                    if result.footer:
+                        log.add(IMAGES, result.shard, result.footer)
+                    results[result.shard] = replace(result, footer=None)  # which would add up
                     advance(result.rows + result.rejected)
+        log.flush()
         self._settle(workers, on_cluster, names, results, plan)
         return [results[name] for name in names]
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from labeling.dataset import GROUP_FILE, IMAGES, REJECTED, Dataset, LocalStore, ShardInfo, Store, lease, shard_file
@@ -120,9 +121,10 @@ def ingest(
             removed = _marks(survey, findings, prune)
             if shards or removed != survey.removed:
                 target.describe("pictures", [*survey.shards, *shards], survey.sources, removed)
-            if findings.count:
+            again = pa.concat_arrays([findings.again, changed.twins])
+            if len(again):
                 own = [shard for shard in survey.shards if shard.source == survey.source_number]
-                forget_rejected(Dataset(dataset_uri), own, findings.again)
+                forget_rejected(Dataset(dataset_uri), own, again)
             Dataset(dataset_uri).footers(IMAGES, save=True)  # for the labels that come next
     added = _rows(shards)
     return IngestResult(
@@ -214,6 +216,8 @@ def _remarks(
         yield f"at the source, {' and '.join(said)}: {', '.join(advice[option] for option in options)}"
     if update and changed.changed > changed.replaced:
         yield f"{changed.changed - changed.replaced} changed pictures could not be taken over; rejected/ says why"
+    if changed.twins:
+        yield f"{len(changed.twins)} files equaled what was replaced: ingest once more to take them"
     back = sum(len(rows) for rows in findings.back.values())
     if back:
         yield f"{back} {'picture is' if back == 1 else 'pictures are'} back at the source; the mark is taken off"

@@ -24,7 +24,7 @@ from training.batch import Sample, StepBatch
 from training.config import TrainingConfig
 from training.mixture import Manifest, Stream
 from training.objective import draw_levels
-from training.packing import deal_packs
+from training.packing import deal_to_one
 from training.plan import Plan, PlannedSample
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class PlanReader:
         """
         objective, first = self.config.objective, step * self.config.batch
         tokens, frames = self.plan.step_sizes(step)
-        dealt = deal_packs(tokens.tolist(), self.config.workers.pack_tokens, workers)
+        dealt, most = deal_to_one(tokens.tolist(), self.config.workers.pack_tokens, workers, rank)
 
         def draw(place: int) -> Leveled:
             planned = self.plan.sample(first + place)
@@ -87,11 +87,11 @@ class PlanReader:
         if objective.known_frame_share:  # how many frames are in the loss is drawn for each sample
             everyone = [draw(place) for place in range(len(tokens))]
             counted = sum(int(in_loss.sum()) for _, _, in_loss in everyone)
-            own = [[everyone[place] for place in pack] for pack in dealt[rank]]
+            own = [[everyone[place] for place in pack] for pack in dealt]
         else:
             counted = int(frames.sum())
-            own = [[draw(place) for place in pack] for pack in dealt[rank]]
-        return own, max(map(len, dealt)), counted
+            own = [[draw(place) for place in pack] for pack in dealt]
+        return own, most, counted
 
     def read_sample(self, planned: PlannedSample, sigmas: NDArray[np.float32], in_loss: NDArray[np.bool_]) -> Sample:
         """One sample with the noise levels given."""

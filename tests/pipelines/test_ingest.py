@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from picture_zoo.files import damaged, encode, heic, scene
 from picture_zoo.parts import exif_block, icc
 from picture_zoo.turns import ODD_TAGS
 
-from labeling.dataset import Dataset, dataset_status, lease
+from labeling.dataset import Dataset, LocalStore, dataset_status, lease
 from model.inputs import InputError
 from pipelines.ingest import IngestResult, ingest
 
@@ -131,3 +133,70 @@ def test_source_without_images_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none of 1 files is a picture"):
         ingest(str(tmp_path / "words"), str(tmp_path / "dataset"))
     assert not [path for path in (tmp_path / "dataset").rglob("*") if path.is_file()]
+
+
+def shard_bytes(target: Path) -> dict[str, bytes]:
+    return {
+        f"{group}/{path.name}": path.read_bytes()
+        for group in ("images", "rejected", "items")
+        for path in sorted((target / group).glob("[0-9]*.parquet"))
+    }
+
+
+def test_ingest_that_ends_at_any_write_goes_on_to_the_same_shards(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twins lie in other shards than what they equal, so that some shards are written twice."""
+    for name in ("motorcycle_left.png", "astronaut.png"):
+        (pictures / name).unlink()
+    for name, twin in (("chelsea.png", "x.png"), ("camera.png", "z.png"), ("coffee.png", "y.png")):
+        (pictures / twin).write_bytes((pictures / name).read_bytes())
+    calm = tmp_path / "calm"
+    assert ingest(str(pictures), str(calm), shard_rows=2) == IngestResult(4, 6, 4)
+    put_file = LocalStore.put_file
+    writes = 0
+
+    def put(store: LocalStore, name: str, path: Path) -> Any:
+        nonlocal writes
+        writes -= name.endswith(".parquet")
+        if writes < 0:
+            raise KeyboardInterrupt
+        return put_file(store, name, path)
+
+    monkeypatch.setattr(LocalStore, "put_file", put)
+    for count in range(1, 40):
+        target, writes = tmp_path / f"killed-{count}", count
+        try:
+            ingest(str(pictures), str(target), shard_rows=2)
+            break
+        except KeyboardInterrupt:
+            writes = 1000
+        assert ingest(str(pictures), str(target), shard_rows=2).images == 4, count
+        assert shard_bytes(target) == shard_bytes(calm), count
+    assert count > 15  # the files of five shards, and again of those with twins
+
+
+def test_row_group_is_gone_through_once_however_many_shards_it_makes(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [pictures / name for name in ("camera.png", "chelsea.png", "coffee.png", "rocket.jpg", "astronaut.png")]
+    table = pa.table({"image": [path.read_bytes() for path in files], "caption": [path.stem for path in files]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=100)
+    calls = []
+    iter_batches = pq.ParquetFile.iter_batches
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls.append(options["row_groups"])
+        return iter_batches(*arguments, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    assert ingest(str(tmp_path / "a.parquet"), str(tmp_path / "dataset"), shard_rows=1).added == 5
+    assert calls == [[0]]
+    rows = list(Dataset.open(tmp_path / "dataset").rows("images"))
+    assert [row["text"] for row in rows] == [path.stem for path in files]
+
+
+def test_dataset_below_its_source_is_no_part_of_it(pictures: Path) -> None:
+    target = pictures / "made" / "dataset"
+    assert ingest(str(pictures), str(target)).added == 6
+    assert ingest(str(pictures), str(target)) == IngestResult(0, 0, 6)

@@ -61,13 +61,13 @@ class WaveRun:
 
         Raises InputError for a labeler with more unexpected errors than it may have.
         """
-        import ray
-
         images = FooterTable.of(footers[IMAGES])
         rows = images.total("rows", images.positions(list(wave.work)))
         if not rows:
             return 0
         self.start_ray()
+        import ray  # after its start, which sets the environment that Ray reads once
+
         labelers = {group: labeler for group, labeler in self.labelers.items() if group in wave.groups}
         cpus = max(cluster_has("CPU") or 1.0, self.most[0])
         gpus = max(cluster_has("GPU"), self.most[1])

@@ -7,7 +7,7 @@ OUT ?= runs/demo
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --constraint constraints.txt
 
-.PHONY: demo test test-fast lint docs examples bench bench-model bench-plan bench-scale bench-gpu clean
+.PHONY: demo test test-fast lint docs examples bench bench-model bench-plan bench-pictures bench-labels bench-kills bench-scale bench-gpu clean
 
 demo: $(VENV)/installed
 	$(BIN)/onediffusion demo --out "$(OUT)" $(if $(PICTURES),--pictures "$(PICTURES)")
@@ -26,13 +26,24 @@ lint: $(VENV)/installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: bench-plan bench-model
+bench: bench-plan bench-pictures bench-model
 
 bench-plan: $(VENV)/installed-test
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_plan.py
 
+bench-pictures: $(VENV)/installed-test
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_pictures.py
+
 bench-model: $(VENV)/installed-test
 	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_model.py
+
+# Takes a quarter of an hour on two cores. ARGUMENTS: as in ARGUMENTS="edges --count 160".
+bench-labels: $(VENV)/installed-test
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_labels.py $(ARGUMENTS)
+
+# Ten minutes on two cores. ARGUMENTS: a seed.
+bench-kills: $(VENV)/installed-test
+	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_kills.py $(ARGUMENTS)
 
 # Datasets of up to 10⁵ shards, on disk and S3, for a quarter of an hour. ARGUMENTS="--shards 1000 --s3 1000": smaller.
 bench-scale: $(VENV)/installed-test

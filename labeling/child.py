@@ -1,8 +1,7 @@
 """The processes below a supervisor (`labeling.supervisor`): a guard, and the worker that it watches.
 
-Started by `main`, which imports nothing heavy, forks and stays as the guard: it ends the worker with everything that
-the worker has started when the supervisor goes or asks for it, and tells how the worker ended. The worker makes what
-the supervisor sends work to.
+`main` imports nothing heavy before it forks. The guard ends the worker with everything that the worker has started when
+the supervisor goes or asks for it, and tells how the worker ended. The worker does what the supervisor sends.
 """
 
 from __future__ import annotations
@@ -23,10 +22,18 @@ _KILL_SECONDS = 10.0  # a process that the kernel holds does not end before that
 
 
 def main(arguments: list[str]) -> None:
-    """Guard a worker. arguments: file descriptors of the connection, lifeline, status and marks, see `supervisor`."""
+    """Start a guard and a worker. arguments: files of the connection, lifeline, status and marks, see `worker`.
+
+    This process itself only waits: Ray ends the children of a process that it ends, and must not find the guard.
+    """
     connection, lifeline, status, marks = map(int, arguments[:4])
-    wake = _wake_by_children()
     libc = ctypes.CDLL(None, use_errno=True)
+    if guard := os.fork():
+        for file in (connection, lifeline, status, marks):
+            os.close(file)
+        os.waitpid(guard, 0)
+        os._exit(0)
+    wake = _wake_by_children()
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what the worker's own processes leave behind comes to the guard
     guard = os.getpid()
     worker = os.fork()
@@ -58,13 +65,13 @@ def _guard(worker: int, lifeline: int, status: int, wake: tuple[int, int]) -> No
     """Wait for the worker's end or the supervisor's, end all processes, tell how the worker ended, and exit."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    supervisor = os.getppid()
+    launcher = os.getppid()
     _tell(status, f"worker {worker}\n")
     poll = select.poll()
     poll.register(lifeline, select.POLLIN)
     poll.register(wake[0], select.POLLIN)
     ended: dict[int, int] = {}
-    while worker not in ended and os.getppid() == supervisor:
+    while worker not in ended and os.getppid() == launcher:
         ready = {file for file, _ in poll.poll(5000)}
         if lifeline in ready:
             break
@@ -121,14 +128,15 @@ def _work(connection: socket.socket, marks_file: int) -> None:
     """Make the work and do what the supervisor sends, to the end of the process."""
     import faulthandler
 
-    from labeling.attempt import Marks
+    from labeling.attempt import Marks, MemoryLimit
     from labeling.failures import is_memory_error
     from labeling.messages import receive, send
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable()
     memory, factory = receive(connection)
-    _bound_memory(memory)
+    _come_first_when_memory_runs_out()
+    limit = MemoryLimit(memory)
     try:
         work = factory()
     except BaseException as error:
@@ -137,6 +145,7 @@ def _work(connection: socket.socket, marks_file: int) -> None:
         else:
             _raised(connection, error)
         _exit(1)
+    limit.loaded()
     send(connection, ("ready", None))
     marks = Marks(marks_file)
     while True:
@@ -144,18 +153,16 @@ def _work(connection: socket.socket, marks_file: int) -> None:
             message = receive(connection)
         except (EOFError, OSError):
             _exit(0)
-        _do(connection, work, marks, memory, *message)
+        _do(connection, work, marks, limit, *message)
         del message
 
 
-def _do(
-    connection: socket.socket, work: Callable[..., Any], marks: Any, memory: int, task: Any, knowledge: Any
-) -> None:
+def _do(connection: socket.socket, work: Callable[..., Any], marks: Any, limit: Any, task: Any, knowledge: Any) -> None:
     from labeling.attempt import ProcessFullError, SupervisedAttempt
     from labeling.failures import DeviceError
     from labeling.messages import send
 
-    attempt = SupervisedAttempt(knowledge, marks, lambda *saved: send(connection, ("saved", saved)), memory)
+    attempt = SupervisedAttempt(knowledge, marks, lambda *saved: send(connection, ("saved", saved)), limit)
     try:
         result = work(task, attempt)
         try:
@@ -188,17 +195,10 @@ def _raised(connection: socket.socket, error: BaseException) -> None:
         send(connection, ("raised", (Failure.of(error).reason, "".join(traceback.format_exception(error)))))
 
 
-def _bound_memory(memory: int) -> None:
-    """Let an allocation beyond what the worker may hold fail, and the kernel take the worker before its supervisor."""
-    import resource
-
-    try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
-    except OSError:
-        pass
-    if memory:
-        resource.setrlimit(resource.RLIMIT_DATA, (memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+def _come_first_when_memory_runs_out() -> None:
+    """Let the kernel take the worker before its supervisor."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
 
 
 def _exit(code: int) -> None:

@@ -65,7 +65,7 @@ class Labeler:
     """
 
     name: ClassVar[str]
-    version: ClassVar[int]
+    version: int
     reads: tuple[str, ...] = ("images.image",)
     schema: ClassVar[pa.Schema]
     Parameters: ClassVar[type[BaseModel]] = Parameters

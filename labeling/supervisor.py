@@ -32,6 +32,7 @@ ENDS = 2  # processes that end with a row, alone in the last of them: it is the 
 DOUBTFUL_ENDS = 3  # the same where earlier rows or other processes may have to do with it
 DEVICE_ENDS = 3  # the same for errors of a device that works for other rows
 _SHARE = 0.8  # of a machine's memory that workers may hold together
+_LEAST_MEMORY = 4e9  # bytes for each, which few of them need at a time: all labelers take 0.8 GB between rows
 
 _log = logging.getLogger(__name__)
 
@@ -46,14 +47,15 @@ def memory_share(processes: int) -> float:
             total = min(total, int(Path("/sys/fs/cgroup", name).read_text()))
         except (OSError, ValueError):  # no such control group, or "max"
             continue
-    return _SHARE * total / max(1, processes) / 1e9
+    return min(_SHARE * total, max(_LEAST_MEMORY, _SHARE * total / max(1, processes))) / 1e9
 
 
 class Supervisor:
     """A child process that keeps what it has loaded, and is started again when a task ends it.
 
     factory: picklable; makes the work in the child, where it is called once in each process. memory_gb: what the
-    child and its own processes may hold; by default the share of one of `processes` of this machine (one a CPU).
+    child and its own processes may hold; by default the share of one of `processes` of this machine (one a CPU; with a
+    GPU, eight).
     on_gpu: the child uses a GPU, whose driver reserves more memory than it takes. name: what a list of processes
     shows.
     """
@@ -69,7 +71,7 @@ class Supervisor:
         name: str = "",
     ) -> None:
         self._factory = factory
-        self._memory = int(1e9 * (memory_gb or memory_share(processes or os.cpu_count() or 1)))
+        self._memory = int(1e9 * (memory_gb or memory_share(processes or (8 if on_gpu else os.cpu_count() or 1))))
         self._on_gpu = on_gpu
         self._load_timeout = load_timeout
         self._read_timeout = read_timeout

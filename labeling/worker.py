@@ -62,7 +62,7 @@ class Worker:
         self._process_below: tuple[float, list[int]] = (0.0, [])
         files = (theirs.fileno(), lifeline, status_writing, self._marks.fileno())
         try:
-            self._guard = subprocess.Popen(  # noqa: S603
+            self._launcher = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-P", "-c", _STARTS, json.dumps(sys.path), *map(str, files), name],
                 stdin=subprocess.DEVNULL,
                 stderr=error_writing,
@@ -128,10 +128,10 @@ class Worker:
             if not self._read_status():
                 break
         try:
-            self._guard.wait(_ENDS_WITHIN if how is None else 5)
+            self._launcher.wait(_ENDS_WITHIN if how is None else 5)
         except subprocess.TimeoutExpired:
-            self._guard.kill()
-            self._guard.wait()
+            self._launcher.kill()
+            self._launcher.wait()
         self._connection.close()
         self._status.close()
         self._error.close()

@@ -77,7 +77,7 @@ def _gather(out: str) -> str:
 
 def _check_same_pictures(out: str, source: str) -> None:
     if open_store(f"{out}/dataset").exists(DATASET_FILE):
-        before = Dataset.open(f"{out}/dataset").description["sources"][0]["uri"]
+        before = Dataset.open(f"{out}/dataset").sources[0]["uri"]
         now = source if source.startswith("s3://") else open_store(source).uri
         if before != now:
             raise InputError(f"{out}: holds a demo of {before}; forget it with `make clean`, or choose another --out")

@@ -1,19 +1,22 @@
-"""The labeling job: one pass of Ray Data over references to row groups, an actor pool for every stage of labelers.
+"""The labeling job: one pass of Ray Data over references to parts of shards.
 
-read and decode ─▶ boxes ─▶ segmentation ─▶ … ─▶ (images dropped) ─▶ … ─▶ send to the shard's writer
+parts of shards ─▶ read, decode, label on CPUs ─▶ the shard's writer
+                     │ ▲
+              inputs ▼ │ outputs
+              networks on GPUs
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from cluster.session import cluster_has, ray_session
-from labeling.dataset import IMAGES, Dataset, Footers, groups_of, lease
+from cluster.session import ray_session
+from labeling.dataset import IMAGES, Dataset, Footers, FooterTable, fresh_shards, groups_of, lease
+from labeling.dataset.lease import Range
 from labeling.declaration import declare, is_same
 from labeling.labeler import Labeler
 from labeling.plan import Wave, choose_labelers, next_wave
@@ -21,51 +24,58 @@ from labeling.registry import default_groups
 from labeling.resources import ResourcesByLabeler
 from labeling.staleness import GroupPlan, plan_errors, plan_groups
 from model.inputs import InputError
-from pipelines.labeling_job.shard_writer import SendToWriter, start_writers, stop_writers, write_empty_shards
-from pipelines.labeling_job.stages import AddLabels, ReadColumns, make_stages, reads_images
-from pipelines.progress import progress
+from pipelines.labeling_job.placement import resources_by_group
+from pipelines.labeling_job.result import LabelResult
+from pipelines.labeling_job.shard_writer import write_empty_shards
+from pipelines.labeling_job.wave import WaveRun
 
-MAX_BLOCKS = 4096
-MAX_ACTORS = 64  # processes of a stage
-SMALL_MACHINE = 4  # CPUs up to which every stage has a single process
+__all__ = ["LabelResult", "label", "plan"]
 
-
-@dataclass
-class LabelResult:
-    """What a labeling run did, by group: shards written, shards fresh before, rows labeled, seconds of work."""
-
-    written: Counter[str] = field(default_factory=Counter)
-    fresh: Counter[str] = field(default_factory=Counter)
-    rows: Counter[str] = field(default_factory=Counter)
-    busy: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # over all processes of a labeler
-    seconds: float = 0.0
-
-    def summary(self) -> list[str]:
-        """One line a group: shards written and fresh, rows a second."""
-        lines = []
-        for group, fresh in self.fresh.items():
-            busy = self.busy.get(group, 0.0)
-            speed = f", {self.rows[group] / busy:.1f} rows/s a process" if busy else ""
-            lines.append(f"{group}: {self.written[group]} shards labeled, {fresh} fresh{speed}")
-        return lines
+FooterTables = dict[str, FooterTable]  # by group
+FRUITLESS_WAVES = 5  # waves one after another that lose what they made, after which a job gives up
 
 
 @dataclass(frozen=True)
 class Labeling:
     """What a labeling run works on: labelers and their declarations by group, each group after those that it reads.
 
-    most_cpus: what the cluster may grow to.
+    part: the shards asked for, [first, end), None for all.
     """
 
     dataset: Dataset
     labelers: Mapping[str, Labeler]
     declarations: Mapping[str, Mapping[str, Any]]
-    most_cpus: float
+    part: Range | None
 
-    def footers(self) -> Footers:
+    @property
+    def shards(self) -> list[str]:
+        """Names of the shards to work on, in order."""
+        return self.dataset.shard_names[slice(*(self.part or (None,)))]
+
+    @classmethod
+    def of(
+        cls,
+        dataset_uri: str,
+        names: Sequence[str],
+        parameters: Mapping[str, Mapping[str, Any]] | None,
+        shards: tuple[int, int] | None,
+    ) -> Labeling:
+        """Raises InputError for unknown names, parameters and shards."""
+        dataset = Dataset.open(dataset_uri)
+        labelers = choose_labelers(dataset, _requested_groups(dataset, names), parameters or {})
+        if shards and not 0 <= shards[0] < shards[1] <= len(dataset.shards):
+            raise InputError(f"{dataset_uri}: no shards {shards[0]} to {shards[1]}; it has {len(dataset.shards)}")
+        return cls(dataset, labelers, {group: declare(one) for group, one in labelers.items()}, shards)
+
+    def footers(self) -> FooterTables:
         """Footers of the groups to label and of those that they read, as they are now."""
         read = [column for labeler in self.labelers.values() for column in labeler.reads]
-        return {group: self.dataset.footers(group) for group in sorted({IMAGES, *groups_of(read), *self.labelers})}
+        return self.dataset.all_footers(sorted({IMAGES, *groups_of(read), *self.labelers}), shards=self.part)
+
+    def fresh(self, group: str, shards: Sequence[str], footers: Footers) -> set[str]:
+        """Those of the shards that are there and made as declared."""
+        mask = fresh_shards(self.declarations[group], shards, footers, group)
+        return {shard for shard, is_fresh in zip(shards, mask, strict=True) if is_fresh}
 
 
 def label(
@@ -80,36 +90,33 @@ def label(
 ) -> LabelResult:
     """Add or refresh column groups: compute the shards that are missing or stale, on the Ray of `cluster.session`.
 
-    names: labelers or groups; empty for every group that is declared. parameters: by labeler or group name.
+    names: labelers or groups; empty for every group that is declared. parameters, resources: by labeler or group name.
     shards: [first, end) of the dataset's, in order; all by default. most_cpus, most_gpus: what the cluster may grow to.
-    resources: by labeler or group name. only_errors: only rows that are in error, once more.
-    Raises InputError for unknown names and parameters, and when another job works on one of the groups.
+    only_errors: try again the rows in error, and nothing else but what reads them.
+    Raises InputError for unknown names, parameters and resources, when another job works on one of the groups, for a
+    labeler that fails too often (`Resources.max_errors`), and for a device that fails wherever it is tried.
     """
     started = time.monotonic()
-    dataset = Dataset.open(dataset_uri)
-    labelers = choose_labelers(dataset, _requested_groups(dataset, names), parameters or {})
-    declarations = {group: declare(labeler) for group, labeler in labelers.items()}
-    first, end = _range(dataset, shards)
-    work = Labeling(dataset, labelers, declarations, most_cpus)
+    work = Labeling.of(dataset_uri, names, parameters, shards)
+    by_group = resources_by_group(work.labelers, resources)
     result = LabelResult()
-    with lease(dataset.store, list(labelers)), ExitStack() as session:
-        for group, declaration in declarations.items():
-            if not is_same(dataset.declaration(group), declaration):
-                dataset.declare(group, declaration)
-        footers = work.footers()
-        done: set[tuple[str, str]] = set()
-        while (wave := next_wave(dataset, declarations, footers, (first, end))).work:
-            pairs = {(shard, group) for shard, groups in wave.work.items() for group in groups}
-            assert not pairs & done, f"computed and still stale: {sorted(pairs & done)[:3]}"
-            session.enter_context(ray_session())
-            if _run_wave(work, wave, footers, result):
-                done |= pairs
-            # Otherwise a node was lost with the row groups it had gathered: they come with the next wave.
+    with lease(work.dataset.store, list(work.labelers), work.part):
+        for group, declaration in work.declarations.items():
+            if not is_same(work.dataset.declaration(group), declaration):
+                work.dataset.declare(group, declaration)
+        with _ray_when_needed() as start_ray:
+            run = WaveRun(work.dataset, work.labelers, work.declarations, by_group, (most_cpus, most_gpus), start_ray)
             footers = work.footers()
-        for group in labelers:
-            dataset.footers(group, save=True)
-            result.fresh[group] = end - first - result.written[group]
+            if only_errors:
+                footers = _label_errors(work, run, footers, result)
+            else:
+                footers = _label_stale(work, run, footers, result)
+        for group in work.labelers:
+            work.dataset.save_index(group, footers[group], work.part)
+            result.fresh[group] = len(work.shards) - result.written[group]
     result.seconds = time.monotonic() - started
+    if run.first_label is not None:
+        result.first_label = run.first_label - (time.time() - result.seconds)
     return result
 
 
@@ -121,23 +128,12 @@ def plan(
     only_errors: bool = False,
 ) -> dict[str, GroupPlan]:
     """What `label` would do with each group, and why, without doing it. Raises InputError as `label` does."""
-    dataset = Dataset.open(dataset_uri)
-    labelers = choose_labelers(dataset, _requested_groups(dataset, names), parameters or {})
-    first, end = _range(dataset, shards)
-    declarations = {group: declare(labeler) for group, labeler in labelers.items()}
-    declared = {group: dataset.declaration(group) for group in labelers}
-    footers, chosen = Labeling(dataset, labelers, declarations, 0.0).footers(), dataset.shard_names[first:end]
+    work = Labeling.of(dataset_uri, names, parameters, shards)
+    footers = work.footers()
     if only_errors:
-        return plan_errors(list(labelers), chosen, footers)
-    return plan_groups(declared, declarations, chosen, footers)
-
-
-def _range(dataset: Dataset, shards: tuple[int, int] | None) -> tuple[int, int]:
-    """[first, end) of the shards that are asked for. Raises InputError where the dataset has no such shards."""
-    first, end = shards or (0, len(dataset.shards))
-    if shards and not 0 <= first < end <= len(dataset.shards):
-        raise InputError(f"{dataset.uri}: no shards {first} to {end}; it has {len(dataset.shards)}")
-    return first, end
+        return plan_errors(list(work.labelers), work.shards, footers)
+    declared = {group: work.dataset.declaration(group) for group in work.labelers}
+    return plan_groups(declared, work.declarations, work.shards, footers)
 
 
 def _requested_groups(dataset: Dataset, names: Sequence[str]) -> list[str]:
@@ -148,59 +144,70 @@ def _requested_groups(dataset: Dataset, names: Sequence[str]) -> list[str]:
     return [group for name in names for group in default_groups(name, [*groups, *names])]
 
 
-def _run_wave(work: Labeling, wave: Wave, footers: Footers, result: LabelResult) -> bool:
-    """Compute the shards of a wave, and add what was done to the result; whether all of the shards are written."""
-    labelers = {group: labeler for group, labeler in work.labelers.items() if group in wave.groups}
-    result.written.update(write_empty_shards(work.dataset, wave, labelers, work.declarations, footers))
-    references: list[dict[str, Any]] = [
-        {"shard": shard, "row_group": index, "groups": ",".join(groups)}
-        for shard, groups in wave.work.items()
-        for index in range(len(footers[IMAGES][shard].row_groups))
-    ]
-    if not references:
-        return True
-    writers = start_writers(work.dataset, work.declarations, footers)
-    total = sum(footers[IMAGES][row["shard"]].row_groups[row["row_group"]] for row in references)
-    with progress("label " + " ".join(labelers), total, "rows") as advance:
-        rows = _labeled_row_groups(work, labelers, references, writers)
-        for row in rows.iter_rows():
-            advance(row["rows"])
-            for group in row["groups"].split(","):
-                result.rows[group] += row["rows"]
-                result.busy[group] += row[f"{group}:seconds"]
-    written, all_there = stop_writers(writers)
-    result.written.update(written)
-    return all_there
+@contextmanager
+def _ray_when_needed() -> Iterator[Any]:
+    """A function that connects to Ray, or starts it, at its first call."""
+    with ExitStack() as session:
+        connected: list[bool] = []
+
+        def start() -> None:
+            if not connected:
+                session.enter_context(ray_session())
+                connected.append(True)
+
+        yield start
 
 
-def _labeled_row_groups(
-    work: Labeling, labelers: Mapping[str, Labeler], references: list[dict[str, Any]], writers: Sequence[Any]
-) -> Any:
-    """The Ray Data job: a row for each row group, which goes through all stages when it is iterated over.
+def _label_stale(work: Labeling, run: WaveRun, footers: FooterTables, result: LabelResult) -> FooterTables:
+    """Compute what is missing or stale, wave by wave; the footers afterwards."""
+    fruitless = 0
+    before: Mapping[str, Sequence[str]] = {}  # shard → groups that the wave before computed
+    while (wave := next_wave(work.dataset, work.declarations, footers, work.part)).work:
+        again = [shard for shard, groups in wave.work.items() if set(groups) & set(before.get(shard, ()))]
+        assert not again, f"computed and still stale: {again[:3]}"
+        footers, before = _run_wave(work, run, wave, footers, result, only_errors=False)
+        fruitless = 0 if before else fruitless + 1
+        if fruitless == FRUITLESS_WAVES:
+            raise RuntimeError(f"{work.dataset.uri}: writers were lost in each of {fruitless} tries, with all they had")
+    return footers
 
-    labelers: those of this wave. Rows have the fields that `SendToWriter` gives.
+
+def _label_errors(work: Labeling, run: WaveRun, footers: FooterTables, result: LabelResult) -> FooterTables:
+    """Try rows in error again, group by group; what reads changed labels is computed anew. The footers afterwards."""
+    fresh = {group: work.fresh(group, work.shards, footers) for group in work.labelers}
+    for group in work.labelers:
+        stale = fresh[group] - work.fresh(group, work.shards, footers)
+        if stale:
+            wave = Wave({shard: [group] for shard in sorted(stale)})
+            footers, _ = _run_wave(work, run, wave, footers, result, only_errors=False)
+        errors = footers[group].errors()
+        wave = Wave({shard: [group] for shard in sorted(errors) if shard in fresh[group] - stale})
+        if wave.work:
+            footers, _ = _run_wave(work, run, wave, footers, result, only_errors=True)
+    return footers
+
+
+def _run_wave(
+    work: Labeling, run: WaveRun, wave: Wave, footers: FooterTables, result: LabelResult, only_errors: bool
+) -> tuple[FooterTables, dict[str, list[str]]]:
+    """Compute the shards of a wave, and count what was done.
+
+    The footers afterwards, and shard → groups that are written. Those of a writer that was lost are not: they come with
+    the next wave.
     """
-    import ray
-
-    stages = make_stages(labelers)
-    last_reader = max((index for index, stage in enumerate(stages) if reads_images(stage)), default=-1)
-    cpus = cluster_has("CPU") or 1.0  # of a cluster whose nodes are yet to come
-    # Every pool holds at least one process at all times; on a small machine they share the cores.
-    share = 0.8 * cpus / (len(stages) + 1)
-    rows = ray.data.from_items(references, override_num_blocks=min(len(references), MAX_BLOCKS))
-    rows = rows.map(ReadColumns(work.dataset, labelers), num_cpus=min(1.0, share))
-    for index, stage in enumerate(stages):
-        rows = rows.map(
-            AddLabels,
-            fn_constructor_args=(stage, work.dataset.has_sets, index >= last_reader),
-            concurrency=_processes(max(cpus, work.most_cpus)),
-            num_cpus=min(1.0, share),
-        )
-    return rows.map(SendToWriter(writers, list(labelers)), num_cpus=min(0.1, share))
-
-
-def _processes(most_cpus: float) -> int | tuple[int, int]:
-    """How many processes a stage may have: a cluster that grows does so for processes that wait for a CPU."""
-    if most_cpus <= SMALL_MACHINE:
-        return 1
-    return 1, max(1, min(MAX_ACTORS, int(most_cpus)))
+    write_empty_shards(work.dataset, wave, work.labelers, work.declarations, footers)
+    losses = run(wave, footers, result, only_errors)
+    after = work.dataset.refreshed(footers, ((group, shard) for shard, groups in wave.work.items() for group in groups))
+    written: dict[str, list[str]] = {}
+    for group in wave.groups:
+        shards = [shard for shard, groups in wave.work.items() if group in groups]
+        fresh = work.fresh(group, shards, after)
+        assert losses or len(fresh) == len(shards), f"computed and still stale: {group}/{min(set(shards) - fresh)}"
+        if only_errors:  # where every row in error is so still, the file is as it was
+            tables = (footers[group], after[group])
+            contents = (table.kept("content", table.positions(shards)) for table in tables)
+            fresh &= {shard for shard, one, other in zip(shards, *contents, strict=True) if one != other}
+        for shard in fresh:
+            result.written[group] += 1
+            written.setdefault(shard, []).append(group)
+    return after, written

@@ -15,7 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from labeling.dataset.footers import COLUMN, SCHEMA, FooterTable
@@ -29,6 +31,7 @@ INDEX = "index"  # how the names of parts begin
 BLOCK = 4096  # shards in a part: about a megabyte
 BATCH = 2048  # footers that are read before they become columns
 LOG_SHARDS, LOG_SECONDS = 1024, 30.0  # of a writer's own part: most shards, and between two versions
+_FILES = pa.schema([("name", pa.string()), ("size", pa.int64()), ("tag", pa.string())])
 _RANGE_NAME = re.compile(r"index-(\d{6,})-(\d{6,})\.parquet")
 
 
@@ -47,10 +50,14 @@ def read_footers(
     """
     chosen = shards if part is None else shards[slice(*part)]
 
-    def look(group: str) -> tuple[FooterTable, dict[str, int], bool]:
-        return _look(store, group, chosen, part, (known or {}).get(group))
+    names = pa.array(chosen, pa.string())
 
-    looks = dict(zip(groups, in_parallel(look, groups, len(groups)), strict=True))
+    def look(group: str) -> tuple[FooterTable, dict[str, int], bool]:
+        return _look(store, group, names, part, (known or {}).get(group))
+
+    # A disk answers at once: nothing is gained by listing groups beside each other there.
+    at_once = min(len(groups), store.parallel // 8)
+    looks = dict(zip(groups, in_parallel(look, groups, at_once), strict=True))
     missing = ((group, shard, size) for group, (_, sizes, _) in looks.items() for shard, size in sizes.items())
     read: dict[str, list[FooterTable]] = {group: [] for group in groups}
     for group, table in _read_missing(store, missing):
@@ -62,6 +69,7 @@ def read_footers(
         changed = [group for group, (_, sizes, is_whole) in looks.items() if sizes or not is_whole]
         for group in changed:
             save_index(store, group, footers[group], shards, part)
+    pa.default_memory_pool().release_unused()
     return footers
 
 
@@ -131,28 +139,45 @@ class IndexLog:
 
 
 def _look(
-    store: Store, group: str, shards: Sequence[str], part: Range | None, known: FooterTable | None
+    store: Store, group: str, shards: pa.Array, part: Range | None, known: FooterTable | None
 ) -> tuple[FooterTable, dict[str, int], bool]:
     """The footers that index or `known` hold, the shards that they lack with the sizes of their files, and whether
-    the index needs no change."""
-    listing = store.files(group)
-    parts = [name for name in listing if _is_part(name) and _may_hold(name, part)]
+    the index needs no change.
+
+    All of it in columns: objects for the files of a listing would take more memory than the footers.
+    """
+    listing, parts = _list(store, group, part)
     tables = [known] if known is not None else _load_parts(store, group, parts).values()
-    entries = {shard: entry for shard in shards if (entry := listing.get(f"{shard}{SUFFIX}"))}
-    del listing
     every = FooterTable.concatenated(list(tables))
-    valid: dict[str, int] = {}
-    rows = (every.table[field].to_pylist() for field in ("name", "size", "tag"))
-    for position, (name, size, tag) in enumerate(zip(*rows, strict=True)):
-        entry = entries.get(name)
-        if entry is not None and entry.size == size and entry.tag == tag:
-            valid[name] = position
-    positions = [valid[shard] for shard in entries if shard in valid]
-    missing = {shard: entry.size for shard, entry in entries.items() if shard not in valid}
+    row_of = pc.index_in(every.table["name"], value_set=listing["name"])  # of the file that each footer is of
+    is_valid = pc.and_(
+        pc.equal(listing["size"].take(row_of), every.table["size"]),
+        pc.equal(listing["tag"].take(row_of), every.table["tag"]),
+    )
+    valid = pc.indices_nonzero(pc.fill_null(is_valid, False))
+    found = pc.index_in(shards, value_set=every.table["name"].take(valid).combine_chunks())
+    positions = valid.take(found.drop_null()).to_numpy()
+    file_of = pc.index_in(shards, value_set=listing["name"])
+    lacks = pc.and_(pc.is_null(found), pc.is_valid(file_of))
+    sizes = listing["size"].take(file_of.filter(lacks)).to_pylist()
+    missing = dict(zip(shards.filter(lacks).to_pylist(), sizes, strict=True))
     is_whole = part is not None or (len(positions) == len(every) and all(map(_is_block, parts)))
-    if positions == list(range(len(every))):
+    if np.array_equal(positions, np.arange(len(every))):
         return every, missing, is_whole
     return every.take(positions), missing, is_whole
+
+
+def _list(store: Store, group: str, part: Range | None) -> tuple[pa.Table, list[str]]:
+    """The shards that are there (name, size and tag of each file), and the parts of the index that may hold some."""
+    parts: list[str] = []
+    batches = [pa.table({"name": [], "size": [], "tag": []}, _FILES)]
+    files = store.listing(group)
+    while batch := list(islice(files, BATCH)):
+        parts += [name for name, _ in batch if _is_part(name) and _may_hold(name, part)]
+        shards = [(name.removesuffix(SUFFIX), entry) for name, entry in batch if name.endswith(SUFFIX)]
+        names, sizes = [name for name, _ in shards], [entry.size for _, entry in shards]
+        batches.append(pa.table([names, sizes, [entry.tag for _, entry in shards]], schema=_FILES))
+    return pa.concat_tables(batches).combine_chunks(), sorted(parts)
 
 
 def _read_missing(store: Store, missing: Iterable[tuple[str, str, int | None]]) -> Iterator[tuple[str, FooterTable]]:

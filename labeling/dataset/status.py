@@ -16,6 +16,7 @@ from labeling.dataset.footers import COLUMN, DIGEST_BYTES, FooterTable, unpacked
 from labeling.dataset.images import ID_COLUMN
 from labeling.dataset.shards import RECIPE_FIELDS, Footer, recipe
 
+CHUNK = 8192  # shards whose digests are Python objects at a time
 Footers = Mapping[str, Mapping[str, Footer]]  # group → shard → footer
 
 
@@ -81,8 +82,14 @@ def fresh_shards(
     if not declaration.get("reads"):
         # Such a group comes from a source (ingest, views): nothing in the dataset can make it stale.
         return positions >= 0
-    pairs = zip(table.kept("recipe", positions), expected_recipes(declaration, shards, footers), strict=True)
-    return np.fromiter((own is not None and own == expected for own, expected in pairs), bool, len(shards))
+    fresh = np.zeros(len(shards), bool)
+    for start in range(0, len(shards), CHUNK):
+        part = slice(start, start + CHUNK)
+        pairs = zip(
+            table.kept("recipe", positions[part]), expected_recipes(declaration, shards[part], footers), strict=True
+        )
+        fresh[part] = [own is not None and own == expected for own, expected in pairs]
+    return fresh
 
 
 def group_status(group: str, declaration: Mapping[str, Any], shards: Sequence[str], footers: Footers) -> GroupStatus:

@@ -258,7 +258,7 @@ def _looks(picture: Picture) -> list[str]:
     about = [part for part in (tone, flat) if part]
     if np.percentile(np.ptp(small, axis=1), 99) < 0.06:  # one colored thing is enough to make it a color picture
         return [f"The picture is {_listed(['black and white', *about])}."]
-    names, counts = np.unique([_color(*pixel) for pixel in small], return_counts=True)
+    names, counts = np.unique(_colors(small), return_counts=True)
     order = sorted(zip(-counts, names, strict=True))
     main = [str(name) for share, name in order if -share >= 0.12 * len(small)][:3]
     # "colour" is what version 1 wrote: another spelling would be another caption under the same recipe.
@@ -268,18 +268,28 @@ def _looks(picture: Picture) -> list[str]:
     return [*sentences, f"It is {_listed(about)}."] if about else sentences
 
 
-def _color(red: float, green: float, blue: float) -> str:
-    """An everyday name of a color, its channels in 0…1."""
-    import colorsys
-
-    hue, saturation, value = colorsys.rgb_to_hsv(red, green, blue)
-    hue *= 360
-    if value < 0.18:
-        return "black"
-    if saturation < 0.15:
-        return "white" if value > 0.85 else "gray"
-    if 12 <= hue < 55 and saturation < 0.45 and value > 0.6:
-        return "beige"
-    if 12 <= hue < 55 and value < 0.7:
-        return "brown"
-    return next(name for end, name in _HUES if hue < end)
+def _colors(pixels: NDArray[np.float64]) -> NDArray[np.str_]:
+    """An everyday name of each color, (N, 3) in 0…1. Hue, saturation and value are those of the module colorsys."""
+    most, least = pixels.max(axis=1), pixels.min(axis=1)
+    span = most - least
+    is_gray = span == 0
+    saturation = span / np.where(is_gray, 1.0, most)
+    away = (most[:, None] - pixels) / np.where(is_gray, 1.0, span)[:, None]  # of each channel from the strongest
+    red, green, blue = away.T
+    sector = np.where(
+        pixels[:, 0] == most, blue - green, np.where(pixels[:, 1] == most, 2 + red - blue, 4 + green - red)
+    )
+    hue = np.where(is_gray, 0.0, sector / 6 % 1) * 360
+    is_warm = (hue >= 12) & (hue < 55)
+    names = np.array([name for _, name in _HUES])[np.digitize(hue, [end for end, _ in _HUES])]
+    return np.select(
+        [
+            most < 0.18,
+            (saturation < 0.15) & (most > 0.85),
+            saturation < 0.15,
+            is_warm & (saturation < 0.45) & (most > 0.6),
+            is_warm & (most < 0.7),
+        ],
+        ["black", "white", "gray", "beige", "brown"],
+        names,
+    )

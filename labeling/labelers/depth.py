@@ -155,11 +155,12 @@ def _levels(inverse: Inverse, size: tuple[int, int], method: str) -> Row:
     known = np.isfinite(inverse)
     if inverse.shape != size:
         raise RowError(f"{method} of {inverse.shape[1]}×{inverse.shape[0]} pixels for a picture of another size")
-    if known.sum() < 2 or np.ptp(inverse[known]) <= 0:
+    values = inverse[known]
+    if len(values) < 2 or np.ptp(values) <= 0:
         raise RowError(f"{method}: no depth could be told apart")
-    far, near = float(inverse[known].min()), float(inverse[known].max())
+    far, near = float(values.min()), float(values.max())
     levels = np.zeros(inverse.shape, np.uint16)
-    levels[known] = np.rint(1 + (inverse[known] - far) / (near - far) * 65534).astype(np.uint16)
+    levels[known] = np.rint(1 + (values - far) / (near - far) * 65534).astype(np.uint16)
     return {"depth": encode_png(levels), "near": near, "far": far, "method": method}
 
 

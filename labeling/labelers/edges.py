@@ -81,4 +81,4 @@ def draw_edges(picture: Picture, parameters: EdgesLabeler.Parameters) -> NDArray
         lines = cv2.dilate(lines, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (line, line)))
     if lines.shape != (height, width):
         lines = mmcv.imresize(lines, (width, height), interpolation="bilinear")
-    return np.where(np.asarray(lines) >= 128, np.uint8(255), np.uint8(0))
+    return np.asarray(cv2.threshold(lines, 127, 255, cv2.THRESH_BINARY)[1], np.uint8)

@@ -27,6 +27,8 @@ _PERSON = "person"
 _NOTHING = ("background", "unlabeled", "void", "N/A")  # classes of some models that mean no class
 _SEGMENT = ("id", "label_id", "score")  # what is used of a processor's segments_info
 _CLASSES = 10  # of a picture (docs/paper.md, One-Gen)
+_AROUND = 0.15  # of a box's longer side: the margin that is looked at with it
+_SMALL_SIDE = 96  # pixels that a box with its margin has at least for GrabCut, where the picture has them
 _LEAST_SHARE = 0.0005  # of the picture: smaller regions are noise
 
 
@@ -35,7 +37,7 @@ class SegmentationLabeler(PretrainedLabeler):
 
     name = "segmentation"
     role = "segmenter"
-    version = 1
+    version = 1  # of labels by a model that is named
     reads: tuple[str, ...] = ("images.image", "boxes.boxes", "boxes.names")
     packages = ("mmcv", "mediapipe")
     schema = pa.schema([("mask", pa.binary()), ("names", pa.list_(pa.string())), ("colors", pa.list_(pa.string()))])
@@ -57,6 +59,8 @@ class SegmentationLabeler(PretrainedLabeler):
         super().__init__(group, parameters)
         if self.parameters.model:
             self.reads = ("images.image",)
+        else:
+            self.version = 2  # GrabCut sees the surroundings of a box only
         self._people: Any = None  # mediapipe's model of people
 
     @property
@@ -124,13 +128,22 @@ class SegmentationLabeler(PretrainedLabeler):
 
         height, width = picture.shape[:2]
         scale = min(1.0, self.parameters.working_side / max(height, width))
-        small = np.ascontiguousarray(mmcv.imrescale(picture, scale, interpolation="area") if scale < 1 else picture)
+        small: Any = None  # for people alone
         regions: list[tuple[NDArray[np.bool_], str]] = []
         for box, name in zip(boxes, names, strict=True):
-            fx, fy = small.shape[1] / width, small.shape[0] / height
-            corners = (box["x0"] * fx, box["y0"] * fy, box["x1"] * fx, box["y1"] * fy)
-            cut = self._person(small, corners) if name == _PERSON else self._object(small, corners)
-            full = mmcv.imresize(cut.astype(np.uint8) * 255, (width, height), interpolation="bilinear") > 127
+            corners = tuple(box[key] for key in ("x0", "y0", "x1", "y1"))
+            if name != _PERSON:
+                full = self._object(picture, corners)
+            else:
+                if small is None:
+                    small = mmcv.imrescale(picture, scale, interpolation="area") if scale < 1 else picture
+                    small = np.ascontiguousarray(small)
+                fx, fy = small.shape[1] / width, small.shape[0] / height
+                full = _resized(
+                    self._person(small, (corners[0] * fx, corners[1] * fy, corners[2] * fx, corners[3] * fy)),
+                    width,
+                    height,
+                )
             if full.mean() >= _LEAST_SHARE:
                 regions.append((full, name))
         return regions
@@ -141,7 +154,7 @@ class SegmentationLabeler(PretrainedLabeler):
 
         height, width = picture.shape[:2]
         x0, y0, x1, y1 = _pixels(corners, width, height)
-        around = 0.15 * max(x1 - x0, y1 - y0)
+        around = _AROUND * max(x1 - x0, y1 - y0)
         window = np.array([max(0, x0 - around), max(0, y0 - around), min(width, x1 + around), min(height, y1 + around)])
         left, top, right, bottom = window.round().astype(int)
         crop = np.ascontiguousarray(mmcv.imcrop(picture, np.array([left, top, right - 1, bottom - 1])))
@@ -153,17 +166,44 @@ class SegmentationLabeler(PretrainedLabeler):
         return person & inside
 
     def _object(self, picture: Picture, corners: tuple[float, ...]) -> NDArray[np.bool_]:
-        """Any other object: GrabCut, for which everything outside the box is background."""
-        import cv2
+        """Any other object: GrabCut around its box, outside of which is background.
+
+        It sees the box and a margin. Of a whole picture the background has all colors, those of a small object too.
+        """
+        import mmcv
 
         height, width = picture.shape[:2]
         x0, y0, x1, y1 = _pixels(corners, width, height)
+        around = round(_AROUND * max(x1 - x0, y1 - y0))
+        left, top = max(0, x0 - around), max(0, y0 - around)
+        right, bottom = min(width, x1 + around), min(height, y1 + around)
+        crop = picture[top:bottom, left:right]
+        side = max(crop.shape[:2])
+        # As large as in a picture of working_side, and a small object larger.
+        scale = min(1.0, max(self.parameters.working_side / max(height, width), _SMALL_SIDE / side))
+        if scale < 1:
+            crop = mmcv.imrescale(crop, scale, interpolation="area")
+        fx, fy = crop.shape[1] / (right - left), crop.shape[0] / (bottom - top)
+        inside = ((x0 - left) * fx, (y0 - top) * fy, (x1 - left) * fx, (y1 - top) * fy)
+        cut = self._grab(np.ascontiguousarray(crop), _pixels(inside, crop.shape[1], crop.shape[0]))
+        full = np.zeros((height, width), bool)
+        full[top:bottom, left:right] = _resized(cut, right - left, bottom - top)
+        return full
+
+    def _grab(self, picture: Picture, box: tuple[int, int, int, int]) -> NDArray[np.bool_]:
+        """What GrabCut finds inside a box, in pixels."""
+        import cv2
+
+        height, width = picture.shape[:2]
+        x0, y0, x1, y1 = box
         mask = np.full((height, width), cv2.GC_BGD, np.uint8)
         mask[y0:y1, x0:x1] = cv2.GC_PR_FGD
         if (mask == cv2.GC_BGD).sum() < 0.02 * mask.size:  # the box fills the picture: its rim is the best guess
             rim = max(1, round(0.02 * min(height, width)))
             mask[:rim], mask[-rim:], mask[:, :rim], mask[:, -rim:] = (cv2.GC_PR_BGD,) * 4
             mask[0], mask[-1], mask[:, 0], mask[:, -1] = (cv2.GC_BGD,) * 4
+        if not (mask == cv2.GC_PR_FGD).any():  # a box of two or three pixels
+            return np.ones((height, width), bool)
         cv2.setRNGSeed(0)  # GrabCut begins with k-means, which draws its centers
         back, fore = np.zeros((1, 65)), np.zeros((1, 65))
         nowhere = (0, 0, 1, 1)  # the rectangle is not used when a mask is given
@@ -218,6 +258,12 @@ def _columns(regions: list[tuple[NDArray[np.bool_], str]], size: tuple[int, int]
         numbers[classes.index(name) + 1] = shown.index(name) + 1
     colors = draw_colors(shown, f"{identity} segmentation")
     return {"mask": encode_png(numbers[mask]), "names": shown, "colors": [colors[name] for name in shown]}
+
+
+def _resized(cut: NDArray[np.bool_], width: int, height: int) -> NDArray[np.bool_]:
+    import mmcv
+
+    return np.asarray(mmcv.imresize(cut.astype(np.uint8) * 255, (width, height), interpolation="bilinear") > 127)
 
 
 def _pixels(corners: tuple[float, ...], width: int, height: int) -> tuple[int, int, int, int]:

@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     *(datasets.ingest, datasets.label, datasets.status, datasets.views),
-    *(training.train, training.plan, training.sample, training.evaluate),
+    *(training.train, training.plan, training.sample, training.evaluate, training.export),
     *(pages.report, pages.demo),
     *(jobs.submit, jobs.jobs, jobs.logs, jobs.stop, jobs.scale),
     pages.dashboard,

@@ -106,6 +106,18 @@ def sample(
     print("\n".join(written))
 
 
+def export(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A run, or one of its checkpoints.")],
+    out: Annotated[str, typer.Argument(metavar="DIR", help="A new folder or s3:// prefix.")],
+    live: Annotated[bool, typer.Option("--live", help="The weights trained last, instead of their average.")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="The transformer in half the size.")] = False,
+) -> None:
+    """A checkpoint as a folder that diffusers reads: OneDiffusionPipeline.from_pretrained(DIR)."""
+    from pipelines.export import export as run
+
+    print(run(checkpoint, out, "live" if live else "averaged", "bf16" if bf16 else "fp32"))
+
+
 def evaluate(run: Annotated[str, typer.Argument(metavar="RUN", help="A folder or s3:// address.")]) -> None:
     """What a run has learned: figures beside baselines, and samples of every task, of its newest checkpoint."""
     from pipelines.evaluate import evaluate as evaluate_run

@@ -130,7 +130,7 @@ def add_pictures(context: dg.OpExecutionContext) -> None:
         dataset = tracked_address(config["dataset"])
         sources = [config["source"]]
         if not config["source"]:
-            sources = [source["uri"] for source in Dataset.open(dataset).description["sources"]]
+            sources = [source["uri"] for source in Dataset.open(dataset).sources]
         for source in sources:
             job = LabelJob(kind="label", dataset=dataset, source=source, workers=workers_in(config))
             run_job(context, job, target_in(config))

@@ -83,7 +83,7 @@ def read_snapshot(tracked: TrackedAsset) -> Snapshot:
         tracked,
         kind=dataset.kind,
         shards=len(dataset.shards),
-        sources=[str(source["uri"]) for source in dataset.description.get("sources", ()) if source.get("uri")],
+        sources=[str(source["uri"]) for source in dataset.sources if source.get("uri")],
         groups={group: dataset.declaration(group) or {} for group in dataset.groups()},
     )
 

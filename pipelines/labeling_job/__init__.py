@@ -1,13 +1,12 @@
-"""Parts of the labeling job, which `pipelines.label` puts together: stages, decoded images, the writer of shards.
+"""Parts of the labeling job, which `pipelines.label` puts together.
 
-Between stages travels one row per row group of a shard, so that neither batches nor blocks span or split what the bytes
-of a shard depend on:
-
-    shard, row_group          where the rows lie
-    groups                    the groups to label there, joined by commas
-    rows                      how many rows there are
-    columns                   what labelers read from stored shards, as an Arrow stream
-    images                    the decoded images, see `decoded_images`; dropped after the last stage that reads them
-    GROUP:table               the finished columns of a group, as an Arrow stream
-    GROUP:seconds             how long they took
+wave            one pass over shards: a Ray Data job whose rows are parts of shards
+parts           what travels in it
+placement       where each labeler runs
+label_process   the actor that all rows go through, one a core
+part_labeler    what its child does: read, decode, label; row_group, loaded_labelers: the pieces of that
+network_process the actor that runs a network on a GPU
+shard_writer    the actor that writes shards
+coordinator     the actor that starts the last two, and knows which of them to ask
+tally, result   what is counted, and what a run says at its end
 """

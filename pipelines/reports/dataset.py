@@ -88,7 +88,7 @@ def describe_dataset(uri: str, inline: Inliner, max_rows: int) -> DatasetSection
         kind=dataset.kind,
         rows=sum(shard.rows for shard in dataset.shards),
         shards=len(dataset.shards),
-        sources=[str(source.get("uri", "")) for source in dataset.description.get("sources", ())],
+        sources=[str(source.get("uri", "")) for source in dataset.sources],
         groups=_group_lines(dataset, status, errors, models),
         errors=_reasons(errors),
         errors_unread=sum(errors.unread.values()),

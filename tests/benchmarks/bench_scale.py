@@ -46,11 +46,13 @@ FULL = 100_000
 
 @dataclass
 class Figure:
-    """One command. floor: seconds of the bare listing; requests: to S3."""
+    """One command. cpu: seconds of CPU of the process itself and those it waited for, which say more than `seconds` on
+    a busy machine; floor: seconds of the bare listing; requests: to S3."""
 
     what: str
     shards: int
     seconds: float
+    cpu: float
     megabytes: int
     floor: float
     requests: int | None = None
@@ -147,8 +149,9 @@ def measure_s3(place: Path, count: int, delay: float) -> Iterator[Figure]:
         def figure(what: str, *command: str) -> Figure:
             floor = seconds_of(lambda: list_bucket(proxy, environment, place))
             before = proxy.requests
-            seconds, megabytes = run(*command, **environment)
-            return say(Figure(f"s3 {what}", count, seconds, megabytes, floor, proxy.requests - before))
+            figure = Figure(f"s3 {what}", count, *run(*command, **environment), floor)
+            figure.requests = proxy.requests - before
+            return say(figure)
 
         forget(place)
         yield figure("status, cold", "status", address)
@@ -202,8 +205,8 @@ def list_bucket(proxy: S3Proxy, environment: dict[str, str], place: Path) -> Non
             pass
 
 
-def run(*command: str, **environment: str) -> tuple[float, int]:
-    """Seconds and most MB of a command."""
+def run(*command: str, **environment: str) -> tuple[float, float, int]:
+    """Seconds, seconds of CPU, and most MB of a command."""
     started = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "pipelines", *command],
@@ -213,7 +216,7 @@ def run(*command: str, **environment: str) -> tuple[float, int]:
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, f"{command} ended with {process.returncode}"
-    return time.monotonic() - started, usage.ru_maxrss // 1000
+    return time.monotonic() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss // 1000
 
 
 def seconds_of(work: Callable[[], object]) -> float:
@@ -229,27 +232,31 @@ def forget(place: Path) -> None:
 
 
 def say(figure: Figure) -> Figure:
-    print(f"{figure.shards:7d} {figure.what}: {figure.seconds:.1f} s", file=sys.stderr, flush=True)
+    print(
+        f"{figure.shards:7d} {figure.what}: {figure.seconds:.1f} s, {figure.cpu:.1f} of CPU",
+        file=sys.stderr,
+        flush=True,
+    )
     return figure
 
 
 def growths(figures: list[Figure]) -> dict[str, float]:
-    """Seconds of the largest dataset over those of the smallest, each per shard: 1 or less is linear."""
+    """CPU of the largest dataset over that of the smallest, each per shard: 1 or less is linear."""
     by_name: dict[str, list[Figure]] = {}
     for one in figures:
         by_name.setdefault(one.what, []).append(one)
     return {
-        what: (many[-1].seconds / many[-1].shards) / (many[0].seconds / many[0].shards)
+        what: (many[-1].cpu / many[-1].shards) / (many[0].cpu / many[0].shards)
         for what, many in by_name.items()
         if len(many) > 1
     }
 
 
 def show(figures: list[Figure]) -> None:
-    table = Table("command", "shards", "seconds", "floor", "MB", "requests", f"target at {FULL}")
+    table = Table("command", "shards", "seconds", "CPU", "floor", "MB", "requests", f"target at {FULL}")
     for one in figures:
         target = TARGETS.get(one.what)
-        row = (f"{one.seconds:.1f}", f"{one.floor:.1f}", str(one.megabytes), str(one.requests or ""))
+        row = (f"{one.seconds:.1f}", f"{one.cpu:.1f}", f"{one.floor:.1f}", str(one.megabytes), str(one.requests or ""))
         table.add_row(one.what, str(one.shards), *row, f"≤ {target:g} s" if target else "")
     Console(width=120).print(table)
 

@@ -35,6 +35,9 @@ GROUPS = {
     | {"latents-64-edges", "latents-64-segmentation"},
     "views": {"boxes", "caption", "depth", "pose", "text", *LATENTS},
 }
+# Its labeler has a new version since: GrabCut took the whole picture for background and lost small objects.
+STALE = {"segmentation"}
+READERS = {"latents-64-segmentation", "text"}  # of what is stale: made again where it changes
 SOURCES = {"dataset": {"images"}, "views": {"images", "cameras"}}
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]  # commands in processes of their own, some with a Ray
@@ -84,7 +87,7 @@ def test_dataset_of_earlier_layout_is_fresh(place: Path, name: str) -> None:
     assert set(status) == GROUPS[name] | SOURCES[name]
     for group, state in status.items():
         found = (state["fresh"], state["stale"], state["missing"])
-        assert found == (SHARDS[name], 0, 0), group
+        assert found == ((0, SHARDS[name], 0) if group in STALE else (SHARDS[name], 0, 0)), group
     errors = {group: state["errors"] for group, state in status.items() if state["errors"]}
     assert errors == ({"depth": 3, "latents-64-depth": 3} if name == "dataset" else {})
 
@@ -92,7 +95,9 @@ def test_dataset_of_earlier_layout_is_fresh(place: Path, name: str) -> None:
 @pytest.mark.parametrize("name", SHARDS)
 def test_labeling_dataset_of_earlier_layout_computes_nothing(place: Path, name: str) -> None:
     before = content(place / name)
-    assert labeled(run(place, "label", place / name)) == dict.fromkeys(GROUPS[name], (0, SHARDS[name]))
+    groups = GROUPS[name] - STALE
+    requested = sorted("simple_labelers:Brightness" if group == "brightness" else group for group in groups)
+    assert labeled(run(place, "label", place / name, *requested)) == dict.fromkeys(groups, (0, SHARDS[name]))
     assert content(place / name) == before
     if name == "dataset":
         assert json.loads((place / name / "edges" / "group.json").read_text())["parameters"]["low"] == 40
@@ -163,10 +168,14 @@ def test_job_of_earlier_layout_is_listed_with_its_log(place: Path) -> None:
     assert run(place, "logs", folder) == (folder / "log" / "000001.txt").read_text()
 
 
-def test_job_of_earlier_layout_sent_again_computes_nothing(place: Path) -> None:
+def test_job_of_earlier_layout_sent_again_computes_what_has_a_new_version(place: Path) -> None:
     before = content(place)
     job = run(place, "submit", place / "dataset" / "jobs" / JOB / "job.yaml", "--target", "local").strip()
     said = run(place, "logs", "-f", job)
-    assert labeled(said) == dict.fromkeys(GROUPS["dataset"], (0, 2)), said
+    found = labeled(said)
+    assert found.pop("segmentation") == (2, 0)
+    assert {found.pop(group) for group in READERS} <= {(2, 0), (1, 1), (0, 2)}
+    assert found == dict.fromkeys(GROUPS["dataset"] - STALE - READERS, (0, 2)), said
     assert re.search(rf"{job}.*\bsucceeded\b", run(place, "jobs"))
-    assert content(place) == before
+    kept = {name: data for name, data in before.items() if not (STALE | READERS) & set(Path(name).parts)}
+    assert content(place).items() >= kept.items()

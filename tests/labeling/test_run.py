@@ -16,7 +16,8 @@ from labeling.failures import DeviceError, Failure, device_error
 from labeling.labeler import Labeler, MissingParameterError, RowError
 from labeling.resources import Resources
 from labeling.results import group_schema, make_table, split_sets
-from labeling.run import LabelerRun, label_rows
+from labeling.run import LabelerRun, decode_images, label_rows
+from model.pictures import encode_png
 from simple_labelers import Brightness
 
 FRAGILE = """
@@ -209,6 +210,13 @@ def test_words_of_a_device_are_told_from_a_row_s(text: str) -> None:
     assert device_error(wrapped)
     assert not device_error(RuntimeError("shape mismatch: (3, 4) and (4, 4)"))
     assert not device_error(RowError("a picture of a CUDA core"))
+
+
+def test_picture_that_cannot_be_decoded_is_its_row_s_error() -> None:
+    png = encode_png(np.full((2, 3, 3), 7, np.uint8))
+    good, bad, views, bad_view = decode_images(["a", "b", "c", "d"], [png, b"no picture", [png, png], [png, b""]])
+    assert good.shape == views[0].shape == views[1].shape == (2, 3, 3)
+    assert isinstance(bad, Failure) and isinstance(bad_view, Failure)
 
 
 def test_labels_as_tests_and_documentation_make_them() -> None:

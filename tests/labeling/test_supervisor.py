@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from bad_labelers import Bad, BadBatches, BadDevice, Leaking
+from bad_labelers import Bad, BadBatches, BadDevice, BadOnMany, Leaking
 from label_work import LabelWork, OtherWork
 
 from labeling.failures import DeviceError, Failure, ProcessError, WorkError
@@ -44,23 +44,28 @@ def expected(reason: str, count: int = 8, row: int = 5) -> list[Any]:
     return [reason if n == row else float(n) for n in range(count)]
 
 
-@pytest.mark.parametrize(
-    ("what", "reason"),
-    [
-        ("abort", "the process died: SIGABRT"),
-        ("segfault", "the process died: SIGSEGV"),
-        ("exit", "the process died: exit code 3"),
-        ("interrupt", "KeyboardInterrupt"),
-        ("system-exit", "SystemExit: I am done"),
-        ("hang", "no answer within 1 s"),
-        ("hang-outside-python", "no answer within 1 s"),
-        ("memory", "MemoryError"),
-        ("shared-memory", "more than 1.0 GB of memory"),
-    ],
-)
-def test_row_with_which_a_process_ends_is_in_error_and_no_other(what: str, reason: str) -> None:
-    timeout = 1.0 if "hang" in what else 60.0
-    assert label(labeler(what), timeout=timeout, memory_gb=1.0) == expected(reason)
+REASONS = {
+    "abort": "the process died: SIGABRT",
+    "segfault": "the process died: SIGSEGV",
+    "exit": "the process died: exit code 3",
+    "interrupt": "KeyboardInterrupt",
+    "system-exit": "SystemExit: I am done",
+    "hang": "no answer within 2 s",
+    "hang-outside-python": "no answer within 2 s",
+    "memory": "MemoryError",
+}
+
+
+def test_rows_with_which_a_process_ends_are_in_error_and_no_others(capfd: pytest.CaptureFixture[str]) -> None:
+    ids = [row["id"] for row in rows(18)]
+    bad = BadOnMany("bad-on-many", BadOnMany.Parameters(rows=dict(zip(ids[1::2], [*REASONS, "print"], strict=True))))
+    results = label(bad, count=18, timeout=2.0, memory_gb=1.0)
+    assert dict(zip(REASONS, results[1::2], strict=False)) == REASONS
+    assert results[::2] == [float(n) for n in range(0, 18, 2)]
+    assert results[17] == 17  # of a row for which much is printed
+    printed = capfd.readouterr()
+    assert len(printed.out) > 5_000_000
+    assert "Current thread" not in printed.err  # as the dump of a crash says
 
 
 def test_rows_beside_it_are_labeled_as_if_it_were_not_there() -> None:
@@ -79,6 +84,11 @@ def test_rows_that_end_a_process_only_together_are_labeled_one_by_one() -> None:
 
 def test_every_row_may_be_bad() -> None:
     assert label(labeler("abort", ""), count=2) == ["the process died: SIGABRT"] * 2
+
+
+def test_row_that_takes_memory_which_no_limit_counts_is_in_error() -> None:
+    bad = labeler("shared-memory", "r1")
+    assert label(bad, count=3, memory_gb=0.5) == [0, "more than 0.5 GB of memory", 2]
 
 
 def test_memory_that_earlier_rows_hold_is_not_held_against_a_row() -> None:
@@ -154,24 +164,14 @@ def test_large_results_come_whole() -> None:
         assert back["text"] == sent["text"] and np.array_equal(back["pixels"], sent["pixels"])
 
 
-def test_much_that_is_printed_stops_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    assert label(labeler("print")) == [float(n) for n in range(8)]
-    assert len(capfd.readouterr().out) > 5_000_000
-
-
-def test_crash_does_not_flood_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
-    label(labeler("segfault"))
-    assert "Current thread" not in capfd.readouterr().err
-
-
 def test_restarts_leave_no_files_and_no_processes_behind(tmp_path: Path) -> None:
-    label(labeler("abort", ""), count=1)  # what is opened once
+    label(labeler("right"), count=1)  # what is opened once
     files, children = set(os.listdir("/proc/self/fd")), psutil.Process().children(recursive=True)
-    label(labeler("processes", "", file=str(tmp_path / "pids")), count=3)
+    label(labeler("processes", "", file=str(tmp_path / "pids")), count=1)
     assert set(os.listdir("/proc/self/fd")) == files
     assert psutil.Process().children(recursive=True) == children
     pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
-    assert len(pids) == 12 and not any(map(psutil.pid_exists, pids))
+    assert len(pids) == 4 and not any(map(psutil.pid_exists, pids))
 
 
 PARENT = """
@@ -184,8 +184,9 @@ supervisor.run(("sleep", 1000))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_child_and_its_processes_end_with_the_parent(number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, None])
+def test_child_and_its_processes_end_with_the_parent(number: signal.Signals | None) -> None:
+    """None: the parent ends as Ray's workers do, which first kill their children."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], str(Path(__file__).parents[2])]),
@@ -194,7 +195,10 @@ def test_child_and_its_processes_end_with_the_parent(number: signal.Signals) -> 
     assert parent.stdout
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(pids) == 3 and all(map(psutil.pid_exists, pids))
-    parent.send_signal(number)
+    if number is None:
+        for child in psutil.Process(parent.pid).children():
+            child.kill()
+    parent.send_signal(number or signal.SIGKILL)
     parent.wait(30)
     parent.stdout.close()
     deadline = time.monotonic() + 30
@@ -204,5 +208,5 @@ def test_child_and_its_processes_end_with_the_parent(number: signal.Signals) -> 
 
 
 def test_memory_is_shared_among_the_processes_of_a_machine() -> None:
-    assert memory_share(4) == pytest.approx(memory_share(1) / 4)
-    assert 0 < memory_share(1) * 1e9 < psutil.virtual_memory().total
+    assert memory_share(2) == max(memory_share(1) / 2, 4)
+    assert memory_share(1000) <= memory_share(1) < psutil.virtual_memory().total / 1e9

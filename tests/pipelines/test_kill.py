@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from label_kills import label_with_kills
 
 from labeling.dataset import Dataset
 from pipelines.ingest import ingest
@@ -19,6 +20,7 @@ from pipelines.label import label
 
 pytestmark = pytest.mark.long
 
+SLOW = "simple_labelers:Patient"
 NAMES = ["edges", "latents-96-edges", "simple_labelers:Gated"]  # what reads another label, and what a test can halt
 
 
@@ -79,6 +81,16 @@ def test_killed_label_gives_the_same_shards(tmp_path: Path, pictures: Path, ray_
     before = {path: path.stat().st_mtime_ns for path in killed.rglob("[0-9]*.parquet")}
     assert not label(str(killed), NAMES, parameters).written.total()
     assert {path: path.stat().st_mtime_ns for path in killed.rglob("[0-9]*.parquet")} == before
+
+
+def test_job_goes_on_when_any_of_its_processes_is_killed(tmp_path: Path, pictures: Path, ray_cluster: None) -> None:
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    ingest(str(pictures), str(calm), shard_rows=1)
+    shutil.copytree(calm, killed)
+    label(str(calm), [*NAMES[:2], SLOW])
+    kinds = ["child", "actor", "writer", "coordinator"]
+    assert label_with_kills(killed, [*NAMES[:2], SLOW], kinds, seed=0, pause=0.5).total() == len(kinds)
+    assert shards(killed) == shards(calm)
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -151,6 +151,26 @@ class BadBatches(Bad):
         return results
 
 
+class BadOnManyParameters(Parameters):
+    """rows: by id, what goes wrong."""
+
+    rows: dict[str, str]
+
+
+class BadOnMany(Bad):
+    """The same, doing several things wrong."""
+
+    name: ClassVar[str] = "bad-on-many"
+    Parameters: ClassVar[type[Parameters]] = BadOnManyParameters
+
+    def load(self) -> None:
+        pass
+
+    def label_row(self, row: Row) -> Row:
+        what = self.parameters.rows.get(row["id"], "right")
+        return Bad("bad", BadParameters(what=what, row=row["id"])).label_row(row)
+
+
 class Leaking(Bad):
     """The same, but it never lets go of what it takes for a row."""
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d{6,})")
+MODEL, OPTIMIZER = "model.", "optimizer."  # of names in training.safetensors: model.NAME, optimizer.NAME/KEY
 STATE, _TRAINING, _TRANSFORMER = "state.json", "training.safetensors", "transformer"
 
 
@@ -81,6 +82,21 @@ def load_training(store: Store, step: int) -> dict[str, Tensor]:
 
     with _LocalPath(store, f"{checkpoint_name(step)}/{_TRAINING}") as path:
         return load_file(path)
+
+
+def live_weights(uri: str | Path) -> dict[str, Tensor]:
+    """The weights that training continues from, named as NextDiT names them.
+
+    uri: RUN, or RUN/checkpoints/step-…. Raises InputError where there is no whole checkpoint of a run.
+    """
+    from safetensors.torch import load_file
+
+    store, state = _find(str(uri))
+    if not state:
+        raise InputError(f"{uri}: no checkpoint of a run, so it has no live weights; export the averaged ones")
+    with _LocalPath(store, _TRAINING) as path:
+        tensors = load_file(path)
+    return {name.removeprefix(MODEL): value for name, value in tensors.items() if name.startswith(MODEL)}
 
 
 def load_checkpoint(uri: str | Path) -> tuple[NextDiT, dict[str, Any]]:

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from labeling.dataset import Store
 from model.inputs import InputError
-from training.checkpoint.files import checkpoint_name, load_checkpoint, load_training, save_checkpoint
+from training.checkpoint.files import MODEL, OPTIMIZER, checkpoint_name, load_checkpoint, load_training, save_checkpoint
 from training.config import TrainingConfig
 from training.divergence import all_finite
 from training.optimizer import MovingAverage
@@ -28,7 +28,6 @@ from training.packed_model import PREFIX
 if TYPE_CHECKING:
     from model.transformer import NextDiT
 
-_MODEL, _OPTIMIZER = "model.", "optimizer."  # of names in training.safetensors: model.NAME, optimizer.NAME/KEY
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 # Arguments of NextDiT that its weights do not depend on, so that they may differ from a checkpoint's.
 _WEIGHTLESS = ("input_size", "rotary_max_length", "rotary_max_length_t", "soft_capping")
@@ -60,12 +59,12 @@ class TrainingState:
         averaged, _ = load_checkpoint(f"{store.uri}/{checkpoint_name(step)}")
         set_model_state_dict(self.model, _prefixed(averaged.state_dict()), options=_WHOLE)
         self.average.reset()
-        weights = {name.removeprefix(_MODEL): value for name, value in tensors.items() if name.startswith(_MODEL)}
+        weights = {name.removeprefix(MODEL): value for name, value in tensors.items() if name.startswith(MODEL)}
         set_model_state_dict(self.model, _prefixed(weights), options=_WHOLE)
         states: dict[str, dict[str, Tensor]] = {}
         for name, value in tensors.items():
-            if name.startswith(_OPTIMIZER):
-                parameter, _, key = name.removeprefix(_OPTIMIZER).rpartition("/")
+            if name.startswith(OPTIMIZER):
+                parameter, _, key = name.removeprefix(OPTIMIZER).rpartition("/")
                 states.setdefault(f"{PREFIX}{parameter}", {})[key] = value
         groups = get_optimizer_state_dict(self.model, self.optimizer, options=StateDictOptions())["param_groups"]
         state = {"state": states, "param_groups": groups}
@@ -88,11 +87,11 @@ class TrainingState:
         states = get_optimizer_state_dict(self.model, self.optimizer, options=_WHOLE)
         if rank != 0:
             return None
-        tensors = {f"{_MODEL}{name.removeprefix(PREFIX)}": value for name, value in weights.items()}
+        tensors = {f"{MODEL}{name.removeprefix(PREFIX)}": value for name, value in weights.items()}
         if facts["step"]:  # before the first step an optimizer has no state, and torch would return an invented one
             for name, state in states["state"].items():
                 for key, value in state.items():
-                    tensors[f"{_OPTIMIZER}{name.removeprefix(PREFIX)}/{key}"] = torch.as_tensor(value)
+                    tensors[f"{OPTIMIZER}{name.removeprefix(PREFIX)}/{key}"] = torch.as_tensor(value)
         tensors = {name: value.contiguous() for name, value in tensors.items()}
         transformer = self._transformer({name.removeprefix(PREFIX): value for name, value in averaged.items()})
         return save_checkpoint(store, transformer, tensors, facts, keep)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,18 +27,17 @@ class LocalStore:
         self.root = Path(uri)
 
     def files(self, prefix: str = "", begins: str = "") -> dict[str, Entry]:
+        return dict(sorted(self.listing(prefix, begins)))
+
+    def listing(self, prefix: str = "", begins: str = "") -> Iterator[tuple[str, Entry]]:
         folder = self.root / prefix
-        if not folder.is_dir():
-            return {}
-        entries = {}
-        for item in sorted(os.scandir(folder), key=lambda item: item.name):
+        for item in os.scandir(folder) if folder.is_dir() else ():
             if item.name.startswith(begins) and not item.name.startswith("."):
                 try:
                     if item.is_file():
-                        entries[item.name] = _entry(item.stat())
+                        yield item.name, _entry(item.stat())
                 except FileNotFoundError:  # deleted since it was listed
                     continue
-        return entries
 
     def folders(self, prefix: str = "") -> list[str]:
         folder = self.root / prefix

@@ -69,13 +69,14 @@ class S3Store:
             )
 
     def files(self, prefix: str = "", begins: str = "") -> dict[str, Entry]:
-        entries = {}
+        return dict(sorted(self.listing(prefix, begins)))
+
+    def listing(self, prefix: str = "", begins: str = "") -> Iterator[tuple[str, Entry]]:
         for page in self._pages(prefix, "/", begins):
             for item in page.get("Contents", ()):
                 name = item["Key"].rsplit("/", 1)[-1]
                 if name and not name.startswith("."):
-                    entries[name] = Entry(item["Size"], item["ETag"].strip('"'))
-        return dict(sorted(entries.items()))
+                    yield name, Entry(item["Size"], item["ETag"].strip('"'))
 
     def folders(self, prefix: str = "") -> list[str]:
         return sorted(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ class Store(Protocol):
 
     def files(self, prefix: str = "", begins: str = "") -> dict[str, Entry]:
         """Files directly in the folder `prefix` whose names begin so, by base name. An absent folder is empty."""
+
+    def listing(self, prefix: str = "", begins: str = "") -> Iterator[tuple[str, Entry]]:
+        """The same one after another, in any order."""
 
     def folders(self, prefix: str = "") -> list[str]:
         """Sub-folders directly in the folder `prefix`, by base name, sorted."""

@@ -8,6 +8,7 @@ import torch
 from skimage import data
 from tiny_networks import save_eomt, save_segformer
 
+from labeling.declaration import declare
 from labeling.registry import load_labeler
 from labeling.run import label_rows, label_table
 from model.conditions import condition_picture
@@ -164,3 +165,36 @@ def test_semantic_model_refuses_single_objects(tmp_path):
     save_segformer(tmp_path)
     with pytest.raises(InputError, match=r"segmentation.kind: instance regions .* take semantic"):
         make(model=str(tmp_path), kind="instance")
+
+
+@pytest.mark.parametrize(
+    ("name", "corners", "least", "most"),
+    [
+        # Coins of a gray picture are discs, π/4 of their boxes; of the whole picture's colors they have the same.
+        ("coins", (25, 178, 61, 215), 0.6, 0.9),
+        ("coins", (185, 106, 224, 144), 0.6, 0.9),
+        ("coins", (305, 17, 365, 75), 0.6, 0.9),
+        ("chelsea", (324, 98, 451, 294), 0.4, 0.9),  # what the cat lies on, at the border of the picture
+        ("coffee", (173, 12, 412, 240), 0.5, 0.8),
+    ],
+)
+@pytest.mark.parametrize("scale", [1, 4])
+def test_small_objects_and_those_at_the_border_are_found(labeler, name, corners, least, most, scale):
+    picture = getattr(data, name)()
+    picture = picture if picture.ndim == 3 else picture[..., None].repeat(3, 2)
+    large = picture.repeat(scale, 0).repeat(scale, 1)
+    x0, y0, x1, y1 = (scale * value for value in corners)
+    mask = mask_of(labeler.label_row(row(large, ((x0, y0, x1, y1), "thing"))))
+    assert least < mask[y0:y1, x0:x1].mean() < most
+    assert mask.sum() == mask[y0 : y1 + scale, x0 : x1 + scale].sum()  # and nothing outside of the box
+
+
+def test_only_labels_by_grabcut_have_a_new_version(labeler, tmp_path):
+    save_segformer(tmp_path)
+    assert declare(labeler)["version"] == 2
+    assert declare(load_labeler("segmentation", {"model": str(tmp_path)}))["version"] == 1
+
+
+def test_box_of_a_pixel_is_no_error(labeler):
+    result = label_rows(labeler, [row(data.coffee()[:24, :24], ((3, 3, 4, 4), "crumb"), ((0, 0, 2, 1), "dust"))])[0]
+    assert result["error"] is None

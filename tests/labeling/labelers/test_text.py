@@ -49,9 +49,9 @@ def test_results_do_not_depend_on_batch(labeler):
 
 
 def test_missing_label_leaves_out_only_its_task(labeler):
-    no_boxes = {**ROW, "boxes.names": None, "boxes.colors": None}
+    no_boxes = {**ROW, "id": "no boxes", "boxes.names": None, "boxes.colors": None}
     empty = {**ROW, "boxes.names": [], "boxes.colors": []}
-    no_caption = {**ROW, "caption.caption": None}
+    no_caption = {**ROW, "id": "no caption", "caption.caption": None}
     results = label_rows(labeler, [no_boxes, no_caption, empty])
     assert [entry["task"] for entry in results[0]["entries"]] == DEFAULT[:-1]
     assert results[1]["error"] == "no caption: caption.caption is missing"

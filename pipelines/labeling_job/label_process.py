@@ -1,0 +1,131 @@
+"""The stage of a labeling job that all rows go through: an actor for each core, whose child labels on CPUs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+from threading import Lock, Thread
+from typing import Any
+
+from labeling.dataset import Dataset
+from labeling.failures import DeviceError
+from labeling.labeler import Labeler
+from labeling.resources import Resources
+from labeling.supervisor import Supervisor
+from model.inputs import InputError
+from pipelines.labeling_job.part_labeler import PartLabeler, Step
+from pipelines.labeling_job.parts import Part, unpack
+from pipelines.labeling_job.placement import Placement
+from pipelines.labeling_job.row_group import Requests
+from pipelines.labeling_job.tally import Tally
+
+WRITING = "waiting for the writer"
+
+
+def waiting_for(group: str) -> str:
+    """Name of the step in which a process waits for the network of a group."""
+    return f"waiting for {group}"
+
+
+class LabelProcess:
+    """Labels parts of shards and sends the labels to the shards' writers. Several threads call it, with a part each.
+
+    While one of them waits for a network or a writer, the child labels for another.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        labelers: Mapping[str, Labeler],
+        resources: Mapping[str, Resources],
+        placement: Placement,
+        coordinator: Any,
+    ) -> None:
+        import ray
+
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # GPUs belong to the processes of networks
+        self.placement = placement
+        self.coordinator = coordinator
+        self.node = ray.get_runtime_context().get_node_id()
+        networks = [group for group in labelers if placement.pool_of(group)]
+        work = partial(PartLabeler, dataset, labelers, resources, networks)
+        memory = [one.memory_gb for one in resources.values() if one.memory_gb]
+        self.child = Supervisor(work, max(memory, default=None), name="label")
+        self.lock = Lock()  # the child does one thing at a time
+        Thread(target=self._start, daemon=True).start()
+
+    def __call__(self, batch: Mapping[str, Any]) -> Iterator[dict[str, list[str]]]:
+        """batch: `parts`, packed. Gives the tally of each part, as JSON, once its labels are with the writer."""
+        for packed in batch["parts"]:
+            for part in unpack(packed):
+                yield {"tally": [json.dumps(self.label(part).to_plain())]}
+
+    def label(self, part: Part) -> Tally:
+        """Label one part."""
+        tally = Tally()
+        outputs: dict[str, dict[str, Any]] = {}
+        while not (step := self._step(part, outputs, tally)).tables:
+            for group, given in self._ask_networks(step.requests, tally).items():
+                outputs.setdefault(group, {}).update(given)
+        with tally.timed(WRITING):
+            self._send(part, step.tables)
+        return tally
+
+    def _start(self) -> None:
+        """Start the child while Ray is still busy; what is wrong with it shows again when it is to work."""
+        with self.lock, suppress(Exception):
+            self.child.start()
+
+    def _step(self, part: Part, outputs: Mapping[str, Mapping[str, Any]], tally: Tally) -> Step:
+        with self.lock:
+            step: Step = self.child.run((part, outputs))
+        tally.merge(step.tally)
+        return step
+
+    def _ask_networks(self, requests: Requests, tally: Tally) -> dict[str, dict[str, Any]]:
+        """Outputs by group and row id. All networks are asked before the first answer is waited for."""
+        import ray
+
+        answers = {group: self._ask(group, inputs) for group, inputs in requests.items()}
+        outputs = {}
+        for group, inputs in requests.items():
+            with tally.timed(waiting_for(group)):
+                while True:
+                    number, answer = answers[group]
+                    pool = self.placement.pool_of(group)
+                    try:
+                        outputs[group] = dict(zip(inputs, ray.get(answer), strict=True))
+                    except (DeviceError, ray.exceptions.RayActorError) as error:
+                        if not ray.get(self.coordinator.lost_network.remote(pool, number)):
+                            raise InputError(f"{group}: its network fails on every device: {error}") from error
+                        answers[group] = self._ask(group, inputs)
+                        continue
+                    self.coordinator.answered.remote(pool, number, len(inputs))
+                    break
+        return outputs
+
+    def _ask(self, group: str, inputs: Mapping[str, bytes]) -> tuple[int, Any]:
+        """Number of the process asked, and its answer to come."""
+        import ray
+
+        pool = self.placement.pool_of(group)
+        number, process = ray.get(self.coordinator.network.remote(pool, len(inputs)))
+        return number, process.infer.remote(list(inputs), list(inputs.values()))
+
+    def _send(self, part: Part, tables: Mapping[str, bytes]) -> None:
+        """Give the labels to the shard's writer, or to another one when it is lost."""
+        import ray
+
+        while True:
+            number, writer = ray.get(self.coordinator.writer.remote(part.shard, self.node))
+            try:
+                written = ray.get(writer.add.remote(part, tables))
+            except ray.exceptions.RayActorError:
+                ray.get(self.coordinator.lost_writer.remote(number))
+                continue
+            if written:
+                self.coordinator.written.remote(number, part.shard)
+            return

@@ -1,0 +1,98 @@
+"""What a process of a labeling job does on CPUs: read a part of a shard, decode its images once, label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from labeling.attempt import Attempt
+from labeling.dataset import IMAGES, Dataset, groups_of
+from labeling.labeler import Labeler
+from labeling.resources import Resources
+from pipelines.labeling_job.loaded_labelers import Labelers
+from pipelines.labeling_job.parts import Part
+from pipelines.labeling_job.row_group import Outputs, Requests, RowGroup
+from pipelines.labeling_job.tables import to_bytes
+from pipelines.labeling_job.tally import Tally
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far a part has come.
+
+    requests: what networks are to be asked before the next step; tables: columns of each group as an Arrow stream, once
+    nothing is left to do.
+    """
+
+    tally: Tally
+    requests: Requests = field(default_factory=dict)
+    tables: Mapping[str, bytes] = field(default_factory=dict)
+
+
+class PartLabeler:
+    """Labels parts, step by step: until networks in other processes are to be asked, and on from there."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        labelers: Mapping[str, Labeler],
+        resources: Mapping[str, Resources],
+        networks: Sequence[str],
+    ) -> None:
+        """networks: the groups whose networks are run by other processes."""
+        self.dataset = dataset
+        self.labelers = Labelers(labelers, resources, networks)
+        self.begun: dict[tuple[str, int], list[RowGroup]] = {}  # the parts that wait for networks
+
+    def __call__(self, task: tuple[Part, Outputs], attempt: Attempt) -> Step:
+        """The next step of a part, of which networks have given some outputs so far.
+
+        Where this process is new and knows nothing of the part, it does what led to the outputs again.
+        """
+        part, outputs = task
+        tally = Tally()
+        key = (part.shard, part.first)
+        row_groups = self.begun.pop(key, None)
+        if row_groups is None:
+            with tally.timed("reading"):
+                row_groups = self._read(part)
+        requests: dict[str, dict[str, bytes]] = {}
+        for row_group in row_groups:
+            for group, inputs in row_group.advance(self.labelers, attempt, outputs, tally).items():
+                requests.setdefault(group, {}).update(inputs)
+        if requests:
+            self.begun[key] = row_groups
+            return Step(tally, requests)
+        for row_group in row_groups:
+            row_group.count(self.labelers, tally)
+        tables = {
+            group: to_bytes(pa.concat_tables([row_group.labeled[group].table for row_group in row_groups]))
+            for group in part.groups
+        }
+        return Step(tally, tables=tables)
+
+    def _read(self, part: Part) -> list[RowGroup]:
+        """The columns that labelers read from stored shards, and the labels there are where only errors count."""
+        columns: dict[str, set[str]] = {IMAGES: {"id"}}
+        for column in {column for group in part.groups for column in self.labelers[group].reads}:
+            group, _, name = column.partition(".")
+            if group not in part.groups:  # otherwise it is labeled here
+                columns.setdefault(group, set()).add(name)
+        for group in groups_of(list(columns)):
+            if group != IMAGES:
+                columns[group].add("error")
+        names: dict[str, list[str] | None] = {group: sorted(of_group) for group, of_group in columns.items()}
+        numbers = list(range(part.first, part.end))
+        table = self.dataset.join(part.shard, names, numbers)
+        before = {}
+        if part.only_errors:
+            before = {group: self.dataset.read(group, part.shard, None, numbers) for group in part.groups}
+        row_groups, start = [], 0
+        for number in numbers:
+            rows = part.row_groups[number]
+            old = {group: labels.slice(start, rows) for group, labels in before.items()}
+            row_groups.append(RowGroup(part, table.slice(start, rows), old, self.dataset.has_sets))
+            start += rows
+        return row_groups

@@ -1,0 +1,169 @@
+"""One wave of a labeling job on Ray: parts of shards through the processes that label them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.ray_environment import starts_own_ray
+from cluster.session import cluster_has
+from labeling.dataset import IMAGES, Dataset, Footers, FooterTable
+from labeling.labeler import Labeler
+from labeling.plan import Wave
+from labeling.resources import Resources
+from model.inputs import InputError
+from pipelines.labeling_job.coordinator import Coordinator
+from pipelines.labeling_job.label_process import LabelProcess
+from pipelines.labeling_job.parts import PART_ROWS, blocks_of_parts, count_rows, cut_parts, pack
+from pipelines.labeling_job.placement import Placement, place
+from pipelines.labeling_job.result import LabelResult
+from pipelines.labeling_job.shard_writer import Declarations
+from pipelines.labeling_job.tally import Tally
+from pipelines.progress import progress
+
+CALLS = 2  # parts that a process works on: one is labeled while another goes to the writer
+CALLS_WITH_NETWORKS = 4  # or waits for a network
+BLOCKS_IN_FLIGHT = 2  # of a process, besides those that it works on
+POLL_SECONDS = 0.25  # between two looks of Ray Data's scheduler
+SMALL_JOB = 100  # rows below which no share of errors stops a job
+ENOUGH_ROWS = 1000  # that a share of errors is taken of at least, where there are so many
+
+
+class WaveRun:
+    """Runs waves; `first_label` is when the first label of all was made, in seconds since the epoch."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        labelers: Mapping[str, Labeler],
+        declarations: Declarations,
+        resources: Mapping[str, Resources],
+        most: tuple[float, float],
+        start_ray: Callable[[], None],
+    ) -> None:
+        """most: CPUs and GPUs that the cluster may grow to; start_ray: connects to Ray, if it is not yet."""
+        self.dataset = dataset
+        self.labelers = labelers
+        self.declarations = declarations
+        self.resources = resources
+        self.most = most
+        self.start_ray = start_ray
+        self.first_label: float | None = None
+
+    def __call__(self, wave: Wave, footers: Footers, result: LabelResult, only_errors: bool) -> int:
+        """Compute the shards of a wave, and add what was done to the result; how many writers were lost.
+
+        Raises InputError for a labeler with more unexpected errors than it may have.
+        """
+        import ray
+
+        images = FooterTable.of(footers[IMAGES])
+        rows = images.total("rows", images.positions(list(wave.work)))
+        if not rows:
+            return 0
+        self.start_ray()
+        labelers = {group: labeler for group, labeler in self.labelers.items() if group in wave.groups}
+        cpus = max(cluster_has("CPU") or 1.0, self.most[0])
+        gpus = max(cluster_has("GPU"), self.most[1])
+        resources = {group: self.resources[group] for group in labelers}
+        placement = place(labelers, resources, gpus, cpus, may_grow=not starts_own_ray())
+        coordinator = self._coordinator(placement)
+        processes = max(1, int((cluster_has("CPU") or 1.0) / placement.cpus))
+        part_rows = 1 if placement.pools else min(PART_ROWS, -(-rows // (processes * 4)))
+        parts = cut_parts(wave, self.declarations, footers, part_rows, only_errors)
+        tables = [pa.table({"parts": [pack(block)]}) for block in blocks_of_parts(parts, rows, processes)]
+        process = (self.dataset, labelers, resources, placement, coordinator)
+        totals = count_rows(wave, footers)
+        total, started = Tally(), time.monotonic()
+        most = max(processes, int(cpus / placement.cpus))
+        try:
+            with (
+                progress("label " + " ".join(labelers), rows, "rows") as advance,
+                closing(_run(tables, process, processes, most, placement)) as tallies,
+            ):
+                for tally in tallies:
+                    total.merge(tally)
+                    advance(max(tally.rows.values(), default=0))
+                    self._check_errors(total, totals)
+            losses = int(ray.get(coordinator.count_losses.remote()))
+        finally:
+            ray.kill(coordinator)
+        self.first_label = self.first_label or total.first_label
+        result.add(total)
+        result.pictures += rows
+        result.working += time.monotonic() - started
+        return losses
+
+    def _coordinator(self, placement: Placement) -> Any:
+        """On this machine, where the job's end is its end; it is started again when it is lost."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        pools = {name: (pool, self.labelers[name], self.resources[name]) for name, pool in placement.pools.items()}
+        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+        return ray.remote(Coordinator).options(**options).remote(self.dataset, self.declarations, pools)
+
+    def _check_errors(self, total: Tally, rows: Mapping[str, int]) -> None:
+        """Raises InputError for a labeler that fails too often. rows: to label, by group."""
+        for group, errors in total.errors.items():
+            most = self.resources[group].max_errors
+            if rows[group] < SMALL_JOB or errors.unexpected <= most * max(
+                total.rows[group], min(rows[group], ENOUGH_ROWS)
+            ):
+                continue
+            reason, kept = errors.top(1)[0] if errors.reasons else ("", None)
+            example = f" (row {kept.example}: {kept.rows} rows)" if kept else ""
+            raise InputError(
+                f"{group}: {errors.unexpected / total.rows[group]:.0%} of {total.rows[group]} rows failed, more than "
+                f"{most:.0%}; most often: {reason}{example}. Finished shards stay; mend it and label again, or allow "
+                f"more ({group}.max_errors)"
+            )
+
+
+def _run(
+    tables: list[Any], process: tuple[Any, ...], processes: int, most: int, placement: Placement
+) -> Generator[Tally]:
+    """The Ray Data job: the tally of each part as it is done."""
+    import ray.data
+    from ray.data import ActorPoolStrategy, DataContext
+
+    context = DataContext.get_current().copy()
+    context.target_max_block_size = 1  # the tally of a part is given on at once, not with those of its block
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, _slow_polling()]
+    calls = CALLS_WITH_NETWORKS if placement.pools else CALLS
+    least = min(processes, len(tables))
+    pool = ActorPoolStrategy(
+        min_size=least,
+        max_size=max(least, min(most, len(tables))) if starts_own_ray() else None,
+        max_concurrent_calls_per_actor=calls,
+        max_tasks_in_flight_per_actor=calls + BLOCKS_IN_FLIGHT,
+        enable_true_multi_threading=True,
+    )
+    with DataContext.current(context):
+        rows = ray.data.from_arrow(tables).map_batches(
+            LabelProcess,
+            fn_constructor_args=process,
+            batch_size=None,
+            compute=pool,
+            num_cpus=placement.cpus,
+            num_gpus=0,
+        )
+        for row in rows.iter_rows():
+            yield Tally.from_plain(json.loads(row["tally"]))
+
+
+def _slow_polling() -> type:
+    """Ray Data's scheduler looks at its tasks ten times a second, which takes a seventh of a core; they take longer."""
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+    class SlowPolling(ExecutionCallback):
+        def on_execution_step(self, executor: Any) -> None:
+            time.sleep(POLL_SECONDS)
+
+    return SlowPolling

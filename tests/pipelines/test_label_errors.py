@@ -1,0 +1,103 @@
+"""Rows in error in a labeling job: counted by reason, tried again, and too many of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from labeling.dataset import Dataset, dataset_status
+from labeling.resources import Resources
+from model.inputs import InputError
+from model.pictures import encode_png
+from pipelines.ingest import ingest
+from pipelines.label import label, plan
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+BRIGHTNESS, BROKEN, HALVED = (f"simple_labelers:{name}" for name in ("Brightness", "Broken", "Halved"))
+
+
+@pytest.fixture
+def dataset(pictures: Path, tmp_path: Path) -> Dataset:
+    ingest(str(pictures), str(tmp_path / "dataset"), shard_rows=3)
+    return Dataset.open(tmp_path / "dataset")
+
+
+def stamps(dataset: Dataset, group: str) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in Path(dataset.uri, group).glob("0*.parquet")}
+
+
+def test_rows_in_error_are_tried_again_and_the_others_keep_their_labels(dataset: Dataset, tmp_path: Path) -> None:
+    mended = tmp_path / "mended"
+    parameters = {"broken": {"until": str(mended), "wider_than": 600}}
+    first = label(dataset.uri, [BROKEN], parameters)
+    wide = sum(row["width"] > 600 for row in dataset.rows("images", ["width"]))
+    errors = first.errors["broken"]
+    assert (errors.rows, errors.unexpected, errors.unavailable) == (wide, wide, 0)
+    ((reason, kept),) = errors.top()
+    assert reason == "ValueError: it is broken"
+    assert kept.example in {row["id"] for row in dataset.rows("images") if row["width"] > 600}
+    before, recipes = (
+        stamps(dataset, "broken"),
+        [dataset.footer("broken", shard.name).recipe for shard in dataset.shards],
+    )
+
+    again = label(dataset.uri, [BROKEN], parameters, only_errors=True)
+    assert not again.written.total()
+    assert stamps(dataset, "broken") == before
+    mended.touch()
+    assert not label(dataset.uri, [BROKEN], parameters).written.total()  # errors alone make nothing stale
+    touched = sum(dataset.footer("broken", shard.name).errors > 0 for shard in dataset.shards)
+    assert plan(dataset.uri, [BROKEN], only_errors=True)["broken"].shards == touched
+    last = label(dataset.uri, [BROKEN], parameters, only_errors=True)
+    assert last.written == {"broken": touched}
+    assert dataset_status(dataset)["broken"].errors == 0
+    assert [dataset.footer("broken", shard.name).recipe for shard in dataset.shards] == recipes
+    assert [row["width"] for row in dataset.rows("broken")] == [row["width"] for row in dataset.rows("images")]
+    after = stamps(dataset, "broken")
+    assert sum(after[name] != before[name] for name in before) == touched < len(before)
+
+
+def test_what_reads_a_label_that_was_in_error_is_computed_anew(dataset: Dataset, tmp_path: Path) -> None:
+    mended = tmp_path / "mended"
+    names, parameters = [BROKEN, HALVED], {"broken": {"until": str(mended), "wider_than": 600}}
+    label(dataset.uri, names, parameters)
+    status = dataset_status(dataset)
+    assert status["halved"].errors == status["broken"].errors > 0
+    mended.touch()
+    result = label(dataset.uri, names, parameters, only_errors=True)
+    touched = sum(max(dataset.read("images", shard.name)["width"].to_pylist()) > 600 for shard in dataset.shards)
+    assert result.written == {"broken": touched, "halved": touched}
+    status = dataset_status(dataset)
+    assert (status["halved"].errors, status["halved"].fresh) == (0, len(dataset.shards))
+    widths = [row["width"] for row in dataset.rows("images")]
+    assert [row["half"] for row in dataset.rows("halved")] == [width / 2 for width in widths]
+
+
+def test_rows_that_nothing_can_label_count_apart(dataset: Dataset, tmp_path: Path) -> None:
+    for name in ("right", "disparity"):
+        assert all(row[name] is None for row in dataset.rows("images", [name]))
+    result = label(dataset.uri, ["depth", BROKEN], {"broken": {"until": str(tmp_path / "never")}})
+    rows = sum(shard.rows for shard in dataset.shards)
+    assert (result.errors["broken"].rows, result.errors["broken"].unavailable) == (rows, 0)
+    assert (result.errors["depth"].rows, result.errors["depth"].unavailable) == (0, rows)
+
+
+def test_labeler_that_fails_too_often_stops_the_job_and_finished_shards_stay(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    random = np.random.default_rng(0)
+    for index in range(110):
+        picture = random.integers(0, 256, (40, 40 + (index >= 80), 3), np.uint8)
+        (source / f"{index:03d}.png").write_bytes(encode_png(picture))
+    ingest(str(source), str(tmp_path / "dataset"), shard_rows=20)
+    parameters = {"broken": {"until": str(tmp_path / "never"), "wider_than": 40}}
+    uri = str(tmp_path / "dataset")
+    with pytest.raises(InputError, match=r"broken: \d+% of \d+ rows failed, more than 5%.*it is broken.*max_errors"):
+        label(uri, [BRIGHTNESS, BROKEN], parameters)
+    status = dataset_status(Dataset.open(uri))
+    assert status["brightness"].fresh == status["broken"].fresh > 0
+    done = label(uri, [BRIGHTNESS, BROKEN], parameters, resources={"broken": Resources(max_errors=0.6)})
+    assert done.errors["broken"].unexpected > 0
+    assert dataset_status(Dataset.open(uri))["broken"].errors == 30

@@ -1,0 +1,106 @@
+"""Networks of labelers on GPUs, as far as Ray's own count of them goes: who runs where, and the same labels."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labeling.dataset import Dataset
+from labeling.resources import Resources
+from model.inputs import InputError
+from pipelines.ingest import ingest
+from pipelines.label import label
+
+NAMES = [f"simple_labelers:{name}" for name in ("Brightness", "Spread", "Widths", "Loose")]
+ALONE = {"spread": Resources(gpus=0), "loose": Resources(gpus=0)}
+
+
+@pytest.fixture(scope="module")
+def gpus(ray_cluster: None) -> Iterator[None]:
+    """A second node that says it has two GPUs, which joins the Ray of these tests (as Ray's own tests add nodes)."""
+    import ray
+    from ray._private.node import Node
+    from ray._private.parameter import RayParams
+
+    gcs = ray.get_runtime_context().gcs_address
+    memory = 100 << 20
+    joins = RayParams(gcs_address=gcs, num_cpus=1, num_gpus=2, object_store_memory=memory, include_log_monitor=False)
+    node = Node(joins, head=False, shutdown_at_exit=False, spawn_reaper=False)
+    deadline = time.monotonic() + 60
+    while not ray.cluster_resources().get("GPU"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    yield
+    node.kill_all_processes(check_alive=False, allow_graceful=True)
+
+
+@pytest.fixture
+def dataset(pictures: Path, tmp_path: Path, gpus: None) -> Dataset:
+    ingest(str(pictures), str(tmp_path / "dataset"), shard_rows=3)
+    return Dataset.open(tmp_path / "dataset")
+
+
+def settings(folder: Path, *groups: str, **more: Any) -> dict[str, dict[str, Any]]:
+    folder.mkdir(exist_ok=True)
+    return {name: {"journal": str(folder), **more} for name in groups}
+
+
+def notes(folder: Path, step: str) -> list[dict[str, Any]]:
+    lines = (folder / "notes.jsonl").read_text().splitlines()
+    return [note for note in map(json.loads, lines) if note["step"] == step]
+
+
+def files(dataset: Dataset) -> dict[str, bytes]:
+    paths = sorted(Path(dataset.uri).glob("*/0*.parquet"))
+    return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in paths}
+
+
+def test_only_networks_have_gpus_and_labels_are_the_same(dataset: Dataset, tmp_path: Path) -> None:
+    parameters = settings(tmp_path / "notes", "spread", "loose")
+    label(dataset.uri, NAMES, parameters, resources=ALONE)
+    alone = files(dataset)
+    assert {note["gpus"] for note in notes(tmp_path / "notes", "infer")} == {""}
+    for group in ("brightness", "spread", "widths", "loose"):
+        for shard in dataset.shards:
+            dataset.store.delete(f"{group}/{shard.name}.parquet")
+    (tmp_path / "notes" / "notes.jsonl").unlink()
+
+    resources = {"spread": Resources(gpus=0.5, processes=(2, 2)), "loose": Resources(gpus=1)}
+    result = label(dataset.uri, NAMES, parameters, resources=resources)
+    assert result.written == {group: len(dataset.shards) for group in ("brightness", "spread", "widths", "loose")}
+    assert files(dataset) == alone
+    inferred = notes(tmp_path / "notes", "infer")
+    assert {note["gpus"] for note in inferred} == {"0", "1"}
+    on_cpus = [note for step in ("prepare", "finish") for note in notes(tmp_path / "notes", step)]
+    assert {note["gpus"] for note in on_cpus} == {""}
+    assert not {note["process"] for note in inferred} & {note["process"] for note in on_cpus}
+
+
+def test_pool_of_a_network_grows_to_the_processes_that_it_may_have(dataset: Dataset, tmp_path: Path) -> None:
+    parameters = settings(tmp_path / "notes", "loose", seconds=0.3)
+    resources = {"loose": Resources(gpus=0.5, batch=1, processes=(1, 3))}
+    label(dataset.uri, NAMES[-1:], parameters, resources=resources)
+    inferred = notes(tmp_path / "notes", "infer")
+    assert {note["rows"] for note in inferred} == {1}
+    assert 1 < len({note["process"] for note in inferred}) <= 3
+
+
+def test_device_that_fails_everywhere_ends_the_job_in_one_line_and_is_no_rows_error(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    parameters = settings(tmp_path / "notes", "loose", fault="CUDA error: an illegal memory access was encountered")
+    with pytest.raises(InputError, match="loose: its network fails on every device: CUDA error"):
+        label(dataset.uri, NAMES[-1:], parameters, resources={"loose": Resources(gpus=1)})
+    assert not list(Path(dataset.uri).glob("loose/0*.parquet"))
+
+
+def test_more_gpus_than_there_are_is_said_before_any_work(dataset: Dataset) -> None:
+    with pytest.raises(InputError, match="loose: 3 GPUs asked for, and the cluster has 2"):
+        label(dataset.uri, NAMES[-1:], resources={"loose": Resources(gpus=3)})
+    with pytest.raises(InputError, match="not among the groups to label"):
+        label(dataset.uri, NAMES[-1:], resources={"lose": Resources(gpus=3)})

@@ -1,0 +1,102 @@
+"""Kills of a labeling job's processes at random moments, until it has done its work all the same."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+KINDS = ("child", "actor", "writer", "coordinator", "driver", "raylet")
+SURVIVED = KINDS[:4]  # the job goes on by itself
+PATIENCE = 240.0  # seconds that a job may take
+
+
+def label_with_kills(
+    dataset: Path, names: Sequence[str], kinds: Sequence[str], seed: int, pause: float = 3.0
+) -> Counter[str]:
+    """Label a dataset to the end, and kill a process of each of the kinds on the way, in order.
+
+    pause: seconds up to which a kill waits, at random. After a kill that ends the job, it is run again. Returns the
+    kills that were done; what a job ended before is not among them.
+    """
+    draw, waiting, done = random.Random(seed), list(kinds), Counter[str]()
+    log = dataset.with_suffix(".log")
+    for _ in range(len(kinds) + 2):
+        with log.open("ab") as output:
+            command = [sys.executable, "-m", "pipelines", "label", str(dataset), *names]
+            job = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        deadline = time.monotonic() + PATIENCE
+        fatal = False
+        while job.poll() is None:
+            assert time.monotonic() < deadline, f"it hangs:\n{log.read_text()}"
+            if not waiting or fatal:
+                time.sleep(0.1)
+            elif victim := _find(job.pid, waiting[0]):
+                time.sleep(draw.uniform(0, pause))
+                if victim.is_running() and job.poll() is None:
+                    kind = waiting.pop(0)
+                    fatal = kind not in SURVIVED
+                    children = _below(job.pid)
+                    with suppress(psutil.NoSuchProcess):
+                        victim.send_signal(signal.SIGKILL)
+                    done[kind] += 1
+                    if kind == "driver":
+                        _wait_for_end(job, children)
+            else:
+                time.sleep(0.1)
+        if job.returncode == 0 and not fatal:
+            return done
+        assert fatal, f"exit code {job.returncode}:\n{log.read_text()}"
+    raise AssertionError(f"it came to no end:\n{log.read_text()}")
+
+
+def _below(process: int) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(process).children(recursive=True)
+    return []
+
+
+def _find(job: int, kind: str) -> psutil.Process | None:
+    """A process of a kind, once the job is under way."""
+    if kind == "driver":
+        return psutil.Process(job) if _find(job, "writer") else None
+    signs: dict[str, Callable[[psutil.Process, str], bool]] = {
+        "child": lambda process, line: (
+            "labeling.child" in line and "labeling.child" in " ".join(process.parent().cmdline())
+        ),
+        "actor": lambda process, line: line.startswith("ray::") and "LabelProcess" in line,
+        "writer": lambda process, line: line.startswith("ray::ShardWriter"),
+        "coordinator": lambda process, line: line.startswith("ray::Coordinator"),
+        "raylet": lambda process, line: process.name() == "raylet" and bool(_find(job, "writer")),
+    }
+    for process in _below(job):
+        with suppress(psutil.NoSuchProcess, AttributeError):
+            if signs[kind](process, " ".join(process.cmdline())):
+                return process
+    return None
+
+
+def _wait_for_end(job: subprocess.Popen[bytes], children: list[psutil.Process]) -> None:
+    """What works for a job ends with it. Ray's own agents outlive its daemon by a minute and touch nothing of ours."""
+    job.wait()
+    names = {process.pid: _name(process) for process in children}
+    agents = [process for process in children if names[process.pid].endswith("Agent")]
+    _, working = psutil.wait_procs([process for process in children if process not in agents], timeout=60)
+    for agent in agents:
+        with suppress(psutil.NoSuchProcess):
+            agent.kill()
+    assert not working, f"still there: {working}"
+
+
+def _name(process: psutil.Process) -> str:
+    with suppress(psutil.NoSuchProcess):
+        return str(process.name())
+    return ""

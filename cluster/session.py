@@ -43,8 +43,7 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
         if not starts_own_ray():
             _connect(**options)
         else:
-            # Not one that others have started on this machine, which Ray would connect to by itself.
-            _start(address="local", include_dashboard=False, object_store_memory=memory, **options)
+            _start(include_dashboard=False, object_store_memory=memory, **options)
     _quiet(verbose)
     own = OwnRay() if starts_own_ray() else None
     try:
@@ -78,6 +77,7 @@ def _start(**options: Any) -> None:
     """
     import ray
 
+    options["address"] = "local"
     try:
         ray.init(**options)
     except Exception as error:

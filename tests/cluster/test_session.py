@@ -167,14 +167,14 @@ def test_job_whose_ray_dies_says_so_and_asks_for_restart(tmp_path: Path) -> None
     folder = JobFolder(str(tmp_path / "job"))
     folder.put_specification(ReportJob(kind="report", of=str(tmp_path)))
     command = [sys.executable, "-c", WAITS_IN_RAY, folder.address, str(tmp_path / "raylet")]
-    job = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    job = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (tmp_path / "raylet").exists():
         assert job.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     time.sleep(1)
     psutil.Process(int((tmp_path / "raylet").read_text())).kill()
-    _, said = job.communicate(timeout=60)
+    said, _ = job.communicate(timeout=60)
     assert job.returncode == TRY_AGAIN
     state = folder.state()
     assert state is not None and state.phase == "interrupted"

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from commands import ROOT, onediffusion
+from commands import ROOT, onediffusion, said_on
 
 from model.inputs.yaml_files import to_yaml
 from pipelines.jobs.resolved import resolve_job
@@ -20,7 +20,7 @@ UNLOADABLE = "simple_labelers:Unloadable"
 
 def refused(result: subprocess.CompletedProcess[str], words: str) -> None:
     """One line and exit code 2; what the command did before it met the error stays on standard output."""
-    lines = result.stderr.strip().splitlines()
+    lines = said_on(result.stderr)
     assert result.returncode == 2, result.stderr
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("onediffusion: ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,3 +21,8 @@ def onediffusion(*arguments: str | Path, **environment: str) -> subprocess.Compl
         env={**os.environ, **environment},
         timeout=240,
     )
+
+
+def said_on(stderr: str) -> list[str]:
+    """The lines of a command's standard error, without those by which long work says how far it is."""
+    return [line for line in stderr.splitlines() if not re.fullmatch(r"[\w :.-]+: \d+ of \d+ \w+", line)]

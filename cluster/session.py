@@ -43,7 +43,8 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
         if not starts_own_ray():
             _connect(**options)
         else:
-            _start(include_dashboard=False, object_store_memory=memory, **options)
+            # Not one that others have started on this machine, which Ray would connect to by itself.
+            _start(address="local", include_dashboard=False, object_store_memory=memory, **options)
     _quiet(verbose)
     own = OwnRay() if starts_own_ray() else None
     try:
@@ -71,13 +72,9 @@ def _connect(**options: Any) -> None:
 
 
 def _start(**options: Any) -> None:
-    """Start Ray, twice if need be: it allows its processes half a minute, and a busy machine may need more.
-
-    "local": a Ray that someone else has started on this machine, or has left a trace of, is not ours to use.
-    """
+    """Start Ray, twice if need be: it allows its processes half a minute, and a busy machine may need more."""
     import ray
 
-    options["address"] = "local"
     try:
         ray.init(**options)
     except Exception as error:

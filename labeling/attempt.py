@@ -19,7 +19,7 @@ from typing import Any
 
 from labeling.failures import DeviceError, Failure
 
-_RESERVED_BY_THREADS = 4 << 30  # bytes, while it is not known
+_RESERVED_BY_THREADS = 4 << 30  # bytes
 TIMEOUT = 600.0  # seconds that a call may take where nobody says otherwise
 
 # A mark: number (odd while rows are under way), its timeout in seconds, calls that ended well so far, and the length of
@@ -185,36 +185,25 @@ class _Mark(AbstractContextManager[None]):
 
 
 class MemoryLimit:
-    """What this process may hold, in bytes: an allocation beyond it raises MemoryError. 0 is no limit.
+    """What this process may hold, in bytes: an allocation far beyond it raises MemoryError. 0 is no limit.
 
-    The kernel bounds memory that is reserved, and threads reserve more than they use: about 1.6 GB with all labelers.
-    Once everything is loaded it is known how much.
+    The kernel's limit is on memory that is reserved, and threads reserve more than they use: about 1.6 GB with all
+    labelers. So it is higher; the supervisor watches what is used.
     """
 
     def __init__(self, memory: int) -> None:
         self._memory = memory
-        self._at_load = self._used_at_load = 0
-        self._bound(_RESERVED_BY_THREADS)
-
-    def loaded(self) -> None:
-        """From here on what is held more is held for rows."""
-        self._used_at_load, self._at_load = _data_bytes()
-        self._bound(self._at_load - self._used_at_load)
+        self._at_start = _data_bytes()
+        if memory:
+            hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+            resource.setrlimit(resource.RLIMIT_DATA, (memory + _RESERVED_BY_THREADS, hard))
 
     def is_near(self) -> bool:
-        """Whether rows that were labeled hold most of what there is for rows."""
-        held = _data_bytes()[1] - self._at_load
-        return bool(self._memory) and held > (self._memory - self._used_at_load) // 2
-
-    def _bound(self, reserved: int) -> None:
-        if self._memory:
-            hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-            resource.setrlimit(resource.RLIMIT_DATA, (self._memory + reserved, hard))
+        """Whether this process holds so much that a MemoryError may be due to rows that it labeled before."""
+        return bool(self._memory) and _data_bytes() - self._at_start > self._memory // 2
 
 
-def _data_bytes() -> tuple[int, int]:
-    """Bytes of data of this process, those that it uses, and all that it has reserved."""
+def _data_bytes() -> int:
+    """Bytes of data that this process has reserved."""
     with open("/proc/self/statm") as file:
-        _, resident, shared, _, _, data, _ = map(int, file.read().split())
-    size = resource.getpagesize()
-    return (resident - shared) * size, data * size
+        return int(file.read().split()[5]) * resource.getpagesize()

@@ -145,7 +145,6 @@ def _work(connection: socket.socket, marks_file: int) -> None:
         else:
             _raised(connection, error)
         _exit(1)
-    limit.loaded()
     send(connection, ("ready", None))
     marks = Marks(marks_file)
     while True:

@@ -26,7 +26,7 @@ from model.inputs import InputError, one_line
 Work = Callable[[Any, Attempt], Any]
 
 LOAD_TIMEOUT = 3600.0  # seconds to make the work: weights may come over a network
-READ_TIMEOUT = 1800.0  # seconds in which no row is marked, as while columns are read
+READ_TIMEOUT = 3600.0  # seconds in which no row is marked, as while columns are read or a labeler is loaded late
 ENDS_WITHOUT_ROW = 3  # processes in a row that may end while no row is under way
 ENDS = 2  # processes that end with a row, alone in the last of them: it is the row's doing
 DOUBTFUL_ENDS = 3  # the same where earlier rows or other processes may have to do with it
@@ -122,6 +122,7 @@ class Supervisor:
                 try:
                     if knowledge.device_ends and self._worked is not None:
                         self._ask(worker, self._worked, Knowledge())  # shows whether the device works for other rows
+                    well = worker.mark.well
                     result = self._ask(worker, task, knowledge)
                 except WorkerEnded as ended:
                     if ended.mark.rows:
@@ -143,7 +144,8 @@ class Supervisor:
                     if mark.well:
                         self._judge(knowledge, mark, DEVICE_ENDS, str(error))
                 else:
-                    self._worked = task if self._on_gpu else None
+                    if self._on_gpu and worker.mark.well > well:
+                        self._worked = task
                     return result
         except (InputError, WorkError):
             raise

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.session import ray_session
-from labeling.dataset import IMAGES, Dataset, Footers, FooterTable, fresh_shards, groups_of, lease
+from labeling.dataset import IMAGES, Dataset, Footers, FooterTable, fresh_shards, groups_of, lease, refuse_others
 from labeling.dataset.lease import Range
 from labeling.declaration import declare, is_same
 from labeling.labeler import Labeler
@@ -70,7 +70,8 @@ class Labeling:
     def footers(self) -> FooterTables:
         """Footers of the groups to label and of those that they read, as they are now."""
         read = [column for labeler in self.labelers.values() for column in labeler.reads]
-        return self.dataset.all_footers(sorted({IMAGES, *groups_of(read), *self.labelers}), shards=self.part)
+        groups = sorted({IMAGES, *groups_of(read), *self.labelers})
+        return self.dataset.all_footers(groups, save=True, shards=self.part)
 
     def fresh(self, group: str, shards: Sequence[str], footers: Footers) -> set[str]:
         """Those of the shards that are there and made as declared."""
@@ -104,6 +105,7 @@ def label(
     with lease(work.dataset.store, list(work.labelers), work.part):
         for group, declaration in work.declarations.items():
             if not is_same(work.dataset.declaration(group), declaration):
+                refuse_others(work.dataset.store, group, " with other parameters")
                 work.dataset.declare(group, declaration)
         with _ray_when_needed() as start_ray:
             run = WaveRun(work.dataset, work.labelers, work.declarations, by_group, (most_cpus, most_gpus), start_ray)
@@ -113,7 +115,8 @@ def label(
             else:
                 footers = _label_stale(work, run, footers, result)
         for group in work.labelers:
-            work.dataset.save_index(group, footers[group], work.part)
+            if result.written[group]:
+                work.dataset.save_index(group, footers[group], work.part)
             result.fresh[group] = len(work.shards) - result.written[group]
     result.seconds = time.monotonic() - started
     if run.first_label is not None:

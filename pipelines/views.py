@@ -7,7 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.session import ray_session
-from labeling.dataset import CAMERAS, DATASET_FILE, IMAGES, Dataset, ShardInfo, digest_json, lease, recipe
+from labeling.dataset import (
+    CAMERAS,
+    DATASET_FILE,
+    GROUP_FILE,
+    IMAGES,
+    REJECTED,
+    Dataset,
+    ShardInfo,
+    digest_json,
+    lease,
+    recipe,
+    shard_file,
+)
 from labeling.sources.source import Source
 from labeling.sources.view_sets import (
     MESHES,
@@ -25,10 +37,11 @@ from pipelines.progress import progress
 
 @dataclass(frozen=True)
 class ViewsResult:
-    """Sets written by this run, and sets in the dataset."""
+    """Sets written by this run, sets in the dataset, and files that make none, which are in rejected/."""
 
     added: int
     sets: int
+    rejected: int = 0
 
 
 def views(source_uri: str, dataset_uri: str, count: int = 8, size: int = 256, seed: int = 0) -> ViewsResult:
@@ -53,9 +66,23 @@ def views(source_uri: str, dataset_uri: str, count: int = 8, size: int = 256, se
             target.declare(group, declaration)
         tasks = _plan_shards(source, names, declaration)
         added = _run([task for task in tasks if not _is_done(target, task)], source, target, parameters)
-        shards = [ShardInfo(task.shard, len(task.files)) for task in tasks]
+        shards = [ShardInfo(task.shard, target.footer(IMAGES, task.shard).rows) for task in tasks]
+        sets = sum(shard.rows for shard in shards)
+        if not sets:
+            raise _nothing_made(source_uri, target, shards, len(names))
         target.describe("sets", shards, [{"uri": source.address}])
-    return ViewsResult(added, len(names))
+    return ViewsResult(added, sets, len(names) - sets)
+
+
+def _nothing_made(source_uri: str, target: Dataset, shards: Sequence[ShardInfo], files: int) -> InputError:
+    """Remove what files without a single set have left, and say why there is none."""
+    first = target.read(REJECTED, shards[0].name).to_pylist()[0]
+    for group in (IMAGES, CAMERAS, REJECTED):
+        for shard in shards:
+            target.store.delete(shard_file(group, shard.name))
+        target.store.delete(f"{group}/{GROUP_FILE}")
+    what = first["source"] if files == 1 else f"none of {files} files makes a set; {first['source']}"
+    return InputError(f"{source_uri}: {what}: {first['reason']}")
 
 
 def _plan_shards(source: Source, names: Sequence[str], declaration: Mapping[str, Any]) -> list[SetTask]:

@@ -129,7 +129,9 @@ class WorkersConfig(Section):
 
     count: workers, or [least, most] for an elastic run. cpus, gpus: Ray's logical resources that each asks for.
     threads: of each worker on a CPU; 0 shares the machine's cores among its workers.
-    fsdp: shard the weights over the GPUs; gradient_checkpointing: compute each block again in the backward pass.
+    fsdp: shard weights, gradients and the optimizer's state (FSDP2). shard: over all workers, or over those of a node,
+    with a copy in every node, so that weights travel within nodes alone.
+    gradient_checkpointing: compute each block again in the backward pass.
     pack_tokens: at most so many image tokens in one forward pass (a sample is never split).
     max_failures: times that a failed worker group starts again from the newest checkpoint; -1 is always.
     """
@@ -140,6 +142,7 @@ class WorkersConfig(Section):
     threads: int = Field(default=0, ge=0)
     precision: Literal["no", "bf16"] = "no"
     fsdp: bool = False
+    shard: Literal["all", "node"] = "all"
     gradient_checkpointing: bool = False
     pack_tokens: int = Field(default=16384, gt=0)
     max_failures: int = Field(default=0, ge=-1)
@@ -155,8 +158,6 @@ class WorkersConfig(Section):
         least = self.count if isinstance(self.count, int) else self.count[0]
         if not 1 <= least <= self.most:
             raise ValueError(f"count {self.count}: give 1 or more workers, or [least, most]")
-        if self.fsdp and not self.gpus:
-            raise ValueError("fsdp shards over GPUs; set workers.gpus, or leave fsdp off")
         return self
 
 

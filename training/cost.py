@@ -77,6 +77,11 @@ class Cost:
     dollars: float | None
 
 
+def configured_sharding(config: TrainingConfig) -> Sharding:
+    """As the run would share its weights."""
+    return config.workers.shard if config.workers.fsdp else "none"
+
+
 def run_cost(config: TrainingConfig, cluster: ClusterSpec) -> Cost:
     """What a run of `config` costs on `cluster`.
 

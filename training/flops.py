@@ -52,20 +52,33 @@ def known_peak_flops(device: str) -> float:
     return peak
 
 
-def step_flops(model: NextDiT, samples: Iterable[SampleSize], recomputed: bool = False) -> float:
-    """FLOP of forward and backward: 2 for each weight and token in products, 4·D for each pair of tokens that meet.
+class FlopCounter:
+    """Counts FLOP of a model: 2 for each weight and token in products, 4·D for each pair of tokens that meet."""
 
-    Backward counts twice the forward; recomputed: the forward of the blocks once more, as checkpointing does.
-    """
-    block, width, depth = model.layers[0], model.config.hidden_size, len(model.layers)
-    attention, ff = block.attention, block.feed_forward
-    by_image = sum(z.weight.numel() for z in (attention.wq, attention.wk, attention.wv, attention.wo))
-    by_image += sum(z.weight.numel() for z in (ff.w1, ff.w2, ff.w3))
-    by_text = attention.wk_y.weight.numel() + attention.wv_y.weight.numel()
-    by_frame = block.adaLN_modulation[1].weight.numel()
-    ends = model.x_embedder.weight.numel() + model.final_layer.linear.weight.numel()
-    blocks = outside = 0.0
-    for N, L, frames in samples:
-        blocks += depth * (2 * (by_image * N + by_text * L + by_frame * frames) + 4 * N * (N + L) * width)
-        outside += 2 * N * ends
-    return (4 if recomputed else 3) * blocks + 3 * outside
+    def __init__(self, model: NextDiT) -> None:
+        """The model may be without memory for its weights; make it before the weights are sharded."""
+        block, width, depth = model.layers[0], model.config.hidden_size, len(model.layers)
+        attention, ff = block.attention, block.feed_forward
+        by_image = (attention.wq, attention.wk, attention.wv, attention.wo, ff.w1, ff.w2, ff.w3)
+        by_text = (attention.wk_y, attention.wv_y)
+        self._image = 2 * depth * sum(layer.weight.numel() for layer in by_image)
+        self._text = 2 * depth * sum(layer.weight.numel() for layer in by_text)
+        self._frame = 2 * depth * block.adaLN_modulation[1].weight.numel()
+        self._pair = 4 * depth * width
+        self._ends = 2 * (model.x_embedder.weight.numel() + model.final_layer.linear.weight.numel())
+
+    def step(self, samples: Iterable[SampleSize], recomputed: bool = False) -> float:
+        """FLOP of forward and backward, which counts twice the forward.
+
+        recomputed: with the forward of the blocks once more, as checkpointing does.
+        """
+        blocks = outside = 0.0
+        for N, L, frames in samples:
+            blocks += self._image * N + self._text * L + self._frame * frames + self._pair * N * (N + L)
+            outside += self._ends * N
+        return (4 if recomputed else 3) * blocks + 3 * outside
+
+
+def step_flops(model: NextDiT, samples: Iterable[SampleSize], recomputed: bool = False) -> float:
+    """As FlopCounter counts them."""
+    return FlopCounter(model).step(samples, recomputed)

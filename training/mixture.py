@@ -71,6 +71,14 @@ class ShardPin:
     eligible: dict[str, str | None]
     views: list[int] = field(default_factory=list)
 
+    def eligible_counts(self, stream: Stream) -> list[int]:
+        """How many rows of each row group the stream may use."""
+        if self.eligible[_key(stream)] is None:
+            return self.row_groups
+        starts = np.cumsum([0, *self.row_groups])
+        kept = np.concatenate([[0], np.cumsum(self.mask(stream))])
+        return [int(count) for count in np.diff(kept[starts])]
+
     def mask(self, stream: Stream) -> NDArray[np.bool_]:
         """(rows,) which rows the stream may use."""
         rows = sum(self.row_groups)
@@ -157,9 +165,10 @@ class Manifest:
 def build_manifest(mixture: Mapping[str, SourceConfig], size: int) -> Manifest:
     """Pin the shards of a mixture and count the rows eligible for each task.
 
-    A row is eligible when nothing that the task needs of it is in error, it has a prompt for the task, and its boxes,
-    segmentation or pose show something. Raises InputError for an unknown task, a group or shards that are not there,
-    parts made with different codecs or text encoders, and a mixture without a single eligible row.
+    A row is eligible when nothing that the task needs of it is in error, it has a prompt for the task, its boxes,
+    segmentation or pose show something, and its picture was not removed at the source. Raises InputError for an unknown
+    task, a group or shards that are not there, parts made with different codecs or text encoders, and a mixture
+    without a single eligible row.
     """
     sources: dict[str, SourcePin] = {}
     streams: list[Stream] = []
@@ -179,7 +188,7 @@ def build_manifest(mixture: Mapping[str, SourceConfig], size: int) -> Manifest:
 def _counted(sources: Mapping[str, SourcePin], streams: Iterable[Stream]) -> list[Stream]:
     """The streams, each with the number of rows that are eligible for it."""
     return [
-        replace(stream, rows=sum(int(shard.mask(stream).sum()) for shard in sources[stream.source].shards))
+        replace(stream, rows=sum(sum(shard.eligible_counts(stream)) for shard in sources[stream.source].shards))
         for stream in streams
     ]
 
@@ -232,6 +241,7 @@ def _pin_shard(dataset: Dataset, shard: str, footers: Mapping[str, Footer], stre
     for stream in streams:
         mask = np.logical_and.reduce([without_error[group] for group in stream.groups])
         mask &= np.array([stream.task in tasks for tasks in prompts], bool)
+        mask[dataset.removed_rows(shard)] = False
         label = find_task(stream.task).condition
         if label in CONTENT_COLUMNS:
             column = dataset.read(label, shard, [CONTENT_COLUMNS[label]])[CONTENT_COLUMNS[label]]

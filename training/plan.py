@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.constants import SIZE_STEP
-from model.prompts import find_task
+from model.prompts import RAYS, find_task
 from training.config import ObjectiveConfig
 from training.mixture import Manifest, Stream
 from training.seeded_generator import SeededGenerator
@@ -60,11 +61,30 @@ class Plan:
         self._bounds = np.concatenate([[0.0], np.cumsum(weights / weights.sum())])
         self._bounds[-1] = 1.0
         self._block = max(_BLOCK, int(np.ceil(_LEAST_PER_BLOCK / np.diff(self._bounds).min())))
-        self._blocks: _Recent[tuple[NDArray[np.int64], NDArray[np.int64]]] = _Recent(2)
+        self._blocks: _Recent[tuple[NDArray[np.int64], NDArray[np.int64]]] = _Recent(max(2, 1 + batch // self._block))
+        conditions = [find_task(manifest.streams[index].task).condition for index in self._streams]
+        # Of a sample of each stream; 0 for a stream of sets.
+        self._frames = np.array([0 if condition == RAYS else 1 + (condition is not None) for condition in conditions])
+        sides = np.array([manifest.streams[index].size // SIZE_STEP for index in self._streams], np.int64)
+        self._tokens = self._frames * sides**2
 
     def step(self, step: int) -> list[PlannedSample]:
         """The samples of a step, in their order."""
         return [self.sample(step * self.batch + place) for place in range(self.batch)]
+
+    def step_sizes(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """((batch,) image tokens, (batch,) frames) of the samples of a step, without drawing the rest of them."""
+        indices = np.arange(step * self.batch, (step + 1) * self.batch)
+        numbers, places = np.divmod(indices, self._block)
+        streams = np.empty(len(indices), np.int64)
+        for number in np.unique(numbers):
+            labels, _ = self._blocks.get(int(number), self._shuffle_block)
+            streams[numbers == number] = labels[places[numbers == number]]
+        tokens, frames = self._tokens[streams], self._frames[streams]
+        for place in np.flatnonzero(frames == 0):  # of sets, whose frames are drawn
+            sample = self.sample(int(indices[place]))
+            tokens[place], frames[place] = sample.tokens, sample.frames
+        return tokens, frames
 
     def sample(self, index: int) -> PlannedSample:
         """The sample of that number in the run."""
@@ -133,16 +153,10 @@ class _Rows:
         self._seed: tuple[int | str, ...] = (seed, stream.source, stream.task, stream.size)
         self._shards = manifest.sources[stream.source].shards
         self._stream, self._window = stream, window
-        shard_of, group_of, counts = [], [], []
-        for number, shard in enumerate(self._shards):
-            mask = shard.mask(stream)
-            starts = np.cumsum([0, *shard.row_groups])
-            for group in range(len(shard.row_groups)):
-                shard_of.append(number)
-                group_of.append(group)
-                counts.append(int(mask[starts[group] : starts[group + 1]].sum()))
-        self._shard_of, self._group_of = np.array(shard_of), np.array(group_of)
-        self._counts = np.array(counts, np.int64)
+        sizes = np.array([len(shard.row_groups) for shard in self._shards], np.int64)
+        self._shard_of = np.repeat(np.arange(len(sizes)), sizes)
+        self._group_of = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        self._counts = np.array(list(chain.from_iterable(shard.eligible_counts(stream) for shard in self._shards)))
         self._used = np.flatnonzero(self._counts)
         self._total = int(self._counts.sum())
         self._epochs: _Recent[tuple[NDArray[np.int64], NDArray[np.int64]]] = _Recent(2)

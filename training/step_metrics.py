@@ -8,17 +8,21 @@ import torch
 from torch import Tensor
 
 from training.batch import Sample
+from training.flops import FlopCounter, SampleSize, peak_flops
 
 
 class StepMetrics:
     """Sums since the last logged step, on each worker."""
 
-    def __init__(self, tasks: tuple[str, ...], device: torch.device) -> None:
-        self.tasks, self.device = tasks, device
+    def __init__(self, tasks: tuple[str, ...], device: torch.device, flops: FlopCounter | None = None) -> None:
+        """flops: counts those of the model that is trained."""
+        self.tasks, self.device, self.flops = tasks, device, flops
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        self.peak = peak_flops(name)
         self._reset()
 
     def _reset(self) -> None:
-        self.steps, self.tokens, self.samples = 0, 0, 0
+        self.steps, self.tokens, self.samples, self.flop = 0, 0, 0, 0.0
         self.wait_seconds, self.seconds = 0.0, 0.0
         self.packs: list[tuple[list[tuple[str, int]], Tensor, int]] = []
 
@@ -28,6 +32,9 @@ class StepMetrics:
         self.packs.append((frames, losses, frames_in_loss))
         self.tokens += sum(sample.tokens for sample in pack)
         self.samples += len(pack)
+        if self.flops:
+            sizes = (SampleSize(sample.tokens, len(sample.text), len(sample.sigmas)) for sample in pack)
+            self.flop += self.flops.step(sizes)
 
     def end_step(self, wait_seconds: float, seconds: float) -> None:
         """wait_seconds: the part of the step's seconds that passed while it waited for its batch."""
@@ -43,12 +50,12 @@ class StepMetrics:
                 loss += part / frames_in_loss
                 by_task[task][0] += part
                 by_task[task][1] += frames
-        local = [loss, self.tokens, self.samples, self.wait_seconds, self.seconds, 1.0]
+        local = [loss, self.tokens, self.samples, self.flop, self.wait_seconds, self.seconds, 1.0]
         local += [value for task in self.tasks for value in by_task[task]]
         total = torch.tensor(local, dtype=torch.float64, device=self.device)
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(total)
-        loss, tokens, samples, wait_seconds, seconds, workers, *rest = total.tolist()
+        loss, tokens, samples, flop, wait_seconds, seconds, workers, *rest = total.tolist()
         task_losses = {
             task: part / frames for task, part, frames in zip(self.tasks, rest[::2], rest[1::2], strict=True) if frames
         }
@@ -59,5 +66,9 @@ class StepMetrics:
             "samples_per_second": round(samples * workers / seconds, 3),
             "wait_share": round(wait_seconds / seconds, 4),
         }
+        if flop:
+            values["tflops_per_second"] = round(flop * workers / seconds / 1e12, 6)
+            if self.peak:
+                values["mfu"] = round(flop / seconds / self.peak, 4)
         self._reset()
         return values

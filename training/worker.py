@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,12 +18,14 @@ from training.config import TrainingConfig
 from training.coordinator import StepAnnouncer
 from training.dataloader import load_batches, prefetch
 from training.divergence import all_finite, diverged, unusable_checkpoint
+from training.flops import FlopCounter
 from training.memory import keep_freed_memory
 from training.metrics_logger import TENSORBOARD, MetricsLogger, scalars
-from training.objective import flow_matching_loss
-from training.optimizer import MovingAverage, build_optimizer, learning_rate
+from training.optimizer import learning_rate
 from training.packed_model import build_model
+from training.parallel import distribute
 from training.step_metrics import StepMetrics
+from training.updates import Updates
 from training.validation import Validation
 from training.worker_settings import WorkerSettings
 
@@ -71,12 +72,13 @@ class _Worker:
         self.logger = MetricsLogger(self.store, self.start) if self.rank == 0 else None
         self.accelerator = _accelerator(self.config, str(self.logger.folder) if self.logger else None)
         model = build_model(self.config)
-        transformer_config = dict(model.transformer.config)
-        optimizer = build_optimizer(model, self.config.optimizer)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.average = MovingAverage(self.model, self.config.optimizer.ema)
-        self.state = TrainingState(self.model, self.optimizer.optimizer, self.average, transformer_config)
-        self.step_metrics = StepMetrics(settings.tasks, self.accelerator.device)
+        transformer_config, flops = dict(model.transformer.config), FlopCounter(model.transformer)
+        device = self.accelerator.device
+        self.model = distribute(model, self.config.workers, device, context.get_local_world_size())
+        self.updates = Updates(self.model, self.config, device, self.workers, self.accelerator.autocast)
+        self.average = self.updates.average
+        self.state = TrainingState(self.model, self.updates.optimizer, self.average, transformer_config)
+        self.step_metrics = StepMetrics(settings.tasks, device, flops)
         self.norms: list[Tensor] = []  # of the gradients since the last check; on the device, so that no step waits
 
     def run(self) -> dict[str, Any]:
@@ -107,7 +109,7 @@ class _Worker:
                 if step % config.checkpoints.every:
                     self._save(step)
                 break
-            gradient_norm = self._step(batch)
+            gradient_norm = self.updates.update(batch, self.step_metrics.add_pack)
             step = batch.step + 1
             self.norms.append(gradient_norm)
             self.step_metrics.end_step(wait_seconds, time.monotonic() - step_began)
@@ -133,32 +135,11 @@ class _Worker:
             settings.manifest, settings.config, settings.codec, self.rank, self.workers, settings.readers, steps
         )
 
-    def _step(self, batch: StepBatch) -> Tensor:
-        """Update the weights once. Returns the norm of the gradient before clipping.
-
-        Nothing here waits for a GPU: losses and the norm stay on it until they are logged.
-        """
-        rate = learning_rate(batch.step, self.config.steps, self.config.optimizer)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad()
-        for number, pack in enumerate(batch.packs):
-            last = number == len(batch.packs) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss, sample_losses = flow_matching_loss(self.model, pack, self.accelerator.device)
-                # Gradients are averaged over workers, the loss is a sum over them: hence × workers.
-                self.accelerator.backward(loss * (self.workers / batch.frames_in_loss))
-            self.step_metrics.add_pack(pack, sample_losses, batch.frames_in_loss)
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
-        self.optimizer.step()
-        self.average.update(batch.step)
-        assert norm is not None
-        return norm.detach()
-
     def _validate(self) -> dict[str, Any]:
         assert self.validation is not None
         self._begin_long_operation()
-        return self.validation.measure(self.model, self.average, self.accelerator.device)
+        with self.accelerator.autocast():
+            return self.validation.measure(self.model, self.average, self.accelerator.device)
 
     def _log_step(self, step: int, norm: Tensor, seconds: float, validation: dict[str, Any]) -> dict[str, Any]:
         """Log the steps since the last log. Returns the record. Raises InputError for steps that were not finite."""
@@ -219,21 +200,10 @@ class _Worker:
 
 def _accelerator(config: TrainingConfig, folder: str | None) -> Accelerator:
     from accelerate import Accelerator
-    from accelerate.utils import FullyShardedDataParallelPlugin
 
-    from model.transformer import NextDiT
-
-    plugin = None
-    if config.workers.fsdp:
-        plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2,
-            auto_wrap_policy="transformer_based_wrap",
-            transformer_cls_names_to_wrap=list(NextDiT._no_split_modules),
-        )
     return Accelerator(
         cpu=config.workers.gpus == 0,
         mixed_precision=config.workers.precision,
-        fsdp_plugin=plugin,
         log_with="tensorboard" if folder else None,
         project_dir=folder,
     )

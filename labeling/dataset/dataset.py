@@ -80,14 +80,25 @@ class Dataset:
         except FileNotFoundError:
             raise InputError(f"{self.uri}: no dataset there (no dataset.json); make it with `ingest`") from None
 
-    def describe(self, kind: str, shards: Sequence[ShardInfo], sources: Sequence[Mapping[str, Any]]) -> None:
-        """Write dataset.json: with it, the shards become part of the dataset."""
+    def describe(
+        self,
+        kind: str,
+        shards: Sequence[ShardInfo],
+        sources: Sequence[Mapping[str, Any]],
+        removed: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
+        """Write dataset.json: with it, the shards become part of the dataset.
+
+        removed: shard → numbers of its rows that are marked as removed; see `removed_rows`.
+        """
         description = {
             "schema": SCHEMA_VERSION,
             "kind": kind,
             "shards": [asdict(shard) for shard in shards],
             "sources": list(sources),
         }
+        if removed:
+            description["removed"] = {shard: sorted(rows) for shard, rows in sorted(removed.items()) if rows}
         self.store.put(DATASET_FILE, json.dumps(description, indent=1).encode() + b"\n")
         self.__dict__.pop("_contents", None)
 
@@ -111,6 +122,13 @@ class Dataset:
     def sources(self) -> list[dict[str, Any]]:
         """The places that were ingested, each with its `uri`."""
         return list(self._contents.get("sources", ()))
+
+    def removed_rows(self, shard: str) -> list[int]:
+        """Numbers of the rows of a shard whose pictures were removed at their source. They keep their place and labels.
+
+        No training uses them.
+        """
+        return list(self._contents.get("removed", {}).get(shard, ()))
 
     @property
     def shard_names(self) -> list[str]:

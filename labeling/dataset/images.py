@@ -23,6 +23,7 @@ IMAGE_SCHEMA = pa.schema(
         ("right", pa.binary()),  # encoded right image of a rectified stereo pair
         ("disparity", pa.binary()),  # 16-bit PNG, 0 where unknown
         ("disparity_scale", pa.float32()),  # inverse depth of one level of disparity
+        ("metadata", pa.string()),  # JSON object: what else the source says of it; shards of before lack the column
     ]
 )
 REJECTED_SCHEMA = pa.schema([("source", pa.string()), ("reason", pa.string()), ("size", pa.int64())])

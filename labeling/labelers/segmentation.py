@@ -144,7 +144,7 @@ class SegmentationLabeler(PretrainedLabeler):
                     width,
                     height,
                 )
-            if full.mean() >= _LEAST_SHARE:
+            if _share(full) >= _LEAST_SHARE:
                 regions.append((full, name))
         return regions
 
@@ -237,27 +237,37 @@ class SegmentationLabeler(PretrainedLabeler):
         names = self._config.id2label
         if self._kind == "semantic":
             regions = [(numbers == label, str(names[int(label)])) for label in np.unique(numbers)]
-            regions.sort(key=lambda one: -int(one[0].sum()))
+            regions.sort(key=lambda one: -np.count_nonzero(one[0]))
         else:
             surest = sorted(segments, key=lambda one: -one["score"])
             regions = [(numbers == one["id"], str(names[one["label_id"]])) for one in surest]
-        regions = [(region, name) for region, name in regions if name not in _NOTHING and region.mean() >= _LEAST_SHARE]
+        regions = [
+            (region, name) for region, name in regions if name not in _NOTHING and _share(region) >= _LEAST_SHARE
+        ]
         kept = list(dict.fromkeys(name for _, name in regions))[:_CLASSES]  # the surest, or the largest
         return [(region, name) for region, name in regions if name in kept]
 
 
 def _columns(regions: list[tuple[NDArray[np.bool_], str]], size: tuple[int, int], identity: str) -> Row:
     """The columns of a picture of (H, W) pixels, of the regions of its objects, each with its class."""
+    import cv2
+
     classes = list(dict.fromkeys(name for _, name in regions))
     mask = np.zeros(size, np.uint8)
-    for region, name in sorted(regions, key=lambda one: -int(one[0].sum())):  # small ones stay on top
-        mask[region] = classes.index(name) + 1
-    shown = [name for index, name in enumerate(classes) if (mask == index + 1).mean() >= _LEAST_SHARE]
-    numbers = np.zeros(len(classes) + 1, np.uint8)
+    for region, name in sorted(regions, key=lambda one: -np.count_nonzero(one[0])):  # small ones stay on top
+        np.putmask(mask, region, classes.index(name) + 1)
+    pixels = [np.count_nonzero(mask == index + 1) for index in range(len(classes))]
+    shown = [name for name, count in zip(classes, pixels, strict=True) if count / mask.size >= _LEAST_SHARE]
+    numbers = np.zeros(256, np.uint8)
     for name in shown:
         numbers[classes.index(name) + 1] = shown.index(name) + 1
     colors = draw_colors(shown, f"{identity} segmentation")
-    return {"mask": encode_png(numbers[mask]), "names": shown, "colors": [colors[name] for name in shown]}
+    return {"mask": encode_png(cv2.LUT(mask, numbers)), "names": shown, "colors": [colors[name] for name in shown]}
+
+
+def _share(region: NDArray[np.bool_]) -> float:
+    """Of the picture; counted, since a mean of booleans takes ten times as long."""
+    return np.count_nonzero(region) / region.size
 
 
 def _resized(cut: NDArray[np.bool_], width: int, height: int) -> NDArray[np.bool_]:

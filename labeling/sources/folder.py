@@ -1,62 +1,77 @@
-"""Image files in a folder, and the table beside them that says more of each."""
+"""Pictures that are files of their own, with the files beside them that say more of each."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from labeling.dataset import Entry, Store
-from labeling.sources.container import Item
-from model.inputs import InputError
+from labeling.dataset import Entry, LocalStore, Store
+from labeling.sources.captions import read_beside
+from labeling.sources.items import Contents, Item, Reading, items_table
+from labeling.sources.metadata import COMPANIONS
+from labeling.sources.tar import MAX_MEMBER
+from model.inputs import one_line
 
-METADATA = "metadata.csv"
-Metadata = Mapping[str, Mapping[str, str]]  # file name → column → value, where there is one
-_COMPANIONS = ("right", "disparity")  # columns that name files belonging to another image's row
-
-
-class ImageFile:
-    """A file that is one item itself."""
-
-    def items(self, store: Store, file: str, entry: Entry) -> list[Item]:
-        return [Item(file, entry.size, file)]
-
-    def read(self, store: Store, item: Item) -> tuple[bytes, dict[str, Any]]:
-        return store.read(item.file), {}
+_AHEAD = 16  # files that are read from S3 at a time
 
 
-def read_metadata(store: Store) -> dict[str, dict[str, str]]:
-    """Rows of a folder's metadata.csv by file name; empty without one. Raises InputError for a table without file_name.
+class ImageFiles:
+    """Files that are one item each."""
 
-    Column file_name, and any of author, licence, text, right (file of the right image of a rectified stereo pair),
-    disparity (16-bit PNG) and disparity_scale.
-    """
-    if not store.exists(METADATA):
-        return {}
-    rows = list(csv.DictReader(io.StringIO(store.read(METADATA).decode("utf-8-sig"))))
-    if rows and "file_name" not in rows[0]:
-        raise InputError(f"{store.uri}/{METADATA}: no column 'file_name'; it names the picture each line is about")
-    return {row["file_name"]: {key: value for key, value in row.items() if value} for row in rows}
+    def contents(self, store: Store, file: str, entry: Entry) -> Contents:
+        return Contents(items_table([{"name": file, "size": entry.size, "file": file}]))
+
+    def read(self, store: Store, items: Sequence[Item]) -> Iterator[Reading]:
+        if isinstance(store, LocalStore):  # whose reads are over before a thread would have begun them
+            for item in items:
+                yield _read(store, item)
+            return
+        with ThreadPoolExecutor(_AHEAD) as pool:
+            begun: deque[Future[Reading]] = deque()
+            for item in items:
+                begun.append(pool.submit(_read, store, item))
+                if len(begun) > _AHEAD:
+                    yield begun.popleft().result()
+            while begun:
+                yield begun.popleft().result()
 
 
-def companion_files(metadata: Metadata) -> set[str]:
-    """Right images and disparities: they belong to another image's row and become none of their own."""
-    return {row[key] for row in metadata.values() for key in _COMPANIONS if key in row}
+def _read(store: Store, item: Item) -> Reading:
+    if item.size > MAX_MEMBER:
+        return Reading(item, reason=f"larger than {MAX_MEMBER >> 20} MiB")
+    try:
+        raw = store.read(item.file)
+    except FileNotFoundError:
+        return Reading(item, reason="not there any more")
+    except OSError as error:
+        return Reading(item, reason=f"cannot be read ({error.strerror or one_line(error)})")
+    beside: list[tuple[str, bytes]] = []
+    for name in item.beside or ():
+        try:
+            beside.append((name, store.read(name)))
+        except OSError:
+            continue
+    return Reading(item, raw, read_beside(beside) if beside else {})
 
 
 def read_companions(store: Store, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Columns right, disparity and disparity_scale of a row, from the files that its facts name.
 
-    Raises FileNotFoundError with a message for the user.
+    Raises ValueError with a message for the user.
     """
     columns: dict[str, Any] = {}
-    for key in _COMPANIONS:
-        if key in facts:
+    for key in COMPANIONS:
+        if isinstance(facts.get(key), str):
             try:
                 columns[key] = store.read(facts[key])
-            except FileNotFoundError:
-                raise FileNotFoundError(f"{METADATA} names {facts[key]} as its {key}, which is not there") from None
+            except OSError:
+                raise ValueError(f"metadata.csv names {facts[key]} as its {key}, which is not there") from None
     if "disparity" in columns:
-        columns["disparity_scale"] = float(facts.get("disparity_scale", 1.0))
+        given = facts.get("disparity_scale", 1.0)
+        try:
+            columns["disparity_scale"] = float(str(given).strip().replace(",", "."))
+        except ValueError:
+            raise ValueError(f"metadata.csv gives {given!r} as its disparity_scale, which is no number") from None
     return columns

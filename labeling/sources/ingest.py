@@ -1,35 +1,35 @@
-"""What becomes of the files of a source: rows of the images group, or rejected with a reason."""
+"""What becomes of the items of a source: rows of the images group, or rejected with a reason."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
 from labeling.dataset import (
-    DATASET_FILE,
     IMAGE_SCHEMA,
     IMAGES,
     REJECTED,
     REJECTED_SCHEMA,
     Dataset,
-    ShardInfo,
+    Footer,
+    digest_column,
     digest_json,
     recipe,
     write_shard,
 )
-from labeling.sources.container import Item
 from labeling.sources.cutting import cut_row_groups
-from labeling.sources.folder import Metadata, read_companions
+from labeling.sources.facts import NOTHING, Described, Naming, describe
+from labeling.sources.folder import read_companions
+from labeling.sources.items import Item, Reading, Trouble, items_of
 from labeling.sources.normalize import EncodedImage, Rejected, image_id, normalize
+from labeling.sources.seen import SEEN_SCHEMA, write_seen
 from labeling.sources.source import Source
-from model.inputs import InputError
 
 VERSION = 1
-THREADS = 8  # that read and decode the items of a shard; decoding releases the interpreter lock
 
 
 @dataclass(frozen=True)
@@ -41,155 +41,162 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class SeenFiles:
-    """Files of a source that a dataset has looked at: taken, by name; rejected, by name with their size then, in bytes.
-
-    A size of None, from before sizes were kept, stands for any.
-    """
-
-    taken: set[str] = field(default_factory=set)
-    rejected: dict[str, int | None] = field(default_factory=dict)
-
-    def add_shard(self, dataset: Dataset, shard: str) -> None:
-        """Add what became of the files of a shard."""
-        self.taken.update(dataset.read(IMAGES, shard, ["source"])["source"].to_pylist())
-        for row in dataset.read(REJECTED, shard).to_pylist():
-            self.rejected[row["source"]] = row.get("size")
-
-    def new(self, items: Sequence[Item]) -> list[Item]:
-        """Items not seen, and rejected ones whose size has changed: they may have been copied halfway."""
-        return [
-            item
-            for item in items
-            if item.name not in self.taken and self.rejected.get(item.name, -1) not in (item.size, None)
-        ]
-
-
-@dataclass(frozen=True)
-class Survey:
-    """A dataset before an ingest, and what of a source is new there.
-
-    description: the bytes of dataset.json, None where there is no dataset yet; source_number: index of the source
-    in `sources`; image_ids: of all images of the dataset; new: items to ingest.
-    """
-
-    description: bytes | None
-    shards: list[ShardInfo]
-    sources: list[dict[str, Any]]
-    source_number: int
-    seen: SeenFiles
-    image_ids: set[str]
-    new: list[Item]
-
-
-@dataclass(frozen=True)
 class ShardTask:
-    """A shard to write. twins: name of an item → name of the earlier item that has the same bytes."""
+    """A shard to write: its items (ITEM_SCHEMA), and troubles that are listed among what it rejects."""
 
     shard: str
-    items: list[Item]
-    twins: dict[str, str]
-    recipe: str
+    items: pa.Table
+    troubles: Sequence[Trouble] = ()
+
+    def recipe(self, declaration: Mapping[str, Any], naming: Naming) -> str:
+        """Of all that the shard depends on, so that a rerun knows a finished one."""
+        digests = [digest_column(self.items[name]) for name in self.items.column_names]
+        troubles = [asdict(trouble) for trouble in self.troubles]
+        return recipe(declaration, {"source": digest_json([digests, troubles, asdict(naming)])})
 
 
-def survey_dataset(source: Source, items: Sequence[Item], dataset_uri: str) -> Survey:
-    """What of a source a dataset does not have yet. Raises InputError for a dataset of sets."""
-    description = read_description(dataset_uri)
-    if description is None:
-        return Survey(None, [], [{"uri": source.address}], 0, SeenFiles(), set(), list(items))
-    dataset = Dataset.open(dataset_uri)
-    if dataset.has_sets:
-        raise InputError(f"{dataset_uri}: a dataset of {dataset.kind}; pictures are ingested into one of pictures")
-    sources = list(dataset.description["sources"])
-    if {"uri": source.address} not in sources:
-        sources.append({"uri": source.address})
-    number = sources.index({"uri": source.address})
-    seen, ids = SeenFiles(), set()
-    for shard in dataset.shards:
-        ids.update(dataset.read(IMAGES, shard.name, ["id"])["id"].to_pylist())
-        if shard.source == number:
-            seen.add_shard(dataset, shard.name)
-    return Survey(description, dataset.shards, sources, number, seen, ids, seen.new(items))
+@dataclass
+class ShardResult:
+    """Rows and rejected rows of a shard; kept: columns of the source that went to `metadata` alone; footer: of the
+    shard's images, where they were written just now."""
+
+    shard: str
+    rows: int
+    rejected: int
+    kept: set[str] = field(default_factory=set)
+    footer: Footer | None = None
 
 
-def read_description(dataset_uri: str) -> bytes | None:
-    """The bytes of dataset.json, None where there is none: they tell whether another job has changed the dataset."""
-    try:
-        return Dataset(dataset_uri).store.read(DATASET_FILE)
-    except FileNotFoundError:
-        return None
+@dataclass(frozen=True)
+class Ingestion:
+    """What is the same for all shards of an ingest. threads: that decode pictures, where processes do not."""
 
+    source: Source
+    dataset: Dataset
+    limits: Limits
+    declaration: Mapping[str, Any]
+    threads: int = 1
 
-def plan_shard(
-    shard: str,
-    items: list[Item],
-    twins: Mapping[str, str],
-    declaration: Mapping[str, Any],
-    known_ids: set[str],
-    metadata: Metadata,
-) -> ShardTask:
-    """The task of one shard; its recipe holds all that the shard depends on, so that a rerun knows a finished one."""
-    own_twins = {item.name: twins[item.name] for item in items if item.name in twins}
-    state = digest_json([[asdict(item) for item in items], own_twins, sorted(known_ids), metadata])
-    return ShardTask(shard, items, own_twins, recipe(declaration, {"source": state}))
+    def ingest(self, tasks: Sequence[ShardTask]) -> list[ShardResult]:
+        """Read, check and write the items of shards, which are read together where they lie in one file."""
+        items = {task.shard: items_of(task.items) for task in tasks}
+        shard_of = {id(item): shard for shard, some in items.items() for item in some}
+        looked: dict[str, list[Looked]] = {task.shard: [] for task in tasks}
+        by_name = {task.shard: task for task in tasks}
+        results: list[ShardResult] = []
+        for one in self.look(self.source.read([item for some in items.values() for item in some])):
+            shard = shard_of[id(one.item)]
+            looked[shard].append(one)
+            if len(looked[shard]) == len(items[shard]):
+                results.append(self._write(by_name[shard], items[shard], looked.pop(shard)))
+        return results + [self._write(by_name[shard], [], []) for shard in looked]
 
+    def look(self, readings: Iterable[Reading]) -> Iterator[Looked]:
+        """What each reading becomes, in the order of the readings."""
+        if self.threads == 1:
+            for reading in readings:
+                yield self._look(reading)
+            return
+        with ThreadPoolExecutor(self.threads) as pool:
+            yield from pool.map(self._look, readings)
 
-def ingest_shard(
-    task: ShardTask, source: Source, metadata: Metadata, dataset: Dataset, known_ids: set[str], limits: Limits
-) -> int:
-    """Read, check and write the items of one shard; the number of its rows."""
-
-    def read(item: Item) -> dict[str, Any]:
+    def _look(self, reading: Reading) -> Looked:
+        item = reading.item
+        seen: dict[str, Any] = {
+            "name": item.name,
+            "file": item.file if item.place is not None else None,
+            "size": item.size,
+            "tag": item.tag,
+            "taken": False,
+        }
+        if reading.reason:
+            return Looked(item, seen, reason=reading.reason)
+        seen["id"] = image_id(reading.raw)
+        facts = {**reading.facts, **item.described}
+        described = describe(facts, self.source.naming) if facts else NOTHING
         try:
-            return _read_row(item, task, source, metadata.get(item.name, {}), known_ids, limits)
-        except Rejected as error:
-            return {"source": item.name, "size": item.size, "reason": str(error)}
+            companions = read_companions(self.source.store, facts)
+            image = normalize(reading.raw, self.limits.max_pixels, self.limits.min_side)
+        except (Rejected, ValueError) as error:
+            return Looked(item, seen, reason=str(error))
+        seen["said"] = _said(described, companions) if facts else _NOTHING_SAID
+        row = {
+            "id": seen["id"],
+            "image": image.encoded,
+            "width": image.width,
+            "height": image.height,
+            "source": item.name,
+            **companions,
+            **described.columns,
+        }
+        return Looked(item, seen, row, kept=described.kept)
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        rows = list(pool.map(read, task.items))
-    rejected = pa.Table.from_pylist([row for row in rows if "reason" in row], REJECTED_SCHEMA)
-    accepted = [row for row in rows if "reason" not in row]
-    images = [[EncodedImage(row["image"], row["width"], row["height"])] for row in accepted]
-    # The images shard is written last: it says that both are there.
-    write_shard(dataset.store, REJECTED, task.shard, rejected, [rejected.num_rows], task.recipe)
-    table = pa.Table.from_pylist(accepted, IMAGE_SCHEMA)
-    write_shard(dataset.store, IMAGES, task.shard, table, cut_row_groups(images), task.recipe)
-    return len(accepted)
+    def _write(self, task: ShardTask, items: Sequence[Item], looked: Sequence[Looked]) -> ShardResult:
+        """Write what became of the items of a shard; of equal ones the first one stays."""
+        order = {id(item): number for number, item in enumerate(items)}
+        rows: dict[str, dict[str, Any]] = {}
+        seen, rejected = [], [{"source": one.name, "size": one.size, "reason": one.reason} for one in task.troubles]
+        kept: set[str] = set()
+        for one in sorted(looked, key=lambda one: order[id(one.item)]):
+            reason = one.reason
+            if one.row is not None:
+                first = rows.setdefault(one.row["id"], one.row)
+                reason = "" if first is one.row else same_bytes(first["source"])
+                kept |= one.kept
+            if reason:
+                rejected.append({"source": one.item.name, "size": one.item.size, "reason": reason})
+            seen.append({**one.seen, "taken": not reason})
+        seen += [{"name": one.name, "size": one.size, "tag": "", "taken": False} for one in task.troubles]
+        shard_recipe = task.recipe(self.declaration, self.source.naming)
+        footer = write_images(
+            self.dataset,
+            task.shard,
+            pa.Table.from_pylist(list(rows.values()), IMAGE_SCHEMA),
+            pa.Table.from_pylist(rejected, REJECTED_SCHEMA),
+            pa.Table.from_pylist(seen, SEEN_SCHEMA),
+            shard_recipe,
+        )
+        return ShardResult(task.shard, len(rows), len(rejected), kept, footer)
 
 
-def _read_row(
-    item: Item, task: ShardTask, source: Source, described: Mapping[str, str], known_ids: set[str], limits: Limits
-) -> dict[str, Any]:
-    """A row of the images group; described: what metadata.csv says of the item. Raises Rejected."""
-    if item.name in task.twins:
-        raise Rejected(f"same bytes as {task.twins[item.name]}")
-    raw, facts = source.read(item)
-    identity = image_id(raw)
-    if identity in known_ids:
-        raise Rejected(f"in the dataset already, as {identity}")
-    image = normalize(raw, limits.max_pixels, limits.min_side)
-    facts = {**facts, **described}
-    try:
-        companions = read_companions(source.store, facts)
-    except FileNotFoundError as error:
-        raise Rejected(str(error)) from None
-    return {
-        "id": identity,
-        "image": image.encoded,
-        "width": image.width,
-        "height": image.height,
-        "source": item.name,
-        **companions,
-        **{key: facts.get(key) for key in ("author", "licence", "text")},
-    }
+@dataclass(frozen=True)
+class Looked:
+    """What became of an item: a row of images, or a reason. seen: its row of SEEN_SCHEMA."""
+
+    item: Item
+    seen: dict[str, Any]
+    row: dict[str, Any] | None = None
+    reason: str = ""
+    kept: frozenset[str] = frozenset()
 
 
-def forget_rejected(dataset: Dataset, shards: Sequence[ShardInfo], names: set[str]) -> None:
-    """Remove files that were looked at again from the rejected rows of earlier shards."""
-    for shard in shards if names else ():
-        rejected = dataset.read(REJECTED, shard.name)
-        is_left = [name not in names for name in rejected["source"].to_pylist()]
-        left = rejected.filter(pa.array(is_left, pa.bool_()))
-        if left.num_rows < rejected.num_rows:
-            shard_recipe = dataset.footer(REJECTED, shard.name).recipe
-            write_shard(dataset.store, REJECTED, shard.name, left, [left.num_rows], shard_recipe)
+def same_bytes(name: str) -> str:
+    """The reason of an item that equals an earlier one."""
+    return f"same bytes as {name}"
+
+
+def write_images(
+    dataset: Dataset, shard: str, images: pa.Table, rejected: pa.Table, seen: pa.Table, shard_recipe: str
+) -> Footer:
+    """Write the three files of a shard, that of images last: it says that all are there. The footer of images."""
+    write_seen(dataset, shard, seen, shard_recipe)
+    write_shard(dataset.store, REJECTED, shard, rejected, [rejected.num_rows], shard_recipe)
+    return write_pictures(dataset, shard, images, shard_recipe)
+
+
+def write_pictures(dataset: Dataset, shard: str, images: pa.Table, shard_recipe: str) -> Footer:
+    """Write the images of a shard (IMAGE_SCHEMA); the footer."""
+    sizes = zip(images["image"], images["width"].to_pylist(), images["height"].to_pylist(), strict=True)
+    row_groups = cut_row_groups(
+        [[EncodedImage(cast(bytes, memoryview(one.as_buffer())), *size)] for one, *size in sizes]
+    )
+    return write_shard(dataset.store, IMAGES, shard, images, row_groups, shard_recipe)
+
+
+def _said(described: Described, companions: Mapping[str, Any]) -> str:
+    """Digest of what is said of an item and of the files that belong to it."""
+    digests = {key: image_id(value) if isinstance(value, bytes) else value for key, value in companions.items()}
+    return digest_json([described.columns, digests])
+
+
+_NOTHING_SAID = _said(NOTHING, {})

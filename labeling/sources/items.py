@@ -20,8 +20,9 @@ ITEM_SCHEMA = pa.schema(
         ("name", pa.string()),  # in the source; unique, and what images.source says
         ("size", pa.int64()),  # bytes; an estimate where only reading tells
         ("tag", pa.string()),  # another one where the bytes, or what is said of them, may have changed
-        ("file", pa.binary()),  # the file that it lies in, as the store names it (not always UTF-8)
+        ("file", pa.binary()),  # the file that it lies in, as the store names it (not always UTF-8); null: `name`
         ("place", pa.int64()),  # where in that file: offset in a tar, row of a table; null for a file that is the item
+        ("together", pa.int64()),  # items of one file that are equal in it come at the price of one (a row group)
         ("beside", pa.string()),  # JSON, for the container alone: where else it finds what is said of the item
         ("described", pa.string()),  # JSON object: what a metadata table of the folder says of the item
     ]
@@ -102,7 +103,8 @@ def items_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
             row["file"] = row["file"].encode("utf-8", "surrogateescape")
         for key in ("beside", "described"):
             if row.get(key) is not None:
-                row[key] = json.dumps(row[key], ensure_ascii=False, separators=(",", ":"))
+                # Names that are not UTF-8 stay in escapes, which JSON gives back.
+                row[key] = json.dumps(row[key], ensure_ascii=key == "beside", separators=(",", ":"))
         encoded.append(row)
     return pa.Table.from_pylist(encoded, ITEM_SCHEMA)
 
@@ -113,7 +115,7 @@ def items_of(table: pa.Table) -> list[Item]:
         Item(
             row["name"],
             row["size"] or 0,
-            row["file"].decode("utf-8", "surrogateescape"),
+            row["name"] if row["file"] is None else row["file"].decode("utf-8", "surrogateescape"),
             row["place"],
             row["tag"] or "",
             row["beside"] and json.loads(row["beside"]),

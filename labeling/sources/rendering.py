@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.constants import FOCAL_LENGTH
-from model.inputs import InputError
+from model.inputs import InputError, one_line
 
 SUPERSAMPLING = 2  # rays per pixel and axis
 AMBIENT = 0.45
@@ -57,6 +57,17 @@ def orbit(views: int, seed: int) -> list[Floats]:
     return list(cameras.numpy())
 
 
+def _check(name: str, vertices: Floats, faces: NDArray[Any]) -> None:
+    """Raise InputError for a mesh on which the caster of rays would fail, or of which nothing could be seen."""
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        raise InputError(f"{name}: has triangles with points that are not there")
+    used = vertices[np.unique(faces)]
+    if not np.isfinite(vertices).all():
+        raise InputError(f"{name}: has points whose coordinates are no numbers")
+    if not (np.ptp(used, axis=0) > 0).sum() >= 2:
+        raise InputError(f"{name}: has no extent")
+
+
 class Surface:
     """A mesh ready to be hit by rays: one triangle soup with a color lookup for each part."""
 
@@ -66,13 +77,15 @@ class Surface:
 
         try:
             scene = trimesh.load_scene(path)
+            parts = scene.dump()
         except Exception as error:  # trimesh raises whatever its many readers do
-            raise InputError(f"{path.name}: cannot be read as a mesh ({error})") from None
-        self.parts: list[Any] = [mesh for mesh in scene.dump() if isinstance(mesh, trimesh.Trimesh) and len(mesh.faces)]
+            raise InputError(f"{path.name}: cannot be read as a mesh ({one_line(error)})") from None
+        self.parts: list[Any] = [mesh for mesh in parts if isinstance(mesh, trimesh.Trimesh) and len(mesh.faces)]
         if not self.parts:
             raise InputError(f"{path.name}: has no triangles to render")
         whole: Any = trimesh.util.concatenate([trimesh.Trimesh(m.vertices, m.faces, process=False) for m in self.parts])
         vertices = np.asarray(whole.vertices)
+        _check(path.name, vertices, np.asarray(whole.faces))
         if scene.metadata.get("file_type", path.suffix.lstrip(".")) in ("glb", "gltf", "obj"):
             # These formats have y up, our world z.
             vertices = vertices @ np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], float)

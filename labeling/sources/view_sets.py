@@ -23,21 +23,25 @@ from labeling.dataset import (
     CAMERAS,
     IMAGE_SCHEMA,
     IMAGES,
+    REJECTED,
+    REJECTED_SCHEMA,
     Dataset,
     digest_json,
     set_schema,
     write_shard,
 )
 from labeling.sources.cutting import cut_row_groups
-from labeling.sources.folder import METADATA
+from labeling.sources.facts import describe
+from labeling.sources.metadata import FILE_NAME, is_metadata
 from labeling.sources.normalize import EncodedImage, Rejected, image_id, normalize
 from labeling.sources.source import Source
 from model.constants import MAX_PIXELS, MIN_SIDE
-from model.inputs import InputError
+from model.inputs import InputError, one_line
 
 VERSION = 1
 SHARD_SETS = 64  # also the most rows of a row group
 MESHES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
+_WHOLE = (".glb", ".stl", ".off")  # these have all in one file
 TRANSFORMS = "transforms.json"
 SET_SCHEMA = set_schema(IMAGE_SCHEMA)
 
@@ -61,50 +65,66 @@ def is_mesh(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in MESHES
 
 
-def digest_set(source: Source, name: str, facts: Mapping[str, str]) -> str:
+def digest_set(source: Source, name: str, facts: Mapping[str, Any]) -> str:
     """Digest of a view set's file and of what metadata.csv says of it."""
     return hashlib.blake2b(source.store.read(name), digest_size=16).hexdigest() + digest_json(dict(facts))
 
 
 def write_sets(task: SetTask, source: Source, dataset: Dataset, parameters: Mapping[str, int]) -> int:
-    """Make and write the sets of one shard; how many there are. Raises InputError for a file that makes none.
+    """Make and write the sets of one shard; how many there are. A file that makes none goes to rejected/.
 
     parameters: count and size of rendered views, and the seed of their cameras.
     """
     metadata = source.metadata()
-    sets = [_read_set(source, name, metadata.get(name, {}), **parameters) for name in task.files]
+    sets, rejected = [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = _FolderCopies(source, Path(scratch))
+        for name in task.files:
+            try:
+                sets.append(_read_set(source, folders, name, metadata.get(name, {}), **parameters))
+            except InputError as error:
+                reason = str(error).replace(f"{source.uri}/", "").removeprefix(f"{name}: ")
+                rejected.append({"source": name, "reason": reason.removeprefix(f"{PurePosixPath(name).name}: ")})
+            except Exception as error:  # nothing that a source holds may end the job
+                rejected.append(
+                    {"source": name, "reason": f"makes no views ({type(error).__name__}: {one_line(error)})"}
+                )
     images = [
         [EncodedImage(*view) for view in zip(one["image"], one["width"], one["height"], strict=True)] for one in sets
     ]
     row_groups = cut_row_groups(images, SHARD_SETS)
-    # The images shard is written last: it says that both are there.
+    # The images shard is written last: it says that all are there.
+    refused = pa.Table.from_pylist(rejected, REJECTED_SCHEMA)
+    write_shard(dataset.store, REJECTED, task.shard, refused, [refused.num_rows], task.recipe)
     for group, schema in ((CAMERAS, CAMERA_SCHEMA), (IMAGES, SET_SCHEMA)):
         table = pa.Table.from_pylist([{key: one.get(key) for key in schema.names} for one in sets], schema)
         write_shard(dataset.store, group, task.shard, table, row_groups, task.recipe)
     return len(sets)
 
 
-def _read_set(source: Source, name: str, facts: Mapping[str, str], count: int, size: int, seed: int) -> dict[str, Any]:
+def _read_set(
+    source: Source, folders: _FolderCopies, name: str, facts: Mapping[str, Any], count: int, size: int, seed: int
+) -> dict[str, Any]:
     """The columns of a set: its id, and lists with an entry per view."""
-    views = _photographed(source, name) if name.endswith(TRANSFORMS) else _rendered(source, name, count, size, seed)
+    views = _photographed(source, name) if name.endswith(TRANSFORMS) else _rendered(folders, name, count, size, seed)
+    said = describe({key: value for key, value in facts.items() if key != FILE_NAME}, source.naming).columns
     columns: dict[str, Any] = {
         key: [view.get(key) for view in views] for key in (*SET_SCHEMA.names, "c2w", "intrinsics")
     }
-    columns |= {key: [facts.get(key)] * len(views) for key in ("author", "licence", "text")}
+    columns |= {key: [value] * len(views) for key, value in said.items()}
     columns["source"] = [f"{name}/{index}" for index in range(len(views))]
     columns["id"] = digest_json([digest_set(source, name, facts), count, size, seed])
     return columns
 
 
-def _rendered(source: Source, name: str, count: int, size: int, seed: int) -> list[dict[str, Any]]:
+def _rendered(folders: _FolderCopies, name: str, count: int, size: int, seed: int) -> list[dict[str, Any]]:
     """Views of a mesh, with exact depth."""
     from labeling.sources.rendering import render_views
     from model.pictures import encode_png
 
-    with tempfile.TemporaryDirectory() as folder:
-        # A mesh may name textures and materials beside it, so its whole folder comes along.
-        _copy_folder(source, PurePosixPath(name).parent, Path(folder))
-        rendered = render_views(Path(folder, PurePosixPath(name).name), count, size, seed)
+    rendered = render_views(folders.mesh(name), count, size, seed)
+    if not any(view.inverse_depth.any() for view in rendered):
+        raise InputError(f"{name}: nothing of it is seen")
     views = []
     for view in rendered:
         scale = float(view.inverse_depth.max()) / 65535 or 1.0
@@ -123,13 +143,36 @@ def _rendered(source: Source, name: str, count: int, size: int, seed: int) -> li
     return views
 
 
-def _copy_folder(source: Source, folder: PurePosixPath, target: Path) -> None:
-    prefix = "" if folder == PurePosixPath(".") else f"{folder}/"
-    for name in source.store.walk(prefix.rstrip("/")):
-        path = target / name
-        if name != METADATA and path.resolve().is_relative_to(target.resolve()):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(source.store.read(f"{prefix}{name}"))
+class _FolderCopies:
+    """Local copies of the folders that meshes lie in, since a mesh may name textures and materials beside it.
+
+    What is no mesh comes once for all meshes of a folder, and each mesh when it is asked for.
+    """
+
+    def __init__(self, source: Source, scratch: Path) -> None:
+        self._source, self._scratch = source, scratch
+        self._folders: dict[tuple[str, bool], Path] = {}
+
+    def mesh(self, name: str) -> Path:
+        """Where the copy of a mesh is, with what lies beside it."""
+        path = PurePosixPath(name)
+        folder = str(path.parent)
+        key = (folder, path.suffix.lower() in _WHOLE)
+        if key not in self._folders:
+            self._folders[key] = self._scratch / str(len(self._folders))
+            self._folders[key].mkdir()
+            if not key[1]:
+                self._copy_beside("" if folder == "." else f"{folder}/", self._folders[key])
+        copy = self._folders[key] / path.name
+        copy.write_bytes(self._source.store.read(name))
+        return copy
+
+    def _copy_beside(self, prefix: str, target: Path) -> None:
+        for name in self._source.store.walk(prefix.rstrip("/")):
+            path = target / name
+            if not (is_metadata(name) or is_mesh(name)) and path.resolve().is_relative_to(target.resolve()):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(self._source.store.read(f"{prefix}{name}"))
 
 
 def _photographed(source: Source, name: str) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from model.constants import MAX_PIXELS, MIN_SIDE
 from model.inputs import InputError
 
 if TYPE_CHECKING:
@@ -31,20 +30,6 @@ ResourcesOption = Annotated[
         "memory_gb, max_errors. May be repeated.",
     ),
 ]
-
-
-def ingest(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, glob, .tar or .parquet; local or s3://.")],
-    dataset: DatasetArgument,
-    shard_rows: Annotated[int, typer.Option(min=1, help="Most pictures in one shard.")] = 1024,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Pictures with more are refused.")] = MAX_PIXELS,
-    min_side: Annotated[int, typer.Option(min=1, help="Pictures with a shorter side are refused.")] = MIN_SIDE,
-) -> None:
-    """Pictures → DATASET/images; what is no picture goes to DATASET/rejected with the reason."""
-    from pipelines.ingest import ingest as run
-
-    result = run(source, dataset, shard_rows=shard_rows, max_pixels=max_pixels, min_side=min_side)
-    print(f"{result.added} pictures added, {result.rejected} files rejected; {result.images} pictures in {dataset}")
 
 
 def label(
@@ -125,7 +110,8 @@ def views(
     from pipelines.views import views as run
 
     result = run(source, dataset, count, size, seed)
-    print(f"{result.added} sets written; {result.sets} sets in {dataset}")
+    refused = f"; {result.rejected} files rejected (rejected/ says why)" if result.rejected else ""
+    print(f"{result.added} sets written; {result.sets} sets in {dataset}{refused}")
 
 
 def _show_plan(plans: Mapping[str, GroupPlan], as_json: bool) -> None:

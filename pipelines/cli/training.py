@@ -47,7 +47,9 @@ def plan(
         float, typer.Option(min=0.01, max=1, help="Share of the GPU's peak that computing reaches; as measured.")
     ] = 0.28,
     dollars: Annotated[float | None, typer.Option(min=0, help="For a GPU and hour.")] = None,
-    shard: Annotated[Sharding, typer.Option(help="Weights over the GPUs of a node, over all, or none.")] = Sharding.all,
+    shard: Annotated[
+        Sharding | None, typer.Option(help="Weights over the GPUs of a node, over all, or none; default as configured.")
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in --set batch=1024.")
     ] = None,
@@ -55,10 +57,11 @@ def plan(
 ) -> None:
     """What a run would cost, by arithmetic: memory of a GPU, seconds a step, hours, dollars. Nothing runs."""
     from training.config import load_config
-    from training.cost import ClusterSpec, run_cost
+    from training.cost import ClusterSpec, configured_sharding, run_cost
 
-    cluster = ClusterSpec(gpus, device, memory_gb, per_node, gbps, node_gbps, store_gbytes, mfu, dollars, shard.value)
     settings = load_config(config, overrides or [])
+    sharding = shard.value if shard else configured_sharding(settings)
+    cluster = ClusterSpec(gpus, device, memory_gb, per_node, gbps, node_gbps, store_gbytes, mfu, dollars, sharding)
     from pipelines.reports.cost import print_cost
 
     print_cost(settings, cluster, run_cost(settings, cluster), as_json)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from labeling.dataset import IMAGES, REJECTED, Dataset, ShardInfo, digest_json, is_leased
-from labeling.sources.ingest import SeenFiles
+from labeling.dataset import IMAGES, Dataset, digest_column, digest_json, is_leased
 from labeling.sources.source import Source
+from labeling.sources.survey import survey_dataset
 from model.inputs import InputError, one_line
 from pipelines.dashboard.check_outcomes import CheckOutcome
 from pipelines.dashboard.snapshots import Snapshot
+from pipelines.ingest_job.addresses import new_ranges, open_addresses
 
-MAX_NAMES = 2_000_000  # of ingested pictures that are compared; of larger sources, new pictures are only counted
 SHOWN_NAMES = 20
 
 
@@ -34,44 +33,32 @@ def sources_digest(snapshot: Snapshot) -> str:
 
     Other files in the same folders, such as those of the dataset itself, do not count. Raises InputError, OSError.
     """
-    return digest_json(
-        [[uri, [(name, entry.size) for name, entry in Source(uri).files().items()]] for uri in snapshot.sources]
-    )
+    listings = [(uri, Source(uri).files()[0]) for uri in snapshot.sources]
+    return digest_json([[uri, digest_column(files["name"]), digest_column(files["size"])] for uri, files in listings])
 
 
 def new_files(snapshot: Snapshot) -> list[NewFiles]:
     """The new pictures of each source that has some. Raises InputError, or OSError, where one cannot be listed."""
-    dataset = Dataset.open(snapshot.tracked.address)
-    ingested = dataset.shard_entries(IMAGES)  # an ingest writes this group of a shard last
     new: list[NewFiles] = []
-    for number, uri in enumerate(snapshot.sources):
+    for uri in snapshot.sources:
+        source = Source(uri)
+        dataset = Dataset(snapshot.tracked.address)
         try:
-            items = Source(uri).items()
+            if addresses := open_addresses(source, dataset):
+                if rows := new_ranges(source.address, addresses, dataset):
+                    new.append(NewFiles(uri, sum(rows.values()), list(rows)[:SHOWN_NAMES], digest_json(rows)))
+                continue
+            survey = survey_dataset(source.address, snapshot.tracked.address)
+            listing = source.listing(known=survey.seen.packed_tags)
         except InputError as error:
             if "no files there" in str(error):  # a source that was emptied has nothing new
                 continue
             raise
-        shards = [shard for shard in dataset.shards if shard.source == number]
-        if sum(shard.rows for shard in shards) > MAX_NAMES:
-            count = len(items) - _file_count(dataset, shards)
-            if count > 0:
-                new.append(NewFiles(uri, count, [], digest_json(len(items))))
-            continue
-        seen = SeenFiles()
-        for shard in shards:
-            if shard.name in ingested:
-                seen.add_shard(dataset, shard.name)
-        names = [item.name for item in seen.new(items)]
-        if names:
+        findings = survey.findings(listing)
+        if findings.count:
+            names = [*findings.new["name"].to_pylist(), *(trouble.name for trouble in findings.troubles)]
             new.append(NewFiles(uri, len(names), names[:SHOWN_NAMES], digest_json(names)))
     return new
-
-
-def _file_count(dataset: Dataset, shards: Sequence[ShardInfo]) -> int:
-    """The number of files that an ingest read for these shards: rows, and files that it rejected."""
-    rejected = dataset.footers(REJECTED, save=True)
-    rejected_rows = sum(rejected[shard.name].rows for shard in shards if shard.name in rejected)
-    return sum(shard.rows for shard in shards) + rejected_rows
 
 
 def unlabeled_shards(snapshot: Snapshot) -> dict[str, list[str]]:

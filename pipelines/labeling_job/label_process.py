@@ -89,6 +89,7 @@ class LabelProcess:
         """Outputs by group and row id. All networks are asked before the first answer is waited for."""
         import ray
 
+        lost = (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError)
         answers = {group: self._ask(group, inputs) for group, inputs in requests.items()}
         outputs = {}
         for group, inputs in requests.items():
@@ -98,7 +99,7 @@ class LabelProcess:
                     pool = self.placement.pool_of(group)
                     try:
                         outputs[group] = dict(zip(inputs, ray.get(answer), strict=True))
-                    except (DeviceError, ray.exceptions.RayActorError) as error:
+                    except (DeviceError, *lost) as error:
                         if not ray.get(self.coordinator.lost_network.remote(pool, number)):
                             raise WorkFailed(f"{group}: its network fails on every device: {error}") from error
                         answers[group] = self._ask(group, inputs)

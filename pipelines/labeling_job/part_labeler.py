@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from labeling.attempt import Attempt
-from labeling.dataset import IMAGES, Dataset, groups_of
+from labeling.dataset import IMAGES, Dataset
 from labeling.labeler import Labeler
 from labeling.resources import Resources
 from pipelines.labeling_job.loaded_labelers import Labelers
@@ -80,9 +80,9 @@ class PartLabeler:
             group, _, name = column.partition(".")
             if group not in part.groups:  # otherwise it is labeled here
                 columns.setdefault(group, set()).add(name)
-        for group in groups_of(list(columns)):
-            if group != IMAGES:
-                columns[group].add("error")
+        for group, of_group in columns.items():
+            if f"{group}.error" in part.digests:  # why a row lacks what is read
+                of_group.add("error")
         names: dict[str, list[str] | None] = {group: sorted(of_group) for group, of_group in columns.items()}
         numbers = list(range(part.first, part.end))
         table = self.dataset.join(part.shard, names, numbers)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from labeling.dataset import ID_COLUMN, IMAGES, Footers, FooterTable
+from labeling.dataset import ID_COLUMN, IMAGES, Footers, FooterTable, groups_of
 from labeling.dataset.footers import COLUMN, unpacked
 from labeling.plan import Wave
 from model.inputs import InputError
@@ -24,7 +24,8 @@ class Part:
     """Some row groups of a shard, for one process to label.
 
     first, end: the row groups, [first, end); row_groups: rows of every row group of the shard; groups: the groups to
-    label, each after those that it reads; digests: "group.column" → digest, of the columns read that are stored;
+    label, each after those that it reads; digests: "group.column" → digest, of the stored columns that are read, and of
+    `error` in their groups;
     only_errors: whether only rows in error are labeled again.
     """
 
@@ -71,7 +72,8 @@ def cut_parts(
     """
     shards = list(wave.work)
     reads = {ID_COLUMN, *(column for group in wave.groups for column in declarations[group]["reads"])}
-    kept = {column: _digests(column, shards, footers) for column in sorted(reads)}
+    errors = [f"{group}.error" for group in groups_of(sorted(reads))]
+    kept = {column: _digests(column, shards, footers) for column in [*sorted(reads), *errors]}
     images = FooterTable.of(footers[IMAGES])
     for index, (shard, groups) in enumerate(wave.work.items()):
         digests = {}
@@ -82,6 +84,9 @@ def cut_parts(
             if digest is None:
                 raise InputError(f"{', '.join(groups)}: there is no column {column} in shard {shard}")
             digests[column] = unpacked(digest)
+        for column in errors:
+            if (digest := kept[column][index]) and column.partition(".")[0] in groups_of(list(digests)):
+                digests[column] = unpacked(digest)
         sizes = images.row_groups(shard)
         first = 0
         while first < len(sizes):

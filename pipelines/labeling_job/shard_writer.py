@@ -11,8 +11,10 @@ from labeling.dataset import (
     ID_COLUMN,
     IMAGES,
     Dataset,
+    Footer,
     Footers,
     FooterTable,
+    IndexLog,
     digest_column,
     digest_json,
     recipe,
@@ -33,6 +35,7 @@ class ShardWriter:
     def __init__(self, dataset: Dataset, declarations: Declarations) -> None:
         self.dataset = dataset
         self.declarations = declarations
+        self.log = IndexLog(dataset.store)
         self.parts: dict[str, dict[int, Mapping[str, bytes]]] = {}  # shard → first row group → columns by group
 
     def add(self, part: Part, tables: Mapping[str, bytes]) -> bool:
@@ -48,7 +51,9 @@ class ShardWriter:
         digests = dict(part.digests)
         for group in part.groups:
             table = pa.concat_tables([from_bytes(tables[group]) for tables in tables_of])
-            digests |= write_group(self.dataset, self.declarations[group], group, part, table, digests)
+            footer = write_group(self.dataset, self.declarations[group], group, part, table, digests)
+            self.log.add(group, part.shard, footer)
+            digests |= column_digests(group, footer)
         del self.parts[part.shard]
         return True
 
@@ -60,16 +65,22 @@ def write_group(
     part: Part,
     table: pa.Table,
     digests: Mapping[str, str],
-) -> dict[str, str]:
-    """Write one shard of a group; the digests of its columns, as "group.column".
+) -> Footer:
+    """Write one shard of a group; its footer.
 
     digests: of the columns that it was made of. Where rows in error were tried again in vain, the file stays as it is.
     """
     made_of = recipe(declaration, {column: digests[column] for column in (ID_COLUMN, *declaration["reads"])})
-    columns = {name: digest_column(table[name]) for name in table.column_names} if part.only_errors else {}
-    if not part.only_errors or dataset.footer(group, part.shard).content != digest_json(columns):
-        columns = write_shard(dataset.store, group, part.shard, table, part.row_groups, made_of).columns
-    return {f"{group}.{name}": digest for name, digest in columns.items()}
+    if part.only_errors:
+        footer = dataset.footer(group, part.shard)
+        if footer.content == digest_json({name: digest_column(table[name]) for name in table.column_names}):
+            return footer
+    return write_shard(dataset.store, group, part.shard, table, part.row_groups, made_of)
+
+
+def column_digests(group: str, footer: Footer) -> dict[str, str]:
+    """The digests of a shard's columns, as "group.column"."""
+    return {f"{group}.{name}": digest for name, digest in footer.columns.items()}
 
 
 def write_empty_shards(
@@ -88,4 +99,5 @@ def write_empty_shards(
                 if column not in digests:
                     digests[column] = footers[read][shard].columns[name]
             table = group_schema(labelers[group], dataset.has_sets).empty_table()
-            digests |= write_group(dataset, declarations[group], group, part, table, digests)
+            footer = write_group(dataset, declarations[group], group, part, table, digests)
+            digests |= column_digests(group, footer)

@@ -26,10 +26,11 @@ from pipelines.labeling_job.shard_writer import Declarations
 from pipelines.labeling_job.tally import Tally
 from pipelines.progress import progress
 
+LEAST_ROWS = 8  # for which a process is started
 CALLS = 2  # parts that a process works on: one is labeled while another goes to the writer
 CALLS_WITH_NETWORKS = 4  # or waits for a network
 BLOCKS_IN_FLIGHT = 2  # of a process, besides those that it works on
-POLL_SECONDS = 0.25  # between two looks of Ray Data's scheduler
+FAST_POLLS, POLL_SECONDS = 100, 0.25  # looks of Ray Data's scheduler at its own pace, and what is added after them
 SMALL_JOB = 100  # rows below which no share of errors stops a job
 ENOUGH_ROWS = 1000  # that a share of errors is taken of at least, where there are so many
 
@@ -60,13 +61,13 @@ class WaveRun:
 
         Raises WorkFailed for a labeler with more unexpected errors than it may have.
         """
-        import ray
-
         images = FooterTable.of(footers[IMAGES])
         rows = images.total("rows", images.positions(list(wave.work)))
         if not rows:
             return 0
         self.start_ray()
+        import ray  # after its start, which sets the environment that Ray reads once
+
         labelers = {group: labeler for group, labeler in self.labelers.items() if group in wave.groups}
         cpus = max(cluster_has("CPU") or 1.0, self.most[0])
         gpus = max(cluster_has("GPU"), self.most[1])
@@ -74,6 +75,7 @@ class WaveRun:
         placement = place(labelers, resources, gpus, cpus, may_grow=not starts_own_ray())
         coordinator = self._coordinator(placement)
         processes = max(1, int((cluster_has("CPU") or 1.0) / placement.cpus))
+        processes = min(processes, -(-rows // LEAST_ROWS))
         part_rows = 1 if placement.pools else min(PART_ROWS, -(-rows // (processes * 4)))
         parts = cut_parts(wave, self.declarations, footers, part_rows, only_errors)
         tables = [pa.table({"parts": [pack(block)]}) for block in blocks_of_parts(parts, rows, processes)]
@@ -163,7 +165,11 @@ def _slow_polling() -> type:
     from ray.data._internal.execution.execution_callback import ExecutionCallback
 
     class SlowPolling(ExecutionCallback):
+        steps = 0
+
         def on_execution_step(self, executor: Any) -> None:
-            time.sleep(POLL_SECONDS)
+            self.steps += 1
+            if self.steps > FAST_POLLS:  # a short job, and the start of a long one, wait for every step
+                time.sleep(POLL_SECONDS)
 
     return SlowPolling

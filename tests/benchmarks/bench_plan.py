@@ -13,14 +13,23 @@ from rich.console import Console
 from rich.table import Table
 from rounds import alternate
 
-from training.config import ObjectiveConfig
+from training.config import ObjectiveConfig, TrainingConfig
 from training.mixture import Manifest, ShardPin, SourcePin, Stream
 from training.plan import Plan
+from training.reader import PlanReader
 from training.seeded_generator import SeededGenerator
 
 BATCH, WINDOW, FAR = 256, 8, 400_000
-# Each is to be at most this; start_growth is of ten times the shards.
-TARGETS = {"far_over_near": 1.5, "large_over_small": 3.0, "start_growth": 15.0}
+LARGE_BATCH, WORKERS, MANY_SHARDS = 4096, 512, 100_000
+# Each is to be at most this; start_growth is of ten times the shards. deal_seconds: a worker's part of a step of 4,096
+# samples for 512 workers; first_sample_seconds: from a manifest of 10⁸ rows in memory to the first sample.
+TARGETS = {
+    "far_over_near": 1.5,
+    "large_over_small": 3.0,
+    "start_growth": 15.0,
+    "deal_seconds": 0.005,
+    "first_sample_seconds": 2.0,
+}
 
 
 def main(rounds: int = 15) -> None:
@@ -34,7 +43,21 @@ def main(rounds: int = 15) -> None:
     ]
     near, far, little, floor = alternate(works, rounds)
     start_small, start_large = alternate([lambda: build_plan(500), lambda: build_plan(5000)], 3)
+    config = TrainingConfig(
+        name="plan",
+        steps=1,
+        batch=LARGE_BATCH,
+        size=64,
+        mixture={"a": {"dataset": "none", "tasks": ["text2image"]}},
+    )
+    manifest = build_manifest(MANY_SHARDS)
+    reader = PlanReader(manifest, config, "dct")
+    # A worker asks for the steps of a run one after another, of which each is in the block of the one before or next.
+    (deal,) = alternate([lambda: reader.deal(next(steps), 17, WORKERS)], rounds)
+    (first,) = alternate([lambda: PlanReader(manifest, config, "dct").deal(0, 0, WORKERS)], 3)
     figures = {
+        "deal_seconds": deal,
+        "first_sample_seconds": first,
         "rows": 5000 * 1024,
         "start_seconds": start_large,
         "step_seconds": near,
@@ -53,11 +76,16 @@ def main(rounds: int = 15) -> None:
         sys.exit(f"missed: {', '.join(missed)}")
 
 
-def build_plan(shards: int) -> Plan:
-    """A plan over that many shards of 1024 rows."""
+def build_manifest(shards: int) -> Manifest:
+    """A manifest of that many shards of 1024 rows."""
     pins = [ShardPin(f"{number:06d}", [64] * 16, {}, {"text2image@64": None}) for number in range(shards)]
     stream = Stream("a", "text2image", 1.0, 64, shards * 1024)
-    return Plan(Manifest({"a": SourcePin("a", "pictures", {}, pins)}, [stream]), 0, BATCH, ObjectiveConfig(), WINDOW)
+    return Manifest({"a": SourcePin("a", "pictures", {}, pins)}, [stream])
+
+
+def build_plan(shards: int) -> Plan:
+    """A plan over that many shards."""
+    return Plan(build_manifest(shards), 0, BATCH, ObjectiveConfig(), WINDOW)
 
 
 def draw_sample(index: int) -> tuple[float, int, int]:

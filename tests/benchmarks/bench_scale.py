@@ -1,7 +1,7 @@
 """`make bench-scale`: what looking at datasets of very many shards costs, on disk and on S3 far away.
 
     bench_scale.py --shards 1000 10000            # smaller ones
-    bench_scale.py --shards 1000 --s3 1000        # S3: rclone on loopback behind a proxy that makes requests wait
+    bench_scale.py --shards 1000 --s3 1000        # S3: a server on loopback that makes requests wait
 
 Shards have one row; after the first thousand they are links to these. The floor beside is the bare listing of the three
 groups, which no program can do without. Commands are processes of their own, imports and Ray's start included; memory
@@ -11,7 +11,6 @@ is the largest of the process itself. Figures go to runs/bench/scale.json.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import io
 import json
 import os
@@ -20,15 +19,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from free_ports import free_ports
 from rich.console import Console
 from rich.table import Table
-from s3_proxy import S3Proxy, s3_proxy
+from s3_folder import S3Folder, tag_of
+from s3_proxy import serving
 
 GROUPS = ("images", "boxes", "edges")
 LINKED = 1000  # shards that are written; a file can have some ten thousand links
@@ -61,7 +59,7 @@ class Figure:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, nargs="*", default=[1000, 10_000, FULL])
-    parser.add_argument("--s3", type=int, nargs="*", default=[1000, 10_000], help="sizes to measure on S3")
+    parser.add_argument("--s3", type=int, nargs="*", default=[1000, 10_000, FULL], help="sizes to measure on S3")
     parser.add_argument("--delay", type=float, default=0.03, help="seconds that a request to S3 waits")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/scale.json"))
     args = parser.parse_args()
@@ -143,46 +141,31 @@ def measure_disk(place: Path, count: int) -> Iterator[Figure]:
 def measure_s3(place: Path, count: int, delay: float) -> Iterator[Figure]:
     """Commands on the same dataset behind S3."""
     address = f"s3://{place.parent.name}/{place.name}"
-    with rclone(place.parent.parent) as (server, secrets), s3_proxy(server, delay) as proxy:
-        environment = {**secrets, "AWS_ENDPOINT_URL": proxy.address}
+    with serving(S3Folder(place.parent.parent, delay)) as server:
+        environment = {
+            "AWS_ENDPOINT_URL": server.address,
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_REGION": "us-east-1",
+            "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+            "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+        }
 
         def figure(what: str, *command: str) -> Figure:
-            floor = seconds_of(lambda: list_bucket(proxy, environment, place))
-            before = proxy.requests
+            floor = seconds_of(lambda: list_bucket(server, environment, place))
+            before = server.requests
             figure = Figure(f"s3 {what}", count, *run(*command, **environment), floor)
-            figure.requests = proxy.requests - before
+            figure.requests = server.requests - before
             return say(figure)
 
+        # The index knows the files by their times on disk, and is made anew; of 10⁵ shards that takes half an hour.
         forget(place)
-        yield figure("status, cold", "status", address)
+        if count < FULL:
+            yield figure("status, cold", "status", address)
+        else:
+            index_as_on_s3(place)
         yield figure("status, warm", "status", address)
         yield figure("label, nothing to do", "label", address, "edges")
-
-
-@contextmanager
-def rclone(root: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """A real S3 server whose buckets are the folders below `root`; its address, and the environment to reach it."""
-    package = importlib.util.find_spec("rclone_api")
-    assert package is not None and package.origin is not None
-    program = Path(package.origin).parent / "bin" / "rclone"
-    (port,) = free_ports(1)
-    command = [str(program), "serve", "s3", str(root), "--addr", f"127.0.0.1:{port}", "--auth-key", "key,secret", "-q"]
-    # Without hashes of the content as tags: they would be computed for every listing.
-    options = ["--etag-hash", "", "--vfs-cache-mode", "off"]
-    server = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL)
-    environment = {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
-    }
-    try:
-        time.sleep(3)
-        yield f"http://127.0.0.1:{port}", environment
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def list_folder(folder: Path) -> int:
@@ -190,13 +173,13 @@ def list_folder(folder: Path) -> int:
     return sum(item.stat().st_size for item in os.scandir(folder) if item.is_file())
 
 
-def list_bucket(proxy: S3Proxy, environment: dict[str, str], place: Path) -> None:
+def list_bucket(server: S3Folder, environment: dict[str, str], place: Path) -> None:
     """The bare listing of the three groups, one after another."""
     import boto3
 
     client = boto3.session.Session(
         environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"], region_name="us-east-1"
-    ).client("s3", endpoint_url=proxy.address)
+    ).client("s3", endpoint_url=server.address)
     for group in GROUPS:
         pages = client.get_paginator("list_objects_v2").paginate(
             Bucket=place.parent.name, Prefix=f"{place.name}/{group}/", Delimiter="/"
@@ -229,6 +212,20 @@ def forget(place: Path) -> None:
     """Drop the index."""
     for path in place.glob("*/index*.parquet"):
         path.unlink()
+
+
+def index_as_on_s3(place: Path) -> None:
+    """Make the index with the tags that the server gives."""
+    import pyarrow.parquet as pq
+
+    from labeling.dataset import Dataset
+
+    Dataset(place).all_footers(GROUPS, save=True)
+    for path in place.glob("*/index*.parquet"):
+        table = pq.read_table(path)
+        files = [path.parent / f"{name}.parquet" for name in table["name"].to_pylist()]
+        tags = [tag_of(file).strip('"') for file in files]
+        pq.write_table(table.set_column(table.column_names.index("tag"), "tag", [tags]), path)
 
 
 def say(figure: Figure) -> Figure:

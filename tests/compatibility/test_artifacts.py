@@ -87,7 +87,7 @@ def test_dataset_of_earlier_layout_is_fresh(place: Path, name: str) -> None:
     assert set(status) == GROUPS[name] | SOURCES[name]
     for group, state in status.items():
         found = (state["fresh"], state["stale"], state["missing"])
-        assert found == ((0, SHARDS[name], 0) if group in STALE else (SHARDS[name], 0, 0)), group
+        assert found == (SHARDS[name], 0, 0), group
     errors = {group: state["errors"] for group, state in status.items() if state["errors"]}
     assert errors == ({"depth": 3, "latents-64-depth": 3} if name == "dataset" else {})
 

@@ -92,7 +92,7 @@ def test_row_that_takes_memory_which_no_limit_counts_is_in_error() -> None:
 
 
 def test_memory_that_earlier_rows_hold_is_not_held_against_a_row() -> None:
-    assert label(labeler("", kind=Leaking), memory_gb=1.5) == [float(n) for n in range(8)]
+    assert label(labeler("", kind=Leaking), memory_gb=0.5) == [float(n) for n in range(8)]
 
 
 def test_device_that_fails_for_one_row_only_is_that_row_s_error(tmp_path: Path) -> None:
@@ -115,6 +115,7 @@ def test_device_that_fails_for_all_rows_is_the_job_s_affair() -> None:
 def test_row_without_others_is_judged_by_an_earlier_task() -> None:
     with Supervisor(LabelWork(labeler("too-large", kind=BadDevice)), on_gpu=True) as supervisor:
         assert [plain(result) for result in supervisor.run(rows(4))] == [0, 1, 2, 3]
+        assert supervisor.run([]) == []
         assert plain(supervisor.run(rows(6)[5:])[0]) == "CUDA error: out of memory"
         assert [plain(result) for result in supervisor.run(rows(4))] == [0, 1, 2, 3]
     fresh = Supervisor(LabelWork(labeler("too-large", kind=BadDevice)), on_gpu=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -160,3 +161,17 @@ def test_group_held_by_another_job_is_refused(dataset: Dataset) -> None:
     with lease(dataset.store, ["brightness"]), pytest.raises(InputError, match=f"process {os.getpid()}"):
         label(dataset.uri, [BRIGHTNESS])
     assert not dataset.store.exists("brightness/group.json")
+
+
+def test_jobs_on_other_shards_run_beside_each_other(dataset: Dataset) -> None:
+    label(dataset.uri, [BRIGHTNESS], shards=(0, 1))
+    holder = {"host": "elsewhere", "process": 1, "started": 1.0, "job": "", "time": time.time(), "shards": [0, 1]}
+    dataset.store.put("brightness/running-000000-000001.json", json.dumps(holder).encode())
+    with pytest.raises(InputError, match="on elsewhere is working on it, shards 0:1"):
+        label(dataset.uri, [BRIGHTNESS], shards=(0, 2))
+    with pytest.raises(InputError, match="is working on it with other parameters"):
+        label(dataset.uri, [BRIGHTNESS], {"brightness": {"gain": 2.0}}, shards=(1, 3))
+    assert label(dataset.uri, [BRIGHTNESS], shards=(1, 3)).written == {"brightness": 2}
+    parts = dataset.store.files("brightness", "index")
+    assert list(parts) == ["index-000000-000001.parquet", "index-000001-004096.parquet"]
+    assert dataset_status(dataset)["brightness"].fresh == 3

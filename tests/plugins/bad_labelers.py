@@ -180,7 +180,7 @@ class Leaking(Bad):
         self.held: list[Any] = []
 
     def label_row(self, row: Row) -> Row:
-        self.held.append(np.empty(300_000_000, np.uint8))
+        self.held.append(np.empty(1_500_000_000, np.uint8))
         return super().label_row(row)
 
 

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TypeVar
 from urllib.parse import urlsplit
 
+P = TypeVar("P", bound="S3Proxy")
 FAULTS = ("500", "503", "no answer", "cut")
 
 
@@ -25,8 +27,10 @@ class S3Proxy(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, behind: str, delay: float = 0.0, share: float = 0.0, seed: int = 0) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(
+        self, behind: str, delay: float = 0.0, share: float = 0.0, seed: int = 0, handler: type[Handler] | None = None
+    ) -> None:
+        super().__init__(("127.0.0.1", 0), handler or Handler)
         self.behind = urlsplit(behind).netloc
         self.delay = delay
         self.share = share
@@ -57,7 +61,9 @@ class S3Proxy(ThreadingHTTPServer):
         """A client that has gone is no trouble of the proxy's."""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """Answers requests of one connection, by what the server behind answers."""
+
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     server: S3Proxy
@@ -111,7 +117,13 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def s3_proxy(behind: str, delay: float = 0.0, share: float = 0.0) -> Iterator[S3Proxy]:
     """A proxy in front of the S3 server at an address, as long as the context lasts."""
-    proxy = S3Proxy(behind, delay, share)
+    with serving(S3Proxy(behind, delay, share)) as proxy:
+        yield proxy
+
+
+@contextmanager
+def serving(proxy: P) -> Iterator[P]:
+    """Let a proxy answer as long as the context lasts."""
     thread = threading.Thread(target=proxy.serve_forever, daemon=True)
     thread.start()
     try:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from model.inputs import InputError
 from pipelines.cli.app import app
 from training.config import PRESETS, load_config
-from training.cost import ClusterSpec, run_cost
+from training.cost import ClusterSpec, configured_sharding, run_cost
 
 GIB = 2**30
 
@@ -60,7 +60,10 @@ def test_more_tokens_than_a_pass_take_more_passes() -> None:
 def test_presets_state_what_the_model_says(preset: str) -> None:
     stated = re.search(r"plan (\S+) --gpus 64` about (\d+) hours on 64 H100", (PRESETS / f"{preset}.yaml").read_text())
     assert stated and stated[1] == preset
-    assert int(stated[2]) == pytest.approx(run_cost(load_config(preset), ClusterSpec(64)).hours, rel=0.02)
+    config = load_config(preset)
+    assert int(stated[2]) == pytest.approx(
+        run_cost(config, ClusterSpec(64, sharding=configured_sharding(config))).hours, rel=0.03
+    )
 
 
 def test_impossible_plans_are_one_line() -> None:
@@ -77,7 +80,7 @@ def test_command_prints_table_and_json() -> None:
     assert result.exit_code == 0
     assert "memory of a GPU" in result.output and "Communication takes longer than computing" in result.output
     values = json.loads(CliRunner().invoke(app, [*command, "--json"]).output)
-    expected = run_cost(load_config("stage1-256"), ClusterSpec(64, gbps=200, dollars=2))
+    expected = run_cost(load_config("stage1-256"), ClusterSpec(64, gbps=200, dollars=2, sharding="node"))
     assert values["hours"] == pytest.approx(expected.hours)
     assert values["dollars"] == pytest.approx(expected.hours * 64 * 2)
     quick = CliRunner().invoke(app, [*command, "--json", "--shard", "node", "--set", "batch=4096"])

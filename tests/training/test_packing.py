@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from model.inputs import InputError
-from training.packing import deal_packs
+from training.packing import deal_packs, deal_to_one
 from training.seeded_generator import SeededGenerator
 
 
@@ -20,6 +22,24 @@ def test_packs_hold_every_sample_once_within_the_budget(workers: int) -> None:
     assert max(numbers) == min(numbers)
     loads = [sum(tokens[place] for pack in packs for place in pack) for packs in dealt]
     assert max(loads) - min(loads) <= 64
+
+
+def test_packs_of_a_run_stay_the_same_with_every_version() -> None:
+    """Who computes what together decides the rounding of a run that is resumed."""
+    dealt = []
+    for workers in (1, 2, 3, 8, 50):
+        generator = SeededGenerator("pin", workers)
+        dealt.append(deal_packs([generator.integer(1, 64) for _ in range(400)], 100, workers))
+    assert hashlib.blake2b(repr(dealt).encode(), digest_size=8).hexdigest() == "b2c80780db73bf16"
+
+
+def test_what_one_worker_is_dealt_is_its_part_of_what_all_are() -> None:
+    generator = SeededGenerator("one", 0)
+    tokens = [generator.integer(1, 64) for _ in range(41)]
+    for workers in (1, 3, 8):
+        dealt = deal_packs(tokens, 100, workers)
+        for rank in range(workers):
+            assert deal_to_one(tokens, 100, workers, rank) == (dealt[rank], max(map(len, dealt)))
 
 
 def test_there_are_as_few_packs_as_the_budget_allows() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 
 import numpy as np
@@ -41,6 +42,22 @@ def test_step_does_not_depend_on_earlier_steps() -> None:
         assert _plan().step(step) == in_a_row[step]
     backwards = _plan()
     assert [backwards.step(step) for step in (299, 12, 298)] == [in_a_row[step] for step in (299, 12, 298)]
+
+
+def test_samples_of_a_run_stay_the_same_with_every_version() -> None:
+    """A run that is resumed must go on with the samples that it would have had."""
+    text = repr([_plan().step(step) for step in (0, 1, 63, 64, 65, 299, 100_000)])
+    assert hashlib.blake2b(text.encode(), digest_size=8).hexdigest() == "6185cbd4690ae4ec"
+
+
+@pytest.mark.parametrize("batch", [16, 3000])
+def test_sizes_of_a_step_are_those_of_its_samples(batch: int) -> None:
+    plan = _plan(batch=batch)
+    for step in (0, 3, 70):
+        tokens, frames = plan.step_sizes(step)
+        samples = plan.step(step)
+        assert tokens.tolist() == [sample.tokens for sample in samples]
+        assert frames.tolist() == [sample.frames for sample in samples]
 
 
 def test_seed_changes_tasks_and_noise() -> None:

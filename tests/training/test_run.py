@@ -71,7 +71,7 @@ def test_run_writes_checkpoints_metrics_and_events(whole: tuple[Path, TrainingRe
     records = read_metrics(open_store(run))
     assert [record["step"] for record in records] == list(range(1, 31))
     assert set().union(*(record["losses"] for record in records)) == set(result.rows)
-    assert all(record["tokens_per_second"] > 0 for record in records)
+    assert all(record["tokens_per_second"] > 0 and record["tflops_per_second"] > 0 for record in records)
     assert records[-1] == result.metrics
     assert [event["event"] for event in events[:2]] == ["mixture", "checkpoint"]
     assert [event["step"] for event in events if event["event"] == "step"] == list(range(1, 31))
@@ -93,10 +93,14 @@ def test_loss_falls(whole: tuple[Path, TrainingResult, list[Any]]) -> None:
     assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
 
 
-def test_number_of_workers_and_packs_does_not_change_a_run(
-    whole: tuple[Path, TrainingResult, list[Any]], shared_config: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_number_of_workers_packs_and_shards_do_not_change_a_run(
+    whole: tuple[Path, TrainingResult, list[Any]], shared_config: dict[str, Any], tmp_path: Path, fsdp: bool
 ) -> None:
-    _run(shared_config, tmp_path / "two", steps=4, workers={"count": 2, "pack_tokens": 100})
+    """FSDP2 also continues from a checkpoint that it wrote."""
+    workers = {"count": 2, "pack_tokens": 100, "fsdp": fsdp}
+    for steps in (2, 4) if fsdp else (4,):
+        _run(shared_config, tmp_path / "two", steps=steps, workers=workers)
     assert _losses(tmp_path / "two") == pytest.approx(_losses(whole[0])[:4], rel=1e-5)
     one, two = _training(whole[0], 4), _training(tmp_path / "two", 4)
     assert one.keys() == two.keys()

@@ -6,12 +6,12 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labeling.dataset.storage.errors import explained
-from labeling.dataset.storage.store import Entry
+from labeling.dataset.storage.store import Entry, Trouble
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,6 +54,50 @@ class LocalStore:
                     stat = path.stat()
                     entries[path.relative_to(base).as_posix()] = _entry(stat)
         return dict(sorted(entries.items()))
+
+    def scan(self, prefix: str = "", trouble: Trouble | None = None) -> Iterator[tuple[str, Entry]]:
+        base = self.root / prefix
+        inside = os.path.realpath(base)
+        followed: set[str] = set()
+        pending = [""]
+        while pending:
+            relative = pending.pop()
+            try:
+                with os.scandir(base / relative) as listed:
+                    items = sorted(listed, key=lambda item: item.name, reverse=True)
+            except OSError as error:
+                if trouble is not None and not isinstance(error, FileNotFoundError | NotADirectoryError):
+                    trouble(relative or ".", f"folder cannot be read ({error.strerror})")
+                continue
+            for item in reversed(items):
+                name = f"{relative}/{item.name}" if relative else item.name
+                if item.name.startswith("."):
+                    continue
+                if item.is_file():
+                    with suppress(FileNotFoundError):  # deleted since it was listed
+                        yield name, _entry(item.stat())
+                elif item.is_symlink() and not os.path.exists(item):
+                    if trouble is not None:
+                        trouble(name, "link to a file that is not there")
+                elif item.is_symlink():
+                    # What lies below the root is found there; what lies outside is followed once, so no circle is.
+                    target = os.path.realpath(item)
+                    around = f"{target}/".startswith(f"{inside}/") or f"{inside}/".startswith(f"{target}/")
+                    if item.is_dir() and not around and target not in followed:
+                        followed.add(target)
+                        pending.append(name)
+            pending += [
+                f"{relative}/{item.name}" if relative else item.name
+                for item in items
+                if item.is_dir(follow_symlinks=False) and not item.name.startswith(".")
+            ]
+
+    def entry(self, name: str) -> Entry | None:
+        try:
+            stat = (self.root / name).stat()
+        except OSError:
+            return None
+        return _entry(stat) if (self.root / name).is_file() else None
 
     def exists(self, name: str) -> bool:
         return (self.root / name).is_file()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from labeling.dataset.storage.errors import explained
-from labeling.dataset.storage.store import Entry
+from labeling.dataset.storage.store import Entry, Trouble
 from model.inputs import InputError
 
 if TYPE_CHECKING:
@@ -94,6 +94,27 @@ class S3Store:
                 if name and not name.endswith("/") and not any(part.startswith(".") for part in name.split("/")):
                     entries[name] = Entry(item["Size"], item["ETag"].strip('"'))
         return dict(sorted(entries.items()))
+
+    def scan(self, prefix: str = "", trouble: Trouble | None = None) -> Iterator[tuple[str, Entry]]:
+        start = len(f"{self.key(prefix)}/") if self.key(prefix) else 0
+        for page in self._pages(prefix, ""):
+            for item in page.get("Contents", ()):
+                name = item["Key"][start:]
+                marker = name.endswith(("/", "_$folder$"))  # an empty object by which tools show a folder
+                if name and not marker and not any(part.startswith(".") for part in name.split("/")):
+                    yield name, Entry(item["Size"], item["ETag"].strip('"'))
+
+    def entry(self, name: str) -> Entry | None:
+        from botocore.exceptions import ClientError
+
+        with explained(self.uri):
+            try:
+                head = self.client.head_object(Bucket=self.bucket, Key=self.key(name))
+            except ClientError as error:
+                if error.response["Error"]["Code"] in ("404", "NoSuchKey"):
+                    return None
+                raise
+            return Entry(head["ContentLength"], head["ETag"].strip('"'))
 
     def exists(self, name: str) -> bool:
         from botocore.exceptions import ClientError

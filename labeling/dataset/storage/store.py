@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+Trouble = Callable[[str, str], None]  # told the name of what cannot be listed, and why
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,15 @@ class Store(Protocol):
 
     def walk(self, prefix: str = "") -> dict[str, Entry]:
         """All files below `prefix`, by path relative to it; names beginning with a dot are left out."""
+
+    def scan(self, prefix: str = "", trouble: Trouble | None = None) -> Iterator[tuple[str, Entry]]:
+        """All files below `prefix` as `walk` names them, one by one and in no order, for folders of any size.
+
+        Links to folders outside are followed. trouble: told the name and the reason where something cannot be listed.
+        """
+
+    def entry(self, name: str) -> Entry | None:
+        """One file as a listing shows it, None where it is not there."""
 
     def exists(self, name: str) -> bool:
         """Whether the file is there."""

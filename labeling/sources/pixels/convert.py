@@ -11,22 +11,28 @@ import numpy as np
 from labeling.sources.pixels import jpeg, profiles, tags
 from labeling.sources.pixels.decode import Decoded, decode
 from labeling.sources.pixels.outcome import EncodedImage, Rejected, broken
+from labeling.sources.pixels.recoding import QUALITY, options_of_turned
 from labeling.sources.pixels.signatures import describe_unknown, format_name, not_read
 from labeling.sources.pixels.spaces import to_srgb
-
-_JPEG_QUALITY = 95
 
 
 def convert(raw: bytes, max_pixels: int, min_side: int) -> EncodedImage:
     """Decode any file and encode it anew. Raises Rejected with the reason.
 
     What loses a little already (JPEG, HEIC, AVIF, JPEG XL, WebP with loss) becomes JPEG at quality 95 without
-    subsampling, the rest PNG.
+    subsampling (`recoding` has more on a JPEG that is only turned), the rest PNG.
     """
     form = format_name(raw)
     try:
         decoded = _decode(raw, form, max_pixels, min_side)
-        return _encode(_flatten(_turn(_colors(decoded), decoded.turn)), decoded.is_lossy)
+        colored = _colors(decoded)
+        turned = _flatten(_turn(colored, decoded.turn))
+        if not decoded.is_lossy:
+            return _encode(turned, "PNG")
+        options: dict[str, Any] = {"quality": QUALITY, "subsampling": 0}
+        if decoded.coding and colored is decoded.image:
+            options = options_of_turned(decoded.coding, decoded.turn, decoded.image.size)
+        return _encode(turned, "JPEG", **options)
     except Rejected:
         raise
     except MemoryError:
@@ -126,11 +132,8 @@ def _flatten(image: Any) -> Any:
     return flat.getchannel("G") if image.mode == "LA" else flat
 
 
-def _encode(image: Any, is_lossy: bool) -> EncodedImage:
+def _encode(image: Any, form: str, **options: Any) -> EncodedImage:
     image.info = {}  # profile, EXIF and texts are those of the file that was
     buffer = io.BytesIO()
-    if is_lossy:
-        image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
-    else:
-        image.save(buffer, "PNG")
+    image.save(buffer, form, **options)
     return EncodedImage(buffer.getvalue(), image.width, image.height)

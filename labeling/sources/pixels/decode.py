@@ -17,6 +17,7 @@ from labeling.sources.pixels.boxes import jxl_size, main_color, without_exif
 from labeling.sources.pixels.deep import FLOAT, SIGNED, UNSIGNED, WHITE_IS_ZERO, Depth, read_levels, to_16_bits
 from labeling.sources.pixels.outcome import Rejected, check_size
 from labeling.sources.pixels.png import PngFacts, pixels_only, read_png
+from labeling.sources.pixels.recoding import JpegCoding, coding_of
 from labeling.sources.pixels.spaces import ColorSpace, adobe_rgb, coded_space, stated_space, to_srgb
 
 # Formats that need another program (EPS, WMF), another library, or that are no pictures to see.
@@ -53,7 +54,7 @@ class Decoded:
 
     image: a Pillow image of 8 bits; profile: its ICC profile, space: its color space where there is no profile, both
     None for sRGB; turn: 1…8, the EXIF orientation still to be applied; is_lossy: the format is one of photographs that
-    loses a little, so that a JPEG of high quality may replace it.
+    loses a little, so that a JPEG of high quality may replace it; coding: that of a JPEG.
     """
 
     image: Any
@@ -61,6 +62,7 @@ class Decoded:
     space: ColorSpace | None = None
     turn: int = 1
     is_lossy: bool = False
+    coding: JpegCoding | None = None
 
 
 @cache
@@ -121,7 +123,8 @@ def _decode_other(raw: bytes, max_pixels: int, min_side: int) -> Decoded:
     is_lossy = form in ("JPEG", "WEBP") and b"VP8L" not in raw[:64]
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _deep(*_own_levels(image), profile, space, 1)
-    return Decoded(image, profile, space, tags.orientation(exif, xmp), is_lossy)
+    coding = coding_of(image) if form == "JPEG" else None
+    return Decoded(image, profile, space, tags.orientation(exif, xmp), is_lossy, coding)
 
 
 def _own_levels(image: Any) -> tuple[Any, Depth]:

@@ -31,6 +31,8 @@ def broken(form: str, error: BaseException) -> Rejected:
         return Rejected(f"truncated {form} file")
     if said.startswith("cannot identify image file"):
         said = "its header cannot be read"
+    if said.startswith("Generic Error"):  # all that libjxl tells
+        said = "its pixels cannot be read"
     said = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "the file", said)  # an object's address differs from run to run
     return Rejected(f"broken: {form}: {said or type(error).__name__}"[:_LONGEST_REASON])
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from labeling.sources.container import Item
-from labeling.sources.cutting import ROW_GROUP_PIXELS, ROW_GROUP_ROWS, cut_row_groups, cut_shards
+import numpy as np
+
+from labeling.sources.cutting import ROW_GROUP_PIXELS, ROW_GROUP_ROWS, cut_row_groups, cut_shards, join_shards
 from labeling.sources.normalize import EncodedImage
 
 
@@ -18,6 +19,13 @@ def test_row_groups_keep_within_rows_bytes_and_pixels() -> None:
 
 
 def test_shards_keep_within_rows_and_bytes() -> None:
-    items = [Item(f"{index}", size, f"{index}") for index, size in enumerate((5, 5, 5, 20, 1))]
-    assert [len(shard) for shard in cut_shards(items, 2, 100)] == [2, 2, 1]
-    assert [len(shard) for shard in cut_shards(items, 9, 10)] == [2, 1, 1, 1]
+    sizes = np.array([5, 5, 5, 20, 1])
+    assert cut_shards(sizes, 2, 100) == [(0, 2), (2, 4), (4, 5)]
+    assert cut_shards(sizes, 9, 10) == [(0, 2), (2, 3), (3, 4), (4, 5)]
+    assert cut_shards(sizes[:0], 9, 10) == []
+
+
+def test_shards_of_one_row_group_are_read_together() -> None:
+    units = ["a", "a", "a", "b", "b", None, None]
+    assert join_shards([(0, 2), (2, 4), (4, 5), (5, 6), (6, 7)], units, 9) == [[0, 1, 2], [3], [4]]
+    assert join_shards([(0, 1), (1, 2), (2, 3)], units, 2) == [[0, 1], [2]]

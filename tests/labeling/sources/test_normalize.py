@@ -96,3 +96,20 @@ def test_truncated_files_are_rejected(chelsea: Image.Image, kind: str) -> None:
     for share in (0.05, 0.3, 0.6, 0.9):
         with pytest.raises(Rejected):
             normalize(raw[: int(len(raw) * share)], 10**8, 32)
+
+
+@pytest.mark.parametrize(("turn", "crop"), [(6, (0, 0, 448, 288)), (3, (0, 0, 448, 288)), (8, (0, 0, 451, 299))])
+@pytest.mark.parametrize(("quality", "subsampling"), [(75, 2), (90, 1), (97, 0)])
+def test_turned_jpeg_loses_little(
+    chelsea: Image.Image, turn: int, crop: tuple[int, int, int, int], quality: int, subsampling: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    raw = encoded(chelsea.crop(crop), "JPEG", exif=exif, quality=quality, subsampling=subsampling)
+    move = {6: Image.Transpose.ROTATE_270, 3: Image.Transpose.ROTATE_180, 8: Image.Transpose.ROTATE_90}[turn]
+    upright = np.asarray(Image.open(io.BytesIO(raw)).transpose(move), np.float64)
+    image = normalize(raw, 10**8, 32)
+    off = decoded(image) - upright
+    assert 20 * np.log10(255 / np.sqrt((off**2).mean())) > 44
+    if crop[2] % 16 == 0 and subsampling != 1:  # its blocks stay blocks
+        assert len(image.encoded) < 1.05 * len(raw)

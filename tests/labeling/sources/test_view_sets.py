@@ -14,7 +14,6 @@ import trimesh
 from labeling.dataset import Dataset, ShardInfo
 from labeling.sources.source import Source
 from labeling.sources.view_sets import SetTask, is_view_set, write_sets
-from model.inputs import InputError
 from model.pictures import decode_gray, decode_picture
 
 EYE = np.eye(4).tolist()
@@ -85,11 +84,30 @@ def test_transforms_give_intrinsics_for_an_image_width_of_1(scene: Path, tmp_pat
 def test_broken_frames_are_named(scene: Path, tmp_path: Path, path: str, message: str) -> None:
     (scene / "x.txt").write_text("hello")
     describe(scene, {"file_path": path, "fl_x": 1})
-    with pytest.raises(InputError, match=message):
-        make(scene.parent, tmp_path / "dataset", "scene/transforms.json")
+    (row,) = make(scene.parent, tmp_path / "dataset", "scene/transforms.json").rows("rejected")
+    assert message in row["reason"] and str(tmp_path) not in row["reason"]
 
 
 def test_file_without_frames_is_named(scene: Path, tmp_path: Path) -> None:
     (scene / "transforms.json").write_text("[]")
-    with pytest.raises(InputError, match=r"not a transforms\.json"):
-        make(scene.parent, tmp_path / "dataset", "scene/transforms.json")
+    (row,) = make(scene.parent, tmp_path / "dataset", "scene/transforms.json").rows("rejected")
+    assert row["reason"] == "not a transforms.json (no list of frames)"
+
+
+def test_broken_meshes_cost_no_good_one(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    bad = {
+        "empty.obj": "",
+        "no-size.obj": "v 1 1 1\nv 1 1 1\nv 1 1 1\nf 1 2 3\n",
+        "no-area.obj": "v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n",
+        "nan.obj": "v nan 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n",
+        "page.glb": "<!DOCTYPE html>",
+        "index.obj": "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 9\n",
+    }
+    for name, text in bad.items():
+        (source / name).write_text(text)
+    trimesh.creation.box().export(source / "good.ply")
+    dataset = make(source, tmp_path / "dataset", *sorted([*bad, "good.ply"]))
+    assert [row["source"][0] for row in dataset.rows("images")] == ["good.ply/0"]
+    assert {row["source"] for row in dataset.rows("rejected")} == set(bad)

@@ -41,6 +41,8 @@ def fault(case: Case) -> str:
         return f"{case.name}: taken, not rejected with {case.reason!r}"
     picture = decode_picture(image.encoded)
     with Image.open(io.BytesIO(image.encoded)) as stored:
+        if not np.array_equal(picture, np.asarray(stored.convert("RGB"))):
+            return f"{case.name}: decode_picture and Pillow give other pixels"
         if stored.mode not in ("RGB", "L") and not (image.encoded == case.raw and case.kept):
             return f"{case.name}: stored as {stored.mode}"
     look = np.asarray(case.look)

@@ -1,0 +1,96 @@
+"""What is said of a picture, from wherever: values as JSON holds them, and which of them are columns of their own."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+TEXT_COLUMNS = ("text", "caption", "captions", "prompt", "description")  # the first of them that says something
+_LICENCES = ("licence", "license")
+_BESIDE = ("right", "disparity", "disparity_scale")  # columns of images that come from the files they name
+_MAX_METADATA = 1 << 20  # characters; what is longer is no description of a picture
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Which columns of a source hold the picture and its caption, where a user says so; "" for the known names."""
+
+    text: str = ""
+    image: str = ""
+
+
+USUAL = Naming()
+
+
+@dataclass(frozen=True)
+class Described:
+    """columns: author, licence, text and metadata of images; kept: columns that are in `metadata` alone."""
+
+    columns: dict[str, str | None]
+    kept: frozenset[str]
+
+
+def describe(facts: Mapping[str, Any], naming: Naming) -> Described:
+    """The columns of images that facts of any names and types give."""
+    left = {name: value for name, value in facts.items() if name not in _BESIDE and value is not None}
+    by_name = {name.strip().lower(): name for name in reversed(left)}
+    author = _take(left, [by_name.get("author")])
+    licence = _take(left, [by_name.get(name) for name in _LICENCES])
+    wanted = [naming.text] if naming.text else [by_name.get(name) for name in TEXT_COLUMNS]
+    text = _take(left, wanted)
+    metadata = json.dumps(left, ensure_ascii=False, sort_keys=True, separators=(",", ":")) if left else None
+    if metadata is not None and len(metadata) > _MAX_METADATA:
+        metadata, left = None, {}
+    return Described(
+        {"author": author, "licence": licence, "text": text, "metadata": metadata and _storable(metadata)},
+        frozenset(left),
+    )
+
+
+def _take(left: dict[str, Any], names: Iterable[str | None]) -> str | None:
+    """The text of the first column that has one; the column is taken out unless it says more than that."""
+    for name in names:
+        if name is not None and (text := _as_text(left.get(name))):
+            if not isinstance(left[name], list) or len(left[name]) == 1:
+                del left[name]
+            return text
+    return None
+
+
+def _as_text(value: Any) -> str | None:
+    """A value as the text of a column; of a list its first text."""
+    if isinstance(value, list):
+        return next((text for one in value if (text := _as_text(one))), None)
+    if value is None or isinstance(value, Mapping):
+        return None
+    return _storable(str(value).strip()) or None
+
+
+def _storable(text: str) -> str:
+    """Without what UTF-8 cannot hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def plain_value(value: Any) -> Any:
+    """A value as JSON holds it; None for bytes, and for numbers that are none."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain_value(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_value(one) for one in value]
+    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, Decimal | datetime.timedelta):
+        return str(value)
+    return None
+
+
+NOTHING = describe({}, USUAL)  # of a picture of which nothing is said

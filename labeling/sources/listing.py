@@ -1,0 +1,229 @@
+"""All that a source holds, as a table: files listed, containers looked into, what is said of each item joined to it.
+
+Columns hold it, not Python objects: a source may have 10⁷ files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from labeling.dataset import Entry, Store
+from labeling.sources.captions import pair, suffix_of
+from labeling.sources.items import ITEM_SCHEMA, Container, Contents, Trouble, printable
+from labeling.sources.metadata import is_metadata, joining_name, read_metadata
+from model.inputs import InputError
+
+FILE_SCHEMA = pa.schema([("name", pa.string()), ("file", pa.binary()), ("size", pa.int64()), ("tag", pa.string())])
+_CHUNK = 1 << 16
+_THREADS = 16
+
+ContainerOf = Callable[[str], Container | None]  # the container that a file is, None of a picture itself
+
+
+@dataclass(frozen=True)
+class PackedFile:
+    """A file that is a container of items, as it was listed."""
+
+    name: str
+    container: Container
+    entry: Entry
+
+    @property
+    def tag(self) -> str:
+        """What an item's tag is made from: as long as it is the same, so are all items of the file."""
+        return f"{self.entry.size}:{self.entry.tag}"
+
+    def contents(self, store: Store) -> Contents:
+        """What is in it; a file that cannot be read is a trouble."""
+        try:
+            return self.container.contents(store, self.name, self.entry)
+        except InputError as error:
+            reason = str(error).replace(f"{store.uri}/{self.name}", "", 1).lstrip(": ")
+            return Contents(ITEM_SCHEMA.empty_table(), [Trouble(printable(self.name), self.entry.size, reason)])
+
+
+LookInside = Callable[[Store, Sequence[PackedFile]], Iterator[Contents]]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """items: sorted by name (ITEM_SCHEMA); troubles: what can give no item; remarks: for the user, a line each.
+
+    unchanged: files whose items are known already, which were not looked into.
+    """
+
+    items: pa.Table
+    troubles: list[Trouble] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+
+
+def look_inside(store: Store, files: Sequence[PackedFile]) -> Iterator[Contents]:
+    """Contents of files in order, by threads of this process."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        yield from pool.map(lambda file: file.contents(store), files)
+
+
+def list_files(
+    store: Store, matches: Callable[[str], bool], troubles: list[Trouble], leave_out: str = ""
+) -> tuple[pa.Table, list[str]]:
+    """The files of a store that match, sorted (FILE_SCHEMA), and the metadata tables beside them.
+
+    leave_out: a folder whose files are none of the source, as the dataset that is being made.
+    """
+    chunks: list[pa.Table] = []
+    rows: list[tuple[str, bytes | None, int, str]] = []
+    tables: list[str] = []
+
+    def trouble(name: str, reason: str) -> None:
+        if matches(name) or reason.startswith("folder"):
+            troubles.append(Trouble(printable(name), 0, reason))
+
+    def flush() -> None:
+        columns = zip(*rows, strict=True) if rows else ((), (), (), ())
+        chunks.append(pa.table([pa.array(c, f.type) for c, f in zip(columns, FILE_SCHEMA, strict=True)], FILE_SCHEMA))
+        rows.clear()
+
+    for name, entry in store.scan(trouble=trouble):
+        if leave_out and name.startswith(f"{leave_out}/"):
+            continue
+        if is_metadata(name):
+            tables.append(name)
+        elif matches(name):
+            shown = name if name.isascii() else printable(name)
+            raw = None if shown == name else name.encode("utf-8", "surrogateescape")
+            rows.append((shown, raw, entry.size, entry.tag))
+            if len(rows) == _CHUNK:
+                flush()
+    flush()
+    return pa.concat_tables(chunks).sort_by("name").combine_chunks(), sorted(tables)
+
+
+def list_items(
+    store: Store,
+    files: pa.Table,
+    tables: Sequence[str],
+    container_of: ContainerOf,
+    look: LookInside = look_inside,
+    known: Mapping[str, str] | None = None,
+) -> Listing:
+    """The items of listed files. known: file → tag of containers whose items are known already.
+
+    Raises InputError for a table at the top that names no files.
+    """
+    metadata = read_metadata(store, tables)
+    names: list[str] = files["name"].to_pylist()  # released before what is larger is made
+    packed, plain = _sort_out(names, files, container_of)
+    unchanged = [file.name for file in packed if known and known.get(printable(file.name)) == file.tag]
+    packed = [file for file in packed if file.name not in set(unchanged)]
+    beside, used = _pair_files(names, files) if _has_captions(files) else ({}, set())
+    keep = [index for index in plain if index not in used]
+    if metadata.companions:
+        keep = [index for index in keep if joining_name(names[index]) not in metadata.companions]
+    del names
+    parts = [_plain_items(files, keep, beside)]
+    troubles: list[Trouble] = []
+    for file, contents in zip(packed, look(store, packed), strict=True):
+        tags = pa.array([file.tag], pa.string()).take(pa.array([0] * contents.items.num_rows, pa.int64()))
+        parts.append(contents.items.set_column(ITEM_SCHEMA.get_field_index("tag"), "tag", tags).cast(ITEM_SCHEMA))
+        troubles += contents.troubles
+    items = pa.concat_tables(parts)
+    remarks = list(metadata.remarks)
+    if metadata.names:
+        items, unmatched = _describe(items, metadata.lookup())
+        if unmatched:
+            remarks.append(f"metadata: {unmatched} {'line names' if unmatched == 1 else 'lines name'} no file of these")
+    return Listing(items.sort_by("name").combine_chunks(), troubles, remarks, unchanged)
+
+
+def _sort_out(names: list[str], files: pa.Table, container_of: ContainerOf) -> tuple[list[PackedFile], list[int]]:
+    """Containers, and indices of the files that are items themselves."""
+    packed: list[PackedFile] = []
+    plain: list[int] = []
+    for index, name in enumerate(names):
+        container = container_of(name)
+        if container is None:
+            plain.append(index)
+        else:
+            row = files.slice(index, 1).to_pylist()[0]
+            packed.append(PackedFile(_raw(row["name"], row["file"]), container, Entry(row["size"], row["tag"])))
+    return packed, plain
+
+
+def _has_captions(files: pa.Table) -> bool:
+    return bool(pc.any(pc.match_substring_regex(files["name"], r"(?i)\.(txt|caption|json|cls)$")).as_py())
+
+
+def _pair_files(names: list[str], files: pa.Table) -> tuple[dict[int, list[int]], set[int]]:
+    """Indices of the files that say something of a picture, by its index; and all of them.
+
+    All names that begin alike up to a dot lie side by side in a sorted listing.
+    """
+
+    def stem(index: int) -> str:
+        folder, slash, name = names[index].rpartition("/")
+        return folder + slash + name.partition(".")[0]
+
+    pairs: dict[int, list[int]] = {}
+    used: set[int] = set()
+    for _, block in groupby(range(len(names)), stem):
+        indices = list(block)
+        if len(indices) > 1 and any(suffix_of(names[index]) for index in indices):
+            found, own = pair([names[index] for index in indices])
+            pairs |= {indices[one]: [indices[other] for other in others] for one, others in found.items()}
+            used |= {indices[index] for index in own}
+    return pairs, used
+
+
+def _plain_items(files: pa.Table, keep: list[int], beside: Mapping[int, list[int]]) -> pa.Table:
+    table = files.take(pa.array(keep, pa.int64()))
+    columns = {name: table[name] for name in ("name", "size", "tag", "file")}
+    if beside:
+        import json
+
+        said: list[str | None] = []
+        tags: list[str] = []
+        for index, tag in zip(keep, table["tag"].to_pylist(), strict=True):
+            rows = files.take(pa.array(beside[index], pa.int64())).to_pylist() if index in beside else []
+            said.append(json.dumps([_raw(row["name"], row["file"]) for row in rows]) if rows else None)
+            tags.append(_with(tag, *(f"{row['size']}:{row['tag']}" for row in rows)))
+        columns |= {"beside": pa.chunked_array([said], pa.string()), "tag": pa.chunked_array([tags], pa.string())}
+    empty = pa.nulls(table.num_rows)
+    return pa.table([columns.get(field.name, empty).cast(field.type) for field in ITEM_SCHEMA], ITEM_SCHEMA)
+
+
+def _describe(items: pa.Table, lookup: pa.Table) -> tuple[pa.Table, int]:
+    """The items with what tables say of them, and how many lines name none of them."""
+    keys = items["name"]
+    if not pc.all(pc.string_is_ascii(keys)).as_py() or pc.any(pc.match_substring(keys, "\\")).as_py():
+        keys = pa.chunked_array([[joining_name(name) for name in keys.to_pylist()]], pa.string())
+    matches = pc.index_in(keys, value_set=lookup["name"])
+    described = lookup["described"].take(matches)
+    tags = [
+        tag if said is None else _with(tag, said)
+        for tag, said in zip(items["tag"].to_pylist(), described.to_pylist(), strict=True)
+    ]
+    position = ITEM_SCHEMA.get_field_index
+    items = items.set_column(position("described"), "described", described.cast(pa.string()))
+    items = items.set_column(position("tag"), "tag", pa.array(tags, pa.string()))
+    matched = pc.count_distinct(keys.filter(pc.is_valid(matches))).as_py()
+    return items, pc.count_distinct(lookup["name"]).as_py() - matched
+
+
+def _with(tag: str | None, *said: str) -> str:
+    """A tag that changes when what is said beside the item does."""
+    if not said:
+        return tag or ""
+    digest = hashlib.blake2b("\0".join(said).encode("utf-8", "surrogatepass"), digest_size=8)
+    return f"{tag}+{digest.hexdigest()}"
+
+
+def _raw(name: str, file: bytes | None) -> str:
+    return name if file is None else file.decode("utf-8", "surrogateescape")

@@ -1,0 +1,51 @@
+"""FLOP counted by arithmetic, beside those that torch counts in the kernels it runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from model import NextDiT
+from training.batch import Sample
+from training.flops import FlopCounter, SampleSize, peak_flops
+from training.step_metrics import StepMetrics
+
+
+def test_flop_of_a_step_are_those_that_torch_counts() -> None:
+    torch.manual_seed(0)
+    model = NextDiT(hidden_size=192, depth=2, num_heads=4, num_kv_heads=2, multiple_of=16, caption_channels=64)
+    frames, side, length = 2, 16, 12
+    counter = FlopCounterMode(display=False)
+    latents, times = torch.randn(frames, 16, side, side), torch.rand(frames) * 1000
+    with counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        (velocity,) = model.forward_packed([latents], [times], [torch.randn(length, 64)])
+        velocity.square().sum().backward()
+    tokens = frames * (side // 2) ** 2
+    counted = FlopCounter(model).step([SampleSize(tokens, length, frames)])
+    # What is small is left out of the arithmetic: embeddings of timesteps and of text, and inputs without a gradient.
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.03)
+
+
+def test_metrics_say_the_rate_and_known_devices_their_share() -> None:
+    model = NextDiT(hidden_size=24, depth=1, num_heads=2, multiple_of=8, caption_channels=8)
+    flops = FlopCounter(model)
+    metrics = StepMetrics(("text2image",), torch.device("cpu"), flops)
+    sample = Sample(
+        "text2image",
+        np.zeros((1, 16, 8, 8), np.float16),
+        np.zeros((3, 8), np.float16),
+        np.zeros(1, np.float32),
+        np.ones(1, bool),
+        0,
+    )
+    metrics.peak = 1e6
+    metrics.add_pack([sample, sample], torch.ones(2), 2)
+    metrics.end_step(0.0, 0.5)
+    values = metrics.reduce()
+    rate = 2 * flops.step([SampleSize(16, 3, 1)]) / 0.5
+    assert values["tflops_per_second"] == pytest.approx(rate / 1e12, abs=1e-6)
+    assert values["mfu"] == pytest.approx(rate / 1e6, rel=0.01)
+    assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12 and peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert peak_flops("") is None

@@ -1,0 +1,154 @@
+"""DDP, FSDP2 over all and FSDP2 within nodes train what one process trains: real processes, joined by gloo."""
+
+from __future__ import annotations
+
+import multiprocessing
+import socket
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from model.inputs import InputError
+from training.batch import Sample, StepBatch
+from training.config import TrainingConfig, WorkersConfig
+from training.packed_model import build_model
+from training.packing import deal_packs
+from training.parallel import distribute
+from training.updates import Updates
+
+pytestmark = [pytest.mark.slow, pytest.mark.long]
+STEPS, SAMPLES, BUDGET = 20, 8, 96  # a step has several packs for each of up to four processes
+SHAPES = [(1, 8, 8), (2, 8, 8), (2, 6, 10), (1, 10, 6)]  # F, h, w of latents
+
+
+class Result(NamedTuple):
+    """Of a run: the loss and gradient norm of each step, the weights and averages at the end, local sizes of shards."""
+
+    losses: list[float]
+    norms: list[float]
+    weights: dict[str, torch.Tensor]
+    averages: dict[str, torch.Tensor]
+    local_share: float
+
+
+def settings(**workers: Any) -> TrainingConfig:
+    return TrainingConfig(
+        name="parallel",
+        steps=STEPS,
+        batch=SAMPLES,
+        size=64,
+        mixture={"a": {"dataset": "none", "tasks": ["text2image"]}},
+        model={"hidden_size": 48, "depth": 2, "num_heads": 4, "num_kv_heads": 2, "caption_channels": 16},
+        optimizer={"warmup": 4, "learning_rate": 1e-3, "ema": 0.9},
+        workers={"pack_tokens": BUDGET, **workers},
+    )
+
+
+def samples(step: int) -> list[Sample]:
+    """Of a step: the same for everyone."""
+    draws = np.random.default_rng(step)
+    made = []
+    for _ in range(SAMPLES):
+        frames, h, w = SHAPES[draws.integers(len(SHAPES))]
+        latents = draws.standard_normal((frames, 16, h, w)).astype(np.float16)
+        text = draws.standard_normal((int(draws.integers(2, 7)), 16)).astype(np.float16)
+        sigmas = draws.random(frames).astype(np.float32)
+        seed = int(draws.integers(1 << 30))
+        made.append(Sample("text2image", latents, text, sigmas, np.ones(frames, bool), seed))
+    return made
+
+
+def train(rank: int, count: int, port: int, local: int, config: TrainingConfig) -> Result:
+    """What one process of `count` does; its result is that of rank 0."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    torch.set_num_threads(1)
+    if count > 1:
+        torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=count)
+    device = torch.device("cpu")
+    model = build_model(config)
+    for parameter in model.parameters():  # what begins at zero would hide a part of the model
+        if not parameter.any():
+            parameter.data.normal_(std=0.05)
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    model = distribute(model, config.workers, device, local)
+    updates = Updates(model, config, device, count)
+    losses, norms = [], []
+    for step in range(STEPS):
+        of_step = samples(step)
+        counted = sum(int(sample.in_loss.sum()) for sample in of_step)
+        dealt = deal_packs([sample.tokens for sample in of_step], BUDGET, count)[rank]
+        packs = [[of_step[place] for place in pack] for pack in dealt]
+        loss = torch.zeros(())
+
+        def add(pack: list[Sample], parts: torch.Tensor, frames: int, loss: torch.Tensor = loss) -> None:
+            loss += parts.sum() / frames
+
+        norms.append(float(updates.update(StepBatch(step, packs, counted), add)))
+        if count > 1:
+            torch.distributed.all_reduce(loss)
+        losses.append(float(loss))
+    options = StateDictOptions(full_state_dict=True)
+    weights = {name: value.clone() for name, value in get_model_state_dict(model, options=options).items()}
+    with updates.average.applied():
+        averages = {name: value.clone() for name, value in get_model_state_dict(model, options=options).items()}
+    local_count = sum(
+        (parameter.to_local() if hasattr(parameter, "to_local") else parameter).numel()
+        for parameter in model.parameters()
+    )
+    if count > 1:
+        torch.distributed.destroy_process_group()
+    return Result(losses, norms, weights, averages, local_count / whole)
+
+
+def run(count: int, local: int | None = None, **workers: Any) -> Result:
+    """Train in that many processes, `local` of which take themselves for one node."""
+    config = settings(**workers)
+    if count == 1:
+        return train(0, 1, 0, 1, config)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "model.transformer"])  # torch is imported once, not by each of them
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with context.Pool(count) as pool:
+        arguments = [(rank, count, port, local or count, config) for rank in range(count)]
+        return pool.starmap_async(train, arguments, chunksize=1).get(timeout=300)[0]
+
+
+@pytest.fixture(scope="module")
+def one() -> Result:
+    return run(1)
+
+
+@pytest.mark.parametrize(
+    ("count", "local", "workers", "share"),
+    [
+        (2, 2, {}, 1.0),
+        (2, 2, {"fsdp": True}, 1 / 2),
+        (4, 4, {"fsdp": True, "gradient_checkpointing": True}, 1 / 4),
+        (4, 2, {"fsdp": True, "shard": "node"}, 1 / 2),
+    ],
+)
+def test_processes_together_train_what_one_trains(
+    one: Result, count: int, local: int, workers: dict[str, Any], share: float
+) -> None:
+    result = run(count, local, **workers)
+    assert result.losses == pytest.approx(one.losses, rel=1e-5)
+    assert result.norms == pytest.approx(one.norms, rel=1e-5)
+    for found, expected in ((result.weights, one.weights), (result.averages, one.averages)):
+        assert found.keys() == expected.keys()
+        difference = sum(float((found[name] - expected[name]).square().sum()) for name in expected) ** 0.5
+        assert difference < 1e-4 * sum(float(value.square().sum()) for value in expected.values()) ** 0.5
+    assert result.local_share == pytest.approx(share, rel=0.02)
+    assert one.losses[-1] != pytest.approx(one.losses[0], rel=1e-3)
+
+
+def test_nodes_of_different_sizes_cannot_have_a_copy_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    config = settings(fsdp=True, shard="node")
+    with pytest.raises(InputError, match="3 workers are not the same number on every node"):
+        distribute(build_model(config), WorkersConfig(fsdp=True, shard="node"), torch.device("cpu"), 2)

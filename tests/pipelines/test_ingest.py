@@ -10,6 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from picture_zoo.files import damaged, encode, heic, scene
+from picture_zoo.parts import exif_block, icc
+from picture_zoo.turns import ODD_TAGS
 
 from labeling.dataset import Dataset, LocalStore, dataset_status, lease
 from model.inputs import InputError
@@ -39,6 +42,35 @@ def test_files_become_rows_or_are_rejected_with_a_reason(pictures: Path, tmp_pat
         "notes.txt": "not a picture: text",
         "z-coffee-again.png": "same bytes as coffee.png",
     }
+
+
+def test_pictures_of_phones_and_cameras_are_taken_and_no_file_ends_the_job(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    turned = exif_block(6, ODD_TAGS["rational"])
+    whole = {
+        "IMG_0001.HEIC": heic(scene(), exif=exif_block(6)),
+        "odd-tags.jpg": encode(scene(seed=1), "JPEG", exif=turned),
+        "live.jpg": encode(scene(seed=2), "MPO", save_all=True, append_images=[scene(seed=3)]),
+        "wide.png": encode(scene(seed=4).quantize(64), icc_profile=icc("Display P3")),
+    }
+    for name, raw in {**whole, "drawing.svg": b"<svg></svg>", "cut.avif": encode(scene(), "AVIF")[:400]}.items():
+        (folder / name).write_bytes(raw)
+    for name, raw in damaged(whole, 40):
+        (folder / name).write_bytes(raw)
+    target = str(tmp_path / "dataset")
+    first = ingest(str(folder), target)
+    assert first.added + first.rejected == 46
+    dataset = Dataset.open(target)
+    rows = {row["source"]: row for row in dataset.rows("images")}
+    for name in ("IMG_0001.HEIC", "odd-tags.jpg"):
+        assert (rows[name]["width"], rows[name]["height"]) == scene().size[::-1]
+    assert rows["live.jpg"]["image"] == whole["live.jpg"]
+    assert rows["wide.png"]["image"] != whole["wide.png"]
+    reasons = {row["source"]: row["reason"] for row in dataset.rows("rejected")}
+    assert reasons["drawing.svg"] == "SVG, a drawing, is not read: render it to PNG"
+    assert "AVIF" in reasons["cut.avif"]
+    assert ingest(str(folder), target) == IngestResult(0, 0, len(rows))
 
 
 def test_ingest_writes_the_index_that_labels_and_status_read(

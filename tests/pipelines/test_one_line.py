@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import ROOT, onediffusion, said_on
 
 from model.inputs.yaml_files import to_yaml
 from pipelines.jobs.resolved import resolve_job
 from pipelines.jobs.specification import parse_specification
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
-ROOT = Path(__file__).parents[2]
 OLD = ROOT / "tests/compatibility"  # a dataset, view sets and a run that are there already
 UNLOADABLE = "simple_labelers:Unloadable"
 
 
-def onediffusion(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipelines", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=dict(os.environ), timeout=240)
-
-
 def refused(result: subprocess.CompletedProcess[str], words: str) -> None:
     """One line and exit code 2; what the command did before it met the error stays on standard output."""
-    lines = result.stderr.strip().splitlines()
+    lines = said_on(result.stderr)
     assert result.returncode == 2, result.stderr
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("onediffusion: ")

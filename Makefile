@@ -7,7 +7,8 @@ OUT ?= runs/demo
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --constraint constraints.txt
 
-.PHONY: demo test test-fast lint docs examples bench bench-model bench-plan bench-pictures bench-ingest bench-labels bench-kills bench-scale bench-gpu clean
+.PHONY: demo test test-fast lint docs examples bench bench-model bench-plan bench-pictures bench-ingest bench-labels \
+	bench-kills bench-scale bench-addresses bench-gpu clean
 
 demo: $(VENV)/installed
 	$(BIN)/onediffusion demo --out "$(OUT)" $(if $(PICTURES),--pictures "$(PICTURES)")
@@ -48,6 +49,10 @@ bench-labels: $(VENV)/installed-test
 # Ten minutes on two cores. ARGUMENTS: a seed.
 bench-kills: $(VENV)/installed-test
 	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_kills.py $(ARGUMENTS)
+
+# IMG2DATASET: its command, installed in an environment of its own; without it, a bare loop is what is compared with.
+bench-addresses: $(VENV)/installed-test
+	PYTHONPATH=. IMG2DATASET="$(IMG2DATASET)" $(BIN)/python tests/benchmarks/bench_addresses.py $(ARGUMENTS)
 
 # Datasets of up to 10⁵ shards, on disk and S3, for a quarter of an hour. ARGUMENTS="--shards 1000 --s3 1000": smaller.
 bench-scale: $(VENV)/installed-test

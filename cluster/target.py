@@ -219,6 +219,30 @@ class KubernetesTarget(Section):
 _Word = Annotated[str, Field(pattern=r"^[^\s\"'\\]+$")]
 
 
+# Options of sbatch by which jobs are found, stopped and told to write a checkpoint, or that another key of the target
+# stands for: the second of a kind would win. sbatch also takes the beginnings of names.
+_OWN_OPTIONS = {
+    **dict.fromkeys(("job-name", "array", "dependency", "output", "error", "input", "open-mode", "signal"), ""),
+    **dict.fromkeys(("export", "export-file", "chdir", "wrap", "wait", "parsable", "test-only", "quiet"), ""),
+    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node", "cpus-per-task"), "workers of the job, and cpus_per_node"),
+    **dict.fromkeys(("gres", "gpus", "gpus-per-node", "gpus-per-task"), "gpus_per_node and gpu_type"),
+    **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), "memory_gb_per_node"),
+    **{name: name for name in ("partition", "account", "qos", "reservation", "constraint", "exclusive")},
+    "time": "hours",
+    "requeue": "requeue",
+    "no-requeue": "requeue",
+}
+
+
+def _not_ours(option: str) -> str:
+    name = re.split(r"[=\s]", option.removeprefix("--"))[0]
+    for own, key in _OWN_OPTIONS.items():
+        if own.startswith(name):
+            remedy = f"; set {key}" if key else ""
+            raise ValueError(f"--{name} is what jobs of this project are steered by{remedy}")
+    return option
+
+
 class SlurmTarget(Section):
     """A Slurm site, from a machine where sbatch, squeue, scancel and scontrol work.
 
@@ -244,7 +268,9 @@ class SlurmTarget(Section):
     qos: _Word | None = None
     reservation: _Word | None = None
     constraint: _Word | None = None
-    options: list[Annotated[str, Field(pattern=r"^--[a-z][^\n]*$"), AfterValidator(_no_secret_in)]] = []
+    options: list[
+        Annotated[str, Field(pattern=r"^--[a-z][^\n]*$"), AfterValidator(_no_secret_in), AfterValidator(_not_ours)]
+    ] = []
     hours: float | None = Field(default=None, gt=0)
     cpus_per_node: int = Field(ge=1)
     gpus_per_node: int = Field(default=0, ge=0)

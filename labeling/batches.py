@@ -37,22 +37,26 @@ class Outputs:
 class PixelScale:
     """How a processor turns levels 0 … 255 into what the network takes; done on the device, a quarter is sent to it.
 
-    factor: of the levels; mean, std: of each channel then; None where the processor leaves the step out.
+    factor: of the levels; mean, std: of each channel then; None where the processor leaves the step out. fused: whether
+    mean and deviation are scaled in place of the levels, as processors of torchvision do, and not the levels in float64
+    first, as those of Pillow do.
     """
 
     factor: float | None
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
+    fused: bool = False
 
     def __call__(self, levels: Tensor) -> Tensor:
         """(N, C, H, W) uint8 → float32, by the arithmetic of transformers' processors, bit for bit."""
         import torch
 
-        pixels = levels.float() if self.factor is None else (levels.double() * self.factor).float()
+        factor = self.factor or 1.0
         if self.mean is None or self.std is None:
-            return pixels
+            return levels.float() * factor if self.fused else (levels.double() * factor).float()
+        pixels = levels.float() if self.fused or self.factor is None else (levels.double() * factor).float()
         mean, std = (
-            torch.tensor(values, dtype=torch.float32, device=levels.device).view(-1, 1, 1)
+            torch.tensor(values, device=levels.device).view(-1, 1, 1) * (1 / factor if self.fused else 1)
             for values in (self.mean, self.std)
         )
         return (pixels - mean) / std
@@ -64,29 +68,32 @@ def pixel_scale(processor: Any, process: Callable[..., Inputs]) -> PixelScale | 
     process: what the processor makes of a picture, with further settings of it as keywords. It is tried on noise: a
     processor may resize after it has scaled, or pad.
     """
-    import torch
-
-    scale = PixelScale(
-        float(processor.rescale_factor) if getattr(processor, "do_rescale", False) else None,
-        _channels(processor.image_mean) if getattr(processor, "do_normalize", False) else None,
-        _channels(processor.image_std) if getattr(processor, "do_normalize", False) else None,
-    )
     random = np.random.default_rng(0)
+    tried = []  # pictures as levels, and scaled
     for shape in ((61, 47, 3), (400, 640, 3)):
         noise = random.integers(0, 256, shape, np.uint8)
         try:
             levels = process(noise, **_AS_THEY_ARE)
         except Exception:  # whatever it says: such a processor's own way is the one to take
             return None
-        pixels = levels["pixel_values"]
+        pixels = levels.get("pixel_values")
         if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 4:
             return None
         expected = process(noise)
         if any(not np.array_equal(levels[name], expected[name]) for name in levels if name != "pixel_values"):
             return None
-        if not np.array_equal(scale(torch.from_numpy(pixels)).numpy(), expected["pixel_values"]):
-            return None
-    return scale
+        tried.append((pixels, expected["pixel_values"]))
+    scales = getattr(processor, "do_normalize", False)
+    for fused in (False, True):
+        scale = PixelScale(
+            float(processor.rescale_factor) if getattr(processor, "do_rescale", False) else None,
+            _channels(processor.image_mean) if scales else None,
+            _channels(processor.image_std) if scales else None,
+            fused,
+        )
+        if all(np.array_equal(scale(to_device(pixels.copy(), "cpu")).numpy(), wanted) for pixels, wanted in tried):
+            return scale
+    return None
 
 
 def settings_of(scale: PixelScale | None) -> dict[str, bool]:

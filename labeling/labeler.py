@@ -89,11 +89,6 @@ class Labeler:
         """Whether the labels come from `prepare`, `infer` and `finish`: only then is a GPU of use to the labeler."""
         return type(self).infer is not Labeler.infer
 
-    @property
-    def gives_same_bytes(self) -> bool:
-        """Whether the same rows give the same bytes on this `device`; kernels of GPUs do not promise it."""
-        return self.deterministic and (self.device == "cpu" or not self.has_network)
-
     def weights_digest(self) -> str:
         """Digest of the weights that labels depend on; "" for a labeler without weights."""
         return ""

@@ -100,11 +100,9 @@ class Worker:
 
         Raises WorkerEnded; the worker has been ended then, with everything that it has started.
         """
-        poll = select.poll()
-        poll.register(self._connection, select.POLLIN)
         last, since = Mark(), time.monotonic()
         while True:
-            if poll.poll(_TICK * 1000):
+            if _can_be_read(self._connection, _TICK):
                 try:
                     return receive(self._connection)
                 except (EOFError, OSError):
@@ -122,9 +120,7 @@ class Worker:
         """End the worker and everything that it has started; how it ended (as `os.wait` says it), None if untold."""
         self._lifeline.close()
         deadline = time.monotonic() + _ENDS_WITHIN
-        poll = select.poll()
-        poll.register(self._status, select.POLLIN)
-        while (how := self._exit_status()) is None and poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        while (how := self._exit_status()) is None and _can_be_read(self._status, max(0, deadline - time.monotonic())):
             if not self._read_status():
                 break
         try:
@@ -166,7 +162,7 @@ class Worker:
         return next((int(line[6:]) for line in self._told.splitlines() if line.startswith(b"ended ")), None)
 
     def _worker(self) -> int | None:
-        if not self._told:
+        if not self._told and _can_be_read(self._status, 0):
             self._read_status()
         return next((int(line[7:]) for line in self._told.splitlines() if line.startswith(b"worker ")), None)
 
@@ -210,6 +206,13 @@ class _ErrorOutput:
                 if not crashed:
                     with contextlib.suppress(Exception):  # whatever becomes of ours, a worker must not wait for it
                         sys.stderr.write(line)
+
+
+def _can_be_read(file: Any, seconds: float) -> bool:
+    """Whether a file, also one whose other end is closed, can be read within so many seconds."""
+    poll = select.poll()  # select takes no file above 1023
+    poll.register(file, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def _processes_below(process: int) -> list[int]:

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from labeling.dataset import GROUP_FILE, IMAGES, REJECTED, Dataset, LocalStore, ShardInfo, Store, lease, shard_file
@@ -24,6 +26,7 @@ from labeling.sources.source import Source
 from labeling.sources.survey import Findings, Survey, read_description, survey_dataset
 from model.constants import MAX_PIXELS, MIN_SIDE
 from model.inputs import InputError
+from pipelines.ingest_job.addresses import ListIngest, ListOptions, open_addresses
 from pipelines.ingest_job.changing import Changed, drop_moved, take_over_changes
 from pipelines.ingest_job.new_shards import NewShards
 from pipelines.ingest_job.workers import Workers
@@ -70,17 +73,26 @@ def ingest(
     image: str = "",
     update: bool = False,
     prune: bool = False,
+    listed: ListOptions = ListOptions(),  # noqa: B008 it is frozen
 ) -> IngestResult:
     """Add the images of a source that the dataset does not have yet: in this process where they are few, else on Ray.
 
     Shards are cut from the sorted listing; of equal files the first one stays, the others go to rejected/ with what
     they equal. An interrupted run continues with the shards it had not written. text, image: columns of the source
     with the caption and the picture, where they have other names than usual. update: take over what has changed at the
-    source; prune: mark rows whose pictures are gone there. Raises InputError for an empty source, a target that cannot
-    be written, a dataset of sets, or a source with no image at all.
+    source; prune: mark rows whose pictures are gone there. listed: how a list of addresses is fetched.
+    Raises InputError for an empty source, a target that cannot be written, a dataset of sets, or a source with no image
+    at all.
     """
     source = Source(source_uri, Naming(text, image))
     target = Dataset(dataset_uri)
+    limits = Limits(max_pixels, min_side)
+    if addresses := open_addresses(source, target, listed, _inside(source.store, target.store)):
+        if update or prune:
+            raise InputError(f"{source_uri}: rows of a list of addresses cannot be updated or pruned once ingested")
+        declaration = _declaration(limits)
+        done = ListIngest(source.address, addresses, target, limits, declaration, shard_rows, listed).run()
+        return IngestResult(done.added, done.rejected, done.images, remarks=done.remarks)
     survey = survey_dataset(source.address, dataset_uri)
     with Workers() as workers:
         look = partial(_look_inside, workers)
@@ -94,14 +106,7 @@ def ingest(
                 findings = survey.findings(listing)
             size = pc.sum(findings.new["size"]).as_py() or 0
             on_cluster = findings.new.num_rows > _HERE_FILES or size > _HERE_BYTES
-            limits = Limits(max_pixels, min_side)
-            declaration = {
-                "labeler": "ingest",
-                "version": VERSION,
-                "parameters": asdict(limits),
-                "weights": "",
-                "reads": [],
-            }
+            declaration = _declaration(limits)
             threads = 1 if on_cluster else min(_THREADS, os.cpu_count() or 1)
             ingestion = Ingestion(source, target, limits, declaration, threads)
             results: list[ShardResult] = []
@@ -116,9 +121,10 @@ def ingest(
             removed = _marks(survey, findings, prune)
             if shards or removed != survey.removed:
                 target.describe("pictures", [*survey.shards, *shards], survey.sources, removed)
-            if findings.count:
+            again = pa.concat_arrays([findings.again, changed.twins])
+            if len(again):
                 own = [shard for shard in survey.shards if shard.source == survey.source_number]
-                forget_rejected(Dataset(dataset_uri), own, findings.again)
+                forget_rejected(Dataset(dataset_uri), own, again)
             Dataset(dataset_uri).footers(IMAGES, save=True)  # for the labels that come next
     added = _rows(shards)
     return IngestResult(
@@ -131,6 +137,16 @@ def ingest(
         len(findings.gone) if prune else 0,
         [*listing.remarks, *_remarks(results, source, changed, findings, update, prune)],
     )
+
+
+def _declaration(limits: Limits) -> dict[str, Any]:
+    return {
+        "labeler": "ingest",
+        "version": VERSION,
+        "parameters": asdict(limits),
+        "weights": "",
+        "reads": [],
+    }
 
 
 def _rows(shards: Sequence[ShardInfo]) -> int:
@@ -200,6 +216,8 @@ def _remarks(
         yield f"at the source, {' and '.join(said)}: {', '.join(advice[option] for option in options)}"
     if update and changed.changed > changed.replaced:
         yield f"{changed.changed - changed.replaced} changed pictures could not be taken over; rejected/ says why"
+    if changed.twins:
+        yield f"{len(changed.twins)} files equaled what was replaced: ingest once more to take them"
     back = sum(len(rows) for rows in findings.back.values())
     if back:
         yield f"{back} {'picture is' if back == 1 else 'pictures are'} back at the source; the mark is taken off"

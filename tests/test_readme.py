@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import trimesh
+from picture_server import Answer, PictureServer
 from ray_head import RayHead, ray_head
 from tiny_models import save_blip, save_depth_anything, save_pipeline, save_t5, save_vae
 
@@ -65,12 +68,22 @@ class User:
 
 
 @pytest.fixture(scope="module")
-def user(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> User:
-    """Someone with three pictures, a mesh, small models and the files of the how-to."""
+def web() -> Iterator[PictureServer]:
+    """A server of pictures, which stands for those of the web."""
+    with PictureServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def user(tmp_path_factory: pytest.TempPathFactory, photographs: Path, web: PictureServer) -> User:
+    """Someone with three pictures, a list of addresses, a mesh, small models and the files of the how-to."""
     home, here = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("work")
     for name in ("astronaut.png", "chelsea.png", "coffee.png"):
         (home / "Pictures").mkdir(exist_ok=True)
         shutil.copy(photographs / name, home / "Pictures" / name)
+        web.answers[f"/{name}"] = Answer((photographs / name).read_bytes())
+    table = pa.table({"url": [web.url(path) for path in [*web.answers, "/gone.png"]], "caption": ["a picture"] * 4})
+    pq.write_table(table, here / "addresses.parquet")
     for name, photograph in (("cat", "chelsea"), ("street", "camera"), ("front", "astronaut")):
         shutil.copy(photographs / f"{photograph}.png", here / f"{name}.png")
     (here / "meshes").mkdir()
@@ -119,6 +132,8 @@ def test_every_command_works(user: User, cluster: RayHead) -> None:
     job = ""
     for command in commands:
         command = command.replace("label-1a2b3c4d", job)
+        if command.startswith("onediffusion ingest addresses"):
+            command += " --allow-private 127.0.0.1"
         if command.startswith("onediffusion train"):
             command += "".join(f" --set '{key}={value}'" for key, value in SMALL.items())
         if command.startswith("onediffusion sample"):

@@ -181,6 +181,11 @@ def write_images(
     """Write the three files of a shard, that of images last: it says that all are there. The footer of images."""
     write_seen(dataset, shard, seen, shard_recipe)
     write_shard(dataset.store, REJECTED, shard, rejected, [rejected.num_rows], shard_recipe)
+    return write_pictures(dataset, shard, images, shard_recipe)
+
+
+def write_pictures(dataset: Dataset, shard: str, images: pa.Table, shard_recipe: str) -> Footer:
+    """Write the images of a shard (IMAGE_SCHEMA); the footer."""
     sizes = zip(images["image"], images["width"].to_pylist(), images["height"].to_pylist(), strict=True)
     row_groups = cut_row_groups(
         [[EncodedImage(cast(bytes, memoryview(one.as_buffer())), *size)] for one, *size in sizes]

@@ -12,7 +12,7 @@ from typing import NoReturn
 import typer
 
 from model.inputs import InputError, error_for_person, one_line
-from pipelines.cli import datasets, jobs, pages, training
+from pipelines.cli import datasets, ingest, jobs, pages, training
 
 app = typer.Typer(
     help="One diffusion model for every image task: label pictures, train, sample.",
@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS = (
-    *(datasets.ingest, datasets.label, datasets.status, datasets.views),
+    *(ingest.ingest, datasets.label, datasets.status, datasets.views),
     *(training.train, training.plan, training.sample, training.evaluate, training.export),
     *(pages.report, pages.demo),
     *(jobs.submit, jobs.jobs, jobs.logs, jobs.stop, jobs.scale),

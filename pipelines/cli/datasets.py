@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from model.constants import MAX_PIXELS, MIN_SIDE
 from model.inputs import InputError
 
 if TYPE_CHECKING:
@@ -31,37 +30,6 @@ ResourcesOption = Annotated[
         "memory_gb, max_errors. May be repeated.",
     ),
 ]
-
-
-def ingest(
-    source: Annotated[
-        str,
-        typer.Argument(metavar="SOURCE", help="Folder, pattern, tar or Parquet, and what it holds; local or s3://."),
-    ],
-    dataset: DatasetArgument,
-    shard_rows: Annotated[int, typer.Option(min=1, help="Most pictures in one shard.")] = 1024,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Pictures with more are refused.")] = MAX_PIXELS,
-    min_side: Annotated[int, typer.Option(min=1, help="Pictures with a shorter side are refused.")] = MIN_SIDE,
-    text: Annotated[str, typer.Option(metavar="COLUMN", help="The caption, where its column is not found.")] = "",
-    image: Annotated[str, typer.Option(metavar="COLUMN", help="The picture, in Parquet, likewise.")] = "",
-    update: Annotated[bool, typer.Option("--update", help="Take over changed pictures and captions.")] = False,
-    prune: Annotated[bool, typer.Option("--prune", help="Mark rows whose pictures are gone from the source.")] = False,
-) -> None:
-    """Pictures → DATASET/images; what is no picture goes to DATASET/rejected with the reason."""
-    from pipelines.ingest import ingest as run
-
-    result = run(
-        source,
-        dataset,
-        shard_rows=shard_rows,
-        max_pixels=max_pixels,
-        min_side=min_side,
-        text=text,
-        image=image,
-        update=update,
-        prune=prune,
-    )
-    print(*result.summary(dataset), sep="\n")
 
 
 def label(

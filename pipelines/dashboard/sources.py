@@ -10,6 +10,7 @@ from labeling.sources.survey import survey_dataset
 from model.inputs import InputError, one_line
 from pipelines.dashboard.check_outcomes import CheckOutcome
 from pipelines.dashboard.snapshots import Snapshot
+from pipelines.ingest_job.addresses import new_ranges, open_addresses
 
 SHOWN_NAMES = 20
 
@@ -41,7 +42,12 @@ def new_files(snapshot: Snapshot) -> list[NewFiles]:
     new: list[NewFiles] = []
     for uri in snapshot.sources:
         source = Source(uri)
+        dataset = Dataset(snapshot.tracked.address)
         try:
+            if addresses := open_addresses(source, dataset):
+                if rows := new_ranges(source.address, addresses, dataset):
+                    new.append(NewFiles(uri, sum(rows.values()), list(rows)[:SHOWN_NAMES], digest_json(rows)))
+                continue
             survey = survey_dataset(source.address, snapshot.tracked.address)
             listing = source.listing(known=survey.seen.packed_tags)
         except InputError as error:

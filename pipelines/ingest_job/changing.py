@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,10 +18,14 @@ from pipelines.ingest_job.workers import Workers
 
 @dataclass(frozen=True)
 class Changed:
-    """changed: items that differ from what was ingested; replaced: of them, the rows that were replaced."""
+    """changed: items that differ from what was ingested; replaced: of them, the rows that were replaced.
+
+    twins: names of items that were rejected since they equaled what has been replaced.
+    """
 
     changed: int = 0
     replaced: int = 0
+    twins: pa.Array = field(default_factory=lambda: pa.array([], pa.string()))
 
 
 def take_over_changes(
@@ -44,7 +48,14 @@ def take_over_changes(
             yield ingestion, shard, items, set(taken)
             taken.update(changes[shard].values())  # of two items that became equal the first one does
 
-    return Changed(count, sum(workers.map(replace_rows, calls(), on_cluster)))
+    replaced = sum(workers.map(replace_rows, calls(), on_cluster))
+    seen = survey.seen.table
+    now = {name: identity for some in changes.values() for name, identity in some.items()}
+    before = seen.filter(pc.and_(seen["taken"], pc.is_in(seen["name"], value_set=pa.array(list(now), pa.string()))))
+    pairs = zip(before["name"].to_pylist(), before["id"].to_pylist(), strict=True)
+    ids = pa.array([identity for name, identity in pairs if identity != now[name]], pa.string())
+    twins = pc.and_(pc.and_(findings.comparison.there, pc.invert(seen["taken"])), pc.is_in(seen["id"], value_set=ids))
+    return Changed(count, replaced, seen["name"].filter(pc.and_(twins, pc.is_valid(seen["id"]))).combine_chunks())
 
 
 def drop_moved(findings: Findings, dataset: Dataset, new_shards: Sequence[str]) -> None:

@@ -26,6 +26,16 @@ class Workers:
     def __exit__(self, *exception: Any) -> None:
         self._stack.__exit__(*exception)
 
+    def processes(self) -> int:
+        """How many calls the cluster can run at once by now."""
+        self._start()
+        return max(1, int(cluster_has("CPU")))
+
+    def _start(self) -> None:
+        if not self._has_ray:
+            self._stack.enter_context(ray_session())
+            self._has_ray = True
+
     def map(
         self,
         function: Callable[..., T],
@@ -37,9 +47,7 @@ class Workers:
             for call in calls:
                 yield function(*call)
             return
-        if not self._has_ray:
-            self._stack.enter_context(ray_session())
-            self._has_ray = True
+        self._start()
         yield from _on_ray(function, calls)
 
 

@@ -77,8 +77,13 @@ def _job_id(specification: JobSpecification) -> str:
     if isinstance(specification, TrainJob):  # the run alone: two trainings cannot share one
         return f"train-{digest_json(specification.run)[:8]}"
     values = specification.model_dump(mode="json", exclude={"workers", "resources"})
+    # Jobs of earlier versions, which had no such keys, keep their ids.
     if not values.get("only_errors"):
-        values.pop("only_errors", None)  # so that jobs of earlier versions, which had no such key, keep their ids
+        values.pop("only_errors", None)
+    if isinstance(specification, LabelJob):
+        values["ingest"] = specification.ingest.model_dump(mode="json", exclude_defaults=True)
+        if not values["ingest"]:
+            del values["ingest"]
     return f"{specification.kind}-{digest_json(values)[:8]}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -9,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cluster.work import ResourceRequest
 from labeling.resources import Resources
+from labeling.sources.addresses import policy
 from model.inputs.schema import Section, split_range, validate
 from model.inputs.yaml_files import example_names, read_yaml
 
@@ -42,12 +44,43 @@ class WorkersSpec(Section):
         return ResourceRequest(least, most, self.cpus + cpus_beside, self.gpus, self.memory_gb)
 
 
+class IngestSpec(Section):
+    """Options of `ingest`, as on the command line; those from `url` on are for lists of addresses."""
+
+    text: str = ""
+    image: str = ""
+    update: bool = False
+    prune: bool = False
+    url: str = ""
+    retry_failed: bool = False
+    connections: int = Field(default=policy.CONNECTIONS, ge=1)
+    host_connections: int = Field(default=policy.HOST_CONNECTIONS, ge=1)
+    host_rate: float = Field(default=0.0, ge=0)
+    timeout: float = Field(default=policy.SECONDS, gt=0)
+    retries: int = Field(default=policy.RETRIES, ge=0)
+    max_mb: float = Field(default=policy.MAX_MIB, gt=0)
+    contact: str = ""
+    robots_name: str = policy.USER_AGENT
+    directives: str = ",".join(policy.DIRECTIVES)
+    allow_private: list[str] = []
+
+    @model_validator(mode="after")
+    def _can_be_fetched_by(self) -> IngestSpec:
+        self.fetching()
+        return self
+
+    def fetching(self) -> policy.FetchPolicy:
+        """How addresses are fetched. Raises InputError for what is no network, or cannot be told to servers."""
+        names = set(inspect.signature(policy.FetchPolicy.of).parameters)
+        return policy.FetchPolicy.of(**self.model_dump(include=names))
+
+
 class LabelJob(Section):
     """`label`, after `ingest` where a source is given.
 
     groups: labelers or column groups; none refreshes all that are declared. parameters: by labeler or group.
     shards: [first, end) of the dataset's shards, in order; all by default. resources: of each labeler or group.
-    only_errors: only rows that are in error, once more.
+    only_errors: only rows that are in error, once more. ingest: its options.
     """
 
     kind: Literal["label"]
@@ -58,6 +91,7 @@ class LabelJob(Section):
     shards: tuple[int, int] | None = None
     resources: dict[str, Resources] = {}
     only_errors: bool = False
+    ingest: IngestSpec = IngestSpec()
     workers: WorkersSpec = WorkersSpec()
 
     @property

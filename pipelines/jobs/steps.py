@@ -33,12 +33,22 @@ def run_job(job: JobSpecification, attempt: RunningAttempt) -> dict[str, Any]:
 
 def _label(job: LabelJob) -> dict[str, Any]:
     from pipelines.ingest import ingest
+    from pipelines.ingest_job.addresses import ListOptions
     from pipelines.label import label
     from pipelines.row_errors import labeled_errors
 
     result: dict[str, Any] = {}
     if job.source:
-        ingested = ingest(job.source, job.dataset)
+        options = job.ingest
+        ingested = ingest(
+            job.source,
+            job.dataset,
+            text=options.text,
+            image=options.image,
+            update=options.update,
+            prune=options.prune,
+            listed=ListOptions(options.url, options.fetching(), options.retry_failed),
+        )
         print(*(f"ingest: {line}" for line in ingested.summary(job.dataset)), sep="\n", flush=True)
         result["ingest"] = asdict(ingested)
     request = job.workers.resources()

@@ -138,6 +138,12 @@ def test_local_address_needs_shared_disk(tmp_path: Path) -> None:
         ({"partiton": "gpu"}, "no key 'partiton' (did you mean 'partition'?)"),
         ({"partition": "gpu --account=x"}, "partition: "),
         ({"options": ["-p gpu"]}, "options.0: "),
+        ({"options": ["--mail-type=FAIL", "--job-name=mine"]}, "options.1: --job-name is what jobs of this project"),
+        ({"options": ["--array=0-3"]}, "options.0: --array is"),
+        ({"options": ["--outp=/dev/null"]}, "options.0: --outp is"),
+        ({"options": ["--no-requeue"]}, "options.0: --no-requeue is what jobs of this project are steered by; set req"),
+        ({"options": ["--time 5"]}, "options.0: --time is what jobs of this project are steered by; set hours"),
+        ({"options": ["--nodes=4"]}, "options.0: --nodes is"),
         ({"scratch": "/scratch/" + "x" * 40}, "scratch: "),
     ],
 )

@@ -7,9 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from picture_zoo.files import damaged, encode, heic, scene
+from picture_zoo.parts import exif_block, icc
+from picture_zoo.turns import ODD_TAGS
 
-from labeling.dataset import Dataset, dataset_status, lease
+from labeling.dataset import Dataset, LocalStore, dataset_status, lease
 from model.inputs import InputError
 from pipelines.ingest import IngestResult, ingest
 
@@ -37,6 +42,35 @@ def test_files_become_rows_or_are_rejected_with_a_reason(pictures: Path, tmp_pat
         "notes.txt": "not a picture: text",
         "z-coffee-again.png": "same bytes as coffee.png",
     }
+
+
+def test_pictures_of_phones_and_cameras_are_taken_and_no_file_ends_the_job(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    turned = exif_block(6, ODD_TAGS["rational"])
+    whole = {
+        "IMG_0001.HEIC": heic(scene(), exif=exif_block(6)),
+        "odd-tags.jpg": encode(scene(seed=1), "JPEG", exif=turned),
+        "live.jpg": encode(scene(seed=2), "MPO", save_all=True, append_images=[scene(seed=3)]),
+        "wide.png": encode(scene(seed=4).quantize(64), icc_profile=icc("Display P3")),
+    }
+    for name, raw in {**whole, "drawing.svg": b"<svg></svg>", "cut.avif": encode(scene(), "AVIF")[:400]}.items():
+        (folder / name).write_bytes(raw)
+    for name, raw in damaged(whole, 40):
+        (folder / name).write_bytes(raw)
+    target = str(tmp_path / "dataset")
+    first = ingest(str(folder), target)
+    assert first.added + first.rejected == 46
+    dataset = Dataset.open(target)
+    rows = {row["source"]: row for row in dataset.rows("images")}
+    for name in ("IMG_0001.HEIC", "odd-tags.jpg"):
+        assert (rows[name]["width"], rows[name]["height"]) == scene().size[::-1]
+    assert rows["live.jpg"]["image"] == whole["live.jpg"]
+    assert rows["wide.png"]["image"] != whole["wide.png"]
+    reasons = {row["source"]: row["reason"] for row in dataset.rows("rejected")}
+    assert reasons["drawing.svg"] == "SVG, a drawing, is not read: render it to PNG"
+    assert "AVIF" in reasons["cut.avif"]
+    assert ingest(str(folder), target) == IngestResult(0, 0, len(rows))
 
 
 def test_ingest_writes_the_index_that_labels_and_status_read(
@@ -99,3 +133,70 @@ def test_source_without_images_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none of 1 files is a picture"):
         ingest(str(tmp_path / "words"), str(tmp_path / "dataset"))
     assert not [path for path in (tmp_path / "dataset").rglob("*") if path.is_file()]
+
+
+def shard_bytes(target: Path) -> dict[str, bytes]:
+    return {
+        f"{group}/{path.name}": path.read_bytes()
+        for group in ("images", "rejected", "items")
+        for path in sorted((target / group).glob("[0-9]*.parquet"))
+    }
+
+
+def test_ingest_that_ends_at_any_write_goes_on_to_the_same_shards(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twins lie in other shards than what they equal, so that some shards are written twice."""
+    for name in ("motorcycle_left.png", "astronaut.png"):
+        (pictures / name).unlink()
+    for name, twin in (("chelsea.png", "x.png"), ("camera.png", "z.png"), ("coffee.png", "y.png")):
+        (pictures / twin).write_bytes((pictures / name).read_bytes())
+    calm = tmp_path / "calm"
+    assert ingest(str(pictures), str(calm), shard_rows=2) == IngestResult(4, 6, 4)
+    put_file = LocalStore.put_file
+    writes = 0
+
+    def put(store: LocalStore, name: str, path: Path) -> Any:
+        nonlocal writes
+        writes -= name.endswith(".parquet")
+        if writes < 0:
+            raise KeyboardInterrupt
+        return put_file(store, name, path)
+
+    monkeypatch.setattr(LocalStore, "put_file", put)
+    for count in range(1, 40):
+        target, writes = tmp_path / f"killed-{count}", count
+        try:
+            ingest(str(pictures), str(target), shard_rows=2)
+            break
+        except KeyboardInterrupt:
+            writes = 1000
+        assert ingest(str(pictures), str(target), shard_rows=2).images == 4, count
+        assert shard_bytes(target) == shard_bytes(calm), count
+    assert count > 15  # the files of five shards, and again of those with twins
+
+
+def test_row_group_is_gone_through_once_however_many_shards_it_makes(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [pictures / name for name in ("camera.png", "chelsea.png", "coffee.png", "rocket.jpg", "astronaut.png")]
+    table = pa.table({"image": [path.read_bytes() for path in files], "caption": [path.stem for path in files]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=100)
+    calls = []
+    iter_batches = pq.ParquetFile.iter_batches
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls.append(options["row_groups"])
+        return iter_batches(*arguments, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    assert ingest(str(tmp_path / "a.parquet"), str(tmp_path / "dataset"), shard_rows=1).added == 5
+    assert calls == [[0]]
+    rows = list(Dataset.open(tmp_path / "dataset").rows("images"))
+    assert [row["text"] for row in rows] == [path.stem for path in files]
+
+
+def test_dataset_below_its_source_is_no_part_of_it(pictures: Path) -> None:
+    target = pictures / "made" / "dataset"
+    assert ingest(str(pictures), str(target)).added == 6
+    assert ingest(str(pictures), str(target)) == IngestResult(0, 0, 6)

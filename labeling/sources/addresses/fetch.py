@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from time import time
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from labeling.sources.addresses.hosts import DeadHost, DeadHosts, Host
 from labeling.sources.addresses.network import AddressCheck, PrivateAddress, resolve
@@ -23,7 +22,6 @@ from labeling.sources.addresses.urls import SCHEMES
 REDIRECTS = 5
 LONGEST_WAIT = 30.0  # seconds that a Retry-After may ask for; who asks for more is not asked again
 LONGEST_URL = 8192
-DECODERS = 2  # threads: while one decodes (without the interpreter's lock), the other hands over
 NAME_THREADS = 32  # that look up names, which blocks
 _CHUNK = 1 << 16
 _REDIRECTED = (301, 302, 303, 307, 308)
@@ -75,22 +73,27 @@ class Fetcher:
         self.policy = policy
         self._dead = DeadHosts()
 
-    def fetch_all(self, urls: Sequence[str], take: Callable[[int, bytes], T]) -> list[T | Failure]:
+    def fetch_all(self, urls: Sequence[str], take: Callable[[int, bytes], T], threads: int = 1) -> list[T | Failure]:
         """What `take` makes of the bytes of each address, or why there are none; in the order of `urls`.
 
-        take: called with the position and the bytes, in one of DECODERS threads. Bodies that wait for it are at most as
+        take: called with the position and the bytes, in one of some threads. Bodies that wait for it are at most as
         many as connections, so a slow `take` slows the fetching down instead of filling the memory.
         """
-        return asyncio.run(_Run(self.policy, self._dead, urls, take).all())
+        return asyncio.run(_Run(self.policy, self._dead, urls, take, threads).all())
 
 
 class _Run:
     """One list being fetched, on one event loop."""
 
     def __init__(
-        self, policy: FetchPolicy, dead: DeadHosts, urls: Sequence[str], take: Callable[[int, bytes], Any]
+        self,
+        policy: FetchPolicy,
+        dead: DeadHosts,
+        urls: Sequence[str],
+        take: Callable[[int, bytes], Any],
+        threads: int,
     ) -> None:
-        self.policy, self.urls, self.take, self.dead = policy, urls, take, dead
+        self.policy, self.urls, self.take, self.dead, self.threads = policy, urls, take, dead, threads
         self.check = AddressCheck(policy.networks)
         self.hosts: dict[str, Host] = {}
         self.slots = asyncio.Semaphore(policy.connections)  # each holds at most one body
@@ -112,7 +115,7 @@ class _Run:
 
         policy = self.policy
         names = ThreadPoolExecutor(min(NAME_THREADS, policy.connections))
-        self.decoders = ThreadPoolExecutor(DECODERS)
+        self.decoders = ThreadPoolExecutor(self.threads + 1)  # while some decode, one hands over
         try:
             connector = aiohttp.TCPConnector(
                 limit=0,  # the slots of the hosts and of this run are the limits
@@ -136,9 +139,10 @@ class _Run:
 
     def _shard_seconds(self) -> float:
         """Seconds for the whole list: more where the pace asked for at one host takes longer."""
-        most = max(Counter(_host_name(url) for url in self.urls).values(), default=0)
-        paced = 2 * most / self.policy.host_rate if self.policy.host_rate else 0.0
-        return max(self.policy.shard_seconds, paced)
+        if not self.policy.host_rate:
+            return self.policy.shard_seconds
+        most = max(Counter(url.partition("://")[2].partition("/")[0] for url in self.urls).values(), default=0)
+        return max(self.policy.shard_seconds, 2 * most / self.policy.host_rate)
 
     async def _all_within(self, seconds: float) -> list[Any]:
         tasks = [asyncio.create_task(self._one(index, url)) for index, url in enumerate(self.urls)]
@@ -169,17 +173,14 @@ class _Run:
     async def _follow(self, index: int, url: str) -> Any:
         """Ask for an address and for those that it redirects to."""
         for _ in range(REDIRECTS + 1):
-            name = _host_name(url)
-            host = self.hosts.get(name)
-            if host is None:
-                host = Host(name, self.policy.host_connections, self.policy.host_rate, self.dead)
-                self.hosts[name] = host
+            parsed = _parsed(url)
+            host = self._host(parsed.host.rstrip("."))
             slot = False
             try:
                 async with host.turn():
                     await self.slots.acquire()
                     slot = True
-                    body, location = await self._ask(host, url)
+                    body, location = await self._ask(host, parsed)
                 if location is None:
                     return await asyncio.get_running_loop().run_in_executor(self.decoders, self.take, index, body)
             finally:
@@ -188,13 +189,18 @@ class _Run:
             url = location
         raise _Refused(f"more than {REDIRECTS} redirects")
 
-    async def _ask(self, host: Host, url: str) -> tuple[bytes, str | None]:
+    def _host(self, name: str) -> Host:
+        if name not in self.hosts:
+            self.hosts[name] = Host(name, self.policy.host_connections, self.policy.host_rate, self.dead)
+        return self.hosts[name]
+
+    async def _ask(self, host: Host, url: Any) -> tuple[bytes, str | None]:
         """The body of one answer, or where it redirects to. Raises _Refused, _Unanswered, PrivateAddress."""
         import aiohttp
 
         received = bytearray()
         try:
-            async with self.session.get(_parsed(url), allow_redirects=False) as response:
+            async with self.session.get(url, allow_redirects=False) as response:
                 if location := self._judge(host, response):
                     return b"", location
                 expected = response.content_length
@@ -254,13 +260,6 @@ class _Run:
 
     def _too_large(self) -> str:
         return f"larger than {self.policy.max_bytes / (1 << 20):g} MiB"
-
-
-def _host_name(url: str) -> str:
-    try:
-        return (urlsplit(url).hostname or "").rstrip(".")
-    except ValueError:
-        return ""
 
 
 def _parsed(url: str) -> Any:

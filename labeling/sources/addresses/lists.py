@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from labeling.dataset import Entry, Store
+from labeling.dataset import Store
 from labeling.sources.addresses.parquet_list import ParquetList
 from labeling.sources.addresses.rows import ListFile
 from labeling.sources.addresses.text_forms import TEXT_FORMS
@@ -29,24 +29,31 @@ class AddressList:
 
 
 def open_list(
-    store: Store, entries: Mapping[str, Entry], url: str | None = None, text: str | None = None
+    store: Store, names: Iterable[str], url: str | None = None, text: str | None = None
 ) -> AddressList | None:
-    """The list of addresses that these files are, None where they are something else.
+    """The list of addresses that these files (names in the store) are, None where they are something else.
 
     They are one if all data files (Parquet, CSV, TSV, JSON lines) have a column of addresses and none has pictures.
     url, text: names of the columns; found by usual names otherwise. Raises InputError where a column that is named is
     not there, or where `url` is named and no file can be a list.
     """
-    names = [name for name in sorted(entries) if _suffix(name) in FORMATS]
-    others = [name for name in entries if _suffix(name) not in (*FORMATS, *_BESIDE)]
-    if not names or others:
+    lists: list[str] = []
+    other = ""
+    for name in names:
+        if _suffix(name) in FORMATS:
+            lists.append(name)
+        elif _suffix(name) not in _BESIDE:
+            other = name
+            break  # so a folder of pictures is known by one of them
+    lists.sort()
+    if not lists or other:
         if url:
-            what = others[0] if others else "no file of Parquet, CSV, TSV or JSON lines"
+            what = f"{other} is there" if other else "no Parquet, CSV, TSV or JSON lines there"
             raise InputError(f"{store.uri}: --url names a column of a list of addresses, and this is none ({what})")
         return None
     files: list[ListFile] = []
     unreadable: list[InputError] = []
-    for name in names:
+    for name in lists:
         file = FORMATS[_suffix(name)](store, name)
         try:
             is_list = bool(url) or (not file.holds_pictures and bool(_usual(file, URL_COLUMNS)))
@@ -60,7 +67,7 @@ def open_list(
             return None
         files.append(file)
     if unreadable:
-        if files or _suffix(names[0]) in TEXT_FORMS:
+        if files or _suffix(lists[0]) in TEXT_FORMS:
             raise unreadable[0]
         return None
     url_column = url or _usual(files[0], URL_COLUMNS)
@@ -82,13 +89,6 @@ def _usual(file: ListFile, usual: Sequence[str]) -> str:
     """The column of a file that has the first of some usual names, in any case; "" without one."""
     by_name = {name.lower(): name for name in reversed(file.columns)}
     return next((by_name[name] for name in usual if name in by_name), "")
-
-
-def split_row(row: Mapping[str, Any], url: str, text: str) -> tuple[str, str | None, dict[str, Any]]:
-    """Address, caption and all other values of a row of a list."""
-    others = {name: value for name, value in row.items() if name not in (url, text)}
-    caption = row.get(text) if text else None
-    return str(row.get(url) or "").strip(), None if caption is None else str(caption), others
 
 
 FORMATS: dict[str, Any] = {".parquet": ParquetList, **dict.fromkeys(TEXT_FORMS, TextList)}

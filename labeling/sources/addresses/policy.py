@@ -15,7 +15,8 @@ CONNECTIONS = 64
 HOST_CONNECTIONS = 8
 RETRIES = 2
 SECONDS = 10.0
-MAX_MEGABYTES = 32
+TOTAL = 6  # times as long for a whole file
+MAX_MIB = 32.0
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,52 @@ class FetchPolicy:
     host_rate: float = 0.0
     connect_seconds: float = SECONDS
     read_seconds: float = SECONDS
-    total_seconds: float = 6 * SECONDS
+    total_seconds: float = TOTAL * SECONDS
     retries: int = RETRIES
-    max_bytes: int = MAX_MEGABYTES << 20
+    max_bytes: int = int(MAX_MIB * (1 << 20))
     directives: tuple[str, ...] = DIRECTIVES
     token: str = USER_AGENT
     contact: str = ""
     networks: tuple[str, ...] = ()
     shard_seconds: float = 900.0
+
+    @classmethod
+    def of(
+        cls,
+        connections: int = CONNECTIONS,
+        host_connections: int = HOST_CONNECTIONS,
+        host_rate: float = 0.0,
+        timeout: float = SECONDS,
+        retries: int = RETRIES,
+        max_mb: float = MAX_MIB,
+        contact: str = "",
+        robots_name: str = USER_AGENT,
+        directives: str = ",".join(DIRECTIVES),
+        allow_private: Sequence[str] = (),
+    ) -> FetchPolicy:
+        """The policy that the options of the command line and of job files of these names make.
+
+        Raises InputError for what is no network, or what cannot stand in a header.
+        """
+        for option, text in (("contact", contact), ("robots-name", robots_name)):
+            if not text.isascii() or not text.isprintable():
+                raise InputError(f"--{option} {text!r}: only printable ASCII can be told to servers")
+        if not robots_name:
+            raise InputError("--robots-name: give a name")
+        return cls(
+            connections,
+            host_connections,
+            host_rate,
+            timeout,
+            timeout,
+            TOTAL * timeout,
+            retries,
+            int(max_mb * (1 << 20)),
+            tuple(word.strip().lower() for word in directives.split(",") if word.strip()),
+            robots_name,
+            contact,
+            check_networks(allow_private),
+        )
 
     @cached_property
     def user_agent(self) -> str:

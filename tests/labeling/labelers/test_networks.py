@@ -18,6 +18,7 @@ from tiny_networks import (
     save_yolos,
 )
 
+from labeling.batches import pixel_scale
 from labeling.declaration import declare
 from labeling.registry import load_labeler
 from model.inputs import InputError
@@ -151,13 +152,6 @@ def test_default_type_of_numbers_leaves_the_recipe_as_it_was(make):
     assert first.keys() == set(again.schema.names)
 
 
-def test_only_a_cpu_promises_the_same_bytes(make):
-    labeler = make()
-    assert labeler.gives_same_bytes
-    labeler.device = "cuda"
-    assert not labeler.gives_same_bytes
-
-
 def test_pixels_travel_as_bytes_where_the_device_can_scale_them(tmp_path):
     (row, *_) = rows()
     for build in (save_depth_anything, save_dpt, save_glpn):
@@ -169,6 +163,36 @@ def test_pixels_travel_as_bytes_where_the_device_can_scale_them(tmp_path):
     labeler._processor.resample = 0
     labeler._scale = None  # as of a processor that scales before it resizes
     assert labeler.prepare(row).inputs["pixel_values"].dtype == np.float32
+
+
+class Fused:
+    """A processor with the arithmetic of torchvision's, which is not installed beside every torch."""
+
+    do_rescale, rescale_factor = True, 1 / 255
+    image_mean, image_std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+    def __init__(self, do_normalize=True, pads=False):
+        self.do_normalize, self.pads = do_normalize, pads
+
+    def __call__(self, picture, do_rescale=True, do_normalize=True):
+        pixels = torch.from_numpy(picture[:48:2, :40:2].copy()).permute(2, 0, 1)[None]
+        if do_rescale and do_normalize and self.do_normalize:
+            mean, std = (torch.tensor(one) * (1.0 / self.rescale_factor) for one in (self.image_mean, self.image_std))
+            pixels = pixels.float().sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
+        elif do_rescale:
+            pixels = pixels * self.rescale_factor
+        return {"pixel_values": (torch.nn.functional.pad(pixels, (0, 3)) if self.pads else pixels).numpy()}
+
+
+def test_scale_of_either_kind_of_processor_is_repeated_bit_for_bit():
+    for processor in (Fused(), Fused(do_normalize=False)):
+        scale = pixel_scale(processor, processor)
+        picture = data.astronaut()
+        levels = torch.from_numpy(processor(picture, do_rescale=False, do_normalize=False)["pixel_values"])
+        assert scale.fused or not processor.do_normalize
+        np.testing.assert_array_equal(scale(levels).numpy(), processor(picture)["pixel_values"])
+    padded = Fused(pads=True)  # with zeros after it has scaled: as levels these would be black
+    assert pixel_scale(padded, padded) is None
 
 
 def test_type_of_numbers_needs_a_network():

@@ -18,7 +18,7 @@ from model.inputs import InputError
 
 def opened(folder: Path, url: str | None = None, text: str | None = None) -> AddressList | None:
     store = open_store(folder)
-    return open_list(store, store.walk(), url, text)
+    return open_list(store, list(store.walk()), url, text)
 
 
 def opened_list(folder: Path, url: str | None = None, text: str | None = None) -> AddressList:

@@ -18,7 +18,8 @@ from labeling.sources.addresses.robots import forbidding
 from labeling.sources.addresses.urls import public_form
 from model.inputs import InputError
 
-LOCAL = FetchPolicy(networks=("127.0.0.1/32",), connect_seconds=0.5, read_seconds=0.5, total_seconds=1.5, retries=0)
+LOCAL = FetchPolicy(networks=("127.0.0.1/32",), connect_seconds=30, read_seconds=30, retries=0)
+HASTY = replace(LOCAL, read_seconds=0.5, total_seconds=1.5)
 JPEG = b"\xff\xd8\xff\xe0 stands for a picture"
 
 
@@ -76,7 +77,7 @@ def test_results_come_in_the_order_of_the_addresses(server: PictureServer) -> No
 )
 def test_answer_gives_a_picture_or_its_reason(answer: Answer, reason: Any, server: PictureServer) -> None:
     server.answers["/it"] = answer
-    assert fetch_one(server.url("/it")) == reason
+    assert fetch_one(server.url("/it"), HASTY if answer.wait or answer.drip else LOCAL) == reason
 
 
 def test_what_cannot_be_asked_has_a_reason() -> None:
@@ -99,8 +100,8 @@ def test_what_cannot_be_asked_has_a_reason() -> None:
 def test_silent_server_is_given_up() -> None:
     with silent_port() as port:
         began = time.monotonic()
-        results = fetch([f"http://127.0.0.1:{port}/{number}" for number in range(200)])
-    assert time.monotonic() - began < 10  # a quarter of what it takes to wait for each
+        results = fetch([f"http://127.0.0.1:{port}/{number}" for number in range(200)], HASTY)
+    assert time.monotonic() - began < 12  # what it takes to wait for each, by eight connections
     assert set(results) == {
         "timed out after 0.5 s without a byte",
         "host 127.0.0.1 failed 10 times in a row and was not asked further",
@@ -109,10 +110,9 @@ def test_silent_server_is_given_up() -> None:
 
 
 def test_list_is_given_up_after_its_time(server: PictureServer) -> None:
-    server.answers["/slow"] = Answer(JPEG, wait=0.4)
-    results = fetch([server.url("/slow")] * 30, replace(LOCAL, host_connections=1, shard_seconds=1))
-    assert results[:2] == [JPEG, JPEG]
-    assert results[-1] == "given up: its shard was not fetched within 1 s"
+    server.answers["/slow"] = Answer(JPEG, wait=20)
+    results = fetch([server.url("/ok"), *[server.url("/slow")] * 3], replace(LOCAL, shard_seconds=2))
+    assert results == [JPEG, *["given up: its shard was not fetched within 2 s"] * 3]
     assert is_transient(results[-1])
 
 
@@ -145,12 +145,12 @@ def test_too_large_file_is_not_read_to_its_end(server: PictureServer) -> None:
 
 
 def test_host_is_asked_by_few_connections_and_at_a_pace(server: PictureServer) -> None:
-    server.answers["/ok"] = Answer(JPEG, wait=0.02)
-    fetch([server.url("/ok")] * 30, replace(LOCAL, host_connections=3))
+    server.answers["/ok"] = Answer(JPEG, wait=0.05)
+    fetch([server.url("/ok")] * 20, replace(LOCAL, host_connections=3))
     assert server.most == 3
     server.times.clear()
     fetch([server.url("/ok")] * 6, replace(LOCAL, host_rate=20.0))
-    assert server.times[-1] - server.times[0] > 5 / 20 - 0.04
+    assert server.times[-1] - server.times[0] > 5 / 20 - 0.1  # the server's clock begins when it gets round to it
     assert replace(LOCAL, host_connections=8, host_rate=8.0).shared_by(4) == replace(
         LOCAL, host_connections=2, host_rate=2.0
     )

@@ -16,11 +16,12 @@ from model.inputs.schema import Section, split_range, validate
 class Resources(Section):
     """Resources of one labeler in a job; what is None is chosen by the job.
 
-    gpus: share of a GPU for each process of the network, or number of GPUs; None: 1 where the labeler has a network
-    and the cluster has GPUs. cpus: CPUs for each process. batch: rows of a call. processes: least and most processes
-    of the network. timeout: seconds that a call may take before its rows are tried one by one; memory_gb: what a
-    process may hold; max_errors: share of rows in error for which nobody can have planned, above which the labeler
-    stops (in jobs of at least 100 rows).
+    gpus: share of a GPU for each process of the network, or number of GPUs; None: 1, or the part of one that there is
+    for each network, where the labeler has a network and the cluster has GPUs. cpus: CPUs for each process; that of a
+    network on a GPU takes none from others unless they are given. batch: rows of a call. processes: least and most
+    processes of the network; None: one, and more as it is needed and the GPUs allow. timeout: seconds that a call may
+    take before its rows are tried one by one; memory_gb: what a process may hold; max_errors: share of rows in error
+    for which nobody can have planned, above which the labeler stops (in jobs of at least 100 rows).
     """
 
     gpus: Annotated[float, Field(ge=0)] | None = None

@@ -15,7 +15,7 @@ from labeling.failures import DeviceError
 from labeling.labeler import Labeler
 from labeling.resources import Resources
 from labeling.supervisor import Supervisor
-from model.inputs import InputError
+from model.inputs import WorkFailed
 from pipelines.labeling_job.part_labeler import PartLabeler, Step
 from pipelines.labeling_job.parts import Part, unpack
 from pipelines.labeling_job.placement import Placement
@@ -101,7 +101,7 @@ class LabelProcess:
                         outputs[group] = dict(zip(inputs, ray.get(answer), strict=True))
                     except (DeviceError, *lost) as error:
                         if not ray.get(self.coordinator.lost_network.remote(pool, number)):
-                            raise InputError(f"{group}: its network fails on every device: {error}") from error
+                            raise WorkFailed(f"{group}: its network fails on every device: {error}") from error
                         answers[group] = self._ask(group, inputs)
                         continue
                     self.coordinator.answered.remote(pool, number, len(inputs))

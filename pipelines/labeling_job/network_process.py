@@ -66,6 +66,7 @@ class NetworkProcess:
         self.batch = resources.batch or labeler.batch_size
         work = partial(NetworkWork, labeler, resources)
         self.child = Supervisor(work, resources.memory_gb, processes=2, on_gpu=True, name=labeler.group)
+        self.device = ""  # known when the child has loaded the network
         self.crosses = False  # whether a batch may hold rows of several requests
         self.waiting: deque[tuple[_Request, int]] = deque()  # rows, as places in their requests
         self.serving: asyncio.Task[None] | None = None
@@ -87,9 +88,10 @@ class NetworkProcess:
         while self.waiting:
             rows: list[tuple[_Request, int]] = []
             try:
-                device = await loop.run_in_executor(None, self.child.run, None)
+                if not self.device:
+                    self.device = await loop.run_in_executor(None, self.child.run, None)
                 # On CPUs a label of a deterministic labeler depends on the rows of its row group, and on nothing else.
-                self.crosses = not self.labeler.deterministic or device != "cpu"
+                self.crosses = not self.labeler.deterministic or self.device != "cpu"
                 rows = self._take()
                 task = ([request.ids[place] for request, place in rows], [r.inputs[place] for r, place in rows])
                 outputs = await loop.run_in_executor(None, self.child.run, task)

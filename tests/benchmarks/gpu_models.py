@@ -108,7 +108,10 @@ def labeler(setting: Setting) -> Figures:
         for step, work in (
             ("prepare", lambda: [one.prepare(row) for row in rows]),
             ("infer", lambda: one.infer(inputs)),
-            ("finish", lambda: [one.finish(*pair) for pair in zip(outputs, (p.context for p in prepared), strict=True)]),
+            (
+                "finish",
+                lambda: [one.finish(*pair) for pair in zip(outputs, (p.context for p in prepared), strict=True)],
+            ),
         ):
             figures[f"{step}_pictures_per_second"] = count / median_seconds(setting, work, 3)
         figures["network_pictures_per_second"] = 1 / median_seconds(setting, lambda: _network(one, pictures[:1]), 3)

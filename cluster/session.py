@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
+from cluster.own_ray import AGAIN, NodeLost, OwnRay, watched
 from cluster.ray_environment import prepare_ray, starts_own_ray
 from model.inputs import InputError, WorkFailed, causes, error_for_person, one_line
 
 NODE_SECONDS = 30.0
 LONGEST_REASON = 300  # characters of what Ray says of a failure of its own
-_AGAIN = "started again, it goes on"
 UNEXPECTED, PREEMPTED = 2, 3  # NodeDeathInfo.Reason of Ray's gcs.proto
 
 
@@ -43,13 +43,18 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
         if not starts_own_ray():
             _connect(**options)
         else:
+            # Not one that others have started on this machine, which Ray would connect to by itself.
             _start(address="local", include_dashboard=False, object_store_memory=memory, **options)
     _quiet(verbose)
+    own = OwnRay() if starts_own_ray() else None
     try:
-        with _losses_named():
+        with watched(own) if own else nullcontext(), _losses_named():
             yield
     finally:
-        ray.shutdown()
+        if own and own.ended:
+            own.end()  # Ray itself would wait for an answer of what is gone
+        else:
+            ray.shutdown()
 
 
 def _connect(**options: Any) -> None:
@@ -79,10 +84,6 @@ def _start(**options: Any) -> None:
         ray.init(**options)
 
 
-class NodeLost(WorkFailed):
-    """Work failed because a machine, or Ray on it, went away. Nothing is wrong with it, and it can be started again."""
-
-
 @contextmanager
 def _losses_named() -> Iterator[None]:
     """Say in one line what Ray itself says in dozens: that a node, Ray on it, or a process of the work went away.
@@ -102,7 +103,7 @@ def _losses_named() -> Iterator[None]:
                 break
             time.sleep(0.5)
         if lost:
-            raise NodeLost(f"the cluster lost {', '.join(sorted(lost.values()))}; {_AGAIN}") from error
+            raise NodeLost(f"the cluster lost {', '.join(sorted(lost.values()))}; {AGAIN}") from error
         if failure := _failure_of_ray(error):
             raise failure from error
         raise
@@ -118,9 +119,9 @@ def _failure_of_ray(error: BaseException) -> WorkFailed | None:
     for one in causes(error):
         reason = one_line(one, LONGEST_REASON)
         if isinstance(one, machine):
-            return NodeLost(f"Ray on this machine has ended ({reason}); {_AGAIN}")
+            return NodeLost(f"Ray on this machine has ended ({reason}); {AGAIN}")
         if isinstance(one, process) and not getattr(one, "actor_init_failed", False):
-            return WorkFailed(f"a process of Ray died ({reason}); {_AGAIN}")
+            return WorkFailed(f"a process of Ray died ({reason}); {AGAIN}")
     return None
 
 

@@ -23,7 +23,7 @@ from labeling.plan import Wave, choose_labelers, next_wave
 from labeling.registry import default_groups
 from labeling.resources import ResourcesByLabeler
 from labeling.staleness import GroupPlan, plan_errors, plan_groups
-from model.inputs import InputError
+from model.inputs import InputError, WorkFailed
 from pipelines.labeling_job.placement import resources_by_group
 from pipelines.labeling_job.result import LabelResult
 from pipelines.labeling_job.shard_writer import write_empty_shards
@@ -94,8 +94,9 @@ def label(
     names: labelers or groups; empty for every group that is declared. parameters, resources: by labeler or group name.
     shards: [first, end) of the dataset's, in order; all by default. most_cpus, most_gpus: what the cluster may grow to.
     only_errors: try again the rows in error, and nothing else but what reads them.
-    Raises InputError for unknown names, parameters and resources, when another job works on one of the groups, for a
-    labeler that fails too often (`Resources.max_errors`), and for a device that fails wherever it is tried.
+    Raises InputError for unknown names, parameters and resources, and when another job works on one of the groups.
+    Raises WorkFailed for a labeler that fails too often (`Resources.max_errors`), and for a device that fails wherever
+    it is tried.
     """
     started = time.monotonic()
     work = Labeling.of(dataset_uri, names, parameters, shards)
@@ -171,7 +172,7 @@ def _label_stale(work: Labeling, run: WaveRun, footers: FooterTables, result: La
         footers, before = _run_wave(work, run, wave, footers, result, only_errors=False)
         fruitless = 0 if before else fruitless + 1
         if fruitless == FRUITLESS_WAVES:
-            raise RuntimeError(f"{work.dataset.uri}: writers were lost in each of {fruitless} tries, with all they had")
+            raise WorkFailed(f"{work.dataset.uri}: writers were lost in each of {fruitless} tries, with all they had")
     return footers
 
 

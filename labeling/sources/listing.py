@@ -6,16 +6,18 @@ Columns hold it, not Python objects: a source may have 10⁷ files.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from labeling.dataset import Entry, Store
-from labeling.sources.captions import pair, suffix_of
+from labeling.sources.captions import pair
 from labeling.sources.items import ITEM_SCHEMA, Container, Contents, Trouble, printable
 from labeling.sources.metadata import is_metadata, joining_name, read_metadata
 from model.inputs import InputError
@@ -24,6 +26,7 @@ FILE_SCHEMA = pa.schema([("name", pa.string()), ("file", pa.binary()), ("size", 
 _CHUNK = 1 << 16
 _THREADS = 16
 
+_File = tuple[str, bytes | None, int, str]  # a row of FILE_SCHEMA
 ContainerOf = Callable[[str], Container | None]  # the container that a file is, None of a picture itself
 
 
@@ -119,16 +122,10 @@ def list_items(
     Raises InputError for a table at the top that names no files.
     """
     metadata = read_metadata(store, tables)
-    names: list[str] = files["name"].to_pylist()  # released before what is larger is made
-    packed, plain = _sort_out(names, files, container_of)
+    plain, packed = _sort_out(files, container_of, metadata.companions)
     unchanged = [file.name for file in packed if known and known.get(printable(file.name)) == file.tag]
     packed = [file for file in packed if file.name not in set(unchanged)]
-    beside, used = _pair_files(names, files) if _has_captions(files) else ({}, set())
-    keep = [index for index in plain if index not in used]
-    if metadata.companions:
-        keep = [index for index in keep if joining_name(names[index]) not in metadata.companions]
-    del names
-    parts = [_plain_items(files, keep, beside)]
+    parts = [plain]
     troubles: list[Trouble] = []
     for file, contents in zip(packed, look(store, packed), strict=True):
         tags = pa.array([file.tag], pa.string()).take(pa.array([0] * contents.items.num_rows, pa.int64()))
@@ -143,60 +140,56 @@ def list_items(
     return Listing(items.sort_by("name").combine_chunks(), troubles, remarks, unchanged)
 
 
-def _sort_out(names: list[str], files: pa.Table, container_of: ContainerOf) -> tuple[list[PackedFile], list[int]]:
-    """Containers, and indices of the files that are items themselves."""
-    packed: list[PackedFile] = []
-    plain: list[int] = []
-    for index, name in enumerate(names):
-        container = container_of(name)
-        if container is None:
-            plain.append(index)
-        else:
-            row = files.slice(index, 1).to_pylist()[0]
-            packed.append(PackedFile(_raw(row["name"], row["file"]), container, Entry(row["size"], row["tag"])))
-    return packed, plain
+def _sort_out(
+    files: pa.Table, container_of: ContainerOf, companions: Collection[str]
+) -> tuple[pa.Table, list[PackedFile]]:
+    """The files that are items themselves (ITEM_SCHEMA), and the containers.
 
-
-def _has_captions(files: pa.Table) -> bool:
-    return bool(pc.any(pc.match_substring_regex(files["name"], r"(?i)\.(txt|caption|json|cls)$")).as_py())
-
-
-def _pair_files(names: list[str], files: pa.Table) -> tuple[dict[int, list[int]], set[int]]:
-    """Indices of the files that say something of a picture, by its index; and all of them.
-
-    All names that begin alike up to a dot lie side by side in a sorted listing.
+    What says something of a picture, or belongs to another one's row (companions), is no item.
     """
+    packed: list[PackedFile] = []
+    chunks = [ITEM_SCHEMA.empty_table()]
+    columns: tuple[list[Any], ...] = ([], [], [], [], [])
+    names = ("name", "size", "tag", "file", "beside")
 
-    def stem(index: int) -> str:
-        folder, slash, name = names[index].rpartition("/")
+    def flush() -> None:
+        arrays = dict(zip(names, columns, strict=True))
+        empty = [None] * len(columns[0])
+        chunks.append(pa.table([pa.array(arrays.get(f.name, empty), f.type) for f in ITEM_SCHEMA], ITEM_SCHEMA))
+        for column in columns:
+            column.clear()
+
+    for block in _blocks(files):
+        pairs, used = pair([row[0] for row in block]) if len(block) > 1 else ({}, set())
+        for index, (name, file, size, tag) in enumerate(block):
+            container = container_of(name)
+            if container is not None:
+                packed.append(PackedFile(_raw(name, file), container, Entry(size, tag)))
+            elif index not in used and not (companions and joining_name(name) in companions):
+                beside = [block[one] for one in pairs.get(index, ())]
+                said = [f"{one[2]}:{one[3]}" for one in beside]
+                named = json.dumps([_raw(one[0], one[1]) for one in beside]) if beside else None
+                for column, value in zip(columns, (name, size, _with(tag, *said), file, named), strict=True):
+                    column.append(value)
+        if len(columns[0]) >= _CHUNK:
+            flush()
+    flush()
+    return pa.concat_tables(chunks), packed
+
+
+def _blocks(files: pa.Table) -> Iterator[list[_File]]:
+    """The files in blocks of those whose names begin alike up to a dot: these lie side by side in a sorted listing."""
+
+    def rows() -> Iterator[_File]:
+        for batch in files.to_batches(_CHUNK):
+            yield from zip(*(batch[name].to_pylist() for name in FILE_SCHEMA.names), strict=True)
+
+    def stem(row: _File) -> str:
+        folder, slash, name = row[0].rpartition("/")
         return folder + slash + name.partition(".")[0]
 
-    pairs: dict[int, list[int]] = {}
-    used: set[int] = set()
-    for _, block in groupby(range(len(names)), stem):
-        indices = list(block)
-        if len(indices) > 1 and any(suffix_of(names[index]) for index in indices):
-            found, own = pair([names[index] for index in indices])
-            pairs |= {indices[one]: [indices[other] for other in others] for one, others in found.items()}
-            used |= {indices[index] for index in own}
-    return pairs, used
-
-
-def _plain_items(files: pa.Table, keep: list[int], beside: Mapping[int, list[int]]) -> pa.Table:
-    table = files.take(pa.array(keep, pa.int64()))
-    columns = {name: table[name] for name in ("name", "size", "tag", "file")}
-    if beside:
-        import json
-
-        said: list[str | None] = []
-        tags: list[str] = []
-        for index, tag in zip(keep, table["tag"].to_pylist(), strict=True):
-            rows = files.take(pa.array(beside[index], pa.int64())).to_pylist() if index in beside else []
-            said.append(json.dumps([_raw(row["name"], row["file"]) for row in rows]) if rows else None)
-            tags.append(_with(tag, *(f"{row['size']}:{row['tag']}" for row in rows)))
-        columns |= {"beside": pa.chunked_array([said], pa.string()), "tag": pa.chunked_array([tags], pa.string())}
-    empty = pa.nulls(table.num_rows)
-    return pa.table([columns.get(field.name, empty).cast(field.type) for field in ITEM_SCHEMA], ITEM_SCHEMA)
+    for _, block in groupby(rows(), stem):
+        yield list(block)
 
 
 def _describe(items: pa.Table, lookup: pa.Table) -> tuple[pa.Table, int]:

@@ -81,8 +81,9 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _for_person(error: BaseException) -> InputError | WorkFailed | None:
     # Errors that Ray carries are instances of the class of their `cause` as well, with a traceback as their text.
-    if isinstance(getattr(error, "cause", None), BaseException):
-        return _told_by_ray(str(error))
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BaseException):
+        return _for_person(cause) or _told_by_ray(str(error))
     if isinstance(error, InputError | WorkFailed):
         return error
     if isinstance(error, ModuleNotFoundError):

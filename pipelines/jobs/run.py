@@ -12,7 +12,7 @@ import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.session import NodeLost
+from cluster.own_ray import NodeLost
 from model.inputs import InputError, error_for_person, one_line
 from pipelines.jobs.folder import JobFolder
 from pipelines.jobs.log import captured_log

@@ -15,7 +15,7 @@ from labeling.failures import DeviceError
 from labeling.labeler import Labeler
 from labeling.resources import Resources
 from labeling.supervisor import Supervisor
-from model.inputs import InputError
+from model.inputs import WorkFailed
 from pipelines.labeling_job.part_labeler import PartLabeler, Step
 from pipelines.labeling_job.parts import Part, unpack
 from pipelines.labeling_job.placement import Placement
@@ -97,7 +97,7 @@ class LabelProcess:
     def _answer(self, group: str, inputs: Mapping[str, bytes], number: int, answer: Any) -> list[Any]:
         """What a network gives for each row; another process is asked while processes or their devices fail.
 
-        Raises InputError where they do so one after another.
+        Raises WorkFailed where they do so one after another.
         """
         import ray
 
@@ -107,7 +107,7 @@ class LabelProcess:
                 outputs = ray.get(answer)
             except (DeviceError, ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
                 if not ray.get(self.coordinator.lost_network.remote(pool, number)):
-                    raise InputError(f"{group}: its network fails on every device: {error}") from error
+                    raise WorkFailed(f"{group}: its network fails on every device: {error}") from error
                 number, answer = self._ask(group, inputs)
                 continue
             self.coordinator.answered.remote(pool, number, len(inputs))

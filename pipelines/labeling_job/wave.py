@@ -16,7 +16,7 @@ from labeling.dataset import IMAGES, Dataset, Footers, FooterTable
 from labeling.labeler import Labeler
 from labeling.plan import Wave
 from labeling.resources import Resources
-from model.inputs import InputError
+from model.inputs import WorkFailed
 from pipelines.labeling_job.coordinator import Coordinator
 from pipelines.labeling_job.label_process import LabelProcess
 from pipelines.labeling_job.parts import PART_ROWS, blocks_of_parts, count_rows, cut_parts, pack
@@ -59,7 +59,7 @@ class WaveRun:
     def __call__(self, wave: Wave, footers: Footers, result: LabelResult, only_errors: bool) -> int:
         """Compute the shards of a wave, and add what was done to the result; how many writers were lost.
 
-        Raises InputError for a labeler with more unexpected errors than it may have.
+        Raises WorkFailed for a labeler with more unexpected errors than it may have.
         """
         images = FooterTable.of(footers[IMAGES])
         rows = images.total("rows", images.positions(list(wave.work)))
@@ -112,7 +112,7 @@ class WaveRun:
         return ray.remote(Coordinator).options(**options).remote(self.dataset, self.declarations, pools)
 
     def _check_errors(self, total: Tally, rows: Mapping[str, int]) -> None:
-        """Raises InputError for a labeler that fails too often. rows: to label, by group."""
+        """Raises WorkFailed for a labeler that fails too often. rows: to label, by group."""
         for group, errors in total.errors.items():
             most = self.resources[group].max_errors
             if rows[group] < SMALL_JOB or errors.unexpected <= most * max(
@@ -121,7 +121,7 @@ class WaveRun:
                 continue
             reason, kept = errors.top(1)[0] if errors.reasons else ("", None)
             example = f" (row {kept.example}: {kept.rows} rows)" if kept else ""
-            raise InputError(
+            raise WorkFailed(
                 f"{group}: {errors.unexpected / total.rows[group]:.0%} of {total.rows[group]} rows failed, more than "
                 f"{most:.0%}; most often: {reason}{example}. Finished shards stay; mend it and label again, or allow "
                 f"more ({group}.max_errors)"

@@ -49,6 +49,31 @@ raise SystemExit(execute.execute(sys.argv[1], 1))
 """
 
 
+WAITS_IN_RAY = """
+import sys, time
+import pipelines.jobs.run as execute
+from cluster.session import ray_session
+from pathlib import Path
+
+def work(row):
+    time.sleep(1000)
+    return row
+
+def run(job, own):
+    with ray_session(memory=100 << 20):
+        import ray
+        pid = ray._private.worker._global_node.all_processes["raylet"][0].process.pid
+        temporary = Path(sys.argv[2] + ".tmp")
+        temporary.write_text(str(pid))
+        temporary.rename(sys.argv[2])
+        for row in ray.data.range(2, override_num_blocks=1).map(work).iter_rows():
+            pass
+
+execute.run_job = run
+raise SystemExit(execute.execute(sys.argv[1], 1))
+"""
+
+
 # Stands in for a job's work: it fails as whatever uses something that was on a node that is gone.
 USES_A_NODE = """
 import sys, time
@@ -133,6 +158,28 @@ def test_lost_node_interrupts_job(tmp_path: Path) -> None:
     state = folder.state()
     assert state is not None and state.phase == "interrupted"
     assert re.fullmatch(r"the cluster lost [0-9.]+; started again, it goes on", state.reason)
+
+
+def test_job_whose_ray_dies_says_so_and_asks_for_restart(tmp_path: Path) -> None:
+    """Ray's C++ code would end the process some seconds later, without a word."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), "XDG_DATA_HOME": str(tmp_path / "data")}
+    folder = JobFolder(str(tmp_path / "job"))
+    folder.put_specification(ReportJob(kind="report", of=str(tmp_path)))
+    command = [sys.executable, "-c", WAITS_IN_RAY, folder.address, str(tmp_path / "raylet")]
+    job = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "raylet").exists():
+        assert job.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1)
+    psutil.Process(int((tmp_path / "raylet").read_text())).kill()
+    said, _ = job.communicate(timeout=60)
+    assert job.returncode == TRY_AGAIN
+    state = folder.state()
+    assert state is not None and state.phase == "interrupted"
+    assert state.reason.startswith("Ray on this machine has ended (its raylet died")
+    assert said == f"onediffusion: {state.reason}\n"
 
 
 def test_job_receives_signals_while_it_uses_ray(tmp_path: Path) -> None:

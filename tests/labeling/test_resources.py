@@ -16,7 +16,7 @@ def given(*settings: str) -> dict[str, Resources]:
 
 
 @pytest.mark.parametrize(
-    ("text", "processes"), [("[1, 32]", (1, 32)), ("1:32", (1, 32)), ("4", (4, 4)), ('"4"', (4, 4)), ("null", None)]
+    ("text", "processes"), [("[1, 32]", (1, 32)), ("1:32", (1, 32)), ("4", (4, 4)), ("null", None)]
 )
 def test_processes_are_a_number_or_a_range(text: str, processes: tuple[int, int] | None) -> None:
     assert given(f"depth.processes={text}")["depth"].processes == processes

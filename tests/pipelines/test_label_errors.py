@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import onediffusion, said_on
 
 from labeling.dataset import Dataset, dataset_status
 from labeling.resources import Resources
-from model.inputs import InputError
+from model.inputs import WorkFailed
 from model.pictures import encode_png
 from pipelines.ingest import ingest
 from pipelines.label import label, plan
@@ -59,6 +61,27 @@ def test_rows_in_error_are_tried_again_and_the_others_keep_their_labels(dataset:
     assert sum(after[name] != before[name] for name in before) == touched < len(before)
 
 
+def test_command_tells_reasons_and_fails_where_every_row_does(
+    dataset: Dataset, tmp_path: Path, shared_ray: None
+) -> None:
+    widths = [row["width"] for row in dataset.rows("images", ["width"])]
+    wide, mended = sum(width > 600 for width in widths), tmp_path / "mended"
+    command = ("label", dataset.uri, BROKEN, "--set", f"broken.until={mended}")
+    some = onediffusion(*command, "--set", "broken.wider_than=600")
+    assert some.returncode == 0, some.stderr
+    assert f"broken: {wide} of {len(widths)} rows in error" in some.stdout.splitlines()
+    assert re.search(rf"^  {wide} × ValueError: it is broken \(as \w+\)$", some.stdout, re.MULTILINE)
+    every = onediffusion(*command, "--set", "broken.wider_than=0")
+    assert every.returncode == 1
+    again = f"onediffusion label {dataset.uri} broken --only-errors"
+    line = f"onediffusion: broken: every row is in error (ValueError: it is broken); when it is mended: {again}"
+    assert said_on(every.stderr) == [line]
+    mended.touch()
+    last = onediffusion(*command, "--only-errors")
+    assert last.returncode == 0, last.stderr
+    assert f"broken: {len(dataset.shards)} shards labeled" in last.stdout and "in error" not in last.stdout
+
+
 def test_what_reads_a_label_that_was_in_error_is_computed_anew(dataset: Dataset, tmp_path: Path) -> None:
     mended = tmp_path / "mended"
     names, parameters = [BROKEN, HALVED], {"broken": {"until": str(mended), "wider_than": 600}}
@@ -94,7 +117,7 @@ def test_labeler_that_fails_too_often_stops_the_job_and_finished_shards_stay(tmp
     ingest(str(source), str(tmp_path / "dataset"), shard_rows=20)
     parameters = {"broken": {"until": str(tmp_path / "never"), "wider_than": 40}}
     uri = str(tmp_path / "dataset")
-    with pytest.raises(InputError, match=r"broken: \d+% of \d+ rows failed, more than 5%.*it is broken.*max_errors"):
+    with pytest.raises(WorkFailed, match=r"broken: \d+% of \d+ rows failed, more than 5%.*it is broken.*max_errors"):
         label(uri, [BRIGHTNESS, BROKEN], parameters)
     status = dataset_status(Dataset.open(uri))
     assert status["brightness"].fresh == status["broken"].fresh > 0

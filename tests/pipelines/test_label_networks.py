@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import onediffusion
 
 from labeling.dataset import Dataset
 from labeling.resources import Resources
-from model.inputs import InputError
+from model.inputs import InputError, WorkFailed
+from model.inputs.yaml_files import to_yaml
 from pipelines.ingest import ingest
+from pipelines.jobs.resolved import stored_job
 from pipelines.label import label
 
 NAMES = [f"simple_labelers:{name}" for name in ("Brightness", "Spread", "Widths", "Loose")]
@@ -81,6 +84,30 @@ def test_only_networks_have_gpus_and_labels_are_the_same(dataset: Dataset, tmp_p
     assert not {note["process"] for note in inferred} & {note["process"] for note in on_cpus}
 
 
+@pytest.mark.parametrize("command", ["label", "submit"])
+def test_resources_that_a_person_writes_reach_the_network(
+    command: str, dataset: Dataset, tmp_path: Path, shared_ray: None, own_data: None
+) -> None:
+    folder = tmp_path / "notes"
+    parameters = settings(folder, "loose")
+    if command == "label":
+        options = ("--set", f"loose.journal={folder}", "--resources", "loose.gpus=0.5", "--resources", "loose.batch=1")
+        done = onediffusion("label", dataset.uri, NAMES[-1], *options)
+    else:
+        job = {"kind": "label", "dataset": dataset.uri, "groups": NAMES[-1:], "parameters": parameters}
+        (tmp_path / "job.yaml").write_text(to_yaml({**job, "resources": {"loose": {"gpus": 0.5}}}))
+        sent = onediffusion("submit", tmp_path / "job.yaml", "--target", "local", "--resources", "loose.batch=1")
+        done = onediffusion("logs", "-f", sent.stdout.strip())
+        recorded = stored_job(f"{dataset.uri}/jobs/{sent.stdout.strip()}")
+        assert recorded.specification.resources == {"loose": Resources(gpus=0.5, batch=1)}
+        assert recorded.resources.gpus == 0.5  # of each worker, though the file names no workers
+    assert f"loose: {len(dataset.shards)} shards labeled" in done.stdout, done.stderr
+    inferred = notes(folder, "infer")
+    assert {note["gpus"] for note in inferred} <= {"0", "1"}
+    assert {note["rows"] for note in inferred} == {1}
+    assert "gpus" not in Path(dataset.uri, "loose", "group.json").read_text()
+
+
 def test_pool_of_a_network_grows_to_the_processes_that_it_may_have(dataset: Dataset, tmp_path: Path) -> None:
     parameters = settings(tmp_path / "notes", "loose", seconds=0.3)
     resources = {"loose": Resources(gpus=0.5, batch=1, processes=(1, 3))}
@@ -94,7 +121,7 @@ def test_device_that_fails_everywhere_ends_the_job_in_one_line_and_is_no_rows_er
     dataset: Dataset, tmp_path: Path
 ) -> None:
     parameters = settings(tmp_path / "notes", "loose", fault="CUDA error: an illegal memory access was encountered")
-    with pytest.raises(InputError, match="loose: its network fails on every device: CUDA error"):
+    with pytest.raises(WorkFailed, match="loose: its network fails on every device: CUDA error"):
         label(dataset.uri, NAMES[-1:], parameters, resources={"loose": Resources(gpus=1)})
     assert not list(Path(dataset.uri).glob("loose/0*.parquet"))
 

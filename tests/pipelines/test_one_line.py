@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import ROOT, onediffusion, said_on
 
 from model.inputs.yaml_files import to_yaml
+from pipelines.ingest import _HERE_FILES
 from pipelines.jobs.resolved import resolve_job
 from pipelines.jobs.specification import parse_specification
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
-ROOT = Path(__file__).parents[2]
 OLD = ROOT / "tests/compatibility"  # a dataset, view sets and a run that are there already
 UNLOADABLE = "simple_labelers:Unloadable"
 
 
-def onediffusion(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipelines", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=dict(os.environ), timeout=240)
-
-
 def refused(result: subprocess.CompletedProcess[str], words: str) -> None:
     """One line and exit code 2; what the command did before it met the error stays on standard output."""
-    lines = result.stderr.strip().splitlines()
+    lines = said_on(result.stderr)
     assert result.returncode == 2, result.stderr
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("onediffusion: ")
@@ -44,6 +38,8 @@ def no_rejected(tmp_path: Path) -> Path:
 
 
 def test_ingest(no_rejected: Path, pictures: Path) -> None:
+    for number in range(_HERE_FILES):  # fewer are read without Ray
+        (pictures / f"{number}.txt").write_text(f"no picture {number}")
     refused(onediffusion("ingest", pictures, no_rejected), f"{no_rejected}: cannot write there (File exists)")
 
 
@@ -57,10 +53,8 @@ def test_label(tmp_path: Path) -> None:
     refused(onediffusion("label", dataset, UNLOADABLE), "unloadable.model: no such model; name another")
 
 
-def test_views(tmp_path: Path) -> None:
-    (tmp_path / "meshes").mkdir()
-    (tmp_path / "meshes" / "broken.obj").write_text("not a mesh")
-    refused(onediffusion("views", tmp_path / "meshes", tmp_path / "views"), "broken.obj: ")
+def test_views(no_rejected: Path) -> None:
+    refused(onediffusion("views", OLD / "meshes", no_rejected), f"{no_rejected}: cannot write there (File exists)")
 
 
 def test_train(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ class Coordinator:
             pool.processes[number].rows -= rows
 
     def lost_network(self, pool_name: str, number: int, said: str) -> str:
-        """A process of a network is gone, or its device has failed; why its rows are tried nowhere else, "" if they are.
+        """A network's process is gone, or its device has failed; why its rows are not tried elsewhere, "" if they are.
 
         said: the device's error, "" where the process is gone, as it is for others when one of them has seen the error.
         """

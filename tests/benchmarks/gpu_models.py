@@ -102,6 +102,18 @@ def labeler(setting: Setting) -> Figures:
             levels[name] = [np.asarray(Image.open(io.BytesIO(row["depth"])), np.float32) for row in labels[:2]]
         if setting.cuda:
             assert one._network.device.type == "cuda", "the labeler did not go to the GPU"
+        prepared = [one.prepare(row) for row in rows]
+        inputs = [each.inputs for each in prepared]
+        outputs = one.infer(inputs)
+        for step, work in (
+            ("prepare", lambda: [one.prepare(row) for row in rows]),
+            ("infer", lambda: one.infer(inputs)),
+            (
+                "finish",
+                lambda: [one.finish(*pair) for pair in zip(outputs, (p.context for p in prepared), strict=True)],
+            ),
+        ):
+            figures[f"{step}_pictures_per_second"] = count / median_seconds(setting, work, 3)
         figures["network_pictures_per_second"] = 1 / median_seconds(setting, lambda: _network(one, pictures[:1]), 3)
         figures["network_batched_pictures_per_second"] = count / median_seconds(
             setting, lambda: _network(one, pictures), 3

@@ -105,6 +105,13 @@ def test_labeling_dataset_of_earlier_layout_computes_nothing(place: Path, name: 
         assert mine["class"] == "simple_labelers:Brightness"
 
 
+def test_parameter_that_came_later_makes_shards_stale_only_when_it_is_set(place: Path) -> None:
+    fresh = run(place, "label", place / "dataset", "text", "--dry-run", "--set", "text.dtype=fp32")
+    assert "text: nothing to label, 2 shards fresh" in fresh
+    stale = run(place, "label", place / "dataset", "text", "--dry-run", "--set", "text.dtype=bf16")
+    assert "text: 2 shards to label" in stale and "parameter dtype is now bf16" in stale
+
+
 def test_sources_of_earlier_layout_hold_nothing_new(place: Path) -> None:
     before = content(place)
     said = run(place, "ingest", place / "pictures", place / "dataset")

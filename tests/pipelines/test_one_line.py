@@ -10,6 +10,7 @@ import pytest
 from commands import ROOT, onediffusion, said_on
 
 from model.inputs.yaml_files import to_yaml
+from pipelines.ingest import _HERE_FILES
 from pipelines.jobs.resolved import resolve_job
 from pipelines.jobs.specification import parse_specification
 
@@ -37,6 +38,8 @@ def no_rejected(tmp_path: Path) -> Path:
 
 
 def test_ingest(no_rejected: Path, pictures: Path) -> None:
+    for number in range(_HERE_FILES):  # fewer are read without Ray
+        (pictures / f"{number}.txt").write_text(f"no picture {number}")
     refused(onediffusion("ingest", pictures, no_rejected), f"{no_rejected}: cannot write there (File exists)")
 
 
@@ -50,10 +53,8 @@ def test_label(tmp_path: Path) -> None:
     refused(onediffusion("label", dataset, UNLOADABLE), "unloadable.model: no such model; name another")
 
 
-def test_views(tmp_path: Path) -> None:
-    (tmp_path / "meshes").mkdir()
-    (tmp_path / "meshes" / "broken.obj").write_text("not a mesh")
-    refused(onediffusion("views", tmp_path / "meshes", tmp_path / "views"), "broken.obj: ")
+def test_views(no_rejected: Path) -> None:
+    refused(onediffusion("views", OLD / "meshes", no_rejected), f"{no_rejected}: cannot write there (File exists)")
 
 
 def test_train(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def _decode_png(raw: bytes, max_pixels: int, min_side: int) -> Decoded:
     image.load()  # of 16 bits too: OpenCV does not tell a cut file
     space = png_space(facts)
     turn = png_turn(facts, image)
-    if facts.bits == 16 and "transparency" not in image.info and (levels := read_levels(data)) is not None:
+    if facts.bits == 16 and "transparency" not in image.info and (levels := read_levels(pixels_only(data))) is not None:
         return _deep(levels, Depth(16), facts.profile, space, turn)
     if image.mode.startswith("I"):
         levels = np.asarray(image)

@@ -14,7 +14,7 @@ _MOST_PROFILE = 4 << 20  # bytes
 _PILLOWS_PROFILE = 1 << 20  # bytes that Pillow reads of a profile
 _TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
 _FRAMES = {b"acTL", b"fcTL", b"fdAT"}
-_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
+_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT"}
 _FACTS = {b"IHDR", b"cICP", b"gAMA", b"cHRM", b"iCCP", b"eXIf"}
 
 _Chunk = tuple[bytes, int, int]  # kind, start, end; with length and checksum
@@ -64,9 +64,20 @@ def read_png(raw: bytes) -> PngFacts:
 
 
 def pixels_only(raw: bytes) -> bytes:
-    """The same picture without any chunk but those of its pixels: a decoder stumbles over what others hold."""
-    chunks = list(_chunks(raw))
-    return _without(raw, chunks, {kind for kind, _, _ in chunks} - _PIXELS)
+    """The same picture without any chunk but those of its pixels: a decoder stumbles over what others hold.
+
+    Lengths and checksums are set right, and it has an end: OpenCV looks for what is missing for ten seconds.
+    """
+    parts = []
+    for kind, start, end in _chunks(raw):
+        if kind in _PIXELS:
+            (length,) = struct.unpack_from(">I", raw, start)
+            parts.append(_chunk(kind, raw[start + 8 : min(start + 8 + length, end)]))
+    return SIGNATURE + b"".join(parts) + _chunk(b"IEND", b"")
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def _chunks(raw: bytes) -> Iterator[_Chunk]:

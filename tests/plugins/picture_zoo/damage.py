@@ -9,7 +9,7 @@ import numpy as np
 
 from picture_zoo.case import Case
 from picture_zoo.files import encode, scene, whole_files
-from picture_zoo.parts import chunk, tiff, with_chunks
+from picture_zoo.parts import chunk, png, tiff, with_chunks
 
 # A preview or the rest of a film is no loss; these have something after their pixels, or keep parts apart.
 _WHOLE_ENOUGH = {"mpo", "apng", "gif-moving", "webp-moving", "tiff-pages", "icns", "avif-alpha", "heic-alpha"}
@@ -28,6 +28,13 @@ def cases() -> Iterator[Case]:
     yield Case("cut-deep.tif", tiff(np.asarray(scene()).astype(np.uint16), 1, 2)[:5000], reason="truncated TIFF")
     yield Case("cut.tif", encode(scene(), "TIFF", compression="tiff_lzw")[:3000], reason="")
     yield Case("checksum-of-pixels.png", _wrong_checksum(encode(scene())), scene(), apart=0)  # as viewers take it
+    deep = np.asarray(scene()).astype(np.uint16) * 257
+    yield Case("without-end.png", png(deep, 2)[:-12], scene(), apart=0)
+    long = png(deep, 2)
+    place = long.index(b"IDAT")
+    (length,) = struct.unpack(">I", long[place - 4 : place])
+    promised = long[: place - 4] + struct.pack(">I", length + 9999) + long[place : place + 4 + length]
+    yield Case("pixels-promised-longer.png", promised, scene(), apart=0)
     for kind in (b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"bKGD", b"eXIf", b"cICP", b"tIME", b"acTL"):
         for name, content in (("short", b"\1"), ("long", b"\xff" * 99)):
             yield Case(

@@ -87,26 +87,31 @@ class LabelProcess:
 
     def _ask_networks(self, requests: Requests, tally: Tally) -> dict[str, dict[str, Any]]:
         """Outputs by group and row id. All networks are asked before the first answer is waited for."""
-        import ray
-
-        lost = (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError)
-        answers = {group: self._ask(group, inputs) for group, inputs in requests.items()}
+        asked = {group: self._ask(group, inputs) for group, inputs in requests.items()}
         outputs = {}
         for group, inputs in requests.items():
             with tally.timed(waiting_for(group)):
-                while True:
-                    number, answer = answers[group]
-                    pool = self.placement.pool_of(group)
-                    try:
-                        outputs[group] = dict(zip(inputs, ray.get(answer), strict=True))
-                    except (DeviceError, *lost) as error:
-                        if not ray.get(self.coordinator.lost_network.remote(pool, number)):
-                            raise WorkFailed(f"{group}: its network fails on every device: {error}") from error
-                        answers[group] = self._ask(group, inputs)
-                        continue
-                    self.coordinator.answered.remote(pool, number, len(inputs))
-                    break
+                outputs[group] = dict(zip(inputs, self._answer(group, inputs, *asked[group]), strict=True))
         return outputs
+
+    def _answer(self, group: str, inputs: Mapping[str, bytes], number: int, answer: Any) -> list[Any]:
+        """What a network gives for each row; another process is asked while processes or their devices fail.
+
+        Raises WorkFailed where they do so one after another.
+        """
+        import ray
+
+        pool = self.placement.pool_of(group)
+        while True:
+            try:
+                outputs = ray.get(answer)
+            except (DeviceError, ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
+                if not ray.get(self.coordinator.lost_network.remote(pool, number)):
+                    raise WorkFailed(f"{group}: its network fails on every device: {error}") from error
+                number, answer = self._ask(group, inputs)
+                continue
+            self.coordinator.answered.remote(pool, number, len(inputs))
+            return list(outputs)
 
     def _ask(self, group: str, inputs: Mapping[str, bytes]) -> tuple[int, Any]:
         """Number of the process asked, and its answer to come."""

@@ -35,7 +35,8 @@ def shards(dataset: Path) -> dict[str, bytes]:
 
 
 def labeled(dataset: Path) -> int:
-    return sum(not name.startswith(("images", "rejected")) for name in shards(dataset))
+    groups = ("edges/", "latents-96-edges/", "gated/")
+    return sum(name.startswith(groups) for name in shards(dataset))
 
 
 def kill_when(dataset: Path, gate: Path, moment: Callable[[], bool]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -20,6 +23,7 @@ from labeling.resources import Resources
 from labeling.run import label_table
 from model.inputs import InputError
 from model.pictures import decode_picture
+from pipelines.labeling_job.network_process import NetworkProcess
 from pipelines.labeling_job.part_labeler import PartLabeler
 from pipelines.labeling_job.parts import Part, blocks_of_parts, cut_parts, pack, unpack
 from pipelines.labeling_job.placement import place, resources_by_group
@@ -175,3 +179,24 @@ def test_reasons_are_counted_and_bounded() -> None:
         total.add(f"reason {number}", "")
     assert len(total.reasons) <= MAX_REASONS + 1
     assert total.rows == 33 + 2 * MAX_REASONS
+
+
+@pytest.mark.parametrize(("name", "batches"), [("Loose", [4, 4, 1]), ("Spread", [3, 3, 3])])
+def test_batches_hold_rows_of_several_requests_only_where_labels_may_depend_on_it(
+    name: str, batches: list[int], tmp_path: Path
+) -> None:
+    labeler = load_labeler(f"simple_labelers:{name}", {"journal": str(tmp_path)})
+    process = NetworkProcess(labeler, Resources(batch=4))
+    pictures = [np.full((2, 2), fill, np.float32) * [[0, 1], [0, 1]] for fill in range(9)]
+
+    async def ask() -> list[list[bytes]]:
+        requests = [range(start, start + 3) for start in (0, 3, 6)]
+        return await asyncio.gather(
+            *(process.infer([str(i) for i in rows], [pickle.dumps(pictures[i]) for i in rows]) for rows in requests)
+        )
+
+    outputs = [pickle.loads(one) for answer in asyncio.run(ask()) for one in answer]
+    assert outputs == [picture.std() for picture in pictures]
+    notes = [json.loads(line) for line in (tmp_path / "notes.jsonl").read_text().splitlines()]
+    assert [note["rows"] for note in notes] == batches
+    process.child.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ from cluster.ray_environment import prepare_ray, starts_own_ray
 from model.inputs import InputError, WorkFailed, causes, error_for_person, one_line
 
 NODE_SECONDS = 30.0
+ANSWER_SECONDS = 5.0  # that a Ray may take to listen
 LONGEST_REASON = 300  # characters of what Ray says of a failure of its own
 UNEXPECTED, PREEMPTED = 2, 3  # NodeDeathInfo.Reason of Ray's gcs.proto
 
@@ -58,17 +60,33 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
 
 
 def _connect(**options: Any) -> None:
-    """Connect to the Ray that RAY_ADDRESS names. Raises InputError where none answers."""
+    """Connect to the Ray that RAY_ADDRESS names. Raises InputError where none answers, for which Ray takes minutes."""
     import ray
 
+    address = os.environ["RAY_ADDRESS"]
+    remedy = "correct the address, or unset it to run on this machine"
+    if not _answers(address):
+        raise InputError(f"RAY_ADDRESS={address}: no Ray answers there; {remedy}")
     try:
         ray.init(**options)
     except ConnectionError as error:
-        address = os.environ["RAY_ADDRESS"]
-        raise InputError(
-            f"RAY_ADDRESS={address}: no Ray answers there ({one_line(error, LONGEST_REASON)}); correct the address, or "
-            "unset it to run on this machine"
-        ) from None
+        raise InputError(f"RAY_ADDRESS={address}: {one_line(error, LONGEST_REASON)}; {remedy}") from None
+
+
+def _answers(address: str) -> bool:
+    """Whether something listens at HOST:PORT; an address of another form is for Ray to understand."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()) or "/" in host:
+        return True
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while True:
+        try:
+            with socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS):
+                return True
+        except OSError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.5)
 
 
 def _start(**options: Any) -> None:

@@ -155,20 +155,32 @@ def _chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", _zlib().crc32(name + data))
 
 
-def as_picture(image: Any) -> Picture:
-    """A PIL image, an (H, W, 3) or (H, W) array (uint8, or float in 0…1) or a (3, H, W) tensor in 0…1 as a picture.
+def _from_floats(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """Levels of floats in 0…1, or in -1…1 where any is below 0. Raises InputError for other numbers."""
+    least, most = float(image.min()), float(image.max())
+    # A resized picture may go a little beyond.
+    if not (least >= -1.1 and most <= 1.1):  # false for NaN too
+        raise InputError(f"picture with floats from {least:g} to {most:g}: give 0…1, -1…1 or uint8")
+    unit = (image + 1) / 2 if least < -0.1 else image
+    return np.asarray((unit.clip(0, 1) * 255).round(), np.uint8)
 
-    Raises InputError for anything else.
+
+def as_picture(image: Any) -> Picture:
+    """A PIL image, an (H, W, 3) or (H, W) array or a (3, H, W) tensor as a picture.
+
+    Arrays and tensors: uint8, or float in 0…1, or float in -1…1 where any is below 0, as diffusers takes them.
+    Raises InputError for anything else, as floats in 0…255 and numbers that are not finite.
     """
     from PIL import Image
 
     if isinstance(image, Image.Image):
         return np.asarray(image.convert("RGB"))
     if hasattr(image, "permute") and getattr(image, "ndim", 0) == 3:
-        image = image.detach().float().cpu().permute(1, 2, 0).numpy()
+        image = image.detach().cpu()
+        image = (image.float() if image.is_floating_point() else image).permute(1, 2, 0).numpy()
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 and np.issubdtype(image.dtype, np.floating):
-            image = (image.clip(0, 1) * 255).round().astype(np.uint8)
+        if np.issubdtype(image.dtype, np.floating) and image.size:
+            image = _from_floats(image)
         if image.ndim == 2:
             image = np.repeat(image[..., None], 3, axis=2)
         if image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8:

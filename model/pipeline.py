@@ -6,14 +6,23 @@ Symbols as in docs/model.md: B samples, F frames, V views, h × w latents; H × 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from model.cameras import camera_latents, default_intrinsics, orbit_cameras, recover_cameras
+from model.arguments import (
+    OUTPUT_TYPES,
+    as_cameras,
+    as_texts,
+    check_choice,
+    check_numbers,
+    check_size,
+    negative_prompts,
+)
+from model.cameras import camera_latents, recover_cameras
 from model.codecs import ImageCodec
 from model.codecs.autoencoder_dct import AutoencoderDCT
 from model.constants import LATENT_CHANNELS, LATENT_FACTOR, SIZE_STEP
@@ -93,7 +102,7 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
         known: Known | None = None,
         *,
         denoise_mask: Sequence[int] | None = None,
-        negative_prompt: str = "",
+        negative_prompt: str | Sequence[str] | None = "",
         names: Sequence[str] = (),
         colors: Sequence[str] | None = None,
         reference_prompts: Sequence[str] = (),
@@ -123,6 +132,7 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
         for each frame to generate, instead of `known`, for any other combination.
         prompt: the caption (for editing the instruction), to which the task's token is added unless it begins with one;
         a sequence is a batch over the same images, or over `images` if that is a sequence of sequences.
+        negative_prompt: what guidance leads away from, for all prompts or one for each; None is the empty one.
         names: classes of segmentation and boxes, or the item of subject; colors: "#RRGGBB" for each of them,
         drawn from the names otherwise. reference_prompts: captions of the pictures that identity and subject refer to.
         azimuth, elevation, distance (degrees, V each), or c2w (V, 4, 4) OpenGL camera-to-world: the cameras of views;
@@ -132,10 +142,21 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
         latents: noise (B, F, 16, h, w) to begin with. output_type: "pil", "np" (H, W, 3) in 0…1, "pt" or "latent".
         Raises InputError for what does not go together.
         """
-        tasks = [task] if isinstance(task, str) else list(task)
-        captions = [prompt] if isinstance(prompt, str) else list(prompt)
+        tasks, captions = as_texts("task", task), as_texts("prompt", prompt)
+        check_choice("output_type", output_type, OUTPUT_TYPES)
+        check_choice("condition_timestep", condition_timestep, get_args(ConditionTimestep))
+        check_numbers(
+            {
+                "num_inference_steps": num_inference_steps,
+                "num_images_per_prompt": num_images_per_prompt,
+                "height": height,
+                "width": width,
+                "guidance_scale": guidance_scale,
+            }
+        )
+        negatives = negative_prompts(negative_prompt, len(captions), num_images_per_prompt)
         known_pictures = _pictures(images, len(captions))
-        cameras = _cameras(azimuth, elevation, distance, c2w, intrinsics, normalize_cameras)
+        cameras = as_cameras(azimuth, elevation, distance, c2w, intrinsics, normalize_cameras)
         views = 0 if cameras is None else len(cameras[0])
         frames = plan_frames(tasks, len(known_pictures[0]), known, denoise_mask, views)
         class_colors = _colors(names, colors)
@@ -146,7 +167,7 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
         ]
         width, height = self._size(known_pictures[0], frames, width, height)
         guidance = find_task(tasks[0]).guidance if guidance_scale is None else guidance_scale
-        embeds, mask = self._embed(prompts, negative_prompt if guidance > 1 else None)
+        embeds, mask = self._embed(prompts, negatives if guidance > 1 else [])
         shape = (len(prompts), len(frames.mask), *_latent_shape(width, height))
         noise = self._noise(shape, generator, latents)
         clean = torch.stack([self._encode(per_sample, width, height) for per_sample in known_pictures])
@@ -156,7 +177,7 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
             rays = noise.new_zeros(len(frames.kinds) // 2, *shape[2:])
             if cameras is not None:
                 rays = camera_latents(*cameras[:2], shape[-1], normalize=cameras[2]).to(noise)
-        steps = num_inference_steps or max(find_task(name).steps for name in tasks)
+        steps = max(find_task(name).steps for name in tasks) if num_inference_steps is None else num_inference_steps
         with self.progress_bar(total=steps) as bar:
             result = sample_frames(
                 self.transformer,
@@ -190,18 +211,18 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
                 width = height = size
             else:
                 width, height = aspect_bucket(pictures[0].shape[1], pictures[0].shape[0], size)
-        if width % SIZE_STEP or height % SIZE_STEP or min(width, height) < SIZE_STEP:
-            raise InputError(f"width {width} × height {height}: both must divide by {SIZE_STEP}")
+        check_size(width, height)
         if RAYS in frames.kinds and width != height:
             raise InputError(f"views must be square to have cameras, not {width} × {height}")
         return width, height
 
-    def _embed(self, prompts: Sequence[str], negative: str | None) -> tuple[Tensor, Tensor]:
-        """Padded embeddings (B or 2B, L, Y) and their mask, those of the negative prompt first."""
+    def _embed(self, prompts: Sequence[str], negatives: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Padded embeddings (B or 2B, L, Y) and their mask, those of the negative prompts, if any, first."""
         encoder = TextEncoder(self.text_encoder, self.tokenizer, device=self._execution_device)
-        distinct = list(dict.fromkeys([*([] if negative is None else [negative]), *prompts]))
+        texts = [*negatives, *prompts]
+        distinct = list(dict.fromkeys(texts))
         encoded = dict(zip(distinct, encoder.encode(distinct), strict=True))
-        rows = [encoded[one] for one in [*([] if negative is None else [negative] * len(prompts)), *prompts]]
+        rows = [encoded[text] for text in texts]
         embeds = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         lengths = torch.tensor([len(row) for row in rows])
         mask = torch.arange(embeds.shape[1]) < lengths[:, None]
@@ -296,29 +317,3 @@ def _colors(names: Sequence[str], colors: Sequence[str] | None) -> dict[str, str
     if len(colors) != len(names):
         raise InputError(f"{len(colors)} colors for {len(names)} names")
     return dict(zip(names, (color.upper() for color in colors), strict=True))
-
-
-def _cameras(
-    azimuth: Sequence[float] | None,
-    elevation: Sequence[float] | None,
-    distance: Sequence[float] | None,
-    c2w: Tensor | None,
-    intrinsics: Tensor | None,
-    normalize: bool | None,
-) -> tuple[Tensor, Tensor, bool] | None:
-    """Camera-to-world (V, 4, 4), intrinsics (V, 3, 3) and whether to normalize, if cameras are given."""
-    angles = (azimuth, elevation, distance)
-    if c2w is None and all(one is None for one in angles):
-        return None
-    if c2w is not None and any(one is not None for one in angles):
-        raise InputError("give cameras as c2w or as azimuth, elevation and distance, not both")
-    if c2w is None:
-        lengths = {len(one) for one in angles if one is not None}
-        if any(one is None for one in angles) or len(lengths) > 1:
-            raise InputError("give azimuth, elevation and distance of every view: three sequences of one length")
-        c2w = orbit_cameras(*angles)
-        normalize = bool(normalize)
-    intrinsics = default_intrinsics(len(c2w)) if intrinsics is None else intrinsics
-    if c2w.shape != (len(c2w), 4, 4) or intrinsics.shape != (len(c2w), 3, 3):
-        raise InputError(f"c2w {tuple(c2w.shape)}, intrinsics {tuple(intrinsics.shape)}: (V, 4, 4) and (V, 3, 3)")
-    return c2w, intrinsics, True if normalize is None else normalize

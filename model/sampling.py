@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from model.constants import PATCH_SIZE
+from model.inputs import InputError
 
 ConditionTimestep = Literal["last", "zero"]
 
@@ -38,7 +39,7 @@ def sample_frames(
     half first when guidance > 1. condition_timestep: the timestep of known frames, the last one of the
     schedule (as the released code) or 0 (as the paper). progress(step, steps) and after_step(index, timestep, latents)
     are called after each step: the latents that after_step returns replace the current ones, None ends the sampling.
-    Raises ValueError when mask and frames disagree.
+    Raises ValueError when mask and frames disagree, InputError where latents are not finite any more.
     """
     B, F, _, h, w = noise.shape
     generated = [bool(value) for value in denoise_mask]
@@ -63,6 +64,11 @@ def sample_frames(
             velocity = transformer(latents, levels, prompt_embeds, prompt_mask)
         latents = scheduler.step(velocity, t, latents, return_dict=False)[0]
         latents = torch.where(where_generated, latents, clean)
+        if not bool(torch.isfinite(latents).all()):
+            raise InputError(
+                f"sampling: numbers that are not finite at step {index + 1} of {len(timesteps)}; weights, inputs or "
+                "their precision are at fault: try float32, or another checkpoint"
+            )
         if progress:
             progress(index + 1, len(timesteps))
         if after_step:

@@ -67,11 +67,11 @@ class Labeling:
             raise InputError(f"{dataset_uri}: no shards {shards[0]} to {shards[1]}; it has {len(dataset.shards)}")
         return cls(dataset, labelers, {group: declare(one) for group, one in labelers.items()}, shards)
 
-    def footers(self) -> FooterTables:
-        """Footers of the groups to label and of those that they read, as they are now."""
+    def footers(self, save: bool = True) -> FooterTables:
+        """Footers of the groups to label and of those that they read, as they are now. save: keep them in the index."""
         read = [column for labeler in self.labelers.values() for column in labeler.reads]
         groups = sorted({IMAGES, *groups_of(read), *self.labelers})
-        return self.dataset.all_footers(groups, save=True, shards=self.part)
+        return self.dataset.all_footers(groups, save=save, shards=self.part)
 
     def fresh(self, group: str, shards: Sequence[str], footers: Footers) -> set[str]:
         """Those of the shards that are there and made as declared."""
@@ -114,6 +114,7 @@ def label(
                 footers = _label_errors(work, run, footers, result)
             else:
                 footers = _label_stale(work, run, footers, result)
+        result.footers = footers
         for group in work.labelers:
             if result.written[group]:
                 work.dataset.save_index(group, footers[group], work.part)
@@ -133,7 +134,7 @@ def plan(
 ) -> dict[str, GroupPlan]:
     """What `label` would do with each group, and why, without doing it. Raises InputError as `label` does."""
     work = Labeling.of(dataset_uri, names, parameters, shards)
-    footers = work.footers()
+    footers = work.footers(save=False)
     if only_errors:
         return plan_errors(list(work.labelers), work.shards, footers)
     declared = {group: work.dataset.declaration(group) for group in work.labelers}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from labeling.dataset import Store, open_store
 from model.constants import MAX_PIXELS, SIZE_STEP
@@ -13,8 +14,14 @@ from model.inputs import InputError
 from model.prompts import RAYS, Task, draw_colors, find_task
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from model.outputs import OneDiffusionOutput
     from model.pictures import Picture
+
+_ENCODINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", "": "PNG"}  # by a file's ending
+_QUALITY: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
 
 
 def sample(
@@ -32,7 +39,8 @@ def sample(
     guidance: float | None = None,
     seed: int = 0,
 ) -> list[str]:
-    """Draw one sample and write it to `out` (PNG; for several pictures out-0.png, out-1.png …; poses as JSON).
+    """Draw one sample and write it to `out`: PNG, JPEG or WebP by its ending (several pictures as out-0.png, out-1.png,
+    …), poses as JSON.
 
     condition → picture with `condition`; picture → label with `images`, which are also the pictures that editing,
     identity and subject refer to (their captions are `references`). For views, `cameras` are
@@ -41,6 +49,11 @@ def sample(
     Returns the files written. Raises InputError for an unknown task or what does not go together.
     """
     _check(find_task(task), images, condition, cameras)
+    encoding = _encoding(out)
+    if size:
+        from model.pictures import aspect_bucket
+
+        aspect_bucket(SIZE_STEP, SIZE_STEP, size)  # refuses a size that pictures cannot have
     import torch
 
     from pipelines.sampler import load_pipeline
@@ -67,7 +80,7 @@ def sample(
         generator=torch.Generator().manual_seed(seed),
         **orbit,
     )
-    return _write(out, output)
+    return _write(out, output, encoding)
 
 
 def _check(task: Task, images: Sequence[str], condition: str | None, cameras: Sequence[str]) -> None:
@@ -120,16 +133,35 @@ def _load_image(path: str) -> Picture:
         raise InputError(f"{path}: {error}") from None
 
 
-def _write(out: str, output: OneDiffusionOutput) -> list[str]:
-    import numpy as np
+def _encoding(out: str) -> str:
+    """The format of Pillow for the name of a file. Raises InputError for an ending of no picture."""
+    ending = Path(out).suffix.lower()
+    if ending not in _ENCODINGS:
+        raise InputError(f"--out {out}: end it in {', '.join(filter(None, _ENCODINGS))}")
+    return _ENCODINGS[ending]
+
+
+def _encode(picture: NDArray[np.uint8], encoding: str) -> bytes:
+    from PIL import Image
 
     from model.pictures import encode_png
+
+    if encoding == "PNG":
+        return encode_png(picture)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, encoding, **_QUALITY[encoding])
+    return buffer.getvalue()
+
+
+def _write(out: str, output: OneDiffusionOutput, encoding: str) -> list[str]:
+    import numpy as np
 
     stem, ending = (out.rpartition(".")[0], Path(out).suffix) if Path(out).suffix else (out, ".png")
     files: dict[str, bytes] = {}
     pictures = output.images or []
     for index, picture in enumerate(pictures):
-        files[f"{stem}-{index}{ending}" if len(pictures) > 1 else f"{stem}{ending}"] = encode_png(np.asarray(picture))
+        name = f"{stem}-{index}{ending}" if len(pictures) > 1 else f"{stem}{ending}"
+        files[name] = _encode(np.asarray(picture), encoding)
     for rotation, translation in output.cameras or []:
         poses = {"R": rotation.tolist(), "T": translation.tolist(), "convention": "PyTorch3D"}
         files[f"{stem}.json"] = json.dumps(poses, indent=1).encode()

@@ -229,6 +229,21 @@ def test_bf16_runs_at_default_size(folder):
         ({"generator": [torch.Generator()] * 2}, "2 generators for 1 samples"),
         ({"azimuth": [0], "elevation": [0], "distance": [1]}, "segmentation has no cameras"),
         ({"azimuth": [0]}, "give azimuth, elevation and distance of every view"),
+        ({"output_type": "PIL"}, "output_type 'PIL'"),
+        ({"output_type": "latents"}, "output_type 'latents' (did you mean 'latent'?)"),
+        ({"num_inference_steps": 0}, "num_inference_steps 0: give a whole number of 1 or more"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps 2.5: give a whole number"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt 0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale nan"),
+        ({"height": -16, "width": 16}, "height -16: give a whole number of 1 or more"),
+        ({"prompt": []}, "prompt []: give a text"),
+        ({"prompt": None}, "prompt None: give a text"),
+        ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
+        ({"negative_prompt": 3}, "negative_prompt 3: give a text"),
+        ({"condition_timestep": "first"}, "condition_timestep 'first'"),
+        ({"images": 255.0 * np.ones((8, 8, 3))}, "picture with floats from 255 to 255: give 0…1, -1…1 or uint8"),
+        ({"images": np.full((8, 8, 3), np.nan)}, "picture with floats from nan to nan"),
+        ({"images": np.ones((8, 8, 3), np.uint16)}, "no picture"),
     ],
 )
 def test_wrong_calls_are_refused(pipe, settings, message):
@@ -236,6 +251,60 @@ def test_wrong_calls_are_refused(pipe, settings, message):
     with pytest.raises(InputError) as error:
         pipe("segmentation", **{"images": CAT, "prompt": "a cat", **size, **settings})
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("cameras", "message"),
+    [
+        ({"elevation": [90.0]}, "elevation 90: give degrees between -90 and 90"),
+        ({"distance": [0.0]}, "distance 0: a camera is away from what it looks at"),
+        ({"azimuth": [float("inf")]}, "azimuth inf: give finite numbers"),
+        ({"azimuth": []}, "azimuth: give a number for each view"),
+        ({"azimuth": ["north"]}, "azimuth ['north']: give a sequence of numbers"),
+        ({"c2w": torch.full((1, 4, 4), torch.nan)}, "c2w: not all numbers are finite"),
+        ({"c2w": torch.zeros(1, 4, 4)}, "c2w: a matrix cannot be inverted"),
+        ({"intrinsics": torch.zeros(1, 3, 3)}, "intrinsics: a matrix cannot be inverted"),
+    ],
+)
+def test_cameras_without_rays_are_refused(pipe, cameras, message):
+    orbit = {} if "c2w" in cameras else {"azimuth": [0.0], "elevation": [10.0], "distance": [1.5]}
+    with pytest.raises(InputError) as error:
+        pipe("views", prompt="a cat", num_inference_steps=1, **{**orbit, **cameras})
+    assert message in str(error.value)
+
+
+def test_negative_prompts_belong_to_their_samples(pipe):
+    settings = {"guidance_scale": 3.0, "output_type": "latent", **SMALL}
+    prompts, negatives = ["a cat", "a dog"], ["a dog the cat", ""]
+    together = pipe(
+        "text2image", prompt=prompts, negative_prompt=negatives, generator=[seeded(0), seeded(1)], **settings
+    )
+    for place, negative in enumerate(("a dog the cat", None)):
+        alone = pipe("text2image", prompt=prompts[place], negative_prompt=negative, generator=seeded(place), **settings)
+        torch.testing.assert_close(together.latents[place : place + 1], alone.latents, rtol=1e-4, atol=1e-4)
+
+
+def test_forms_of_one_picture_give_the_same(pipe):
+    tensor = torch.from_numpy(CAT.copy()).permute(2, 0, 1)
+    forms = [CAT, Image.fromarray(CAT), CAT / 255.0, CAT / 127.5 - 1, tensor, tensor / 255.0, tensor / 127.5 - 1]
+    first, *others = [
+        pipe("depth", form, "a cat", output_type="latent", generator=seeded(), **SMALL).latents for form in forms
+    ]
+    for other in others:
+        torch.testing.assert_close(other, first, rtol=1e-3, atol=1e-3)
+
+
+def test_sampling_that_is_not_finite_says_where(pipe, monkeypatch):
+    forward = pipe.transformer.forward
+    calls = []
+
+    def spoil(*arguments, **settings):
+        calls.append(1)
+        return forward(*arguments, **settings) * (float("nan") if len(calls) == 2 else 1.0)
+
+    monkeypatch.setattr(pipe.transformer, "forward", spoil)
+    with pytest.raises(InputError, match="not finite at step 2 of 2"):
+        pipe("text2image", prompt="a cat", guidance_scale=1.0, **SMALL)
 
 
 def test_views_must_be_square(pipe):

@@ -130,6 +130,13 @@ def test_status_tells_unavailable_rows_from_rows_in_error(tmp_path: Path) -> Non
     assert f"onediffusion label {dataset} depth latents-64-depth --set depth.model=NAME" in said
 
 
+def test_address_without_a_ray_is_one_line(tmp_path: Path) -> None:
+    dataset = shutil.copytree(ROOT / "tests/compatibility/dataset", tmp_path / "dataset")
+    (dataset / "edges" / "000000.parquet").unlink()
+    result = onediffusion("label", dataset, "edges", RAY_ADDRESS="127.0.0.1:1")
+    refused(result, "RAY_ADDRESS=127.0.0.1:1: no Ray answers there")
+
+
 def test_wrong_worker_counts_are_one_line(tmp_path: Path) -> None:
     for workers, words in (("4:1", "write the smaller number first, as 1:4"), ("0", "write a number, or LEAST:MOST")):
         refused(onediffusion("scale", "label-1", "--workers", workers), f"--workers {workers}: {words}")

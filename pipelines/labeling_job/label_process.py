@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -72,6 +73,7 @@ class LabelProcess:
                 outputs.setdefault(group, {}).update(given)
         with tally.timed(WRITING):
             self._send(part, step.tables)
+        tally.done = time.time()
         return tally
 
     def _start(self) -> None:

@@ -69,13 +69,15 @@ class Tally:
     """What was done of a part, or of many.
 
     rows, seconds, errors: by group; steps: seconds by what a process did ("reading", "decoding", a group, "waiting for
-    GROUP", "waiting for the writer"); first_label: when the first label was there, in seconds since the epoch.
+    GROUP", "waiting for the writer"); first_label: when the first label was there; done: when the last part was with
+    its writer; both in seconds since the epoch.
     """
 
     rows: dict[str, int] = field(default_factory=dict)
     errors: dict[str, Errors] = field(default_factory=dict)
     steps: dict[str, float] = field(default_factory=dict)
     first_label: float | None = None
+    done: float | None = None
 
     def took(self, step: str, seconds: float) -> None:
         """Count seconds of a step."""
@@ -98,14 +100,16 @@ class Tally:
             self.took(step, seconds)
         times = [time for time in (self.first_label, other.first_label) if time is not None]
         self.first_label = min(times, default=None)
+        self.done = max((time for time in (self.done, other.done) if time is not None), default=None)
 
     def to_plain(self) -> dict[str, Any]:
         """As plain values, for JSON."""
         errors = {group: errors.to_plain() for group, errors in self.errors.items()}
-        return {"rows": self.rows, "errors": errors, "steps": self.steps, "first_label": self.first_label}
+        times = {"first_label": self.first_label, "done": self.done}
+        return {"rows": self.rows, "errors": errors, "steps": self.steps, **times}
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Tally:
         """Back from `to_plain`."""
         errors = {group: Errors.from_plain(plain) for group, plain in values["errors"].items()}
-        return cls(dict(values["rows"]), errors, dict(values["steps"]), values["first_label"])
+        return cls(dict(values["rows"]), errors, dict(values["steps"]), values["first_label"], values["done"])

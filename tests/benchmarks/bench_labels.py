@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,6 @@ def compare(dataset: Path, names: Sequence[str], rounds: int) -> dict[str, float
         "job": job,
         "ratio": job / loop,
         "milliseconds": statistics.median(one["cpu_milliseconds"] for one in loops),
-        "job_milliseconds": statistics.median(one["cpu_milliseconds"] for one in jobs),
         "first_label": statistics.median(one["first_label"] for one in jobs),
     }
     print(" ".join(names), {name: round(value, 2) for name, value in figures.items()}, flush=True)
@@ -153,50 +152,32 @@ def without_labels(dataset: Path, names: Sequence[str]) -> Iterator[Path]:
 
 
 def job(dataset: str, names: list[str]) -> None:
-    """One job through the function that the command calls, with the time of every advance of its progress."""
+    """One job through the function that the command calls, with the time at which every part of it was done."""
     from pipelines.label import label
     from pipelines.labeling_job import wave
 
-    advances: list[tuple[float, int]] = []
+    parts: list[tuple[float, int]] = []  # when each was done where it was labeled, and its rows
     cores = len(os.sched_getaffinity(0))
-    spent: list[dict[int, float]] = []  # CPU seconds of the job's processes, at the start and the end of what counts
+    from_plain = wave.Tally.from_plain
 
-    @contextmanager
-    def recorded(what: str, total: int, unit: str = "") -> Iterator[Any]:
-        def advance(count: int) -> None:
-            advances.append((time.monotonic(), count))
-            if len(advances) == cores or sum(rows for _, rows in advances) == total:
-                spent.append(cpu_seconds())
+    def recorded(values: Any) -> Any:
+        parts.append((values["done"], max(values["rows"].values())))
+        return from_plain(values)
 
-        yield advance
-
-    wave.progress = recorded
+    wave.Tally.from_plain = recorded
     began = time.time()
     result = label(dataset, names)
     assert result.first_label is not None
     # From when every process has finished something: before, not all of them were at work.
-    steady = advances[cores - 1 :]
-    seconds = steady[-1][0] - steady[0][0]
-    rows = sum(count for _, count in steady[1:])
-    cpu = sum(seconds - spent[0].get(process, 0.0) for process, seconds in spent[-1].items())
+    parts.sort()
+    seconds = parts[-1][0] - parts[cores - 1][0]
+    rows = sum(count for _, count in parts[cores:])
     print(*result.summary(), sep="\n", file=sys.stderr)
     figures = {
         "per_second": rows / seconds,
-        "cpu_milliseconds": 1e3 * cpu / rows,
         "first_label": result.first_label + began - float(os.environ["STARTED"]),
     }
     print(json.dumps(figures))
-
-
-def cpu_seconds() -> dict[int, float]:
-    """CPU seconds so far of this process and all that it has started, Ray's own ones included."""
-    import psutil
-
-    seconds = {}
-    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-        with suppress(psutil.NoSuchProcess):
-            seconds[process.pid] = sum(process.cpu_times()[:2])
-    return seconds
 
 
 def loop(dataset: str, names: list[str]) -> None:
@@ -295,7 +276,7 @@ def report(figures: dict[str, dict[str, float]], args: argparse.Namespace) -> No
         if one["first_label"] > MOST_FIRST_SECONDS:
             missed.append(f"{name}: first label after {one['first_label']:.1f} s")
         ratio = f"{one['ratio']:.2f}" + (f" (≥ {LEAST_RATIO})" if has_target else "")
-        cells = [f"{one[key]:.1f}" for key in ("milliseconds", "job_milliseconds", "loop", "job")]
+        cells = [f"{one[key]:.1f}" for key in ("milliseconds", "loop", "job")]
         table.add_row(name, *cells, ratio, f"{one['first_label']:.1f} (≤ {MOST_FIRST_SECONDS:g})")
     Console().print(table)
     out = Path("runs/bench/labels.json")

@@ -266,7 +266,7 @@ def report(figures: dict[str, dict[str, float]], args: argparse.Namespace) -> No
     from rich.table import Table
 
     table = Table(
-        "labelers", "CPU ms a picture, loop", "job", "loop, pictures/s", "job, pictures/s", "ratio", "first label, s"
+        "labelers", "CPU ms a picture", "loop, pictures/s", "job, pictures/s", "ratio", "first label, s"
     )
     missed = []
     for name, one in figures.items():

@@ -1,4 +1,4 @@
-"""The views job: sets of views with cameras → the groups images and cameras, one Ray Data row per shard."""
+"""The views job: sets of views with cameras → the groups images and cameras, one task per shard."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.session import ray_session
 from labeling.dataset import (
     CAMERAS,
     DATASET_FILE,
@@ -32,6 +31,7 @@ from labeling.sources.view_sets import (
     write_sets,
 )
 from model.inputs import InputError, require
+from pipelines.ingest_job.workers import Workers
 from pipelines.progress import progress
 
 
@@ -106,14 +106,15 @@ def _run(tasks: Sequence[SetTask], source: Source, target: Dataset, parameters: 
     if not tasks:
         return 0
 
-    def write(row: dict[str, Any]) -> dict[str, Any]:
-        return {"sets": write_sets(tasks[row["id"]], source, target, parameters)}
-
+    calls = ((task, source, target, parameters) for task in tasks)
     added = 0
-    with ray_session(), progress("views", sum(len(task.files) for task in tasks), "sets") as advance:
-        import ray  # the session says how it is to start
-
-        for row in ray.data.range(len(tasks), override_num_blocks=len(tasks)).map(write).iter_rows():
-            added += row["sets"]
-            advance(row["sets"])
+    with Workers() as workers, progress("views", sum(len(task.files) for task in tasks), "files") as advance:
+        # A single shard is made by one process wherever it is.
+        for task, sets in workers.map(_write, calls, on_cluster=len(tasks) > 1):
+            added += sets
+            advance(len(task.files))
     return added
+
+
+def _write(task: SetTask, source: Source, target: Dataset, parameters: dict[str, int]) -> tuple[SetTask, int]:
+    return task, write_sets(task, source, target, parameters)

@@ -1,4 +1,4 @@
-"""Where the work of an ingest runs: in this process where it is little, else as tasks of Ray, started when needed."""
+"""Where the work of an ingest or of views runs: in this process where it is little, else as tasks of Ray."""
 
 from __future__ import annotations
 

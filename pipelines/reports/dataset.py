@@ -58,6 +58,7 @@ class DatasetSection:
     trouble: str = ""
     kind: str = ""
     rows: int = 0
+    removed: int = 0  # rows whose pictures were removed at their source
     shards: int = 0
     sources: Sequence[str] = ()
     groups: Sequence[GroupLine] = ()
@@ -87,6 +88,7 @@ def describe_dataset(uri: str, inline: Inliner, max_rows: int) -> DatasetSection
         uri=dataset.uri,
         kind=dataset.kind,
         rows=sum(shard.rows for shard in dataset.shards),
+        removed=sum(len(dataset.removed_rows(shard)) for shard in dataset.shard_names),
         shards=len(dataset.shards),
         sources=[str(source.get("uri", "")) for source in dataset.sources],
         groups=_group_lines(dataset, status, errors, models),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import save_t5, save_vae
+from tiny_run import save_run
 from typer.testing import CliRunner
 
 from labeling.dataset import open_store
@@ -16,31 +16,13 @@ from model.inputs import InputError
 from pipelines.cli.app import app
 from pipelines.export import export
 from pipelines.sampler import load_pipeline
-from training.checkpoint import save_checkpoint
 
 LIVE = 3.0  # what the live weights are, times the averaged ones
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with one checkpoint, learned from latents of a VAE and texts of a T5 encoder."""
-    folder = tmp_path_factory.mktemp("export")
-    save_vae(folder / "models" / "vae", scaling_factor=1.5)
-    save_t5(folder / "models")
-    torch.manual_seed(0)
-    transformer = NextDiT(hidden_size=24, depth=1, num_heads=2, multiple_of=8, caption_channels=32)
-    for parameter in transformer.parameters():
-        if not parameter.any():
-            parameter.data.normal_(std=0.1)
-    facts = {
-        "step": 4,
-        "codec": str(folder / "models" / "vae"),
-        "text_encoder": str(folder / "models"),
-        "config": {"size": 64},
-    }
-    live = {f"model.{name}": LIVE * value for name, value in transformer.state_dict().items()}
-    save_checkpoint(open_store(folder / "run"), transformer, live, facts, 1)
-    return folder / "run"
+    return save_run(tmp_path_factory.mktemp("export"), LIVE)
 
 
 def draw(pipeline: OneDiffusionPipeline) -> np.ndarray:

@@ -200,3 +200,19 @@ def test_dataset_below_its_source_is_no_part_of_it(pictures: Path) -> None:
     target = pictures / "made" / "dataset"
     assert ingest(str(pictures), str(target)).added == 6
     assert ingest(str(pictures), str(target)) == IngestResult(0, 0, 6)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_workers_make_the_same_shards_as_this_process(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, twin in (("chelsea.png", "x.png"), ("camera.png", "a.png")):
+        (pictures / twin).write_bytes((pictures / name).read_bytes())
+    here, there = tmp_path / "here", tmp_path / "there"
+    ingest(str(pictures), str(here), shard_rows=2)
+    monkeypatch.setattr("pipelines.ingest._HERE_FILES", 0)
+    monkeypatch.setattr("pipelines.ingest._HERE_ARCHIVES", 0)
+    ingest(str(pictures), str(there), shard_rows=2)
+    assert shard_bytes(there) == shard_bytes(here)
+    (pictures / "metadata.csv").write_text("file_name,text\nchelsea.png,a cat\n")
+    assert ingest(str(pictures), str(there), update=True).replaced == 1

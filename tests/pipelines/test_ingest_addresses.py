@@ -157,7 +157,9 @@ def test_job_file_has_the_same_options() -> None:
 def test_list_without_a_picture_leaves_nothing_behind(
     server: PictureServer, terminal: Terminal, tmp_path: Path
 ) -> None:
-    listed = write_list(tmp_path / "a.jsonl", [{"url": server.url(f"/none/{number}")} for number in range(3)])
+    listed = write_list(
+        tmp_path / "a.jsonl", [{"url": server.url(f"/none/{end}"), "text": end} for end in ("1", "2", "\ud800")]
+    )
     assert "none of 3 addresses gave a picture (3 HTTP 404)" in terminal.refused(listed, tmp_path / "data")
     assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
 

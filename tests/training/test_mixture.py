@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,16 @@ def test_eligible_rows_are_counted_by_task(pictures_dataset: Path) -> None:
     edges = next(stream for stream in manifest.streams if stream.task == "edges")
     first = manifest.sources["source"].shards[0]
     assert first.mask(edges).tolist() == [True, False, True, False, True, True, True, True]
+
+
+def test_rows_marked_as_removed_are_not_eligible(pictures_dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures_dataset, tmp_path / "dataset")
+    dataset = Dataset.open(tmp_path / "dataset")
+    dataset.describe(dataset.kind, dataset.shards, dataset.sources, {"000000": [0, 3], "000001": [1]})
+    manifest = build_manifest(_mixture(tmp_path / "dataset", "text2image", "edges"), SIZE)
+    assert manifest.counts() == {"text2image": 9, "edges": 8}
+    stream = manifest.streams[0]
+    assert manifest.sources["source"].shards[1].mask(stream).tolist() == [True, False, True, True]
 
 
 def test_manifest_pins_content_of_used_groups(pictures_dataset: Path) -> None:

@@ -18,6 +18,7 @@ from labeling.sources.addresses.network import AddressCheck, PrivateAddress, res
 from labeling.sources.addresses.policy import FetchPolicy
 from labeling.sources.addresses.robots import forbidding
 from labeling.sources.addresses.urls import SCHEMES
+from model.inputs import one_line
 
 REDIRECTS = 5
 LONGEST_WAIT = 30.0  # seconds that a Retry-After may ask for; who asks for more is not asked again
@@ -168,6 +169,8 @@ class _Run:
                 if not (tries_left and error.again) or wait > LONGEST_WAIT:
                     return Failure(str(error))
                 await asyncio.sleep(wait)
+            except Exception as error:  # nothing that a list or a server holds may end the job
+                return Failure(f"cannot be fetched ({type(error).__name__}: {one_line(error, 200)})")
         raise AssertionError("the last try returns")
 
     async def _follow(self, index: int, url: str) -> Any:
@@ -268,8 +271,7 @@ def _parsed(url: str) -> Any:
 
     try:
         # Signatures cover the address as it was written, so it is not written anew where it need not be.
-        plain = url.isascii() and not any(sign in url for sign in ' "<>\\^`{|}')
-        parsed = URL(url, encoded=plain)
+        parsed = URL(url, encoded=_is_plain(url))
         known = parsed.scheme in SCHEMES and parsed.host and len(url) <= LONGEST_URL
         parsed.port  # noqa: B018 raises ValueError
     except ValueError:
@@ -279,11 +281,20 @@ def _parsed(url: str) -> Any:
     return parsed
 
 
+def _is_plain(url: str) -> bool:
+    """Whether an address can stand in a request as it is."""
+    return url.isascii() and url.isprintable() and not any(sign in url for sign in ' "<>\\^`{|}')
+
+
 def _join(response: Any, location: str) -> str:
     from yarl import URL
 
     try:
-        target = str(response.url.join(URL(location, encoded=location.isascii() and " " not in location)))
+        target = str(
+            response.url.join(
+                URL(location, encoded=location.isascii() and location.isprintable() and " " not in location)
+            )
+        )
     except ValueError:
         target = ""
     if not location or not target.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):

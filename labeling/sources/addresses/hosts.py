@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-FAILURES = 10  # in a row, without an answer between them, after which a host is taken for dead
+FAILURES = 20  # in a row, without an answer between them, after which a host is taken for dead
 DEAD_SECONDS = 300.0
 MANY = 10_000  # dead hosts that are remembered
 

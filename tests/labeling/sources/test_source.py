@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from labeling.dataset import open_store
+from labeling.sources.facts import Naming
 from labeling.sources.items import Reading
 from labeling.sources.source import Source
+from labeling.sources.tar import _Ranges
 from model.inputs import InputError
 
 
@@ -238,6 +240,9 @@ def test_parquet_of_any_kind_gives_its_pictures_and_columns(tmp_path: Path) -> N
             assert readings[1].reason == "../b.png is not below the folder of its table"
         else:
             assert readings[1].raw == b"b", name
+    for naming, column in ((Naming(text="tag"), "tag"), (Naming(image="imag"), "imag")):
+        with pytest.raises(InputError, match=f"no column '{column}'.*did you mean"):
+            Source(str(tmp_path / "plain.parquet"), naming).listing()
     pq.write_table(pa.table({"file_name": ["img/a.png", "img/b.png"]}), tmp_path / "beside.parquet")
     first, second = read(Source(str(tmp_path / "beside.parquet"))).values()
     assert (first.raw, second.reason) == (b"a", "img/b.png is not there")
@@ -260,3 +265,31 @@ def test_folder_markers_of_s3_are_no_files(monkeypatch: pytest.MonkeyPatch) -> N
     store = open_store("s3://lab/p")
     monkeypatch.setattr(store, "_pages", lambda *arguments: [page])
     assert [name for name, _ in store.scan()] == ["deep/g.png", "a b+.png"]
+
+
+def test_archives_on_s3_come_in_few_requests(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = [
+        (f"{index:03d}.{suffix}", f"{index}{suffix}".encode() * 300) for index in range(40) for suffix in ("png", "txt")
+    ]
+    write_tar(tmp_path / "a.tar", members)
+    write_tar(tmp_path / "b.tar.gz", members, "w:gz")
+    store = open_store(f"{s3}/archives")
+    for name in ("a.tar", "b.tar.gz"):
+        store.put(name, (tmp_path / name).read_bytes())
+    source = Source(f"{s3}/archives")
+    items = source.items()
+    asked = []
+    read_part = _Ranges._read
+
+    def counted(ranges: _Ranges, offset: int, size: int) -> bytes:
+        asked.append(size)
+        return read_part(ranges, offset, size)
+
+    monkeypatch.setattr(_Ranges, "_read", counted)
+    found = {one.item.name: (one.raw, one.facts["text"]) for one in source.read(items)}
+    wanted = dict(members)
+    for archive in ("a.tar", "b.tar.gz"):
+        for index in range(40):
+            raw, text = found[f"{archive}/{index:03d}.png"]
+            assert (raw, text.encode()) == (wanted[f"{index:03d}.png"], wanted[f"{index:03d}.txt"])
+    assert len(asked) == 1

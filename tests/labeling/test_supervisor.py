@@ -126,7 +126,9 @@ def test_row_without_others_is_judged_by_an_earlier_task() -> None:
 def test_what_a_labeler_s_load_raises_is_raised(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(InputError, match=r"^bad.what: no such weights; take others$"):
         label(labeler("load-input"))
-    with pytest.raises(WorkError, match=r"^RuntimeError: the weights are not there$") as raised:
+    with pytest.raises(
+        WorkError, match=r"^RuntimeError: the weights are not there \(bad_labelers.py, line \d+\)$"
+    ) as raised:
         label(labeler("load"))
     assert "bad_labelers.py" in raised.value.traceback
     with pytest.raises(

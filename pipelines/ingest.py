@@ -104,8 +104,9 @@ def ingest(
             if read_description(dataset_uri) != survey.description:  # another ingest has ended since
                 survey = survey_dataset(source.address, dataset_uri)
                 findings = survey.findings(listing)
-            size = pc.sum(findings.new["size"]).as_py() or 0
-            on_cluster = findings.new.num_rows > _HERE_FILES or size > _HERE_BYTES
+            sizes = [pc.sum(items["size"]).as_py() or 0 for items in (findings.new, findings.comparison.candidates)]
+            count = findings.new.num_rows + findings.comparison.candidates.num_rows
+            on_cluster = count > _HERE_FILES or sum(sizes) > _HERE_BYTES
             declaration = _declaration(limits)
             threads = 1 if on_cluster else min(_THREADS, os.cpu_count() or 1)
             ingestion = Ingestion(source, target, limits, declaration, threads)

@@ -114,6 +114,7 @@ def label(
                 footers = _label_errors(work, run, footers, result)
             else:
                 footers = _label_stale(work, run, footers, result)
+        result.footers = footers
         for group in work.labelers:
             if result.written[group]:
                 work.dataset.save_index(group, footers[group], work.part)

@@ -71,10 +71,23 @@ class DatasetErrors:
             raise WorkFailed(f"{', '.join(failed)}: every row is in error{why}; when it is mended: {again}")
 
 
-def labeled_errors(uri: str, groups: Sequence[str], shards: tuple[int, int] | None = None) -> DatasetErrors:
-    """Rows without a label of groups that were labeled. shards: [first, end), all by default."""
-    dataset = Dataset.open(uri)
-    return dataset_errors(uri, dataset, dataset.all_footers(_with_upstream(dataset, groups), shards=shards), groups)
+def labeled_errors(
+    uri: str,
+    groups: Sequence[str],
+    shards: tuple[int, int] | None = None,
+    known: Mapping[str, FooterTable] | None = None,
+) -> DatasetErrors:
+    """Rows without a label of groups that were labeled. shards: [first, end), all by default.
+
+    known: the footers of these shards as they are now, of some groups: those are not read again.
+    """
+    dataset = Dataset(uri)
+    known = known or {}
+    needed = _with_upstream(dataset, groups)
+    lacking = [group for group in needed if group not in known]
+    read = dataset.all_footers(lacking, shards=shards) if lacking else {}
+    footers = {group: read[group] if group in read else known[group] for group in needed}
+    return dataset_errors(uri, dataset, footers, groups)
 
 
 def dataset_errors(

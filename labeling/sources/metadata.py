@@ -96,7 +96,7 @@ def _read_table(store: Store, file: str, folder: str, found: MetadataTable) -> N
         name = row.get(key)
         if not isinstance(name, str) or not name.strip():
             if any(value not in (None, "") for value in row.values()):
-                trouble["name no file"] += 1
+                trouble["without a file name"] += 1
             continue
         said = {column: value for column, value in row.items() if column != key and value not in (None, "")}
         for column in COMPANIONS:
@@ -143,7 +143,7 @@ def _jsonl_rows(text: str, trouble: Counter[str]) -> Iterator[dict[str, Any]]:
         if isinstance(row, dict):
             yield {column: plain_value(value) for column, value in row.items()}
         else:
-            trouble["are no JSON object and are left out"] += 1
+            trouble["without a JSON object, left out"] += 1
 
 
 def _parquet_rows(store: Store, file: str) -> Iterator[dict[str, Any]]:
@@ -174,7 +174,7 @@ def _csv_rows(text: str, trouble: Counter[str]) -> Iterator[dict[str, Any]]:
             header = [name.strip() for name in fields]
             continue
         if len(fields) > len(header) and any(fields[len(header) :]):
-            trouble["have more fields than columns; what is beyond them is left out (quote texts with commas)"] += 1
+            trouble["with more fields than columns; the further ones are left out (quote texts with commas)"] += 1
         yield dict(zip(header, fields, strict=False))
 
 
@@ -198,7 +198,7 @@ def _record(first: str, lines: _Lines, delimiter: str, width: int | None, troubl
     except (csv.Error, StopIteration):
         pass
     lines.at = start
-    trouble["have a quotation mark that is not closed and are read without it"] += 1
+    trouble["with a quotation mark that is not closed, read without it"] += 1
     return [part.strip().strip('"') for part in first.rstrip("\r\n").split(delimiter)]
 
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labeling.dataset import Entry, Store
-from labeling.sources.facts import plain_value
+from labeling.sources.facts import USUAL, Naming, plain_value
 from labeling.sources.items import Contents, Item, Reading, items_table
-from model.inputs import InputError, one_line
+from model.inputs import InputError, nearest, one_line
 
 # The first of them that holds pictures, whatever its case; else the only column of bytes.
 IMAGE_COLUMNS = ("image", "picture", "img", "photo", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp")
@@ -24,17 +24,19 @@ _BUFFER = 8 << 20  # bytes of one request
 class ParquetTable:
     """A Parquet file; its items are its rows, named by their numbers.
 
-    image: the column of pictures, where a user names it.
+    naming: the columns of pictures and captions, where a user names them.
     """
 
-    def __init__(self, image: str = "") -> None:
-        self.image = image
+    def __init__(self, naming: Naming = USUAL) -> None:
+        self.image, self.text = naming.image, naming.text
 
     def contents(self, store: Store, file: str, entry: Entry) -> Contents:
         try:
             with store.open(file) as opened:
                 parquet = pq.ParquetFile(opened)
                 column = _image_column(parquet.schema_arrow, self.image, f"{store.uri}/{file}")
+                if self.text:
+                    _require(parquet.schema_arrow, self.text, f"{store.uri}/{file}")
                 return Contents(_rows(parquet.metadata, file, column))
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{store.uri}/{file} cannot be read ({one_line(error)}); is all of it there?") from None
@@ -126,8 +128,7 @@ def _image_column(schema: pa.Schema, named: str, place: str) -> str:
     Without one, a column that names files. Raises InputError where there is neither.
     """
     if named:
-        if named not in schema.names:
-            raise InputError(f"{place}: no column {named!r}; it has {', '.join(schema.names)}")
+        _require(schema, named, place)
         return named
     names = {name.lower(): name for name in reversed(schema.names)}
     for name in IMAGE_COLUMNS:
@@ -140,6 +141,13 @@ def _image_column(schema: pa.Schema, named: str, place: str) -> str:
         if name in names and _is_text(schema.field(names[name]).type):
             return names[name]
     raise InputError(f"{place}: no column of encoded pictures (image); it has {', '.join(schema.names)}")
+
+
+def _require(schema: pa.Schema, name: str, place: str) -> None:
+    """Raise InputError where a table lacks the column that a user names."""
+    if name not in schema.names:
+        hint = nearest(name, schema.names)
+        raise InputError(f"{place}: no column {name!r}{hint}; it has {', '.join(schema.names)}")
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

@@ -45,7 +45,7 @@ class Source:
         if lowered.endswith(tar.SUFFIXES):
             return TarArchive()
         if lowered.endswith(".parquet"):
-            return ParquetTable(self.naming.image)
+            return ParquetTable(self.naming)
         return None
 
     def files(self, troubles: list[Trouble] | None = None, leave_out: str = "") -> tuple[pa.Table, list[str]]:

@@ -8,6 +8,9 @@ from typing import Any
 
 from model.inputs.extras import describe, missing_extra
 
+# What Ray Data adds to the message of an exception itself, as if another attempt could mend it (2.60).
+_ADVICE = re.compile(r"\s*^Failed to .+ after \d+/\d+ attempts \(total backoff .*", re.DOTALL | re.MULTILINE)
+
 
 class InputError(ValueError):
     """Something a user gave is wrong. The message is one line that names the thing and the remedy.
@@ -85,7 +88,9 @@ def _for_person(error: BaseException) -> InputError | WorkFailed | None:
     if isinstance(cause, BaseException):
         return _for_person(cause) or _told_by_ray(str(error))
     if isinstance(error, InputError | WorkFailed):
-        return error
+        text = str(error)
+        kind = InputError if isinstance(error, InputError) else WorkFailed
+        return error if _ADVICE.search(text) is None else kind(_ADVICE.sub("", text))
     if isinstance(error, ModuleNotFoundError):
         line = describe(error.name)
         return InputError(line) if line else None
@@ -108,7 +113,7 @@ def _told_by_ray(text: str) -> InputError | WorkFailed | None:
     for match in reversed(list(re.finditer(pattern, text, re.MULTILINE))):
         name, message, module = match.groups()
         if name:
-            return kinds[name](one_line(message))
+            return kinds[name](one_line(_ADVICE.sub("", message)))
         if line := describe(module):
             return InputError(line)
     return None

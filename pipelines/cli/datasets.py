@@ -62,7 +62,7 @@ def label(
         _show_plan(plan(dataset, groups, settings, part, only_errors), as_json)
         return
     result = run(dataset, groups, settings, part, resources=given, only_errors=only_errors)
-    errors = labeled_errors(dataset, list(result.fresh), part)
+    errors = labeled_errors(dataset, list(result.fresh), part, result.footers)
     print(*result.summary(), *errors.lines(), sep="\n")
     errors.check()
 

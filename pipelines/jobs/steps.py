@@ -62,7 +62,7 @@ def _label(job: LabelJob) -> dict[str, Any]:
         only_errors=job.only_errors,
         most_gpus=request.max_workers * request.gpus,
     )
-    errors = labeled_errors(job.dataset, list(labeled.fresh), job.shards)
+    errors = labeled_errors(job.dataset, list(labeled.fresh), job.shards, labeled.footers)
     print(*labeled.summary(), *errors.lines(), sep="\n", flush=True)
     errors.check()
     result["errors"] = {group: one.to_json() for group, one in errors.groups.items() if one.in_error or one.unavailable}

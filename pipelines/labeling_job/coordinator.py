@@ -47,6 +47,7 @@ class _Pool:
     processes: dict[int, _Process] = field(default_factory=dict)
     started: int = 0
     failures: int = 0
+    said: str = ""  # the last error of a device
 
 
 class Coordinator:
@@ -114,17 +115,21 @@ class Coordinator:
         if number in pool.processes:
             pool.processes[number].rows -= rows
 
-    def lost_network(self, pool_name: str, number: int) -> bool:
-        """A process of a network is gone or its device has failed; whether the rows may be tried on another one."""
+    def lost_network(self, pool_name: str, number: int, said: str) -> str:
+        """A network's process is gone, or its device has failed; why its rows are not tried elsewhere, "" if they are.
+
+        said: the device's error, "" where the process is gone, as it is for others when one of them has seen the error.
+        """
         import ray
 
         pool = self.pools[pool_name]
+        pool.said = said or pool.said
         if lost := pool.processes.pop(number, None):
             pool.failures += 1
             ray.kill(lost.handle)
             while len(pool.processes) < pool.wishes.least:
                 self._start(pool)
-        return pool.failures < MAX_FAILURES
+        return (pool.said or "its processes die") if pool.failures >= MAX_FAILURES else ""
 
     def network_processes(self) -> dict[str, int]:
         """How many processes each network has."""

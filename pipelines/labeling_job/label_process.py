@@ -15,7 +15,7 @@ from labeling.failures import DeviceError
 from labeling.labeler import Labeler
 from labeling.resources import Resources
 from labeling.supervisor import Supervisor
-from model.inputs import WorkFailed
+from model.inputs import WorkFailed, one_line
 from pipelines.labeling_job.part_labeler import PartLabeler, Step
 from pipelines.labeling_job.parts import Part, unpack
 from pipelines.labeling_job.placement import Placement
@@ -106,8 +106,10 @@ class LabelProcess:
             try:
                 outputs = ray.get(answer)
             except (DeviceError, ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
-                if not ray.get(self.coordinator.lost_network.remote(pool, number)):
-                    raise WorkFailed(f"{group}: its network fails on every device: {error}") from error
+                # Ray raises its own error around that of the device, with the whole stack as its text.
+                said = one_line(getattr(error, "cause", error)) if isinstance(error, DeviceError) else ""
+                if reason := ray.get(self.coordinator.lost_network.remote(pool, number, said)):
+                    raise WorkFailed(f"{group}: its network fails on every device: {reason}") from None
                 number, answer = self._ask(group, inputs)
                 continue
             self.coordinator.answered.remote(pool, number, len(inputs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
+from labeling.dataset import FooterTable
 from pipelines.labeling_job.label_process import WRITING, waiting_for
 from pipelines.labeling_job.tally import Errors, Tally
 
@@ -22,7 +23,8 @@ class LabelResult:
 
     written, fresh: shards written, and shards that were fresh before; rows: labeled; busy: seconds of work on CPUs over
     all processes; errors: rows in error by reason; seconds: of the whole run; first_label: after how many seconds the
-    first label was there; steps: seconds over all processes by what they did.
+    first label was there; steps: seconds over all processes by what they did; footers: of the shards asked for, as they
+    are afterwards, of the groups and of what they read.
     """
 
     written: Counter[str] = field(default_factory=Counter)
@@ -35,6 +37,7 @@ class LabelResult:
     working: float = 0.0  # seconds in which there was work for processes
     first_label: float | None = None
     steps: dict[str, float] = field(default_factory=dict)
+    footers: dict[str, FooterTable] = field(default_factory=dict, compare=False, repr=False)
 
     def add(self, tally: Tally) -> None:
         """Add what was done in one wave."""

@@ -48,5 +48,12 @@ def test_error_is_found_in_what_ray_raises(ray_prepared: None) -> None:
             assert isinstance(found, kind) and message in str(found), (line, type(carried))
     for line in ("ModuleNotFoundError: No module named 'mine'", f"ValueError: says {name}.InputError: nothing"):
         assert error_for_person(task_error(line)) is None
+    # As Ray Data leaves the exception of a generator: with its own words in the message.
+    advised = "z\nFailed to apply UDF transform after 1/1 attempts (total backoff 0.0s).\nTo change retry attempts, …"
+    for kind in (InputError, WorkFailed):
+        text = f"Traceback (most recent call last):\n{name}.{kind.__name__}: {advised}"
+        for cause in (kind(advised), UserCodeException("UDF failed to process a data block.")):
+            found = error_for_person(RayTaskError("f", text, cause, "ray::f", 1, "127.0.0.1").as_instanceof_cause())
+            assert isinstance(found, kind) and str(found) == "z"
     direct = RayTaskError("f", f"Traceback\n{name}.InputError: y", InputError("y"), "ray::f", 1, "127.0.0.1")
     assert str(error_for_person(direct.as_instanceof_cause())) == "y"

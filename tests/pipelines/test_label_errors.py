@@ -121,6 +121,5 @@ def test_labeler_that_fails_too_often_stops_the_job_and_finished_shards_stay(tmp
         label(uri, [BRIGHTNESS, BROKEN], parameters)
     status = dataset_status(Dataset.open(uri))
     assert status["brightness"].fresh == status["broken"].fresh > 0
-    done = label(uri, [BRIGHTNESS, BROKEN], parameters, resources={"broken": Resources(max_errors=0.6)})
-    assert done.errors["broken"].unexpected > 0
+    label(uri, [BRIGHTNESS, BROKEN], parameters, resources={"broken": Resources(max_errors=0.6)})
     assert dataset_status(Dataset.open(uri))["broken"].errors == 30

@@ -82,8 +82,10 @@ def test_commands_print_only_their_own_lines(pictures: Path, tmp_path: Path, env
     code, lines = on_terminal([*onediffusion, "ingest", str(pictures), dataset], environment)
     assert (code, lines) == (0, [f"6 pictures added, 3 files rejected; 6 pictures in {dataset}"])
     code, lines = on_terminal([*onediffusion, "label", dataset, "edges"], environment)
-    assert code == 0 and len(lines) == 1, lines
+    assert code == 0 and len(lines) == 3, lines
     assert re.fullmatch(r"edges: 1 shards labeled, 0 fresh, [0-9.]+ rows/s a process", lines[0])
+    assert re.fullmatch(r"6 rows in [0-9.]+ s: [0-9.]+ a second, first label after [0-9.]+ s", lines[1])
+    assert re.fullmatch(r".+ took \d+% of the time: .+", lines[2])
 
 
 @pytest.mark.parametrize("where", ["task", "actor", "batch", "pool"])

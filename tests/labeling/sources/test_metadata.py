@@ -60,10 +60,10 @@ def test_line_of_trouble_costs_that_line(tmp_path: Path) -> None:
         "e.png": {"text": "five", "score": 0.5},
     }
     assert listing.remarks == [
-        "metadata.csv: 1 line have more fields than columns; what is beyond them is left out (quote texts with commas)",
-        "metadata.csv: 1 line have a quotation mark that is not closed and are read without it",
-        "metadata.csv: 1 line name no file",
-        "metadata.jsonl: 2 lines are no JSON object and are left out",
+        "metadata.csv: 1 line with more fields than columns; the further ones are left out (quote texts with commas)",
+        "metadata.csv: 1 line with a quotation mark that is not closed, read without it",
+        "metadata.csv: 1 line without a file name",
+        "metadata.jsonl: 2 lines without a JSON object, left out",
         "metadata: 1 line names no file of these",
     ]
 

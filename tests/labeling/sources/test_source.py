@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from labeling.dataset import open_store
+from labeling.sources.facts import Naming
 from labeling.sources.items import Reading
 from labeling.sources.source import Source
 from labeling.sources.tar import _Ranges
@@ -239,6 +240,9 @@ def test_parquet_of_any_kind_gives_its_pictures_and_columns(tmp_path: Path) -> N
             assert readings[1].reason == "../b.png is not below the folder of its table"
         else:
             assert readings[1].raw == b"b", name
+    for naming, column in ((Naming(text="tag"), "tag"), (Naming(image="imag"), "imag")):
+        with pytest.raises(InputError, match=f"no column '{column}'.*did you mean"):
+            Source(str(tmp_path / "plain.parquet"), naming).listing()
     pq.write_table(pa.table({"file_name": ["img/a.png", "img/b.png"]}), tmp_path / "beside.parquet")
     first, second = read(Source(str(tmp_path / "beside.parquet"))).values()
     assert (first.raw, second.reason) == (b"a", "img/b.png is not there")

@@ -54,7 +54,19 @@ def test_bad_rows_are_in_error_and_the_job_goes_on(dataset: Dataset) -> None:
     assert again.returncode == 0 and "0 shards labeled" in again.stdout
 
 
-def test_labeler_that_cannot_be_loaded_is_named_in_one_line(dataset: Dataset) -> None:
-    done = label(dataset, "bad_labelers:Bad", "--set", "bad.what=load-input", "--shards", "0:1")
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.strip().splitlines() == ["onediffusion: bad.what: no such weights; take others"]
+@pytest.mark.parametrize(
+    ("what", "code", "words"),
+    [
+        ("load-input", 2, "bad.what: no such weights; take others"),
+        ("load", 1, "the weights are not there"),
+        ("load-crash", 1, "the process died: SIGABRT"),
+        ("abort", 1, "the process died: SIGABRT"),  # with every row
+    ],
+)
+def test_labeler_that_never_works_ends_the_job_in_a_few_lines(
+    dataset: Dataset, what: str, code: int, words: str
+) -> None:
+    done = label(dataset, "bad_labelers:Bad", "--set", f"bad.what={what}", "--shards", "0:1")
+    assert done.returncode == code, done.stderr
+    assert words in done.stdout + done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 2, done.stderr

@@ -191,7 +191,9 @@ def _raised(connection: socket.socket, error: BaseException) -> None:
     elif failed := device_error(error):
         send(connection, ("device", str(failed)))
     else:
-        send(connection, ("raised", (Failure.of(error).reason, "".join(traceback.format_exception(error)))))
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        line = f"{Failure.of(error).reason} ({os.path.basename(place.filename)}, line {place.lineno})"
+        send(connection, ("raised", (line, "".join(traceback.format_exception(error)))))
 
 
 def _come_first_when_memory_runs_out() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from labeling.labeler import RowError
-from model.inputs import one_line
+from model.inputs import WorkFailed, one_line
 
 LONGEST_REASON = 500  # characters of a reason in a shard
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")  # differs from run to run
@@ -47,7 +47,7 @@ class Failure:
         return cls(one_line(_ADDRESS.sub("0x…", text), LONGEST_REASON))
 
 
-class DeviceError(RuntimeError):
+class DeviceError(WorkFailed):
     """A device has failed, not a row: the process must end, and its rows are to be tried in another one."""
 
 
@@ -55,12 +55,15 @@ class DeviceMemoryError(DeviceError):
     """The device has too little memory for a call: fewer rows at once may do."""
 
 
-class ProcessError(RuntimeError):
+class ProcessError(WorkFailed):
     """The process of the labelers ended, again and again, for the sake of no row."""
 
 
-class WorkError(RuntimeError):
-    """What work in a supervised process raised: "TypeName: message" in one line; `traceback` has the whole text."""
+class WorkError(WorkFailed):
+    """What work in a supervised process raised, in one line: "TypeName: message (file.py, line 7)".
+
+    traceback: the whole text.
+    """
 
     def __init__(self, line: str, traceback: str = "") -> None:
         super().__init__(line, traceback)

@@ -169,6 +169,7 @@ class Supervisor:
             elif kind == "device":
                 raise DeviceError(value)
             elif kind == "raised":
+                _log.warning("%s", value[1])
                 raise WorkError(*value)
             elif kind == "full":
                 raise worker.end_for_memory()

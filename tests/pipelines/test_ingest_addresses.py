@@ -204,7 +204,6 @@ def shard_files(dataset: Path) -> dict[str, bytes]:
     return {str(path.relative_to(dataset)): path.read_bytes() for path in files}
 
 
-@pytest.mark.usefixtures("shared_ray")
 def test_killed_ingest_asks_nothing_twice_and_gives_the_same_shards(
     server: PictureServer, terminal: Terminal, tmp_path: Path
 ) -> None:
@@ -236,6 +235,17 @@ def test_killed_ingest_asks_nothing_twice_and_gives_the_same_shards(
     assert shard_files(killed) == shard_files(calm)
     assert len(rows(calm)) == 370
     assert sum("same bytes as" in row["reason"] for row in rows(calm, "rejected")) == 30
+
+
+def test_cluster_gives_the_shards_of_one_process(
+    server: PictureServer, terminal: Terminal, shared_ray: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    listed = write_list(tmp_path / "a.jsonl", [{"url": server.url(f"/{number % 290}.png")} for number in range(300)])
+    assert "290 pictures added, 10 files rejected" in terminal.ingest(listed, tmp_path / "many", "--shard-rows", 32)[0]
+    assert server.most <= 8  # the default for one host, over all processes
+    monkeypatch.delenv("RAY_ADDRESS")
+    terminal.ingest(listed, tmp_path / "one", "--shard-rows", 32)
+    assert shard_files(tmp_path / "many") == shard_files(tmp_path / "one")
 
 
 def test_list_on_s3_in_parts(server: PictureServer, terminal: Terminal, s3: str, tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ class Bad(Labeler):
 class BadBatches(Bad):
     """The same, labeled in batches; its values depend on how many rows are in one."""
 
-    name: ClassVar[str] = "bad-batches"
+    name: ClassVar[str] = "batches"
 
     def label(self, rows: list[Row]) -> list[Row]:
         if self.parameters.what in ("few", "many", "no-list") and any(row["id"] == self.parameters.row for row in rows):
@@ -160,7 +160,7 @@ class BadOnManyParameters(Parameters):
 class BadOnMany(Bad):
     """The same, doing several things wrong."""
 
-    name: ClassVar[str] = "bad-on-many"
+    name: ClassVar[str] = "many"
     Parameters: ClassVar[type[Parameters]] = BadOnManyParameters
 
     def load(self) -> None:
@@ -187,7 +187,7 @@ class Leaking(Bad):
 class BadDevice(Labeler):
     """Three steps, the second on a device that fails as CUDA does: once it has, every later call fails too."""
 
-    name: ClassVar[str] = "bad-device"
+    name: ClassVar[str] = "device"
     version: ClassVar[int] = 1
     schema: ClassVar[pa.Schema] = pa.schema([("value", pa.float32())])
     Parameters: ClassVar[type[Parameters]] = BadParameters

@@ -86,8 +86,10 @@ class PictureServer:
             answer = self.answers.get(path, Answer(b"not here", 404))
             if self.requests[path] <= len(answer.first):
                 answer = answer.first[self.requests[path] - 1]
+        time.sleep(answer.wait)
+        with self._lock:
+            self._now -= 1  # before a client can have the answer and ask again by another connection
         try:
-            time.sleep(answer.wait)
             handler.send_response(answer.status)
             for name, value in answer.headers:
                 handler.send_header(name, value)
@@ -103,9 +105,6 @@ class PictureServer:
             handler.close_connection = handler.close_connection or answer.claimed is not None
         except OSError:
             handler.close_connection = True
-        finally:
-            with self._lock:
-                self._now -= 1
 
 
 @contextmanager

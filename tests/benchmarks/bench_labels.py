@@ -265,9 +265,7 @@ def report(figures: dict[str, dict[str, float]], args: argparse.Namespace) -> No
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        "labelers", "CPU ms a picture", "loop, pictures/s", "job, pictures/s", "ratio", "first label, s"
-    )
+    table = Table("labelers", "CPU ms a picture", "loop, pictures/s", "job, pictures/s", "ratio", "first label, s")
     missed = []
     for name, one in figures.items():
         has_target = one["milliseconds"] > FAST_MILLISECONDS

@@ -12,8 +12,10 @@ from typing import Any
 
 TEXT_COLUMNS = ("text", "caption", "captions", "prompt", "description")  # the first of them that says something
 _LICENCES = ("licence", "license")
-_BESIDE = ("right", "disparity", "disparity_scale")  # columns of images that come from the files they name
+BESIDE = ("right", "disparity", "disparity_scale")  # columns of images that come from files that a table names
 _MAX_METADATA = 1 << 20  # characters; what is longer is no description of a picture
+
+_LEVELS = 64  # of lists in lists; what is deeper is made to break programs
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Described:
 
 def describe(facts: Mapping[str, Any], naming: Naming) -> Described:
     """The columns of images that facts of any names and types give."""
-    left = {name: value for name, value in facts.items() if name not in _BESIDE and value is not None}
+    left = {name: value for name, value in facts.items() if value is not None}
     by_name = {name.strip().lower(): name for name in reversed(left)}
     author = _take(left, [by_name.get("author")])
     licence = _take(left, [by_name.get(name) for name in _LICENCES])
@@ -47,8 +49,8 @@ def describe(facts: Mapping[str, Any], naming: Naming) -> Described:
     if metadata is not None and len(metadata) > _MAX_METADATA:
         metadata, left = None, {}
     return Described(
-        {"author": author, "licence": licence, "text": text, "metadata": metadata and _storable(metadata)},
-        frozenset(left),
+        {"author": author, "licence": licence, "text": text, "metadata": metadata and storable(metadata)},
+        frozenset(map(storable, left)),
     )
 
 
@@ -68,24 +70,24 @@ def _as_text(value: Any) -> str | None:
         return next((text for one in value if (text := _as_text(one))), None)
     if value is None or isinstance(value, Mapping):
         return None
-    return _storable(str(value).strip()) or None
+    return storable(str(value).strip()) or None
 
 
-def _storable(text: str) -> str:
-    """Without what UTF-8 cannot hold."""
+def storable(text: str) -> str:
+    """Without what UTF-8 cannot hold, which JSON can."""
     return text.encode("utf-8", "replace").decode()
 
 
-def plain_value(value: Any) -> Any:
-    """A value as JSON holds it; None for bytes, and for numbers that are none."""
+def plain_value(value: Any, levels: int = _LEVELS) -> Any:
+    """A value as JSON holds it; None for bytes, for numbers that are none, and for what lies deeper than `levels`."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, Mapping):
-        return {str(key): plain_value(one) for key, one in value.items()}
+        return {str(key): plain_value(one, levels - 1) for key, one in value.items()} if levels else None
     if isinstance(value, list | tuple):
-        return [plain_value(one) for one in value]
+        return [plain_value(one, levels - 1) for one in value] if levels else None
     if isinstance(value, datetime.datetime | datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, Decimal | datetime.timedelta):

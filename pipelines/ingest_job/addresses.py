@@ -210,7 +210,7 @@ class ListIngest:
         policy = self.options.policy.shared_by(at_once)
         making = Making(columns, self.limits, policy, threads)
         job = ListJob(self.target, {file.name: file for file in self.addresses.files}, making, self.declaration)
-        outcomes = self._write(job, [*new, *again], workers, on_cluster)
+        outcomes = self._write(job, [*new, *again], workers, on_cluster, at_once)
         if again and not any(outcomes[lot.shard].taken for lot in again) and not new:
             self._delete(lot.shard for lot in again)
             return ListResult(0, 0, _rows(state.shards), [*remarks, "what had failed has failed again"])
@@ -270,15 +270,18 @@ class ListIngest:
             yield RetryLot(f"{first_shard:06d}", tuple(earlier), rows)
 
     def _write(
-        self, job: ListJob, lots: Sequence[Lot | RetryLot], workers: Workers, on_cluster: bool
+        self, job: ListJob, lots: Sequence[Lot | RetryLot], workers: Workers, on_cluster: bool, at_once: int
     ) -> dict[str, ShardOutcome]:
-        """Make the shards of all lots; what became of each, in their order."""
+        """Make the shards of all lots; what became of each, in their order.
+
+        at_once: lots at a time, among which the limits for a host are shared.
+        """
         outcomes: dict[str, ShardOutcome] = {}
         with progress("ingest", sum(lot.rows for lot in lots), "addresses") as advance:
             made = (
-                workers.map(_Write(job), ((lot,) for lot in lots), on_cluster)
+                workers.map(_Write(job), ((lot,) for lot in lots), on_cluster, at_once)
                 if on_cluster
-                else in_parallel(_Write(job), lots, _HERE_LOTS)
+                else in_parallel(_Write(job), lots, at_once)
             )
             for some in made:
                 outcomes |= {outcome.shard: outcome for outcome in some}

@@ -17,6 +17,8 @@ from typing import Any
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _COMPATIBLE = ipaddress.ip_network("::/96")
+# Public by their numbers: the address where Azure's machines find their host, and the former private ones of IPv6.
+_INSIDE = (ipaddress.ip_network("168.63.129.16/32"), ipaddress.ip_network("fec0::/10"))
 
 
 class PrivateAddress(Exception):
@@ -33,7 +35,8 @@ class AddressCheck:
         """Raises PrivateAddress for an address that must not be connected to."""
         address = ipaddress.ip_address(text.partition("%")[0])
         real = _embedded(address)
-        if real.is_global and not real.is_multicast and not real.is_reserved:
+        inside = any(real in network for network in _INSIDE)
+        if real.is_global and not real.is_multicast and not real.is_reserved and not inside:
             return
         if not any(one in network for network in self._networks for one in {address, real}):
             raise PrivateAddress(f"private address {real}: allow with --allow-private {real}")

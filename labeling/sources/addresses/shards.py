@@ -15,7 +15,7 @@ from labeling.sources.addresses.fetch import Failure, Fetcher, is_transient
 from labeling.sources.addresses.policy import FetchPolicy
 from labeling.sources.addresses.rows import BadRow, Row
 from labeling.sources.addresses.urls import public_form
-from labeling.sources.facts import Described, Naming, describe, plain_value
+from labeling.sources.facts import Described, Naming, describe, plain_value, storable
 from labeling.sources.ingest import Limits, same_bytes, write_images, write_pictures
 from labeling.sources.normalize import Rejected, image_id, normalize
 from labeling.sources.seen import SEEN_SCHEMA, read_seen, write_seen
@@ -72,7 +72,7 @@ def write_rows(dataset: Dataset, shard: str, listed: Sequence[ListedRow], making
     seen: list[dict[str, Any]] = []
     for one, result in zip(listed, _fetch(listed, making), strict=True):
         said = _describe(one.row, columns)
-        name = _storable(public_form(_address(one.row, columns)) or f"{one.file}, row {one.place + 1}")
+        name = storable(public_form(_address(one.row, columns)) or f"{one.file}, row {one.place + 1}")
         state = {
             "name": name,
             "file": one.file,
@@ -85,7 +85,7 @@ def write_rows(dataset: Dataset, shard: str, listed: Sequence[ListedRow], making
             if result.identity in accepted:
                 result = Failure(same_bytes(accepted[result.identity]["source"]), result.size)
         if isinstance(result, Failure):
-            state["reason"] = _storable(result.reason)
+            state["reason"] = storable(result.reason)
         else:
             accepted[result.identity] = {**result.row, "source": name, **said.columns}
         seen.append({**state, "taken": isinstance(result, _Picture)})
@@ -162,11 +162,6 @@ def write_rejected(dataset: Dataset, shard: str, seen: pa.Table, shard_recipe: s
 
 def _address(row: Row, columns: Columns) -> str:
     return "" if isinstance(row, BadRow) else str(row.get(columns.url) or "").strip()
-
-
-def _storable(text: str) -> str:
-    """Without what UTF-8 cannot hold, which JSON can."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def _no_address(row: Row) -> str:

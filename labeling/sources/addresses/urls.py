@@ -12,6 +12,7 @@ _SECRET = re.compile(
     r"_nc_.*|signature|sig|sign|hmac|expires?|jwt|auth|authorization|(.*[_-])?(token|secret|password|apikey|api[_-]key)",
     re.IGNORECASE,
 )
+_USER = re.compile(r"//[^/]*@")
 _AZURE = {"se", "sp", "sv", "sr", "st", "spr", "sip", "ss", "srt", "skoid", "sktid", "skt", "ske", "sks", "skv"}
 
 
@@ -23,7 +24,7 @@ def public_form(url: str) -> str:
     try:
         parts = urlsplit(url)
     except ValueError:
-        return url.partition("?")[0]
+        return re.split("[?#]", _USER.sub("//", url, count=1), maxsplit=1)[0]
     fields = [field for field in parts.query.split("&") if field]
     names = {field.partition("=")[0].lower() for field in fields}
     secret = _AZURE if "sig" in names else set()

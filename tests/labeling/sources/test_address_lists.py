@@ -13,6 +13,7 @@ import pytest
 from labeling.dataset import open_store
 from labeling.sources.addresses.lists import AddressList, open_list
 from labeling.sources.addresses.rows import BadRow
+from labeling.sources.addresses.text_forms import LONGEST_FIELD, TEXT_FORMS
 from model.inputs import InputError
 
 
@@ -161,3 +162,9 @@ def test_list_in_utf_16_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("url\nhttp://a.test/1\n", encoding="utf-16")
     with pytest.raises(InputError, match=r"a\.csv: in UTF-16; save the list in UTF-8"):
         opened(tmp_path)
+
+
+def test_reason_of_a_bad_row_shows_nothing_of_it() -> None:
+    columns = ["url", "caption"]
+    raw = b'"https://me:word@pictures.test/a.jpg?sig=1' + b"," * 10 + b"x" * (LONGEST_FIELD + 1) + b"\n"
+    assert list(TEXT_FORMS[".csv"].rows(raw, columns)) == [BadRow("not a row of 2 values")]

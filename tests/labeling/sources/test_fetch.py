@@ -274,3 +274,13 @@ def test_stored_addresses_hold_no_secret() -> None:
         assert public_form(f"https://pictures.test/a.jpg?{query}") == "https://pictures.test/a.jpg" + (
             "?" + left if left else ""
         )
+    for bad in ("https://me:word@[pictures/a.jpg?token=1", "//me:word@[x#t"):
+        assert not any(secret in public_form(bad) for secret in ("me:", "word", "token"))
+        assert "@" not in public_form(bad)
+
+
+@pytest.mark.parametrize("address", ["168.63.129.16", "fec0::1", "::ffff:168.63.129.16"])
+def test_addresses_inside_of_clouds_and_sites_are_private(address: str) -> None:
+    with pytest.raises(PrivateAddress):
+        AddressCheck()(address)
+    AddressCheck(["168.63.129.16/32", "fec0::/10"])(address)

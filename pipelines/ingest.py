@@ -27,7 +27,7 @@ from labeling.sources.survey import Findings, Survey, read_description, survey_d
 from model.constants import MAX_PIXELS, MIN_SIDE
 from model.inputs import InputError
 from pipelines.ingest_job.addresses import ListIngest, ListOptions, open_addresses
-from pipelines.ingest_job.changing import Changed, drop_moved, take_over_changes
+from pipelines.ingest_job.changing import Changed, drop_moved, drop_others, take_over_changes
 from pipelines.ingest_job.new_shards import NewShards
 from pipelines.ingest_job.workers import Workers
 
@@ -117,8 +117,10 @@ def ingest(
             shards = [ShardInfo(result.shard, result.rows, survey.source_number) for result in results]
             if not _rows(shards) and not survey.shards:
                 raise _nothing_to_keep(source_uri, target, shards, findings.count)
-            changed = take_over_changes(ingestion, survey, findings, workers, on_cluster, update)
-            drop_moved(findings, target, [shard.name for shard in shards])
+            names = [shard.name for shard in shards]
+            changed = take_over_changes(ingestion, survey, findings, names, workers, on_cluster, update)
+            drop_others(findings, target, changed)
+            drop_moved(findings, target, names)
             removed = _marks(survey, findings, prune)
             if shards or removed != survey.removed:
                 target.describe("pictures", [*survey.shards, *shards], survey.sources, removed)

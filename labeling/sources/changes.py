@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from labeling.dataset import IMAGE_SCHEMA, IMAGES, REJECTED, REJECTED_SCHEMA, Dataset, ShardInfo, write_shard
-from labeling.sources.ingest import Ingestion, Looked, write_images
+from labeling.sources.ingest import Ingestion, Looked, write_pictures
 from labeling.sources.items import ITEM_SCHEMA, items_of
 from labeling.sources.seen import ITEMS, SEEN_SCHEMA, has_items, read_seen, write_seen
 
@@ -79,14 +79,12 @@ def replace_rows(ingestion: Ingestion, shard: str, items: pa.Table, taken_ids: C
         order[row_of[name]] = images.num_rows + len(rows)
         rows.append(one.row)
     images = pa.concat_tables([images, pa.Table.from_pylist(rows, IMAGE_SCHEMA)]).take(pa.array(order, pa.int64()))
-    write_images(
-        dataset,
-        shard,
-        images,
-        pa.Table.from_pylist(list(rejected.values()), REJECTED_SCHEMA),
-        pa.Table.from_pylist(list(seen.values()), SEEN_SCHEMA),
-        dataset.footer(IMAGES, shard).recipe,
-    )
+    shard_recipe = dataset.footer(IMAGES, shard).recipe
+    # The items last: until they are there an update that was killed finds the same changes again.
+    write_pictures(dataset, shard, images, shard_recipe)
+    reasons = pa.Table.from_pylist(list(rejected.values()), REJECTED_SCHEMA)
+    write_shard(dataset.store, REJECTED, shard, reasons, [reasons.num_rows], shard_recipe)
+    write_seen(dataset, shard, pa.Table.from_pylist(list(seen.values()), SEEN_SCHEMA), shard_recipe)
     return len(rows)
 
 

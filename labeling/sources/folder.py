@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import PurePosixPath
 from typing import Any
 
 from labeling.dataset import Entry, LocalStore, Store
@@ -12,7 +13,7 @@ from labeling.sources.captions import read_beside
 from labeling.sources.items import Contents, Item, Reading, items_table
 from labeling.sources.metadata import COMPANIONS
 from labeling.sources.tar import MAX_MEMBER
-from model.inputs import one_line
+from model.inputs import InputError, one_line
 
 _AHEAD = 16  # files that are read from S3 at a time
 
@@ -56,20 +57,24 @@ def _read(store: Store, item: Item) -> Reading:
     return Reading(item, raw, read_beside(beside) if beside else {})
 
 
-def read_companions(store: Store, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Columns right, disparity and disparity_scale of a row, from the files that its facts name.
+def read_companions(store: Store, described: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns right, disparity and disparity_scale of a row, from the files below the source that a table of it names.
 
     Raises ValueError with a message for the user.
     """
     columns: dict[str, Any] = {}
     for key in COMPANIONS:
-        if isinstance(facts.get(key), str):
+        if isinstance(name := described.get(key), str):
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise ValueError(f"metadata.csv names {name} as its {key}, which is not below the folder")
             try:
-                columns[key] = store.read(facts[key])
-            except OSError:
-                raise ValueError(f"metadata.csv names {facts[key]} as its {key}, which is not there") from None
+                columns[key] = store.read(name)
+            except InputError:
+                raise
+            except (OSError, ValueError):
+                raise ValueError(f"metadata.csv names {name} as its {key}, which is not there") from None
     if "disparity" in columns:
-        given = facts.get("disparity_scale", 1.0)
+        given = described.get("disparity_scale", 1.0)
         try:
             columns["disparity_scale"] = float(str(given).strip().replace(",", "."))
         except ValueError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
@@ -18,13 +17,14 @@ from labeling.dataset import (
     Footer,
     digest_column,
     digest_json,
+    in_parallel,
     recipe,
     write_shard,
 )
 from labeling.sources.cutting import cut_row_groups
-from labeling.sources.facts import NOTHING, Described, Naming, describe
+from labeling.sources.facts import BESIDE, NOTHING, Described, Naming, describe
 from labeling.sources.folder import read_companions
-from labeling.sources.items import Item, Reading, Trouble, items_of
+from labeling.sources.items import Item, Reading, Trouble, items_of, printable
 from labeling.sources.normalize import EncodedImage, Rejected, image_id, normalize
 from labeling.sources.seen import SEEN_SCHEMA, write_seen
 from labeling.sources.source import Source
@@ -78,7 +78,10 @@ class Ingestion:
     threads: int = 1
 
     def ingest(self, tasks: Sequence[ShardTask]) -> list[ShardResult]:
-        """Read, check and write the items of shards, which are read together where they lie in one file."""
+        """Read, check and write the items of shards, which are read together where they lie in one file.
+
+        Raises RuntimeError for a shard of which items were not read, once the others are written: it would lack them.
+        """
         items = {task.shard: items_of(task.items) for task in tasks}
         shard_of = {id(item): shard for shard, some in items.items() for item in some}
         looked: dict[str, list[Looked]] = {task.shard: [] for task in tasks}
@@ -89,22 +92,22 @@ class Ingestion:
             looked[shard].append(one)
             if len(looked[shard]) == len(items[shard]):
                 results.append(self._write(by_name[shard], items[shard], looked.pop(shard)))
-        return results + [self._write(by_name[shard], [], []) for shard in looked]
+        for shard in looked:
+            if items[shard]:
+                count = len(items[shard]) - len(looked[shard])
+                raise RuntimeError(f"{self.source.uri}: {count} items of shard {shard} were not read")
+            results.append(self._write(by_name[shard], [], []))
+        return results
 
     def look(self, readings: Iterable[Reading]) -> Iterator[Looked]:
         """What each reading becomes, in the order of the readings."""
-        if self.threads == 1:
-            for reading in readings:
-                yield self._look(reading)
-            return
-        with ThreadPoolExecutor(self.threads) as pool:
-            yield from pool.map(self._look, readings)
+        return in_parallel(self._look, readings, self.threads)
 
     def _look(self, reading: Reading) -> Looked:
         item = reading.item
         seen: dict[str, Any] = {
             "name": item.name,
-            "file": item.file if item.place is not None else None,
+            "file": printable(item.file) if item.place is not None else None,
             "size": item.size,
             "tag": item.tag,
             "taken": False,
@@ -112,14 +115,15 @@ class Ingestion:
         if reading.reason:
             return Looked(item, seen, reason=reading.reason)
         seen["id"] = image_id(reading.raw)
-        facts = {**reading.facts, **item.described}
+        # An archive may come from anyone: only a table of the folder names files that belong to a row.
+        facts = {**reading.facts, **{key: value for key, value in item.described.items() if key not in BESIDE}}
         described = describe(facts, self.source.naming) if facts else NOTHING
         try:
-            companions = read_companions(self.source.store, facts)
+            companions = read_companions(self.source.store, item.described)
             image = normalize(reading.raw, self.limits.max_pixels, self.limits.min_side)
         except (Rejected, ValueError) as error:
             return Looked(item, seen, reason=str(error))
-        seen["said"] = _said(described, companions) if facts else _NOTHING_SAID
+        seen["said"] = _said(described, companions) if facts or companions else _NOTHING_SAID
         row = {
             "id": seen["id"],
             "image": image.encoded,

@@ -6,6 +6,7 @@ Each file of a source is a container of items. A plain picture is a container of
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from labeling.dataset import Entry, Store
+from model.inputs import one_line
 
 # A source may have 10⁸ items, so its listing is a table; an `Item` exists only where a shard is being made.
 ITEM_SCHEMA = pa.schema(
@@ -132,3 +134,9 @@ def printable(name: str) -> str:
         return name
     except UnicodeEncodeError:
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def trouble_of(error: Exception, longest: int | None = None) -> str:
+    """What is wrong with a file, in one line without its path, which is another one elsewhere."""
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number else one_line(error, longest)

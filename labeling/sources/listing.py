@@ -123,8 +123,9 @@ def list_items(
     """
     metadata = read_metadata(store, tables)
     plain, packed = _sort_out(files, container_of, metadata.companions)
-    unchanged = [file.name for file in packed if known and known.get(printable(file.name)) == file.tag]
-    packed = [file for file in packed if file.name not in set(unchanged)]
+    unchanged = [name for file in packed if known and known.get(name := printable(file.name)) == file.tag]
+    left_out = set(unchanged)
+    packed = [file for file in packed if printable(file.name) not in left_out]
     parts = [plain]
     troubles: list[Trouble] = []
     for file, contents in zip(packed, look(store, packed), strict=True):

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labeling.dataset import Store
-from labeling.sources.facts import plain_value
+from labeling.sources.facts import plain_value, storable
 from model.inputs import InputError, one_line
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -103,8 +103,8 @@ def _read_table(store: Store, file: str, folder: str, found: MetadataTable) -> N
             if isinstance(said.get(column), str):
                 said[column] = folder + joining_name(said[column])
                 found.companions.add(said[column])
-        found.names.append(folder + joining_name(name.strip()))
-        found.rows.append(json.dumps(said, ensure_ascii=False, separators=(",", ":")))
+        found.names.append(storable(folder + joining_name(name.strip())))
+        found.rows.append(storable(json.dumps(said, ensure_ascii=False, separators=(",", ":"))))
     for what, count in trouble.items():
         found.remarks.append(f"{file}: {count} {'line' if count == 1 else 'lines'} {what}")
 

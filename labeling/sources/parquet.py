@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from labeling.dataset import Entry, Store
 from labeling.sources.facts import USUAL, Naming, plain_value
-from labeling.sources.items import Contents, Item, Reading, items_table
+from labeling.sources.items import Contents, Item, Reading, items_table, trouble_of
 from model.inputs import InputError, nearest, one_line
 
 # The first of them that holds pictures, whatever its case; else the only column of bytes.
@@ -19,6 +19,7 @@ IMAGE_COLUMNS = ("image", "picture", "img", "photo", "bytes", "image_bytes", "jp
 _PATH_COLUMNS = ("image", "picture", "img", "path", "image_path", "file_name", "filename")  # of files beside the table
 _ROWS = 16  # that are decoded from a row group at a time
 _BUFFER = 8 << 20  # bytes of one request
+_SHOWN = 100  # characters of a name in a reason
 
 
 class ParquetTable:
@@ -50,9 +51,11 @@ class ParquetTable:
                 column = _image_column(parquet.schema_arrow, self.image, f"{store.uri}/{items[0].file}")
                 for row, values in _values(parquet, waiting, column):
                     yield _reading(store, waiting.pop(row), values, column)
-        except (pa.ArrowException, OSError, InputError) as error:
+        except InputError:  # of the store or the whole table: no row is to blame
+            raise
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             for item in waiting.values():
-                yield Reading(item, reason=f"cannot be read from its table ({one_line(error)})")
+                yield Reading(item, reason=f"cannot be read from its table ({trouble_of(error)})")
 
 
 def has_images(schema: pa.Schema) -> bool:
@@ -114,12 +117,17 @@ def _reading(store: Store, item: Item, values: dict[str, Any], column: str) -> R
     if not path:
         return Reading(item, facts=facts, reason=f"no picture in column {column}")
     inside = PurePosixPath(path.replace("\\", "/"))
+    shown = one_line(path, _SHOWN)
     if "://" in path or inside.is_absolute() or ".." in inside.parts:
-        return Reading(item, facts=facts, reason=f"{path} is not below the folder of its table")
+        return Reading(item, facts=facts, reason=f"{shown} is not below the folder of its table")
     try:
         return Reading(item, store.read(str(PurePosixPath(item.file).parent / inside)), facts)
     except (FileNotFoundError, IsADirectoryError):
-        return Reading(item, facts=facts, reason=f"{path} is not there")
+        return Reading(item, facts=facts, reason=f"{shown} is not there")
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # of a text that is no name of a file, as base64
+        return Reading(item, facts=facts, reason=f"{shown} cannot be read ({trouble_of(error, _SHOWN)})")
 
 
 def _image_column(schema: pa.Schema, named: str, place: str) -> str:

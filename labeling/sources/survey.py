@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -45,11 +45,29 @@ class Survey:
             for shard, row in zip(there["shard"].to_pylist(), there["row"].to_pylist(), strict=True):
                 if (shard, row) in marked:
                     back.setdefault(names[shard], []).append(row)
+            comparison = replace(
+                comparison, candidates=self._with_marked(comparison.candidates, listing, there, marked)
+            )
         # A picture that has another name now is there, as one that equals it.
         twins = self.seen.table.filter(pc.and_(comparison.there, pc.invert(self.seen.table["taken"])))
         for identity in twins["id"].drop_null().to_pylist() if gone else ():
             gone.pop(identity, None)
         return Findings(comparison, self._new_troubles(listing), gone, back)
+
+    @staticmethod
+    def _with_marked(candidates: pa.Table, listing: Listing, there: pa.Table, marked: set[tuple[int, int]]) -> pa.Table:
+        """The candidates, and all items with the name of a marked row: another picture may have that name now.
+
+        there: rows of seen items that the source has.
+        """
+        pairs = zip(there["shard"].to_pylist(), there["row"].to_pylist(), strict=True)
+        there = there.filter(pc.and_(pa.array([one in marked for one in pairs], pa.bool_()), pc.is_valid(there["tag"])))
+        items = listing.items.filter(pc.is_in(listing.items["name"], value_set=there["name"].combine_chunks()))
+        items = items.filter(pc.invert(pc.is_in(items["name"], value_set=candidates["name"].combine_chunks())))
+        places = there.take(pc.index_in(items["name"], value_set=there["name"].combine_chunks()))
+        for name in ("shard", "row"):
+            items = items.append_column(name, places[name])
+        return pa.concat_tables([candidates, items])
 
     def _new_troubles(self, listing: Listing) -> list[Trouble]:
         if not listing.troubles:

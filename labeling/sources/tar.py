@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import lzma
 import tarfile
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, cast
 
@@ -16,7 +17,7 @@ import pyarrow as pa
 
 from labeling.dataset import Entry, LocalStore, Store
 from labeling.sources.captions import pair, read_beside
-from labeling.sources.items import Contents, Item, Reading, Trouble, items_table, printable
+from labeling.sources.items import Contents, Item, Reading, Trouble, items_table, printable, trouble_of
 from model.inputs import InputError, one_line
 
 COMPRESSED = {".gz": "gzip", ".tgz": "gzip", ".bz2": "bz2", ".tbz2": "bz2", ".xz": "xz", ".txz": "xz"} | {
@@ -27,6 +28,8 @@ SUFFIXES = (".tar", ".tgz", ".tbz2", ".txz", ".tzst", ".tar.gz", ".tar.bz2", ".t
 MAX_MEMBER = 1 << 30  # bytes; nothing larger is a picture
 _BLOCK = 32 << 20  # bytes of one request
 _GAP = 1 << 20  # bytes between members that are read rather than asked for around
+
+_DAMAGE = (tarfile.TarError, EOFError, OSError, lzma.LZMAError, pa.ArrowException, OverflowError)
 
 Span = tuple[str, int, int]  # name, offset and size of a member
 
@@ -39,7 +42,7 @@ class TarArchive:
         try:
             with _opened(store, file) as stream:
                 members, damage = _walk(stream, file, troubles)
-        except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, pa.ArrowException) as error:
+        except (*_DAMAGE, ValueError) as error:
             raise InputError(f"{store.uri}/{file} cannot be read ({one_line(error)}); is all of it there?") from None
         if damage:
             troubles.append(Trouble(printable(file), entry.size, damage))
@@ -68,12 +71,18 @@ class TarArchive:
             for item in waiting
         }
         source = _Stream if codec_of(items[0].file) else _Ranges
-        with source(store, items[0].file, sorted({span[1:] for one in spans.values() for span in one})) as ranges:
+        try:
+            opened = source(store, items[0].file, sorted(span[1:] for one in spans.values() for span in one))
+        except _DAMAGE as error:
+            for item in waiting:
+                yield Reading(item, reason=f"cannot be read from its archive ({trouble_of(error)})")
+            return
+        with opened as ranges:
             for item in waiting:
                 try:
                     raw, *beside = [ranges.read(offset, size) for _, offset, size in spans[id(item)]]
-                except (OSError, EOFError, lzma.LZMAError, pa.ArrowException) as error:
-                    yield Reading(item, reason=f"cannot be read from its archive ({one_line(error)})")
+                except _DAMAGE as error:
+                    yield Reading(item, reason=f"cannot be read from its archive ({trouble_of(error)})")
                     continue
                 said = read_beside((span[0], one) for span, one in zip(spans[id(item)][1:], beside, strict=True))
                 cut = len(raw) < item.size
@@ -93,9 +102,11 @@ def _walk(stream: IO[bytes], file: str, troubles: list[Trouble]) -> tuple[dict[s
         try:
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # it keeps a kilobyte of each
+                if not 0 <= member.size < 1 << 62 or archive.offset <= member.offset:
+                    raise tarfile.ReadError("a size that no file has")  # after a negative one itself would come next
                 _take(member, members, file, troubles)
-        except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, pa.ArrowException) as error:
-            if not members:
+        except (*_DAMAGE, ValueError) as error:
+            if not members or isinstance(error, InputError):
                 raise
             damage = f"damaged after {len(members)} members ({one_line(error)}); those before are taken"
         if not damage and stream.seekable():
@@ -134,7 +145,7 @@ def _opened(store: Store, file: str) -> Any:
 
 
 class _Ranges:
-    """Members of a plain archive; those near each other come in one request."""
+    """Members of a plain archive; those near each other come in one request. spans: sorted, of all reads."""
 
     def __init__(self, store: Store, file: str, spans: Sequence[tuple[int, int]]) -> None:
         self._file = store.open(file)
@@ -163,12 +174,17 @@ class _Ranges:
 
 
 class _Stream:
-    """Members of a compressed archive, in the order of their offsets."""
+    """Members of a compressed archive, in the order of their offsets.
+
+    spans: sorted, of all reads; what a span holds is kept until its last read.
+    """
 
     def __init__(self, store: Store, file: str, spans: Sequence[tuple[int, int]]) -> None:
         self._file = _opened(store, file)
-        self._spans = list(spans)
+        self._uses = Counter(spans)
+        self._spans = deque(self._uses)
         self._at = 0
+        self._damage: Exception | None = None
         self._read: dict[tuple[int, int], bytes] = {}
 
     def __enter__(self) -> _Stream:
@@ -179,18 +195,28 @@ class _Stream:
 
     def read(self, offset: int, size: int) -> bytes:
         while (offset, size) not in self._read:
-            start, length = self._spans.pop(0)
-            while self._at < start:
-                skipped = len(self._file.read(min(start - self._at, 1 << 20)))
-                if not skipped:
-                    raise EOFError("the archive ends before")
-                self._at += skipped
-            raw = b""
-            while len(raw) < length and (part := self._file.read(length - len(raw))):
-                raw += part
-            self._at += len(raw)
-            self._read[start, length] = raw
-        return self._read[offset, size]
+            if self._damage:  # after which nothing is where it was
+                raise self._damage
+            try:
+                self._read_next()
+            except _DAMAGE as error:
+                self._damage = error
+                raise
+        self._uses[offset, size] -= 1
+        return self._read[offset, size] if self._uses[offset, size] else self._read.pop((offset, size))
+
+    def _read_next(self) -> None:
+        start, length = self._spans.popleft()
+        while self._at < start:
+            skipped = len(self._file.read(min(start - self._at, 1 << 20)))
+            if not skipped:
+                raise EOFError("the archive ends before")
+            self._at += skipped
+        raw = b""
+        while len(raw) < length and (part := self._file.read(length - len(raw))):
+            raw += part
+        self._at += len(raw)
+        self._read[start, length] = raw
 
 
 def merge_spans(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

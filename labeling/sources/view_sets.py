@@ -31,7 +31,7 @@ from labeling.dataset import (
     write_shard,
 )
 from labeling.sources.cutting import cut_row_groups
-from labeling.sources.facts import describe
+from labeling.sources.facts import BESIDE, describe
 from labeling.sources.metadata import FILE_NAME, is_metadata
 from labeling.sources.normalize import EncodedImage, Rejected, image_id, normalize
 from labeling.sources.source import Source
@@ -107,7 +107,7 @@ def _read_set(
 ) -> dict[str, Any]:
     """The columns of a set: its id, and lists with an entry per view."""
     views = _photographed(source, name) if name.endswith(TRANSFORMS) else _rendered(folders, name, count, size, seed)
-    said = describe({key: value for key, value in facts.items() if key != FILE_NAME}, source.naming).columns
+    said = describe({key: facts[key] for key in facts if key not in (FILE_NAME, *BESIDE)}, source.naming).columns
     columns: dict[str, Any] = {
         key: [view.get(key) for view in views] for key in (*SET_SCHEMA.names, "c2w", "intrinsics")
     }

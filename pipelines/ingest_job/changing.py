@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from labeling.dataset import Dataset
-from labeling.sources.changes import find_changes, replace_rows
+from labeling.sources.changes import Changes, find_changes, replace_rows
 from labeling.sources.ingest import Ingestion
 from labeling.sources.seen import read_seen
 from labeling.sources.survey import Findings, Survey
@@ -20,26 +20,36 @@ from pipelines.ingest_job.workers import Workers
 class Changed:
     """changed: items that differ from what was ingested; replaced: of them, the rows that were replaced.
 
-    twins: names of items that were rejected since they equaled what has been replaced.
+    twins: names of items that were rejected since they equaled what has been replaced; shards: of what has changed.
     """
 
     changed: int = 0
     replaced: int = 0
+    shards: Sequence[Changes] = ()
     twins: pa.Array = field(default_factory=lambda: pa.array([], pa.string()))
 
 
 def take_over_changes(
-    ingestion: Ingestion, survey: Survey, findings: Findings, workers: Workers, on_cluster: bool, update: bool
+    ingestion: Ingestion,
+    survey: Survey,
+    findings: Findings,
+    new_shards: Sequence[str],
+    workers: Workers,
+    on_cluster: bool,
+    update: bool,
 ) -> Changed:
-    """Find which items have changed, by reading those whose size or date has; with `update` replace their rows."""
+    """Find which items have changed, by reading those whose size or date has; with `update` replace their rows.
+
+    new_shards: that this run has written; what a new file has become is no other row's picture too.
+    """
     candidates = findings.candidates(survey.seen)
     found = list(workers.map(find_changes, ((ingestion, *pair) for pair in candidates.items()), on_cluster))
     changes = {one.shard: one.changed for one in found if one.changed}
     count = sum(len(names) for names in changes.values())
     if not update or not count:
-        return Changed(count)
+        return Changed(count, shards=found)
     wanted = {identity for names in changes.values() for identity in names.values()}
-    taken = _ids_there(ingestion.dataset, [shard.name for shard in survey.shards], wanted)
+    taken = _ids_there(ingestion.dataset, [*(shard.name for shard in survey.shards), *new_shards], wanted)
 
     def calls() -> Iterator[tuple[Ingestion, str, pa.Table, set[str]]]:
         for shard in sorted(changes):
@@ -55,7 +65,20 @@ def take_over_changes(
     pairs = zip(before["name"].to_pylist(), before["id"].to_pylist(), strict=True)
     ids = pa.array([identity for name, identity in pairs if identity != now[name]], pa.string())
     twins = pc.and_(pc.and_(findings.comparison.there, pc.invert(seen["taken"])), pc.is_in(seen["id"], value_set=ids))
-    return Changed(count, replaced, seen["name"].filter(pc.and_(twins, pc.is_valid(seen["id"]))).combine_chunks())
+    return Changed(
+        count, replaced, found, seen["name"].filter(pc.and_(twins, pc.is_valid(seen["id"]))).combine_chunks()
+    )
+
+
+def drop_others(findings: Findings, dataset: Dataset, changed: Changed) -> None:
+    """Take out of what is back the rows of which another picture has the name now, unless it has replaced theirs."""
+    for one in changed.shards:
+        if one.changed and one.shard in findings.back:
+            seen = read_seen(dataset, one.shard)
+            rows = seen.select(["name", "id"]).filter(seen["taken"]).to_pylist()
+            others = {at for at, row in enumerate(rows) if one.changed.get(row["name"], row["id"]) != row["id"]}
+            left = [row for row in findings.back.pop(one.shard) if row not in others]
+            findings.back.update({one.shard: left} if left else {})
 
 
 def drop_moved(findings: Findings, dataset: Dataset, new_shards: Sequence[str]) -> None:

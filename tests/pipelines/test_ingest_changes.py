@@ -78,6 +78,66 @@ def test_change_that_is_no_picture_or_a_known_one_leaves_the_row(
     assert ingest(str(pictures), str(target)) == IngestResult(0, 0, 6)
 
 
+@pytest.mark.parametrize("killed_at", ["write_shard", "write_seen"])
+def test_update_that_was_killed_is_done_by_the_next_one(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: str
+) -> None:
+    source, target = tmp_path / "in", tmp_path / "dataset"
+    source.mkdir()
+    shutil.copy(photographs / "camera.png", source / "a.png")
+    ingest(str(source), str(target))
+    shutil.copy(photographs / "coffee.png", source / "a.png")
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"labeling.sources.changes.{killed_at}", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ingest(str(source), str(target), update=True)
+    again = ingest(str(source), str(target), update=True)
+    assert (again.changed, again.replaced) == (1, 1)
+    (row,) = Dataset.open(target).rows("images")
+    assert row["image"] == (photographs / "coffee.png").read_bytes()
+    assert ingest(str(source), str(target)) == IngestResult(0, 0, 1)
+
+
+def test_changed_picture_that_equals_a_new_one_is_not_taken_twice(photographs: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "in", tmp_path / "dataset"
+    source.mkdir()
+    shutil.copy(photographs / "camera.png", source / "a.png")
+    ingest(str(source), str(target))
+    for name in ("a.png", "b.png"):
+        shutil.copy(photographs / "coffee.png", source / name)
+    result = ingest(str(source), str(target), update=True)
+    assert (result.added, result.changed, result.replaced) == (1, 1, 0)
+    ids = [row["id"] for row in Dataset.open(target).rows("images")]
+    assert len(set(ids)) == len(ids) == 2
+
+
+def test_mark_stays_while_another_picture_has_the_name(photographs: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "in", tmp_path / "dataset"
+    source.mkdir()
+    for name in ("camera.png", "brick.png"):
+        shutil.copy(photographs / name, source)
+    ingest(str(source), str(target))
+    (source / "camera.png").unlink()
+    ingest(str(source), str(target), prune=True)
+    shutil.copy(photographs / "coffee.png", source / "camera.png")
+    for update in (False, False, True):
+        assert Dataset.open(target).removed_rows("000000") == [1]
+        result = ingest(str(source), str(target), update=update)
+        assert (result.changed, result.replaced) == (1, int(update))
+    assert Dataset.open(target).removed_rows("000000") == []
+    assert ingest(str(source), str(target)) == IngestResult(0, 0, 2)
+    (source / "camera.png").unlink()
+    ingest(str(source), str(target), prune=True)
+    shutil.copy(photographs / "brick.png", source / "camera.png")  # which no row can become
+    for update in (True, False):
+        ingest(str(source), str(target), update=update)
+        assert Dataset.open(target).removed_rows("000000") == [1]
+
+
 @pytest.mark.usefixtures("ray_cluster")
 def test_labels_of_replaced_rows_are_stale_and_those_of_marked_ones_stay(
     pictures: Path, tmp_path: Path, photographs: Path

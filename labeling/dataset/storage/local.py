@@ -175,7 +175,7 @@ class LocalStore:
     def open(self, name: str) -> pa.NativeFile:
         import pyarrow as pa
 
-        return pa.OSFile(str(self.root / name), "rb")
+        return pa.OSFile(os.fsencode(self.root / name), "rb")  # a name may not be UTF-8
 
     def explained(self, name: str) -> AbstractContextManager[None]:
         return nullcontext()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from model.inputs import InputError
 
+# What pyarrow says; a number alone may be of a shard's name.
+_S3_REFUSES = re.compile(r"\bACCESS_DENIED\b|\bHTTP (?:status|response code):? 403\b", re.IGNORECASE)
 _DISK_REFUSES = {errno.ENOENT, errno.ENOSPC, errno.EROFS}  # ENOENT is what /proc gives for mkdir
 
 
@@ -21,7 +24,7 @@ def explained(place: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in _DISK_REFUSES:
             raise InputError(f"{place}: cannot write there ({error.strerror})") from None
-        if "ACCESS_DENIED" in str(error) or "403" in str(error):
+        if error.errno is None and _S3_REFUSES.search(str(error)):
             raise InputError(f"{place}: S3 refused these credentials; check AWS_ACCESS_KEY_ID and its key") from None
         raise
     except Exception as error:

@@ -283,5 +283,8 @@ def _is_inside(position: int | None, ranges: Sequence[Range], is_all: bool) -> b
 
 def _write_part(store: Store, name: str, footers: FooterTable) -> None:
     path = store.scratch(name)
-    pq.write_table(footers.table, path, compression="zstd", write_statistics=False)
-    store.put_file(name, path)
+    try:
+        pq.write_table(footers.table, path, compression="zstd", write_statistics=False)
+        store.put_file(name, path)
+    finally:
+        store.discard(path)

@@ -29,7 +29,7 @@ from pipelines.ingest import ingest
 PICTURE = encode_png(photographs.camera()[:96, :96, None].repeat(3, 2))
 
 
-def write_tar(path: Path, members: Sequence[tuple[str, bytes]], mode: str = "w", **headers: str) -> None:
+def write_tar(path: Path, members: Sequence[tuple[str, bytes]], mode: Any = "w", **headers: str) -> None:
     with tarfile.open(path, mode, format=tarfile.PAX_FORMAT) as archive:
         for name, raw in members:
             info = tarfile.TarInfo(name)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labeling.dataset import IMAGES, Dataset, Footers, FooterTable, fresh_shards, groups_of
+from labeling.dataset import IMAGES, Dataset, Footers, FooterTable, check_type, fresh_shards, groups_of
 from labeling.declaration import declared_name
 from labeling.labeler import Labeler
 from labeling.registry import base_name, group_name, load_labeler
@@ -32,8 +32,8 @@ def choose_labelers(
 ) -> dict[str, Labeler]:
     """The labelers requested and those they need, by group, each after what it reads.
 
-    A group that is declared keeps its parameters where none are given. Raises InputError for an unknown name, and for
-    parameters of a labeler that is not requested.
+    A group that is declared keeps its parameters where none are given. Raises InputError for an unknown name, for
+    parameters of a labeler that is not requested, and for a column that cannot be stored.
     """
     requested = {group_name(name): name for name in names}
     for name in parameters:
@@ -51,6 +51,11 @@ def choose_labelers(
             raise InputError(f"labelers read each other in a circle: {' → '.join([*readers, group])}")
         labeler = _load(dataset, group, name, parameters)
         require(*labeler.packages)  # here, and not as an error of every row
+        for column in labeler.schema:
+            try:
+                check_type(column.type)
+            except InputError as error:
+                raise InputError(f"labeler {labeler.name}, column {column.name!r}: {error}") from None
         readers.append(group)
         for upstream in groups_of(labeler.reads):
             # A group that is complete is refreshed only when it is requested by name.

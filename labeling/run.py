@@ -147,7 +147,9 @@ class LabelerRun:
 
     def call(self, step: str, rows: Sequence[str], call: Callable[[], Any], attempt: Attempt) -> Any:
         """Call the labeler for rows. What it raises for the sake of a device becomes a DeviceError."""
-        with attempt.mark(self.labeler.group, rows, self.timeout, on_device=step in ("label", "infer")):
+        # On a CPU a network takes the rows of a batch one after another.
+        timeout = self.timeout * (len(rows) if step == "infer" and self.labeler.device == "cpu" else 1)
+        with attempt.mark(self.labeler.group, rows, timeout, on_device=step in ("label", "infer")):
             try:
                 return call()
             except attempt.caught as error:
@@ -208,23 +210,27 @@ class _Batches:
         if len(places) == 1 or self.attempt.ends(group, rows) > 1:  # together they end processes
             self._run_alone([place for place in places if place not in self.results])
             return
+        # What is tried next comes after the handlers: an error holds what the failed call had on the device.
+        outputs, no_memory = None, False
         try:
             outputs = self.attempt.keep((group, self.step, tuple(rows)), lambda: self._call(places))
         except DeviceMemoryError:
-            self.of.batch = max(1, len(places) // 2)
-            self._run_together(places)
+            no_memory = True
         except DeviceError:
             raise
         except self.attempt.caught:
-            if self.results.keys() >= set(places):
-                return  # of calls alone, which work
+            pass
+        if no_memory:
+            self.of.batch = max(1, len(places) // 2)
+            self._run_together(places)
+        elif outputs is not None:
+            self.results.update(zip(places, outputs, strict=True))
+        elif not self.results.keys() >= set(places):  # otherwise they have results of calls alone, which work
             # The rows that do not fail alone are a batch again: labels depend on the rows that have one, and on
             # nothing else. Where none fails alone, they stay as they are.
             rest = self._run_alone(places)
             if 1 < len(rest) < len(places):
                 self._run_together(rest)
-        else:
-            self.results.update(zip(places, outputs, strict=True))
 
     def _run_alone(self, places: Sequence[int]) -> list[int]:
         """Each row in a call of its own; the places that have a result then.

@@ -121,7 +121,7 @@ class Supervisor:
                 assert worker is not None
                 try:
                     if knowledge.device_ends and self._worked is not None:
-                        self._ask(worker, self._worked, Knowledge())  # shows whether the device works for other rows
+                        self._check_device(worker)
                     well = worker.mark.well
                     result = self._ask(worker, task, knowledge)
                 except WorkerEnded as ended:
@@ -152,6 +152,14 @@ class Supervisor:
         except BaseException:  # as KeyboardInterrupt, after which nobody reads the child's answer
             self.close()
             raise
+
+    def _check_device(self, worker: Worker) -> None:
+        """Repeat what went well before, which shows whether the device works for other rows. Raises DeviceError."""
+        try:
+            self._ask(worker, self._worked, Knowledge())
+        except WorkerEnded as ended:
+            self._worker = None
+            raise DeviceError(f"rows that it labeled before: {ended.cause}") from None
 
     def _ask(self, worker: Worker, task: Any, knowledge: Knowledge) -> Any:
         worker.ask((task, knowledge))

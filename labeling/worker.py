@@ -118,6 +118,12 @@ class Worker:
 
     def end(self) -> int | None:
         """End the worker and everything that it has started; how it ended (as `os.wait` says it), None if untold."""
+        how = self._stop()
+        self._close()
+        return how
+
+    def _stop(self) -> int | None:
+        """End the processes; the mark can still be read."""
         self._lifeline.close()
         deadline = time.monotonic() + _ENDS_WITHIN
         while (how := self._exit_status()) is None and _can_be_read(self._status, max(0, deadline - time.monotonic())):
@@ -128,19 +134,22 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._launcher.kill()
             self._launcher.wait()
+        return how
+
+    def _close(self) -> None:
         self._connection.close()
         self._status.close()
         self._error.close()
         self._marks.close()
-        return how
 
     def end_for_memory(self) -> WorkerEnded:
         """End the worker because it has taken, or asked for, more memory than it may."""
         return self._end_for(f"more than {self._memory / 1e9:.1f} GB of memory", in_doubt=True)
 
     def _end_for(self, cause: str, in_doubt: bool = False) -> WorkerEnded:
-        mark = self.mark
-        self.end()
+        self._stop()
+        mark = self.mark  # only now: a worker that runs may write it while it is read
+        self._close()
         return WorkerEnded(cause, mark, in_doubt)
 
     def _ended(self) -> WorkerEnded:

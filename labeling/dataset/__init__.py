@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from labeling.dataset.dataset import DATASET_FILE, EARLIER, GROUP_FILE, SCHEMA_VERSION, Dataset, ShardInfo
-from labeling.dataset.digests import digest_column, digest_json
+from labeling.dataset.digests import check_type, digest_column, digest_json
 from labeling.dataset.entries import DROPPED_CAPTION, TEXT, entry_columns
 from labeling.dataset.footers import FooterTable
 from labeling.dataset.images import (
@@ -74,6 +74,7 @@ __all__ = [
     "ShardInfo",
     "Store",
     "Unavailable",
+    "check_type",
     "dataset_status",
     "digest_column",
     "digest_json",

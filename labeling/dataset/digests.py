@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from model.inputs import InputError
+
 
 def json_text(value: Any) -> str:
     """The text of a JSON value that its digest is of: keys sorted, no blanks."""
@@ -21,11 +23,25 @@ def digest_json(value: Any) -> str:
 
 
 def digest_column(column: pa.ChunkedArray | pa.Array) -> str:
-    """Digest of a column's type and values."""
+    """Digest of a column's type and values. Raises InputError as `check_type`."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     digest = hashlib.blake2b(digest_size=16)
     _update(digest, array)
     return digest.hexdigest()
+
+
+def check_type(kind: pa.DataType) -> None:
+    """Raise InputError for a type whose values cannot be told apart by their bytes (large_string, dictionary, …)."""
+    if pa.types.is_struct(kind):
+        for field in kind:
+            check_type(field.type)
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        check_type(kind.value_type)
+    elif not (
+        any(test(kind) for test in (pa.types.is_string, pa.types.is_binary, pa.types.is_null))
+        or (pa.types.is_primitive(kind) and not (pa.types.is_time(kind) or pa.types.is_interval(kind)))
+    ):
+        raise InputError(f"columns of type {kind} cannot be stored; use numbers, string, binary, list_ or struct")
 
 
 def _update(digest: Any, array: pa.Array) -> None:
@@ -53,6 +69,7 @@ def _update(digest: Any, array: pa.Array) -> None:
     elif pa.types.is_null(kind):
         pass
     else:
+        check_type(kind)  # others have no values here but pointers
         digest.update(np.ascontiguousarray(array.drop_null().to_numpy(zero_copy_only=False)).tobytes())
 
 

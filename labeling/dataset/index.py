@@ -12,7 +12,6 @@ import re
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from itertools import islice
 
 import numpy as np
@@ -25,7 +24,7 @@ from labeling.dataset.lease import Range, live_ranges
 from labeling.dataset.parallel import in_parallel
 from labeling.dataset.shards import SUFFIX, Footer, read_footer
 from labeling.dataset.storage import Entry, Store
-from model.inputs import InputError
+from labeling.dataset.storage.errors import dispensable
 
 INDEX = "index"  # how the names of parts begin
 BLOCK = 4096  # shards in a part: about a megabyte
@@ -100,7 +99,7 @@ def save_index(
     shards: all of the dataset's. held: the range that the caller works on, all by default. What other jobs hold is left
     alone.
     """
-    with suppress(InputError, OSError):  # the index is only a cache, and not everyone who reads may write
+    with dispensable():  # the index is only a cache, and not everyone who reads may write
         _save_index(store, group, footers, shards, held)
 
 
@@ -134,7 +133,7 @@ class IndexLog:
 
     def _write(self, group: str) -> None:
         name = self._names.setdefault(group, f"{group}/{INDEX}-new-{secrets.token_hex(6)}{SUFFIX}")
-        with suppress(InputError, OSError):
+        with dispensable():
             _write_part(self.store, name, FooterTable.of(self._footers[group]))
 
 
@@ -283,5 +282,8 @@ def _is_inside(position: int | None, ranges: Sequence[Range], is_all: bool) -> b
 
 def _write_part(store: Store, name: str, footers: FooterTable) -> None:
     path = store.scratch(name)
-    pq.write_table(footers.table, path, compression="zstd", write_statistics=False)
-    store.put_file(name, path)
+    try:
+        pq.write_table(footers.table, path, compression="zstd", write_statistics=False)
+        store.put_file(name, path)
+    finally:
+        store.discard(path)

@@ -119,7 +119,16 @@ def _this_process() -> _Holder:
         "process": os.getpid(),
         "started": process.create_time(),
         "job": os.environ.get("ONEDIFFUSION_JOB", ""),
+        "namespace": _namespace(),
     }
+
+
+def _namespace() -> int:
+    """What tells apart the containers of a host: each numbers its own processes. 0 where there are none."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
 
 
 def _is_same(one: Mapping[str, Any] | None, other: Mapping[str, Any]) -> bool:
@@ -148,7 +157,8 @@ def _read(store: Store, name: str) -> _Holder | None:
 def _is_alive(holder: _Holder) -> bool:
     if holder.get("job") and holder["job"] == os.environ.get("ONEDIFFUSION_JOB"):
         return False
-    if holder["host"] != socket.gethostname():
+    own = _namespace()
+    if holder["host"] != socket.gethostname() or holder.get("namespace", own) != own:
         return bool(time.time() - holder["time"] < LEASE_EXPIRY)
     try:
         return abs(psutil.Process(holder["process"]).create_time() - holder["started"]) < 1.0

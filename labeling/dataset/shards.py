@@ -75,18 +75,21 @@ def write_shard(
     name = shard_file(group, shard)
     path = store.scratch(name)
     schema = table.schema.remove_metadata()
-    with pq.ParquetWriter(
-        path, schema, compression=_by_leaf(schema, compression), use_dictionary=False, write_statistics=False
-    ) as writer:
-        start = 0
-        for rows in row_groups:
-            writer.write_table(table.slice(start, rows), row_group_size=max(rows, 1))
-            start += rows
-        writer.add_key_value_metadata(metadata)
-    written = pq.read_table(path)
-    if {column: digest_column(written[column]) for column in written.column_names} != columns:
-        raise OSError(f"{store.uri}/{name}: what was written reads back differently; is the disk sound?")
-    return replace(footer, entry=store.put_file(name, path))
+    try:
+        with pq.ParquetWriter(
+            path, schema, compression=_by_leaf(schema, compression), use_dictionary=False, write_statistics=False
+        ) as writer:
+            start = 0
+            for rows in row_groups:
+                writer.write_table(table.slice(start, rows), row_group_size=max(rows, 1))
+                start += rows
+            writer.add_key_value_metadata(metadata)
+        written = pq.read_table(path)
+        if {column: digest_column(written[column]) for column in written.column_names} != columns:
+            raise OSError(f"{store.uri}/{name}: what was written reads back differently; is the disk sound?")
+        return replace(footer, entry=store.put_file(name, path))
+    finally:
+        store.discard(path)
 
 
 def read_footer(store: Store, group: str, shard: str, listed: int | None = None) -> Footer:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 import dagster as dg
 
 from labeling.dataset import IMAGES
-from model.inputs import InputError, one_line
+from model.inputs import InputError, WorkFailed, one_line
 from pipelines.dashboard.check_outcomes import (
     DATASET_CHECKS,
     MAX_ERRORS,
@@ -68,6 +68,7 @@ def build_checks(snapshot: Snapshot) -> list[dg.AssetChecksDefinition]:
                 outcomes[dg.AssetCheckKey(dg.AssetKey(outcome.key), outcome.check)] = outcome
         except (
             InputError,
+            WorkFailed,
             OSError,
         ) as error:  # out of reach now, which must not fail a run that has just made an asset
             outcomes, passed, description = {}, False, f"cannot be checked: {one_line(error)}"

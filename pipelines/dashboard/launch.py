@@ -18,7 +18,7 @@ from typing import Any
 import dagster as dg
 
 from cluster.ray_jobs import RayBackend
-from model.inputs import InputError, one_line
+from model.inputs import InputError, WorkFailed, one_line
 from pipelines.dashboard.instance import JOB_TAG, TARGET_TAG
 from pipelines.dashboard.jobs_page import ray_page
 from pipelines.jobs.attempt import Attempt
@@ -48,10 +48,10 @@ class FinishedJob:
 
 @contextmanager
 def input_errors_fail_run() -> Iterator[None]:
-    """Let an InputError fail the Dagster run with its one line, without a traceback."""
+    """Let an InputError or WorkFailed fail the Dagster run with its one line, without a traceback."""
     try:
         yield
-    except InputError as error:
+    except (InputError, WorkFailed) as error:
         raise dg.Failure(str(error), allow_retries=False) from None
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from aiohttp import ClientSession, ClientTimeout, ClientWebSocketResponse, UnixConnector, WSMsgType, web
 from aiohttp.client_exceptions import ClientConnectionError
 
-from model.inputs import InputError
+from model.inputs import InputError, WorkFailed
 from pipelines.dashboard.access import HEADERS, ROLE, Access
 from pipelines.dashboard.background import ANSWER_SECONDS, SharedResults, T
 from pipelines.dashboard.charts import CURVES, live_curves
@@ -101,6 +101,8 @@ class Proxy:
             return await self._results.get(key, make)
         except InputError as error:
             raise web.HTTPNotFound(text=f"{error}\n") from None
+        except WorkFailed as error:
+            raise web.HTTPBadGateway(text=f"{error}\n") from None
         except TimeoutError:
             raise web.HTTPGatewayTimeout(text=f"no answer within {ANSWER_SECONDS:.0f} s; try again\n") from None
 

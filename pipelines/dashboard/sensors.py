@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 import dagster as dg
 
 from labeling.dataset import IMAGES, digest_json
-from model.inputs import InputError, one_line
+from model.inputs import InputError, WorkFailed, one_line
 from pipelines.dashboard.check_outcomes import report_outcomes
 from pipelines.dashboard.dagster_jobs import ingest_pictures
 from pipelines.dashboard.follower import Follower
@@ -72,7 +72,7 @@ def picture_sensor(snapshot: Snapshot) -> dg.SensorDefinition:
             if tracked.new_pictures == "ignore":
                 return dg.SkipReason("new pictures are ignored here")
             return _notice(context.instance, tracked, cursor)
-        except (InputError, OSError) as error:  # a source that does not answer is not listed again at once
+        except (InputError, WorkFailed, OSError) as error:  # a source that does not answer is not listed again at once
             return _skip(one_line(error), replace(cursor, due=time.time() + REMOTE_SECONDS))
 
     return notice

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from model.inputs import InputError, one_line
+from model.inputs import InputError, WorkFailed, one_line
 from pipelines.dashboard.access import LOOPBACK
 from pipelines.dashboard.background import in_background
 from pipelines.dashboard.graphql import FAILED, LOADED, DagsterClient
@@ -102,7 +102,7 @@ def _kind(address: str) -> Kind:
     """The kind of what lies there; "unknown" where it does not answer, which `_read_all` reports with its reason."""
     try:
         return in_background(lambda: kind_at(address)).result(ANSWER_SECONDS)
-    except TimeoutError:
+    except (TimeoutError, WorkFailed):
         return "unknown"
     except InputError as error:
         if "neither a dataset nor a run" in str(error) or "only local paths" in str(error):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from labeling.dataset import IMAGES, Dataset, digest_column, digest_json, is_leased
 from labeling.sources.source import Source
 from labeling.sources.survey import survey_dataset
-from model.inputs import InputError, one_line
+from model.inputs import InputError, WorkFailed, one_line
 from pipelines.dashboard.check_outcomes import CheckOutcome
 from pipelines.dashboard.snapshots import Snapshot
 from pipelines.ingest_job.addresses import new_ranges, open_addresses
@@ -87,7 +87,7 @@ def source_outcome(snapshot: Snapshot) -> tuple[CheckOutcome, list[NewFiles]]:
     key = (snapshot.tracked.name, IMAGES)
     try:
         new = new_files(snapshot)
-    except (InputError, OSError) as error:
+    except (InputError, WorkFailed, OSError) as error:
         return CheckOutcome(key, "sources", False, f"a source cannot be listed: {one_line(error)}"), []
     count = sum(files.count for files in new)
     description = "; ".join(f"{files.count} new in {files.source}" for files in new)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from labeling.dataset import REJECTED, Dataset, GroupStatus, RowErrors, dataset_status, read_row_errors
-from model.inputs import InputError
+from model.inputs import InputError, WorkFailed
 from pipelines.reports.gallery import GalleryRow, draw_gallery
 from pipelines.reports.overlays import Inliner
 
@@ -79,7 +79,7 @@ def describe_dataset(uri: str, inline: Inliner, max_rows: int) -> DatasetSection
         dataset = Dataset.open(uri)
         footers = dataset.all_footers(dataset.groups())
         status = dataset_status(dataset, footers=footers)
-    except InputError as error:
+    except (InputError, WorkFailed) as error:
         return DatasetSection(uri, trouble=str(error))
     errors = read_row_errors(dataset, footers)
     rejected, rejected_count = _rejected(dataset)

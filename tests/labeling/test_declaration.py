@@ -14,6 +14,7 @@ from labeling.labeler import AddedLater
 from labeling.labelers.edges import EdgesLabeler
 from labeling.plan import choose_labelers, next_wave
 from labeling.registry import load_labeler
+from model.inputs import InputError
 from simple_labelers import Brightness
 
 OLD_CLASS = "labeling.edges:EdgesLabeler"  # where the labeler was before labelers had a folder
@@ -84,3 +85,11 @@ def test_parameter_added_later_leaves_shards_of_before_fresh(old_dataset: Datase
     assert declare(choose_labelers(old_dataset, ["edges"], {})["edges"])["parameters"]["dtype"] == "bf16"
     back = declare(choose_labelers(old_dataset, ["edges"], {"edges": {"dtype": "fp32"}})["edges"])
     assert "dtype" not in back["parameters"]
+
+
+def test_column_that_cannot_be_stored_is_refused_before_anything_runs(
+    old_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Brightness, "schema", pa.schema([("value", pa.list_(pa.float32(), 2))]))
+    with pytest.raises(InputError, match=r"labeler brightness, column 'value': .*fixed_size_list"):
+        choose_labelers(old_dataset, ["simple_labelers:Brightness"], {})

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from model.inputs import InputError
+from model.inputs import InputError, WorkFailed
 
+# What pyarrow says; a number alone may be of a shard's name.
+_S3_REFUSES = re.compile(r"\bACCESS_DENIED\b|\bHTTP (?:status|response code):? 403\b", re.IGNORECASE)
 _DISK_REFUSES = {errno.ENOENT, errno.ENOSPC, errno.EROFS}  # ENOENT is what /proc gives for mkdir
 
 
 @contextmanager
 def explained(place: str) -> Iterator[None]:
-    """Raise what a disk or S3 answers to a user's mistake as an InputError of one line; other errors pass."""
+    """Raise what a disk or S3 answers to a user's mistake as an InputError of one line; other errors pass.
+
+    Raises WorkFailed for an endpoint that does not answer: it may answer an attempt that begins later.
+    """
     try:
         yield
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
@@ -21,13 +27,25 @@ def explained(place: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in _DISK_REFUSES:
             raise InputError(f"{place}: cannot write there ({error.strerror})") from None
-        if "ACCESS_DENIED" in str(error) or "403" in str(error):
+        if error.errno is None and _S3_REFUSES.search(str(error)):
             raise InputError(f"{place}: S3 refused these credentials; check AWS_ACCESS_KEY_ID and its key") from None
         raise
     except Exception as error:
         if not type(error).__module__.startswith(("botocore", "boto3")):
             raise
         raise _s3_error(place, error) from None
+
+
+@contextmanager
+def dispensable() -> Iterator[None]:
+    """Go on where a cache cannot be read or written, whatever a disk or S3 says of it."""
+    try:
+        yield
+    except (InputError, WorkFailed, OSError):
+        pass
+    except Exception as error:
+        if not type(error).__module__.startswith(("botocore", "boto3")):
+            raise
 
 
 def _s3_error(place: str, error: Exception) -> Exception:
@@ -45,5 +63,5 @@ def _s3_error(place: str, error: Exception) -> Exception:
     if isinstance(error, s3.NoCredentialsError | s3.PartialCredentialsError):
         return InputError(f"{place}: no S3 credentials; set AWS_ACCESS_KEY_ID and its secret key, or a profile")
     if isinstance(error, s3.EndpointConnectionError | s3.ConnectTimeoutError):
-        return InputError(f"{place}: the S3 endpoint does not answer; check AWS_ENDPOINT_URL and the network")
+        return WorkFailed(f"{place}: the S3 endpoint does not answer; check AWS_ENDPOINT_URL and the network")
     return error

@@ -166,6 +166,9 @@ class LocalStore:
             target.parent.mkdir(parents=True, exist_ok=True)
         return target.with_name(f".{target.name}.tmp")
 
+    def discard(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+
     def delete(self, name: str) -> None:
         (self.root / name).unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ import mimetypes
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -188,18 +188,24 @@ class S3Store:
         return True
 
     def put_file(self, name: str, path: Path) -> Entry:
-        with explained(f"{self.uri}/{name}"):
-            self.client.upload_file(str(path), self.bucket, self.key(name))
-            answer = self.client.head_object(Bucket=self.bucket, Key=self.key(name))
-        path.unlink()
-        if path.parent.name.startswith(_SCRATCH):
-            path.parent.rmdir()
+        try:
+            with explained(f"{self.uri}/{name}"):
+                self.client.upload_file(str(path), self.bucket, self.key(name))
+                answer = self.client.head_object(Bucket=self.bucket, Key=self.key(name))
+        finally:
+            self.discard(path)
         return Entry(answer["ContentLength"], answer["ETag"].strip('"'))
 
     def scratch(self, name: str) -> Path:
         import tempfile
 
         return Path(tempfile.mkdtemp(prefix=_SCRATCH)) / Path(name).name
+
+    def discard(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        if path.parent.name.startswith(_SCRATCH):
+            with suppress(FileNotFoundError):
+                path.parent.rmdir()
 
     def delete(self, name: str) -> None:
         with explained(self.uri):
@@ -215,14 +221,20 @@ class S3Store:
 
     @contextmanager
     def explained(self, name: str) -> Iterator[None]:
+        is_missing = False
         try:
             with explained(f"{self.uri}/{name}"):
-                yield
+                try:
+                    yield
+                except FileNotFoundError:  # its number is that of a disk which refuses to be written
+                    is_missing = True
         except FileNotFoundError:
             raise
         except OSError:
             self.read_range(name, 0, 1)  # says which credentials have expired, where pyarrow says "no response body"
             raise
+        if is_missing:
+            raise FileNotFoundError(f"{self.uri}/{name}")
 
     @cached_property
     def _arrow(self) -> Any:

@@ -71,10 +71,13 @@ class Store(Protocol):
         """Write a file that is not there yet; False where it is. Of several writers at a time one has True."""
 
     def put_file(self, name: str, path: Path) -> Entry:
-        """Move a finished local file to its final name, whole or not at all; its entry there."""
+        """Move a finished local file to its final name, whole or not at all; its entry there. On S3 `path` goes."""
 
     def scratch(self, name: str) -> Path:
         """A local path to write the file `name` to, from which `put_file` is cheapest."""
+
+    def discard(self, path: Path) -> None:
+        """Remove what `scratch` made and what is written there; absent is fine."""
 
     def delete(self, name: str) -> None:
         """Remove a file; absent is fine."""

@@ -60,3 +60,14 @@ def test_join_raises_for_a_missing_shard_or_skips_it(dataset: Dataset) -> None:
     with pytest.raises(FileNotFoundError):
         dataset.join("000000", columns)
     assert dataset.join("000000", columns, skip_missing=True).num_rows == 3
+
+
+def test_missing_shard_on_s3_is_skipped(s3: str, tmp_path: Path) -> None:
+    dataset = Dataset(f"{s3}/{tmp_path.name}")
+    write_shard(dataset.store, "images", "000000", pa.table({"id": IDS}), [3], "recipe")
+    dataset.describe("pictures", [ShardInfo("000000", 3), ShardInfo("000001", 3)], [])
+    columns = {"images": ["id"], "depth": None}
+    assert dataset.join("000000", columns, skip_missing=True).column_names == ["images.id"]
+    assert [shard for shard, _ in dataset.column("images", "id")] == ["000000"]
+    with pytest.raises(FileNotFoundError, match=r"depth/000000\.parquet"):
+        dataset.join("000000", columns)

@@ -124,3 +124,12 @@ def test_lease_is_held_on_s3(s3: str, tmp_path: Path) -> None:
 
 def live_leases(store: Store) -> list[str]:
     return list(store.files("edges", "running"))
+
+
+def test_lease_of_another_container_of_the_host_expires(store: Store) -> None:
+    hold(store, started=1.0, namespace=1)  # a process that cannot be seen from here
+    with pytest.raises(InputError, match="is working on it"), lease(store, ["edges"]):
+        pass
+    hold(store, namespace=1, time=time.time() - LEASE_EXPIRY - 1)  # its number is of another process here
+    with lease(store, ["edges"]):
+        pass

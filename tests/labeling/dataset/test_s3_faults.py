@@ -24,10 +24,11 @@ from labeling.dataset import (
     open_store,
     write_shard,
 )
+from labeling.dataset.storage.errors import dispensable
 from labeling.declaration import declare
 from labeling.registry import load_labeler
 from labeling.run import label_table
-from model.inputs import InputError
+from model.inputs import InputError, WorkFailed
 
 ROOT = Path(__file__).parents[3]
 
@@ -103,3 +104,18 @@ def encode(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
+
+
+def test_endpoint_that_does_not_answer_is_no_mistake_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training whose storage is away for a while is tried again."""
+    for name, value in (("ENDPOINT_URL", "http://127.0.0.1:9"), ("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    store = open_store("s3://lab/away")
+    with pytest.raises(WorkFailed, match="does not answer; check AWS_ENDPOINT_URL"):
+        store.read("dataset.json")
+    with dispensable():
+        store.put("edges/index-new-1.parquet", b"")
+    command = [sys.executable, "-m", "pipelines", "status", store.uri]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1) and "does not answer" in done.stderr

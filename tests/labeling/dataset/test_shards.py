@@ -8,7 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from labeling.dataset import Dataset, digest_column, open_store, write_shard
+from labeling.dataset import Dataset, check_type, digest_column, open_store, write_shard
+from model.inputs import InputError
 
 INDEX = "index-000000-004096.parquet"
 TABLE = pa.table(
@@ -89,3 +90,36 @@ def test_digests_distinguish_null_from_empty() -> None:
     assert digest_column(pa.array([[], None], kind)) != digest_column(pa.array([None, []], kind))
     assert digest_column(pa.array(["", None])) != digest_column(pa.array([None, ""]))
     assert digest_column(pa.array([["a", "b"]])) != digest_column(pa.array([["ab", ""]]))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array(["a", "b"], pa.large_string()),
+        pa.array(["a", "b"]).dictionary_encode(),
+        pa.array([[1, 2], [3, 4]], pa.list_(pa.int32(), 2)),
+        pa.array([{"x": [b"a"]}, None], pa.struct([("x", pa.list_(pa.large_binary()))])),
+    ],
+)
+def test_types_whose_values_are_pointers_are_refused(tmp_path: Path, values: pa.Array) -> None:
+    with pytest.raises(InputError, match="cannot be stored"):
+        check_type(values.type)
+    with pytest.raises(InputError, match="cannot be stored"):
+        write_shard(open_store(tmp_path), "g", "000000", pa.table({"value": values}), [2], "recipe")
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_types_that_can_be_told_apart_are_stored(tmp_path: Path) -> None:
+    for field in TABLE.schema:
+        check_type(field.type)
+    for kind in (pa.bool_(), pa.date32(), pa.timestamp("us", "UTC"), pa.float64(), pa.null()):
+        check_type(kind)
+        digest_column(pa.nulls(2, kind))
+
+
+def test_failed_upload_leaves_no_local_file(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(InputError, match="refused these credentials"):
+        write_shard(open_store(f"{s3}/failed"), "g", "000000", TABLE, [2, 1], "recipe")
+    assert not list(tmp_path.iterdir())

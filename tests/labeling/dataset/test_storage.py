@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from labeling.dataset import Dataset, open_store
+from labeling.dataset.storage.errors import explained
 from model.inputs import InputError
 
 
@@ -34,3 +35,12 @@ def test_wrong_s3_credentials_are_named(s3: str, monkeypatch: pytest.MonkeyPatch
 def test_missing_bucket_is_named(s3: str) -> None:
     with pytest.raises(InputError, match="no such bucket"):
         open_store("s3://nowhere/x").files()
+
+
+def test_number_of_a_shard_is_no_refusal_of_s3() -> None:
+    cut = "When reading 'lab/d/depth/000403.parquet': AWS Error NETWORK_CONNECTION during GetObject: closed"
+    refused = "When reading 'lab/d': AWS Error UNKNOWN (HTTP status 403) during HeadObject operation: no response body"
+    with pytest.raises(OSError, match="NETWORK_CONNECTION"), explained("s3://lab/d"):
+        raise OSError(cut)
+    with pytest.raises(InputError, match="refused these credentials"), explained("s3://lab/d"):
+        raise OSError(refused)

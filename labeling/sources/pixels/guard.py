@@ -72,13 +72,17 @@ class Guard:
             if error.is_slow:
                 raise Rejected(f"broken: {error}") from None
         try:  # another process's hunger may have ended it; a file that did it does it again
-            return self._convert(raw, max_pixels, min_side)
+            return self._convert(raw, max_pixels, min_side, fresh=True)
         except _Died as error:
             raise Rejected(f"broken: {error}") from None
 
-    def _convert(self, raw: bytes, max_pixels: int, min_side: int) -> EncodedImage:
+    def _convert(self, raw: bytes, max_pixels: int, min_side: int, fresh: bool = False) -> EncodedImage:
         process = self._free.get()
         try:
+            # One that waited may be gone: Ray ends the children of a process that leaves it.
+            if process and (fresh or process.has_ended):
+                process.stop()
+                process = None
             process = process or _Process(self._command)
             return self._ask(process, raw, max_pixels, min_side)
         except Rejected:
@@ -129,6 +133,10 @@ class _Process:
             raise self._death() from None
         description, encoded = ANSWER.unpack(self._read(ANSWER.size, deadline))
         return json.loads(self._read(description, deadline)), self._read(encoded, deadline)
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
 
     def stop(self) -> None:
         self._process.kill()

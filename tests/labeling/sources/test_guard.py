@@ -46,6 +46,20 @@ def test_a_process_killed_for_others_hunger_is_started_again(tmp_path: Path, mon
     assert poisoned(processes=1).convert(b"once", 10**6, 32).encoded == b"fine"
 
 
+def test_processes_that_were_ended_while_they_waited_are_no_files_fault() -> None:
+    """As by Ray, which ends the children of a process that leaves it."""
+    guard, picture = Guard(processes=2), encode(scene(), "BMP")
+    others = set(psutil.Process().children())
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: guard.convert(picture, 10**6, 32), range(8)))
+    own = set(psutil.Process().children()) - others
+    for process in own:
+        process.kill()
+        os.waitpid(process.pid, 0)  # whoever ends them may also ask how they ended
+    for _ in range(3):
+        assert guard.convert(picture, 10**6, 32).width == scene().width
+
+
 def test_several_threads_share_the_processes() -> None:
     guard, before = poisoned(processes=2), set(psutil.Process().children())
     files = [encode(scene(seed=seed), "BMP") for seed in range(12)] + [b"abort"] * 4

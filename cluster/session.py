@@ -69,8 +69,12 @@ def _connect(**options: Any) -> None:
         raise InputError(f"RAY_ADDRESS={address}: no Ray answers there; {remedy}")
     try:
         ray.init(**options)
-    except ConnectionError as error:
-        raise InputError(f"RAY_ADDRESS={address}: {one_line(error, LONGEST_REASON)}; {remedy}") from None
+    except ConnectionError:  # as of a Ray that is too busy to answer in time
+        ray.shutdown()
+        try:
+            ray.init(**options)
+        except ConnectionError as error:
+            raise InputError(f"RAY_ADDRESS={address}: {one_line(error, LONGEST_REASON)}; {remedy}") from None
 
 
 def _answers(address: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -35,7 +34,7 @@ def export(
     from pipelines.sampler import load_pipeline
 
     target = open_store(out)
-    if target.walk():
+    if target.walk() or _is_taken(target):
         raise InputError(f"{target.uri}: there is something already; name another folder, or remove it")
     pipeline = load_pipeline(checkpoint, "cpu")
     if weights == "live":
@@ -47,6 +46,12 @@ def export(
         pipeline.save_pretrained(folder, safe_serialization=True)
         _move(folder, target)
     return target.uri
+
+
+def _is_taken(target: Store) -> bool:
+    """Whether there is a local file, or a folder with anything in it, hidden files too."""
+    path = Path(target.uri)
+    return not target.uri.startswith("s3://") and path.exists() and not (path.is_dir() and not any(path.iterdir()))
 
 
 def _load_live(transformer: NextDiT, checkpoint: str) -> None:
@@ -67,8 +72,8 @@ def _scratch_beside(target: Store) -> tempfile.TemporaryDirectory[str]:
 
 def _move(folder: Path, target: Store) -> None:
     if not target.uri.startswith("s3://"):
-        if Path(target.uri).is_dir():  # an empty one
-            shutil.rmtree(target.uri)
+        if Path(target.uri).is_dir():
+            os.rmdir(target.uri)  # an empty one, or it raises
         os.replace(folder, target.uri)
         return
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

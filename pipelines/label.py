@@ -9,7 +9,7 @@ parts of shards ─▶ read, decode, label on CPUs ─▶ the shard's writer
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -94,7 +94,8 @@ def label(
     names: labelers or groups; empty for every group that is declared. parameters, resources: by labeler or group name.
     shards: [first, end) of the dataset's, in order; all by default. most_cpus, most_gpus: what the cluster may grow to.
     only_errors: try again the rows in error, and nothing else but what reads them.
-    Raises InputError for unknown names, parameters and resources, and when another job works on one of the groups.
+    Raises InputError for unknown names, parameters and resources, when another job works on one of the groups, and with
+    only_errors for a group that was declared otherwise than it would be now.
     Raises WorkFailed for a labeler that fails too often (`Resources.max_errors`), and for a device that fails wherever
     it is tried.
     """
@@ -103,6 +104,8 @@ def label(
     by_group = resources_by_group(work.labelers, resources)
     result = LabelResult()
     with lease(work.dataset.store, list(work.labelers), work.part):
+        if only_errors:
+            _refuse_changed(work)
         for group, declaration in work.declarations.items():
             if not is_same(work.dataset.declaration(group), declaration):
                 refuse_others(work.dataset.store, group, " with other parameters")
@@ -118,7 +121,7 @@ def label(
         for group in work.labelers:
             if result.written[group]:
                 work.dataset.save_index(group, footers[group], work.part)
-            result.fresh[group] = len(work.shards) - result.written[group]
+            result.fresh[group] = len(work.fresh(group, work.shards, footers)) - result.written[group]
     result.seconds = time.monotonic() - started
     if run.first_label is not None:
         result.first_label = run.first_label - (time.time() - result.seconds)
@@ -134,11 +137,22 @@ def plan(
 ) -> dict[str, GroupPlan]:
     """What `label` would do with each group, and why, without doing it. Raises InputError as `label` does."""
     work = Labeling.of(dataset_uri, names, parameters, shards)
+    if only_errors:
+        _refuse_changed(work)
     footers = work.footers(save=False)
     if only_errors:
         return plan_errors(list(work.labelers), work.shards, footers)
     declared = {group: work.dataset.declaration(group) for group in work.labelers}
     return plan_groups(declared, work.declarations, work.shards, footers)
+
+
+def _refuse_changed(work: Labeling) -> None:
+    """Raises InputError for a group that would be labeled in another way than its labels are: they are all stale."""
+    for group, declaration in work.declarations.items():
+        declared = work.dataset.declaration(group)
+        if not is_same(declared, declaration):
+            reason = "its parameters or version have changed" if declared else "it is not labeled yet"
+            raise InputError(f"{group}: {reason}; label it without --only-errors first")
 
 
 def _requested_groups(dataset: Dataset, names: Sequence[str]) -> list[str]:
@@ -170,11 +184,17 @@ def _label_stale(work: Labeling, run: WaveRun, footers: FooterTables, result: La
     while (wave := next_wave(work.dataset, work.declarations, footers, work.part)).work:
         again = [shard for shard, groups in wave.work.items() if set(groups) & set(before.get(shard, ()))]
         assert not again, f"computed and still stale: {again[:3]}"
-        footers, before = _run_wave(work, run, wave, footers, result, only_errors=False)
-        fruitless = 0 if before else fruitless + 1
-        if fruitless == FRUITLESS_WAVES:
-            raise WorkFailed(f"{work.dataset.uri}: writers were lost in each of {fruitless} tries, with all they had")
+        footers, before, _ = _run_wave(work, run, wave, footers, result, only_errors=False)
+        fruitless = _count_fruitless(work, fruitless, before)
     return footers
+
+
+def _count_fruitless(work: Labeling, fruitless: int, written: Mapping[str, Sequence[str]]) -> int:
+    """How many waves one after another, with this one, have written nothing. Raises WorkFailed where it is enough."""
+    fruitless = 0 if written else fruitless + 1
+    if fruitless == FRUITLESS_WAVES:
+        raise WorkFailed(f"{work.dataset.uri}: writers were lost in each of {fruitless} tries, with all they had")
+    return fruitless
 
 
 def _label_errors(work: Labeling, run: WaveRun, footers: FooterTables, result: LabelResult) -> FooterTables:
@@ -182,23 +202,40 @@ def _label_errors(work: Labeling, run: WaveRun, footers: FooterTables, result: L
     fresh = {group: work.fresh(group, work.shards, footers) for group in work.labelers}
     for group in work.labelers:
         stale = fresh[group] - work.fresh(group, work.shards, footers)
-        if stale:
-            wave = Wave({shard: [group] for shard in sorted(stale)})
-            footers, _ = _run_wave(work, run, wave, footers, result, only_errors=False)
-        errors = footers[group].errors()
-        wave = Wave({shard: [group] for shard in sorted(errors) if shard in fresh[group] - stale})
-        if wave.work:
-            footers, _ = _run_wave(work, run, wave, footers, result, only_errors=True)
+        footers = _run_all(work, run, group, stale, footers, result, only_errors=False)
+        errors = (fresh[group] - stale) & footers[group].errors().keys()
+        footers = _run_all(work, run, group, errors, footers, result, only_errors=True)
+    return footers
+
+
+def _run_all(
+    work: Labeling,
+    run: WaveRun,
+    group: str,
+    shards: Set[str],
+    footers: FooterTables,
+    result: LabelResult,
+    only_errors: bool,
+) -> FooterTables:
+    """Compute shards of one group, and once more those that are not written while writers are lost."""
+    fruitless = 0
+    while shards:
+        wave = Wave({shard: [group] for shard in sorted(shards)})
+        footers, written, losses = _run_wave(work, run, wave, footers, result, only_errors)
+        if not losses:
+            break
+        shards = shards - written.keys()
+        fruitless = _count_fruitless(work, fruitless, written)
     return footers
 
 
 def _run_wave(
     work: Labeling, run: WaveRun, wave: Wave, footers: FooterTables, result: LabelResult, only_errors: bool
-) -> tuple[FooterTables, dict[str, list[str]]]:
+) -> tuple[FooterTables, dict[str, list[str]], int]:
     """Compute the shards of a wave, and count what was done.
 
-    The footers afterwards, and shard → groups that are written. Those of a writer that was lost are not: they come with
-    the next wave.
+    The footers afterwards, shard → groups that are written, and how many writers were lost. Shards of those are not
+    written: they come with the next wave.
     """
     write_empty_shards(work.dataset, wave, work.labelers, work.declarations, footers)
     losses = run(wave, footers, result, only_errors)
@@ -215,4 +252,4 @@ def _run_wave(
         for shard in fresh:
             result.written[group] += 1
             written.setdefault(shard, []).append(group)
-    return after, written
+    return after, written, losses

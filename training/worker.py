@@ -112,11 +112,14 @@ class _Worker:
             gradient_norm = self.updates.update(batch, self.step_metrics.add_pack)
             step = batch.step + 1
             self.norms.append(gradient_norm)
+            log_due = step % config.log_every == 0 or step == config.steps
+            if log_due:  # it waits for the device, so that the step's seconds are those of its work
+                self._check_finite(step)
             self.step_metrics.end_step(wait_seconds, time.monotonic() - step_began)
 
             checkpoint_due = step % config.checkpoints.every == 0 or step == config.steps
             validation = self._validate() if checkpoint_due and self.validation else {}
-            if step % config.log_every == 0 or step == config.steps:
+            if log_due:
                 metrics = self._log_step(step, gradient_norm, time.monotonic() - began, validation)
             elif validation:
                 self._log({"step": step, **validation})
@@ -142,8 +145,7 @@ class _Worker:
             return self.validation.measure(self.model, self.average, self.accelerator.device)
 
     def _log_step(self, step: int, norm: Tensor, seconds: float, validation: dict[str, Any]) -> dict[str, Any]:
-        """Log the steps since the last log. Returns the record. Raises InputError for steps that were not finite."""
-        self._check_finite(step)
+        """Log the steps since the last log. Returns the record."""
         values = self.step_metrics.reduce()
         rate = learning_rate(step - 1, self.config.steps, self.config.optimizer)
         record = {"step": step, **values, "learning_rate": rate, "gradient_norm": float(norm)}

@@ -33,7 +33,7 @@ def parse_yaml(text: str, place: str) -> Any:
 
     try:
         return yaml.load(text, _loader())  # noqa: S506 - a subclass of SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{place}: not YAML: {one_line(error)}") from None
 
 
@@ -52,15 +52,17 @@ def _loader() -> Any:
     class Loader(yaml.SafeLoader):
         yaml_implicit_resolvers = {}
 
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            keys: set[Any] = set()
-            for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-                key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-                if key is not None and key != "<<" and key in keys:
-                    problem = f"key {key!r} is given twice"
-                    raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-                keys.add(key)
-            return dict(super().construct_mapping(node, deep))
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            keys: set[tuple[str, str]] = set()
+            for key_node, _ in node.value:
+                if isinstance(key_node, yaml.ScalarNode) and key_node.value != "<<":
+                    key = (key_node.tag, key_node.value)
+                    if key in keys:
+                        problem = f"key {key_node.value!r} is given twice"
+                        raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+                    keys.add(key)
+            return node
 
     def construct_int(loader: Any, node: Any) -> int:
         text = str(loader.construct_scalar(node))

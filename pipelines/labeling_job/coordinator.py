@@ -21,6 +21,7 @@ from pipelines.labeling_job.shard_writer import Declarations, ShardWriter
 CPUS_A_WRITER = 16
 LOOK_SECONDS = 5.0  # between two looks at how many GPUs the cluster has by now
 BATCHES_AHEAD = 4  # that may wait for every process of a network before there is another one
+WAIT_SECONDS = 60.0  # that a network may be without a process before a person hears of it
 MAX_FAILURES = 3  # of a network's device one after another, on processes that had just started
 
 
@@ -33,9 +34,11 @@ class _Writer:
 
 @dataclass
 class _Process:
-    """A process of a network. rows: sent to it and not yet answered."""
+    """A process of a network. ready: answered once it is up; rows: sent to it and not yet answered."""
 
     handle: Any
+    ready: Any
+    up: bool = False
     rows: int = 0
 
 
@@ -45,9 +48,13 @@ class _Pool:
     labeler: Labeler
     resources: Resources
     processes: dict[int, _Process] = field(default_factory=dict)
-    started: int = 0
     failures: int = 0
-    said: str = ""  # the last error of a device
+    said: str = ""  # the first error of a device of these failures
+    without: float | None = field(default_factory=time.monotonic)  # since when no process is up
+
+    @property
+    def is_up(self) -> bool:
+        return any(process.up for process in self.processes.values())
 
 
 class Coordinator:
@@ -59,11 +66,15 @@ class Coordinator:
         declarations: Declarations,
         pools: Mapping[str, tuple[NetworkPool, Labeler, Resources]],
     ) -> None:
+        import ray
+
         self.dataset = dataset
         self.declarations = declarations
         self.writers: dict[int, _Writer] = {}
-        self.writers_started = 0
-        self.losses = 0
+        # One that stands in for a lost one knows nothing of its writers, which end with it: their parts are lost too.
+        # Numbers that others still hold of theirs are never given again.
+        self.losses = int(bool(ray.get_runtime_context().was_current_actor_reconstructed))
+        self.number = time.time_ns()
         self.gpus = (0.0, 0.0)  # how many the cluster has, and when this was asked
         self.pools = {name: _Pool(*pool) for name, pool in pools.items()}
         for pool in self.pools.values():
@@ -77,9 +88,9 @@ class Coordinator:
                 return number, writer.handle
         there = {number: writer for number, writer in self.writers.items() if writer.node == node}
         if len(there) < self._writers_on(node):
-            self.writers_started += 1
-            self.writers[self.writers_started] = _Writer(self._start_writer(node), node)
-            there = {self.writers_started: self.writers[self.writers_started]}
+            self.number += 1
+            there = {self.number: _Writer(self._start_writer(node), node)}
+            self.writers |= there
         number = min(there, key=lambda number: len(there[number].shards))
         there[number].shards.add(shard)
         return number, there[number].handle
@@ -98,20 +109,41 @@ class Coordinator:
         """How many writers were lost."""
         return self.losses
 
-    def network(self, pool_name: str, rows: int) -> tuple[int, Any]:
-        """Number and handle of the process of a network that rows are to be sent to, the one with the least to do."""
+    def network(self, pool_name: str, rows: int) -> tuple[int, Any] | None:
+        """Number and handle of the process of a network that rows are to be sent to, the one with the least to do.
+
+        None while no process is up: one that waits for a GPU may do so forever, and gets no rows.
+        """
+        self._look()
         pool = self.pools[pool_name]
-        busy = all(process.rows >= BATCHES_AHEAD * pool.wishes.batch for process in pool.processes.values())
-        if busy and len(pool.processes) < self._most(pool):
+        up = {number: process for number, process in pool.processes.items() if process.up}
+        if not up:
+            return None
+        if (
+            all(process.rows >= BATCHES_AHEAD * pool.wishes.batch for process in up.values())
+            and len(pool.processes) == len(up)  # one at a time waits for what may not be there
+            and all(other.is_up for other in self.pools.values())  # which another network may need for its first
+            and len(up) < self._most(pool)
+        ):
             self._start(pool)
-        number = min(pool.processes, key=lambda number: pool.processes[number].rows)
-        pool.processes[number].rows += rows
-        return number, pool.processes[number].handle
+        number = min(up, key=lambda number: up[number].rows)
+        up[number].rows += rows
+        return number, up[number].handle
+
+    def waits(self) -> list[str]:
+        """A line for each network that has had no process for a while."""
+        self._look()
+        lines = []
+        for name, pool in self.pools.items():
+            if pool.without is not None and time.monotonic() - pool.without > WAIT_SECONDS:
+                needed = f"{pool.wishes.gpus:g} GPUs" + (f" and {pool.wishes.cpus:g} CPUs" if pool.wishes.cpus else "")
+                lines.append(f"{name}: no process of its network is up: it waits for {needed} that nothing else holds")
+        return lines
 
     def answered(self, pool_name: str, number: int, rows: int) -> None:
         """A process of a network has answered for rows."""
         pool = self.pools[pool_name]
-        pool.failures = 0
+        pool.failures, pool.said = 0, ""
         if number in pool.processes:
             pool.processes[number].rows -= rows
 
@@ -123,10 +155,13 @@ class Coordinator:
         import ray
 
         pool = self.pools[pool_name]
-        pool.said = said or pool.said
+        pool.said = pool.said or said
         if lost := pool.processes.pop(number, None):
             pool.failures += 1
             ray.kill(lost.handle)
+            self._look()
+            if not pool.is_up:
+                self._withdraw()
             while len(pool.processes) < pool.wishes.least:
                 self._start(pool)
         return (pool.said or "its processes die") if pool.failures >= MAX_FAILURES else ""
@@ -138,11 +173,32 @@ class Coordinator:
     def _start(self, pool: _Pool) -> None:
         import ray
 
-        pool.started += 1
+        self.number += 1
         options = {"num_gpus": pool.wishes.gpus, "num_cpus": pool.wishes.cpus, "max_restarts": 0}
         process = ray.remote(NetworkProcess).options(**options)
         handle = process.remote(pool.labeler, pool.resources)
-        pool.processes[pool.started] = _Process(handle)
+        pool.processes[self.number] = _Process(handle, handle.__ray_ready__.remote())
+
+    def _look(self) -> None:
+        """Note which processes are up by now, those whose start has failed included: who asks them hears of it."""
+        import ray
+
+        pending = {one.ready: one for pool in self.pools.values() for one in pool.processes.values() if not one.up}
+        if pending:
+            for ready in ray.wait(list(pending), num_returns=len(pending), timeout=0)[0]:
+                pending[ready].up = True
+        for pool in self.pools.values():
+            pool.without = None if pool.is_up else (pool.without or time.monotonic())
+
+    def _withdraw(self) -> None:
+        """End the processes that wait ahead of need, so that a network which has lost its last one comes first."""
+        import ray
+
+        for pool in self.pools.values():
+            for number, process in list(pool.processes.items()):
+                if not process.up and len(pool.processes) > pool.wishes.least:
+                    ray.kill(process.handle)
+                    del pool.processes[number]
 
     def _most(self, pool: _Pool) -> int:
         """How many processes a pool may have: where the job does not say, those that its part of the GPUs can hold."""
@@ -154,7 +210,7 @@ class Coordinator:
         if time.monotonic() - asked > LOOK_SECONDS:
             gpus = float(ray.cluster_resources().get("GPU", 0.0))
             self.gpus = (gpus, time.monotonic())
-        return max(pool.wishes.least, int(gpus / len(self.pools) / pool.wishes.gpus + 1e-3))
+        return pool.wishes.fit(gpus, len(self.pools))
 
     def _writers_on(self, node: str) -> int:
         import ray

@@ -23,6 +23,7 @@ from pipelines.labeling_job.placement import Placement
 from pipelines.labeling_job.row_group import Requests
 from pipelines.labeling_job.tally import Tally
 
+LONGEST_PAUSE = 1.0  # seconds between two questions for a process of a network, while none is up
 WRITING = "waiting for the writer"
 
 
@@ -54,7 +55,8 @@ class LabelProcess:
         networks = [group for group in labelers if placement.pool_of(group)]
         work = partial(PartLabeler, dataset, labelers, resources, networks)
         memory = [one.memory_gb for one in resources.values() if one.memory_gb]
-        self.child = Supervisor(work, max(memory, default=None), name="label")
+        beside = max(1, int((os.cpu_count() or 1) / placement.cpus))  # such processes that share this machine
+        self.child = Supervisor(work, max(memory, default=None), processes=beside, name="label")
         self.lock = Lock()  # the child does one thing at a time
         Thread(target=self._start, daemon=True).start()
 
@@ -89,8 +91,10 @@ class LabelProcess:
 
     def _ask_networks(self, requests: Requests, tally: Tally) -> dict[str, dict[str, Any]]:
         """Outputs by group and row id. All networks are asked before the first answer is waited for."""
-        asked = {group: self._ask(group, inputs) for group, inputs in requests.items()}
-        outputs = {}
+        asked, outputs = {}, {}
+        for group, inputs in requests.items():
+            with tally.timed(waiting_for(group)):
+                asked[group] = self._ask(group, inputs)
         for group, inputs in requests.items():
             with tally.timed(waiting_for(group)):
                 outputs[group] = dict(zip(inputs, self._answer(group, inputs, *asked[group]), strict=True))
@@ -118,11 +122,14 @@ class LabelProcess:
             return list(outputs)
 
     def _ask(self, group: str, inputs: Mapping[str, bytes]) -> tuple[int, Any]:
-        """Number of the process asked, and its answer to come."""
+        """Number of the process asked, and its answer to come. Waits until the network has a process."""
         import ray
 
-        pool = self.placement.pool_of(group)
-        number, process = ray.get(self.coordinator.network.remote(pool, len(inputs)))
+        pool, pause = self.placement.pool_of(group), 0.05
+        while not (chosen := ray.get(self.coordinator.network.remote(pool, len(inputs)))):
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+        number, process = chosen
         return number, process.infer.remote(list(inputs), list(inputs.values()))
 
     def _send(self, part: Part, tables: Mapping[str, bytes]) -> None:

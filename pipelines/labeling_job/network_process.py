@@ -7,15 +7,17 @@ import pickle
 from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from labeling.attempt import Attempt
-from labeling.failures import Failure
+from labeling.failures import DeviceError, Failure
 from labeling.labeler import Labeler, Prepared
 from labeling.resources import Resources
 from labeling.run import LabelerRun, import_packages
 from labeling.supervisor import Supervisor
 
+GPU_FILES = ("/dev/nvidiactl", "/dev/kfd")  # of the drivers of NVIDIA and AMD
 Inputs = tuple[list[str], list[bytes]]  # ids of rows, and what the network takes of each, pickled
 
 
@@ -40,14 +42,21 @@ class NetworkWork:
 
 
 def _device() -> str:
-    """ "cuda" where there is one; Ray has hidden the GPUs of others."""
+    """ "cuda" where there is one; Ray has hidden the GPUs of others.
+
+    Raises DeviceError where the machine has a GPU that torch cannot use: on CPUs it would go on for weeks, unnoticed.
+    """
     import importlib.util
 
     if importlib.util.find_spec("torch") is None:
         return "cpu"
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    if any(Path(file).exists() for file in GPU_FILES):
+        raise DeviceError("No CUDA GPUs are available to torch, though this machine has one")
+    return "cpu"
 
 
 @dataclass

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from labeling.labeler import Labeler
 from labeling.registry import base_name
 from labeling.resources import Resources, ResourcesByLabeler, merge_resources
 from model.inputs import InputError, nearest
+
+WHOLE = 10_000  # parts of a GPU, as Ray counts them
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,15 @@ class NetworkPool:
     least: int = 1
     most: int | None = None
 
+    def fit(self, gpus: float, pools: int) -> int:
+        """How many processes fit on this pool's part of so many GPUs, and at least those that it has to have.
+
+        pools: among which the GPUs are divided. A process that has a part of a GPU never lies across two of them.
+        """
+        on_each = WHOLE // max(1, _parts(self.gpus))
+        fitting = _whole_gpus(gpus) * on_each if self.gpus < 1 else int(gpus / self.gpus + 1e-3)
+        return max(self.least, fitting // pools)
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -41,6 +54,18 @@ class Placement:
     def pool_of(self, group: str) -> str | None:
         """Name of the pool that holds a group's network, None where the labeler runs on CPUs."""
         return next((name for name, pool in self.pools.items() if group in pool.groups), None)
+
+    def reserved_cpus(self, gpus: float, cpus: float) -> float:
+        """CPUs that processes which label on CPUs leave to the networks, of a cluster that has so many GPUs and CPUs.
+
+        Those of the least processes of each network, and half of all CPUs at most for more of them.
+        """
+        least = sum(pool.cpus * pool.least for pool in self.pools.values())
+        whole = 0.0
+        for pool in self.pools.values():
+            fitting = pool.fit(gpus, len(self.pools))
+            whole += pool.cpus * (fitting if pool.most is None else min(fitting, pool.most))
+        return max(least, min(whole, cpus / 2))
 
 
 def resources_by_group(labelers: Mapping[str, Labeler], given: ResourcesByLabeler | None) -> dict[str, Resources]:
@@ -66,7 +91,8 @@ def place(
     """Where labelers run on a cluster that has so many GPUs and CPUs, or will have.
 
     A labeler that has a network gets GPUs by default where there are some: one for each process, or a part of one where
-    the pools outnumber the GPUs. may_grow: whether nodes can join that have more.
+    the pools outnumber the GPUs; none where those that asked for theirs leave nothing. may_grow: whether nodes can join
+    that have more.
     Raises InputError where more GPUs or CPUs are asked for than there can be.
     """
     for group, own in resources.items():
@@ -83,8 +109,13 @@ def place(
         else:
             alike.append([group])
     chosen = [groups for groups in alike if resources[groups[0]].gpus is None]
-    taken = sum((resources[groups[0]].gpus or 0.0) * _least(resources[groups[0]]) for groups in alike)
-    share = _share(gpus - taken, sum(_least(resources[groups[0]]) for groups in chosen))
+    asked = [resources[groups[0]] for groups in alike if groups not in chosen]
+    free = _free([own.gpus or 0.0 for own in asked for _ in range(_least(own))], gpus)
+    share = _share(free or [], sum(_least(resources[groups[0]]) for groups in chosen))
+    if chosen and not share:
+        names = ", ".join(group for groups in chosen for group in groups)
+        _log.warning("%s: on CPUs, since others have asked for all GPUs (NAME.gpus=…)", names)
+        alike = [groups for groups in alike if groups not in chosen]
     pools = {}
     for groups in alike:
         own = resources[groups[0]]
@@ -100,7 +131,7 @@ def place(
     in_pools = {group for pool in pools.values() for group in pool.groups}
     on_cpus = max((resources[group].cpus for group in labelers if group not in in_pools), default=1.0)
     if not may_grow:
-        _check_enough(pools, on_cpus, gpus, cpus)
+        _check_enough(pools, on_cpus, gpus, cpus, fits=free is not None)
     return Placement(pools, on_cpus)
 
 
@@ -113,20 +144,42 @@ def _least(resources: Resources) -> int:
     return resources.processes[0] if resources.processes else 1
 
 
-def _share(gpus: float, processes: int) -> float:
-    """GPUs for each of so many processes: a whole one, or the largest part of one that fits (1/2, 1/3, …)."""
-    if not processes or gpus >= processes:
-        return 1.0
-    on_each = math.ceil(processes / max(math.floor(gpus), 1))
-    return math.floor(10_000 / on_each) / 10_000  # Ray counts ten-thousandths
+def _parts(gpus: float) -> int:
+    return round(WHOLE * gpus)
 
 
-def _check_enough(pools: Mapping[str, NetworkPool], on_cpus: float, gpus: float, cpus: float) -> None:
+def _whole_gpus(gpus: float) -> int:
+    return int(gpus + 1e-3)
+
+
+def _free(asked: Sequence[float], gpus: float) -> list[int] | None:
+    """Parts of each GPU that are left when every process has what it asked for; None where they do not all fit."""
+    free = [WHOLE] * _whole_gpus(gpus)
+    for own in sorted(asked, reverse=True):
+        needed = min(_parts(own), WHOLE)
+        for _ in range(max(1, int(own))):
+            fitting = [left for left in free if left >= needed]
+            if not fitting:
+                return None
+            free.remove(min(fitting))
+            free.append(min(fitting) - needed)
+    return free
+
+
+def _share(free: Sequence[int], processes: int) -> float:
+    """GPUs for each of so many processes: the largest part of one that is free so many times, 0 where none is."""
+    sizes = {left // count for left in set(free) for count in range(1, processes + 1)} - {0}
+    return max((size for size in sizes if sum(left // size for left in free) >= processes), default=0) / WHOLE
+
+
+def _check_enough(pools: Mapping[str, NetworkPool], on_cpus: float, gpus: float, cpus: float, fits: bool) -> None:
     """Raises InputError where the least number of processes does not fit: Ray would wait for them without a word."""
     asked = sum(pool.gpus * pool.least for pool in pools.values())
+    names = ", ".join(pools)
     if asked > gpus + 1e-3:
-        names = ", ".join(pools)
         raise InputError(f"{names}: {asked:g} GPUs asked for, and the cluster has {gpus:g}; give less (NAME.gpus=…)")
+    if not fits:
+        raise InputError(f"{names}: asked for parts of GPUs that do not fit on {gpus:g}; give less (NAME.gpus=…)")
     needed = on_cpus + sum(pool.cpus * pool.least for pool in pools.values())
     if needed > max(cpus, 1.0) + 1e-3:
         raise InputError(f"{needed:g} CPUs asked for, and the cluster has {cpus:g}; give less (NAME.cpus=…)")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import threading
 import time
-from collections.abc import Callable, Generator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import pyarrow as pa
@@ -33,6 +35,9 @@ BLOCKS_IN_FLIGHT = 2  # of a process, besides those that it works on
 FAST_POLLS, POLL_SECONDS = 100, 0.25  # looks of Ray Data's scheduler at its own pace, and what is added after them
 SMALL_JOB = 100  # rows below which no share of errors stops a job
 ENOUGH_ROWS = 1000  # that a share of errors is taken of at least, where there are so many
+LOOK_SECONDS = 10.0  # between two looks at whether networks have processes
+
+_log = logging.getLogger(__name__)
 
 
 class WaveRun:
@@ -74,7 +79,11 @@ class WaveRun:
         resources = {group: self.resources[group] for group in labelers}
         placement = place(labelers, resources, gpus, cpus, may_grow=not starts_own_ray())
         coordinator = self._coordinator(placement)
-        processes = max(1, int((cluster_has("CPU") or 1.0) / placement.cpus))
+        cpus_now = cluster_has("CPU") or 1.0
+        reserved = placement.reserved_cpus(gpus, cpus_now)
+        if reserved:
+            ray.get(coordinator.count_losses.remote())  # the networks ask for theirs before others do
+        processes = max(1, int((cpus_now - reserved) / placement.cpus + 1e-3))
         processes = min(processes, -(-rows // LEAST_ROWS))
         part_rows = 1 if placement.pools else min(PART_ROWS, -(-rows // (processes * 4)))
         parts = cut_parts(wave, self.declarations, footers, part_rows, only_errors)
@@ -82,11 +91,13 @@ class WaveRun:
         process = (self.dataset, labelers, resources, placement, coordinator)
         totals = count_rows(wave, footers)
         total, started = Tally(), time.monotonic()
-        most = max(processes, int(cpus / placement.cpus))
+        most = max(processes, int((cpus - placement.reserved_cpus(gpus, cpus)) / placement.cpus + 1e-3))
+        excluded = reserved if cpus_now - reserved >= placement.cpus else 0.0
         try:
             with (
+                _waits_named(coordinator if placement.pools else None),
                 progress("label " + " ".join(labelers), rows, "rows") as advance,
-                closing(_run(tables, process, processes, most, placement)) as tallies,
+                closing(_run(tables, process, processes, most, placement, excluded)) as tallies,
             ):
                 for tally in tallies:
                     total.merge(tally)
@@ -128,14 +139,42 @@ class WaveRun:
             )
 
 
+@contextmanager
+def _waits_named(coordinator: Any) -> Iterator[None]:
+    """Say in a line which networks wait for a GPU, where Ray is silent. coordinator: None where there is no network."""
+    ended = threading.Event()
+    thread = threading.Thread(target=_name_waits, args=(coordinator, ended), daemon=True)
+    if coordinator is not None:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def _name_waits(coordinator: Any, ended: threading.Event) -> None:
+    import ray
+
+    said: list[str] = []
+    while not ended.wait(LOOK_SECONDS):
+        with suppress(Exception):  # the job itself hears of what is wrong with the coordinator or with Ray
+            lines = ray.get(coordinator.waits.remote(), timeout=LOOK_SECONDS)
+            for line in lines:
+                if line not in said:
+                    _log.warning("%s", line)
+            said = lines
+
+
 def _run(
-    tables: list[Any], process: tuple[Any, ...], processes: int, most: int, placement: Placement
+    tables: list[Any], process: tuple[Any, ...], processes: int, most: int, placement: Placement, excluded: float
 ) -> Generator[Tally]:
-    """The Ray Data job: the tally of each part as it is done."""
+    """The Ray Data job: the tally of each part as it is done. excluded: CPUs that Ray Data is to leave free."""
     import ray.data
-    from ray.data import ActorPoolStrategy, DataContext
+    from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
     context = DataContext.get_current().copy()
+    if excluded:
+        context.execution_options.exclude_resources = ExecutionResources(cpu=excluded)
     context.target_max_block_size = 1  # the tally of a part is given on at once, not with those of its block
     context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, _slow_polling()]
     calls = CALLS_WITH_NETWORKS if placement.pools else CALLS

@@ -54,11 +54,16 @@ def test_written_files_mean_the_same_to_readers_of_both_versions() -> None:
 def test_merge_keys_still_work_and_a_key_given_twice_is_refused() -> None:
     text = "a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  y: 3\n"
     assert parse_yaml(text, "file")["b"] == {"x": 1, "y": 3}
+    nested = "a: &a {x: 1}\nbase:\n  inner: &b\n    <<: *a\n    x: 2\nc:\n  <<: *b\n"
+    assert parse_yaml(nested, "file")["c"] == {"x": 2}
+    assert parse_yaml("{1: a, '1': b}", "file") == {1: "a", "1": "b"}
     with pytest.raises(InputError, match=r"file: not YAML: key 'batch' is given twice"):
         parse_yaml("batch: 1\nsteps: 2\nbatch: 3\n", "file")
 
 
-@pytest.mark.parametrize("text", ["a: [", "a: b: c", "key: !!python/object:os.system x", "\t", "[" * 2000])
+@pytest.mark.parametrize(
+    "text", ["a: [", "a: b: c", "x: !!bool foo", "key: !!python/object:os.system x", "\t", "[" * 2000]
+)
 def test_what_is_no_yaml_is_one_line(text: str) -> None:
     with pytest.raises(InputError, match=r"^file: not YAML: ") as error:
         parse_yaml(text, "file")

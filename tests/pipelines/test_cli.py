@@ -80,6 +80,12 @@ def test_dry_run_says_what_and_why_and_changes_nothing(tmp_path: Path) -> None:
     assert plan["pose"] == {"shards": 1, "rows": 2, "waiting": 0, "fresh": 1, "why": {"missing": [1]}}
     again = json.loads(onediffusion(*asked, "--only-errors", RAY_ADDRESS=nothing).stdout)
     assert again["depth"] == {"shards": 2, "rows": 3, "waiting": 0, "fresh": 0, "why": {"rows in error": [0, 1]}}
+    changed = "edges: its parameters or version have changed; label it without --only-errors first"
+    for options in ((), ("--dry-run",)):
+        asked = ("label", dataset, "edges", "--set", "edges.low=60", "--only-errors", *options)
+        refused(onediffusion(*asked, RAY_ADDRESS=nothing), changed)
+    new = ("label", dataset, "simple_labelers:Loose", "--only-errors")
+    refused(onediffusion(*new, RAY_ADDRESS=nothing), "loose: it is not labeled yet; label it without")
     refused(onediffusion("label", dataset, "edges", "--json"), "--json belongs to --dry-run")
     assert files() == before
 

@@ -55,6 +55,12 @@ def test_folder_with_something_in_it_is_left_alone(run: Path, tmp_path: Path) ->
     with pytest.raises(InputError, match="there is something already"):
         export(str(run), str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    for taken in (tmp_path / "clone", tmp_path / "mine.txt"):
+        if not taken.exists():
+            (taken / ".git").mkdir(parents=True)
+        with pytest.raises(InputError, match="there is something already"):
+            export(str(run), str(taken))
+    assert (tmp_path / "clone" / ".git").is_dir()
     with pytest.raises(InputError, match="no checkpoint there"):
         export(str(tmp_path / "nothing"), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

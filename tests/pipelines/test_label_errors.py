@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from commands import onediffusion, said_on
 
 from labeling.dataset import Dataset, dataset_status
+from labeling.plan import Wave
 from labeling.resources import Resources
 from model.inputs import WorkFailed
 from model.pictures import encode_png
 from pipelines.ingest import ingest
 from pipelines.label import label, plan
+from pipelines.labeling_job.wave import WaveRun
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 BRIGHTNESS, BROKEN, HALVED = (f"simple_labelers:{name}" for name in ("Brightness", "Broken", "Halved"))
@@ -96,6 +99,39 @@ def test_what_reads_a_label_that_was_in_error_is_computed_anew(dataset: Dataset,
     assert (status["halved"].errors, status["halved"].fresh) == (0, len(dataset.shards))
     widths = [row["width"] for row in dataset.rows("images")]
     assert [row["half"] for row in dataset.rows("halved")] == [width / 2 for width in widths]
+
+
+def test_only_errors_repeats_what_a_lost_writer_had(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mended = tmp_path / "mended"
+    names, parameters = [BROKEN, HALVED], {"broken": {"until": str(mended), "wider_than": 600}}
+    label(dataset.uri, names, parameters)
+    touched = sum(dataset.footer("broken", shard.name).errors > 0 for shard in dataset.shards)
+    mended.touch()
+    run, lost = WaveRun.__call__, []
+
+    def lose_first(self: WaveRun, wave: Wave, *rest: Any) -> int:
+        """The first wave of each group loses its writer, with all that it had."""
+        if wave.groups in lost:
+            return run(self, wave, *rest)
+        lost.append(wave.groups)
+        return 1
+
+    monkeypatch.setattr(WaveRun, "__call__", lose_first)
+    result = label(dataset.uri, names, parameters, only_errors=True)
+    assert lost == [["broken"], ["halved"]]
+    assert result.written == {"broken": touched, "halved": touched}
+    assert result.fresh == dict.fromkeys(("broken", "halved"), len(dataset.shards) - touched)
+    status = dataset_status(dataset)
+    assert [(status[group].errors, status[group].fresh) for group in ("broken", "halved")] == [
+        (0, len(dataset.shards))
+    ] * 2
+    monkeypatch.setattr(WaveRun, "__call__", lambda *_: 1)
+    mended.unlink()
+    label_all = {"broken": {**parameters["broken"], "wider_than": 500}}
+    with pytest.raises(WorkFailed, match="writers were lost in each of 5 tries"):
+        label(dataset.uri, names, label_all)
 
 
 def test_rows_that_nothing_can_label_count_apart(dataset: Dataset, tmp_path: Path) -> None:

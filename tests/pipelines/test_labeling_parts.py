@@ -16,6 +16,7 @@ import pytest
 from labeling.attempt import Attempt
 from labeling.dataset import IMAGE_SCHEMA, IMAGES, Dataset, open_store, write_shard
 from labeling.declaration import declare
+from labeling.failures import DeviceError
 from labeling.labeler import Labeler
 from labeling.plan import Wave
 from labeling.registry import load_labeler
@@ -150,12 +151,48 @@ def test_networks_get_gpus_where_there_are_some() -> None:
     assert gpus({}, 1) == {"spread": 0.5, "loose": 0.5}
     assert gpus({"loose": Resources(gpus=0)}, 1) == {"spread": 1.0}
     assert gpus({"loose": Resources(gpus=0.25)}, 2) == {"spread": 1.0, "loose": 0.25}
+    assert gpus({"loose": Resources(gpus=0.5)}, 1) == {"spread": 0.5, "loose": 0.5}
+    assert gpus({"loose": Resources(gpus=0.6)}, 1) == {"spread": 0.4, "loose": 0.6}
+    assert gpus({"loose": Resources(gpus=0.6, processes=(2, 2))}, 2) == {"spread": 0.4, "loose": 0.6}
+    assert gpus({"loose": Resources(gpus=2)}, 2) == {"loose": 2.0}  # the other one goes on CPUs
+    assert gpus({"loose": Resources(gpus=2)}, 3) == {"spread": 1.0, "loose": 2.0}
+    with pytest.raises(InputError, match="do not fit on 2"):
+        gpus({"loose": Resources(gpus=0.6, processes=(3, 3))}, 2)
     with pytest.raises(InputError, match="3 GPUs asked for, and the cluster has 2"):
         gpus({"loose": Resources(gpus=1, processes=(3, 4)), "spread": Resources(gpus=0)}, 2)
     with pytest.raises(InputError, match="did you mean 'loose'"):
         gpus({"lose": Resources(gpus=1)}, 2)
     with pytest.raises(InputError, match="neither a part of a GPU nor a whole number"):
         gpus({"loose": Resources(gpus=1.5)}, 2)
+
+
+def test_processes_on_cpus_leave_networks_the_cpus_that_they_asked_for() -> None:
+    labelers = {name: load_labeler(f"simple_labelers:{name.capitalize()}", {}) for name in ("brightness", "loose")}
+
+    def reserved(there: float, **given: Any) -> float:
+        resources = resources_by_group(labelers, {"loose": Resources(**given)})
+        return place(labelers, resources, there, 8, may_grow=False).reserved_cpus(there, 8)
+
+    assert reserved(0) == 0
+    assert reserved(1) == 0  # one with a GPU takes no CPU unless it is to
+    assert reserved(1, gpus=1, cpus=2) == 2
+    assert reserved(2, gpus=1, cpus=2) == 4
+    assert reserved(2, gpus=1, cpus=2, processes=(1, 1)) == 2
+    assert reserved(4, gpus=1, cpus=2) == 4  # half of them
+    assert reserved(4, gpus=1, cpus=2, processes=(3, 4)) == 6
+
+
+def test_gpu_that_torch_cannot_use_is_a_failure_of_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from pipelines.labeling_job import network_process
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(network_process, "GPU_FILES", [tmp_path / "driver"])
+    assert network_process._device() == "cpu"
+    (tmp_path / "driver").touch()
+    with pytest.raises(DeviceError, match="No CUDA GPUs are available to torch, though this machine has one"):
+        network_process._device()
 
 
 def test_latents_of_several_labels_share_a_network_and_own_resources_go_over_the_labelers() -> None:

@@ -66,6 +66,8 @@ class TrainingState:
             if name.startswith(OPTIMIZER):
                 parameter, _, key = name.removeprefix(OPTIMIZER).rpartition("/")
                 states.setdefault(f"{PREFIX}{parameter}", {})[key] = value
+        if not states:  # of a checkpoint before the first step
+            return
         groups = get_optimizer_state_dict(self.model, self.optimizer, options=StateDictOptions())["param_groups"]
         state = {"state": states, "param_groups": groups}
         set_optimizer_state_dict(self.model, self.optimizer, state, options=_WHOLE)
@@ -84,14 +86,16 @@ class TrainingState:
         with self.average.applied():
             averaged = {name: value.clone() for name, value in get_model_state_dict(self.model, options=_WHOLE).items()}
         weights = get_model_state_dict(self.model, options=_WHOLE)
-        states = get_optimizer_state_dict(self.model, self.optimizer, options=_WHOLE)
+        # Before the first step an optimizer has no state, and to ask for it torch makes a step with gradients of zero.
+        states = (
+            get_optimizer_state_dict(self.model, self.optimizer, options=_WHOLE) if facts["step"] else {"state": {}}
+        )
         if rank != 0:
             return None
         tensors = {f"{MODEL}{name.removeprefix(PREFIX)}": value for name, value in weights.items()}
-        if facts["step"]:  # before the first step an optimizer has no state, and torch would return an invented one
-            for name, state in states["state"].items():
-                for key, value in state.items():
-                    tensors[f"{OPTIMIZER}{name.removeprefix(PREFIX)}/{key}"] = torch.as_tensor(value)
+        for name, state in states["state"].items():
+            for key, value in state.items():
+                tensors[f"{OPTIMIZER}{name.removeprefix(PREFIX)}/{key}"] = torch.as_tensor(value)
         tensors = {name: value.contiguous() for name, value in tensors.items()}
         transformer = self._transformer({name.removeprefix(PREFIX): value for name, value in averaged.items()})
         return save_checkpoint(store, transformer, tensors, facts, keep)

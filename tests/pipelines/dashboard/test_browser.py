@@ -92,10 +92,11 @@ def expect_picture(page: Page, alternative: str) -> None:
     """Assert that an asset page shows a picture with this alternative text, and that the picture was loaded."""
     picture = page.get_by_alt_text(alternative).first
     try:
+        expect(picture).to_be_visible(timeout=MILLISECONDS / 2)
+    except AssertionError:  # as a person does when a part of a page stays away; what is there instead is printed
+        print(f"{page.url} lacks {alternative!r}; once more\n{page.locator('body').inner_text()}", flush=True)
+        page.reload()
         expect(picture).to_be_visible()
-    except AssertionError:
-        print(page.locator("body").inner_text())  # what is there instead
-        raise
     assert picture.evaluate("it => it.decode().then(() => it.naturalWidth)") > 100
 
 

@@ -62,14 +62,14 @@ def test_killed_label_gives_the_same_shards(tmp_path: Path, pictures: Path, ray_
     calm, killed, gate = tmp_path / "calm", tmp_path / "killed", tmp_path / "gate"
     ingest(str(pictures), str(calm), shard_rows=1)
     shutil.copytree(calm, killed)
-    gate.write_text("2")
+    gate.write_text("1")  # by process, of which there is one a core
 
     kill_when(killed, gate, lambda: (killed / "edges" / "running.json").exists())
     assert labeled(killed) == 0
-    kill_when(killed, gate, lambda: labeled(killed) == 2 * len(NAMES))
-    gate.write_text("1")
-    kill_when(killed, gate, lambda: any(killed.glob("*/.[0-9]*.tmp")) or labeled(killed) > 2 * len(NAMES))
-    assert labeled(killed) <= 3 * len(NAMES)
+    kill_when(killed, gate, lambda: labeled(killed) >= len(NAMES))
+    first = labeled(killed)
+    kill_when(killed, gate, lambda: any(killed.glob("*/.[0-9]*.tmp")) or labeled(killed) > first)
+    assert labeled(killed) < len(Dataset.open(killed).shards) * len(NAMES)
 
     gate.write_text("100")
     parameters = {"gated": {"gate": str(gate)}}
@@ -78,7 +78,7 @@ def test_killed_label_gives_the_same_shards(tmp_path: Path, pictures: Path, ray_
     assert shards(killed) == shards(calm)
     assert labeled(calm) == len(Dataset.open(calm).shards) * len(NAMES)
     assert not list(killed.rglob(".[0-9]*.tmp"))
-    assert result.fresh.total() >= 2 * len(NAMES)
+    assert result.fresh.total() >= len(NAMES)
     before = {path: path.stat().st_mtime_ns for path in killed.rglob("[0-9]*.parquet")}
     assert not label(str(killed), NAMES, parameters).written.total()
     assert {path: path.stat().st_mtime_ns for path in killed.rglob("[0-9]*.parquet")} == before

@@ -135,6 +135,10 @@ def test_restarted_coordinator_knows_that_it_lost_its_writers(dataset: Dataset) 
     coordinator = ray.remote(Coordinator).options(**options).remote(dataset, {}, {})
     assert ray.get(coordinator.count_losses.remote()) == 0
     ray.kill(coordinator, no_restart=False)
+    deadline = time.monotonic() + 60
+    while not ray.get(coordinator.count_losses.remote()):  # the one that is to end may answer once more
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     assert ray.get(coordinator.count_losses.remote()) == 1
     ray.kill(coordinator)
 

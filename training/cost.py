@@ -13,7 +13,7 @@ from model.constants import SIZE_STEP
 from model.inputs import InputError
 from model.prompts import RAYS, find_task
 from training.config import TrainingConfig
-from training.flops import SampleSize, known_peak_flops, step_flops
+from training.flops import FlopCounter, SampleSize, known_peak_flops
 
 if TYPE_CHECKING:
     from model.transformer import NextDiT
@@ -96,7 +96,8 @@ def run_cost(config: TrainingConfig, cluster: ClusterSpec) -> Cost:
     per_gpu = tokens / cluster.gpus
     longest = max(size.tokens for _, size in sizes)
     passes = max(1, -(-int(per_gpu) // config.workers.pack_tokens))
-    flops = config.batch * sum(share * step_flops(model, [size]) for share, size in sizes)
+    counter = FlopCounter(model)
+    flops = config.batch * sum(share * counter.step([size]) for share, size in sizes)
     compute = flops / (cluster.gpus * peak * cluster.mfu)
     inside, outside = _bytes_sent(parameters, passes, cluster)
     communication = inside * 8e-9 / cluster.node_gbps + outside * 8e-9 / cluster.gbps

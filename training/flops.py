@@ -77,8 +77,3 @@ class FlopCounter:
             blocks += self._image * N + self._text * L + self._frame * frames + self._pair * N * (N + L)
             outside += self._ends * N
         return (4 if recomputed else 3) * blocks + 3 * outside
-
-
-def step_flops(model: NextDiT, samples: Iterable[SampleSize], recomputed: bool = False) -> float:
-    """As FlopCounter counts them."""
-    return FlopCounter(model).step(samples, recomputed)

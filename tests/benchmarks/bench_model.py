@@ -22,7 +22,7 @@ from rounds import alternate
 from torch import Tensor
 
 from model import NextDiT
-from training.flops import SampleSize, step_flops
+from training.flops import FlopCounter, SampleSize
 from training.memory import keep_freed_memory
 
 CONFIG = {
@@ -61,7 +61,7 @@ def main(rounds: int = 7) -> None:
         step(model, inputs)
     figures["matmul_attention_share"] = matrix_share(lambda: step(model, inputs))
     tokens = FRAMES * (SIDE // 2) ** 2
-    flops = step_flops(model, sizes_of([(FRAMES, SIDE, SIDE)] * BATCH))
+    flops = FlopCounter(model).step(sizes_of([(FRAMES, SIDE, SIDE)] * BATCH))
     figures["tokens_per_second"] = BATCH * tokens / ours
 
     mixed = mixed_inputs(MIXED)
@@ -80,10 +80,10 @@ def main(rounds: int = 7) -> None:
         "padding_share": 1 - sum(map(count, MIXED)) / (len(MIXED) * count(largest)),
         "packed_tokens_per_second": sum(map(count, MIXED)) / packed_time,
         "flops_per_second": flops / ours,
-        "packed_flops_per_second": step_flops(model, sizes_of(MIXED)) / packed_time,
+        "packed_flops_per_second": FlopCounter(model).step(sizes_of(MIXED)) / packed_time,
         "matmul_flops_per_second": rate,
         "share_of_matmul_rate": flops / ours / rate,
-        "packed_share_of_matmul_rate": step_flops(model, sizes_of(MIXED)) / packed_time / rate,
+        "packed_share_of_matmul_rate": FlopCounter(model).step(sizes_of(MIXED)) / packed_time / rate,
     }
     report(figures)
 
@@ -155,7 +155,7 @@ def matmul_rate(size: int = 2048, rounds: int = 5) -> float:
 
 
 def sizes_of(shapes: list[tuple[int, int, int]]) -> list[SampleSize]:
-    """Samples (F, h, w) as `step_flops` takes them."""
+    """Samples (F, h, w) as `FlopCounter` takes them."""
     return [SampleSize(count(shape), TEXT, shape[0]) for shape in shapes]
 
 

@@ -120,7 +120,7 @@ def by_groups(yes: bool = True) -> Iterator[None]:
 
 
 def sizes_of(samples: list[Sample]) -> list[SampleSize]:
-    """As `step_flops` takes them."""
+    """As `FlopCounter` takes them."""
     return [SampleSize(sample.tokens, len(sample.text), len(sample.sigmas)) for sample in samples]
 
 

@@ -26,7 +26,7 @@ from gpu_common import (
 )
 from torch import Tensor, nn
 
-from training.flops import peak_flops, step_flops
+from training.flops import FlopCounter, peak_flops
 
 Figures = dict[str, Any]
 
@@ -148,8 +148,8 @@ def measure_steps(setting: Setting, trainer: Trainer, model: Any, rounds: int = 
         samples = samples_of(setting, seed)
         seconds.append(timed(setting, lambda samples=samples: trainer(samples))[0])
         tokens += sum(sample.tokens for sample in samples)
-        flops += step_flops(model, sizes_of(samples))
-        hardware += step_flops(model, sizes_of(samples), recomputed=True)
+        flops += FlopCounter(model).step(sizes_of(samples))
+        hardware += FlopCounter(model).step(sizes_of(samples), recomputed=True)
     total = sum(seconds)
     figures: Figures = {
         "first_step_seconds": first,

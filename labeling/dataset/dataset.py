@@ -218,21 +218,6 @@ class Dataset:
         """Columns of a shard (all by default), of some of its row groups (all by default)."""
         return read_columns(self.store, group, shard, columns, row_groups)
 
-    def column(self, group: str, column: str, shards: Sequence[str] | None = None) -> Iterator[tuple[str, pa.Array]]:
-        """(shard, values) of a column of the group's shards that are there, in order: many are read at a time.
-
-        shards: names, all by default.
-        """
-
-        def read(shard: str) -> tuple[str, pa.Array] | None:
-            try:
-                return shard, read_columns(self.store, group, shard, [column])[column].combine_chunks()
-            except FileNotFoundError:
-                return None
-
-        names = self.shard_names if shards is None else shards
-        yield from filter(None, in_parallel(read, names, self.store.parallel))
-
     def join(
         self, shard: str, columns: Columns, row_groups: Sequence[int] | None = None, skip_missing: bool = False
     ) -> pa.Table:

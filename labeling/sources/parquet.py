@@ -58,15 +58,6 @@ class ParquetTable:
                 yield Reading(item, reason=f"cannot be read from its table ({trouble_of(error)})")
 
 
-def has_images(schema: pa.Schema) -> bool:
-    """Whether a table has a column that can hold pictures or name their files."""
-    try:
-        _image_column(schema, "", "")
-        return True
-    except InputError:
-        return False
-
-
 def _rows(metadata: pq.FileMetaData, file: str, column: str) -> pa.Table:
     """Items of all rows; their sizes are the means of their row groups."""
     rows, first = [], 0

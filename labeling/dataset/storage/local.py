@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,33 +120,32 @@ class LocalStore:
             return file.read(size), _entry(stat)
 
     def put(self, name: str, content: bytes) -> None:
-        # Unlike a shard, such a file may have several writers at a time: each has a temporary file of its own.
-        path = self.scratch(name)
-        path = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.tmp")
-        try:
-            with explained(str(self.root / name)):
-                path.write_bytes(content)
+        with self._written(name, content) as path:
             self.put_file(name, path)
-        finally:
-            path.unlink(missing_ok=True)  # left behind where the disk is full
 
     def put_new(self, name: str, content: bytes) -> bool:
+        with self._written(name, content) as path, explained(str(self.root / name)):
+            try:
+                os.link(path, self.root / name)
+            except FileExistsError:
+                return False
+            except OSError:  # a disk without links
+                if self.exists(name):
+                    return False
+                os.replace(path, self.root / name)
+        return True
+
+    @contextmanager
+    def _written(self, name: str, content: bytes) -> Iterator[Path]:
+        """A temporary file with the content: unlike a shard, such a file may have several writers at a time."""
         path = self.scratch(name)
         path = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.tmp")
         try:
             with explained(str(self.root / name)):
                 path.write_bytes(content)
-                try:
-                    os.link(path, self.root / name)
-                except FileExistsError:
-                    return False
-                except OSError:  # a disk without links
-                    if self.exists(name):
-                        return False
-                    os.replace(path, self.root / name)
-            return True
+            yield path
         finally:
-            path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)  # left behind where the disk is full
 
     def put_file(self, name: str, path: Path) -> Entry:
         target = self.root / name

@@ -148,14 +148,6 @@ def test_a_table_keeps_footers_as_they_are() -> None:
     assert table.updated({"000000": footers["000001"]})["000000"] == footers["000001"]
 
 
-def test_a_column_is_read_shard_by_shard(tmp_path: Path) -> None:
-    dataset = make(str(tmp_path))
-    dataset.store.delete("edges/000004.parquet")
-    columns = list(dataset.column("edges", "id"))
-    assert [shard for shard, _ in columns] == [shard for shard in SHARDS if shard != "000004"]
-    assert columns[2][1].to_pylist() == ["000002", "b"]
-
-
 def test_leased_shards_are_left_alone_by_status(tmp_path: Path) -> None:
     dataset = make(str(tmp_path))
     holder = {"host": "elsewhere", "process": 1, "started": 1.0, "job": "", "time": time.time(), "shards": [0, 4]}

@@ -23,25 +23,26 @@ from labeling.sources.seen import SEEN_SCHEMA, read_seen
 
 PART_IDS = 16 << 20  # that are compared at a time: 400 MB
 _THREADS = 16
-_RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("shard", "<u4"), ("row", "<u4")])
+_RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("shard", "<u4"), ("item", "<u4")])
 
 
 @dataclass(frozen=True)
 class Losers:
-    """Rows of a shard that equal earlier ones. first_shard, first_row: where the one that stays is."""
+    """Pictures of a shard that equal earlier ones. items, first_items: places among all that the shards tell of, which
+    stay as they are while other shards lose pictures; first_shards: those of the pictures that stay."""
 
     shard: int
-    rows: NDArray[np.uint32]
+    items: NDArray[np.uint32]
     first_shards: NDArray[np.uint32]
-    first_rows: NDArray[np.uint32]
+    first_items: NDArray[np.uint32]
 
 
 def find_duplicates(dataset: Dataset, shards: Sequence[str], new: int, part_ids: int = PART_IDS) -> list[Losers]:
-    """Rows of the shards from number `new` on that equal an earlier row, by shard. shards: all, in order."""
+    """Pictures of the shards from number `new` on that equal an earlier row, by shard. shards: all, in order."""
     found: list[NDArray[np.void]] = []
     with tempfile.TemporaryDirectory(prefix="onediffusion-ids-") as folder:
         for part in _parts(dataset, shards, Path(folder), part_ids):
-            part = part[np.lexsort((part["row"], part["shard"], part["low"], part["high"]))]
+            part = part[np.lexsort((part["item"], part["shard"], part["low"], part["high"]))]
             same = (part["high"][1:] == part["high"][:-1]) & (part["low"][1:] == part["low"][:-1])
             starts = np.concatenate([[0], np.cumsum(~same)]) if len(part) else np.zeros(0, int)
             first = part[np.unique(starts, return_index=True)[1]] if len(part) else part
@@ -50,10 +51,10 @@ def find_duplicates(dataset: Dataset, shards: Sequence[str], new: int, part_ids:
             pairs["loser"], pairs["first"] = part[lost], first[starts[lost]]
             found.append(pairs)
     losers = np.concatenate(found)
-    losers = losers[np.lexsort((losers["loser"]["row"], losers["loser"]["shard"]))]
+    losers = losers[np.lexsort((losers["loser"]["item"], losers["loser"]["shard"]))]
     numbers, starts = np.unique(losers["loser"]["shard"], return_index=True)
     return [
-        Losers(int(number), part["loser"]["row"], part["first"]["shard"], part["first"]["row"])
+        Losers(int(number), part["loser"]["item"], part["first"]["shard"], part["first"]["item"])
         for number, part in zip(numbers, np.split(losers, starts[1:]) if len(numbers) else (), strict=True)
     ]
 
@@ -89,11 +90,12 @@ def _spill(held: Sequence[NDArray[np.void]], folder: Path) -> None:
 
 def _ids(dataset: Dataset, shard: str, number: int) -> NDArray[np.void]:
     seen = read_seen(dataset, shard)
+    taken = seen["taken"].to_numpy()
     ids = seen["id"].filter(seen["taken"]).to_pylist()
     records = np.zeros(len(ids), _RECORD)
     raw = np.frombuffer(bytes.fromhex("".join(ids)), ">u8").reshape(-1, 2)
     records["high"], records["low"] = raw[:, 0], raw[:, 1]
-    records["shard"], records["row"] = number, np.arange(len(ids))
+    records["shard"], records["item"] = number, np.flatnonzero(taken)
     return records
 
 
@@ -104,21 +106,18 @@ def drop_duplicates(dataset: Dataset, shards: Sequence[str], losers: Losers, new
     """
 
     @lru_cache(maxsize=256)
-    def taken_names(shard: int) -> list[str]:
-        seen = read_seen(dataset, shards[shard])
-        return list(seen["name"].filter(seen["taken"]).to_pylist())
+    def names(shard: int) -> list[str]:
+        return list(read_seen(dataset, shards[shard])["name"].to_pylist())
 
     shard = shards[losers.shard]
-    images = dataset.read(IMAGES, shard)
-    ids = images["id"].to_pylist()
-    reasons: dict[str, str] = {}
-    for row, first_shard, first_row in zip(losers.rows, losers.first_shards, losers.first_rows, strict=True):
-        known = f"in the dataset already, as {ids[row]}"
-        name = images["source"][int(row)].as_py()
-        reasons[name] = known if first_shard < new else same_bytes(taken_names(int(first_shard))[first_row])
-    keep = np.ones(images.num_rows, bool)
-    keep[losers.rows] = False
     seen = read_seen(dataset, shard).to_pylist()
+    reasons: dict[str, str] = {}
+    for item, first_shard, first_item in zip(losers.items, losers.first_shards, losers.first_items, strict=True):
+        known = f"in the dataset already, as {seen[item]['id']}"
+        reasons[seen[item]["name"]] = known if first_shard < new else same_bytes(names(int(first_shard))[first_item])
+    images = dataset.read(IMAGES, shard)
+    keep = np.ones(images.num_rows, bool)
+    keep[np.cumsum([one["taken"] for one in seen])[losers.items] - 1] = False
     rejected = {row["source"]: row for row in dataset.read(REJECTED, shard).to_pylist()}
     for one in seen:
         if one["name"] in reasons:

@@ -127,7 +127,8 @@ class Proxy:
             ) as answer:
                 passed = {name: value for name, value in answer.headers.items() if name.lower() not in _NOT_PASSED}
                 response = web.StreamResponse(status=answer.status, headers={**passed, **HEADERS})
-                response.enable_compression()
+                if _has_body(request.method, answer.status):  # aiohttp would send a compressed nothing after the others
+                    response.enable_compression()
                 await response.prepare(request)
                 async for part in answer.content.iter_chunked(1 << 16):
                     await response.write(part)
@@ -161,6 +162,11 @@ class Proxy:
                 task.cancel()
             await asyncio.gather(inner.close(), outer.close(), *tasks, return_exceptions=True)
         return outer
+
+
+def _has_body(method: str, status: int) -> bool:
+    """Whether an answer has a body (RFC 9110, section 6.4.1): a browser takes what follows one without for the next."""
+    return method != "HEAD" and status not in (204, 304)
 
 
 async def _pass_messages(

@@ -320,18 +320,17 @@ class _Reject:
     new: int
 
     def __call__(self, losers: Losers) -> tuple[str, Counter[str], int]:
-        ids = self._taken(losers.shard, "id")
-        names = {number: self._taken(number, "name") for number in set(losers.first_shards.tolist())}
+        ids = self._seen(losers.shard, "id")
+        names = {number: self._seen(number, "name") for number in set(losers.first_shards.tolist())}
         reasons: dict[str, str] = {}
-        for row, number, first_row in zip(losers.rows, losers.first_shards, losers.first_rows, strict=True):
-            known = f"in the dataset already, as {ids[row]}"
-            reasons[ids[row]] = same_bytes(names[number][first_row]) if number >= self.new else known
+        for item, number, first_item in zip(losers.items, losers.first_shards, losers.first_items, strict=True):
+            known = f"in the dataset already, as {ids[item]}"
+            reasons[ids[item]] = same_bytes(names[number][first_item]) if number >= self.new else known
         shard = self.shards[losers.shard]
         return shard, Counter(map(kind, reasons.values())), reject_rows(self.target, shard, reasons)
 
-    def _taken(self, shard: int, column: str) -> list[str]:
-        seen = read_seen(self.target, self.shards[shard])
-        return list(seen[column].filter(seen["taken"]).to_pylist())
+    def _seen(self, shard: int, column: str) -> list[str]:
+        return list(read_seen(self.target, self.shards[shard])[column].to_pylist())
 
 
 def _rows(shards: Sequence[ShardInfo]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from picture_zoo.parts import exif_block, icc
 from picture_zoo.turns import ODD_TAGS
 
 from labeling.dataset import Dataset, LocalStore, dataset_status, lease
+from labeling.sources.duplicates import Losers, find_duplicates
 from model.inputs import InputError
 from pipelines.ingest import IngestResult, ingest
 
@@ -174,6 +176,27 @@ def test_ingest_that_ends_at_any_write_goes_on_to_the_same_shards(
         assert ingest(str(pictures), str(target), shard_rows=2).images == 4, count
         assert shard_bytes(target) == shard_bytes(calm), count
     assert count > 15  # the files of five shards, and again of those with twins
+
+
+def test_order_in_which_shards_lose_pictures_is_of_no_account(
+    tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers settle shards at the same time: what one names as the first of its twins may lie in another."""
+    (tmp_path / "pictures").mkdir()
+    names = ("chelsea", "camera", "chelsea", "coffee", "coffee", "astronaut", "astronaut", "camera", "brick", "coffee")
+    for number, name in enumerate(names):
+        shutil.copy(photographs / f"{name}.png", tmp_path / "pictures" / f"{number}.png")
+    ingest(str(tmp_path / "pictures"), str(tmp_path / "forward"), shard_rows=2)
+
+    def reversed_duplicates(*arguments: Any) -> list[Losers]:
+        return find_duplicates(*arguments)[::-1]
+
+    monkeypatch.setattr("pipelines.ingest_job.new_shards.find_duplicates", reversed_duplicates)
+    ingest(str(tmp_path / "pictures"), str(tmp_path / "backward"), shard_rows=2)
+    assert shard_bytes(tmp_path / "backward") == shard_bytes(tmp_path / "forward")
+    reasons = {row["source"]: row["reason"] for row in Dataset.open(tmp_path / "forward").rows("rejected")}
+    firsts = {"2.png": "0.png", "4.png": "3.png", "6.png": "5.png", "7.png": "1.png", "9.png": "3.png"}
+    assert reasons == {name: f"same bytes as {first}" for name, first in firsts.items()}
 
 
 def test_row_group_is_gone_through_once_however_many_shards_it_makes(

@@ -26,13 +26,13 @@ def test_rows_that_equal_an_earlier_one_are_found_in_parts_as_at_once(tmp_path: 
             for i, (one, t) in enumerate(zip(ids, taken, strict=True))
         ]
         write_seen(dataset, name, pa.Table.from_pylist(rows, SEEN_SCHEMA), "recipe")
-        for row, identity in enumerate(one for one, t in zip(ids, taken, strict=True) if t):
-            winner = first.setdefault(identity, (number, row))
-            if winner != (number, row) and number >= 3:
-                wanted.setdefault(number, {})[row] = winner
+        for item, identity in ((item, one) for item, one in enumerate(ids) if taken[item]):
+            winner = first.setdefault(identity, (number, item))
+            if winner != (number, item) and number >= 3:
+                wanted.setdefault(number, {})[item] = winner
     for part_ids in (1 << 20, 50, 1):
         found = {
-            one.shard: dict(zip(one.rows, zip(one.first_shards, one.first_rows, strict=True), strict=True))
+            one.shard: dict(zip(one.items, zip(one.first_shards, one.first_items, strict=True), strict=True))
             for one in find_duplicates(dataset, names, 3, part_ids)
         }
         assert found == wanted

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
+from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -50,6 +52,28 @@ def test_requests_without_token_are_refused(guarded: Dashboard) -> None:
         assert guarded.request("/graphql", bearer(wrong), b"{}")[0] == 401
     status, headers, _ = guarded.request("/", {"Accept": "text/html"})
     assert (status, headers["Location"]) == (303, "/login")
+
+
+def test_answers_without_body_leave_the_connection_usable(guarded: Dashboard, tokens: dict[str, str]) -> None:
+    """A browser asks again on the same connection, and shows a blank page where it meets bytes of no answer."""
+    connection = HTTPConnection(guarded.address.removeprefix("http://"), timeout=60)
+
+    def ask(method: str, path: str, **headers: str) -> HTTPResponse:
+        connection.request(
+            method, path, headers={"Accept-Encoding": "gzip, deflate", **bearer(tokens["read"]), **headers}
+        )
+        return connection.getresponse()
+
+    [script, *_] = re.findall(rb'src="(/_next/static/[^"]+)"', guarded.request("/", bearer(tokens["read"]))[2])
+    answer = ask("GET", script.decode())
+    assert answer.status == 200 and answer.read()
+    sock = connection.sock
+    for method, status in (("GET", 304), ("HEAD", 200), ("GET", 304)):
+        tag = {"If-None-Match": answer.headers["ETag"]} if status == 304 else {}
+        other = ask(method, script.decode(), **tag)
+        assert (other.status, other.read(), other.headers["Content-Encoding"]) == (status, b"", None)
+    assert connection.sock is sock
+    connection.close()
 
 
 def test_login_form_exchanges_token_for_cookie(guarded: Dashboard, tokens: dict[str, str]) -> None:

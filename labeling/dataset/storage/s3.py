@@ -10,7 +10,7 @@ from __future__ import annotations
 import mimetypes
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _SCRATCH = "onediffusion-"
 _PARALLEL = 64
+_UPLOAD_BYTES = 8 << 20  # of a part of an upload
 _ATTEMPTS = 6  # of a request, with growing pauses: some 15 seconds
 
 
@@ -196,6 +197,14 @@ class S3Store:
             self.discard(path)
         return Entry(answer["ContentLength"], answer["ETag"].strip('"'))
 
+    def put_stream(self, name: str, parts: Iterable[bytes | memoryview], size: int) -> None:
+        from boto3.s3.transfer import TransferConfig
+
+        # Ten parts at a time are in memory. An upload has at most 10,000 of them.
+        config = TransferConfig(multipart_chunksize=max(_UPLOAD_BYTES, -(-size // 9000)))
+        with explained(f"{self.uri}/{name}"):
+            self.client.upload_fileobj(_Stream(parts), self.bucket, self.key(name), Config=config)
+
     def scratch(self, name: str) -> Path:
         import tempfile
 
@@ -247,6 +256,26 @@ class S3Store:
             scheme, _, address = endpoint.rpartition("://")
             options |= {"endpoint_override": address, "scheme": scheme or "https"}
         return fs.S3FileSystem(**options)
+
+
+class _Stream:
+    """Parts as a file that is read once, from its beginning to its end."""
+
+    def __init__(self, parts: Iterable[bytes | memoryview]) -> None:
+        self._parts = iter(parts)
+        self._rest = memoryview(b"")
+
+    def read(self, size: int = -1) -> bytes:
+        taken = bytearray()
+        while size < 0 or len(taken) < size:
+            if not self._rest and (part := next(self._parts, None)) is not None:
+                self._rest = memoryview(part)
+            elif not self._rest:
+                break
+            wanted = len(self._rest) if size < 0 else size - len(taken)
+            taken += self._rest[:wanted]
+            self._rest = self._rest[wanted:]
+        return bytes(taken)
 
 
 def _region() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +72,9 @@ class Store(Protocol):
 
     def put_file(self, name: str, path: Path) -> Entry:
         """Move a finished local file to its final name, whole or not at all; its entry there. On S3 `path` goes."""
+
+    def put_stream(self, name: str, parts: Iterable[bytes | memoryview], size: int) -> None:
+        """Write a file of `size` bytes from its parts, whole or not at all, and hold no more than some parts of it."""
 
     def scratch(self, name: str) -> Path:
         """A local path to write the file `name` to, from which `put_file` is cheapest."""

@@ -40,7 +40,6 @@ class Coordinator:
     def __init__(self) -> None:
         self._events: list[dict[str, Any]] = []
         self._failure: str | None = None
-        self._loss: str | None = None
         self._stop_requested = False
         self._stop_at: int | None = None
         self._newest_step: int | None = None
@@ -74,14 +73,6 @@ class Coordinator:
     def failure(self) -> str | None:
         """The recorded message, if there is one."""
         return self._failure
-
-    def note_loss(self, message: str) -> None:
-        """Record why workers ended that others may replace; the last message stays."""
-        self._loss = message
-
-    def loss(self) -> str | None:
-        """The recorded message, if there is one."""
-        return self._loss
 
     def request_stop(self) -> None:
         """Make all workers stop before the same step, soon."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from labeling.dataset import Store, open_store
-from model.inputs import InputError, WorkFailed
+from model.inputs import InputError
 from model.inputs.yaml_files import parse_yaml, to_yaml
 from training.checkpoint import (
     FOLDER,
@@ -196,12 +196,9 @@ def _run_workers(
                 raise
         except TrainingFailedError:
             failure = ray.get(coordinator.failure.remote())
-            if failure is not None:
-                raise InputError(failure) from None
-            loss = ray.get(coordinator.loss.remote())
-            if loss is None:
+            if failure is None:
                 raise
-            raise WorkFailed(loss) from None
+            raise InputError(failure) from None
         except KeyboardInterrupt:
             trainer.end()
             raise

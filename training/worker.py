@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from labeling.dataset import Store, open_store
-from model.inputs import InputError, WorkFailed
+from model.inputs import InputError
 from training.batch import StepBatch
 from training.checkpoint import checkpoint_name, whole_checkpoints
 from training.checkpoint.index import AVERAGE, MODEL
@@ -49,9 +49,6 @@ def train_worker(settings: WorkerSettings) -> dict[str, Any]:
         return _Worker(settings).run()
     except InputError as error:
         ray.get(coordinator.fail.remote(str(error)))
-        raise
-    except WorkFailed as error:  # another attempt may go well
-        ray.get(coordinator.note_loss.remote(str(error)))
         raise
 
 

@@ -14,9 +14,9 @@ from rich.table import Table
 from rounds import alternate
 
 from training.config import ObjectiveConfig, TrainingConfig
+from training.dealing import Dealer
 from training.mixture import Manifest, ShardPin, SourcePin, Stream
 from training.plan import Plan
-from training.reader import PlanReader
 from training.seeded_generator import SeededGenerator
 
 BATCH, WINDOW, FAR = 256, 8, 400_000
@@ -51,10 +51,10 @@ def main(rounds: int = 15) -> None:
         mixture={"a": {"dataset": "none", "tasks": ["text2image"]}},
     )
     manifest = build_manifest(MANY_SHARDS)
-    reader = PlanReader(manifest, config, "dct")
+    dealer = Dealer(manifest, config)
     # A worker asks for the steps of a run one after another, of which each is in the block of the one before or next.
-    (deal,) = alternate([lambda: reader.deal(next(steps), 17, WORKERS)], rounds)
-    (first,) = alternate([lambda: PlanReader(manifest, config, "dct").deal(0, 0, WORKERS)], 3)
+    (deal,) = alternate([lambda: dealer.deal(next(steps), 17, WORKERS)], rounds)
+    (first,) = alternate([lambda: Dealer(manifest, config).deal(0, 0, WORKERS)], 3)
     figures = {
         "deal_seconds": deal,
         "first_sample_seconds": first,

@@ -23,8 +23,9 @@ from model.prompts import DEGRADED, find_task
 from training.batch import Sample, StepBatch
 from training.config import TrainingConfig
 from training.dealing import Dealer
-from training.mixture import Manifest, Stream
-from training.plan import PlannedSample
+from training.manifest import Manifest
+from training.planned import PlannedSample
+from training.streams import Stream
 
 if TYPE_CHECKING:
     from model.codecs import ImageCodec
@@ -62,9 +63,9 @@ class PlanReader:
         """
         dealt, most, frames_in_loss = self.dealer.deal(step, rank, workers)
         packs = [[self.read_sample(*planned) for planned in pack] for pack in dealt]
-        if len(packs) < most:
+        first = packs[0][0]
+        while len(packs) < most:
             # Sharded models call forward equally often on every worker: one more sample, which the loss leaves out.
-            first = packs[0][0]
             packs.append([Sample(**{**vars(first), "in_loss": np.zeros_like(first.in_loss)})])
         return StepBatch(step, packs, frames_in_loss)
 

@@ -59,6 +59,7 @@ class LabelProcess:
         self.child = Supervisor(work, max(memory, default=None), processes=beside, name="label")
         self.lock = Lock()  # the child does one thing at a time
         Thread(target=self._start, daemon=True).start()
+        coordinator.prepare_writer.remote(self.node)
 
     def __call__(self, batch: Mapping[str, Any]) -> Iterator[dict[str, list[str]]]:
         """batch: `parts`, packed. Gives the tally of each part, as JSON, once its labels are with the writer."""

@@ -114,7 +114,10 @@ def test_pipeline_without_encoder_is_saved_and_loaded(pipe, tmp_path):
         ({"prompt": "a cat"}, "give prompt or prompt_embeds, not both"),
         ({"prompt_embeds": torch.zeros(1, 4, 5)}, "prompt_embeds: 5 wide, the transformer takes 32"),
         ({"prompt_embeds": torch.zeros(4, 32)}, "give a tensor of floats (samples, tokens, 32)"),
-        ({"prompt_embeds": torch.zeros(1, 4, 32, dtype=torch.int64)}, "torch.int64 (1, 4, 32); give a tensor of floats"),
+        (
+            {"prompt_embeds": torch.zeros(1, 4, 32, dtype=torch.int64)},
+            "torch.int64 (1, 4, 32); give a tensor of floats",
+        ),
         ({"prompt_embeds": [0.0]}, "prompt_embeds: list; give a tensor"),
         ({"prompt_embeds": torch.zeros(0, 4, 32)}, "prompt_embeds: Tensor; give a tensor with a row for each sample"),
         ({"prompt_embeds": torch.full((1, 4, 32), torch.nan)}, "prompt_embeds: not all numbers are finite"),

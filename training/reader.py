@@ -22,17 +22,15 @@ from model.inputs import InputError
 from model.prompts import DEGRADED, find_task
 from training.batch import Sample, StepBatch
 from training.config import TrainingConfig
-from training.mixture import Manifest, Stream
-from training.objective import draw_levels
-from training.packing import deal_to_one
-from training.plan import Plan, PlannedSample
+from training.dealing import Dealer
+from training.manifest import Manifest
+from training.planned import PlannedSample
+from training.streams import Stream
 
 if TYPE_CHECKING:
     from model.codecs import ImageCodec
     from model.pictures import Picture
 
-# A planned sample, its noise levels (F,), and which frames the loss counts (F,).
-Leveled = tuple[PlannedSample, NDArray[np.float32], NDArray[np.bool_]]
 _COLUMNS = {IMAGES: ["image"], TEXT: ["entries"], CAMERAS: ["c2w", "intrinsics"]}
 _LATENT_COLUMNS = ["latent", "latent_height", "latent_width"]
 
@@ -43,7 +41,7 @@ class PlanReader:
     def __init__(self, manifest: Manifest, config: TrainingConfig, codec: str) -> None:
         """codec: what encoded the latents, to encode degraded pictures with (as for `model.codecs.load_codec`)."""
         self.manifest, self.config = manifest, config
-        self.plan = Plan(manifest, config.seed, config.batch, config.objective, config.reader.window)
+        self.dealer = Dealer(manifest, config)
         self._codec_name = codec
         self._datasets = {name: Dataset(source.dataset) for name, source in manifest.sources.items()}
         self._tables = _Cache(config.reader.cache_mb << 20)
@@ -63,35 +61,13 @@ class PlanReader:
 
         Raises InputError for a shard that is not the one the run began with, naming it.
         """
-        dealt, most, frames_in_loss = self.deal(step, rank, workers)
+        dealt, most, frames_in_loss = self.dealer.deal(step, rank, workers)
         packs = [[self.read_sample(*planned) for planned in pack] for pack in dealt]
-        if len(packs) < most:
+        first = packs[0][0]
+        while len(packs) < most:
             # Sharded models call forward equally often on every worker: one more sample, which the loss leaves out.
-            first = packs[0][0]
             packs.append([Sample(**{**vars(first), "in_loss": np.zeros_like(first.in_loss)})])
         return StepBatch(step, packs, frames_in_loss)
-
-    def deal(self, step: int, rank: int, workers: int) -> tuple[list[list[Leveled]], int, int]:
-        """(packs of one worker for a step, most packs that any worker has, frames in the loss of the whole step).
-
-        What is drawn for a sample is drawn by the worker that has it, where no other needs to know it.
-        """
-        objective, first = self.config.objective, step * self.config.batch
-        tokens, frames = self.plan.step_sizes(step)
-        dealt, most = deal_to_one(tokens.tolist(), self.config.workers.pack_tokens, workers, rank)
-
-        def draw(place: int) -> Leveled:
-            planned = self.plan.sample(first + place)
-            return planned, *draw_levels(planned.noise_seed, planned.frames, objective)
-
-        if objective.known_frame_share:  # how many frames are in the loss is drawn for each sample
-            everyone = [draw(place) for place in range(len(tokens))]
-            counted = sum(int(in_loss.sum()) for _, _, in_loss in everyone)
-            own = [[everyone[place] for place in pack] for pack in dealt]
-        else:
-            counted = int(frames.sum())
-            own = [[draw(place) for place in pack] for pack in dealt]
-        return own, most, counted
 
     def read_sample(self, planned: PlannedSample, sigmas: NDArray[np.float32], in_loss: NDArray[np.bool_]) -> Sample:
         """One sample with the noise levels given."""

@@ -14,10 +14,12 @@ from rich.table import Table
 from rounds import alternate
 
 from training.config import ObjectiveConfig, TrainingConfig
-from training.mixture import Manifest, ShardPin, SourcePin, Stream
+from training.dealing import Dealer
+from training.manifest import Manifest, SourcePin
+from training.pinned_shards import ShardPin, Shards
 from training.plan import Plan
-from training.reader import PlanReader
 from training.seeded_generator import SeededGenerator
+from training.streams import Stream
 
 BATCH, WINDOW, FAR = 256, 8, 400_000
 LARGE_BATCH, WORKERS, MANY_SHARDS = 4096, 512, 100_000
@@ -51,10 +53,10 @@ def main(rounds: int = 15) -> None:
         mixture={"a": {"dataset": "none", "tasks": ["text2image"]}},
     )
     manifest = build_manifest(MANY_SHARDS)
-    reader = PlanReader(manifest, config, "dct")
+    dealer = Dealer(manifest, config)
     # A worker asks for the steps of a run one after another, of which each is in the block of the one before or next.
-    (deal,) = alternate([lambda: reader.deal(next(steps), 17, WORKERS)], rounds)
-    (first,) = alternate([lambda: PlanReader(manifest, config, "dct").deal(0, 0, WORKERS)], 3)
+    (deal,) = alternate([lambda: dealer.deal(next(steps), 17, WORKERS)], rounds)
+    (first,) = alternate([lambda: Dealer(manifest, config).deal(0, 0, WORKERS)], 3)
     figures = {
         "deal_seconds": deal,
         "first_sample_seconds": first,
@@ -80,7 +82,7 @@ def build_manifest(shards: int) -> Manifest:
     """A manifest of that many shards of 1024 rows."""
     pins = [ShardPin(f"{number:06d}", [64] * 16, {}, {"text2image@64": None}) for number in range(shards)]
     stream = Stream("a", "text2image", 1.0, 64, shards * 1024)
-    return Manifest({"a": SourcePin("a", "pictures", {}, pins)}, [stream])
+    return Manifest({"a": SourcePin("a", "pictures", {}, Shards.of(pins))}, [stream], 128)
 
 
 def build_plan(shards: int) -> Plan:

@@ -32,7 +32,7 @@ def _reader(config: TrainingConfig) -> PlanReader:
 
 
 def _first(reader: PlanReader, task: str, drop_caption: bool = False) -> PlannedSample:
-    samples = (reader.plan.sample(index) for index in range(500))
+    samples = (reader.dealer.plan.sample(index) for index in range(500))
     return next(sample for sample in samples if sample.task == task and sample.drop_caption == drop_caption)
 
 
@@ -131,7 +131,7 @@ def test_workers_share_a_step_without_changing_it(small_config: dict[str, Any], 
 def test_worker_with_fewer_packs_gets_one_outside_the_loss(small_config: dict[str, Any]) -> None:
     # Seven samples that each fill a pack, for two workers: four and three.
     reader = _reader(_config(small_config, batch=7, workers={"count": 1, "pack_tokens": 32}))
-    step = next(s for s in range(50) if sum(p.tokens for p in reader.plan.step(s)) > 32 * 6)
+    step = next(s for s in range(50) if sum(p.tokens for p in reader.dealer.plan.step(s)) > 32 * 6)
     first, second = (reader.read(step, rank, 2) for rank in range(2))
     assert len(first.packs) == len(second.packs)
     counted = sum(int(s.in_loss.sum()) for batch in (first, second) for pack in batch.packs for s in pack)

@@ -36,7 +36,8 @@ def export(
     pipeline = load_pipeline(checkpoint, "cpu", weights, torch.bfloat16 if dtype == "bf16" else None)
     with _scratch_beside(target) as scratch:
         folder = Path(scratch, "pipeline")
-        pipeline.save_pretrained(folder, safe_serialization=True)
+        # Each file is in memory once more while it is written.
+        pipeline.save_pretrained(folder, safe_serialization=True, max_shard_size="2GB")
         _move(folder, target)
     return target.uri
 

@@ -49,7 +49,7 @@ def whole_checkpoints(store: Store) -> list[int]:
 
 def load_state(store: Store, step: int) -> dict[str, Any]:
     """state.json of a checkpoint. Raises InputError where it is damaged."""
-    return read_state(open_store(f"{store.uri}/{checkpoint_name(step)}"))
+    return read_state(store.subfolder(checkpoint_name(step)))
 
 
 def read_state(folder: Store) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def find_checkpoint(uri: str) -> tuple[Store, dict[str, Any]]:
     steps = whole_checkpoints(store)
     if not steps:
         raise InputError(f"{uri}: no checkpoint there; give a run, one of its checkpoints, or make one with `train`")
-    folder = open_store(f"{store.uri}/{checkpoint_name(steps[-1])}")
+    folder = store.subfolder(checkpoint_name(steps[-1]))
     return folder, read_state(folder)
 
 
@@ -152,7 +152,7 @@ def check_checkpoint(store: Store, step: int, content: bool = False) -> None:
 
     content: read every byte and compare checksums; otherwise files are looked for, and their sizes.
     """
-    folder = open_store(f"{store.uri}/{checkpoint_name(step)}")
+    folder = store.subfolder(checkpoint_name(step))
     read_state(folder)
     index = checked_index(folder)
     if not content:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from labeling.dataset import Store, open_store
+from labeling.dataset import Store
 from model.inputs import InputError
 from training.checkpoint.files import checked_index, checkpoint_name, damaged, explained_damage, find_checkpoint
 from training.checkpoint.index import AVERAGE, MODEL, TRANSFORMER, CheckpointIndex, torch_dtype
@@ -69,7 +69,7 @@ def load_training(store: Store, step: int) -> dict[str, Tensor]:
     """All tensors of a run's checkpoint, whole: model.NAME, average.NAME, optimizer.NAME/KEY."""
     import torch
 
-    folder = open_store(f"{store.uri}/{checkpoint_name(step)}")
+    folder = store.subfolder(checkpoint_name(step))
     index = checked_index(folder)
     tensors = {name: torch.empty(entry.shape, dtype=torch_dtype(entry.dtype)) for name, entry in index.tensors.items()}
     load_tensors(folder, index, tensors)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.planner import WriteItem
 
-from labeling.dataset import Store, open_store
+from labeling.dataset import Store
 from model.inputs import InputError, WorkFailed, one_line
 from training.checkpoint.files import SAVED, STATE, checkpoint_name, prune_checkpoints
 from training.checkpoint.index import INDEX, CheckpointIndex
@@ -60,7 +60,7 @@ def save_tensors(
     Raises InputError and WorkFailed, on all processes, for what a disk or S3 refuses.
     """
     name = checkpoint_name(state["step"])
-    folder = open_store(f"{store.uri}/{name}")
+    folder = store.subfolder(name)
     rank, count = (0, 1) if group is None else (group.rank(), group.size())
 
     def complete(index: CheckpointIndex) -> None:

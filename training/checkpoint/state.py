@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from labeling.dataset import Store, open_store
+from labeling.dataset import Store
 from model.inputs import InputError
 from training.checkpoint.files import checked_index, checkpoint_name, find_checkpoint
 from training.checkpoint.index import AVERAGE, MODEL, OPTIMIZER, CheckpointIndex, torch_dtype
@@ -59,7 +59,7 @@ class TrainingState:
 
     def restore(self, store: Store, step: int, group: Any = None) -> None:
         """Continue from the run's checkpoint after that many steps. Raises InputError for one that is damaged."""
-        folder = open_store(f"{store.uri}/{checkpoint_name(step)}")
+        folder = store.subfolder(checkpoint_name(step))
         index = checked_index(folder)
         self._optimizer.state.clear()
         for name, parameter in self._parameters.items():

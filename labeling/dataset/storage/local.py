@@ -26,6 +26,9 @@ class LocalStore:
         self.uri = uri
         self.root = Path(uri)
 
+    def subfolder(self, name: str) -> LocalStore:
+        return LocalStore(f"{self.uri}/{name}")
+
     def files(self, prefix: str = "", begins: str = "") -> dict[str, Entry]:
         return dict(sorted(self.listing(prefix, begins)))
 

@@ -28,6 +28,9 @@ class Store(Protocol):
     uri: str
     parallel: int  # requests that are worth having under way at a time
 
+    def subfolder(self, name: str) -> Store:
+        """The folder of that name as a store, which shares what this one has open."""
+
     def files(self, prefix: str = "", begins: str = "") -> dict[str, Entry]:
         """Files directly in the folder `prefix` whose names begin so, by base name. An absent folder is empty."""
 

@@ -199,10 +199,10 @@ def test_killed_run_resumes_to_the_same_weights(
     assert _tensorboard_steps(killed, "loss") == list(range(1, 31))
 
 
-def test_damaged_checkpoint_is_named_and_left_only_when_asked(
+def test_damaged_checkpoint_is_named_and_left_when_asked_and_a_failed_save_ends_the_run(
     whole: tuple[Path, TrainingResult, list[Any]], shared_config: dict[str, Any], tmp_path: Path
 ) -> None:
-    """From the command line. One that is cut is noticed before workers start, other bytes by the worker that reads."""
+    """From the command line. A cut file is noticed before workers start, other bytes by the worker that reads them."""
     run, config = tmp_path / "run", tmp_path / "run.yaml"
     shutil.copytree(whole[0], run)
     config.write_text(to_yaml({**shared_config, "base": "debug", "steps": 32}))
@@ -222,10 +222,15 @@ def test_damaged_checkpoint_is_named_and_left_only_when_asked(
         os.truncate(shards[30], 1000)
     assert isinstance(train("--from-checkpoint", "step-000030").exception, InputError)
     assert whole_checkpoints(open_store(run))[-1] == 30, "nothing was removed"
+    (run / "checkpoints" / "step-000032").write_text("in the way")
     result = train("--from-checkpoint", "step-000028")
-    assert result.exit_code == 0, result.exception
+    assert isinstance(result.exception, InputError), result.output
+    assert (
+        str(result.exception)
+        == f"{run}/checkpoints/step-000032: cannot write there (File exists); choose another folder"
+    )
     assert "back to step 28; removed step-000030" in result.output and "continuing from step 28" in result.output
-    assert whole_checkpoints(open_store(run))[-2:] == [30, 32]
+    assert whole_checkpoints(open_store(run))[-2:] == [28, 30], "the good one stays"
     first, second = _training(whole[0], 30), _training(run, 30)
     assert first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 

@@ -81,11 +81,17 @@ class NextDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return load_model(cls, super().from_pretrained, pretrained_model_name_or_path, **kwargs)
 
     def save_pretrained(
-        self, save_directory: Any, safe_serialization: bool = True, variant: str | None = None, **kwargs: Any
+        self,
+        save_directory: Any,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        **kwargs: Any,
     ) -> None:
         """As diffusers, over an older folder too: see model.saving. Raises InputError while adapters are loaded."""
         refuse_adapters(self)
-        save_whole(super().save_pretrained, save_directory, safe_serialization, variant, **kwargs)
+        options = {"max_shard_size": max_shard_size, **kwargs}
+        save_whole(super().save_pretrained, save_directory, safe_serialization, variant, **options)
 
     def forward(
         self,

@@ -37,6 +37,7 @@ class NextDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
     _supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]
     _repeated_blocks = ["Block"]
+    _skip_layerwise_casting_patterns = ["t_embedder", "norm"]  # its input has the type of its weights
 
     @register_to_config
     def __init__(

@@ -76,7 +76,10 @@ def test_weights_that_are_no_adapter_are_refused(pipe, tmp_path):
 
 
 def layers_of(pipeline):
-    return {f"transformer.{key}": value for key, value in get_peft_model_state_dict(pipeline.transformer, adapter_name="style").items()}
+    return {
+        f"transformer.{key}": value
+        for key, value in get_peft_model_state_dict(pipeline.transformer, adapter_name="style").items()
+    }
 
 
 def test_alpha_survives_without_metadata_given(pipe, tmp_path):
@@ -110,7 +113,10 @@ def test_keys_shapes_and_pairs_are_checked_before_anything_is_loaded(pipe):
         ({first: torch.zeros(4)}, "lora_A (4,)"),
         ({first: torch.full((4, 48), torch.nan)}, "not all numbers are finite"),
         ({first: torch.zeros(4, 48, dtype=torch.int64)}, "no tensor of floats"),
-        ({first.replace("layers.0", "layers.7"): torch.zeros(4, 48)}, "'layers.7.attention.wq': the transformer has no"),
+        (
+            {first.replace("layers.0", "layers.7"): torch.zeros(4, 48)},
+            "'layers.7.attention.wq': the transformer has no",
+        ),
     ):
         given = {key: value for key, value in {**weights, **changed}.items() if value is not None}
         with pytest.raises(InputError) as error:
@@ -125,9 +131,15 @@ def test_keys_shapes_and_pairs_are_checked_before_anything_is_loaded(pipe):
 
 
 def test_file_that_is_no_adapter_is_one_line(pipe, tmp_path):
-    OneDiffusionPipeline.save_lora_weights(tmp_path, get_peft_model_state_dict(adapted(pipe).transformer, adapter_name="style"))
+    OneDiffusionPipeline.save_lora_weights(
+        tmp_path, get_peft_model_state_dict(adapted(pipe).transformer, adapter_name="style")
+    )
     file = tmp_path / "pytorch_lora_weights.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
-    for where, message in ((tmp_path, "damaged"), (tmp_path / "nowhere", "no LoRA there"), (tmp_path / "released", "no LoRA")):
+    for where, message in (
+        (tmp_path, "damaged"),
+        (tmp_path / "nowhere", "no LoRA there"),
+        (tmp_path / "released", "no LoRA"),
+    ):
         with pytest.raises(InputError, match=rf"^{where}[^\n]*{message}[^\n]*$"):
             pipe.load_lora_weights(where)

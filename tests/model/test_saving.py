@@ -1,4 +1,4 @@
-"""A pipeline saved whole, in shards, as a variant, in bf16, over older folders: loaded, it is the one that was saved."""
+"""A pipeline saved whole, in shards, as a variant, in bf16, over an older one: loaded, it is the one that was saved."""
 
 from __future__ import annotations
 
@@ -145,5 +145,5 @@ def test_configuration_of_no_such_model_is_one_line(released, tmp_path):
     folder = shutil.copytree(released, tmp_path / "damaged")
     path = folder / "transformer/config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "num_heads": 5}))
-    with pytest.raises(InputError, match="transformer/config.json: no NextDiT"):
+    with pytest.raises(InputError, match=r"transformer/config\.json: no NextDiT"):
         load(folder)

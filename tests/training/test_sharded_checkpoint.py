@@ -112,7 +112,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     reports = processes(2, run, 0, 2, config(fsdp=True))
     for report in reports:
         assert report.written == pytest.approx(report.own, rel=0.1), "each writes its shard, averages included"
-    assert sum(report.own for report in reports) == sum(value.nbytes for value in tensors(run).values())
+    whole = sum(value.nbytes for value in tensors(run).values())
+    assert sum(report.own for report in reports) == pytest.approx(whole, rel=1e-3)  # numbers of steps are in both
     return run
 
 

@@ -132,7 +132,7 @@ def test_any_number_of_processes_reads_its_part(
     for report in processes(count, saved, 2, local, config(**workers)):
         assert report.right
         assert report.own == pytest.approx(share * whole, rel=0.1)
-        assert report.own < report.read < 1.5 * report.own
+        assert report.own <= report.read < 1.5 * report.own
 
 
 @pytest.mark.parametrize(("local", "workers"), [(2, {}), (1, {"fsdp": True, "shard": "node"})])

@@ -112,12 +112,14 @@ class OptimizerConfig(Section):
 class ReaderConfig(Section):
     """How samples are read.
 
-    processes: readers of each worker, fewer where CPUs are short; cpus: of each reader, requested by its worker;
-    cache_mb: size of its cache of row groups; prefetch: steps read ahead;
+    threads: of each worker that read, and decode pictures; processes: so many of Ray Data do it instead, fewer where
+    CPUs are short, for degraded tasks that more CPUs than the worker's are to decode; cpus: of each process, requested
+    by its worker; cache_mb: size of the cache of row groups; prefetch: steps read ahead;
     window: row groups shuffled together (more mixes better, fewer reads more locally).
     """
 
-    processes: int = Field(default=2, ge=1)
+    threads: int = Field(default=2, ge=1)
+    processes: int = Field(default=0, ge=0)
     cpus: float = Field(default=1.0, ge=0)
     cache_mb: int = Field(default=512, gt=0)
     window: int = Field(default=8, gt=0)

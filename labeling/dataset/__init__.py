@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from labeling.dataset.array_file import ArrayFile, Want, read_arrays, want
 from labeling.dataset.dataset import DATASET_FILE, EARLIER, GROUP_FILE, SCHEMA_VERSION, Dataset, ShardInfo
 from labeling.dataset.digests import check_type, digest_column, digest_json
 from labeling.dataset.entries import DROPPED_CAPTION, TEXT, entry_columns
@@ -60,6 +61,7 @@ __all__ = [
     "REJECTED_SCHEMA",
     "SCHEMA_VERSION",
     "TEXT",
+    "ArrayFile",
     "Columns",
     "Dataset",
     "Entry",
@@ -74,6 +76,7 @@ __all__ = [
     "ShardInfo",
     "Store",
     "Unavailable",
+    "Want",
     "check_type",
     "dataset_status",
     "digest_column",
@@ -89,11 +92,13 @@ __all__ = [
     "lease",
     "missing_parameter",
     "open_store",
+    "read_arrays",
     "read_row_errors",
     "recipe",
     "refuse_others",
     "set_schema",
     "shard_file",
     "upstream_groups",
+    "want",
     "write_shard",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,19 @@ class Entry:
     tag: str
 
 
+class Ranges(Protocol):
+    """A file opened to read ranges of it, from any thread; it stays the file that it was when it was opened."""
+
+    def read_into(self, offset: int, parts: Sequence[memoryview]) -> int:
+        """Fill the parts one after another with the bytes from `offset` on; how many there were."""
+
+
 class Store(Protocol):
     """A folder of files, named by '/'-separated paths relative to its root."""
 
     uri: str
     parallel: int  # requests that are worth having under way at a time
+    gap: int  # bytes between two ranges that cost less than a second read
 
     def files(self, prefix: str = "", begins: str = "") -> dict[str, Entry]:
         """Files directly in the folder `prefix` whose names begin so, by base name. An absent folder is empty."""
@@ -87,6 +95,9 @@ class Store(Protocol):
 
     def open(self, name: str) -> pa.NativeFile:
         """Random access for pyarrow readers. Raises FileNotFoundError."""
+
+    def ranges(self, name: str) -> Ranges:
+        """The file, to read ranges of it. Raises FileNotFoundError."""
 
     def explained(self, name: str) -> AbstractContextManager[None]:
         """Reading from what `open` gave, where S3's refusals become an InputError."""

@@ -107,9 +107,7 @@ def label(
         if only_errors:
             _refuse_changed(work)
         for group, declaration in work.declarations.items():
-            if not is_same(work.dataset.declaration(group), declaration):
-                refuse_others(work.dataset.store, group, " with other parameters")
-                work.dataset.declare(group, declaration)
+            _declare(work.dataset, group, declaration)
         with _ray_when_needed() as start_ray:
             run = WaveRun(work.dataset, work.labelers, work.declarations, by_group, (most_cpus, most_gpus), start_ray)
             footers = work.footers()
@@ -144,6 +142,18 @@ def plan(
         return plan_errors(list(work.labelers), work.shards, footers)
     declared = {group: work.dataset.declaration(group) for group in work.labelers}
     return plan_groups(declared, work.declarations, work.shards, footers)
+
+
+def _declare(dataset: Dataset, group: str, declaration: Mapping[str, Any]) -> None:
+    """Declare a group as it is to be labeled. Raises InputError while another job labels it in another way.
+
+    Jobs on other shards of a new group may come here at the same time.
+    """
+    if dataset.declaration(group) is None and dataset.declare_new(group, declaration):
+        return
+    if not is_same(dataset.declaration(group), declaration):
+        refuse_others(dataset.store, group, " with other parameters")
+        dataset.declare(group, declaration)
 
 
 def _refuse_changed(work: Labeling) -> None:

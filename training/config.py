@@ -112,17 +112,20 @@ class OptimizerConfig(Section):
 class ReaderConfig(Section):
     """How samples are read.
 
-    threads: of each worker that read, and decode pictures; processes: so many of Ray Data do it instead, fewer where
-    CPUs are short, for degraded tasks that more CPUs than the worker's are to decode; cpus: of each process, requested
-    by its worker; cache_mb: size of the cache of row groups; prefetch: steps read ahead;
+    threads: of each worker that read, and decode pictures; 0 takes as many as there is to wait for. processes: so many
+    of Ray Data do it instead, fewer where CPUs are short: for pictures of degraded tasks that more CPUs than the
+    worker's are to decode; cpus: of each process, requested by its worker; cache_mb: size of the cache of row groups; prefetch: steps read ahead;
     window: row groups shuffled together (more mixes better, fewer reads more locally).
+    lanes: parts of a step that are read independently, each from its own shards; a new run's are by default a power of
+    two, of at most two samples each.
     """
 
-    threads: int = Field(default=2, ge=1)
+    threads: int = Field(default=0, ge=0)
     processes: int = Field(default=0, ge=0)
     cpus: float = Field(default=1.0, ge=0)
     cache_mb: int = Field(default=512, gt=0)
     window: int = Field(default=8, gt=0)
+    lanes: int | None = Field(default=None, gt=0)
     prefetch: int = Field(default=4, ge=1)
 
 
@@ -222,6 +225,11 @@ class TrainingConfig(Section):
             raise ValueError(f"batch {self.batch} leaves some of the {self.workers.most} workers without a sample")
         return self
 
+    @property
+    def lanes(self) -> int:
+        """Lanes of a run that begins with this configuration (docs/training.md, The plan)."""
+        return self.reader.lanes or 1 << max(0, (self.batch - 1).bit_length() - 1)
+
     def fixed(self) -> dict[str, Any]:
         """What must stay the same when a run resumes: all that decides which numbers come out.
 
@@ -231,6 +239,8 @@ class TrainingConfig(Section):
         for source in values["mixture"].values():
             del source["dataset"]
         values["reader"] = {"window": self.reader.window}
+        if self.reader.lanes:  # else the run's manifest knows them
+            values["reader"]["lanes"] = self.reader.lanes
         if self.optimizer.schedule == "constant":
             del values["steps"]  # then a finished run may be continued
         return values

@@ -61,13 +61,12 @@ def read_ahead(reader: PlanReader, rank: int, workers: int, steps: Sequence[int]
 
     Reading files and decoding pictures happen outside Python's lock.
     """
-    config = reader.config
     waiting: deque[Future[StepBatch]] = deque()
-    with ThreadPoolExecutor(config.reader.threads, "reader") as pool:
+    with ThreadPoolExecutor(reader.threads, "reader") as pool:
         try:
             for step in steps:
                 waiting.append(pool.submit(reader.read, step, rank, workers))
-                if len(waiting) > config.reader.prefetch:
+                if len(waiting) > reader.config.reader.prefetch:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

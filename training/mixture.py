@@ -2,168 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from labeling.dataset import CAMERAS, IMAGES, RECIPE_FIELDS, TEXT, Dataset, Footer, ShardInfo, entry_columns
+from labeling.dataset import RECIPE_FIELDS, TEXT, Dataset, Footer, ShardInfo, entry_columns
 from model.conditions import CONTENT_COLUMNS
 from model.inputs import InputError
-from model.prompts import DEGRADED, RAYS, Task, find_task
+from model.prompts import RAYS, Task, find_task
 from training.config import SourceConfig
-from training.seeded_generator import SeededGenerator
+from training.manifest import Manifest, SourcePin, counted
+from training.pinned_shards import ShardPin, Shards, bits_of
+from training.streams import Stream
 
 _READ_THREADS = 16
-_MANIFEST_VERSION = 1
 
 
-@dataclass(frozen=True)
-class Stream:
-    """One task served by one source: what samples are drawn from. rows: how many are eligible."""
-
-    source: str
-    task: str
-    weight: float
-    size: int
-    rows: int = 0
-
-    @property
-    def latents(self) -> str:
-        """The group of the pictures' latents."""
-        return f"latents-{self.size}"
-
-    @property
-    def condition(self) -> str | None:
-        """The group of the condition's latents, None where frame 1 is not stored."""
-        label = find_task(self.task).label
-        return label and f"{self.latents}-{label}"
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """Every group that a sample of this stream is read or judged from."""
-        condition = find_task(self.task).condition
-        groups = [self.latents, TEXT]
-        if condition == DEGRADED:
-            groups.append(IMAGES)
-        elif condition == RAYS:
-            groups.append(CAMERAS)
-        elif condition is not None:
-            groups += [f"{self.latents}-{condition}", *([condition] if condition in CONTENT_COLUMNS else [])]
-        return tuple(groups)
-
-
-@dataclass(frozen=True)
-class ShardPin:
-    """One shard as the run uses it.
-
-    content: of every group used. eligible: task@size → hex bits over the rows, None where all are.
-    views: views of each row of a dataset of sets, else empty.
-    """
-
-    name: str
-    row_groups: list[int]
-    content: dict[str, str]
-    eligible: dict[str, str | None]
-    views: list[int] = field(default_factory=list)
-
-    def eligible_counts(self, stream: Stream) -> list[int]:
-        """How many rows of each row group the stream may use."""
-        if self.eligible[_key(stream)] is None:
-            return self.row_groups
-        starts = np.cumsum([0, *self.row_groups])
-        kept = np.concatenate([[0], np.cumsum(self.mask(stream))])
-        return [int(count) for count in np.diff(kept[starts])]
-
-    def mask(self, stream: Stream) -> NDArray[np.bool_]:
-        """(rows,) which rows the stream may use."""
-        rows = sum(self.row_groups)
-        bits = self.eligible[_key(stream)]
-        if bits is None:
-            return np.ones(rows, bool)
-        return np.unpackbits(np.frombuffer(bytes.fromhex(bits), np.uint8), count=rows).astype(bool)
-
-
-@dataclass(frozen=True)
-class SourcePin:
-    """A dataset as the run uses it; declarations: group → what it declares (labeler, version, parameters, weights)."""
-
-    dataset: str
-    kind: str
-    declarations: dict[str, dict[str, Any]]
-    shards: list[ShardPin]
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The content of every shard used, and which rows are eligible for each task."""
-
-    sources: dict[str, SourcePin]
-    streams: list[Stream]
-
-    def to_json(self) -> str:
-        """As a JSON document."""
-        return json.dumps({"version": _MANIFEST_VERSION, **asdict(self)}, separators=(",", ":"), sort_keys=True) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Manifest:
-        """Back from `to_json`. Raises InputError for another version."""
-        values = json.loads(text)
-        if values["version"] != _MANIFEST_VERSION:
-            raise InputError(f"the run's manifest has version {values['version']}; begin a new run")
-        sources = {
-            name: SourcePin(**{**source, "shards": [ShardPin(**shard) for shard in source["shards"]]})
-            for name, source in values["sources"].items()
-        }
-        return cls(sources, [Stream(**stream) for stream in values["streams"]])
-
-    def at_addresses(self, datasets: Mapping[str, str]) -> Manifest:
-        """The same shards in datasets that may have moved: source → address of its dataset now."""
-        sources = {name: replace(pin, dataset=Dataset(datasets[name]).uri) for name, pin in self.sources.items()}
-        return Manifest(sources, self.streams)
-
-    def split(self, share: float, seed: int) -> tuple[Manifest, Manifest]:
-        """(rows to train on, validation rows): the second has about this share of the rows of every source.
-
-        A row is on the same side for all tasks, or one task would train on an image that another validates on.
-        Raises InputError when one side is empty.
-        """
-        sides: dict[bool, dict[str, SourcePin]] = {False: {}, True: {}}
-        for name, source in self.sources.items():
-            streams = [stream for stream in self.streams if stream.source == name]
-            shards: dict[bool, list[ShardPin]] = {False: [], True: []}
-            for shard in source.shards:
-                # Another seed than "held out" would move rows of existing runs to the other side.
-                generator = SeededGenerator(seed, "held out", name, shard.name)
-                validates = generator.uniforms(sum(shard.row_groups)) < share
-                for side in sides:
-                    eligible = {_key(stream): _bits(shard.mask(stream) & (validates == side)) for stream in streams}
-                    shards[side].append(replace(shard, eligible=eligible))
-            for side in sides:
-                sides[side][name] = replace(source, shards=shards[side])
-        training, validation = (Manifest(sides[side], _counted(sides[side], self.streams)) for side in (False, True))
-        for manifest, purpose in ((validation, "for validation"), (training, "to train on")):
-            if not any(stream.rows for stream in manifest.streams):
-                most = max(stream.rows for stream in self.streams)
-                raise InputError(
-                    f"validation.share {share:g} of {most} rows leaves none {purpose}; change it, or set it to 0"
-                )
-        return training, validation
-
-    def counts(self) -> dict[str, int]:
-        """Eligible rows of each task, over all sources."""
-        counts: dict[str, int] = {}
-        for stream in self.streams:
-            counts[stream.task] = counts.get(stream.task, 0) + stream.rows
-        return counts
-
-
-def build_manifest(mixture: Mapping[str, SourceConfig], size: int) -> Manifest:
-    """Pin the shards of a mixture and count the rows eligible for each task.
+def build_manifest(mixture: Mapping[str, SourceConfig], size: int, lanes: int = 16) -> Manifest:
+    """Pin the shards of a mixture and count the rows eligible for each task. lanes: as `TrainingConfig.lanes`.
 
     A row is eligible when nothing that the task needs of it is in error, it has a prompt for the task, its boxes,
     segmentation or pose show something, and its picture was not removed at the source. Raises InputError for an unknown
@@ -178,19 +36,11 @@ def build_manifest(mixture: Mapping[str, SourceConfig], size: int) -> Manifest:
         for stream in own:
             _check_task(find_task(stream.task), dataset)
         sources[name] = _pin(dataset, own)
-        streams += _counted(sources, own)
+        streams += counted(sources, own)
     if not any(stream.rows for stream in streams):
         raise InputError(f"no row of {', '.join(s.dataset for s in mixture.values())} is eligible for any of the tasks")
     _check_same_encoders(sources)
-    return Manifest(sources, streams)
-
-
-def _counted(sources: Mapping[str, SourcePin], streams: Iterable[Stream]) -> list[Stream]:
-    """The streams, each with the number of rows that are eligible for it."""
-    return [
-        replace(stream, rows=sum(sum(shard.eligible_counts(stream)) for shard in sources[stream.source].shards))
-        for stream in streams
-    ]
+    return Manifest(sources, streams, lanes)
 
 
 def _check_task(task: Task, dataset: Dataset) -> None:
@@ -224,7 +74,7 @@ def _pin(dataset: Dataset, streams: list[Stream]) -> SourcePin:
         return _pin_shard(dataset, shard.name, {group: footers[group][shard.name] for group in groups}, streams)
 
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        return SourcePin(dataset.uri, dataset.kind, declarations, list(pool.map(pin, dataset.shards)))
+        return SourcePin(dataset.uri, dataset.kind, declarations, Shards.of(pool.map(pin, dataset.shards)))
 
 
 def _pin_shard(dataset: Dataset, shard: str, footers: Mapping[str, Footer], streams: Iterable[Stream]) -> ShardPin:
@@ -250,7 +100,7 @@ def _pin_shard(dataset: Dataset, shard: str, footers: Mapping[str, Footer], stre
             column = dataset.read(stream.latents, shard, ["latent_height"])["latent_height"]
             views = [len(value) if value.is_valid else 0 for value in column]
             mask &= np.array(views) > 0
-        eligible[_key(stream)] = _bits(mask)
+        eligible[stream.key] = bits_of(mask)
     content = {group: footer.content for group, footer in footers.items()}
     return ShardPin(shard, row_groups, content, eligible, views)
 
@@ -283,12 +133,3 @@ def _check_same_encoders(sources: Mapping[str, SourcePin]) -> None:
                     groups.setdefault(str(declaration["weights"]), f"{source.dataset}/{group}")
         if len(groups) > 1:
             raise InputError(f"{' and '.join(groups.values())} come from different weights; {what} must be of one kind")
-
-
-def _bits(mask: NDArray[np.bool_]) -> str | None:
-    """(rows,) as ShardPin keeps it."""
-    return None if mask.all() else np.packbits(mask).tobytes().hex()
-
-
-def _key(stream: Stream) -> str:
-    return f"{stream.task}@{stream.size}"

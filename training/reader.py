@@ -27,8 +27,9 @@ from training.batch import Sample, StepBatch
 from training.config import TrainingConfig
 from training.dealing import Dealer
 from training.device import encode_picture
-from training.mixture import Manifest, Stream
-from training.plan import PlannedSample
+from training.manifest import Manifest
+from training.planned import PlannedSample
+from training.streams import Stream
 
 if TYPE_CHECKING:
     from model.codecs import ImageCodec
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = {IMAGES: ["image"], TEXT: ["entries"], CAMERAS: ["c2w", "intrinsics"]}
 _LATENT_COLUMNS = ["latent", "latent_height", "latent_width"]
+_WAITING_THREADS = 4  # that read where it takes waiting for S3, or decoding pictures outside Python's lock
 _OPEN_FILES = 256  # shards; a process may have 1024 files open
 Allocate = Callable[[tuple[int, ...]], NDArray[np.float16]]
 
@@ -48,6 +50,8 @@ class PlanReader:
     ) -> None:
         """codec: what encoded the latents (as for `model.codecs.load_codec`), to encode degraded pictures with; None
         leaves that to who computes, see `training.device`. allocate: makes the arrays of samples, pinned ones perhaps.
+
+        threads: how many should call `read` at a time.
         """
         self.manifest, self.config = manifest, config
         self.dealer = Dealer(manifest, config)
@@ -60,6 +64,9 @@ class PlanReader:
         self._planning = Lock()
         far = [dataset.store.parallel for dataset in self._datasets.values() if dataset.store.gap]
         self._pool = ThreadPoolExecutor(max(far), "range") if far else None
+        # Arrays from a disk are there at once, and threads would only take Python's lock from each other.
+        waits = far or any(find_task(stream.task).condition == DEGRADED for stream in manifest.streams)
+        self.threads = config.reader.threads or (_WAITING_THREADS if waits else 1)
 
     @cached_property
     def codec(self) -> ImageCodec:
@@ -79,9 +86,9 @@ class PlanReader:
         wants: list[Want] = []
         packs = [[self._sample(*leveled, wants) for leveled in pack] for pack in dealt]
         read_arrays(wants, self._pool)
-        if len(packs) < most:
+        first = packs[0][0]
+        while len(packs) < most:
             # Sharded models call forward equally often on every worker: one more sample, which the loss leaves out.
-            first = packs[0][0]
             packs.append([Sample(**{**vars(first), "in_loss": np.zeros_like(first.in_loss)})])
         return StepBatch(step, packs, frames_in_loss)
 
@@ -216,8 +223,8 @@ class PlanReader:
 
     def _row(self, stream: Stream, planned: PlannedSample) -> int:
         """Number of the row in its shard."""
-        shard = self.manifest.sources[stream.source].shards[planned.shard]
-        return sum(shard.row_groups[: planned.row_group]) + planned.row
+        shards = self.manifest.sources[stream.source].shards
+        return shards.row_in_shard(planned.shard, planned.row_group, planned.row)
 
     def _table(self, stream: Stream, group: str, planned: PlannedSample) -> pa.Table:
         """The row group of `group` that holds the sample."""
@@ -225,7 +232,7 @@ class PlanReader:
 
         def read() -> pa.Table:
             self._file(stream, group, planned.shard)
-            shard = self.manifest.sources[stream.source].shards[planned.shard].name
+            shard = self.manifest.sources[stream.source].shards.name(planned.shard)
             columns = _COLUMNS.get(group, _LATENT_COLUMNS)
             try:
                 return dataset.read(group, shard, columns, [planned.row_group]).combine_chunks()
@@ -238,15 +245,15 @@ class PlanReader:
     def _file(self, stream: Stream, group: str, number: int) -> ArrayFile:
         """A shard of a group. Raises InputError for one whose content is not what the manifest pins."""
         source = self.manifest.sources[stream.source]
-        pin = source.shards[number]
 
         def open_file() -> ArrayFile:
-            place = f"{source.dataset}/{group}/{pin.name}.parquet"
+            name = source.shards.name(number)
+            place = f"{source.dataset}/{group}/{name}.parquet"
             try:
-                file = self._datasets[stream.source].arrays(group, pin.name)
+                file = self._datasets[stream.source].arrays(group, name)
             except FileNotFoundError:
                 raise InputError(f"{place}: gone since the run began; restore it, or begin a new run") from None
-            if file.content != pin.content[group]:
+            if file.content != source.shards.content[group][number].as_py():
                 raise InputError(f"{place}: changed since the run began; restore it, or begin a new run")
             return file
 
@@ -254,8 +261,8 @@ class PlanReader:
 
     def _place(self, stream: Stream, group: str, planned: PlannedSample) -> str:
         source = self.manifest.sources[stream.source]
-        shard = source.shards[planned.shard]
-        return f"{source.dataset}/{group}/{shard.name}.parquet row {self._row(stream, planned)}"
+        name = source.shards.name(planned.shard)
+        return f"{source.dataset}/{group}/{name}.parquet row {self._row(stream, planned)}"
 
 
 class _Source:

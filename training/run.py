@@ -14,11 +14,12 @@ from model.inputs.yaml_files import parse_yaml, to_yaml
 from training.checkpoint import FOLDER, checkpoint_name, whole_checkpoints
 from training.config import TrainingConfig, override_config, parse_config
 from training.coordinator import ControlRequest, Coordinator, Progress, await_node_removal, monitor
+from training.manifest import FIRST_MANIFEST, Manifest
 from training.metrics_logger import read_metrics
-from training.mixture import Manifest, build_manifest
+from training.mixture import build_manifest
 from training.worker_settings import WorkerSettings
 
-CONFIG, MANIFEST = "config.yaml", "manifest.json"
+CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,11 @@ def _prepare(config: TrainingConfig, store: Store, resumes: bool) -> Manifest:
     if resumes:
         _check_same(config, store)
         datasets = {name: source.dataset for name, source in config.mixture.items()}
-        manifest = Manifest.from_json(store.read(MANIFEST)).at_addresses(datasets)
+        manifest = Manifest.read(store).at_addresses(datasets)
     else:
-        manifest = build_manifest(config.mixture, config.size)
-        store.put(MANIFEST, manifest.to_json().encode())
+        manifest = build_manifest(config.mixture, config.size, config.lanes)
+        manifest.write(store)
+        store.delete(FIRST_MANIFEST)  # of a run that began here and wrote no checkpoint
     store.put(CONFIG, to_yaml(config.model_dump(mode="json")).encode())
     return manifest
 

@@ -32,7 +32,7 @@ class SeededGenerator:
 
     def uniforms(self, count: int) -> NDArray[np.float64]:
         """(count,) numbers in (0, 1), as `uniform` draws them."""
-        return ((self._bits.random_raw(count) >> np.uint64(12)).astype(np.float64) + 0.5) / 2**52
+        return as_uniforms(self._bits.random_raw(count))
 
     def normal(self) -> float:
         """A number of the standard normal distribution."""
@@ -45,3 +45,20 @@ class SeededGenerator:
     def permutation(self, count: int) -> NDArray[np.int64]:
         """0 … count − 1 in random order."""
         return np.argsort(self._bits.random_raw(count), kind="stable")
+
+
+def indexed_words(seed: tuple[int | str, ...], first: int, count: int, each: int) -> NDArray[np.uint64]:
+    """(count, each) random words of the things numbered from `first` on, `each` a multiple of 4.
+
+    The generator counts instead of keeping a state, so that the words of a thing do not depend on who asks for them
+    together with which others.
+    """
+    digest = hashlib.blake2b(repr(seed).encode(), digest_size=16).digest()
+    # Its counter advances once for four words.
+    bits = np.random.Philox(key=int.from_bytes(digest, "little"), counter=first * each // 4)
+    return bits.random_raw(count * each).reshape(count, each)
+
+
+def as_uniforms(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Numbers in (0, 1), never 0 or 1, of random words."""
+    return ((words >> np.uint64(12)).astype(np.float64) + 0.5) / 2**52

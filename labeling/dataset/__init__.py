@@ -20,7 +20,7 @@ from labeling.dataset.images import (
 )
 from labeling.dataset.index import IndexLog
 from labeling.dataset.join import Columns
-from labeling.dataset.lease import LEASE_EXPIRY, LEASE_FILE, is_leased, lease, refuse_others
+from labeling.dataset.lease import LEASE_EXPIRY, LEASE_FILES, is_leased, lease, refuse_others
 from labeling.dataset.parallel import in_parallel
 from labeling.dataset.row_errors import (
     MissingParameter,
@@ -55,7 +55,7 @@ __all__ = [
     "IMAGE_COLUMN",
     "IMAGE_SCHEMA",
     "LEASE_EXPIRY",
-    "LEASE_FILE",
+    "LEASE_FILES",
     "RECIPE_FIELDS",
     "REJECTED",
     "REJECTED_SCHEMA",

@@ -159,7 +159,11 @@ class Dataset:
         values = {key: value for key, value in declaration.items() if key != EARLIER}
         if earlier := self._earlier(group, values):
             values[EARLIER] = earlier
-        self.store.put(f"{group}/{GROUP_FILE}", json.dumps(values, indent=1, sort_keys=True).encode() + b"\n")
+        self.store.put(f"{group}/{GROUP_FILE}", _group_json(values))
+
+    def declare_new(self, group: str, declaration: Mapping[str, Any]) -> bool:
+        """Write group.json where there is none; False where there is one, by now: of several writers one has True."""
+        return self.store.put_new(f"{group}/{GROUP_FILE}", _group_json(declaration))
 
     def _earlier(self, group: str, declaration: Mapping[str, Any]) -> list[dict[str, Any]]:
         before = self.declaration(group)
@@ -239,3 +243,7 @@ class Dataset:
         """All rows of several groups as "group.column" → value; a group that lacks a shard is left out of its rows."""
         for shard in self.shards:
             yield from self.join(shard.name, columns, skip_missing=True).to_pylist()
+
+
+def _group_json(declaration: Mapping[str, Any]) -> bytes:
+    return json.dumps(dict(declaration), indent=1, sort_keys=True).encode() + b"\n"

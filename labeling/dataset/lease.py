@@ -17,9 +17,10 @@ import psutil
 from labeling.dataset.storage import Store
 from model.inputs import InputError
 
-LEASE_FILE = "running.json"  # of a job on all shards; "running-FIRST-END.json" of a job on a range of them
+LEASE_FILES = "running"  # what their names begin with: running-TOKEN.json; running.json before they had tokens
 HEARTBEAT = 30.0  # seconds between two heartbeats
 LEASE_EXPIRY = 150.0  # seconds without a heartbeat after which a job on another machine counts as dead
+CLAIM_SECONDS = 0.1  # between two looks at another's claim, which soon becomes a lease or goes
 
 Range = tuple[int, int]  # [first, end) of a dataset's shards, in order
 _ALL: Range = (0, 1 << 62)
@@ -30,49 +31,92 @@ _Holder = dict[str, Any]
 def lease(store: Store, groups: Sequence[str], shards: Range | None = None) -> Iterator[None]:
     """Hold groups, or a range of their shards, for a job of this process.
 
-    Jobs on ranges that have no shard in common run beside each other. Raises InputError, naming the job, when a live
-    one holds any of these shards. A submitted job (its address in ONEDIFFUSION_JOB) that begins again elsewhere takes
-    over the leases of its attempt before: no two attempts run at once, and it must not wait until the lease of a lost
-    machine expires.
+    Jobs on ranges that have no shard in common run beside each other. Of jobs that begin at the same time, also where
+    they take over from a dead one, one goes on. Raises InputError, naming the job, when a live one holds any of these
+    shards. A submitted job (its address in ONEDIFFUSION_JOB) that begins again elsewhere takes over the leases of its
+    attempt before: no two attempts run at once, and it must not wait until the lease of a lost machine expires.
     """
-    file = LEASE_FILE if shards is None else f"running-{shards[0]:06d}-{shards[1]:06d}.json"
-    token = secrets.token_hex(8)  # of this lease: a process may ask for the same twice
-    own = {**_this_process(), "token": token, **({"shards": list(shards)} if shards else {})}
-    for group in groups:
-        _refuse_overlap(store, group, shards, token)
-
-    def content() -> bytes:
-        return json.dumps({**own, "time": time.time()}).encode()
-
-    taken: list[str] = []
-    stop = threading.Event()
-
-    def keep_beating() -> None:
-        while not stop.wait(HEARTBEAT):
-            for group in taken:
-                with suppress(Exception):  # the next heartbeat makes up for it; trouble shows in the job's own writes
-                    holder = _read(store, f"{group}/{file}")
-                    if holder is None or holder.get("token") == token:  # an attempt that took over keeps its lease
-                        store.put(f"{group}/{file}", content())
-
-    heart = threading.Thread(target=keep_beating, daemon=True)
+    claim = _Claim(store, groups, shards)
+    claim.look()  # so that a refused job writes nothing
     try:
-        for group in groups:
-            name = f"{group}/{file}"
-            # What is there is of the dead, or of a job that came at the same time and that is seen below.
-            if not store.put_new(name, content()) and not ((holder := _read(store, name)) and _is_alive(holder)):
-                store.put(name, content())
-            taken.append(group)
-            _refuse_overlap(store, group, shards, token)
-        heart.start()
-        yield
+        claim.write()
+        while claim.look():  # at what came since
+            time.sleep(CLAIM_SECONDS)
+        claim.claimed = False
+        claim.write()
+        with claim.kept_fresh():
+            yield
     finally:
-        stop.set()
-        if heart.is_alive():
+        claim.withdraw()
+
+
+class _Claim:
+    """One lease: a file in each group, named by its token. It is a claim first: others may have one at that moment.
+
+    Everybody writes a claim before looking at those of others, so that of two one sees the other's at least. Where both
+    do, the one with the lesser token waits for the other to go.
+    """
+
+    def __init__(self, store: Store, groups: Sequence[str], shards: Range | None) -> None:
+        self.store, self.groups = store, groups
+        self.shards = shards or _ALL
+        self.token = secrets.token_hex(8)  # a process may ask for the same twice
+        self.own = {**_this_process(), "token": self.token, **({"shards": list(shards)} if shards else {})}
+        self.claimed = True
+
+    def write(self) -> None:
+        claim = {"claim": True} if self.claimed else {}
+        content = json.dumps({**self.own, **claim, "time": time.time()}).encode()
+        for group in self.groups:
+            self.store.put(self._file(group), content)
+
+    def look(self) -> bool:
+        """Whether another job has a claim that must go before this one is a lease. Dead leases are removed.
+
+        Raises InputError where a live job holds one of the shards, or claims one before this job.
+        """
+        rivals = False
+        for group in self.groups:
+            for name, holder in _holders(self.store, group).items():
+                others = _range(holder)
+                if holder.get("token") == self.token or self.shards[0] >= others[1] or others[0] >= self.shards[1]:
+                    continue
+                if not _is_alive(holder):
+                    self.store.delete(f"{group}/{name}")
+                elif holder.get("claim") and holder["token"] > self.token:
+                    rivals = True
+                else:
+                    part = "" if others == _ALL else f", shards {others[0]}:{others[1]}"
+                    raise InputError(
+                        f"{self.store.uri}/{group}: {_named(holder)} is working on it{part}; "
+                        "wait for it to end, or stop it"
+                    )
+        return rivals
+
+    @contextmanager
+    def kept_fresh(self) -> Iterator[None]:
+        """Write it again and again, so that it does not expire."""
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(HEARTBEAT):
+                with suppress(Exception):  # the next heartbeat makes up for it; trouble shows in the job's own writes
+                    self.write()
+
+        heart = threading.Thread(target=beat, daemon=True)
+        heart.start()
+        try:
+            yield
+        finally:
+            stop.set()
             heart.join()
-        for group in taken:
-            if (_read(store, f"{group}/{file}") or {}).get("token") == token:
-                store.delete(f"{group}/{file}")
+
+    def withdraw(self) -> None:
+        for group in self.groups:
+            self.store.delete(self._file(group))
+
+    def _file(self, group: str) -> str:
+        return f"{group}/{LEASE_FILES}-{self.token}.json"
 
 
 def refuse_others(store: Store, group: str, why: str) -> None:
@@ -88,19 +132,9 @@ def live_ranges(store: Store, group: str) -> list[Range]:
 
 def is_leased(store: Store, group: str) -> bool:
     """Whether any job, this process's too, has renewed a lease of a group within the time after which it expires."""
-    return any(time.time() - float(holder.get("time", 0.0)) < LEASE_EXPIRY for holder in _holders(store, group))
-
-
-def _refuse_overlap(store: Store, group: str, shards: Range | None, token: str) -> None:
-    """Raise InputError when a live lease other than the one of this token holds one of the shards."""
-    first, end = shards or _ALL
-    for holder in _holders(store, group):
-        others = _range(holder)
-        if first < others[1] and others[0] < end and holder.get("token") != token and _is_alive(holder):
-            part = "" if others == _ALL else f", shards {others[0]}:{others[1]}"
-            raise InputError(
-                f"{store.uri}/{group}: {_named(holder)} is working on it{part}; wait for it to end, or stop it"
-            )
+    return any(
+        time.time() - float(holder.get("time", 0.0)) < LEASE_EXPIRY for holder in _holders(store, group).values()
+    )
 
 
 def _named(holder: _Holder) -> str:
@@ -135,16 +169,16 @@ def _is_same(one: Mapping[str, Any] | None, other: Mapping[str, Any]) -> bool:
     return one is not None and all(one[key] == other[key] for key in ("host", "process", "started"))
 
 
-def _holders(store: Store, group: str) -> list[_Holder]:
-    """The leases of a group, those of the dead too."""
-    files = [name for name in store.files(group, LEASE_FILE.removesuffix(".json")) if name.endswith(".json")]
-    return [holder for name in files if (holder := _read(store, f"{group}/{name}"))]
+def _holders(store: Store, group: str) -> dict[str, _Holder]:
+    """The leases and claims of a group by file name, those of the dead too."""
+    files = [name for name in store.files(group, LEASE_FILES) if name.endswith(".json")]
+    return {name: holder for name in files if (holder := _read(store, f"{group}/{name}"))}
 
 
 def _others(store: Store, group: str) -> list[_Holder]:
     """Those of live jobs other than this process."""
     own = _this_process()
-    return [holder for holder in _holders(store, group) if not _is_same(holder, own) and _is_alive(holder)]
+    return [holder for holder in _holders(store, group).values() if not _is_same(holder, own) and _is_alive(holder)]
 
 
 def _read(store: Store, name: str) -> _Holder | None:

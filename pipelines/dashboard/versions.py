@@ -18,7 +18,7 @@ from pipelines.dashboard.partitions import ShardRange
 from pipelines.dashboard.snapshots import Snapshot
 from pipelines.file_cache import FileCache
 from pipelines.reports.figures import EVALUATION, read_json
-from training.run import MANIFEST
+from training.manifest import FIRST_MANIFEST, MANIFEST, Manifest
 
 Key = tuple[str, ...]  # of an asset: the name of a dataset or run, and what it is of that
 EVALUATION_CODE = "1"  # an evaluation has no declaration that could change
@@ -124,8 +124,9 @@ def run_versions(
 
 def _pinned_contents(store: Store, config: Mapping[str, Any]) -> dict[tuple[str, str], str]:
     """(dataset, group) → digest of the content that the run's manifest pins, comparable to `DatasetState.contents`."""
-    entry = store.files().get(MANIFEST)
-    sources = _manifests.get(store, MANIFEST, entry) if entry else {}
+    files = store.files()
+    file = MANIFEST if MANIFEST in files else FIRST_MANIFEST
+    sources = _manifests.get(store, file, files[file]) if file in files else {}
     return {
         # The configuration knows the dataset's address where it was moved since.
         (open_store(config["mixture"].get(name, {}).get("dataset", dataset)).uri, group): digest
@@ -136,14 +137,15 @@ def _pinned_contents(store: Store, config: Mapping[str, Any]) -> dict[tuple[str,
 
 def _read_manifest(store: Store, name: str) -> dict[str, tuple[str, dict[str, str]]]:
     """Source → (dataset's address, group → digest of its shards' content). A manifest itself is too large to keep."""
-    manifest = read_json(store, name) or {"sources": {}}
+    manifest = Manifest.find(store)
     sources = {}
-    for source, values in manifest["sources"].items():
+    for source, pin in manifest.sources.items() if manifest else ():
+        names = pin.shards.names.to_pylist()
         digests = {
-            group: digest_json([(shard["name"], shard["content"][group]) for shard in values["shards"]])
-            for group in values["declarations"]
+            group: digest_json(list(zip(names, pin.shards.content[group].to_pylist(), strict=True)))
+            for group in pin.declarations
         }
-        sources[source] = values["dataset"], digests
+        sources[source] = pin.dataset, digests
     return sources
 
 

@@ -19,8 +19,9 @@ from pipelines.reports.figures import EVALUATION, Figure, read_json, run_figures
 from pipelines.reports.numbers import duration, is_number, number
 from pipelines.reports.overlays import Drawing, Inliner, inline_file
 from training.checkpoint import whole_checkpoints
+from training.manifest import Manifest
 from training.metrics_logger import METRICS, read_metrics
-from training.run import CONFIG, MANIFEST
+from training.run import CONFIG
 
 DEMO_RESULTS, SAMPLES = "metrics.json", "samples/samples.json"
 MAX_SAMPLES = 120
@@ -173,8 +174,8 @@ def _workers(count: Any) -> str:
 
 
 def _tasks(config: Mapping[str, Any], store: Store) -> list[tuple[str, str, str, str]]:
-    streams = (read_json(store, MANIFEST) or {}).get("streams") or []
-    rows = {(stream["source"], stream["task"]): stream["rows"] for stream in streams}
+    manifest = Manifest.find(store)
+    rows = {(stream.source, stream.task): stream.rows for stream in manifest.streams} if manifest else {}
     return [
         (name, task, f"{weight:g}", number(rows.get((name, task))))
         for name, source in (config.get("mixture") or {}).items()

@@ -15,9 +15,11 @@ from rounds import alternate
 
 from training.config import ObjectiveConfig, TrainingConfig
 from training.dealing import Dealer
-from training.mixture import Manifest, ShardPin, SourcePin, Stream
+from training.manifest import Manifest, SourcePin
+from training.pinned_shards import ShardPin, Shards
 from training.plan import Plan
 from training.seeded_generator import SeededGenerator
+from training.streams import Stream
 
 BATCH, WINDOW, FAR = 256, 8, 400_000
 LARGE_BATCH, WORKERS, MANY_SHARDS = 4096, 512, 100_000
@@ -80,7 +82,7 @@ def build_manifest(shards: int) -> Manifest:
     """A manifest of that many shards of 1024 rows."""
     pins = [ShardPin(f"{number:06d}", [64] * 16, {}, {"text2image@64": None}) for number in range(shards)]
     stream = Stream("a", "text2image", 1.0, 64, shards * 1024)
-    return Manifest({"a": SourcePin("a", "pictures", {}, pins)}, [stream])
+    return Manifest({"a": SourcePin("a", "pictures", {}, Shards.of(pins))}, [stream], 128)
 
 
 def build_plan(shards: int) -> Plan:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from loader_data import SHAPE, TASK, Rows, number_of
 
-WORKERS = 2  # processes of the peers, and threads of ours
+WORKERS = 2  # processes of the peers
 SHUFFLE_BUFFER = 500  # of webdataset
 Batch = list[tuple[Any, Any]]  # (latent, text) or (picture, None) of each sample
 
@@ -30,9 +30,11 @@ Batch = list[tuple[Any, Any]]  # (latent, text) or (picture, None) of each sampl
 def ours(folder: Path, place: str, kind: str, batch: int) -> Iterator[Batch]:
     from training.config import parse_config
     from training.dataloader import read_ahead
+    from training.memory import keep_freed_memory
     from training.mixture import build_manifest
     from training.reader import PlanReader
 
+    keep_freed_memory()  # as a worker does
     rows = Rows.read(folder)
     config = parse_config(
         {
@@ -43,7 +45,6 @@ def ours(folder: Path, place: str, kind: str, batch: int) -> Iterator[Batch]:
             "mixture": {"a": {"dataset": f"{place}/ours", "tasks": ["inpainting" if kind == "pictures" else TASK]}},
             "model": {"caption_channels": rows.width},
             "objective": {"caption_dropout": 0.0},
-            "reader": {"threads": WORKERS},
         },
         "bench",
     )

@@ -8,6 +8,7 @@ import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -161,6 +162,22 @@ def test_group_held_by_another_job_is_refused(dataset: Dataset) -> None:
     with lease(dataset.store, ["brightness"]), pytest.raises(InputError, match=f"process {os.getpid()}"):
         label(dataset.uri, [BRIGHTNESS])
     assert not dataset.store.exists("brightness/group.json")
+
+
+def test_new_group_is_declared_by_one_of_two_jobs_on_other_shards(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one, which still works, has declared it after this one has looked."""
+    holder = {"host": "elsewhere", "process": 1, "started": 1.0, "job": "", "time": time.time(), "shards": [0, 1]}
+    dataset.store.put("brightness/running-1.json", json.dumps(holder).encode())
+    declare_new = Dataset.declare_new
+
+    def late(self: Dataset, group: str, declaration: dict[str, Any]) -> bool:
+        assert declare_new(self, group, declaration)
+        return declare_new(self, group, declaration)
+
+    monkeypatch.setattr(Dataset, "declare_new", late)
+    assert label(dataset.uri, [BRIGHTNESS], shards=(1, 3)).written == {"brightness": 2}
 
 
 def test_jobs_on_other_shards_run_beside_each_other(dataset: Dataset) -> None:

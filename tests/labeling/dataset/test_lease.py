@@ -6,16 +6,18 @@ import json
 import os
 import socket
 import time
+from collections import Counter
 from pathlib import Path
+from threading import Barrier, Thread
 from typing import Any
 
 import psutil
 import pytest
 
-from labeling.dataset import LEASE_EXPIRY, LEASE_FILE, Store, lease, open_store, refuse_others
+from labeling.dataset import LEASE_EXPIRY, Store, lease, open_store, refuse_others
 from model.inputs import InputError
 
-FILE = f"edges/{LEASE_FILE}"
+FILE = "edges/running.json"  # as before leases were named by tokens
 
 
 @pytest.fixture
@@ -37,10 +39,10 @@ def hold(store: Store, **changes: Any) -> None:
 
 def test_lease_is_held_and_given_back(store: Store) -> None:
     with lease(store, ["edges", "boxes"]):
-        assert store.exists(FILE) and store.exists(f"boxes/{LEASE_FILE}")
+        assert len(live_leases(store)) == len(live_leases(store, "boxes")) == 1
         with pytest.raises(InputError, match=f"process {os.getpid()}"), lease(store, ["boxes"]):
             pass
-    assert not store.exists(FILE) and not store.exists(f"boxes/{LEASE_FILE}")
+    assert not live_leases(store) and not live_leases(store, "boxes")
 
 
 def test_lease_of_a_live_process_is_refused_and_of_a_dead_one_taken(store: Store) -> None:
@@ -72,7 +74,7 @@ def test_next_attempt_of_a_job_takes_over(store: Store, monkeypatch: pytest.Monk
 
 def test_jobs_on_other_shards_hold_a_group_beside_each_other(store: Store) -> None:
     with lease(store, ["edges"], (0, 10)), lease(store, ["edges"], (10, 20)):
-        assert live_leases(store) == ["running-000000-000010.json", "running-000010-000020.json"]
+        assert len(live_leases(store)) == 2
         for shards, named in (((5, 12), "0:10"), ((19, 30), "10:20"), ((0, 10), "0:10"), (None, "shards")):
             with pytest.raises(InputError, match=named), lease(store, ["edges"], shards):
                 pass
@@ -90,18 +92,58 @@ def test_a_refused_job_gives_back_what_it_held(store: Store) -> None:
         assert not store.files("boxes", "running")
 
 
-def test_of_jobs_that_begin_at_once_none_overlap(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another job's lease comes between the first look and the own lease."""
-    put_new = type(store).put_new
+@pytest.mark.parametrize("dead", [False, True])
+def test_of_jobs_that_begin_at_once_one_goes_on(store: Store, dead: bool) -> None:
+    """Also where they find the lease of a dead job."""
+    for _ in range(5):
+        barrier, outcomes = Barrier(6), Counter[str]()
+        if dead:
+            hold(store, started=1.0)
 
-    def late(self: Store, name: str, content: bytes) -> bool:
-        hold(store, shards=[3, 8])
-        return put_new(self, name, content)
+        def begin(barrier: Barrier = barrier, outcomes: Counter[str] = outcomes) -> None:
+            barrier.wait()
+            try:
+                with lease(store, ["edges", "boxes"]):
+                    outcomes["held"] += 1
+                    barrier.wait(60)  # no other one comes in meanwhile
+            except InputError:
+                outcomes["refused"] += 1
+                barrier.wait(60)
 
-    monkeypatch.setattr(type(store), "put_new", late)
+        threads = [Thread(target=begin) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert outcomes == {"held": 1, "refused": 5} and not live_leases(store)
+
+
+def test_claim_waits_for_a_later_one_and_gives_way_to_an_earlier_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another job's claim comes between the first look and the own claim."""
+    put = type(store).put
+    claims = iter(["f" * 17, "0"])
+
+    def late(self: Store, name: str, content: bytes) -> None:
+        monkeypatch.setattr(type(store), "put", put)
+        hold(store, shards=[3, 8], claim=True, token=next(claims))
+        put(self, name, content)
+
+    monkeypatch.setattr(type(store), "put", late)
+    looks: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        store.delete(FILE)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    with lease(store, ["edges"], (0, 5)):
+        assert len(looks) == 1
+    monkeypatch.setattr(type(store), "put", late)
     with pytest.raises(InputError, match="3:8"), lease(store, ["edges"], (0, 5)):
         pass
-    assert live_leases(store) == [LEASE_FILE]
+    assert live_leases(store) == ["running.json"]
 
 
 def test_another_live_job_refuses_what_changes_its_declaration(store: Store) -> None:
@@ -122,8 +164,8 @@ def test_lease_is_held_on_s3(s3: str, tmp_path: Path) -> None:
     assert not live_leases(store)
 
 
-def live_leases(store: Store) -> list[str]:
-    return list(store.files("edges", "running"))
+def live_leases(store: Store, group: str = "edges") -> list[str]:
+    return list(store.files(group, "running"))
 
 
 def test_lease_of_another_container_of_the_host_expires(store: Store) -> None:

@@ -44,7 +44,7 @@ def test_pictures_of_newest_events_are_kept(faces: Dataset, instance: dg.Dagster
 
 
 def test_live_curves_read_metrics_only_when_they_change_and_no_manifest(own_data: None, tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").mkdir()  # it names every shard of every dataset, so reading it takes its time
+    (tmp_path / "manifest.arrow").mkdir()  # it names every shard of every dataset, so reading it takes its time
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text("".join(json.dumps({"step": step, "loss": 1.0 / step}) + "\n" for step in (1, 2, 3)))
     assert b"step 3, loss" in live_curves(str(tmp_path))

@@ -1,0 +1,49 @@
+"""One task served by one source: what samples are drawn from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from labeling.dataset import CAMERAS, IMAGES, TEXT
+from model.conditions import CONTENT_COLUMNS
+from model.prompts import DEGRADED, RAYS, find_task
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One task served by one source: what samples are drawn from. rows: how many are eligible."""
+
+    source: str
+    task: str
+    weight: float
+    size: int
+    rows: int = 0
+
+    @property
+    def key(self) -> str:
+        """What tells it apart from the other streams of its source."""
+        return f"{self.task}@{self.size}"
+
+    @property
+    def latents(self) -> str:
+        """The group of the pictures' latents."""
+        return f"latents-{self.size}"
+
+    @property
+    def condition(self) -> str | None:
+        """The group of the condition's latents, None where frame 1 is not stored."""
+        label = find_task(self.task).label
+        return label and f"{self.latents}-{label}"
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Every group that a sample of this stream is read or judged from."""
+        condition = find_task(self.task).condition
+        groups = [self.latents, TEXT]
+        if condition == DEGRADED:
+            groups.append(IMAGES)
+        elif condition == RAYS:
+            groups.append(CAMERAS)
+        elif condition is not None:
+            groups += [f"{self.latents}-{condition}", *([condition] if condition in CONTENT_COLUMNS else [])]
+        return tuple(groups)

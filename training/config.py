@@ -114,7 +114,8 @@ class ReaderConfig(Section):
 
     threads: of each worker that read, and decode pictures; 0 takes as many as there is to wait for. processes: so many
     of Ray Data do it instead, fewer where CPUs are short: for pictures of degraded tasks that more CPUs than the
-    worker's are to decode; cpus: of each process, requested by its worker; cache_mb: size of the cache of row groups; prefetch: steps read ahead;
+    worker's are to decode; cpus: of each process, requested by its worker; cache_mb: size of the cache of row groups;
+    prefetch: steps read ahead;
     window: row groups shuffled together (more mixes better, fewer reads more locally).
     lanes: parts of a step that are read independently, each from its own shards; a new run's are by default a power of
     two, of at most two samples each.

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from labeling.dataset import CAMERAS, DROPPED_CAPTION, IMAGES, TEXT, ArrayFile, Dataset, Want, read_arrays, want
+from labeling.dataset import CAMERAS, DROPPED_CAPTION, IMAGES, TEXT, ArrayFile, Dataset, Want, read_arrays
 from model.constants import LATENT_CHANNELS, LATENT_FACTOR
 from model.inputs import InputError, one_line
 from model.prompts import DEGRADED, find_task
@@ -132,7 +132,7 @@ class PlanReader:
         """(C, h, w) of a picture, or of a view of a set."""
         file = self._file(stream, group, planned.shard)
         if file.latents:
-            value = file.latents.value(self._row(stream, planned), view or 0)
+            value = file.latents.value(file.row_starts[planned.row_group] + planned.row, view or 0)
             return _Source(file.latents.shape(value), file, int(file.latents.starts[value]))
         table = self._table(stream, group, planned)
         latent, height, width = (table[name][planned.row] for name in _LATENT_COLUMNS)
@@ -192,7 +192,8 @@ class PlanReader:
         file = self._file(stream, TEXT, planned.shard)
         try:
             if file.entries:
-                value = file.entries.value(self._row(stream, planned), task, planned.views[0] if planned.views else 0)
+                row = file.row_starts[planned.row_group] + planned.row
+                value = file.entries.value(row, task, planned.views[0] if planned.views else 0)
                 source = _Source(file.entries.shape(value), file, int(file.entries.starts[value]))
             else:
                 source = self._entry(stream, planned, task)
@@ -220,11 +221,6 @@ class PlanReader:
         place = tasks.index(task)
         embedding = _array(structs.field("embedding")[place].values)
         return _Source(embedding.reshape(structs.field("tokens")[place].as_py(), -1).shape, values=embedding)
-
-    def _row(self, stream: Stream, planned: PlannedSample) -> int:
-        """Number of the row in its shard."""
-        shards = self.manifest.sources[stream.source].shards
-        return shards.row_in_shard(planned.shard, planned.row_group, planned.row)
 
     def _table(self, stream: Stream, group: str, planned: PlannedSample) -> pa.Table:
         """The row group of `group` that holds the sample."""
@@ -261,8 +257,8 @@ class PlanReader:
 
     def _place(self, stream: Stream, group: str, planned: PlannedSample) -> str:
         source = self.manifest.sources[stream.source]
-        name = source.shards.name(planned.shard)
-        return f"{source.dataset}/{group}/{name}.parquet row {self._row(stream, planned)}"
+        row = source.shards.row_in_shard(planned.shard, planned.row_group, planned.row)
+        return f"{source.dataset}/{group}/{source.shards.name(planned.shard)}.parquet row {row}"
 
 
 class _Source:
@@ -278,7 +274,7 @@ class _Source:
         if self._file is None:
             target.reshape(-1)[:] = self._values
         else:
-            wants.append(want(self._file, self._start, target))
+            wants.append(Want(self._file, self._start, target))
 
 
 class _Cache:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from labeling.dataset.array_file import ArrayFile, Want, read_arrays, want
+from labeling.dataset.array_file import ArrayFile, Want, read_arrays
 from labeling.dataset.dataset import DATASET_FILE, EARLIER, GROUP_FILE, SCHEMA_VERSION, Dataset, ShardInfo
 from labeling.dataset.digests import check_type, digest_column, digest_json
 from labeling.dataset.entries import DROPPED_CAPTION, TEXT, entry_columns
@@ -99,6 +99,5 @@ __all__ = [
     "set_schema",
     "shard_file",
     "upstream_groups",
-    "want",
     "write_shard",
 ]

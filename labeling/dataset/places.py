@@ -11,7 +11,7 @@ import base64
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -63,18 +63,27 @@ class EntryPlaces:
     tokens: Integers
     width: int
     starts: Integers
+    _found: dict[str, Integers] = field(default_factory=dict)
 
     def value(self, row: int, task: str, view: int = 0) -> int:
         """Number of the entry of a task. Raises KeyError where there is none, IndexError where no such view is."""
         number = int(self.views[row]) + view
         if number >= self.views[row + 1]:
             raise IndexError(number)
-        first, end = self.firsts[number], self.firsts[number + 1]
-        wanted = self.tasks.index(task) if task in self.tasks else -1
-        found = np.flatnonzero(self.task[first:end] == wanted)
-        if not len(found):
+        value = int(self._entries_of(task)[number])
+        if value < 0:
             raise KeyError(task)
-        return int(first + found[0])
+        return value
+
+    def _entries_of(self, task: str) -> Integers:
+        """(lists,) the entry of a task in each list, -1 where there is none; kept, since it is asked for each row."""
+        if task not in self._found:
+            entries = np.full(len(self.firsts) - 1, -1, np.int64)
+            if task in self.tasks:
+                chosen = np.flatnonzero(self.task == self.tasks.index(task))[::-1]  # of equal ones the first stays
+                entries[np.searchsorted(self.firsts, chosen, side="right") - 1] = chosen
+            self._found[task] = entries
+        return self._found[task]
 
     def shape(self, value: int) -> tuple[int, int]:
         """(L, Y) of an entry's embedding."""

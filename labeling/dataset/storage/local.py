@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from labeling.dataset.storage.errors import explained
 from labeling.dataset.storage.store import Entry, Trouble
@@ -199,12 +199,10 @@ class _Ranges:
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb", buffering=0)  # it is closed when nobody reads from it any more
 
-    def read_into(self, offset: int, parts: Sequence[memoryview]) -> int:
-        done = 0
+    def read_into(self, offset: int, parts: Sequence[Any], size: int) -> bool:
+        if len(parts) <= _MOST_PARTS:
+            return os.preadv(self._file.fileno(), parts, offset) == size
         for start in range(0, len(parts), _MOST_PARTS):
-            some = parts[start : start + _MOST_PARTS]
-            size = sum(map(len, some))
-            if os.preadv(self._file.fileno(), some, offset + done) != size:
-                return done
-            done += size
-        return done
+            offset += os.preadv(self._file.fileno(), parts[start : start + _MOST_PARTS], offset)
+            size -= sum(memoryview(part).nbytes for part in parts[start : start + _MOST_PARTS])
+        return size == 0

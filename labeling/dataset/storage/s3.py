@@ -259,15 +259,16 @@ class _Ranges:
     def __init__(self, store: S3Store, name: str) -> None:
         self._store, self._name, self._file = store, name, store.open(name)
 
-    def read_into(self, offset: int, parts: Sequence[memoryview]) -> int:
-        size = sum(map(len, parts))
+    def read_into(self, offset: int, parts: Sequence[Any], size: int) -> bool:
         with self._store.explained(self._name):
             content = memoryview(self._file.read_at(size, offset))
-        done = 0
-        for part in parts if len(content) == size else ():
-            part[:] = content[done : done + len(part)]
-            done += len(part)
-        return len(content)
+        if len(content) != size:
+            return False
+        for part in parts:
+            target = memoryview(part).cast("B")
+            target[:] = content[: len(target)]
+            content = content[len(target) :]
+        return True
 
 
 def _region() -> str:

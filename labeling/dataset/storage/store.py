@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,8 +25,11 @@ class Entry:
 class Ranges(Protocol):
     """A file opened to read ranges of it, from any thread; it stays the file that it was when it was opened."""
 
-    def read_into(self, offset: int, parts: Sequence[memoryview]) -> int:
-        """Fill the parts one after another with the bytes from `offset` on; how many there were."""
+    def read_into(self, offset: int, parts: Sequence[Any], size: int) -> bool:
+        """Fill the parts, `size` bytes together, one after another from `offset` on; whether there were so many.
+
+        parts: contiguous writable memory.
+        """
 
 
 class Store(Protocol):

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from labeling.dataset import ArrayFile, open_store, read_arrays, shards, want, write_shard
+from labeling.dataset import ArrayFile, Want, open_store, read_arrays, shards, write_shard
 from labeling.dataset.join import read_columns
 from model.inputs import InputError
 
@@ -113,14 +113,14 @@ def test_single_arrays_are_read_exactly(tmp_path: Path, place: str, request: pyt
                         continue
                     number = file.latents.value(row, view)
                     target = np.empty(file.latents.shape(number), np.float16)
-                    wants.append(want(file, int(file.latents.starts[number]), target))
+                    wants.append(Want(file, int(file.latents.starts[number]), target))
                     wanted.append((target, value))
                 for entry in value or () if file.entries else ():
                     assert file.entries
                     number = file.entries.value(row, entry["task"], view)
                     target = np.empty(file.entries.shape(number), np.float16)
                     assert target.shape == (entry["tokens"], WIDTH)
-                    wants.append(want(file, int(file.entries.starts[number]), target))
+                    wants.append(Want(file, int(file.entries.starts[number]), target))
                     wanted.append((target, entry["embedding"]))
     assert len(wants) > 20
     read_arrays(wants[::2] + wants[1::2])
@@ -137,7 +137,7 @@ def test_damaged_shards_are_named_in_one_line(tmp_path: Path) -> None:
     file = ArrayFile(store, "g", "000000")
     assert file.latents
     target = np.empty(file.latents.shape(2), np.float16)
-    one = want(file, int(file.latents.starts[2]), target)
+    one = Want(file, int(file.latents.starts[2]), target)
     content = path.read_bytes()
     with path.open("r+b") as opened:  # a length that is another
         opened.seek(int(file.latents.starts[2]) - 4)

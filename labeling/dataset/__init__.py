@@ -30,7 +30,7 @@ from labeling.dataset.row_errors import (
     read_row_errors,
     upstream_groups,
 )
-from labeling.dataset.shards import RECIPE_FIELDS, Footer, recipe, shard_file, write_shard
+from labeling.dataset.shards import RECIPE_FIELDS, Footer, recipe, shard_file, stores_arrays, write_shard
 from labeling.dataset.status import (
     Footers,
     GroupStatus,
@@ -98,6 +98,7 @@ __all__ = [
     "refuse_others",
     "set_schema",
     "shard_file",
+    "stores_arrays",
     "upstream_groups",
     "write_shard",
 ]

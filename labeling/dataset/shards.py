@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from labeling.dataset.arrays import ARRAYS, MAX_PAGE, arrays_text, with_bytes, with_lists
+from labeling.dataset.arrays import ARRAYS, MAX_PAGE, array_paths, arrays_text, with_bytes, with_lists
 from labeling.dataset.digests import digest_column, digest_json
 from labeling.dataset.places import PLACES, places_text
 from labeling.dataset.storage import Entry, Store
@@ -145,6 +145,13 @@ def read_metadata(store: Store, group: str, shard: str, listed: int | None = Non
             f"{store.uri}/{name}: not a Parquet file, or cut off ({one_line(error)}); move it away"
         ) from None
     return metadata, entry
+
+
+def stores_arrays(store: Store, group: str, shard: str) -> bool:
+    """Whether a shard stores its lists of float16 as bytes; true where it has none. Raises as `read_footer`."""
+    metadata, _ = read_metadata(store, group, shard)
+    schema = metadata.schema.to_arrow_schema()
+    return not any(array_paths(field.type, field.name) for field in schema)
 
 
 def row_groups_of(metadata: pq.FileMetaData) -> list[int]:

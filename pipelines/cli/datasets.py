@@ -43,6 +43,10 @@ def label(
     only_errors: Annotated[
         bool, typer.Option("--only-errors", help="Only rows in error, once more; the others keep their labels.")
     ] = False,
+    again: Annotated[
+        bool,
+        typer.Option("--store-again", help="Compute nothing: store latents, texts as bytes."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be labeled, and why; change nothing.")
     ] = False,
@@ -58,6 +62,9 @@ def label(
     given = resources_by_labeler(resources or [], groups)
     if as_json and not dry_run:
         raise InputError("--json belongs to --dry-run; `onediffusion status DATASET --json` tells how a dataset stands")
+    if again:
+        _store_again(dataset, groups, part, other=bool(settings or given or only_errors or dry_run))
+        return
     if dry_run:
         _show_plan(plan(dataset, groups, settings, part, only_errors), as_json)
         return
@@ -65,6 +72,15 @@ def label(
     errors = labeled_errors(dataset, list(result.fresh), part, result.footers)
     print(*result.summary(), *errors.lines(), sep="\n")
     errors.check()
+
+
+def _store_again(dataset: str, groups: list[str], part: tuple[int, int] | None, other: bool) -> None:
+    from pipelines.store_again import store_again
+
+    if other:
+        raise InputError("--store-again computes nothing: leave out --set, --resources, --only-errors and --dry-run")
+    for group, count in store_again(dataset, groups, part).items():
+        print(f"{group}: {count or 'no'} shard{'s' * (count != 1)} stored again")
 
 
 def status(

@@ -34,8 +34,8 @@ class LatentPlaces:
     and width, 0 where there is none, and the byte that its numbers start at in the file."""
 
     firsts: Integers
-    heights: Integers
-    widths: Integers
+    heights: NDArray[np.int32]
+    widths: NDArray[np.int32]
     starts: Integers
 
     def value(self, row: int, view: int = 0) -> int:
@@ -59,11 +59,11 @@ class EntryPlaces:
     views: Integers
     firsts: Integers
     tasks: list[str]
-    task: Integers
-    tokens: Integers
+    task: NDArray[np.int16]
+    tokens: NDArray[np.int32]
     width: int
     starts: Integers
-    _found: dict[str, Integers] = field(default_factory=dict)
+    _found: dict[str, NDArray[np.int32]] = field(default_factory=dict)
 
     def value(self, row: int, task: str, view: int = 0) -> int:
         """Number of the entry of a task. Raises KeyError where there is none, IndexError where no such view is."""
@@ -75,10 +75,10 @@ class EntryPlaces:
             raise KeyError(task)
         return value
 
-    def _entries_of(self, task: str) -> Integers:
+    def _entries_of(self, task: str) -> NDArray[np.int32]:
         """(lists,) the entry of a task in each list, -1 where there is none; kept, since it is asked for each row."""
         if task not in self._found:
-            entries = np.full(len(self.firsts) - 1, -1, np.int64)
+            entries = np.full(len(self.firsts) - 1, -1, np.int32)
             if task in self.tasks:
                 chosen = np.flatnonzero(self.task == self.tasks.index(task))[::-1]  # of equal ones the first stays
                 entries[np.searchsorted(self.firsts, chosen, side="right") - 1] = chosen
@@ -118,13 +118,14 @@ def read_places(metadata: pq.FileMetaData) -> Places | None:
         [[0], np.cumsum([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)])]
     ).astype(np.int64)
     if "tokens" in known:
-        tokens, views, firsts = np.array(known["tokens"], np.int64), *map(_firsts, (known["views"], known["counts"]))
+        tokens, views, firsts = np.array(known["tokens"], np.int32), *map(_firsts, (known["views"], known["counts"]))
         width = known["width"]
-        starts = _starts(metadata, _ENTRIES, firsts[views[rows]], tokens * width * ITEM.itemsize + LENGTH_BYTES)
-        return EntryPlaces(views, firsts, known["tasks"], np.array(known["task"], np.int64), tokens, width, starts)
-    heights, widths = (np.array(known[name], np.int64) for name in ("height", "width"))
+        sizes = tokens.astype(np.int64) * (width * ITEM.itemsize) + LENGTH_BYTES
+        starts = _starts(metadata, _ENTRIES, firsts[views[rows]], sizes)
+        return EntryPlaces(views, firsts, known["tasks"], np.array(known["task"], np.int16), tokens, width, starts)
+    heights, widths = (np.array(known[name], np.int32) for name in ("height", "width"))
     firsts = _firsts(known["views"])
-    sizes = LATENT_CHANNELS * heights * widths * ITEM.itemsize
+    sizes = LATENT_CHANNELS * ITEM.itemsize * heights.astype(np.int64) * widths
     starts = _starts(metadata, _LATENT, firsts[rows], np.where(sizes, sizes + LENGTH_BYTES, 0))
     return LatentPlaces(firsts, heights, widths, starts)
 

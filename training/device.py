@@ -106,7 +106,7 @@ class DeviceBatches:
             if sample.degraded is None:
                 return sample
             frame = encode_picture(self.codec, sample.degraded)
-            sample.latents[-1] = frame.numpy() if isinstance(sample.latents, np.ndarray) else frame
+            sample.latents[-1] = frame.cpu().numpy() if isinstance(sample.latents, np.ndarray) else frame
             return replace(sample, degraded=None)
 
         return replace(batch, packs=[[encode(sample) for sample in pack] for pack in batch.packs])

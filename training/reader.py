@@ -227,14 +227,15 @@ class PlanReader:
         dataset = self._datasets[stream.source]
 
         def read() -> pa.Table:
-            self._file(stream, group, planned.shard)
+            file = self._file(stream, group, planned.shard)
             shard = self.manifest.sources[stream.source].shards.name(planned.shard)
             columns = _COLUMNS.get(group, _LATENT_COLUMNS)
             try:
                 return dataset.read(group, shard, columns, [planned.row_group]).combine_chunks()
             except (OSError, pa.ArrowException) as error:
-                place = self._place(stream, group, planned)
-                raise InputError(f"{place}: damaged ({one_line(error)}); delete the shard and label it again") from None
+                if dataset.store.gap and isinstance(error, OSError):  # a store that may answer the next time
+                    raise
+                raise InputError(f"{file.address}: damaged ({one_line(error)}); delete it and label it again") from None
 
         return self._tables.get((dataset.uri, group, planned.shard, planned.row_group), read)
 

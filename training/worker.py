@@ -64,10 +64,10 @@ class _Worker:
             keep_freed_memory()
         _set_threads(self.config.workers.threads or max(1, _cores() // context.get_local_world_size()))
         self.resumes, self.start = _from_rank_zero(_newest_checkpoint(self.store))
-        # Reading begins while the model is built. With validation its rows are read first, and processes that read the
-        # steps start when those of its rows have ended: both at once would need twice the CPUs.
+        # Reading begins while the model is built. Processes that read the steps start when those that read the rows of
+        # validation have ended: both at once would need twice the CPUs.
         self.validation = Validation(settings, self.rank, self.workers) if settings.validation_manifest else None
-        self.batches = None if self.validation else prefetch(self._load_batches())
+        self.batches = None if self.validation and settings.readers else prefetch(self._load_batches())
         from training.checkpoint.state import TrainingState  # with accelerate and diffusers 4 s, while readers start
 
         self.logger = MetricsLogger(self.store, self.start) if self.rank == 0 else None

@@ -24,7 +24,8 @@ class Sample:
 
     latents: (F, C, h, w) float16, clean; text: (L, Y) float16; sigmas: (F,) noise levels, 0 for known frames;
     in_loss: (F,) frames that the loss counts; degraded: (H, W, 3) uint8, the picture that the last frame is to be
-    encoded from, None where it is there. Latents and text are tensors once they are on a GPU.
+    encoded from, None where it is there; prompt: what the text is to be encoded from, None where it is there. Latents
+    and text are tensors once they are on a GPU.
     """
 
     task: str
@@ -34,6 +35,7 @@ class Sample:
     in_loss: NDArray[np.bool_]
     noise_seed: int
     degraded: NDArray[np.uint8] | None = None
+    prompt: str | None = None
 
     @property
     def tokens(self) -> int:
@@ -62,7 +64,13 @@ class StepBatch:
             if sample.degraded is not None:
                 tensors[f"{number}.degraded"] = np.ascontiguousarray(sample.degraded)
             samples.append(
-                [sample.task, sample.noise_seed, [float(sigma) for sigma in sample.sigmas], sample.in_loss.tolist()]
+                [
+                    sample.task,
+                    sample.noise_seed,
+                    [float(sigma) for sigma in sample.sigmas],
+                    sample.in_loss.tolist(),
+                    sample.prompt,
+                ]
             )
         header = {
             "step": self.step,
@@ -89,8 +97,9 @@ class StepBatch:
                 in_loss=np.array(in_loss, bool),
                 noise_seed=seed,
                 degraded=tensors.get(f"{number}.degraded"),
+                prompt=prompt,
             )
-            for number, (task, seed, sigmas, in_loss) in enumerate(header["samples"])
+            for number, (task, seed, sigmas, in_loss, prompt) in enumerate(header["samples"])
         ]
         packs, start = [], 0
         for size in header["packs"]:

@@ -23,12 +23,14 @@ class SourceConfig(Section):
     """A dataset and the tasks it serves.
 
     tasks: task → weight, or a list of tasks of weight 1 each. size: which latents, `latents-SIZE`;
-    the run's by default.
+    the run's by default. text: prompts as the group `text` has them embedded, or built of the groups that they name
+    things from and embedded where the model computes, by the run's `text_encoder`.
     """
 
     dataset: str
     tasks: dict[str, Annotated[float, Field(gt=0)]]
     size: int | None = Field(default=None, gt=0)
+    text: Literal["stored", "online"] = "stored"
 
     @model_validator(mode="before")
     @classmethod
@@ -190,7 +192,10 @@ class ValidationConfig(Section):
 
 
 class TrainingConfig(Section):
-    """A run. `batch` is the number of samples of a step over all workers; `initialize` a checkpoint to start from."""
+    """A run. `batch` is the number of samples of a step over all workers; `initialize` a checkpoint to start from.
+
+    text_encoder: of sources with `text: online`, as for `model.text.load_text_encoder`.
+    """
 
     name: str
     seed: int = Field(default=0, ge=0)
@@ -200,6 +205,7 @@ class TrainingConfig(Section):
     initialize: str | None = None
     log_every: int = Field(default=50, gt=0)
     mixture: dict[str, SourceConfig] = Field(min_length=1)
+    text_encoder: str | None = None
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -221,6 +227,13 @@ class TrainingConfig(Section):
         return name
 
     @model_validator(mode="after")
+    def _check_text_encoder(self) -> TrainingConfig:
+        online = [name for name, source in self.mixture.items() if source.text == "online"]
+        if online and self.text_encoder is None:
+            raise ValueError(f"mixture.{online[0]}.text is online: name the `text_encoder`, as minilm or a path")
+        return self
+
+    @model_validator(mode="after")
     def _check_batch(self) -> TrainingConfig:
         if self.batch < self.workers.most:
             raise ValueError(f"batch {self.batch} leaves some of the {self.workers.most} workers without a sample")
@@ -239,6 +252,10 @@ class TrainingConfig(Section):
         values = self.model_dump(mode="json", exclude={"name", "log_every", "workers", "checkpoints"})
         for source in values["mixture"].values():
             del source["dataset"]
+            if source["text"] == "stored":  # a key that runs of before lack
+                del source["text"]
+        if values["text_encoder"] is None:
+            del values["text_encoder"]
         values["reader"] = {"window": self.reader.window}
         if self.reader.lanes:  # else the run's manifest knows them
             values["reader"]["lanes"] = self.reader.lanes

@@ -1,4 +1,4 @@
-"""Batches on the device that computes: copied while it computes, and degraded pictures encoded there.
+"""Batches on the device that computes: copied while it computes, pictures and prompts encoded there.
 
 C channels, h × w latent height and width, H × W = 8h × 8w pixels.
 """
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from model.inputs import InputError
 from training.batch import Sample, StepBatch
+from training.config import TrainingConfig
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from model.codecs import ImageCodec
     from model.pictures import Picture
+    from model.text import TextEncoder
 
 _AHEAD = 1  # steps whose arrays are on their way to a GPU
 
@@ -43,11 +46,12 @@ def encode_picture(codec: ImageCodec, picture: Picture) -> Tensor:
 
 
 class DeviceBatches:
-    """Makes batches ready to compute with: on the device, every frame encoded."""
+    """Makes batches ready to compute with: on the device, every frame and prompt encoded."""
 
-    def __init__(self, codec: str, device: torch.device) -> None:
-        """codec: what encoded the latents (as for `model.codecs.load_codec`); loaded when a picture needs it."""
-        self._codec_name, self.device = codec, device
+    def __init__(self, config: TrainingConfig, codec: str, text_encoder: str, device: torch.device) -> None:
+        """codec, text_encoder: what encodes latents and prompts (as for `model.codecs.load_codec` and
+        `model.text.load_text_encoder`); loaded when a sample needs them."""
+        self.config, self._codec_name, self._text_encoder_name, self.device = config, codec, text_encoder, device
 
     @cached_property
     def codec(self) -> ImageCodec:
@@ -55,6 +59,16 @@ class DeviceBatches:
         from model.codecs import load_codec
 
         return load_codec(self._codec_name, self.device)
+
+    @cached_property
+    def text_encoder(self) -> TextEncoder:
+        """The text encoder, on the device, in the precision of the run."""
+        import torch
+
+        from model.text import load_text_encoder
+
+        half = self.device.type == "cuda" and self.config.workers.precision == "bf16"
+        return load_text_encoder(self._text_encoder_name, self.device, torch.bfloat16 if half else torch.float32)
 
     def ready(self, batches: Iterable[StepBatch]) -> Iterator[StepBatch]:
         """The same batches in their order. On a GPU the next one is copied while it computes."""
@@ -100,13 +114,35 @@ class DeviceBatches:
         return self.encoded(batch)
 
     def encoded(self, batch: StepBatch) -> StepBatch:
-        """The batch with frames of degraded pictures encoded."""
+        """The batch with frames of degraded pictures and with prompts encoded. Raises InputError for an encoder of
+        another width than the model takes."""
+        prompts = {sample.prompt for pack in batch.packs for sample in pack if sample.prompt is not None}
+        texts = self._embed(sorted(prompts)) if prompts else {}
 
         def encode(sample: Sample) -> Sample:
-            if sample.degraded is None:
-                return sample
-            frame = encode_picture(self.codec, sample.degraded)
-            sample.latents[-1] = frame.cpu().numpy() if isinstance(sample.latents, np.ndarray) else frame
+            on_cpu = isinstance(sample.latents, np.ndarray)
+            if sample.degraded is not None:
+                frame = encode_picture(self.codec, sample.degraded)
+                sample.latents[-1] = frame.cpu().numpy() if on_cpu else frame
+            if sample.prompt is not None:
+                text = texts[sample.prompt]
+                sample = replace(sample, text=text.cpu().numpy() if on_cpu else text, prompt=None)
             return replace(sample, degraded=None)
 
         return replace(batch, packs=[[encode(sample) for sample in pack] for pack in batch.packs])
+
+    def _embed(self, prompts: list[str]) -> dict[str, Tensor]:
+        """Prompt → (L, Y) float16, as a label would have it, on the device."""
+        import torch
+
+        from model.text import tokenize
+
+        encoder = self.text_encoder
+        if encoder.width != self.config.model.caption_channels:
+            raise InputError(
+                f"model.caption_channels is {self.config.model.caption_channels}, but the text encoder "
+                f"{encoder.name} gives {encoder.width}; set it so"
+            )
+        numbers = tokenize(encoder.tokenizer, encoder.tokens, prompts)
+        embedded = encoder.embed(numbers, on_device=True)
+        return {prompt: text.to(torch.float16) for prompt, text in zip(prompts, embedded, strict=True)}

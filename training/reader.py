@@ -22,20 +22,21 @@ from numpy.typing import NDArray
 from labeling.dataset import CAMERAS, DROPPED_CAPTION, IMAGES, TEXT, ArrayFile, Dataset, Want, read_arrays
 from model.constants import LATENT_CHANNELS, LATENT_FACTOR
 from model.inputs import InputError, one_line
-from model.prompts import DEGRADED, find_task
+from model.prompts import DEGRADED, build_prompt, find_task
 from training.batch import Sample, StepBatch
 from training.config import TrainingConfig
 from training.dealing import Dealer
 from training.device import encode_picture
 from training.manifest import Manifest
 from training.planned import PlannedSample
-from training.streams import Stream
+from training.streams import CAPTION, Stream
 
 if TYPE_CHECKING:
     from model.codecs import ImageCodec
     from model.pictures import Picture
 
-_COLUMNS = {IMAGES: ["image"], TEXT: ["entries"], CAMERAS: ["c2w", "intrinsics"]}
+_COLUMNS = {IMAGES: ["image"], TEXT: ["entries"], CAMERAS: ["c2w", "intrinsics"], CAPTION: [CAPTION]}
+_NAMES = ["names", "colors"]  # of what a prompt names
 _LATENT_COLUMNS = ["latent", "latent_height", "latent_width"]
 _WAITING_THREADS = 4  # that read where it takes waiting for S3, or decoding pictures outside Python's lock
 _OPEN_FILES = 256  # shards; a process may have 1024 files open
@@ -125,8 +126,11 @@ class PlanReader:
                 if self._codec_name is not None:
                     latents[-1] = encode_picture(self.codec, degraded).numpy()
                     degraded = None
-        text = self._text(stream, planned, wants)
-        return Sample(stream.task, latents, text, sigmas, in_loss, planned.noise_seed, degraded)
+        if stream.text == "online":
+            text, prompt = np.empty((0, self.config.model.caption_channels), np.float16), self._prompt(stream, planned)
+        else:
+            text, prompt = self._text(stream, planned, wants), None
+        return Sample(stream.task, latents, text, sigmas, in_loss, planned.noise_seed, degraded, prompt)
 
     def _latent(self, stream: Stream, group: str, planned: PlannedSample, view: int | None = None) -> _Source:
         """(C, h, w) of a picture, or of a view of a set."""
@@ -209,6 +213,18 @@ class PlanReader:
         source.fill(text, wants)
         return text
 
+    def _prompt(self, stream: Stream, planned: PlannedSample) -> str:
+        """The prompt as it is embedded; of a set, that of the first view shown."""
+        if planned.drop_caption:
+            return ""
+
+        def value(group: str, column: str) -> Any:
+            found = self._table(stream, group, planned)[column][planned.row]
+            return (found[planned.views[0]] if planned.views else found).as_py()
+
+        named = [value(stream.task, column) for column in _NAMES] if find_task(stream.task).phrase else []
+        return build_prompt(stream.task, value(CAPTION, CAPTION), *named)
+
     def _entry(self, stream: Stream, planned: PlannedSample, task: str) -> _Source:
         """The embedding of a task's prompt, from the whole row group. Raises KeyError where there is none."""
         entries = self._table(stream, TEXT, planned)["entries"][planned.row]
@@ -229,7 +245,7 @@ class PlanReader:
         def read() -> pa.Table:
             file = self._file(stream, group, planned.shard)
             shard = self.manifest.sources[stream.source].shards.name(planned.shard)
-            columns = _COLUMNS.get(group, _LATENT_COLUMNS)
+            columns = _COLUMNS.get(group, _LATENT_COLUMNS if group.startswith(stream.latents) else _NAMES)
             try:
                 return dataset.read(group, shard, columns, [planned.row_group]).combine_chunks()
             except (OSError, pa.ArrowException) as error:

@@ -100,7 +100,7 @@ def _prepare(config: TrainingConfig, store: Store, resumes: bool) -> Manifest:
         datasets = {name: source.dataset for name, source in config.mixture.items()}
         manifest = Manifest.read(store).at_addresses(datasets)
     else:
-        manifest = build_manifest(config.mixture, config.size, config.lanes)
+        manifest = build_manifest(config.mixture, config.size, config.lanes, config.text_encoder)
         manifest.write(store)
         store.delete(FIRST_MANIFEST)  # of a run that began here and wrote no checkpoint
     store.put(CONFIG, to_yaml(config.model_dump(mode="json")).encode())

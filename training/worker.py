@@ -75,7 +75,7 @@ class _Worker:
         model = build_model(self.config)
         transformer_config, flops = dict(model.transformer.config), FlopCounter(model.transformer)
         device = self.accelerator.device
-        self.device_batches = DeviceBatches(settings.codec, device)
+        self.device_batches = DeviceBatches(self.config, settings.codec, settings.text_encoder, device)
         self.model = distribute(model, self.config.workers, device, context.get_local_world_size())
         self.updates = Updates(self.model, self.config, device, self.workers, self.accelerator.autocast)
         self.average = self.updates.average

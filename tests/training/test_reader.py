@@ -209,7 +209,7 @@ def test_threads_read_steps_in_their_order(small_config: dict[str, Any]) -> None
     config = _config(small_config, reader={"threads": 3, "prefetch": 4})
     expected = _reader(config)
     reader = PlanReader(expected.manifest, config)
-    device = DeviceBatches("dct", torch.device("cpu"))
+    device = DeviceBatches(config, "dct", "minilm", torch.device("cpu"))
     steps = range(3, 23)
     found = list(device.ready(read_ahead(reader, 0, 1, steps)))
     assert [batch.step for batch in found] == list(steps)

@@ -33,7 +33,8 @@ class SourceConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _weigh_equally(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and isinstance(values.get("tasks"), list):
+        tasks = values.get("tasks") if isinstance(values, Mapping) else None
+        if isinstance(tasks, list) and all(isinstance(task, str) for task in tasks):
             return {**values, "tasks": dict.fromkeys(values["tasks"], 1.0)}
         return values
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
@@ -66,8 +66,8 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
 
     def __init__(
         self,
-        transformer: Any,
-        vae: Any,
+        transformer: NextDiT,
+        vae: AutoencoderKL | AutoencoderDCT,
         text_encoder: Any,
         tokenizer: Any,
         scheduler: Any,

@@ -138,7 +138,10 @@ class Tables:
             name = next((name for name in self.schema(group).names if name.lower() == path[1].lower()), None)
             return None if name is None else (group, name)
         owners = [
-            (group, name) for group in self.groups for name in self.schema(group).names if name.lower() == path[0].lower()
+            (group, name)
+            for group in self.groups
+            for name in self.schema(group).names
+            if name.lower() == path[0].lower()
         ]
         if len(owners) > 1:
             raise InputError(f"column {path[0]!r} is ambiguous; write {' or '.join('.'.join(o) for o in owners[:3])}")
@@ -153,7 +156,9 @@ class Tables:
 
     def telling_columns(self) -> list[str]:
         """Every column, those that each group has named once."""
-        return [name for name in self.columns() if name.startswith(f"{IMAGES}.") or name.partition(".")[2] not in _COMMON]
+        return [
+            name for name in self.columns() if name.startswith(f"{IMAGES}.") or name.partition(".")[2] not in _COMMON
+        ]
 
     @contextmanager
     def connect(
@@ -195,9 +200,8 @@ class Tables:
             parts.append(f"struct_pack({fields}) as {quoted(group)}")
             groups.append(quoted(group))
         if groups:
-            connection.execute(
-                f"create view {ROWS} as select {', '.join(parts)} from {' positional join '.join(groups)}"
-            )
+            sides = " positional join ".join(groups)
+            connection.execute(f"create view {ROWS} as select {', '.join(parts)} from {sides}")  # noqa: S608
 
     def _arrow(self, group: str, first: int, end: int | None) -> Any:
         """An Arrow dataset of a group's rows, in order, with nulls for shards that are missing."""

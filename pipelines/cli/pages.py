@@ -13,7 +13,7 @@ from model.inputs.extras import EXTRAS
 def report(
     target: Annotated[str, typer.Argument(metavar="DATASET|RUN", help="A folder or s3:// address.")],
     where: Annotated[
-        str | None, typer.Option(metavar="SQL", help="Show these rows, as in \"quality.sharpness < 0.2\".")
+        str | None, typer.Option(metavar="SQL", help='Show these rows, as in "quality.sharpness < 0.2".')
     ] = None,
 ) -> None:
     """One self-contained HTML page about a dataset or a run."""

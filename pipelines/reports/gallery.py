@@ -57,7 +57,8 @@ def draw_gallery(
 ) -> tuple[list[GalleryRow], dict[str, str]]:
     """Rows spread evenly over a dataset, until `inline` is full; and group → the model that made it, by those rows.
 
-    selection: the rows to choose from, all by default. Labels that nothing could make (labeling.dataset.row_errors) are left out: the page says so once.
+    selection: the rows to choose from, all by default.
+    Labels that nothing could make (labeling.dataset.row_errors) are left out: the page says so once.
     """
     sets = dataset.has_sets
     upstream = upstream_groups(dataset, list(footers))

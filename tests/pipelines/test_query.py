@@ -33,7 +33,8 @@ def test_query_prints_a_table_of_groups_side_by_side(dataset: str) -> None:
 
 
 def test_a_query_gives_csv_and_json(dataset: str) -> None:
-    sql = 'select i.id, i.image, names, "latents-64".latent_width as w from images i join boxes using (id) join "latents-64" using (id) order by id'
+    joined = 'images i join boxes using (id) join "latents-64" using (id)'
+    sql = f'select i.id, i.image, names, "latents-64".latent_width as w from {joined} order by id'
     out = io.StringIO()
     with query(dataset, sql) as answer:
         write_csv(answer, out)

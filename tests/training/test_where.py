@@ -48,12 +48,10 @@ def drawn(manifest: Manifest, task: str) -> set[str]:
 
 
 def test_a_run_draws_exactly_the_selected_rows(scored: Path) -> None:
-    widths = [width for shard in ("000000", "000001") for width in Dataset(scored).read("images", shard)["width"].to_pylist()]
-    expected = {
-        str(row)
-        for row, score in enumerate(SCORES)
-        if score is not None and score > 0.4 and widths[row] > 460
-    }
+    widths = [
+        width for shard in ("000000", "000001") for width in Dataset(scored).read("images", shard)["width"].to_pylist()
+    ]
+    expected = {str(row) for row, score in enumerate(SCORES) if score is not None and score > 0.4 and widths[row] > 460}
     assert 3 < len(expected) < 9
     manifest = build_manifest(config(scored).mixture, SIZE, 4)
     assert drawn(manifest, "text2image") == expected - {"3"}, "row 3 has no prompt"

@@ -49,7 +49,12 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         quality = pa.array(sharpness, pa.float32(), mask=missing)
         write(dataset, "quality", shard, {"id": ids, "sharpness": quality, "error": errors})
         boxes = pa.array([names[kind] for kind in random.integers(0, 5, ROWS)], pa.list_(pa.string()))
-        write(dataset, "boxes", shard, {"id": ids, "names": boxes, "latent": pa.array([[1.0]] * ROWS, pa.list_(pa.float16()))})
+        write(
+            dataset,
+            "boxes",
+            shard,
+            {"id": ids, "names": boxes, "latent": pa.array([[1.0]] * ROWS, pa.list_(pa.float16()))},
+        )
     dataset.describe("pictures", [ShardInfo(f"{number:06d}", ROWS) for number in range(SHARDS)], [])
     return Dataset.open(dataset.uri)
 
@@ -62,7 +67,9 @@ def test_selected_rows_are_those_of_duckdb_alone(synthetic: Dataset, where: str)
     with duckdb.connect() as alone:
         for group in ("images", "quality", "boxes"):
             columns = "id, names" if group == "boxes" else "*"  # DuckDB does not know numbers of 16 bits
-            alone.execute(f"create view {group} as select {columns} from read_parquet('{synthetic.uri}/{group}/*.parquet')")
+            alone.execute(
+                f"create view {group} as select {columns} from read_parquet('{synthetic.uri}/{group}/*.parquet')"
+            )
         joined = "images join quality on images.id = quality.id join boxes on images.id = boxes.id"
         expected = {one for (one,) in alone.execute(f"select images.id from {joined} where {where}").fetchall()}
     ids = [one for shard in synthetic.shard_names for one in selected(synthetic, selection.mask(shard), shard)]
@@ -99,7 +106,10 @@ def test_missing_labels_are_null(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ("quality.sharpnes > 1", r"no column 'quality.sharpnes' \(did you mean 'quality.sharpness'\?\); there are quality"),
+        (
+            "quality.sharpnes > 1",
+            r"no column 'quality.sharpnes' \(did you mean 'quality.sharpness'\?\); there are quality",
+        ),
         ("images.width >", r"syntax error"),
         ("id = 'a'", r"column 'id' is ambiguous; write images.id or boxes.id or quality.id"),
         ("images.width > 'abc'", r"Could not convert string 'abc' to INT32"),

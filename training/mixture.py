@@ -86,7 +86,7 @@ def _pin(dataset: Dataset, streams: list[Stream], where: str | None) -> SourcePi
 
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         shards = Shards.of(pool.map(pin, dataset.shards))
-    return SourcePin(dataset.uri, dataset.kind, declarations, shards, selection and selection.facts())
+    return SourcePin(dataset.uri, dataset.kind, declarations, shards, selection.facts() if selection else None)
 
 
 def _select(dataset: Dataset, where: str) -> Selection:

@@ -23,12 +23,13 @@ class SourceConfig(Section):
     """A dataset and the tasks it serves.
 
     tasks: task → weight, or a list of tasks of weight 1 each. size: which latents, `latents-SIZE`;
-    the run's by default.
+    the run's by default. where: SQL that is true of the rows to train on, as "quality.sharpness > 0.4"; all by default.
     """
 
     dataset: str
     tasks: dict[str, Annotated[float, Field(gt=0)]]
     size: int | None = Field(default=None, gt=0)
+    where: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -237,6 +238,8 @@ class TrainingConfig(Section):
         values = self.model_dump(mode="json", exclude={"name", "log_every", "workers", "checkpoints"})
         for source in values["mixture"].values():
             del source["dataset"]
+            if source["where"] is None:  # configurations of before have no such key
+                del source["where"]
         values["reader"] = {"window": self.reader.window}
         if self.reader.lanes:  # else the run's manifest knows them
             values["reader"]["lanes"] = self.reader.lanes

@@ -32,7 +32,7 @@ def check_numbers(values: Mapping[str, Any]) -> None:
             continue
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise InputError(f"{name} {shown(value)}: give a whole number of 1 or more")
-        if value > _MOST:
+        if int(value) > _MOST:
             raise InputError(f"{name} {shown(value)}: give at most {_MOST:,}")
     guidance = values.get("guidance_scale")
     if guidance is not None and (

@@ -66,6 +66,18 @@ def test_presets_state_what_the_model_says(preset: str) -> None:
     )
 
 
+def test_bytes_read_are_those_stored_of_a_workers_samples() -> None:
+    text = 300 * 2048 * 2
+    pictures = run_cost(load_config("stage1-256"), ClusterSpec(64))
+    assert pictures.read == pytest.approx(4 * (16 * 32 * 32 * 2 + text))
+    tasks = {"text2image": 1, "depth": 1, "deblurring": 1}
+    mixed = load_config("stage1-256", {"mixture": {"pictures": {"tasks": tasks}}})
+    # Of depth both frames are stored, of deblurring the picture; its degraded latents are made while it is read.
+    assert run_cost(mixed, ClusterSpec(64)).read == pytest.approx(4 * (16 * 32 * 32 * 2 * 4 / 3 + text))
+    sets = load_config("stage1-256", {"mixture": {"pictures": {"tasks": {"views": 1}}}})
+    assert run_cost(sets, ClusterSpec(64)).read == pytest.approx(4 * (8 * 16 * 32 * 32 * 2 + text)), "4 to 12 views"
+
+
 def test_impossible_plans_are_one_line() -> None:
     config = load_config("stage1-256")
     with pytest.raises(InputError, match="batch 256 leaves some of 512 GPUs without a sample"):
@@ -79,6 +91,9 @@ def test_command_prints_table_and_json() -> None:
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0
     assert "memory of a GPU" in result.output and "Communication takes longer than computing" in result.output
+    assert "bytes that a GPU's worker reads for a step" in result.output
+    slow = CliRunner().invoke(app, [*command, "--set", "mixture.pictures.tasks.views=1", "--store-gbytes", "0.001"])
+    assert "Reading: the workers of a node read" in slow.output
     values = json.loads(CliRunner().invoke(app, [*command, "--json"]).output)
     expected = run_cost(load_config("stage1-256"), ClusterSpec(64, gbps=200, dollars=2, sharding="node"))
     assert values["hours"] == pytest.approx(expected.hours)

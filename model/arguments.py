@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from model.cameras import default_intrinsics, orbit_cameras
-from model.constants import SIZE_STEP
-from model.inputs import InputError, nearest
+from model.constants import LATENT_CHANNELS, LATENT_FACTOR, SIZE_STEP
+from model.inputs import InputError, nearest, one_line
+from model.pictures import Picture, as_picture
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -25,18 +26,31 @@ def check_numbers(values: Mapping[str, Any]) -> None:
 
     values: by name; None stands for a default.
     """
-    for name in ("num_inference_steps", "num_images_per_prompt", "height", "width"):
-        value = values[name]
-        if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
+    for name, value in values.items():
+        if name == "guidance_scale" or (value is None and name != "num_images_per_prompt"):
+            continue
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise InputError(f"{name} {value!r}: give a whole number of 1 or more")
-    guidance = values["guidance_scale"]
-    if guidance is not None and (not isinstance(guidance, Real) or not math.isfinite(guidance) or guidance < 0):
+    guidance = values.get("guidance_scale")
+    if guidance is not None and (
+        not isinstance(guidance, Real) or isinstance(guidance, bool) or not math.isfinite(guidance) or guidance < 0
+    ):
         raise InputError(f"guidance_scale {guidance!r}: give a number of 0 or more; 1 is no guidance")
+
+
+def check_parts(parts: Mapping[str, Any]) -> None:
+    """Raise InputError for a pipeline that lacks a part that every call needs, or has a scheduler of another kind."""
+    missing = next((name for name in ("transformer", "vae", "scheduler") if parts.get(name) is None), None)
+    if missing:
+        raise InputError(f"this pipeline has no {missing}: give it one, as from_pretrained(…, {missing}=…)")
+    scheduler = parts["scheduler"]
+    if not hasattr(scheduler.config, "max_shift"):
+        raise InputError(f"scheduler {type(scheduler).__name__}: take a FlowMatchEulerDiscreteScheduler")
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raise InputError for a value that is none of the choices, with the nearest one."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise InputError(f"{name} {value!r}{nearest(str(value), list(choices))}: there are {', '.join(choices)}")
 
 
@@ -100,16 +114,10 @@ def as_cameras(
                 raise InputError(f"distance {value:g}: a camera is away from what it looks at; give more than 0")
         c2w = orbit_cameras(numbers["azimuth"], numbers["elevation"], numbers["distance"])
         normalize = bool(normalize)
-    c2w = torch.as_tensor(c2w)
-    intrinsics = default_intrinsics(len(c2w)) if intrinsics is None else torch.as_tensor(intrinsics)
-    if c2w.shape != (len(c2w), 4, 4) or intrinsics.shape != (len(c2w), 3, 3):
+    c2w = _matrices("c2w", c2w, 4)
+    intrinsics = default_intrinsics(len(c2w)) if intrinsics is None else _matrices("intrinsics", intrinsics, 3)
+    if len(intrinsics) != len(c2w):
         raise InputError(f"c2w {tuple(c2w.shape)}, intrinsics {tuple(intrinsics.shape)}: (V, 4, 4) and (V, 3, 3)")
-    for name, tensor in (("c2w", c2w), ("intrinsics", intrinsics)):
-        if not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"{name}: not all numbers are finite")
-        # Of c2w the rotation; a camera that maps space to a plane or a point has no rays.
-        if bool((torch.linalg.det(tensor[:, :3, :3].double()).abs() < 1e-12).any()):
-            raise InputError(f"{name}: a matrix cannot be inverted; cameras need three independent axes")
     return c2w, intrinsics, True if normalize is None else normalize
 
 
@@ -124,3 +132,119 @@ def _numbers(name: str, values: Any) -> list[float]:
     if wrong is not None:
         raise InputError(f"{name} {wrong}: give finite numbers")
     return numbers
+
+
+def as_intrinsics(intrinsics: Any, views: int) -> Tensor | None:
+    """Intrinsics (V, 3, 3) to recover cameras with. Raises InputError for other shapes, and without views."""
+    if intrinsics is None:
+        return None
+    if not views:
+        raise InputError("intrinsics belong to views")
+    tensor = _matrices("intrinsics", intrinsics, 3)
+    if len(tensor) != views:
+        raise InputError(f"intrinsics of {len(tensor)} views for {views}: give one for each")
+    return tensor
+
+
+def _matrices(name: str, value: Any, side: int) -> Tensor:
+    """(V, side, side) floats that can be inverted. Raises InputError."""
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name}: no tensor ({one_line(error, 80)}); give (V, {side}, {side})") from None
+    if tensor.ndim != 3 or tensor.shape[1:] != (side, side) or not len(tensor):
+        raise InputError(f"{name} {tuple(tensor.shape)}: give (V, {side}, {side})")
+    if tensor.is_complex():
+        raise InputError(f"{name} of {tensor.dtype}: give floats")
+    tensor = tensor.float()
+    if not bool(torch.isfinite(tensor).all()):
+        raise InputError(f"{name}: not all numbers are finite")
+    # Of c2w the rotation; a camera that maps space to a plane or a point has no rays.
+    if bool((torch.linalg.det(tensor[:, :3, :3].double()).abs() < 1e-12).any()):
+        raise InputError(f"{name}: a matrix cannot be inverted; cameras need three independent axes")
+    return tensor
+
+
+def latent_shape(width: int, height: int) -> tuple[int, int, int]:
+    """(C, h, w) of a frame of so many pixels."""
+    return LATENT_CHANNELS, height // LATENT_FACTOR, width // LATENT_FACTOR
+
+
+def as_samples(name: str, value: Any) -> Any:
+    """A batch of tensors, which has a length. Raises InputError for anything else."""
+    if not isinstance(value, Tensor) or not value.ndim or not len(value):
+        raise InputError(f"{name}: {type(value).__name__}; give a tensor with a row for each sample")
+    return value
+
+
+def as_pictures(images: Any, samples: int, one_each: bool = False) -> list[list[Picture]]:
+    """The known pictures of each sample, or one list for all.
+
+    A batch (n, H, W, 3) or (n, 3, H, W) is a list of pictures. one_each: a list of as many pictures as samples is one
+    for each of them. Raises InputError for batches of other lengths.
+    """
+    if images is None:
+        return [[]]
+    if getattr(images, "ndim", 0) == 4:
+        images = list(images)
+    if not isinstance(images, (list, tuple)):
+        images = [images]
+    if not any(isinstance(one, (list, tuple)) for one in images):
+        if one_each and len(images) == samples > 1:
+            images = [[one] for one in images]
+        else:
+            return [[as_picture(one) for one in images]]
+    if not all(isinstance(one, (list, tuple)) for one in images):
+        raise InputError("images: give pictures, or a list of pictures for each prompt, not both")
+    if len(images) != samples or len({len(one) for one in images}) > 1:
+        raise InputError(f"{len(images)} sequences of images for {samples} prompts: give one each, of the same length")
+    return [[as_picture(one) for one in per_sample] for per_sample in images]
+
+
+def check_noise(shape: tuple[int, ...], generator: Any, latents: Any) -> None:
+    """Raise InputError for generators that are not one, or one for each sample, and for latents that do not fit."""
+    several = generator if isinstance(generator, (list, tuple)) else [generator]
+    if generator is not None and not all(isinstance(one, torch.Generator) for one in several):
+        raise InputError(f"generator {type(generator).__name__}: give a torch.Generator, or a list of one each sample")
+    if isinstance(generator, (list, tuple)) and len(generator) != shape[0]:
+        raise InputError(f"{len(generator)} generators for {shape[0]} samples")
+    if latents is None:
+        return
+    if not isinstance(latents, Tensor) or not latents.is_floating_point():
+        raise InputError(f"latents {getattr(latents, 'dtype', type(latents).__name__)}: give a tensor of floats")
+    if tuple(latents.shape) != shape:
+        raise InputError(f"latents of shape {tuple(latents.shape)}: they must be {shape}")
+    if not bool(torch.isfinite(latents).all()):
+        raise InputError("latents: not all numbers are finite")
+
+
+def check_callback(callback: Any, inputs: Any, known: Sequence[str]) -> None:
+    """Raise InputError for a callback that cannot be called, and tensors that it cannot have."""
+    if callback is not None and not callable(callback):
+        raise InputError(f"callback_on_step_end {type(callback).__name__}: give a function")
+    inputs = getattr(callback, "tensor_inputs", inputs)
+    if isinstance(inputs, str) or not isinstance(inputs, Sequence) or set(map(str, inputs)) - set(known):
+        raise InputError(f"callback_on_step_end_tensor_inputs {inputs!r}: give a list of {', '.join(known)}")
+
+
+def check_changed(changed: Any, latents: Tensor) -> Tensor:
+    """The latents that a callback returns, those of before where it returns none. Raises InputError for other ones."""
+    if not isinstance(changed, Mapping) or "latents" not in changed:
+        return latents
+    new = changed["latents"]
+    if not isinstance(new, Tensor) or new.shape != latents.shape:
+        shape = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+        raise InputError(f"callback_on_step_end: latents {shape}; return {tuple(latents.shape)}")
+    new = new.to(latents)
+    if not bool(torch.isfinite(new).all()):
+        raise InputError("callback_on_step_end: it returns latents that are not all finite")
+    return new
+
+
+def check_finite(what: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    """Raise InputError where a tensor of the image codec has numbers that are not finite; dtype: it computes in."""
+    if not bool(torch.isfinite(tensor).all()):
+        raise InputError(
+            f"image codec: {what} with numbers that are not finite; its weights or their precision ({dtype}) are at "
+            "fault: try float32, or another checkpoint"
+        )

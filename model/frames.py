@@ -35,6 +35,12 @@ class Frames:
         return tuple(place for place, generated in enumerate(self.mask) if generated)
 
 
+def takes_one(tasks: Sequence[str]) -> bool:
+    """Whether these tasks know one picture a sample at most, so that a list of pictures is one for each sample."""
+    first = find_task(tasks[0])
+    return len(tasks) == 1 and (first.is_paired or first.references == 1)
+
+
 def plan_frames(
     tasks: Sequence[str],
     pictures: int,

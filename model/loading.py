@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from model.inputs import InputError
-from model.weights import model_folder
+from model.inputs import InputError, one_line
+from model.weights import HubOptions, check_files, damaged, model_folder, read_json, refuse_unknown
 
 _MAPPED_BYTES = 16 << 20  # of a file, mapped at a time: pages that are mapped count as memory used
+STEM = "diffusion_pytorch_model"  # of the names of weights in diffusers' layout
+_WITHOUT_EFFECT = ("low_cpu_mem_usage", "disable_mmap")
+_OF_DEVICE_MAPS = ("device_map", "max_memory", "offload_folder", "offload_state_dict", "quantization_config")
+_ARGUMENTS = ("subfolder", "torch_dtype", "dtype", "variant", "use_safetensors")
 _KEYS_SHOWN = 3  # wrong keys that an error names
 
 
@@ -30,32 +33,56 @@ def load_model(
     """A model of diffusers from a folder or hub name, with its weights as stored unless torch_dtype says otherwise.
 
     cls: a ModelMixin; diffusers_loader: the from_pretrained of diffusers, used when device_map or quantization_config
-    is given. Peak memory is that of the weights and one tensor or 16 MB.
-    Raises InputError for a name that is no model, and for weights that do not fit, naming the keys.
+    is given; further arguments: those of HubOptions, and those that only such a loader takes.
+    Peak memory is that of the weights and one tensor or 16 MB. Raises InputError for a name that is no model, for
+    weights that do not fit, naming the keys, and for arguments that would have no effect.
     """
-    if kwargs.get("device_map") is not None or kwargs.get("quantization_config") is not None:
-        return diffusers_loader(name, subfolder=subfolder, torch_dtype=torch_dtype, variant=variant, **kwargs)
-    folder = model_folder(str(name), subfolder or "transformer")
-    config = cls.load_config(folder)
-    with torch.device("meta"):
-        model = cls.from_config(config)
+    hub = HubOptions.take(kwargs)
+    torch_dtype = kwargs.pop("dtype", None) or torch_dtype
+    if torch_dtype is not None and not isinstance(torch_dtype, torch.dtype):
+        raise InputError(f"torch_dtype {torch_dtype!r}: give a type of torch, as torch.bfloat16")
+    for argument in _WITHOUT_EFFECT:  # a loader that takes little memory, and memory maps, are the only ways here
+        kwargs.pop(argument, None)
+    if kwargs.pop("use_safetensors", None) is False:
+        raise InputError("use_safetensors=False: weights are read from safetensors alone; convert them first")
+    kwargs = {argument: value for argument, value in kwargs.items() if value not in (None, False)}
+    refuse_unknown(f"{cls.__name__}.from_pretrained", kwargs, [*_OF_DEVICE_MAPS, *_ARGUMENTS, *HubOptions.names()])
+    folder = model_folder(str(name), subfolder or "transformer", (), hub, variant)
+    check_files(folder)
+    if kwargs:
+        weight_files(folder, variant)
+        more = {"torch_dtype": torch_dtype, "variant": variant, "use_safetensors": True}
+        return diffusers_loader(str(folder), **more, **kwargs)
+    model = _without_weights(cls, folder)
     load_weights(model, weight_files(folder, variant), torch_dtype)
     model.register_to_config(_name_or_path=str(name))
     return model.eval()
 
 
+def _without_weights(cls: Any, folder: Path) -> Any:
+    """The model that a folder's config.json describes, on the meta device."""
+    try:
+        with torch.device("meta"):
+            return cls.from_config(cls.load_config(folder))
+    except (AssertionError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise InputError(f"{folder}/config.json: no {cls.__name__} ({one_line(error, 120)})") from None
+
+
 def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     """The safetensors of a model of diffusers: those its index names, or the one there is. Raises InputError."""
-    stem = "diffusion_pytorch_model"
     infix = f".{variant}" if variant else ""
-    index = folder / f"{stem}.safetensors.index{infix}.json"
+    index = folder / f"{STEM}.safetensors.index{infix}.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        described = read_json(index)
+        weight_map = described.get("weight_map") if isinstance(described, dict) else None
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise InputError(f"{index}: it names no weights; download it again")
+        names = sorted(set(map(str, weight_map.values())))
         absent = [name for name in names if not (folder / name).is_file() or Path(name).name != name]
         if absent:
             raise InputError(f"{folder}: {index.name} names {absent[0]}, which is not there; download it again")
         return [folder / name for name in names]
-    single = folder / f"{stem}{infix}.safetensors"
+    single = folder / f"{STEM}{infix}.safetensors"
     if not single.is_file():
         raise InputError(f"{folder}: neither {index.name} nor {single.name} is there")
     return [single]
@@ -84,8 +111,15 @@ def load_weights(
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    with safe_open(path, "pt") as file:
+    with _opened(path) as file:
         return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no mapping
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, "pt")
+    except (SafetensorError, OSError) as error:
+        raise damaged(path, error) from None
 
 
 def _values(path: Path, keys: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
@@ -93,7 +127,7 @@ def _values(path: Path, keys: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
     rest = list(keys)
     while rest:
         read = 0
-        with safe_open(path, "pt") as file:
+        with _opened(path) as file:
             while rest and read < _MAPPED_BYTES:
                 value = file.get_tensor(rest[0])
                 read += value.numel() * value.element_size()

@@ -19,21 +19,25 @@ from model.readback import read_boxes, read_depth, read_keypoints, read_masks
 class OneDiffusionOutput(BaseOutput):
     """One entry a sample in each list; a list is None where nothing of its kind was generated.
 
-    latents: (B, F, 16, h, w) of all frames, known ones too.
     images: of the frames generated but for cameras, sample by sample in frame order: PIL, or (n, H, W, 3) float in
-        0…1, or (n, 3, H, W), by output_type.
+        0…1, or (n, 3, H, W), or latents (n, 16, h, w), by output_type.
+    latents: (B, F, 16, h, w) of all frames, known ones too.
     depth: (H, W) inverse depth, 0 farthest … 1 nearest. segmentation: class → (H, W) mask. boxes: class →
         (x0, y0, x1, y1) in pixels. keypoints: (18, 3) x, y, score in OpenPose's order, NaN where a point is not found.
     cameras: R (V, 3, 3) and T (V, 3) of all views, in PyTorch3D's convention, in the world of the first camera.
     """
 
-    latents: Tensor
     images: Any = None
+    latents: Tensor | None = None
     depth: list[NDArray[np.float32]] | None = None
     segmentation: list[dict[str, NDArray[np.bool_]]] | None = None
     boxes: list[dict[str, list[tuple[int, int, int, int]]]] | None = None
     keypoints: list[NDArray[np.float32]] | None = None
     cameras: list[tuple[Tensor, Tensor]] | None = None
+
+    def images_first(self) -> tuple[Any, ...]:
+        """The fields that there are, images (None where only cameras were generated) first."""
+        return (self.images, *(value for name, value in self.items() if name != "images"))
 
 
 def read_pictures(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.constants import SIZE_STEP
+from model.constants import MAX_PIXELS, SIZE_STEP
 from model.inputs import InputError
 
 Picture = NDArray[np.uint8]  # (H, W, 3), RGB
@@ -20,6 +20,7 @@ Picture = NDArray[np.uint8]  # (H, W, 3), RGB
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 _JPEG_COLORS = ("YCbCr", "Gray", "RGB")
 _UP = 2  # PNG's filter that gives the difference from the pixel above
+_BEYOND, _ROUNDING = 0.1, 1e-4  # how far floats may go beyond their range: by resizing, by rounding
 MAX_ASPECT = 4.0  # longer pictures are cropped
 
 
@@ -101,6 +102,20 @@ def _decode_jpeg(data: bytes) -> Picture | None:
     return picture
 
 
+def read_picture(data: bytes) -> Picture:
+    """The picture in a file of any format, as it is to look: upright, opaque over white, in sRGB of 8 bits.
+
+    A process that may die of the file decodes what is rare. Raises InputError with the reason for what is no picture.
+    """
+    from model.pixels.normalize import normalize
+    from model.pixels.outcome import Rejected
+
+    try:
+        return decode_picture(normalize(data, MAX_PIXELS, 1, exact=True).encoded)
+    except Rejected as error:
+        raise InputError(str(error)) from None
+
+
 def decode_gray(data: bytes) -> NDArray[Any]:
     """Encoded gray bytes → (H, W), uint8 or, for a 16-bit PNG, uint16."""
     from PIL import Image
@@ -155,35 +170,80 @@ def _chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", _zlib().crc32(name + data))
 
 
-def _from_floats(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """Levels of floats in 0…1, or in -1…1 where any is below 0. Raises InputError for other numbers."""
-    least, most = float(image.min()), float(image.max())
-    # A resized picture may go a little beyond.
-    if not (least >= -1.1 and most <= 1.1):  # false for NaN too
-        raise InputError(f"picture with floats from {least:g} to {most:g}: give 0…1, -1…1 or uint8")
-    unit = (image + 1) / 2 if least < -0.1 else image
-    return np.asarray((unit.clip(0, 1) * 255).round(), np.uint8)
-
-
 def as_picture(image: Any) -> Picture:
-    """A PIL image, an (H, W, 3) or (H, W) array or a (3, H, W) tensor as a picture.
+    """What a program gives as a picture, as `read_picture` gives the same picture in a file.
 
-    Arrays and tensors: uint8, or float in 0…1, or float in -1…1 where any is below 0, as diffusers takes them.
+    A PIL image of any mode, whose metadata count (EXIF's orientation, a color profile, transparency); an array
+    (H, W), (H, W, 1), (H, W, 3) or with alpha (H, W, 4); a tensor with its channels first. Their levels are uint8, or
+    floats in 0…1, or in -1…1 where any is below 0, as diffusers takes them.
     Raises InputError for anything else, as floats in 0…255 and numbers that are not finite.
     """
     from PIL import Image
 
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
-    if hasattr(image, "permute") and getattr(image, "ndim", 0) == 3:
+        return _from_pillow(image)
+    levels = _levels(image)
+    if levels.shape[2] == 4:
+        return _on_white(levels)
+    return np.ascontiguousarray(np.repeat(levels, 3, axis=2) if levels.shape[2] == 1 else levels)
+
+
+def _from_pillow(image: Any) -> Picture:
+    from model.pixels.appearance import appearance
+    from model.pixels.opened import decoded_of
+    from model.pixels.outcome import Rejected, broken
+
+    if not min(image.size):
+        raise InputError(f"picture of {image.width} × {image.height}: it has no pixels")
+    try:
+        return np.array(appearance(decoded_of(image)).convert("RGB"))
+    except Rejected as error:
+        raise InputError(str(error)) from None
+    except Exception as error:
+        # Pillow decodes a file when it is asked for pixels, and raises nearly anything for a damaged one.
+        raise InputError(str(broken(image.format or "picture", error))) from None
+
+
+def _levels(image: Any) -> NDArray[np.uint8]:
+    """(H, W, 1, 3 or 4) levels of an array or tensor. Raises InputError, naming what is wrong about it."""
+    array, form = image, "array"
+    if hasattr(image, "permute") and hasattr(image, "detach"):
         image = image.detach().cpu()
-        image = (image.float() if image.is_floating_point() else image).permute(1, 2, 0).numpy()
-    if isinstance(image, np.ndarray):
-        if np.issubdtype(image.dtype, np.floating) and image.size:
-            image = _from_floats(image)
-        if image.ndim == 2:
-            image = np.repeat(image[..., None], 3, axis=2)
-        if image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8:
-            return np.ascontiguousarray(image)
-    shape = getattr(image, "shape", type(image).__name__)
-    raise InputError(f"no picture: {shape}; give a PIL image, an (H, W, 3) array or a (3, H, W) tensor in 0…1")
+        array, form = (image.float() if image.is_floating_point() else image).numpy(), "tensor"
+        array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"no picture: {type(image).__name__}; give a PIL image, an array or a tensor")
+    array = array[..., None] if array.ndim == 2 else array
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
+        shapes = "(H, W), (H, W, 3) or (H, W, 4)" if form == "array" else "(3, H, W), (1, H, W) or (4, H, W)"
+        raise InputError(f"no picture: {tuple(image.shape)}; give {form}s {shapes}")
+    if array.dtype == np.uint8:
+        return array
+    if not np.issubdtype(array.dtype, np.floating):
+        raise InputError(f"no picture: levels of {array.dtype}; give uint8 in 0…255, or floats in 0…1 or -1…1")
+    return _from_floats(array)
+
+
+def _from_floats(levels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Levels of floats in 0…1, or in -1…1 where any is below 0. Raises InputError for other numbers."""
+    least, most = float(levels.min()), float(levels.max())
+    # A resized picture may go a little beyond.
+    if not (least >= -1 - _BEYOND and most <= 1 + _BEYOND):  # false for NaN too
+        raise InputError(f"picture with floats from {least:g} to {most:g}: give 0…1, -1…1 or uint8")
+    if -_BEYOND <= least < -_ROUNDING:
+        raise InputError(
+            f"picture with floats from {least:g} to {most:g}: they may be of 0…1 or of -1…1; clip them to one of both"
+        )
+    is_signed = least < -_BEYOND
+    if is_signed and levels.shape[2] == 4:
+        raise InputError(f"picture with alpha and floats from {least:g} to {most:g}: give 0…1 or uint8")
+    unit = (levels + 1) / 2 if is_signed else levels
+    return np.asarray((unit.clip(0, 1) * 255).round(), np.uint8)
+
+
+def _on_white(levels: NDArray[np.uint8]) -> Picture:
+    from PIL import Image
+
+    from model.pixels.appearance import flatten
+
+    return np.array(flatten(Image.fromarray(np.ascontiguousarray(levels))))

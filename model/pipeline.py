@@ -9,33 +9,42 @@ from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.arguments import (
     OUTPUT_TYPES,
     as_cameras,
+    as_intrinsics,
+    as_pictures,
+    as_samples,
     as_texts,
+    check_callback,
+    check_changed,
     check_choice,
+    check_finite,
+    check_noise,
     check_numbers,
+    check_parts,
     check_size,
-    negative_prompts,
+    latent_shape,
 )
 from model.cameras import camera_latents, recover_cameras
 from model.codecs import ImageCodec
 from model.codecs.autoencoder_dct import AutoencoderDCT
-from model.constants import LATENT_CHANNELS, LATENT_FACTOR, SIZE_STEP
-from model.frames import Frames, Known, plan_frames
-from model.inputs import InputError
+from model.constants import SIZE_STEP
+from model.frames import REFERENCE, Frames, Known, plan_frames, takes_one
+from model.inputs import InputError, one_line
 from model.lora import LoraMixin
 from model.outputs import OneDiffusionOutput, read_pictures
-from model.pictures import Picture, as_picture, aspect_bucket, fit_picture
-from model.prompts import RAYS, build_prompt, draw_colors, find_task
+from model.pictures import Picture, aspect_bucket, fit_picture
+from model.pipeline_folder import check_loaded, resolve_pipeline
+from model.prompt_embeddings import PromptMixin, check_words, class_colors
+from model.prompts import RAYS, find_task
 from model.sampling import ConditionTimestep, sample_frames
-from model.text import TextEncoder
+from model.saving import refuse_adapters, save_whole
 from model.transformer import NextDiT
-from model.weights import pipeline_folder
 
 # model_index.json names the module of each part as it was when the folder was written: by an older version of this
 # project, or by the released code. So these parts are recognized by the names of their classes.
@@ -45,19 +54,20 @@ Pictures = Sequence[Any]  # each a PIL image, (H, W, 3) array or (3, H, W) tenso
 StepCallback = Callable[[DiffusionPipeline, int, Tensor, dict[str, Any]], dict[str, Any]]
 
 
-class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
+class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
     """The transformer with its image codec, text encoder and scheduler.
 
     `from_pretrained` takes a folder or hub name in the released layout; `save_pretrained` writes one.
     """
 
+    _optional_components = ["text_encoder", "tokenizer"]
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _callback_tensor_inputs = ["latents"]
 
     def __init__(
         self,
-        transformer: Any,
-        vae: Any,
+        transformer: NextDiT,
+        vae: AutoencoderKL | AutoencoderDCT,
         text_encoder: Any,
         tokenizer: Any,
         scheduler: Any,
@@ -68,14 +78,57 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
         self.register_modules(
             transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
         )
+        check_numbers({"default_size": default_size})
         self.register_to_config(default_size=default_size)
         self._interrupt = False
+        self._guidance_scale = 1.0
+        self._num_timesteps = 0
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> OneDiffusionPipeline:
-        """A pipeline in a folder, or of a hub name, whose safetensors are downloaded once. Raises InputError."""
-        folder = pipeline_folder(str(pretrained_model_name_or_path))
-        return super().from_pretrained(str(folder), **{"use_safetensors": True, **kwargs})
+        """A pipeline in a folder, or of a hub name, whose safetensors are downloaded once.
+
+        Of the hub: revision, cache_dir, token, local_files_only, force_download; of what is loaded: variant,
+        torch_dtype (one, or by part), device_map, quantization_config; parts of the pipeline, and default_size.
+        Weights keep the types they are stored in unless torch_dtype says otherwise.
+        Raises InputError for what is not there or damaged, naming the file, and for arguments without effect.
+        """
+        name = str(pretrained_model_name_or_path)
+        parts, options = cls._get_signature_keys(cls)
+        folder, arguments = resolve_pipeline(cls.__name__, name, kwargs, [*parts, *options])
+        try:
+            pipeline = super().from_pretrained(str(folder), **arguments)
+        except InputError:
+            raise
+        except (OSError, ValueError, TypeError, KeyError, NotImplementedError, RuntimeError) as error:
+            raise InputError(f"{name}: no pipeline that can be loaded ({one_line(error, 300)})") from error
+        for part, model in pipeline.components.items():
+            if isinstance(model, nn.Module) and part not in kwargs:
+                check_loaded(model, folder / part, kwargs.get("variant"))
+        return pipeline
+
+    def save_pretrained(
+        self,
+        save_directory: Any,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write the pipeline as a folder that `from_pretrained` reads, over an older one too.
+
+        variant: as "fp16", a second set of weights in one folder; max_shard_size: as "5GB", of each file of weights.
+        Raises InputError for a path that is a file, pickles (safe_serialization=False), and while adapters are loaded.
+        """
+        refuse_adapters(self.transformer)
+        save_whole(
+            super().save_pretrained,
+            save_directory,
+            safe_serialization,
+            variant,
+            max_shard_size=max_shard_size,
+            **kwargs,
+        )
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
@@ -93,12 +146,27 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
         """Whether the call ends after this step; a callback may set `_interrupt`."""
         return self._interrupt
 
+    @property
+    def guidance_scale(self) -> float:
+        """The guidance of the call; a callback may set `_guidance_scale` for the steps that follow."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the call is guided."""
+        return self._guidance_scale > 1
+
+    @property
+    def num_timesteps(self) -> int:
+        """How many steps the call has."""
+        return self._num_timesteps
+
     @torch.no_grad()
     def __call__(
         self,
         task: str | Sequence[str],
         images: Pictures | Sequence[Pictures] | Any | None = None,
-        prompt: str | Sequence[str] = "",
+        prompt: str | Sequence[str] | None = "",
         known: Known | None = None,
         *,
         denoise_mask: Sequence[int] | None = None,
@@ -120,6 +188,10 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
@@ -131,7 +203,8 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
         about its center to the size; known: what they are, the "condition" (default) or the "image"; denoise_mask: 1
         for each frame to generate, instead of `known`, for any other combination.
         prompt: the caption (for editing the instruction), to which the task's token is added unless it begins with one;
-        a sequence is a batch over the same images, or over `images` if that is a sequence of sequences.
+        a sequence is a batch over the same images, or over `images` if that is a sequence of sequences, or of single
+        pictures for a task that takes one.
         negative_prompt: what guidance leads away from, for all prompts or one for each; None is the empty one.
         names: classes of segmentation and boxes, or the item of subject; colors: "#RRGGBB" for each of them,
         drawn from the names otherwise. reference_prompts: captions of the pictures that identity and subject refer to.
@@ -139,10 +212,16 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
         intrinsics (V, 3, 3) with image width 1. normalize_cameras: as in training; by default for c2w only.
         height, width: of every frame, by default the aspect of the first image around `default_size`².
         num_inference_steps, guidance_scale: by default those of the task. condition_timestep: see sample_frames.
-        latents: noise (B, F, 16, h, w) to begin with. output_type: "pil", "np" (H, W, 3) in 0…1, "pt" or "latent".
-        Raises InputError for what does not go together.
+        latents: noise (B, F, 16, h, w) to begin with, instead of what `generator` draws: one for all samples, or a list
+        with one for each. num_images_per_prompt: samples of each prompt, one after another.
+        prompt_embeds (B, L, Y) with prompt_attention_mask (B, L), and the same for negative_prompt: instead of texts,
+        as `encode_prompt` gives them; of any lengths.
+        output_type: "pil", "np" (H, W, 3) in 0…1, "pt" or "latent". return_dict: False for a tuple, images first.
+        Raises InputError for what does not go together, before anything is computed, and for numbers that are not
+        finite, saying where they came up.
         """
-        tasks, captions = as_texts("task", task), as_texts("prompt", prompt)
+        check_parts(self.components)
+        tasks = as_texts("task", task)
         check_choice("output_type", output_type, OUTPUT_TYPES)
         check_choice("condition_timestep", condition_timestep, get_args(ConditionTimestep))
         check_numbers(
@@ -154,30 +233,44 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
                 "guidance_scale": guidance_scale,
             }
         )
-        negatives = negative_prompts(negative_prompt, len(captions), num_images_per_prompt)
-        known_pictures = _pictures(images, len(captions))
+        check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        captions = None
+        if prompt_embeds is None:
+            captions = as_texts("prompt", prompt)
+        elif prompt:
+            raise InputError("give prompt or prompt_embeds, not both")
+        count = len(captions) if captions is not None else len(as_samples("prompt_embeds", prompt_embeds))
+        known_pictures = as_pictures(images, count, takes_one(tasks))
         cameras = as_cameras(azimuth, elevation, distance, c2w, intrinsics, normalize_cameras)
         views = 0 if cameras is None else len(cameras[0])
         frames = plan_frames(tasks, len(known_pictures[0]), known, denoise_mask, views)
-        class_colors = _colors(names, colors)
-        prompts = [
-            _prompt(tasks, caption, names, list(class_colors.values()), reference_prompts)
-            for caption in captions
-            for _ in range(num_images_per_prompt)
-        ]
+        intrinsics = as_intrinsics(intrinsics, len(frames.kinds) // 2 if RAYS in frames.kinds else 0)
+        references = check_words(tasks, names, reference_prompts, frames.kinds.count(REFERENCE))
+        colors_of = class_colors(names, colors)
+        prompts = None if captions is None else self.compose(tasks, captions, names, colors, references)
         width, height = self._size(known_pictures[0], frames, width, height)
-        guidance = find_task(tasks[0]).guidance if guidance_scale is None else guidance_scale
-        embeds, mask = self._embed(prompts, negatives if guidance > 1 else [])
-        shape = (len(prompts), len(frames.mask), *_latent_shape(width, height))
+        samples = count * num_images_per_prompt
+        shape = (samples, len(frames.mask), *latent_shape(width, height))
+        check_noise(shape, generator, latents)
+        self._guidance_scale = find_task(tasks[0]).guidance if guidance_scale is None else float(guidance_scale)
+        text, negative = self._embeddings(
+            prompts,
+            negative_prompt,
+            (prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask),
+            self.do_classifier_free_guidance,
+            num_images_per_prompt,
+        )
+        text = text if negative is None else text.after(negative)
         noise = self._noise(shape, generator, latents)
         clean = torch.stack([self._encode(per_sample, width, height) for per_sample in known_pictures])
-        clean = clean.repeat_interleave(len(prompts) // len(known_pictures), 0).to(noise)
+        clean = clean.repeat_interleave(samples // len(known_pictures), 0).to(noise)
         rays = None
         if RAYS in frames.kinds:
             rays = noise.new_zeros(len(frames.kinds) // 2, *shape[2:])
             if cameras is not None:
                 rays = camera_latents(*cameras[:2], shape[-1], normalize=cameras[2]).to(noise)
         steps = max(find_task(name).steps for name in tasks) if num_inference_steps is None else num_inference_steps
+        self._num_timesteps = steps
         with self.progress_bar(total=steps) as bar:
             result = sample_frames(
                 self.transformer,
@@ -185,19 +278,19 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
                 noise,
                 clean,
                 frames.mask,
-                embeds.to(noise),
-                mask.to(noise.device),
+                text.embeds.to(noise),
+                text.mask.to(noise.device),
                 steps,
-                guidance,
-                None if rays is None else rays[None].expand(len(prompts), *rays.shape),
+                self._guidance_scale,
+                None if rays is None else rays[None].expand(samples, *rays.shape),
                 condition_timestep,
                 lambda step, steps: bar.update(),
                 self._after_step(callback_on_step_end, callback_on_step_end_tensor_inputs),
+                lambda: self._guidance_scale,
             )
-        fields = {} if output_type == "latent" else self._read(result, frames, class_colors, intrinsics, output_type)
+        output = OneDiffusionOutput(latents=result, **self._read(result, frames, colors_of, intrinsics, output_type))
         self.maybe_free_model_hooks()
-        output = OneDiffusionOutput(latents=result, **fields)
-        return output if return_dict else output.to_tuple()
+        return output if return_dict else output.images_first()
 
     def _size(
         self, pictures: Sequence[Picture], frames: Frames, width: int | None, height: int | None
@@ -216,18 +309,6 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
             raise InputError(f"views must be square to have cameras, not {width} × {height}")
         return width, height
 
-    def _embed(self, prompts: Sequence[str], negatives: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Padded embeddings (B or 2B, L, Y) and their mask, those of the negative prompts, if any, first."""
-        encoder = TextEncoder(self.text_encoder, self.tokenizer, device=self._execution_device)
-        texts = [*negatives, *prompts]
-        distinct = list(dict.fromkeys(texts))
-        encoded = dict(zip(distinct, encoder.encode(distinct), strict=True))
-        rows = [encoded[text] for text in texts]
-        embeds = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        lengths = torch.tensor([len(row) for row in rows])
-        mask = torch.arange(embeds.shape[1]) < lengths[:, None]
-        return embeds.to(self._execution_device), mask.to(self._execution_device)
-
     def _encode(self, pictures: Sequence[Picture], width: int, height: int) -> Tensor:
         """(K, 16, h, w) latents of known pictures."""
         device = self._execution_device
@@ -236,84 +317,45 @@ class OneDiffusionPipeline(LoraMixin, DiffusionPipeline):
         for picture in pictures:
             pixels = torch.from_numpy(fit_picture(picture, width, height)).permute(2, 0, 1)[None]
             latents.append(codec.encode(pixels.to(device).float() / 127.5 - 1)[0])
-        return torch.stack(latents) if latents else torch.zeros(0, *_latent_shape(width, height), device=device)
+            check_finite("latents of a known picture", latents[-1], self.vae.dtype)
+        return torch.stack(latents) if latents else torch.zeros(0, *latent_shape(width, height), device=device)
 
     def _noise(self, shape: tuple[int, ...], generator: Any, latents: Tensor | None) -> Tensor:
-        """The latents to begin with, of this shape: those given, or new noise. Raises InputError where they differ."""
-        if isinstance(generator, list) and len(generator) != shape[0]:
-            raise InputError(f"{len(generator)} generators for {shape[0]} samples")
+        """The latents to begin with, of this shape: those given, or new noise."""
         if latents is None:
+            generator = list(generator) if isinstance(generator, tuple) else generator
             return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.transformer.dtype)
-        if tuple(latents.shape) != shape:
-            raise InputError(f"latents of shape {tuple(latents.shape)}: they must be {shape}")
         return latents.to(self._execution_device, self.transformer.dtype)
 
     def _after_step(
         self, callback: StepCallback | None, inputs: Sequence[str]
     ) -> Callable[[int, Tensor, Tensor], Tensor | None] | None:
         """A callback in the form of diffusers as the `after_step` of sample_frames."""
-        unknown = set(inputs) - set(self._callback_tensor_inputs)
-        if unknown:
-            raise InputError(
-                f"callback_on_step_end_tensor_inputs {sorted(unknown)}: there is {self._callback_tensor_inputs}"
-            )
         self._interrupt = False
         if callback is None:
             return None
+        inputs = getattr(callback, "tensor_inputs", inputs)
 
         def after(index: int, timestep: Tensor, latents: Tensor) -> Tensor | None:
             changed = callback(self, index, timestep, {"latents": latents} if inputs else {})
             if self._interrupt:
                 return None
-            return (changed or {}).get("latents", latents)
+            return check_changed(changed, latents)
 
         return after
 
     def _read(
         self, latents: Tensor, frames: Frames, colors: dict[str, str], intrinsics: Tensor | None, form: str
     ) -> dict[str, Any]:
-        """Pictures of the frames generated, and what can be read from them."""
-        codec = ImageCodec(self.vae, device=self._execution_device)
+        """What was generated in the form that is asked for, and what can be read from it."""
         places = [place for place in frames.generated if frames.kinds[place] != RAYS]
+        if form == "latent":
+            return {"images": latents[:, places].flatten(0, 1)} if places else {}
+        codec = ImageCodec(self.vae, device=self._execution_device)
         pixels = [codec.decode(sample[places].to(self._execution_device)) for sample in latents] if places else []
+        for sample in pixels:
+            check_finite("decoded pictures", sample, self.vae.dtype)
         fields = read_pictures(pixels, [frames.kinds[place] for place in places], colors, form)
         if any(frames.kinds[place] == RAYS for place in frames.generated):
             fields["cameras"] = [recover_cameras(sample[1::2].float().cpu(), intrinsics) for sample in latents]
         return fields
-
-
-def _latent_shape(width: int, height: int) -> tuple[int, int, int]:
-    """(C, h, w) of a frame of so many pixels."""
-    return LATENT_CHANNELS, height // LATENT_FACTOR, width // LATENT_FACTOR
-
-
-def _pictures(images: Any, samples: int) -> list[list[Picture]]:
-    """The known pictures of each sample, or one list for all. Raises InputError for batches of other lengths."""
-    if images is None:
-        return [[]]
-    if not isinstance(images, (list, tuple)):
-        images = [images]
-    if not any(isinstance(one, (list, tuple)) for one in images):
-        return [[as_picture(one) for one in images]]
-    if len(images) != samples or len({len(one) for one in images}) > 1:
-        raise InputError(f"{len(images)} sequences of images for {samples} prompts: give one each, of the same length")
-    return [[as_picture(one) for one in per_sample] for per_sample in images]
-
-
-def _prompt(
-    tasks: Sequence[str], caption: str, names: Sequence[str], colors: Sequence[str], references: Sequence[str]
-) -> str:
-    """The prompt of these tasks: tokens and classes of each, then the caption. One that begins with a token stays."""
-    if caption.startswith("[["):
-        return caption
-    parts = [build_prompt(name, "", names, colors) for name in tasks[:-1]]
-    return " ".join([*parts, build_prompt(tasks[-1], caption, names, colors, references)])
-
-
-def _colors(names: Sequence[str], colors: Sequence[str] | None) -> dict[str, str]:
-    """Class → "#RRGGBB"."""
-    if colors is None:
-        return draw_colors(names, " ".join(names))
-    if len(colors) != len(names):
-        raise InputError(f"{len(colors)} colors for {len(names)} names")
-    return dict(zip(names, (color.upper() for color in colors), strict=True))

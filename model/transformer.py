@@ -22,11 +22,13 @@ from diffusers.loaders import PeftAdapterMixin
 from einops import rearrange
 from torch import Tensor, nn
 
+from model.adapters import remember
 from model.attention import SOFT_CAP, Attention
 from model.constants import PATCH_SIZE as P
 from model.layers import FeedForward, RMSNorm, TimestepEmbedder
 from model.layout import Group, Layout, TokenLayout, batch_layout, mark_sizes, packed_layout
 from model.loading import load_model
+from model.saving import refuse_adapters, save_whole
 
 
 class NextDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -35,6 +37,7 @@ class NextDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
     _supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]
     _repeated_blocks = ["Block"]
+    _skip_layerwise_casting_patterns = ["t_embedder", "norm"]  # its input has the type of its weights
 
     @register_to_config
     def __init__(
@@ -71,11 +74,25 @@ class NextDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.layers = nn.ModuleList([Block(*arguments, qk_norm, caption_channels) for _ in range(depth)])
         self.final_layer = FinalLayer(hidden_size, P * P * in_channels)
         self.gradient_checkpointing = False
+        remember(self)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> NextDiT:
         """The model of a folder or hub name; see model.loading.load_model."""
         return load_model(cls, super().from_pretrained, pretrained_model_name_or_path, **kwargs)
+
+    def save_pretrained(
+        self,
+        save_directory: Any,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        **kwargs: Any,
+    ) -> None:
+        """As diffusers, over an older folder too: see model.saving. Raises InputError while adapters are loaded."""
+        refuse_adapters(self)
+        options = {"max_shard_size": max_shard_size, **kwargs}
+        save_whole(super().save_pretrained, save_directory, safe_serialization, variant, **options)
 
     def forward(
         self,

@@ -6,26 +6,57 @@ Weights are read from safetensors alone: a pickle can run code when it is opened
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from model.inputs import InputError
+from model.inputs import InputError, nearest, one_line
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_TEXTS = ["*.json", "*.txt", "*.model", "*.jinja"]  # configurations and tokenizers
 
 
-def model_folder(name: str, subfolder: str, siblings: Sequence[str] = ()) -> Path:
+@dataclass(frozen=True)
+class HubOptions:
+    """What diffusers lets a caller say about the hub; the names are those of huggingface_hub."""
+
+    revision: str | None = None
+    cache_dir: Any = None
+    token: str | bool | None = None
+    local_files_only: bool = False
+    force_download: bool = False
+
+    @classmethod
+    def take(cls, arguments: dict[str, Any]) -> HubOptions:
+        """Those among `arguments`, which lose them; None stands for the default."""
+        given = {field.name: arguments.pop(field.name, None) for field in fields(cls)}
+        return cls(**{name: value for name, value in given.items() if value is not None})
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Of the arguments."""
+        return [field.name for field in fields(cls)]
+
+    def arguments(self) -> dict[str, Any]:
+        """As huggingface_hub takes them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def model_folder(
+    name: str, subfolder: str, siblings: Sequence[str] = (), hub: HubOptions | None = None, variant: str | None = None
+) -> Path:
     """The folder of a model: NAME/subfolder of a diffusers layout, or NAME itself.
 
     `name` is a local path or a hub name ("owner/model"), which is downloaded once into the hub's cache; `siblings` are
     further subfolders of the layout to download. Raises InputError when there is no such model, or it has no weights
     in safetensors.
     """
-    root = Path(name).expanduser()
-    if not root.is_dir():
-        root = _download(name, subfolder, siblings)
+    hub = hub or HubOptions()
+    root = _local_folder(name, hub) or _download(name, subfolder, siblings, hub, variant)
     folder = next((folder for folder in (root / subfolder, root) if (folder / "config.json").is_file()), None)
     if folder is None:
         raise InputError(f"{name}: neither config.json nor {subfolder}/config.json is there; name a model's folder")
@@ -34,14 +65,60 @@ def model_folder(name: str, subfolder: str, siblings: Sequence[str] = ()) -> Pat
     return folder
 
 
-def pipeline_folder(name: str) -> Path:
+def pipeline_folder(name: str, hub: HubOptions | None = None, variant: str | None = None) -> Path:
     """The folder of a whole diffusers pipeline, by path or hub name. Raises InputError."""
-    root = Path(name).expanduser()
-    if not root.is_dir():
-        root = _fetch(name, ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"], [])
+    hub = hub or HubOptions()
+    root = _local_folder(name, hub)
+    if root is None:
+        if variant is None:
+            # A repository may hold the same weights in several types; their names have a second dot.
+            root = _fetch(name, [*_TEXTS, "*/*.safetensors"], ["*.*.safetensors"], hub)
+        else:
+            root = _fetch(name, [*_TEXTS, *_of_variant("*/", variant)], [], hub)
+            plain = [part.name for part in _parts(root) if not any(part.glob("*.safetensors"))]
+            if plain:
+                root = _fetch(name, [f"{part}/*.safetensors" for part in plain], ["*.*.safetensors"], hub)
     if not (root / "model_index.json").is_file():
         raise InputError(f"{name}: no model_index.json is there; name the folder that save_pretrained wrote")
     return root
+
+
+def check_files(folder: Path) -> None:
+    """Raise InputError, naming the file, where a JSON or safetensors file below a folder cannot be read to its end.
+
+    Of safetensors it is the header that is read, which says how long the file has to be.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(folder.rglob("*")):
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_bytes())
+            elif path.suffix == ".safetensors":
+                with safe_open(path, "pt"):
+                    pass
+        except (ValueError, SafetensorError, OSError) as error:
+            raise damaged(path, error) from None
+
+
+def damaged(path: Any, error: BaseException) -> InputError:
+    """What to tell a person whose file cannot be read: cut by a full disk or a broken transfer, or changed."""
+    return InputError(f"{path}: damaged ({one_line(error, 120)}); copy or download it again, or take another")
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises InputError for one that is damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise damaged(path, error) from None
+
+
+def refuse_unknown(call: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Raise InputError for an argument that a call does not take: one that is dropped changes results unseen."""
+    for name in given:
+        if name not in known:
+            raise InputError(f"{call} takes no {name}{nearest(name, list(known))}; it takes {', '.join(known)}")
 
 
 def weights_digest(*folders: Path) -> str:
@@ -62,25 +139,54 @@ def _file_digest(path: Path, _size: int, _modified: int) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def _download(name: str, subfolder: str, siblings: Sequence[str]) -> Path:
+def _local_folder(name: str, hub: HubOptions) -> Path | None:
+    root = Path(name).expanduser()
+    if not root.is_dir():
+        return None
+    if hub.revision is not None:
+        raise InputError(f"revision {hub.revision}: {name} is a folder, and only models of the hub have revisions")
+    return root
+
+
+def _parts(root: Path) -> list[Path]:
+    """The folders of a pipeline's models: those with a configuration of a network."""
+    return sorted(path.parent for path in root.glob("*/config.json"))
+
+
+def _of_variant(prefix: str, variant: str) -> list[str]:
+    return [f"{prefix}*.{variant}.safetensors", f"{prefix}*.{variant}-*.safetensors"]
+
+
+def _download(name: str, subfolder: str, siblings: Sequence[str], hub: HubOptions, variant: str | None) -> Path:
     # The configurations first, to learn the repository's layout: of a whole pipeline only some folders are needed.
-    root = _fetch(name, ["config.json", f"{subfolder}/config.json"], [])
+    root = _fetch(name, ["config.json", f"{subfolder}/config.json"], [], hub)
+    others = [] if variant else ["*.*.safetensors"]
     if (root / subfolder / "config.json").is_file():
-        return _fetch(name, [f"{part}/*" for part in (subfolder, *siblings)], ["*.bin", "*.msgpack", "*.h5", "*.onnx"])
-    return _fetch(name, ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"], ["*/*"])
+        ignored = ["*.bin", "*.msgpack", "*.h5", "*.onnx", *others]
+        return _fetch(name, [f"{part}/*" for part in (subfolder, *siblings)], ignored, hub)
+    return _fetch(name, ["*.safetensors", *_TEXTS], ["*/*", *others], hub)
 
 
-def _fetch(name: str, patterns: Sequence[str], ignored: Sequence[str]) -> Path:
+def _fetch(name: str, patterns: Sequence[str], ignored: Sequence[str], hub: HubOptions) -> Path:
     """Download the files of a hub repository that match; the folder they are in. Raises InputError."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     if not _HUB_NAME.fullmatch(name):
         raise InputError(f"{name}: no such folder; give a model's folder or a hub name such as owner/model")
+    allowed, left_out = list(patterns), list(ignored)
     try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=list(ignored)))
+        return Path(snapshot_download(name, allow_patterns=allowed, ignore_patterns=left_out, **hub.arguments()))
     except RepositoryNotFoundError:
         raise InputError(f"{name}: neither a folder nor a model of the hub") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except RevisionNotFoundError:
+        raise InputError(f"{name}: the hub has no revision {hub.revision} of it") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{name}: no such folder, and the hub does not give it ({reason})") from None

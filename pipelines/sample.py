@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labeling.dataset import Store, open_store
-from model.constants import MAX_PIXELS, SIZE_STEP
+from model.constants import SIZE_STEP
 from model.inputs import InputError
 from model.prompts import RAYS, Task, draw_colors, find_task
 
@@ -121,15 +121,14 @@ def _store_of(path: str) -> tuple[Store, str]:
 
 def _load_image(path: str) -> Picture:
     """The picture in a file, local or s3://. Raises InputError for a file that is missing or no picture."""
-    from labeling.sources.normalize import Rejected, normalize
-    from model.pictures import decode_picture
+    from model.pictures import read_picture
 
     store, name = _store_of(path)
     try:
-        return decode_picture(normalize(store.read(name), MAX_PIXELS, SIZE_STEP).encoded)
+        return read_picture(store.read(name))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except Rejected as error:
+    except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
 

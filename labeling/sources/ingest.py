@@ -28,6 +28,7 @@ from labeling.sources.items import Item, Reading, Trouble, items_of, printable
 from labeling.sources.normalize import EncodedImage, Rejected, image_id, normalize
 from labeling.sources.seen import SEEN_SCHEMA, write_seen
 from labeling.sources.source import Source
+from model.inputs import InputError
 
 VERSION = 1
 
@@ -121,6 +122,8 @@ class Ingestion:
         try:
             companions = read_companions(self.source.store, item.described)
             image = normalize(reading.raw, self.limits.max_pixels, self.limits.min_side)
+        except InputError:  # of the store, as credentials that have expired, and no fault of the picture
+            raise
         except (Rejected, ValueError) as error:
             return Looked(item, seen, reason=str(error))
         seen["said"] = _said(described, companions) if facts or companions else _NOTHING_SAID

@@ -81,16 +81,20 @@ class Coordinator:
             for _ in range(pool.wishes.least):
                 self._start(pool)
 
+    def prepare_writer(self, node: str) -> None:
+        """Start the first writer of a node, so that the first labels there need not wait for it."""
+        if all(writer.node != node for writer in self.writers.values()):
+            self._add_writer(node)
+
     def writer(self, shard: str, node: str) -> tuple[int, Any]:
         """Number and handle of the writer of a shard: the one that has parts of it, else one on the node that asks."""
         for number, writer in self.writers.items():
             if shard in writer.shards:
                 return number, writer.handle
         there = {number: writer for number, writer in self.writers.items() if writer.node == node}
-        if len(there) < self._writers_on(node):
-            self.number += 1
-            there = {self.number: _Writer(self._start_writer(node), node)}
-            self.writers |= there
+        if all(writer.shards for writer in there.values()) and len(there) < self._writers_on(node):
+            number = self._add_writer(node)
+            there = {number: self.writers[number]}
         number = min(there, key=lambda number: len(there[number].shards))
         there[number].shards.add(shard)
         return number, there[number].handle
@@ -218,10 +222,14 @@ class Coordinator:
         cpus = next((one["Resources"].get("CPU", 1.0) for one in ray.nodes() if one["NodeID"] == node), 1.0)
         return max(1, int(cpus // CPUS_A_WRITER))
 
-    def _start_writer(self, node: str) -> Any:
+    def _add_writer(self, node: str) -> int:
+        """Start a writer on a node; its number."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         place = NodeAffinitySchedulingStrategy(node, soft=True)
         options = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": place}
-        return ray.remote(ShardWriter).options(**options).remote(self.dataset, self.declarations)
+        handle = ray.remote(ShardWriter).options(**options).remote(self.dataset, self.declarations)
+        self.number += 1
+        self.writers[self.number] = _Writer(handle, node)
+        return self.number

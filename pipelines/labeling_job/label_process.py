@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
+from itertools import zip_longest
 from threading import Lock, Thread
 from typing import Any
 
@@ -58,19 +59,22 @@ class LabelProcess:
         beside = max(1, int((os.cpu_count() or 1) / placement.cpus))  # such processes that share this machine
         self.child = Supervisor(work, max(memory, default=None), processes=beside, name="label")
         self.lock = Lock()  # the child does one thing at a time
+        self.coming: list[Part] = []  # the parts that wait for it
         Thread(target=self._start, daemon=True).start()
+        coordinator.prepare_writer.remote(self.node)
 
     def __call__(self, batch: Mapping[str, Any]) -> Iterator[dict[str, list[str]]]:
         """batch: `parts`, packed. Gives the tally of each part, as JSON, once its labels are with the writer."""
-        for packed in batch["parts"]:
-            for part in unpack(packed):
-                yield {"tally": [json.dumps(self.label(part).to_plain())]}
+        parts = [part for packed in batch["parts"] for part in unpack(packed)]
+        for part, following in zip_longest(parts, parts[1:]):
+            yield {"tally": [json.dumps(self.label(part, following).to_plain())]}
 
-    def label(self, part: Part) -> Tally:
-        """Label one part."""
+    def label(self, part: Part, following: Part | None = None) -> Tally:
+        """Label one part. following: the one that this thread brings next."""
         tally = Tally()
         outputs: dict[str, dict[str, Any]] = {}
-        while not (step := self._step(part, outputs, tally)).tables:
+        self.coming.append(part)
+        while not (step := self._step(part, outputs, following, tally)).tables:
             for group, given in self._ask_networks(step.requests, tally).items():
                 outputs.setdefault(group, {}).update(given)
         with tally.timed(WRITING):
@@ -83,9 +87,11 @@ class LabelProcess:
         with self.lock, suppress(Exception):
             self.child.start()
 
-    def _step(self, part: Part, outputs: Mapping[str, Mapping[str, Any]], tally: Tally) -> Step:
+    def _step(self, part: Part, outputs: Mapping[str, Mapping[str, Any]], following: Part | None, tally: Tally) -> Step:
         with self.lock:
-            step: Step = self.child.run((part, outputs))
+            if part in self.coming:
+                self.coming.remove(part)
+            step: Step = self.child.run((part, outputs, next(iter(self.coming), following)))
         tally.merge(step.tally)
         return step
 

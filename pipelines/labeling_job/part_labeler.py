@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -16,6 +17,8 @@ from pipelines.labeling_job.parts import Part
 from pipelines.labeling_job.row_group import Outputs, Requests, RowGroup
 from pipelines.labeling_job.tables import to_bytes
 from pipelines.labeling_job.tally import Tally
+
+Key = tuple[str, int]  # shard and first row group of a part
 
 
 @dataclass(frozen=True)
@@ -44,20 +47,25 @@ class PartLabeler:
         """networks: the groups whose networks are run by other processes."""
         self.dataset = dataset
         self.labelers = Labelers(labelers, resources, networks)
-        self.begun: dict[tuple[str, int], list[RowGroup]] = {}  # the parts that wait for networks
+        self.begun: dict[Key, list[RowGroup]] = {}  # the parts that wait for networks
+        self.ahead: dict[Key, Future[list[RowGroup]]] = {}  # the part that comes next, while it is read
+        self.reader = ThreadPoolExecutor(1)
 
-    def __call__(self, task: tuple[Part, Outputs], attempt: Attempt) -> Step:
+    def __call__(self, task: tuple[Part, Outputs, Part | None], attempt: Attempt) -> Step:
         """The next step of a part, of which networks have given some outputs so far.
 
+        task: with the part that comes next, which is read meanwhile: a store may be far away.
         Where this process is new and knows nothing of the part, it does what led to the outputs again.
         """
-        part, outputs = task
+        part, outputs, following = task
         tally = Tally()
-        key = (part.shard, part.first)
+        key = _key(part)
         row_groups = self.begun.pop(key, None)
         if row_groups is None:
             with tally.timed("reading"):
-                row_groups = self._read(part)
+                row_groups = self._take(part)
+        if following is not None and attempt.is_first:  # where processes end, the rows under way must be the cause
+            self.ahead = {_key(following): self.reader.submit(self._read, following)}
         requests: dict[str, dict[str, bytes]] = {}
         for row_group in row_groups:
             for group, inputs in row_group.advance(self.labelers, attempt, outputs, tally).items():
@@ -72,6 +80,13 @@ class PartLabeler:
             for group in part.groups
         }
         return Step(tally, tables=tables)
+
+    def _take(self, part: Part) -> list[RowGroup]:
+        """The row groups of a part, which may have been read ahead."""
+        ahead = self.ahead.pop(_key(part), None)
+        if ahead is not None and (ahead.done() or not ahead.cancel()) and not ahead.exception():
+            return ahead.result()
+        return self._read(part)  # once more where it failed, so that it fails as if nothing had been read ahead
 
     def _read(self, part: Part) -> list[RowGroup]:
         """The columns that labelers read from stored shards, and the labels there are where only errors count."""
@@ -96,3 +111,7 @@ class PartLabeler:
             row_groups.append(RowGroup(part, table.slice(start, rows), old, self.dataset.has_sets))
             start += rows
         return row_groups
+
+
+def _key(part: Part) -> Key:
+    return part.shard, part.first

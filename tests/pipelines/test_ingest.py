@@ -46,6 +46,23 @@ def test_files_become_rows_or_are_rejected_with_a_reason(pictures: Path, tmp_pat
     }
 
 
+def test_source_that_refuses_to_be_read_is_no_fault_of_a_picture(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when credentials expire after the picture and before the file that belongs to it."""
+    (pictures / "metadata.csv").write_text("file_name,right\nchelsea.png,right.png\n")
+    read = LocalStore.read
+
+    def expire(self: LocalStore, name: str) -> bytes:
+        if name == "right.png":
+            raise InputError("these credentials have expired")
+        return read(self, name)
+
+    monkeypatch.setattr(LocalStore, "read", expire)
+    with pytest.raises(InputError, match="have expired"):
+        ingest(str(pictures), str(tmp_path / "dataset"))
+
+
 def test_pictures_of_phones_and_cameras_are_taken_and_no_file_ends_the_job(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from labeling.attempt import Attempt
+from labeling.attempt import Attempt, Knowledge
 from labeling.dataset import IMAGE_SCHEMA, IMAGES, Dataset, open_store, write_shard
 from labeling.declaration import declare
 from labeling.failures import DeviceError
@@ -80,7 +80,7 @@ def ask_network(labeler: Labeler, inputs: dict[str, bytes]) -> dict[str, bytes]:
 def test_part_gives_what_its_labelers_give_one_by_one(dataset: Dataset) -> None:
     labelers = load(spread={"refuse_wider_than": 600})
     part = Part("000000", 0, 3, [2, 2, 3], NAMES, {})
-    step = start(dataset, labelers, [])((part, {}), Attempt())
+    step = start(dataset, labelers, [])((part, {}, None), Attempt())
     assert {group: from_bytes(table) for group, table in step.tables.items()} == expected(dataset, labelers)
     assert step.tally.rows == dict.fromkeys(NAMES, 7)
     wide = sum(row["width"] > 600 for row in dataset.rows("images", ["width"]))
@@ -94,15 +94,42 @@ def test_network_elsewhere_gives_the_same_even_when_the_process_is_new(dataset: 
     part = Part("000000", 1, 3, [2, 2, 3], NAMES, {})
     labels = {group: table.slice(2) for group, table in expected(dataset, labelers).items()}
     process = start(dataset, labelers, ["spread"])
-    step = process((part, {}), Attempt())
+    step = process((part, {}, None), Attempt())
     assert not step.tables
     assert step.requests.keys() == {"spread"}
     outputs = {"spread": ask_network(labelers["spread"], dict(step.requests["spread"]))}
     assert len(outputs["spread"]) < 5  # rows in error go to no network
     for one in (process, start(dataset, load(spread={"refuse_wider_than": 600}), ["spread"])):
-        tables = one((part, outputs), Attempt()).tables
+        tables = one((part, outputs, None), Attempt()).tables
         assert {group: from_bytes(table) for group, table in tables.items()} == labels
     assert not process.begun
+
+
+def test_part_that_comes_next_is_read_meanwhile_and_again_where_that_fails(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labelers = load()
+    first, second = (Part("000000", number, number + 1, [2, 2, 3], NAMES, {}) for number in range(2))
+    labels = {group: table.slice(2, 2) for group, table in expected(dataset, labelers).items()}
+    join, reads, failures = Dataset.join, list[list[int]](), list[int]()
+
+    def fail_once(self: Dataset, shard: str, columns: Any, numbers: list[int]) -> pa.Table:
+        reads.append(numbers)
+        if len(reads) in failures:
+            raise OSError("S3 is busy")
+        return join(self, shard, columns, numbers)
+
+    monkeypatch.setattr(Dataset, "join", fail_once)
+    for failing, wanted in ([], [[0], [1]]), ([2], [[0], [1], [1]]):
+        reads.clear()
+        failures[:] = failing
+        process = start(dataset, labelers, [])
+        process((first, {}, second), Attempt())
+        tables = process((second, {}, None), Attempt()).tables
+        assert {group: from_bytes(table) for group, table in tables.items()} == labels
+        assert reads == wanted
+    process((first, {}, second), Attempt(Knowledge(ends=[("brightness", ("a",))])))
+    assert not process.ahead  # while it is looked for why processes end
 
 
 def test_only_rows_in_error_are_labeled_again(dataset: Dataset) -> None:
@@ -114,7 +141,7 @@ def test_only_rows_in_error_are_labeled_again(dataset: Dataset) -> None:
     # Other labels than before show which rows were labeled.
     labelers = {"brightness": load(brightness={"gain": 0.5})["brightness"]}
     now = expected(dataset, labelers)["brightness"]
-    table = from_bytes(start(dataset, labelers, [])((part, {}), Attempt()).tables["brightness"])
+    table = from_bytes(start(dataset, labelers, [])((part, {}, None), Attempt()).tables["brightness"])
     for old, new, row in zip(before.to_pylist(), now.to_pylist(), table.to_pylist(), strict=True):
         assert row == (new if old["error"] else old)
 

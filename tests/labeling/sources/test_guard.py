@@ -14,7 +14,7 @@ import pytest
 from picture_zoo.files import encode, scene
 
 from labeling.sources.normalize import Rejected
-from labeling.sources.pixels.guard import Guard
+from model.pixels.guard import Guard
 
 
 def poisoned(**limits: float) -> Guard:

@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
-from labeling.sources.pixels.spaces import xyz_of
+from model.pixels.spaces import xyz_of
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 P3 = ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060))

@@ -7,8 +7,8 @@ import os
 import sys
 import time
 
-from labeling.sources.pixels import child
-from labeling.sources.pixels.outcome import EncodedImage
+from model.pixels import child
+from model.pixels.outcome import EncodedImage
 
 _make = child._make
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from labeling.sources.pixels import profiles, tags
-from labeling.sources.pixels.boxes import jxl_size, main_color, without_exif
-from labeling.sources.pixels.deep import FLOAT, SIGNED, UNSIGNED, WHITE_IS_ZERO, Depth, read_levels, to_16_bits
-from labeling.sources.pixels.outcome import Rejected, check_size
-from labeling.sources.pixels.png import PngFacts, pixels_only, read_png
-from labeling.sources.pixels.recoding import JpegCoding, coding_of
-from labeling.sources.pixels.spaces import ColorSpace, adobe_rgb, coded_space, stated_space, to_srgb
+from model.pixels import profiles, tags
+from model.pixels.boxes import jxl_size, main_color, without_exif
+from model.pixels.deep import FLOAT, SIGNED, UNSIGNED, WHITE_IS_ZERO, Depth, read_levels, to_16_bits
+from model.pixels.outcome import Rejected, check_size
+from model.pixels.png import PngFacts, pixels_only, read_png
+from model.pixels.recoding import JpegCoding, coding_of
+from model.pixels.spaces import ColorSpace, adobe_rgb, coded_space, stated_space, to_srgb
 
 # Formats that need another program (EPS, WMF), another library, or that are no pictures to see.
 _NOT_OPENED = {
@@ -122,12 +122,12 @@ def _decode_other(raw: bytes, max_pixels: int, min_side: int) -> Decoded:
     space = adobe_rgb() if form == "JPEG" and not profile and tags.is_adobe_rgb(exif) else None
     is_lossy = form in ("JPEG", "WEBP") and b"VP8L" not in raw[:64]
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _deep(*_own_levels(image), profile, space, 1)
+        return deep_picture(*own_levels(image), profile, space, 1)
     coding = coding_of(image) if form == "JPEG" else None
     return Decoded(image, profile, space, tags.orientation(exif, xmp), is_lossy, coding)
 
 
-def _own_levels(image: Any) -> tuple[Any, Depth]:
+def own_levels(image: Any) -> tuple[Any, Depth]:
     """Levels of a Pillow image of many bits; those of Netpbm Pillow has scaled to 16 bits."""
     levels = np.asarray(image)
     if image.mode == "F":
@@ -144,11 +144,11 @@ def _decode_png(raw: bytes, max_pixels: int, min_side: int) -> Decoded:
     space = png_space(facts)
     turn = png_turn(facts, image)
     if facts.bits == 16 and "transparency" not in image.info and (levels := read_levels(pixels_only(data))) is not None:
-        return _deep(levels, Depth(16), facts.profile, space, turn)
+        return deep_picture(levels, Depth(16), facts.profile, space, turn)
     if image.mode.startswith("I"):
         levels = np.asarray(image)
         clear = levels == image.info["transparency"] if isinstance(image.info.get("transparency"), int) else None
-        return _deep(levels.astype(np.uint16), Depth(16), facts.profile, space, turn, clear)
+        return deep_picture(levels.astype(np.uint16), Depth(16), facts.profile, space, turn, clear)
     return Decoded(image, facts.profile, space, turn)
 
 
@@ -205,9 +205,7 @@ def _decode_tiff(raw: bytes, max_pixels: int, min_side: int) -> Decoded:
         levels = levels.view(np.float16).astype(np.float32) if is_half else levels
         if levels.ndim == 3 and levels.shape[2] == 4 and _first(page, 338, 0) == _PREMULTIPLIED:
             levels = _unmultiplied(levels)
-        lowest, highest = (page.get(tag, (None,))[0] for tag in ((280, 281) if form == UNSIGNED else (340, 341)))
-        depth = Depth(bits, form, _number(lowest), _number(highest), photometric == WHITE_IS_ZERO)
-        return _deep(levels, depth, profile, None, turn)
+        return deep_picture(levels, _tiff_depth(page), profile, None, turn)
     if bits > 8 and photometric != 5:
         raise Rejected(f"TIFF of {_depth_name(bits, form)} with photometric interpretation {photometric} is not read")
     image = open_checked(data, max_pixels, min_side, ("TIFF",))
@@ -215,6 +213,23 @@ def _decode_tiff(raw: bytes, max_pixels: int, min_side: int) -> Decoded:
     if image.mode == "LAB" and not profile:
         profile = profiles.lab_profile()
     return Decoded(image, profile, None, turn)
+
+
+def _tiff_depth(page: tags.Tags) -> Depth:
+    form = _first(page, 339, 1)
+    lowest, highest = (page.get(tag, (None,))[0] for tag in ((280, 281) if form == UNSIGNED else (340, 341)))
+    is_inverted = _first(page, 262, 1) == WHITE_IS_ZERO
+    return Depth(max(page.get(258, (1,))), form, _number(lowest), _number(highest), is_inverted)
+
+
+def tiff_levels(levels: Any, page: Mapping[int, Any]) -> tuple[Any, Depth]:
+    """Gray levels as Pillow gives them of a TIFF of more than 8 bits, as its tags mean them, and their depth."""
+    depth = _tiff_depth({tag: value if isinstance(value, tuple) else (value,) for tag, value in page.items()})
+    if depth.form == SIGNED and depth.bits == 16:
+        return levels.astype(np.int16), depth
+    if depth.form == UNSIGNED and depth.bits == 32:
+        return levels.view(np.uint32), depth
+    return levels, depth
 
 
 def _pieces(page: tags.Tags) -> Iterator[tuple[int, int]]:
@@ -262,7 +277,9 @@ def _decode_heic(raw: bytes, max_pixels: int, min_side: int) -> Decoded:
     if picture.mode.endswith(";16"):
         bits = int(picture.info.get("bit_depth", 16))
         top = ((1 << bits) - 1) << (16 - bits)
-        return _deep(np.asarray(picture), Depth(16, highest=float(top), lowest=0.0), profile, space, 1, is_lossy=True)
+        return deep_picture(
+            np.asarray(picture), Depth(16, highest=float(top), lowest=0.0), profile, space, 1, is_lossy=True
+        )
     image = picture.to_pillow()
     return Decoded(image.convert("RGBA") if mode.endswith("a") else image, profile, space, is_lossy=True)
 
@@ -305,10 +322,10 @@ def _decode_jxl(raw: bytes, max_pixels: int, min_side: int) -> Decoded:
     levels = np.frombuffer(data, kind).reshape(facts.height, facts.width, -1)
     levels = levels[..., 0] if levels.shape[2] == 1 else levels
     form = FLOAT if levels.dtype.kind == "f" else UNSIGNED
-    return _deep(levels, Depth(16 if form == UNSIGNED else 32, form), profile or None, None, 1, is_lossy=True)
+    return deep_picture(levels, Depth(16 if form == UNSIGNED else 32, form), profile or None, None, 1, is_lossy=True)
 
 
-def _deep(
+def deep_picture(
     levels: Any,
     depth: Depth,
     profile: bytes | None,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from labeling.sources.pixels import tags
-from labeling.sources.pixels.boxes import boxes
+from model.pixels import tags
+from model.pixels.boxes import boxes
 
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1", b"mif2"}
 _AVIF_BRANDS = {b"avif", b"avis"}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from labeling.sources.pixels import jpeg, tags
-from labeling.sources.pixels.decode import open_checked, open_png, png_space, png_turn
-from labeling.sources.pixels.outcome import EncodedImage, Rejected, broken
-from labeling.sources.pixels.png import read_png
-from labeling.sources.pixels.signatures import format_name
+from model.pixels import jpeg, tags
+from model.pixels.decode import open_checked, open_png, png_space, png_turn
+from model.pixels.outcome import EncodedImage, Rejected, broken
+from model.pixels.png import read_png
+from model.pixels.signatures import format_name
 
 _MOST_SCANS = 64  # of a progressive JPEG; more of them may keep a decoder busy for hours
 

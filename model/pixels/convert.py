@@ -6,27 +6,28 @@ import io
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from labeling.sources.pixels import jpeg, profiles, tags
-from labeling.sources.pixels.decode import Decoded, decode
-from labeling.sources.pixels.outcome import EncodedImage, Rejected, broken
-from labeling.sources.pixels.recoding import QUALITY, options_of_turned
-from labeling.sources.pixels.signatures import describe_unknown, format_name, not_read
-from labeling.sources.pixels.spaces import to_srgb
+from model.pixels import jpeg, tags
+from model.pixels.appearance import flatten, in_srgb, upright
+from model.pixels.decode import Decoded, decode
+from model.pixels.outcome import EncodedImage, Rejected, broken
+from model.pixels.recoding import QUALITY, options_of_turned
+from model.pixels.signatures import describe_unknown, format_name, not_read
 
 
-def convert(raw: bytes, max_pixels: int, min_side: int) -> EncodedImage:
+def convert(raw: bytes, max_pixels: int, min_side: int, exact: bool = False) -> EncodedImage:
     """Decode any file and encode it anew. Raises Rejected with the reason.
 
-    What loses a little already (JPEG, HEIC, AVIF, JPEG XL, WebP with loss) becomes JPEG at quality 95 without
+    exact: always as PNG, so that nothing is lost; for a picture that is used once and not stored. Otherwise
+    what loses a little already (JPEG, HEIC, AVIF, JPEG XL, WebP with loss) becomes JPEG at quality 95 without
     subsampling (`recoding` has more on a JPEG that is only turned), the rest PNG.
     """
     form = format_name(raw)
     try:
         decoded = _decode(raw, form, max_pixels, min_side)
-        colored = _colors(decoded)
-        turned = _flatten(_turn(colored, decoded.turn))
+        colored = in_srgb(decoded)
+        turned = flatten(upright(colored, decoded.turn))
+        if exact:
+            return _encode(turned, "PNG", compress_level=1)
         if not decoded.is_lossy:
             return _encode(turned, "PNG")
         options: dict[str, Any] = {"quality": QUALITY, "subsampling": 0}
@@ -77,59 +78,6 @@ def _reason(raw: bytes, form: str, error: Exception) -> Rejected:
     if not form and isinstance(error, UnidentifiedImageError):
         return Rejected(describe_unknown(raw))
     return broken(form or "picture", error)
-
-
-def _colors(decoded: Decoded) -> Any:
-    """The picture as L, LA, RGB or RGBA in sRGB."""
-    from PIL import Image
-
-    image = decoded.image
-    if image.mode in ("P", "PA", "1", "La", "RGBa", "RGBX", "HSV") or "transparency" in image.info:
-        image = _without_palette(image)
-    if decoded.profile and not profiles.is_srgb(decoded.profile):
-        converted = profiles.convert(image, decoded.profile)
-        image = image if converted is None else converted
-    if image.mode not in ("L", "LA", "RGB", "RGBA"):
-        image = image.convert("RGB")
-    if decoded.space is None:
-        return image
-    alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
-    bands = np.asarray(image.convert("L" if image.mode in ("L", "LA") else "RGB"))
-    converted = Image.fromarray(to_srgb(bands, decoded.space, 255))
-    if alpha is not None:
-        converted.putalpha(alpha)
-    return converted
-
-
-def _without_palette(image: Any) -> Any:
-    if "transparency" in image.info or image.mode in ("PA", "La", "RGBa"):
-        return image.convert("RGBA")
-    if image.mode == "1":
-        return image.convert("L")
-    return image.convert("RGBA" if image.mode == "P" and image.palette.mode == "RGBA" else "RGB")
-
-
-def _turn(image: Any, turn: int) -> Any:
-    """Apply an EXIF orientation to the pixels alone; the EXIF block is never written again."""
-    from PIL import Image
-
-    move = Image.Transpose
-    method = {
-        2: move.FLIP_LEFT_RIGHT, 3: move.ROTATE_180, 4: move.FLIP_TOP_BOTTOM, 5: move.TRANSPOSE,
-        6: move.ROTATE_270, 7: move.TRANSVERSE, 8: move.ROTATE_90,
-    }.get(turn)  # fmt: skip
-    return image if method is None else image.transpose(method)
-
-
-def _flatten(image: Any) -> Any:
-    """Transparency on white."""
-    from PIL import Image
-
-    if image.mode not in ("LA", "RGBA"):
-        return image
-    above = image.convert("RGBA")
-    flat = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above).convert("RGB")
-    return flat.getchannel("G") if image.mode == "LA" else flat
 
 
 def _encode(image: Any, form: str, **options: Any) -> EncodedImage:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labeling.sources.pixels.outcome import Rejected
-from labeling.sources.pixels.spaces import Levels
+from model.pixels.outcome import Rejected
+from model.pixels.spaces import Levels
 
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 WHITE_IS_ZERO = 0

@@ -18,14 +18,14 @@ import threading
 import time
 from typing import Any
 
-from labeling.sources.pixels.outcome import EncodedImage, Rejected
+from model.pixels.outcome import EncodedImage, Rejected
 
 PROCESSES = 2  # at most, of each process that normalizes
 SECONDS = 600.0  # that a conversion may take; a decoder that computes all the time has CPU_SECONDS
 CPU_SECONDS = 90
 MEMORY = 6 << 30  # bytes
 
-HEAD = struct.Struct(">QQQ")  # length of the file, most pixels, shorter side
+HEAD = struct.Struct(">QQQ?")  # length of the file, most pixels, shorter side, whether it is to lose nothing
 ANSWER = struct.Struct(">II")  # lengths of the description (JSON) and of the encoded image (0: the file's bytes)
 READY = b"1"
 
@@ -51,7 +51,7 @@ class Guard:
         seconds: float = SECONDS,
         cpu_seconds: int = CPU_SECONDS,
         memory: int = MEMORY,
-        module: str = "labeling.sources.pixels.child",
+        module: str = "model.pixels.child",
     ) -> None:
         self._free: queue.SimpleQueue[_Process | None] = queue.SimpleQueue()
         for _ in range(processes):
@@ -64,19 +64,20 @@ class Guard:
         """Whether a profile that came by before is sRGB; None for one that has not."""
         return self._srgb.get(profile)
 
-    def convert(self, raw: bytes, max_pixels: int, min_side: int) -> EncodedImage:
+    def convert(self, raw: bytes, max_pixels: int, min_side: int, exact: bool = False) -> EncodedImage:
         """What `keep` and `convert` make of a file. Raises Rejected, also for a file that ends its decoder twice."""
+        head = HEAD.pack(len(raw), max_pixels, min_side, exact)
         try:
-            return self._convert(raw, max_pixels, min_side)
+            return self._convert(raw, head)
         except _Died as error:
             if error.is_slow:
                 raise Rejected(f"broken: {error}") from None
         try:  # another process's hunger may have ended it; a file that did it does it again
-            return self._convert(raw, max_pixels, min_side, fresh=True)
+            return self._convert(raw, head, fresh=True)
         except _Died as error:
             raise Rejected(f"broken: {error}") from None
 
-    def _convert(self, raw: bytes, max_pixels: int, min_side: int, fresh: bool = False) -> EncodedImage:
+    def _convert(self, raw: bytes, head: bytes, fresh: bool = False) -> EncodedImage:
         process = self._free.get()
         try:
             # One that waited may be gone: Ray ends the children of a process that leaves it.
@@ -84,7 +85,7 @@ class Guard:
                 process.stop()
                 process = None
             process = process or _Process(self._command)
-            return self._ask(process, raw, max_pixels, min_side)
+            return self._ask(process, raw, head)
         except Rejected:
             raise
         except BaseException:  # an interrupt, too, leaves an answer unread
@@ -95,8 +96,8 @@ class Guard:
         finally:
             self._free.put(process)
 
-    def _ask(self, process: _Process, raw: bytes, max_pixels: int, min_side: int) -> EncodedImage:
-        told, encoded = process.ask(HEAD.pack(len(raw), max_pixels, min_side), raw, self._seconds)
+    def _ask(self, process: _Process, raw: bytes, head: bytes) -> EncodedImage:
+        told, encoded = process.ask(head, raw, self._seconds)
         if told.get("profile") is not None and len(self._srgb) < 1024:
             self._srgb[bytes.fromhex(told["profile"])] = told["srgb"]
         if "reason" in told:

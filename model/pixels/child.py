@@ -1,6 +1,6 @@
 """The process that `guard` starts: reads files on standard input, writes what became of them on standard output.
 
-    python -m labeling.sources.pixels.child CPU_SECONDS MEMORY
+    python -m model.pixels.child CPU_SECONDS MEMORY
 
 A file may take so many seconds of CPU (then the kernel ends the process), and all of it so many bytes of memory.
 """
@@ -16,12 +16,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import BinaryIO
 
-from labeling.sources.pixels import profiles
-from labeling.sources.pixels.convert import convert
-from labeling.sources.pixels.decode import prepare_pillow
-from labeling.sources.pixels.guard import ANSWER, HEAD, READY
-from labeling.sources.pixels.keep import keep
-from labeling.sources.pixels.outcome import EncodedImage, Rejected
+from model.pixels import profiles
+from model.pixels.convert import convert
+from model.pixels.decode import prepare_pillow
+from model.pixels.guard import ANSWER, HEAD, READY
+from model.pixels.keep import keep
+from model.pixels.outcome import EncodedImage, Rejected
 
 
 def main(cpu_seconds: int, memory: int) -> None:
@@ -38,14 +38,14 @@ def main(cpu_seconds: int, memory: int) -> None:
     os.dup2(nowhere, 2)
     files = sys.stdin.buffer
     while head := files.read(HEAD.size):
-        length, max_pixels, min_side = HEAD.unpack(head)
+        length, max_pixels, min_side, exact = HEAD.unpack(head)
         raw = files.read(length)
         if len(raw) < length:
             return
         used = resource.getrusage(resource.RUSAGE_SELF)
         limit = int(used.ru_utime + used.ru_stime) + cpu_seconds
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
-        _answer(answers, raw, max_pixels, min_side)
+        _answer(answers, raw, max_pixels, min_side, exact)
 
 
 def _limit(memory: int) -> None:
@@ -56,7 +56,7 @@ def _limit(memory: int) -> None:
         score.write("1000")  # of all processes it is the one to end where memory runs out
 
 
-def _answer(answers: BinaryIO, raw: bytes, max_pixels: int, min_side: int) -> None:
+def _answer(answers: BinaryIO, raw: bytes, max_pixels: int, min_side: int, exact: bool) -> None:
     known: dict[str, str | bool] = {}
 
     def is_srgb(profile: bytes) -> bool:
@@ -65,7 +65,7 @@ def _answer(answers: BinaryIO, raw: bytes, max_pixels: int, min_side: int) -> No
 
     encoded = b""
     try:
-        image = _make(raw, max_pixels, min_side, is_srgb)
+        image = _make(raw, max_pixels, min_side, exact, is_srgb)
         told = {"width": image.width, "height": image.height, **known}
         encoded = b"" if image.encoded is raw else image.encoded
     except Rejected as error:
@@ -77,8 +77,8 @@ def _answer(answers: BinaryIO, raw: bytes, max_pixels: int, min_side: int) -> No
     answers.flush()
 
 
-def _make(raw: bytes, max_pixels: int, min_side: int, is_srgb: Callable[[bytes], bool]) -> EncodedImage:
-    return keep(raw, max_pixels, min_side, is_srgb, is_guarded=True) or convert(raw, max_pixels, min_side)
+def _make(raw: bytes, max_pixels: int, min_side: int, exact: bool, is_srgb: Callable[[bytes], bool]) -> EncodedImage:
+    return keep(raw, max_pixels, min_side, is_srgb, is_guarded=True) or convert(raw, max_pixels, min_side, exact)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labeling.sources.pixels.spaces import ColorSpace, Curve, power
+from model.pixels.spaces import ColorSpace, Curve, power
 
 _ALIKE = 3  # levels of 255: profiles that come this close to sRGB for every test color are taken for it
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "LAB": "LAB"}  # color space of a profile → mode of its pixels

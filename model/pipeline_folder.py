@@ -1,0 +1,126 @@
+"""What a pipeline's folder holds and a caller may ask of it, before any part is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from model.inputs import InputError
+from model.weights import HubOptions, check_files, pipeline_folder, read_json, refuse_unknown
+
+# Arguments of diffusers that reach the loaders of the parts.
+_OF_LOADERS = ("variant", "torch_dtype", "dtype", "device_map", "max_memory", "offload_folder", "offload_state_dict",
+               "low_cpu_mem_usage", "use_safetensors", "quantization_config", "disable_mmap")  # fmt: skip
+_OF_TOKENIZERS = ("tokenizer.json", "spiece.model", "vocab.txt", "vocab.json")
+_TYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+}  # fmt: skip
+
+
+def resolve_pipeline(
+    class_name: str, name: str, arguments: dict[str, Any], own: Sequence[str]
+) -> tuple[Path, dict[str, Any]]:
+    """The folder of a pipeline, by path or hub name, and the arguments to load it with.
+
+    arguments: as from_pretrained is given them; own: names of those that the pipeline's constructor takes.
+    Raises InputError for arguments that are not known, weights that are not safetensors, and damaged files.
+    """
+    arguments = dict(arguments)
+    refuse_unknown(f"{class_name}.from_pretrained", arguments, [*_OF_LOADERS, *HubOptions.names(), *own])
+    hub = HubOptions.take(arguments)
+    if arguments.pop("use_safetensors", None) is False:
+        raise InputError("use_safetensors=False: weights are read from safetensors alone; convert them first")
+    variant = arguments.get("variant")
+    folder = pipeline_folder(name, hub, variant)
+    check_files(folder)
+    given = {part for part in own if part in arguments}
+    for part, described in read_json(folder / "model_index.json").items():
+        if part not in given and isinstance(described, list) and len(described) == 2 and described[1]:
+            _check_part(folder / part, str(described[1]))
+    if variant is not None and not list(folder.glob(f"*/*.{variant}*")):
+        raise InputError(f"{name}: no weights of the variant {variant!r} are there; {_variants(folder)}")
+    dtype = arguments.pop("dtype", None)
+    dtype = arguments.pop("torch_dtype", None) if dtype is None else dtype
+    arguments["torch_dtype"] = _types(folder, dtype, variant)
+    return folder, {"use_safetensors": True, **arguments}
+
+
+def check_loaded(part: nn.Module, folder: Path, variant: str | None) -> None:
+    """Raise InputError for weights of a part that its files do not hold: loaders draw them at random, with a warning.
+
+    Tied weights are stored under one of their names, and some files add a prefix to all of them.
+    """
+    stored = {key for path in _weight_files(folder, variant) for key in _keys(path)}
+    places: dict[int, list[str]] = {}
+    for key, value in part.state_dict().items():
+        places.setdefault(value.data_ptr(), []).append(key)
+    for keys in places.values():
+        if not any(
+            key in stored or any(f".{key}".endswith(f".{one}") or f".{one}".endswith(f".{key}") for one in stored)
+            for key in keys
+        ):
+            raise InputError(f"{folder}: the weights lack {keys[0]}; copy or download them again")
+
+
+def _check_part(folder: Path, class_name: str) -> None:
+    """Raise InputError for a part without the files that say what it is: without them loaders take defaults."""
+    kinds = (("Tokenizer", _OF_TOKENIZERS), ("Scheduler", ("scheduler_config.json",)), ("", ("config.json",)))
+    needed = next(names for kind, names in kinds if kind in class_name)
+    if not any((folder / name).is_file() for name in needed):
+        raise InputError(f"{folder}: no {' or '.join(needed)} of the {class_name}; copy or download the folder again")
+
+
+def _types(folder: Path, given: Any, variant: str | None) -> Any:
+    """The type of each part: as given, or as its weights are stored."""
+    if isinstance(given, torch.dtype):
+        return given
+    if isinstance(given, dict):
+        parts = [name for name, value in read_json(folder / "model_index.json").items() if isinstance(value, list)]
+        for name, value in given.items():
+            if name not in (*parts, "default") or not isinstance(value, torch.dtype):
+                raise InputError(
+                    f"torch_dtype {name!r}: {value}; give a type of torch for {', '.join(parts)} or default"
+                )
+        return given
+    if given not in (None, "auto"):
+        raise InputError(f"torch_dtype {given!r}: give a type of torch, as torch.bfloat16, or one by part in a dict")
+    stored = {path.name: kind for path in folder.iterdir() if path.is_dir() and (kind := _stored_type(path, variant))}
+    return {**stored, "default": torch.float32}
+
+
+def _stored_type(folder: Path, variant: str | None) -> torch.dtype | None:
+    """The type of the largest tensor of a part's weights; None where it has no weights of floats."""
+    from safetensors import safe_open
+
+    sizes: dict[torch.dtype, int] = {}
+    for path in _weight_files(folder, variant):
+        with safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118 - no mapping
+                part = file.get_slice(key)
+                if kind := _TYPES.get(part.get_dtype()):
+                    sizes[kind] = max(sizes.get(kind, 0), int(torch.Size(part.get_shape()).numel()))
+    return max(sizes, key=lambda kind: sizes[kind]) if sizes else None
+
+
+def _weight_files(folder: Path, variant: str | None) -> list[Path]:
+    """The safetensors of a variant, or those of none where the part has no such variant."""
+    files = sorted(folder.glob("*.safetensors"))
+    return [path for path in files if variant and f".{variant}" in path.name] or [
+        path for path in files if path.name.count(".") == 1
+    ]
+
+
+def _keys(path: Path) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return list(file.keys())
+
+
+def _variants(folder: Path) -> str:
+    names = {path.name.split(".")[1].partition("-")[0] for path in folder.glob("*/*.*.safetensors")}
+    return f"there is {', '.join(sorted(names))}" if names else "there are none"

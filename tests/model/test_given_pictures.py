@@ -1,0 +1,123 @@
+"""A picture that a program gives is the same picture as in a file, whatever the file's colors, depth and turn."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from model.inputs import InputError
+from model.pictures import as_picture, read_picture
+
+# What Pillow does not tell of a file: codes of colors, levels of 8 bits with a sign, fractions below 8 bits of colors;
+# a preview before the picture. Text that it refuses.
+_UNTOLD = ("cicp-", "coded-p3.avif", "signed8.tif", "premultiplied-deep.tif", "preview-first.tif")
+
+
+@pytest.mark.parametrize("group", ["turns", "colors", "depths", "containers"])
+def test_pillow_images_look_as_their_files_do(group: str) -> None:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    compared, differing = 0, []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for case in importlib.import_module(f"picture_zoo.{group}").cases():
+            if case.look is None or case.name.startswith(_UNTOLD) or case.name.endswith("-after-pixels.png"):
+                continue
+            try:
+                image = Image.open(io.BytesIO(case.raw))
+            except (OSError, ValueError):
+                continue
+            try:
+                given = as_picture(image)
+            except InputError as error:
+                differing.append(f"{case.name}: {error}")
+                continue
+            file = read_picture(case.raw)
+            compared += 1
+            if given.shape != file.shape or np.abs(given.astype(int) - file).max() > 1:
+                differing.append(case.name)
+    assert compared > 20
+    assert not differing
+
+
+def ramp() -> np.ndarray:
+    return np.tile(np.linspace(0, 255, 64).round().astype(np.uint8), (48, 1))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F", "L"])
+def test_gray_of_any_depth_keeps_its_shades(mode: str) -> None:
+    deep = np.tile(np.linspace(0, 65535, 64), (48, 1))
+    levels = {
+        "I;16": deep.astype(np.uint16),
+        "I": deep.astype(np.int32),
+        "F": (deep / 65535).astype(np.float32),
+        "L": ramp(),
+    }[mode]
+    given = as_picture(Image.fromarray(levels))
+    assert given.shape == (48, 64, 3)
+    assert np.abs(given[0, :, 0].astype(int) - ramp()[0]).max() <= 1
+
+
+def test_what_is_under_transparency_never_shows() -> None:
+    colors = np.zeros((8, 8, 3), np.uint8) + np.array((200, 10, 10), np.uint8)
+    alpha = np.zeros((8, 8, 1), np.uint8)
+    alpha[:4] = 255
+    both = np.concatenate([colors, alpha], -1)
+    tensor = torch.from_numpy(both).permute(2, 0, 1)
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([200, 10, 10, 0, 0, 0])
+    palette.info["transparency"] = 1
+    assert (as_picture(palette) == 255).all()
+    for form in (Image.fromarray(both), both, both / 255.0, tensor, tensor / 255.0):
+        picture = as_picture(form)
+        np.testing.assert_array_equal(picture[:4], colors[:4])
+        assert (picture[4:] == 255).all()
+
+
+def test_gray_arrays_and_tensors_are_pictures() -> None:
+    gray = ramp()
+    expected = np.repeat(gray[..., None], 3, 2)
+    tensor = torch.from_numpy(gray)
+    forms = [gray, gray[..., None], gray / 255.0, gray / 127.5 - 1, tensor, tensor[None], tensor[None].half() / 255]
+    for form in forms:
+        np.testing.assert_array_equal(as_picture(form), expected)
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (np.ones((8, 8, 3), np.uint16), "no picture: levels of uint16; give uint8 in 0…255, or floats"),
+        (np.ones((8, 8, 3), np.int64), "levels of int64"),
+        (np.ones((8, 8, 3), bool), "levels of bool"),
+        (torch.ones(3, 8, 8, dtype=torch.int32), "levels of int32"),
+        (np.full((8, 8, 3), 255.0), "floats from 255 to 255"),
+        (np.array([[0.0, 128.0]]), "floats from 0 to 128"),
+        (np.array([[-0.03, 0.9]]), "floats from -0.03 to 0.9: they may be of 0…1 or of -1…1; clip them"),
+        (np.array([[np.nan, 1.0]]), "floats from nan"),
+        (np.array([[0.0, np.inf]]), "floats from 0 to inf"),
+        (np.zeros((0, 8, 3), np.uint8), "no picture: (0, 8, 3)"),
+        (torch.zeros(8, 8, 3), "no picture: (8, 8, 3); give tensors (3, H, W)"),
+        (np.zeros((8, 8, 4)) - 1, "picture with alpha and floats from -1"),
+        (Image.new("RGB", (0, 4)), "picture of 0 × 4: it has no pixels"),
+        ("cat.png", "no picture: str; give a PIL image, an array or a tensor"),
+        (np.array([["a"]]), "levels of <U1"),
+    ],
+)
+def test_what_is_no_picture_is_refused(picture: object, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        as_picture(picture)
+    assert message in str(error.value)
+
+
+def test_cut_file_behind_a_pillow_image_is_one_line() -> None:
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 90).save(buffer, "PNG")
+    with pytest.raises(InputError, match=r"^(truncated|broken)[^\n]*$"):
+        as_picture(Image.open(io.BytesIO(buffer.getvalue()[:2000])))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from model.constants import LATENT_CHANNELS, PATCH_SIZE, SIZE_STEP
+from model.constants import LATENT_CHANNELS, PATCH_SIZE
 from model.inputs import InputError
 from model.prompts import DEGRADED, RAYS, find_task
 from training.config import TrainingConfig
@@ -141,17 +141,8 @@ def _sizes(config: TrainingConfig) -> tuple[NextDiT, int, int]:
 
 
 def _mean_samples(config: TrainingConfig) -> list[tuple[float, SampleSize]]:
-    """(share of the samples, size) of each task of the mixture; sets have as many views as are drawn on average."""
-    weighted = []
-    for source in config.mixture.values():
-        for name, weight in source.tasks.items():
-            condition = find_task(name).condition
-            views = (config.objective.min_views + config.objective.max_views) / 2
-            frames = 1 if condition is None else 2 * views if condition == RAYS else 2
-            side = (source.size or config.size) // SIZE_STEP
-            weighted.append((weight, SampleSize(frames * side**2, TEXT_TOKENS, frames)))
-    total = sum(weight for weight, _ in weighted)
-    return [(weight / total, size) for weight, size in weighted]
+    """(share of the samples, size) of each task of the mixture."""
+    return [(share, SampleSize(tokens, TEXT_TOKENS, frames)) for share, frames, tokens in config.mean_sizes()]
 
 
 def _bytes_of_sample(config: TrainingConfig) -> float:

@@ -63,9 +63,12 @@ def advice(config: TrainingConfig, cluster: ClusterSpec, cost: Cost) -> list[str
         remedies.append("lower workers.pack_tokens")
         lines.append(f"Memory: {total:.0f} GiB are close to or above what a GPU has; {', or '.join(remedies)}.")
     if cost.communication > cost.compute:
-        each = cost.tokens / cluster.gpus
+        each, full = cost.tokens / cluster.gpus, cluster.gpus * config.workers.pack_tokens
         remedies = [] if cluster.sharding == "node" else ["shard within nodes (--shard node)"]
-        remedies.append(f"raise `batch` (now {config.batch}), so that a GPU has more than {each:,.0f} tokens a step")
+        remedies.append(
+            f"raise `batch` (now {config.batch}), so that a GPU has more than {each:,.0f} tokens a step "
+            f"(--set step_tokens={full} fills a pass of each)"
+        )
         lines.append(f"Communication takes longer than computing; {', or '.join(remedies)}.")
     of_node = min(cluster.per_node, cluster.gpus) * cost.read / cost.step / 1e9
     if of_node > cluster.store_gbytes:

@@ -47,8 +47,8 @@ class LaneOrder:
         sizes[self._turns[: self.total % lanes]] += 1  # an epoch's last turns do not visit all
         self._starts = np.cumsum(sizes) - sizes
         self._epochs: Recent[tuple[NDArray[np.int32], NDArray[np.int64]]] = Recent(2)
-        self._blocks: Recent[tuple[NDArray[np.int64], NDArray[np.int64]]] = Recent(2 * lanes + 2)
-        self._windows: Recent[NDArray[np.int32]] = Recent(2 * lanes + 2)
+        self._blocks: Recent[tuple[NDArray[np.int64], NDArray[np.int64]]] = Recent(lanes + 16)
+        self._windows: Recent[NDArray[np.int32]] = Recent(lanes + 16)
 
     def lane(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """The lane of each position, counted over all epochs."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from model.inputs import InputError
+from model.inputs import InputError, shown
 from model.weights import HubOptions, check_files, pipeline_folder, read_json, refuse_unknown
 
 # Arguments of diffusers that reach the loaders of the parts.
@@ -42,7 +42,7 @@ def resolve_pipeline(
         if part not in given and isinstance(described, list) and len(described) == 2 and described[1]:
             _check_part(folder / part, str(described[1]))
     if variant is not None and not list(folder.glob(f"*/*.{variant}*")):
-        raise InputError(f"{name}: no weights of the variant {variant!r} are there; {_variants(folder)}")
+        raise InputError(f"{name}: no weights of the variant {shown(variant)} are there; {_variants(folder)}")
     dtype = arguments.pop("dtype", None)
     dtype = arguments.pop("torch_dtype", None) if dtype is None else dtype
     arguments["torch_dtype"] = _types(folder, dtype, variant)
@@ -83,11 +83,13 @@ def _types(folder: Path, given: Any, variant: str | None) -> Any:
         for name, value in given.items():
             if name not in (*parts, "default") or not isinstance(value, torch.dtype):
                 raise InputError(
-                    f"torch_dtype {name!r}: {value}; give a type of torch for {', '.join(parts)} or default"
+                    f"torch_dtype {shown(name)}: {value}; give a type of torch for {', '.join(parts)} or default"
                 )
         return given
     if given not in (None, "auto"):
-        raise InputError(f"torch_dtype {given!r}: give a type of torch, as torch.bfloat16, or one by part in a dict")
+        raise InputError(
+            f"torch_dtype {shown(given)}: give a type of torch, as torch.bfloat16, or one by part in a dict"
+        )
     stored = {path.name: kind for path in folder.iterdir() if path.is_dir() and (kind := _stored_type(path, variant))}
     return {**stored, "default": torch.float32}
 

@@ -24,17 +24,19 @@ class SourceConfig(Section):
     """A dataset and the tasks it serves.
 
     tasks: task → weight, or a list of tasks of weight 1 each. size: which latents, `latents-SIZE`;
-    the run's by default.
+    the run's by default. where: SQL that is true of the rows to train on, as "quality.sharpness > 0.4"; all by default.
     """
 
     dataset: str
     tasks: dict[str, Annotated[float, Field(gt=0)]]
     size: int | None = Field(default=None, gt=0)
+    where: str | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _weigh_equally(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and isinstance(values.get("tasks"), list):
+        tasks = values.get("tasks") if isinstance(values, Mapping) else None
+        if isinstance(tasks, list) and all(isinstance(task, str) for task in tasks):
             return {**values, "tasks": dict.fromkeys(values["tasks"], 1.0)}
         return values
 
@@ -263,6 +265,8 @@ class TrainingConfig(Section):
         values = self.model_dump(mode="json", exclude={"name", "log_every", "step_tokens", "workers", "checkpoints"})
         for source in values["mixture"].values():
             del source["dataset"]
+            if source["where"] is None:  # configurations of before have no such key
+                del source["where"]
         values["reader"] = {"window": self.reader.window}
         if self.reader.lanes:  # else the run's manifest knows them
             values["reader"]["lanes"] = self.reader.lanes

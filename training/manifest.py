@@ -25,12 +25,18 @@ _HEADER = b"manifest"
 
 @dataclass(frozen=True)
 class SourcePin:
-    """A dataset as the run uses it; declarations: group → what it declares (labeler, version, parameters, weights)."""
+    """A dataset as the run uses it.
+
+    declarations: group → what it declares (labeler, version, parameters, weights). selection: where the source has a
+    condition on rows, it ("where"), how many rows it is true of ("rows"), and the fingerprint of these; the bits are
+    among those of `shards`.
+    """
 
     dataset: str
     kind: str
     declarations: dict[str, dict[str, Any]]
     shards: Shards
+    selection: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,8 @@ class Manifest:
                     cells[f"{number}.bits.{key}"] = pa.array(eligible.bits)
                     cells[f"{number}.counts.{key}"] = pa.array(eligible.counts)
             facts = {"dataset": pin.dataset, "kind": pin.kind, "declarations": pin.declarations, "keys": keys}
+            if pin.selection:
+                facts["selection"] = pin.selection
             sources[name] = facts | {"groups": list(shards.content)}
         header = {"version": _VERSION, "lanes": self.lanes, "sources": sources}
         header["streams"] = [asdict(stream) for stream in self.streams]
@@ -124,7 +132,8 @@ class Manifest:
                 },
                 arrays[f"{number}.views"],
             )
-            sources[name] = SourcePin(facts["dataset"], facts["kind"], facts["declarations"], shards)
+            described = (facts["dataset"], facts["kind"], facts["declarations"])
+            sources[name] = SourcePin(*described, shards, facts.get("selection"))
         return cls(sources, [Stream(**stream) for stream in header["streams"]], header["lanes"])
 
     @classmethod

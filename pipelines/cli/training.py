@@ -86,7 +86,7 @@ def sample(
     size: Annotated[int | None, typer.Option(min=SIZE_STEP, help="Around which to sample; default as trained.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; default as published.")] = None,
     guidance: Annotated[float | None, typer.Option(min=1.0, help="Toward the prompt; 1 is none.")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
 ) -> None:
     """One task from a checkpoint: --condition gives a picture, --image its label."""
     from pipelines.sample import sample as run

@@ -29,6 +29,7 @@ lint: $(VENV)/installed-test
 
 bench: bench-plan bench-pictures bench-model bench-train
 
+# Planning, and the order of samples: reads, mixing, balance.
 bench-plan: $(VENV)/installed-test
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_plan.py
 

@@ -30,6 +30,7 @@ from labeling.dataset.row_errors import (
     read_row_errors,
     upstream_groups,
 )
+from labeling.dataset.selection import Selection, select_rows
 from labeling.dataset.shards import RECIPE_FIELDS, Footer, recipe, shard_file, stores_arrays, write_shard
 from labeling.dataset.status import (
     Footers,
@@ -73,6 +74,7 @@ __all__ = [
     "LocalStore",
     "MissingParameter",
     "RowErrors",
+    "Selection",
     "ShardInfo",
     "Store",
     "Unavailable",
@@ -96,6 +98,7 @@ __all__ = [
     "read_row_errors",
     "recipe",
     "refuse_others",
+    "select_rows",
     "set_schema",
     "shard_file",
     "stores_arrays",

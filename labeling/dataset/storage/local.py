@@ -15,6 +15,7 @@ from labeling.dataset.storage.store import Entry, Trouble
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pyarrow import fs
 
 _MOST_PARTS = 1024  # that a system call takes
 
@@ -184,6 +185,11 @@ class LocalStore:
 
     def ranges(self, name: str) -> _Ranges:
         return _Ranges(self.root / name)
+
+    def arrow(self) -> tuple[fs.FileSystem, str]:
+        from pyarrow import fs
+
+        return fs.LocalFileSystem(), str(self.root)
 
     def explained(self, name: str) -> AbstractContextManager[None]:
         return nullcontext()

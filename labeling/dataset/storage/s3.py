@@ -22,6 +22,7 @@ from model.inputs import InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pyarrow import fs
 
 _SCRATCH = "onediffusion-"
 _PARALLEL = 64
@@ -222,6 +223,9 @@ class S3Store:
 
     def ranges(self, name: str) -> _Ranges:
         return _Ranges(self, name)
+
+    def arrow(self) -> tuple[fs.FileSystem, str]:
+        return self._arrow, f"{self.bucket}/{self.key('')}".rstrip("/")
 
     @contextmanager
     def explained(self, name: str) -> Iterator[None]:

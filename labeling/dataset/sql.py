@@ -119,7 +119,7 @@ class Tables:
             for name in dict.fromkeys([shard_file(group, names[-1]), shard_file(group, names[0])]):
                 with store.open(name) as file, store.explained(name):
                     schemas.append(pq.read_schema(file).remove_metadata())
-            fields = [pa.field(field.name, _known_type(field.type)) for field in pa.unify_schemas(schemas)]
+            fields = [pa.field(field.name, _known_type(field.type)) for field in _unified(schemas)]
             self._schemas[group] = pa.schema(fields)
         return self._schemas[group]
 
@@ -256,6 +256,9 @@ def explained_sql(tables: Tables, what: str) -> Iterator[None]:
     try:
         yield
     except duckdb.Error as error:
+        if "halffloat" in str(error):
+            again = f"`label {tables.dataset.uri} --store-again` stores them alike"
+            raise InputError(f"{what}: a column of arrays is stored in two ways in its shards; {again}") from None
         text = re.split(r"\n\s*LINE \d+:|Candidate \w+:", str(error))[0].partition(" Error: ")[2]
         there = ""
         if _COLUMN.search(text):
@@ -274,6 +277,16 @@ def listed(names: Sequence[str]) -> str:
     """Names in a line, many of them cut short."""
     rest = len(names) - MAX_NAMES
     return ", ".join(names[:MAX_NAMES]) + (f" and {rest} others" if rest > 0 else "")
+
+
+def _unified(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """The columns of all. Of arrays that some shards store as lists the type is that of the first: others are read."""
+    import pyarrow as pa
+
+    try:
+        return pa.unify_schemas(schemas)
+    except pa.ArrowException:
+        return pa.schema({field.name: field.type for schema in reversed(schemas) for field in schema})
 
 
 def _known_type(kind: pa.DataType) -> pa.DataType:

@@ -29,9 +29,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from loader_data import ROW_GROUP, SHARD_ROWS, Rows, make_pictures, write_ours
+from loader_data import PICTURE, ROW_GROUP, SHARD_ROWS, Rows, make_pictures, write_ours
 from rich.console import Console
 from rich.table import Table
+
+from model.pictures import aspect_bucket
 
 HERE = Path(__file__).parent
 PEERS = ("mosaicml", "litdata", "webdataset")
@@ -89,7 +91,8 @@ def write_case(place: Path, name: str, count: int, peers: tuple[str, ...], pytho
         (place / "jpeg").mkdir(exist_ok=True)
         for number, picture in enumerate(pictures):
             (place / "jpeg" / f"{number:06d}.jpg").write_bytes(picture)
-        write_ours(place / "ours", rows, pictures, (16, 24, 36) if pictures else (16, 32, 32))
+        width, height = aspect_bucket(*PICTURE, 256)
+        write_ours(place / "ours", rows, pictures, (16, height // 8, width // 8) if pictures else (16, 32, 32))
     for peer in peers:
         if not (place / peer).exists():
             subprocess.run(

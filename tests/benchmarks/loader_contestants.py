@@ -115,7 +115,10 @@ def litdata(folder: Path, place: str, kind: str, batch: int) -> Iterator[Batch]:
     from litdata import StreamingDataLoader, StreamingDataset
 
     yield []
-    cache = {"cache_dir": tempfile.mkdtemp()} if place.startswith("s3://") else {}
+    cache: dict[str, Any] = {}
+    if place.startswith("s3://"):
+        endpoint = os.environ["AWS_ENDPOINT_URL"]
+        cache = {"cache_dir": tempfile.mkdtemp(), "storage_options": {"endpoint_url": endpoint, "allow_http": "true"}}
     dataset = StreamingDataset(f"{place}/litdata/", shuffle=True, drop_last=False, **cache)
     yield from _loaded(dataset, folder, batch, StreamingDataLoader)
 
@@ -128,9 +131,10 @@ def webdataset(folder: Path, place: str, kind: str, batch: int) -> Iterator[Batc
     urls = list(map(str, tars))
     if place.startswith("s3://"):  # it reads addresses through curl
         import boto3
+        from botocore.config import Config
 
         bucket, _, prefix = place.removeprefix("s3://").partition("/")
-        client = boto3.client("s3")
+        client = boto3.client("s3", config=Config(signature_version="s3v4"))
         urls = [
             client.generate_presigned_url(
                 "get_object", Params={"Bucket": bucket, "Key": f"{prefix}/webdataset/{tar.name}"}

@@ -22,6 +22,7 @@ from labeling.dataset.join import Columns
 from labeling.dataset.lease import LEASE_EXPIRY, LEASE_FILES, is_leased, lease, refuse_others
 from labeling.dataset.parallel import in_parallel
 from labeling.dataset.row_errors import (
+    NOT_SELECTED,
     MissingParameter,
     RowErrors,
     Unavailable,
@@ -29,8 +30,9 @@ from labeling.dataset.row_errors import (
     read_row_errors,
     upstream_groups,
 )
-from labeling.dataset.selection import Selection, select_rows
+from labeling.dataset.selection import Condition, Selection, evaluate, read_condition, select_rows
 from labeling.dataset.shards import RECIPE_FIELDS, Footer, recipe, shard_file, write_shard
+from labeling.dataset.sql import Tables
 from labeling.dataset.status import (
     Footers,
     GroupStatus,
@@ -56,12 +58,14 @@ __all__ = [
     "IMAGE_SCHEMA",
     "LEASE_EXPIRY",
     "LEASE_FILES",
+    "NOT_SELECTED",
     "RECIPE_FIELDS",
     "REJECTED",
     "REJECTED_SCHEMA",
     "SCHEMA_VERSION",
     "TEXT",
     "Columns",
+    "Condition",
     "Dataset",
     "Entry",
     "Footer",
@@ -75,12 +79,14 @@ __all__ = [
     "Selection",
     "ShardInfo",
     "Store",
+    "Tables",
     "Unavailable",
     "check_type",
     "dataset_status",
     "digest_column",
     "digest_json",
     "entry_columns",
+    "evaluate",
     "expected_recipe",
     "expected_recipes",
     "fresh_shards",
@@ -91,6 +97,7 @@ __all__ = [
     "lease",
     "missing_parameter",
     "open_store",
+    "read_condition",
     "read_row_errors",
     "recipe",
     "refuse_others",

@@ -17,6 +17,7 @@ LABELERS = {
     "segmentation": "labeling.labelers.segmentation:SegmentationLabeler",
     "pose": "labeling.labelers.pose:PoseLabeler",
     "caption": "labeling.labelers.caption:CaptionLabeler",
+    "objects": "labeling.labelers.objects:ObjectsLabeler",
     "edges": "labeling.labelers.edges:EdgesLabeler",
     "depth": "labeling.labelers.depth:DepthLabeler",
     "latents": "labeling.labelers.latents:LatentsLabeler",

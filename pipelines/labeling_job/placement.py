@@ -90,9 +90,9 @@ def place(
 ) -> Placement:
     """Where labelers run on a cluster that has so many GPUs and CPUs, or will have.
 
-    A labeler that has a network here gets GPUs by default where there are some: one for each process, or a part of one where
-    the pools outnumber the GPUs; none where those that asked for theirs leave nothing. may_grow: whether nodes can join
-    that have more.
+    A labeler that has a network here gets GPUs by default where there are some: one for each process, or a part of one
+    where the pools outnumber the GPUs; none where those that asked for theirs leave nothing. may_grow: whether nodes
+    can join that have more.
     Raises InputError where more GPUs or CPUs are asked for than there can be.
     """
     for group, own in resources.items():

@@ -19,6 +19,7 @@ LABELERS = {
     "caption": "labeling.labelers.caption:CaptionLabeler",
     "objects": "labeling.labelers.objects:ObjectsLabeler",
     "edges": "labeling.labelers.edges:EdgesLabeler",
+    "faces": "labeling.labelers.faces:FacesLabeler",
     "hed": "labeling.labelers.hed:HedLabeler",
     "depth": "labeling.labelers.depth:DepthLabeler",
     "latents": "labeling.labelers.latents:LatentsLabeler",

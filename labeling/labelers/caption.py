@@ -50,7 +50,7 @@ class CaptionLabeler(WriterLabeler):
         "boxes.scores",
         "pose.keypoints",
     )
-    packages = ("mmcv",)
+    packages: tuple[str, ...] = ("mmcv",)
     schema = pa.schema([("caption", pa.string())])
 
     class Parameters(WriterLabeler.Parameters):

@@ -177,7 +177,8 @@ class SegmentationLabeler(PretrainedLabeler):
     def finish(self, output: Any, context: Any) -> Row:
         identity, names = context
         called = self._config.id2label if names is None else dict(enumerate(names))
-        return _columns(self._regions(*output, called), output[0].shape, identity)
+        numbers, segments = output
+        return _columns(self._regions(numbers, segments, called), numbers.shape, identity)
 
     def label_row(self, row: Row) -> Row:
         if self.has_network:

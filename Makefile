@@ -7,8 +7,8 @@ OUT ?= runs/demo
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --constraint constraints.txt
 
-.PHONY: demo test test-fast lint docs examples bench bench-model bench-plan bench-pictures bench-ingest bench-labels \
-	bench-kills bench-scale bench-addresses bench-gpu clean
+.PHONY: demo test test-fast lint docs examples bench bench-model bench-plan bench-train bench-pictures bench-ingest \
+	bench-labels bench-kills bench-scale bench-addresses bench-gpu clean
 
 demo: $(VENV)/installed
 	$(BIN)/onediffusion demo --out "$(OUT)" $(if $(PICTURES),--pictures "$(PICTURES)")
@@ -27,10 +27,14 @@ lint: $(VENV)/installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: bench-plan bench-pictures bench-model
+bench: bench-plan bench-pictures bench-model bench-train
 
+# Planning, and the order of samples: reads, mixing, balance.
 bench-plan: $(VENV)/installed-test
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_plan.py
+
+bench-train: $(VENV)/installed-test
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_train.py $(ARGUMENTS)
 
 bench-pictures: $(VENV)/installed-test
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_pictures.py

@@ -37,6 +37,7 @@ class NextDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
     _supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]
     _repeated_blocks = ["Block"]
+    _skip_layerwise_casting_patterns = ["t_embedder", "norm"]  # its input has the type of its weights
 
     @register_to_config
     def __init__(
@@ -81,11 +82,17 @@ class NextDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return load_model(cls, super().from_pretrained, pretrained_model_name_or_path, **kwargs)
 
     def save_pretrained(
-        self, save_directory: Any, safe_serialization: bool = True, variant: str | None = None, **kwargs: Any
+        self,
+        save_directory: Any,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        **kwargs: Any,
     ) -> None:
         """As diffusers, over an older folder too: see model.saving. Raises InputError while adapters are loaded."""
         refuse_adapters(self)
-        save_whole(super().save_pretrained, save_directory, safe_serialization, variant, **kwargs)
+        options = {"max_shard_size": max_shard_size, **kwargs}
+        save_whole(super().save_pretrained, save_directory, safe_serialization, variant, **options)
 
     def forward(
         self,

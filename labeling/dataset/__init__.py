@@ -29,6 +29,7 @@ from labeling.dataset.row_errors import (
     read_row_errors,
     upstream_groups,
 )
+from labeling.dataset.selection import Selection, select_rows
 from labeling.dataset.shards import RECIPE_FIELDS, Footer, recipe, shard_file, write_shard
 from labeling.dataset.status import (
     Footers,
@@ -71,6 +72,7 @@ __all__ = [
     "LocalStore",
     "MissingParameter",
     "RowErrors",
+    "Selection",
     "ShardInfo",
     "Store",
     "Unavailable",
@@ -92,6 +94,7 @@ __all__ = [
     "read_row_errors",
     "recipe",
     "refuse_others",
+    "select_rows",
     "set_schema",
     "shard_file",
     "upstream_groups",

@@ -99,6 +99,22 @@ def status(
         console.print(line, style="bright_black", markup=False, highlight=False, soft_wrap=True)
 
 
+def query(
+    dataset: DatasetArgument,
+    sql: Annotated[str, typer.Argument(metavar="SQL", help="One SELECT. Groups are tables; `rows` has all of them.")],
+    as_csv: Annotated[bool, typer.Option("--csv", help="All rows as CSV.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="All rows, a JSON object a line.")] = False,
+) -> None:
+    """Rows of all groups, by SQL (DuckDB), as in "select caption.caption from rows where images.width > 800"."""
+    from pipelines.query import query as run
+    from pipelines.query import show, write_csv, write_json
+
+    if as_csv and as_json:
+        raise InputError("--csv and --json: give one of them")
+    with run(dataset, sql) as answer:
+        (write_csv if as_csv else write_json if as_json else show)(answer)
+
+
 def views(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Meshes or transforms.json; a folder or s3://.")],
     dataset: DatasetArgument,

@@ -271,8 +271,8 @@ def test_preempted_job_writes_checkpoint_and_requeues(site: SlurmSite, tmp_path:
     place = ("--partition=urgent", "--nodelist=node1", "--exclusive", f"--output={tmp_path}/urgent.out")
     urgent = site.run("sbatch", "--parsable", *place, str(script))
     assert job.checkpoint() == {"signals": ["SIGTERM"], "works": True}
-    until(lambda: job.backend.state("preempted-1").phase == "pending", job.explain)
-    assert "it was put back" in job.backend.state("preempted-1").reason
+    until(lambda: "it was put back" in job.backend.state("preempted-1").reason, job.explain)  # once Slurm looks at it
+    assert job.backend.state("preempted-1").phase == "pending"
     until(lambda: site.run("squeue", "-h", "-t", "all", "-j", urgent, "-o", "%T") == "COMPLETED", list)
     job.backend.stop("preempted-1")
     assert job.backend.state("preempted-1").phase == "ended"

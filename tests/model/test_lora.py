@@ -39,6 +39,7 @@ def test_lora_saves_loads_fuses_and_unfuses(pipe, tmp_path):
     assert len(layers) == 2 * len(LORA_TARGETS) * len(pipe.transformer.layers)
     metadata = pipe.transformer.peft_config["style"].to_dict()
     OneDiffusionPipeline.save_lora_weights(tmp_path / "lora", layers, transformer_lora_adapter_metadata=metadata)
+    assert metadata["lora_alpha"] == 2 * metadata["r"]
     assert [path.name for path in (tmp_path / "lora").iterdir()] == ["pytorch_lora_weights.safetensors"]
 
     again = OneDiffusionPipeline.from_pretrained(tmp_path / "released")
@@ -72,3 +73,73 @@ def test_weights_that_are_no_adapter_are_refused(pipe, tmp_path):
         OneDiffusionPipeline.save_lora_weights(tmp_path, {})
     with pytest.raises(InputError, match="takes no scale"):
         pipe.load_lora_weights({"transformer.layers.0.attention.wq.lora_A.weight": torch.zeros(1)}, scale=2)
+
+
+def layers_of(pipeline):
+    return {
+        f"transformer.{key}": value
+        for key, value in get_peft_model_state_dict(pipeline.transformer, adapter_name="style").items()
+    }
+
+
+def test_alpha_survives_without_metadata_given(pipe, tmp_path):
+    """The strength of an adapter is alpha / r, and its tensors do not say it."""
+    expected = sample(adapted(pipe))
+    layers = get_peft_model_state_dict(pipe.transformer, adapter_name="style")
+    OneDiffusionPipeline.save_lora_weights(tmp_path / "lora", layers)
+    again = OneDiffusionPipeline.from_pretrained(tmp_path / "released")
+    again.set_progress_bar_config(disable=True)
+    again.load_lora_weights(tmp_path / "lora")
+    torch.testing.assert_close(sample(again), expected, atol=1e-5, rtol=1e-5)
+    again.unload_lora_weights()
+    alphas = {key.replace("lora_A.weight", "alpha"): torch.tensor(8.0) for key in layers_of(pipe) if "lora_A" in key}
+    again.load_lora_weights({**layers_of(pipe), **alphas})  # as programs that write no metadata do
+    torch.testing.assert_close(sample(again), expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(InputError, match="their alpha is not known: give transformer_lora_adapter_metadata"):
+        OneDiffusionPipeline.save_lora_weights(tmp_path, {key: value.clone() for key, value in layers.items()})
+
+
+def test_keys_shapes_and_pairs_are_checked_before_anything_is_loaded(pipe):
+    weights = layers_of(adapted(pipe))
+    pipe.unload_lora_weights()
+    first = next(key for key in weights if "wq.lora_A" in key)
+    second = first.replace("lora_A", "lora_B")
+    for changed, message in (
+        ({"text_encoder.block.0.q.lora_A.weight": torch.zeros(4, 4)}, "it holds 'text_encoder"),
+        ({second: None}, "LoRA of layers.0.attention.wq: it has no lora_B.weight"),
+        ({first: None}, "LoRA of layers.0.attention.wq: it has no lora_A.weight"),
+        ({first: torch.zeros(4, 96)}, "a layer of 96 → 48, this transformer's is 48 → 48; it is of another model"),
+        ({first: torch.zeros(3, 48)}, "lora_A (3, 48) and lora_B (48, 4); they must be (r, 48) and (48, r)"),
+        ({first: torch.zeros(4)}, "lora_A (4,)"),
+        ({first: torch.full((4, 48), torch.nan)}, "not all numbers are finite"),
+        ({first: torch.zeros(4, 48, dtype=torch.int64)}, "no tensor of floats"),
+        (
+            {first.replace("layers.0", "layers.7"): torch.zeros(4, 48)},
+            "'layers.7.attention.wq': the transformer has no",
+        ),
+    ):
+        given = {key: value for key, value in {**weights, **changed}.items() if value is not None}
+        with pytest.raises(InputError) as error:
+            pipe.load_lora_weights(given)
+        assert message in str(error.value)
+        assert not getattr(pipe.transformer, "peft_config", None)
+    pipe.load_lora_weights(weights, adapter_name="one")
+    with pytest.raises(InputError, match="one already in use"):
+        pipe.load_lora_weights(weights, adapter_name="one")
+    with pytest.raises(InputError, match="adapters one are loaded: save_lora_weights saves them"):
+        pipe.save_pretrained("nowhere")
+
+
+def test_file_that_is_no_adapter_is_one_line(pipe, tmp_path):
+    OneDiffusionPipeline.save_lora_weights(
+        tmp_path, get_peft_model_state_dict(adapted(pipe).transformer, adapter_name="style")
+    )
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    for where, message in (
+        (tmp_path, "damaged"),
+        (tmp_path / "nowhere", "no LoRA there"),
+        (tmp_path / "released", "no LoRA"),
+    ):
+        with pytest.raises(InputError, match=rf"^{where}[^\n]*{message}[^\n]*$"):
+            pipe.load_lora_weights(where)

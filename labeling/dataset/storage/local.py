@@ -15,6 +15,7 @@ from labeling.dataset.storage.store import Entry, Trouble
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pyarrow import fs
 
 
 class LocalStore:
@@ -178,6 +179,11 @@ class LocalStore:
         import pyarrow as pa
 
         return pa.OSFile(os.fsencode(self.root / name), "rb")  # a name may not be UTF-8
+
+    def arrow(self) -> tuple[fs.FileSystem, str]:
+        from pyarrow import fs
+
+        return fs.LocalFileSystem(), str(self.root)
 
     def explained(self, name: str) -> AbstractContextManager[None]:
         return nullcontext()

@@ -22,6 +22,7 @@ from model.inputs import InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pyarrow import fs
 
 _SCRATCH = "onediffusion-"
 _PARALLEL = 64
@@ -218,6 +219,9 @@ class S3Store:
     def open(self, name: str) -> pa.NativeFile:
         with self.explained(name):
             return self._arrow.open_input_file(f"{self.bucket}/{self.key(name)}")
+
+    def arrow(self) -> tuple[fs.FileSystem, str]:
+        return self._arrow, f"{self.bucket}/{self.key('')}".rstrip("/")
 
     @contextmanager
     def explained(self, name: str) -> Iterator[None]:

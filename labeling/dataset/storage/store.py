@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pyarrow import fs
 
 Trouble = Callable[[str, str], None]  # told the name of what cannot be listed, and why
 
@@ -87,6 +88,9 @@ class Store(Protocol):
 
     def open(self, name: str) -> pa.NativeFile:
         """Random access for pyarrow readers. Raises FileNotFoundError."""
+
+    def arrow(self) -> tuple[fs.FileSystem, str]:
+        """What pyarrow reads many files by, and the path of this folder in it."""
 
     def explained(self, name: str) -> AbstractContextManager[None]:
         """Reading from what `open` gave, where S3's refusals become an InputError."""

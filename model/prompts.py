@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from model.declared_conditions import declared_conditions
 from model.inputs import InputError, nearest, shown
 
 COLORS: dict[str, str] = {
@@ -87,6 +88,11 @@ TASKS: dict[str, Task] = {
         Task("subject", "[[subject_driven]]", references=3),
     )
 }
+
+for _declared in declared_conditions().values():
+    if _declared.group in TASKS or _declared.token in {task.token for task in TASKS.values()}:
+        raise InputError(f"condition {_declared.group!r}: a task has this name or token already; choose another")
+    TASKS[_declared.group] = Task(_declared.group, _declared.token, _declared.group, _declared.phrase)
 
 
 def find_task(name: str) -> Task:

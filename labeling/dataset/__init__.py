@@ -23,6 +23,7 @@ from labeling.dataset.join import Columns
 from labeling.dataset.lease import LEASE_EXPIRY, LEASE_FILES, is_leased, lease, refuse_others
 from labeling.dataset.parallel import in_parallel
 from labeling.dataset.row_errors import (
+    NOT_SELECTED,
     MissingParameter,
     RowErrors,
     Unavailable,
@@ -30,8 +31,14 @@ from labeling.dataset.row_errors import (
     read_row_errors,
     upstream_groups,
 )
+<<<<<<< HEAD
 from labeling.dataset.selection import Selection, select_rows
 from labeling.dataset.shards import RECIPE_FIELDS, Footer, recipe, shard_file, stores_arrays, write_shard
+=======
+from labeling.dataset.selection import Condition, Selection, evaluate, read_condition, select_rows
+from labeling.dataset.shards import RECIPE_FIELDS, Footer, recipe, shard_file, write_shard
+from labeling.dataset.sql import Tables
+>>>>>>> engine
 from labeling.dataset.status import (
     Footers,
     GroupStatus,
@@ -57,6 +64,7 @@ __all__ = [
     "IMAGE_SCHEMA",
     "LEASE_EXPIRY",
     "LEASE_FILES",
+    "NOT_SELECTED",
     "RECIPE_FIELDS",
     "REJECTED",
     "REJECTED_SCHEMA",
@@ -64,6 +72,7 @@ __all__ = [
     "TEXT",
     "ArrayFile",
     "Columns",
+    "Condition",
     "Dataset",
     "Entry",
     "Footer",
@@ -77,6 +86,7 @@ __all__ = [
     "Selection",
     "ShardInfo",
     "Store",
+    "Tables",
     "Unavailable",
     "Want",
     "check_type",
@@ -84,6 +94,7 @@ __all__ = [
     "digest_column",
     "digest_json",
     "entry_columns",
+    "evaluate",
     "expected_recipe",
     "expected_recipes",
     "fresh_shards",
@@ -94,7 +105,11 @@ __all__ = [
     "lease",
     "missing_parameter",
     "open_store",
+<<<<<<< HEAD
     "read_arrays",
+=======
+    "read_condition",
+>>>>>>> engine
     "read_row_errors",
     "recipe",
     "refuse_others",

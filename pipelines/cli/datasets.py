@@ -47,6 +47,10 @@ def label(
         bool,
         typer.Option("--store-again", help="Compute nothing: store latents, texts as bytes."),
     ] = False,
+    where: Annotated[
+        str | None,
+        typer.Option(metavar="SQL", help='Label these rows, as in "quality.sharpness > 0.4"; true: all again.'),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be labeled, and why; change nothing.")
     ] = False,
@@ -63,12 +67,14 @@ def label(
     if as_json and not dry_run:
         raise InputError("--json belongs to --dry-run; `onediffusion status DATASET --json` tells how a dataset stands")
     if again:
-        _store_again(dataset, groups, part, other=bool(settings or given or only_errors or dry_run))
+        _store_again(dataset, groups, part, other=bool(settings or given or only_errors or where or dry_run))
         return
     if dry_run:
-        _show_plan(plan(dataset, groups, settings, part, only_errors), as_json)
+        if where is not None and not as_json:
+            print(_selected(dataset, where))
+        _show_plan(plan(dataset, groups, settings, part, only_errors, where), as_json)
         return
-    result = run(dataset, groups, settings, part, resources=given, only_errors=only_errors)
+    result = run(dataset, groups, settings, part, resources=given, only_errors=only_errors, where=where)
     errors = labeled_errors(dataset, list(result.fresh), part, result.footers)
     print(*result.summary(), *errors.lines(), sep="\n")
     errors.check()
@@ -78,7 +84,7 @@ def _store_again(dataset: str, groups: list[str], part: tuple[int, int] | None, 
     from pipelines.store_again import store_again
 
     if other:
-        raise InputError("--store-again computes nothing: leave out --set, --resources, --only-errors and --dry-run")
+        raise InputError("--store-again computes nothing: leave out --set, --resources, --only-errors, --where and --dry-run")
     for group, count in store_again(dataset, groups, part).items():
         print(f"{group}: {count or 'no'} shard{'s' * (count != 1)} stored again")
 
@@ -144,6 +150,13 @@ def views(
     result = run(source, dataset, count, size, seed)
     refused = f"; {result.rejected} files rejected (rejected/ says why)" if result.rejected else ""
     print(f"{result.added} sets written; {result.sets} sets in {dataset}{refused}")
+
+
+def _selected(dataset: str, where: str) -> str:
+    from labeling.dataset import Dataset, select_rows
+
+    selection = select_rows(Dataset.open(dataset), where)
+    return f"{selection.rows} of {selection.total} rows where {where}"
 
 
 def _show_plan(plans: Mapping[str, GroupPlan], as_json: bool) -> None:

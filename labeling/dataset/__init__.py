@@ -31,14 +31,9 @@ from labeling.dataset.row_errors import (
     read_row_errors,
     upstream_groups,
 )
-<<<<<<< HEAD
-from labeling.dataset.selection import Selection, select_rows
-from labeling.dataset.shards import RECIPE_FIELDS, Footer, recipe, shard_file, stores_arrays, write_shard
-=======
 from labeling.dataset.selection import Condition, Selection, evaluate, read_condition, select_rows
-from labeling.dataset.shards import RECIPE_FIELDS, Footer, recipe, shard_file, write_shard
+from labeling.dataset.shards import RECIPE_FIELDS, Footer, recipe, shard_file, stores_arrays, write_shard
 from labeling.dataset.sql import Tables
->>>>>>> engine
 from labeling.dataset.status import (
     Footers,
     GroupStatus,
@@ -105,11 +100,7 @@ __all__ = [
     "lease",
     "missing_parameter",
     "open_store",
-<<<<<<< HEAD
-    "read_arrays",
-=======
     "read_condition",
->>>>>>> engine
     "read_row_errors",
     "recipe",
     "refuse_others",

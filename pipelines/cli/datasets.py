@@ -84,7 +84,7 @@ def _store_again(dataset: str, groups: list[str], part: tuple[int, int] | None, 
     from pipelines.store_again import store_again
 
     if other:
-        raise InputError("--store-again computes nothing: leave out --set, --resources, --only-errors, --where and --dry-run")
+        raise InputError("--store-again computes nothing: give it group names and --shards only")
     for group, count in store_again(dataset, groups, part).items():
         print(f"{group}: {count or 'no'} shard{'s' * (count != 1)} stored again")
 

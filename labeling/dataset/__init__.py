@@ -100,6 +100,7 @@ __all__ = [
     "lease",
     "missing_parameter",
     "open_store",
+    "read_arrays",
     "read_condition",
     "read_row_errors",
     "recipe",

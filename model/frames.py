@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Real
+from typing import Any, Literal
 
-from model.inputs import InputError
+from model.inputs import InputError, shown
 from model.prompts import RAYS, find_task
 
 IMAGE, REFERENCE = "image", "reference"
@@ -55,16 +56,18 @@ def plan_frames(
     frame to generate, 0 for each known one, in frame order. cameras: of a view set, 0 where none are given.
     Raises InputError for tasks that do not go together, and a mask or pictures that do not fit the frames.
     """
+    if known is not None and not (isinstance(known, str) and known in ("image", "condition")):
+        raise InputError(f"known={shown(known)}: say 'image' or 'condition', or give a denoise_mask")
+    if denoise_mask is not None:
+        denoise_mask = _as_mask(denoise_mask)
     kinds = _frame_kinds(tasks, pictures, denoise_mask, cameras)
     name = " + ".join(tasks)
     if denoise_mask is not None:
         if known is not None:
             raise InputError("give known or denoise_mask, not both")
-        mask = tuple(int(value) for value in denoise_mask)
+        mask = tuple(denoise_mask)
         if len(mask) != len(kinds):
             raise InputError(f"denoise_mask has {len(mask)} values; {name} has {len(kinds)} frames: {', '.join(kinds)}")
-        if set(mask) - {0, 1}:
-            raise InputError(f"denoise_mask {list(mask)}: give 1 for each frame to generate and 0 for each known one")
     else:
         mask = _default_mask(kinds, pictures, known, cameras)
     if not any(mask):
@@ -79,6 +82,16 @@ def plan_frames(
     if not cameras and any(kind == RAYS and not generated for kind, generated in zip(kinds, mask, strict=True)):
         raise InputError(f"denoise_mask {list(mask)} has known cameras: give azimuth, elevation and distance, or c2w")
     return frames
+
+
+def _as_mask(values: Any) -> tuple[int, ...]:
+    """A mask of any sequence of 0 and 1, also an array. Raises InputError for anything else."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(values, list | tuple) or not all(isinstance(value, Real) and value in (0, 1) for value in values):
+        raise InputError(
+            f"denoise_mask {shown(values)}: give 1 for each frame to generate and 0 for each known one, as [1, 0]"
+        )
+    return tuple(map(int, values))
 
 
 def _frame_kinds(tasks: Sequence[str], pictures: int, mask: Sequence[int] | None, cameras: int) -> tuple[str, ...]:
@@ -110,8 +123,6 @@ def _frame_kinds(tasks: Sequence[str], pictures: int, mask: Sequence[int] | None
 
 
 def _default_mask(kinds: tuple[str, ...], pictures: int, known: Known | None, cameras: int) -> tuple[int, ...]:
-    if known not in (None, "image", "condition"):
-        raise InputError(f"known={known!r}: say 'image' or 'condition', or give a denoise_mask")
     if RAYS in kinds:
         if not cameras:
             return (0, 1) * (len(kinds) // 2)

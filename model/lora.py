@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from model.adapters import check_adapter, config_of
-from model.inputs import InputError, one_line
+from model.inputs import InputError, one_line, shown
 from model.weights import damaged, refuse_unknown
 
 # Projections of attention and feed-forward: what `target_modules` of a peft LoraConfig takes.
@@ -72,7 +72,7 @@ class LoraMixin(LoraBaseMixin):
         weights, metadata = self.lora_state_dict(pretrained_model_name_or_path_or_dict, **kwargs)
         weights = check_adapter(weights, self.transformer)
         if adapter_name is not None and (not isinstance(adapter_name, str) or not adapter_name or "." in adapter_name):
-            raise InputError(f"adapter_name {adapter_name!r}: give a name without dots")
+            raise InputError(f"adapter_name {shown(adapter_name)}: give a name without dots")
         try:
             self.transformer.load_lora_adapter(
                 weights,

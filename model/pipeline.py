@@ -24,6 +24,7 @@ from model.arguments import (
     check_changed,
     check_choice,
     check_finite,
+    check_flags,
     check_noise,
     check_numbers,
     check_parts,
@@ -39,12 +40,13 @@ from model.inputs import InputError, one_line
 from model.lora import LoraMixin
 from model.outputs import OneDiffusionOutput, read_pictures
 from model.pictures import Picture, aspect_bucket, fit_picture
-from model.pipeline_folder import check_loaded, resolve_pipeline
-from model.prompt_embeddings import PromptMixin, check_words, class_colors
+from model.pipeline_folder import resolve_pipeline
+from model.prompt_embeddings import PromptMixin, check_words, class_colors, is_empty
 from model.prompts import RAYS, find_task
 from model.sampling import ConditionTimestep, sample_frames
 from model.saving import refuse_adapters, save_whole
 from model.transformer import NextDiT
+from model.weights import check_loaded
 
 # model_index.json names the module of each part as it was when the folder was written: by an older version of this
 # project, or by the released code. So these parts are recognized by the names of their classes.
@@ -233,11 +235,12 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
                 "guidance_scale": guidance_scale,
             }
         )
+        check_flags({"normalize_cameras": normalize_cameras, "return_dict": return_dict})
         check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         captions = None
         if prompt_embeds is None:
             captions = as_texts("prompt", prompt)
-        elif prompt:
+        elif not is_empty(prompt):
             raise InputError("give prompt or prompt_embeds, not both")
         count = len(captions) if captions is not None else len(as_samples("prompt_embeds", prompt_embeds))
         known_pictures = as_pictures(images, count, takes_one(tasks))

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from model.inputs import InputError
-from model.weights import HubOptions, check_files, pipeline_folder, read_json, refuse_unknown
+from model.inputs import InputError, shown
+from model.weights import HubOptions, check_files, pipeline_folder, read_json, refuse_unknown, safetensors_files
 
 # Arguments of diffusers that reach the loaders of the parts.
 _OF_LOADERS = ("variant", "torch_dtype", "dtype", "device_map", "max_memory", "offload_folder", "offload_state_dict",
@@ -42,28 +41,11 @@ def resolve_pipeline(
         if part not in given and isinstance(described, list) and len(described) == 2 and described[1]:
             _check_part(folder / part, str(described[1]))
     if variant is not None and not list(folder.glob(f"*/*.{variant}*")):
-        raise InputError(f"{name}: no weights of the variant {variant!r} are there; {_variants(folder)}")
+        raise InputError(f"{name}: no weights of the variant {shown(variant)} are there; {_variants(folder)}")
     dtype = arguments.pop("dtype", None)
     dtype = arguments.pop("torch_dtype", None) if dtype is None else dtype
     arguments["torch_dtype"] = _types(folder, dtype, variant)
     return folder, {"use_safetensors": True, **arguments}
-
-
-def check_loaded(part: nn.Module, folder: Path, variant: str | None) -> None:
-    """Raise InputError for weights of a part that its files do not hold: loaders draw them at random, with a warning.
-
-    Tied weights are stored under one of their names, and some files add a prefix to all of them.
-    """
-    stored = {key for path in _weight_files(folder, variant) for key in _keys(path)}
-    places: dict[int, list[str]] = {}
-    for key, value in part.state_dict().items():
-        places.setdefault(value.data_ptr(), []).append(key)
-    for keys in places.values():
-        if not any(
-            key in stored or any(f".{key}".endswith(f".{one}") or f".{one}".endswith(f".{key}") for one in stored)
-            for key in keys
-        ):
-            raise InputError(f"{folder}: the weights lack {keys[0]}; copy or download them again")
 
 
 def _check_part(folder: Path, class_name: str) -> None:
@@ -83,11 +65,13 @@ def _types(folder: Path, given: Any, variant: str | None) -> Any:
         for name, value in given.items():
             if name not in (*parts, "default") or not isinstance(value, torch.dtype):
                 raise InputError(
-                    f"torch_dtype {name!r}: {value}; give a type of torch for {', '.join(parts)} or default"
+                    f"torch_dtype {shown(name)}: {value}; give a type of torch for {', '.join(parts)} or default"
                 )
         return given
     if given not in (None, "auto"):
-        raise InputError(f"torch_dtype {given!r}: give a type of torch, as torch.bfloat16, or one by part in a dict")
+        raise InputError(
+            f"torch_dtype {shown(given)}: give a type of torch, as torch.bfloat16, or one by part in a dict"
+        )
     stored = {path.name: kind for path in folder.iterdir() if path.is_dir() and (kind := _stored_type(path, variant))}
     return {**stored, "default": torch.float32}
 
@@ -97,28 +81,13 @@ def _stored_type(folder: Path, variant: str | None) -> torch.dtype | None:
     from safetensors import safe_open
 
     sizes: dict[torch.dtype, int] = {}
-    for path in _weight_files(folder, variant):
+    for path in safetensors_files(folder, variant):
         with safe_open(path, "pt") as file:
             for key in file.keys():  # noqa: SIM118 - no mapping
                 part = file.get_slice(key)
                 if kind := _TYPES.get(part.get_dtype()):
                     sizes[kind] = max(sizes.get(kind, 0), int(torch.Size(part.get_shape()).numel()))
     return max(sizes, key=lambda kind: sizes[kind]) if sizes else None
-
-
-def _weight_files(folder: Path, variant: str | None) -> list[Path]:
-    """The safetensors of a variant, or those of none where the part has no such variant."""
-    files = sorted(folder.glob("*.safetensors"))
-    return [path for path in files if variant and f".{variant}" in path.name] or [
-        path for path in files if path.name.count(".") == 1
-    ]
-
-
-def _keys(path: Path) -> list[str]:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        return list(file.keys())
 
 
 def _variants(folder: Path) -> str:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from model.arguments import as_texts, negative_prompts
-from model.inputs import InputError
-from model.prompts import build_prompt, draw_colors, find_task
+from model.arguments import as_texts, check_flags, check_numbers, negative_prompts
+from model.inputs import InputError, shown
+from model.prompts import as_words, build_prompt, draw_colors, find_task
 from model.text import TextEncoder
 
 _ARGUMENTS = ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask")
@@ -79,6 +79,8 @@ class PromptMixin:
         Embeddings that are given are checked and repeated. The negative half is None without guidance.
         Raises InputError as a call does.
         """
+        check_numbers({"num_images_per_prompt": num_images_per_prompt})
+        check_flags({"do_classifier_free_guidance": do_classifier_free_guidance})
         prompts = None
         if prompt_embeds is None:
             captions = as_texts("prompt", "" if prompt is None and task is not None else prompt)
@@ -110,7 +112,7 @@ class PromptMixin:
         if task is None:
             bare = next((caption for caption in captions if not caption.startswith("[[")), None)
             if bare is not None:
-                raise InputError(f"prompt {bare!r}: name its task, or begin it with the token of one")
+                raise InputError(f"prompt {shown(bare)}: name its task, or begin it with the token of one")
             return list(captions)
         tasks = as_texts("task", task)
         codes = list(class_colors(names, colors).values())
@@ -129,7 +131,7 @@ class PromptMixin:
         positive = as_embeddings(_ARGUMENTS[:2], given[:2], width)
         negative = as_embeddings(_ARGUMENTS[2:], given[2:], width)
         count = len(positive) if positive else len(prompts or ())
-        if negative and negative_prompt:
+        if negative and not is_empty(negative_prompt):
             raise InputError("give negative_prompt or negative_prompt_embeds, not both")
         if negative and len(negative) not in (1, count):
             raise InputError(f"{len(negative)} negative_prompt_embeds for {count} prompts: give one, or one for each")
@@ -160,10 +162,10 @@ class PromptMixin:
         encoded = dict(zip(distinct, encoder.encode(distinct), strict=True))
         for text, rows in encoded.items():
             if not len(rows):
-                raise InputError(f"prompt {text!r}: the tokenizer makes no token of it; give a text")
+                raise InputError(f"prompt {shown(text)}: the tokenizer makes no token of it; give a text")
             if not bool(torch.isfinite(rows).all()):
                 raise InputError(
-                    f"text encoder: numbers that are not finite for the prompt {text!r}; its weights or their "
+                    f"text encoder: numbers that are not finite for the prompt {shown(text)}; its weights or their "
                     f"precision ({self.text_encoder.dtype}) are at fault: try float32"
                 )
         return [encoded[text] for text in texts]
@@ -196,15 +198,18 @@ def as_embeddings(names: Sequence[str], given: Sequence[Tensor | None], width: i
     return Embeddings(embeds, mask.bool())
 
 
+def is_empty(prompt: Any) -> bool:
+    """Whether a prompt says nothing, so that embeddings may stand for it."""
+    return prompt is None or (isinstance(prompt, str) and not prompt)
+
+
 def class_colors(names: Sequence[str], colors: Sequence[str] | None) -> dict[str, str]:
     """Class → "#RRGGBB". Raises InputError for colors that are not one for each name."""
-    if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
-        raise InputError(f"names {names!r}: give a list of the names of classes")
+    if "" in as_words("names", names):
+        raise InputError(f"names {shown(names)}: a class has a name; give no empty ones")
     if colors is None:
         return draw_colors(names, " ".join(names))
-    if isinstance(colors, str) or not all(isinstance(color, str) for color in colors):
-        raise InputError(f"colors {colors!r}: give a list with a color for each name, as '#FF0000'")
-    if len(colors) != len(names):
+    if len(as_words("colors", colors)) != len(names):
         raise InputError(f"{len(colors)} colors for {len(names)} names")
     return dict(zip(names, (color.upper() for color in colors), strict=True))
 
@@ -214,8 +219,7 @@ def check_words(tasks: Sequence[str], names: Sequence[str], references: Any, pic
 
     pictures: how many the tasks refer to.
     """
-    if isinstance(references, str) or not all(isinstance(text, str) for text in references):
-        raise InputError(f"reference_prompts {references!r}: give a list with a caption for each picture referred to")
+    names, references = as_words("names", names), as_words("reference_prompts", references)
     found = [find_task(name) for name in tasks]
     title = " + ".join(tasks)
     if names and not any(task.phrase or task.name == "subject" for task in found):
@@ -224,7 +228,7 @@ def check_words(tasks: Sequence[str], names: Sequence[str], references: Any, pic
         raise InputError(f"{title} refers to no captions; reference_prompts belong to identity and subject")
     if len(references) > pictures:
         raise InputError(f"{len(references)} reference_prompts for {pictures} pictures: give one for each at most")
-    return list(references)
+    return references
 
 
 def _compose(

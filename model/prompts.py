@@ -9,7 +9,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from model.inputs import InputError, nearest
+from model.declared_conditions import declared_conditions
+from model.inputs import InputError, nearest, shown
 
 COLORS: dict[str, str] = {
     "red": "#FF0000",
@@ -88,11 +89,16 @@ TASKS: dict[str, Task] = {
     )
 }
 
+for _declared in declared_conditions().values():
+    if _declared.group in TASKS or _declared.token in {task.token for task in TASKS.values()}:
+        raise InputError(f"condition {_declared.group!r}: a task has this name or token already; choose another")
+    TASKS[_declared.group] = Task(_declared.group, _declared.token, _declared.group, _declared.phrase)
+
 
 def find_task(name: str) -> Task:
     """The task of that name. Raises InputError."""
-    if name not in TASKS:
-        raise InputError(f"unknown task {name!r}{nearest(name, list(TASKS))}; there are {', '.join(TASKS)}")
+    if not isinstance(name, str) or name not in TASKS:
+        raise InputError(f"unknown task {shown(name)}{nearest(str(name), list(TASKS))}; there are {', '.join(TASKS)}")
     return TASKS[name]
 
 
@@ -102,13 +108,20 @@ def find_token(name: str) -> str:
     return find_task(name).token or f"[[{name}]]"
 
 
+def as_words(name: str, value: Sequence[str]) -> list[str]:
+    """A sequence of texts as a list. Raises InputError for anything else, naming the argument."""
+    if not isinstance(value, list | tuple) or not all(isinstance(word, str) for word in value):
+        raise InputError(f"{name} {shown(value)}: give a list of texts")
+    return list(value)
+
+
 def draw_colors(names: Sequence[str], seed: str) -> dict[str, str]:
     """A color "#RRGGBB" for each class name, drawn without replacement; equal names share one.
 
     The draw depends on `seed` and the order of the names alone, on any machine and with any library version.
     Raises InputError when there are more classes than colors.
     """
-    classes = list(dict.fromkeys(names))
+    classes = list(dict.fromkeys(as_words("names", names)))
     if len(classes) > len(COLORS):
         raise InputError(f"{len(classes)} classes, but there are {len(COLORS)} colors: keep the {len(COLORS)} surest")
     shuffled = sorted(COLORS.values(), key=lambda code: hashlib.blake2b(f"{seed} {code}".encode()).digest())
@@ -129,6 +142,11 @@ def build_prompt(
     `subject`. Raises InputError for an unknown task or color, or too many reference pictures.
     """
     spec = find_task(task)
+    if not isinstance(caption, str):
+        raise InputError(f"caption {shown(caption)}: give a text")
+    names, colors, sources = as_words("names", names), as_words("colors", colors), as_words("sources", sources)
+    if spec.phrase and len(names) != len(colors):
+        raise InputError(f"{len(colors)} colors for {len(names)} names")
     parts = [find_token(task)]
     if spec.phrase:
         phrases = [
@@ -151,4 +169,4 @@ def _color_name(code: str) -> str:
     try:
         return _COLOR_NAMES[code.upper()]
     except KeyError:
-        raise InputError(f"{code!r} is not one of the model's colors: {', '.join(_COLOR_NAMES)}") from None
+        raise InputError(f"{shown(code)} is not one of the model's colors: {', '.join(_COLOR_NAMES)}") from None

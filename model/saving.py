@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from model.inputs import InputError
+from model.inputs import InputError, shown
 
 
 def save_whole(
@@ -29,7 +29,7 @@ def save_whole(
     if not safe_serialization:
         raise InputError("safe_serialization=False: weights are written as safetensors alone, which run no code")
     if variant is not None and not (isinstance(variant, str) and re.fullmatch(r"[\w-]+", variant)):
-        raise InputError(f"variant {variant!r}: give a short name, as fp16")
+        raise InputError(f"variant {shown(variant)}: give a short name, as fp16")
     target = Path(save_directory)
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: a file is there; name a folder")

@@ -101,6 +101,40 @@ def check_files(folder: Path) -> None:
             raise damaged(path, error) from None
 
 
+def check_loaded(part: Any, folder: Path, variant: str | None = None) -> None:
+    """Raise InputError for weights of a part that its files do not hold: loaders draw them at random, with a warning.
+
+    Tied weights are stored under one of their names, and some files add a prefix to all of them.
+    """
+    stored = {key for path in safetensors_files(folder, variant) for key in _keys(path)}
+    places: dict[int, list[str]] = {}
+    for key, value in part.state_dict().items():
+        places.setdefault(value.data_ptr(), []).append(key)
+    for keys in places.values():
+        if any("pooler" in key for key in keys):  # encoders are asked for tokens, and some files leave it out
+            continue
+        if not any(
+            key in stored or any(f".{key}".endswith(f".{one}") or f".{one}".endswith(f".{key}") for one in stored)
+            for key in keys
+        ):
+            raise InputError(f"{folder}: the weights lack {keys[0]}; copy or download them again")
+
+
+def safetensors_files(folder: Path, variant: str | None) -> list[Path]:
+    """The safetensors of a variant, or those of none where the part has no such variant."""
+    files = sorted(folder.glob("*.safetensors"))
+    return [path for path in files if variant and f".{variant}" in path.name] or [
+        path for path in files if path.name.count(".") == 1
+    ]
+
+
+def _keys(path: Path) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return list(file.keys())
+
+
 def damaged(path: Any, error: BaseException) -> InputError:
     """What to tell a person whose file cannot be read: cut by a full disk or a broken transfer, or changed."""
     return InputError(f"{path}: damaged ({one_line(error, 120)}); copy or download it again, or take another")

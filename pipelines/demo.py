@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from labeling.dataset import DATASET_FILE, Dataset, open_store
-from model.conditions import CONDITION_READS
 from model.inputs import InputError
 
-LABELS = [*CONDITION_READS, "caption"]
+CONDITIONS = ["boxes", "segmentation", "pose", "edges", "depth"]
+LABELS = [*CONDITIONS, "caption"]
 VIEW_TASKS = ["views", "depth"]
 VIEWS_PER_SET = 8
 Say = Callable[[str], None]
@@ -116,7 +116,7 @@ def _label(pictures: Dataset, views: Dataset, timings: Timings, say: Say) -> Non
     from training.config import load_config
 
     size = load_config("debug").size
-    latents = [f"latents-{size}", *(f"latents-{size}-{group}" for group in CONDITION_READS)]
+    latents = [f"latents-{size}", *(f"latents-{size}-{group}" for group in CONDITIONS)]
     view_groups = ["caption", "depth", f"latents-{size}", f"latents-{size}-depth", "text"]
     for step, dataset, groups, parameters in (
         ("label pictures", pictures, [*LABELS, *latents, "text"], {}),

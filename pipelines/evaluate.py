@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labeling.dataset import CAMERAS, IMAGES, TEXT, Dataset, entry_columns, open_store
-from model.conditions import CONDITION_READS, DEGRADATIONS, condition_picture, degrade
+from model.conditions import CONDITION_READS, DEGRADATIONS, condition_picture, degrade, directions_of
 from model.constants import LATENT_FACTOR, SIZE_STEP
 from model.inputs import InputError
 from model.inputs.yaml_files import parse_yaml
@@ -243,6 +243,8 @@ def _plan_samples(
                 ("to_image", (1, 0), condition, picture),
                 ("from_image", (0, 1), picture, condition),
             ):
+                if direction not in directions_of(task):
+                    continue
                 call = Call(task, example.prompts[task], mask, (known,), *size)
                 yield _PlannedSample(direction, example, known, truth, call)
 

@@ -128,12 +128,16 @@ def _load_image(path: str) -> Picture:
         return read_picture(store.read(name))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: a folder, not a picture") from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
 
 def _encoding(out: str) -> str:
     """The format of Pillow for the name of a file. Raises InputError for an ending of no picture."""
+    if not Path(out).stem or out.endswith("/") or Path(out).name in ("", ".", "..") or Path(out).is_dir():
+        raise InputError(f"--out {out}: name a file, as sample.png")
     ending = Path(out).suffix.lower()
     if ending not in _ENCODINGS:
         raise InputError(f"--out {out}: end it in {', '.join(filter(None, _ENCODINGS))}")

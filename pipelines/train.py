@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cluster.ray_environment import starts_own_ray
@@ -60,7 +60,22 @@ def train(
         say(f"train: stopped at step {result.step} of {config.steps} → {result.checkpoint or 'no checkpoint yet'}")
     else:
         say(f"train: {result.step - result.resumed_from} steps in {result.seconds:.0f} s → {result.checkpoint}")
+    if speed := speed_line(result.metrics):
+        say(f"train: {speed}")
     return result
+
+
+def speed_line(metrics: Mapping[str, Any]) -> str:
+    """How fast a run was when it logged last: its tokens, FLOP, and what share of the GPUs' peak; "" where unknown."""
+    if not metrics.get("tflop_per_step"):
+        return ""
+    parts = [
+        f"{metrics['tokens_per_second']:,.0f} image tokens/s",
+        f"{metrics['tflop_per_step']:.3g} TFLOP a step",
+        f"{metrics['tflops_per_second']:.3g} TFLOP/s",
+        f"{metrics['wait_share']:.0%} of the time waiting for data",
+    ]
+    return ", ".join(parts + ([f"MFU {metrics['mfu']:.0%}"] if "mfu" in metrics else []))
 
 
 def refuse_impossible(
@@ -93,13 +108,16 @@ def _shortages(config: TrainingConfig, workers: Workers) -> list[tuple[str, str]
     """What so many workers need and Ray does not have: (in words, the settings that ask for it)."""
     count = workers if isinstance(workers, int) else workers[0]
     cpus, gpus = config.workers.cpus, config.workers.gpus
-    # One reader for each worker is enough to run, more slowly than with all of them.
-    needs = {"CPU": count * (cpus + config.reader.cpus), "GPU": count * gpus}
+    # One process that reads for each worker is enough to run, more slowly than with all of them.
+    reads = config.reader.processes > 0
+    needs = {"CPU": count * (cpus + config.reader.cpus * reads), "GPU": count * gpus}
     shortages = []
     for unit, needed in needs.items():
         available = cluster_has(unit)
         if needed > available + 1e-6:
-            who = "a worker and its reader ask" if count == 1 else f"{count} workers and a reader for each ask"
-            settings = f"workers.count, workers.{unit.lower()}s" + (", reader.cpus" if unit == "CPU" else "")
+            who = "a worker asks" if count == 1 else f"{count} workers ask"
+            if reads:
+                who = "a worker and its reader ask" if count == 1 else f"{count} workers and a reader for each ask"
+            settings = f"workers.count, workers.{unit.lower()}s" + (", reader.cpus" if reads and unit == "CPU" else "")
             shortages.append((f"{who} for {needed:g} {unit}s, and Ray has {available:g}", settings))
     return shortages

@@ -24,11 +24,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that holds the packaged labeler as pip installs it."""
+    """A folder that holds the packages as pip installs them."""
     folder = tmp_path_factory.mktemp("installed")
-    source = shutil.copytree(EXAMPLES / "brightness_labeler", folder / "source")  # building leaves files behind
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--target", str(folder / "packages")]
-    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(source)], check=True)
+    names = ("brightness_labeler", "palette_condition")
+    sources = [str(shutil.copytree(EXAMPLES / name, folder / name)) for name in names]  # building leaves files behind
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, *sources], check=True)
     return folder / "packages"
 
 
@@ -76,6 +77,29 @@ def test_packaged_labeler_is_found_by_its_name(
     output = run(["onediffusion", "label", dataset, "brightness", "--set", "brightness.center=1"], cluster, installed)
     assert "brightness: 1 shards labeled" in output
     assert all(row["brightness"] == row["center"] for row in Dataset.open(dataset).rows("brightness"))
+
+
+def test_label_of_a_package_becomes_a_task_that_can_be_trained_and_sampled(
+    cluster: RayHead, installed: Path, photographs: Path, tmp_path: Path
+) -> None:
+    pictures, dataset = take_pictures(photographs, tmp_path / "pictures"), str(tmp_path / "dataset")
+    tasks, groups = (
+        "text.tasks=[text2image, palette]",
+        ("caption", "palette", "latents-96", "latents-96-palette", "text"),
+    )
+    run(["onediffusion", "ingest", str(pictures), dataset], cluster)
+    run(["onediffusion", "label", dataset, *groups, "--set", tasks], cluster, installed)
+    prompts = [entry["prompt"] for row in Dataset.open(dataset).rows("text") for entry in row["entries"]]
+    assert sum(prompt.startswith("[[palette2image]] ") for prompt in prompts) == 3
+    configuration, trained = str(EXAMPLES / "own_pictures" / "tiny.yaml"), str(tmp_path / "run")
+    settings = [f"mixture.pictures.dataset={dataset}", "mixture.pictures.tasks={palette: 1}", "steps=2", "batch=2"]
+    changed = [word for setting in settings for word in ("--set", setting)]
+    run(["onediffusion", "train", configuration, "--run", trained, *changed], cluster, installed)
+    squares, again = str(tmp_path / "squares.png"), str(tmp_path / "again.png")
+    sample = ["onediffusion", "sample", trained, "palette", "--steps", "2"]
+    run([*sample, "--image", str(pictures / "coffee.png"), "--out", squares], cluster, installed)
+    run([*sample, "--condition", squares, "--prompt", "a cup", "--out", again], cluster, installed)
+    assert Path(again).stat().st_size > 0
 
 
 def test_own_pictures_become_a_run_that_can_be_sampled(cluster: RayHead, photographs: Path, tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
 
 from model.constants import CAMERA_DISTANCE, LATENT_CHANNELS, PATCH_SIZE, SIZE_STEP
 from model.inputs import InputError
 from model.inputs.schema import Section, split_range, validate
 from model.inputs.settings import override, parse_settings
 from model.inputs.yaml_files import example_names, find_yaml, read_yaml
+from model.prompts import RAYS, find_task
 
 PRESETS = Path(__file__).parent / "presets"
 _OLD_KEYS = {"held_out": "validation"}  # in configurations that people have, and in config.yaml of their runs
@@ -23,17 +24,22 @@ class SourceConfig(Section):
     """A dataset and the tasks it serves.
 
     tasks: task → weight, or a list of tasks of weight 1 each. size: which latents, `latents-SIZE`;
-    the run's by default.
+    the run's by default. where: SQL that is true of the rows to train on, as "quality.sharpness > 0.4"; all by default.
+    text: prompts as the group `text` has them embedded, or built of the groups that they name things from and embedded
+    where the model computes, by the run's `text_encoder`.
     """
 
     dataset: str
     tasks: dict[str, Annotated[float, Field(gt=0)]]
     size: int | None = Field(default=None, gt=0)
+    text: Literal["stored", "online"] = "stored"
+    where: str | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _weigh_equally(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and isinstance(values.get("tasks"), list):
+        tasks = values.get("tasks") if isinstance(values, Mapping) else None
+        if isinstance(tasks, list) and all(isinstance(task, str) for task in tasks):
             return {**values, "tasks": dict.fromkeys(values["tasks"], 1.0)}
         return values
 
@@ -112,14 +118,17 @@ class OptimizerConfig(Section):
 class ReaderConfig(Section):
     """How samples are read.
 
-    processes: readers of each worker, fewer where CPUs are short; cpus: of each reader, requested by its worker;
-    cache_mb: size of its cache of row groups; prefetch: steps read ahead;
+    threads: of each worker that read, and decode pictures; 0 takes as many as there is to wait for. processes: so many
+    of Ray Data do it instead, fewer where CPUs are short: for pictures of degraded tasks that more CPUs than the
+    worker's are to decode; cpus: of each process, requested by its worker; cache_mb: size of the cache of row groups;
+    prefetch: steps read ahead;
     window: row groups shuffled together (more mixes better, fewer reads more locally).
     lanes: parts of a step that are read independently, each from its own shards; a new run's are by default a power of
     two, of at most two samples each.
     """
 
-    processes: int = Field(default=2, ge=1)
+    threads: int = Field(default=0, ge=0)
+    processes: int = Field(default=0, ge=0)
     cpus: float = Field(default=1.0, ge=0)
     cache_mb: int = Field(default=512, gt=0)
     window: int = Field(default=8, gt=0)
@@ -189,16 +198,23 @@ class ValidationConfig(Section):
 
 
 class TrainingConfig(Section):
-    """A run. `batch` is the number of samples of a step over all workers; `initialize` a checkpoint to start from."""
+    """A run. `batch` is the number of samples of a step over all workers; `initialize` a checkpoint to start from.
+
+    text_encoder: of sources with `text: online`, as for `model.text.load_text_encoder`.
+    step_tokens: at most so many image tokens in a step over all workers, on average; `batch` follows from them. Each
+    worker computes its part in passes of at most workers.pack_tokens, whose gradients are added up.
+    """
 
     name: str
     seed: int = Field(default=0, ge=0)
     steps: int = Field(gt=0)
     batch: int = Field(gt=0)
+    step_tokens: int | None = Field(default=None, gt=0)
     size: int = Field(gt=0, multiple_of=SIZE_STEP)
     initialize: str | None = None
     log_every: int = Field(default=50, gt=0)
     mixture: dict[str, SourceConfig] = Field(min_length=1)
+    text_encoder: str | None = None
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -212,6 +228,15 @@ class TrainingConfig(Section):
     def _rename_old_keys(cls, values: Any) -> Any:
         return rename_old_keys(values) if isinstance(values, Mapping) else values
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _fill_batch(cls, values: Any, handler: ModelWrapValidatorHandler[TrainingConfig]) -> TrainingConfig:
+        if not isinstance(values, Mapping) or values.get("step_tokens") is None:
+            return handler(values)
+        config = handler({**values, "batch": 1 << 30})  # to know the mixture as it is read
+        mean = sum(share * tokens for share, _, tokens in config.mean_sizes())
+        return handler({**values, "batch": max(1, int((config.step_tokens or 0) / mean))})
+
     @field_validator("name")
     @classmethod
     def _names_a_folder(cls, name: str) -> str:
@@ -220,10 +245,29 @@ class TrainingConfig(Section):
         return name
 
     @model_validator(mode="after")
+    def _check_text_encoder(self) -> TrainingConfig:
+        online = [name for name, source in self.mixture.items() if source.text == "online"]
+        if online and self.text_encoder is None:
+            raise ValueError(f"mixture.{online[0]}.text is online: name the `text_encoder`, as minilm or a path")
+        return self
+
+    @model_validator(mode="after")
     def _check_batch(self) -> TrainingConfig:
         if self.batch < self.workers.most:
             raise ValueError(f"batch {self.batch} leaves some of the {self.workers.most} workers without a sample")
         return self
+
+    def mean_sizes(self) -> list[tuple[float, float, float]]:
+        """(share of the samples, frames, image tokens) of each task; sets have the mean number of views."""
+        sizes = []
+        for source in self.mixture.values():
+            for name, weight in source.tasks.items():
+                condition = find_task(name).condition
+                views = (self.objective.min_views + self.objective.max_views) / 2
+                frames = 1 if condition is None else 2 * views if condition == RAYS else 2
+                sizes.append((weight, frames, frames * ((source.size or self.size) // SIZE_STEP) ** 2))
+        total = sum(weight for weight, _, _ in sizes)
+        return [(weight / total, frames, tokens) for weight, frames, tokens in sizes]
 
     @property
     def lanes(self) -> int:
@@ -235,9 +279,15 @@ class TrainingConfig(Section):
 
         Datasets may have moved: their content is pinned by the run's manifest.
         """
-        values = self.model_dump(mode="json", exclude={"name", "log_every", "workers", "checkpoints"})
+        values = self.model_dump(mode="json", exclude={"name", "log_every", "step_tokens", "workers", "checkpoints"})
         for source in values["mixture"].values():
             del source["dataset"]
+            if source["text"] == "stored":  # a key that runs of before lack
+                del source["text"]
+            if source["where"] is None:  # configurations of before have no such key
+                del source["where"]
+        if values["text_encoder"] is None:
+            del values["text_encoder"]
         values["reader"] = {"window": self.reader.window}
         if self.reader.lanes:  # else the run's manifest knows them
             values["reader"]["lanes"] = self.reader.lanes

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from model.constants import SIZE_STEP
+from model.constants import LATENT_CHANNELS, PATCH_SIZE
 from model.inputs import InputError
-from model.prompts import RAYS, find_task
+from model.prompts import DEGRADED, RAYS, find_task
 from training.config import TrainingConfig
 from training.flops import FlopCounter, SampleSize, known_peak_flops
 
@@ -22,6 +22,7 @@ MEASURED_MFU = 0.28  # of the published model with compiled, checkpointed blocks
 TEXT_TOKENS = 300  # the most that a prompt has (docs/paper.md)
 _WEIGHT, _GRADIENT, _ADAM, _AVERAGE, _COMPUTE = 4, 4, 8, 4, 2  # bytes for each weight; compute: in bf16
 _HOST_GBYTES = 25.0  # a second, from a GPU to pinned memory of its host (PCIe 4 × 16)
+_STORED = 2  # bytes of a number of stored latents and text
 _GATHERED_BLOCKS = 2  # the one that is computed, and the next, which is fetched meanwhile
 Sharding = Literal["none", "node", "all"]
 
@@ -31,9 +32,9 @@ class ClusterSpec:
     """Machines to compute on.
 
     per_node: GPUs of a node; gbps, node_gbps: gigabits a second that a GPU sends to other nodes, and within its node;
-    store_gbytes: gigabytes a second that a node writes checkpoints at; mfu: share of the peak that computing reaches;
-    dollars: for a GPU and hour, None where that is unknown. sharding: over the GPUs of a node with a copy in each, over
-    all of them, or not at all.
+    store_gbytes: gigabytes a second that a node reads, and writes checkpoints at; mfu: share of the peak that computing
+    reaches; dollars: for a GPU and hour, None where that is unknown. sharding: over the GPUs of a node with a copy in
+    each, over all of them, or not at all.
     """
 
     gpus: int
@@ -58,10 +59,10 @@ class Cost:
     """memory: part → bytes on each GPU at the end of the backward pass, when it is at its most.
 
     tokens: image tokens of a step; passes: forward and backward passes of each GPU in a step; sent: bytes that each GPU
-    sends in a step, to others; compute, communication: seconds of a step if it were all; step: seconds of a step;
-    checkpoint: seconds to write one, beside the steps; checkpoint_bytes: of all of it; checkpoint_host_bytes: on each
-    node, of the copies that are written; checkpoint_stall: seconds that steps wait for each. hours, dollars: of the
-    whole run.
+    sends in a step, to others; read: bytes of stored latents and text of its samples, which each GPU's worker reads for
+    a step; compute, communication: seconds of a step if it were all; step: seconds of a step; checkpoint: seconds to
+    write one, beside the steps; checkpoint_bytes: of all of it; checkpoint_host_bytes: on each node, of the copies that
+    are written; checkpoint_stall: seconds that steps wait for each. hours, dollars: of the whole run.
     """
 
     parameters: int
@@ -70,6 +71,7 @@ class Cost:
     passes: int
     flops: float
     sent: float
+    read: float
     compute: float
     communication: float
     step: float
@@ -123,6 +125,7 @@ def run_cost(config: TrainingConfig, cluster: ClusterSpec) -> Cost:
         passes=passes,
         flops=flops,
         sent=inside + outside,
+        read=config.batch / cluster.gpus * _bytes_of_sample(config),
         compute=compute,
         communication=communication,
         step=step,
@@ -149,17 +152,20 @@ def _sizes(config: TrainingConfig) -> tuple[NextDiT, int, int]:
 
 
 def _mean_samples(config: TrainingConfig) -> list[tuple[float, SampleSize]]:
-    """(share of the samples, size) of each task of the mixture; sets have as many views as are drawn on average."""
-    weighted = []
-    for source in config.mixture.values():
-        for name, weight in source.tasks.items():
-            condition = find_task(name).condition
-            views = (config.objective.min_views + config.objective.max_views) / 2
-            frames = 1 if condition is None else 2 * views if condition == RAYS else 2
-            side = (source.size or config.size) // SIZE_STEP
-            weighted.append((weight, SampleSize(frames * side**2, TEXT_TOKENS, frames)))
-    total = sum(weight for weight, _ in weighted)
-    return [(weight / total, size) for weight, size in weighted]
+    """(share of the samples, size) of each task of the mixture."""
+    return [(share, SampleSize(tokens, TEXT_TOKENS, frames)) for share, frames, tokens in config.mean_sizes()]
+
+
+def _bytes_of_sample(config: TrainingConfig) -> float:
+    """Mean bytes of a sample as it is stored: what is encoded or computed while it is read is left out."""
+    sizes = _mean_samples(config)
+    tasks = [name for source in config.mixture.values() for name in source.tasks]
+    total = 0.0
+    for (share, size), name in zip(sizes, tasks, strict=True):
+        computed = 0.5 if find_task(name).condition in (DEGRADED, RAYS) else 0.0  # every other frame
+        latents = size.tokens * PATCH_SIZE**2 * LATENT_CHANNELS * (1 - computed)
+        total += share * _STORED * (latents + size.text * config.model.caption_channels)
+    return total
 
 
 def _bytes_sent(parameters: int, passes: int, cluster: ClusterSpec) -> tuple[float, float]:

@@ -37,18 +37,18 @@ class LaneOrder:
     def __init__(self, shards: Shards, stream: Stream, seed: int, window: int, lanes: int) -> None:
         self._seed: tuple[int | str, ...] = (seed, "lanes", stream.source, stream.task, stream.size)
         self._shards, self._key, self._window, self.lanes = shards, stream.key, window, lanes
-        kept = np.concatenate([[0], np.cumsum(shards.counts(stream.key), dtype=np.int64)])
-        rows = np.diff(kept[shards.group_starts])
-        self._used = np.flatnonzero(rows).astype(np.int32)
-        self._rows = rows[self._used]
+        filled = np.flatnonzero(np.diff(shards.group_starts))  # those that have row groups
+        rows = np.add.reduceat(shards.counts(stream.key), shards.group_starts[filled], dtype=np.int64)
+        self._used = filled[rows > 0].astype(np.int32)
+        self._rows = rows[rows > 0]
         self.total = int(rows.sum())
         self._turns = lane_turns(lanes)
         sizes = np.full(lanes, self.total // lanes, np.int64)
         sizes[self._turns[: self.total % lanes]] += 1  # an epoch's last turns do not visit all
         self._starts = np.cumsum(sizes) - sizes
         self._epochs: Recent[tuple[NDArray[np.int32], NDArray[np.int64]]] = Recent(2)
-        self._blocks: Recent[tuple[NDArray[np.int64], NDArray[np.int64]]] = Recent(2 * lanes + 2)
-        self._windows: Recent[NDArray[np.int32]] = Recent(2 * lanes + 2)
+        self._blocks: Recent[tuple[NDArray[np.int64], NDArray[np.int64]]] = Recent(lanes + 16)
+        self._windows: Recent[NDArray[np.int32]] = Recent(lanes + 16)
 
     def lane(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """The lane of each position, counted over all epochs."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from labeling.dataset import Dataset, LocalStore, Store
 from model.inputs import InputError
-from training.pinned_shards import Eligible, ShardPin, Shards, bits_of
+from training.pinned_shards import Eligible, ShardPin, Shards
 from training.seeded_generator import SeededGenerator
 from training.streams import Stream
 
@@ -25,12 +25,18 @@ _HEADER = b"manifest"
 
 @dataclass(frozen=True)
 class SourcePin:
-    """A dataset as the run uses it; declarations: group → what it declares (labeler, version, parameters, weights)."""
+    """A dataset as the run uses it.
+
+    declarations: group → what it declares (labeler, version, parameters, weights). selection: where the source has a
+    condition on rows, it ("where"), how many rows it is true of ("rows"), and the fingerprint of these; the bits are
+    among those of `shards`.
+    """
 
     dataset: str
     kind: str
     declarations: dict[str, dict[str, Any]]
     shards: Shards
+    selection: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,8 @@ class Manifest:
                     cells[f"{number}.bits.{key}"] = pa.array(eligible.bits)
                     cells[f"{number}.counts.{key}"] = pa.array(eligible.counts)
             facts = {"dataset": pin.dataset, "kind": pin.kind, "declarations": pin.declarations, "keys": keys}
+            if pin.selection:
+                facts["selection"] = pin.selection
             sources[name] = facts | {"groups": list(shards.content)}
         header = {"version": _VERSION, "lanes": self.lanes, "sources": sources}
         header["streams"] = [asdict(stream) for stream in self.streams]
@@ -124,7 +132,8 @@ class Manifest:
                 },
                 arrays[f"{number}.views"],
             )
-            sources[name] = SourcePin(facts["dataset"], facts["kind"], facts["declarations"], shards)
+            described = (facts["dataset"], facts["kind"], facts["declarations"])
+            sources[name] = SourcePin(*described, shards, facts.get("selection"))
         return cls(sources, [Stream(**stream) for stream in header["streams"]], header["lanes"])
 
     @classmethod
@@ -149,14 +158,17 @@ class Manifest:
         A row is on the same side for all tasks, or one task would train on an image that another validates on.
         Raises InputError when one side is empty.
         """
-        sides = []
-        for side in (False, True):
-            sources = {}
-            for name, source in self.sources.items():
-                pins = (_split_pin(pin, name, share, seed, side) for pin in source.shards)
-                sources[name] = replace(source, shards=Shards.of(pins))
-            sides.append(replace(self, sources=sources, streams=counted(sources, self.streams)))
-        training, validation = sides
+        sides: list[dict[str, SourcePin]] = [{}, {}]
+        for name, source in self.sources.items():
+            shards = source.shards
+            # Another seed than "held out" would move rows of existing runs to the other side.
+            generators = (SeededGenerator(seed, "held out", name, shards.name(number)) for number in range(len(shards)))
+            held_out = [np.packbits(each.uniforms(shards.rows(n)) < share) for n, each in enumerate(generators)]
+            for sources, bits in zip(sides, ([~each for each in held_out], held_out), strict=True):
+                sources[name] = replace(source, shards=shards.kept(bits))
+        training, validation = (
+            replace(self, sources=sources, streams=counted(sources, self.streams)) for sources in sides
+        )
         for manifest, purpose in ((validation, "for validation"), (training, "to train on")):
             if not any(stream.rows for stream in manifest.streams):
                 most = max(stream.rows for stream in self.streams)
@@ -179,13 +191,6 @@ def counted(sources: Mapping[str, SourcePin], streams: Iterable[Stream]) -> list
         replace(stream, rows=int(sources[stream.source].shards.counts(stream.key).sum(dtype=np.int64)))
         for stream in streams
     ]
-
-
-def _split_pin(pin: ShardPin, source: str, share: float, seed: int, validates: bool) -> ShardPin:
-    # Another seed than "held out" would move rows of existing runs to the other side.
-    held_out = SeededGenerator(seed, "held out", source, pin.name).uniforms(sum(pin.row_groups)) < share
-    side = held_out == validates
-    return replace(pin, eligible={key: bits_of(side & pin.mask(key)) for key in pin.eligible})
 
 
 def _check_version(version: int, known: int) -> None:

@@ -4,38 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from labeling.dataset import RECIPE_FIELDS, TEXT, Dataset, Footer, ShardInfo, entry_columns
+from labeling.dataset import (
+    RECIPE_FIELDS,
+    TEXT,
+    Dataset,
+    Footer,
+    Selection,
+    ShardInfo,
+    entry_columns,
+    select_rows,
+)
 from model.conditions import CONTENT_COLUMNS
 from model.inputs import InputError
 from model.prompts import RAYS, Task, find_task
 from training.config import SourceConfig
 from training.manifest import Manifest, SourcePin, counted
 from training.pinned_shards import ShardPin, Shards, bits_of
-from training.streams import Stream
+from training.streams import CAPTION, Stream
 
 _READ_THREADS = 16
 
 
-def build_manifest(mixture: Mapping[str, SourceConfig], size: int, lanes: int = 16) -> Manifest:
-    """Pin the shards of a mixture and count the rows eligible for each task. lanes: as `TrainingConfig.lanes`.
+def build_manifest(
+    mixture: Mapping[str, SourceConfig], size: int, lanes: int = 128, text_encoder: str | None = None
+) -> Manifest:
+    """Pin the shards of a mixture and count the rows eligible for each task.
+
+    lanes, text_encoder: as `TrainingConfig` has them.
 
     A row is eligible when nothing that the task needs of it is in error, it has a prompt for the task, its boxes,
-    segmentation or pose show something, and its picture was not removed at the source. Raises InputError for an unknown
-    task, a group or shards that are not there, parts made with different codecs or text encoders, and a mixture
-    without a single eligible row.
+    segmentation or pose show something, its picture was not removed at the source, and its source's `where` is true of
+    it. Raises InputError for an unknown task, a group or shards that are not there, parts made with different codecs or
+    text encoders, a condition that selects no row, and a mixture without a single eligible row.
     """
     sources: dict[str, SourcePin] = {}
     streams: list[Stream] = []
     for name, source in mixture.items():
-        own = [Stream(name, task, weight, source.size or size) for task, weight in source.tasks.items()]
+        own = [
+            Stream(name, task, weight, source.size or size, text=source.text) for task, weight in source.tasks.items()
+        ]
         dataset = Dataset.open(source.dataset)
         for stream in own:
             _check_task(find_task(stream.task), dataset)
-        sources[name] = _pin(dataset, own)
+        sources[name] = _pin(dataset, own, source.where)
+        if source.text == "online":
+            assert text_encoder is not None
+            sources[name].declarations[TEXT] = _online_text(text_encoder)
         streams += counted(sources, own)
     if not any(stream.rows for stream in streams):
         raise InputError(f"no row of {', '.join(s.dataset for s in mixture.values())} is eligible for any of the tasks")
@@ -52,8 +71,9 @@ def _check_task(task: Task, dataset: Dataset) -> None:
         raise InputError(f"{dataset.uri}: a dataset of {dataset.kind}, but task {task.name!r} needs one of {needed}")
 
 
-def _pin(dataset: Dataset, streams: list[Stream]) -> SourcePin:
+def _pin(dataset: Dataset, streams: list[Stream], where: str | None) -> SourcePin:
     """Pin all shards of a dataset for these streams. Raises InputError for groups or shards that are missing."""
+    selection = _select(dataset, where) if where else None
     groups = list(dict.fromkeys(group for stream in streams for group in stream.groups))
     declarations = {}
     footers = dataset.all_footers(groups)
@@ -71,13 +91,34 @@ def _pin(dataset: Dataset, streams: list[Stream]) -> SourcePin:
         declarations[group] = {key: (declaration or {}).get(key) for key in RECIPE_FIELDS}
 
     def pin(shard: ShardInfo) -> ShardPin:
-        return _pin_shard(dataset, shard.name, {group: footers[group][shard.name] for group in groups}, streams)
+        of_shard = {group: footers[group][shard.name] for group in groups}
+        return _pin_shard(dataset, shard.name, of_shard, streams, selection)
 
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        return SourcePin(dataset.uri, dataset.kind, declarations, Shards.of(pool.map(pin, dataset.shards)))
+        shards = Shards.of(pool.map(pin, dataset.shards))
+    return SourcePin(dataset.uri, dataset.kind, declarations, shards, selection.facts() if selection else None)
 
 
-def _pin_shard(dataset: Dataset, shard: str, footers: Mapping[str, Footer], streams: Iterable[Stream]) -> ShardPin:
+def _select(dataset: Dataset, where: str) -> Selection:
+    """The rows that a source's condition selects. Raises InputError where labels that it reads are missing."""
+    selection = select_rows(dataset, where)
+    for group in selection.condition.groups:
+        missing = len(dataset.shards) - len(dataset.shard_entries(group))
+        if missing:
+            what = f"{dataset.uri}: where {where!r} reads {group!r}"
+            raise InputError(f"{what}, which lacks {missing} of {len(dataset.shards)} shards; finish it with `label`")
+    if not selection.rows:
+        raise InputError(f"{dataset.uri}: where {where!r} is true of none of its {selection.total} rows")
+    return selection
+
+
+def _pin_shard(
+    dataset: Dataset,
+    shard: str,
+    footers: Mapping[str, Footer],
+    streams: Iterable[Stream],
+    selection: Selection | None,
+) -> ShardPin:
     """Pin one shard: its content, and the rows that are eligible for each stream. footers: by group."""
     row_groups = next(iter(footers.values())).row_groups
     for group, footer in footers.items():
@@ -85,13 +126,17 @@ def _pin_shard(dataset: Dataset, shard: str, footers: Mapping[str, Footer], stre
             raise InputError(f"{dataset.uri}/{group}/{shard}: row groups unlike the other groups'; label it again")
     without_error = {group: _without_error(dataset, group, shard, footer) for group, footer in footers.items()}
     sets = dataset.has_sets
-    prompts = _prompted(dataset, shard, sets)
+    prompts = _prompted(dataset, shard, sets) if any(stream.text == "stored" for stream in streams) else []
+    captioned = _captioned(dataset, shard, sets) if any(stream.text == "online" for stream in streams) else []
     eligible: dict[str, str | None] = {}
     views: list[int] = []
     for stream in streams:
         mask = np.logical_and.reduce([without_error[group] for group in stream.groups])
-        mask &= np.array([stream.task in tasks for tasks in prompts], bool)
+        stored = stream.text == "stored"
+        mask &= np.array([stream.task in tasks for tasks in prompts] if stored else captioned, bool)
         mask[dataset.removed_rows(shard)] = False
+        if selection:
+            mask &= selection.mask(shard)
         label = find_task(stream.task).condition
         if label in CONTENT_COLUMNS:
             column = dataset.read(label, shard, [CONTENT_COLUMNS[label]])[CONTENT_COLUMNS[label]]
@@ -118,6 +163,20 @@ def _prompted(dataset: Dataset, shard: str, sets: bool) -> list[set[str]]:
     rows = dataset.read(TEXT, shard, entry_columns(sets, "task"))["entries"].to_pylist()
     firsts = [(row[0] if row else None) if sets else row for row in rows]
     return [{entry["task"] for entry in entries or ()} for entries in firsts]
+
+
+def _captioned(dataset: Dataset, shard: str, sets: bool) -> list[bool]:
+    """For each row whether it has a caption (of a set: whether its first view has)."""
+    rows = dataset.read(CAPTION, shard, [CAPTION])[CAPTION].to_pylist()
+    return [(row[0] if row else None) is not None if sets else row is not None for row in rows]
+
+
+def _online_text(encoder: str) -> dict[str, Any]:
+    """What the group `text` would declare, had it the embeddings that are made when they are used."""
+    from model.text import text_encoder_digest
+
+    weights = text_encoder_digest(encoder)
+    return {"labeler": TEXT, "version": 1, "parameters": {"encoder": encoder}, "weights": weights}
 
 
 def _check_same_encoders(sources: Mapping[str, SourcePin]) -> None:

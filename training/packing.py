@@ -65,13 +65,15 @@ def _balance(
     if loads.max() <= most and loads.min() > 0:
         return
     counts = np.bincount(homes, minlength=len(loads))
+    ends = np.cumsum(counts)
     held: dict[int, dict[int, list[int]]] = {}  # worker → tokens → places of its samples that have so many
 
     def samples(worker: int) -> dict[int, list[int]]:
-        if worker not in held:
+        if worker not in held:  # nothing was moved to it or from it before
             held[worker] = {}
-            for place in order[homes[order] == worker].tolist():
-                held[worker].setdefault(int(tokens[place]), []).append(place)
+            places = order[ends[worker] - counts[worker] : ends[worker]]
+            for place, size in zip(places.tolist(), tokens[places].tolist(), strict=True):
+                held[worker].setdefault(size, []).append(place)
         return held[worker]
 
     def move(size: int, giver: int, taker: int) -> None:

@@ -8,7 +8,7 @@ S shards, G row groups of all of them together, R rows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,6 +145,10 @@ class Shards(Sequence[ShardPin]):
         """The rows of each row group of a shard."""
         return self.group_rows[self.group_starts[number] : self.group_starts[number + 1]]
 
+    def rows(self, number: int) -> int:
+        """How many rows a shard has."""
+        return int(self.row_starts[number + 1] - self.row_starts[number])
+
     def row_in_shard(self, number: int, row_group: int, row: int) -> int:
         """Counted from the shard's first row, a row of one of its row groups."""
         return int(self.row_groups(number)[:row_group].sum(dtype=np.int64)) + row
@@ -156,11 +160,24 @@ class Shards(Sequence[ShardPin]):
 
     def mask(self, key: str, number: int) -> NDArray[np.bool_]:
         """Which rows of a shard the stream of that key may use."""
-        rows, eligible = int(self.row_starts[number + 1] - self.row_starts[number]), self.eligible[key]
+        rows, eligible = self.rows(number), self.eligible[key]
         if eligible is None:
             return np.ones(rows, bool)
         start = self._byte_starts[number]  # type: ignore[attr-defined]
         return np.unpackbits(eligible.bits[start : start + -(-rows // 8)], count=rows).view(bool)
+
+    def kept(self, bits: Sequence[NDArray[np.uint8]]) -> Shards:
+        """The same without the rows whose bits, of each shard from a whole byte on, are not set."""
+        eligible: dict[str, Eligible | None] = {}
+        for key in self.eligible:
+            masks, counts = [], []
+            for number, packed in enumerate(bits):
+                mask = self.mask(key, number) & np.unpackbits(packed, count=self.rows(number)).view(bool)
+                ends = np.cumsum(self.row_groups(number))
+                masks.append(np.packbits(mask))
+                counts.append(np.diff(np.cumsum(mask, dtype=np.int32)[ends - 1], prepend=np.int32(0)))
+            eligible[key] = Eligible(_joined(masks, np.uint8), _joined(counts, np.int32))
+        return replace(self, eligible=eligible)
 
 
 def bits_of(mask: NDArray[np.bool_]) -> str | None:

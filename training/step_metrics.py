@@ -67,6 +67,7 @@ class StepMetrics:
             "wait_share": round(wait_seconds / seconds, 4),
         }
         if flop:
+            values["tflop_per_step"] = round(flop / self.steps / 1e12, 6)
             values["tflops_per_second"] = round(flop * workers / seconds / 1e12, 6)
             if self.peak:
                 values["mfu"] = round(flop / seconds / self.peak, 4)

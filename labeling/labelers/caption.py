@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from labeling.batches import Inputs, as_inputs, in_batches
-from labeling.labeler import AddedLater, Prepared, Row, RowError, required
-from labeling.pretrained import Dtype, PretrainedLabeler
+from labeling.labeler import Row, required
+from labeling.writer import WriterLabeler
 from model.inputs import one_line
 from model.pictures import Picture
 
@@ -40,11 +37,10 @@ _HUES = ((15, "red"), (40, "orange"), (68, "yellow"), (165, "green"), (195, "tur
          (290, "purple"), (340, "pink"), (361, "red"))  # fmt: skip
 
 
-class CaptionLabeler(PretrainedLabeler):
+class CaptionLabeler(WriterLabeler):
     """What an image shows, as a text that claims nothing unknown."""
 
     name = "caption"
-    role = "captioner"
     version = 1
     reads: tuple[str, ...] = (
         "images.image",
@@ -54,16 +50,13 @@ class CaptionLabeler(PretrainedLabeler):
         "boxes.scores",
         "pose.keypoints",
     )
-    packages = ("mmcv",)
+    packages: tuple[str, ...] = ("mmcv",)
     schema = pa.schema([("caption", pa.string())])
 
-    class Parameters(PretrainedLabeler.Parameters):
-        """model: hub name or path of a transformers image-to-text model, "" to compose; dtype: what it computes in, as
-        it is stored by default, since a captioner may be large; tokens: most that it writes; prompt: what a model that
-        takes instructions is asked; threshold: least score of an object that a composed caption speaks of."""
+    class Parameters(WriterLabeler.Parameters):
+        """As of what a model writes, where one is named; threshold: least score of an object that a composed caption
+        speaks of."""
 
-        dtype: Annotated[Dtype, AddedLater()] = "auto"
-        tokens: int = Field(256, ge=1)
         prompt: str = _INSTRUCTION
         threshold: float = Field(0.6, ge=0, le=1)
 
@@ -73,68 +66,20 @@ class CaptionLabeler(PretrainedLabeler):
         super().__init__(group, parameters)
         if self.parameters.model:
             self.reads = ("images.image",)
-        self._tokenizer: Any = None
+            self.packages = ()
 
     @property
     def model(self) -> str:
-        return self._network_label or "composed"
+        return self.written_by or "composed"
 
-    def loader(self) -> Any:
-        from transformers import AutoModelForImageTextToText
-
-        return AutoModelForImageTextToText
-
-    def processor_of(self, folder: Path) -> Any:
-        from transformers import AutoProcessor, AutoTokenizer
-
-        # A pair of encoder and decoder has an image processor and a tokenizer, and no processor of both.
-        if self._config.model_type == "vision-encoder-decoder":
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            return super().processor_of(folder)
-        processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
-        self._tokenizer = processor.tokenizer
-        return processor
-
-    def process(self, picture: Picture, **settings: Any) -> Inputs:
-        from PIL import Image
-
-        image = Image.fromarray(picture)
-        if getattr(self._processor, "chat_template", None):
-            content = [{"type": "image"}, {"type": "text", "text": self.parameters.prompt}]
-            messages = [{"role": "user", "content": content}]
-            settings["text"] = self._processor.apply_chat_template(messages, add_generation_prompt=True)
-        return as_inputs(self._processor(images=image, return_tensors="pt", **settings))
-
-    def prepare(self, row: Row) -> Prepared:
-        required(row, "images.image")
-        return Prepared(self.pixels_of(row["images.image"]))
-
-    def infer(self, inputs: list[Any]) -> list[Any]:
-        return in_batches(inputs, self.device, lambda batch, _counts: self._write(batch))
-
-    def finish(self, output: Any, context: Any) -> Row:
-        caption = one_line(self._tokenizer.decode(output, skip_special_tokens=True))
-        if not caption:
-            raise RowError("the model wrote nothing")
-        return {"caption": caption}
+    def columns_of(self, text: str) -> Row:
+        return {"caption": text}
 
     def label_row(self, row: Row) -> Row:
         if self.has_network:
             return super().label_row(row)
         required(row, "images.image", "boxes.boxes", "pose.keypoints")
         return {"caption": compose(np.asarray(row["images.image"]), row, self.parameters.threshold)}
-
-    def _write(self, batch: dict[str, Any]) -> list[NDArray[np.int32]]:
-        """The tokens of each caption, without the question."""
-        import torch
-
-        tokens = self._network.generate(
-            **self.prepared(batch), max_new_tokens=self.parameters.tokens, do_sample=False, num_beams=1
-        )
-        question = batch.get("input_ids")
-        if question is not None and torch.equal(tokens[:, : question.shape[1]], question):  # most models repeat it
-            tokens = tokens[:, question.shape[1] :]
-        return list(tokens.to(torch.int32).cpu().numpy())
 
 
 def compose(picture: Picture, row: Row, threshold: float) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from labeling.batches import Inputs, Outputs
-from labeling.labeler import Prepared, Row, RowError, required
+from labeling.labeler import AddedLater, Prepared, Row, RowError, required
 from labeling.pretrained import (
     MEDIAPIPE,
     PretrainedLabeler,
@@ -47,11 +47,18 @@ class PoseLabeler(PretrainedLabeler):
     class Parameters(PretrainedLabeler.Parameters):
         """model: hub name or path of a ViTPose model, "" for mediapipe; dtype: what it computes in; people: at most so
         many, the largest first; confidence: least, that there is a person; margin: of a person's crop, as a share of
-        the box."""
+        the box; person: what the boxes call a person, in small or capital letters; of a detector whose classes have
+        numbers only, that of a person ("0", or "LABEL_0" as transformers write it)."""
 
         people: int = Field(6, ge=1)
         confidence: float = Field(0.5, ge=0, le=1)
         margin: float = Field(0.25, ge=0)
+        person: Annotated[tuple[str, ...], AddedLater()] = ("person",)
+
+        @field_validator("person", mode="before")
+        @classmethod
+        def _as_texts(cls, person: Any) -> Any:
+            return [str(one) for one in (person if isinstance(person, (list, tuple)) else [person])]
 
     parameters: Parameters
 
@@ -122,10 +129,14 @@ class PoseLabeler(PretrainedLabeler):
         required(row, "images.image")
         if row["boxes.boxes"] is None:
             raise RowError("no boxes: where people are is not known")
+        wanted = {_class_name(name) for name in self.parameters.person}
+        names = [_class_name(name) for name in row["boxes.names"]]
+        if names and all(name.isdecimal() for name in names) and not any(one.isdecimal() for one in wanted):
+            raise RowError(f"the boxes' classes are numbers ({', '.join(sorted(set(names)))}): set pose.person to one")
         boxes = [
             np.array([box[key] for key in ("x0", "y0", "x1", "y1")])
-            for box, name in zip(row["boxes.boxes"], row["boxes.names"], strict=True)
-            if name == "person"
+            for box, name in zip(row["boxes.boxes"], names, strict=True)
+            if name in wanted
         ]
         return row["images.image"], sorted(boxes, key=lambda box: -(box[2] - box[0]) * (box[3] - box[1]))[
             : self.parameters.people
@@ -153,6 +164,11 @@ class PoseLabeler(PretrainedLabeler):
             if _is_another(points, people):
                 people.append(points)
         return people
+
+
+def _class_name(name: str) -> str:
+    """A class as detectors write it, for comparison: "Person" and "person", "LABEL_0" and "0" are the same."""
+    return name.strip().casefold().removeprefix("label_")
 
 
 def _columns(people: list[Points], size: tuple[int, int]) -> Row:

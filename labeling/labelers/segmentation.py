@@ -1,7 +1,12 @@
-"""Segmentation: the pixels of each detected object, with class names and colors."""
+"""Segmentation: the pixels of each object, with class names and colors.
+
+Which objects: those of the detected boxes, those that a model has classes for, or what words say.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +24,15 @@ from labeling.pretrained import (
     mediapipe_solution,
     package_label,
 )
+from labeling.prompted_masks import (
+    BY_BOXES,
+    BY_WORDS,
+    MaskPrompts,
+    masks_in_boxes,
+    masks_of_words,
+    numbered,
+)
+from labeling.words import NamesParameters, names_of, reads_with
 from model.inputs import InputError
 from model.pictures import Picture, encode_png
 from model.prompts import draw_colors
@@ -42,13 +56,14 @@ class SegmentationLabeler(PretrainedLabeler):
     packages = ("mmcv", "mediapipe")
     schema = pa.schema([("mask", pa.binary()), ("names", pa.list_(pa.string())), ("colors", pa.list_(pa.string()))])
 
-    class Parameters(PretrainedLabeler.Parameters):
+    class Parameters(PretrainedLabeler.Parameters, NamesParameters):
         """model: hub name or path of a transformers segmentation model, "" for the embedded way; dtype: what it
         computes in; kind: which regions a model is asked for, "" for single things or, of a model that cannot tell them
-        apart, classes of pixels; working_side: pixels of the longer side that GrabCut works at; iterations: of GrabCut;
-        threshold: least share of person in a pixel, or least score of a segment."""
+        apart, classes of pixels; "boxes" for the objects in the boxes, of a SAM 2; "words" for what `names` or
+        `names_from` say, of a SAM 3; working_side: pixels of the longer side that GrabCut works at; iterations: of
+        GrabCut; threshold: least share of person in a pixel, or least score of a segment."""
 
-        kind: Literal["", "instance", "panoptic", "semantic"] = ""
+        kind: Literal["", "instance", "panoptic", "semantic", "boxes", "words"] = ""
         working_side: int = Field(320, ge=32)
         iterations: int = Field(4, ge=1)
         threshold: float = Field(0.5, ge=0, le=1)
@@ -57,10 +72,17 @@ class SegmentationLabeler(PretrainedLabeler):
 
     def __init__(self, group: str, parameters: BaseModel) -> None:
         super().__init__(group, parameters)
-        if self.parameters.model:
-            self.reads = ("images.image",)
+        asked = self.parameters
+        if asked.are_named != (asked.kind == "words"):
+            raise InputError(f"{group}.names: names or names_from go with kind words, for a SAM 3")
+        if asked.kind in ("boxes", "words") and not asked.model:
+            raise InputError(f"{group}.kind: {asked.kind} need a model; set model too")
+        if asked.model:
+            self.reads = ("images.image",) if asked.kind != "boxes" else type(self).reads
+            self.reads = reads_with(self.reads, asked)
         else:
             self.version = 2  # GrabCut sees the surroundings of a box only
+        self._prompts: MaskPrompts | None = None
         self._people: Any = None  # mediapipe's model of people
 
     @property
@@ -87,11 +109,35 @@ class SegmentationLabeler(PretrainedLabeler):
     def loader(self) -> Any:
         from transformers import AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation
 
+        if self._config.model_type in BY_BOXES:
+            from transformers import Sam2Model
+
+            return Sam2Model
+        if self._config.model_type in BY_WORDS:
+            from transformers import Sam3Model
+
+            return Sam3Model
         return AutoModelForUniversalSegmentation if self._is_universal else AutoModelForSemanticSegmentation
+
+    def processor_of(self, folder: Path) -> Any:
+        kind = self._config.model_type
+        told = "boxes" if kind in BY_BOXES else "words" if kind in BY_WORDS else ""
+        if told != (self.parameters.kind if self.parameters.kind in ("boxes", "words") else ""):
+            raise InputError(
+                f"{self.group}.kind: this model cuts out what it is told to; set it to {told}"
+                if told
+                else f"{self.group}.kind: {self.parameters.kind} are not what this model takes; name a SAM"
+            )
+        if not told:
+            return super().processor_of(folder)
+        self._prompts = MaskPrompts(told, folder)
+        return None
 
     def load_processor(self) -> None:
         super().load_processor()
-        if self.has_network and not hasattr(self._processor, f"post_process_{self._kind}_segmentation"):
+        if self._prompts is not None:
+            self._scale = self._prompts.scale
+        elif self.has_network and not hasattr(self._processor, f"post_process_{self._kind}_segmentation"):
             raise InputError(f"segmentation.kind: {self._kind} regions are not what this model gives; take semantic")
 
     def load_embedded(self) -> None:
@@ -100,17 +146,39 @@ class SegmentationLabeler(PretrainedLabeler):
     def prepare(self, row: Row) -> Prepared:
         required(row, "images.image")
         picture = row["images.image"]
-        return Prepared((self.pixels_of(picture), picture.shape[:2]), row["id"])
+        if self._prompts is None:
+            return Prepared((self.pixels_of(picture), picture.shape[:2]), (row["id"], None))
+        if self.parameters.kind == "words":
+            names = names_of(row, self.parameters)
+            given = self._prompts.with_words(picture, names) if names else None
+        else:
+            required(row, "boxes.boxes")
+            names = list(row["boxes.names"])
+            given = self._prompts.with_boxes(picture, row["boxes.boxes"]) if names else None
+        return Prepared((given, picture.shape[:2]), (row["id"], names))
 
     def infer(self, inputs: list[Any]) -> list[Any]:
         """For each row the number of the segment of each pixel, in the smallest type, and what the segments are.
 
         The device finds the segments: masks of all that a network asks for would be a hundred times as much to send.
         """
-        return in_batches([given for given, _ in inputs], self.device, self._segments, [size for _, size in inputs])
+        found: list[Any] = [(np.full(size, -1, np.int16), []) for _, size in inputs]
+        asked = [place for place, (given, _) in enumerate(inputs) if given is not None]
+        computed = in_batches(
+            [inputs[place][0] for place in asked],
+            self.device,
+            self._segments if self._prompts is None else self._told_segments,
+            [inputs[place][1] for place in asked],
+        )
+        for place, segments in zip(asked, computed, strict=True):
+            found[place] = segments
+        return found
 
     def finish(self, output: Any, context: Any) -> Row:
-        return _columns(self._regions(*output), output[0].shape, context)
+        identity, names = context
+        called = self._config.id2label if names is None else dict(enumerate(names))
+        numbers, segments = output
+        return _columns(self._regions(numbers, segments, called), numbers.shape, identity)
 
     def label_row(self, row: Row) -> Row:
         if self.has_network:
@@ -233,8 +301,25 @@ class SegmentationLabeler(PretrainedLabeler):
             )
         return found
 
-    def _regions(self, numbers: NDArray[Any], segments: list[dict[str, Any]]) -> list[tuple[NDArray[np.bool_], str]]:
-        names = self._config.id2label
+    def _told_segments(
+        self, batch: dict[str, Any], counts: list[int], sizes: list[tuple[int, int]]
+    ) -> list[tuple[NDArray[Any], list[dict[str, Any]]]]:
+        given, found = self.prepared(batch), []
+        if self.parameters.kind == "words":
+            told = masks_of_words(self._network, given, self.parameters.threshold)
+        else:
+            told = [(masks, scores, list(range(len(masks)))) for masks, scores in masks_in_boxes(self._network, given)]
+        for (masks, scores, labels), size in zip(told, sizes, strict=True):
+            listed = zip(labels, scores.tolist(), strict=True)
+            segments = [
+                {"id": number, "label_id": label, "score": score} for number, (label, score) in enumerate(listed)
+            ]
+            found.append((numbered(masks, size), segments))
+        return found
+
+    def _regions(
+        self, numbers: NDArray[Any], segments: list[dict[str, Any]], names: Mapping[int, str]
+    ) -> list[tuple[NDArray[np.bool_], str]]:
         if self._kind == "semantic":
             regions = [(numbers == label, str(names[int(label)])) for label in np.unique(numbers)]
             regions.sort(key=lambda one: -np.count_nonzero(one[0]))

@@ -14,7 +14,7 @@ from model.codecs.block_transform import analyze, block_constants, synthesize
 from model.codecs.dct import DIGEST
 from model.constants import LATENT_CHANNELS, LATENT_FACTOR
 from model.inputs import InputError
-from model.weights import model_folder, weights_digest
+from model.weights import check_files, check_loaded, model_folder, weights_digest
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -109,9 +109,12 @@ def load_autoencoder(name: str, device: str | torch.device = "cpu", dtype: torch
         return AutoencoderDCT().to(device)
     from diffusers import AutoencoderKL
 
+    folder = model_folder(name, _SUBFOLDER)
+    check_files(folder)
     vae: Any = AutoencoderKL.from_pretrained(
-        str(model_folder(name, _SUBFOLDER)), torch_dtype=dtype, use_safetensors=True, local_files_only=True
+        str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True
     )
+    check_loaded(vae, folder)
     side = 2 ** (len(vae.config.block_out_channels) - 1)
     if vae.config.latent_channels != LATENT_CHANNELS or side != LATENT_FACTOR:
         raise InputError(

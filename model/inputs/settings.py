@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model.inputs.errors import InputError
+from model.inputs.errors import InputError, one_line
 from model.inputs.yaml_files import parse_yaml
 
 
@@ -33,11 +33,11 @@ def parse_by_name(settings: Sequence[str], example: str, option: str) -> dict[st
 def _parse_setting(setting: str, example: str, option: str) -> dict[str, Any]:
     key, sign, text = setting.partition("=")
     if not sign or not all(key.split(".")):
-        raise InputError(f"{option} {setting}: write {example}")
+        raise InputError(f"{option} {one_line(setting)}: write {example}")
     try:
         nested = parse_yaml(text, key)
     except InputError:
-        raise InputError(f"{option} {setting}: {text!r} is no YAML value; quote it") from None
+        raise InputError(f"{option} {one_line(setting)}: {text!r} is no YAML value; quote it") from None
     for section in reversed(key.split(".")):
         nested = {section: nested}
     return dict(nested)

@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS = (
-    *(ingest.ingest, datasets.label, datasets.status, datasets.views),
+    *(ingest.ingest, datasets.label, datasets.status, datasets.query, datasets.views),
     *(training.train, training.plan, training.sample, training.evaluate, training.export),
     *(pages.report, pages.demo),
     *(jobs.submit, jobs.jobs, jobs.logs, jobs.stop, jobs.scale),

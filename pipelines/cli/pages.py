@@ -10,11 +10,16 @@ from model.inputs import require
 from model.inputs.extras import EXTRAS
 
 
-def report(target: Annotated[str, typer.Argument(metavar="DATASET|RUN", help="A folder or s3:// address.")]) -> None:
+def report(
+    target: Annotated[str, typer.Argument(metavar="DATASET|RUN", help="A folder or s3:// address.")],
+    where: Annotated[
+        str | None, typer.Option(metavar="SQL", help='Show these rows, as in "quality.sharpness < 0.2".')
+    ] = None,
+) -> None:
     """One self-contained HTML page about a dataset or a run."""
     from pipelines.reports.page import report as run
 
-    print(run(target))
+    print(run(target, where))
 
 
 def demo(

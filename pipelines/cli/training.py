@@ -48,7 +48,7 @@ def plan(
     per_node: Annotated[int, typer.Option(min=1, help="GPUs of a node.")] = 8,
     gbps: Annotated[float, typer.Option(min=0.1, help="Gbit/s that a GPU sends to other nodes.")] = 400.0,
     node_gbps: Annotated[float, typer.Option(min=0.1, help="Gbit/s that a GPU sends within its node.")] = 3600.0,
-    store_gbytes: Annotated[float, typer.Option(min=0.001, help="GB/s that a node writes checkpoints at.")] = 1.0,
+    store_gbytes: Annotated[float, typer.Option(min=0.001, help="GB/s that a node reads, and writes.")] = 1.0,
     mfu: Annotated[
         float, typer.Option(min=0.01, max=1, help="Share of the GPU's peak that computing reaches; as measured.")
     ] = 0.28,
@@ -92,7 +92,7 @@ def sample(
     size: Annotated[int | None, typer.Option(min=SIZE_STEP, help="Around which to sample; default as trained.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; default as published.")] = None,
     guidance: Annotated[float | None, typer.Option(min=1.0, help="Toward the prompt; 1 is none.")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
 ) -> None:
     """One task from a checkpoint: --condition gives a picture, --image its label."""
     from pipelines.sample import sample as run

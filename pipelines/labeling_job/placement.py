@@ -90,9 +90,9 @@ def place(
 ) -> Placement:
     """Where labelers run on a cluster that has so many GPUs and CPUs, or will have.
 
-    A labeler that has a network gets GPUs by default where there are some: one for each process, or a part of one where
-    the pools outnumber the GPUs; none where those that asked for theirs leave nothing. may_grow: whether nodes can join
-    that have more.
+    A labeler that has a network here gets GPUs by default where there are some: one for each process, or a part of one
+    where the pools outnumber the GPUs; none where those that asked for theirs leave nothing. may_grow: whether nodes
+    can join that have more.
     Raises InputError where more GPUs or CPUs are asked for than there can be.
     """
     for group, own in resources.items():
@@ -100,7 +100,7 @@ def place(
             raise InputError(f"{group}.gpus: {own.gpus:g} is neither a part of a GPU nor a whole number of them")
     alike: list[list[str]] = []
     for group, labeler in labelers.items():
-        if not labeler.has_network or resources[group].gpus == 0 or not (resources[group].gpus or gpus):
+        if not labeler.uses_device or resources[group].gpus == 0 or not (resources[group].gpus or gpus):
             continue
         for other in alike:
             if are_alike(labeler, labelers[other[0]]) and resources[group] == resources[other[0]]:

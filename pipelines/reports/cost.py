@@ -32,6 +32,10 @@ def print_cost(config: TrainingConfig, cluster: ClusterSpec, cost: Cost, as_json
     table.add_row("image tokens of a step", f"{cost.tokens:,.0f}, {cost.tokens / cluster.gpus:,.0f} a GPU")
     table.add_row("FLOP of a step", f"{cost.flops:.2e}")
     table.add_row("bytes that a GPU sends in a step", f"{cost.sent / 1e9:.1f} GB")
+    table.add_row(
+        "bytes that a GPU's worker reads for a step",
+        f"{cost.read / 1e6:.1f} MB, {cost.read / cost.step / 1e6:.0f} MB/s",
+    )
     table.add_row("seconds of computing", f"{cost.compute:.3f}")
     table.add_row("seconds of communication", f"{cost.communication:.3f}")
     table.add_row("seconds of a step", f"{cost.step:.3f}")
@@ -63,10 +67,19 @@ def advice(config: TrainingConfig, cluster: ClusterSpec, cost: Cost) -> list[str
         remedies.append("lower workers.pack_tokens")
         lines.append(f"Memory: {total:.0f} GiB are close to or above what a GPU has; {', or '.join(remedies)}.")
     if cost.communication > cost.compute:
-        each = cost.tokens / cluster.gpus
+        each, full = cost.tokens / cluster.gpus, cluster.gpus * config.workers.pack_tokens
         remedies = [] if cluster.sharding == "node" else ["shard within nodes (--shard node)"]
-        remedies.append(f"raise `batch` (now {config.batch}), so that a GPU has more than {each:,.0f} tokens a step")
+        remedies.append(
+            f"raise `batch` (now {config.batch}), so that a GPU has more than {each:,.0f} tokens a step "
+            f"(--set step_tokens={full} fills a pass of each)"
+        )
         lines.append(f"Communication takes longer than computing; {', or '.join(remedies)}.")
+    of_node = min(cluster.per_node, cluster.gpus) * cost.read / cost.step / 1e9
+    if of_node > cluster.store_gbytes:
+        lines.append(
+            f"Reading: the workers of a node read {of_node:.1f} GB/s, above the {cluster.store_gbytes:g} GB/s of "
+            "--store-gbytes; keep the datasets on a faster store."
+        )
     if config.checkpoints.every * cost.step < cost.checkpoint:
         lines.append(
             f"Checkpoints: one takes as long as {cost.checkpoint / cost.step:.0f} steps, and there is one every "

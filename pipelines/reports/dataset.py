@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from labeling.dataset import REJECTED, Dataset, GroupStatus, RowErrors, dataset_status, read_row_errors
+from labeling.dataset import REJECTED, Dataset, GroupStatus, RowErrors, dataset_status, read_row_errors, select_rows
 from model.inputs import InputError, WorkFailed
 from pipelines.reports.gallery import GalleryRow, draw_gallery
 from pipelines.reports.overlays import Inliner
@@ -68,12 +68,15 @@ class DatasetSection:
     rejected: Sequence[Reason] = ()
     rejected_count: int = 0
     gallery: Sequence[GalleryRow] = ()
+    where: str = ""  # a condition on the rows that the gallery shows
+    selected: int = 0  # rows of which it is true
 
 
-def describe_dataset(uri: str, inline: Inliner, max_rows: int) -> DatasetSection:
+def describe_dataset(uri: str, inline: Inliner, max_rows: int, where: str | None = None) -> DatasetSection:
     """Read a dataset for the page: at most `max_rows` of its rows, spread evenly, until `inline` is full.
 
-    A dataset that is not there gives a section that says so.
+    where: SQL that is true of the rows to show. A dataset that is not there gives a section that says so.
+    Raises InputError for a bad condition.
     """
     try:
         dataset = Dataset.open(uri)
@@ -83,7 +86,8 @@ def describe_dataset(uri: str, inline: Inliner, max_rows: int) -> DatasetSection
         return DatasetSection(uri, trouble=str(error))
     errors = read_row_errors(dataset, footers)
     rejected, rejected_count = _rejected(dataset)
-    gallery, models = draw_gallery(dataset, footers, inline, max_rows)
+    selection = select_rows(dataset, where, footers) if where is not None else None
+    gallery, models = draw_gallery(dataset, footers, inline, max_rows, selection)
     return DatasetSection(
         uri=dataset.uri,
         kind=dataset.kind,
@@ -101,6 +105,8 @@ def describe_dataset(uri: str, inline: Inliner, max_rows: int) -> DatasetSection
         rejected=rejected,
         rejected_count=rejected_count,
         gallery=gallery,
+        where=where or "",
+        selected=selection.rows if selection else 0,
     )
 
 

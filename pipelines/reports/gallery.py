@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from labeling.dataset import (
     CAMERAS,
@@ -17,6 +18,7 @@ from labeling.dataset import (
     Footer,
     Footers,
     FooterTable,
+    Selection,
     entry_columns,
     missing_parameter,
     upstream_groups,
@@ -51,17 +53,19 @@ class GalleryRow:
 
 
 def draw_gallery(
-    dataset: Dataset, footers: Footers, inline: Inliner, max_rows: int
+    dataset: Dataset, footers: Footers, inline: Inliner, max_rows: int, selection: Selection | None = None
 ) -> tuple[list[GalleryRow], dict[str, str]]:
     """Rows spread evenly over a dataset, until `inline` is full; and group → the model that made it, by those rows.
 
+    selection: the rows to choose from, all by default.
     Labels that nothing could make (labeling.dataset.row_errors) are left out: the page says so once.
     """
     sets = dataset.has_sets
     upstream = upstream_groups(dataset, list(footers))
     rows: list[GalleryRow] = []
     models: dict[str, str] = {}
-    picks = pick_rows(footers.get(IMAGES, {}), min(max_rows, MAX_SETS) if sets else max_rows)
+    chosen = None if selection is None else selection.numbers()
+    picks = pick_rows(footers.get(IMAGES, {}), min(max_rows, MAX_SETS) if sets else max_rows, chosen)
     for shard, row_group, offsets in picks:
         for row in joined_rows(dataset, footers, shard, row_group, offsets):
             if inline.full:
@@ -77,13 +81,20 @@ def draw_gallery(
     return rows, models
 
 
-def pick_rows(images: Mapping[str, Footer], max_rows: int) -> list[tuple[str, int, list[int]]]:
-    """(shard, row group, rows within it) of at most `max_rows` rows, spread evenly over the dataset."""
+def pick_rows(
+    images: Mapping[str, Footer], max_rows: int, chosen: NDArray[np.int64] | None = None
+) -> list[tuple[str, int, list[int]]]:
+    """(shard, row group, rows within it) of at most `max_rows` rows, spread evenly over the dataset.
+
+    chosen: numbers of the rows to pick from, in order; all by default.
+    """
     table = FooterTable.of(images)
     ends = np.cumsum(table.table["rows"].to_numpy())
-    total = int(ends[-1]) if len(ends) else 0
+    total = (int(ends[-1]) if len(ends) else 0) if chosen is None else len(chosen)
     spread_indices = {int((index + 0.5) * total / max_rows) for index in range(max_rows)}
-    indices = sorted(spread_indices) if total > max_rows else range(total)
+    indices: Sequence[int] = sorted(spread_indices) if total > max_rows else range(total)
+    if chosen is not None:
+        indices = chosen[list(indices)].tolist()
     picks: list[tuple[str, int, list[int]]] = []
     shards = table.names()
     for position in dict.fromkeys(np.searchsorted(ends, list(indices), "right").tolist()):

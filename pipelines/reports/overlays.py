@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.conditions import CONDITION_READS
-from model.pictures import Picture, decode_gray, decode_picture
+from model.conditions import CONDITION_READS, condition_picture
+from model.inputs import InputError
+from model.pictures import Picture, decode_gray, decode_picture, fit_picture
 
 SIDE = 256
 UNKNOWN = (96, 100, 108)  # the color of pixels without depth
@@ -126,16 +127,26 @@ def draw_label(group: str, row: Mapping[str, Any], picture: Picture, inline: Inl
             drawn, note = _skeleton(row, picture)
         elif group == "edges":
             drawn = _edges(row, picture)
-        else:
+        elif group == "depth":
             drawn, scale, note = _depth(row, picture)
+        else:
+            drawn = _as_condition(group, row, picture)
     except (KeyError, ValueError, TypeError, IndexError, OSError, SyntaxError) as error:
         return Drawing(group, note=f"cannot be drawn: {error}")
+    except InputError as error:  # of a condition that another package draws
+        return Drawing(group, note=str(error))
     if group in ("boxes", "segmentation") and not chips:
         note = "nothing found"
     named = ", ".join(dict.fromkeys(chip.text for chip in chips)) or note
     alt = f"{group} of {subject}" + (f": {named}" if named else "")
     height, width = drawn.shape[:2]
     return Drawing(group, inline(drawn), alt, width, height, chips, note, scale)
+
+
+def _as_condition(group: str, row: Mapping[str, Any], picture: Picture) -> Picture:
+    """A label as the model sees it, at the size of a thumbnail."""
+    whole = condition_picture(group, row, row["images.width"], row["images.height"])
+    return fit_picture(whole, picture.shape[1], picture.shape[0])
 
 
 @cache

@@ -50,17 +50,20 @@ class Timing:
     speed: str
 
 
-def report(uri: str) -> str:
+def report(uri: str, where: str | None = None) -> str:
     """Write report.html into a dataset or a run, and return the page's address.
 
-    The page of a run also shows the datasets that the run was trained on. Raises InputError when there is neither at
-    `uri`, or the page cannot be written there.
+    The page of a run also shows the datasets that the run was trained on. where: SQL that is true of the rows of a
+    dataset to show. Raises InputError when there is neither at `uri`, the page cannot be written there, or the
+    condition is bad.
     """
     store = open_store(uri)
     name = store.uri.rstrip("/").rsplit("/", 1)[-1]
     if store.exists(DATASET_FILE):
-        return write_report(f"{store.uri}/{PAGE}", [store.uri], None, f"Dataset {name}")
+        return write_report(f"{store.uri}/{PAGE}", [store.uri], None, f"Dataset {name}", where=where)
     if is_run(store):
+        if where is not None:
+            raise InputError(f"{uri}: --where selects rows of a dataset, and this is a run")
         return write_report(
             f"{store.uri}/{PAGE}", run_datasets(store), store.uri, f"Run {name}", timings=run_timings(store)
         )
@@ -77,20 +80,21 @@ def write_report(
     title: str,
     timings: Sequence[Mapping[str, Any]] = (),
     figures: Mapping[str, Any] | None = None,
+    where: str | None = None,
 ) -> str:
     """Write the page at `target` (local or s3://), whole or not at all, and return its address.
 
     datasets, run: what it is about; a part of them that is not there is named on the page.
     timings: {"step", "seconds"} and what was done: "pictures", "samples", "steps", "tokens_per_second";
     a step whose name begins with a blank is part of the one above it. figures: of the evaluation (default: those in
-    RUN/evaluation.json). Raises InputError when `target` cannot be written.
+    RUN/evaluation.json). where: as `report` takes it. Raises InputError when `target` cannot be written.
     """
     store, name = split_target(target)
     run_section = describe_run(run, Inliner(RUN_CHARACTERS), figures) if run else None
     sections, characters = [], DATASET_CHARACTERS
     for index, uri in enumerate(datasets):
         inline = Inliner(max(characters, 0) // (len(datasets) - index))
-        sections.append(describe_dataset(uri, inline, MAX_ROWS))
+        sections.append(describe_dataset(uri, inline, MAX_ROWS, where))
         characters -= inline.used
     page = render(title, sections, run_section, timings)
     store.put(name, page.encode())

@@ -46,6 +46,31 @@ def pictures_manifest(shards: int, row_groups: int, rows: int, lanes: int, tasks
     return Manifest({"a": SourcePin("a", "pictures", {}, Shards.of(pins))}, streams, lanes)
 
 
+def stage2_manifest(lanes: int, shards: int = 200) -> Manifest:
+    """The streams of the preset stage2, of three sources of that many shards; sets have 1 to 20 views."""
+    tasks = ["deblurring", "inpainting", "upscaling", "edges", "depth", "pose", "segmentation", "boxes"]
+    served = {"pictures": ["text2image@512"], "labeled": [f"{task}@256" for task in tasks], "views": ["views@256"]}
+    sources = {}
+    for name, keys in served.items():
+        pins = [
+            ShardPin(
+                f"{number:06d}",
+                [16] * 10,
+                {},
+                dict.fromkeys(keys),
+                [1 + (7 * number + row) % 20 for row in range(160)] if name == "views" else [],
+            )
+            for number in range(shards)
+        ]
+        sources[name] = SourcePin(name, "sets" if name == "views" else "pictures", {}, Shards.of(pins))
+    streams = [
+        Stream(name, key.split("@")[0], 1.0, int(key.split("@")[1]), shards * 160)
+        for name, keys in served.items()
+        for key in keys
+    ]
+    return Manifest(sources, streams, lanes)
+
+
 def run_config(batch: int, **changes: Any) -> TrainingConfig:
     """A configuration whose mixture is not looked at."""
     mixture = {"a": {"dataset": "none", "tasks": ["text2image"]}}
@@ -137,7 +162,7 @@ def sorted_variance(batch: int = 32, window: int = 8, lanes: int | None = None, 
 
 
 def token_imbalance(
-    manifest: Manifest, config: TrainingConfig, workers: int, steps: int = 20, aspects: bool = True
+    manifest: Manifest, config: TrainingConfig, workers: int, steps: int = 20, aspects: bool = False
 ) -> tuple[float, float, float]:
     """(tokens of the fullest worker ÷ mean − 1: mean and most over steps, and the mean that longest-first would reach).
 

@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable
 
 
-def alternate(work: list[Callable[[], object]], rounds: int) -> list[float]:
+def alternate(
+    work: list[Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
     """Median seconds of each, in rounds that take them in turn; a first round warms up."""
     seconds: list[list[float]] = [[] for _ in work]
     for number in range(rounds + 1):
         for times, one in zip(seconds, work, strict=True):
-            started = time.perf_counter()
+            started = clock()
             one()
             if number:
-                times.append(time.perf_counter() - started)
+                times.append(clock() - started)
     return [statistics.median(times) for times in seconds]

@@ -96,6 +96,7 @@ def test_condition_pictures_from_rows():
         "pose.skeleton": encode_png(np.zeros((height, width, 3), np.uint8)),
         "edges.edges": encode_png(gray * np.uint8(255)),
         "depth.depth": encode_png(gray * np.uint16(65535)),
+        "hed.hed": encode_png(gray * np.uint8(255)),
     }
     for group, reads in CONDITION_READS.items():
         drawn = condition_picture(group, {column: row[column] for column in reads}, width, height)

@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from tiny_models import save_pipeline
 
 from model import NextDiT, OneDiffusionPipeline
+from model.codecs import load_codec
 from model.inputs import InputError
+from model.text import load_text_encoder
 
 SHARDS = "50KB"
 
@@ -147,3 +149,21 @@ def test_configuration_of_no_such_model_is_one_line(released, tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "num_heads": 5}))
     with pytest.raises(InputError, match=r"transformer/config\.json: no NextDiT"):
         load(folder)
+
+
+@pytest.mark.parametrize("name", ["vae/config.json", "vae/diffusion_pytorch_model.safetensors"])
+def test_damaged_codec_is_named(released, tmp_path, name):
+    folder = shutil.copytree(released, tmp_path / "damaged")
+    (folder / name).write_bytes((folder / name).read_bytes()[:200])
+    with pytest.raises(InputError, match=rf"^[^\n]*{name}: damaged[^\n]*$"):
+        load_codec(str(folder))
+
+
+@pytest.mark.parametrize(
+    "name", ["text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer/tokenizer.json"]
+)
+def test_damaged_text_encoder_is_named(released, tmp_path, name):
+    folder = shutil.copytree(released, tmp_path / "damaged")
+    (folder / name).write_bytes((folder / name).read_bytes()[:200])
+    with pytest.raises(InputError, match=rf"^[^\n]*{name}: damaged[^\n]*$"):
+        load_text_encoder(str(folder))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from tiny_run import save_run
@@ -43,8 +44,53 @@ def test_picture_is_written_as_its_name_says(run: Path, tmp_path: Path, name: st
     [
         ({"out": "cat.txt"}, r"--out cat.txt: end it in .png, .jpg, .jpeg, .webp"),
         ({"size": 100}, "size 100 does not divide by 16; take 96"),
+        ({"out": ""}, "--out : name a file"),
+        ({"out": "."}, r"--out \.: name a file"),
+        ({"out": "folder/"}, "--out folder/: name a file"),
     ],
 )
 def test_wrong_option_is_told_before_the_model_is_looked_for(settings: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         sample("no/run", "text2image", **{"out": "cat.png", **settings})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": "views", "cameras": ["nan,10,1.5"]}, "azimuth nan: give finite numbers"),
+        ({"task": "views", "cameras": ["0,90,1.5"]}, "elevation 90: give degrees between -90 and 90"),
+        ({"task": "views", "cameras": ["0,10,0"]}, "distance 0: a camera is away"),
+        ({"task": "text2image", "guidance": float("inf")}, "guidance_scale inf"),
+        ({"task": "text2image", "names": ["cat"]}, "text2image names no classes"),
+        ({"task": "depth", "images": ["."]}, r"\.: a folder, not a picture"),
+        ({"task": "depth", "images": ["none.png"]}, r"none\.png: no such file"),
+    ],
+)
+def test_what_does_not_serve_is_one_line(run: Path, settings: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        sample(str(run), **{"out": "never-written.png", "steps": 1, **settings})  # type: ignore[arg-type]
+    assert not Path("never-written.png").exists()
+
+
+@pytest.mark.parametrize("form", ["turned.jpg", "clear.png", "deep.png", "palette.gif"])
+def test_command_line_and_python_see_the_same_picture(tmp_path: Path, form: str) -> None:
+    """The picture in a file, as `--image` reads it, is the one that the pipeline makes of Pillow's image of it."""
+    from model.pictures import as_picture
+    from pipelines.sample import _load_image
+
+    colors = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
+    image, options = Image.fromarray(colors), {}
+    if form == "turned.jpg":
+        exif = Image.Exif()
+        exif[274] = 6
+        options = {"exif": exif, "quality": 90}
+    if form == "clear.png":
+        image.putalpha(Image.fromarray(colors[..., 0]))
+    if form == "deep.png":
+        image = Image.fromarray(colors[..., 0].astype(np.uint16) * 200)
+    if form == "palette.gif":
+        image = image.quantize(64)
+    image.save(tmp_path / form, **options)
+    file = _load_image(str(tmp_path / form))
+    np.testing.assert_array_equal(file, as_picture(Image.open(tmp_path / form)))
+    assert file.shape == ((56, 40, 3) if form == "turned.jpg" else (40, 56, 3))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import torch
 from tiny_models import SIZE, SMALL, SPECIAL, VISION, WORDS, save_captioner, word_tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    BertConfig,
+    BertTokenizer,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     DPTConfig,
@@ -17,13 +20,31 @@ from transformers import (
     GLPNForDepthEstimation,
     GLPNImageProcessorPil,
     GPT2Config,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    GroundingDinoImageProcessorPil,
+    GroundingDinoProcessor,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    Owlv2Config,
+    Owlv2ForObjectDetection,
+    Owlv2ImageProcessorPil,
+    Owlv2Processor,
+    PreTrainedTokenizerFast,
+    Sam2Config,
+    Sam2HieraDetConfig,
+    Sam2Model,
+    Sam2VisionConfig,
+    Sam3Config,
+    Sam3Model,
+    Sam3VisionConfig,
+    Sam3ViTConfig,
     SegformerConfig,
     SegformerForSemanticSegmentation,
     SegformerImageProcessorPil,
+    SwinConfig,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
     ViTConfig,
@@ -114,3 +135,97 @@ def save_llava(folder):
         chat_template=template,
     )
     processor.save_pretrained(folder)
+
+
+def bert_tokenizer(folder):
+    """A tokenizer of words in the layout of BERT, for the texts of a Grounding DINO."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "a", "cat", "dog", "cup", "wine", "glass", "sofa"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    return BertTokenizer(vocab=str(folder / "vocab.txt")), len(words)
+
+
+def save_grounding_dino(folder):
+    tokenizer, words = bert_tokenizer(folder)
+    stages = {"image_size": 128, "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 2}
+    text = BertConfig(**SMALL, vocab_size=words, max_position_embeddings=64)
+    layers = {"encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "d_model": 32, "num_queries": 12}
+    config = GroundingDinoConfig(
+        backbone_config=SwinConfig(**stages, out_indices=[2, 3, 4]), text_config=text, **layers, **heads,
+        max_text_len=32,
+    )  # fmt: skip
+    GroundingDinoForObjectDetection(config).save_pretrained(folder)
+    pictures = GroundingDinoImageProcessorPil(size={"height": 128, "width": 128})
+    GroundingDinoProcessor(pictures, tokenizer).save_pretrained(folder)
+
+
+def clip_tokenizer(longest=16):
+    """A tokenizer of words with the special ones of CLIP, which end and pad a text."""
+    words = ["<|startoftext|>", "<|endoftext|>", "a", "cat", "dog", "cup", "wine", "glass", "sofa", "thing"]
+    made = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<|endoftext|>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.post_processor = processors.TemplateProcessing(
+        single="<|startoftext|> $A <|endoftext|>", special_tokens=[("<|startoftext|>", 0), ("<|endoftext|>", 1)]
+    )
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=longest, **special)
+
+
+CLIP_TEXT = {**SMALL, "vocab_size": 10, "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 1,
+             "pad_token_id": 1}  # fmt: skip
+
+
+def save_owlv2(folder):
+    vision = {**SMALL, "image_size": 64, "patch_size": 16}
+    config = Owlv2Config(text_config=CLIP_TEXT, vision_config=vision, projection_dim=16)
+    Owlv2ForObjectDetection(config).save_pretrained(folder)
+    pictures = Owlv2ImageProcessorPil(size={"height": 64, "width": 64})
+    Owlv2Processor(pictures, clip_tokenizer()).save_pretrained(folder)
+
+
+def save_sam2(folder):
+    """Without the configuration of its image processor's class, which needs torchvision; its sizes are stated."""
+    stages = {"hidden_size": 8, "embed_dim_per_stage": [8, 16, 32, 64], "num_attention_heads_per_stage": [1, 1, 2, 2]}
+    backbone = Sam2HieraDetConfig(
+        **stages, image_size=[128, 128], blocks_per_stage=[1, 1, 2, 1], window_size_per_stage=[8, 4, 4, 4],
+        global_attention_blocks=[3], patch_kernel_size=[7, 7], patch_stride=[4, 4], patch_padding=[3, 3],
+    )  # fmt: skip
+    vision = Sam2VisionConfig(
+        backbone_config=backbone, backbone_channel_list=[64, 32, 16, 8], fpn_hidden_size=16,
+        backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]],
+    )  # fmt: skip
+    prompts = {"hidden_size": 16, "image_size": 128, "patch_size": 16, "mask_input_channels": 4}
+    decoder = {"hidden_size": 16, "mlp_dim": 16, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
+    network = Sam2Model(Sam2Config(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder))
+    for parameter in network.parameters():  # random layers as small as they are initialized give empty masks
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    network.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text('{"size": {"height": 128, "width": 128}}')
+
+
+def save_sam3(folder):
+    small = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
+    backbone = Sam3ViTConfig(
+        **small, num_hidden_layers=2, image_size=112, patch_size=14, window_size=4, global_attn_indexes=[1],
+        pretrain_image_size=56,
+    )  # fmt: skip
+    vision = Sam3VisionConfig(
+        backbone_config=backbone, fpn_hidden_size=32, backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]]
+    )
+    text = {**CLIP_TEXT, **small, "projection_dim": 32}
+    one = {**small, "num_layers": 1}
+    network = Sam3Model(
+        Sam3Config(
+            vision_config=vision,
+            text_config=text,
+            geometry_encoder_config=one,
+            detr_encoder_config=one,
+            detr_decoder_config={**one, "num_queries": 6},
+            mask_decoder_config={"hidden_size": 32, "num_attention_heads": 2},
+        )
+    )
+    for parameter in network.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    network.save_pretrained(folder)
+    clip_tokenizer().save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text('{"size": {"height": 112, "width": 112}}')

@@ -70,14 +70,49 @@ def test_more_tokens_than_a_pass_take_more_passes() -> None:
     assert cost.tokens / 64 == 128 * 256 and cost.passes == 2
 
 
+def _preset_text(preset: str) -> str:
+    """A preset with its comments as running text."""
+    return (PRESETS / f"{preset}.yaml").read_text().replace("\n# ", " ")
+
+
 @pytest.mark.parametrize("preset", ["stage1-256", "stage1-512", "stage2"])
 def test_presets_state_what_the_model_says(preset: str) -> None:
-    stated = re.search(r"plan (\S+) --gpus 64` about (\d+) hours on 64 H100", (PRESETS / f"{preset}.yaml").read_text())
+    stated = re.search(r"plan (\S+) --gpus 64` about (\d+) hours on 64 H100", _preset_text(preset))
     assert stated and stated[1] == preset
     config = load_config(preset)
     assert int(stated[2]) == pytest.approx(
         run_cost(config, ClusterSpec(64, sharding=configured_sharding(config))).hours, rel=0.03
     )
+
+
+def test_bytes_read_are_those_stored_of_a_workers_samples() -> None:
+    text = 300 * 2048 * 2
+    pictures = run_cost(load_config("stage1-256"), ClusterSpec(64))
+    assert pictures.read == pytest.approx(4 * (16 * 32 * 32 * 2 + text))
+    tasks = {"text2image": 1, "depth": 1, "deblurring": 1}
+    mixed = load_config("stage1-256", {"mixture": {"pictures": {"tasks": tasks}}})
+    # Of depth both frames are stored, of deblurring the picture; its degraded latents are made while it is read.
+    assert run_cost(mixed, ClusterSpec(64)).read == pytest.approx(4 * (16 * 32 * 32 * 2 * 4 / 3 + text))
+    sets = load_config("stage1-256", {"mixture": {"pictures": {"tasks": {"views": 1}}}})
+    assert run_cost(sets, ClusterSpec(64)).read == pytest.approx(4 * (8 * 16 * 32 * 32 * 2 + text)), "4 to 12 views"
+
+
+def test_token_budget_makes_the_batch_that_fills_the_gpus() -> None:
+    cluster = ClusterSpec(64, sharding="node")
+    config = load_config("stage1-256", ["step_tokens=1048576", "steps=31250"])
+    assert config.batch == 4096 and config.steps * config.batch == 500_000 * 256, "as many samples"
+    cost = run_cost(config, cluster)
+    assert cost.passes == 1 and cost.tokens / 64 == config.workers.pack_tokens
+    assert cost.communication < 0.15 * cost.compute
+    stated = re.search(r"about (\d+) hours: `--set (\S+) --set (\S+)`", _preset_text("stage1-256"))
+    assert stated and int(stated[1]) == pytest.approx(cost.hours, rel=0.05)
+    assert load_config("stage1-256", [stated[2], stated[3]]) == config
+    mixed = load_config("stage2", {"step_tokens": 2**20})
+    assert 0.99 * 2**20 < run_cost(mixed, cluster).tokens <= 2**20
+    assert load_config("stage2", {"step_tokens": 2**20, "batch": mixed.batch}) == mixed, (
+        "as a run's config.yaml has both"
+    )
+    assert mixed.fixed() == load_config("stage2", {"batch": mixed.batch}).fixed()
 
 
 def test_impossible_plans_are_one_line() -> None:
@@ -93,6 +128,9 @@ def test_command_prints_table_and_json() -> None:
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0
     assert "memory of a GPU" in result.output and "Communication takes longer than computing" in result.output
+    assert "bytes that a GPU's worker reads for a step" in result.output
+    slow = CliRunner().invoke(app, [*command, "--set", "mixture.pictures.tasks.views=1", "--store-gbytes", "0.001"])
+    assert "Reading: the workers of a node read" in slow.output
     values = json.loads(CliRunner().invoke(app, [*command, "--json"]).output)
     expected = run_cost(load_config("stage1-256"), ClusterSpec(64, gbps=200, dollars=2, sharding="node"))
     assert values["hours"] == pytest.approx(expected.hours)

@@ -46,6 +46,7 @@ def test_metrics_say_the_rate_and_known_devices_their_share() -> None:
     values = metrics.reduce()
     rate = 2 * flops.step([SampleSize(16, 3, 1)]) / 0.5
     assert values["tflops_per_second"] == pytest.approx(rate / 1e12, abs=1e-6)
+    assert values["tflop_per_step"] == pytest.approx(rate / 2 / 1e12, abs=1e-6)
     assert values["mfu"] == pytest.approx(rate / 1e6, rel=0.01)
     assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12 and peak_flops("NVIDIA H100 PCIe") == 756e12
     assert peak_flops("") is None

@@ -139,7 +139,7 @@ def test_validation_loss_is_measured_at_every_checkpoint(shared_config: dict[str
     )
     config = load_config("debug", values)
     result = run_training(config, str(tmp_path / "run"))
-    training, validation = build_manifest(config.mixture, config.size).split(0.3, config.seed)
+    training, validation = build_manifest(config.mixture, config.size, config.lanes).split(0.3, config.seed)
     assert result.rows == training.counts()
     records = read_metrics(open_store(tmp_path / "run"))
     assert [(record["step"], "loss" in record) for record in records] == [(2, False), (3, True), (4, True)]

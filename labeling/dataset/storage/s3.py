@@ -10,7 +10,7 @@ from __future__ import annotations
 import mimetypes
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from model.inputs import InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pyarrow import fs
 
 _SCRATCH = "onediffusion-"
 _PARALLEL = 64
@@ -33,6 +34,7 @@ class S3Store:
     """Objects below an s3:// prefix. Clients are made on first use, so that a store can be sent to other processes."""
 
     parallel = _PARALLEL
+    gap = 1 << 16
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -233,6 +235,12 @@ class S3Store:
         with self.explained(name):
             return self._arrow.open_input_file(f"{self.bucket}/{self.key(name)}")
 
+    def ranges(self, name: str) -> _Ranges:
+        return _Ranges(self, name)
+
+    def arrow(self) -> tuple[fs.FileSystem, str]:
+        return self._arrow, f"{self.bucket}/{self.key('')}".rstrip("/")
+
     @contextmanager
     def explained(self, name: str) -> Iterator[None]:
         is_missing = False
@@ -281,6 +289,24 @@ class _Stream:
             taken += self._rest[:wanted]
             self._rest = self._rest[wanted:]
         return bytes(taken)
+
+
+class _Ranges:
+    """An object opened to read ranges of it, outside Python's lock."""
+
+    def __init__(self, store: S3Store, name: str) -> None:
+        self._store, self._name, self._file = store, name, store.open(name)
+
+    def read_into(self, offset: int, parts: Sequence[Any], size: int) -> bool:
+        with self._store.explained(self._name):
+            content = memoryview(self._file.read_at(size, offset))
+        if len(content) != size:
+            return False
+        for part in parts:
+            target = memoryview(part).cast("B")
+            target[:] = content[: len(target)]
+            content = content[len(target) :]
+        return True
 
 
 def _region() -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pyarrow import fs
 
 Trouble = Callable[[str, str], None]  # told the name of what cannot be listed, and why
 
@@ -22,11 +23,22 @@ class Entry:
     tag: str
 
 
+class Ranges(Protocol):
+    """A file opened to read ranges of it, from any thread; it stays the file that it was when it was opened."""
+
+    def read_into(self, offset: int, parts: Sequence[Any], size: int) -> bool:
+        """Fill the parts, `size` bytes together, one after another from `offset` on; whether there were so many.
+
+        parts: contiguous writable memory.
+        """
+
+
 class Store(Protocol):
     """A folder of files, named by '/'-separated paths relative to its root."""
 
     uri: str
     parallel: int  # requests that are worth having under way at a time
+    gap: int  # bytes between two ranges that cost less than a second read
 
     def subfolder(self, name: str) -> Store:
         """The folder of that name as a store, which shares what this one has open."""
@@ -93,6 +105,12 @@ class Store(Protocol):
 
     def open(self, name: str) -> pa.NativeFile:
         """Random access for pyarrow readers. Raises FileNotFoundError."""
+
+    def ranges(self, name: str) -> Ranges:
+        """The file, to read ranges of it. Raises FileNotFoundError."""
+
+    def arrow(self) -> tuple[fs.FileSystem, str]:
+        """What pyarrow reads many files by, and the path of this folder in it."""
 
     def explained(self, name: str) -> AbstractContextManager[None]:
         """Reading from what `open` gave, where S3's refusals become an InputError."""

@@ -216,3 +216,19 @@ def test_empty_output_of_a_model_is_an_error(tmp_path):
     save_blip(tmp_path, ["[SEP]"])
     with pytest.raises(RowError, match="the model wrote nothing"):
         make(model=str(tmp_path)).label_row({"id": "a", "images.image": data.coffee()})
+
+
+def test_drawn_captions_depend_on_their_row_alone(tmp_path):
+    torch.manual_seed(1)
+    save_llava(tmp_path)
+    given = {"model": str(tmp_path), "tokens": 8, "temperature": 1.0, "top_p": 0.9, "dtype": "fp32"}
+    rows = [{"id": f"row {number}", "images.image": data.coffee()} for number in range(4)]
+    labeler = make(**given)
+    single = [labeler.label_row(row) for row in rows]
+    assert len({one["caption"] for one in single}) > 1  # the same picture
+    labeler.device = "cpu:0"  # which computes in batches, as a GPU does
+    assert labeler.label(rows) == single == list(reversed(make(**given).label(rows[::-1])))
+    assert {**declare(labeler)["parameters"], **given} == declare(labeler)["parameters"]
+    likely = make(**{**given, "temperature": 1e-6, "top_p": 1.0})
+    greedy = make(**{**given, "temperature": 0.0, "top_p": 1.0})
+    assert likely.label(rows) == greedy.label(rows)  # what is drawn at next to no temperature is the likeliest

@@ -11,7 +11,11 @@ from tiny_networks import (
     save_dpt,
     save_eomt,
     save_glpn,
+    save_grounding_dino,
     save_llava,
+    save_owlv2,
+    save_sam2,
+    save_sam3,
     save_segformer,
     save_vision_encoder_decoder,
     save_vitpose,
@@ -30,13 +34,21 @@ NETWORKS = [
     ("depth", save_glpn, {}),
     ("boxes", save_yolos, {"threshold": 0, "overlap": 1}),
     ("boxes", lambda folder: save_yolos(folder, shortest_edge=64, longest_edge=96), {"threshold": 0, "overlap": 1}),
+    ("boxes", save_grounding_dino, {"threshold": 0, "overlap": 1, "names": ["cat", "wine glass"]}),
+    ("boxes", save_grounding_dino, {"threshold": 0, "overlap": 1, "names_from": "caption"}),
+    ("boxes", save_owlv2, {"threshold": 0, "overlap": 1, "names": ["cat", "wine glass"]}),
+    ("boxes", save_owlv2, {"threshold": 0, "overlap": 1, "names_from": "objects"}),
     ("segmentation", save_eomt, {"threshold": 0}),
     ("segmentation", save_eomt, {"threshold": 0, "kind": "panoptic"}),
     ("segmentation", save_segformer, {}),
+    ("segmentation", save_sam2, {"kind": "boxes"}),
+    ("segmentation", save_sam3, {"kind": "words", "threshold": 0, "names": ["cat", "wine glass"]}),
+    ("segmentation", save_sam3, {"kind": "words", "threshold": 0, "names_from": "objects"}),
     ("pose", save_vitpose, {}),
     ("caption", save_blip, {"tokens": 6}),
     ("caption", save_vision_encoder_decoder, {"tokens": 6}),
     ("caption", save_llava, {"tokens": 6, "dtype": "fp32"}),
+    ("objects", save_llava, {"tokens": 3, "dtype": "fp32", "temperature": 0.5}),
     ("text", save_t5, {}),
     ("latents-96", save_vae, {}),
 ]
@@ -58,6 +70,7 @@ def rows():
             "segmentation.names": ["cat"][: number % 2],
             "segmentation.colors": ["#00FFFF"][: number % 2],
             "caption.caption": "a dog and " * number + "the cat",
+            "objects.names": ["cat", "wine glass", "sofa"][: 1 + number // 2],
         }
 
 
@@ -89,7 +102,9 @@ def calls_of(labeler):
     seen = []
     network = labeler._codec.vae if hasattr(labeler, "_codec") else getattr(labeler, "_network", None)
     network = labeler._encoder.model if network is None else network
-    name = "encode" if hasattr(labeler, "_codec") else "generate" if labeler.name == "caption" else "forward"
+    name = (
+        "encode" if hasattr(labeler, "_codec") else "generate" if labeler.name in ("caption", "objects") else "forward"
+    )
     computed = getattr(network, name)
 
     def counted(*args, **kwargs):

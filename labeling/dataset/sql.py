@@ -1,0 +1,320 @@
+"""SQL over a dataset, by DuckDB: a table for each column group, whose files are read as far as a query needs them.
+
+The rows of all groups have one order, so groups lie side by side without a join by key (`positional join`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from labeling.dataset.dataset import Dataset
+from labeling.dataset.footers import FooterTable
+from labeling.dataset.images import IMAGES, REJECTED
+from labeling.dataset.shards import shard_file
+from model.inputs import InputError, nearest, one_line
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
+ROWS = "rows"  # a row of every group side by side: a column for each group, with its columns as fields
+_COMMON = ("id", "model", "version", "error")
+_COLUMN, _TABLE = re.compile(r"[Cc]olumn|Could not find key"), re.compile(r"[Tt]able")  # in errors about names
+MAX_NAMES = 40  # of columns that an error lists
+MAX_FILLER = 1 << 16  # rows of nulls in one piece, in the place of shards that are missing
+_WHOLE = {"SUBQUERY", "WINDOW"}  # classes of expressions whose value depends on other rows
+
+
+@dataclass(frozen=True)
+class Mentioned:
+    """What a statement names. columns: paths as they are written ("quality", "sharpness"), parameters of lambdas left
+    out; tables: after FROM; star: whether it has a `*`; whole: whether other rows may decide about a row."""
+
+    columns: frozenset[tuple[str, ...]]
+    tables: frozenset[str]
+    star: bool
+    whole: bool
+
+
+def parse(sql: str, what: str) -> Mentioned:
+    """What one SELECT statement names. what: as errors call it. Raises InputError for anything but one SELECT."""
+    import duckdb
+
+    with duckdb.connect(":memory:") as connection:
+        found = connection.execute("select json_serialize_sql(?::varchar)", [sql]).fetchone()
+    parsed = json.loads(found[0] if found else "{}")
+    if parsed.get("error"):
+        if parsed.get("error_type") == "not implemented":
+            raise InputError(f"{what}: it can only be one SELECT, which reads the dataset and changes nothing")
+        raise InputError(f"{what}: {one_line(parsed['error_message'])}")
+    if len(parsed["statements"]) != 1:
+        raise InputError(f"{what}: {len(parsed['statements'])} statements; give one SELECT")
+    columns: set[tuple[str, ...]] = set()
+    tables: set[str] = set()
+    own: set[str] = set()  # parameters of lambdas
+    kinds: set[str] = set()
+
+    def visit(node: Any) -> None:
+        if isinstance(node, list):
+            for each in node:
+                visit(each)
+        if not isinstance(node, dict):
+            return
+        kinds.add(str(node.get("class")))
+        if node.get("class") == "LAMBDA":
+            own.update(_lambda_names(node["lhs"]))
+        if node.get("class") == "COLUMN_REF":
+            columns.add(tuple(node["column_names"]))
+        if node.get("type") == "BASE_TABLE":
+            tables.add(node["table_name"])
+        for value in node.values():
+            visit(value)
+
+    visit(parsed["statements"])
+    return Mentioned(
+        frozenset(path for path in columns if not (len(path) == 1 and path[0] in own)),
+        frozenset(tables),
+        "STAR" in kinds,
+        bool(kinds & _WHOLE),
+    )
+
+
+def _lambda_names(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if node.get("class") == "COLUMN_REF":
+            yield node["column_names"][0]
+        for value in node.values():
+            yield from _lambda_names(value)
+    if isinstance(node, list):
+        for each in node:
+            yield from _lambda_names(each)
+
+
+@contextmanager
+def closed_connection(tables: Mapping[str, Any]) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection with these tables, of Arrow: SQL on it reads neither files nor the network, nor changes settings."""
+    import duckdb
+
+    with tempfile.TemporaryDirectory(prefix="onediffusion-sql-") as folder:
+        connection = duckdb.connect(":memory:", config={"temp_directory": folder, "threads": 2})
+        with connection:
+            for name, table in tables.items():
+                connection.register(name, table)
+            connection.execute("set enable_external_access = false")
+            connection.execute("set lock_configuration = true")
+            yield connection
+
+
+class Tables:
+    """The groups of a dataset as tables. A group that lacks a shard has nulls in its place.
+
+    footers: of each group that may be named; all declared groups by default, and what was rejected.
+    """
+
+    def __init__(self, dataset: Dataset, footers: Mapping[str, FooterTable] | None = None) -> None:
+        self.dataset = dataset
+        self.footers = dataset.all_footers([*dataset.groups(), REJECTED]) if footers is None else dict(footers)
+        self.footers = {group: table for group, table in self.footers.items() if len(table)}
+        self.groups = [group for group in self.footers if group != REJECTED]
+        self._schemas: dict[str, pa.Schema] = {}
+
+    def schema(self, group: str) -> pa.Schema:
+        """The columns of a group: of its first shard and of its last one, which a newer program may have written."""
+        if group not in self._schemas:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            names, store, schemas = self.footers[group].names(), self.dataset.store, []
+            for name in dict.fromkeys([shard_file(group, names[-1]), shard_file(group, names[0])]):
+                with store.open(name) as file, store.explained(name):
+                    schemas.append(pq.read_schema(file).remove_metadata())
+            fields = [pa.field(field.name, _known_type(field.type)) for field in _unified(schemas)]
+            self._schemas[group] = pa.schema(fields)
+        return self._schemas[group]
+
+    def columns(self, groups: Sequence[str] | None = None) -> list[str]:
+        """Every column, as "group.column"."""
+        return [f"{group}.{name}" for group in groups or self.groups for name in self.schema(group).names]
+
+    def resolve(self, path: Sequence[str]) -> tuple[str, str] | None:
+        """(group, column) that a path in SQL means, None where it means none of them.
+
+        Raises InputError for a name that columns of several groups have.
+        """
+        groups = {group.lower(): group for group in self.groups}
+        if len(path) > 1 and path[0].lower() in groups:
+            group = groups[path[0].lower()]
+            name = next((name for name in self.schema(group).names if name.lower() == path[1].lower()), None)
+            return None if name is None else (group, name)
+        owners = [
+            (group, name)
+            for group in self.groups
+            for name in self.schema(group).names
+            if name.lower() == path[0].lower()
+        ]
+        if len(owners) > 1:
+            raise InputError(f"column {path[0]!r} is ambiguous; write {' or '.join('.'.join(o) for o in owners[:3])}")
+        return owners[0] if owners else None
+
+    def no_column(self, path: Sequence[str]) -> InputError:
+        """The line about a name that means no column."""
+        name, known = ".".join(path), self.columns()
+        group = path[0] if len(path) > 1 and path[0] in self.groups else None
+        shown = self.columns([group]) if group else self.telling_columns()
+        return InputError(f"no column {name!r}{nearest(name, known)}; there are {listed(shown)}")
+
+    def telling_columns(self) -> list[str]:
+        """Every column, those that each group has named once."""
+        return [
+            name for name in self.columns() if name.startswith(f"{IMAGES}.") or name.partition(".")[2] not in _COMMON
+        ]
+
+    @contextmanager
+    def connect(
+        self, first: int = 0, end: int | None = None, only: Sequence[str] | None = None
+    ) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection with the rows of some shards, [first, end). only: the groups that are tables there."""
+        groups = self.footers if only is None else only
+        with closed_connection({group: self._arrow(group, first, end) for group in groups}) as connection:
+            yield connection
+
+    def view_rows(self, connection: duckdb.DuckDBPyConnection, mentioned: Mentioned) -> None:
+        """Add the table `rows`, with the columns of a statement that names it: DuckDB would read all of them.
+
+        A `*` has all columns but those of binary values, which are pictures.
+        """
+        import pyarrow as pa
+
+        named = {name.lower() for path in mentioned.columns for name in path}
+        parts, groups = [], []
+        for group in self.groups:
+            bare = mentioned.star or (group,) in mentioned.columns
+            names = [
+                field.name
+                for field in self.schema(group)
+                if field.name.lower() in named or (bare and not pa.types.is_binary(field.type))
+            ]
+            # A group that is not named stays a column, so that an error about its name lists it.
+            fields = ", ".join(f"{quoted(name)} := {quoted(group)}.{quoted(name)}" for name in names or ["id"])
+            parts.append(f"struct_pack({fields}) as {quoted(group)}")
+            groups.append(quoted(group))
+        if groups:
+            sides = " positional join ".join(groups)
+            connection.execute(f"create view {ROWS} as select {', '.join(parts)} from {sides}")  # noqa: S608
+
+    def _arrow(self, group: str, first: int, end: int | None) -> Any:
+        """An Arrow dataset of a group's rows, in order, with nulls for shards that are missing."""
+        import pyarrow.dataset as arrow
+
+        schema, table = self.schema(group), self.footers[group]
+        filesystem, root = self.dataset.store.arrow()
+        shards = self.dataset.shards[first:end]
+        positions = table.positions([shard.name for shard in shards])
+        rows = table.table["rows"].to_numpy()
+        parts: list[Any] = []
+        paths: list[str] = []
+        lacking = 0  # rows
+
+        def flush() -> None:
+            nonlocal lacking
+            if paths:
+                files = arrow.FileSystemDataset.from_paths(
+                    paths, schema=schema, format=arrow.ParquetFileFormat(), filesystem=filesystem
+                )
+                parts.append(files)
+                paths.clear()
+            for start in range(0, lacking, MAX_FILLER):
+                parts.append(arrow.InMemoryDataset(_nulls(schema, min(MAX_FILLER, lacking - start))))
+            lacking = 0
+
+        for shard, position in zip(shards, positions.tolist(), strict=True):
+            if position < 0:
+                if group == REJECTED:
+                    continue
+                if paths:
+                    flush()
+                lacking += shard.rows
+                continue
+            if group != REJECTED and rows[position] != shard.rows:
+                name = f"{self.dataset.uri}/{group}/{shard.name}"
+                raise InputError(f"{name}: other rows than the dataset's; label it again")
+            if lacking:
+                flush()
+            paths.append(f"{root}/{shard_file(group, shard.name)}")
+        flush()
+        if not parts:
+            return arrow.InMemoryDataset(schema.empty_table())
+        return parts[0] if len(parts) == 1 else arrow.UnionDataset(schema, parts)
+
+
+@contextmanager
+def explained_sql(tables: Tables, what: str) -> Iterator[None]:
+    """DuckDB's errors as an InputError of one line, with the columns there are where a name is wrong."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.Error as error:
+        if "halffloat" in str(error):
+            again = f"`label {tables.dataset.uri} --store-again` stores them alike"
+            raise InputError(f"{what}: a column of arrays is stored in two ways in its shards; {again}") from None
+        text = re.split(r"\n\s*LINE \d+:|Candidate \w+:", str(error))[0].partition(" Error: ")[2]
+        there = ""
+        if _COLUMN.search(text):
+            there = f"; there are {listed(tables.telling_columns())}"
+        elif _TABLE.search(text):
+            there = f"; there are {listed([ROWS, *tables.footers])}"
+        raise InputError(f"{what}: {one_line(text, 400).rstrip('.!')}{there}") from None
+
+
+def quoted(name: str) -> str:
+    """A name in SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a line, many of them cut short."""
+    rest = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {rest} others" if rest > 0 else "")
+
+
+def _unified(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """The columns of all. Of arrays that some shards store as lists the type is that of the first: others are read."""
+    import pyarrow as pa
+
+    try:
+        return pa.unify_schemas(schemas)
+    except pa.ArrowException:
+        return pa.schema({field.name: field.type for schema in reversed(schemas) for field in schema})
+
+
+def _known_type(kind: pa.DataType) -> pa.DataType:
+    """The type as which DuckDB takes a column: it has no numbers of 16 bits."""
+    import pyarrow as pa
+
+    if pa.types.is_float16(kind):
+        return pa.float32()
+    if pa.types.is_list(kind):
+        return pa.list_(_known_type(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _known_type(field.type)) for field in kind])
+    return kind
+
+
+def known_types(table: pa.Table) -> pa.Table:
+    """The table with the types that DuckDB takes."""
+    import pyarrow as pa
+
+    return table.cast(pa.schema([pa.field(field.name, _known_type(field.type)) for field in table.schema]))
+
+
+def _nulls(schema: pa.Schema, rows: int) -> pa.Table:
+    import pyarrow as pa
+
+    return pa.table([pa.nulls(rows, field.type) for field in schema], schema=schema)

@@ -1,0 +1,144 @@
+"""Rows selected by SQL are those that DuckDB finds in the same files; what is wrong is said in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from labeling.dataset import Dataset, ShardInfo, select_rows, write_shard
+from labeling.dataset.sql import Tables
+from model.inputs import InputError
+
+SHARDS, ROWS = 25, 4000  # 10⁵ rows
+CONDITIONS = (
+    "quality.sharpness > 0.4 and images.licence like 'CC%'",
+    "sharpness > 0.4",  # a name that one group has
+    "quality.sharpness > (select avg(sharpness) from quality) or images.width < 100",
+    "quality.error is null and images.width % 7 = 3",
+    "len(boxes.names) > 1 and list_contains(boxes.names, 'cat')",
+    "not (quality.sharpness <= 0.7)",  # of null neither it nor its contrary is true
+    "images.id in (select id from quality order by sharpness desc limit 17)",
+    "true",
+)
+
+
+def write(dataset: Dataset, group: str, shard: str, columns: dict[str, pa.Array]) -> None:
+    rows = len(columns["id"])
+    dataset.declare(group, {"labeler": group, "version": 1, "parameters": {}, "weights": "", "reads": ["images.id"]})
+    write_shard(dataset.store, group, shard, pa.table(columns), [1000] * (rows // 1000), "recipe")
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    dataset = Dataset(tmp_path_factory.mktemp("selection") / "dataset")
+    random = np.random.default_rng(0)
+    licences = np.array(["CC0-1.0", "CC-BY-4.0", "all rights reserved", None], object)
+    names = [[], ["cat"], ["cat", "dog"], ["dog", "dog", "cat"], None]
+    for number in range(SHARDS):
+        shard, ids = f"{number:06d}", pa.array([f"{number * ROWS + row:032x}" for row in range(ROWS)])
+        images = {"width": pa.array(random.integers(16, 4000, ROWS), pa.int32())}
+        images["licence"] = pa.array(licences[random.integers(0, 4, ROWS)], pa.string())
+        write(dataset, "images", shard, {"id": ids, "image": pa.array([b"-" * 100] * ROWS), **images})
+        # Of single precision, among them the number that 0.4 becomes: no double is equal to it.
+        sharpness = np.where(random.random(ROWS) < 0.1, np.float32(0.4), random.random(ROWS).astype(np.float32))
+        missing = random.random(ROWS) < 0.05
+        errors = pa.array(np.where(missing, "no picture", None), pa.string())
+        quality = pa.array(sharpness, pa.float32(), mask=missing)
+        write(dataset, "quality", shard, {"id": ids, "sharpness": quality, "error": errors})
+        boxes = pa.array([names[kind] for kind in random.integers(0, 5, ROWS)], pa.list_(pa.string()))
+        write(
+            dataset,
+            "boxes",
+            shard,
+            {"id": ids, "names": boxes, "latent": pa.array([[1.0]] * ROWS, pa.list_(pa.float16()))},
+        )
+    dataset.describe("pictures", [ShardInfo(f"{number:06d}", ROWS) for number in range(SHARDS)], [])
+    return Dataset.open(dataset.uri)
+
+
+@pytest.mark.parametrize("where", CONDITIONS)
+def test_selected_rows_are_those_of_duckdb_alone(synthetic: Dataset, where: str) -> None:
+    import duckdb
+
+    selection = select_rows(synthetic, where)
+    with duckdb.connect() as alone:
+        for group in ("images", "quality", "boxes"):
+            columns = "id, names" if group == "boxes" else "*"  # DuckDB does not know numbers of 16 bits
+            alone.execute(
+                f"create view {group} as select {columns} from read_parquet('{synthetic.uri}/{group}/*.parquet')"
+            )
+        joined = "images join quality on images.id = quality.id join boxes on images.id = boxes.id"
+        expected = {one for (one,) in alone.execute(f"select images.id from {joined} where {where}").fetchall()}
+    ids = [one for shard in synthetic.shard_names for one in selected(synthetic, selection.mask(shard), shard)]
+    assert ids == sorted(expected)
+    assert selection.rows == len(expected) > 0
+    assert selection.total == SHARDS * ROWS
+
+
+def selected(dataset: Dataset, mask: np.ndarray, shard: str) -> list[str]:
+    return np.array(dataset.read("images", shard, ["id"])["id"].to_pylist())[mask].tolist()
+
+
+def test_pieces_of_the_work_do_not_matter(synthetic: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = select_rows(synthetic, CONDITIONS[0])
+    monkeypatch.setattr("labeling.dataset.selection.CHUNK_ROWS", 9001)
+    pieces = select_rows(synthetic, CONDITIONS[0])
+    assert pieces.fingerprint == whole.fingerprint != select_rows(synthetic, CONDITIONS[1]).fingerprint
+    assert np.array_equal(pieces.bits, whole.bits)
+
+
+def test_missing_labels_are_null(tmp_path: Path) -> None:
+    dataset = Dataset(tmp_path / "dataset")
+    for number, shard in enumerate(("000000", "000001", "000002")):
+        ids = pa.array([f"{number}{row:04d}" for row in range(1000)])
+        write(dataset, "images", shard, {"id": ids})
+        if number == 1:
+            write(dataset, "quality", shard, {"id": ids, "sharpness": pa.array(np.linspace(0, 1, 1000), pa.float32())})
+    dataset.describe("pictures", [ShardInfo(f"{number:06d}", 1000) for number in range(3)], [])
+    selection = select_rows(Dataset.open(dataset.uri), "quality.sharpness >= 0")
+    assert [int(selection.mask(shard).sum()) for shard in dataset.shard_names] == [0, 1000, 0]
+    assert select_rows(dataset, "quality.sharpness is null").rows == 2000
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (
+            "quality.sharpnes > 1",
+            r"no column 'quality.sharpnes' \(did you mean 'quality.sharpness'\?\); there are quality",
+        ),
+        ("images.width >", r"syntax error"),
+        ("id = 'a'", r"column 'id' is ambiguous; write images.id or boxes.id or quality.id"),
+        ("images.width > 'abc'", r"Could not convert string 'abc' to INT32"),
+        ("count(*) > 1", r"cannot contain aggregates"),
+        ("true) union select (1", r"Set operations|UNION|syntax error|WHERE"),
+        ("exists (select * from read_parquet('/tmp/x'))", r"disabled by configuration"),
+        ("", r"give a condition"),
+    ],
+)
+def test_a_bad_condition_is_one_line(synthetic: Dataset, where: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as raised:
+        select_rows(synthetic, where)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select * from read_csv('/etc/passwd')",
+        "copy (select 1) to '{folder}/written'",
+        "attach '{folder}/written'",
+        "install httpfs",
+        "set enable_external_access = true",
+        "select * from '{folder}'",
+    ],
+)
+def test_sql_reads_and_writes_no_file(synthetic: Dataset, tmp_path: Path, sql: str) -> None:
+    import duckdb
+
+    with Tables(synthetic).connect() as connection, pytest.raises(duckdb.Error):
+        connection.execute(sql.format(folder=tmp_path)).fetchall()
+    assert not list(tmp_path.iterdir())

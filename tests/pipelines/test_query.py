@@ -1,0 +1,109 @@
+"""`query` and `report --where`, from the command line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import ROOT, onediffusion
+
+from labeling.dataset import Dataset, write_shard
+from model.inputs import InputError
+from pipelines.query import query, show, write_csv, write_json
+from pipelines.reports.page import report
+from pipelines.store_again import store_again
+
+STORED = ROOT / "tests" / "compatibility" / "dataset"
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> str:
+    return str(shutil.copytree(STORED, tmp_path / "dataset"))
+
+
+def test_query_prints_a_table_of_groups_side_by_side(dataset: str) -> None:
+    sql = "select images.source, len(boxes.names) as things from rows where caption.caption like '%cat%' or things = 1"
+    done = onediffusion("query", dataset, sql.replace("or things = 1", "or len(boxes.names) = 1"))
+    assert done.returncode == 0, done.stderr
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if "│" in line]
+    assert cells == [["astronaut.jpg", "1"], ["chelsea.jpg", "0"]]
+    assert done.stdout.splitlines()[-1] == "2 rows"
+
+
+def test_a_query_gives_csv_and_json(dataset: str) -> None:
+    joined = 'images i join boxes using (id) join "latents-64" using (id)'
+    sql = f'select i.id, i.image, names, "latents-64".latent_width as w from {joined} order by id'
+    out = io.StringIO()
+    with query(dataset, sql) as answer:
+        write_csv(answer, out)
+    rows = list(csv.DictReader(io.StringIO(out.getvalue())))
+    assert [row["names"] for row in rows].count('["person"]') == 1 and rows[0]["image"].endswith(" bytes")
+    out = io.StringIO()
+    with query(dataset, sql) as answer:
+        write_json(answer, out)
+    assert [json.loads(line)["id"] for line in out.getvalue().splitlines()] == [row["id"] for row in rows]
+    out = io.StringIO()
+    with query(dataset, "select * from rows") as answer:
+        show(answer, out)
+    assert "chelsea.jpg" in out.getvalue() and "4 rows" in out.getvalue()
+
+
+def test_shards_that_store_arrays_otherwise_are_read_together(dataset: str) -> None:
+    opened = Dataset.open(dataset)
+    last = opened.shard_names[-1]
+    for group in ("latents-64", "text"):
+        footer, table = opened.footer(group, last), opened.read(group, last)
+        write_shard(
+            opened.store, group, last, table, footer.row_groups, footer.recipe
+        )  # bytes, those before have lists
+    with query(dataset, 'select sum(latent_width) from "latents-64" where id in (select id from text)') as answer:
+        assert list(answer.rows) == [(sum(row["latent_width"] for row in opened.rows("latents-64")),)]
+    with (
+        pytest.raises(InputError, match=r"label .* --store-again"),
+        query(dataset, "select entries from text") as answer,
+    ):
+        list(answer.rows)
+    store_again(dataset, ["text"])
+    with query(dataset, "select entries[2].prompt from text order by id") as answer:
+        prompts = [row for (row,) in answer.rows]
+    rows = sorted(opened.rows("text"), key=lambda row: row["id"])
+    assert prompts == [row["entries"][1]["prompt"] if row["entries"] else None for row in rows]
+
+
+def test_tables_may_be_counted_and_grouped(dataset: str) -> None:
+    with query(dataset, "select licence, count(*) as n from images group by 1 order by n desc, 1") as answer:
+        assert list(answer.rows) == [("CC0-1.0", 3), ("public domain", 1)]
+    with query(dataset, "select reason from rejected") as answer:
+        assert list(answer.rows) == [("truncated JPEG file",)]
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("select widht from images", r"column \"widht\" not found in FROM clause; there are images.id, .*images.width"),
+        ("select boxes.name from rows", r"\"name\" in struct; there are .*boxes.names"),
+        ("select * from captoin", r"captoin does not exist! Did you mean \"caption\"\?; there are rows, images, boxes"),
+        ("delete from images", r"it can only be one SELECT, which reads the dataset and changes nothing"),
+        ("select 1; select 2", r"2 statements; give one SELECT"),
+        ("select * from read_text('/etc/hostname')", r"file system operations are disabled"),
+        ("select", r"SELECT clause without selection list"),
+    ],
+)
+def test_a_bad_query_is_one_line(dataset: str, sql: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as raised, query(dataset, sql) as answer:
+        list(answer.rows)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_report_shows_the_selected_rows(dataset: str) -> None:
+    page = Path(report(dataset, "images.licence like 'CC%' and len(boxes.names) = 0")).read_text()
+    assert "<code>images.licence like &#39;CC%&#39; and len(boxes.names) = 0</code>: 3." in page
+    assert "chelsea.jpg" in page and "astronaut.jpg" not in page
+    done = onediffusion("report", dataset, "--where", "images.widht > 1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("onediffusion: where 'images.widht > 1': no column 'images.widht' (did you mean")
+    assert len(done.stderr.splitlines()) == 1

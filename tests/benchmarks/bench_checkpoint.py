@@ -52,6 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=None if _is_s3(options.folder) else options.folder) as scratch:
         place = options.folder if _is_s3(options.folder) else scratch
         figures["debug"] = measure_stall(f"{place}/debug")
+        show(figures)
         for count in (1, 2):
             reports = measure_memory(count, large, f"{place}/{count}")
             figures[f"{count} process{'es' * (count > 1)}"] = reports
@@ -167,7 +168,7 @@ def save_and_load(rank: int, count: int, port: int, model_settings: dict[str, An
     store = open_store(run)
     saver = CheckpointSaver(store, state.tensors, CheckpointConfig(keep=1))
     shard = sum(value.nbytes for value in _shards(state)) / GB
-    sums = [float(value.double().sum()) for value in _shards(state)]
+    sums = _sums(state)
     figures = {"shard_gb": shard}
 
     memory = _Memory()
@@ -196,8 +197,7 @@ def save_and_load(rank: int, count: int, port: int, model_settings: dict[str, An
     state.restore(store, 2, saver.group)
     figures["load_seconds"] = time.perf_counter() - began
     figures["load_gb_beyond_moments"] = memory.most() - shard / 2  # which it makes
-    loaded = [float(value.double().sum()) for value in _shards(state)]
-    assert loaded == sums, "what was loaded differs from what was saved"
+    assert _sums(state) == sums, "what was loaded differs from what was saved"
     if count > 1:
         torch.distributed.destroy_process_group()
     return figures
@@ -205,6 +205,11 @@ def save_and_load(rank: int, count: int, port: int, model_settings: dict[str, An
 
 def _shards(state: TrainingState) -> list[torch.Tensor]:
     return [(v.to_local() if hasattr(v, "to_local") else v).detach() for v in state.tensors().values()]
+
+
+def _sums(state: TrainingState) -> dict[str, float]:
+    """Of each tensor's shard."""
+    return {name: float(shard.double().sum()) for name, shard in zip(state.tensors(), _shards(state), strict=True)}
 
 
 def _write_plain(shards: list[torch.Tensor], run: str) -> float:

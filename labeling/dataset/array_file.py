@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from labeling.dataset.checksums import damaged_shard, is_sound, read_checksums
 from labeling.dataset.places import LENGTH_BYTES, EntryPlaces, LatentPlaces, read_places
 from labeling.dataset.shards import footer_of, read_metadata, row_groups_of, shard_file
 from labeling.dataset.storage import Store
-from model.inputs import InputError
 
 MOST_BYTES = 8 << 20  # of one read
 
@@ -34,10 +34,11 @@ class ArrayFile:
         self._ranges = store.ranges(name)
         metadata, entry = read_metadata(store, group, shard)
         self.content = footer_of(metadata, entry, self.address).content
-        found = read_places(metadata)
+        found = read_places(metadata, self.address)
         self.latents = found if isinstance(found, LatentPlaces) else None
         self.entries = found if isinstance(found, EntryPlaces) else None
         self.gap = store.gap
+        self.has_checksums, self._checksums = read_checksums(metadata)
         self.row_starts = np.concatenate([[0], np.cumsum(row_groups_of(metadata))]).tolist()
 
     def read(self, wants: Sequence[Want]) -> None:
@@ -55,7 +56,24 @@ class ArrayFile:
             end = want.start + want.target.nbytes
         is_whole = self._ranges.read_into(first, parts, end - first)
         if not is_whole or lengths != [want.target.nbytes.to_bytes(LENGTH_BYTES, "little") for want in wants]:
-            raise InputError(f"{self.address}: damaged; delete it and label its group again, which makes it anew")
+            raise damaged_shard(self.address, self._row_group(wants[0]))
+        if self._checksums is not None:
+            for want, value in zip(wants, self._values([want.start for want in wants]).tolist(), strict=True):
+                if not is_sound(want.target, int(self._checksums[value])):
+                    raise damaged_shard(self.address, self._row_group(want))
+
+    def _values(self, starts: Sequence[int]) -> NDArray[np.int64]:
+        """Numbers of the arrays whose numbers start at these bytes; a null starts where the next array does."""
+        places = self.latents or self.entries
+        assert places is not None
+        return np.asarray(np.searchsorted(places.starts, starts, side="right") - 1)
+
+    def _row_group(self, want: Want) -> int:
+        place = int(self._values([want.start])[0])
+        bounds = [self.latents.firsts] if self.latents else [self.entries.firsts, self.entries.views]  # type: ignore[union-attr]
+        for firsts in (*bounds, self.row_starts):
+            place = int(np.searchsorted(firsts, place, side="right")) - 1
+        return place
 
 
 @dataclass(frozen=True, slots=True)

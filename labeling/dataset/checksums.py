@@ -7,9 +7,12 @@ of the CRC-32 of each of them: 2 bytes an array, of which 1 in 65,536 damaged on
 from __future__ import annotations
 
 import base64
+import importlib
 import json
-import zlib
 from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -41,7 +44,7 @@ def read_checksums(metadata: pq.FileMetaData) -> tuple[bool, NDArray[np.uint16] 
 
 def is_sound(values: NDArray[np.float16], checksum: int) -> bool:
     """Whether an array has this checksum."""
-    return zlib.crc32(memoryview(values).cast("B")) & _HALF == checksum
+    return _crc32()(values.reshape(-1).view(np.uint8).data) & _HALF == checksum
 
 
 def open_parquet(file: pa.NativeFile) -> pq.ParquetFile:
@@ -81,6 +84,15 @@ def damaged_shard(address: str, row_group: int | None, error: BaseException | No
     return InputError(f"{where}: damaged{reason}; delete the file and label its group again, which makes it anew")
 
 
+@cache
+def _crc32() -> Any:
+    """CRC-32 by zlib-ng, in a sixteenth of the time of zlib's, and the same."""
+    try:
+        return importlib.import_module("zlib_ng.zlib_ng").crc32
+    except ImportError:
+        return importlib.import_module("zlib").crc32
+
+
 def _is_damage(error: BaseException, far: bool) -> bool:
     """Whether Arrow failed at what a file holds, and not at reading it."""
     if isinstance(error, OSError) and error.errno is not None:
@@ -105,6 +117,5 @@ def _of_values(array: pa.Array) -> NDArray[np.uint16]:
     _, offsets, data = array.buffers()
     bounds = np.frombuffer(offsets, np.int32, len(array) + 1, 4 * array.offset).tolist() if len(array) else [0]
     content = memoryview(data) if data is not None else memoryview(b"")
-    return np.array(
-        [zlib.crc32(content[start:end]) & _HALF for start, end in zip(bounds, bounds[1:], strict=False)], "<u2"
-    )
+    crc32 = _crc32()
+    return np.array([crc32(content[start:end]) & _HALF for start, end in pairwise(bounds)], "<u2")

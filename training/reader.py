@@ -8,6 +8,7 @@ C = 16 latent channels, h × w latent height and width, V views, L prompt tokens
 
 from __future__ import annotations
 
+import resource
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -39,7 +40,7 @@ _COLUMNS = {IMAGES: ["image"], TEXT: ["entries"], CAMERAS: ["c2w", "intrinsics"]
 _NAMES = ["names", "colors"]  # of what a prompt names
 _LATENT_COLUMNS = ["latent", "latent_height", "latent_width"]
 _WAITING_THREADS = 4  # that read where it takes waiting for S3, or decoding pictures outside Python's lock
-_OPEN_FILES = 256  # shards; a process may have 1024 files open
+_OPEN_FILES = 4096  # shards of groups; one that is opened anew is asked for its footer again
 Allocate = Callable[[tuple[int, ...]], NDArray[np.float16]]
 
 
@@ -61,7 +62,7 @@ class PlanReader:
         self._datasets = {name: Dataset(source.dataset) for name, source in manifest.sources.items()}
         self._tables = _Cache(config.reader.cache_mb << 20)
         self._pictures = _Cache(config.reader.cache_mb << 18)
-        self._files = _Cache(_OPEN_FILES, lambda _: 1)
+        self._files = _Cache(_allow_files(_OPEN_FILES), lambda _: 1)
         self._planning = Lock()
         far = [dataset.store.parallel for dataset in self._datasets.values() if dataset.store.gap]
         self._pool = ThreadPoolExecutor(max(far), "range") if far else None
@@ -292,6 +293,19 @@ class _Source:
             target.reshape(-1)[:] = self._values
         else:
             wants.append(Want(self._file, self._start, target))
+
+
+def _allow_files(count: int) -> int:
+    """How many of that many files may be open: half of what this process may have, which is raised as far as it goes.
+
+    One worker reads in all lanes, each of which has a few shards open: at a batch of 256 more than 1,024 files.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = 2 * count if hard == resource.RLIM_INFINITY else min(2 * count, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        soft = allowed
+    return count if soft == resource.RLIM_INFINITY else min(count, soft // 2)
 
 
 class _Cache:

@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --constraint constraints.txt
 
 .PHONY: demo test test-fast lint docs examples bench bench-model bench-plan bench-train bench-pictures bench-ingest \
-	bench-labels bench-kills bench-scale bench-addresses bench-gpu clean
+	bench-labels bench-kills bench-scale bench-addresses bench-gpu bench-loader clean
 
 demo: $(VENV)/installed
 	$(BIN)/onediffusion demo --out "$(OUT)" $(if $(PICTURES),--pictures "$(PICTURES)")
@@ -61,6 +61,11 @@ bench-addresses: $(VENV)/installed-test
 # Datasets of up to 10⁵ shards, on disk and S3, for a quarter of an hour. ARGUMENTS="--shards 1000 --s3 1000": smaller.
 bench-scale: $(VENV)/installed-test
 	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_scale.py $(ARGUMENTS)
+
+# PEERS: the Python of an environment with mosaicml-streaming, litdata, webdataset and what decodes pictures; without it,
+# reading front to back is what is compared with. A quarter of an hour on two cores.
+bench-loader: $(VENV)/installed-test
+	PYTHONPATH=. PEERS="$(PEERS)" $(BIN)/python tests/benchmarks/bench_loader.py $(ARGUMENTS)
 
 # For a machine with a CUDA GPU, as docs/gpu.md describes. It takes the environment in VENV, else any python3 with torch.
 # ARGUMENTS: options of the script, as in ARGUMENTS="--only attention".

@@ -22,7 +22,7 @@ def declare(labeler: Labeler) -> dict[str, Any]:
         "version": labeler.version,
         "parameters": _declared(labeler.parameters),
         "weights": labeler.weights_digest(),
-        "reads": sorted(labeler.reads),
+        "reads": sorted(labeler.needs),
     }
 
 

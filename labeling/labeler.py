@@ -72,6 +72,7 @@ class Labeler:
     packages: tuple[str, ...] = ()  # modules that labeling imports and that are installed with an extra only
     deterministic: bool = True  # on CPUs the same rows give the same bytes, whatever else is in their batch
     batch_size: int = 8  # rows of a call where the job's resources name no other number
+    selection: str = ""  # a column "group.column" that says which rows are to be labeled; "": all of them
 
     def __init__(self, group: str, parameters: BaseModel) -> None:
         """`group` is the column group to fill: `name`, or `name-…` for a labeler that fills several."""
@@ -83,6 +84,11 @@ class Labeler:
     def model(self) -> str:
         """Name and version of what makes the labels, as written into each row."""
         return self.name
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The columns that a shard is made of: `reads`, and the one that selects rows."""
+        return (*self.reads, self.selection) if self.selection else tuple(self.reads)
 
     @property
     def has_network(self) -> bool:

@@ -9,11 +9,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labeling.dataset import IMAGES, Dataset, Footers, FooterTable, check_type, fresh_shards, groups_of
+from labeling.dataset import (
+    EARLIER,
+    IMAGES,
+    RECIPE_FIELDS,
+    Dataset,
+    Footers,
+    FooterTable,
+    Tables,
+    check_type,
+    digest_json,
+    fresh_shards,
+    groups_of,
+    read_condition,
+)
 from labeling.declaration import declared_name
 from labeling.labeler import Labeler
 from labeling.registry import base_name, group_name, load_labeler
 from model.inputs import InputError, require
+
+SELECTION = "selection"  # labeler of the groups that say which rows others label
+ALL_ROWS = "true"
 
 
 @dataclass
@@ -28,12 +44,13 @@ class Wave:
 
 
 def choose_labelers(
-    dataset: Dataset, names: Sequence[str], parameters: Mapping[str, Mapping[str, Any]]
+    dataset: Dataset, names: Sequence[str], parameters: Mapping[str, Mapping[str, Any]], where: str | None = None
 ) -> dict[str, Labeler]:
     """The labelers requested and those they need, by group, each after what it reads.
 
-    A group that is declared keeps its parameters where none are given. Raises InputError for an unknown name, for
-    parameters of a labeler that is not requested, and for a column that cannot be stored.
+    A group that is declared keeps its parameters where none are given, and its condition on rows. where: such a
+    condition, for the groups requested and for new ones that they need. Raises InputError for an unknown name, for
+    parameters of a labeler that is not requested, for a column that cannot be stored, and for a bad condition.
     """
     requested = {group_name(name): name for name in names}
     for name in parameters:
@@ -41,6 +58,7 @@ def choose_labelers(
             raise InputError(
                 f"parameters given for {name!r}, which is not among the groups to label: {', '.join(requested)}"
             )
+    selection, of_selection = (None, {}) if where is None else _selection(dataset, where)
     labelers: dict[str, Labeler] = {}
     readers: list[str] = []  # the groups that led to the one being visited, each a reader of the next
 
@@ -49,7 +67,13 @@ def choose_labelers(
             return
         if group in readers:
             raise InputError(f"labelers read each other in a circle: {' → '.join([*readers, group])}")
-        labeler = _load(dataset, group, name, parameters)
+        if group == selection:
+            labeler = load_labeler(group, of_selection)
+        else:
+            labeler = _load(dataset, group, name, parameters)
+            new = where is not None and (name is not None or dataset.declaration(group) is None)
+            chosen = selection if new else selection_of(dataset.declaration(group))
+            labeler.selection = f"{chosen}.selected" if chosen else ""
         require(*labeler.packages)  # here, and not as an error of every row
         for column in labeler.schema:
             try:
@@ -57,9 +81,10 @@ def choose_labelers(
             except InputError as error:
                 raise InputError(f"labeler {labeler.name}, column {column.name!r}: {error}") from None
         readers.append(group)
-        for upstream in groups_of(labeler.reads):
-            # A group that is complete is refreshed only when it is requested by name.
-            if upstream != IMAGES and (upstream in requested or not _is_complete(dataset, upstream)):
+        for upstream in groups_of(labeler.needs):
+            # A group that is complete is refreshed only when it is requested by name; a selection costs nothing.
+            selects = base_name(upstream) == SELECTION
+            if upstream != IMAGES and (selects or upstream in requested or not _is_complete(dataset, upstream)):
                 visit(upstream, requested.get(upstream))
         readers.pop()
         labelers[group] = labeler
@@ -67,6 +92,51 @@ def choose_labelers(
     for group, name in requested.items():
         visit(group, name)
     return labelers
+
+
+def selection_of(declaration: Mapping[str, Any] | None) -> str:
+    """The group that says which rows a declared group labels; "" where it labels all, or is one that says so."""
+    reads = (declaration or {}).get("reads") or ()
+    return next((group for group in groups_of(reads) if base_name(group) == SELECTION), "")
+
+
+def reselected_shards(
+    dataset: Dataset, group: str, declaration: Mapping[str, Any], shards: Sequence[str], footers: Footers
+) -> set[str]:
+    """Shards whose labels are as declared but for which rows were selected: they need only the rows that are new.
+
+    declaration: as it is now; group.json has those before it, as it was declared by jobs that were cut short.
+    """
+    found: set[str] = set()
+    declared = dataset.declaration(group) or {}
+    fresh = fresh_shards(declaration, shards, footers, group)
+    for before in [declared, *declared.get(EARLIER, [])]:
+        if any(before.get(key) != declaration.get(key) for key in RECIPE_FIELDS):
+            continue
+        if _unselected(before) != _unselected(declaration) or before.get("reads") == declaration["reads"]:
+            continue
+        group_of = selection_of(before)
+        known = {**footers, **(dataset.all_footers([group_of]) if group_of and group_of not in footers else {})}
+        old = fresh_shards(before, shards, known, group) & ~fresh
+        found |= {shard for shard, is_old in zip(shards, old, strict=True) if is_old}
+    return found
+
+
+def _unselected(declaration: Mapping[str, Any]) -> list[str]:
+    """The columns that a group reads, without the one that selects rows."""
+    return [name for name in declaration.get("reads") or () if base_name(name) != SELECTION]
+
+
+def _selection(dataset: Dataset, where: str) -> tuple[str, dict[str, Any]]:
+    """The group of a condition, and its parameters; "" for one that all rows fulfil."""
+    if where.strip().lower() == ALL_ROWS:
+        return "", {}
+    if dataset.has_sets:
+        raise InputError(f"where {where!r}: rows of view sets are selected when they are trained on, not when labeled")
+    condition = read_condition(Tables(dataset), where)
+    if condition.whole:
+        raise InputError(f"where {where!r}: what is labeled cannot depend on other rows, as of a subquery")
+    return f"{SELECTION}-{digest_json(where)[:8]}", {"where": where, "columns": list(condition.columns)}
 
 
 def next_wave(

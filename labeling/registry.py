@@ -27,6 +27,7 @@ LABELERS = {
     "depth": "labeling.labelers.depth:DepthLabeler",
     "latents": "labeling.labelers.latents:LatentsLabeler",
     "text": "labeling.labelers.text:TextLabeler",
+    "selection": "labeling.labelers.selection:SelectionLabeler",
 }
 
 

@@ -57,8 +57,8 @@ class TextEncoder:
                     rest,
                 )
 
-    def embed(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Embeddings (L_i, Y) float32 on the CPU of prompts as `tokenize` gives them.
+    def embed(self, prompts: Sequence[Sequence[int]], on_device: bool = False) -> list[Tensor]:
+        """Embeddings (L_i, Y) float32 of prompts as `tokenize` gives them, on the CPU or where the model is.
 
         On the CPU prompts go one by one: the rounding of a matrix product depends on the shape of the batch, and a
         prompt's embedding must not depend on the other prompts. On a GPU prompts of about one length go together.
@@ -68,18 +68,18 @@ class TextEncoder:
         embedded: dict[int, Tensor] = {}
         for start in range(0, len(order), size):
             places = order[start : start + size]
-            embedded.update(zip(places, self._embed([prompts[place] for place in places]), strict=True))
+            embedded.update(zip(places, self._embed([prompts[place] for place in places], on_device), strict=True))
         return [embedded[place] for place in range(len(prompts))]
 
     @torch.no_grad()
-    def _embed(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+    def _embed(self, prompts: Sequence[Sequence[int]], on_device: bool) -> list[Tensor]:
         """Of one batch, padded to its longest prompt and masked."""
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
         ids = torch.full(mask.shape, self.tokenizer.pad_token_id or 0)
         ids[mask] = torch.tensor([token for prompt in prompts for token in prompt])
         hidden = self.model(input_ids=ids.to(self.device), attention_mask=mask.long().to(self.device)).last_hidden_state
-        hidden = hidden.float().cpu()
+        hidden = hidden.float() if on_device else hidden.float().cpu()
         return [row[:length] for row, length in zip(hidden, lengths.tolist(), strict=True)]
 
 

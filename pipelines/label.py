@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.session import ray_session
@@ -19,8 +19,8 @@ from labeling.dataset import IMAGES, Dataset, Footers, FooterTable, fresh_shards
 from labeling.dataset.lease import Range
 from labeling.declaration import declare, is_same
 from labeling.labeler import Labeler
-from labeling.plan import Wave, choose_labelers, next_wave
-from labeling.registry import default_groups
+from labeling.plan import SELECTION, Wave, choose_labelers, next_wave, reselected_shards
+from labeling.registry import base_name, default_groups
 from labeling.resources import ResourcesByLabeler
 from labeling.staleness import GroupPlan, plan_errors, plan_groups
 from model.inputs import InputError, WorkFailed
@@ -59,17 +59,23 @@ class Labeling:
         names: Sequence[str],
         parameters: Mapping[str, Mapping[str, Any]] | None,
         shards: tuple[int, int] | None,
+        where: str | None = None,
     ) -> Labeling:
         """Raises InputError for unknown names, parameters and shards."""
         dataset = Dataset.open(dataset_uri)
-        labelers = choose_labelers(dataset, _requested_groups(dataset, names), parameters or {})
+        labelers = choose_labelers(dataset, _requested_groups(dataset, names), parameters or {}, where)
         if shards and not 0 <= shards[0] < shards[1] <= len(dataset.shards):
             raise InputError(f"{dataset_uri}: no shards {shards[0]} to {shards[1]}; it has {len(dataset.shards)}")
         return cls(dataset, labelers, {group: declare(one) for group, one in labelers.items()}, shards)
 
+    def only(self, groups: Sequence[str]) -> Labeling:
+        """The same of some of its groups."""
+        labelers = {group: self.labelers[group] for group in groups}
+        return replace(self, labelers=labelers, declarations={group: self.declarations[group] for group in groups})
+
     def footers(self, save: bool = True) -> FooterTables:
         """Footers of the groups to label and of those that they read, as they are now. save: keep them in the index."""
-        read = [column for labeler in self.labelers.values() for column in labeler.reads]
+        read = [column for labeler in self.labelers.values() for column in labeler.needs]
         groups = sorted({IMAGES, *groups_of(read), *self.labelers})
         return self.dataset.all_footers(groups, save=save, shards=self.part)
 
@@ -88,19 +94,22 @@ def label(
     resources: ResourcesByLabeler | None = None,
     only_errors: bool = False,
     most_gpus: float = 0.0,
+    where: str | None = None,
 ) -> LabelResult:
     """Add or refresh column groups: compute the shards that are missing or stale, on the Ray of `cluster.session`.
 
     names: labelers or groups; empty for every group that is declared. parameters, resources: by labeler or group name.
     shards: [first, end) of the dataset's, in order; all by default. most_cpus, most_gpus: what the cluster may grow to.
     only_errors: try again the rows in error, and nothing else but what reads them.
+    where: SQL that is true of the rows to label, "true" for all; by default as the group was labeled before. Rows that
+    are labeled already keep their labels.
     Raises InputError for unknown names, parameters and resources, when another job works on one of the groups, and with
     only_errors for a group that was declared otherwise than it would be now.
     Raises WorkFailed for a labeler that fails too often (`Resources.max_errors`), and for a device that fails wherever
     it is tried.
     """
     started = time.monotonic()
-    work = Labeling.of(dataset_uri, names, parameters, shards)
+    work = Labeling.of(dataset_uri, names, parameters, shards, where)
     by_group = resources_by_group(work.labelers, resources)
     result = LabelResult()
     with lease(work.dataset.store, list(work.labelers), work.part):
@@ -114,6 +123,7 @@ def label(
             if only_errors:
                 footers = _label_errors(work, run, footers, result)
             else:
+                footers = _label_selected(work, run, footers, result)
                 footers = _label_stale(work, run, footers, result)
         result.footers = footers
         for group in work.labelers:
@@ -132,9 +142,10 @@ def plan(
     parameters: Mapping[str, Mapping[str, Any]] | None = None,
     shards: tuple[int, int] | None = None,
     only_errors: bool = False,
+    where: str | None = None,
 ) -> dict[str, GroupPlan]:
     """What `label` would do with each group, and why, without doing it. Raises InputError as `label` does."""
-    work = Labeling.of(dataset_uri, names, parameters, shards)
+    work = Labeling.of(dataset_uri, names, parameters, shards, where)
     if only_errors:
         _refuse_changed(work)
     footers = work.footers(save=False)
@@ -169,7 +180,8 @@ def _requested_groups(dataset: Dataset, names: Sequence[str]) -> list[str]:
     """The groups that names stand for; without names, the declared ones that a labeler makes."""
     groups = dataset.groups()
     if not names:
-        return [group for group in groups if (dataset.declaration(group) or {}).get("reads")]
+        labeled = [group for group in groups if (dataset.declaration(group) or {}).get("reads")]
+        return [group for group in labeled if base_name(group) != SELECTION]  # those come with the groups they are for
     return [group for name in names for group in default_groups(name, [*groups, *names])]
 
 
@@ -185,6 +197,24 @@ def _ray_when_needed() -> Iterator[Any]:
                 connected.append(True)
 
         yield start
+
+
+def _label_selected(work: Labeling, run: WaveRun, footers: FooterTables, result: LabelResult) -> FooterTables:
+    """Label rows that are selected now and were not before, where nothing else has changed. The footers afterwards."""
+    for group, labeler in work.labelers.items():
+        if not reselected_shards(work.dataset, group, work.declarations[group], work.shards, footers):
+            continue
+        upstream = _upstream(work, labeler)
+        footers = _label_stale(work.only(upstream), run, footers, result)
+        shards = reselected_shards(work.dataset, group, work.declarations[group], work.shards, footers)
+        footers = _run_all(work, run, group, shards, footers, result, only_errors=True)
+    return footers
+
+
+def _upstream(work: Labeling, labeler: Labeler) -> list[str]:
+    """The groups of this job that a labeler needs."""
+    groups = [group for group in groups_of(labeler.needs) if group in work.labelers]
+    return list(dict.fromkeys([*(one for group in groups for one in _upstream(work, work.labelers[group])), *groups]))
 
 
 def _label_stale(work: Labeling, run: WaveRun, footers: FooterTables, result: LabelResult) -> FooterTables:

@@ -104,13 +104,16 @@ def _shortages(config: TrainingConfig, workers: Workers) -> list[tuple[str, str]
     """What so many workers need and Ray does not have: (in words, the settings that ask for it)."""
     count = workers if isinstance(workers, int) else workers[0]
     cpus, gpus = config.workers.cpus, config.workers.gpus
-    # One reader for each worker is enough to run, more slowly than with all of them.
-    needs = {"CPU": count * (cpus + config.reader.cpus), "GPU": count * gpus}
+    # One process that reads for each worker is enough to run, more slowly than with all of them.
+    reads = config.reader.processes > 0
+    needs = {"CPU": count * (cpus + config.reader.cpus * reads), "GPU": count * gpus}
     shortages = []
     for unit, needed in needs.items():
         available = cluster_has(unit)
         if needed > available + 1e-6:
-            who = "a worker and its reader ask" if count == 1 else f"{count} workers and a reader for each ask"
-            settings = f"workers.count, workers.{unit.lower()}s" + (", reader.cpus" if unit == "CPU" else "")
+            who = "a worker asks" if count == 1 else f"{count} workers ask"
+            if reads:
+                who = "a worker and its reader ask" if count == 1 else f"{count} workers and a reader for each ask"
+            settings = f"workers.count, workers.{unit.lower()}s" + (", reader.cpus" if reads and unit == "CPU" else "")
             shortages.append((f"{who} for {needed:g} {unit}s, and Ray has {available:g}", settings))
     return shortages

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.constants import PATCH_SIZE
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -20,15 +23,19 @@ class Sample:
     """One sample as read.
 
     latents: (F, C, h, w) float16, clean; text: (L, Y) float16; sigmas: (F,) noise levels, 0 for known frames;
-    in_loss: (F,) frames that the loss counts.
+    in_loss: (F,) frames that the loss counts; degraded: (H, W, 3) uint8, the picture that the last frame is to be
+    encoded from, None where it is there; prompt: what the text is to be encoded from, None where it is there. Latents
+    and text are tensors once they are on a GPU.
     """
 
     task: str
-    latents: NDArray[np.float16]
-    text: NDArray[np.float16]
+    latents: NDArray[np.float16] | Tensor
+    text: NDArray[np.float16] | Tensor
     sigmas: NDArray[np.float32]
     in_loss: NDArray[np.bool_]
     noise_seed: int
+    degraded: NDArray[np.uint8] | None = None
+    prompt: str | None = None
 
     @property
     def tokens(self) -> int:
@@ -54,8 +61,16 @@ class StepBatch:
         for number, sample in enumerate(sample for pack in self.packs for sample in pack):
             tensors[f"{number}.latents"] = np.ascontiguousarray(sample.latents)
             tensors[f"{number}.text"] = np.ascontiguousarray(sample.text)
+            if sample.degraded is not None:
+                tensors[f"{number}.degraded"] = np.ascontiguousarray(sample.degraded)
             samples.append(
-                [sample.task, sample.noise_seed, [float(sigma) for sigma in sample.sigmas], sample.in_loss.tolist()]
+                [
+                    sample.task,
+                    sample.noise_seed,
+                    [float(sigma) for sigma in sample.sigmas],
+                    sample.in_loss.tolist(),
+                    sample.prompt,
+                ]
             )
         header = {
             "step": self.step,
@@ -81,8 +96,10 @@ class StepBatch:
                 sigmas=np.array(sigmas, np.float32),
                 in_loss=np.array(in_loss, bool),
                 noise_seed=seed,
+                degraded=tensors.get(f"{number}.degraded"),
+                prompt=prompt,
             )
-            for number, (task, seed, sigmas, in_loss) in enumerate(header["samples"])
+            for number, (task, seed, sigmas, in_loss, prompt) in enumerate(header["samples"])
         ]
         packs, start = [], 0
         for size in header["packs"]:

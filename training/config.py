@@ -25,11 +25,14 @@ class SourceConfig(Section):
 
     tasks: task → weight, or a list of tasks of weight 1 each. size: which latents, `latents-SIZE`;
     the run's by default. where: SQL that is true of the rows to train on, as "quality.sharpness > 0.4"; all by default.
+    text: prompts as the group `text` has them embedded, or built of the groups that they name things from and embedded
+    where the model computes, by the run's `text_encoder`.
     """
 
     dataset: str
     tasks: dict[str, Annotated[float, Field(gt=0)]]
     size: int | None = Field(default=None, gt=0)
+    text: Literal["stored", "online"] = "stored"
     where: str | None = None
 
     @model_validator(mode="before")
@@ -115,14 +118,17 @@ class OptimizerConfig(Section):
 class ReaderConfig(Section):
     """How samples are read.
 
-    processes: readers of each worker, fewer where CPUs are short; cpus: of each reader, requested by its worker;
-    cache_mb: size of its cache of row groups; prefetch: steps read ahead;
+    threads: of each worker that read, and decode pictures; 0 takes as many as there is to wait for. processes: so many
+    of Ray Data do it instead, fewer where CPUs are short: for pictures of degraded tasks that more CPUs than the
+    worker's are to decode; cpus: of each process, requested by its worker; cache_mb: size of the cache of row groups;
+    prefetch: steps read ahead;
     window: row groups shuffled together (more mixes better, fewer reads more locally).
     lanes: parts of a step that are read independently, each from its own shards; a new run's are by default a power of
     two, of at most two samples each.
     """
 
-    processes: int = Field(default=2, ge=1)
+    threads: int = Field(default=0, ge=0)
+    processes: int = Field(default=0, ge=0)
     cpus: float = Field(default=1.0, ge=0)
     cache_mb: int = Field(default=512, gt=0)
     window: int = Field(default=8, gt=0)
@@ -192,6 +198,7 @@ class ValidationConfig(Section):
 class TrainingConfig(Section):
     """A run. `batch` is the number of samples of a step over all workers; `initialize` a checkpoint to start from.
 
+    text_encoder: of sources with `text: online`, as for `model.text.load_text_encoder`.
     step_tokens: at most so many image tokens in a step over all workers, on average; `batch` follows from them. Each
     worker computes its part in passes of at most workers.pack_tokens, whose gradients are added up.
     """
@@ -205,6 +212,7 @@ class TrainingConfig(Section):
     initialize: str | None = None
     log_every: int = Field(default=50, gt=0)
     mixture: dict[str, SourceConfig] = Field(min_length=1)
+    text_encoder: str | None = None
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -233,6 +241,13 @@ class TrainingConfig(Section):
         if not re.fullmatch(r"\w[\w. -]*", name):
             raise ValueError("a run's folder is named by it, so it has letters, digits, '.', '-', '_' and spaces only")
         return name
+
+    @model_validator(mode="after")
+    def _check_text_encoder(self) -> TrainingConfig:
+        online = [name for name, source in self.mixture.items() if source.text == "online"]
+        if online and self.text_encoder is None:
+            raise ValueError(f"mixture.{online[0]}.text is online: name the `text_encoder`, as minilm or a path")
+        return self
 
     @model_validator(mode="after")
     def _check_batch(self) -> TrainingConfig:
@@ -265,8 +280,12 @@ class TrainingConfig(Section):
         values = self.model_dump(mode="json", exclude={"name", "log_every", "step_tokens", "workers", "checkpoints"})
         for source in values["mixture"].values():
             del source["dataset"]
+            if source["text"] == "stored":  # a key that runs of before lack
+                del source["text"]
             if source["where"] is None:  # configurations of before have no such key
                 del source["where"]
+        if values["text_encoder"] is None:
+            del values["text_encoder"]
         values["reader"] = {"window": self.reader.window}
         if self.reader.lanes:  # else the run's manifest knows them
             values["reader"]["lanes"] = self.reader.lanes

@@ -1,4 +1,4 @@
-"""A worker's batches: Ray Data reads them ahead in its own processes, in the plan's order.
+"""A worker's batches, read ahead in the plan's order: by threads of the worker, or by option in Ray Data's processes.
 
 Each worker has a stream of its own rather than a share of one that is split as workers ask: the plan alone decides who
 gets what, and it must not depend on who was faster.
@@ -6,10 +6,12 @@ gets what, and it must not depend on who was faster.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from typing import Any
 
@@ -18,12 +20,77 @@ import pyarrow as pa
 from model.inputs import InputError
 from training.batch import StepBatch
 from training.config import TrainingConfig
-from training.reader import PlanReader
+from training.reader import Allocate, PlanReader
 
 _BLOCK_STEPS = 4  # steps a task: enough to hide Ray's cost of one, few enough to begin at once
 _SEGMENT_STEPS = 8192  # steps of one Ray Data execution, which keeps some memory for each of its blocks
 _STORE_SHARE = 0.25  # of the object store for what all workers have read ahead
 _THROTTLE_SECONDS = 0.05  # far below the time of a block of steps
+
+
+def load_batches(
+    manifest: Any,
+    config: TrainingConfig,
+    rank: int,
+    workers: int,
+    processes: int,
+    steps: Sequence[int],
+    allocate: Allocate | None = None,
+) -> Iterator[StepBatch]:
+    """The batches of worker `rank` for consecutive steps. Degraded pictures are left to `training.device`.
+
+    manifest: a Ray reference to the Manifest. processes: of Ray Data that read; 0 are threads of this process.
+    allocate: makes the arrays that threads read into. Raises the InputError of a reader (a shard that changed, a prompt
+    that is missing).
+    """
+    if processes:
+        return _read_in_processes(manifest, config, rank, workers, processes, steps)
+    return _read_in_threads(manifest, config, rank, workers, steps, allocate)
+
+
+def _read_in_threads(
+    manifest: Any, config: TrainingConfig, rank: int, workers: int, steps: Sequence[int], allocate: Allocate | None
+) -> Iterator[StepBatch]:
+    import ray
+
+    yield from read_ahead(PlanReader(ray.get(manifest), config, allocate=allocate), rank, workers, steps)
+
+
+def read_ahead(reader: PlanReader, rank: int, workers: int, steps: Sequence[int]) -> Iterator[StepBatch]:
+    """The batches of a reader, `prefetch` steps ahead of who takes them, by threads as its configuration says.
+
+    Reading files and decoding pictures happen outside Python's lock.
+    """
+    waiting: deque[Future[StepBatch]] = deque()
+    with ThreadPoolExecutor(reader.threads, "reader") as pool:
+        try:
+            for step in steps:
+                waiting.append(pool.submit(reader.read, step, rank, workers))
+                if len(waiting) > reader.config.reader.prefetch:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def prefetch(batches: Iterator[StepBatch]) -> Iterator[StepBatch]:
+    """The same batches; loading the first, for which readers have to start, begins now and not when it is asked for."""
+    first: Future[list[StepBatch]] = Future()
+
+    def load() -> None:
+        try:
+            first.set_result(list(islice(batches, 1)))
+        except BaseException as error:  # raised where the batch is asked for
+            first.set_exception(error)
+
+    threading.Thread(target=load, daemon=True).start()
+    return chain(_result(first), batches)
+
+
+def _result(batches: Future[list[StepBatch]]) -> Iterator[StepBatch]:
+    yield from batches.result()
 
 
 class ThrottleCallback:
@@ -50,11 +117,12 @@ class ThrottleCallback:
 class StepReader:
     """The reading actor: numbers of steps in, encoded batches of one worker out."""
 
-    def __init__(self, manifest: Any, config: TrainingConfig, codec: str, rank: int, workers: int) -> None:
-        """manifest: {"ref": Ray's reference to a Manifest}; codec: as for PlanReader."""
+    def __init__(self, manifest: Any, config: TrainingConfig, rank: int, workers: int) -> None:
+        """manifest: {"ref": Ray's reference to a Manifest}."""
         import ray
 
-        self.reader = PlanReader(ray.get(manifest["ref"]), config, codec)
+        os.environ["OMP_NUM_THREADS"] = "1"  # of torch, where rays of cameras need it: a reader has about one CPU
+        self.reader = PlanReader(ray.get(manifest["ref"]), config)
         self.rank, self.workers = rank, workers
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -71,43 +139,20 @@ class StepReader:
         return pa.table({"batch": pa.array(batches, pa.large_binary()), "error": pa.array(errors, pa.string())})
 
 
-def load_batches(
-    manifest: Any, config: TrainingConfig, codec: str, rank: int, workers: int, readers: int, steps: Sequence[int]
+def _read_in_processes(
+    manifest: Any, config: TrainingConfig, rank: int, workers: int, processes: int, steps: Sequence[int]
 ) -> Iterator[StepBatch]:
-    """The batches of worker `rank` for consecutive steps, read by `readers` processes.
-
-    manifest: a Ray reference to the Manifest. Raises the InputError of a reader (a shard that changed, a prompt that is
-    missing).
-    """
     for start in range(0, len(steps), _SEGMENT_STEPS):
         segment = steps[start : start + _SEGMENT_STEPS]
-        for row in _execute(manifest, config, codec, rank, workers, readers, segment):
+        for row in _execute(manifest, config, rank, workers, processes, segment):
             for data, error in zip(row["batch"], row["error"], strict=True):
                 if error.is_valid:
                     raise InputError(error.as_py())
                 yield StepBatch.from_bytes(data.as_py())
 
 
-def prefetch(batches: Iterator[StepBatch]) -> Iterator[StepBatch]:
-    """The same batches; loading the first, for which readers have to start, begins now and not when it is asked for."""
-    first: Future[list[StepBatch]] = Future()
-
-    def load() -> None:
-        try:
-            first.set_result(list(islice(batches, 1)))
-        except BaseException as error:  # raised where the batch is asked for
-            first.set_exception(error)
-
-    threading.Thread(target=load, daemon=True).start()
-    return chain(_result(first), batches)
-
-
-def _result(batches: Future[list[StepBatch]]) -> Iterator[StepBatch]:
-    yield from batches.result()
-
-
 def _execute(
-    manifest: Any, config: TrainingConfig, codec: str, rank: int, workers: int, readers: int, steps: Sequence[int]
+    manifest: Any, config: TrainingConfig, rank: int, workers: int, processes: int, steps: Sequence[int]
 ) -> Iterator[pa.Table]:
     import ray
     from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
@@ -128,10 +173,10 @@ def _execute(
     rows = [{"step": step} for step in steps]
     dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // _BLOCK_STEPS)).map_batches(
         StepReader,
-        fn_constructor_args=[{"ref": manifest}, config, codec, rank, workers],
+        fn_constructor_args=[{"ref": manifest}, config, rank, workers],
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=0,  # the worker has requested CPUs for its readers, see training.run
-        compute=ActorPoolStrategy(size=readers),
+        compute=ActorPoolStrategy(size=processes),
     )
     yield from dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=config.reader.prefetch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +25,17 @@ from model.prompts import RAYS, Task, find_task
 from training.config import SourceConfig
 from training.manifest import Manifest, SourcePin, counted
 from training.pinned_shards import ShardPin, Shards, bits_of
-from training.streams import Stream
+from training.streams import CAPTION, Stream
 
 _READ_THREADS = 16
 
 
-def build_manifest(mixture: Mapping[str, SourceConfig], size: int, lanes: int = 128) -> Manifest:
-    """Pin the shards of a mixture and count the rows eligible for each task. lanes: as `TrainingConfig.lanes`.
+def build_manifest(
+    mixture: Mapping[str, SourceConfig], size: int, lanes: int = 128, text_encoder: str | None = None
+) -> Manifest:
+    """Pin the shards of a mixture and count the rows eligible for each task.
+
+    lanes, text_encoder: as `TrainingConfig` has them.
 
     A row is eligible when nothing that the task needs of it is in error, it has a prompt for the task, its boxes,
     segmentation or pose show something, its picture was not removed at the source, and its source's `where` is true of
@@ -40,11 +45,16 @@ def build_manifest(mixture: Mapping[str, SourceConfig], size: int, lanes: int = 
     sources: dict[str, SourcePin] = {}
     streams: list[Stream] = []
     for name, source in mixture.items():
-        own = [Stream(name, task, weight, source.size or size) for task, weight in source.tasks.items()]
+        own = [
+            Stream(name, task, weight, source.size or size, text=source.text) for task, weight in source.tasks.items()
+        ]
         dataset = Dataset.open(source.dataset)
         for stream in own:
             _check_task(find_task(stream.task), dataset)
         sources[name] = _pin(dataset, own, source.where)
+        if source.text == "online":
+            assert text_encoder is not None
+            sources[name].declarations[TEXT] = _online_text(text_encoder)
         streams += counted(sources, own)
     if not any(stream.rows for stream in streams):
         raise InputError(f"no row of {', '.join(s.dataset for s in mixture.values())} is eligible for any of the tasks")
@@ -116,12 +126,14 @@ def _pin_shard(
             raise InputError(f"{dataset.uri}/{group}/{shard}: row groups unlike the other groups'; label it again")
     without_error = {group: _without_error(dataset, group, shard, footer) for group, footer in footers.items()}
     sets = dataset.has_sets
-    prompts = _prompted(dataset, shard, sets)
+    prompts = _prompted(dataset, shard, sets) if any(stream.text == "stored" for stream in streams) else []
+    captioned = _captioned(dataset, shard, sets) if any(stream.text == "online" for stream in streams) else []
     eligible: dict[str, str | None] = {}
     views: list[int] = []
     for stream in streams:
         mask = np.logical_and.reduce([without_error[group] for group in stream.groups])
-        mask &= np.array([stream.task in tasks for tasks in prompts], bool)
+        stored = stream.text == "stored"
+        mask &= np.array([stream.task in tasks for tasks in prompts] if stored else captioned, bool)
         mask[dataset.removed_rows(shard)] = False
         if selection:
             mask &= selection.mask(shard)
@@ -151,6 +163,20 @@ def _prompted(dataset: Dataset, shard: str, sets: bool) -> list[set[str]]:
     rows = dataset.read(TEXT, shard, entry_columns(sets, "task"))["entries"].to_pylist()
     firsts = [(row[0] if row else None) if sets else row for row in rows]
     return [{entry["task"] for entry in entries or ()} for entries in firsts]
+
+
+def _captioned(dataset: Dataset, shard: str, sets: bool) -> list[bool]:
+    """For each row whether it has a caption (of a set: whether its first view has)."""
+    rows = dataset.read(CAPTION, shard, [CAPTION])[CAPTION].to_pylist()
+    return [(row[0] if row else None) is not None if sets else row is not None for row in rows]
+
+
+def _online_text(encoder: str) -> dict[str, Any]:
+    """What the group `text` would declare, had it the embeddings that are made when they are used."""
+    from model.text import text_encoder_digest
+
+    weights = text_encoder_digest(encoder)
+    return {"labeler": TEXT, "version": 1, "parameters": {"encoder": encoder}, "weights": weights}
 
 
 def _check_same_encoders(sources: Mapping[str, SourcePin]) -> None:

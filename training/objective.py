@@ -66,13 +66,13 @@ def flow_matching_loss(
 
     noisy, timesteps, text, targets, counted = [], [], [], [], []
     for sample in samples:
-        clean = torch.from_numpy(sample.latents).to(device).float()
+        clean = torch.as_tensor(sample.latents).to(device).float()
         noise = draw_noise(sample.noise_seed, clean.shape).to(device)
         sigmas = torch.from_numpy(sample.sigmas).to(device)
         sigma = sigmas.view(-1, 1, 1, 1)
         noisy.append((1 - sigma) * clean + sigma * noise)
         timesteps.append(TIMESTEPS * sigmas)
-        text.append(torch.from_numpy(sample.text).to(device).float())
+        text.append(torch.as_tensor(sample.text).to(device).float())
         targets.append(noise - clean)
         counted.append(torch.from_numpy(sample.in_loss).to(device))
     velocities = model(noisy, timesteps, text)

@@ -1,6 +1,7 @@
-"""Reads the samples that the plan names, and packs them for a worker; runs in reading processes without torch.
+"""Reads the samples that the plan names, and packs them for a worker: only their bytes where shards say places.
 
-torch is imported only where a sample needs it: to encode degraded pictures and to make rays of cameras.
+torch is imported only where a sample needs it: to make rays of cameras, and to encode degraded pictures where that is
+asked for here.
 
 C = 16 latent channels, h × w latent height and width, V views, L prompt tokens, Y text width.
 """
@@ -9,60 +10,83 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from labeling.dataset import CAMERAS, DROPPED_CAPTION, IMAGES, TEXT, Dataset
+from labeling.dataset import CAMERAS, DROPPED_CAPTION, IMAGES, TEXT, ArrayFile, Dataset, Want, read_arrays
 from model.constants import LATENT_CHANNELS, LATENT_FACTOR
-from model.inputs import InputError
-from model.prompts import DEGRADED, find_task
+from model.inputs import InputError, one_line
+from model.prompts import DEGRADED, build_prompt, find_task
 from training.batch import Sample, StepBatch
 from training.config import TrainingConfig
 from training.dealing import Dealer
+from training.device import encode_picture
 from training.manifest import Manifest
 from training.planned import PlannedSample
-from training.streams import Stream
+from training.streams import CAPTION, Stream
 
 if TYPE_CHECKING:
     from model.codecs import ImageCodec
     from model.pictures import Picture
 
-_COLUMNS = {IMAGES: ["image"], TEXT: ["entries"], CAMERAS: ["c2w", "intrinsics"]}
+_COLUMNS = {IMAGES: ["image"], TEXT: ["entries"], CAMERAS: ["c2w", "intrinsics"], CAPTION: [CAPTION]}
+_NAMES = ["names", "colors"]  # of what a prompt names
 _LATENT_COLUMNS = ["latent", "latent_height", "latent_width"]
+_WAITING_THREADS = 4  # that read where it takes waiting for S3, or decoding pictures outside Python's lock
+_OPEN_FILES = 256  # shards; a process may have 1024 files open
+Allocate = Callable[[tuple[int, ...]], NDArray[np.float16]]
 
 
 class PlanReader:
     """Reads what the plan gives to one worker."""
 
-    def __init__(self, manifest: Manifest, config: TrainingConfig, codec: str) -> None:
-        """codec: what encoded the latents, to encode degraded pictures with (as for `model.codecs.load_codec`)."""
+    def __init__(
+        self, manifest: Manifest, config: TrainingConfig, codec: str | None = None, allocate: Allocate | None = None
+    ) -> None:
+        """codec: what encoded the latents (as for `model.codecs.load_codec`), to encode degraded pictures with; None
+        leaves that to who computes, see `training.device`. allocate: makes the arrays of samples, pinned ones perhaps.
+
+        threads: how many should call `read` at a time.
+        """
         self.manifest, self.config = manifest, config
         self.dealer = Dealer(manifest, config)
         self._codec_name = codec
+        self._allocate = allocate or (lambda shape: np.empty(shape, np.float16))
         self._datasets = {name: Dataset(source.dataset) for name, source in manifest.sources.items()}
         self._tables = _Cache(config.reader.cache_mb << 20)
         self._pictures = _Cache(config.reader.cache_mb << 18)
-        self._verified: set[tuple[str, str, int]] = set()
+        self._files = _Cache(_OPEN_FILES, lambda _: 1)
+        self._planning = Lock()
+        far = [dataset.store.parallel for dataset in self._datasets.values() if dataset.store.gap]
+        self._pool = ThreadPoolExecutor(max(far), "range") if far else None
+        # Arrays from a disk are there at once, and threads would only take Python's lock from each other.
+        waits = far or any(find_task(stream.task).condition == DEGRADED for stream in manifest.streams)
+        self.threads = config.reader.threads or (_WAITING_THREADS if waits else 1)
 
     @cached_property
     def codec(self) -> ImageCodec:
         """The codec of degraded pictures, loaded when the first one comes."""
         from model.codecs import load_codec
 
-        _limit_threads()
+        assert self._codec_name is not None
         return load_codec(self._codec_name)
 
     def read(self, step: int, rank: int, workers: int) -> StepBatch:
-        """The packs of one worker for a step.
+        """The packs of one worker for a step. Safe to be called by several threads.
 
         Raises InputError for a shard that is not the one the run began with, naming it.
         """
-        dealt, most, frames_in_loss = self.dealer.deal(step, rank, workers)
-        packs = [[self.read_sample(*planned) for planned in pack] for pack in dealt]
+        with self._planning:
+            dealt, most, frames_in_loss = self.dealer.deal(step, rank, workers)
+        wants: list[Want] = []
+        packs = [[self._sample(*leveled, wants) for leveled in pack] for pack in dealt]
+        read_arrays(wants, self._pool)
         first = packs[0][0]
         while len(packs) < most:
             # Sharded models call forward equally often on every worker: one more sample, which the loss leaves out.
@@ -71,43 +95,65 @@ class PlanReader:
 
     def read_sample(self, planned: PlannedSample, sigmas: NDArray[np.float32], in_loss: NDArray[np.bool_]) -> Sample:
         """One sample with the noise levels given."""
+        wants: list[Want] = []
+        sample = self._sample(planned, sigmas, in_loss, wants)
+        read_arrays(wants, self._pool)
+        return sample
+
+    def _sample(
+        self, planned: PlannedSample, sigmas: NDArray[np.float32], in_loss: NDArray[np.bool_], wants: list[Want]
+    ) -> Sample:
+        """A sample whose arrays have their values once `wants`, which gets what it lacks, is read."""
         stream = self.manifest.streams[planned.stream]
+        degraded = None
         if planned.views:
-            latents = self._views(stream, planned)
+            latents = self._views(stream, planned, wants)
         else:
-            frames = [self._latent(stream, stream.latents, planned)]
-            if find_task(stream.task).condition == DEGRADED:
-                frames.append(self._degraded(stream, planned, frames[0].shape))
-            elif stream.condition is not None:
-                frames.append(self._latent(stream, stream.condition, planned))
-                if frames[1].shape != frames[0].shape:
-                    raise InputError(
-                        f"{self._place(stream, stream.condition, planned)}: latents of another size than the "
-                        f"picture's; label {stream.condition} again"
-                    )
-            latents = np.stack(frames)
-        return Sample(stream.task, latents, self._text(stream, planned), sigmas, in_loss, planned.noise_seed)
+            is_degraded = find_task(stream.task).condition == DEGRADED
+            groups = [stream.latents, *([stream.condition] if stream.condition and not is_degraded else [])]
+            sources = [self._latent(stream, group, planned) for group in groups]
+            shape = sources[0].shape
+            if any(source.shape != shape for source in sources):
+                raise InputError(
+                    f"{self._place(stream, groups[1], planned)}: latents of another size than the "
+                    f"picture's; label {groups[1]} again"
+                )
+            latents = self._allocate((len(groups) + is_degraded, *shape))
+            for frame, source in zip(latents, sources, strict=False):
+                source.fill(frame, wants)
+            if is_degraded:
+                degraded = self._degraded(stream, planned, shape)
+                if self._codec_name is not None:
+                    latents[-1] = encode_picture(self.codec, degraded).numpy()
+                    degraded = None
+        if stream.text == "online":
+            text, prompt = np.empty((0, self.config.model.caption_channels), np.float16), self._prompt(stream, planned)
+        else:
+            text, prompt = self._text(stream, planned, wants), None
+        return Sample(stream.task, latents, text, sigmas, in_loss, planned.noise_seed, degraded, prompt)
 
-    def _latent(self, stream: Stream, group: str, planned: PlannedSample) -> NDArray[np.float16]:
-        """(C, h, w) of a picture."""
+    def _latent(self, stream: Stream, group: str, planned: PlannedSample, view: int | None = None) -> _Source:
+        """(C, h, w) of a picture, or of a view of a set."""
+        file = self._file(stream, group, planned.shard)
+        if file.latents:
+            value = file.latents.value(file.row_starts[planned.row_group] + planned.row, view or 0)
+            return _Source(file.latents.shape(value), file, int(file.latents.starts[value]))
         table = self._table(stream, group, planned)
-        height, width = (table[name][planned.row].as_py() for name in ("latent_height", "latent_width"))
-        return _array(table["latent"][planned.row].values).reshape(LATENT_CHANNELS, height, width)
+        latent, height, width = (table[name][planned.row] for name in _LATENT_COLUMNS)
+        if view is not None:
+            latent, height, width = latent[view], height[view], width[view]
+        return _Source((LATENT_CHANNELS, height.as_py(), width.as_py()), values=_array(latent.values))
 
-    def _views(self, stream: Stream, planned: PlannedSample) -> NDArray[np.float16]:
+    def _views(self, stream: Stream, planned: PlannedSample, wants: list[Want]) -> NDArray[np.float16]:
         """(2V, C, h, w): image₀, rays₀, image₁, rays₁, …"""
         import torch
 
         from model.cameras import camera_rays, rays_to_latents
 
-        _limit_threads()
-        table = self._table(stream, stream.latents, planned)
-        heights, widths, latents = (table[name][planned.row] for name in ("latent_height", "latent_width", "latent"))
-        sides = {(heights[view].as_py(), widths[view].as_py()) for view in planned.views}
-        if len(sides) > 1 or len(set(*sides)) > 1:
+        sources = [self._latent(stream, stream.latents, planned, view) for view in planned.views]
+        _, side, other = sources[0].shape
+        if side != other or any(source.shape != sources[0].shape for source in sources):
             raise InputError(f"{self._place(stream, stream.latents, planned)}: views must be square and of one size")
-        side = next(iter(sides))[0]
-        images = np.stack([_array(latents[view].values).reshape(LATENT_CHANNELS, side, side) for view in planned.views])
         cameras = self._table(stream, CAMERAS, planned)
         chosen = {
             name: torch.tensor([cameras[name][planned.row][view].as_py() for view in planned.views])
@@ -120,20 +166,18 @@ class PlanReader:
             normalize=True,
             scale=self.config.objective.c2w_scaling,
         )
-        ray_frames = rays_to_latents(rays, side, side).to(torch.float16).numpy()
-        return np.stack([images, ray_frames], axis=1).reshape(-1, LATENT_CHANNELS, side, side)
+        frames = self._allocate((2 * len(planned.views), *sources[0].shape))
+        frames[1::2] = rays_to_latents(rays, side, side).to(torch.float16).numpy()
+        for frame, source in zip(frames[::2], sources, strict=True):
+            source.fill(frame, wants)
+        return frames
 
-    def _degraded(self, stream: Stream, planned: PlannedSample, shape: tuple[int, ...]) -> NDArray[np.float16]:
-        """(C, h, w) of the picture, fitted like the stored latents, then degraded and encoded."""
-        import torch
-
+    def _degraded(self, stream: Stream, planned: PlannedSample, shape: tuple[int, ...]) -> Picture:
+        """(H, W, 3) uint8, the picture fitted like the stored latents and degraded."""
         from model.conditions import degrade
 
         fitted = self._picture(stream, planned, shape[2] * LATENT_FACTOR, shape[1] * LATENT_FACTOR)
-        degraded = degrade(fitted, stream.task, planned.degradation_seed)
-        pixels = torch.from_numpy(degraded.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
-        with torch.inference_mode():
-            return self.codec.encode(pixels)[0].to(torch.float16).numpy()
+        return degrade(fitted, stream.task, planned.degradation_seed)
 
     def _picture(self, stream: Stream, planned: PlannedSample, width: int, height: int) -> Picture:
         """The image of the sample, fitted to a size in pixels; cached, since small datasets soon use it again."""
@@ -146,86 +190,132 @@ class PlanReader:
         key = (stream.source, planned.shard, planned.row_group, planned.row, width, height)
         return self._pictures.get(key, read)
 
-    def _text(self, stream: Stream, planned: PlannedSample) -> NDArray[np.float16]:
+    def _text(self, stream: Stream, planned: PlannedSample, wants: list[Want]) -> NDArray[np.float16]:
         """(L, Y) of the prompt; of a set, the prompt of the first view shown."""
         task = DROPPED_CAPTION if planned.drop_caption else stream.task
+        file = self._file(stream, TEXT, planned.shard)
+        try:
+            if file.entries:
+                row = file.row_starts[planned.row_group] + planned.row
+                value = file.entries.value(row, task, planned.views[0] if planned.views else 0)
+                source = _Source(file.entries.shape(value), file, int(file.entries.starts[value]))
+            else:
+                source = self._entry(stream, planned, task)
+        except KeyError:
+            named = f"for task {task!r}" if task else "that is empty, for dropped captions"
+            raise InputError(f"{self._place(stream, TEXT, planned)}: no prompt {named}; label text again") from None
+        if source.shape[1] != self.config.model.caption_channels:
+            raise InputError(
+                f"model.caption_channels is {self.config.model.caption_channels}, but the prompts of "
+                f"{self.manifest.sources[stream.source].dataset} are {source.shape[1]} wide; set it so"
+            )
+        text = self._allocate(source.shape)
+        source.fill(text, wants)
+        return text
+
+    def _prompt(self, stream: Stream, planned: PlannedSample) -> str:
+        """The prompt as it is embedded; of a set, that of the first view shown."""
+        if planned.drop_caption:
+            return ""
+
+        def value(group: str, column: str) -> Any:
+            found = self._table(stream, group, planned)[column][planned.row]
+            return (found[planned.views[0]] if planned.views else found).as_py()
+
+        named = [value(stream.task, column) for column in _NAMES] if find_task(stream.task).phrase else []
+        return build_prompt(stream.task, value(CAPTION, CAPTION), *named)
+
+    def _entry(self, stream: Stream, planned: PlannedSample, task: str) -> _Source:
+        """The embedding of a task's prompt, from the whole row group. Raises KeyError where there is none."""
         entries = self._table(stream, TEXT, planned)["entries"][planned.row]
         if planned.views:
             entries = entries[planned.views[0]]
         structs = entries.values
         tasks = structs.field("task").to_pylist()
         if task not in tasks:
-            named = f"for task {task!r}" if task else "that is empty, for dropped captions"
-            raise InputError(f"{self._place(stream, 'text', planned)}: no prompt {named}; label text again")
+            raise KeyError(task)
         place = tasks.index(task)
         embedding = _array(structs.field("embedding")[place].values)
-        text = embedding.reshape(structs.field("tokens")[place].as_py(), -1)
-        if text.shape[1] != self.config.model.caption_channels:
-            raise InputError(
-                f"model.caption_channels is {self.config.model.caption_channels}, but the prompts of "
-                f"{self.manifest.sources[stream.source].dataset} are {text.shape[1]} wide; set it so"
-            )
-        return text
+        return _Source(embedding.reshape(structs.field("tokens")[place].as_py(), -1).shape, values=embedding)
 
     def _table(self, stream: Stream, group: str, planned: PlannedSample) -> pa.Table:
         """The row group of `group` that holds the sample."""
         dataset = self._datasets[stream.source]
 
         def read() -> pa.Table:
-            self._verify(stream, group, planned.shard)
-            shard = self.manifest.sources[stream.source].shards[planned.shard].name
-            columns = _COLUMNS.get(group, _LATENT_COLUMNS)
-            return dataset.read(group, shard, columns, [planned.row_group]).combine_chunks()
+            file = self._file(stream, group, planned.shard)
+            shard = self.manifest.sources[stream.source].shards.name(planned.shard)
+            columns = _COLUMNS.get(group, _LATENT_COLUMNS if group.startswith(stream.latents) else _NAMES)
+            try:
+                return dataset.read(group, shard, columns, [planned.row_group]).combine_chunks()
+            except (OSError, pa.ArrowException) as error:
+                if dataset.store.gap and isinstance(error, OSError):  # a store that may answer the next time
+                    raise
+                raise InputError(f"{file.address}: damaged ({one_line(error)}); delete it and label it again") from None
 
         return self._tables.get((dataset.uri, group, planned.shard, planned.row_group), read)
 
-    def _verify(self, stream: Stream, group: str, number: int) -> None:
-        """Stop at a shard whose content is not what the manifest pins."""
-        key = (stream.source, group, number)
-        if key in self._verified:
-            return
+    def _file(self, stream: Stream, group: str, number: int) -> ArrayFile:
+        """A shard of a group. Raises InputError for one whose content is not what the manifest pins."""
         source = self.manifest.sources[stream.source]
-        pin = source.shards[number]
-        place = f"{source.dataset}/{group}/{pin.name}.parquet"
-        try:
-            content = self._datasets[stream.source].footer(group, pin.name).content
-        except FileNotFoundError:
-            raise InputError(f"{place}: gone since the run began; restore it, or begin a new run") from None
-        if content != pin.content[group]:
-            raise InputError(f"{place}: changed since the run began; restore it, or begin a new run")
-        self._verified.add(key)
+
+        def open_file() -> ArrayFile:
+            name = source.shards.name(number)
+            place = f"{source.dataset}/{group}/{name}.parquet"
+            try:
+                file = self._datasets[stream.source].arrays(group, name)
+            except FileNotFoundError:
+                raise InputError(f"{place}: gone since the run began; restore it, or begin a new run") from None
+            if file.content != source.shards.content[group][number].as_py():
+                raise InputError(f"{place}: changed since the run began; restore it, or begin a new run")
+            return file
+
+        return self._files.get((stream.source, group, number), open_file)
 
     def _place(self, stream: Stream, group: str, planned: PlannedSample) -> str:
         source = self.manifest.sources[stream.source]
-        shard = source.shards[planned.shard]
-        row = sum(shard.row_groups[: planned.row_group]) + planned.row
-        return f"{source.dataset}/{group}/{shard.name}.parquet row {row}"
+        row = source.shards.row_in_shard(planned.shard, planned.row_group, planned.row)
+        return f"{source.dataset}/{group}/{source.shards.name(planned.shard)}.parquet row {row}"
+
+
+class _Source:
+    """Where an array comes from: a file that it is still to be read from, or values that are there."""
+
+    def __init__(
+        self, shape: tuple[int, ...], file: ArrayFile | None = None, start: int = 0, values: Any = None
+    ) -> None:
+        self.shape, self._file, self._start, self._values = shape, file, start, values
+
+    def fill(self, target: NDArray[np.float16], wants: list[Want]) -> None:
+        """Put the array into `target`, now or once `wants` is read."""
+        if self._file is None:
+            target.reshape(-1)[:] = self._values
+        else:
+            wants.append(Want(self._file, self._start, target))
 
 
 class _Cache:
-    """The values used last (tables, arrays), up to a limit in bytes."""
+    """The values used last, up to a limit of their sizes. Threads share it; two may make the same value."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit, self._bytes = limit, 0
+    def __init__(self, limit: int, size: Callable[[Any], int] = lambda value: int(value.nbytes)) -> None:
+        self._limit, self._size, self._used = limit, size, 0
         self._values: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+        self._lock = Lock()
 
     def get(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-        """The value of the key, made if it is not there. Values have `nbytes`."""
-        if key in self._values:
-            self._values.move_to_end(key)
-            return self._values[key]
-        value = self._values[key] = make()
-        self._bytes += value.nbytes
-        while self._bytes > self._limit and len(self._values) > 1:
-            self._bytes -= self._values.popitem(last=False)[1].nbytes
+        """The value of the key, made if it is not there."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        value = make()
+        with self._lock:
+            if key not in self._values:
+                self._values[key] = value
+                self._used += self._size(value)
+            while self._used > self._limit and len(self._values) > 1:
+                self._used -= self._size(self._values.popitem(last=False)[1])
         return value
-
-
-def _limit_threads() -> None:
-    """Let torch use one thread in this process, since each reader has about one CPU."""
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def _array(values: pa.Array) -> NDArray[np.float16]:

@@ -100,7 +100,7 @@ def _prepare(config: TrainingConfig, store: Store, resumes: bool) -> Manifest:
         datasets = {name: source.dataset for name, source in config.mixture.items()}
         manifest = Manifest.read(store).at_addresses(datasets)
     else:
-        manifest = build_manifest(config.mixture, config.size, config.lanes)
+        manifest = build_manifest(config.mixture, config.size, config.lanes, config.text_encoder)
         manifest.write(store)
         store.delete(FIRST_MANIFEST)  # of a run that began here and wrote no checkpoint
     store.put(CONFIG, to_yaml(config.model_dump(mode="json")).encode())
@@ -191,13 +191,14 @@ def _train_worker(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def readers_per_worker(config: TrainingConfig, cpus: float) -> int:
-    """How many readers each worker has and requests CPUs for: as configured, or fewer where `cpus` do not suffice.
+    """How many processes that read each worker has and requests CPUs for: as configured, or fewer where `cpus` do not
+    suffice.
 
     cpus: of the whole cluster. Which samples are read does not depend on the number.
     """
     workers, reader = config.workers, config.reader
     least = workers.count if isinstance(workers.count, int) else workers.count[0]
-    if not reader.cpus:
+    if not reader.cpus or not reader.processes:
         return reader.processes
     fitting = int((cpus / least - workers.cpus) / reader.cpus + 1e-6)
     return max(1, min(fitting, reader.processes))

@@ -10,6 +10,7 @@ from torch import nn
 
 from training.batch import StepBatch
 from training.dataloader import load_batches, prefetch
+from training.device import DeviceBatches
 from training.objective import flow_matching_loss
 from training.optimizer import MovingAverage
 from training.step_metrics import StepMetrics
@@ -29,13 +30,13 @@ class Validation:
         manifest = settings.validation_manifest
         self._tasks = settings.validation_tasks
         self._reading: Iterator[StepBatch] = prefetch(
-            load_batches(manifest, config, settings.codec, rank, workers, settings.readers, steps)
+            load_batches(manifest, config, rank, workers, settings.readers, steps)
         )
         self._batches: list[StepBatch] = []
 
-    def read(self) -> None:
+    def read(self, device: DeviceBatches) -> None:
         """Wait until the samples are read. Raises InputError for a shard that changed."""
-        self._batches += self._reading
+        self._batches += map(device.encoded, self._reading)
 
     @torch.no_grad()
     def measure(self, model: nn.Module, average: MovingAverage, device: torch.device) -> dict[str, Any]:

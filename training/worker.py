@@ -17,6 +17,7 @@ from training.checkpoint import checkpoint_name, whole_checkpoints
 from training.config import TrainingConfig
 from training.coordinator import StepAnnouncer
 from training.dataloader import load_batches, prefetch
+from training.device import DeviceBatches, pinned_array
 from training.divergence import all_finite, diverged, unusable_checkpoint
 from training.flops import FlopCounter
 from training.memory import keep_freed_memory
@@ -63,10 +64,10 @@ class _Worker:
             keep_freed_memory()
         _set_threads(self.config.workers.threads or max(1, _cores() // context.get_local_world_size()))
         self.resumes, self.start = _from_rank_zero(_newest_checkpoint(self.store))
-        # Readers start while the model is built. With validation its rows are read first, and the readers of the steps
-        # start when those readers have ended: both at once would need twice the CPUs.
+        # Reading begins while the model is built. Processes that read the steps start when those that read the rows of
+        # validation have ended: both at once would need twice the CPUs.
         self.validation = Validation(settings, self.rank, self.workers) if settings.validation_manifest else None
-        self.batches = None if self.validation else prefetch(self._load_batches())
+        self.batches = None if self.validation and settings.readers else prefetch(self._load_batches())
         from training.checkpoint.state import TrainingState  # with accelerate and diffusers 4 s, while readers start
 
         self.logger = MetricsLogger(self.store, self.start) if self.rank == 0 else None
@@ -74,6 +75,7 @@ class _Worker:
         model = build_model(self.config)
         transformer_config, flops = dict(model.transformer.config), FlopCounter(model.transformer)
         device = self.accelerator.device
+        self.device_batches = DeviceBatches(self.config, settings.codec, settings.text_encoder, device)
         self.model = distribute(model, self.config.workers, device, context.get_local_world_size())
         self.updates = Updates(self.model, self.config, device, self.workers, self.accelerator.autocast)
         self.average = self.updates.average
@@ -98,12 +100,12 @@ class _Worker:
         if config.checkpoints.first and not self.resumes:
             self._save(0)
         if self.validation:
-            self.validation.read()
+            self.validation.read(self.device_batches)
 
         metrics: dict[str, Any] = {}
         announcer = StepAnnouncer(self.coordinator)
         began = step_began = time.monotonic()
-        for batch in self.batches or self._load_batches():
+        for batch in self.device_batches.ready(self.batches or self._load_batches()):
             wait_seconds = time.monotonic() - step_began
             if announcer.stops_before(batch.step):
                 if step % config.checkpoints.every:
@@ -134,8 +136,9 @@ class _Worker:
 
     def _load_batches(self) -> Iterator[StepBatch]:
         settings, steps = self.settings, range(self.start, self.config.steps)
+        allocate = pinned_array if self.config.workers.gpus and torch.cuda.is_available() else None
         return load_batches(
-            settings.manifest, settings.config, settings.codec, self.rank, self.workers, settings.readers, steps
+            settings.manifest, settings.config, self.rank, self.workers, settings.readers, steps, allocate
         )
 
     def _validate(self) -> dict[str, Any]:

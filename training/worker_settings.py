@@ -13,7 +13,7 @@ class WorkerSettings:
     """manifest: a Ray reference to the Manifest of what is trained on, and tasks: its tasks, in order.
 
     validation_manifest: a reference to the Manifest of the validation rows, None where there are none, and
-    validation_tasks: its tasks. coordinator: the Coordinator's actor. readers: processes of each worker that read.
+    validation_tasks: its tasks. coordinator: the Coordinator's actor. readers: processes that read for each worker.
     """
 
     config: TrainingConfig

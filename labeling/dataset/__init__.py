@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from labeling.dataset.array_file import ArrayFile, Want, read_arrays
 from labeling.dataset.dataset import DATASET_FILE, EARLIER, GROUP_FILE, SCHEMA_VERSION, Dataset, ShardInfo
 from labeling.dataset.digests import check_type, digest_column, digest_json
 from labeling.dataset.entries import DROPPED_CAPTION, TEXT, entry_columns
@@ -22,6 +23,7 @@ from labeling.dataset.join import Columns
 from labeling.dataset.lease import LEASE_EXPIRY, LEASE_FILES, is_leased, lease, refuse_others
 from labeling.dataset.parallel import in_parallel
 from labeling.dataset.row_errors import (
+    NOT_SELECTED,
     MissingParameter,
     RowErrors,
     Unavailable,
@@ -29,8 +31,9 @@ from labeling.dataset.row_errors import (
     read_row_errors,
     upstream_groups,
 )
-from labeling.dataset.selection import Selection, select_rows
-from labeling.dataset.shards import RECIPE_FIELDS, Footer, recipe, shard_file, write_shard
+from labeling.dataset.selection import Condition, Selection, evaluate, read_condition, select_rows
+from labeling.dataset.shards import RECIPE_FIELDS, Footer, recipe, shard_file, stores_arrays, write_shard
+from labeling.dataset.sql import Tables
 from labeling.dataset.status import (
     Footers,
     GroupStatus,
@@ -56,12 +59,15 @@ __all__ = [
     "IMAGE_SCHEMA",
     "LEASE_EXPIRY",
     "LEASE_FILES",
+    "NOT_SELECTED",
     "RECIPE_FIELDS",
     "REJECTED",
     "REJECTED_SCHEMA",
     "SCHEMA_VERSION",
     "TEXT",
+    "ArrayFile",
     "Columns",
+    "Condition",
     "Dataset",
     "Entry",
     "Footer",
@@ -75,12 +81,15 @@ __all__ = [
     "Selection",
     "ShardInfo",
     "Store",
+    "Tables",
     "Unavailable",
+    "Want",
     "check_type",
     "dataset_status",
     "digest_column",
     "digest_json",
     "entry_columns",
+    "evaluate",
     "expected_recipe",
     "expected_recipes",
     "fresh_shards",
@@ -91,12 +100,15 @@ __all__ = [
     "lease",
     "missing_parameter",
     "open_store",
+    "read_arrays",
+    "read_condition",
     "read_row_errors",
     "recipe",
     "refuse_others",
     "select_rows",
     "set_schema",
     "shard_file",
+    "stores_arrays",
     "upstream_groups",
     "write_shard",
 ]

@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from labeling.dataset.array_file import ArrayFile
 from labeling.dataset.footers import FooterTable
 from labeling.dataset.images import IMAGES
 from labeling.dataset.index import read_footers, refreshed_footers, save_index
@@ -221,6 +222,10 @@ class Dataset:
     ) -> pa.Table:
         """Columns of a shard (all by default), of some of its row groups (all by default)."""
         return read_columns(self.store, group, shard, columns, row_groups)
+
+    def arrays(self, group: str, shard: str) -> ArrayFile:
+        """A shard of latents or text, to read single arrays of it; see `ArrayFile`."""
+        return ArrayFile(self.store, group, shard)
 
     def join(
         self, shard: str, columns: Columns, row_groups: Sequence[int] | None = None, skip_missing: bool = False

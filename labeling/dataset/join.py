@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from labeling.dataset.arrays import with_lists
 from labeling.dataset.images import IMAGES
 from labeling.dataset.shards import row_groups_of, shard_file
 from labeling.dataset.storage import Store
@@ -60,5 +61,7 @@ def join_groups(
 def _read(parquet: pq.ParquetFile, columns: Sequence[str] | None, row_groups: Sequence[int] | None) -> pa.Table:
     names = list(columns) if columns is not None else None
     if row_groups is None:
-        return parquet.read(columns=names)
-    return parquet.read_row_groups(list(row_groups), columns=names)
+        table = parquet.read(columns=names)
+    else:
+        table = parquet.read_row_groups(list(row_groups), columns=names)
+    return with_lists(table, parquet.metadata.metadata)

@@ -20,12 +20,16 @@ from labeling.dataset.status import Footers, groups_of
 THREADS = 16
 MAX_SHARDS = 64  # whose reasons are read: counts are in footers, reasons are not
 _REASON = re.compile(r"(?P<what>.+): set (?P<parameter>[\w-]+\.\w+)=NAME")
+NOT_SELECTED = "not selected"  # the error of a row that a group is not to label
 _VIEW = re.compile(r"view \d+: ")
 
 
 @dataclass(frozen=True)
 class MissingParameter:
-    """What a row lacks for a label, and the parameter ("depth.model") that would provide it."""
+    """What a row lacks for a label, and the parameter ("depth.model") that would provide it.
+
+    Of a row that is not to be labeled there is no such parameter, "".
+    """
 
     what: str
     parameter: str
@@ -33,11 +37,13 @@ class MissingParameter:
     @property
     def reason(self) -> str:
         """The text in the row's `error`."""
-        return f"{self.what}: set {self.parameter}=NAME"
+        return f"{self.what}: set {self.parameter}=NAME" if self.parameter else self.what
 
     @classmethod
     def of(cls, reason: str) -> MissingParameter | None:
         """What a text in `error` says is missing, None where it is an error. In a set all views must lack the same."""
+        if reason == NOT_SELECTED:
+            return cls(NOT_SELECTED, "")
         parts = _VIEW.split(reason)
         parts = [part.removesuffix("; ") for part in (parts if len(parts) == 1 else parts[1:])]
         matches = {match and (match["what"], match["parameter"]) for match in map(_REASON.fullmatch, parts)}
@@ -54,10 +60,14 @@ class Unavailable:
 
     def command(self, dataset: str) -> str:
         """What a person types to have these rows labeled, NAME being the model."""
-        return f"onediffusion label {dataset} {' '.join(self.rows)} --set {self.missing.parameter}=NAME"
+        option = f"--set {self.missing.parameter}=NAME" if self.missing.parameter else "--where true"
+        return f"onediffusion label {dataset} {' '.join(self.rows)} {option}"
 
     def remark(self, dataset: str) -> str:
         """What a person is told of these rows."""
+        if not self.missing.parameter:
+            rows = f"{max(self.rows.values())} rows have no {', '.join(self.rows)}: they are not selected"
+            return f"{rows}. To have them labeled: {self.command(dataset)}"
         rows = f"{max(self.rows.values())} rows cannot have {', '.join(self.rows)}: {self.missing.what}"
         return f"{rows}. To have them labeled, name a model: {self.command(dataset)}"
 

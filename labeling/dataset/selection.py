@@ -8,15 +8,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from labeling.dataset.dataset import Dataset
 from labeling.dataset.footers import FooterTable
-from labeling.dataset.sql import Mentioned, Tables, explained_sql, parse, quoted
-from model.inputs import InputError
+from labeling.dataset.sql import Mentioned, Tables, closed_connection, explained_sql, known_types, parse, quoted
+from model.inputs import InputError, one_line
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
 
 CHUNK_ROWS = 1 << 18  # rows that a condition is evaluated on at once
 
@@ -28,11 +32,6 @@ class Condition:
     where: str
     columns: Sequence[str]
     whole: bool
-
-    @property
-    def expression(self) -> str:
-        """SQL that is true or false for each row: null is false, as after WHERE."""
-        return f"coalesce(cast(({self.where}\n) as boolean), false)"
 
     @property
     def groups(self) -> list[str]:
@@ -136,15 +135,38 @@ def _evaluate(tables: Tables, condition: Condition, first: int, end: int) -> NDA
     """(rows of the shards [first, end),) where the condition is true."""
     only = tables.groups if condition.whole else condition.groups or tables.groups[:1]
     with tables.connect(first, end, only) as connection, explained_sql(tables, f"where {condition.where!r}"):
-        sql = f"select {condition.expression} as selected from {_from(condition, tables)}"  # noqa: S608
-        mask = np.asarray(connection.execute(sql).fetchnumpy()["selected"], bool)
+        mask = _mask(connection, condition.where, _from(condition, tables))
     rows = sum(shard.rows for shard in tables.dataset.shards[first:end])
     assert len(mask) == rows, f"{len(mask)} values for {rows} rows"
     return mask
 
 
+def _mask(connection: duckdb.DuckDBPyConnection, where: str, tables: str) -> NDArray[np.bool_]:
+    """Where a condition is true; null is not, as after WHERE."""
+    sql = f"select coalesce(cast(({where}\n) as boolean), false) as selected from {tables}"  # noqa: S608
+    return np.asarray(connection.execute(sql).fetchnumpy()["selected"], bool)
+
+
+def evaluate(where: str, tables: Mapping[str, pa.Table]) -> NDArray[np.bool_]:
+    """(rows,) where a condition on rows is true. tables: group → the columns that it reads, of the same rows.
+
+    Raises InputError for a value that cannot be computed.
+    """
+    import duckdb
+
+    with closed_connection({group: known_types(table) for group, table in tables.items()}) as connection:
+        try:
+            return _mask(connection, where, _beside(list(tables)))
+        except duckdb.Error as error:
+            raise InputError(f"where {where!r}: {one_line(error, 400)}") from None
+
+
 def _from(condition: Condition, tables: Tables) -> str:
-    return " positional join ".join(quoted(group) for group in condition.groups or tables.groups[:1])
+    return _beside(condition.groups or tables.groups[:1])
+
+
+def _beside(groups: Sequence[str]) -> str:
+    return " positional join ".join(map(quoted, groups))
 
 
 def _columns(tables: Tables, mentioned: Mentioned) -> list[str]:

@@ -14,7 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from labeling.dataset.arrays import ARRAYS, MAX_PAGE, array_paths, arrays_text, with_bytes, with_lists
 from labeling.dataset.digests import digest_column, digest_json
+from labeling.dataset.places import PLACES, places_text
 from labeling.dataset.storage import Entry, Store
 from model.inputs import InputError, one_line
 
@@ -70,21 +72,32 @@ def write_shard(
         "columns": json.dumps(columns, sort_keys=True),
         "errors": str(errors),
     }
-    # Images are compressed already; other columns gain from zstd. No reader uses statistics or dictionaries.
-    compression = {name: "none" if _holds_images(table.schema.field(name).type) else "zstd" for name in columns}
+    stored, arrays = with_bytes(table, row_groups)
+    if arrays:
+        metadata[ARRAYS] = arrays_text(arrays)
+        if places := places_text(table, arrays):
+            metadata[PLACES] = places
     name = shard_file(group, shard)
     path = store.scratch(name)
-    schema = table.schema.remove_metadata()
+    schema = stored.schema.remove_metadata()
     try:
+        # Images are compressed already, and single arrays are read from the one page of a row group; other columns gain
+        # from zstd. No reader uses statistics or dictionaries.
         with pq.ParquetWriter(
-            path, schema, compression=_by_leaf(schema, compression), use_dictionary=False, write_statistics=False
+            path,
+            schema,
+            compression=_compression(schema),
+            use_dictionary=False,
+            write_statistics=False,
+            data_page_size=MAX_PAGE if arrays else None,
         ) as writer:
             start = 0
             for rows in row_groups:
-                writer.write_table(table.slice(start, rows), row_group_size=max(rows, 1))
+                writer.write_table(stored.slice(start, rows), row_group_size=max(rows, 1))
                 start += rows
             writer.add_key_value_metadata(metadata)
-        written = pq.read_table(path)
+        with pq.ParquetFile(path) as parquet:
+            written = with_lists(parquet.read(), parquet.metadata.metadata)
         if {column: digest_column(written[column]) for column in written.column_names} != columns:
             raise OSError(f"{store.uri}/{name}: what was written reads back differently; is the disk sound?")
         return replace(footer, entry=store.put_file(name, path))
@@ -98,18 +111,15 @@ def read_footer(store: Store, group: str, shard: str, listed: int | None = None)
     listed: the size of the file in bytes, where it is known. Raises FileNotFoundError, InputError for a file that this
     project did not write.
     """
-    name = shard_file(group, shard)
-    tail, entry = store.read_tail(name, FOOTER_BYTES, listed)
-    length = int.from_bytes(tail[-8:-4], "little") + 8  # Parquet ends with the footer's length and "PAR1"
-    if len(tail) < length <= entry.size:
-        tail, entry = store.read_tail(name, length, entry.size)
-    try:
-        metadata = pq.read_metadata(pa.BufferReader(tail))
-    except pa.ArrowException as error:
-        raise InputError(f"{store.uri}/{name}: not a Parquet file ({one_line(error)}); move it away") from None
+    metadata, entry = read_metadata(store, group, shard, listed)
+    return footer_of(metadata, entry, f"{store.uri}/{shard_file(group, shard)}")
+
+
+def footer_of(metadata: pq.FileMetaData, entry: Entry, address: str) -> Footer:
+    """What the metadata of a shard says of it. Raises InputError for a file that this project did not write."""
     values = metadata.metadata or {}
     if b"recipe" not in values:
-        raise InputError(f"{store.uri}/{name}: not a shard of this project (no recipe in its footer); move it away")
+        raise InputError(f"{address}: not a shard of this project (no recipe in its footer); move it away")
     return Footer(
         values[b"recipe"].decode(),
         values[b"content"].decode(),
@@ -121,28 +131,47 @@ def read_footer(store: Store, group: str, shard: str, listed: int | None = None)
     )
 
 
+def read_metadata(store: Store, group: str, shard: str, listed: int | None = None) -> tuple[pq.FileMetaData, Entry]:
+    """What a shard's end says of it, as `read_footer` reads it, and its file. Raises FileNotFoundError, InputError."""
+    name = shard_file(group, shard)
+    tail, entry = store.read_tail(name, FOOTER_BYTES, listed)
+    length = int.from_bytes(tail[-8:-4], "little") + 8  # Parquet ends with the footer's length and "PAR1"
+    if len(tail) < length <= entry.size:
+        tail, entry = store.read_tail(name, length, entry.size)
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(tail))
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{store.uri}/{name}: not a Parquet file, or cut off ({one_line(error)}); move it away"
+        ) from None
+    return metadata, entry
+
+
+def stores_arrays(store: Store, group: str, shard: str) -> bool:
+    """Whether a shard stores its lists of float16 as bytes; true where it has none. Raises as `read_footer`."""
+    metadata, _ = read_metadata(store, group, shard)
+    schema = metadata.schema.to_arrow_schema()
+    return not any(array_paths(field.type, field.name) for field in schema)
+
+
 def row_groups_of(metadata: pq.FileMetaData) -> list[int]:
     """Rows in each row group of a Parquet file."""
     return [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
 
 
-def _holds_images(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or (pa.types.is_list(kind) and _holds_images(kind.value_type))
-
-
-def _by_leaf(schema: pa.Schema, compression: Mapping[str, str]) -> dict[str, str]:
+def _compression(schema: pa.Schema) -> dict[str, str]:
     """Compression by the leaves of columns: Parquet names nested columns by them (a.list.element, …)."""
     leaves = {}
 
-    def visit(path: str, kind: pa.DataType, codec: str) -> None:
+    def visit(path: str, kind: pa.DataType) -> None:
         if pa.types.is_list(kind):
-            visit(f"{path}.list.element", kind.value_type, codec)
+            visit(f"{path}.list.element", kind.value_type)
         elif pa.types.is_struct(kind):
             for field in kind:
-                visit(f"{path}.{field.name}", field.type, codec)
+                visit(f"{path}.{field.name}", field.type)
         else:
-            leaves[path] = codec
+            leaves[path] = "none" if pa.types.is_binary(kind) else "zstd"
 
     for field in schema:
-        visit(field.name, field.type, compression[field.name])
+        visit(field.name, field.type)
     return leaves

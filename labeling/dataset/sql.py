@@ -96,6 +96,21 @@ def _lambda_names(node: Any) -> Iterator[str]:
             yield from _lambda_names(each)
 
 
+@contextmanager
+def closed_connection(tables: Mapping[str, Any]) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection with these tables, of Arrow: SQL on it reads neither files nor the network, nor changes settings."""
+    import duckdb
+
+    with tempfile.TemporaryDirectory(prefix="onediffusion-sql-") as folder:
+        connection = duckdb.connect(":memory:", config={"temp_directory": folder, "threads": 2})
+        with connection:
+            for name, table in tables.items():
+                connection.register(name, table)
+            connection.execute("set enable_external_access = false")
+            connection.execute("set lock_configuration = true")
+            yield connection
+
+
 class Tables:
     """The groups of a dataset as tables. A group that lacks a shard has nulls in its place.
 
@@ -119,7 +134,7 @@ class Tables:
             for name in dict.fromkeys([shard_file(group, names[-1]), shard_file(group, names[0])]):
                 with store.open(name) as file, store.explained(name):
                     schemas.append(pq.read_schema(file).remove_metadata())
-            fields = [pa.field(field.name, _known_type(field.type)) for field in pa.unify_schemas(schemas)]
+            fields = [pa.field(field.name, _known_type(field.type)) for field in _unified(schemas)]
             self._schemas[group] = pa.schema(fields)
         return self._schemas[group]
 
@@ -164,20 +179,10 @@ class Tables:
     def connect(
         self, first: int = 0, end: int | None = None, only: Sequence[str] | None = None
     ) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A connection with the rows of some shards, [first, end). only: the groups that are tables there.
-
-        SQL on it reads neither files nor the network, and its settings cannot be changed.
-        """
-        import duckdb
-
-        with tempfile.TemporaryDirectory(prefix="onediffusion-sql-") as folder:
-            connection = duckdb.connect(":memory:", config={"temp_directory": folder, "threads": 2})
-            with connection:
-                for group in self.footers if only is None else only:
-                    connection.register(group, self._arrow(group, first, end))
-                connection.execute("set enable_external_access = false")
-                connection.execute("set lock_configuration = true")
-                yield connection
+        """A connection with the rows of some shards, [first, end). only: the groups that are tables there."""
+        groups = self.footers if only is None else only
+        with closed_connection({group: self._arrow(group, first, end) for group in groups}) as connection:
+            yield connection
 
     def view_rows(self, connection: duckdb.DuckDBPyConnection, mentioned: Mentioned) -> None:
         """Add the table `rows`, with the columns of a statement that names it: DuckDB would read all of them.
@@ -256,6 +261,9 @@ def explained_sql(tables: Tables, what: str) -> Iterator[None]:
     try:
         yield
     except duckdb.Error as error:
+        if "halffloat" in str(error):
+            again = f"`label {tables.dataset.uri} --store-again` stores them alike"
+            raise InputError(f"{what}: a column of arrays is stored in two ways in its shards; {again}") from None
         text = re.split(r"\n\s*LINE \d+:|Candidate \w+:", str(error))[0].partition(" Error: ")[2]
         there = ""
         if _COLUMN.search(text):
@@ -276,6 +284,16 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:MAX_NAMES]) + (f" and {rest} others" if rest > 0 else "")
 
 
+def _unified(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """The columns of all. Of arrays that some shards store as lists the type is that of the first: others are read."""
+    import pyarrow as pa
+
+    try:
+        return pa.unify_schemas(schemas)
+    except pa.ArrowException:
+        return pa.schema({field.name: field.type for schema in reversed(schemas) for field in schema})
+
+
 def _known_type(kind: pa.DataType) -> pa.DataType:
     """The type as which DuckDB takes a column: it has no numbers of 16 bits."""
     import pyarrow as pa
@@ -287,6 +305,13 @@ def _known_type(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_struct(kind):
         return pa.struct([(field.name, _known_type(field.type)) for field in kind])
     return kind
+
+
+def known_types(table: pa.Table) -> pa.Table:
+    """The table with the types that DuckDB takes."""
+    import pyarrow as pa
+
+    return table.cast(pa.schema([pa.field(field.name, _known_type(field.type)) for field in table.schema]))
 
 
 def _nulls(schema: pa.Schema, rows: int) -> pa.Table:

@@ -43,6 +43,14 @@ def label(
     only_errors: Annotated[
         bool, typer.Option("--only-errors", help="Only rows in error, once more; the others keep their labels.")
     ] = False,
+    again: Annotated[
+        bool,
+        typer.Option("--store-again", help="Compute nothing: store latents, texts as bytes."),
+    ] = False,
+    where: Annotated[
+        str | None,
+        typer.Option(metavar="SQL", help='Label these rows, as in "quality.sharpness > 0.4"; true: all again.'),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be labeled, and why; change nothing.")
     ] = False,
@@ -58,13 +66,27 @@ def label(
     given = resources_by_labeler(resources or [], groups)
     if as_json and not dry_run:
         raise InputError("--json belongs to --dry-run; `onediffusion status DATASET --json` tells how a dataset stands")
-    if dry_run:
-        _show_plan(plan(dataset, groups, settings, part, only_errors), as_json)
+    if again:
+        _store_again(dataset, groups, part, other=bool(settings or given or only_errors or where or dry_run))
         return
-    result = run(dataset, groups, settings, part, resources=given, only_errors=only_errors)
+    if dry_run:
+        if where is not None and not as_json:
+            print(_selected(dataset, where))
+        _show_plan(plan(dataset, groups, settings, part, only_errors, where), as_json)
+        return
+    result = run(dataset, groups, settings, part, resources=given, only_errors=only_errors, where=where)
     errors = labeled_errors(dataset, list(result.fresh), part, result.footers)
     print(*result.summary(), *errors.lines(), sep="\n")
     errors.check()
+
+
+def _store_again(dataset: str, groups: list[str], part: tuple[int, int] | None, other: bool) -> None:
+    from pipelines.store_again import store_again
+
+    if other:
+        raise InputError("--store-again computes nothing: give it group names and --shards only")
+    for group, count in store_again(dataset, groups, part).items():
+        print(f"{group}: {count or 'no'} shard{'s' * (count != 1)} stored again")
 
 
 def status(
@@ -128,6 +150,13 @@ def views(
     result = run(source, dataset, count, size, seed)
     refused = f"; {result.rejected} files rejected (rejected/ says why)" if result.rejected else ""
     print(f"{result.added} sets written; {result.sets} sets in {dataset}{refused}")
+
+
+def _selected(dataset: str, where: str) -> str:
+    from labeling.dataset import Dataset, select_rows
+
+    selection = select_rows(Dataset.open(dataset), where)
+    return f"{selection.rows} of {selection.total} rows where {where}"
 
 
 def _show_plan(plans: Mapping[str, GroupPlan], as_json: bool) -> None:

@@ -78,8 +78,9 @@ def _job_id(specification: JobSpecification) -> str:
         return f"train-{digest_json(specification.run)[:8]}"
     values = specification.model_dump(mode="json", exclude={"workers", "resources"})
     # Jobs of earlier versions, which had no such keys, keep their ids.
-    if not values.get("only_errors"):
-        values.pop("only_errors", None)
+    for key in ("only_errors", "where"):
+        if not values.get(key):
+            values.pop(key, None)
     if isinstance(specification, LabelJob):
         values["ingest"] = specification.ingest.model_dump(mode="json", exclude_defaults=True)
         if not values["ingest"]:

@@ -80,7 +80,8 @@ class LabelJob(Section):
 
     groups: labelers or column groups; none refreshes all that are declared. parameters: by labeler or group.
     shards: [first, end) of the dataset's shards, in order; all by default. resources: of each labeler or group.
-    only_errors: only rows that are in error, once more. ingest: its options.
+    only_errors: only rows that are in error, once more. where: SQL that is true of the rows to label. ingest: its
+    options.
     """
 
     kind: Literal["label"]
@@ -91,6 +92,7 @@ class LabelJob(Section):
     shards: tuple[int, int] | None = None
     resources: dict[str, Resources] = {}
     only_errors: bool = False
+    where: str | None = None
     ingest: IngestSpec = IngestSpec()
     workers: WorkersSpec = WorkersSpec()
 

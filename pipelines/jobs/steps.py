@@ -61,6 +61,7 @@ def _label(job: LabelJob) -> dict[str, Any]:
         resources=job.resources,
         only_errors=job.only_errors,
         most_gpus=request.max_workers * request.gpus,
+        where=job.where,
     )
     errors = labeled_errors(job.dataset, list(labeled.fresh), job.shards, labeled.footers)
     print(*labeled.summary(), *errors.lines(), sep="\n", flush=True)

@@ -91,7 +91,7 @@ class PartLabeler:
     def _read(self, part: Part) -> list[RowGroup]:
         """The columns that labelers read from stored shards, and the labels there are where only errors count."""
         columns: dict[str, set[str]] = {IMAGES: {"id"}}
-        for column in {column for group in part.groups for column in self.labelers[group].reads}:
+        for column in {column for group in part.groups for column in self.labelers[group].needs}:
             group, _, name = column.partition(".")
             if group not in part.groups:  # otherwise it is labeled here
                 columns.setdefault(group, set()).add(name)

@@ -11,7 +11,14 @@ from typing import Any
 import pyarrow as pa
 
 from labeling.attempt import Attempt
-from labeling.dataset import ID_COLUMN, IMAGE_COLUMN, MissingParameter, groups_of, missing_parameter
+from labeling.dataset import (
+    ID_COLUMN,
+    IMAGE_COLUMN,
+    NOT_SELECTED,
+    MissingParameter,
+    groups_of,
+    missing_parameter,
+)
 from labeling.failures import Failure
 from labeling.labeler import Labeler, Prepared, Row
 from labeling.results import LabeledTable, make_table, split_sets
@@ -62,8 +69,11 @@ class RowGroup:
         """Label what can be labeled with the outputs of networks there are; what the networks are to be asked."""
         requests: dict[str, dict[str, bytes]] = {}
         for group in self.part.groups:
-            reads = labelers[group].reads
+            reads = labelers[group].needs
             if group in self.labeled or not self._has(reads):
+                continue
+            if hasattr(labelers[group], "label_table"):
+                self.labeled[group] = self._label_table(labelers[group])
                 continue
             if IMAGE_COLUMN in reads and group not in self._waiting:
                 with tally.timed("decoding"):
@@ -80,7 +90,7 @@ class RowGroup:
 
     def count(self, labelers: Labelers, tally: Tally) -> None:
         """Count the rows, and those in error by reason."""
-        upstream = {group: groups_of(labelers[group].reads) for group in self.part.groups}
+        upstream = {group: groups_of(labelers[group].needs) for group in self.part.groups}
         errors_of = {group: labeled.table["error"].to_pylist() for group, labeled in self.labeled.items()}
         for name in self.stored.column_names:
             if name.endswith(".error"):
@@ -128,14 +138,20 @@ class RowGroup:
             self._waiting.pop(group, None)
         ids = [self.ids[index] for index in rows.indices]
         labeled = make_table(run.labeler, ids, results, rows.views)
-        self.labeled[group] = self._with_labels_before(group, labeled, rows.indices)
+        if run.labeler.selection and group not in self.before:
+            self.labeled[group] = self._with_unselected(run.labeler, labeled, rows.indices)
+        else:
+            self.labeled[group] = self._with_labels_before(group, labeled, rows.indices)
 
     def _rows(self, group: str, labeler: Labeler) -> _Rows:
         """The rows of a labeler: all of them, or those in error, whatever they lack for want of a parameter aside."""
         indices = list(range(len(self.ids)))
         if group in self.before:
             reasons = self.before[group]["error"].to_pylist()
-            indices = [index for index in indices if reasons[index] and not MissingParameter.of(reasons[index])]
+            indices = [index for index in indices if _is_tried(reasons[index])]
+        if labeler.selection:
+            selected = self._column(labeler.selection)
+            indices = [index for index in indices if selected[index]]
         names = ("id", *labeler.reads)
         columns = [self.ids, *(self._column(name) for name in labeler.reads)]
         rows = [dict(zip(names, (column[index] for column in columns), strict=True)) for index in indices]
@@ -169,6 +185,23 @@ class RowGroup:
         if self._images is None:
             self._images = decode_images(self.ids, self.stored[IMAGE_COLUMN].to_pylist(), attempt)
 
+    def _label_table(self, labeler: Any) -> LabeledTable:
+        """The columns of a labeler that takes all rows at once, as a table."""
+        columns = {ID_COLUMN: self.stored[ID_COLUMN]}
+        for name in labeler.reads:
+            group, _, column = name.partition(".")
+            columns[name] = self.labeled[group].table[column] if group in self.labeled else self.stored[name]
+        return make_table(labeler, self.ids, labeler.label_table(pa.table(columns)))
+
+    def _with_unselected(self, labeler: Labeler, labeled: LabeledTable, indices: Sequence[int]) -> LabeledTable:
+        """The labels of the selected rows, with the others in their places."""
+        others = sorted(set(range(len(self.ids))) - set(indices))
+        reasons = [Failure(NOT_SELECTED, expected=True)] * len(others)
+        unselected = make_table(labeler, [self.ids[index] for index in others], reasons)
+        places = sorted(range(len(self.ids)), key=[*indices, *others].__getitem__)
+        table = pa.concat_tables([labeled.table, unselected.table]).take(places)
+        return LabeledTable(table, labeled.errors + unselected.errors, labeled.unexpected)
+
     def _with_labels_before(self, group: str, labeled: LabeledTable, indices: Sequence[int]) -> LabeledTable:
         """The labels there are, with those made now in the places of rows that were in error."""
         if group not in self.before:
@@ -178,6 +211,11 @@ class RowGroup:
             places[index] = len(self.ids) + number
         table = pa.concat_tables([self.before[group].cast(labeled.table.schema), labeled.table]).take(places)
         return LabeledTable(table, len(table) - table["error"].null_count, labeled.unexpected)
+
+
+def _is_tried(reason: str | None) -> bool:
+    """Whether a row in error is tried again: not where it lacks a parameter."""
+    return bool(reason) and (reason == NOT_SELECTED or not MissingParameter.of(str(reason)))
 
 
 def _without_inputs(prepared: Prepared | Failure) -> Prepared | Failure:

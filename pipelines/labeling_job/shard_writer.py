@@ -68,12 +68,14 @@ def write_group(
 ) -> Footer:
     """Write one shard of a group; its footer.
 
-    digests: of the columns that it was made of. Where rows in error were tried again in vain, the file stays as it is.
+    digests: of the columns that it was made of. Where rows in error were tried again in vain, the file stays as it is,
+    unless other rows are to be labeled now.
     """
     made_of = recipe(declaration, {column: digests[column] for column in (ID_COLUMN, *declaration["reads"])})
     if part.only_errors:
         footer = dataset.footer(group, part.shard)
-        if footer.content == digest_json({name: digest_column(table[name]) for name in table.column_names}):
+        content = digest_json({name: digest_column(table[name]) for name in table.column_names})
+        if (footer.recipe, footer.content) == (made_of, content):
             return footer
     return write_shard(dataset.store, group, part.shard, table, part.row_groups, made_of)
 

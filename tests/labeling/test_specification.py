@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,10 @@ def emit(kind: pa.DataType, values: list[Value]) -> bytes:
     return head + struct.pack(f"<{len(valid)}{FORMATS[name]}", *valid)
 
 
+def numbers_of(value: bytes) -> list[float]:
+    return list(struct.unpack(f"<{len(value) // 2}e", value))
+
+
 def test_a_footer_follows_from_the_page(tmp_path: Path) -> None:
     box = pa.struct([("x0", pa.float32()), ("name", pa.string())])
     table = pa.table(
@@ -72,6 +78,10 @@ def test_a_footer_follows_from_the_page(tmp_path: Path) -> None:
     parquet = pq.ParquetFile(tmp_path / "mine" / "000000.parquet")
     footer = {key.decode(): value.decode() for key, value in parquet.metadata.metadata.items()}
     stored = parquet.read()
+    assert json.loads(footer["arrays"]) == {"latent": "float16"}
+    assert stored["latent"].to_pylist() == [struct.pack("<2e", 0.5, -2.0), b"", None]
+    numbers = [None if value is None else numbers_of(value) for value in stored["latent"].to_pylist()]
+    stored = stored.set_column(stored.column_names.index("latent"), "latent", pa.array(numbers, table["latent"].type))
     columns = {
         name: blake(emit(table.schema.field(name).type, stored[name].to_pylist())) for name in table.column_names
     }
@@ -81,6 +91,54 @@ def test_a_footer_follows_from_the_page(tmp_path: Path) -> None:
     assert footer["recipe"] == digest_of_json([stated, sorted([name, digest] for name, digest in read.items())])
     assert footer["errors"] == "1"
     assert [parquet.metadata.row_group(group).num_rows for group in range(2)] == [2, 1]
+
+
+def test_places_of_arrays_follow_from_the_page(tmp_path: Path) -> None:
+    entry = pa.struct([("task", pa.string()), ("tokens", pa.int32()), ("embedding", pa.list_(pa.float16()))])
+    entries = [[("", 1, [1.0, 2.0]), ("depth", 2, [3.0] * 4)], None, [("", 1, [5.0, 6.0])]]
+    rows = [row and [dict(zip(entry.names, values, strict=True)) for values in row] for row in entries]
+    tables = {
+        "text": pa.table({"entries": pa.array(rows, pa.list_(entry))}),
+        "latents-16": pa.table(
+            {
+                "latent": pa.array([[0.5] * 32, None, [-1.0] * 64], pa.list_(pa.float16())),
+                "latent_height": pa.array([1, None, 2], pa.int32()),
+                "latent_width": pa.array([2, None, 2], pa.int32()),
+            }
+        ),
+    }
+    for group, table in tables.items():
+        write_shard(open_store(tmp_path), group, "000000", table, [2, 1], "r")
+        path = tmp_path / group / "000000.parquet"
+        metadata = pq.ParquetFile(path).metadata
+        places = json.loads(zlib.decompress(base64.b64decode(metadata.metadata[b"places"])))
+        if group == "text":
+            assert places == {
+                "views": [1, 1, 1],
+                "counts": [2, 0, 1],
+                "tasks": ["", "depth"],
+                "task": [0, 1, 0],
+                "tokens": [1, 2, 1],
+                "width": 2,
+            }
+            sizes = [[4, 8], [4]]
+            expected = [[1.0, 2.0], [3.0] * 4, [5.0, 6.0]]
+        else:
+            assert places == {"height": [1, 0, 2], "width": [2, 0, 2], "views": [1, 1, 1]}
+            sizes = [[64], [128]]
+            expected = [one for one in table["latent"].to_pylist() if one is not None]
+        found = []
+        for number, of_group in enumerate(sizes):
+            group_metadata = metadata.row_group(number)
+            columns = map(group_metadata.column, range(group_metadata.num_columns))
+            chunk = next(c for c in columns if c.path_in_schema.rpartition(".")[2] in ("latent", "embedding"))
+            end = chunk.data_page_offset + chunk.total_compressed_size
+            page = path.read_bytes()[end - sum(of_group) - 4 * len(of_group) : end]
+            for size in of_group:
+                assert struct.unpack("<I", page[:4]) == (size,)
+                found.append(numbers_of(page[4 : 4 + size]))
+                page = page[4 + size :]
+        assert found == expected
 
 
 def test_binary_columns_are_stored_as_they_are_and_others_compressed(tmp_path: Path) -> None:

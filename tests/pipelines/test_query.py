@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from commands import ROOT, onediffusion
 
+from labeling.dataset import Dataset, write_shard
 from model.inputs import InputError
 from pipelines.query import query, show, write_csv, write_json
 from pipelines.reports.page import report
+from pipelines.store_again import store_again
 
 STORED = ROOT / "tests" / "compatibility" / "dataset"
 
@@ -48,6 +50,28 @@ def test_a_query_gives_csv_and_json(dataset: str) -> None:
     with query(dataset, "select * from rows") as answer:
         show(answer, out)
     assert "chelsea.jpg" in out.getvalue() and "4 rows" in out.getvalue()
+
+
+def test_shards_that_store_arrays_otherwise_are_read_together(dataset: str) -> None:
+    opened = Dataset.open(dataset)
+    last = opened.shard_names[-1]
+    for group in ("latents-64", "text"):
+        footer, table = opened.footer(group, last), opened.read(group, last)
+        write_shard(
+            opened.store, group, last, table, footer.row_groups, footer.recipe
+        )  # bytes, those before have lists
+    with query(dataset, 'select sum(latent_width) from "latents-64" where id in (select id from text)') as answer:
+        assert list(answer.rows) == [(sum(row["latent_width"] for row in opened.rows("latents-64")),)]
+    with (
+        pytest.raises(InputError, match=r"label .* --store-again"),
+        query(dataset, "select entries from text") as answer,
+    ):
+        list(answer.rows)
+    store_again(dataset, ["text"])
+    with query(dataset, "select entries[2].prompt from text order by id") as answer:
+        prompts = [row for (row,) in answer.rows]
+    rows = sorted(opened.rows("text"), key=lambda row: row["id"])
+    assert prompts == [row["entries"][1]["prompt"] if row["entries"] else None for row in rows]
 
 
 def test_tables_may_be_counted_and_grouped(dataset: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,11 +12,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
-from labeling.dataset import Dataset
+from labeling.dataset import Dataset, open_store, shards
 from model.inputs import InputError
 from training.batch import Sample
 from training.config import TrainingConfig, load_config
+from training.dataloader import read_ahead
+from training.device import DeviceBatches
 from training.mixture import build_manifest
 from training.plan import PlannedSample
 from training.reader import PlanReader
@@ -172,6 +176,69 @@ def test_changed_or_missing_shard_is_named(
     reader = PlanReader(manifest, config, "dct")
     with pytest.raises(InputError, match=r"latents-64-edges/00000\d.parquet: gone since the run began"):
         _read(reader, _first(reader, "edges"))
+
+
+def test_shards_of_lists_read_like_those_of_bytes(
+    small_config: dict[str, Any],
+    pictures_dataset: Path,
+    views_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Shards of before have lists of float16: their content is the same, and so is what a run reads."""
+    sets = Path(shutil.copytree(views_dataset, tmp_path / "sets"))
+    views = {"views": {"dataset": str(sets), "tasks": ["views"]}}
+    config = _config(small_config, mixture={**small_config["mixture"], **views})
+    batches = [_reader(config).read(step, 0, 1) for step in range(6)]
+    manifest = build_manifest(config.mixture, config.size)
+    for place in (pictures_dataset, sets):
+        dataset = Dataset.open(place)
+        for group in ("latents-64", "latents-64-edges", "latents-64-segmentation", "text"):
+            for shard in dataset.shard_entries(group):
+                footer, table = dataset.footer(group, shard), dataset.read(group, shard)
+                with monkeypatch.context() as before:
+                    before.setattr(shards, "with_bytes", lambda table, _: (table, []))
+                    shards.write_shard(dataset.store, group, shard, table, footer.row_groups, footer.recipe)
+                assert dataset.arrays(group, shard).latents is dataset.arrays(group, shard).entries is None
+    old = PlanReader(manifest, config, "dct")
+    for batch in batches:
+        assert old.read(batch.step, 0, 1).to_bytes() == batch.to_bytes()
+
+
+def test_threads_read_steps_in_their_order(small_config: dict[str, Any]) -> None:
+    config = _config(small_config, reader={"threads": 3, "prefetch": 4})
+    expected = _reader(config)
+    reader = PlanReader(expected.manifest, config)
+    device = DeviceBatches(config, "dct", "minilm", torch.device("cpu"))
+    steps = range(3, 23)
+    found = list(device.ready(read_ahead(reader, 0, 1, steps)))
+    assert [batch.step for batch in found] == list(steps)
+    assert {sample.task for batch in found for pack in batch.packs for sample in pack} >= {"deblurring", "edges"}
+    for batch in found:  # degraded pictures, encoded where the model computes, among them
+        assert batch.to_bytes() == expected.read(batch.step, 0, 1).to_bytes()
+
+
+def test_an_error_of_a_thread_reaches_who_takes_the_batches(
+    small_config: dict[str, Any], pictures_dataset: Path
+) -> None:
+    reader = PlanReader(_reader(_config(small_config)).manifest, _config(small_config))
+    for shard in (pictures_dataset / "text").glob("0*.parquet"):
+        shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"text/00000\d.parquet: not a Parquet file, or cut off"):
+        list(read_ahead(reader, 0, 1, range(4)))
+
+
+def test_s3_gives_the_samples_of_a_disk(small_config: dict[str, Any], pictures_dataset: Path, s3: str) -> None:
+    config = _config(small_config)
+    store = open_store(f"{s3}/reader")
+    for name in Dataset.open(pictures_dataset).store.walk():
+        store.put(name, (pictures_dataset / name).read_bytes())
+    pictures = {**small_config["mixture"]["pictures"], "dataset": store.uri}
+    far = _reader(_config(small_config, mixture={**small_config["mixture"], "pictures": pictures}))
+    assert far.threads > 1
+    near = _reader(config)
+    for batch in read_ahead(far, 0, 1, range(5)):
+        assert batch.to_bytes() == near.read(batch.step, 0, 1).to_bytes()
 
 
 def test_wrong_text_width_is_named(small_config: dict[str, Any]) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,11 +23,22 @@ class Entry:
     tag: str
 
 
+class Ranges(Protocol):
+    """A file opened to read ranges of it, from any thread; it stays the file that it was when it was opened."""
+
+    def read_into(self, offset: int, parts: Sequence[Any], size: int) -> bool:
+        """Fill the parts, `size` bytes together, one after another from `offset` on; whether there were so many.
+
+        parts: contiguous writable memory.
+        """
+
+
 class Store(Protocol):
     """A folder of files, named by '/'-separated paths relative to its root."""
 
     uri: str
     parallel: int  # requests that are worth having under way at a time
+    gap: int  # bytes between two ranges that cost less than a second read
 
     def files(self, prefix: str = "", begins: str = "") -> dict[str, Entry]:
         """Files directly in the folder `prefix` whose names begin so, by base name. An absent folder is empty."""
@@ -88,6 +99,9 @@ class Store(Protocol):
 
     def open(self, name: str) -> pa.NativeFile:
         """Random access for pyarrow readers. Raises FileNotFoundError."""
+
+    def ranges(self, name: str) -> Ranges:
+        """The file, to read ranges of it. Raises FileNotFoundError."""
 
     def arrow(self) -> tuple[fs.FileSystem, str]:
         """What pyarrow reads many files by, and the path of this folder in it."""

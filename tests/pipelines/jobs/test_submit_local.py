@@ -244,7 +244,7 @@ def test_control_request_beyond_machine_is_refused_once(ray_cluster: None) -> No
         control = refuse_impossible(lambda request=request: request, load_config("debug"), lines.append)
         assert control() == control() == ControlRequest(stop=True, workers=heard)
     assert len(lines) == 3, "once for each request"
-    assert "64 workers and a reader for each ask for" in lines[0]
+    assert "64 workers ask for" in lines[0]
     assert "it goes on with the workers it has" in lines[0]
 
 

@@ -1,0 +1,93 @@
+"""Reading single latents and embeddings of shards: exactly their bytes, neighbors together, many at a time on S3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labeling.dataset.places import LENGTH_BYTES, EntryPlaces, LatentPlaces, read_places
+from labeling.dataset.shards import footer_of, read_metadata, row_groups_of, shard_file
+from labeling.dataset.storage import Store
+from model.inputs import InputError
+
+MOST_BYTES = 8 << 20  # of one read
+
+
+class ArrayFile:
+    """One shard of latents or text, opened to read single arrays of it.
+
+    content: as its footer says; row_starts: rows before each row group; latents, entries: where its arrays are, both
+    None where the file does not say so and row groups have to be read. Raises FileNotFoundError, InputError for a file
+    that this project did not write.
+    """
+
+    def __init__(self, store: Store, group: str, shard: str) -> None:
+        name = shard_file(group, shard)
+        self.address = f"{store.uri}/{name}"
+        # Opened before it is looked at: a file that replaces it in between has the same content, or another than the
+        # one that is expected.
+        self._ranges = store.ranges(name)
+        metadata, entry = read_metadata(store, group, shard)
+        self.content = footer_of(metadata, entry, self.address).content
+        found = read_places(metadata)
+        self.latents = found if isinstance(found, LatentPlaces) else None
+        self.entries = found if isinstance(found, EntryPlaces) else None
+        self.gap = store.gap
+        self.row_starts = np.concatenate([[0], np.cumsum(row_groups_of(metadata))]).tolist()
+
+    def read(self, wants: Sequence[Want]) -> None:
+        """Fill what is wanted, sorted by their places and close to each other, by one read.
+
+        Raises InputError where the file does not hold what its footer says.
+        """
+        first = end = wants[0].start - LENGTH_BYTES
+        lengths = [bytearray(LENGTH_BYTES) for _ in wants]
+        parts: list[Any] = []
+        for want, length in zip(wants, lengths, strict=True):
+            if gap := want.start - LENGTH_BYTES - end:
+                parts.append(bytearray(gap))
+            parts += (length, want.target)
+            end = want.start + want.target.nbytes
+        is_whole = self._ranges.read_into(first, parts, end - first)
+        if not is_whole or lengths != [want.target.nbytes.to_bytes(LENGTH_BYTES, "little") for want in wants]:
+            raise InputError(f"{self.address}: damaged; delete it and label its group again, which makes it anew")
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """An array to read: the byte that its numbers start at in the file, and the contiguous memory that they go to."""
+
+    file: ArrayFile
+    start: int
+    target: NDArray[np.float16]
+
+
+def read_arrays(wants: Iterable[Want], pool: Executor | None = None) -> None:
+    """Fill all that is wanted; neighbors by one read. pool: where reads of stores with delay run beside each other.
+
+    Raises InputError for the first that cannot be read.
+    """
+    runs: list[list[Want]] = []
+    last, end = None, 0
+    for one in sorted(wants, key=lambda one: (one.file.address, one.start)):
+        size = one.target.nbytes
+        if (
+            one.file is last
+            and 0 <= one.start - LENGTH_BYTES - end <= last.gap
+            and one.start + size - runs[-1][0].start <= MOST_BYTES
+        ):
+            runs[-1].append(one)
+        else:
+            runs.append([one])
+        last, end = one.file, one.start + size
+    if pool is None or len(runs) == 1:
+        for run in runs:
+            run[0].file.read(run)
+        return
+    for future in [pool.submit(run[0].file.read, run) for run in runs]:
+        future.result()

@@ -1,0 +1,205 @@
+"""Where single latents and embeddings lie in a shard, so that one row can be read alone.
+
+A row group's arrays are one page without compression, which ends with its values: 4 bytes of length and the bytes of
+each. So their places follow from their sizes, and those from heights, widths and tokens. Reading these small columns
+would cost a request for each row group; the footer, which is read anyway, has them once more.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from labeling.dataset.arrays import ITEM
+from model.constants import LATENT_CHANNELS
+
+PLACES = "places"  # key of the footer: JSON, compressed with zlib, in base64
+LENGTH_BYTES = 4  # before each value of a page
+_LATENT, _ENTRIES = "latent", "entries"
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LatentPlaces:
+    """firsts: (rows + 1,) the first value of each row, which is one or, of a set, one a view; of each value its height
+    and width, 0 where there is none, and the byte that its numbers start at in the file."""
+
+    firsts: Integers
+    heights: NDArray[np.int32]
+    widths: NDArray[np.int32]
+    starts: Integers
+
+    def value(self, row: int, view: int = 0) -> int:
+        """Number of the value of a row (and view). Raises IndexError where there is none."""
+        value = int(self.firsts[row]) + view
+        if value >= self.firsts[row + 1] or not self.heights[value]:
+            raise IndexError(value)
+        return value
+
+    def shape(self, value: int) -> tuple[int, int, int]:
+        """(C, h, w) of a value."""
+        return LATENT_CHANNELS, int(self.heights[value]), int(self.widths[value])
+
+
+@dataclass(frozen=True)
+class EntryPlaces:
+    """views: (rows + 1,) the first list of each row, which has one or, of a set, one a view; firsts: (lists + 1,) the
+    first entry of each list; of each entry its task (index into `tasks`), tokens, and the byte that its embedding
+    starts at in the file; width: of the embeddings."""
+
+    views: Integers
+    firsts: Integers
+    tasks: list[str]
+    task: NDArray[np.int16]
+    tokens: NDArray[np.int32]
+    width: int
+    starts: Integers
+    _found: dict[str, NDArray[np.int32]] = field(default_factory=dict)
+
+    def value(self, row: int, task: str, view: int = 0) -> int:
+        """Number of the entry of a task. Raises KeyError where there is none, IndexError where no such view is."""
+        number = int(self.views[row]) + view
+        if number >= self.views[row + 1]:
+            raise IndexError(number)
+        value = int(self._entries_of(task)[number])
+        if value < 0:
+            raise KeyError(task)
+        return value
+
+    def _entries_of(self, task: str) -> NDArray[np.int32]:
+        """(lists,) the entry of a task in each list, -1 where there is none; kept, since it is asked for each row."""
+        if task not in self._found:
+            entries = np.full(len(self.firsts) - 1, -1, np.int32)
+            if task in self.tasks:
+                chosen = np.flatnonzero(self.task == self.tasks.index(task))[::-1]  # of equal ones the first stays
+                entries[np.searchsorted(self.firsts, chosen, side="right") - 1] = chosen
+            self._found[task] = entries
+        return self._found[task]
+
+    def shape(self, value: int) -> tuple[int, int]:
+        """(L, Y) of an entry's embedding."""
+        return int(self.tokens[value]), self.width
+
+
+Places = LatentPlaces | EntryPlaces
+
+
+def places_text(table: pa.Table, arrays: Sequence[str]) -> str | None:
+    """What the footer of a shard with these columns says of its places; None where they cannot be told.
+
+    arrays: the columns that are stored as bytes.
+    """
+    known = None
+    if list(arrays) == [_LATENT] and {"latent_height", "latent_width"} <= set(table.column_names):
+        known = _of_latents(*(table[name].combine_chunks() for name in (_LATENT, "latent_height", "latent_width")))
+    elif list(arrays) == [f"{_ENTRIES}.embedding"]:
+        known = _of_entries(table[_ENTRIES].combine_chunks())
+    if known is None:
+        return None
+    return base64.b64encode(zlib.compress(json.dumps(known, separators=(",", ":")).encode(), 9)).decode()
+
+
+def read_places(metadata: pq.FileMetaData) -> Places | None:
+    """The places of a shard's latents or embeddings, None where it does not say them."""
+    text = (metadata.metadata or {}).get(PLACES.encode())
+    if text is None:
+        return None
+    known = json.loads(zlib.decompress(base64.b64decode(text)))
+    rows = np.concatenate(
+        [[0], np.cumsum([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)])]
+    ).astype(np.int64)
+    if "tokens" in known:
+        tokens, views, firsts = np.array(known["tokens"], np.int32), *map(_firsts, (known["views"], known["counts"]))
+        width = known["width"]
+        sizes = tokens.astype(np.int64) * (width * ITEM.itemsize) + LENGTH_BYTES
+        starts = _starts(metadata, _ENTRIES, firsts[views[rows]], sizes)
+        return EntryPlaces(views, firsts, known["tasks"], np.array(known["task"], np.int16), tokens, width, starts)
+    heights, widths = (np.array(known[name], np.int32) for name in ("height", "width"))
+    firsts = _firsts(known["views"])
+    sizes = LATENT_CHANNELS * ITEM.itemsize * heights.astype(np.int64) * widths
+    starts = _starts(metadata, _LATENT, firsts[rows], np.where(sizes, sizes + LENGTH_BYTES, 0))
+    return LatentPlaces(firsts, heights, widths, starts)
+
+
+def _of_latents(latents: pa.Array, heights: pa.Array, widths: pa.Array) -> dict[str, Any] | None:
+    views = np.ones(len(latents), np.int64)
+    if pa.types.is_list(latents.type.value_type):  # of sets
+        counts = [_lengths(column) for column in (latents, heights, widths)]
+        if not all(np.array_equal(counts[0], other) for other in counts):
+            return None
+        views, (latents, heights, widths) = counts[0], (column.flatten() for column in (latents, heights, widths))
+    height, width = (column.fill_null(0).to_numpy(zero_copy_only=False) for column in (heights, widths))
+    sizes = _lengths(latents)
+    is_there = latents.is_valid().to_numpy(zero_copy_only=False)
+    if not np.array_equal(sizes, np.where(is_there, LATENT_CHANNELS * height * width, 0)) or not sizes[is_there].all():
+        return None
+    height, width = (np.where(is_there, side, 0).tolist() for side in (height, width))
+    return {"height": height, "width": width, "views": views.tolist()}
+
+
+def _of_entries(entries: pa.Array) -> dict[str, Any] | None:
+    views = np.ones(len(entries), np.int64)
+    if pa.types.is_list(entries.type.value_type):  # of sets
+        views, entries = _lengths(entries), entries.flatten()
+    structs = entries.flatten()
+    if structs.null_count or not {"task", "tokens"} <= {field.name for field in structs.type}:
+        return None
+    task, tokens, embedding = (structs.field(name) for name in ("task", "tokens", "embedding"))
+    if task.null_count or tokens.null_count or embedding.null_count:
+        return None
+    sizes, count = _lengths(embedding), tokens.to_numpy().astype(np.int64)
+    width = int(sizes[count > 0][0] // count[count > 0][0]) if (count > 0).any() else 0
+    if not np.array_equal(sizes, count * width):
+        return None
+    coded = task.dictionary_encode()
+    return {
+        "views": views.tolist(),
+        "counts": _lengths(entries).tolist(),
+        "tasks": coded.dictionary.to_pylist(),
+        "task": coded.indices.to_pylist(),
+        "tokens": count.tolist(),
+        "width": width,
+    }
+
+
+def _starts(metadata: pq.FileMetaData, column: str, bounds: Integers, sizes: Integers) -> Integers:
+    """The byte that each value starts at.
+
+    bounds: (row groups + 1,) the first value of each row group; sizes: of each value with its length, 0 where it is
+    null and has none.
+    """
+    ends = np.zeros(metadata.num_row_groups, np.int64)
+    for group in range(metadata.num_row_groups):
+        chunk = _chunk(metadata.row_group(group), column)
+        ends[group] = chunk.data_page_offset + chunk.total_compressed_size
+    before = np.concatenate([[0], np.cumsum(sizes)])
+    counts = np.diff(bounds)
+    after = np.repeat(before[bounds[1:]], counts) - before[:-1]  # bytes of the row group from each value on
+    return np.asarray(np.repeat(ends, counts) - after + LENGTH_BYTES)
+
+
+def _chunk(group: pq.RowGroupMetaData, column: str) -> pq.ColumnChunkMetaData:
+    """The column chunk of `latent`, or of the embedding within `entries`."""
+    for index in range(group.num_columns):
+        chunk = group.column(index)
+        first, *rest = chunk.path_in_schema.split(".")
+        if first == column and (column == _LATENT or rest[-1] == "embedding"):
+            return chunk
+    raise KeyError(column)
+
+
+def _lengths(array: pa.Array) -> Integers:
+    return np.asarray(array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)).astype(np.int64)
+
+
+def _firsts(counts: Sequence[int]) -> Integers:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

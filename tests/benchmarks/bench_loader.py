@@ -25,7 +25,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,8 +182,8 @@ def plan_figures(place: Path, shards: int) -> dict[str, Any]:
     ratio = 1 + opened * FOOTER_BYTES / (delivered * ROW_BYTES)
 
     batch = 256
-    config = parse_config({**settings, "batch": batch, "workers": {"count": 1}}, "bench")
-    dealer = Dealer(replace(manifest, lanes=config.lanes), config)
+    mixed = parse_config({**settings, "batch": batch, "workers": {"count": 1}}, "bench")
+    dealer = Dealer(build_manifest(mixed.mixture, mixed.size, mixed.lanes), mixed)
     order = []
     began = time.perf_counter()
     for step in range(rows.count // batch // 2):

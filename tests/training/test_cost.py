@@ -72,20 +72,20 @@ def test_presets_state_what_the_model_says(preset: str) -> None:
 
 
 def test_bytes_read_are_those_stored_of_a_workers_samples() -> None:
-    def read(text: int, tasks: list[str], **source: str) -> None:
-        config = load_config("stage1-256", {"mixture": {"pictures": {"tasks": tasks, **source}}})
+    def check(bytes_of_text: int, tasks: list[str], text: str) -> None:
+        config = load_config("stage1-256", {"mixture": {"pictures": {"tasks": tasks, "text": text}}})
         latents = {
             "text2image": 1,
             "depth": 2,
             "deblurring": 1,
             "views": 8,
         }  # degraded pictures and rays are not stored
-        expected = sum(latents[task] for task in tasks) / len(tasks) * 16 * 32 * 32 * 2 + text
+        expected = sum(latents[task] for task in tasks) / len(tasks) * 16 * 32 * 32 * 2 + bytes_of_text
         assert run_cost(config, ClusterSpec(64)).read == pytest.approx(4 * expected)
 
-    read(300 * 2048 * 2, ["text2image"], text="stored")
-    read(300 * 2048 * 2, ["text2image", "depth", "deblurring"], text="stored")
-    read(300 * 4, ["views"], text="online")
+    check(300 * 2048 * 2, ["text2image"], text="stored")
+    check(300 * 2048 * 2, ["text2image", "depth", "deblurring"], text="stored")
+    check(300 * 4, ["views"], text="online")
 
 
 def test_token_budget_makes_the_batch_that_fills_the_gpus() -> None:

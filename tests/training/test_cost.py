@@ -74,13 +74,8 @@ def test_presets_state_what_the_model_says(preset: str) -> None:
 def test_bytes_read_are_those_stored_of_a_workers_samples() -> None:
     def check(bytes_of_text: int, tasks: list[str], text: str) -> None:
         config = load_config("stage1-256", {"mixture": {"pictures": {"tasks": tasks, "text": text}}})
-        latents = {
-            "text2image": 1,
-            "depth": 2,
-            "deblurring": 1,
-            "views": 8,
-        }  # degraded pictures and rays are not stored
-        expected = sum(latents[task] for task in tasks) / len(tasks) * 16 * 32 * 32 * 2 + bytes_of_text
+        frames = {"text2image": 1, "depth": 2, "deblurring": 1, "views": 8}  # that are stored
+        expected = sum(frames[task] for task in tasks) / len(tasks) * 16 * 32 * 32 * 2 + bytes_of_text
         assert run_cost(config, ClusterSpec(64)).read == pytest.approx(4 * expected)
 
     check(300 * 2048 * 2, ["text2image"], text="stored")

@@ -23,6 +23,7 @@ TEXT_TOKENS = 300  # the most that a prompt has (docs/paper.md)
 _WEIGHT, _GRADIENT, _ADAM, _AVERAGE, _COMPUTE = 4, 4, 8, 4, 2  # bytes for each weight; compute: in bf16
 _HOST_GBYTES = 25.0  # a second, from a GPU to pinned memory of its host (PCIe 4 × 16)
 _STORED = 2  # bytes of a number of stored latents and text
+_LETTERS = 4  # bytes of a token of a caption that is embedded when it is used
 _GATHERED_BLOCKS = 2  # the one that is computed, and the next, which is fetched meanwhile
 Sharding = Literal["none", "node", "all"]
 
@@ -158,13 +159,13 @@ def _mean_samples(config: TrainingConfig) -> list[tuple[float, SampleSize]]:
 
 def _bytes_of_sample(config: TrainingConfig) -> float:
     """Mean bytes of a sample as it is stored: what is encoded or computed while it is read is left out."""
-    sizes = _mean_samples(config)
-    tasks = [name for source in config.mixture.values() for name in source.tasks]
-    total = 0.0
-    for (share, size), name in zip(sizes, tasks, strict=True):
+    sizes, total = _mean_samples(config), 0.0
+    tasks = [(name, source) for source in config.mixture.values() for name in source.tasks]
+    for (share, size), (name, source) in zip(sizes, tasks, strict=True):
         computed = 0.5 if find_task(name).condition in (DEGRADED, RAYS) else 0.0  # every other frame
         latents = size.tokens * PATCH_SIZE**2 * LATENT_CHANNELS * (1 - computed)
-        total += share * _STORED * (latents + size.text * config.model.caption_channels)
+        of_token = _LETTERS if source.text == "online" else _STORED * config.model.caption_channels
+        total += share * (_STORED * latents + size.text * of_token)
     return total
 
 

@@ -50,6 +50,20 @@ def test_shards_divide_memory() -> None:
         assert by_sharding["none"][part] == pytest.approx(64 * by_sharding["all"][part])
 
 
+def test_all_nodes_write_checkpoints_beside_the_steps() -> None:
+    """Weights, two moments and averages in float32: 16 bytes a weight, a shard of them copied for each GPU."""
+    config = load_config("stage1-256")
+    for sharding, shards in (("none", 1), ("node", 8), ("all", 64)):
+        cost = run_cost(config, ClusterSpec(64, sharding=sharding, store_gbytes=0.5))
+        assert cost.checkpoint_bytes == 16 * cost.parameters
+        assert cost.checkpoint == pytest.approx(16 * cost.parameters / (8 * 0.5e9))
+        assert cost.checkpoint_host_bytes == pytest.approx(8 * 16 * cost.parameters / shards)
+    assert cost.checkpoint_stall == 0
+    often = run_cost(load_config("stage1-256", {"checkpoints": {"every": 1}}), ClusterSpec(64))
+    assert often.checkpoint_stall == pytest.approx(often.checkpoint - often.step)
+    assert often.hours == pytest.approx(config.steps * often.checkpoint / 3600)
+
+
 def test_more_tokens_than_a_pass_take_more_passes() -> None:
     config = load_config("stage1-256", {"batch": 64 * 128})
     cost = run_cost(config, ClusterSpec(64))

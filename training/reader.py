@@ -8,6 +8,7 @@ C = 16 latent channels, h × w latent height and width, V views, L prompt tokens
 
 from __future__ import annotations
 
+import resource
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from labeling.dataset import CAMERAS, DROPPED_CAPTION, IMAGES, TEXT, ArrayFile, Dataset, Want, read_arrays
+from labeling.dataset import CAMERAS, DROPPED_CAPTION, IMAGES, TEXT, ArrayFile, Dataset, PageCache, Want, read_arrays
 from model.constants import LATENT_CHANNELS, LATENT_FACTOR
 from model.inputs import InputError, one_line
 from model.prompts import DEGRADED, build_prompt, find_task
@@ -39,7 +40,8 @@ _COLUMNS = {IMAGES: ["image"], TEXT: ["entries"], CAMERAS: ["c2w", "intrinsics"]
 _NAMES = ["names", "colors"]  # of what a prompt names
 _LATENT_COLUMNS = ["latent", "latent_height", "latent_width"]
 _WAITING_THREADS = 4  # that read where it takes waiting for S3, or decoding pictures outside Python's lock
-_OPEN_FILES = 256  # shards; a process may have 1024 files open
+_DENSE = 2 / 3  # of what a page holds: if so much of it will be used, it is read as a whole from a store with delay
+_OPEN_FILES = 4096  # shards of groups; one that is opened anew is asked for its footer again
 Allocate = Callable[[tuple[int, ...]], NDArray[np.float16]]
 
 
@@ -61,10 +63,11 @@ class PlanReader:
         self._datasets = {name: Dataset(source.dataset) for name, source in manifest.sources.items()}
         self._tables = _Cache(config.reader.cache_mb << 20)
         self._pictures = _Cache(config.reader.cache_mb << 18)
-        self._files = _Cache(_OPEN_FILES, lambda _: 1)
+        self._files = _Cache(_allow_files(_OPEN_FILES), lambda _: 1)
         self._planning = Lock()
         far = [dataset.store.parallel for dataset in self._datasets.values() if dataset.store.gap]
-        self._pool = ThreadPoolExecutor(max(far), "range") if far else None
+        self._pages = PageCache(ThreadPoolExecutor(max(far), "range"), config.reader.cache_mb << 20) if far else None
+        self._is_dense = self._dense_streams()
         # Arrays from a disk are there at once, and threads would only take Python's lock from each other.
         waits = far or any(find_task(stream.task).condition == DEGRADED for stream in manifest.streams)
         self.threads = config.reader.threads or (_WAITING_THREADS if waits else 1)
@@ -86,7 +89,7 @@ class PlanReader:
             dealt, most, frames_in_loss = self.dealer.deal(step, rank, workers)
         wants: list[Want] = []
         packs = [[self._sample(*leveled, wants) for leveled in pack] for pack in dealt]
-        read_arrays(wants, self._pool)
+        self._fill(wants, workers)
         first = packs[0][0]
         while len(packs) < most:
             # Sharded models call forward equally often on every worker: one more sample, which the loss leaves out.
@@ -97,8 +100,25 @@ class PlanReader:
         """One sample with the noise levels given."""
         wants: list[Want] = []
         sample = self._sample(planned, sigmas, in_loss, wants)
-        read_arrays(wants, self._pool)
+        self._fill(wants, 1)
         return sample
+
+    def _fill(self, wants: list[Want], workers: int) -> None:
+        if self._pages is None:
+            read_arrays(wants)
+            return
+        # Each lane has begun `window` row groups of every group that it reads. Pages that do not fit all together would
+        # be read again and again.
+        lanes = max(1, -(-self.manifest.lanes // workers))
+        begun = lanes * self.config.reader.window * sum(len(stream.groups) for stream in self.manifest.streams)
+        self._pages.read(wants, (self.config.reader.cache_mb << 20) // begun)
+
+    def _dense_streams(self) -> list[bool]:
+        """Of each stream whether most of what is stored beside one of its rows is eligible too."""
+        return [
+            stream.rows > _DENSE * self.manifest.sources[stream.source].shards.row_starts[-1]
+            for stream in self.manifest.streams
+        ]
 
     def _sample(
         self, planned: PlannedSample, sigmas: NDArray[np.float32], in_loss: NDArray[np.bool_], wants: list[Want]
@@ -137,7 +157,8 @@ class PlanReader:
         file = self._file(stream, group, planned.shard)
         if file.latents:
             value = file.latents.value(file.row_starts[planned.row_group] + planned.row, view or 0)
-            return _Source(file.latents.shape(value), file, int(file.latents.starts[value]))
+            page = file.page(planned.row_group) if self._pages and self._is_dense[planned.stream] else None
+            return _Source(file.latents.shape(value), file, int(file.latents.starts[value]), page=page)
         table = self._table(stream, group, planned)
         latent, height, width = (table[name][planned.row] for name in _LATENT_COLUMNS)
         if view is not None:
@@ -198,7 +219,9 @@ class PlanReader:
             if file.entries:
                 row = file.row_starts[planned.row_group] + planned.row
                 value = file.entries.value(row, task, planned.views[0] if planned.views else 0)
-                source = _Source(file.entries.shape(value), file, int(file.entries.starts[value]))
+                is_dense = self._pages and self._is_dense[planned.stream] and file.entries.share(task) > _DENSE
+                page = file.page(planned.row_group) if is_dense else None
+                source = _Source(file.entries.shape(value), file, int(file.entries.starts[value]), page=page)
             else:
                 source = self._entry(stream, planned, task)
         except KeyError:
@@ -282,16 +305,34 @@ class _Source:
     """Where an array comes from: a file that it is still to be read from, or values that are there."""
 
     def __init__(
-        self, shape: tuple[int, ...], file: ArrayFile | None = None, start: int = 0, values: Any = None
+        self,
+        shape: tuple[int, ...],
+        file: ArrayFile | None = None,
+        start: int = 0,
+        values: Any = None,
+        page: tuple[int, int] | None = None,
     ) -> None:
-        self.shape, self._file, self._start, self._values = shape, file, start, values
+        self.shape, self._file, self._start, self._values, self._page = shape, file, start, values, page
 
     def fill(self, target: NDArray[np.float16], wants: list[Want]) -> None:
         """Put the array into `target`, now or once `wants` is read."""
         if self._file is None:
             target.reshape(-1)[:] = self._values
         else:
-            wants.append(Want(self._file, self._start, target))
+            wants.append(Want(self._file, self._start, target, self._page))
+
+
+def _allow_files(count: int) -> int:
+    """How many of that many files may be open: half of what this process may have, which is raised as far as it goes.
+
+    One worker reads in all lanes, each of which has a few shards open: at a batch of 256 more than 1,024 files.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = 2 * count if hard == resource.RLIM_INFINITY else min(2 * count, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        soft = allowed
+    return count if soft == resource.RLIM_INFINITY else min(count, soft // 2)
 
 
 class _Cache:

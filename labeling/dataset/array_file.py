@@ -53,18 +53,44 @@ class ArrayFile:
                 parts.append(bytearray(gap))
             parts += (length, want.target)
             end = want.start + want.target.nbytes
-        is_whole = self._ranges.read_into(first, parts, end - first)
-        if not is_whole or lengths != [want.target.nbytes.to_bytes(LENGTH_BYTES, "little") for want in wants]:
-            raise InputError(f"{self.address}: damaged; delete it and label its group again, which makes it anew")
+        if not self._ranges.read_into(first, parts, end - first):
+            raise self._damaged()
+        for want, length in zip(wants, lengths, strict=True):
+            self.check(want, length)
+
+    def read_bytes(self, first: int, end: int) -> bytearray:
+        """The bytes [first, end). Raises InputError where there are fewer."""
+        content = bytearray(end - first)
+        if not self._ranges.read_into(first, [content], end - first):
+            raise self._damaged()
+        return content
+
+    def check(self, want: Want, length: bytes | bytearray) -> None:
+        """Raise InputError unless these bytes, which stand before an array, say its length."""
+        if length != want.target.nbytes.to_bytes(LENGTH_BYTES, "little"):
+            raise self._damaged()
+
+    def page(self, row_group: int) -> tuple[int, int]:
+        """[first, end) bytes of all arrays of a row group."""
+        found = self.latents or self.entries
+        assert found is not None
+        return int(found.pages[0, row_group]), int(found.pages[1, row_group])
+
+    def _damaged(self) -> InputError:
+        return InputError(f"{self.address}: damaged; delete it and label its group again, which makes it anew")
 
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """An array to read: the byte that its numbers start at in the file, and the contiguous memory that they go to."""
+    """An array to read: the byte that its numbers start at in the file, and the contiguous memory that they go to.
+
+    page: [first, end) bytes that will be wanted with it sooner or later, None where the others will not.
+    """
 
     file: ArrayFile
     start: int
     target: NDArray[np.float16]
+    page: tuple[int, int] | None = None
 
 
 def read_arrays(wants: Iterable[Want], pool: Executor | None = None) -> None:

@@ -31,12 +31,14 @@ Integers = NDArray[np.int64]
 @dataclass(frozen=True)
 class LatentPlaces:
     """firsts: (rows + 1,) the first value of each row, which is one or, of a set, one a view; of each value its height
-    and width, 0 where there is none, and the byte that its numbers start at in the file."""
+    and width, 0 where there is none, and the byte that its numbers start at in the file; pages: (2, row groups) the
+    first byte and the end of the values of each."""
 
     firsts: Integers
     heights: NDArray[np.int32]
     widths: NDArray[np.int32]
     starts: Integers
+    pages: Integers
 
     def value(self, row: int, view: int = 0) -> int:
         """Number of the value of a row (and view). Raises IndexError where there is none."""
@@ -54,7 +56,7 @@ class LatentPlaces:
 class EntryPlaces:
     """views: (rows + 1,) the first list of each row, which has one or, of a set, one a view; firsts: (lists + 1,) the
     first entry of each list; of each entry its task (index into `tasks`), tokens, and the byte that its embedding
-    starts at in the file; width: of the embeddings."""
+    starts at in the file; width: of the embeddings; pages: as of latents."""
 
     views: Integers
     firsts: Integers
@@ -63,7 +65,9 @@ class EntryPlaces:
     tokens: NDArray[np.int32]
     width: int
     starts: Integers
+    pages: Integers
     _found: dict[str, NDArray[np.int32]] = field(default_factory=dict)
+    _shares: dict[str, float] = field(default_factory=dict)
 
     def value(self, row: int, task: str, view: int = 0) -> int:
         """Number of the entry of a task. Raises KeyError where there is none, IndexError where no such view is."""
@@ -74,6 +78,13 @@ class EntryPlaces:
         if value < 0:
             raise KeyError(task)
         return value
+
+    def share(self, task: str) -> float:
+        """How much of the shard's bytes the entries of a task are."""
+        if task not in self._shares:
+            chosen = self.task == (self.tasks.index(task) if task in self.tasks else -1)
+            self._shares[task] = float(self.tokens[chosen].sum() / max(1, self.tokens.sum()))
+        return self._shares[task]
 
     def _entries_of(self, task: str) -> NDArray[np.int32]:
         """(lists,) the entry of a task in each list, -1 where there is none; kept, since it is asked for each row."""
@@ -121,13 +132,14 @@ def read_places(metadata: pq.FileMetaData) -> Places | None:
         tokens, views, firsts = np.array(known["tokens"], np.int32), *map(_firsts, (known["views"], known["counts"]))
         width = known["width"]
         sizes = tokens.astype(np.int64) * (width * ITEM.itemsize) + LENGTH_BYTES
-        starts = _starts(metadata, _ENTRIES, firsts[views[rows]], sizes)
-        return EntryPlaces(views, firsts, known["tasks"], np.array(known["task"], np.int16), tokens, width, starts)
+        starts, pages = _starts(metadata, _ENTRIES, firsts[views[rows]], sizes)
+        task = np.array(known["task"], np.int16)
+        return EntryPlaces(views, firsts, known["tasks"], task, tokens, width, starts, pages)
     heights, widths = (np.array(known[name], np.int32) for name in ("height", "width"))
     firsts = _firsts(known["views"])
     sizes = LATENT_CHANNELS * ITEM.itemsize * heights.astype(np.int64) * widths
-    starts = _starts(metadata, _LATENT, firsts[rows], np.where(sizes, sizes + LENGTH_BYTES, 0))
-    return LatentPlaces(firsts, heights, widths, starts)
+    starts, pages = _starts(metadata, _LATENT, firsts[rows], np.where(sizes, sizes + LENGTH_BYTES, 0))
+    return LatentPlaces(firsts, heights, widths, starts, pages)
 
 
 def _of_latents(latents: pa.Array, heights: pa.Array, widths: pa.Array) -> dict[str, Any] | None:
@@ -171,8 +183,8 @@ def _of_entries(entries: pa.Array) -> dict[str, Any] | None:
     }
 
 
-def _starts(metadata: pq.FileMetaData, column: str, bounds: Integers, sizes: Integers) -> Integers:
-    """The byte that each value starts at.
+def _starts(metadata: pq.FileMetaData, column: str, bounds: Integers, sizes: Integers) -> tuple[Integers, Integers]:
+    """(the byte that each value starts at, first byte and end of the values of each row group).
 
     bounds: (row groups + 1,) the first value of each row group; sizes: of each value with its length, 0 where it is
     null and has none.
@@ -184,7 +196,8 @@ def _starts(metadata: pq.FileMetaData, column: str, bounds: Integers, sizes: Int
     before = np.concatenate([[0], np.cumsum(sizes)])
     counts = np.diff(bounds)
     after = np.repeat(before[bounds[1:]], counts) - before[:-1]  # bytes of the row group from each value on
-    return np.asarray(np.repeat(ends, counts) - after + LENGTH_BYTES)
+    whole = before[bounds[1:]] - before[bounds[:-1]]
+    return np.repeat(ends, counts) - after + LENGTH_BYTES, np.stack([ends - whole, ends])
 
 
 def _chunk(group: pq.RowGroupMetaData, column: str) -> pq.ColumnChunkMetaData:

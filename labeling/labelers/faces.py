@@ -63,7 +63,7 @@ class FacesLabeler(PretrainedLabeler):
         besides the whole picture, 1 for none; least_side: pixels of a face, below which it is left out; most: faces."""
 
         threshold: float = Field(0.75, ge=0, le=1)  # leaves and a panda had 0.7, people 0.88 and more
-        tiles: int = Field(2, ge=1, le=4)
+        tiles: int = Field(3, ge=1, le=4)
         least_side: int = Field(16, ge=4)
         most: int = Field(20, ge=1)
 

@@ -162,7 +162,7 @@ def plan_figures(place: Path, shards: int) -> dict[str, Any]:
         "workers": {"count": WORKERS},
     }
     config = parse_config(settings, "bench")
-    manifest = build_manifest(config.mixture, config.size)
+    manifest = build_manifest(config.mixture, config.size, config.lanes)
 
     # Files opened are counted, and each costs its footer; rows are read exactly, and stand for rows of 82 kB.
     opened = delivered = 0
@@ -182,7 +182,8 @@ def plan_figures(place: Path, shards: int) -> dict[str, Any]:
     ratio = 1 + opened * FOOTER_BYTES / (delivered * ROW_BYTES)
 
     batch = 256
-    dealer = Dealer(manifest, parse_config({**settings, "batch": batch, "workers": {"count": 1}}, "bench"))
+    mixed = parse_config({**settings, "batch": batch, "workers": {"count": 1}}, "bench")
+    dealer = Dealer(build_manifest(mixed.mixture, mixed.size, mixed.lanes), mixed)
     order = []
     began = time.perf_counter()
     for step in range(rows.count // batch // 2):

@@ -48,7 +48,7 @@ def ours(folder: Path, place: str, kind: str, batch: int) -> Iterator[Batch]:
         },
         "bench",
     )
-    manifest = build_manifest(config.mixture, config.size)  # once a run, by its driver
+    manifest = build_manifest(config.mixture, config.size, config.lanes)  # once a run, by its driver
     yield []
     for step in read_ahead(PlanReader(manifest, config), 0, 1, range(rows.count // batch)):
         samples = [sample for pack in step.packs for sample in pack]

@@ -8,8 +8,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertTokenizer,
+    CLIPConfig,
     CLIPImageProcessorPil,
+    CLIPModel,
     CLIPVisionConfig,
+    Dinov2Config,
+    Dinov2Model,
     DPTConfig,
     DPTForDepthEstimation,
     DPTImageProcessorPil,
@@ -44,10 +48,14 @@ from transformers import (
     SegformerConfig,
     SegformerForSemanticSegmentation,
     SegformerImageProcessorPil,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
     SwinConfig,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
     ViTConfig,
+    ViTForImageClassification,
     ViTImageProcessorPil,
     VitPoseBackboneConfig,
     VitPoseConfig,
@@ -229,3 +237,32 @@ def save_sam3(folder):
     network.save_pretrained(folder)
     clip_tokenizer().save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text('{"size": {"height": 112, "width": 112}}')
+
+
+def save_clip(folder):
+    vision = {**SMALL, **VISION}
+    config = CLIPConfig(text_config=CLIP_TEXT, vision_config=vision, projection_dim=8)
+    CLIPModel(config).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
+def save_siglip(folder):
+    text = {**SMALL, "vocab_size": 10, "max_position_embeddings": 16}
+    SiglipModel(SiglipConfig(text_config=text, vision_config={**SMALL, **VISION})).save_pretrained(folder)
+    SiglipImageProcessorPil(**SIZE).save_pretrained(folder)
+
+
+def save_dinov2(folder):
+    Dinov2Model(Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, **VISION)).save_pretrained(
+        folder
+    )
+    ViTImageProcessorPil(**SIZE).save_pretrained(folder)
+
+
+def save_classifier(folder, classes):
+    """An image classifier with these classes."""
+    config = ViTConfig(**SMALL, **VISION, id2label=dict(enumerate(classes)))
+    network = ViTForImageClassification(config)
+    torch.nn.init.normal_(network.classifier.weight)
+    network.save_pretrained(folder)
+    ViTImageProcessorPil(**SIZE).save_pretrained(folder)

@@ -8,6 +8,8 @@ import torch
 from skimage import data
 from tiny_models import save_blip, save_depth_anything, save_t5, save_vae
 from tiny_networks import (
+    save_clip,
+    save_dinov2,
     save_dpt,
     save_eomt,
     save_glpn,
@@ -17,6 +19,7 @@ from tiny_networks import (
     save_sam2,
     save_sam3,
     save_segformer,
+    save_siglip,
     save_vision_encoder_decoder,
     save_vitpose,
     save_yolos,
@@ -49,6 +52,9 @@ NETWORKS = [
     ("caption", save_vision_encoder_decoder, {"tokens": 6}),
     ("caption", save_llava, {"tokens": 6, "dtype": "fp32"}),
     ("objects", save_llava, {"tokens": 3, "dtype": "fp32", "temperature": 0.5}),
+    ("embedding", save_clip, {}),
+    ("embedding", save_siglip, {}),
+    ("embedding", save_dinov2, {}),
     ("text", save_t5, {}),
     ("latents-96", save_vae, {}),
 ]
@@ -102,9 +108,10 @@ def calls_of(labeler):
     seen = []
     network = labeler._codec.vae if hasattr(labeler, "_codec") else getattr(labeler, "_network", None)
     network = labeler._encoder.model if network is None else network
-    name = (
-        "encode" if hasattr(labeler, "_codec") else "generate" if labeler.name in ("caption", "objects") else "forward"
-    )
+    asked = labeler.name == "embedding" and hasattr(network, "get_image_features")
+    name = "get_image_features" if asked else "forward"
+    name = "generate" if labeler.name in ("caption", "objects") else name
+    name = "encode" if hasattr(labeler, "_codec") else name
     computed = getattr(network, name)
 
     def counted(*args, **kwargs):

@@ -1,0 +1,69 @@
+"""Whole pages of arrays from a store with delay, kept while their rows are read one after another.
+
+A request costs tens of milliseconds there, and money. A worker that will soon want all rows of a row group reads them
+by one, as long as all that it has begun fit its memory.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import Executor, Future
+from threading import Lock
+
+import numpy as np
+
+from labeling.dataset.array_file import ArrayFile, Want, read_arrays
+
+_Key = tuple[str, int]
+
+
+class PageCache:
+    """The pages used last, up to a limit in bytes. Threads share it."""
+
+    def __init__(self, pool: Executor, limit: int) -> None:
+        """pool: where reads run beside each other."""
+        self._pool, self._limit, self._used = pool, limit, 0
+        self._pages: OrderedDict[_Key, tuple[Future[bytearray], int]] = OrderedDict()
+        self._lock = Lock()
+
+    def read(self, wants: Iterable[Want], most: int) -> None:
+        """Fill all that is wanted: from its page where it has one of at most so many bytes, else by exact reads.
+
+        Raises InputError for the first that cannot be read.
+        """
+        paged: list[tuple[Want, int, Future[bytearray]]] = []
+        exact: list[Want] = []
+        for want in wants:
+            if want.page is not None and want.page[1] - want.page[0] <= most:
+                paged.append((want, want.page[0], self._page(want.file, *want.page)))
+            else:
+                exact.append(want)
+        read_arrays(exact, self._pool)
+        for want, first, future in paged:
+            try:
+                content = future.result()
+            except BaseException:
+                self._forget((want.file.address, first))  # it is asked for again by who tries again
+                raise
+            target = want.target.reshape(-1).view(np.uint8)
+            target[:] = np.frombuffer(content, np.uint8)[want.start - first :][: target.size]
+            want.file.check(want, content[want.start - first - 4 : want.start - first])
+
+    def _page(self, file: ArrayFile, first: int, end: int) -> Future[bytearray]:
+        key = file.address, first
+        with self._lock:
+            if key in self._pages:
+                self._pages.move_to_end(key)
+                return self._pages[key][0]
+            future = self._pool.submit(file.read_bytes, first, end)
+            self._pages[key] = future, end - first
+            self._used += end - first
+            while self._used > self._limit and len(self._pages) > 1:
+                self._used -= self._pages.popitem(last=False)[1][1]
+            return future
+
+    def _forget(self, key: _Key) -> None:
+        with self._lock:
+            if key in self._pages:
+                self._used -= self._pages.pop(key)[1]

@@ -57,7 +57,7 @@ def by_where(folder: str, _: int) -> dict[str, Any]:
 def by_duckdb(folder: str, _: int) -> dict[str, Any]:
     import duckdb
 
-    views = [f"create view {g} as select * from read_parquet('{folder}/{g}/*.parquet')" for g in ("images", "quality")]
+    views = [f"create view {g} as select * from read_parquet('{folder}/{g}/0*.parquet')" for g in ("images", "quality")]
     sql = f"select count(*) from images positional join quality where {WHERE}"
 
     def count() -> int:

@@ -173,7 +173,9 @@ def plan(
     declared = {group: work.dataset.declaration(group) for group in work.labelers}
     declarations = {**work.declarations}
     for group, labeler in work.labelers.items():
-        if isinstance(labeler, WholeLabeler) and set(groups_of(labeler.reads)).isdisjoint(work.labelers):
+        upstream = [read for read in groups_of(labeler.reads) if read in work.labelers]
+        is_read = all(len(work.fresh(read, work.shards, footers)) == len(work.shards) for read in upstream)
+        if isinstance(labeler, WholeLabeler) and is_read:
             declarations[group] = declare_whole(work.dataset, labeler, footers)
     return plan_groups(declared, declarations, work.shards, footers)
 

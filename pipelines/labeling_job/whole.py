@@ -29,8 +29,10 @@ from model.inputs import InputError
 def declare_whole(dataset: Dataset, labeler: WholeLabeler, footers: Mapping[str, FooterTable]) -> dict[str, Any]:
     """The content of group.json for such a labeler, of what its columns hold now.
 
-    Raises InputError while a shard that it reads is missing.
+    Raises InputError while a shard that it reads is missing, and for a dataset of sets.
     """
+    if dataset.has_sets:
+        raise InputError(f"{labeler.group}: rows of {dataset.uri} are view sets, which it does not know")
     shards = dataset.shard_names
     contents: list[Any] = []
     for group in groups_of(sorted(labeler.needs)):

@@ -200,9 +200,10 @@ def _label_whole(work: Labeling, labeler: WholeLabeler, result: LabelResult) -> 
     footers = work.footers()
     declaration = declare_whole(dataset, labeler, footers)
     _declare(dataset, group, declaration)
-    result.written[group] = label_whole(dataset, labeler, declaration, footers)
-    result.fresh[group] = len(work.shards) - result.written[group]
-    if result.written[group]:
+    written = label_whole(dataset, labeler, declaration, footers)
+    result.fresh[group] = len(work.shards) - written
+    if written:
+        result.written[group] = written
         footers = work.footers()
         result.rows[group] = footers[group].total("rows", footers[group].positions(work.shards))
     return footers

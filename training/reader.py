@@ -20,9 +20,21 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from labeling.dataset import CAMERAS, DROPPED_CAPTION, IMAGES, TEXT, ArrayFile, Dataset, PageCache, Want, read_arrays
+from labeling.dataset import (
+    CAMERAS,
+    DROPPED_CAPTION,
+    IMAGES,
+    TEXT,
+    ArrayFile,
+    Dataset,
+    PageCache,
+    Want,
+    damaged_shard,
+    digest_column,
+    read_arrays,
+)
 from model.constants import LATENT_CHANNELS, LATENT_FACTOR
-from model.inputs import InputError, one_line
+from model.inputs import InputError
 from model.prompts import DEGRADED, build_prompt, find_task
 from training.batch import Sample, StepBatch
 from training.config import TrainingConfig
@@ -63,6 +75,7 @@ class PlanReader:
         self._datasets = {name: Dataset(source.dataset) for name, source in manifest.sources.items()}
         self._tables = _Cache(config.reader.cache_mb << 20)
         self._pictures = _Cache(config.reader.cache_mb << 18)
+        self._compared: set[tuple[str, str, str]] = set()
         self._files = _Cache(_allow_files(_OPEN_FILES), lambda _: 1)
         self._planning = Lock()
         far = [dataset.store.parallel for dataset in self._datasets.values() if dataset.store.gap]
@@ -269,12 +282,9 @@ class PlanReader:
             file = self._file(stream, group, planned.shard)
             shard = self.manifest.sources[stream.source].shards.name(planned.shard)
             columns = _COLUMNS.get(group, _LATENT_COLUMNS if group.startswith(stream.latents) else _NAMES)
-            try:
-                return dataset.read(group, shard, columns, [planned.row_group]).combine_chunks()
-            except (OSError, pa.ArrowException) as error:
-                if dataset.store.gap and isinstance(error, OSError):  # a store that may answer the next time
-                    raise
-                raise InputError(f"{file.address}: damaged ({one_line(error)}); delete it and label it again") from None
+            if not file.has_checksums:
+                self._compare_digests(dataset, group, shard, columns)
+            return dataset.read(group, shard, columns, [planned.row_group]).combine_chunks()
 
         return self._tables.get((dataset.uri, group, planned.shard, planned.row_group), read)
 
@@ -294,6 +304,18 @@ class PlanReader:
             return file
 
         return self._files.get((stream.source, group, number), open_file)
+
+    def _compare_digests(self, dataset: Dataset, group: str, shard: str, columns: list[str]) -> None:
+        """Raise InputError for a shard without checksums, as older versions wrote them, that does not hold what its
+        footer says: all of these columns is read once, by each reader."""
+        key = (dataset.uri, group, shard)
+        if key not in self._compared:
+            table = dataset.read(group, shard, columns)
+            expected = dataset.footer(group, shard).columns
+            for name in columns:
+                if digest_column(table[name]) != expected[name]:
+                    raise damaged_shard(f"{dataset.uri}/{group}/{shard}.parquet", None)
+            self._compared.add(key)
 
     def _place(self, stream: Stream, group: str, planned: PlannedSample) -> str:
         source = self.manifest.sources[stream.source]

@@ -24,6 +24,12 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in --set optimizer.ema=0.999.")
     ] = None,
+    from_checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Go on from this one of the run's checkpoints (step-000500); newer ones are removed."
+        ),
+    ] = None,
 ) -> None:
     """A run: checkpoints, metrics, TensorBoard. Run again, it resumes by itself."""
     from training.config import load_config
@@ -31,7 +37,7 @@ def train(
     settings = load_config(config, overrides or [])
     from pipelines.train import train as run_training
 
-    run_training(settings, run or f"runs/{settings.name}")
+    run_training(settings, run or f"runs/{settings.name}", from_checkpoint=from_checkpoint)
 
 
 def plan(

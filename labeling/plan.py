@@ -24,7 +24,7 @@ from labeling.dataset import (
     read_condition,
 )
 from labeling.declaration import declared_name
-from labeling.labeler import Labeler
+from labeling.labeler import Labeler, WholeLabeler
 from labeling.registry import base_name, group_name, load_labeler
 from model.inputs import InputError, require
 
@@ -72,6 +72,8 @@ def choose_labelers(
         else:
             labeler = _load(dataset, group, name, parameters)
             new = where is not None and (name is not None or dataset.declaration(group) is None)
+            if new and isinstance(labeler, WholeLabeler):
+                raise InputError(f"{group}: depends on all rows, so that --where cannot leave out some")
             chosen = selection if new else selection_of(dataset.declaration(group))
             labeler.selection = f"{chosen}.selected" if chosen else ""
         require(*labeler.packages)  # here, and not as an error of every row

@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from labeling.dataset import Store, open_store
 from model.inputs import InputError
-
-if TYPE_CHECKING:
-    from model.transformer import NextDiT
 
 _INDEX = "model_index.json"  # without it a folder is no pipeline, so it is uploaded last
 
@@ -36,14 +33,11 @@ def export(
     target = open_store(out)
     if target.walk() or _is_taken(target):
         raise InputError(f"{target.uri}: there is something already; name another folder, or remove it")
-    pipeline = load_pipeline(checkpoint, "cpu")
-    if weights == "live":
-        _load_live(pipeline.transformer, checkpoint)
-    if dtype == "bf16":
-        pipeline.transformer.to(torch.bfloat16)
+    pipeline = load_pipeline(checkpoint, "cpu", weights, torch.bfloat16 if dtype == "bf16" else None)
     with _scratch_beside(target) as scratch:
         folder = Path(scratch, "pipeline")
-        pipeline.save_pretrained(folder, safe_serialization=True)
+        # Each file is in memory once more while it is written.
+        pipeline.save_pretrained(folder, safe_serialization=True, max_shard_size="2GB")
         _move(folder, target)
     return target.uri
 
@@ -52,13 +46,6 @@ def _is_taken(target: Store) -> bool:
     """Whether there is a local file, or a folder with anything in it, hidden files too."""
     path = Path(target.uri)
     return not target.uri.startswith("s3://") and path.exists() and not (path.is_dir() and not any(path.iterdir()))
-
-
-def _load_live(transformer: NextDiT, checkpoint: str) -> None:
-    """Put the weights into the model that the checkpoint's training continues from."""
-    from training.checkpoint import live_weights
-
-    transformer.load_state_dict(live_weights(checkpoint), strict=True)
 
 
 def _scratch_beside(target: Store) -> tempfile.TemporaryDirectory[str]:

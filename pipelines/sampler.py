@@ -17,6 +17,7 @@ from model.codecs import load_autoencoder
 from model.pictures import Picture, aspect_bucket
 from model.text import load_text_encoder
 from training.checkpoint import load_checkpoint
+from training.checkpoint.loading import Weights
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,12 @@ class Call:
     intrinsics: Tensor | None = None
 
 
-def load_pipeline(checkpoint: str, device: str | None = None) -> OneDiffusionPipeline:
+def load_pipeline(
+    checkpoint: str, device: str | None = None, weights: Weights = "averaged", dtype: torch.dtype | None = None
+) -> OneDiffusionPipeline:
     """The pipeline of a run or one of its checkpoints, local or s3://, on a GPU in bf16 if there is one.
 
+    weights, dtype: of the transformer, see `training.checkpoint.load_checkpoint`.
     Raises InputError when there is no checkpoint.
     """
     from transformers.utils.logging import disable_progress_bar
@@ -51,7 +55,9 @@ def load_pipeline(checkpoint: str, device: str | None = None) -> OneDiffusionPip
         # OMP_NUM_THREADS says how many cores this process may use. With more threads than cores sampling takes many
         # times as long, since every operation waits for the slowest thread.
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
-    transformer, state = load_checkpoint(checkpoint)
+    if device != "cpu":
+        dtype = dtype or torch.bfloat16
+    transformer, state = load_checkpoint(checkpoint, weights, dtype)
     text = load_text_encoder(state.get("text_encoder", "minilm"))
     pipeline = OneDiffusionPipeline(
         transformer,
@@ -65,8 +71,6 @@ def load_pipeline(checkpoint: str, device: str | None = None) -> OneDiffusionPip
     )
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device)
-    if device != "cpu":
-        pipeline.transformer.to(torch.bfloat16)
     return pipeline
 
 

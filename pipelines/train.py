@@ -23,11 +23,12 @@ def train(
     run: str,
     say: Callable[[str], None] = print,
     control: Callable[[], ControlRequest] = ControlRequest,
+    from_checkpoint: str | None = None,
 ) -> TrainingResult:
     """Train with a bar on screen, saying what is resumed, left out or finished already.
 
-    control: see `training.run.run_training`. Raises InputError when another job trains this run, or this machine has
-    too few CPUs or GPUs for its workers; a cluster may grow, so there they wait.
+    control, from_checkpoint: see `training.run.run_training`. Raises InputError when another job trains this run, or
+    this machine has too few CPUs or GPUs for its workers; a cluster may grow, so there they wait.
     """
     with lease(open_store(run), [FOLDER]), ray_session(), progress("train", config.steps, "steps") as advance:
         step = 0
@@ -40,6 +41,9 @@ def train(
                 say(f"train: no rows for {', '.join(event['empty'])}; these tasks are left out")
             elif kind == "resume":
                 say(f"train: continuing from step {event['step']}")
+            elif kind == "back" and event["removed"]:
+                removed = ", ".join(f"step-{later:06d}" for later in event["removed"])
+                say(f"train: back to step {event['step']}; removed {removed}")
             elif kind == "scale":
                 say(f"train: going on from step {event['step']} with {event['workers']} workers")
             elif kind == "leave":
@@ -48,7 +52,7 @@ def train(
                 advance(event["step"] - step)
                 step = event["step"]
 
-        result = run_training(config, run, show, refuse_impossible(control, config, say))
+        result = run_training(config, run, show, refuse_impossible(control, config, say), from_checkpoint)
         advance(result.step - step)
     if result.already_finished:
         say(f"train: finished already, at step {result.step}")

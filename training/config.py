@@ -176,11 +176,13 @@ class WorkersConfig(Section):
 class CheckpointConfig(Section):
     """every: steps between checkpoints (there is always one at the end); keep: how many of the newest stay.
 
+    keep_hours: besides the newest, one stays for every so many hours; 0 keeps none for its age.
     first: also write one of step 0, which stays: what was learned is compared with it.
     """
 
     every: int = Field(default=1000, gt=0)
     keep: int = Field(default=3, gt=0)
+    keep_hours: float = Field(default=0.0, ge=0)
     first: bool = False
 
 

@@ -13,7 +13,7 @@ from training.config import TrainingConfig
 
 _POLL_SECONDS = 0.5
 _SILENCE_SECONDS = 60.0
-_LONG_OPERATION_SECONDS = 1800.0  # for a checkpoint
+_LONG_OPERATION_SECONDS = 1800.0  # for a checkpoint that is waited for
 _DEPARTURE_SECONDS = 180.0
 
 Progress = Callable[[dict[str, Any]], None]
@@ -91,7 +91,7 @@ class Coordinator:
         return self._newest_step is None or silence > _SILENCE_SECONDS + 10 * self._longest_step_seconds
 
     def begin_long_operation(self) -> None:
-        """Workers begin what may take much longer than a step, such as a checkpoint; the next step ends it."""
+        """Workers begin what may take much longer than a step: to wait for a checkpoint. The next step ends it."""
         self._long_operation_since = time.monotonic()
 
     def begin_step(self, step: int) -> int | None:

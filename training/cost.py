@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 MEASURED_MFU = 0.28  # of the published model with compiled, checkpointed blocks on one H100 (docs/gpu.md)
 TEXT_TOKENS = 300  # the most that a prompt has (docs/paper.md)
 _WEIGHT, _GRADIENT, _ADAM, _AVERAGE, _COMPUTE = 4, 4, 8, 4, 2  # bytes for each weight; compute: in bf16
+_HOST_GBYTES = 25.0  # a second, from a GPU to pinned memory of its host (PCIe 4 × 16)
 _STORED = 2  # bytes of a number of stored latents and text
+_LETTERS = 4  # bytes of a token of a caption that is embedded when it is used
 _GATHERED_BLOCKS = 2  # the one that is computed, and the next, which is fetched meanwhile
 Sharding = Literal["none", "node", "all"]
 
@@ -60,7 +62,8 @@ class Cost:
     tokens: image tokens of a step; passes: forward and backward passes of each GPU in a step; sent: bytes that each GPU
     sends in a step, to others; read: bytes of stored latents and text of its samples, which each GPU's worker reads for
     a step; compute, communication: seconds of a step if it were all; step: seconds of a step; checkpoint: seconds to
-    write one; hours, dollars: of the whole run.
+    write one, beside the steps; checkpoint_bytes: of all of it; checkpoint_host_bytes: on each node, of the copies that
+    are written; checkpoint_stall: seconds that steps wait for each. hours, dollars: of the whole run.
     """
 
     parameters: int
@@ -76,6 +79,8 @@ class Cost:
     mfu: float
     checkpoint: float
     checkpoint_bytes: float
+    checkpoint_host_bytes: float
+    checkpoint_stall: float
     hours: float
     dollars: float | None
 
@@ -107,8 +112,13 @@ def run_cost(config: TrainingConfig, cluster: ClusterSpec) -> Cost:
     # Blocks are fetched and gradients sent while others are computed, except for the first and the last of a pass.
     step = max(compute, communication) + min(compute, communication) / config.model.depth
     state = parameters * (_WEIGHT + _ADAM + _AVERAGE)
-    writers = max(1, min(cluster.shards, cluster.gpus) // cluster.per_node)
-    hours = config.steps * step / 3600
+    # All processes write, also where several have the same shard: each part is written once.
+    nodes = -(-cluster.gpus // cluster.per_node)
+    checkpoint = state / (nodes * cluster.store_gbytes * 1e9)
+    # Copying takes place beside the next step, writing beside those until the next checkpoint.
+    copying = state / cluster.shards / (_HOST_GBYTES * 1e9)
+    stall = max(0.0, copying - step) + max(0.0, checkpoint - config.checkpoints.every * step)
+    hours = (config.steps * step + config.steps / config.checkpoints.every * stall) / 3600
     return Cost(
         parameters=parameters,
         memory=_memory(config, cluster, parameters, block, max(longest, per_gpu / passes)),
@@ -121,8 +131,10 @@ def run_cost(config: TrainingConfig, cluster: ClusterSpec) -> Cost:
         communication=communication,
         step=step,
         mfu=flops / (step * cluster.gpus * peak),
-        checkpoint=state / (writers * cluster.store_gbytes * 1e9),
+        checkpoint=checkpoint,
         checkpoint_bytes=state,
+        checkpoint_host_bytes=min(cluster.per_node, cluster.gpus) * state / cluster.shards,
+        checkpoint_stall=stall,
         hours=hours,
         dollars=None if cluster.dollars is None else hours * cluster.gpus * cluster.dollars,
     )
@@ -147,13 +159,13 @@ def _mean_samples(config: TrainingConfig) -> list[tuple[float, SampleSize]]:
 
 def _bytes_of_sample(config: TrainingConfig) -> float:
     """Mean bytes of a sample as it is stored: what is encoded or computed while it is read is left out."""
-    sizes = _mean_samples(config)
-    tasks = [name for source in config.mixture.values() for name in source.tasks]
-    total = 0.0
-    for (share, size), name in zip(sizes, tasks, strict=True):
+    sizes, total = _mean_samples(config), 0.0
+    tasks = [(name, source) for source in config.mixture.values() for name in source.tasks]
+    for (share, size), (name, source) in zip(sizes, tasks, strict=True):
         computed = 0.5 if find_task(name).condition in (DEGRADED, RAYS) else 0.0  # every other frame
         latents = size.tokens * PATCH_SIZE**2 * LATENT_CHANNELS * (1 - computed)
-        total += share * _STORED * (latents + size.text * config.model.caption_channels)
+        of_token = _LETTERS if source.text == "online" else _STORED * config.model.caption_channels
+        total += share * (_STORED * latents + size.text * of_token)
     return total
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 
-def all_finite(tensors: Sequence[Tensor], device: torch.device) -> bool:
+def all_finite(tensors: Iterable[Tensor], device: torch.device, group: Any = None) -> bool:
     """Whether every number of the tensors is finite, on every worker. Called by all workers together.
 
-    tensors: whole ones, or the shards (DTensor) that a worker has.
+    tensors: whole ones, or the shards (DTensor) that a worker has. group: of the workers; None is the default one.
     """
     import torch
 
@@ -22,7 +22,7 @@ def all_finite(tensors: Sequence[Tensor], device: torch.device) -> bool:
         local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
         finite &= torch.isfinite(local).all().to(device, torch.int32)
     if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
+        torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN, group=group)
     return bool(finite)
 
 
@@ -45,5 +45,7 @@ def unusable_checkpoint(checkpoint: str, before: str | None) -> str:
 
     before: the name of the checkpoint before it, None where there is none.
     """
-    remedy = f"remove that folder to go on from {before}" if before else "begin another run"
+    remedy = (
+        f"to go on from the one before it: `train` with --from-checkpoint {before}" if before else "begin another run"
+    )
     return f"{checkpoint}: its weights are not all finite; {remedy}"

@@ -8,6 +8,7 @@ C = 16 latent channels, h × w latent height and width, V views, L prompt tokens
 
 from __future__ import annotations
 
+import resource
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +20,21 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from labeling.dataset import CAMERAS, DROPPED_CAPTION, IMAGES, TEXT, ArrayFile, Dataset, PageCache, Want, read_arrays
+from labeling.dataset import (
+    CAMERAS,
+    DROPPED_CAPTION,
+    IMAGES,
+    TEXT,
+    ArrayFile,
+    Dataset,
+    PageCache,
+    Want,
+    damaged_shard,
+    digest_column,
+    read_arrays,
+)
 from model.constants import LATENT_CHANNELS, LATENT_FACTOR
-from model.inputs import InputError, one_line
+from model.inputs import InputError
 from model.prompts import DEGRADED, build_prompt, find_task
 from training.batch import Sample, StepBatch
 from training.config import TrainingConfig
@@ -40,7 +53,7 @@ _NAMES = ["names", "colors"]  # of what a prompt names
 _LATENT_COLUMNS = ["latent", "latent_height", "latent_width"]
 _WAITING_THREADS = 4  # that read where it takes waiting for S3, or decoding pictures outside Python's lock
 _DENSE = 2 / 3  # of what a page holds: if so much of it will be used, it is read as a whole from a store with delay
-_OPEN_FILES = 256  # shards; a process may have 1024 files open
+_OPEN_FILES = 4096  # shards of groups; one that is opened anew is asked for its footer again
 Allocate = Callable[[tuple[int, ...]], NDArray[np.float16]]
 
 
@@ -62,7 +75,8 @@ class PlanReader:
         self._datasets = {name: Dataset(source.dataset) for name, source in manifest.sources.items()}
         self._tables = _Cache(config.reader.cache_mb << 20)
         self._pictures = _Cache(config.reader.cache_mb << 18)
-        self._files = _Cache(_OPEN_FILES, lambda _: 1)
+        self._compared: set[tuple[str, str, str]] = set()
+        self._files = _Cache(_allow_files(_OPEN_FILES), lambda _: 1)
         self._planning = Lock()
         far = [dataset.store.parallel for dataset in self._datasets.values() if dataset.store.gap]
         self._pages = PageCache(ThreadPoolExecutor(max(far), "range"), config.reader.cache_mb << 20) if far else None
@@ -268,12 +282,9 @@ class PlanReader:
             file = self._file(stream, group, planned.shard)
             shard = self.manifest.sources[stream.source].shards.name(planned.shard)
             columns = _COLUMNS.get(group, _LATENT_COLUMNS if group.startswith(stream.latents) else _NAMES)
-            try:
-                return dataset.read(group, shard, columns, [planned.row_group]).combine_chunks()
-            except (OSError, pa.ArrowException) as error:
-                if dataset.store.gap and isinstance(error, OSError):  # a store that may answer the next time
-                    raise
-                raise InputError(f"{file.address}: damaged ({one_line(error)}); delete it and label it again") from None
+            if not file.has_checksums:
+                self._compare_digests(dataset, group, shard, columns)
+            return dataset.read(group, shard, columns, [planned.row_group]).combine_chunks()
 
         return self._tables.get((dataset.uri, group, planned.shard, planned.row_group), read)
 
@@ -293,6 +304,18 @@ class PlanReader:
             return file
 
         return self._files.get((stream.source, group, number), open_file)
+
+    def _compare_digests(self, dataset: Dataset, group: str, shard: str, columns: list[str]) -> None:
+        """Raise InputError for a shard without checksums, as older versions wrote them, that does not hold what its
+        footer says: all of these columns is read once, by each reader."""
+        key = (dataset.uri, group, shard)
+        if key not in self._compared:
+            table = dataset.read(group, shard, columns)
+            expected = dataset.footer(group, shard).columns
+            for name in columns:
+                if digest_column(table[name]) != expected[name]:
+                    raise damaged_shard(f"{dataset.uri}/{group}/{shard}.parquet", None)
+            self._compared.add(key)
 
     def _place(self, stream: Stream, group: str, planned: PlannedSample) -> str:
         source = self.manifest.sources[stream.source]
@@ -319,6 +342,19 @@ class _Source:
             target.reshape(-1)[:] = self._values
         else:
             wants.append(Want(self._file, self._start, target, self._page))
+
+
+def _allow_files(count: int) -> int:
+    """How many of that many files may be open: half of what this process may have, which is raised as far as it goes.
+
+    One worker reads in all lanes, each of which has a few shards open: at a batch of 256 more than 1,024 files.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = 2 * count if hard == resource.RLIM_INFINITY else min(2 * count, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        soft = allowed
+    return count if soft == resource.RLIM_INFINITY else min(count, soft // 2)
 
 
 class _Cache:

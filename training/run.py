@@ -11,7 +11,14 @@ from typing import Any
 from labeling.dataset import Store, open_store
 from model.inputs import InputError
 from model.inputs.yaml_files import parse_yaml, to_yaml
-from training.checkpoint import FOLDER, checkpoint_name, whole_checkpoints
+from training.checkpoint import (
+    FOLDER,
+    check_checkpoint,
+    checkpoint_name,
+    find_step,
+    remove_checkpoint,
+    whole_checkpoints,
+)
 from training.config import TrainingConfig, override_config, parse_config
 from training.coordinator import ControlRequest, Coordinator, Progress, await_node_removal, monitor
 from training.manifest import FIRST_MANIFEST, Manifest
@@ -46,24 +53,31 @@ def run_training(
     run_uri: str,
     progress: Progress | None = None,
     control: Callable[[], ControlRequest] = ControlRequest,
+    from_checkpoint: str | None = None,
 ) -> TrainingResult:
     """Train as configured, continuing from the run's newest whole checkpoint if it has one.
 
     run_uri: folder or s3:// address of the run. Ray must be running (`cluster.session.ray_session`).
     progress: called in this process with dicts that have an "event": "mixture" (rows: eligible rows of each task;
     empty: tasks without any, which are left out), "resume" (step), "step" (a record of metrics.jsonl, and steps),
-    "checkpoint" (step, checkpoint), "scale" (step, workers), "leave" (a node of the workers is being removed).
+    "checkpoint" (step, checkpoint: its address, when it is whole), "back" (step, removed: steps of checkpoints),
+    "scale" (step, workers), "leave" (a node of the workers is being removed).
     control: asked twice a second. To change the workers, the present ones write a checkpoint and others continue from
     it: which samples a step has does not depend on who computes it. A run that was stopped has a `step` below
     config.steps.
-    Raises InputError for what a user can correct: datasets, configuration, a run of another configuration, S3.
+    from_checkpoint: name of the checkpoint to continue from, as in step-000500, when the newest one is not wanted;
+    newer ones are removed, and their steps done again.
+    Raises InputError for what a user can correct: datasets, configuration, a run of another configuration, a damaged
+    checkpoint, S3.
     """
     began = time.monotonic()
     progress = progress or (lambda event: None)
     store = open_store(run_uri)
     checkpoints = whole_checkpoints(store)
-    start = checkpoints[-1] if checkpoints else 0
     manifest = _prepare(config, store, resumes=bool(checkpoints))
+    if from_checkpoint is not None:
+        checkpoints = _go_back(store, from_checkpoint, progress)
+    start = checkpoints[-1] if checkpoints else 0
     validation_manifest = None
     if config.validation.share:
         manifest, validation_manifest = manifest.split(config.validation.share, config.seed)
@@ -71,6 +85,7 @@ def run_training(
     progress({"event": "mixture", "rows": rows, "empty": [task for task, count in rows.items() if not count]})
     finished = bool(checkpoints) and start >= config.steps
     if checkpoints and not finished:
+        check_checkpoint(store, start)
         progress({"event": "resume", "step": start})
     step, request = start, control()
     while step < config.steps and not request.stop:
@@ -105,6 +120,18 @@ def _prepare(config: TrainingConfig, store: Store, resumes: bool) -> Manifest:
         store.delete(FIRST_MANIFEST)  # of a run that began here and wrote no checkpoint
     store.put(CONFIG, to_yaml(config.model_dump(mode="json")).encode())
     return manifest
+
+
+def _go_back(store: Store, name: str, progress: Progress) -> list[int]:
+    """Remove the checkpoints after the one of that name, if that one is sound. Returns the steps of those that stay."""
+    step = find_step(store, name)
+    check_checkpoint(store, step, content=True)
+    steps = whole_checkpoints(store)
+    newer = [later for later in steps if later > step]
+    for later in reversed(newer):
+        remove_checkpoint(store, later)
+    progress({"event": "back", "step": step, "removed": newer})
+    return steps[: len(steps) - len(newer)]
 
 
 def _scaled(config: TrainingConfig, workers: int | tuple[int, int]) -> TrainingConfig:

@@ -37,10 +37,13 @@ class Updates:
         self.optimizer = build_optimizer(model, config.optimizer)
         self.average = MovingAverage(model, config.optimizer.ema)
 
-    def update(self, batch: StepBatch, on_pack: OnPack | None = None) -> Tensor:
+    def update(
+        self, batch: StepBatch, on_pack: OnPack | None = None, before_change: Callable[[], None] | None = None
+    ) -> Tensor:
         """Update the weights once. Returns the norm of the gradient before clipping, a scalar on the device.
 
-        Nothing here waits for a GPU. on_pack: called with each pack after its backward pass.
+        Nothing here waits for a GPU. on_pack: called with each pack after its backward pass; before_change: called
+        when weights, averages and optimizer are about to change.
         """
         rate = learning_rate(batch.step, self.config.steps, self.config.optimizer)
         for group in self.optimizer.param_groups:
@@ -55,6 +58,8 @@ class Updates:
             if on_pack:
                 on_pack(pack, sample_losses, batch.frames_in_loss)
         norm = clip_gradients(self.model, self.config.optimizer.clip)
+        if before_change:
+            before_change()
         self.optimizer.step()
         self.average.update(batch.step)
         return norm.detach()

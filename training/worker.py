@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,8 @@ from labeling.dataset import Store, open_store
 from model.inputs import InputError
 from training.batch import StepBatch
 from training.checkpoint import checkpoint_name, whole_checkpoints
+from training.checkpoint.index import AVERAGE, MODEL
+from training.checkpoint.loading import TRANSFORMER_CONFIG
 from training.config import TrainingConfig
 from training.coordinator import StepAnnouncer
 from training.dataloader import load_batches, prefetch
@@ -68,34 +71,45 @@ class _Worker:
         # validation have ended: both at once would need twice the CPUs.
         self.validation = Validation(settings, self.rank, self.workers) if settings.validation_manifest else None
         self.batches = None if self.validation and settings.readers else prefetch(self._load_batches())
-        from training.checkpoint.state import TrainingState  # with accelerate and diffusers 4 s, while readers start
+        # With accelerate and diffusers these take 4 s, while readers start.
+        from training.checkpoint.saving import CheckpointSaver
+        from training.checkpoint.state import TrainingState
 
         self.logger = MetricsLogger(self.store, self.start) if self.rank == 0 else None
         self.accelerator = _accelerator(self.config, str(self.logger.folder) if self.logger else None)
         model = build_model(self.config)
-        transformer_config, flops = dict(model.transformer.config), FlopCounter(model.transformer)
+        self.transformer_config, flops = dict(model.transformer.config), FlopCounter(model.transformer)
         device = self.accelerator.device
         self.device_batches = DeviceBatches(self.config, settings.codec, settings.text_encoder, device)
         self.model = distribute(model, self.config.workers, device, context.get_local_world_size())
         self.updates = Updates(self.model, self.config, device, self.workers, self.accelerator.autocast)
         self.average = self.updates.average
-        self.state = TrainingState(self.model, self.updates.optimizer, self.average, transformer_config)
+        self.state = TrainingState(self.model, self.updates.optimizer, self.average)
+        # Metrics first: a run that goes on from a checkpoint needs all records before it.
+        sync = self.logger.sync if self.logger else None
+        self.saver = CheckpointSaver(self.store, self.state.tensors, self.config.checkpoints, sync)
         self.step_metrics = StepMetrics(settings.tasks, device, flops)
         self.norms: list[Tensor] = []  # of the gradients since the last check; on the device, so that no step waits
 
     def run(self) -> dict[str, Any]:
         """Train to the last step, or until a stop is requested. Returns the last metrics."""
-        import ray.train
+        try:
+            return self._train()
+        except InputError:
+            with suppress(Exception):  # a checkpoint may be on its way, and is of steps before the mistake
+                self.saver.wait()
+            raise
 
+    def _train(self) -> dict[str, Any]:
         config, step = self.config, self.start
         if self.resumes:
-            self.state.restore(self.store, self.start)
+            self.state.restore(self.store, self.start, self.saver.group)
             if not self.state.is_finite():
                 before = [step for step in whole_checkpoints(self.store) if step < self.start]
                 address = f"{self.store.uri}/{checkpoint_name(self.start)}"
-                raise InputError(unusable_checkpoint(address, checkpoint_name(before[-1]) if before else None))
+                raise InputError(unusable_checkpoint(address, f"step-{before[-1]:06d}" if before else None))
         else:
-            self.state.initialize(config)
+            self.state.initialize(config, self.saver.group)
         self.accelerator.init_trackers(TENSORBOARD, init_kwargs={"tensorboard": {"purge_step": self.start + 1}})
         if config.checkpoints.first and not self.resumes:
             self._save(0)
@@ -107,11 +121,12 @@ class _Worker:
         began = step_began = time.monotonic()
         for batch in self.device_batches.ready(self.batches or self._load_batches()):
             wait_seconds = time.monotonic() - step_began
+            self._report_saved()
             if announcer.stops_before(batch.step):
                 if step % config.checkpoints.every:
                     self._save(step)
                 break
-            gradient_norm = self.updates.update(batch, self.step_metrics.add_pack)
+            gradient_norm = self.updates.update(batch, self.step_metrics.add_pack, self.saver.await_copies)
             step = batch.step + 1
             self.norms.append(gradient_norm)
             log_due = step % config.log_every == 0 or step == config.steps
@@ -127,8 +142,10 @@ class _Worker:
                 self._log({"step": step, **validation})
             if checkpoint_due:
                 self._save(step)
-                ray.train.report({"step": step, "loss": metrics.get("loss")})
             step_began = time.monotonic()
+        self._begin_long_operation()
+        self.saver.wait()
+        self._report_saved()
         self.accelerator.end_training()
         if self.logger:
             self.logger.close()
@@ -165,38 +182,47 @@ class _Worker:
             self.logger.append(record)
 
     def _save(self, step: int) -> None:
-        """Write a checkpoint and report it as an event. Called by all workers together.
+        """Begin to write a checkpoint. Called by all workers together; a failure is raised here or at a later step.
 
-        Raises InputError, with nothing written, for weights or steps that are not finite.
+        Weights or steps that are not finite are an InputError, and nothing of them is written.
         """
-        self._begin_long_operation()
-        self._check_finite(step, weights=True)
+        self._begin_long_operation()  # the checkpoint before may not be written yet
         facts = {
             "step": step,
             "config": self.config.model_dump(mode="json"),
             "codec": self.settings.codec,
             "text_encoder": self.settings.text_encoder,
+            TRANSFORMER_CONFIG: self.transformer_config,
         }
-        address = self.state.save(self.store, facts, self.config.checkpoints.keep, self.rank)
-        if self.logger:
-            self.logger.sync()
-            self.coordinator.add_event.remote({"event": "checkpoint", "step": step, "checkpoint": address})
-        self.accelerator.wait_for_everyone()
+        norms = list(self.norms)
+        self.norms.clear()
 
-    def _check_finite(self, step: int, weights: bool = False) -> None:
-        """Raise InputError, on all workers, where a step since the last check had no finite gradient.
+        def check(copies: Mapping[str, Tensor], group: Any) -> None:
+            weights = [value for name, value in copies.items() if name.startswith((MODEL, AVERAGE))]
+            if not all_finite([*norms, *weights], torch.device("cpu"), group):
+                raise InputError(self._diverged(step))
 
-        weights: look at weights and averages too. A weight that is not finite is never saved, nor does it let a sound
-        checkpoint be pruned.
-        """
+        self.saver.save(facts, check)
+
+    def _report_saved(self) -> None:
+        """Report the checkpoints that have become whole as events. Raises what has gone wrong with one."""
+        for step, address in self.saver.saved():
+            if self.rank == 0:
+                event = {"event": "checkpoint", "step": step, "checkpoint": address}
+                self.coordinator.add_event.remote(event)
+
+    def _check_finite(self, step: int) -> None:
+        """Raise InputError, on all workers, where a step since the last check had no finite gradient."""
         finite = all_finite(self.norms, self.accelerator.device)
-        if weights and finite:
-            finite = self.state.is_finite()
         self.norms.clear()
         if not finite:
-            sound = [f"{self.store.uri}/{checkpoint_name(step)}" for step in whole_checkpoints(self.store)]
-            rate = self.config.optimizer.learning_rate
-            raise InputError(diverged(self.store.uri, step, rate, sound[-1] if sound else None))
+            self.saver.wait()  # the message names the newest one that is sound
+            raise InputError(self._diverged(step))
+
+    def _diverged(self, step: int) -> str:
+        sound = [f"{self.store.uri}/{checkpoint_name(step)}" for step in whole_checkpoints(self.store)]
+        rate = self.config.optimizer.learning_rate
+        return diverged(self.store.uri, step, rate, sound[-1] if sound else None)
 
     def _begin_long_operation(self) -> None:
         if self.rank == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from labeling.dataset.array_file import ArrayFile, Want, read_arrays
 from labeling.dataset.array_pages import PageCache
+from labeling.dataset.checksums import damaged_shard
 from labeling.dataset.dataset import DATASET_FILE, EARLIER, GROUP_FILE, SCHEMA_VERSION, Dataset, ShardInfo
 from labeling.dataset.digests import check_type, digest_column, digest_json
 from labeling.dataset.entries import DROPPED_CAPTION, TEXT, entry_columns
@@ -87,6 +88,7 @@ __all__ = [
     "Unavailable",
     "Want",
     "check_type",
+    "damaged_shard",
     "dataset_status",
     "digest_column",
     "digest_json",

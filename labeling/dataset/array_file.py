@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from labeling.dataset.checksums import damaged_shard, is_sound, read_checksums
 from labeling.dataset.places import LENGTH_BYTES, EntryPlaces, LatentPlaces, read_places
 from labeling.dataset.shards import footer_of, read_metadata, row_groups_of, shard_file
 from labeling.dataset.storage import Store
@@ -34,10 +35,11 @@ class ArrayFile:
         self._ranges = store.ranges(name)
         metadata, entry = read_metadata(store, group, shard)
         self.content = footer_of(metadata, entry, self.address).content
-        found = read_places(metadata)
+        found = read_places(metadata, self.address)
         self.latents = found if isinstance(found, LatentPlaces) else None
         self.entries = found if isinstance(found, EntryPlaces) else None
         self.gap = store.gap
+        self.has_checksums, self._checksums = read_checksums(metadata)
         self.row_starts = np.concatenate([[0], np.cumsum(row_groups_of(metadata))]).tolist()
 
     def read(self, wants: Sequence[Want]) -> None:
@@ -54,7 +56,7 @@ class ArrayFile:
             parts += (length, want.target)
             end = want.start + want.target.nbytes
         if not self._ranges.read_into(first, parts, end - first):
-            raise self._damaged()
+            raise self._damaged(wants[0])
         for want, length in zip(wants, lengths, strict=True):
             self.check(want, length)
 
@@ -62,13 +64,16 @@ class ArrayFile:
         """The bytes [first, end). Raises InputError where there are fewer."""
         content = bytearray(end - first)
         if not self._ranges.read_into(first, [content], end - first):
-            raise self._damaged()
+            raise damaged_shard(self.address, None)
         return content
 
     def check(self, want: Want, length: bytes | bytearray) -> None:
-        """Raise InputError unless these bytes, which stand before an array, say its length."""
+        """Raise InputError unless these bytes, which stand before an array, say its length, and the array that was read
+        has its checksum."""
         if length != want.target.nbytes.to_bytes(LENGTH_BYTES, "little"):
-            raise self._damaged()
+            raise self._damaged(want)
+        if self._checksums is not None and not is_sound(want.target, int(self._checksums[self._value(want)])):
+            raise self._damaged(want)
 
     def page(self, row_group: int) -> tuple[int, int]:
         """[first, end) bytes of all arrays of a row group."""
@@ -76,8 +81,18 @@ class ArrayFile:
         assert found is not None
         return int(found.pages[0, row_group]), int(found.pages[1, row_group])
 
-    def _damaged(self) -> InputError:
-        return InputError(f"{self.address}: damaged; delete it and label its group again, which makes it anew")
+    def _value(self, want: Want) -> int:
+        """Number of the array among all of the shard; a null starts where the next array does."""
+        found = self.latents or self.entries
+        assert found is not None
+        return int(np.searchsorted(found.starts, want.start, side="right")) - 1
+
+    def _damaged(self, want: Want) -> InputError:
+        place = self._value(want)
+        bounds = [self.latents.firsts] if self.latents else [self.entries.firsts, self.entries.views]  # type: ignore[union-attr]
+        for firsts in (*bounds, self.row_starts):
+            place = int(np.searchsorted(firsts, place, side="right")) - 1
+        return damaged_shard(self.address, place)
 
 
 @dataclass(frozen=True, slots=True)

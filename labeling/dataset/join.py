@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labeling.dataset.arrays import with_lists
+from labeling.dataset.checksums import open_parquet, read_verified
 from labeling.dataset.images import IMAGES
 from labeling.dataset.shards import row_groups_of, shard_file
 from labeling.dataset.storage import Store
@@ -22,7 +23,7 @@ def read_columns(
     """Columns of a shard (all by default), of some of its row groups (all by default)."""
     name = shard_file(group, shard)
     with store.open(name) as file, store.explained(name):
-        return _read(pq.ParquetFile(file), columns, row_groups)
+        return _read(open_parquet(file), columns, row_groups, f"{store.uri}/{name}", bool(store.gap))
 
 
 def join_groups(
@@ -40,8 +41,8 @@ def join_groups(
         try:
             name = shard_file(group, shard)
             with store.open(name) as file, store.explained(name):
-                parquet = pq.ParquetFile(file)
-                table = _read(parquet, columns[group], row_groups)
+                parquet = open_parquet(file)
+                table = _read(parquet, columns[group], row_groups, f"{store.uri}/{name}", bool(store.gap))
                 own = row_groups_of(parquet.metadata)
         except FileNotFoundError:
             if skip_missing:
@@ -58,10 +59,7 @@ def join_groups(
     return pa.table(joined)
 
 
-def _read(parquet: pq.ParquetFile, columns: Sequence[str] | None, row_groups: Sequence[int] | None) -> pa.Table:
-    names = list(columns) if columns is not None else None
-    if row_groups is None:
-        table = parquet.read(columns=names)
-    else:
-        table = parquet.read_row_groups(list(row_groups), columns=names)
-    return with_lists(table, parquet.metadata.metadata)
+def _read(
+    parquet: pq.ParquetFile, columns: Sequence[str] | None, row_groups: Sequence[int] | None, address: str, far: bool
+) -> pa.Table:
+    return with_lists(read_verified(parquet, columns, row_groups, address, far), parquet.metadata.metadata)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import socket
@@ -21,6 +22,9 @@ LEASE_FILES = "running"  # what their names begin with: running-TOKEN.json; runn
 HEARTBEAT = 30.0  # seconds between two heartbeats
 LEASE_EXPIRY = 150.0  # seconds without a heartbeat after which a job on another machine counts as dead
 CLAIM_SECONDS = 0.1  # between two looks at another's claim, which soon becomes a lease or goes
+CLAIM_PATIENCE = 60.0  # seconds that a job waits for that, where the other one's machine stalls
+
+_log = logging.getLogger(__name__)
 
 Range = tuple[int, int]  # [first, end) of a dataset's shards, in order
 _ALL: Range = (0, 1 << 62)
@@ -40,7 +44,8 @@ def lease(store: Store, groups: Sequence[str], shards: Range | None = None) -> I
     claim.look()  # so that a refused job writes nothing
     try:
         claim.write()
-        while claim.look():  # at what came since
+        patience_ends = time.monotonic() + CLAIM_PATIENCE
+        while claim.look(waits=time.monotonic() < patience_ends):  # at what came since
             time.sleep(CLAIM_SECONDS)
         claim.claimed = False
         claim.write()
@@ -70,20 +75,22 @@ class _Claim:
         for group in self.groups:
             self.store.put(self._file(group), content)
 
-    def look(self) -> bool:
+    def look(self, waits: bool = True) -> bool:
         """Whether another job has a claim that must go before this one is a lease. Dead leases are removed.
+
+        waits: otherwise such a claim counts as a lease.
 
         Raises InputError where a live job holds one of the shards, or claims one before this job.
         """
         rivals = False
         for group in self.groups:
-            for name, holder in _holders(self.store, group).items():
+            for name, holder in sorted(_holders(self.store, group).items(), key=lambda one: _range(one[1])):
                 others = _range(holder)
                 if holder.get("token") == self.token or self.shards[0] >= others[1] or others[0] >= self.shards[1]:
                     continue
                 if not _is_alive(holder):
                     self.store.delete(f"{group}/{name}")
-                elif holder.get("claim") and holder["token"] > self.token:
+                elif waits and holder.get("claim") and str(holder.get("token")) > self.token:
                     rivals = True
                 else:
                     part = "" if others == _ALL else f", shards {others[0]}:{others[1]}"
@@ -95,12 +102,17 @@ class _Claim:
 
     @contextmanager
     def kept_fresh(self) -> Iterator[None]:
-        """Write it again and again, so that it does not expire."""
+        """Write it again and again, so that it does not expire: until another job takes it for dead and removes it."""
         stop = threading.Event()
 
         def beat() -> None:
             while not stop.wait(HEARTBEAT):
                 with suppress(Exception):  # the next heartbeat makes up for it; trouble shows in the job's own writes
+                    if not all(self.store.exists(self._file(group)) for group in self.groups):
+                        _log.warning(
+                            "%s: this machine stood still, and another job may work on the same", self.store.uri
+                        )
+                        return
                     self.write()
 
         heart = threading.Thread(target=beat, daemon=True)
@@ -182,10 +194,12 @@ def _others(store: Store, group: str) -> list[_Holder]:
 
 
 def _read(store: Store, name: str) -> _Holder | None:
+    """A lease; None where there is none, or what is no lease."""
     try:
-        return dict(json.loads(store.read(name)))
+        holder = json.loads(store.read(name))
     except (FileNotFoundError, ValueError):
         return None
+    return holder if isinstance(holder, dict) and holder.keys() >= {"host", "process", "started", "time"} else None
 
 
 def _is_alive(holder: _Holder) -> bool:

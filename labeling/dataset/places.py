@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from labeling.dataset.arrays import ITEM
 from model.constants import LATENT_CHANNELS
+from model.inputs import InputError, one_line
 
 PLACES = "places"  # key of the footer: JSON, compressed with zlib, in base64
 LENGTH_BYTES = 4  # before each value of a page
@@ -119,12 +120,15 @@ def places_text(table: pa.Table, arrays: Sequence[str]) -> str | None:
     return base64.b64encode(zlib.compress(json.dumps(known, separators=(",", ":")).encode(), 9)).decode()
 
 
-def read_places(metadata: pq.FileMetaData) -> Places | None:
-    """The places of a shard's latents or embeddings, None where it does not say them."""
+def read_places(metadata: pq.FileMetaData, address: str) -> Places | None:
+    """The places of a shard's latents or embeddings, None where it does not say them. Raises InputError."""
     text = (metadata.metadata or {}).get(PLACES.encode())
     if text is None:
         return None
-    known = json.loads(zlib.decompress(base64.b64decode(text)))
+    try:
+        known = json.loads(zlib.decompress(base64.b64decode(text)))
+    except (ValueError, zlib.error) as error:
+        raise InputError(f"{address}: damaged ({one_line(error, 120)}); delete it and label its group again") from None
     rows = np.concatenate(
         [[0], np.cumsum([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)])]
     ).astype(np.int64)

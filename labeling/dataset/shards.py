@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labeling.dataset.arrays import ARRAYS, MAX_PAGE, array_paths, arrays_text, with_bytes, with_lists
+from labeling.dataset.checksums import CHECKSUMS, checksums_text
 from labeling.dataset.digests import digest_column, digest_json
 from labeling.dataset.places import PLACES, places_text
 from labeling.dataset.storage import Entry, Store
@@ -77,6 +78,7 @@ def write_shard(
         metadata[ARRAYS] = arrays_text(arrays)
         if places := places_text(table, arrays):
             metadata[PLACES] = places
+    metadata[CHECKSUMS] = checksums_text(stored, arrays if PLACES in metadata else [])
     name = shard_file(group, shard)
     path = store.scratch(name)
     schema = stored.schema.remove_metadata()
@@ -89,6 +91,7 @@ def write_shard(
             compression=_compression(schema),
             use_dictionary=False,
             write_statistics=False,
+            write_page_checksum=True,
             data_page_size=MAX_PAGE if arrays else None,
         ) as writer:
             start = 0
@@ -140,7 +143,7 @@ def read_metadata(store: Store, group: str, shard: str, listed: int | None = Non
         tail, entry = store.read_tail(name, length, entry.size)
     try:
         metadata = pq.read_metadata(pa.BufferReader(tail))
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"{store.uri}/{name}: not a Parquet file, or cut off ({one_line(error)}); move it away"
         ) from None

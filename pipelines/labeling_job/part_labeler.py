@@ -18,6 +18,7 @@ from pipelines.labeling_job.row_group import Outputs, Requests, RowGroup
 from pipelines.labeling_job.tables import to_bytes
 from pipelines.labeling_job.tally import Tally
 
+MOST_AHEAD = 4  # parts: one for each call, where they wait for networks
 Key = tuple[str, int]  # shard and first row group of a part
 
 
@@ -48,7 +49,7 @@ class PartLabeler:
         self.dataset = dataset
         self.labelers = Labelers(labelers, resources, networks)
         self.begun: dict[Key, list[RowGroup]] = {}  # the parts that wait for networks
-        self.ahead: dict[Key, Future[list[RowGroup]]] = {}  # the part that comes next, while it is read
+        self.ahead: dict[Key, Future[list[RowGroup]]] = {}  # the parts that come next, as they are read
         self.reader = ThreadPoolExecutor(1)
 
     def __call__(self, task: tuple[Part, Outputs, Part | None], attempt: Attempt) -> Step:
@@ -65,7 +66,7 @@ class PartLabeler:
             with tally.timed("reading"):
                 row_groups = self._take(part)
         if following is not None and attempt.is_first:  # where processes end, the rows under way must be the cause
-            self.ahead = {_key(following): self.reader.submit(self._read, following)}
+            self._read_ahead(following)
         requests: dict[str, dict[str, bytes]] = {}
         for row_group in row_groups:
             for group, inputs in row_group.advance(self.labelers, attempt, outputs, tally).items():
@@ -80,6 +81,12 @@ class PartLabeler:
             for group in part.groups
         }
         return Step(tally, tables=tables)
+
+    def _read_ahead(self, part: Part) -> None:
+        """Begin to read a part that comes soon, once: every step of others may name it."""
+        key = _key(part)
+        if key not in self.ahead and key not in self.begun and len(self.ahead) < MOST_AHEAD:
+            self.ahead[key] = self.reader.submit(self._read, part)
 
     def _take(self, part: Part) -> list[RowGroup]:
         """The row groups of a part, which may have been read ahead."""

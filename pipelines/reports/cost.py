@@ -40,7 +40,11 @@ def print_cost(config: TrainingConfig, cluster: ClusterSpec, cost: Cost, as_json
     table.add_row("seconds of communication", f"{cost.communication:.3f}")
     table.add_row("seconds of a step", f"{cost.step:.3f}")
     table.add_row("model FLOP utilization", f"{cost.mfu:.0%}", end_section=True)
-    table.add_row("checkpoint", f"{cost.checkpoint_bytes / 1e9:.0f} GB in {cost.checkpoint:.0f} s")
+    table.add_row(
+        "checkpoint, written beside the steps", f"{cost.checkpoint_bytes / 1e9:.0f} GB in {cost.checkpoint:.0f} s"
+    )
+    table.add_row("memory of a node for its copies", f"{cost.checkpoint_host_bytes / _GIB:.0f} GiB")
+    table.add_row("seconds that steps wait for one", f"{cost.checkpoint_stall:.2f}", end_section=True)
     table.add_row("the whole run", f"{cost.hours:,.0f} hours, {cost.hours * cluster.gpus:,.0f} GPU hours")
     if cost.dollars is not None:
         table.add_row("price", f"{cost.dollars:,.0f} dollars")
@@ -76,9 +80,9 @@ def advice(config: TrainingConfig, cluster: ClusterSpec, cost: Cost) -> list[str
             f"Reading: the workers of a node read {of_node:.1f} GB/s, above the {cluster.store_gbytes:g} GB/s of "
             "--store-gbytes; keep the datasets on a faster store."
         )
-    if config.checkpoints.every * cost.step < 20 * cost.checkpoint:
+    if config.checkpoints.every * cost.step < cost.checkpoint:
         lines.append(
             f"Checkpoints: one takes as long as {cost.checkpoint / cost.step:.0f} steps, and there is one every "
-            f"{config.checkpoints.every}; raise checkpoints.every, or write to a faster store."
+            f"{config.checkpoints.every}, so steps wait; raise checkpoints.every, or write to a faster store."
         )
     return lines

@@ -108,7 +108,9 @@ def plan_seconds(rounds: int) -> dict[str, float]:
         4 * rounds,
         time.process_time,
     )
-    (floor,) = alternate([lambda: indexed_words((0, "floor"), next(steps) * BATCH, BATCH, 8)], rounds)
+    (floor,) = alternate(
+        [lambda: indexed_words((0, "floor"), next(steps) * BATCH, BATCH, 8)], rounds, time.process_time
+    )
     wide = run_config(LARGE_BATCH)
     manifest = pictures_manifest(5000, 16, 64, wide.lanes)
     dealers = [Dealer(each, wide) for each in (manifest, replace(manifest, lanes=0))]

@@ -290,7 +290,7 @@ def checkpoints(setting: Setting) -> Figures:
         figures["gigabytes"] = size
         figures["save_seconds"], _ = timed(setting, lambda: dcp.save(state, checkpoint_id=f"{folder}/whole"))
         figures["load_seconds"], _ = timed(setting, lambda: dcp.load(state, checkpoint_id=f"{folder}/whole"))
-        figures |= _saved_aside(setting, state, folder)
+        figures |= _saved_aside(setting, trainer, folder)
         figures["safetensors_gigabytes"] = size / 3
         figures["safetensors_save_seconds"], _ = timed(setting, lambda: model.save_pretrained(f"{folder}/plain"))
         seconds, again = timed(
@@ -302,14 +302,28 @@ def checkpoints(setting: Setting) -> Figures:
     return figures
 
 
-def _saved_aside(setting: Setting, state: dict[str, Any], folder: str) -> Figures:
-    import torch.distributed as dist
-    import torch.distributed.checkpoint as dcp
+def _saved_aside(setting: Setting, trainer: Trainer, folder: str) -> Figures:
+    """As a training saves: how long steps can be held up, and how long all takes; at first memory is pinned."""
+    from labeling.dataset import open_store
+    from training.checkpoint.saving import CheckpointSaver
+    from training.checkpoint.state import TrainingState
+    from training.config import CheckpointConfig
+    from training.optimizer import MovingAverage
 
-    group = dist.new_group(backend="gloo")  # what async_save talks over, beside the steps
-    stall, future = timed(setting, lambda: dcp.async_save(state, checkpoint_id=f"{folder}/aside", process_group=group))
-    rest, _ = timed(setting, lambda: future.result())
-    return {"async_save_stall_seconds": stall, "async_save_total_seconds": stall + rest}
+    state = TrainingState(trainer.model, trainer.optimizer, MovingAverage(trainer.model, 0.999))
+    saver = CheckpointSaver(open_store(folder), state.tensors, CheckpointConfig(keep=1))
+
+    def copy(step: int) -> None:
+        saver.save({"step": step})
+        saver.await_copies()
+
+    figures: Figures = {}
+    for step, name in enumerate(("first_saver", "saver"), 1):
+        figures[f"{name}_copy_seconds"], _ = timed(setting, lambda step=step: copy(step))
+        figures[f"{name}_write_seconds"], _ = timed(setting, saver.wait)
+    figures["saver_gigabytes"] = gigabytes(sum(value.nbytes for value in state.tensors().values()))
+    figures["saver_load_seconds"], _ = timed(setting, lambda: state.restore(open_store(folder), 2, saver.group))
+    return figures
 
 
 def lora(setting: Setting) -> Figures:

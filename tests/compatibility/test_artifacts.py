@@ -151,6 +151,20 @@ def test_checkpoint_of_earlier_layout_gives_the_same_picture(place: Path) -> Non
     assert np.abs(found - wanted).max() <= 1
 
 
+def test_checkpoint_of_earlier_layout_is_exported(place: Path) -> None:
+    """Averaged weights as it has them in the layout of diffusers, live ones as training continues from them."""
+    checkpoint = place / "run" / "checkpoints" / "step-000003"
+    averaged = load_file(checkpoint / "transformer" / "diffusion_pytorch_model.safetensors")
+    training = load_file(checkpoint / "training.safetensors")
+    live = {name: training[f"model.{name}"] for name in averaged}
+    for weights, options in ((averaged, ()), (live, ("--live",))):
+        out = place / "exported" / str(len(options))
+        run(place, "export", place / "run", out, *options)
+        found = load_file(out / "transformer" / "diffusion_pytorch_model.safetensors")
+        assert found.keys() == weights.keys()
+        assert all(torch.equal(found[name], value) for name, value in weights.items())
+
+
 def test_pipeline_of_earlier_layout_gives_the_same_sample(place: Path) -> None:
     pipe = OneDiffusionPipeline.from_pretrained(place / "pipeline")
     assert type(pipe.vae).__name__ == "AutoencoderDCT"

@@ -128,6 +128,16 @@ def test_part_that_comes_next_is_read_meanwhile_and_again_where_that_fails(
         tables = process((second, {}, None), Attempt()).tables
         assert {group: from_bytes(table) for group, table in tables.items()} == labels
         assert reads == wanted
+    failures.clear()
+    reads.clear()
+    process = start(dataset, labelers, ["spread"])
+    step = process((first, {}, second), Attempt())
+    outputs = {"spread": ask_network(labelers["spread"], dict(step.requests["spread"]))}
+    assert process((first, outputs, second), Attempt()).tables  # which names it once more
+    process((second, {}, first), Attempt())
+    process.reader.shutdown()
+    assert reads == [[0], [1], [0]]
+    process = start(dataset, labelers, [])
     process((first, {}, second), Attempt(Knowledge(ends=[("brightness", ("a",))])))
     assert not process.ahead  # while it is looked for why processes end
 

@@ -9,7 +9,8 @@ from tiny_models import save_t5, save_vae
 
 from labeling.dataset import open_store
 from model import NextDiT
-from training.checkpoint import save_checkpoint
+from training.checkpoint.saving import save_tensors
+from training.config import CheckpointConfig
 
 
 def save_run(folder: Path, live: float = 1.0) -> Path:
@@ -26,7 +27,9 @@ def save_run(folder: Path, live: float = 1.0) -> Path:
         "codec": str(folder / "models" / "vae"),
         "text_encoder": str(folder / "models"),
         "config": {"size": 64},
+        "transformer": dict(transformer.config),
     }
-    weights = {f"model.{name}": live * value for name, value in transformer.state_dict().items()}
-    save_checkpoint(open_store(folder / "run"), transformer, weights, facts, 1)
+    weights = {f"average.{name}": value for name, value in transformer.state_dict().items()}
+    weights |= {f"model.{name}": live * value for name, value in transformer.state_dict().items()}
+    save_tensors(open_store(folder / "run"), weights, facts, CheckpointConfig())
     return folder / "run"

@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
-from labeling.dataset import LocalStore, open_store
+from labeling.dataset import LocalStore, Store, open_store
 from model import NextDiT
 from model.inputs import InputError
-from training.checkpoint import load_checkpoint, load_state, load_training, save_checkpoint, whole_checkpoints
+from training.checkpoint import (
+    STATE,
+    check_checkpoint,
+    checkpoint_name,
+    find_step,
+    load_checkpoint,
+    load_state,
+    load_training,
+    whole_checkpoints,
+)
+from training.checkpoint.files import prune_checkpoints
+from training.checkpoint.saving import CheckpointSaver, save_tensors
 from training.checkpoint.state import TrainingState
-from training.config import OptimizerConfig
+from training.config import CheckpointConfig, OptimizerConfig, load_config
 from training.divergence import unusable_checkpoint
 from training.metrics_logger import MetricsLogger, read_metrics, scalars
 from training.optimizer import MovingAverage, build_optimizer, learning_rate
@@ -25,35 +45,74 @@ def transformer() -> NextDiT:
     return NextDiT(hidden_size=24, depth=1, num_heads=2, multiple_of=8, caption_channels=8)
 
 
+def weights_of(transformer: NextDiT) -> dict[str, torch.Tensor]:
+    """As a run names them: averages, and live weights that differ from them."""
+    state = transformer.state_dict()
+    return {f"average.{name}": value for name, value in state.items()} | {
+        f"model.{name}": value + 1 for name, value in state.items()
+    }
+
+
+def save(store: Store, transformer: NextDiT, step: int, **retention: Any) -> str:
+    state = {"step": step, "codec": "dct", "transformer": dict(transformer.config)}
+    return save_tensors(store, weights_of(transformer), state, CheckpointConfig(**retention))
+
+
 @pytest.mark.parametrize("keep", [1, 3, 20])
-def test_save_keeps_the_newest_checkpoints_and_the_first(tmp_path: Path, transformer: NextDiT, keep: int) -> None:
+def test_save_keeps_the_newest_checkpoints_and_the_first(tmp_path: Path, keep: int) -> None:
     store = open_store(tmp_path / "run")
     for step in range(0, 16, 2):
-        save_checkpoint(store, transformer, {"a": torch.full((2,), float(step))}, {"step": step}, keep)
+        save_tensors(store, {"a": torch.full((2,), float(step))}, {"step": step}, CheckpointConfig(keep=keep))
     assert whole_checkpoints(store) == [0, *list(range(2, 16, 2))[-keep:]]
     assert len(store.folders("checkpoints")) == len(whole_checkpoints(store))
     assert load_training(store, 14)["a"].tolist() == [14.0, 14.0]
     assert load_state(store, 14)["step"] == 14
 
 
+def test_checkpoints_of_some_age_stay(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "run")
+    for step in range(1, 13):  # one every 20 minutes
+        save_tensors(store, {"a": torch.zeros(1)}, {"step": step}, CheckpointConfig(keep=20))
+        saved = (datetime(2026, 1, 1, tzinfo=UTC) + step * timedelta(minutes=20)).isoformat()
+        store.put(f"{checkpoint_name(step)}/{STATE}", json.dumps({"step": step, "saved": saved}).encode())
+    for step in (12, 12):  # what has stayed stays
+        prune_checkpoints(store, step, keep=2, keep_hours=1)
+        assert whole_checkpoints(store) == [1, 4, 7, 10, 11, 12]
+    prune_checkpoints(store, 12, keep=2, keep_hours=0)
+    assert whole_checkpoints(store) == [11, 12]
+
+
 def test_load_accepts_run_checkpoint_and_diffusers_folder(tmp_path: Path, transformer: NextDiT) -> None:
     store = open_store(tmp_path / "run")
-    address = save_checkpoint(store, transformer, {}, {"step": 3, "codec": "dct"}, 1)
-    transformer.save_pretrained(tmp_path / "released" / "transformer")
+    address = save(store, transformer, 3)
+    transformer.save_pretrained(tmp_path / "released" / "transformer", max_shard_size="20KB")
     for place, step in ((tmp_path / "run", 3), (address, 3), (tmp_path / "released", None)):
         loaded, state = load_checkpoint(place)
         assert state.get("step") == step
         assert not loaded.training
         for name, value in transformer.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], value)
+    live, _ = load_checkpoint(tmp_path / "run", "live", torch.bfloat16)
+    for name, value in transformer.state_dict().items():
+        assert torch.equal(live.state_dict()[name], (value + 1).bfloat16())
+    with pytest.raises(InputError, match="it has no live weights"):
+        load_checkpoint(tmp_path / "released", "live")
     files = {path.suffix for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert files == {".json", ".safetensors"}
 
 
+def test_shards_are_read_by_the_reader_of_torch(tmp_path: Path, transformer: NextDiT) -> None:
+    address = save(open_store(tmp_path), transformer, 3)
+    expected = weights_of(transformer)
+    found = {name: torch.empty_like(value) for name, value in expected.items()}
+    dcp.load(found, storage_reader=dcp.HuggingFaceStorageReader(address), no_dist=True)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 def test_incomplete_checkpoint_is_skipped_and_refused(tmp_path: Path, transformer: NextDiT) -> None:
     store = open_store(tmp_path / "run")
-    save_checkpoint(store, transformer, {}, {"step": 1}, 5)
-    address = save_checkpoint(store, transformer, {}, {"step": 2}, 5)
+    save(store, transformer, 1)
+    address = save(store, transformer, 2)
     store.delete("checkpoints/step-000002/state.json")
     assert whole_checkpoints(store) == [1]
     assert load_checkpoint(tmp_path / "run")[1]["step"] == 1
@@ -63,10 +122,163 @@ def test_incomplete_checkpoint_is_skipped_and_refused(tmp_path: Path, transforme
         load_checkpoint(tmp_path / "elsewhere")
 
 
+SHARD = "shard-00000-of-00001.safetensors"
+DAMAGES: dict[str, tuple[Callable[[Path], object], str, bool]] = {  # how, what is said of it, whether by sizes alone
+    "missing shard": (lambda folder: (folder / SHARD).unlink(), f"{SHARD} is not there", True),
+    "cut shard": (lambda folder: os.truncate(folder / SHARD, 5000), rf"{SHARD} has 5000 bytes, not \d+", True),
+    "other bytes": (lambda folder: flip(folder / SHARD, -100), f"{SHARD} holds other bytes than were written", False),
+    "cut index": (lambda folder: os.truncate(folder / "index.json", 100), "index.json is not what was written", True),
+    "missing index": (lambda folder: (folder / "index.json").unlink(), "index.json is not there", True),
+    "cut state": (lambda folder: os.truncate(folder / "state.json", 10), "state.json is not what was written", True),
+}
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_named_with_the_checkpoint_before_it(tmp_path: Path, transformer: NextDiT, name: str) -> None:
+    damage, said, is_seen = DAMAGES[name]
+    store = open_store(tmp_path)
+    for step in (4, 8):
+        save(store, transformer, step)
+    damage(tmp_path / "checkpoints" / "step-000008")
+    remedy = "to go on from the one before it: `train` with --from-checkpoint step-000004"
+    line = f"^{tmp_path}/checkpoints/step-000008: this checkpoint is damaged, {said}.*; {remedy}$"
+    for attempt in (
+        lambda: load_checkpoint(tmp_path),
+        lambda: load_training(store, 8) if "state" not in name else load_state(store, 8),
+        lambda: check_checkpoint(store, 8, content=True),
+    ):
+        with pytest.raises(InputError, match=line):
+            attempt()
+    if is_seen:
+        with pytest.raises(InputError, match=line):
+            check_checkpoint(store, 8)
+    check_checkpoint(store, 4, content=True)
+    assert find_step(store, "4") == find_step(store, "step-000004") == find_step(store, f"{tmp_path}/step-000004/") == 4
+    with pytest.raises(InputError, match=r"no whole checkpoint 'step-5'.*there are: step-000004, step-000008"):
+        find_step(store, "step-5")
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written is what the tensors were; the next save waits, and events come when a checkpoint is whole."""
+    opened, put_stream = threading.Event(), LocalStore.put_stream
+
+    def slow(store: LocalStore, name: str, parts: Iterable[bytes | memoryview], size: int) -> None:
+        assert opened.wait(20)
+        put_stream(store, name, parts, size)
+
+    monkeypatch.setattr(LocalStore, "put_stream", slow)
+    store, tensors = open_store(tmp_path), {"a": torch.zeros(1000)}
+    synced: list[list[int]] = []
+    saver = CheckpointSaver(store, lambda: tensors, CheckpointConfig(), lambda: synced.append(whole_checkpoints(store)))
+    saver.save({"step": 1})
+    saver.await_copies()
+    tensors["a"].fill_(1)
+    assert saver.saved() == [] and whole_checkpoints(store) == []
+    threading.Timer(0.2, opened.set).start()
+    saver.save({"step": 2})
+    assert whole_checkpoints(store)[0] == 1
+    saver.wait()
+    assert saver.saved() == [(step, f"{tmp_path}/checkpoints/step-00000{step}") for step in (1, 2)]
+    assert [load_training(store, step)["a"][0].item() for step in (1, 2)] == [0, 1]
+    assert synced == [[], [1]], "metrics are there before a checkpoint that needs them"
+
+
+def test_full_disk_is_one_line_and_leaves_no_half_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, tensors = open_store(tmp_path), {"a": torch.zeros(1000)}
+    saver = CheckpointSaver(store, lambda: tensors, CheckpointConfig(keep=1))
+    saver.save({"step": 1})
+    saver.wait()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", full)
+        saver.save({"step": 2})
+        with pytest.raises(
+            InputError, match=rf"^{tmp_path}/checkpoints/step-000002/\S+: cannot write there \(No space"
+        ):
+            saver.wait()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
+    check_checkpoint(store, 1, content=True)
+
+
+KILLED = """
+import os, signal, sys
+import torch
+from labeling.dataset.storage import LocalStore, S3Store, open_store
+from training.checkpoint.saving import save_tensors
+from training.config import CheckpointConfig
+writes = killed_at = 0
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+def counted(method):
+    def call(store, *arguments):
+        global writes
+        writes += 1
+        if writes < killed_at:
+            return method(store, *arguments)
+        if method.__name__ == "put_stream":  # in its midst
+            name, parts, size = arguments
+            first = next(iter(parts))
+            return method(store, name, (first if part == 0 else die() for part in range(2)), size)
+        die()
+    return call
+for kind in (LocalStore, S3Store):
+    for name in ("put_stream", "put", "delete", "delete_tree"):
+        setattr(kind, name, counted(getattr(kind, name)))
+for run in sys.argv[1:]:
+    killed_at = int(run.rpartition("/")[2])
+    child = os.fork()
+    if not child:
+        tensors = {"a": torch.arange(1000.0), "b": torch.ones(3, 4)}
+        save_tensors(open_store(run), tensors, {"step": 4}, CheckpointConfig(keep=1))
+        os._exit(0)
+    print(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.slow
+def test_kill_at_any_write_leaves_one_whole_checkpoint(tmp_path: Path, s3: str) -> None:
+    """On disk and S3. It is that of step 2, or 4 from its last file on; another attempt writes what one alone does."""
+    tensors = {"a": torch.arange(1000.0), "b": torch.ones(3, 4)}
+
+    def save_step(store: Store, step: int) -> None:
+        save_tensors(store, tensors, {"step": step}, CheckpointConfig(keep=1))
+
+    def written(store: Store) -> dict[str, bytes]:
+        names = [name for name in store.walk("checkpoints") if not name.endswith(STATE)]
+        return {name: store.read(f"checkpoints/{name}") for name in names}
+
+    undisturbed = open_store(tmp_path / "undisturbed")
+    save_step(undisturbed, 4)
+    # Writes are: to delete what was there, the shard, index.json, state.json, then of step 2 to delete its state, all.
+    kills = {str(tmp_path): [1, 2, 3, 4, 5, 6], f"{s3}/killed": [2, 4, 5]}
+    stores = [open_store(f"{root}/{number}") for root, numbers in kills.items() for number in numbers]
+    for store in stores:
+        save_step(store, 2)
+    command = [sys.executable, "-c", KILLED, *(store.uri for store in stores)]
+    statuses = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=120).stdout.split()
+    assert statuses == [str(int(signal.SIGKILL))] * 9
+    assert [whole_checkpoints(store) for store in stores] == [*[[2]] * 4, [2, 4], [4], [2], [2], [2, 4]]
+    for store in stores:
+        check_checkpoint(store, whole_checkpoints(store)[-1], content=True)
+        save_step(store, 4)
+        assert whole_checkpoints(store) == [4]
+        check_checkpoint(store, 4, content=True)
+        assert written(store).items() >= written(undisturbed).items()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_single_weight_or_average_that_is_not_finite_is_noticed(transformer: NextDiT, value: float) -> None:
     average = MovingAverage(transformer, 0.9)
-    state = TrainingState(transformer, build_optimizer(transformer, OptimizerConfig()), average, {})
+    state = TrainingState(transformer, build_optimizer(transformer, OptimizerConfig()), average)
     assert state.is_finite()
     for tensor in (average.average[-1], next(iter(transformer.parameters())).data):
         kept = tensor.view(-1)[-1].clone()
@@ -74,7 +286,7 @@ def test_single_weight_or_average_that_is_not_finite_is_noticed(transformer: Nex
         assert not state.is_finite()
         tensor.view(-1)[-1] = kept
     assert state.is_finite()
-    assert "remove that folder to go on from step-000002" in unusable_checkpoint("run/step-000004", "step-000002")
+    assert "`train` with --from-checkpoint step-000002" in unusable_checkpoint("run/step-000004", "step-000002")
 
 
 def test_moving_average_is_applied_only_within_its_context(transformer: NextDiT) -> None:
@@ -113,17 +325,20 @@ def test_weight_decay_spares_norms_gates_and_biases(transformer: NextDiT) -> Non
 
 
 def test_initial_weights_must_be_of_the_same_model(tmp_path: Path, transformer: NextDiT) -> None:
-    from training.checkpoint.state import load_initial_weights
-    from training.config import load_config
+    from training.packed_model import PackedModel
 
-    transformer.save_pretrained(tmp_path / "released" / "transformer")
+    transformer.half().save_pretrained(tmp_path / "released" / "transformer")
     model = {"hidden_size": 24, "depth": 1, "num_heads": 2, "num_kv_heads": 2, "multiple_of": 8, "caption_channels": 8}
     model |= {"qk_norm": False}
     settings = {"initialize": str(tmp_path / "released"), "model": model}
-    weights = load_initial_weights(load_config("debug", settings))
-    assert weights.keys() == {f"transformer.{name}" for name in transformer.state_dict()}
+    packed = PackedModel(NextDiT(**model))
+    average = MovingAverage(packed, 0.9)
+    state = TrainingState(packed, build_optimizer(packed, OptimizerConfig()), average)
+    state.initialize(load_config("debug", settings))
+    for (name, value), averaged in zip(packed.transformer.named_parameters(), average.average, strict=True):
+        assert torch.equal(value, transformer.state_dict()[name].float()) and torch.equal(value, averaged)
     with pytest.raises(InputError, match="a model with depth 1, the configuration says 2"):
-        load_initial_weights(load_config("debug", {**settings, "model": {**model, "depth": 2}}))
+        state.initialize(load_config("debug", {**settings, "model": {**model, "depth": 2}}))
 
 
 def test_full_disk_on_resume_keeps_recorded_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

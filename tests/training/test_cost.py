@@ -50,6 +50,20 @@ def test_shards_divide_memory() -> None:
         assert by_sharding["none"][part] == pytest.approx(64 * by_sharding["all"][part])
 
 
+def test_all_nodes_write_checkpoints_beside_the_steps() -> None:
+    """Weights, two moments and averages in float32: 16 bytes a weight, a shard of them copied for each GPU."""
+    config = load_config("stage1-256")
+    for sharding, shards in (("none", 1), ("node", 8), ("all", 64)):
+        cost = run_cost(config, ClusterSpec(64, sharding=sharding, store_gbytes=0.5))
+        assert cost.checkpoint_bytes == 16 * cost.parameters
+        assert cost.checkpoint == pytest.approx(16 * cost.parameters / (8 * 0.5e9))
+        assert cost.checkpoint_host_bytes == pytest.approx(8 * 16 * cost.parameters / shards)
+    assert cost.checkpoint_stall == 0
+    often = run_cost(load_config("stage1-256", {"checkpoints": {"every": 1}}), ClusterSpec(64))
+    assert often.checkpoint_stall == pytest.approx(often.checkpoint - often.step)
+    assert often.hours == pytest.approx(config.steps * often.checkpoint / 3600)
+
+
 def test_more_tokens_than_a_pass_take_more_passes() -> None:
     config = load_config("stage1-256", {"batch": 64 * 128})
     cost = run_cost(config, ClusterSpec(64))
@@ -72,15 +86,15 @@ def test_presets_state_what_the_model_says(preset: str) -> None:
 
 
 def test_bytes_read_are_those_stored_of_a_workers_samples() -> None:
-    text = 300 * 2048 * 2
-    pictures = run_cost(load_config("stage1-256"), ClusterSpec(64))
-    assert pictures.read == pytest.approx(4 * (16 * 32 * 32 * 2 + text))
-    tasks = {"text2image": 1, "depth": 1, "deblurring": 1}
-    mixed = load_config("stage1-256", {"mixture": {"pictures": {"tasks": tasks}}})
-    # Of depth both frames are stored, of deblurring the picture; its degraded latents are made while it is read.
-    assert run_cost(mixed, ClusterSpec(64)).read == pytest.approx(4 * (16 * 32 * 32 * 2 * 4 / 3 + text))
-    sets = load_config("stage1-256", {"mixture": {"pictures": {"tasks": {"views": 1}}}})
-    assert run_cost(sets, ClusterSpec(64)).read == pytest.approx(4 * (8 * 16 * 32 * 32 * 2 + text)), "4 to 12 views"
+    def check(bytes_of_text: int, tasks: list[str], text: str) -> None:
+        config = load_config("stage1-256", {"mixture": {"pictures": {"tasks": tasks, "text": text}}})
+        frames = {"text2image": 1, "depth": 2, "deblurring": 1, "views": 8}  # that are stored
+        expected = sum(frames[task] for task in tasks) / len(tasks) * 16 * 32 * 32 * 2 + bytes_of_text
+        assert run_cost(config, ClusterSpec(64)).read == pytest.approx(4 * expected)
+
+    check(300 * 2048 * 2, ["text2image"], text="stored")
+    check(300 * 2048 * 2, ["text2image", "depth", "deblurring"], text="stored")
+    check(300 * 4, ["views"], text="online")
 
 
 def test_token_budget_makes_the_batch_that_fills_the_gpus() -> None:

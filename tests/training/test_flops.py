@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import NextDiT
+from pipelines.train import speed_line
 from training.batch import Sample
 from training.flops import FlopCounter, SampleSize, peak_flops
 from training.step_metrics import StepMetrics
@@ -48,5 +51,11 @@ def test_metrics_say_the_rate_and_known_devices_their_share() -> None:
     assert values["tflops_per_second"] == pytest.approx(rate / 1e12, abs=1e-6)
     assert values["tflop_per_step"] == pytest.approx(rate / 2 / 1e12, abs=1e-6)
     assert values["mfu"] == pytest.approx(rate / 1e6, rel=0.01)
+    line = speed_line({**values, "wait_share": 0.02, "mfu": 0.281})
+    assert re.fullmatch(
+        r"64 image tokens/s, \S+ TFLOP a step, \S+ TFLOP/s, 2% of the time waiting for data, MFU 28%", line
+    )
+    assert "MFU" not in speed_line({name: value for name, value in values.items() if name != "mfu"})
+    assert speed_line({"loss": 1.0}) == "", "metrics of before have no FLOP of a step"
     assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12 and peak_flops("NVIDIA H100 PCIe") == 756e12
     assert peak_flops("") is None

@@ -16,12 +16,15 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
+from click.testing import Result
+from typer.testing import CliRunner
 
 from labeling.dataset import open_store
 from model.inputs import InputError
+from model.inputs.yaml_files import to_yaml
+from pipelines.cli.app import app
 from training.batch import StepBatch
-from training.checkpoint import load_checkpoint, whole_checkpoints
+from training.checkpoint import load_checkpoint, load_training, whole_checkpoints
 from training.config import load_config
 from training.metrics_logger import read_metrics
 from training.mixture import build_manifest
@@ -46,7 +49,7 @@ def _run(settings: dict[str, Any], run: Path | str, events: list[Any] | None = N
 
 
 def _training(run: Path, step: int) -> dict[str, torch.Tensor]:
-    return load_file(run / "checkpoints" / f"step-{step:06d}" / "training.safetensors")
+    return load_training(open_store(run), step)
 
 
 def _losses(run: Path) -> list[float]:
@@ -73,7 +76,9 @@ def test_run_writes_checkpoints_metrics_and_events(whole: tuple[Path, TrainingRe
     assert set().union(*(record["losses"] for record in records)) == set(result.rows)
     assert all(record["tokens_per_second"] > 0 and record["tflops_per_second"] > 0 for record in records)
     assert records[-1] == result.metrics
-    assert [event["event"] for event in events[:2]] == ["mixture", "checkpoint"]
+    assert events[0]["event"] == "mixture"
+    assert [event["step"] for event in events if event["event"] == "checkpoint"] == list(range(0, 31, 2))
+    assert all(event["checkpoint"].endswith(f"step-{event['step']:06d}") for event in events if "checkpoint" in event)
     assert [event["step"] for event in events if event["event"] == "step"] == list(range(1, 31))
     assert _tensorboard_steps(run, "loss") == list(range(1, 31))
     transformer, state = load_checkpoint(run)
@@ -86,6 +91,11 @@ def test_run_writes_checkpoints_metrics_and_events(whole: tuple[Path, TrainingRe
     average = transformer.state_dict()[name]
     assert not torch.equal(average, first.state_dict()[name])
     assert not torch.equal(average, _training(run, 30)[f"model.{name}"])
+    assert {path.name for path in (run / "checkpoints" / "step-000030").iterdir()} == {
+        "shard-00000-of-00001.safetensors",
+        "index.json",
+        "state.json",
+    }
 
 
 def test_loss_falls(whole: tuple[Path, TrainingResult, list[Any]]) -> None:
@@ -171,7 +181,7 @@ def test_killed_run_resumes_to_the_same_weights(
     assert 0 < resumed_at < 30
     # What a writer that dies leaves: a checkpoint without its last file, and half a line of metrics.
     (killed / "checkpoints" / "step-000099").mkdir()
-    (killed / "checkpoints" / "step-000099" / "training.safetensors").write_bytes(b"half")
+    (killed / "checkpoints" / "step-000099" / "shard-00000-of-00001.safetensors").write_bytes(b"half")
     with (killed / "metrics.jsonl").open("a") as metrics:
         metrics.write('{"step": 11, "lo')
     events: list[Any] = []
@@ -187,6 +197,42 @@ def test_killed_run_resumes_to_the_same_weights(
         assert torch.equal(value, averaged[name]), name
     assert _losses(killed) == _losses(whole[0])
     assert _tensorboard_steps(killed, "loss") == list(range(1, 31))
+
+
+def test_damaged_checkpoint_is_named_and_left_when_asked_and_a_failed_save_ends_the_run(
+    whole: tuple[Path, TrainingResult, list[Any]], shared_config: dict[str, Any], tmp_path: Path
+) -> None:
+    """From the command line. A cut file is noticed before workers start, other bytes by the worker that reads them."""
+    run, config = tmp_path / "run", tmp_path / "run.yaml"
+    shutil.copytree(whole[0], run)
+    config.write_text(to_yaml({**shared_config, "base": "debug", "steps": 32}))
+
+    def train(*more: str) -> Result:
+        return CliRunner().invoke(app, ["train", str(config), "--run", str(run), *more])
+
+    shards = {step: run / "checkpoints" / f"step-{step:06d}" / "shard-00000-of-00001.safetensors" for step in (28, 30)}
+    content = bytearray(shards[30].read_bytes())
+    content[-5] ^= 1
+    shards[30].write_bytes(content)
+    for said in ("holds other bytes than were written", "has 1000 bytes"):
+        result = train()
+        assert isinstance(result.exception, InputError), result.output
+        assert f"step-000030: this checkpoint is damaged, {shards[30].name} {said}" in str(result.exception)
+        assert "--from-checkpoint step-000028" in str(result.exception)
+        os.truncate(shards[30], 1000)
+    assert isinstance(train("--from-checkpoint", "step-000030").exception, InputError)
+    assert whole_checkpoints(open_store(run))[-1] == 30, "nothing was removed"
+    (run / "checkpoints" / "step-000032").write_text("in the way")
+    result = train("--from-checkpoint", "step-000028")
+    assert isinstance(result.exception, InputError), result.output
+    assert (
+        str(result.exception)
+        == f"{run}/checkpoints/step-000032: cannot write there (File exists); choose another folder"
+    )
+    assert "back to step 28; removed step-000030" in result.output and "continuing from step 28" in result.output
+    assert whole_checkpoints(open_store(run))[-2:] == [28, 30], "the good one stays"
+    first, second = _training(whole[0], 30), _training(run, 30)
+    assert first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def test_finished_run_does_nothing_and_other_configuration_is_refused(

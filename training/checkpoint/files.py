@@ -1,33 +1,39 @@
-"""The files of a run's checkpoints, on disk or S3: safetensors and JSON only.
+"""The folders of a run's checkpoints, on disk or S3: which there are, which stay, and whether one is damaged.
 
 RUN/checkpoints/step-000500/
-    transformer/            averaged weights in diffusers layout: what is sampled from
-    training.safetensors    live weights and optimizer state: what training continues from
-    state.json              step, configuration, codec, text encoder; written last, so it marks the checkpoint whole
+    shard-00000-of-00008.safetensors    a process's part of the weights, their averages and the optimizer's state
+    index.json                          which part of which tensor lies where; sizes and checksums of the shards
+    state.json                          step, configuration, codec, text encoder; written last: it marks the
+                                        checkpoint whole
 """
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
-import tempfile
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import struct
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Any
 
 from labeling.dataset import Store, open_store
-from model.inputs import InputError
+from model.inputs import InputError, nearest
+from training.checkpoint.index import (
+    INDEX,
+    OLD_TRAINING,
+    TRANSFORMER,
+    CheckpointIndex,
+    DamagedFile,
+    read_blocks,
+    read_index,
+)
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from model.transformer import NextDiT
-
-FOLDER = "checkpoints"
+FOLDER, STATE = "checkpoints", "state.json"
+SAVED = "saved"  # in state.json: when it was written, in ISO 8601
 _NAME = re.compile(r"step-(\d{6,})")
-MODEL, OPTIMIZER = "model.", "optimizer."  # of names in training.safetensors: model.NAME, optimizer.NAME/KEY
-STATE, _TRAINING, _TRANSFORMER = "state.json", "training.safetensors", "transformer"
+_VERIFIED_BYTES = 16 << 20  # read at a time, rounded down to whole blocks
 
 
 def checkpoint_name(step: int) -> str:
@@ -41,113 +47,126 @@ def whole_checkpoints(store: Store) -> list[int]:
     return [step for step, name in sorted(folders) if store.exists(f"{FOLDER}/{name}/{STATE}")]
 
 
-def save_checkpoint(
-    store: Store,
-    transformer: NextDiT,
-    training: Mapping[str, Tensor],
-    state: Mapping[str, Any],
-    keep: int,
-) -> str:
-    """Write the checkpoint of state["step"] and drop older ones but the newest `keep` (and that of step 0).
-
-    transformer: with the averaged weights; training: tensors by name. Returns the checkpoint's address.
-    """
-    from safetensors.torch import save_file
-
-    name = checkpoint_name(state["step"])
-    store.delete_tree(name)  # what a killed writer left
-    with tempfile.TemporaryDirectory(prefix="onediffusion-") as scratch:
-        transformer.save_pretrained(Path(scratch, _TRANSFORMER))
-        for path in sorted(Path(scratch, _TRANSFORMER).iterdir()):
-            store.put_file(f"{name}/{_TRANSFORMER}/{path.name}", path)
-    target = store.scratch(f"{name}/{_TRAINING}")
-    save_file(dict(training), target)
-    store.put_file(f"{name}/{_TRAINING}", target)
-    store.put(f"{name}/{STATE}", json.dumps(state, indent=1, sort_keys=True).encode() + b"\n")
-    older = [step for step in whole_checkpoints(store) if 0 < step < state["step"]]
-    for step in older[: max(0, len(older) - (keep - 1))]:
-        store.delete(f"{checkpoint_name(step)}/{STATE}")  # no longer whole from here on
-        store.delete_tree(checkpoint_name(step))
-    return f"{store.uri}/{name}"
-
-
 def load_state(store: Store, step: int) -> dict[str, Any]:
-    """state.json of a checkpoint."""
-    return dict(json.loads(store.read(f"{checkpoint_name(step)}/{STATE}")))
+    """state.json of a checkpoint. Raises InputError where it is damaged."""
+    return read_state(store.subfolder(checkpoint_name(step)))
 
 
-def load_training(store: Store, step: int) -> dict[str, Tensor]:
-    """The tensors that training continues from."""
-    from safetensors.torch import load_file
+def read_state(folder: Store) -> dict[str, Any]:
+    """state.json in a checkpoint's own folder. Raises InputError where it is damaged."""
+    try:
+        return dict(json.loads(folder.read(STATE)))
+    except ValueError:
+        raise damaged(folder, f"{STATE} is not what was written") from None
 
-    with _LocalPath(store, f"{checkpoint_name(step)}/{_TRAINING}") as path:
-        return load_file(path)
 
+def find_checkpoint(uri: str) -> tuple[Store, dict[str, Any]]:
+    """(its folder, its state) of the checkpoint that an address means: a run, its checkpoint, or a diffusers folder.
 
-def live_weights(uri: str | Path) -> dict[str, Tensor]:
-    """The weights that training continues from, named as NextDiT names them.
-
-    uri: RUN, or RUN/checkpoints/step-…. Raises InputError where there is no whole checkpoint of a run.
+    The state of a folder with transformer/ in diffusers layout is {}. Raises InputError.
     """
-    from safetensors.torch import load_file
-
-    store, state = _find(str(uri))
-    if not state:
-        raise InputError(f"{uri}: no checkpoint of a run, so it has no live weights; export the averaged ones")
-    with _LocalPath(store, _TRAINING) as path:
-        tensors = load_file(path)
-    return {name.removeprefix(MODEL): value for name, value in tensors.items() if name.startswith(MODEL)}
-
-
-def load_checkpoint(uri: str | Path) -> tuple[NextDiT, dict[str, Any]]:
-    """(transformer in eval mode with the averaged weights, state) of a checkpoint, or of a run's newest one.
-
-    uri: RUN, RUN/checkpoints/step-…, or any folder with transformer/ in diffusers layout (its state is then {}).
-    Raises InputError when there is no whole checkpoint.
-    """
-    from model.transformer import NextDiT
-
-    store, state = _find(str(uri))
-    with _LocalPath(store, _TRANSFORMER) as path:
-        transformer = NextDiT.from_pretrained(path, use_safetensors=True)
-    return transformer.eval(), state
-
-
-def _find(uri: str) -> tuple[Store, dict[str, Any]]:
-    """(store with transformer/, state) of the checkpoint that an address means. Raises InputError."""
     store = open_store(uri)
-    if store.exists(f"{_TRANSFORMER}/config.json"):
-        if store.exists(STATE):
-            return store, dict(json.loads(store.read(STATE)))
-        if _NAME.fullmatch(store.uri.rsplit("/", 1)[-1]):
-            raise InputError(f"{uri}: this checkpoint is not whole (no {STATE}); take an earlier one")
+    if store.exists(STATE):
+        return store, read_state(store)
+    if _NAME.fullmatch(store.uri.rsplit("/", 1)[-1]) and store.walk():
+        raise InputError(f"{uri}: this checkpoint is not whole (no {STATE}); take an earlier one")
+    if store.exists(f"{TRANSFORMER}/config.json"):
         return store, {}
     steps = whole_checkpoints(store)
     if not steps:
         raise InputError(f"{uri}: no checkpoint there; give a run, one of its checkpoints, or make one with `train`")
-    return open_store(f"{store.uri}/{checkpoint_name(steps[-1])}"), load_state(store, steps[-1])
+    folder = store.subfolder(checkpoint_name(steps[-1]))
+    return folder, read_state(folder)
 
 
-class _LocalPath:
-    """A local path of a file or folder of a store; what came from S3 is removed on leaving."""
+def find_step(store: Store, name: str) -> int:
+    """The step of a run's whole checkpoint by its name, as in step-000500 or 500. Raises InputError."""
+    steps = whole_checkpoints(store)
+    names = {f"step-{step:06d}": step for step in steps}
+    wanted = f"step-{int(name):06d}" if name.isdecimal() else name.rstrip("/").rsplit("/", 1)[-1]
+    if wanted not in names:
+        there = ", ".join(names) or "none"
+        raise InputError(f"{store.uri}: no whole checkpoint {name!r}{nearest(wanted, list(names))}; there are: {there}")
+    return names[wanted]
 
-    def __init__(self, store: Store, name: str) -> None:
-        self._store, self._name = store, name
-        self._scratch: str | None = None
 
-    def __enter__(self) -> Path:
-        if not self._store.uri.startswith("s3://"):
-            return Path(self._store.uri, self._name)
-        self._scratch = tempfile.mkdtemp(prefix="onediffusion-")
-        target = Path(self._scratch, Path(self._name).name)
-        files = self._store.walk(self._name)
-        if not files:
-            target.write_bytes(self._store.read(self._name))
-        for name in files:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            (target / name).write_bytes(self._store.read(f"{self._name}/{name}"))
-        return target
+def remove_checkpoint(store: Store, step: int) -> None:
+    """Remove a checkpoint, which is not whole from the first moment on."""
+    store.delete(f"{checkpoint_name(step)}/{STATE}")
+    store.delete_tree(checkpoint_name(step))
 
-    def __exit__(self, *failure: object) -> None:
-        if self._scratch:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+
+def prune_checkpoints(store: Store, step: int, keep: int, keep_hours: float) -> None:
+    """Remove the checkpoints before that of `step` but the newest (`keep`, with it) and that of step 0.
+
+    keep_hours: one stays for every so many hours besides, by the times in state.json; 0 keeps none for its age.
+    """
+    older = [before for before in whole_checkpoints(store) if 0 < before < step]
+    stay = set(older[-(keep - 1) :]) if keep > 1 else set()
+    if keep_hours and len(older) > len(stay):
+        kept_at: datetime | None = None
+        for before in older:
+            saved = load_state(store, before).get(SAVED)
+            at = datetime.fromisoformat(saved) if saved else None
+            if at and (kept_at is None or at - kept_at >= timedelta(hours=keep_hours)):
+                kept_at = at
+                stay.add(before)
+    for before in older:
+        if before not in stay:
+            remove_checkpoint(store, before)
+
+
+def damaged(folder: Store, what: str) -> InputError:
+    """What to tell a person of a checkpoint that is not as it was written. what: names the file."""
+    run, _, name = folder.uri.rpartition(f"/{FOLDER}/")
+    match = _NAME.fullmatch(name)
+    before = [step for step in whole_checkpoints(open_store(run)) if step < int(match[1])] if match and run else []
+    remedy = (
+        f"to go on from the one before it: `train` with --from-checkpoint step-{before[-1]:06d}"
+        if before
+        else "there is none before it"
+    )
+    return InputError(f"{folder.uri}: this checkpoint is damaged, {what}; {remedy}")
+
+
+def checked_index(folder: Store) -> CheckpointIndex:
+    """The index in a checkpoint's folder, whose files are all there and of their sizes. Raises InputError."""
+    try:
+        index = read_index(folder)
+    except FileNotFoundError as error:
+        raise damaged(folder, f"{error} is not there") from None
+    except (ValueError, KeyError, struct.error):
+        name = INDEX if folder.exists(INDEX) else f"{TRANSFORMER}/ or {OLD_TRAINING}"
+        raise damaged(folder, f"{name} is not what was written") from None
+    found = folder.walk()
+    for file in index.files:
+        if file.name not in found:
+            raise damaged(folder, f"{file.name} is not there")
+        if found[file.name].size != file.size:
+            raise damaged(folder, f"{file.name} has {found[file.name].size} bytes, not {file.size}")
+    return index
+
+
+def check_checkpoint(store: Store, step: int, content: bool = False) -> None:
+    """Raise InputError, naming the file, where a run's checkpoint is damaged.
+
+    content: read every byte and compare checksums; otherwise files are looked for, and their sizes.
+    """
+    folder = store.subfolder(checkpoint_name(step))
+    read_state(folder)
+    index = checked_index(folder)
+    if not content:
+        return
+    ranges = [(file, begin, end) for file in index.files for begin, end in file.ranges(_VERIFIED_BYTES)]
+    with explained_damage(folder), ThreadPoolExecutor(min(8, folder.parallel)) as threads:
+        for _ in threads.map(lambda part: len(read_blocks(folder, *part)), ranges):
+            pass
+
+
+@contextmanager
+def explained_damage(folder: Store) -> Iterator[None]:
+    """Name the checkpoint, and what can be done, where a file of it turns out damaged."""
+    try:
+        yield
+    except DamagedFile as error:
+        raise damaged(folder, str(error)) from None

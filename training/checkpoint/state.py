@@ -1,131 +1,101 @@
-"""A training's state as tensors by name: gathered from the worker's model, optimizer and averages, and put back.
-
-Everything here is called by all workers together: their shards are gathered to whole tensors on rank 0.
-"""
+"""What a run saves and continues from: weights, their averages and the optimizer's state, by name, as shards."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.nn.parallel import DistributedDataParallel
 
 from labeling.dataset import Store
 from model.inputs import InputError
-from training.checkpoint.files import MODEL, OPTIMIZER, checkpoint_name, load_checkpoint, load_training, save_checkpoint
+from training.checkpoint.files import checked_index, checkpoint_name, find_checkpoint
+from training.checkpoint.index import AVERAGE, MODEL, OPTIMIZER, CheckpointIndex, torch_dtype
+from training.checkpoint.loading import load_tensors, transformer_config
 from training.config import TrainingConfig
 from training.divergence import all_finite
 from training.optimizer import MovingAverage
 from training.packed_model import PREFIX
 
-if TYPE_CHECKING:
-    from model.transformer import NextDiT
-
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 # Arguments of NextDiT that its weights do not depend on, so that they may differ from a checkpoint's.
 _WEIGHTLESS = ("input_size", "rotary_max_length", "rotary_max_length_t", "soft_capping")
 
 
 class TrainingState:
-    """The weights, the optimizer's state and the averaged weights of a run, saved to and restored from its folder."""
+    """The weights, the optimizer's state and the averaged weights of a run, restored by all workers together.
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        average: MovingAverage,
-        transformer_config: dict[str, Any],
-    ) -> None:
-        """model: a PackedModel as prepared for several processes; transformer_config: of its NextDiT."""
-        self.model, self.optimizer, self.average = model, optimizer, average
-        self.transformer_config = transformer_config
+    Each worker has its shards of them, and reads no more than these.
+    """
 
-    def initialize(self, config: TrainingConfig) -> None:
-        """Start from the weights of `config.initialize`, or from those that the model has."""
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, average: MovingAverage) -> None:
+        """model: a PackedModel as prepared for several processes."""
+        module = model.module if isinstance(model, DistributedDataParallel) else model
+        # FSDP2 puts gathered weights in their place for a while: these are the shards, which stay the same objects.
+        self._parameters = {name.removeprefix(PREFIX): value for name, value in module.named_parameters()}
+        self._averages = dict(zip(self._parameters, average.average, strict=True))
+        self._optimizer = optimizer
+        self._average = average
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is saved, by name; before the first step the optimizer has no state."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self._parameters.items():
+            tensors[f"{MODEL}{name}"] = parameter
+            tensors[f"{AVERAGE}{name}"] = self._averages[name]
+            for key, value in self._optimizer.state.get(parameter, {}).items():
+                tensors[f"{OPTIMIZER}{name}/{key}"] = value
+        return tensors
+
+    def initialize(self, config: TrainingConfig, group: Any = None) -> None:
+        """Start from the averaged weights of `config.initialize`, or from those that the model has.
+
+        Raises InputError for the weights of another model.
+        """
         if config.initialize:
-            set_model_state_dict(self.model, load_initial_weights(config), options=_WHOLE)
-        self.average.reset()
+            folder, index = initial_weights(config)
+            _load(folder, index, {f"{AVERAGE}{name}": value for name, value in self._parameters.items()}, group)
+        self._average.reset()
 
-    def restore(self, store: Store, step: int) -> None:
-        """Continue from the run's checkpoint after that many steps."""
-        tensors = load_training(store, step)
-        averaged, _ = load_checkpoint(f"{store.uri}/{checkpoint_name(step)}")
-        set_model_state_dict(self.model, _prefixed(averaged.state_dict()), options=_WHOLE)
-        self.average.reset()
-        weights = {name.removeprefix(MODEL): value for name, value in tensors.items() if name.startswith(MODEL)}
-        set_model_state_dict(self.model, _prefixed(weights), options=_WHOLE)
-        states: dict[str, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith(OPTIMIZER):
-                parameter, _, key = name.removeprefix(OPTIMIZER).rpartition("/")
-                states.setdefault(f"{PREFIX}{parameter}", {})[key] = value
-        if not states:  # of a checkpoint before the first step
-            return
-        groups = get_optimizer_state_dict(self.model, self.optimizer, options=StateDictOptions())["param_groups"]
-        state = {"state": states, "param_groups": groups}
-        set_optimizer_state_dict(self.model, self.optimizer, state, options=_WHOLE)
+    def restore(self, store: Store, step: int, group: Any = None) -> None:
+        """Continue from the run's checkpoint after that many steps. Raises InputError for one that is damaged."""
+        folder = store.subfolder(checkpoint_name(step))
+        index = checked_index(folder)
+        self._optimizer.state.clear()
+        for name, parameter in self._parameters.items():
+            begin = f"{OPTIMIZER}{name}/"
+            for key, entry in index.by_parameter(begin):
+                self._optimizer.state[parameter][key.removeprefix(begin)] = (
+                    torch.zeros_like(parameter, requires_grad=False)
+                    if entry.shape == tuple(parameter.shape)
+                    else torch.zeros(entry.shape, dtype=torch_dtype(entry.dtype), device=parameter.device)
+                )
+        _load(folder, index, self.tensors(), group)
 
     @torch.no_grad()
     def is_finite(self) -> bool:
         """Whether all weights and averages are finite, on every worker."""
-        shards = [parameter.detach() for parameter in self.model.parameters()]
-        return all_finite([*shards, *self.average.average], shards[0].device)
-
-    def save(self, store: Store, facts: dict[str, Any], keep: int, rank: int) -> str | None:
-        """Write the checkpoint of facts["step"] on rank 0; its address there, None on other ranks.
-
-        facts: what state.json holds; keep: see `save_checkpoint`.
-        """
-        with self.average.applied():
-            averaged = {name: value.clone() for name, value in get_model_state_dict(self.model, options=_WHOLE).items()}
-        weights = get_model_state_dict(self.model, options=_WHOLE)
-        # Before the first step an optimizer has no state, and to ask for it torch makes a step with gradients of zero.
-        states = (
-            get_optimizer_state_dict(self.model, self.optimizer, options=_WHOLE) if facts["step"] else {"state": {}}
-        )
-        if rank != 0:
-            return None
-        tensors = {f"{MODEL}{name.removeprefix(PREFIX)}": value for name, value in weights.items()}
-        for name, state in states["state"].items():
-            for key, value in state.items():
-                tensors[f"{OPTIMIZER}{name.removeprefix(PREFIX)}/{key}"] = torch.as_tensor(value)
-        tensors = {name: value.contiguous() for name, value in tensors.items()}
-        transformer = self._transformer({name.removeprefix(PREFIX): value for name, value in averaged.items()})
-        return save_checkpoint(store, transformer, tensors, facts, keep)
-
-    def _transformer(self, weights: dict[str, Tensor]) -> NextDiT:
-        """A NextDiT that holds these weights, without a copy of them."""
-        from model.transformer import NextDiT
-
-        with torch.device("meta"):
-            transformer = NextDiT.from_config(self.transformer_config)
-        transformer.load_state_dict(weights, strict=True, assign=True)
-        return transformer
+        parameters = list(self._parameters.values())
+        return all_finite([*parameters, *self._averages.values()], parameters[0].device)
 
 
-def load_initial_weights(config: TrainingConfig) -> dict[str, Tensor]:
-    """The weights of `config.initialize`, named as in a PackedModel. Raises InputError for those of another model."""
+def _load(folder: Store, index: CheckpointIndex, tensors: dict[str, Tensor], group: Any) -> None:
+    load_tensors(folder, index, tensors, group, alone=not torch.distributed.is_initialized())
+
+
+def initial_weights(config: TrainingConfig) -> tuple[Store, CheckpointIndex]:
+    """The folder of `config.initialize` and what is in it. Raises InputError for weights of another model."""
     assert config.initialize is not None
-    transformer, _ = load_checkpoint(config.initialize)
+    folder, state = find_checkpoint(config.initialize)
+    given = transformer_config(folder, state)
     for name, value in config.model.model_dump().items():
-        given = transformer.config.get(name)
+        found = given.get(name)
         if name == "num_kv_heads":
-            given = given or transformer.config["num_heads"]
-        if name not in _WEIGHTLESS and _as_list(given) != _as_list(value):
-            raise InputError(f"{config.initialize}: a model with {name} {given}, the configuration says {value}")
-    return _prefixed(transformer.float().state_dict())
+            found = found or given["num_heads"]
+        if name not in _WEIGHTLESS and _as_list(found) != _as_list(value):
+            raise InputError(f"{config.initialize}: a model with {name} {found}, the configuration says {value}")
+    return folder, checked_index(folder)
 
 
 def _as_list(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _prefixed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{PREFIX}{name}": value for name, value in weights.items()}

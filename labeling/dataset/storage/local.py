@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,9 @@ class LocalStore:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.root = Path(uri)
+
+    def subfolder(self, name: str) -> LocalStore:
+        return LocalStore(f"{self.uri}/{name}")
 
     def files(self, prefix: str = "", begins: str = "") -> dict[str, Entry]:
         return dict(sorted(self.listing(prefix, begins)))
@@ -161,6 +164,16 @@ class LocalStore:
                 path = Path(shutil.copyfile(path, self.scratch(name)))
             os.replace(path, target)
             return _entry(target.stat())
+
+    def put_stream(self, name: str, parts: Iterable[bytes | memoryview], size: int) -> None:
+        path = self.scratch(name)
+        try:
+            with explained(str(self.root / name)), path.open("wb") as file:
+                for part in parts:
+                    file.write(part)
+            self.put_file(name, path)
+        finally:
+            path.unlink(missing_ok=True)  # left behind where the disk is full
 
     def scratch(self, name: str) -> Path:
         # The name is fixed, so that a resumed writer overwrites what a killed one left.

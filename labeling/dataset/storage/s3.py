@@ -10,7 +10,7 @@ from __future__ import annotations
 import mimetypes
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _SCRATCH = "onediffusion-"
 _PARALLEL = 64
+_UPLOAD_BYTES = 8 << 20  # of a part of an upload
 _ATTEMPTS = 6  # of a request, with growing pauses: some 15 seconds
 
 
@@ -43,6 +44,11 @@ class S3Store:
 
     def __reduce__(self) -> tuple[type[S3Store], tuple[str]]:
         return S3Store, (self.uri,)
+
+    def subfolder(self, name: str) -> S3Store:
+        folder = S3Store(f"{self.uri}/{name}")
+        folder.__dict__["client"] = self.client  # to make one takes tenths of a second
+        return folder
 
     @cached_property
     def client(self) -> Any:
@@ -198,6 +204,14 @@ class S3Store:
             self.discard(path)
         return Entry(answer["ContentLength"], answer["ETag"].strip('"'))
 
+    def put_stream(self, name: str, parts: Iterable[bytes | memoryview], size: int) -> None:
+        from boto3.s3.transfer import TransferConfig
+
+        # Ten parts at a time are in memory. An upload has at most 10,000 of them.
+        config = TransferConfig(multipart_chunksize=max(_UPLOAD_BYTES, -(-size // 9000)))
+        with explained(f"{self.uri}/{name}"):
+            self.client.upload_fileobj(_Stream(parts), self.bucket, self.key(name), Config=config)
+
     def scratch(self, name: str) -> Path:
         import tempfile
 
@@ -255,6 +269,26 @@ class S3Store:
             scheme, _, address = endpoint.rpartition("://")
             options |= {"endpoint_override": address, "scheme": scheme or "https"}
         return fs.S3FileSystem(**options)
+
+
+class _Stream:
+    """Parts as a file that is read once, from its beginning to its end."""
+
+    def __init__(self, parts: Iterable[bytes | memoryview]) -> None:
+        self._parts = iter(parts)
+        self._rest = memoryview(b"")
+
+    def read(self, size: int = -1) -> bytes:
+        taken = bytearray()
+        while size < 0 or len(taken) < size:
+            if not self._rest and (part := next(self._parts, None)) is not None:
+                self._rest = memoryview(part)
+            elif not self._rest:
+                break
+            wanted = len(self._rest) if size < 0 else size - len(taken)
+            taken += self._rest[:wanted]
+            self._rest = self._rest[wanted:]
+        return bytes(taken)
 
 
 class _Ranges:

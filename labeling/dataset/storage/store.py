@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,9 @@ class Store(Protocol):
     uri: str
     parallel: int  # requests that are worth having under way at a time
     gap: int  # bytes between two ranges that cost less than a second read
+
+    def subfolder(self, name: str) -> Store:
+        """The folder of that name as a store, which shares what this one has open."""
 
     def files(self, prefix: str = "", begins: str = "") -> dict[str, Entry]:
         """Files directly in the folder `prefix` whose names begin so, by base name. An absent folder is empty."""
@@ -84,6 +87,9 @@ class Store(Protocol):
 
     def put_file(self, name: str, path: Path) -> Entry:
         """Move a finished local file to its final name, whole or not at all; its entry there. On S3 `path` goes."""
+
+    def put_stream(self, name: str, parts: Iterable[bytes | memoryview], size: int) -> None:
+        """Write a file of `size` bytes from its parts, whole or not at all, and hold no more than some parts of it."""
 
     def scratch(self, name: str) -> Path:
         """A local path to write the file `name` to, from which `put_file` is cheapest."""

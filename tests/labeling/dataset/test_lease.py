@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -144,6 +145,47 @@ def test_claim_waits_for_a_later_one_and_gives_way_to_an_earlier_one(
     with pytest.raises(InputError, match="3:8"), lease(store, ["edges"], (0, 5)):
         pass
     assert live_leases(store) == ["running.json"]
+
+
+def test_claim_that_stays_refuses_in_the_end(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a job whose machine stalls just then."""
+    put = type(store).put
+    monkeypatch.setattr(sys.modules["labeling.dataset.lease"], "CLAIM_PATIENCE", 0.2)
+
+    def late(self: Store, name: str, content: bytes) -> None:
+        monkeypatch.setattr(type(store), "put", put)
+        hold(store, claim=True, token="f" * 17)
+        put(self, name, content)
+
+    monkeypatch.setattr(type(store), "put", late)
+    with pytest.raises(InputError, match="is working on it"), lease(store, ["edges"]):
+        pass
+    assert live_leases(store) == ["running.json"]
+
+
+def test_lease_that_another_job_took_for_dead_is_not_written_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys.modules["labeling.dataset.lease"], "HEARTBEAT", 0.05)
+    with lease(store, ["edges"]):
+        [name] = live_leases(store)
+        before = store.read(f"edges/{name}")
+        deadline = time.monotonic() + 30
+        while store.read(f"edges/{name}") == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        store.delete(f"edges/{name}")
+        while "another job may work on the same" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert not live_leases(store)
+
+
+@pytest.mark.parametrize("content", [b"null", b"3", b"{}", b"{", b'{"host": "elsewhere"}'])
+def test_file_that_is_no_lease_holds_nothing(store: Store, content: bytes) -> None:
+    store.put(FILE, content)
+    with lease(store, ["edges"]):
+        pass
 
 
 def test_another_live_job_refuses_what_changes_its_declaration(store: Store) -> None:

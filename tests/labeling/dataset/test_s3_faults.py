@@ -48,6 +48,8 @@ def test_every_operation_outlives_faults(s3: str, tmp_path: Path, monkeypatch: p
             assert store.read_range(f"g/{number:06d}.parquet", 0, 4) == b"PAR1"
             assert dataset.footer("g", f"{number:06d}").rows == 2000
             assert dataset.read("g", f"{number:06d}").equals(table)
+        store.put_stream("stream", iter([b"a" * (9 << 20), b"b" * (9 << 20)]), 18 << 20)
+        assert store.read("stream") == b"a" * (9 << 20) + b"b" * (9 << 20)
         assert min(proxy.counts[fault] for fault in FAULTS) >= 1
 
 

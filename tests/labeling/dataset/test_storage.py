@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,24 @@ def test_number_of_a_shard_is_no_refusal_of_s3() -> None:
         raise OSError(cut)
     with pytest.raises(InputError, match="refused these credentials"), explained("s3://lab/d"):
         raise OSError(refused)
+
+
+@pytest.mark.parametrize("place", ["disk", "s3"])
+def test_stream_is_written_whole_or_not_at_all(place: str, tmp_path: Path, s3: str) -> None:
+    """Of several parts of an upload; one that breaks leaves what was there."""
+    store = open_store(tmp_path if place == "disk" else f"{s3}/stream").subfolder("below")
+    parts = [bytes([number]) * (3 << 20) for number in range(7)]
+    store.put_stream("file", (memoryview(part) for part in parts), 21 << 20)
+    assert store.read("file") == b"".join(parts)
+    store.put_stream("empty", iter(()), 0)
+    assert store.read("empty") == b""
+
+    def breaks() -> Iterator[bytes]:
+        yield parts[0]
+        raise ValueError("it breaks")
+
+    for name in ("file", "other"):
+        with pytest.raises(ValueError, match="it breaks"):
+            store.put_stream(name, breaks(), 21 << 20)
+    assert {name: entry.size for name, entry in store.walk().items()} == {"empty": 0, "file": 21 << 20}
+    assert not list(tmp_path.rglob(".*"))

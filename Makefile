@@ -58,6 +58,10 @@ bench-kills: $(VENV)/installed-test
 bench-addresses: $(VENV)/installed-test
 	PYTHONPATH=. IMG2DATASET="$(IMG2DATASET)" $(BIN)/python tests/benchmarks/bench_addresses.py $(ARGUMENTS)
 
+# Selecting rows by SQL, and near-duplicates, of up to 10⁶ synthetic rows. ARGUMENTS="--rows 100000": fewer.
+bench-selecting: $(VENV)/installed-test
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_selecting.py $(ARGUMENTS)
+
 # Datasets of up to 10⁵ shards, on disk and S3, for a quarter of an hour. ARGUMENTS="--shards 1000 --s3 1000": smaller.
 bench-scale: $(VENV)/installed-test
 	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_scale.py $(ARGUMENTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -145,6 +146,23 @@ class Labeler:
         if not self.has_network:
             raise NotImplementedError(f"{type(self).__name__} defines neither label_row nor infer")
         return self.label([row])[0]
+
+
+class WholeLabeler(Labeler):
+    """A labeler whose labels depend on all rows of the dataset: on groups that they form, or on their order."""
+
+    digest_of_rows = ""  # of all that the columns read hold, as the job sets it: another one makes all shards stale
+
+    def weights_digest(self) -> str:
+        return self.digest_of_rows
+
+    def label_tables(self, tables: Sequence[pa.Table]) -> list[pa.Table]:
+        """Columns of `schema` and `error` for the rows of each shard.
+
+        tables: of each shard the columns of `reads` as "group.column", and "id" and "removed" (whether the picture was
+        removed at its source). Values are null where the group that they come from is in error.
+        """
+        raise NotImplementedError
 
 
 def required(row: Row, *columns: str) -> None:

@@ -27,6 +27,8 @@ LABELERS = {
     "depth": "labeling.labelers.depth:DepthLabeler",
     "latents": "labeling.labelers.latents:LatentsLabeler",
     "text": "labeling.labelers.text:TextLabeler",
+    "hashes": "labeling.labelers.hashes:HashesLabeler",
+    "duplicates": "labeling.labelers.duplicates:DuplicatesLabeler",
     "selection": "labeling.labelers.selection:SelectionLabeler",
 }
 

@@ -34,6 +34,7 @@ _NO_THING = _set("""
     picture image photo photograph photography scene view shot background foreground middle center centre left right
     top bottom side front back edge corner part rest lighting color colors colour colours style mood atmosphere
     composition time day night moment way kind sort type distance contrast focus effect tone tones
+    width height arm knees
 """)
 _MEASURES = _set("group pair couple piece slice cup glass bowl plate number lot row set bunch crowd")
 _SINGULARS = {"people": "person", "men": "man", "women": "woman", "children": "child", "sheep": "sheep"}

@@ -96,7 +96,9 @@ class WriterLabeler(PretrainedLabeler):
     def written_by(self) -> str:
         """What writes, as rows name their model; "" where none is named."""
         if self.parameters.endpoint:
-            return f"{self.parameters.model} behind an endpoint"
+            # Some servers call a model by its path, which is another one on another machine.
+            name = self.parameters.model
+            return f"{Path(name).name if name.startswith('/') else name} behind an endpoint"
         return self._network_label
 
     def weights_digest(self) -> str:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.cameras import default_intrinsics, orbit_cameras
+from model.cameras import as_matrices, default_intrinsics, orbit_cameras
 from model.constants import LATENT_CHANNELS, LATENT_FACTOR, MAX_PIXELS, SIZE_STEP
-from model.inputs import InputError, nearest, one_line, shown
+from model.inputs import InputError, nearest, shown
 from model.pictures import Picture, as_picture
 
 _MOST = 1_000_000  # of steps, samples, pixels of a side
@@ -126,8 +126,8 @@ def as_cameras(
                 raise InputError(f"distance {value:g}: a camera is away from what it looks at; give more than 0")
         c2w = orbit_cameras(numbers["azimuth"], numbers["elevation"], numbers["distance"])
         normalize = bool(normalize)
-    c2w = _matrices("c2w", c2w, 4)
-    intrinsics = default_intrinsics(len(c2w)) if intrinsics is None else _matrices("intrinsics", intrinsics, 3)
+    c2w = as_matrices("c2w", c2w, 4)
+    intrinsics = default_intrinsics(len(c2w)) if intrinsics is None else as_matrices("intrinsics", intrinsics, 3)
     if len(intrinsics) != len(c2w):
         raise InputError(f"c2w {tuple(c2w.shape)}, intrinsics {tuple(intrinsics.shape)}: (V, 4, 4) and (V, 3, 3)")
     return c2w, intrinsics, True if normalize is None else normalize
@@ -152,28 +152,9 @@ def as_intrinsics(intrinsics: Any, views: int) -> Tensor | None:
         return None
     if not views:
         raise InputError("intrinsics belong to views")
-    tensor = _matrices("intrinsics", intrinsics, 3)
+    tensor = as_matrices("intrinsics", intrinsics, 3)
     if len(tensor) != views:
         raise InputError(f"intrinsics of {len(tensor)} views for {views}: give one for each")
-    return tensor
-
-
-def _matrices(name: str, value: Any, side: int) -> Tensor:
-    """(V, side, side) floats that can be inverted. Raises InputError."""
-    try:
-        tensor = torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name}: no tensor ({one_line(error, 80)}); give (V, {side}, {side})") from None
-    if tensor.ndim != 3 or tensor.shape[1:] != (side, side) or not len(tensor):
-        raise InputError(f"{name} {tuple(tensor.shape)}: give (V, {side}, {side})")
-    if tensor.is_complex():
-        raise InputError(f"{name} of {tensor.dtype}: give floats")
-    tensor = tensor.float()
-    if not bool(torch.isfinite(tensor).all()):
-        raise InputError(f"{name}: not all numbers are finite")
-    # Of c2w the rotation; a camera that maps space to a plane or a point has no rays.
-    if bool((torch.linalg.det(tensor[:, :3, :3].double()).abs() < 1e-12).any()):
-        raise InputError(f"{name}: a matrix cannot be inverted; cameras need three independent axes")
     return tensor
 
 

@@ -7,12 +7,14 @@ x_cam = x_world R + T. What comes in are OpenGL camera-to-world matrices and int
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from einops import einsum, rearrange, repeat
 from torch import Tensor
 
 from model.constants import CAMERA_DISTANCE, FOCAL_LENGTH, RAY_SCALE
+from model.inputs import InputError, one_line, shown
 
 _CHANNELS = (*range(6), *range(6), *range(4))  # of LATENT_CHANNELS: which number of a ray each holds
 
@@ -22,11 +24,19 @@ def orbit_cameras(
 ) -> Tensor:
     """OpenGL camera-to-world (V, 4, 4) of cameras that look at the origin from angles in degrees (V,), z up.
 
-    Raises ValueError for an elevation of ±90° or beyond, where up is not defined.
+    Raises InputError for an elevation of ±90° or beyond, where up is not defined, a distance that is not more than 0,
+    numbers that are not finite, and sequences of different lengths.
     """
-    a, e, distance = (torch.as_tensor(values, dtype=torch.float64) for values in (azimuth, elevation, distance))
+    given = {"azimuth": azimuth, "elevation": elevation, "distance": distance}
+    a, e, distance = (_angles(name, values) for name, values in given.items())
+    if not len(a) == len(e) == len(distance):
+        raise InputError(f"{len(a)} azimuths, {len(e)} elevations, {len(distance)} distances: give one of each a view")
     if bool((e.abs() >= 90).any()):
-        raise ValueError(f"elevation {float(e.abs().max())}° must be between -90° and 90°")
+        raise InputError(f"elevation {float(e.abs().max()):g}° must be between -90° and 90°")
+    if bool((distance <= 0).any()):
+        raise InputError(
+            f"distance {float(distance.min()):g}: a camera is away from what it looks at; give more than 0"
+        )
     a, e = torch.deg2rad(a), torch.deg2rad(e)
     place = distance[:, None] * torch.stack([e.cos() * a.cos(), e.cos() * a.sin(), e.sin()], -1)
     forward = -place / place.norm(dim=-1, keepdim=True)
@@ -56,7 +66,11 @@ def camera_rays(c2w: Tensor, intrinsics: Tensor, size: int, normalize: bool = Fa
 
     c2w: (V, 4, 4) OpenGL camera-to-world; intrinsics: (V, 3, 3), image width 1; size: latent pixels a side.
     normalize: as in training, optical axes meet at the origin and the first camera is `scale` from it.
+    Raises InputError for other shapes, numbers that are not finite, and matrices that cannot be inverted.
     """
+    as_matrices("c2w", c2w, 4)
+    if len(as_matrices("intrinsics", intrinsics, 3)) != len(c2w):
+        raise InputError(f"{len(intrinsics)} intrinsics for {len(c2w)} cameras: give one for each")
     R, T = world_to_camera(c2w)
     if normalize:
         R, T = _normalized(R, T, scale)
@@ -86,9 +100,19 @@ def rays_to_cameras(rays: Tensor, intrinsics: Tensor, size: int) -> tuple[Tensor
     """R (V, 3, 3), T (V, 3) that fit rays (V, size², 6): centers by least squares, rotations by Procrustes.
 
     x_cam = x_world R + T, in the world of the rays; directions are brought to unit length first. intrinsics: (V, 3, 3).
+    Raises InputError for other shapes, numbers that are not finite, and rays without a direction.
     """
+    if rays.ndim != 3 or rays.shape[1:] != (size * size, 6) or not len(rays):
+        raise InputError(f"rays {tuple(rays.shape)}: give (V, {size * size}, 6)")
+    if len(as_matrices("intrinsics", intrinsics, 3)) != len(rays):
+        raise InputError(f"{len(intrinsics)} intrinsics for {len(rays)} views: give one for each")
+    if not bool(torch.isfinite(rays).all()):
+        raise InputError("rays: not all numbers are finite, so they belong to no camera")
     directions, moments = rays.double().split(3, dim=-1)
-    directions = directions / directions.norm(dim=-1, keepdim=True)
+    lengths = directions.norm(dim=-1, keepdim=True)
+    if not bool((lengths > 0).all()):
+        raise InputError("rays: some have no direction, so they belong to no camera")
+    directions = directions / lengths
     # The point nearest to all rays: Σ (I − d dᵀ) c = Σ (I − d dᵀ) p, with p = d × m on each ray.
     points = torch.linalg.cross(directions, moments)
     eye = torch.eye(3, dtype=torch.float64, device=rays.device)
@@ -131,6 +155,37 @@ def _normalized(R: Tensor, T: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     T = T + einsum(meeting, R, "i, V i j -> V j")
     T = T * (scale / T[0].norm())
     return R[0].T @ R, T - einsum(T[0], R[0].T @ R, "i, V i j -> V j")
+
+
+def as_matrices(name: str, value: Any, side: int) -> Tensor:
+    """(V, side, side) floats that can be inverted. Raises InputError."""
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name}: no tensor ({one_line(error, 80)}); give (V, {side}, {side})") from None
+    if tensor.ndim != 3 or tensor.shape[1:] != (side, side) or not len(tensor):
+        raise InputError(f"{name} {tuple(tensor.shape)}: give (V, {side}, {side})")
+    if tensor.is_complex():
+        raise InputError(f"{name} of {tensor.dtype}: give floats")
+    tensor = tensor.float()
+    if not bool(torch.isfinite(tensor).all()):
+        raise InputError(f"{name}: not all numbers are finite")
+    # Of c2w the rotation; a camera that maps space to a plane or a point has no rays.
+    axes = tensor[:, :3, :3].double()
+    if bool((torch.linalg.det(axes).abs() <= 1e-12 * torch.linalg.matrix_norm(axes) ** 3).any()):
+        raise InputError(f"{name}: a matrix cannot be inverted; cameras need three independent axes")
+    return tensor
+
+
+def _angles(name: str, values: Any) -> Tensor:
+    """(V,) float64. Raises InputError for what are no finite numbers."""
+    try:
+        tensor = torch.as_tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name}: no numbers ({one_line(error, 80)}); give one for each view") from None
+    if tensor.ndim != 1 or not len(tensor) or not bool(torch.isfinite(tensor).all()):
+        raise InputError(f"{name} {shown(values)}: give a finite number for each view")
+    return tensor
 
 
 def default_intrinsics(views: int) -> Tensor:

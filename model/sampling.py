@@ -41,12 +41,12 @@ def sample_frames(
     schedule (as the released code) or 0 (as the paper). progress(step, steps) and after_step(index, timestep, latents)
     are called after each step: the latents that after_step returns replace the current ones, None ends the sampling.
     guidance_now: is asked for the guidance of each step, where after_step may change it.
-    Raises ValueError when mask and frames disagree, InputError where latents are not finite any more.
+    Raises InputError when mask and frames disagree, and where latents are not finite any more.
     """
     B, F, _, h, w = noise.shape
     generated = [bool(value) for value in denoise_mask]
     if len(generated) != F:
-        raise ValueError(f"denoise_mask has {len(generated)} values for {F} frames")
+        raise InputError(f"denoise_mask has {len(generated)} values for {F} frames")
     clean = _clean_frames(noise, known, generated, camera_rays)
     is_generated = torch.tensor(generated, device=noise.device)
     tokens = sum(generated) * (h // PATCH_SIZE) * (w // PATCH_SIZE)
@@ -97,7 +97,7 @@ def _clean_frames(noise: Tensor, known: Tensor | None, generated: Sequence[bool]
     places = [frame for frame in images if not generated[frame]]
     given = 0 if known is None else known.shape[1]
     if given != len(places):
-        raise ValueError(f"{given} known latents for {len(places)} known image frames in the mask {list(generated)}")
+        raise InputError(f"{given} known latents for {len(places)} known image frames in the mask {list(generated)}")
     if known is not None and given:
         clean[:, places] = known.to(clean)
     if rays is not None:

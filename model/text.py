@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.inputs import InputError, one_line, require
+from model.inputs import InputError, one_line, require, shown
 from model.weights import check_files, check_loaded, model_folder, weights_digest
 
 _log = logging.getLogger(__name__)
@@ -44,6 +44,8 @@ class TextEncoder:
 
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
         """Embeddings (L_i, Y) float32 on the CPU, at most `tokens` long, a special token or two in it."""
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            raise InputError(f"prompts {shown(prompts)}: give a list of texts")
         return self.embed(tokenize(self.tokenizer, self.tokens, prompts))
 
     def warn_of_cuts(self, prompts: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from model.inputs import InputError, nearest, one_line
+from model.inputs import InputError, nearest, one_line, shown
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _TEXTS = ["*.json", "*.txt", "*.model", "*.jinja"]  # configurations and tokenizers
@@ -55,8 +55,10 @@ def model_folder(
     further subfolders of the layout to download. Raises InputError when there is no such model, or it has no weights
     in safetensors.
     """
+    if not isinstance(name, str | Path):
+        raise InputError(f"{shown(name)}: give a model's folder or a hub name such as owner/model")
     hub = hub or HubOptions()
-    root = _local_folder(name, hub) or _download(name, subfolder, siblings, hub, variant)
+    root = _local_folder(str(name), hub) or _download(str(name), subfolder, siblings, hub, variant)
     folder = next((folder for folder in (root / subfolder, root) if (folder / "config.json").is_file()), None)
     if folder is None:
         raise InputError(f"{name}: neither config.json nor {subfolder}/config.json is there; name a model's folder")

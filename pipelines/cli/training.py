@@ -127,9 +127,22 @@ def export(
     print(run(checkpoint, out, "live" if live else "averaged", "bf16" if bf16 else "fp32"))
 
 
-def evaluate(run: Annotated[str, typer.Argument(metavar="RUN", help="A folder or s3:// address.")]) -> None:
-    """What a run has learned: figures beside baselines, and samples of every task, of its newest checkpoint."""
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="RUN|DATASET", help="A folder or s3:// address.")],
+) -> None:
+    """What a run has learned, beside baselines, with samples of every task; or a dataset's labels beside what is true.
+
+    What is true comes with the pictures: disparities, and same, person and mask of metadata beside them.
+    """
+    from labeling.dataset import DATASET_FILE, open_store
+
+    if open_store(target).exists(DATASET_FILE):
+        from pipelines.truth import evaluate_dataset, figure_lines
+
+        print(*figure_lines(evaluate_dataset(target)), sep="\n")
+        return
     from pipelines.evaluate import evaluate as evaluate_run
 
+    run = target
     for name, figure in evaluate_run(run).items():
         print(f"{name}: {figure['model']:.2f}")

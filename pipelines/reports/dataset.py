@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from labeling.dataset import REJECTED, Dataset, GroupStatus, RowErrors, dataset_status, read_row_errors, select_rows
 from model.inputs import InputError, WorkFailed
+from pipelines.reports.figures import EVALUATION
 from pipelines.reports.gallery import GalleryRow, draw_gallery
 from pipelines.reports.overlays import Inliner
 
@@ -68,6 +70,7 @@ class DatasetSection:
     rejected: Sequence[Reason] = ()
     rejected_count: int = 0
     gallery: Sequence[GalleryRow] = ()
+    truth: Sequence[tuple[str, int, str]] = ()  # group, rows, and figures beside what is known to be true
     where: str = ""  # a condition on the rows that the gallery shows
     selected: int = 0  # rows of which it is true
 
@@ -105,9 +108,25 @@ def describe_dataset(uri: str, inline: Inliner, max_rows: int, where: str | None
         rejected=rejected,
         rejected_count=rejected_count,
         gallery=gallery,
+        truth=_truth(dataset),
         where=where or "",
         selected=selection.rows if selection else 0,
     )
+
+
+def _truth(dataset: Dataset) -> list[tuple[str, int, str]]:
+    """What `evaluate` found, by group."""
+    if not dataset.store.exists(EVALUATION):
+        return []
+    figures = json.loads(dataset.store.read(EVALUATION))["figures"]
+    return [
+        (
+            group,
+            int(of_group["rows"]),
+            ", ".join(f"{name} {value:.2f}" for name, value in of_group.items() if name != "rows"),
+        )
+        for group, of_group in figures.items()
+    ]
 
 
 def _group_lines(

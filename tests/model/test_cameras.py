@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from reference_vectors import DESCRIPTION, cases, relative
 from torch import Tensor
 
 from model.cameras import camera_rays, latents_to_rays, orbit_cameras, rays_to_cameras, rays_to_latents
+from model.inputs import InputError
 
 
 @pytest.mark.parametrize("name", cases("rays"))
@@ -68,3 +71,29 @@ def test_ray_latents_invert_to_rays_averaging_copies() -> None:
 def test_camera_straight_above_is_refused() -> None:
     with pytest.raises(ValueError, match="elevation 90"):
         orbit_cameras([0.0], [90.0], [1.5])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: orbit_cameras([0], [90], [1]), "elevation 90° must be between"),
+        (lambda: orbit_cameras([0], [0], [0]), "distance 0: a camera is away"),
+        (lambda: orbit_cameras([float("nan")], [0], [1]), "azimuth [nan]: give a finite number for each view"),
+        (lambda: orbit_cameras([0, 1], [0], [1]), "2 azimuths, 1 elevations, 1 distances"),
+        (lambda: orbit_cameras(["north"], [0], [1]), "azimuth: no numbers"),
+        (
+            lambda: camera_rays(torch.full((1, 4, 4), torch.nan), torch.eye(3)[None], 4),
+            "c2w: not all numbers are finite",
+        ),
+        (lambda: camera_rays(torch.zeros(1, 4, 4), torch.eye(3)[None], 4), "c2w: a matrix cannot be inverted"),
+        (lambda: camera_rays(torch.eye(4), torch.eye(3)[None], 4), "c2w (4, 4): give (V, 4, 4)"),
+        (lambda: camera_rays(torch.eye(4)[None], torch.eye(3).repeat(2, 1, 1), 4), "2 intrinsics for 1 cameras"),
+        (lambda: rays_to_cameras(torch.full((1, 16, 6), torch.nan), torch.eye(3)[None], 4), "belong to no camera"),
+        (lambda: rays_to_cameras(torch.zeros(1, 16, 6), torch.eye(3)[None], 4), "some have no direction"),
+        (lambda: rays_to_cameras(torch.zeros(1, 15, 6), torch.eye(3)[None], 4), "rays (1, 15, 6): give (V, 16, 6)"),
+    ],
+)
+def test_cameras_that_there_are_not_are_refused(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        call()
+    assert message in str(error.value)

@@ -59,7 +59,9 @@ def test_t5_embeds_at_most_300_tokens_as_the_model_does(t5):
 def test_padding_is_stripped_from_batches(t5):
     encoder = load_text_encoder(str(t5))
     prompts = ["a dog", "the cat and the dog", ""]
-    together = encoder._embed(tokenize(encoder.tokenizer, encoder.tokens, prompts))  # what a GPU does with a batch
+    together = encoder._embed(
+        tokenize(encoder.tokenizer, encoder.tokens, prompts), on_device=False
+    )  # what a GPU does with a batch
     for one, alone in zip(together, encoder.encode(prompts), strict=True):
         torch.testing.assert_close(one, alone, atol=1e-5, rtol=1e-5)
 

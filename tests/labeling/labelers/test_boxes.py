@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,11 +8,13 @@ import torch
 from skimage import data
 from tiny_networks import save_yolos
 
+import pipelines
 from labeling.declaration import declare
 from labeling.labeler import RowError
 from labeling.registry import load_labeler
 from labeling.run import label_rows, label_table
 from model.inputs import InputError
+from model.pictures import decode_picture
 from model.prompts import COLORS
 
 ALONE = """
@@ -120,3 +123,16 @@ def test_detector_is_loaded_by_path(tmp_path):
     assert labeler.weights_digest() != make(model=str(tmp_path / "two")).weights_digest()
     with pytest.raises(InputError, match="no such folder"):
         make(model=str(tmp_path / "three"))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("car", "car"), ("soccer", "sports ball"), ("owl", "bird")])
+def test_second_look_with_a_margin_finds_what_fills_the_picture(name, kind):
+    path = Path(pipelines.__file__).parent / "demo_data" / "photographs" / f"{name}.jpg"
+    given = {"id": name, "images.image": decode_picture(path.read_bytes())}
+    assert kind not in make().label_row(given)["names"]
+    labeler = make(margin=0.2)
+    result = labeler.label_row(given)
+    height, width = given["images.image"].shape[:2]
+    assert kind in result["names"] and "margin" not in declare(make())["parameters"]
+    for box in result["boxes"]:
+        assert 0 <= box["x0"] < box["x1"] <= width and 0 <= box["y0"] < box["y1"] <= height

@@ -2,10 +2,19 @@
 
 import base64
 import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from chat_server import Reply, chat_server, says
+from free_ports import free_ports
+from tiny_networks import save_llava
 
 from labeling.declaration import declare
 from labeling.labelers.caption import CaptionLabeler
@@ -179,3 +188,48 @@ def test_endpoint_takes_no_gpu_and_all_of_it_is_recorded():
     assert set(declare(CaptionLabeler("caption", CaptionLabeler.Parameters()))["parameters"]) == {
         "model", "tokens", "prompt", "threshold",
     }  # fmt: skip
+
+
+@pytest.fixture
+def transformers_serve(tmp_path):
+    """A tiny model behind `transformers serve`: (address, folder of the model)."""
+    torch.manual_seed(1)
+    model = tmp_path / "llava"
+    model.mkdir()
+    save_llava(model)
+    (port,) = free_ports(1)
+    command = [Path(sys.executable).parent / "transformers", "serve", model, "--port", str(port), "--device", "cpu"]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(
+            [*map(str, command), "--dtype", "float32"],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+        try:
+            for _ in range(600):
+                assert server.poll() is None, (tmp_path / "log").read_text()
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
+                    break
+                except OSError:
+                    time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}/v1", model
+        finally:
+            server.terminate()
+            server.wait()
+
+
+@pytest.mark.slow
+def test_model_behind_a_server_of_transformers_writes_what_it_writes_here(transformers_serve):
+    address, model = transformers_serve
+    given = {"model": str(model), "tokens": 8, "prompt": "describe"}
+    pictures = [np.full((64, 64, 3), level, np.uint8) for level in (20, 230)]  # which JPEG keeps
+    rows = [{"id": str(number), "images.image": picture} for number, picture in enumerate(pictures)]
+    here = load_labeler("caption", {**given, "dtype": "fp32"})
+    there = load_labeler("caption", {**given, "endpoint": address})
+    here.load()
+    there.load()
+    captions = [[row["caption"] for row in label_rows(labeler, rows)] for labeler in (here, there)]
+    assert captions[0] == captions[1] and all(captions[0])
+    assert there.model == "llava behind an endpoint"

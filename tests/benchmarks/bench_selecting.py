@@ -1,0 +1,143 @@
+"""What selecting rows and finding near-duplicates cost: time and memory of 10⁴ to 10⁶ synthetic rows.
+
+Beside `where`: the same SQL by DuckDB alone, which reads the files itself. `make bench-selecting`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+SHARD_ROWS = 1024
+RESULT = Path("runs/bench/selecting.json")
+WHERE = "quality.sharpness > 0.4 and images.licence like 'CC%'"
+FLIPS = 56
+
+
+def write_dataset(folder: str, rows: int) -> None:
+    """Rows of two groups; the pictures are 64 bytes, which nothing here reads."""
+    from labeling.dataset import Dataset, ShardInfo, write_shard
+
+    dataset, random, shards = Dataset(folder), np.random.default_rng(0), []
+    licences = np.array(["CC0-1.0", "CC-BY-4.0", "all rights reserved", None], object)
+    for number, start in enumerate(range(0, rows, SHARD_ROWS)):
+        count, shard = min(SHARD_ROWS, rows - start), f"{number:06d}"
+        ids = pa.array([f"{row:032x}" for row in range(start, start + count)])
+        groups = [16] * (count // 16) + ([count % 16] if count % 16 else [])
+        licence = pa.array(licences[random.integers(0, 4, count)], pa.string())
+        images = pa.table({"id": ids, "image": pa.array([b"-" * 64] * count), "licence": licence})
+        quality = pa.table({"id": ids, "sharpness": pa.array(random.random(count), pa.float32())})
+        for group, table in (("images", images), ("quality", quality)):
+            write_shard(dataset.store, group, shard, table, groups, "recipe")
+        shards.append(ShardInfo(shard, count))
+    for group in ("images", "quality"):
+        made_by = {"labeler": group, "version": 1, "parameters": {}, "weights": ""}
+        dataset.declare(group, {**made_by, "reads": ["images.id"]})
+    dataset.describe("pictures", shards, [])
+
+
+def by_where(folder: str, _: int) -> dict[str, Any]:
+    from labeling.dataset import Dataset, select_rows
+
+    dataset = Dataset.open(folder)
+    dataset.all_footers(dataset.groups(), save=True)
+    return {"selected": _timed(lambda: select_rows(dataset, WHERE).rows)}
+
+
+def by_duckdb(folder: str, _: int) -> dict[str, Any]:
+    import duckdb
+
+    views = [f"create view {g} as select * from read_parquet('{folder}/{g}/0*.parquet')" for g in ("images", "quality")]
+    sql = f"select count(*) from images positional join quality where {WHERE}"
+
+    def count() -> int:
+        with duckdb.connect(config={"threads": 2}) as alone:
+            for view in views:
+                alone.execute(view)
+            return alone.execute(sql).fetchall()[0][0]
+
+    return {"selected": _timed(count)}
+
+
+def by_hash(_: str, rows: int) -> dict[str, Any]:
+    from labeling.near_duplicates import group_hashes
+
+    random = np.random.default_rng(0)
+    words = np.frombuffer(random.bytes(32 * rows), np.uint64).reshape(rows, 4).copy()
+    copies = rows // 5
+    origins, flips = random.integers(0, rows - copies, copies), random.integers(0, FLIPS + 1, copies)
+    for row, origin, count in zip(range(rows - copies, rows), origins, flips, strict=True):
+        words[row] = words[origin]
+        for place in random.choice(256, count, replace=False):
+            words[row, place // 64] ^= np.uint64(1 << int(place % 64))
+    found: list[np.ndarray] = []
+    seconds = _timed(lambda: found.append(group_hashes(words, FLIPS)))
+    truth = np.arange(rows)
+    truth[rows - copies :] = origins
+    right = found[0] == truth
+    near = flips <= 32
+    recall = {"recall, ≤ 32 bits": right[-copies:][near].mean(), "recall, 33–56 bits": right[-copies:][~near].mean()}
+    return {"grouped": seconds, **recall, "wrong": float((found[0][: rows - copies] != truth[: rows - copies]).mean())}
+
+
+WORK: dict[str, Callable[[str, int], dict[str, Any]]] = {"where": by_where, "duckdb": by_duckdb, "hashes": by_hash}
+
+
+def _timed(work: Callable[[], Any]) -> dict[str, float]:
+    wall, cpu = time.monotonic(), time.process_time()
+    work()
+    return {"seconds": time.monotonic() - wall, "cpu": time.process_time() - cpu}
+
+
+def measure(kind: str, folder: str, rows: int) -> dict[str, Any]:
+    """In a process of its own, for its memory to be its own."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--work", kind, "--folder", folder, "--rows", str(rows)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--work", default="")
+    parser.add_argument("--folder", default="")
+    options = parser.parse_args()
+    if options.work:
+        import resource
+
+        result = WORK[options.work](options.folder, options.rows)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({**result, "MB": peak}, default=float))
+        return
+    results: dict[str, Any] = {}
+    print(f"{'':8} {'rows':>9} {'seconds':>8} {'CPU':>7} {'MB':>6}")
+    for rows in (options.rows // 100, options.rows // 10, options.rows):
+        with tempfile.TemporaryDirectory() as folder:
+            write_dataset(folder, rows)
+            for kind in WORK:
+                result = results[f"{kind}, {rows}"] = measure(kind, folder, rows)
+                timed = result.get("selected") or result["grouped"]
+                figures = f"{timed['seconds']:8.2f} {timed['cpu']:7.2f} {result['MB']:6.0f}"
+                others = [name for name in result if name not in ("selected", "grouped", "MB")]
+                more = "  ".join(f"{name} {result[name]:.4f}" for name in others)
+                print(f"{kind:8} {rows:9} {figures}  {more}", flush=True)
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(json.dumps(results, indent=1, default=float))
+
+
+if __name__ == "__main__":
+    main()

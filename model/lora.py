@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from model.adapters import check_adapter, config_of
 from model.inputs import InputError, one_line, shown
+from model.saving import warn_of_pickles
 from model.weights import damaged, refuse_unknown
 
 # Projections of attention and feed-forward: what `target_modules` of a peft LoraConfig takes.
@@ -101,15 +102,14 @@ class LoraMixin(LoraBaseMixin):
 
         transformer_lora_adapter_metadata: transformer.peft_config[NAME].to_dict(), which says how strong the adapter
         is (alpha) beside its rank. Without it, it is that of the adapter in memory whose tensors are given.
-        Raises InputError for nothing to save, a path that is a file, pickles, and for tensors of no adapter in memory
-        without metadata: nothing says what their alpha is.
+        Raises InputError for nothing to save, a path that is a file, and for tensors of no adapter in memory without
+        metadata: nothing says what their alpha is.
         """
         if isinstance(transformer_lora_layers, nn.Module):
             transformer_lora_layers = transformer_lora_layers.state_dict()
         if not transformer_lora_layers:
             raise InputError("nothing to save: give transformer_lora_layers")
-        if not safe_serialization:
-            raise InputError("safe_serialization=False: weights are written as safetensors alone, which run no code")
+        warn_of_pickles(safe_serialization)
         if os.path.isfile(save_directory):
             raise InputError(f"{os.fspath(save_directory)}: a file is there; name a folder")
         metadata = transformer_lora_adapter_metadata

@@ -120,7 +120,8 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
         """Write the pipeline as a folder that `from_pretrained` reads, over an older one too.
 
         variant: as "fp16", a second set of weights in one folder; max_shard_size: as "5GB", of each file of weights.
-        Raises InputError for a path that is a file, pickles (safe_serialization=False), and while adapters are loaded.
+        Weights are safetensors, whatever safe_serialization says. Raises InputError for a path that is a file, and
+        while adapters are loaded.
         """
         refuse_adapters(self.transformer)
         save_whole(

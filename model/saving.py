@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from model.inputs import InputError, shown
+
+_log = logging.getLogger(__name__)
 
 
 def save_whole(
@@ -23,11 +26,10 @@ def save_whole(
     """Let a save_pretrained of diffusers write beside a folder, and then move its files into it.
 
     Older weights of the same variant go, with their index and all of their shards: a loader would take them for the
-    new ones. Those of other variants stay, of which diffusers deletes some. Raises InputError for pickles, and for a
-    path that is a file.
+    new ones. Those of other variants stay, of which diffusers deletes some. Weights are safetensors, whatever
+    safe_serialization says. Raises InputError for a path that is a file.
     """
-    if not safe_serialization:
-        raise InputError("safe_serialization=False: weights are written as safetensors alone, which run no code")
+    warn_of_pickles(safe_serialization)
     if variant is not None and not (isinstance(variant, str) and re.fullmatch(r"[\w-]+", variant)):
         raise InputError(f"variant {shown(variant)}: give a short name, as fp16")
     target = Path(save_directory)
@@ -45,6 +47,12 @@ def save_whole(
             if path.is_dir():
                 _replace_folder(path, target / path.name, variant)
         _replace_folder(fresh, target, variant)
+
+
+def warn_of_pickles(safe_serialization: bool) -> None:
+    """Log that pickles are asked for and safetensors written, which every version of diffusers reads as well."""
+    if not safe_serialization:
+        _log.warning("safe_serialization=False: weights are written as safetensors all the same; pickles can run code")
 
 
 def refuse_adapters(model: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from labeling.dataset import ArrayFile, Want, open_store, read_arrays, shards, write_shard
+from labeling.dataset import ArrayFile, PageCache, Want, open_store, read_arrays, shards, write_shard
 from labeling.dataset.join import read_columns
 from model.inputs import InputError
 
@@ -128,6 +130,57 @@ def test_single_arrays_are_read_exactly(tmp_path: Path, place: str, request: pyt
         assert target.ravel().tolist() == values
     with pytest.raises(KeyError):
         ArrayFile(store, "text", "000000").entries.value(2, "edges")  # type: ignore[union-attr]
+
+
+def test_pages_are_read_once_and_no_more_than_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(tmp_path)
+    write_shard(store, "g", "000000", TABLES["latents"], GROUPS, "recipe")
+    file = ArrayFile(store, "g", "000000")
+    places = file.latents
+    assert places
+    pages = [file.page(number) for number in range(3)]
+    reads: list[tuple[int, int]] = []
+    original = file.read_bytes
+
+    def counted(first: int, end: int) -> bytearray:
+        reads.append((first, end))
+        return original(first, end)
+
+    monkeypatch.setattr(file, "read_bytes", counted)
+    expected = TABLES["latents"]["latent"].to_pylist()
+    with ThreadPoolExecutor(4) as pool:
+
+        def read(cache: PageCache, most: int) -> None:
+            targets = {row: np.empty(places.shape(row), np.float16) for row in (0, 2, 3, 4)}
+            page = {0: pages[0], 2: pages[1], 3: pages[2], 4: pages[2]}
+            wants = [Want(file, int(places.starts[row]), target, page[row]) for row, target in targets.items()]
+            cache.read(wants, most)
+            for row, target in targets.items():
+                assert target.ravel().tolist() == expected[row]
+
+        cache = PageCache(pool, 1 << 20)
+        read(cache, 1 << 20)
+        read(cache, 1 << 20)
+        assert sorted(reads) == sorted(pages)
+        read(PageCache(pool, 1 << 20), 10)  # larger than may be kept: exact
+        assert len(reads) == 3
+        small = PageCache(pool, 1)
+        read(small, 1 << 20)
+        read(small, 1 << 20)
+        assert len(reads) > 6
+
+        def fails(first: int, end: int) -> bytearray:
+            raise OSError("no answer")
+
+        cache = PageCache(pool, 1 << 20)
+        monkeypatch.setattr(file, "read_bytes", fails)
+        with pytest.raises(OSError, match="no answer"):
+            read(cache, 1 << 20)
+        monkeypatch.setattr(file, "read_bytes", original)
+        for _ in pages:  # each page that failed is forgotten once it is asked for
+            with suppress(OSError):
+                read(cache, 1 << 20)
+        read(cache, 1 << 20)
 
 
 def test_damaged_shards_are_named_in_one_line(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def _distinct(names: Sequence[str]) -> list[str]:
     found: dict[str, None] = {}
     for name in names:
         numbered = (f"{name}_{number}" for number in count(1))
-        found[name if name not in found else next(one for one in numbered if one not in found and one not in names)] = None
+        found[name if name not in found else next(one for one in numbered if one not in {*found, *names})] = None
     return list(found)
 
 

@@ -34,8 +34,8 @@ _OWN = threading.local()
 class Condition:
     """A condition on rows.
 
-    columns: that it reads of a row, as "group.column", sorted; whole: whether other rows may decide; tables: groups that
-    its subqueries read.
+    columns: that it reads of a row, as "group.column", sorted; whole: whether other rows may decide; tables: groups
+    that its subqueries read.
     """
 
     where: str

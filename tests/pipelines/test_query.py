@@ -60,9 +60,7 @@ def test_a_query_gives_csv_and_json(dataset: str) -> None:
         "select rows.boxes from rows",
         "select Boxes from rows",
         "select main.rows.boxes from rows",
-        "select rows.boxes from rows",
         "select R.boxes from (select R from rows r)",
-        "select boxes from rows boxes_of",
     ],
 )
 def test_a_group_has_all_its_columns_however_it_is_named(sql: str) -> None:
@@ -108,7 +106,9 @@ def test_json_says_all_and_is_json() -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
 
-    sql = "select i.id, b.id, 'nan'::float as n, ['inf'::double, 1] as l, 1 as id_1 from images i join boxes b using (id)"
+    sql = (
+        "select i.id, b.id, 'nan'::float as n, ['inf'::double, 1] as l, 1 as id_1 from images i join boxes b using (id)"
+    )
     out = io.StringIO()
     with query(str(STORED), sql) as answer:
         write_json(answer, out)

@@ -45,7 +45,7 @@ def label(
     ] = False,
     again: Annotated[
         bool,
-        typer.Option("--store-again", help="Compute nothing: store latents, texts as bytes."),
+        typer.Option("--store-again", help="Compute nothing: store shards as new ones are."),
     ] = False,
     where: Annotated[
         str | None,

@@ -109,14 +109,19 @@ def reselected_shards(
 
     declaration: as it is now; group.json has those before it, as it was declared by jobs that were cut short.
     """
-    found: set[str] = set()
     declared = dataset.declaration(group) or {}
+    earlier = [
+        before
+        for before in [declared, *declared.get(EARLIER, [])]
+        if all(before.get(key) == declaration.get(key) for key in RECIPE_FIELDS)
+        and _unselected(before) == _unselected(declaration)
+        and before.get("reads") != declaration["reads"]
+    ]
+    if not earlier:
+        return set()
+    found: set[str] = set()
     fresh = fresh_shards(declaration, shards, footers, group)
-    for before in [declared, *declared.get(EARLIER, [])]:
-        if any(before.get(key) != declaration.get(key) for key in RECIPE_FIELDS):
-            continue
-        if _unselected(before) != _unselected(declaration) or before.get("reads") == declaration["reads"]:
-            continue
+    for before in earlier:
         group_of = selection_of(before)
         known = {**footers, **(dataset.all_footers([group_of]) if group_of and group_of not in footers else {})}
         old = fresh_shards(before, shards, known, group) & ~fresh
@@ -190,6 +195,10 @@ def _load(dataset: Dataset, group: str, name: str | None, parameters: Mapping[st
     name: how it was requested; None for a group that is needed by another.
     """
     declaration = dataset.declaration(group) or {}
+    if base_name(group) == SELECTION and not declaration:
+        raise InputError(
+            f"{dataset.uri}: no condition {group!r} there; select rows with --where, or all with --where true"
+        )
     given = {**parameters.get(base_name(group), {}), **parameters.get(group, {})}
     if name is None or name == group:
         name = declared_name(group, declaration)

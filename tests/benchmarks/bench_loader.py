@@ -3,8 +3,9 @@
 All deliver the same rows, shuffled, in batches of 32 to one process: rows of 82 kB and of 580 kB from this machine's
 disk and from S3 (rclone, loopback), and pictures that all decode, fit and mask alike. Each takes its turn in rounds.
 The floor reads our files front to back into one buffer; of pictures it is the work on them, without a loader. The
-peers need an environment of their own (pip install mosaicml-streaming litdata webdataset simplejpeg, and what decodes
-pictures: numpy, opencv-python, pillow); PEERS names its Python, and without it the floor alone is beside ours.
+peers need an environment of their own (pip install mosaicml-streaming litdata webdataset, and what decodes pictures:
+numpy, opencv-python, pillow; LitData reads an S3 without TLS only when obstore is not installed). PEERS names its
+Python, and without it the floor alone is beside ours.
 
 Two figures come from the plan: the bytes that a worker of 64 reads for a byte that it delivers, and how well rows are
 mixed: the variance of a batch's mean, of a feature that the rows of a row group share, × that of a full shuffle.

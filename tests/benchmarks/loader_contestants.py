@@ -117,8 +117,8 @@ def litdata(folder: Path, place: str, kind: str, batch: int) -> Iterator[Batch]:
     yield []
     cache: dict[str, Any] = {}
     if place.startswith("s3://"):
-        endpoint = os.environ["AWS_ENDPOINT_URL"]
-        cache = {"cache_dir": tempfile.mkdtemp(), "storage_options": {"endpoint_url": endpoint, "allow_http": "true"}}
+        options = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]}
+        cache = {"cache_dir": tempfile.mkdtemp(), "storage_options": options}
     dataset = StreamingDataset(f"{place}/litdata/", shuffle=True, drop_last=False, **cache)
     yield from _loaded(dataset, folder, batch, StreamingDataLoader)
 

@@ -93,3 +93,17 @@ def test_column_that_cannot_be_stored_is_refused_before_anything_runs(
     monkeypatch.setattr(Brightness, "schema", pa.schema([("value", pa.list_(pa.float32(), 2))]))
     with pytest.raises(InputError, match=r"labeler brightness, column 'value': .*fixed_size_list"):
         choose_labelers(old_dataset, ["simple_labelers:Brightness"], {})
+
+
+def test_a_condition_is_kept_and_one_that_is_gone_is_named(old_dataset: Dataset) -> None:
+    where = "images.id <> 'b'"
+    chosen = choose_labelers(old_dataset, ["edges"], {}, where)
+    (selection, edges) = chosen
+    for group, labeler in chosen.items():
+        old_dataset.declare(group, declare(labeler))
+    again = choose_labelers(old_dataset, [edges], {})
+    assert list(again) == [selection, edges] and declare(again[selection])["parameters"]["where"] == where
+    assert list(choose_labelers(old_dataset, ["edges"], {}, "true")) == ["edges"]
+    old_dataset.store.delete_tree(selection)
+    with pytest.raises(InputError, match=f"no condition '{selection}' there; select rows with --where"):
+        choose_labelers(old_dataset, ["edges"], {})

@@ -20,6 +20,11 @@ PRESETS = Path(__file__).parent / "presets"
 _OLD_KEYS = {"held_out": "validation"}  # in configurations that people have, and in config.yaml of their runs
 
 
+_MOST_SAMPLES = 1 << 24  # of a step
+_MOST_LANES = 1 << 16  # each has its place in memory
+_LEAST_SHARE = 1e-5  # of a task: samples are shared out in blocks in which each is drawn twice
+
+
 class SourceConfig(Section):
     """A dataset and the tasks it serves.
 
@@ -30,8 +35,8 @@ class SourceConfig(Section):
     """
 
     dataset: str
-    tasks: dict[str, Annotated[float, Field(gt=0)]]
-    size: int | None = Field(default=None, gt=0)
+    tasks: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    size: int | None = Field(default=None, gt=0, multiple_of=SIZE_STEP)
     text: Literal["stored", "online"] = "stored"
     where: str | None = None
 
@@ -124,7 +129,7 @@ class ReaderConfig(Section):
     prefetch: steps read ahead;
     window: row groups shuffled together (more mixes better, fewer reads more locally).
     lanes: parts of a step that are read independently, each from its own shards; a new run's are by default a power of
-    two, of at most two samples each.
+    two, of about two samples each.
     """
 
     threads: int = Field(default=0, ge=0)
@@ -132,7 +137,7 @@ class ReaderConfig(Section):
     cpus: float = Field(default=1.0, ge=0)
     cache_mb: int = Field(default=512, gt=0)
     window: int = Field(default=8, gt=0)
-    lanes: int | None = Field(default=None, gt=0)
+    lanes: int | None = Field(default=None, gt=0, le=_MOST_LANES)
     prefetch: int = Field(default=4, ge=1)
 
 
@@ -201,14 +206,15 @@ class TrainingConfig(Section):
     """A run. `batch` is the number of samples of a step over all workers; `initialize` a checkpoint to start from.
 
     text_encoder: of sources with `text: online`, as for `model.text.load_text_encoder`.
-    step_tokens: at most so many image tokens in a step over all workers, on average; `batch` follows from them. Each
+    step_tokens: at most so many image tokens in a step over all workers, on average; `batch` follows from them, and is
+    given in their place otherwise. Each
     worker computes its part in passes of at most workers.pack_tokens, whose gradients are added up.
     """
 
     name: str
     seed: int = Field(default=0, ge=0)
     steps: int = Field(gt=0)
-    batch: int = Field(gt=0)
+    batch: int = Field(gt=0, le=_MOST_SAMPLES)
     step_tokens: int | None = Field(default=None, gt=0)
     size: int = Field(gt=0, multiple_of=SIZE_STEP)
     initialize: str | None = None
@@ -233,9 +239,16 @@ class TrainingConfig(Section):
     def _fill_batch(cls, values: Any, handler: ModelWrapValidatorHandler[TrainingConfig]) -> TrainingConfig:
         if not isinstance(values, Mapping) or values.get("step_tokens") is None:
             return handler(values)
-        config = handler({**values, "batch": 1 << 30})  # to know the mixture as it is read
+        config = handler({**values, "batch": _MOST_SAMPLES})  # to know the mixture as it is read
         mean = sum(share * tokens for share, _, tokens in config.mean_sizes())
-        return handler({**values, "batch": max(1, int((config.step_tokens or 0) / mean))})
+        tokens = config.step_tokens or 0
+        batch = int(tokens / mean)
+        if not config.workers.most <= batch <= _MOST_SAMPLES:
+            least, most = round(mean * config.workers.most), round(mean * _MOST_SAMPLES)
+            raise ValueError(f"step_tokens {tokens}: from {least}, a sample for each worker, to {most}")
+        if values.get("batch", batch) != batch:
+            raise ValueError(f"batch {values['batch']} and step_tokens {tokens}, which is {batch}: give one of them")
+        return handler({**values, "batch": batch})
 
     @field_validator("name")
     @classmethod
@@ -257,6 +270,16 @@ class TrainingConfig(Section):
             raise ValueError(f"batch {self.batch} leaves some of the {self.workers.most} workers without a sample")
         return self
 
+    @model_validator(mode="after")
+    def _check_weights(self) -> TrainingConfig:
+        total = sum(sum(source.tasks.values()) for source in self.mixture.values())
+        for name, source in self.mixture.items():
+            for task, weight in source.tasks.items():
+                if weight < _LEAST_SHARE * total:
+                    place = f"mixture.{name}.tasks.{task}"
+                    raise ValueError(f"{place}: weight {weight:g} of {total:g} is hardly ever drawn; leave it out")
+        return self
+
     def mean_sizes(self) -> list[tuple[float, float, float]]:
         """(share of the samples, frames, image tokens) of each task; sets have the mean number of views."""
         sizes = []
@@ -272,7 +295,7 @@ class TrainingConfig(Section):
     @property
     def lanes(self) -> int:
         """Lanes of a run that begins with this configuration (docs/training.md, The plan)."""
-        return self.reader.lanes or 1 << max(0, (self.batch - 1).bit_length() - 1)
+        return self.reader.lanes or min(_MOST_LANES, 1 << max(0, (self.batch - 1).bit_length() - 1))
 
     def fixed(self) -> dict[str, Any]:
         """What must stay the same when a run resumes: all that decides which numbers come out.
@@ -336,7 +359,11 @@ def parse_config(values: Mapping[str, Any], place: str) -> TrainingConfig:
 
 def override_config(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Nested values of a configuration with others put over them; a source's `tasks` are replaced as a whole."""
-    return override(rename_old_keys(below), rename_old_keys(above), whole=("tasks",))
+    below, above = rename_old_keys(below), rename_old_keys(above)
+    for given, replaced in (("batch", "step_tokens"), ("step_tokens", "batch")):
+        if above.get(given) is not None and replaced not in above:
+            below.pop(replaced, None)
+    return override(below, above, whole=("tasks",))
 
 
 def _read(place: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -34,7 +34,8 @@ class LaneOrder:
     few lanes reads few shards. A dataset that has no more than `window` row groups is shuffled as a whole.
     """
 
-    def __init__(self, shards: Shards, stream: Stream, seed: int, window: int, lanes: int) -> None:
+    def __init__(self, shards: Shards, stream: Stream, seed: int, window: int, lanes: int, first_turn: int = 0) -> None:
+        """first_turn: where in the turns an epoch begins; streams that begin apart visit other lanes in a step."""
         self._seed: tuple[int | str, ...] = (seed, "lanes", stream.source, stream.task, stream.size)
         self._shards, self._key, self._window, self.lanes = shards, stream.key, window, lanes
         filled = np.flatnonzero(np.diff(shards.group_starts))  # those that have row groups
@@ -42,7 +43,7 @@ class LaneOrder:
         self._used = filled[rows > 0].astype(np.int32)
         self._rows = rows[rows > 0]
         self.total = int(rows.sum())
-        self._turns = lane_turns(lanes)
+        self._turns = np.roll(lane_turns(lanes), -first_turn)
         sizes = np.full(lanes, self.total // lanes, np.int64)
         sizes[self._turns[: self.total % lanes]] += 1  # an epoch's last turns do not visit all
         self._starts = np.cumsum(sizes) - sizes

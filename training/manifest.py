@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labeling.dataset import Dataset, LocalStore, Store
-from model.inputs import InputError
+from model.inputs import InputError, one_line
 from training.pinned_shards import Eligible, ShardPin, Shards
 from training.seeded_generator import SeededGenerator
 from training.streams import Stream
@@ -56,21 +56,32 @@ class Manifest:
 
     @classmethod
     def read(cls, store: Store) -> Manifest:
-        """Of a run, whatever its version. Raises FileNotFoundError, and InputError for a version that is not known."""
+        """Of a run, whatever its version. Raises InputError where it is gone, damaged, or of a version not known."""
         import pyarrow as pa
 
-        if not store.exists(MANIFEST):
-            return cls.from_json(store.read(FIRST_MANIFEST))
-        if isinstance(store, LocalStore):
-            return cls.from_buffer(pa.memory_map(str(store.root / MANIFEST)))
-        return cls.from_buffer(pa.BufferReader(store.read(MANIFEST)))
+        remedy = f"restore it, or remove {store.uri} to begin again"
+        name = MANIFEST if store.exists(MANIFEST) else FIRST_MANIFEST
+        try:
+            if name == FIRST_MANIFEST:
+                return cls.from_json(store.read(name))
+            if isinstance(store, LocalStore):
+                return cls.from_buffer(pa.memory_map(str(store.root / name)))
+            return cls.from_buffer(pa.BufferReader(store.read(name)))
+        except InputError:
+            raise
+        except FileNotFoundError:
+            raise InputError(f"{store.uri}/{MANIFEST}: the run's manifest is gone; {remedy}") from None
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:  # Arrow's are ValueErrors, too
+            raise InputError(
+                f"{store.uri}/{name}: the run's manifest is damaged ({one_line(error, 100)}); {remedy}"
+            ) from None
 
     @classmethod
     def find(cls, store: Store) -> Manifest | None:
-        """As `read`; None where it is absent or cut short."""
+        """As `read`; None where it is absent or damaged."""
         try:
             return cls.read(store)
-        except (FileNotFoundError, ValueError):  # Arrow's errors are ValueErrors, too
+        except InputError:
             return None
 
     def to_bytes(self) -> bytes:

@@ -87,18 +87,16 @@ class Shards(Sequence[ShardPin]):
             views.append(np.array(pin.views, np.uint16))
             for group, digest in pin.content.items():
                 content.setdefault(group, []).append(digest)
-            ends = np.cumsum(groups[-1], dtype=np.int64)
             for key, text in pin.eligible.items():
                 whole[key] = whole.get(key, True) and text is None
                 if text is None:
-                    mask = np.ones(ends[-1] if len(ends) else 0, bool)
-                    bits.setdefault(key, []).append(np.packbits(mask))
+                    bits.setdefault(key, []).append(np.packbits(np.ones(groups[-1].sum(), bool)))
                     counts.setdefault(key, []).append(groups[-1])
                 else:
                     packed = np.frombuffer(bytes.fromhex(text), np.uint8)
-                    kept = np.cumsum(np.unpackbits(packed, count=int(ends[-1])), dtype=np.int32)
+                    mask = np.unpackbits(packed, count=int(groups[-1].sum())).view(bool)
                     bits.setdefault(key, []).append(packed)
-                    counts.setdefault(key, []).append(np.diff(kept[ends - 1], prepend=np.int32(0)))
+                    counts.setdefault(key, []).append(_counts(mask, groups[-1]))
         sizes = np.array([len(each) for each in groups], np.int64)
         rows = np.array([each.sum() for each in groups], np.int64)
         return cls(
@@ -173,9 +171,8 @@ class Shards(Sequence[ShardPin]):
             masks, counts = [], []
             for number, packed in enumerate(bits):
                 mask = self.mask(key, number) & np.unpackbits(packed, count=self.rows(number)).view(bool)
-                ends = np.cumsum(self.row_groups(number))
                 masks.append(np.packbits(mask))
-                counts.append(np.diff(np.cumsum(mask, dtype=np.int32)[ends - 1], prepend=np.int32(0)))
+                counts.append(_counts(mask, self.row_groups(number)))
             eligible[key] = Eligible(_joined(masks, np.uint8), _joined(counts, np.int32))
         return replace(self, eligible=eligible)
 
@@ -183,6 +180,12 @@ class Shards(Sequence[ShardPin]):
 def bits_of(mask: NDArray[np.bool_]) -> str | None:
     """(rows,) as ShardPin keeps it."""
     return None if mask.all() else np.packbits(mask).tobytes().hex()
+
+
+def _counts(mask: NDArray[np.bool_], row_groups: NDArray[np.int32]) -> NDArray[np.int32]:
+    """(row groups,) how many rows of each the mask has; one may have no rows at all."""
+    before = np.concatenate([[0], np.cumsum(mask, dtype=np.int32)])
+    return np.diff(before[np.concatenate([[0], np.cumsum(row_groups)])])
 
 
 def _joined(parts: Sequence[NDArray[Any]], kind: type[np.generic]) -> NDArray[Any]:

@@ -51,9 +51,12 @@ class Plan:
         self.manifest, self.seed, self.batch, self.objective = manifest, seed, batch, objective
         self._numbers = [index for index, stream in enumerate(manifest.streams) if stream.rows]
         self._streams = [manifest.streams[index] for index in self._numbers]
+        weights = np.array([stream.weight for stream in self._streams])
+        before = np.cumsum(weights) - weights  # so that the draws of a step take the turns one stream after another
+        first_turns = np.round(before / weights.sum() * manifest.lanes).astype(int).tolist()
         self._rows = [
-            LaneOrder(manifest.sources[stream.source].shards, stream, seed, window, manifest.lanes)
-            for stream in self._streams
+            LaneOrder(manifest.sources[stream.source].shards, stream, seed, window, manifest.lanes, first_turn)
+            for stream, first_turn in zip(self._streams, first_turns, strict=True)
         ]
         self.tasks = TaskOrder([stream.weight for stream in self._streams], seed, batch)
         conditions = [find_task(stream.task).condition for stream in self._streams]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -247,13 +248,17 @@ def _encoders(manifest: Manifest) -> tuple[str, str]:
 def _check_same(config: TrainingConfig, store: Store) -> None:
     """Raise InputError when the run was begun with a configuration that makes other numbers."""
     place = f"{store.uri}/{CONFIG}"
-    before = parse_config(parse_yaml(store.read(CONFIG).decode(), place), place).fixed()
-    changed = _differences(before, config.fixed())
+    before = parse_config(parse_yaml(store.read(CONFIG).decode(), place), place)
+    changed = _differences(before.fixed(), config.fixed())
     if changed:
-        key, old, new = changed[0]
+        key, _, new = changed[0]
+        old: Any = before.model_dump(mode="json")
+        for part in key.split("."):  # `fixed` leaves out values that runs of before lack
+            old = old.get(part) if isinstance(old, dict) else None
         raise InputError(
-            f"{store.uri}: was begun with {key} {old!r}, the configuration now says {new!r}; "
-            f"take another run, or remove its {FOLDER}/ to begin again"
+            f"{store.uri}: was begun with {key} {old!r}, the configuration now says {new!r}; keep to it "
+            f"(--set '{key}={old if isinstance(old, str) else json.dumps(old)}'), take another run, or remove its "
+            f"{FOLDER}/ to begin again"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -127,3 +128,28 @@ def test_settings_apply_in_order(tmp_path: Path) -> None:
 def test_name_that_is_no_folder_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="name: a run's folder is named by it"):
         load_config("debug", {"name": name})
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["step_tokens=1000000000000000"], "step_tokens 1000000000000000: from "),
+        (["step_tokens=10"], "step_tokens 10: from "),
+        ({"step_tokens": 2**20, "batch": 7}, "batch 7 and step_tokens 1048576, which is "),
+        (["batch=100000000"], "batch"),
+        (["reader.lanes=1000000000"], "reader.lanes"),
+        (["mixture.pictures.tasks={}"], "mixture.pictures.tasks"),
+        (["mixture.pictures.size=8"], "mixture.pictures.size"),
+        (["mixture.pictures.tasks={text2image: 1, edges: 1.0e-9}"], "mixture.pictures.tasks.edges: weight 1e-09 of"),
+    ],
+)
+def test_sizes_that_cannot_be_are_one_line(settings: Any, expected: str) -> None:
+    with pytest.raises(InputError) as error:
+        load_config("stage1-256", settings)
+    assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+def test_batch_and_tokens_of_a_step_take_the_place_of_each_other() -> None:
+    assert load_config("stage1-256", ["step_tokens=1048576", "batch=512"]).batch == 512
+    assert load_config("stage1-256", ["batch=512", "step_tokens=1048576"]).batch == 4096
+    assert load_config("stage1-256", ["batch=512", "step_tokens=1048576"]).step_tokens == 1048576

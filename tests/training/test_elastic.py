@@ -7,10 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from ray_head import ray_head, ray_node
@@ -111,7 +112,11 @@ def test_draining_node_makes_workers_save_and_continue_elsewhere(shared_config: 
 
         def work() -> list[str]:
             """What runs on that node, as its pod sees it."""
-            return [name for process in raylet.children() if not (name := process.name()).startswith(NOT_WORK)]
+            names = []
+            for process in raylet.children():
+                with suppress(psutil.NoSuchProcess):  # it may end meanwhile
+                    names.append(process.name())
+            return [name for name in names if not name.startswith(NOT_WORK)]
 
         environment = {**os.environ, **head.environment, "RAY_ADDRESS": head.gcs}
         # Ray Train may count on the node for a while after it has gone, and then waits so long for a worker there.

@@ -105,6 +105,24 @@ def test_manifest_of_a_run_is_read_as_it_was_written(
     assert Manifest.find(store) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("manifest.arrow", b"ARROW1", "manifest.arrow: the run's manifest is damaged"),
+        ("manifest.json", b"{}", "manifest.json: the run's manifest is damaged"),
+        ("manifest.json", b"[", "manifest.json: the run's manifest is damaged"),
+        ("other", b"", "manifest.arrow: the run's manifest is gone; restore it, or remove"),
+    ],
+)
+def test_damaged_or_missing_manifest_is_one_line(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
+    store = open_store(tmp_path)
+    store.put(name, content)
+    with pytest.raises(InputError) as error:
+        Manifest.read(store)
+    assert expected in str(error.value) and "\n" not in str(error.value)
+    assert Manifest.find(store) is None
+
+
 def test_manifest_of_version_1_is_read_and_has_no_lanes(tmp_path: Path) -> None:
     """As runs of that version have it, also beside nothing newer; see tests/compatibility for such a run."""
     text = (Path(__file__).parents[1] / "compatibility" / "run" / "manifest.json").read_text()

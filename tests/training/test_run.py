@@ -244,7 +244,10 @@ def test_finished_run_does_nothing_and_other_configuration_is_refused(
     assert result.already_finished
     assert result.step == result.resumed_from == 30
     assert {path: path.stat().st_mtime_ns for path in (run / "checkpoints").rglob("*")} == before
-    with pytest.raises(InputError, match=r"was begun with model.hidden_size 48, the configuration now says 96"):
+    remedy = r"keep to it \(--set 'model.hidden_size=48'\)"
+    with pytest.raises(
+        InputError, match=f"was begun with model.hidden_size 48, the configuration now says 96; {remedy}"
+    ):
         _run(shared_config, run, model={"hidden_size": 96})
 
 

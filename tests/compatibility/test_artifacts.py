@@ -15,9 +15,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from labeling.dataset import open_store
 from model import OneDiffusionPipeline
+from pipelines.cli.app import app
 from training.metrics_logger import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -159,7 +161,8 @@ def test_checkpoint_of_earlier_layout_is_exported(place: Path) -> None:
     live = {name: training[f"model.{name}"] for name in averaged}
     for weights, options in ((averaged, ()), (live, ("--live",))):
         out = place / "exported" / str(len(options))
-        run(place, "export", place / "run", out, *options)
+        result = CliRunner().invoke(app, ["export", str(place / "run"), str(out), *options])
+        assert result.exit_code == 0, result.exception
         found = load_file(out / "transformer" / "diffusion_pytorch_model.safetensors")
         assert found.keys() == weights.keys()
         assert all(torch.equal(found[name], value) for name, value in weights.items())

@@ -101,6 +101,7 @@ def test_load_accepts_run_checkpoint_and_diffusers_folder(tmp_path: Path, transf
     assert files == {".json", ".safetensors"}
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_shards_are_read_by_the_reader_of_torch(tmp_path: Path, transformer: NextDiT) -> None:
     address = save(open_store(tmp_path), transformer, 3)
     expected = weights_of(transformer)

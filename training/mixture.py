@@ -74,7 +74,7 @@ def _check_task(task: Task, dataset: Dataset) -> None:
 
 def _pin(dataset: Dataset, streams: list[Stream], where: str | None) -> SourcePin:
     """Pin all shards of a dataset for these streams. Raises InputError for groups or shards that are missing."""
-    selection = _select(dataset, where) if where else None
+    selection = _select(dataset, where) if where is not None else None
     groups = list(dict.fromkeys(group for stream in streams for group in stream.groups))
     declarations = {}
     footers = dataset.all_footers(groups)
@@ -103,7 +103,7 @@ def _pin(dataset: Dataset, streams: list[Stream], where: str | None) -> SourcePi
 def _select(dataset: Dataset, where: str) -> Selection:
     """The rows that a source's condition selects. Raises InputError where labels that it reads are missing."""
     selection = select_rows(dataset, where)
-    for group in selection.condition.groups:
+    for group in selection.condition.reads:
         missing = len(dataset.shards) - len(dataset.shard_entries(group))
         if missing:
             what = f"{dataset.uri}: where {where!r} reads {group!r}"

@@ -49,7 +49,7 @@ def label(
     ] = False,
     where: Annotated[
         str | None,
-        typer.Option(metavar="SQL", help='Label these rows, as in "quality.sharpness > 0.4"; true: all again.'),
+        typer.Option(metavar="SQL", help='Label these rows, as in "quality.sharpness > 0.4"; true: all rows.'),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be labeled, and why; change nothing.")

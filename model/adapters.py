@@ -85,6 +85,10 @@ def _check_key(key: Any, value: Any, linear: Mapping[str, nn.Module]) -> None:
     module = name.removeprefix(PREFIX)[: -len(part)]
     if module not in linear:
         raise InputError(f"LoRA of {module!r}: the transformer has no such layer{nearest(module, list(linear))}")
+    if part == ".alpha" and isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        return
+    if part == ".alpha":
+        raise InputError(f"{name}: an alpha is one number; save the adapter again")
     if not isinstance(value, Tensor) or not value.is_floating_point():
         raise InputError(f"{name}: {getattr(value, 'dtype', type(value).__name__)} and no tensor of floats")
     if not bool(torch.isfinite(value).all()):

@@ -16,7 +16,7 @@ from torch import Tensor
 from model.cameras import as_matrices, default_intrinsics, orbit_cameras
 from model.constants import LATENT_CHANNELS, LATENT_FACTOR, MAX_PIXELS, SIZE_STEP
 from model.inputs import InputError, nearest, shown
-from model.pictures import Picture, as_picture
+from model.pictures import Picture, as_picture, is_signed
 
 _MOST = 1_000_000  # of steps, samples, pixels of a side
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -186,12 +186,14 @@ def as_pictures(images: Any, samples: int, one_each: bool = False) -> list[list[
         if one_each and len(images) == samples > 1:
             images = [[one] for one in images]
         else:
-            return [[as_picture(one) for one in images]]
+            signed = any(map(is_signed, images))
+            return [[as_picture(one, signed) for one in images]]
     if not all(isinstance(one, (list, tuple)) for one in images):
         raise InputError("images: give pictures, or a list of pictures for each prompt, not both")
     if len(images) != samples or len({len(one) for one in images}) > 1:
         raise InputError(f"{len(images)} sequences of images for {samples} prompts: give one each, of the same length")
-    return [[as_picture(one) for one in per_sample] for per_sample in images]
+    signed = any(is_signed(one) for per_sample in images for one in per_sample)
+    return [[as_picture(one, signed) for one in per_sample] for per_sample in images]
 
 
 def check_noise(shape: tuple[int, ...], generator: Any, latents: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from diffusers.loaders.lora_base import LoraBaseMixin, _fetch_state_dict
@@ -74,6 +75,7 @@ class LoraMixin(LoraBaseMixin):
         weights = check_adapter(weights, self.transformer)
         if adapter_name is not None and (not isinstance(adapter_name, str) or not adapter_name or "." in adapter_name):
             raise InputError(f"adapter_name {shown(adapter_name)}: give a name without dots")
+        before = set(getattr(self.transformer, "peft_config", {}))
         try:
             self.transformer.load_lora_adapter(
                 weights,
@@ -84,8 +86,31 @@ class LoraMixin(LoraBaseMixin):
                 low_cpu_mem_usage=True,
                 hotswap=hotswap,
             )
-        except (ValueError, TypeError, KeyError) as error:  # a name in use, metadata of another program
-            raise InputError(f"LoRA {adapter_name or ''}: {one_line(error, 200)}".replace(" :", ":")) from None
+            fits = hotswap or self._holds(weights, before)
+        except Exception as error:  # a name in use, metadata of another program: peft raises nearly anything
+            self._forget_adapters(before)
+            name = f"LoRA {adapter_name}" if adapter_name else "LoRA"
+            raise InputError(f"{name}: {one_line(error, 200)}") from None
+        if not fits:
+            self._forget_adapters(before)
+            raise InputError("LoRA: its metadata name other layers than its weights are for; save it again")
+
+    def _holds(self, weights: Mapping[str, Any], before: set[str]) -> bool:
+        """Whether the adapter that was added has a place for each of the weights."""
+        from peft import get_peft_model_state_dict
+
+        added = set(self.transformer.peft_config) - before
+        held = {key for name in added for key in get_peft_model_state_dict(self.transformer, adapter_name=name)}
+        return {key.removeprefix(f"{self.transformer_name}.") for key in weights} <= held
+
+    def _forget_adapters(self, before: set[str]) -> None:
+        """Remove what an attempt to load has left, so that adapters of before are all there is."""
+        added = [name for name in getattr(self.transformer, "peft_config", {}) if name not in before]
+        with suppress(Exception):
+            if before:
+                self.transformer.delete_adapters(added)
+            elif added:
+                self.unload_lora_weights()
 
     @classmethod
     def save_lora_weights(

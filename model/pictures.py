@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.constants import MAX_PIXELS, SIZE_STEP
-from model.inputs import InputError
+from model.inputs import InputError, one_line
 
 Picture = NDArray[np.uint8]  # (H, W, 3), RGB
 
@@ -170,19 +170,28 @@ def _chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", _zlib().crc32(name + data))
 
 
-def as_picture(image: Any) -> Picture:
+def is_signed(image: Any) -> bool:
+    """Whether an array or tensor has floats that can only be of -1…1; then its whole batch is, as in diffusers."""
+    try:
+        kind = str(getattr(image, "dtype", ""))
+        return "float" in kind and float(image.min()) < -_BEYOND
+    except (TypeError, ValueError, RuntimeError):  # without numbers
+        return False
+
+
+def as_picture(image: Any, signed: bool = False) -> Picture:
     """What a program gives as a picture, as `read_picture` gives the same picture in a file.
 
     A PIL image of any mode, whose metadata count (EXIF's orientation, a color profile, transparency); an array
     (H, W), (H, W, 1), (H, W, 3) or with alpha (H, W, 4); a tensor with its channels first. Their levels are uint8, or
-    floats in 0…1, or in -1…1 where any is below 0, as diffusers takes them.
+    floats in 0…1, or in -1…1 where any is below 0, as diffusers takes them; signed: floats are of -1…1.
     Raises InputError for anything else, as floats in 0…255 and numbers that are not finite.
     """
     from PIL import Image
 
     if isinstance(image, Image.Image):
         return _from_pillow(image)
-    levels = _levels(image)
+    levels = _levels(image, signed)
     if levels.shape[2] == 4:
         return _on_white(levels)
     return np.ascontiguousarray(np.repeat(levels, 3, axis=2) if levels.shape[2] == 1 else levels)
@@ -204,12 +213,15 @@ def _from_pillow(image: Any) -> Picture:
         raise InputError(str(broken(image.format or "picture", error))) from None
 
 
-def _levels(image: Any) -> NDArray[np.uint8]:
+def _levels(image: Any, signed: bool) -> NDArray[np.uint8]:
     """(H, W, 1, 3 or 4) levels of an array or tensor. Raises InputError, naming what is wrong about it."""
     array, form = image, "array"
     if hasattr(image, "permute") and hasattr(image, "detach"):
-        image = image.detach().cpu()
-        array, form = (image.float() if image.is_floating_point() else image).numpy(), "tensor"
+        try:
+            image = image.detach().cpu()
+            array, form = (image.float() if image.is_floating_point() else image).numpy(), "tensor"
+        except (TypeError, NotImplementedError, RuntimeError) as error:  # sparse ones, those without data
+            raise InputError(f"no picture: a tensor without levels to read ({one_line(error, 80)})") from None
         array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
     if not isinstance(array, np.ndarray):
         raise InputError(f"no picture: {type(image).__name__}; give a PIL image, an array or a tensor")
@@ -221,23 +233,23 @@ def _levels(image: Any) -> NDArray[np.uint8]:
         return array
     if not np.issubdtype(array.dtype, np.floating):
         raise InputError(f"no picture: levels of {array.dtype}; give uint8 in 0…255, or floats in 0…1 or -1…1")
-    return _from_floats(array)
+    return _from_floats(array, signed)
 
 
-def _from_floats(levels: NDArray[Any]) -> NDArray[np.uint8]:
+def _from_floats(levels: NDArray[Any], signed: bool) -> NDArray[np.uint8]:
     """Levels of floats in 0…1, or in -1…1 where any is below 0. Raises InputError for other numbers."""
     least, most = float(levels.min()), float(levels.max())
     # A resized picture may go a little beyond.
     if not (least >= -1 - _BEYOND and most <= 1 + _BEYOND):  # false for NaN too
         raise InputError(f"picture with floats from {least:g} to {most:g}: give 0…1, -1…1 or uint8")
-    if -_BEYOND <= least < -_ROUNDING:
+    if not signed and -_BEYOND <= least < -_ROUNDING:
         raise InputError(
             f"picture with floats from {least:g} to {most:g}: they may be of 0…1 or of -1…1; clip them to one of both"
         )
-    is_signed = least < -_BEYOND
-    if is_signed and levels.shape[2] == 4:
+    signed = signed or least < -_BEYOND
+    if signed and levels.shape[2] == 4:
         raise InputError(f"picture with alpha and floats from {least:g} to {most:g}: give 0…1 or uint8")
-    unit = (levels + 1) / 2 if is_signed else levels
+    unit = (levels + 1) / 2 if signed else levels
     return np.asarray((unit.clip(0, 1) * 255).round(), np.uint8)
 
 

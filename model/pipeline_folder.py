@@ -37,7 +37,10 @@ def resolve_pipeline(
     folder = pipeline_folder(name, hub, variant)
     check_files(folder)
     given = {part for part in own if part in arguments}
-    for part, described in read_json(folder / "model_index.json").items():
+    index = read_json(folder / "model_index.json")
+    if not isinstance(index, dict):
+        raise InputError(f"{folder / 'model_index.json'}: it describes no pipeline; copy or download it again")
+    for part, described in index.items():
         if part not in given and isinstance(described, list) and len(described) == 2 and described[1]:
             _check_part(folder / part, str(described[1]))
     if variant is not None and not list(folder.glob(f"*/*.{variant}*")):

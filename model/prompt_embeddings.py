@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from model.arguments import as_texts, check_flags, check_numbers, negative_prompts
 from model.inputs import InputError, shown
-from model.prompts import as_words, build_prompt, draw_colors, find_task
+from model.prompts import COLORS, as_words, build_prompt, draw_colors, find_task
 from model.text import TextEncoder
 
 _ARGUMENTS = ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask")
@@ -82,6 +82,8 @@ class PromptMixin:
         check_numbers({"num_images_per_prompt": num_images_per_prompt})
         check_flags({"do_classifier_free_guidance": do_classifier_free_guidance})
         prompts = None
+        if prompt_embeds is not None and not is_empty(prompt):
+            raise InputError("give prompt or prompt_embeds, not both")
         if prompt_embeds is None:
             captions = as_texts("prompt", "" if prompt is None and task is not None else prompt)
             prompts = self.compose(task, captions, names, colors, reference_prompts)
@@ -115,7 +117,9 @@ class PromptMixin:
                 raise InputError(f"prompt {shown(bare)}: name its task, or begin it with the token of one")
             return list(captions)
         tasks = as_texts("task", task)
-        codes = list(class_colors(names, colors).values())
+        color_of = class_colors(names, colors)
+        check_words(tasks, names, references, len(references))
+        codes = [color_of[name] for name in names]
         return [_compose(tasks, caption, names, codes, references) for caption in captions]
 
     def _embeddings(
@@ -211,6 +215,9 @@ def class_colors(names: Sequence[str], colors: Sequence[str] | None) -> dict[str
         return draw_colors(names, " ".join(names))
     if len(as_words("colors", colors)) != len(names):
         raise InputError(f"{len(colors)} colors for {len(names)} names")
+    for color in colors:
+        if color.upper() not in COLORS.values():
+            raise InputError(f"{color!r} is not one of the model's colors: {', '.join(COLORS)}")
     return dict(zip(names, (color.upper() for color in colors), strict=True))
 
 

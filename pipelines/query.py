@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, TextIO
 
 from labeling.dataset import Dataset
@@ -18,7 +20,7 @@ from labeling.dataset.sql import Tables, explained_sql, parse
 
 MAX_SHOWN = 1000  # rows of a table for a person
 MAX_CELL = 120  # characters of a value there
-BATCH = 10_000  # rows at a time
+BATCH = 100  # rows at a time: some have pictures
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,11 @@ def show(answer: Answer, out: TextIO | None = None) -> None:
     table = Table(*answer.names)
     for row in islice(answer.rows, MAX_SHOWN):
         table.add_row(*map(_cell, row))
-    rest = sum(1 for _ in answer.rows)
+    more = next(answer.rows, None) is not None  # all of them would be read to be counted
     console = Console(file=out, width=None if out.isatty() else 10_000, markup=False, highlight=False)
     console.print(table)
-    print(f"{table.row_count + rest} rows{f', the first {MAX_SHOWN} shown' if rest else ''}", file=out)
+    shown = f"the first {MAX_SHOWN} rows; --csv and --json print all" if more else f"{table.row_count} rows"
+    print(shown, file=out)
 
 
 def write_csv(answer: Answer, out: TextIO | None = None) -> None:
@@ -75,9 +78,20 @@ def write_csv(answer: Answer, out: TextIO | None = None) -> None:
 
 
 def write_json(answer: Answer, out: TextIO | None = None) -> None:
-    """The answer as a JSON object a line."""
+    """The answer as a JSON object a line. A column whose name another one has gets a number, as DuckDB numbers them in
+    a subquery; numbers that are not finite, which JSON cannot say, are null."""
+    names = _distinct(answer.names)
     for row in answer.rows:
-        print(_json(dict(zip(answer.names, row, strict=True))), file=out or sys.stdout)
+        print(_json(dict(zip(names, row, strict=True))), file=out or sys.stdout)
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names, with _1, _2 … after those that are there before."""
+    found: dict[str, None] = {}
+    for name in names:
+        numbered = (f"{name}_{number}" for number in count(1))
+        found[name if name not in found else next(one for one in numbered if one not in {*found, *names})] = None
+    return list(found)
 
 
 def _cell(value: Any) -> str:
@@ -93,4 +107,16 @@ def _plain(value: Any) -> Any:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=lambda one: str(_plain(one)))
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=lambda one: str(_plain(one)))
+    except ValueError:
+        return _json(_finite(value))
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from labeling.dataset import (
 from model.conditions import CONTENT_COLUMNS
 from model.inputs import InputError
 from model.prompts import RAYS, Task, find_task
-from training.config import SourceConfig
+from training.config import SourceConfig, TrainingConfig
 from training.manifest import Manifest, SourcePin, counted
 from training.pinned_shards import ShardPin, Shards, bits_of
 from training.streams import CAPTION, Stream
@@ -73,7 +74,7 @@ def _check_task(task: Task, dataset: Dataset) -> None:
 
 def _pin(dataset: Dataset, streams: list[Stream], where: str | None) -> SourcePin:
     """Pin all shards of a dataset for these streams. Raises InputError for groups or shards that are missing."""
-    selection = _select(dataset, where) if where else None
+    selection = _select(dataset, where) if where is not None else None
     groups = list(dict.fromkeys(group for stream in streams for group in stream.groups))
     declarations = {}
     footers = dataset.all_footers(groups)
@@ -102,7 +103,7 @@ def _pin(dataset: Dataset, streams: list[Stream], where: str | None) -> SourcePi
 def _select(dataset: Dataset, where: str) -> Selection:
     """The rows that a source's condition selects. Raises InputError where labels that it reads are missing."""
     selection = select_rows(dataset, where)
-    for group in selection.condition.groups:
+    for group in selection.condition.reads:
         missing = len(dataset.shards) - len(dataset.shard_entries(group))
         if missing:
             what = f"{dataset.uri}: where {where!r} reads {group!r}"
@@ -177,6 +178,22 @@ def _online_text(encoder: str) -> dict[str, Any]:
 
     weights = text_encoder_digest(encoder)
     return {"labeler": TEXT, "version": 1, "parameters": {"encoder": encoder}, "weights": weights}
+
+
+def with_text_encoder(manifest: Manifest, config: TrainingConfig) -> Manifest:
+    """The manifest of a run that goes on, with the text encoder at its address now. Raises InputError for another."""
+    sources = dict(manifest.sources)
+    for name, source in sources.items():
+        if config.mixture[name].text == "online":
+            assert config.text_encoder is not None
+            before, now = source.declarations[TEXT], _online_text(config.text_encoder)
+            if now["weights"] != before["weights"]:
+                raise InputError(
+                    f"text_encoder {config.text_encoder}: other weights than those of "
+                    f"{before['parameters']['encoder']}, which the run was begun with; restore them, or begin a new run"
+                )
+            sources[name] = replace(source, declarations={**source.declarations, TEXT: now})
+    return replace(manifest, sources=sources)
 
 
 def _check_same_encoders(sources: Mapping[str, SourcePin]) -> None:

@@ -8,6 +8,7 @@ C = 16 latent channels, h × w latent height and width, V views, L prompt tokens
 
 from __future__ import annotations
 
+import math
 import resource
 from collections import OrderedDict
 from collections.abc import Callable
@@ -29,8 +30,9 @@ from labeling.dataset import (
     Dataset,
     PageCache,
     Want,
+    changed_shard,
     damaged_shard,
-    digest_column,
+    gone_shard,
     read_arrays,
 )
 from model.constants import LATENT_CHANNELS, LATENT_FACTOR
@@ -75,8 +77,8 @@ class PlanReader:
         self._datasets = {name: Dataset(source.dataset) for name, source in manifest.sources.items()}
         self._tables = _Cache(config.reader.cache_mb << 20)
         self._pictures = _Cache(config.reader.cache_mb << 18)
-        self._compared: set[tuple[str, str, str]] = set()
-        self._files = _Cache(_allow_files(_OPEN_FILES), lambda _: 1)
+        files, most = _allow_files(_OPEN_FILES), config.reader.cache_mb << 18
+        self._files = _Cache(most, lambda file: max(file.nbytes, most // files))
         self._planning = Lock()
         far = [dataset.store.parallel for dataset in self._datasets.values() if dataset.store.gap]
         self._pages = PageCache(ThreadPoolExecutor(max(far), "range"), config.reader.cache_mb << 20) if far else None
@@ -176,7 +178,10 @@ class PlanReader:
         latent, height, width = (table[name][planned.row] for name in _LATENT_COLUMNS)
         if view is not None:
             latent, height, width = latent[view], height[view], width[view]
-        return _Source((LATENT_CHANNELS, height.as_py(), width.as_py()), values=_array(latent.values))
+        shape, values = (LATENT_CHANNELS, height.as_py(), width.as_py()), _array(latent.values)
+        if values.size != math.prod(shape):
+            raise damaged_shard(file.address, planned.row_group)
+        return _Source(shape, values=values)
 
     def _views(self, stream: Stream, planned: PlannedSample, wants: list[Want]) -> NDArray[np.float16]:
         """(2V, C, h, w): image₀, rays₀, image₁, rays₁, …"""
@@ -236,7 +241,7 @@ class PlanReader:
                 page = file.page(planned.row_group) if is_dense else None
                 source = _Source(file.entries.shape(value), file, int(file.entries.starts[value]), page=page)
             else:
-                source = self._entry(stream, planned, task)
+                source = self._entry(stream, planned, task, file.address)
         except KeyError:
             named = f"for task {task!r}" if task else "that is empty, for dropped captions"
             raise InputError(f"{self._place(stream, TEXT, planned)}: no prompt {named}; label text again") from None
@@ -261,7 +266,7 @@ class PlanReader:
         named = [value(stream.task, column) for column in _NAMES] if find_task(stream.task).phrase else []
         return build_prompt(stream.task, value(CAPTION, CAPTION), *named)
 
-    def _entry(self, stream: Stream, planned: PlannedSample, task: str) -> _Source:
+    def _entry(self, stream: Stream, planned: PlannedSample, task: str, address: str) -> _Source:
         """The embedding of a task's prompt, from the whole row group. Raises KeyError where there is none."""
         entries = self._table(stream, TEXT, planned)["entries"][planned.row]
         if planned.views:
@@ -271,8 +276,10 @@ class PlanReader:
         if task not in tasks:
             raise KeyError(task)
         place = tasks.index(task)
-        embedding = _array(structs.field("embedding")[place].values)
-        return _Source(embedding.reshape(structs.field("tokens")[place].as_py(), -1).shape, values=embedding)
+        embedding, tokens = _array(structs.field("embedding")[place].values), structs.field("tokens")[place].as_py()
+        if not tokens or embedding.size % tokens:
+            raise damaged_shard(address, planned.row_group)
+        return _Source((tokens, embedding.size // tokens), values=embedding)
 
     def _table(self, stream: Stream, group: str, planned: PlannedSample) -> pa.Table:
         """The row group of `group` that holds the sample."""
@@ -282,9 +289,10 @@ class PlanReader:
             file = self._file(stream, group, planned.shard)
             shard = self.manifest.sources[stream.source].shards.name(planned.shard)
             columns = _COLUMNS.get(group, _LATENT_COLUMNS if group.startswith(stream.latents) else _NAMES)
-            if not file.has_checksums:
-                self._compare_digests(dataset, group, shard, columns)
-            return dataset.read(group, shard, columns, [planned.row_group]).combine_chunks()
+            try:
+                return dataset.read(group, shard, columns, [planned.row_group], file.content).combine_chunks()
+            except FileNotFoundError:
+                raise gone_shard(file.address) from None
 
         return self._tables.get((dataset.uri, group, planned.shard, planned.row_group), read)
 
@@ -298,24 +306,14 @@ class PlanReader:
             try:
                 file = self._datasets[stream.source].arrays(group, name)
             except FileNotFoundError:
-                raise InputError(f"{place}: gone since the run began; restore it, or begin a new run") from None
-            if file.content != source.shards.content[group][number].as_py():
-                raise InputError(f"{place}: changed since the run began; restore it, or begin a new run")
+                raise gone_shard(place) from None
+            # Content does not tell where row groups end, and rows are counted in them.
+            is_same = np.array_equal(file.row_groups, source.shards.row_groups(number))
+            if not is_same or file.content != source.shards.content[group][number].as_py():
+                raise changed_shard(place)
             return file
 
         return self._files.get((stream.source, group, number), open_file)
-
-    def _compare_digests(self, dataset: Dataset, group: str, shard: str, columns: list[str]) -> None:
-        """Raise InputError for a shard without checksums, as older versions wrote them, that does not hold what its
-        footer says: all of these columns is read once, by each reader."""
-        key = (dataset.uri, group, shard)
-        if key not in self._compared:
-            table = dataset.read(group, shard, columns)
-            expected = dataset.footer(group, shard).columns
-            for name in columns:
-                if digest_column(table[name]) != expected[name]:
-                    raise damaged_shard(f"{dataset.uri}/{group}/{shard}.parquet", None)
-            self._compared.add(key)
 
     def _place(self, stream: Stream, group: str, planned: PlannedSample) -> str:
         source = self.manifest.sources[stream.source]

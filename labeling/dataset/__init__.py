@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from labeling.dataset.array_file import ArrayFile, Want, read_arrays
 from labeling.dataset.array_pages import PageCache
-from labeling.dataset.checksums import damaged_shard
+from labeling.dataset.checksums import changed_shard, damaged_shard, gone_shard
 from labeling.dataset.dataset import DATASET_FILE, EARLIER, GROUP_FILE, SCHEMA_VERSION, Dataset, ShardInfo
 from labeling.dataset.digests import check_type, digest_column, digest_json
 from labeling.dataset.entries import DROPPED_CAPTION, TEXT, entry_columns
@@ -34,7 +34,7 @@ from labeling.dataset.row_errors import (
     upstream_groups,
 )
 from labeling.dataset.selection import Condition, Selection, evaluate, read_condition, select_rows
-from labeling.dataset.shards import RECIPE_FIELDS, Footer, recipe, shard_file, stores_arrays, write_shard
+from labeling.dataset.shards import RECIPE_FIELDS, Footer, is_stored_as_now, recipe, shard_file, write_shard
 from labeling.dataset.sql import Tables
 from labeling.dataset.status import (
     Footers,
@@ -87,6 +87,7 @@ __all__ = [
     "Tables",
     "Unavailable",
     "Want",
+    "changed_shard",
     "check_type",
     "damaged_shard",
     "dataset_status",
@@ -97,10 +98,12 @@ __all__ = [
     "expected_recipe",
     "expected_recipes",
     "fresh_shards",
+    "gone_shard",
     "group_status",
     "groups_of",
     "in_parallel",
     "is_leased",
+    "is_stored_as_now",
     "lease",
     "missing_parameter",
     "open_store",
@@ -112,7 +115,6 @@ __all__ = [
     "select_rows",
     "set_schema",
     "shard_file",
-    "stores_arrays",
     "upstream_groups",
     "write_shard",
 ]

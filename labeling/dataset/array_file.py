@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from labeling.dataset.checksums import damaged_shard, is_sound, read_checksums
+from labeling.dataset.checksums import changed_shard, damaged_shard, gone_shard, is_sound, read_checksums
 from labeling.dataset.places import LENGTH_BYTES, EntryPlaces, LatentPlaces, read_places
 from labeling.dataset.shards import footer_of, read_metadata, row_groups_of, shard_file
 from labeling.dataset.storage import Store
 from model.inputs import InputError
 
 MOST_BYTES = 8 << 20  # of one read
+_OPEN_BYTES = 16 << 10  # of memory that an open shard takes beside its places
 
 
 class ArrayFile:
@@ -30,23 +31,55 @@ class ArrayFile:
     def __init__(self, store: Store, group: str, shard: str) -> None:
         name = shard_file(group, shard)
         self.address = f"{store.uri}/{name}"
-        # Opened before it is looked at: a file that replaces it in between has the same content, or another than the
-        # one that is expected.
+        self._opened = store, group, shard
+        self._now: ArrayFile | None = None
         self._ranges = store.ranges(name)
-        metadata, entry = read_metadata(store, group, shard)
+        metadata, entry = read_metadata(store, group, shard, opened=self._ranges)
         self.content = footer_of(metadata, entry, self.address).content
         found = read_places(metadata, self.address)
         self.latents = found if isinstance(found, LatentPlaces) else None
         self.entries = found if isinstance(found, EntryPlaces) else None
         self.gap = store.gap
-        self.has_checksums, self._checksums = read_checksums(metadata)
-        self.row_starts = np.concatenate([[0], np.cumsum(row_groups_of(metadata))]).tolist()
+        _, self._checksums = read_checksums(metadata)
+        self.row_groups = row_groups_of(metadata)
+        self.row_starts = np.concatenate([[0], np.cumsum(self.row_groups)]).tolist()
+        arrays = [self._checksums, *vars(found).values()] if found else []
+        self.nbytes = _OPEN_BYTES + sum(values.nbytes for values in arrays if isinstance(values, np.ndarray))
+        if self.entries:
+            self.nbytes += 4 * len(self.entries.firsts) * len(self.entries.tasks)  # which tasks' entries are where
 
     def read(self, wants: Sequence[Want]) -> None:
         """Fill what is wanted, sorted by their places and close to each other, by one read.
 
-        Raises InputError where the file does not hold what its footer says.
+        What cannot be read is read once more from the file that has the name now: a server may have cut its answer, and
+        the same content may be stored anew. Raises InputError where the file does not hold what its footer says, is
+        gone, or has other content.
         """
+        if self._now is not None:
+            self._now.read(self._placed_in(self._now, wants))
+            return
+        try:
+            self._read(wants)
+        except (InputError, FileNotFoundError):
+            now = self._reopened()
+            if len(now._starts) != len(self._starts):
+                raise
+            now._read(self._placed_in(now, wants))
+            self._now = now
+
+    def _reopened(self) -> ArrayFile:
+        try:
+            now = ArrayFile(*self._opened)
+        except FileNotFoundError:
+            raise gone_shard(self.address) from None
+        if now.content != self.content:
+            raise changed_shard(self.address)
+        return now
+
+    def _placed_in(self, now: ArrayFile, wants: Iterable[Want]) -> list[Want]:
+        return [replace(want, file=now, start=int(now._starts[self._value(want)])) for want in wants]
+
+    def _read(self, wants: Sequence[Want]) -> None:
         first = end = wants[0].start - LENGTH_BYTES
         lengths = [bytearray(LENGTH_BYTES) for _ in wants]
         parts: list[Any] = []
@@ -83,9 +116,12 @@ class ArrayFile:
 
     def _value(self, want: Want) -> int:
         """Number of the array among all of the shard; a null starts where the next array does."""
+        return int(np.searchsorted(self._starts, want.start, side="right")) - 1
+
+    @property
+    def _starts(self) -> NDArray[np.int64]:
         found = self.latents or self.entries
-        assert found is not None
-        return int(np.searchsorted(found.starts, want.start, side="right")) - 1
+        return found.starts if found else np.zeros(0, np.int64)
 
     def _damaged(self, want: Want) -> InputError:
         place = self._value(want)

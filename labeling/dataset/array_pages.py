@@ -14,6 +14,7 @@ from threading import Lock
 import numpy as np
 
 from labeling.dataset.array_file import ArrayFile, Want, read_arrays
+from model.inputs import InputError
 
 _Key = tuple[str, int]
 
@@ -43,12 +44,15 @@ class PageCache:
         for want, first, future in paged:
             try:
                 content = future.result()
+                target = want.target.reshape(-1).view(np.uint8)
+                target[:] = np.frombuffer(content, np.uint8)[want.start - first :][: target.size]
+                want.file.check(want, content[want.start - first - 4 : want.start - first])
+            except (InputError, FileNotFoundError):  # the file may have been stored anew, or tells what is wrong
+                self._forget((want.file.address, first))
+                want.file.read([want])
             except BaseException:
                 self._forget((want.file.address, first))  # it is asked for again by who tries again
                 raise
-            target = want.target.reshape(-1).view(np.uint8)
-            target[:] = np.frombuffer(content, np.uint8)[want.start - first :][: target.size]
-            want.file.check(want, content[want.start - first - 4 : want.start - first])
 
     def _page(self, file: ArrayFile, first: int, end: int) -> Future[bytearray]:
         key = file.address, first

@@ -41,9 +41,9 @@ def with_bytes(table: pa.Table, row_groups: Sequence[int]) -> tuple[pa.Table, li
                 ]
             except _UnsuitedError:
                 continue
-            if chunks:
-                table = table.set_column(index, name, pa.chunked_array(chunks))
-                paths += found
+            chunks = chunks or [_converted(pa.array([], column.type), name, _to_bytes)]
+            table = table.set_column(index, name, pa.chunked_array(chunks))
+            paths += found
     return table, paths
 
 

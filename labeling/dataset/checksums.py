@@ -30,7 +30,9 @@ def checksums_text(stored: pa.Table, arrays: Sequence[str]) -> str:
     """What the footer of a shard says; arrays: the column, or field of structs, whose values are read alone."""
     said = {"pages": "crc32"}
     for path in arrays:
-        said["arrays"] = base64.b64encode(_of_values(_binary(stored, path)).tobytes()).decode()
+        column, *fields = path.split(".")
+        sums = [_of_values(_binary(chunk, fields)) for chunk in stored[column].chunks]  # together they may be > 2 GiB
+        said["arrays"] = base64.b64encode(b"".join(each.tobytes() for each in sums)).decode()
     return json.dumps(said)
 
 
@@ -52,6 +54,16 @@ def open_parquet(file: pa.NativeFile) -> pq.ParquetFile:
     return pq.ParquetFile(file, page_checksum_verification=True)
 
 
+def read_table(parquet: pq.ParquetFile, columns: Sequence[str] | None = None) -> pa.Table:
+    """All rows of columns (all for None)."""
+    names = list(columns) if columns is not None else None
+    try:
+        return parquet.read(columns=names)
+    except pa.ArrowNotImplementedError:  # of bytes within lists and structs Arrow reads no more than 2 GiB at once
+        groups = range(parquet.metadata.num_row_groups)
+        return pa.concat_tables([parquet.read_row_group(group, columns=names) for group in groups])
+
+
 def read_verified(
     parquet: pq.ParquetFile, columns: Sequence[str] | None, row_groups: Sequence[int] | None, address: str, far: bool
 ) -> pa.Table:
@@ -63,7 +75,7 @@ def read_verified(
     names = list(columns) if columns is not None else None
     groups = list(range(parquet.metadata.num_row_groups)) if row_groups is None else list(row_groups)
     try:
-        return parquet.read(columns=names) if row_groups is None else parquet.read_row_groups(groups, columns=names)
+        return read_table(parquet, names) if row_groups is None else parquet.read_row_groups(groups, columns=names)
     except (pa.ArrowException, OSError) as error:
         if not _is_damage(error, far):
             raise
@@ -84,6 +96,16 @@ def damaged_shard(address: str, row_group: int | None, error: BaseException | No
     return InputError(f"{where}: damaged{reason}; delete the file and label its group again, which makes it anew")
 
 
+def changed_shard(address: str) -> InputError:
+    """What to tell a person whose shard is not the one that a run began with."""
+    return InputError(f"{address}: changed since the run began; restore it, or begin a new run")
+
+
+def gone_shard(address: str) -> InputError:
+    """What to tell a person whose shard is not there any more."""
+    return InputError(f"{address}: gone since the run began; restore it, or begin a new run")
+
+
 @cache
 def _crc32() -> Any:
     """CRC-32 by zlib-ng, in a sixteenth of the time of zlib's, and the same."""
@@ -100,11 +122,9 @@ def _is_damage(error: BaseException, far: bool) -> bool:
     return not (far and isinstance(error, OSError)) or _BROKEN_PAGE in str(error)
 
 
-def _binary(table: pa.Table, path: str) -> pa.Array:
-    """The binary values at a path of a table, in order, whatever lists they are in."""
-    first, *rest = path.split(".")
-    array = table[first].combine_chunks()
-    for name in (*rest, None):
+def _binary(array: pa.Array, fields: Sequence[str]) -> pa.Array:
+    """The binary values of a column's field of structs, in order, whatever lists they are in."""
+    for name in (*fields, None):
         while pa.types.is_list(array.type):
             array = array.flatten()
         if name is not None:

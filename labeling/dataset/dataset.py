@@ -218,10 +218,15 @@ class Dataset:
         return read_footer(self.store, group, shard)
 
     def read(
-        self, group: str, shard: str, columns: Sequence[str] | None = None, row_groups: Sequence[int] | None = None
+        self,
+        group: str,
+        shard: str,
+        columns: Sequence[str] | None = None,
+        row_groups: Sequence[int] | None = None,
+        content: str | None = None,
     ) -> pa.Table:
-        """Columns of a shard (all by default), of some of its row groups (all by default)."""
-        return read_columns(self.store, group, shard, columns, row_groups)
+        """Columns of a shard (all by default), of some of its row groups (all by default); see `read_columns`."""
+        return read_columns(self.store, group, shard, columns, row_groups, content)
 
     def arrays(self, group: str, shard: str) -> ArrayFile:
         """A shard of latents or text, to read single arrays of it; see `ArrayFile`."""

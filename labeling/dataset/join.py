@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labeling.dataset.arrays import with_lists
-from labeling.dataset.checksums import open_parquet, read_verified
+from labeling.dataset.checksums import changed_shard, open_parquet, read_verified
 from labeling.dataset.images import IMAGES
 from labeling.dataset.shards import row_groups_of, shard_file
 from labeling.dataset.storage import Store
@@ -18,12 +18,23 @@ Columns = Mapping[str, Sequence[str] | None]  # group → its columns, all of th
 
 
 def read_columns(
-    store: Store, group: str, shard: str, columns: Sequence[str] | None = None, row_groups: Sequence[int] | None = None
+    store: Store,
+    group: str,
+    shard: str,
+    columns: Sequence[str] | None = None,
+    row_groups: Sequence[int] | None = None,
+    content: str | None = None,
 ) -> pa.Table:
-    """Columns of a shard (all by default), of some of its row groups (all by default)."""
+    """Columns of a shard (all by default), of some of its row groups (all by default).
+
+    content: what the footer of the file has to say, else InputError; None for any.
+    """
     name = shard_file(group, shard)
     with store.open(name) as file, store.explained(name):
-        return _read(open_parquet(file), columns, row_groups, f"{store.uri}/{name}", bool(store.gap))
+        parquet = open_parquet(file)
+        if content is not None and (parquet.metadata.metadata or {}).get(b"content") != content.encode():
+            raise changed_shard(f"{store.uri}/{name}")
+        return _read(parquet, columns, row_groups, f"{store.uri}/{name}", bool(store.gap))
 
 
 def join_groups(

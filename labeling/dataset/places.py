@@ -110,13 +110,24 @@ def places_text(table: pa.Table, arrays: Sequence[str]) -> str | None:
 
     arrays: the columns that are stored as bytes.
     """
-    known = None
+    # Batches do not copy, and one array could not hold all numbers of a large shard.
     if list(arrays) == [_LATENT] and {"latent_height", "latent_width"} <= set(table.column_names):
-        known = _of_latents(*(table[name].combine_chunks() for name in (_LATENT, "latent_height", "latent_width")))
+        batches = table.select([_LATENT, "latent_height", "latent_width"]).to_batches()
+        parts = [_of_latents(*batch.columns) for batch in batches]
     elif list(arrays) == [f"{_ENTRIES}.embedding"]:
-        known = _of_entries(table[_ENTRIES].combine_chunks())
-    if known is None:
+        parts = [_of_entries(batch.column(0)) for batch in table.select([_ENTRIES]).to_batches()]
+    else:
         return None
+    whole = [part for part in parts if part is not None]
+    if not whole or len(whole) < len(parts):
+        return None
+    known: dict[str, Any] = {key: [value for part in whole for value in part[key]] for key in whole[0]}
+    if "task" in known:
+        widths = {width for width in known["width"] if width} or {0}
+        if len(widths) > 1:
+            return None
+        coded = pa.array(known["task"], pa.string()).dictionary_encode()
+        known |= {"tasks": coded.dictionary.to_pylist(), "task": coded.indices.to_pylist(), "width": widths.pop()}
     return base64.b64encode(zlib.compress(json.dumps(known, separators=(",", ":")).encode(), 9)).decode()
 
 
@@ -146,7 +157,7 @@ def read_places(metadata: pq.FileMetaData, address: str) -> Places | None:
     return LatentPlaces(firsts, heights, widths, starts, pages)
 
 
-def _of_latents(latents: pa.Array, heights: pa.Array, widths: pa.Array) -> dict[str, Any] | None:
+def _of_latents(latents: pa.Array, heights: pa.Array, widths: pa.Array) -> dict[str, list[Any]] | None:
     views = np.ones(len(latents), np.int64)
     if pa.types.is_list(latents.type.value_type):  # of sets
         counts = [_lengths(column) for column in (latents, heights, widths)]
@@ -162,7 +173,7 @@ def _of_latents(latents: pa.Array, heights: pa.Array, widths: pa.Array) -> dict[
     return {"height": height, "width": width, "views": views.tolist()}
 
 
-def _of_entries(entries: pa.Array) -> dict[str, Any] | None:
+def _of_entries(entries: pa.Array) -> dict[str, list[Any]] | None:
     views = np.ones(len(entries), np.int64)
     if pa.types.is_list(entries.type.value_type):  # of sets
         views, entries = _lengths(entries), entries.flatten()
@@ -176,14 +187,13 @@ def _of_entries(entries: pa.Array) -> dict[str, Any] | None:
     width = int(sizes[count > 0][0] // count[count > 0][0]) if (count > 0).any() else 0
     if not np.array_equal(sizes, count * width):
         return None
-    coded = task.dictionary_encode()
     return {
         "views": views.tolist(),
         "counts": _lengths(entries).tolist(),
-        "tasks": coded.dictionary.to_pylist(),
-        "task": coded.indices.to_pylist(),
+        "tasks": [],
+        "task": task.to_pylist(),
         "tokens": count.tolist(),
-        "width": width,
+        "width": [width],
     }
 
 

@@ -5,7 +5,9 @@ Nothing is copied: a selection is a bit for each row, with a fingerprint of its 
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 
 from labeling.dataset.dataset import Dataset
 from labeling.dataset.footers import FooterTable
-from labeling.dataset.sql import Mentioned, Tables, closed_connection, explained_sql, known_types, parse, quoted
+from labeling.dataset.sql import Mentioned, Tables, close_access, explained_sql, known_types, parse, quoted
 from model.inputs import InputError, one_line
 
 if TYPE_CHECKING:
@@ -23,20 +25,33 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 CHUNK_ROWS = 1 << 18  # rows that a condition is evaluated on at once
+_TIMES = {"current_date", "current_time", "current_timestamp", "localtime", "localtimestamp"}  # written like columns
+_HIDDEN = {"query", "query_table"}  # functions that read tables which a condition does not name
+_OWN = threading.local()
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition on rows. columns: that it reads, as "group.column", sorted; whole: whether other rows may decide."""
+    """A condition on rows.
+
+    columns: that it reads of a row, as "group.column", sorted; whole: whether other rows may decide; tables: groups
+    that its subqueries read.
+    """
 
     where: str
     columns: Sequence[str]
     whole: bool
+    tables: Sequence[str] = ()
 
     @property
     def groups(self) -> list[str]:
         """The groups of its columns."""
         return list(dict.fromkeys(column.partition(".")[0] for column in self.columns))
+
+    @property
+    def reads(self) -> list[str]:
+        """All groups that decide which rows are selected."""
+        return list(dict.fromkeys([*self.groups, *self.tables]))
 
 
 @dataclass(frozen=True)
@@ -85,20 +100,29 @@ class Selection:
 
 
 def read_condition(tables: Tables, where: str) -> Condition:
-    """A condition and the columns that it reads. Raises InputError for bad SQL and for columns that are not there."""
+    """A condition and the columns that it reads.
+
+    Raises InputError for bad SQL, for columns that are not there, for a dataset without rows, and for functions such as
+    `random`, which would select other rows each time.
+    """
     what = f"where {where!r}"
     if not where.strip():
         raise InputError("where '': give a condition, as in \"images.width >= 512\"")
-    mentioned = parse(f"select 1 where ({where}\n)", what)
+    if not tables.groups:
+        raise InputError(f"{what}: {tables.dataset.uri} has no rows yet")
+    mentioned = parse(f"select 1 where {_boolean(where)}", what)
+    _check_stable(tables, mentioned, what)
     try:
         columns = _columns(tables, mentioned)
     except InputError as error:
         raise InputError(f"{what}: {error}") from None
-    condition = Condition(where, columns, mentioned.whole)
+    named = {table.lower() for table in mentioned.tables}
+    own = [group for group in tables.groups if group.lower() in named]
+    condition = Condition(where, columns, mentioned.whole, own)
     only = tables.groups if condition.whole else condition.groups or tables.groups[:1]
     with tables.connect(0, 0, only) as connection, explained_sql(tables, what):
         # As a person's own WHERE, which refuses aggregates and windows.
-        sql = f"select 1 from {_from(condition, tables)} where ({where}\n)"  # noqa: S608 (the person's own)
+        sql = f"select 1 from {_from(condition, tables)} where {_boolean(where)}"  # noqa: S608 (the person's own)
         connection.execute(sql).fetchall()
     return condition
 
@@ -143,7 +167,7 @@ def _evaluate(tables: Tables, condition: Condition, first: int, end: int) -> NDA
 
 def _mask(connection: duckdb.DuckDBPyConnection, where: str, tables: str) -> NDArray[np.bool_]:
     """Where a condition is true; null is not, as after WHERE."""
-    sql = f"select coalesce(cast(({where}\n) as boolean), false) as selected from {tables}"  # noqa: S608
+    sql = f"select coalesce({_boolean(where)}, false) as selected from {tables}"  # noqa: S608
     return np.asarray(connection.execute(sql).fetchnumpy()["selected"], bool)
 
 
@@ -154,11 +178,32 @@ def evaluate(where: str, tables: Mapping[str, pa.Table]) -> NDArray[np.bool_]:
     """
     import duckdb
 
-    with closed_connection({group: known_types(table) for group, table in tables.items()}) as connection:
-        try:
-            return _mask(connection, where, _beside(list(tables)))
-        except duckdb.Error as error:
-            raise InputError(f"where {where!r}: {one_line(error, 400)}") from None
+    connection = _own_connection()
+    try:
+        for group, table in tables.items():
+            connection.register(group, known_types(table))
+        return _mask(connection, where, _beside(list(tables)))
+    except duckdb.Error as error:
+        raise InputError(f"where {where!r}: {one_line(error, 400)}") from None
+    finally:
+        for group in tables:
+            connection.unregister(group)
+
+
+def _own_connection() -> duckdb.DuckDBPyConnection:
+    """The thread's connection for a few rows in memory: a new one for each few would take longer than they do."""
+    import duckdb
+
+    if not hasattr(_OWN, "connection"):
+        connection = duckdb.connect(":memory:", config={"temp_directory": "", "threads": 1})
+        close_access(connection)
+        _OWN.connection = connection
+    return _OWN.connection
+
+
+def _boolean(where: str) -> str:
+    """A condition as one value, which nothing but an expression can be. It may end in a comment."""
+    return f"cast(({where}\n) as boolean)"
 
 
 def _from(condition: Condition, tables: Tables) -> str:
@@ -167,6 +212,32 @@ def _from(condition: Condition, tables: Tables) -> str:
 
 def _beside(groups: Sequence[str]) -> str:
     return " positional join ".join(map(quoted, groups))
+
+
+def _check_stable(tables: Tables, mentioned: Mentioned, what: str) -> None:
+    """Raise InputError where a condition would be true of other rows when it is asked again."""
+    times = {path[0].lower() for path in mentioned.columns if len(path) == 1} & _TIMES
+    if times:
+        times -= {name.partition(".")[2].lower() for name in tables.columns()}
+    if unstable := sorted(times | (mentioned.functions & _unstable_functions())):
+        tenth = "md5_number_lower(images.id) % 10 = 0 is true of a tenth of the rows"
+        raise InputError(f"{what}: {unstable[0]} selects other rows each time; write a constant ({tenth})")
+    if hidden := sorted(mentioned.functions & _HIDDEN):
+        raise InputError(f"{what}: {hidden[0]} cannot be in a condition; write the SELECT as a subquery")
+
+
+@functools.cache
+def _unstable_functions() -> frozenset[str]:
+    """DuckDB's functions that give other values when they are called again. Some whose values depend on a setting, as
+    of a time zone, do so for a few types only, and are not among them."""
+    import duckdb
+
+    sql = """select lower(function_name) from duckdb_functions() group by all
+        having bool_or(stability = 'VOLATILE') or not bool_or(coalesce(stability, 'CONSISTENT') = 'CONSISTENT')
+        or bool_or(regexp_matches(macro_definition, '\\b(random|uuid|now|current_[a-z]+)\\b'))"""
+    with duckdb.connect(":memory:") as connection:
+        names = {name for (name,) in connection.execute(sql).fetchall()}
+    return frozenset(names - {"error"} | {"tablesample", "age until today"})
 
 
 def _columns(tables: Tables, mentioned: Mentioned) -> list[str]:
@@ -178,6 +249,6 @@ def _columns(tables: Tables, mentioned: Mentioned) -> list[str]:
                 raise tables.no_column(path)
             columns.add(".".join(found))
         except InputError:
-            if not mentioned.whole:  # a subquery has names of its own, which DuckDB looks at
+            if path not in mentioned.inner:  # a subquery has names of its own, which DuckDB looks at
                 raise
     return sorted(columns)

@@ -28,16 +28,26 @@ _COMMON = ("id", "model", "version", "error")
 _COLUMN, _TABLE = re.compile(r"[Cc]olumn|Could not find key"), re.compile(r"[Tt]able")  # in errors about names
 MAX_NAMES = 40  # of columns that an error lists
 MAX_FILLER = 1 << 16  # rows of nulls in one piece, in the place of shards that are missing
+_EXTRACTS = {"STRUCT_EXTRACT", "ARRAY_EXTRACT"}  # types of expressions that take a field of a struct
 _WHOLE = {"SUBQUERY", "WINDOW"}  # classes of expressions whose value depends on other rows
 
 
 @dataclass(frozen=True)
 class Mentioned:
-    """What a statement names. columns: paths as they are written ("quality", "sharpness"), parameters of lambdas left
-    out; tables: after FROM; star: whether it has a `*`; whole: whether other rows may decide about a row."""
+    """What a statement names.
+
+    columns: paths as they are written ("quality", "sharpness"), parameters of lambdas left out; inner: those of them
+    that only subqueries have; fields: of structs, as in quality['sharpness']; tables: after FROM; aliases: (table, its
+    name in the statement), lower case; functions: lower case; star: whether it has a `*`; whole: whether other rows may
+    decide about a row.
+    """
 
     columns: frozenset[tuple[str, ...]]
+    inner: frozenset[tuple[str, ...]]
+    fields: frozenset[str]
     tables: frozenset[str]
+    aliases: frozenset[tuple[str, str]]
+    functions: frozenset[str]
     star: bool
     whole: bool
 
@@ -55,45 +65,77 @@ def parse(sql: str, what: str) -> Mentioned:
         raise InputError(f"{what}: {one_line(parsed['error_message'])}")
     if len(parsed["statements"]) != 1:
         raise InputError(f"{what}: {len(parsed['statements'])} statements; give one SELECT")
-    columns: set[tuple[str, ...]] = set()
-    tables: set[str] = set()
-    own: set[str] = set()  # parameters of lambdas
-    kinds: set[str] = set()
-
-    def visit(node: Any) -> None:
-        if isinstance(node, list):
-            for each in node:
-                visit(each)
-        if not isinstance(node, dict):
-            return
-        kinds.add(str(node.get("class")))
-        if node.get("class") == "LAMBDA":
-            own.update(_lambda_names(node["lhs"]))
-        if node.get("class") == "COLUMN_REF":
-            columns.add(tuple(node["column_names"]))
-        if node.get("type") == "BASE_TABLE":
-            tables.add(node["table_name"])
-        for value in node.values():
-            visit(value)
-
-    visit(parsed["statements"])
+    names = _Names()
+    names.visit(parsed["statements"])
     return Mentioned(
-        frozenset(path for path in columns if not (len(path) == 1 and path[0] in own)),
-        frozenset(tables),
-        "STAR" in kinds,
-        bool(kinds & _WHOLE),
+        frozenset(names.outer | names.inner),
+        frozenset(names.inner - names.outer),
+        frozenset(names.fields),
+        frozenset(name for name, _ in names.tables),
+        frozenset((name.lower(), (alias or name).lower()) for name, alias in names.tables),
+        frozenset(names.functions),
+        "STAR" in names.classes,
+        bool(names.classes & _WHOLE),
     )
 
 
-def _lambda_names(node: Any) -> Iterator[str]:
+class _Names:
+    """What is named in a statement that DuckDB has parsed."""
+
+    def __init__(self) -> None:
+        self.outer: set[tuple[str, ...]] = set()
+        self.inner: set[tuple[str, ...]] = set()  # in subqueries
+        self.fields: set[str] = set()
+        self.tables: set[tuple[str, str]] = set()  # with their aliases
+        self.functions: set[str] = set()
+        self.classes: set[str] = set()
+
+    def visit(self, node: Any, own: frozenset[str] = frozenset(), inner: bool = False) -> None:
+        """own: parameters of the lambdas around; inner: whether a subquery is around."""
+        if isinstance(node, list):
+            for each in node:
+                self.visit(each, own, inner)
+        if not isinstance(node, dict):
+            return
+        kind = str(node.get("class"))
+        self.classes.add(kind)
+        if kind == "LAMBDA":
+            parameters = frozenset(_first_names(node["lhs"]))
+            # An arrow also takes a value out of JSON, and then no parameter is used after it.
+            if node.get("syntax_type") != "SINGLE_ARROW" or parameters & frozenset(_first_names(node["expr"])):
+                self.visit(node["expr"], own | parameters, inner)
+                return
+        if kind == "COLUMN_REF" and node["column_names"][0].lower() not in own:
+            (self.inner if inner else self.outer).add(tuple(node["column_names"]))
+        if kind == "FUNCTION":
+            name, arguments = node["function_name"].lower(), node["arguments"]
+            self.functions.add("age until today" if name == "age" and len(arguments) == 1 else name)
+            if name == "struct_extract":
+                self._take_fields([argument["expression"] for argument in arguments])
+        if str(node.get("type")) in _EXTRACTS:
+            self._take_fields(node["children"])
+        if node.get("type") == "BASE_TABLE":
+            self.tables.add((node["table_name"], node["alias"]))
+        if isinstance(node.get("sample"), dict):
+            self.functions.add("tablesample")
+        for key, value in node.items():
+            self.visit(value, own, inner or (kind == "SUBQUERY" and key == "subquery"))
+
+    def _take_fields(self, nodes: Sequence[Any]) -> None:
+        literals = [node.get("literal") or {} for node in nodes]
+        self.fields |= {literal["text"] for literal in literals if literal.get("kind") == "STRING"}
+
+
+def _first_names(node: Any) -> Iterator[str]:
+    """The first name of every path in an expression, lower case: as parameters of lambdas are written."""
     if isinstance(node, dict):
         if node.get("class") == "COLUMN_REF":
-            yield node["column_names"][0]
+            yield node["column_names"][0].lower()
         for value in node.values():
-            yield from _lambda_names(value)
+            yield from _first_names(value)
     if isinstance(node, list):
         for each in node:
-            yield from _lambda_names(each)
+            yield from _first_names(each)
 
 
 @contextmanager
@@ -106,9 +148,14 @@ def closed_connection(tables: Mapping[str, Any]) -> Iterator[duckdb.DuckDBPyConn
         with connection:
             for name, table in tables.items():
                 connection.register(name, table)
-            connection.execute("set enable_external_access = false")
-            connection.execute("set lock_configuration = true")
+            close_access(connection)
             yield connection
+
+
+def close_access(connection: duckdb.DuckDBPyConnection) -> None:
+    """Have SQL on a connection read neither files nor the network, nor change settings, for good."""
+    connection.execute("set enable_external_access = false")
+    connection.execute("set lock_configuration = true")
 
 
 class Tables:
@@ -191,10 +238,15 @@ class Tables:
         """
         import pyarrow as pa
 
-        named = {name.lower() for path in mentioned.columns for name in path}
+        paths = {tuple(name.lower() for name in path) for path in mentioned.columns}
+        named = {name for path in paths for name in path} | {field.lower() for field in mentioned.fields}
+        own = {alias for table, alias in mentioned.aliases if table == ROWS}
+        every = mentioned.star or any(path[-1] in own for path in paths)
         parts, groups = [], []
         for group in self.groups:
-            bare = mentioned.star or (group,) in mentioned.columns
+            name = group.lower()
+            # `caption.caption` is a column, unless that is what the statement calls the table.
+            bare = every or any(path[-1] == name and (path != (name, name) or name in own) for path in paths)
             names = [
                 field.name
                 for field in self.schema(group)

@@ -45,11 +45,11 @@ def label(
     ] = False,
     again: Annotated[
         bool,
-        typer.Option("--store-again", help="Compute nothing: store latents, texts as bytes."),
+        typer.Option("--store-again", help="Compute nothing: store shards as new ones are."),
     ] = False,
     where: Annotated[
         str | None,
-        typer.Option(metavar="SQL", help='Label these rows, as in "quality.sharpness > 0.4"; true: all again.'),
+        typer.Option(metavar="SQL", help='Label these rows, as in "quality.sharpness > 0.4"; true: all rows.'),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be labeled, and why; change nothing.")

@@ -88,7 +88,7 @@ def write_ours(folder: Path, rows: Rows, pictures: Sequence[bytes] = (), shape: 
         count = int(np.prod(shape))
         tables: dict[str, Any] = {
             "latents-256": {
-                "latent": pa.array([rows.latent(row).ravel()[:count] for row in numbers], half),
+                "latent": pa.array([np.resize(rows.latent(row), count) for row in numbers], half),
                 "latent_height": pa.array([shape[1]] * len(numbers), pa.int32()),
                 "latent_width": pa.array([shape[2]] * len(numbers), pa.int32()),
             },

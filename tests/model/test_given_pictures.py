@@ -121,3 +121,13 @@ def test_cut_file_behind_a_pillow_image_is_one_line() -> None:
     Image.effect_noise((64, 64), 90).save(buffer, "PNG")
     with pytest.raises(InputError, match=r"^(truncated|broken)[^\n]*$"):
         as_picture(Image.open(io.BytesIO(buffer.getvalue()[:2000])))
+
+
+def test_range_of_a_batch_is_found_once() -> None:
+    """As diffusers finds it: a bright picture among those of -1…1 is one of them."""
+    from model.arguments import as_pictures
+
+    dark, bright = np.full((8, 8, 3), -0.5), np.full((8, 8, 3), 0.5)
+    for batch in ([dark, bright], np.stack([dark, bright]), [torch.full((3, 8, 8), -0.5), torch.full((3, 8, 8), 0.5)]):
+        first, second = as_pictures(batch, 1)[0]
+        assert (first == 64).all() and (second == 191).all()

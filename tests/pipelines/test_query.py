@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from commands import ROOT, onediffusion
 
 from labeling.dataset import Dataset, write_shard
 from model.inputs import InputError
-from pipelines.query import query, show, write_csv, write_json
+from pipelines.query import Answer, query, show, write_csv, write_json
 from pipelines.reports.page import report
 from pipelines.store_again import store_again
 
@@ -50,6 +51,70 @@ def test_a_query_gives_csv_and_json(dataset: str) -> None:
     with query(dataset, "select * from rows") as answer:
         show(answer, out)
     assert "chelsea.jpg" in out.getvalue() and "4 rows" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select r.boxes from rows r",
+        "select rows.boxes from rows",
+        "select Boxes from rows",
+        "select main.rows.boxes from rows",
+        "select R.boxes from (select R from rows r)",
+    ],
+)
+def test_a_group_has_all_its_columns_however_it_is_named(sql: str) -> None:
+    with query(str(STORED), sql) as answer:
+        rows = [row for (row,) in answer.rows]
+    assert [row["names"] for row in rows] == [row["names"] for row in Dataset.open(STORED).rows("boxes")]
+
+
+def test_fields_of_a_group_are_found_by_brackets() -> None:
+    sql = "select r.boxes['names'], octet_length((r).images['image']) from rows r"
+    with query(str(STORED), sql) as answer:
+        names, sizes = zip(*answer.rows, strict=True)
+    assert list(names) == [row["names"] for row in Dataset.open(STORED).rows("boxes")]
+    assert min(sizes) > 1000
+
+
+def test_an_answer_is_read_as_far_as_it_is_shown() -> None:
+    def rows() -> Iterator[tuple[int]]:
+        yield from ((number,) for number in range(1001))
+        raise AssertionError("more is read than is shown")
+
+    out = io.StringIO()
+    show(Answer(["n"], rows()), out)
+    assert out.getvalue().splitlines()[-1] == "the first 1000 rows; --csv and --json print all"
+    out = io.StringIO()
+    show(Answer(["n"], iter([(number,) for number in range(1000)])), out)
+    assert out.getvalue().splitlines()[-1] == "1000 rows"
+
+
+def test_a_few_pictures_are_held_at_a_time() -> None:
+    import tracemalloc
+
+    with query(str(STORED), "select repeat('x', 20000) as picture from range(3000)") as answer:
+        tracemalloc.start()
+        try:
+            assert sum(len(picture) for (picture,) in answer.rows) == 60_000_000
+            assert tracemalloc.get_traced_memory()[1] < 6_000_000
+        finally:
+            tracemalloc.stop()
+
+
+def test_json_says_all_and_is_json() -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    sql = (
+        "select i.id, b.id, 'nan'::float as n, ['inf'::double, 1] as l, 1 as id_1 from images i join boxes b using (id)"
+    )
+    out = io.StringIO()
+    with query(str(STORED), sql) as answer:
+        write_json(answer, out)
+    [first, *others] = [json.loads(line, parse_constant=refuse) for line in out.getvalue().splitlines()]
+    assert len(others) == 3
+    assert first == {"id": first["id"], "id_2": first["id"], "n": None, "l": [None, 1.0], "id_1": 1}
 
 
 def test_shards_that_store_arrays_otherwise_are_read_together(dataset: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -88,36 +89,39 @@ def test_picture_of_a_damaged_row_group_is_told_to_labelers(pictures_dataset: Pa
         Dataset(pictures_dataset).join("000000", {"images": ["image"]})
 
 
-def test_shard_without_checksums_is_compared_with_its_digests(config: Any, pictures_dataset: Path) -> None:
-    """As older versions wrote them: their digests are in the footer, and nothing else tells of a changed byte."""
+def test_shards_without_checksums_are_not_read_as_a_whole(
+    config: Any, pictures_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As older versions wrote them. What is read of them are the row groups that are needed, with plausible lengths."""
     manifest = build_manifest(config.mixture, config.size)
     sound = samples(config, manifest)
     file = pictures_dataset / "latents-64" / "000000.parquet"
     footer = {key: value for key, value in pq.read_metadata(file).metadata.items() if key in _OLD_KEYS}
     table = Dataset(pictures_dataset).read("latents-64", "000000")
 
-    def write(shift: float) -> None:
-        values = table["latent"].combine_chunks().flatten().to_numpy(zero_copy_only=False).copy()
-        values[5] += np.float16(shift)
-        place = table.column_names.index("latent")
-        changed = table.set_column(place, "latent", _as_lists(table["latent"], values)).replace_schema_metadata(None)
+    def write(taken: int) -> None:
+        place, lists = table.column_names.index("latent"), table["latent"].to_pylist()
+        shorter = pa.array([one and one[taken:] for one in lists], pa.list_(pa.float16()))
+        changed = table.set_column(place, "latent", shorter).replace_schema_metadata(None)
         with pq.ParquetWriter(file, changed.schema, use_dictionary=False) as writer:
             for start in (0, 4):
                 writer.write_table(changed.slice(start, 4))
             writer.add_key_value_metadata(footer)
 
-    write(0.0)
+    write(0)
+    read: list[Any] = []
+    original = Dataset.read
+
+    def counted(self: Dataset, *arguments: Any) -> Any:
+        read.append(arguments[3])
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Dataset, "read", counted)
     assert samples(config, manifest) == sound
-    write(1.0)
-    with pytest.raises(InputError, match=r"latents-64/000000\.parquet: damaged; delete the file"):
+    assert read and all(groups is not None and len(groups) == 1 for groups in read)
+    write(16)
+    with pytest.raises(InputError, match=r"latents-64/000000\.parquet row group \d: damaged; delete the file"):
         samples(config, manifest)
 
 
 _OLD_KEYS = (b"recipe", b"content", b"columns", b"errors")
-
-
-def _as_lists(column: Any, values: Any) -> Any:
-    import pyarrow as pa
-
-    lists = column.combine_chunks()
-    return pa.ListArray.from_arrays(lists.offsets, pa.array(values, pa.float16()))

@@ -178,6 +178,46 @@ def test_changed_or_missing_shard_is_named(
         _read(reader, _first(reader, "edges"))
 
 
+def test_shard_whose_row_groups_end_elsewhere_has_changed(small_config: dict[str, Any], pictures_dataset: Path) -> None:
+    """Its content is the same, and the row that the plan names is another."""
+    config = _config(small_config)
+    reader = _reader(config)
+    dataset = Dataset.open(pictures_dataset)
+    for shard in dataset.shard_names:
+        footer, table = dataset.footer("latents-64", shard), dataset.read("latents-64", shard)
+        groups = [footer.row_groups[0] - 1, footer.row_groups[1] + 1]
+        assert shards.write_shard(dataset.store, "latents-64", shard, table, groups, "r").content == footer.content
+    with pytest.raises(InputError, match=r"latents-64/00000\d.parquet: changed since the run began"):
+        _read(reader, _first(reader, "edges"))
+
+
+def test_row_group_is_of_the_content_that_is_pinned(
+    small_config: dict[str, Any], pictures_dataset: Path, write_group: Callable[..., None]
+) -> None:
+    """A group that is read by row groups is opened anew for each, and may be replaced between two of them."""
+    reader = _reader(_config(small_config))
+    planned = _first(reader, "deblurring")
+    _read(reader, planned)
+    shard = f"{planned.shard:06d}"
+    dataset = Dataset.open(pictures_dataset)
+    footer, table = dataset.footer("images", shard), dataset.read("images", shard)
+    place = table.column_names.index("image")
+    table = table.set_column(place, "image", pa.array(table["image"].to_pylist()[::-1], pa.binary()))
+    shards.write_shard(dataset.store, "images", shard, table, footer.row_groups, footer.recipe)
+    other = PlannedSample(**{**vars(planned), "row_group": 1 - planned.row_group, "row": 0})
+    with pytest.raises(InputError, match=r"images/00000\d.parquet: changed since the run began"):
+        _read(reader, other)
+
+
+def test_open_shards_are_limited_by_their_memory(small_config: dict[str, Any]) -> None:
+    reader = _reader(_config(small_config, reader={"cache_mb": 1}))
+    reader.read(0, 0, 1)
+    files = reader._files
+    assert files._used <= files._limit == 1 << 18
+    assert all(file.nbytes >= 16 << 10 for file in files._values.values())
+    assert len(files._values) <= 16
+
+
 def test_shards_of_lists_read_like_those_of_bytes(
     small_config: dict[str, Any],
     pictures_dataset: Path,

@@ -88,3 +88,11 @@ def test_labels_that_a_condition_reads_must_be_complete(scored: Path) -> None:
     (scored / "quality" / "000001.parquet").unlink()
     with pytest.raises(InputError, match=r"reads 'quality', which lacks 1 of 2 shards; finish it with `label`"):
         build_manifest({"a": SourceConfig(dataset=str(scored), tasks={"edges": 1}, where=WHERE)}, SIZE)
+    by_subquery = "images.id in (select x.id from Quality x where x.score > 0.4)"
+    with pytest.raises(InputError, match=r"reads 'quality', which lacks 1 of 2 shards; finish it with `label`"):
+        build_manifest({"a": SourceConfig(dataset=str(scored), tasks={"edges": 1}, where=by_subquery)}, SIZE)
+
+
+def test_an_empty_condition_is_refused(scored: Path) -> None:
+    with pytest.raises(InputError, match="where '': give a condition"):
+        build_manifest(config(scored, where="").mixture, SIZE)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from labeling.dataset.storage.local import LocalStore
 from labeling.dataset.storage.s3 import S3Store
-from labeling.dataset.storage.store import Entry, Store
+from labeling.dataset.storage.store import Entry, Ranges, Store
 from model.inputs import InputError
 
-__all__ = ["Entry", "LocalStore", "S3Store", "Store", "open_store"]
+__all__ = ["Entry", "LocalStore", "Ranges", "S3Store", "Store", "open_store"]
 
 
 def open_store(uri: str | Path) -> Store:

@@ -219,9 +219,24 @@ class _Ranges:
         self._file = path.open("rb", buffering=0)  # it is closed when nobody reads from it any more
 
     def read_into(self, offset: int, parts: Sequence[Any], size: int) -> bool:
-        if len(parts) <= _MOST_PARTS:
-            return os.preadv(self._file.fileno(), parts, offset) == size
-        for start in range(0, len(parts), _MOST_PARTS):
-            offset += os.preadv(self._file.fileno(), parts[start : start + _MOST_PARTS], offset)
-            size -= sum(memoryview(part).nbytes for part in parts[start : start + _MOST_PARTS])
-        return size == 0
+        rest = parts[_MOST_PARTS:]
+        read = os.preadv(self._file.fileno(), parts[:_MOST_PARTS] if rest else parts, offset)
+        if read == size:
+            return True
+        # The system may read less than it is asked for: at most 2 GiB, or to the end of what is at hand.
+        left = [memoryview(part).cast("B") for part in parts if memoryview(part).nbytes]
+        done = read
+        while read:
+            while left and read >= len(left[0]):
+                read -= len(left.pop(0))
+            if not left:
+                break
+            left[0] = left[0][read:]
+            read = os.preadv(self._file.fileno(), left[:_MOST_PARTS], offset + done)
+            done += read
+        return done == size
+
+    def read_tail(self, size: int) -> tuple[bytes, Entry]:
+        stat = os.fstat(self._file.fileno())
+        start = max(0, stat.st_size - size)
+        return os.pread(self._file.fileno(), stat.st_size - start, start), _entry(stat)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from labeling.dataset.storage.errors import explained
 from labeling.dataset.storage.store import Entry, Trouble
-from model.inputs import InputError
+from model.inputs import InputError, WorkFailed, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -298,15 +298,26 @@ class _Ranges:
         self._store, self._name, self._file = store, name, store.open(name)
 
     def read_into(self, offset: int, parts: Sequence[Any], size: int) -> bool:
-        with self._store.explained(self._name):
-            content = memoryview(self._file.read_at(size, offset))
+        try:
+            with self._store.explained(self._name):
+                content = memoryview(self._file.read_at(size, offset))
+        except FileNotFoundError:
+            raise
+        except OSError as error:  # after all attempts
+            place = f"{self._store.uri}/{self._name}"
+            raise WorkFailed(f"{place}: S3 does not give its bytes ({one_line(error, 120)})") from None
         if len(content) != size:
             return False
         for part in parts:
+            if not memoryview(part).nbytes:  # there is no view of it as bytes
+                continue
             target = memoryview(part).cast("B")
             target[:] = content[: len(target)]
             content = content[len(target) :]
         return True
+
+    def read_tail(self, size: int) -> tuple[bytes, Entry]:
+        return self._store.read_tail(self._name, size)
 
 
 def _region() -> str:

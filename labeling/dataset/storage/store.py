@@ -32,6 +32,9 @@ class Ranges(Protocol):
         parts: contiguous writable memory.
         """
 
+    def read_tail(self, size: int) -> tuple[bytes, Entry]:
+        """The last `size` bytes (all of a smaller file), and the entry of the file."""
+
 
 class Store(Protocol):
     """A folder of files, named by '/'-separated paths relative to its root."""

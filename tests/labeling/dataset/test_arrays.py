@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from labeling.dataset import ArrayFile, PageCache, Want, open_store, read_arrays, shards, write_shard
+from labeling.dataset import ArrayFile, PageCache, Want, digest_column, open_store, read_arrays, shards, write_shard
+from labeling.dataset.checksums import checksums_text
 from labeling.dataset.join import read_columns
 from model.inputs import InputError
 
@@ -195,10 +197,49 @@ def test_damaged_shards_are_named_in_one_line(tmp_path: Path) -> None:
     with path.open("r+b") as opened:  # a length that is another
         opened.seek(int(file.latents.starts[2]) - 4)
         opened.write(b"\1")
-    with pytest.raises(InputError, match=r"000000.parquet: damaged; delete it and label its group again"):
+    with pytest.raises(InputError, match=r"000000.parquet row group 1: damaged; delete the file"):
         read_arrays([one])
     path.write_bytes(content[: int(file.latents.starts[2]) + 5])
-    with pytest.raises(InputError, match=r"000000.parquet: damaged"):
+    with pytest.raises(InputError, match=r"000000.parquet: not a Parquet file, or cut off"):
         read_arrays([one])
     with pytest.raises(InputError, match=r"000000.parquet: not a Parquet file, or cut off .*; move it away"):
         ArrayFile(store, "g", "000000")
+
+
+def test_columns_of_more_than_one_array_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    size, sizes = 800_000_000, []
+    data = pa.py_buffer(np.zeros(size, np.uint8))  # memory that nobody touches
+    offsets = pa.py_buffer(np.array([0, size], np.int32))
+    column = pa.chunked_array([pa.Array.from_buffers(pa.binary(), 1, [None, offsets, data])] * 3)
+    monkeypatch.setattr("labeling.dataset.checksums._crc32", lambda: len)
+    assert "arrays" in json.loads(checksums_text(pa.table({"latent": column}), ["latent"]))
+
+    class Digest:
+        def update(self, content: Any) -> None:
+            sizes.append(memoryview(content).nbytes)
+
+        def hexdigest(self) -> str:
+            return ""
+
+    monkeypatch.setattr("labeling.dataset.digests.hashlib.blake2b", lambda digest_size: Digest())
+    digest_column(column)
+    assert sum(sizes) > 3 * size
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_digests_do_not_depend_on_chunks(name: str) -> None:
+    for column in TABLES[name].columns:
+        whole = column.combine_chunks()
+        pieces = pa.chunked_array([whole.slice(0, 1), whole.slice(1, 0), whole.slice(1)])
+        assert digest_column(pieces) == digest_column(column)
+
+
+def test_shard_without_rows_stores_the_types_of_the_others(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    for name in ("latents", "text", "text of sets"):
+        types = []
+        for part, groups in ((TABLES[name], GROUPS), (TABLES[name].slice(0, 0), [])):
+            write_shard(store, "g", "000000", part, groups, "recipe")
+            types.append(pq.read_schema(tmp_path / "g" / "000000.parquet"))
+            assert read_columns(store, "g", "000000").equals(part)
+        assert types[0] == types[1]

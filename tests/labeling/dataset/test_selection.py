@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from labeling.dataset import Dataset, ShardInfo, select_rows, write_shard
+from labeling.dataset import Dataset, ShardInfo, evaluate, select_rows, write_shard
 from labeling.dataset.sql import Tables
 from model.inputs import InputError
 
@@ -57,6 +57,11 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         )
     dataset.describe("pictures", [ShardInfo(f"{number:06d}", ROWS) for number in range(SHARDS)], [])
     return Dataset.open(dataset.uri)
+
+
+@pytest.fixture(scope="module")
+def stored_dataset() -> Dataset:
+    return Dataset.open(Path(__file__).parents[2] / "compatibility" / "dataset")
 
 
 @pytest.mark.parametrize("where", CONDITIONS)
@@ -114,7 +119,8 @@ def test_missing_labels_are_null(tmp_path: Path) -> None:
         ("id = 'a'", r"column 'id' is ambiguous; write images.id or boxes.id or quality.id"),
         ("images.width > 'abc'", r"Could not convert string 'abc' to INT32"),
         ("count(*) > 1", r"cannot contain aggregates"),
-        ("true) union select (1", r"Set operations|UNION|syntax error|WHERE"),
+        ("true) union select (1", r"^where 'true\) union select \(1': syntax error at or near \"union\"$"),
+        ("true) limit (5", r"syntax error at or near \"limit\""),
         ("exists (select * from read_parquet('/tmp/x'))", r"disabled by configuration"),
         ("", r"give a condition"),
     ],
@@ -123,6 +129,69 @@ def test_a_bad_condition_is_one_line(synthetic: Dataset, where: str, message: st
     with pytest.raises(InputError, match=message) as raised:
         select_rows(synthetic, where)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("where", "rows"),
+    [
+        ("len(list_filter(boxes.boxes, lambda b: b.x1 - b.x0 > 100)) > 0", 1),
+        ("len([b for b in boxes.boxes if b.x1 - b.x0 > 100]) > 0", 1),
+        ("width > 100 and len(list_filter(boxes.scores, lambda width: width > 0.5)) > 0", 1),
+        ("len(list_filter(boxes.boxes, lambda images: images.x1 > 3)) > 0 and images.width < 200", 1),
+    ],
+)
+def test_parameters_of_lambdas_are_no_columns(stored_dataset: Dataset, where: str, rows: int) -> None:
+    assert select_rows(stored_dataset, where).rows == rows
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "random() < 0.5",
+        "now() > '2020-01-01'",
+        "current_date > '2020-01-01'",
+        "ago('1 day') > '2020-01-01'",
+        "age(timestamp '2020-01-01') > interval 1 year",
+        "images.id in (select id from boxes using sample 2)",
+        "images.width > (select count(*) from boxes where current_timestamp > '2020-01-01')",
+    ],
+)
+def test_a_condition_that_selects_other_rows_each_time_is_refused(stored_dataset: Dataset, where: str) -> None:
+    with pytest.raises(InputError, match="selects other rows each time"):
+        select_rows(stored_dataset, where)
+    assert select_rows(stored_dataset, "md5_number_lower(images.id) % 2 = 0").rows in range(5)
+
+
+def test_names_beside_a_subquery_must_be_clear(stored_dataset: Dataset) -> None:
+    with pytest.raises(InputError, match="column 'id' is ambiguous"):
+        select_rows(stored_dataset, "id in (select id from boxes)")
+    condition = select_rows(stored_dataset, "images.id in (select id from boxes)").condition
+    assert (condition.groups, condition.reads) == (["images"], ["images", "boxes"])
+    with pytest.raises(InputError, match="query_table cannot be in a condition"):
+        select_rows(stored_dataset, "images.id in (select id from query_table('boxes'))")
+
+
+def test_few_rows_need_no_connection_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    import duckdb
+
+    made, connect = [], duckdb.connect
+    monkeypatch.setattr(duckdb, "connect", lambda *args, **kwargs: made.append(args) or connect(*args, **kwargs))
+    for number in range(5):
+        tables = {"images": pa.table({"id": ["a", "b"], "width": pa.array([number, 9], pa.int32())})}
+        assert evaluate("images.width > 3", tables).tolist() == [number > 3, True]
+    assert len(made) <= 1
+    with pytest.raises(InputError, match=r"images\.height"):
+        evaluate("images.height > 3", tables)
+    with pytest.raises(InputError, match="disabled"):
+        evaluate("exists (select * from read_text('/etc/hostname'))", tables)
+    assert evaluate("images.width > 8", tables).tolist() == [False, True]
+
+
+def test_a_dataset_without_rows_has_none_to_select(tmp_path: Path) -> None:
+    dataset = Dataset(tmp_path / "dataset")
+    dataset.describe("pictures", [], [])
+    with pytest.raises(InputError, match=r"where 'true': .*dataset has no rows yet"):
+        select_rows(Dataset.open(dataset.uri), "true")
 
 
 @pytest.mark.parametrize(

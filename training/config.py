@@ -17,6 +17,7 @@ from model.inputs.yaml_files import example_names, find_yaml, read_yaml
 from model.prompts import RAYS, find_task
 
 PRESETS = Path(__file__).parent / "presets"
+_FREE = {"name", "log_every", "step_tokens", "workers", "checkpoints", "text_encoder"}  # may change in a run
 _OLD_KEYS = {"held_out": "validation"}  # in configurations that people have, and in config.yaml of their runs
 
 
@@ -300,17 +301,15 @@ class TrainingConfig(Section):
     def fixed(self) -> dict[str, Any]:
         """What must stay the same when a run resumes: all that decides which numbers come out.
 
-        Datasets may have moved: their content is pinned by the run's manifest.
+        Datasets and the text encoder may have moved: their content is pinned by the run's manifest.
         """
-        values = self.model_dump(mode="json", exclude={"name", "log_every", "step_tokens", "workers", "checkpoints"})
+        values = self.model_dump(mode="json", exclude=_FREE)
         for source in values["mixture"].values():
             del source["dataset"]
             if source["text"] == "stored":  # a key that runs of before lack
                 del source["text"]
             if source["where"] is None:  # configurations of before have no such key
                 del source["where"]
-        if values["text_encoder"] is None:
-            del values["text_encoder"]
         values["reader"] = {"window": self.reader.window}
         if self.reader.lanes:  # else the run's manifest knows them
             values["reader"]["lanes"] = self.reader.lanes

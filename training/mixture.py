@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from labeling.dataset import (
 from model.conditions import CONTENT_COLUMNS
 from model.inputs import InputError
 from model.prompts import RAYS, Task, find_task
-from training.config import SourceConfig
+from training.config import SourceConfig, TrainingConfig
 from training.manifest import Manifest, SourcePin, counted
 from training.pinned_shards import ShardPin, Shards, bits_of
 from training.streams import CAPTION, Stream
@@ -177,6 +178,22 @@ def _online_text(encoder: str) -> dict[str, Any]:
 
     weights = text_encoder_digest(encoder)
     return {"labeler": TEXT, "version": 1, "parameters": {"encoder": encoder}, "weights": weights}
+
+
+def with_text_encoder(manifest: Manifest, config: TrainingConfig) -> Manifest:
+    """The manifest of a run that goes on, with the text encoder at its address now. Raises InputError for another."""
+    sources = dict(manifest.sources)
+    for name, source in sources.items():
+        if config.mixture[name].text == "online":
+            assert config.text_encoder is not None
+            before, now = source.declarations[TEXT], _online_text(config.text_encoder)
+            if now["weights"] != before["weights"]:
+                raise InputError(
+                    f"text_encoder {config.text_encoder}: other weights than those of "
+                    f"{before['parameters']['encoder']}, which the run was begun with; restore them, or begin a new run"
+                )
+            sources[name] = replace(source, declarations={**source.declarations, TEXT: now})
+    return replace(manifest, sources=sources)
 
 
 def _check_same_encoders(sources: Mapping[str, SourcePin]) -> None:

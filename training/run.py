@@ -24,7 +24,7 @@ from training.config import TrainingConfig, override_config, parse_config
 from training.coordinator import ControlRequest, Coordinator, Progress, await_node_removal, monitor
 from training.manifest import FIRST_MANIFEST, Manifest
 from training.metrics_logger import read_metrics
-from training.mixture import build_manifest
+from training.mixture import build_manifest, with_text_encoder
 from training.worker_settings import WorkerSettings
 
 CONFIG = "config.yaml"
@@ -114,7 +114,7 @@ def _prepare(config: TrainingConfig, store: Store, resumes: bool) -> Manifest:
     if resumes:
         _check_same(config, store)
         datasets = {name: source.dataset for name, source in config.mixture.items()}
-        manifest = Manifest.read(store).at_addresses(datasets)
+        manifest = with_text_encoder(Manifest.read(store).at_addresses(datasets), config)
     else:
         manifest = build_manifest(config.mixture, config.size, config.lanes, config.text_encoder)
         manifest.write(store)

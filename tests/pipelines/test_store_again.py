@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from labeling.dataset import Dataset, dataset_status, write_shard
+from labeling.dataset import Dataset, LocalStore, dataset_status, write_shard
 from model.inputs import InputError
 from pipelines.cli.app import app
 from pipelines.store_again import store_again
@@ -73,3 +73,17 @@ def test_shards_that_cannot_be_stored_otherwise_are_stored_once(tmp_path: Path) 
     for file in (place / "latents-64").glob("0*.parquet"):
         write_shard(store, "latents-64", file.stem, holes, [1], "r")
     assert store_again(str(place), ["latents-64"]) == {"latents-64": 0}
+
+
+def test_shards_of_a_group_are_listed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = str(shutil.copytree(OLD, tmp_path / "dataset"))
+    asked: list[str] = []
+    original = LocalStore.exists
+
+    def exists(store: LocalStore, name: str) -> bool:
+        asked.append(name)
+        return original(store, name)
+
+    monkeypatch.setattr(LocalStore, "exists", exists)
+    assert store_again(place, ["latents-64"])["latents-64"] > 0
+    assert not [name for name in asked if name.startswith("latents-64/0")]

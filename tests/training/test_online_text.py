@@ -18,7 +18,7 @@ from training.config import TrainingConfig, load_config
 from training.dataloader import read_ahead
 from training.device import DeviceBatches
 from training.manifest import Manifest
-from training.mixture import build_manifest
+from training.mixture import build_manifest, with_text_encoder
 from training.reader import PlanReader
 
 OLD = Path(__file__).parents[1] / "compatibility"
@@ -116,4 +116,20 @@ def test_what_a_run_is_compared_by_has_no_new_keys_without_online_text(folder: P
     assert "text_encoder" not in values
     assert all("text" not in source for source in values["mixture"].values())
     online = _config("online", folder).fixed()
-    assert online["text_encoder"] == "minilm"
+    assert "text_encoder" not in online
+
+
+def test_a_run_goes_on_with_the_text_encoder_that_it_began_with(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which may be at another address: its weights are what counts."""
+    config = _config("online", folder)
+    manifest = _manifest(config)
+    weights = {"minilm": manifest.sources["views"].declarations[TEXT]["weights"]}
+    weights |= {"moved": weights["minilm"], "changed": "0" * 32}
+    monkeypatch.setattr("model.text.text_encoder_digest", weights.__getitem__)
+    assert with_text_encoder(manifest, config) == manifest
+    moved = with_text_encoder(manifest, config.model_copy(update={"text_encoder": "moved"}))
+    assert {source.declarations[TEXT]["parameters"]["encoder"] for source in moved.sources.values()} == {"moved"}
+    with pytest.raises(InputError, match=r"^text_encoder changed: other weights than those of minilm, which the run"):
+        with_text_encoder(manifest, config.model_copy(update={"text_encoder": "changed"}))
+    stored = _config("stored", folder)
+    assert with_text_encoder(_manifest(stored), stored) == _manifest(stored)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +16,6 @@ import pytest
 from labeling.dataset import ArrayFile, PageCache, Want, digest_column, open_store, read_arrays, shards, write_shard
 from labeling.dataset.checksums import checksums_text
 from labeling.dataset.join import read_columns
-from labeling.dataset.storage.local import LocalStore
 from model.inputs import InputError
 
 HALF = pa.list_(pa.float16())
@@ -206,93 +204,6 @@ def test_damaged_shards_are_named_in_one_line(tmp_path: Path) -> None:
         read_arrays([one])
     with pytest.raises(InputError, match=r"000000.parquet: not a Parquet file, or cut off .*; move it away"):
         ArrayFile(store, "g", "000000")
-
-
-def _read(file: ArrayFile, row: int) -> list[float]:
-    assert file.latents
-    value = file.latents.value(row)
-    target = np.empty(file.latents.shape(value), np.float16)
-    read_arrays([Want(file, int(file.latents.starts[value]), target)])
-    return [float(each) for each in target.ravel()]
-
-
-def test_part_of_what_is_wanted_is_not_taken_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of more parts than a system call takes as well, and where one gives less than it is asked for."""
-    (tmp_path / "f").write_bytes(bytes(range(100)) * 50)
-    ranges = open_store(tmp_path).ranges("f")
-    assert not ranges.read_into(4000, [bytearray(1) for _ in range(1500)], 1500)
-    original = os.preadv
-    monkeypatch.setattr(os, "preadv", lambda file, parts, offset: original(file, parts[:3], offset))
-    parts = [bytearray(1 + number % 3) for number in range(1500)]
-    assert ranges.read_into(7, [*parts, np.empty((0, 4), np.float16)], sum(map(len, parts)))
-    assert b"".join(parts) == (bytes(range(100)) * 50)[7:][: sum(map(len, parts))]
-
-
-def test_rows_of_a_large_row_group_are_read_alone(tmp_path: Path) -> None:
-    rows = 20_010  # more than Parquet puts on a page by itself
-    numbers = (np.arange(rows * 16) % 1000).astype(np.float16)
-    lists = pa.ListArray.from_arrays(pa.array(np.arange(rows + 1, dtype=np.int32) * 16), pa.array(numbers))
-    ones = pa.array(np.ones(rows, np.int32))
-    table = pa.table({"latent": lists, "latent_height": ones, "latent_width": ones})
-    write_shard(open_store(tmp_path), "g", "000000", table, [rows], "recipe")
-    file = ArrayFile(open_store(tmp_path), "g", "000000")
-    for row in (0, rows - 1):
-        np.testing.assert_array_equal(_read(file, row), numbers[row * 16 :][:16])
-
-
-class _Unpinned(LocalStore):
-    """Reads what has the name now, as S3 does."""
-
-    gap = 0
-
-    def ranges(self, name: str) -> Any:
-        return _Named(self, name)
-
-
-class _Named:
-    def __init__(self, store: LocalStore, name: str) -> None:
-        self._open = lambda: LocalStore.ranges(store, name)
-
-    def read_into(self, *wanted: Any) -> bool:
-        return self._open().read_into(*wanted)
-
-    def read_tail(self, size: int) -> Any:
-        return self._open().read_tail(size)
-
-
-def test_shard_that_is_replaced_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = _Unpinned(str(tmp_path))
-    with monkeypatch.context() as before:
-        before.setattr(shards, "checksums_text", lambda *_: "{}")
-        before.setattr(shards, "_compression", lambda schema: "none")  # other places
-        write_shard(store, "g", "000000", TABLES["latents"], GROUPS, "recipe")
-    file = ArrayFile(store, "g", "000000")
-    expected = _read(file, 2)
-    write_shard(store, "g", "000000", TABLES["latents"], GROUPS, "recipe")  # the same content, stored again
-    assert _read(file, 2) == _read(file, 2) == expected
-    other = TABLES["latents"].set_column(0, "latent", pa.array([[0.0] * 96, None, [0.0] * 128, [0.0] * 64, None], HALF))
-    file = ArrayFile(store, "g", "000000")
-    write_shard(store, "g", "000000", other.set_column(1, "latent_height", pa.array([2, 1, 4, 2, 3])), GROUPS, "recipe")
-    with pytest.raises(InputError, match=r"000000.parquet: changed since the run began"):
-        _read(file, 2)
-    store.delete("g/000000.parquet")
-    with pytest.raises(InputError, match=r"000000.parquet: gone since the run began"):
-        _read(file, 2)
-
-
-def test_footer_and_values_are_of_one_file(tmp_path: Path) -> None:
-    """A file that is replaced while it is opened is the old one or the new one, not the places of one in the other."""
-    store = open_store(tmp_path)
-    write_shard(store, "g", "000000", TABLES["latents"], GROUPS, "recipe")
-    expected = _read(ArrayFile(store, "g", "000000"), 2)
-
-    class Replaced(LocalStore):
-        def ranges(self, name: str) -> Any:
-            opened = super().ranges(name)
-            write_shard(store, "g", "000000", TABLES["latents"].slice(2), [3], "recipe")
-            return opened
-
-    assert _read(ArrayFile(Replaced(str(tmp_path)), "g", "000000"), 2) == expected
 
 
 def test_columns_of_more_than_one_array_holds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -263,9 +263,14 @@ class Tables:
     def _arrow(self, group: str, first: int, end: int | None) -> Any:
         """An Arrow dataset of a group's rows, in order, with nulls for shards that are missing."""
         import pyarrow.dataset as arrow
+        from pyarrow.fs import LocalFileSystem
 
         schema, table = self.schema(group), self.footers[group]
         filesystem, root = self.dataset.store.arrow()
+        # Arrow would hold files twice, as they are and as rows; of a bucket it does, to read them in few requests.
+        ahead = not isinstance(filesystem, LocalFileSystem)
+        options = arrow.ParquetFragmentScanOptions(pre_buffer=ahead, use_buffered_stream=not ahead)
+        kind = arrow.ParquetFileFormat(default_fragment_scan_options=options)
         shards = self.dataset.shards[first:end]
         positions = table.positions([shard.name for shard in shards])
         rows = table.table["rows"].to_numpy()
@@ -276,9 +281,7 @@ class Tables:
         def flush() -> None:
             nonlocal lacking
             if paths:
-                files = arrow.FileSystemDataset.from_paths(
-                    paths, schema=schema, format=arrow.ParquetFileFormat(), filesystem=filesystem
-                )
+                files = arrow.FileSystemDataset.from_paths(paths, schema=schema, format=kind, filesystem=filesystem)
                 parts.append(files)
                 paths.clear()
             for start in range(0, lacking, MAX_FILLER):

@@ -15,7 +15,7 @@ from model.inputs.extras import EXTRAS
 
 ROOT = Path(__file__).parents[2]
 # Modules whose distribution has another name.
-DISTRIBUTIONS = {"skimage": "scikit-image", "imagehash": "ImageHash"}
+DISTRIBUTIONS = {"dlib": "dlib-bin", "skimage": "scikit-image", "imagehash": "ImageHash"}
 HIDE = "import sys\nsys.modules.update(dict.fromkeys({hidden}))\n"
 
 

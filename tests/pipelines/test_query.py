@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from commands import ROOT, onediffusion
 
-from labeling.dataset import Dataset, write_shard
+from labeling.dataset import Dataset, ShardInfo, write_shard
 from model.inputs import InputError
 from pipelines.query import Answer, query, show, write_csv, write_json
 from pipelines.reports.page import report
@@ -100,6 +102,20 @@ def test_a_few_pictures_are_held_at_a_time() -> None:
             assert tracemalloc.get_traced_memory()[1] < 6_000_000
         finally:
             tracemalloc.stop()
+
+
+def test_what_is_read_of_a_shard_is_held_once(tmp_path: Path) -> None:
+    dataset, size = Dataset(tmp_path / "dataset"), 64 << 10
+    dataset.declare("images", {"labeler": "images", "version": 1, "parameters": {}, "weights": "", "reads": []})
+    pictures = [bytes([row % 256]) + os.urandom(size) for row in range(1024)]
+    table = pa.table({"id": [f"{row:08d}" for row in range(1024)], "image": pa.array(pictures, pa.binary())})
+    write_shard(dataset.store, "images", "000000", table, [16] * 64, "recipe")
+    dataset.describe("pictures", [ShardInfo("000000", 1024)], [])
+    del table, pictures
+    before = pa.total_allocated_bytes()
+    with query(dataset.uri, "select image from images") as answer:
+        next(answer.rows)
+        assert pa.total_allocated_bytes() - before < 1.25 * 1024 * size
 
 
 def test_json_says_all_and_is_json() -> None:

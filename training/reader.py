@@ -343,16 +343,17 @@ class _Source:
 
 
 def _allow_files(count: int) -> int:
-    """How many of that many files may be open: half of what this process may have, which is raised as far as it goes.
+    """How many of that many files may be open: a third of what this process may have, which is raised as far as it
+    goes. The reader of validation has another third, at the same time.
 
     One worker reads in all lanes, each of which has a few shards open: at a batch of 256 more than 1,024 files.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = 2 * count if hard == resource.RLIM_INFINITY else min(2 * count, hard)
+    allowed = 3 * count if hard == resource.RLIM_INFINITY else min(3 * count, hard)
     if soft != resource.RLIM_INFINITY and soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
         soft = allowed
-    return count if soft == resource.RLIM_INFINITY else min(count, soft // 2)
+    return count if soft == resource.RLIM_INFINITY else min(count, soft // 3)
 
 
 class _Cache:

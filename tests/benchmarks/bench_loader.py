@@ -142,8 +142,9 @@ def show(case: str, rounds: dict[str, list[Record]]) -> dict[str, Any]:
 
 def plan_figures(place: Path, shards: int) -> dict[str, Any]:
     """read_ratio_64 and shuffle_variance, on a dataset of many shards of tiny rows."""
-    from labeling.dataset import array_file
-    from labeling.dataset.shards import FOOTER_BYTES
+    from labeling.dataset import Dataset
+    from labeling.dataset.places import LENGTH_BYTES
+    from labeling.dataset.storage import local
     from training.config import parse_config
     from training.dealing import Dealer
     from training.mixture import build_manifest
@@ -165,22 +166,39 @@ def plan_figures(place: Path, shards: int) -> dict[str, Any]:
     config = parse_config(settings, "bench")
     manifest = build_manifest(config.mixture, config.size, config.lanes)
 
-    # Files opened are counted, and each costs its footer; rows are read exactly, and stand for rows of 82 kB.
-    opened = delivered = 0
-    original = array_file.ArrayFile.__init__
+    # Bytes of arrays are counted as they are, against those that are delivered; footers as they are, against rows of
+    # 82 kB, which these stand for.
+    delivered = arrays = ends = wanted = 0
+    ranges: Any = local._Ranges
+    read_into, read_tail, read_table = ranges.read_into, ranges.read_tail, Dataset.read
 
-    def counted(self: array_file.ArrayFile, *arguments: Any) -> None:
-        nonlocal opened
-        opened += 1
-        original(self, *arguments)
+    def counted_into(self: Any, offset: int, parts: Any, size: int) -> bool:
+        nonlocal arrays
+        arrays += size
+        return bool(read_into(self, offset, parts, size))
 
-    array_file.ArrayFile.__init__ = counted  # type: ignore[method-assign]
+    def counted_tail(self: Any, size: int) -> Any:
+        nonlocal ends
+        tail, entry = read_tail(self, size)
+        ends += len(tail)
+        return tail, entry
+
+    def counted_table(self: Dataset, *arguments: Any) -> Any:
+        nonlocal arrays
+        table = read_table(self, *arguments)
+        arrays += table.nbytes
+        return table
+
+    ranges.read_into, ranges.read_tail, Dataset.read = counted_into, counted_tail, counted_table  # type: ignore[method-assign]
     for rank in range(0, WORKERS, WORKERS // 4):  # a few workers stand for all
         reader = PlanReader(manifest, config)
         for step in range(STEPS):
-            delivered += sum(map(len, reader.read(step, rank, WORKERS).packs))
-    array_file.ArrayFile.__init__ = original  # type: ignore[method-assign]
-    ratio = 1 + opened * FOOTER_BYTES / (delivered * ROW_BYTES)
+            samples = [sample for pack in reader.read(step, rank, WORKERS).packs for sample in pack]
+            delivered += len(samples)
+            wanted += sum(sample.latents.nbytes + sample.text.nbytes for sample in samples)
+    ranges.read_into, ranges.read_tail, Dataset.read = read_into, read_tail, read_table  # type: ignore[method-assign]
+    lengths = 2 * LENGTH_BYTES * delivered  # of a latent and an embedding, which are as many whatever their size
+    ratio = (arrays - lengths) / wanted + (lengths + ends) / (delivered * ROW_BYTES)
 
     batch = 256
     mixed = parse_config({**settings, "batch": batch, "workers": {"count": 1}}, "bench")
@@ -199,7 +217,9 @@ def plan_figures(place: Path, shards: int) -> dict[str, Any]:
         np.random.default_rng(1).permutation(rows.count)[: len(order)], batch
     )
     table = Table("figure of the plan", "value")
-    table.add_row(f"bytes read ÷ delivered, a worker of {WORKERS}", f"{ratio:.3f} ({opened} files, {delivered} rows)")
+    table.add_row(
+        f"bytes read ÷ delivered, a worker of {WORKERS}", f"{ratio:.3f} ({ends >> 20} MiB of footers, {delivered} rows)"
+    )
     table.add_row("variance of a batch's mean × a full shuffle's", f"{variance:.2f}")
     table.add_row("samples planned and dealt a second", f"{len(order) / seconds:.0f}")
     Console().print(table)

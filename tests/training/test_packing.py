@@ -92,6 +92,13 @@ def test_lanes_are_dealt_whole_evenly_and_within_the_budget(workers: int, budget
         assert len(packs) == most or all(len(pack) == 1 for pack in packs)
 
 
+@pytest.mark.parametrize(("lanes", "workers"), [(128, 64), (256, 256)])
+def test_many_workers_get_5_percent_more_than_their_share_at_most(lanes: int, workers: int) -> None:
+    tokens, of = _step(4096, lanes)
+    loads = [sum(int(tokens[pack].sum()) for pack in packs) for packs in _dealt(tokens, of, 100_000, workers)[0]]
+    assert tokens.max() + 16 < max(loads) <= 1.05 * tokens.sum() / workers
+
+
 def test_worker_has_the_same_few_lanes_in_every_step() -> None:
     touched: set[int] = set()
     for step in range(50):

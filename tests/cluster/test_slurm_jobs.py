@@ -68,7 +68,8 @@ def test_training_on_two_nodes_is_interrupted_and_finishes(
     site: SlurmSite, tmp_path: Path, scratch: Path, shared_config: dict[str, Any]
 ) -> None:
     run = tmp_path / "run"
-    config = {**shared_config, "steps": 12, "checkpoints": {"every": 2, "keep": 20, "first": False}}
+    steps, every = 240, 20  # so many that there is time to interrupt it
+    config = {**shared_config, "steps": steps, "checkpoints": {"every": every, "keep": 20, "first": False}}
     workers = {"count": 2, "cpus": 1.25}  # one on a node, with room for what reads for it
     values = {"kind": "train", "config": "debug", "overrides": config, "run": str(run), "workers": workers}
     job = resolve_job(parse_specification(values, "job"))
@@ -89,16 +90,16 @@ def test_training_on_two_nodes_is_interrupted_and_finishes(
     until(lambda: backend.state(submission.name).phase == "pending", explain)
     all_gone(running, scratch)
     saved = whole_checkpoints(open_store(run))
-    assert 2 <= saved[-1] < 12, explain()
+    assert every <= saved[-1] < steps, explain()
     before = {path: path.read_bytes() for path in (run / "checkpoints").rglob("*.safetensors")}
     state = job_status(submission)
     assert (state.phase, "it was put back" in state.reason) == ("pending", True)
     go_on(site, number)
     until(lambda: not job_status(submission).alive, explain)
     assert job_status(submission).phase == "succeeded", explain()
-    assert job_status(submission).result["step"] == 12
-    assert whole_checkpoints(open_store(run)) == sorted({*saved, *range(2, 13, 2)})
+    assert job_status(submission).result["step"] == steps
+    assert whole_checkpoints(open_store(run)) == sorted({*saved, *range(every, steps + 1, every)})
     assert {path: path.read_bytes() for path in before} == before, "it went on from there, and wrote none of them again"
-    assert [record["step"] for record in read_metrics(open_store(run))] == list(range(1, 13))
+    assert [record["step"] for record in read_metrics(open_store(run))] == list(range(1, steps + 1))
     assert any(f"continuing from step {saved[-1]}" in line for line in log_lines(submission))
     assert "Restarts=1" in site.run("scontrol", "show", "job", number)

@@ -126,8 +126,9 @@ def test_run_refused_by_another_job_is_requested_again(
 
     before = len(faces.shards)
     with lease(faces.store, ["brightness"]):  # since the tick that requested it
-        lease_record = json.loads(faces.store.read("brightness/running.json"))
-        faces.store.put("brightness/running.json", json.dumps({**lease_record, "time": 0.0}).encode())
+        [name] = faces.store.files("brightness", "running")
+        lease_record = json.loads(faces.store.read(f"brightness/{name}"))
+        faces.store.put(f"brightness/{name}", json.dumps({**lease_record, "time": 0.0}).encode())
         assert not run().success
     refresh()
     assert len(Dataset.open(faces.uri).shards) == before + 1 and not new_files(find_snapshot("faces"))

@@ -222,7 +222,7 @@ def test_next_attempt_takes_over_leased_groups(tmp_path: Path, monkeypatch: pyte
         monkeypatch.delenv("ONEDIFFUSION_JOB")
         with pytest.raises(InputError, match="is working on it"), lease(store, ["edges"]):
             pass
-    assert not store.exists("edges/running.json")
+    assert not store.files("edges", "running")
 
 
 def test_job_already_at_target_keeps_its_folder(job: ResolvedJob) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -164,6 +165,7 @@ def _run_workers(
     settings = WorkerSettings(
         config=config,
         run=run,
+        folder=os.getcwd(),
         manifest=ray.put(manifest),
         coordinator=coordinator,
         codec=codec,

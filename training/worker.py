@@ -80,7 +80,8 @@ class _Worker:
         model = build_model(self.config)
         self.transformer_config, flops = dict(model.transformer.config), FlopCounter(model.transformer)
         device = self.accelerator.device
-        self.device_batches = DeviceBatches(self.config, settings.codec, settings.text_encoder, device)
+        encoders = settings.place(settings.codec), settings.place(settings.text_encoder)
+        self.device_batches = DeviceBatches(self.config, *encoders, device)
         self.model = distribute(model, self.config.workers, device, context.get_local_world_size())
         self.updates = Updates(self.model, self.config, device, self.workers, self.accelerator.autocast)
         self.average = self.updates.average
@@ -109,7 +110,8 @@ class _Worker:
                 address = f"{self.store.uri}/{checkpoint_name(self.start)}"
                 raise InputError(unusable_checkpoint(address, f"step-{before[-1]:06d}" if before else None))
         else:
-            self.state.initialize(config, self.saver.group)
+            weights = self.settings.place(config.initialize) if config.initialize else None
+            self.state.initialize(config.model_copy(update={"initialize": weights}), self.saver.group)
         self.accelerator.init_trackers(TENSORBOARD, init_kwargs={"tensorboard": {"purge_step": self.start + 1}})
         if config.checkpoints.first and not self.resumes:
             self._save(0)

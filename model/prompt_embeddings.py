@@ -117,6 +117,7 @@ class PromptMixin:
                 raise InputError(f"prompt {shown(bare)}: name its task, or begin it with the token of one")
             return list(captions)
         tasks = as_texts("task", task)
+        names, references = as_words("names", names), as_words("reference_prompts", references)
         color_of = class_colors(names, colors)
         check_words(tasks, names, references, len(references))
         codes = [color_of[name] for name in names]

@@ -171,8 +171,8 @@ def test_python_of_the_howto_works(user: User) -> None:
     save_pipeline(user.folder / "models" / "onediffusion")
     for name in ("depth", "pose"):
         shutil.copy(user.folder / "edges.png", user.folder / f"{name}.png")
-    sampling, reading = re.findall(r"```python\n(.+?)```", HOWTO, re.DOTALL)
-    (user.folder / "sampling.py").write_text(sampling)
+    *sampling, reading = re.findall(r"```python\n(.+?)```", HOWTO, re.DOTALL)
+    (user.folder / "sampling.py").write_text("\n".join(sampling))
     (user.folder / "reading.py").write_text(reading)
     user.run("python sampling.py")
     assert (user.folder / "drawn.png").exists()

@@ -142,7 +142,7 @@ def test_job_stored_by_an_earlier_version_does_the_same(small_config: dict[str, 
 
 
 def test_stored_job_keeps_its_id_and_resources(tmp_path: Path, small_config: dict[str, Any]) -> None:
-    job = train_job(small_config, str(tmp_path / "run"))
+    job = train_job({**small_config, "reader": {"processes": 1}}, str(tmp_path / "run"))
     job.folder.put_specification(job.specification)
     assert stored_job(job.address) == job
     assert isinstance(job.specification, TrainJob) and job.resources.cpus > job.specification.workers.cpus

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import socket
 from typing import Any, NamedTuple
 
@@ -113,7 +114,8 @@ def run(count: int, local: int | None = None, **workers: Any) -> Result:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with context.Pool(count) as pool:
+    # Ray leaves SIGTERM ignored in a process that it has used, and what is started there would never end.
+    with context.Pool(count, signal.signal, (signal.SIGTERM, signal.SIG_DFL)) as pool:
         arguments = [(rank, count, port, local or count, config) for rank in range(count)]
         return pool.starmap_async(train, arguments, chunksize=1).get(timeout=300)[0]
 

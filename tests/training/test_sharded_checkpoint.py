@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
+import signal
 import socket
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,7 +101,8 @@ def processes(count: int, run: Path, step: int, local: int, settings: TrainingCo
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with context.Pool(count) as pool:
+    # Ray leaves SIGTERM ignored in a process that it has used, and what is started there would never end.
+    with context.Pool(count, signal.signal, (signal.SIGTERM, signal.SIG_DFL)) as pool:
         arguments = [(rank, count, port, local, settings, str(run), step) for rank in range(count)]
         return pool.starmap_async(work, arguments, chunksize=1).get(timeout=300)
 

@@ -5,30 +5,20 @@ FUZZ_EXAMPLES sets how many calls of each kind are tried; the suite tries few.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from fuzzing import LIGHT, told
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tiny_models import save_pipeline
 
 from model import OneDiffusionPipeline
-from model.inputs import InputError
 from model.pictures import as_picture
 from model.prompts import TASKS, build_prompt, draw_colors, find_task
-
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
-LIGHT = settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
 
 SIDES = st.sampled_from([16, 32, 48])
 NUMBERS = st.one_of(
@@ -132,16 +122,6 @@ def pipe(tmp_path_factory: pytest.TempPathFactory) -> OneDiffusionPipeline:
     pipeline = OneDiffusionPipeline.from_pretrained(save_pipeline(tmp_path_factory.mktemp("fuzz")), default_size=32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def told(call: Any) -> Any:
-    """What the call gives, None where it is refused in one line. Anything else that is raised fails the test."""
-    try:
-        return call()
-    except InputError as error:
-        message = str(error)
-    assert message and "\n" not in message, repr(message)
-    return None
 
 
 @LIGHT

@@ -6,26 +6,21 @@ FUZZ_EXAMPLES sets how many of each kind are tried; the suite tries few.
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from fuzzing import LIGHT, told
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.target import load_target, parse_target
-from model.inputs import InputError
 from model.inputs.settings import parse_settings
 from model.inputs.yaml_files import parse_yaml
 from pipelines.jobs.specification import load_specification, parse_specification
 from training.config import load_config, parse_config
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
-LIGHT = settings(
-    max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-)
 ODD = "../../etc|12:00:00|1:4|010|no|.inf|-.INF|.nan|5e-4|0x1f|1_000|~||<<|*a|&a b|!!python/object:a|{|[1, 2|a: b: c"
 SCALARS = st.one_of(
     st.none(),
@@ -51,16 +46,6 @@ FILES: dict[str, tuple[Any, Any]] = {
         for name in ("local", "ray", "kubernetes", "slurm")
     },
 }
-
-
-def told(call: Any) -> Any:
-    """What the call gives, None where it is refused in one line. Anything else that is raised fails the test."""
-    try:
-        return call()
-    except InputError as error:
-        message = str(error)
-    assert message and "\n" not in message, repr(message)
-    return None
 
 
 def places(values: Any, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
 
+from labeling.dataset import in_parallel
 from model.inputs import InputError
 from training.batch import StepBatch
 from training.config import TrainingConfig
@@ -61,18 +61,8 @@ def read_ahead(reader: PlanReader, rank: int, workers: int, steps: Sequence[int]
 
     Reading files and decoding pictures happen outside Python's lock.
     """
-    waiting: deque[Future[StepBatch]] = deque()
-    with ThreadPoolExecutor(reader.threads, "reader") as pool:
-        try:
-            for step in steps:
-                waiting.append(pool.submit(reader.read, step, rank, workers))
-                if len(waiting) > reader.config.reader.prefetch:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+    ahead = reader.config.reader.prefetch + 1
+    return in_parallel(lambda step: reader.read(step, rank, workers), steps, reader.threads, ahead)
 
 
 def prefetch(batches: Iterator[StepBatch]) -> Iterator[StepBatch]:

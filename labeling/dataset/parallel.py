@@ -11,12 +11,13 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def in_parallel(work: Callable[[T], R], items: Iterable[T], most: int) -> Iterator[R]:
-    """Results of a function for each item, in order, at most `most` at a time and as many ahead of who takes them.
+def in_parallel(work: Callable[[T], R], items: Iterable[T], most: int, ahead: int | None = None) -> Iterator[R]:
+    """Results of a function for each item, in order, at most `most` at a time.
 
+    ahead: items begun before the first of them is taken; by default twice `most`, and with one at a time none.
     Raises what the function raises for the first item that fails.
     """
-    if most <= 1:
+    if most <= 1 and ahead is None:
         yield from map(work, items)
         return
     waiting: deque[Future[R]] = deque()
@@ -24,7 +25,7 @@ def in_parallel(work: Callable[[T], R], items: Iterable[T], most: int) -> Iterat
         try:
             for item in items:
                 waiting.append(pool.submit(work, item))
-                if len(waiting) >= 2 * most:
+                if len(waiting) >= (ahead or 2 * most):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

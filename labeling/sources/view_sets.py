@@ -32,6 +32,7 @@ from labeling.dataset import (
 )
 from labeling.sources.cutting import cut_row_groups
 from labeling.sources.facts import BESIDE, describe
+from labeling.sources.lenses import lens_of
 from labeling.sources.metadata import FILE_NAME, is_metadata
 from labeling.sources.normalize import EncodedImage, Rejected, image_id, normalize
 from labeling.sources.source import Source
@@ -67,7 +68,10 @@ def is_mesh(name: str) -> bool:
 
 def digest_set(source: Source, name: str, facts: Mapping[str, Any]) -> str:
     """Digest of a view set's file and of what metadata.csv says of it."""
-    return hashlib.blake2b(source.store.read(name), digest_size=16).hexdigest() + digest_json(dict(facts))
+    raw = source.store.read(name)
+    # Sets of such lenses were once stored as they were, and are to be made again.
+    bends = digest_json("undistorted") if name.endswith(TRANSFORMS) and _bends(raw) else ""
+    return hashlib.blake2b(raw, digest_size=16).hexdigest() + digest_json(dict(facts)) + bends
 
 
 def write_sets(task: SetTask, source: Source, dataset: Dataset, parameters: Mapping[str, int]) -> int:
@@ -186,6 +190,11 @@ def _photographed(source: Source, name: str) -> list[dict[str, Any]]:
     views = []
     for frame in frames:
         raw, image = _read_frame(source, name, frame["file_path"])
+        camera = {**scene, **frame}
+        lens = lens_of(camera)
+        intrinsics = _intrinsics(camera, image.width, image.height)
+        if lens:
+            image, intrinsics = lens.undistort(image, intrinsics)
         views.append(
             {
                 "id": image_id(raw),
@@ -193,10 +202,21 @@ def _photographed(source: Source, name: str) -> list[dict[str, Any]]:
                 "width": image.width,
                 "height": image.height,
                 "c2w": _flat(frame["transform_matrix"]),
-                "intrinsics": _flat(_intrinsics({**scene, **frame}, image.width, image.height)),
+                "intrinsics": _flat(intrinsics),
             }
         )
     return views
+
+
+def _bends(raw: bytes) -> bool:
+    """Whether a transforms.json has a lens that is to be undistorted, or a camera that is none to store."""
+    try:
+        scene = json.loads(raw)
+        return any(lens_of({**scene, **frame}) for frame in scene["frames"])
+    except InputError:
+        return True
+    except (ValueError, KeyError, TypeError):  # which making the set tells
+        return False
 
 
 def _read_frame(source: Source, name: str, file_path: str) -> tuple[bytes, EncodedImage]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model.pixels import tags
+from model.pixels import jpeg, tags
 from model.pixels.boxes import boxes
 
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1", b"mif2"}
@@ -27,6 +27,7 @@ _OTHERS = (
     (b"#?RADIANCE", "Radiance HDR"), (b"#?RGBE", "Radiance HDR"),
     (b"II\xbc\x01", "JPEG XR"), (b"AT&TFORM", "DjVu"), (b"BPG\xfb", "BPG"), (b"FLIF", "FLIF"),
     (b"\xd7\xcd\xc6\x9a", "a Windows metafile (WMF)"), (b"\x01\0\0\0", "a Windows metafile (EMF)"),
+    (b"P7\n", "PAM"), (b"\xabKTX ", "a texture (KTX)"), (b"\x8aMNG", "MNG"), (b"\x8bJNG", "JNG"),
     (b"SIMPLE  =", "FITS"), (b"\x89HDF\r\n\x1a\n", "HDF5"), (b"CDF\x01", "NetCDF"), (b"\x93NUMPY", "a NumPy array"),
     (b"\x1aE\xdf\xa3", "video (Matroska or WebM)"), (b"FLV\x01", "video (FLV)"), (b"\0\0\x01\xba", "video (MPEG)"),
     (b"\0\0\x01\xb3", "video (MPEG)"), (b"OggS", "sound or video (Ogg)"), (b"ID3", "sound (MP3)"),
@@ -60,6 +61,8 @@ def not_read(raw: bytes) -> str | None:
         return _box_file(raw)
     if raw[:4] in (b"II*\0", b"MM\0*"):
         return _camera_raw(raw)
+    if raw[:3] == b"\xff\xd8\xff":
+        return jpeg.unread_coding(raw)
     if raw[:4] == b"RIFF":
         return {b"AVI ": "video (AVI)", b"WAVE": "sound (WAV)", b"CDR ": "CorelDRAW"}.get(raw[8:11] + raw[11:12])
     return next((name for start, name in _OTHERS if raw.startswith(start)), None)

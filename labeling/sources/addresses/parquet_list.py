@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labeling.dataset import Store, digest_json
+from labeling.sources.facts import rows_of
 from labeling.sources.addresses.rows import Cut, Row, RowRange
 from model.inputs import InputError, one_line
 
@@ -37,7 +38,7 @@ class ParquetList:
                     for group in groups
                 ]
                 return parquet.schema_arrow, [group.num_rows for group in groups], sizes
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, OSError) as error:
             raise InputError(f"{self.place} cannot be read ({one_line(error)}); is all of it there?") from None
 
     @property
@@ -77,7 +78,7 @@ class ParquetList:
             for batch in parquet.iter_batches(BATCH_ROWS, row_groups=groups):
                 dropped = min(skip, batch.num_rows)
                 skip -= dropped
-                waiting += batch.slice(dropped).to_pylist()
+                waiting += rows_of(batch.slice(dropped))
                 while left and len(waiting) >= left[0].rows:
                     count = left.pop(0).rows
                     yield waiting[:count]

@@ -115,7 +115,7 @@ def test_stream_keeps_no_more_than_is_read_again(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar.gz", [(f"{number}.png", b"x" * 600) for number in range(4)], "w:gz")
     source = Source(str(tmp_path))
     spans = sorted((item.place or 0, item.size) for item in source.items())
-    with _Stream(source.store, "a.tar.gz", [spans[0], *spans]) as stream:
+    with _Stream(source.store, "a.tar.gz", "gzip", [spans[0], *spans]) as stream:
         held = []
         for span in (*spans, spans[0]):
             assert stream.read(*span) == b"x" * 600

@@ -137,12 +137,14 @@ class ListIngest:
     def run(self) -> ListResult:
         """Add the rows that the dataset does not have yet. An interrupted run goes on with the shards not yet written.
 
-        Raises InputError for a dataset of sets, or for a list of which no address gives a picture.
+        Raises InputError for a dataset of sets, for a new list without rows, or one of which no address gives a picture.
         """
         state = self._state()
         cuts = self._cuts(state)
         remarks = list(self._remarks(state, cuts))
         if not self._has_work(state, cuts):
+            if state.description is None:
+                raise InputError(f"{self.address}: a list without rows")
             return ListResult(0, 0, _rows(state.shards), remarks)
         with Workers() as workers, lease(self.target.store, [IMAGES]):
             if read_description(self.target.uri) != state.description:  # another ingest has ended since

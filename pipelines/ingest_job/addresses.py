@@ -22,6 +22,7 @@ from labeling.sources.addresses.lots import (
 )
 from labeling.sources.addresses.policy import FetchPolicy
 from labeling.sources.addresses.rows import Cut, ListFile, RowRange
+from labeling.sources.addresses.sharing import HostShares
 from labeling.sources.addresses.shards import Columns, Making, forget_failed, reject_rows
 from labeling.sources.cutting import SHARD_ROWS
 from labeling.sources.duplicates import Losers, find_duplicates
@@ -31,6 +32,7 @@ from labeling.sources.seen import ITEMS, read_seen
 from labeling.sources.source import Source
 from labeling.sources.survey import read_description
 from model.inputs import InputError
+from pipelines.ingest_job.host_shares import shares_on_ray
 from pipelines.ingest_job.workers import Workers
 from pipelines.progress import progress
 
@@ -209,10 +211,11 @@ class ListIngest:
         again = list(self._retry_lots(state, first_retry)) if self.options.retry_failed else []
         columns = Columns(self.addresses.url, self.addresses.text)
         threads = 1 if on_cluster else max(1, (os.cpu_count() or 1) // _HERE_LOTS)
-        policy = self.options.policy.shared_by(at_once)
-        making = Making(columns, self.limits, policy, threads)
+        policy = self.options.policy
+        shares = (shares_on_ray if on_cluster else HostShares)(policy.host_connections)
+        making = Making(columns, self.limits, policy, threads, shares)
         job = ListJob(self.target, {file.name: file for file in self.addresses.files}, making, self.declaration)
-        outcomes = self._write(job, [*new, *again], workers, on_cluster, at_once)
+        outcomes = self._write(job, [*new, *again], workers, on_cluster)
         if again and not any(outcomes[lot.shard].taken for lot in again) and not new:
             self._delete(lot.shard for lot in again)
             return ListResult(0, 0, _rows(state.shards), [*remarks, "what had failed has failed again"])
@@ -272,18 +275,15 @@ class ListIngest:
             yield RetryLot(f"{first_shard:06d}", tuple(earlier), rows)
 
     def _write(
-        self, job: ListJob, lots: Sequence[Lot | RetryLot], workers: Workers, on_cluster: bool, at_once: int
+        self, job: ListJob, lots: Sequence[Lot | RetryLot], workers: Workers, on_cluster: bool
     ) -> dict[str, ShardOutcome]:
-        """Make the shards of all lots; what became of each, in their order.
-
-        at_once: lots at a time, among which the limits for a host are shared.
-        """
+        """Make the shards of all lots; what became of each, in their order."""
         outcomes: dict[str, ShardOutcome] = {}
         with progress("ingest", sum(lot.rows for lot in lots), "addresses") as advance:
             made = (
-                workers.map(_Write(job), ((lot,) for lot in lots), on_cluster, at_once)
+                workers.map(_Write(job), ((lot,) for lot in lots), on_cluster)
                 if on_cluster
-                else in_parallel(_Write(job), lots, at_once)
+                else in_parallel(_Write(job), lots, _HERE_LOTS)
             )
             for some in made:
                 outcomes |= {outcome.shard: outcome for outcome in some}

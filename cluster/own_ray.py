@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 from model.inputs import WorkFailed
@@ -24,6 +25,26 @@ class RayEnded(KeyboardInterrupt):
 
 class NodeLost(WorkFailed):
     """Work failed because a machine, or Ray on it, went away. Nothing is wrong with it, and it can be started again."""
+
+
+@contextmanager
+def few_processes() -> Iterator[None]:
+    """While a Ray starts here: leave out what a command never uses, three Python processes that take 4 CPU seconds.
+
+    They are the API server (dashboard, state and jobs over HTTP), the autoscaler of a cluster, and what sends the logs
+    of workers to the terminal.
+    """
+    import ray._private.node as node
+    import ray._private.parameter as parameter
+
+    # Private: as in Ray 2.60 (tests/cluster/test_session.py fails where this has moved).
+    parameters, start_api_server = parameter.RayParams, node.Node.start_api_server
+    parameter.RayParams = partial(parameters, no_monitor=True, include_log_monitor=False)
+    node.Node.start_api_server = lambda self, **options: None
+    try:
+        yield
+    finally:
+        parameter.RayParams, node.Node.start_api_server = parameters, start_api_server
 
 
 class OwnRay:

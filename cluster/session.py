@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
-from cluster.own_ray import AGAIN, NodeLost, OwnRay, watched
+from cluster.own_ray import AGAIN, NodeLost, OwnRay, few_processes, watched
 from cluster.ray_environment import prepare_ray, starts_own_ray
 from model.inputs import InputError, WorkFailed, causes, error_for_person, one_line
 
@@ -46,7 +46,8 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
             _connect(**options)
         else:
             # Not one that others have started on this machine, which Ray would connect to by itself.
-            _start(address="local", include_dashboard=False, object_store_memory=memory, **options)
+            with nullcontext() if verbose else few_processes():
+                _start(address="local", include_dashboard=False, object_store_memory=memory, **options)
     _quiet(verbose)
     own = OwnRay() if starts_own_ray() else None
     try:

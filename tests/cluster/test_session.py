@@ -35,6 +35,16 @@ print(*told)
 """
 
 
+LISTS_ITS_PROCESSES = """
+from cluster.session import ray_session
+
+with ray_session(memory=100 << 20):
+    import ray
+    assert ray.get(ray.remote(lambda: 1).remote()) == 1
+    print(*sorted(ray._private.worker._global_node.all_processes))
+"""
+
+
 STARTS_RAY = """
 import sys
 import pipelines.jobs.run as execute
@@ -100,6 +110,11 @@ def run(job, own):
 execute.run_job = run
 raise SystemExit(execute.execute(sys.argv[1], 1))
 """
+
+
+def test_own_ray_is_made_of_what_a_command_needs(own_data: None) -> None:
+    done = subprocess.run([sys.executable, "-c", LISTS_ITS_PROCESSES], capture_output=True, text=True, timeout=240)
+    assert done.stdout.split() == ["gcs_server", "raylet", "reaper"], done.stderr
 
 
 @pytest.mark.parametrize("users", [False, True])

@@ -22,6 +22,8 @@ _FISHEYES = ("OPENCV_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "FISHE
 _OTHERS = ("lonlat", "latlong")  # flags of instant-ngp for panoramas
 _COEFFICIENTS = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")  # in OpenCV's order
 _LEAST_FOCAL = 0.13  # widths: a pinhole that sees 150 degrees across
+_MOST_CHANGE = 4.0  # of the focal length: beyond it the coefficients are of another lens
+_ROTATION = 1e-3  # by which a rotation may differ from one by rounding
 _QUALITY = 95  # of a JPEG that is coded again
 
 
@@ -57,7 +59,8 @@ class Lens:
         else:
             pinhole, _ = cv2.getOptimalNewCameraMatrix(seen, bends, size, 0)
             maps = cv2.initUndistortRectifyMap(seen, bends, np.eye(3), pinhole, size, cv2.CV_32FC1)
-        if not np.isfinite(pinhole).all() or pinhole[0, 0] < _LEAST_FOCAL * width:
+        focal = pinhole[0, 0] if np.isfinite(pinhole).all() else 0.0
+        if not max(_LEAST_FOCAL * width, seen[0, 0] / _MOST_CHANGE) < focal < _MOST_CHANGE * seen[0, 0]:
             raise InputError("its lens bends more than a pinhole camera can show; crop or undistort it first")
         picture = cv2.remap(decode_picture(image.encoded), *maps, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
         pinhole = np.array(pinhole, np.float64)
@@ -83,6 +86,31 @@ def lens_of(camera: Mapping[str, Any]) -> Lens | None:
     if any(coefficients[5:]) and model != "FULL_OPENCV":
         raise InputError('k4 and more of a lens that is not named; say "camera_model": OPENCV_FISHEYE or FULL_OPENCV')
     return Lens(coefficients if any(coefficients[5:]) else coefficients[:5]) if any(coefficients) else None
+
+
+def camera_to_world(matrix: Any) -> NDArray[np.float64]:
+    """(4, 4) of the matrix of a frame, which may lack its last row and may be scaled, as programs of scenes write it.
+
+    Raises InputError for what is no rotation and translation.
+    """
+    try:
+        values = np.array(matrix, np.float64)
+    except (TypeError, ValueError):
+        values = np.empty(0)
+    if values.shape not in ((3, 4), (4, 4)) or not np.isfinite(values).all():
+        raise InputError("transform_matrix is not 4 × 4 numbers")
+    result = np.eye(4)
+    result[:3] = values[:3]
+    turn = result[:3, :3]
+    off = np.abs(turn.T @ turn - np.eye(3)).max()
+    if off > _ROTATION:
+        lengths = np.linalg.norm(turn, axis=0)
+        turn = turn / np.where(lengths > 0, lengths, 1)
+        result[:3, :3] = turn
+        off = np.abs(turn.T @ turn - np.eye(3)).max()
+    if off > 10 * _ROTATION or np.linalg.det(turn) < 0:
+        raise InputError("transform_matrix is no rotation and translation")
+    return result
 
 
 def _encode(picture: NDArray[np.uint8], source: bytes) -> bytes:

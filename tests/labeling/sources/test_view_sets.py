@@ -162,12 +162,34 @@ def test_lens_is_undistorted_to_the_pinhole_that_is_stored(kind: str, tmp_path: 
         ({"latlong": True}, "camera model latlong is no pinhole"),
         ({"k4": 0.1}, "k4 and more of a lens that is not named"),
         ({"camera_model": "FISHEYE", "k1": 9.0, "fl_x": 9}, "bends more than a pinhole"),
+        ({"k1": 50.0, "k2": -9.0}, "bends more than a pinhole"),
+        ({"fl_x": 0}, "a focal length of 0"),
+        ({"w": 300, "h": 451}, "the picture is 451 × 300, and its camera is of 300 × 451"),
+        ({"transform_matrix": [[float("nan")] * 4] * 4}, "transform_matrix is not 4 × 4 numbers"),
+        ({"transform_matrix": [[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]}, "no rotation and translation"),
     ],
 )
 def test_camera_that_no_pinhole_can_show_is_refused(
     camera: dict[str, Any], reason: str, scene: Path, tmp_path: Path
 ) -> None:
     describe(scene, {"file_path": "a.png", "fl_x": 400, **camera})
+    (row,) = make(scene.parent, tmp_path / "dataset", "scene/transforms.json").rows("rejected")
+    assert reason in row["reason"]
+
+
+def test_scenes_as_other_programs_write_them(scene: Path, tmp_path: Path) -> None:
+    half = [[2.0, 0, 0, 1], [0, 2, 0, 2], [0, 0, 2, 3]]  # without its last row, and scaled
+    (scene / "sub").mkdir()
+    shutil.copy(scene / "b.png", scene / "sub" / "b.png")
+    describe(scene, {"file_path": "./a"}, {"file_path": "sub\\b.png", "transform_matrix": half}, camera_angle_x=1.0)
+    (row,) = make(scene.parent, tmp_path / "dataset", "scene/transforms.json").rows("cameras", ["c2w"])
+    np.testing.assert_array_equal(np.reshape(row["c2w"][0], (4, 4)), EYE)
+    np.testing.assert_array_equal(np.reshape(row["c2w"][1], (4, 4)), [[1, 0, 0, 1], [0, 1, 0, 2], [0, 0, 1, 3], EYE[3]])
+
+
+@pytest.mark.parametrize(("frames", "reason"), [([], "its list of frames is empty"), ({"0": {}}, "no list of frames")])
+def test_scene_without_frames_makes_no_set(frames: Any, reason: str, scene: Path, tmp_path: Path) -> None:
+    (scene / "transforms.json").write_text(json.dumps({"fl_x": 1, "frames": frames}))
     (row,) = make(scene.parent, tmp_path / "dataset", "scene/transforms.json").rows("rejected")
     assert reason in row["reason"]
 

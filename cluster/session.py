@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
-from cluster.own_ray import AGAIN, NodeLost, OwnRay, few_processes, watched
+from cluster.own_ray import AGAIN, NodeLost, OwnRay, few_actors, few_processes, watched
 from cluster.ray_environment import prepare_ray, starts_own_ray
 from model.inputs import InputError, WorkFailed, causes, error_for_person, one_line
 
@@ -51,7 +51,11 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
     _quiet(verbose)
     own = OwnRay() if starts_own_ray() else None
     try:
-        with watched(own) if own else nullcontext(), _losses_named():
+        with (
+            watched(own) if own else nullcontext(),
+            few_actors() if own and not verbose else nullcontext(),
+            _losses_named(),
+        ):
             yield
     finally:
         if own and own.ended:

@@ -152,7 +152,7 @@ def run_outcomes(snapshot: Snapshot) -> Iterator[CheckOutcome]:
         last, lowest = validation[-1], min(validation)
         passed = math.isfinite(last) and last <= MAX_RISE * lowest
         description = f"{last:.4g} at the newest checkpoint, {lowest:.4g} at the best"
-        yield CheckOutcome((name, "checkpoints"), "held_out", passed, description, _finite("validation loss", last))
+        yield CheckOutcome((name, "checkpoints"), "validation", passed, description, _finite("validation loss", last))
     figures = run_figures(store)
     steps = whole_checkpoints(store) if figures else []
     if figures and steps:

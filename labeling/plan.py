@@ -135,7 +135,7 @@ def _unselected(declaration: Mapping[str, Any]) -> list[str]:
 
 
 def _selection(dataset: Dataset, where: str) -> tuple[str, dict[str, Any]]:
-    """The group of a condition, and its parameters; "" for one that all rows fulfil."""
+    """The group of a condition, and its parameters; "" for one that all rows fulfill."""
     if where.strip().lower() == ALL_ROWS:
         return "", {}
     if dataset.has_sets:

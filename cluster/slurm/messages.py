@@ -38,7 +38,7 @@ _PENDING = (
 )
 
 _ENDED = {
-    "CANCELLED": "it was cancelled",
+    "CANCELLED": "it was canceled",
     "TIMEOUT": "it reached its time limit; raise `hours` in the target, or submit it again to continue",
     "DEADLINE": "it reached its deadline",
     "NODE_FAIL": "one of its nodes failed; submit it again",

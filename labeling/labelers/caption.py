@@ -50,6 +50,7 @@ class CaptionLabeler(WriterLabeler):
         "boxes.scores",
         "pose.keypoints",
     )
+    network_reads = ("images.image",)
     packages: tuple[str, ...] = ("mmcv",)
     schema = pa.schema([("caption", pa.string())])
 
@@ -65,7 +66,6 @@ class CaptionLabeler(WriterLabeler):
     def __init__(self, group: str, parameters: BaseModel) -> None:
         super().__init__(group, parameters)
         if self.parameters.model:
-            self.reads = ("images.image",)
             self.packages = ()
 
     @property

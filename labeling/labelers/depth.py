@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, field_validator
+from pydantic import Field, field_validator
 
 from labeling.labeler import MissingParameterError, Prepared, Row, RowError, required
 from labeling.networks.batches import Outputs
@@ -27,6 +27,7 @@ class DepthLabeler(PretrainedLabeler):
     role = "depth"
     version = 1
     reads: tuple[str, ...] = ("images.image", "images.right", "images.disparity", "images.disparity_scale")
+    network_reads = ("images.image",)
     packages = ("mmcv",)
     outputs = ("predicted_depth", "field_of_view")
     schema = pa.schema([("depth", pa.binary()), ("near", pa.float32()), ("far", pa.float32()), ("method", pa.string())])
@@ -51,11 +52,6 @@ class DepthLabeler(PretrainedLabeler):
             return block
 
     parameters: Parameters
-
-    def __init__(self, group: str, parameters: BaseModel) -> None:
-        super().__init__(group, parameters)
-        if self.parameters.model:
-            self.reads = ("images.image",)
 
     @property
     def model(self) -> str:

@@ -94,11 +94,6 @@ class PoseLabeler(PretrainedLabeler):
             inputs["dataset_index"] = np.zeros(len(boxes), np.int64)  # COCO is the first expert
         return Prepared(inputs, (picture.shape[:2], corners))
 
-    def infer(self, inputs: list[Any]) -> list[Any]:
-        given = [place for place, one in enumerate(inputs) if one is not None]
-        computed = dict(zip(given, super().infer([inputs[place] for place in given]), strict=True))
-        return [computed.get(place) for place in range(len(inputs))]
-
     def finish(self, output: Any, context: Any) -> Row:
         size, corners = context
         if output is None:

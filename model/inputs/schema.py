@@ -22,7 +22,7 @@ class Section(BaseModel):
 
 
 def split_range(value: Any) -> Any:
-    """(least, most) of a text "LEAST:MOST", as files and the command line write ranges; any other value as it is."""
+    """(3, 8) of the text "3:8", as files and the command line write all ranges; any other value as it is."""
     numbers = value.split(":") if isinstance(value, str) else []
     if len(numbers) == 2 and all(number.isdecimal() for number in numbers):
         return int(numbers[0]), int(numbers[1])

@@ -72,11 +72,12 @@ def pixels_only(raw: bytes) -> bytes:
     for kind, start, end in _chunks(raw):
         if kind in _PIXELS:
             (length,) = struct.unpack_from(">I", raw, start)
-            parts.append(_chunk(kind, raw[start + 8 : min(start + 8 + length, end)]))
-    return SIGNATURE + b"".join(parts) + _chunk(b"IEND", b"")
+            parts.append(png_chunk(kind, raw[start + 8 : min(start + 8 + length, end)]))
+    return SIGNATURE + b"".join(parts) + png_chunk(b"IEND", b"")
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk as files have it, with length and checksum."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 

@@ -73,7 +73,7 @@ def bad(what: str, row: str = "r5", kind: type[Labeler] = Bad, **more: Any) -> L
     ],
 )
 @pytest.mark.parametrize("kind", [Bad, BadBatches])
-def test_what_a_labeler_does_wrong_on_a_row_is_that_row_s_error(what: str, reason: str, kind: type[Labeler]) -> None:
+def test_wrong_result_is_an_error_of_its_row(what: str, reason: str, kind: type[Labeler]) -> None:
     results = LabelerRun(bad(what, kind=kind)).label(rows())
     assert results[5] == Failure(reason, expected=what == "row-error")
     assert [result for result in results if isinstance(result, Failure)] == [results[5]]

@@ -123,7 +123,7 @@ def test_row_without_others_is_judged_by_an_earlier_task() -> None:
         fresh.run(rows(6)[5:])
 
 
-def test_what_a_labeler_s_load_raises_is_raised(caplog: pytest.LogCaptureFixture) -> None:
+def test_error_of_load_is_raised(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(InputError, match=r"^bad.what: no such weights; take others$"):
         label(labeler("load-input"))
     with pytest.raises(

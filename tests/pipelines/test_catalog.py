@@ -1,4 +1,4 @@
-"""Labelers of the catalogue from the command line, with tiny random models where they take one by name."""
+"""Labelers of the catalog from the command line, with tiny random models where they take one by name."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def test_selected_rows_are_labeled_and_keep_their_labels(dataset: Dataset) -> No
     assert all(not (state.stale or state.missing) for state in dataset_status(dataset).values())
 
 
-def test_a_condition_follows_what_it_reads(dataset: Dataset) -> None:
+def test_condition_follows_what_it_reads(dataset: Dataset) -> None:
     label(dataset.uri, [BRIGHTNESS])
     values = sorted(row["value"] for row in dataset.rows("brightness"))
     where = f"brightness.value > {values[len(values) // 2]}"
@@ -87,7 +87,7 @@ def test_a_condition_follows_what_it_reads(dataset: Dataset) -> None:
         ("brightness.value > 3", "no column 'brightness.value'"),
     ],
 )
-def test_a_bad_condition_labels_nothing(dataset: Dataset, where: str, message: str) -> None:
+def test_bad_condition_labels_nothing(dataset: Dataset, where: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         label(dataset.uri, [BRIGHTNESS], where=where)
     assert dataset.groups() == ["images"]

@@ -232,7 +232,7 @@ def test_gpu_that_torch_cannot_use_is_a_failure_of_the_device(tmp_path: Path, mo
         network_process._device()
 
 
-def test_latents_of_several_labels_share_a_network_and_own_resources_go_over_the_labelers() -> None:
+def test_resources_of_a_group_override_those_of_its_labeler() -> None:
     groups = ("latents-96", "latents-96-edges", "latents-64")
     labelers = {group: load_labeler(group, {}) for group in groups}
     given = {"latents": Resources(gpus=0.5, batch=3), "latents-64": Resources(batch=5)}

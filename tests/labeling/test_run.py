@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bad_labelers import Bad, BadBatches, BadDevice
+from bad_labelers import Bad, BadBatches, BadDevice, rows
 
 from labeling.failures import DeviceError, Failure, device_error
 from labeling.labeler import Labeler, MissingParameterError, RowError
@@ -46,10 +46,6 @@ def test_packages_are_imported_by_one_process_at_a_time(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), root, os.environ["PYTHONPATH"]])}
     started = [subprocess.Popen([sys.executable, "-c", IMPORT], env=environment) for _ in range(3)]
     assert [process.wait(timeout=60) for process in started] == [0, 0, 0]
-
-
-def rows(count: int = 8) -> list[dict[str, Any]]:
-    return [{"id": f"r{n}", "images.image": np.full((2, 2, 3), n, np.uint8)} for n in range(count)]
 
 
 def bad(what: str, row: str = "r5", kind: type[Labeler] = Bad, **more: Any) -> Labeler:

@@ -13,17 +13,13 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from bad_labelers import Bad, BadBatches, BadDevice, BadOnMany, Leaking
+from bad_labelers import Bad, BadBatches, BadDevice, BadOnMany, Leaking, rows
 from label_work import LabelWork, OtherWork
 
 from labeling.failures import DeviceError, Failure, ProcessError, WorkError
 from labeling.labeler import Labeler
 from labeling.supervision.supervisor import Supervisor, memory_share
 from model.inputs import InputError
-
-
-def rows(count: int = 8) -> list[dict[str, Any]]:
-    return [{"id": f"r{n}", "images.image": np.full((2, 2, 3), n, np.uint8)} for n in range(count)]
 
 
 def labeler(what: str, row: str = "r5", kind: type[Labeler] = Bad, **more: Any) -> Labeler:

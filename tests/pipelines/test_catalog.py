@@ -20,16 +20,9 @@ from tiny_networks import (
 )
 
 from labeling.dataset import Dataset
-from pipelines.ingest import ingest
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
 KEY = "sk-abcdefghijklmnop"
-
-
-@pytest.fixture
-def dataset(pictures: Path, tmp_path: Path) -> Dataset:
-    ingest(str(pictures), str(tmp_path / "dataset"), shard_rows=3)
-    return Dataset.open(tmp_path / "dataset")
 
 
 def label(dataset: Dataset, groups: str, *settings: str, **environment: str) -> str:

@@ -23,12 +23,6 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 BRIGHTNESS, BROKEN, HALVED = (f"simple_labelers:{name}" for name in ("Brightness", "Broken", "Halved"))
 
 
-@pytest.fixture
-def dataset(pictures: Path, tmp_path: Path) -> Dataset:
-    ingest(str(pictures), str(tmp_path / "dataset"), shard_rows=3)
-    return Dataset.open(tmp_path / "dataset")
-
-
 def stamps(dataset: Dataset, group: str) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in Path(dataset.uri, group).glob("0*.parquet")}
 

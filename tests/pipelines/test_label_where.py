@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from commands import onediffusion
 
 from labeling.dataset import NOT_SELECTED, Dataset, dataset_status, select_rows
 from model.inputs import InputError
-from pipelines.ingest import ingest
 from pipelines.label import label, plan
 from pipelines.row_errors import labeled_errors
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 BRIGHTNESS, DOUBLED = "simple_labelers:Brightness", "simple_labelers:Doubled"
-
-
-@pytest.fixture
-def dataset(pictures: Path, tmp_path: Path) -> Dataset:
-    ingest(str(pictures), str(tmp_path / "dataset"), shard_rows=3)
-    return Dataset.open(tmp_path / "dataset")
 
 
 def labeled(dataset: Dataset, group: str, column: str) -> list[bool]:

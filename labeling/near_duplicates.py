@@ -91,11 +91,11 @@ def _candidates(words: Words, distance: int) -> Iterator[tuple[NDArray[np.int64]
                 yield order[near], order[near + offset]
 
 
-def _sampled(columns: Sequence[NDArray[np.uint64]], places: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """(N,) the bits of each row at these places, as one number."""
+def _sampled(columns: Sequence[NDArray[np.uint64]], bit_indices: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """(N,) the bits of each row at these indices, as one number."""
     keys = np.zeros(len(columns[0]), np.uint32)
-    for place in places.tolist():
-        bit = (columns[place // 64] >> np.uint64(place % 64)).astype(np.uint32) & np.uint32(1)
+    for bit_index in bit_indices.tolist():
+        bit = (columns[bit_index // 64] >> np.uint64(bit_index % 64)).astype(np.uint32) & np.uint32(1)
         keys = (keys << np.uint32(1)) | bit
     return keys
 

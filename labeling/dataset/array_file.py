@@ -124,11 +124,11 @@ class ArrayFile:
         return found.starts if found else np.zeros(0, np.int64)
 
     def _damaged(self, want: Want) -> InputError:
-        place = self._value(want)
+        value_index = self._value(want)
         bounds = [self.latents.firsts] if self.latents else [self.entries.firsts, self.entries.views]  # type: ignore[union-attr]
         for firsts in (*bounds, self.row_starts):
-            place = int(np.searchsorted(firsts, place, side="right")) - 1
-        return damaged_shard(self.address, place)
+            value_index = int(np.searchsorted(firsts, value_index, side="right")) - 1
+        return damaged_shard(self.address, value_index)
 
 
 @dataclass(frozen=True, slots=True)

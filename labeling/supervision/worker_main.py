@@ -191,8 +191,8 @@ def _raised(connection: socket.socket, error: BaseException) -> None:
     elif failed := device_error(error):
         send(connection, ("device", str(failed)))
     else:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        line = f"{Failure.of(error).reason} ({os.path.basename(place.filename)}, line {place.lineno})"
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        line = f"{Failure.of(error).reason} ({os.path.basename(frame.filename)}, line {frame.lineno})"
         send(connection, ("raised", (line, "".join(traceback.format_exception(error)))))
 
 

@@ -85,7 +85,7 @@ def resources_by_group(labelers: Mapping[str, Labeler], given: ResourcesByLabele
     return {group: merged[base_name(group)].merged(merged.get(group, Resources())) for group in labelers}
 
 
-def place(
+def place_labelers(
     labelers: Mapping[str, Labeler], resources: Mapping[str, Resources], gpus: float, cpus: float, may_grow: bool
 ) -> Placement:
     """Where labelers run on a cluster that has so many GPUs and CPUs, or will have.

@@ -27,7 +27,7 @@ from model.pictures import decode_picture
 from pipelines.labeling_job.network_process import NetworkProcess
 from pipelines.labeling_job.part_labeler import PartLabeler
 from pipelines.labeling_job.parts import Part, blocks_of_parts, cut_parts, pack, unpack
-from pipelines.labeling_job.placement import place, resources_by_group
+from pipelines.labeling_job.placement import place_labelers, resources_by_group
 from pipelines.labeling_job.tables import from_bytes
 from pipelines.labeling_job.tally import MAX_REASONS, Errors
 
@@ -180,7 +180,7 @@ def test_networks_get_gpus_where_there_are_some() -> None:
     }
 
     def gpus(given: dict[str, Resources], there: float) -> dict[str, float]:
-        placement = place(labelers, resources_by_group(labelers, given), there, 8, may_grow=False)
+        placement = place_labelers(labelers, resources_by_group(labelers, given), there, 8, may_grow=False)
         return {name: pool.gpus for name, pool in placement.pools.items()}
 
     assert gpus({}, 0) == {}
@@ -208,7 +208,7 @@ def test_processes_on_cpus_leave_networks_the_cpus_that_they_asked_for() -> None
 
     def reserved(there: float, **given: Any) -> float:
         resources = resources_by_group(labelers, {"loose": Resources(**given)})
-        return place(labelers, resources, there, 8, may_grow=False).reserved_cpus(there, 8)
+        return place_labelers(labelers, resources, there, 8, may_grow=False).reserved_cpus(there, 8)
 
     assert reserved(0) == 0
     assert reserved(1) == 0  # one with a GPU takes no CPU unless it is to

@@ -304,8 +304,8 @@ class _Ranges:
         except FileNotFoundError:
             raise
         except OSError as error:  # after all attempts
-            place = f"{self._store.uri}/{self._name}"
-            raise WorkFailed(f"{place}: S3 does not give its bytes ({one_line(error, 120)})") from None
+            address = f"{self._store.uri}/{self._name}"
+            raise WorkFailed(f"{address}: S3 does not give its bytes ({one_line(error, 120)})") from None
         if len(content) != size:
             return False
         for part in parts:

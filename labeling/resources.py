@@ -51,8 +51,8 @@ class Resources(Section):
 
     def merged(self, above: Resources) -> Resources:
         """These with what others say put over them."""
-        said = {name: getattr(above, name) for name in above.model_fields_set}
-        return Resources(**{**{name: getattr(self, name) for name in self.model_fields_set}, **said})
+        values = {name: getattr(above, name) for name in above.model_fields_set}
+        return Resources(**{**{name: getattr(self, name) for name in self.model_fields_set}, **values})
 
 
 ResourcesByLabeler = Mapping[str, Resources]  # by labeler or group name; a group's own go over its labeler's

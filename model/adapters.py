@@ -36,11 +36,11 @@ def check_adapter(weights: Mapping[str, Any], transformer: nn.Module) -> dict[st
     linear = _base_layers(transformer)
     for key, value in weights.items():
         _check_key(key, value, linear)
-    found = {key.removeprefix(PREFIX): value for key, value in weights.items()}
-    modules = {key[: -len(part)] for key in found for part in _PARTS if key.endswith(part)}
-    result = dict(found)
+    unprefixed = {key.removeprefix(PREFIX): value for key, value in weights.items()}
+    modules = {key[: -len(part)] for key in unprefixed for part in _PARTS if key.endswith(part)}
+    result = dict(unprefixed)
     for module in sorted(modules):
-        first, second = (found.get(f"{module}.lora_{which}.weight") for which in "AB")
+        first, second = (unprefixed.get(f"{module}.lora_{which}.weight") for which in "AB")
         if first is None or second is None:
             lacks = "lora_A" if first is None else "lora_B"
             raise InputError(f"LoRA of {module}: it has no {lacks}.weight, and both are needed; save it again")

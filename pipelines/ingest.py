@@ -58,8 +58,8 @@ class IngestResult:
         """Lines that say what was done."""
         line = f"{self.added} pictures added, {self.rejected} files rejected; {self.images} pictures in {dataset}"
         done = {"replaced": self.replaced, "marked as removed": self.removed}
-        said = [f"{count} {what}" for what, count in done.items() if count]
-        return [line, *([", ".join(said)] if said else []), *self.remarks]
+        parts = [f"{count} {what}" for what, count in done.items() if count]
+        return [line, *([", ".join(parts)] if parts else []), *self.remarks]
 
 
 def ingest(
@@ -168,8 +168,8 @@ def _look_inside(workers: Workers, store: Store, files: Sequence[PackedFile]) ->
     if len(files) <= _HERE_ARCHIVES and (size <= _HERE_ARCHIVE_BYTES or len(files) == 1):
         return look_inside(store, files)
     calls = ((number, store, file) for number, file in enumerate(files))
-    found = dict(workers.map(_numbered_contents, calls, on_cluster=True))
-    return (found[number] for number in range(len(files)))
+    contents = dict(workers.map(_numbered_contents, calls, on_cluster=True))
+    return (contents[number] for number in range(len(files)))
 
 
 def _numbered_contents(number: int, store: Store, file: PackedFile) -> tuple[int, Contents]:
@@ -218,11 +218,11 @@ def _remarks(
         "changed": (changed.changed, "--update", update),
         "gone": (len(findings.gone), "--prune", prune),
     }
-    said = [f"{count} {what}" for what, (count, _, asked) in counts.items() if count and not asked]
-    options = [option for count, option, asked in counts.values() if count and not asked]
-    if said:
+    parts = [f"{count} {what}" for what, (count, _, is_requested) in counts.items() if count and not is_requested]
+    options = [option for count, option, is_requested in counts.values() if count and not is_requested]
+    if parts:
         advice = {"--update": "--update takes them over", "--prune": "--prune marks their rows as removed"}
-        yield f"at the source, {' and '.join(said)}: {', '.join(advice[option] for option in options)}"
+        yield f"at the source, {' and '.join(parts)}: {', '.join(advice[option] for option in options)}"
     if update and changed.changed > changed.replaced:
         yield f"{changed.changed - changed.replaced} changed pictures could not be taken over; rejected/ says why"
     if changed.twins:

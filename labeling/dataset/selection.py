@@ -244,10 +244,10 @@ def _columns(tables: Tables, mentioned: Mentioned) -> list[str]:
     columns = set()
     for path in sorted(mentioned.columns):
         try:
-            found = tables.resolve(path)
-            if found is None:
+            column = tables.resolve(path)
+            if column is None:
                 raise tables.no_column(path)
-            columns.add(".".join(found))
+            columns.add(".".join(column))
         except InputError:
             if path not in mentioned.inner:  # a subquery has names of its own, which DuckDB looks at
                 raise

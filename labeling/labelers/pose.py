@@ -124,14 +124,14 @@ class PoseLabeler(PretrainedLabeler):
         required(row, "images.image")
         if row["boxes.boxes"] is None:
             raise RowError("no boxes: where people are is not known")
-        wanted = {_class_name(name) for name in self.parameters.person}
+        classes = {_class_name(name) for name in self.parameters.person}
         names = [_class_name(name) for name in row["boxes.names"]]
-        if names and all(name.isdecimal() for name in names) and not any(one.isdecimal() for one in wanted):
+        if names and all(name.isdecimal() for name in names) and not any(one.isdecimal() for one in classes):
             raise RowError(f"the boxes' classes are numbers ({', '.join(sorted(set(names)))}): set pose.person to one")
         boxes = [
             np.array([box[key] for key in ("x0", "y0", "x1", "y1")])
             for box, name in zip(row["boxes.boxes"], names, strict=True)
-            if name in wanted
+            if name in classes
         ]
         return row["images.image"], sorted(boxes, key=lambda box: -(box[2] - box[0]) * (box[3] - box[1]))[
             : self.parameters.people

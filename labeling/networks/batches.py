@@ -91,7 +91,9 @@ def pixel_scale(processor: Any, process: Callable[..., Inputs]) -> PixelScale | 
             _channels(processor.image_std) if scales else None,
             fused,
         )
-        if all(np.array_equal(scale(to_device(pixels.copy(), "cpu")).numpy(), wanted) for pixels, wanted in tried):
+        if all(
+            np.array_equal(scale(to_device(pixels.copy(), "cpu")).numpy(), reference) for pixels, reference in tried
+        ):
             return scale
     return None
 

@@ -43,8 +43,8 @@ def describe(facts: Mapping[str, Any], naming: Naming) -> Described:
     by_name = {name.strip().lower(): name for name in reversed(left)}
     author = _take(left, [by_name.get("author")])
     license_name = _take(left, [by_name.get(name) for name in _LICENSE_NAMES])
-    wanted = [naming.text] if naming.text else [by_name.get(name) for name in TEXT_COLUMNS]
-    text = _take(left, wanted)
+    columns = [naming.text] if naming.text else [by_name.get(name) for name in TEXT_COLUMNS]
+    text = _take(left, columns)
     metadata = json.dumps(left, ensure_ascii=False, sort_keys=True, separators=(",", ":")) if left else None
     if metadata is not None and len(metadata) > _MAX_METADATA:
         metadata, left = None, {}

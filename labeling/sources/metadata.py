@@ -70,19 +70,19 @@ def joining_name(name: str) -> str:
 
 def read_metadata(store: Store, files: Iterable[str]) -> MetadataTable:
     """What the tables among the files of a store say. Raises InputError for one at the top that names no files."""
-    found = MetadataTable()
+    table = MetadataTable()
     for file in files:
         folder = "" if "/" not in file else file.rpartition("/")[0] + "/"
         try:
-            _read_table(store, file, folder, found)
+            _read_table(store, file, folder, table)
         except InputError as error:
             if not folder:
                 raise
-            found.remarks.append(f"{error}; it is left out")
-    return found
+            table.remarks.append(f"{error}; it is left out")
+    return table
 
 
-def _read_table(store: Store, file: str, folder: str, found: MetadataTable) -> None:
+def _read_table(store: Store, file: str, folder: str, table: MetadataTable) -> None:
     place = f"{store.uri}/{file}"
     trouble: Counter[str] = Counter()
     if file.endswith(".parquet"):
@@ -98,15 +98,15 @@ def _read_table(store: Store, file: str, folder: str, found: MetadataTable) -> N
             if any(value not in (None, "") for value in row.values()):
                 trouble["without a file name"] += 1
             continue
-        said = {column: value for column, value in row.items() if column != key and value not in (None, "")}
+        facts = {column: value for column, value in row.items() if column != key and value not in (None, "")}
         for column in COMPANIONS:
-            if isinstance(said.get(column), str):
-                said[column] = folder + joining_name(said[column])
-                found.companions.add(said[column])
-        found.names.append(storable(folder + joining_name(name.strip())))
-        found.rows.append(storable(json.dumps(said, ensure_ascii=False, separators=(",", ":"))))
+            if isinstance(facts.get(column), str):
+                facts[column] = folder + joining_name(facts[column])
+                table.companions.add(facts[column])
+        table.names.append(storable(folder + joining_name(name.strip())))
+        table.rows.append(storable(json.dumps(facts, ensure_ascii=False, separators=(",", ":"))))
     for what, count in trouble.items():
-        found.remarks.append(f"{file}: {count} {'line' if count == 1 else 'lines'} {what}")
+        table.remarks.append(f"{file}: {count} {'line' if count == 1 else 'lines'} {what}")
 
 
 def _name_column(row: Mapping[str, Any], place: str) -> str:

@@ -73,11 +73,11 @@ def _rows(metadata: pq.FileMetaData, file: str, column: str) -> pa.Table:
     return items_table(rows)
 
 
-def _values(parquet: pq.ParquetFile, wanted: Mapping[Any, Item], column: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _values(parquet: pq.ParquetFile, items: Mapping[Any, Item], column: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number and values of the rows wanted; each row group that has some is gone through once."""
     names = [field.name for field in parquet.schema_arrow if field.name == column or not _is_heavy(field.type)]
-    last, first = max(wanted), 0
-    rows_wanted = set(wanted)
+    last, first = max(items), 0
+    rows_wanted = set(items)
     for index in range(parquet.num_row_groups):
         count = parquet.metadata.row_group(index).num_rows
         here = rows_wanted.intersection(range(first, first + count))

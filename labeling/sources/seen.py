@@ -84,12 +84,12 @@ class SeenItems:
         packed = self.table.filter(pc.is_valid(self.table["file"]))
         tags = pc.list_element(pc.split_pattern(packed["tag"], "+", max_splits=1), 0)
         pairs = pa.table({"file": packed["file"], "tag": tags}).group_by(["file", "tag"]).aggregate([])
-        found: dict[str, str] = {}
+        tag_of: dict[str, str] = {}
         doubtful = set()
         for row in pairs.to_pylist():
-            if row["tag"] is None or found.setdefault(row["file"], row["tag"]) != row["tag"]:
+            if row["tag"] is None or tag_of.setdefault(row["file"], row["tag"]) != row["tag"]:
                 doubtful.add(row["file"])
-        return {file: tag for file, tag in found.items() if file not in doubtful}
+        return {file: tag for file, tag in tag_of.items() if file not in doubtful}
 
     def compare(self, listing: Listing) -> Comparison:
         """What of a listing is new, and what of the items seen may have changed or is gone."""

@@ -186,8 +186,8 @@ def _raised(connection: socket.socket, error: BaseException) -> None:
     from labeling.supervision.messages import send
     from model.inputs import input_error_behind
 
-    if said := input_error_behind(error):
-        send(connection, ("input", str(said)))
+    if input_error := input_error_behind(error):
+        send(connection, ("input", str(input_error)))
     elif failed := device_error(error):
         send(connection, ("device", str(failed)))
     else:

@@ -127,9 +127,11 @@ class RowGroup:
             if rows.prepared is None:
                 rows.prepared = run.prepare(rows.rows, attempt, rows.failures)
             known = dict(zip(rows.ids, rows.prepared, strict=True))
-            asked = {row: one.inputs for row, one in known.items() if isinstance(one, Prepared) and row not in outputs}
-            if asked:
-                requests[group] = {row: pickle.dumps(inputs, protocol=5) for row, inputs in asked.items()}
+            to_infer = {
+                row: one.inputs for row, one in known.items() if isinstance(one, Prepared) and row not in outputs
+            }
+            if to_infer:
+                requests[group] = {row: pickle.dumps(inputs, protocol=5) for row, inputs in to_infer.items()}
                 rows.prepared = [_without_inputs(one) for one in rows.prepared]
                 self._waiting[group] = rows
                 return

@@ -156,14 +156,14 @@ def _waits_named(coordinator: Any) -> Iterator[None]:
 def _name_waits(coordinator: Any, ended: threading.Event) -> None:
     import ray
 
-    said: list[str] = []
+    last_lines: list[str] = []
     while not ended.wait(LOOK_SECONDS):
         with suppress(Exception):  # the job itself hears of what is wrong with the coordinator or with Ray
             lines = ray.get(coordinator.waits.remote(), timeout=LOOK_SECONDS)
             for line in lines:
-                if line not in said:
+                if line not in last_lines:
                     _log.warning("%s", line)
-            said = lines
+            last_lines = lines
 
 
 def _run(

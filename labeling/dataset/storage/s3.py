@@ -285,9 +285,9 @@ class _Stream:
                 self._rest = memoryview(part)
             elif not self._rest:
                 break
-            wanted = len(self._rest) if size < 0 else size - len(taken)
-            taken += self._rest[:wanted]
-            self._rest = self._rest[wanted:]
+            size_left = len(self._rest) if size < 0 else size - len(taken)
+            taken += self._rest[:size_left]
+            self._rest = self._rest[size_left:]
         return bytes(taken)
 
 

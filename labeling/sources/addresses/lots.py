@@ -87,11 +87,11 @@ class RetryLot:
         return [_outcome(work.dataset, self.shard)]
 
     def _read(self, work: ListWork, shard: str, ranges: Sequence[RowRange]) -> Iterator[ListedRow]:
-        wanted = {(file, place) for file, place in failed_rows(work.dataset, shard)}
+        failures = {(file, place) for file, place in failed_rows(work.dataset, shard)}
         for one in ranges:
             (rows,) = work.files[one.file].read([one])
             for index, row in enumerate(rows):
-                if (one.file, one.first + index) in wanted:
+                if (one.file, one.first + index) in failures:
                     yield ListedRow(one.file, one.first + index, row)
 
 

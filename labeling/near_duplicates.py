@@ -125,7 +125,7 @@ class _Groups:
             a, b = self._roots_of(one), self._roots_of(other)
             apart = a != b
             one, other, a, b = one[apart], other[apart], a[apart], b[apart]
-            # Of several pairs with one root only one counts at a time, so the others are tried again.
+            # Only one of several pairs with one root counts at a time, so the others are tried again.
             np.minimum.at(self.parents, np.maximum(a, b), np.minimum(a, b))
 
     def roots(self) -> NDArray[np.int64]:
@@ -141,8 +141,10 @@ class _Groups:
 
 
 def _first_rows(roots: NDArray[np.int64], first: NDArray[np.int64], inverse: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Of each row the first row of its group. roots: of different rows; first: where each stands first; inverse: which
-    of them each row is."""
+    """(N,) the first row of each row's group.
+
+    roots: (D,) of different rows; first: (D,) where each stands first; inverse: (N,) which of them each row is.
+    """
     leaders = np.full(len(roots), np.iinfo(np.int64).max)
     np.minimum.at(leaders, roots, first)
     return leaders[roots][inverse]

@@ -170,7 +170,7 @@ def as_matrices(name: str, value: Any, side: int) -> Tensor:
     tensor = tensor.float()
     if not bool(torch.isfinite(tensor).all()):
         raise InputError(f"{name}: not all numbers are finite")
-    # Of c2w the rotation; a camera that maps space to a plane or a point has no rays.
+    # The rotation of c2w. A camera that maps space to a plane or a point has no rays.
     axes = tensor[:, :3, :3].double()
     if bool((torch.linalg.det(axes).abs() <= 1e-12 * torch.linalg.matrix_norm(axes) ** 3).any()):
         raise InputError(f"{name}: a matrix cannot be inverted; cameras need three independent axes")

@@ -75,7 +75,7 @@ class TextEncoder:
 
     @torch.no_grad()
     def _embed(self, prompts: Sequence[Sequence[int]], on_device: bool) -> list[Tensor]:
-        """Of one batch, padded to its longest prompt and masked."""
+        """Embed one batch, padded to its longest prompt and masked."""
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
         ids = torch.full(mask.shape, self.tokenizer.pad_token_id or 0)

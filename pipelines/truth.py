@@ -70,7 +70,7 @@ def evaluate_dataset(uri: str) -> dict[str, Figure]:
 
 
 def figure_lines(figures: Mapping[str, Figure]) -> list[str]:
-    """For a person: a line for each label."""
+    """What a person reads: a line for each label."""
     lines = []
     for name, figure in figures.items():
         values = ", ".join(f"{key} {value:.3f}" for key, value in figure.items() if key != "rows")
@@ -152,7 +152,7 @@ def _copies(row: Row, facts: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def _pair_figures(taken: list[tuple[str, str]]) -> Figure:
-    """Of pairs of rows: how many that were found are copies, and how many copies were found."""
+    """Precision and recall of pairs of rows: how many found pairs are copies, and how many copies were found."""
     predicted, true = (np.unique([pair[side] for pair in taken], return_inverse=True)[1] for side in (0, 1))
     both = np.unique(predicted.astype(np.int64) * (true.max() + 1) + true, return_counts=True)[1]
     right, of_predicted, of_true = (_pairs(counts) for counts in (both, np.bincount(predicted), np.bincount(true)))

@@ -74,7 +74,7 @@ _UNREACHABLE = re.compile(
     "|Unable to process configuration|controller.*not responding|Zero Bytes were transmitted|Socket timed out"
 )
 
-# Those of them after which the controller may have carried out the request.
+# After these the controller may have carried out the request.
 _SILENT = re.compile("Zero Bytes were transmitted|Socket timed out|Connection timed out")
 
 

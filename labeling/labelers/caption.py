@@ -55,7 +55,7 @@ class CaptionLabeler(WriterLabeler):
     schema = pa.schema([("caption", pa.string())])
 
     class Parameters(WriterLabeler.Parameters):
-        """As of what a model writes, where one is named; threshold: least score of an object that a composed caption
+        """Those of a model that writes, where one is named; threshold: least score of an object that a composed caption
         speaks of."""
 
         prompt: str = _INSTRUCTION

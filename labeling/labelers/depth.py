@@ -100,7 +100,7 @@ class DepthLabeler(PretrainedLabeler):
         if max(width, height) > limit:
             left, right = (mmcv.imrescale(side, (limit, limit), interpolation="area") for side in (left, right))
         shifts = self._shifts(left, right)
-        # The same from the right image, which is a left one when mirrored. Where the two disagree, a pixel is hidden
+        # The right image is matched too, which is a left one when mirrored. Where the two disagree, a pixel is hidden
         # from one of them, or the match is wrong.
         back = self._shifts(right[:, ::-1].copy(), left[:, ::-1].copy())[:, ::-1]
         columns = np.arange(shifts.shape[1])[None] - np.rint(np.nan_to_num(shifts)).astype(np.int64)

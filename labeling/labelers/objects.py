@@ -27,7 +27,7 @@ class ObjectsLabeler(WriterLabeler):
     schema = pa.schema([("names", pa.list_(pa.string()))])
 
     class Parameters(WriterLabeler.Parameters):
-        """As of what a model writes, where one is named; most: names of a picture."""
+        """Those of a model that writes, where one is named; most: names of a picture."""
 
         tokens: int = Field(64, ge=1)
         prompt: str = _QUESTION

@@ -247,7 +247,7 @@ class SegmentationLabeler(PretrainedLabeler):
         right, bottom = min(width, x1 + around), min(height, y1 + around)
         crop = picture[top:bottom, left:right]
         side = max(crop.shape[:2])
-        # As large as in a picture of working_side, and a small object larger.
+        # An object is as large as in a picture of working_side, and a small one larger.
         scale = min(1.0, max(self.parameters.working_side / max(height, width), _SMALL_SIDE / side))
         if scale < 1:
             crop = mmcv.imrescale(crop, scale, interpolation="area")
@@ -353,7 +353,7 @@ def _columns(regions: list[tuple[NDArray[np.bool_], str]], size: tuple[int, int]
 
 
 def _share(region: NDArray[np.bool_]) -> float:
-    """Of the picture; counted, since a mean of booleans takes ten times as long."""
+    """A region's share of the picture. Its pixels are counted: a mean of booleans takes ten times as long."""
     return np.count_nonzero(region) / region.size
 
 

@@ -86,7 +86,7 @@ def names_of(row: Row, parameters: NamesParameters, most: int = MOST_NAMES) -> l
 
 
 def mentioned(text: str, names: Sequence[str]) -> list[str]:
-    """Those of the names that a text speaks of, in the singular or plural."""
+    """Pick the names that a text speaks of, in the singular or plural."""
     words = " ".join(singular(word) for word in re.findall(r"\w+", text.lower()))
     return [name for name in names if re.search(rf"\b{re.escape(_singulars(name.lower()))}\b", words)]
 

@@ -74,7 +74,7 @@ def _as_text(value: Any) -> str | None:
 
 
 def storable(text: str) -> str:
-    """Without what UTF-8 cannot hold, which JSON can."""
+    """Drop what UTF-8 cannot hold, which JSON can."""
     return text.encode("utf-8", "replace").decode()
 
 

@@ -63,7 +63,7 @@ class SeenItems:
 
     @classmethod
     def read(cls, dataset: Dataset, shards: Sequence[ShardInfo]) -> SeenItems:
-        """Of these shards of a dataset."""
+        """Read the items of these shards of a dataset."""
         names = [shard.name for shard in shards]
 
         def load(number: int) -> pa.Table:

@@ -104,7 +104,7 @@ class Source:
 
 
 def _without_statistics(files: pa.Table) -> pa.Table:
-    """Without the tables and counts that img2dataset leaves beside each of its archives and folders."""
+    """Drop the tables and counts that img2dataset leaves beside each of its archives and folders."""
     names = files["name"]
     is_report = pc.match_substring_regex(names, r"^(.*/)?\d+(\.parquet|_stats\.json)$")
     if not pc.any(is_report).as_py():

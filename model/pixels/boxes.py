@@ -35,7 +35,7 @@ def main_color(data: bytes) -> tuple[int, int] | None:
 
 
 def without_exif(data: bytes) -> bytes:
-    """The same file with its EXIF block hidden: a decoder that writes the block anew fails on what it holds."""
+    """Hide a file's EXIF block: a decoder that writes the block anew fails on what it holds."""
     for kind, start, end in boxes(data):
         if kind == b"meta":
             return data[:start] + data[start:end].replace(b"Exif", b"skip") + data[end:]

@@ -64,7 +64,7 @@ def read_png(raw: bytes) -> PngFacts:
 
 
 def pixels_only(raw: bytes) -> bytes:
-    """The same picture without any chunk but those of its pixels: a decoder stumbles over what others hold.
+    """Keep only the chunks of a picture's pixels: a decoder stumbles over what others hold.
 
     Lengths and checksums are set right, and it has an end: OpenCV looks for what is missing for ten seconds.
     """

@@ -68,7 +68,7 @@ def jobs(
     for attempt, status in listed:
         sent = datetime.fromtimestamp(attempt.sent).strftime("%Y-%m-%d %H:%M") if attempt.sent else ""
         remark = status.reason or status.progress
-        # As text, since brackets in an error are no markup.
+        # Cells are plain text, since brackets in an error are no markup.
         cells = (attempt.job_id, str(attempt.number), attempt.target_name, sent, status.phase, remark)
         table.add_row(*map(Text, cells))
     Console().print(table)

@@ -104,7 +104,7 @@ def checkpoint_metadata(address: str) -> dict[str, Any]:
 
 
 def progress_metadata(address: str) -> dict[str, Any]:
-    """The same for a run that goes on: without samples, which take long to read."""
+    """Metadata of a run that goes on: without samples, which take long to read."""
     return run_metadata(describe_run(address, Inliner(0), figures={}, tasks=False))
 
 

@@ -158,7 +158,7 @@ def depth_colors() -> NDArray[np.uint8]:
 
 
 def depth_gradient() -> str:
-    """The same colors as stops of a CSS gradient."""
+    """Write the colors as stops of a CSS gradient."""
     colors = depth_colors()[np.linspace(0, 255, 9).astype(int)]
     return ", ".join(f"rgb({r} {g} {b})" for r, g, b in colors.tolist())
 

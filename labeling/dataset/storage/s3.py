@@ -63,7 +63,7 @@ class S3Store:
             max_pool_connections=_PARALLEL,
         )
         with explained(self.uri):
-            # Not the default session, which keeps the first credentials that it reads.
+            # The default session would keep the first credentials that it reads.
             return boto3.session.Session().client("s3", region_name=_region(), config=settings)
 
     def key(self, name: str) -> str:

@@ -28,7 +28,7 @@ class ListWork:
     declaration: Mapping[str, Any]
 
     def recipe(self, *parts: Any) -> str:
-        """Of all that a shard of these parts of the list depends on. How they are fetched is none of it."""
+        """Recipe of a shard of these parts of the list. How they are fetched is no part of it."""
         return recipe(self.declaration, {"source": digest_json([asdict(self.making.columns), list(parts)])})
 
 

@@ -53,7 +53,7 @@ def check_adapter(weights: Mapping[str, Any], transformer: nn.Module) -> dict[st
 
 def config_of(layers: Mapping[str, Any]) -> dict[str, Any] | None:
     """The peft configuration of the adapter whose own tensors these are, in any transformer that lives; else None."""
-    places = {value.data_ptr() for value in layers.values() if isinstance(value, Tensor) and value.numel()}
+    addresses = {value.data_ptr() for value in layers.values() if isinstance(value, Tensor) and value.numel()}
     for transformer in list(_transformers):
         for name, config in getattr(transformer, "peft_config", {}).items():
             own = {
@@ -61,7 +61,7 @@ def config_of(layers: Mapping[str, Any]) -> dict[str, Any] | None:
                 for key, parameter in transformer.named_parameters()
                 if ".lora_" in key and f".{name}." in f"{key}."
             }
-            if places & own:
+            if addresses & own:
                 return dict(config.to_dict())
     return None
 

@@ -38,13 +38,13 @@ def orbit_cameras(
             f"distance {float(distance.min()):g}: a camera is away from what it looks at; give more than 0"
         )
     a, e = torch.deg2rad(a), torch.deg2rad(e)
-    place = distance[:, None] * torch.stack([e.cos() * a.cos(), e.cos() * a.sin(), e.sin()], -1)
-    forward = -place / place.norm(dim=-1, keepdim=True)
-    right = torch.linalg.cross(forward, place.new_tensor([0.0, 0.0, 1.0]).expand_as(forward))
+    position = distance[:, None] * torch.stack([e.cos() * a.cos(), e.cos() * a.sin(), e.sin()], -1)
+    forward = -position / position.norm(dim=-1, keepdim=True)
+    right = torch.linalg.cross(forward, position.new_tensor([0.0, 0.0, 1.0]).expand_as(forward))
     right = right / right.norm(dim=-1, keepdim=True)
     up = torch.linalg.cross(right, forward)
-    c2w = torch.eye(4, dtype=place.dtype, device=place.device).repeat(len(place), 1, 1)
-    c2w[:, :3] = torch.stack([right, up, -forward, place], -1)
+    c2w = torch.eye(4, dtype=position.dtype, device=position.device).repeat(len(position), 1, 1)
+    c2w[:, :3] = torch.stack([right, up, -forward, position], -1)
     return c2w.float()
 
 

@@ -123,8 +123,8 @@ def drop_duplicates(dataset: Dataset, shards: Sequence[str], losers: Losers, new
         if one["name"] in reasons:
             one["taken"] = False
             rejected[one["name"]] = {"source": one["name"], "size": one["size"], "reason": reasons[one["name"]]}
-    place = {one["name"]: number for number, one in enumerate(seen)}
-    ordered = sorted(rejected.values(), key=lambda row: place.get(row["source"], -1))
+    order = {one["name"]: number for number, one in enumerate(seen)}
+    ordered = sorted(rejected.values(), key=lambda row: order.get(row["source"], -1))
     write_images(
         dataset,
         shard,

@@ -83,7 +83,7 @@ def read_metadata(store: Store, files: Iterable[str]) -> MetadataTable:
 
 
 def _read_table(store: Store, file: str, folder: str, table: MetadataTable) -> None:
-    place = f"{store.uri}/{file}"
+    address = f"{store.uri}/{file}"
     trouble: Counter[str] = Counter()
     if file.endswith(".parquet"):
         rows = _parquet_rows(store, file)
@@ -92,7 +92,7 @@ def _read_table(store: Store, file: str, folder: str, table: MetadataTable) -> N
         rows = _jsonl_rows(text, trouble) if file.endswith(".jsonl") else _csv_rows(text, trouble)
     key = None
     for row in rows:
-        key = key or _name_column(row, place)
+        key = key or _name_column(row, address)
         name = row.get(key)
         if not isinstance(name, str) or not name.strip():
             if any(value not in (None, "") for value in row.values()):
@@ -109,12 +109,12 @@ def _read_table(store: Store, file: str, folder: str, table: MetadataTable) -> N
         table.remarks.append(f"{file}: {count} {'line' if count == 1 else 'lines'} {what}")
 
 
-def _name_column(row: Mapping[str, Any], place: str) -> str:
+def _name_column(row: Mapping[str, Any], address: str) -> str:
     names = {str(column).strip().lower(): column for column in reversed(list(row))}
     for name in _NAMES:
         if name in names:
             return str(names[name])
-    raise InputError(f"{place}: no column 'file_name'; it names the picture each line is about")
+    raise InputError(f"{address}: no column 'file_name'; it names the picture each line is about")
 
 
 def decode_text(raw: bytes) -> str:

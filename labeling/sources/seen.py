@@ -105,10 +105,10 @@ class SeenItems:
         differs = pc.if_else(pc.and_(pc.invert(has_tag), pc.is_null(seen["size"])), False, differs)
         again = pc.and_(pc.and_(pc.invert(is_new), pc.invert(taken)), differs)
         maybe = pc.and_(pc.and_(taken, has_tag), differs)
-        places = seen.select(["shard", "row", "id", "said"]).filter(maybe)
+        locations = seen.select(["shard", "row", "id", "said"]).filter(maybe)
         candidates = items.filter(maybe)
         for name in ("shard", "row"):
-            candidates = candidates.append_column(name, places[name])
+            candidates = candidates.append_column(name, locations[name])
         return Comparison(
             new=items.filter(pc.or_(is_new, again)),
             again=items["name"].filter(again).combine_chunks(),

@@ -83,14 +83,14 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 def _chunks(raw: bytes) -> Iterator[_Chunk]:
     """Each chunk; the end of a cut one is the file's."""
-    place = len(SIGNATURE)
-    while place + 8 <= len(raw):
-        length, kind = struct.unpack_from(">I4s", raw, place)
-        end = min(place + 12 + length, len(raw))
-        yield kind, place, end
+    offset = len(SIGNATURE)
+    while offset + 8 <= len(raw):
+        length, kind = struct.unpack_from(">I4s", raw, offset)
+        end = min(offset + 12 + length, len(raw))
+        yield kind, offset, end
         if kind == b"IEND":
             return
-        place = end
+        offset = end
 
 
 def _without(raw: bytes, chunks: list[_Chunk], dropped: set[bytes]) -> bytes:

@@ -12,7 +12,7 @@ from cluster.ray_environment import starts_own_ray
 from labeling.dataset import GROUP_FILE, IMAGES, REJECTED, Dataset, ShardInfo, in_parallel, lease, shard_file
 from labeling.sources.addresses.lists import AddressList, open_list
 from labeling.sources.addresses.lots import (
-    ListJob,
+    ListWork,
     Lot,
     RetryLot,
     ShardOutcome,
@@ -89,10 +89,10 @@ def _known(address: str, target: Dataset) -> dict[str, Any]:
 
 
 def _names(source: Source, leave_out: str) -> Iterator[str]:
-    if source.place.file:
-        yield source.place.file
+    if source.parts.file:
+        yield source.parts.file
         return
-    matches = matcher(source.place.pattern) if source.place.pattern else None
+    matches = matcher(source.parts.pattern) if source.parts.pattern else None
     for name, _ in source.store.scan():
         if not (leave_out and name.startswith(f"{leave_out}/")) and (matches is None or matches(name)):
             yield name
@@ -214,8 +214,8 @@ class ListIngest:
         policy = self.options.policy
         shares = (shares_on_ray if on_cluster else HostShares)(policy.host_connections)
         making = Making(columns, self.limits, policy, threads, shares)
-        job = ListJob(self.target, {file.name: file for file in self.addresses.files}, making, self.declaration)
-        outcomes = self._write(job, [*new, *again], workers, on_cluster)
+        work = ListWork(self.target, {file.name: file for file in self.addresses.files}, making, self.declaration)
+        outcomes = self._write(work, [*new, *again], workers, on_cluster)
         if again and not any(outcomes[lot.shard].taken for lot in again) and not new:
             self._delete(lot.shard for lot in again)
             return ListResult(0, 0, _rows(state.shards), [*remarks, "what had failed has failed again"])
@@ -275,15 +275,15 @@ class ListIngest:
             yield RetryLot(f"{first_shard:06d}", tuple(earlier), rows)
 
     def _write(
-        self, job: ListJob, lots: Sequence[Lot | RetryLot], workers: Workers, on_cluster: bool
+        self, work: ListWork, lots: Sequence[Lot | RetryLot], workers: Workers, on_cluster: bool
     ) -> dict[str, ShardOutcome]:
         """Make the shards of all lots; what became of each, in their order."""
         outcomes: dict[str, ShardOutcome] = {}
         with progress("ingest", sum(lot.rows for lot in lots), "addresses") as advance:
             made = (
-                workers.map(_Write(job), ((lot,) for lot in lots), on_cluster)
+                workers.map(_Write(work), ((lot,) for lot in lots), on_cluster)
                 if on_cluster
-                else in_parallel(_Write(job), lots, _HERE_LOTS)
+                else in_parallel(_Write(work), lots, _HERE_LOTS)
             )
             for some in made:
                 outcomes |= {outcome.shard: outcome for outcome in some}
@@ -307,10 +307,10 @@ class ListIngest:
 
 @dataclass(frozen=True)
 class _Write:
-    job: ListJob
+    work: ListWork
 
     def __call__(self, lot: Lot | RetryLot) -> list[ShardOutcome]:
-        return lot.write(self.job)
+        return lot.write(self.work)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from labeling.attempt import Attempt
 from labeling.failures import DeviceError, Failure
 from labeling.labeler import Labeler, Prepared
 from labeling.resources import Resources
 from labeling.run import LabelerRun, import_packages
-from labeling.staging import stage, staging
-from labeling.supervisor import Supervisor
+from labeling.networks.staging import stage, staging
+from labeling.supervision.supervisor import Supervisor
+from labeling.supervision.task_attempt import Attempt
 
 GPU_FILES = ("/dev/nvidiactl", "/dev/kfd")  # of the drivers of NVIDIA and AMD
 
@@ -95,10 +95,10 @@ class _Request:
     ids: list[str]
     inputs: list[bytes]
     answer: asyncio.Future[list[Any]]
-    outputs: dict[int, Any] = field(default_factory=dict)  # by place
+    outputs: dict[int, Any] = field(default_factory=dict)  # by the index of their row
 
 
-Row = tuple[_Request, int]  # a row, as its place in a request
+Row = tuple[_Request, int]  # a row, as its index in a request
 
 
 class NetworkProcess:
@@ -125,7 +125,7 @@ class NetworkProcess:
         Raises DeviceError where the device fails, so that the rows are tried elsewhere.
         """
         request = _Request(ids, inputs, asyncio.get_running_loop().create_future())
-        self.waiting.extend((request, place) for place in range(len(ids)))
+        self.waiting.extend((request, index) for index in range(len(ids)))
         self.came.set()
         if self.serving is None or self.serving.done():
             self.serving = asyncio.create_task(self._serve())
@@ -171,14 +171,14 @@ class NetworkProcess:
 
     def _batch(self, rows: list[Row]) -> Batch:
         self.number += 1
-        ids = [request.ids[place] for request, place in rows]
-        return Batch(self.number, ids, [request.inputs[place] for request, place in rows])
+        ids = [request.ids[index] for request, index in rows]
+        return Batch(self.number, ids, [request.inputs[index] for request, index in rows])
 
     def _answer(self, rows: list[Row], outputs: list[Any]) -> None:
-        for (request, place), output in zip(rows, outputs, strict=True):
-            request.outputs[place] = output
+        for (request, index), output in zip(rows, outputs, strict=True):
+            request.outputs[index] = output
             if len(request.outputs) == len(request.ids) and not request.answer.done():
-                request.answer.set_result([request.outputs[place] for place in range(len(request.ids))])
+                request.answer.set_result([request.outputs[index] for index in range(len(request.ids))])
 
     def _take(self) -> list[Row]:
         """The rows of the next batch; of one request all that are left, where batches may not cross."""

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from labeling.batches import in_batches
-from labeling.staging import LEAST_BYTES, stage, staging
+from labeling.networks.batches import in_batches
+from labeling.networks.staging import LEAST_BYTES, stage, staging
 
 
 @pytest.fixture

@@ -41,9 +41,9 @@ def gpus(ray_cluster: None) -> Iterator[None]:
 
 
 @pytest.fixture
-def dataset(pictures: Path, tmp_path: Path, gpus: None) -> Dataset:
-    ingest(str(pictures), str(tmp_path / "dataset"), shard_rows=3)
-    return Dataset.open(tmp_path / "dataset")
+def dataset(gpus: None, dataset: Dataset) -> Dataset:
+    """The shared one, once there are GPUs."""
+    return dataset
 
 
 def settings(folder: Path, *groups: str, **more: Any) -> dict[str, dict[str, Any]]:

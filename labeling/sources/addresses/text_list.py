@@ -19,7 +19,7 @@ class TextList:
 
     def __init__(self, store: Store, name: str) -> None:
         self.store, self.name = store, name
-        self.place = f"{store.uri}/{name}"
+        self.address = f"{store.uri}/{name}"
 
     @cached_property
     def _head(self) -> bytes:
@@ -37,12 +37,12 @@ class TextList:
         """Columns, and the bytes before the first row."""
         start = self._head
         if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise InputError(f"{self.place}: in UTF-16; save the list in UTF-8")
+            raise InputError(f"{self.address}: in UTF-16; save the list in UTF-8")
         mark = 3 if start.startswith(b"\xef\xbb\xbf") else 0
         try:
             columns, size = self.form.columns(start[mark:])
         except InputError as error:
-            raise InputError(f"{self.place} {error}") from None
+            raise InputError(f"{self.address} {error}") from None
         return columns, mark + size
 
     @property

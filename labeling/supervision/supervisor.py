@@ -18,10 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from labeling.attempt import Attempt, Knowledge, Mark
 from labeling.failures import LONGEST_REASON, DeviceError, Failure, ProcessError, WorkError
-from labeling.messages import Ahead
-from labeling.worker import Worker, WorkerEnded
+from labeling.supervision.messages import Ahead
+from labeling.supervision.task_attempt import Attempt, Knowledge, Mark
+from labeling.supervision.worker_handle import Worker, WorkerEnded
 from model.inputs import InputError, one_line
 
 Work = Callable[[Any, Attempt], Any]

@@ -1,7 +1,7 @@
 """Footers of very many shards, read in batches that become columns; by several processes where they are worth it.
 
-A footer costs a tenth of a millisecond of Python on disk and two on S3, so one process would take minutes for 10⁵ shards
-however many requests it has under way.
+A footer costs a tenth of a millisecond of Python on disk and two on S3, so one process would take minutes for 10⁵
+shards, however many requests it has under way.
 """
 
 from __future__ import annotations

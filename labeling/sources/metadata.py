@@ -160,7 +160,7 @@ def _by_line(text: str) -> Iterator[Any]:
 def _is_spread(text: str) -> bool:
     """Whether the first object of a text goes over several lines."""
     first = text.lstrip().partition("\n")[0]
-    return first.startswith("{") and not first.rstrip().endswith("}") and bool(list(_listed(text, most=1))[0])
+    return first.startswith("{") and not first.rstrip().endswith("}") and bool(next(iter(_listed(text, most=1))))
 
 
 def _listed(text: str, most: int | None = None) -> list[Any]:

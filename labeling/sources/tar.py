@@ -45,7 +45,9 @@ class TarArchive:
             try:
                 members, damage = _walk_through(store, file, codec, troubles)
             except _DAMAGE:
-                codec = _codec_within(store, file)  # downloads lose or get a suffix, and programs unpack them all the same
+                codec = _codec_within(
+                    store, file
+                )  # downloads lose or get a suffix, and programs unpack them all the same
                 if codec == codec_of(file):
                     raise
                 members, damage = _walk_through(store, file, codec, troubles)

@@ -8,6 +8,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
+
 @dataclass(frozen=True)
 class Ahead:
     """A message to a worker that is busy: what a later task needs."""

@@ -80,7 +80,9 @@ def planes(data: bytes, page: Tags, wanted: frozenset[int]) -> Iterator[bytes]:
     for plane in range(samples):
         parts = {tag: _nth(values, plane, samples) for tag, values in pieces.items()}
         own = {tag: page[tag][:1] for tag in wanted.intersection(_OF_COLORS) if tag in page}
-        yield _with_folder(data, {**kept, **own, **parts, _SAMPLES: (1,), _ARRANGEMENT: (1,), _PHOTOMETRIC: (1,)}, layout)
+        yield _with_folder(
+            data, {**kept, **own, **parts, _SAMPLES: (1,), _ARRANGEMENT: (1,), _PHOTOMETRIC: (1,)}, layout
+        )
 
 
 def _nth(values: tuple[Any, ...], number: int, parts: int) -> tuple[Any, ...]:

@@ -22,8 +22,8 @@ from labeling.sources.addresses.lots import (
 )
 from labeling.sources.addresses.policy import FetchPolicy
 from labeling.sources.addresses.rows import Cut, ListFile, RowRange
-from labeling.sources.addresses.sharing import HostShares
 from labeling.sources.addresses.shards import Columns, Making, forget_failed, reject_rows
+from labeling.sources.addresses.sharing import HostShares
 from labeling.sources.cutting import SHARD_ROWS
 from labeling.sources.duplicates import Losers, find_duplicates
 from labeling.sources.ingest import Limits, same_bytes

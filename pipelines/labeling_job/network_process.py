@@ -13,9 +13,9 @@ from typing import Any
 
 from labeling.failures import DeviceError, Failure
 from labeling.labeler import Labeler, Prepared
+from labeling.networks.staging import stage, staging
 from labeling.resources import Resources
 from labeling.run import LabelerRun, import_packages
-from labeling.networks.staging import stage, staging
 from labeling.supervision.supervisor import Supervisor
 from labeling.supervision.task_attempt import Attempt
 

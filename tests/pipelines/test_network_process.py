@@ -7,11 +7,11 @@ import threading
 from typing import Any
 
 import pytest
-from simple_labelers import Loose
 
 from labeling.failures import DeviceError
 from labeling.resources import Resources
 from pipelines.labeling_job.network_process import Batch, NetworkProcess
+from simple_labelers import Loose
 
 SECONDS = 60.0
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labeling.dataset import Store, digest_json
-from labeling.sources.facts import rows_of
 from labeling.sources.addresses.rows import BadRow, Cut, Row, RowRange
+from labeling.sources.facts import rows_of
 from model.inputs import InputError, one_line
 
 BATCH_ROWS = 1024  # decoded at once
@@ -86,7 +86,6 @@ class ParquetList:
                     waiting = waiting[count:]
                 if not left:
                     return
-
 
     def _batches(self, parquet: pq.ParquetFile, groups: Sequence[int]) -> Iterator[list[Row]]:
         """The rows of row groups; those that a damaged one does not give have that as their reason."""

@@ -24,11 +24,11 @@ class FetchPolicy:
     """What the fetching of a list keeps to.
 
     connections: at once in each process; host_connections: at once to one host, of all processes of an ingest together;
-    host_rate: requests per second to one host of all together, 0 for no limit; connect_seconds, read_seconds: without a connection, without
-    a byte; total_seconds: of one try; retries: further tries after a transient failure; max_bytes: of one file;
-    directives: of X-Robots-Tag that refuse a file; token: the name under which such headers may address this program;
-    contact: mail or web address, told to the servers; networks: private ones that may be fetched from, as 10.1.0.0/16;
-    shard_seconds: after which what is left of a shard is given up.
+    host_rate: requests per second to one host of all together, 0 for no limit; connect_seconds, read_seconds: without
+    a connection, without a byte; total_seconds: of one try; retries: further tries after a transient failure;
+    max_bytes: of one file; directives: of X-Robots-Tag that refuse a file; token: the name under which such headers may
+    address this program; contact: mail or web address, told to the servers; networks: private ones that may be fetched
+    from, as 10.1.0.0/16; shard_seconds: after which what is left of a shard is given up.
     """
 
     connections: int = CONNECTIONS

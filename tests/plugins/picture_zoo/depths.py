@@ -66,7 +66,12 @@ def _planes(rgb: np.ndarray) -> Iterator[Case]:
     """TIFF whose colors lie one after another, as scanners and scientists write it."""
     shares = rgb / 255
     kinds = {"16": rgb.astype(np.uint16) * 257, "float32": shares.astype(np.float32), "half": shares.astype(np.float16)}
-    arrangements = {"": {}, "-tiled": {"tile": (32, 32)}, "-big": {"byteorder": ">"}, "-packed": {"compression": "zlib"}}
+    arrangements = {
+        "": {},
+        "-tiled": {"tile": (32, 32)},
+        "-big": {"byteorder": ">"},
+        "-packed": {"compression": "zlib"},
+    }
     for kind, levels in kinds.items():
         for name, options in arrangements.items():
             yield Case(f"planes-{kind}{name}.tif", _planar(levels, **options), rgb, apart=0.1)

@@ -139,7 +139,7 @@ class ListIngest:
     def run(self) -> ListResult:
         """Add the rows that the dataset does not have yet. An interrupted run goes on with the shards not yet written.
 
-        Raises InputError for a dataset of sets, for a new list without rows, or one of which no address gives a picture.
+        Raises InputError for a dataset of sets, and for a new list without rows or of which no address gives a picture.
         """
         state = self._state()
         cuts = self._cuts(state)

@@ -203,7 +203,7 @@ def _run(
 
 
 def _slow_polling(begun: threading.Event) -> type:
-    """Ray Data's scheduler looks at its tasks ten times a second, which takes a seventh of a core; it takes longer here.
+    """Ray Data's scheduler looks at its tasks ten times a second, a seventh of a core; it takes longer here.
 
     begun: from when on; the start of a job, and one of a few rows, wait for every look.
     """

@@ -62,11 +62,12 @@ class Lens:
         focal = pinhole[0, 0] if np.isfinite(pinhole).all() else 0.0
         if not max(_LEAST_FOCAL * width, seen[0, 0] / _MOST_CHANGE) < focal < _MOST_CHANGE * seen[0, 0]:
             raise InputError("its lens bends more than a pinhole camera can show; crop or undistort it first")
-        picture = cv2.remap(decode_picture(image.encoded), *maps, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-        pinhole = np.array(pinhole, np.float64)
-        pinhole[:2, 2] += 0.5
-        pinhole[:2] /= width
-        return EncodedImage(_encode(picture, image.encoded), width, height), pinhole
+        source = decode_picture(image.encoded)
+        picture = np.asarray(cv2.remap(source, *maps, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE), np.uint8)
+        stored: NDArray[np.float64] = np.array(pinhole, np.float64)
+        stored[:2, 2] += 0.5
+        stored[:2] /= width
+        return EncodedImage(_encode(picture, image.encoded), width, height), stored
 
 
 def lens_of(camera: Mapping[str, Any]) -> Lens | None:

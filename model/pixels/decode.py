@@ -220,8 +220,9 @@ def _decode_tiff(raw: bytes, max_pixels: int, min_side: int) -> Decoded:
 
 def _planar_levels(raw: bytes, page: tags.Tags, wanted: frozenset[int]) -> Any:
     """Levels of a page whose colors lie one after another, of which OpenCV reads the first one as all of them."""
-    colors = [read_levels(one) for one in tags.planes(raw, page, wanted)]
-    if not colors or any(color is None or color.ndim != 2 for color in colors):
+    planes = [read_levels(one) for one in tags.planes(raw, page, wanted)]
+    colors = [color for color in planes if color is not None and color.ndim == 2]
+    if not colors or len(colors) < len(planes):
         return None
     if len(colors) == 2 or _first(page, 262, 1) != 2:
         return colors[0]

@@ -76,10 +76,10 @@ class ParquetList:
         with self.store.open(self.name) as opened:
             # Buffered columns are read on as rows are asked for; else pyarrow holds whole row groups.
             parquet = pq.ParquetFile(opened, buffer_size=1 << 20)
-            for rows in self._batches(parquet, groups):
-                dropped = min(skip, len(rows))
+            for batch in self._batches(parquet, groups):
+                dropped = min(skip, len(batch))
                 skip -= dropped
-                waiting += rows[dropped:]
+                waiting += batch[dropped:]
                 while left and len(waiting) >= left[0].rows:
                     count = left.pop(0).rows
                     yield waiting[:count]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,8 +24,8 @@ class Grant:
     contested: frozenset[str] = frozenset()
 
 
-class Shares(Protocol):
-    """What a process asks; hashable, and the same for all fetching of an ingest."""
+class Shares(Hashable, Protocol):
+    """What a process asks; the same for all fetching of an ingest."""
 
     def exchange(self, holder: str, held: Mapping[str, int], wanted: Mapping[str, int], room: int) -> Grant:
         """See `HostShares.exchange`."""

@@ -109,6 +109,7 @@ class _Run:
         self.hosts: dict[str, Host] = {}
         self.bodies = asyncio.Semaphore(policy.connections)  # each holds at most one body
         self.trading = asyncio.Event()  # whether there is something to ask for, or to give back
+        self.over = False
         self.name = secrets.token_hex(8)
         self.session: Any = None
         self.decoders: ThreadPoolExecutor | None = None
@@ -158,11 +159,11 @@ class _Run:
         return max(self.policy.shard_seconds, 2 * most / self.policy.host_rate)
 
     async def _trade(self) -> None:
-        """Ask for connections to hosts, and give them back, until this task is canceled."""
+        """Ask for connections to hosts, and give them back, until the list is fetched."""
         loop = asyncio.get_running_loop()
         waiting: list[str] = []  # hosts that more connections are wanted to; those asked in vain are the last
         try:
-            while True:
+            while not self.over:
                 with suppress(TimeoutError):
                     wanting = any(host.wanted for host in self.hosts.values())
                     await asyncio.wait_for(self.trading.wait(), PACE if wanting else HEARD_SECONDS)
@@ -190,7 +191,8 @@ class _Run:
         try:
             return await self._fetched_within(seconds, trade)
         finally:
-            trade.cancel()
+            self.over = True  # and it is not canceled: `wait_for` of Python 3.11 may lose that
+            self.trading.set()
             await asyncio.gather(trade, return_exceptions=True)
 
     async def _fetched_within(self, seconds: float, trade: asyncio.Task[None]) -> list[Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from cluster.own_ray import AGAIN, NodeLost, OwnRay, watched
 from cluster.ray_environment import LOG_LEVEL, LOG_LEVEL_OF_SESSION, prepare_ray, starts_own_ray
-from cluster.ray_internals import few_actors, few_processes, silence_raylet
+from cluster.ray_internals import silence_raylet
 from model.inputs import InputError, WorkFailed, causes, error_for_person, one_line
 
 NODE_SECONDS = 30.0
@@ -47,16 +47,11 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
             _connect(**options)
         else:
             # Ray would connect by itself to one that others have started on this machine.
-            with nullcontext() if verbose else few_processes():
-                _start(address="local", include_dashboard=False, object_store_memory=memory, **options)
+            _start(address="local", include_dashboard=False, object_store_memory=memory, **options)
     _quiet(verbose)
     own = OwnRay() if starts_own_ray() else None
     try:
-        with (
-            watched(own) if own else nullcontext(),
-            few_actors() if own and not verbose else nullcontext(),
-            _losses_named(),
-        ):
+        with watched(own) if own else nullcontext(), _losses_named():
             yield
     finally:
         if own and own.ended:

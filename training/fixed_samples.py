@@ -23,9 +23,9 @@ from model.sampling import sample_frames
 from training.batch import Sample, StepBatch
 from training.config import TrainingConfig
 from training.device import DeviceBatches
-from training.manifest import Manifest
+from training.plan.manifest import Manifest
 from training.objective import draw_noise
-from training.planned import PlannedSample
+from training.plan.planned_sample import PlannedSample
 from training.reader import PlanReader
 from training.sample_names import SampleNames
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from labeling.dataset import TEXT, Dataset, entry_columns
 from training.config import TrainingConfig
-from training.manifest import Manifest
-from training.plan import load_plan
-from training.planned import PlannedSample
+from training.plan.manifest import Manifest
+from training.plan.step_plan import load_plan
+from training.plan.planned_sample import PlannedSample
 
 
 class SampleNames:

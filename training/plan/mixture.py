@@ -24,10 +24,10 @@ from model.conditions import CONTENT_COLUMNS
 from model.inputs import InputError
 from model.prompts import Task, find_task
 from training.config import TrainingConfig
-from training.manifest import Manifest, SourcePin, counted
-from training.pinned_shards import ShardPin, Shards, bits_of
+from training.plan.manifest import Manifest, SourcePin, counted
+from training.plan.pinned_shards import ShardPin, Shards, bits_of
+from training.plan.streams import CAPTION, ITEM, SUBJECT, Stream
 from training.source_config import SourceConfig
-from training.streams import CAPTION, ITEM, SUBJECT, Stream
 
 if TYPE_CHECKING:
     import pyarrow as pa

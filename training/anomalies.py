@@ -12,14 +12,15 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from labeling.dataset import Store
 from model.inputs import InputError
 from training.monitor_config import AnomalyConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 SKIPPED = "skipped.json"  # beside the checkpoints
 _LEAST_LOSSES = 10  # before which no loss is a spike
@@ -45,7 +46,7 @@ def read_skipped(store: Store) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except (ValueError, TypeError):
-        raise InputError(f"{store.uri}/{SKIPPED}: damaged; restore it, or remove it to compute its steps again") from None
+        raise InputError(f"{store.uri}/{SKIPPED}: damaged; restore it, or remove it") from None
 
 
 class AnomalyWatch:
@@ -80,11 +81,13 @@ class AnomalyWatch:
         return step in self._records
 
     def accepts(self, step: int, loss: Tensor, norm: Tensor, samples: Callable[[], list[tuple[int, float]]]) -> bool:
-        """Whether the step may change the weights; otherwise it is recorded.
+        """Whether the step, counted from 1, may change the weights; otherwise it is recorded.
 
         loss: this worker's part, on its device; norm: of the gradient; samples: gives this worker's samples of the
         step and their losses. Raises InputError, naming samples, where the policy is to stop, or too many are skipped.
         """
+        import torch
+
         total = loss.detach().to(torch.float64, copy=True)
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(total)
@@ -107,12 +110,13 @@ class AnomalyWatch:
         numbers = {"loss": _json_number(value), "gradient_norm": _json_number(gradient)}
         self._records[step] = {"step": step, "reason": reason, **numbers, "samples": blamed[:_RECORDED]}
         if _writes():
-            self.store.put(SKIPPED, json.dumps([self._records[key] for key in sorted(self._records)], indent=1).encode())
+            records = [record for _, record in sorted(self._records.items())]
+            self.store.put(SKIPPED, json.dumps(records, indent=1).encode())
         recent = sum(step - self.config.window < other <= step for other in self._records)
         if recent > self.config.most:
             raise InputError(
                 f"{self.store.uri}: {recent} of the last {self.config.window} steps were skipped, now step {step} "
-                f"({reason}{said(blamed)}); lower optimizer.learning_rate, or look at them: `report` --replay-step {step}"
+                f"({reason}{said(blamed)}); lower optimizer.learning_rate, or see `report` --replay-step {step}"
             )
         return False
 
@@ -121,6 +125,8 @@ class AnomalyWatch:
 
         samples: those of this worker, with their losses. group: of the workers; None is the default one.
         """
+        import torch
+
         gathered = [samples]
         if torch.distributed.is_initialized():
             gathered = [[] for _ in range(torch.distributed.get_world_size())]
@@ -148,6 +154,8 @@ def said(samples: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _writes() -> bool:
+    import torch
+
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 

@@ -6,7 +6,7 @@ F frames, C channels, h × w latent height and width, L prompt tokens, Y text wi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,22 +23,22 @@ from model.sampling import sample_frames
 from training.batch import Sample, StepBatch
 from training.config import TrainingConfig
 from training.device import DeviceBatches
-from training.plan.manifest import Manifest
 from training.objective import draw_noise
+from training.plan.manifest import Manifest
 from training.plan.planned_sample import PlannedSample
 from training.reader import PlanReader
+from training.sample_folders import FOLDER, INDEX, step_folder
 from training.sample_names import SampleNames
 
 if TYPE_CHECKING:
     from training.optimizer import MovingAverage
 
-FOLDER, INDEX = "samples", "samples.json"
 _SEARCHED = 64  # steps of the plan in which rows of every task are looked for
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """A sample to draw: what is known of it, its text and the empty one, (L, Y) each, and which frames are generated."""
+    """A sample to draw, with its text; the empty one, (L, Y); and 1 for each frame that is generated."""
 
     sample: Sample
     empty: Any
@@ -89,11 +89,11 @@ class FixedSamples:
                 for kind, source in kinds:
                     folder = "" if kind == "output" else "given/"  # what is given is the same at every step
                     file = f"{folder}{name}-{place}-{kind}.png"
-                    where = f"{FOLDER}/{file}" if folder else f"{_folder(step)}/{file}"
+                    where = f"{FOLDER}/{file}" if folder else f"{step_folder(step)}/{file}"
                     self.store.put(where, encode_png(_picture(codec, source[place])))
                     files[kind].append(file)
             records.append({**each.facts, "direction": each.direction, **files})
-        self.store.put(f"{_folder(step)}/{INDEX}", json.dumps(records, indent=1, ensure_ascii=False).encode())
+        self.store.put(f"{step_folder(step)}/{INDEX}", json.dumps(records, indent=1, ensure_ascii=False).encode())
 
     def _denoised(self, model: nn.Module, drawn: _Drawn, device: torch.device) -> Tensor:
         """(F, C, h, w) of all frames of a sample."""
@@ -129,10 +129,6 @@ class FixedSamples:
         )[0]
 
 
-def _folder(step: int) -> str:
-    return f"{FOLDER}/step-{step:06d}"
-
-
 def _choose(names: SampleNames, each: int) -> Iterator[PlannedSample]:
     """The first samples of every task in the plan that show different rows, in the order of the tasks."""
     found: dict[str, dict[tuple[int, ...], PlannedSample]] = {}
@@ -164,9 +160,3 @@ def _picture(codec: Any, latent: Tensor) -> Any:
     """(C, h, w) → (8h, 8w, 3) uint8."""
     pixels = codec.decode(latent[None].float())[0].clamp(-1, 1)
     return ((pixels.permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
-
-
-def drawn_steps(store: Store) -> Sequence[int]:
-    """The steps of which a run has pictures of the fixed samples, in order."""
-    found = {name.split("/")[0] for name in store.files(FOLDER) if name.endswith(f"/{INDEX}")}
-    return sorted(int(name.removeprefix("step-")) for name in found if name.startswith("step-"))

@@ -59,9 +59,9 @@ def flow_matching_loss(
     """The loss of a pack: Σ over counted frames of the mean squared error of the velocity.
 
     model: called as model(noisy, timesteps, text), lists over the samples, like NextDiT.forward_packed.
-    Returns the sum as a scalar to differentiate, float32, and each frame's part of it, (frames of all samples,), 0 where
-    it does not count, detached. Dividing by the number of counted frames of the whole step makes the loss of the step,
-    whoever shared a pack or a worker.
+    Returns the sum as a scalar to differentiate, float32, and each frame's part of it, (frames of all samples,), 0
+    where it does not count, detached. Dividing by the number of counted frames of the whole step makes the loss of the
+    step, whoever shared a pack or a worker.
     """
     import torch
 

@@ -167,8 +167,8 @@ class PlanReader:
             text, prompt = np.empty((0, self.config.model.caption_channels), np.float16), self._prompt(stream, planned)
         else:
             text, prompt = self._text(stream, planned, wants), None
-        noise_seed, index = planned.noise_seed, planned.index
-        return Sample(stream.task, latents, text, sigmas, in_loss, noise_seed, degraded, prompt, index)
+        drawn = planned.noise_seed, degraded, prompt, planned.index
+        return Sample(stream.task, latents, text, sigmas, in_loss, *drawn)
 
     def _latent(self, stream: Stream, group: str, planned: PlannedSample, view: int | None = None) -> _Source:
         """(C, h, w) of a picture, or of a view of a set."""
@@ -274,11 +274,10 @@ class PlanReader:
             found = self._table(stream, group, planned)[column][planned.row]
             return (found[planned.views[place]] if planned.views else found).as_py()
 
-        if find_task(stream.task).references:
-            captions = [value(CAPTION, CAPTION, place) for place in range(len(planned.views))]
+        if references := find_task(stream.task).references:
+            caption, *others = (value(CAPTION, CAPTION, place) for place in range(len(planned.views)))
             items = [value(SUBJECT, ITEM)] if stream.task == SUBJECT else []
-            sources = captions[1:] if find_task(stream.task).references > 1 else []  # an instruction stands alone
-            return build_prompt(stream.task, captions[0], items, sources=sources)
+            return build_prompt(stream.task, caption, items, sources=others if references > 1 else [])
         named = [value(stream.task, column) for column in _NAMES] if find_task(stream.task).phrase else []
         return build_prompt(stream.task, value(CAPTION, CAPTION), *named)
 

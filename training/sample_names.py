@@ -8,8 +8,8 @@ from typing import Any
 from labeling.dataset import TEXT, Dataset, entry_columns
 from training.config import TrainingConfig
 from training.plan.manifest import Manifest
-from training.plan.step_plan import load_plan
 from training.plan.planned_sample import PlannedSample
+from training.plan.step_plan import load_plan
 
 
 class SampleNames:

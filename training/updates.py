@@ -14,9 +14,7 @@ from training.objective import flow_matching_loss
 from training.optimizer import MovingAverage, build_optimizer, learning_rate
 from training.parallel import accumulating, clip_gradients
 
-OnPack = Callable[
-    [list[Sample], Tensor, int], None
-]  # a pack, its frames' parts of the loss, frames in the step's loss
+OnPack = Callable[[list[Sample], Tensor, int], None]  # a pack, its frames' parts of the loss, frames in the step's loss
 
 
 class Updates:

@@ -15,7 +15,7 @@ from labeling.dataset import Store, open_store
 from model.inputs import InputError
 from training.anomalies import AnomalyWatch, Past, read_skipped, said
 from training.batch import StepBatch
-from training.checkpoint import checkpoint_name, read_state, whole_checkpoints
+from training.checkpoint import checkpoint_name, load_state, whole_checkpoints
 from training.checkpoint.index import AVERAGE, MODEL
 from training.checkpoint.loading import TRANSFORMER_CONFIG
 from training.config import TrainingConfig
@@ -31,7 +31,7 @@ from training.packed_model import build_model
 from training.parallel import distribute
 from training.sample_names import SampleNames
 from training.step_metrics import ComputedPack, StepMetrics, sample_losses
-from training.trackers import trackers
+from training.trackers import start_trackers, trackers
 from training.updates import Updates
 from training.validation import Validation
 from training.worker_settings import WorkerSettings
@@ -121,7 +121,7 @@ class _Worker:
         else:
             weights = self.settings.place(config.initialize) if config.initialize else None
             self.state.initialize(config.model_copy(update={"initialize": weights}), self.saver.group)
-        self.accelerator.init_trackers(config.name, config.model_dump(mode="json"))
+        start_trackers(self.accelerator, config)
         if config.checkpoints.first and not self.resumes:
             self._save(0)
         if self.validation:
@@ -174,13 +174,14 @@ class _Worker:
 
     def _update(self, batch: StepBatch) -> Tensor | None:
         """Update the weights. Returns the norm of the gradient, None where the step is skipped."""
-        if self.anomalies.was_skipped(batch.step):
+        step = batch.step + 1  # as people count
+        if self.anomalies.was_skipped(step):
             return None
 
         def accepts(norm: Tensor) -> bool:
             metrics = self.step_metrics
             return self.anomalies.accepts(
-                batch.step, metrics.step_loss(), norm, lambda: sample_losses(metrics.packs, batch.step)
+                step, metrics.step_loss(), norm, lambda: sample_losses(metrics.packs, batch.step)
             )
 
         judge = accepts if self.anomalies.watches else None
@@ -277,7 +278,7 @@ class _Worker:
         bad = next((step for step, norm in norms.items() if not bool(torch.isfinite(norm))), None)
         first = ""
         if bad is not None:
-            first = f" (first in step {bad}{said(self.anomalies.blame(sample_losses(packs, bad), group))})"
+            first = f" (first in step {bad + 1}{said(self.anomalies.blame(sample_losses(packs, bad), group))})"
         sound = [f"{self.store.uri}/{checkpoint_name(step)}" for step in whole_checkpoints(self.store)]
         rate = self.config.optimizer.learning_rate
         return diverged(self.store.uri, step, rate, sound[-1] if sound else None, first)
@@ -302,8 +303,7 @@ def _progress(store: Store) -> tuple[bool, int, Past]:
     steps = whole_checkpoints(store)
     if not steps:
         return False, 0, Past(read_skipped(store))
-    state = read_state(store.subfolder(checkpoint_name(steps[-1])))
-    return True, steps[-1], Past(read_skipped(store), state.get(_LOSSES, []))
+    return True, steps[-1], Past(read_skipped(store), load_state(store, steps[-1]).get(_LOSSES, []))
 
 
 def _from_rank_zero(value: tuple[bool, int, Past]) -> tuple[bool, int, Past]:

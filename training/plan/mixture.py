@@ -45,7 +45,8 @@ def build_manifest(
 
     A row is eligible when nothing that the task needs of it is in error, it has a prompt for the task, its boxes,
     segmentation or pose show something, its picture was not removed at the source, and its source's `where` is true of
-    it; for a task with references its pictures must be several, of one size, and all captioned (and the item named). Raises InputError for an unknown task, a group or shards that are not there, parts made with different codecs or
+    it; for a task with references its pictures must be several, of one size, all captioned, and a subject's named.
+    Raises InputError for an unknown task, a group or shards that are not there, parts made with different codecs or
     text encoders, a condition that selects no row, and a mixture without a single eligible row.
     """
     sources: dict[str, SourcePin] = {}

@@ -22,8 +22,8 @@ from training.plan.manifest import Manifest
 from training.plan.planned_sample import Leveled, PlannedSample, StepSizes
 from training.plan.task_order import TaskOrder
 from training.recent import Recent
-from training.source_config import views_of_sample
 from training.seeded_generator import SeededGenerator, as_uniforms, indexed_words
+from training.source_config import views_of_sample
 
 # What each of a sample's random words decides. The levels of a set come from a generator of its own.
 _CAPTION, _DEGRADATION, _NOISE, _VIEWS, _KNOWS, _KNOWN, _LEVEL = range(7)

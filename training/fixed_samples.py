@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from labeling.dataset import Store
 from model.codecs import load_codec
 from model.conditions import directions_of
+from model.inputs import InputError
 from model.pictures import encode_png
 from model.prompts import DEGRADED, RAYS, find_task
 from model.sampling import sample_frames
@@ -74,17 +75,18 @@ class FixedSamples:
     def draw(self, step: int, model: nn.Module, average: MovingAverage, device: torch.device) -> None:
         """Write RUN/samples/step-…: the pictures, and last samples.json about them. Called by all workers together."""
         with average.applied():
-            latents = [self._denoised(model, each, device) for each in self._drawn]
+            latents = [self._attempt(model, each, device) for each in self._drawn]
         if not self.writes:
             return
         codec = load_codec(self._codec_name, device)
         records = []
         for each, frames in zip(self._drawn, latents, strict=True):
+            note = "" if isinstance(frames, Tensor) else frames
             name = f"{each.sample.task}-{each.direction}-{each.facts['index']}"
             clean = torch.as_tensor(each.sample.latents).to(device).float()
             shown = [place for place in range(len(clean)) if not _is_rays(each.sample.task, place)]
-            files = {"inputs": [], "output": [], "truth": []}
-            for place in shown:
+            files: dict[str, list[str]] = {"inputs": [], "output": [], "truth": []}
+            for place in () if note else shown:
                 kinds = (("output", frames), ("truth", clean)) if each.mask[place] else (("inputs", clean),)
                 for kind, source in kinds:
                     folder = "" if kind == "output" else "given/"  # what is given is the same at every step
@@ -92,8 +94,15 @@ class FixedSamples:
                     where = f"{FOLDER}/{file}" if folder else f"{step_folder(step)}/{file}"
                     self.store.put(where, encode_png(_picture(codec, source[place])))
                     files[kind].append(file)
-            records.append({**each.facts, "direction": each.direction, **files})
+            records.append({**each.facts, "direction": each.direction, **files, "note": note})
         self.store.put(f"{step_folder(step)}/{INDEX}", json.dumps(records, indent=1, ensure_ascii=False).encode())
+
+    def _attempt(self, model: nn.Module, drawn: _Drawn, device: torch.device) -> Tensor | str:
+        """As `_denoised`; of a row whose numbers are not finite, what is wrong: the training goes on."""
+        try:
+            return self._denoised(model, drawn, device)
+        except InputError as error:
+            return str(error)
 
     def _denoised(self, model: nn.Module, drawn: _Drawn, device: torch.device) -> Tensor:
         """(F, C, h, w) of all frames of a sample."""

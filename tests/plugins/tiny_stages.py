@@ -54,7 +54,7 @@ def tiny(preset: str, datasets: dict[str, Path], **changes: Any) -> dict[str, An
     for name, source in config.mixture.items():
         kind = "views" if "views" in source.tasks else "pictures"
         kind = "references" if {"identity", "subject", "editing"} & set(source.tasks) else kind
-        mixture[name] = {"dataset": str(datasets[kind]), "size": SIZE, "text": "online"}
+        mixture[name] = {"dataset": str(datasets[kind]), "size": SIZE, "text": "online", "where": None}
     return {
         "steps": 3,
         "batch": 2 * sum(len(source.tasks) for source in config.mixture.values()),

@@ -28,8 +28,8 @@ def train(
     """Train with a bar on screen, saying what is resumed, left out or finished already.
 
     control, from_checkpoint: see `training.run.run_training`. Raises InputError when another job trains this run, a
-    tracker is not installed, or this machine has too few CPUs or GPUs for its workers; a cluster may grow, so there they
-    wait.
+    tracker is not installed, or this machine has too few CPUs or GPUs for its workers; a cluster may grow, so there
+    they wait.
     """
     require(*(name for name in config.trackers if name != "tensorboard"))
     with lease(open_store(run), [FOLDER]), ray_session(), progress("train", config.steps, "steps") as advance:

@@ -79,14 +79,16 @@ class FixedSamples:
         if not self.writes:
             return
         codec = load_codec(self._codec_name, device)
-        records = []
+        records: list[dict[str, Any]] = []
         for each, frames in zip(self._drawn, latents, strict=True):
-            note = "" if isinstance(frames, Tensor) else frames
+            if isinstance(frames, str):
+                records.append({**each.facts, "direction": each.direction, "note": frames})
+                continue
             name = f"{each.sample.task}-{each.direction}-{each.facts['index']}"
             clean = torch.as_tensor(each.sample.latents).to(device).float()
             shown = [place for place in range(len(clean)) if not _is_rays(each.sample.task, place)]
             files: dict[str, list[str]] = {"inputs": [], "output": [], "truth": []}
-            for place in () if note else shown:
+            for place in shown:
                 kinds = (("output", frames), ("truth", clean)) if each.mask[place] else (("inputs", clean),)
                 for kind, source in kinds:
                     folder = "" if kind == "output" else "given/"  # what is given is the same at every step
@@ -94,7 +96,7 @@ class FixedSamples:
                     where = f"{FOLDER}/{file}" if folder else f"{step_folder(step)}/{file}"
                     self.store.put(where, encode_png(_picture(codec, source[place])))
                     files[kind].append(file)
-            records.append({**each.facts, "direction": each.direction, **files, "note": note})
+            records.append({**each.facts, "direction": each.direction, **files})
         self.store.put(f"{step_folder(step)}/{INDEX}", json.dumps(records, indent=1, ensure_ascii=False).encode())
 
     def _attempt(self, model: nn.Module, drawn: _Drawn, device: torch.device) -> Tensor | str:
@@ -121,7 +123,7 @@ class FixedSamples:
         def transformer(latents: Tensor, levels: Tensor, *_: Any) -> Tensor:
             """Called with one sample, or with it twice: for the empty prompt and for its own."""
             own = texts if len(latents) == 2 else texts[1:]
-            return torch.stack(model(list(latents), list(levels), own))
+            return torch.stack(model(list(latents), list(levels), own)).float()
 
         unused = torch.empty(0)
         return sample_frames(
@@ -140,14 +142,17 @@ class FixedSamples:
 
 def _choose(names: SampleNames, each: int) -> Iterator[PlannedSample]:
     """The first samples of every task in the plan that show different rows, in the order of the tasks."""
-    found: dict[str, dict[tuple[int, ...], PlannedSample]] = {}
+    counts = {task: min(each, count) for task, count in names.manifest.counts().items()}
+    found: dict[str, dict[tuple[int, ...], PlannedSample]] = {task: {} for task in sorted(counts)}
     for step in range(_SEARCHED):
         for planned in names.plan.step(step):
-            rows = found.setdefault(planned.task, {})
+            rows = found[planned.task]
             if len(rows) < each:
                 rows.setdefault((planned.stream, planned.shard, planned.row_group, planned.row), planned)
-    for task in sorted(found):
-        yield from found[task].values()
+        if all(len(rows) >= counts[task] for task, rows in found.items()):
+            break
+    for rows in found.values():
+        yield from rows.values()
 
 
 def _directions(sample: Sample) -> Iterator[tuple[str, tuple[int, ...]]]:

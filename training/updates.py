@@ -41,12 +41,12 @@ class Updates:
         on_pack: OnPack | None = None,
         before_change: Callable[[], None] | None = None,
         accepts: Callable[[Tensor], bool] | None = None,
-    ) -> Tensor | None:
+    ) -> Tensor:
         """Update the weights once. Returns the norm of the gradient before clipping, a scalar on the device.
 
         Nothing here waits for a GPU. on_pack: called with each pack after its backward pass; before_change: called
         when weights, averages and optimizer are about to change. accepts: asked with the norm; where it refuses nothing
-        changes, and None is returned.
+        changes.
         """
         rate = learning_rate(batch.step, self.config.steps, self.config.optimizer)
         for group in self.optimizer.param_groups:
@@ -62,7 +62,7 @@ class Updates:
                 on_pack(pack, sample_losses, batch.frames_in_loss)
         norm = clip_gradients(self.model, self.config.optimizer.clip)
         if accepts and not accepts(norm.detach()):
-            return None
+            return norm.detach()
         if before_change:
             before_change()
         self.optimizer.step()

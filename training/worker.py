@@ -178,18 +178,23 @@ class _Worker:
         if self.anomalies.was_skipped(step):
             return None
 
+        accepted, metrics = True, self.step_metrics
+
         def accepts(norm: Tensor) -> bool:
-            metrics = self.step_metrics
-            return self.anomalies.accepts(
+            nonlocal accepted
+            accepted = self.anomalies.accepts(
                 step, metrics.step_loss(), norm, lambda: sample_losses(metrics.packs, batch.step)
             )
+            return accepted
 
         judge = accepts if self.anomalies.watches else None
-        return self.updates.update(batch, self.step_metrics.add_pack, self.saver.await_copies, judge)
+        norm = self.updates.update(batch, metrics.add_pack, self.saver.await_copies, judge)
+        return norm if accepted else None
 
     def _validate(self, step: int) -> dict[str, Any]:
         """Measure the averaged weights on validation rows, and draw the fixed samples, as configured."""
-        device, values = self.accelerator.device, {}
+        device = self.accelerator.device
+        values: dict[str, Any] = {}
         if self.validation or self.samples:
             self._begin_long_operation()
         with self.accelerator.autocast():

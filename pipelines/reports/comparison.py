@@ -33,20 +33,25 @@ def compare(
     if names[0] == names[1]:
         names = [store.uri for store in stores]
     rows = [
-        ("steps", *(number(_last(each, "step")) for each in records)),
-        ("loss at the end", *(number(_end(each, "loss")) for each in records)),
-        ("validation loss", *(number(_last(each, "validation_loss")) for each in records)),
-        ("image tokens a second", *(number(_end(each, "tokens_per_second")) for each in records)),
-        ("memory, GB", *(number(max(_values(each, "memory_gb"), default=None)) for each in records)),
-        ("time in training", *(duration(each) if each else "–" for each in seconds)),
+        _line("steps", [number(_last(each, "step")) for each in records]),
+        _line("loss at the end", [number(_end(each, "loss")) for each in records]),
+        _line("validation loss", [number(_last(each, "validation_loss")) for each in records]),
+        _line("image tokens a second", [number(_end(each, "tokens_per_second")) for each in records]),
+        _line("memory, GB", [number(max(_values(each, "memory_gb"), default=None)) for each in records]),
+        _line("time in training", [duration(each) if each else "–" for each in seconds]),
     ]
     tasks = dict.fromkeys(task for each in records for record in each for task in record.get("validation_losses") or {})
     for task in tasks:
         values = [[(one.get("validation_losses") or {}).get(task) for one in each] for each in records]
         last = [next((value for value in reversed(each) if is_number(value)), None) for each in values]
-        rows.append((f"validation loss of {task}", *map(number, last)))
+        rows.append(_line(f"validation loss of {task}", [number(value) for value in last]))
     changed = [(key, _shown(one), _shown(other)) for key, one, other in differences(dict(configs[0]), dict(configs[1]))]
     return Comparison((names[0], names[1]), rows, changed)
+
+
+def _line(what: str, values: Sequence[str]) -> tuple[str, str, str]:
+    own, other = values
+    return what, own, other
 
 
 def _shown(value: Any) -> str:

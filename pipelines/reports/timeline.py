@@ -81,7 +81,7 @@ def _records(store: Store, step: int) -> dict[tuple[str, ...], Mapping[str, Any]
 def _pictures(store: Store, step: int, record: Mapping[str, Any], kind: str, inline: Inliner) -> list[Drawing]:
     """Only files of the samples' folders are read, since a run from elsewhere may name any file."""
     titles = {"inputs": "given", "truth": "true", "output": "sampled"}
-    drawings = []
+    drawings = [Drawing("sampled", note=str(record["note"]))] if kind == "output" and record.get("note") else []
     for name in record.get(kind) or []:
         place = PurePosixPath(str(name))
         folder = f"{FOLDER}/given" if place.parent.name == "given" else step_folder(step)

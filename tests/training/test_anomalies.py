@@ -96,7 +96,7 @@ def test_run_skips_a_broken_row_on_all_workers_and_again_when_it_goes_back(
 
     changes = {
         "steps": 10,
-        "workers": {"count": 2, "threads": 1},
+        "workers": {"count": 2, "threads": 1, "fsdp": True},
         "checkpoints": {"every": 2, "keep": 9},
         "anomalies": {"policy": "skip"},
         "validation": {"share": 0.0, "pictures": 1, "denoise_steps": 2, "guidance": 2.0},

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from report_pages import read_page
@@ -82,7 +83,8 @@ def broken_latent(pictures_dataset: Path) -> Path:
     rows = table["latent"].to_pylist()
     rows[6] = np.full(len(rows[6]), np.nan, np.float16)
     place = table.schema.get_field_index("latent")
-    table = table.set_column(place, table.schema.field("latent"), [rows])
+    field = table.schema.field(place)
+    table = table.set_column(place, field, pa.array(rows, field.type))
     write_shard(dataset.store, "latents-64", "000000", table, [4, 4], "recipe")
     return pictures_dataset
 

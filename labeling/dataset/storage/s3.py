@@ -11,7 +11,7 @@ import mimetypes
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -240,6 +240,9 @@ class S3Store:
 
     def arrow(self) -> tuple[fs.FileSystem, str]:
         return self._arrow, f"{self.bucket}/{self.key('')}".rstrip("/")
+
+    def without_empty_folders(self, names: Iterable[str]) -> AbstractContextManager[None]:
+        return nullcontext()  # it has none
 
     @contextmanager
     def explained(self, name: str) -> Iterator[None]:

@@ -46,7 +46,8 @@ def _control() -> Any:
 
 def recorded_worker(values: dict[str, Any]) -> dict[str, Any]:
     """What Ray Train runs in place of `training.run._train_worker`."""
-    from training import dealing, worker
+    from training import worker
+    from training.plan import dealing
 
     folder = Path(os.environ[SOAK])
     samples = (folder / "samples" / f"{time.time_ns()}-{os.getpid()}.jsonl").open("a", buffering=1)

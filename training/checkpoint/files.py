@@ -103,7 +103,8 @@ def remove_checkpoint(store: Store, step: int) -> None:
 def prune_checkpoints(store: Store, step: int, keep: int, keep_hours: float) -> None:
     """Remove the checkpoints before that of `step` but the newest (`keep`, with it) and that of step 0.
 
-    What a process that was killed left of one, while it wrote or removed it, goes too. keep_hours: one stays for every so many hours besides, by the times in state.json; 0 keeps none for its age.
+    What a process that was killed left of one, while it wrote or removed it, goes too.
+    keep_hours: one stays for every so many hours besides, by the times in state.json; 0 keeps none for its age.
     """
     whole = whole_checkpoints(store)
     for before in _folder_steps(store):

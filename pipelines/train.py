@@ -24,12 +24,13 @@ def train(
     say: Callable[[str], None] = print,
     control: Callable[[], ControlRequest] = ControlRequest,
     from_checkpoint: str | None = None,
+    went_back: Callable[[], None] = lambda: None,
 ) -> TrainingResult:
     """Train with a bar on screen, saying what is resumed, left out or finished already.
 
-    control, from_checkpoint: see `training.run.run_training`. Raises InputError when another job trains this run, a
-    tracker is not installed, or this machine has too few CPUs or GPUs for its workers; a cluster may grow, so there
-    they wait.
+    control, from_checkpoint: see `training.run.run_training`. went_back: called when the checkpoints after
+    `from_checkpoint` are removed. Raises InputError when another job trains this run, a tracker is not installed, or
+    this machine has too few CPUs or GPUs for its workers; a cluster may grow, so there they wait.
     """
     require(*(name for name in config.trackers if name != "tensorboard"))
     with lease(open_store(run), [FOLDER]), ray_session(), progress("train", config.steps, "steps") as advance:
@@ -43,8 +44,9 @@ def train(
                 say(f"train: no rows for {', '.join(event['empty'])}; these tasks are left out")
             elif kind == "resume":
                 say(f"train: continuing from step {event['step']}")
-            elif kind == "back" and event["removed"]:
-                removed = ", ".join(f"step-{later:06d}" for later in event["removed"])
+            elif kind == "back":
+                went_back()
+                removed = ", ".join(f"step-{later:06d}" for later in event["removed"]) or "nothing"
                 say(f"train: back to step {event['step']}; removed {removed}")
             elif kind == "scale":
                 say(f"train: going on from step {event['step']} with {event['workers']} workers")

@@ -36,9 +36,14 @@ def trackers(config: TrainingConfig, logger: MetricsLogger, start: int) -> list[
 
 
 def start_trackers(accelerator: Accelerator, config: TrainingConfig) -> None:
-    """Start an accelerator's trackers, telling those that show it the configuration. Raises InputError."""
+    """Start an accelerator's trackers, telling those that show it the configuration.
+
+    Raises InputError for what a tracker asks for, and OSError for what a disk refuses.
+    """
     try:
         accelerator.init_trackers(config.name)
+    except (PermissionError, NotADirectoryError, FileExistsError):
+        raise
     except Exception as error:  # an account, a server, a package that is not there
         names = ", ".join(config.trackers)
         raise InputError(

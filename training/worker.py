@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from labeling.dataset import Store, open_store
+from labeling.dataset.storage.errors import explained
 from model.inputs import InputError
 from training.anomalies import AnomalyWatch, Past, read_skipped, said
 from training.batch import StepBatch
@@ -85,7 +86,7 @@ class _Worker:
         model = build_model(self.config)
         self.transformer_config, flops = dict(model.transformer.config), FlopCounter(model.transformer)
         device = self.accelerator.device
-        encoders = settings.place(settings.codec), settings.place(settings.text_encoder)
+        encoders = settings.resolve_path(settings.codec), settings.resolve_path(settings.text_encoder)
         self.device_batches = DeviceBatches(self.config, *encoders, device)
         self.model = distribute(model, self.config.workers, device, context.get_local_world_size())
         self.updates = Updates(self.model, self.config, device, self.workers, self.accelerator.autocast)
@@ -119,9 +120,10 @@ class _Worker:
                 address = f"{self.store.uri}/{checkpoint_name(self.start)}"
                 raise InputError(unusable_checkpoint(address, f"step-{before[-1]:06d}" if before else None))
         else:
-            weights = self.settings.place(config.initialize) if config.initialize else None
+            weights = self.settings.resolve_path(config.initialize) if config.initialize else None
             self.state.initialize(config.model_copy(update={"initialize": weights}), self.saver.group)
-        start_trackers(self.accelerator, config)
+        with explained(f"{self.store.uri}/{', '.join(config.trackers)}"):
+            start_trackers(self.accelerator, config)
         if config.checkpoints.first and not self.resumes:
             self._save(0)
         if self.validation:
@@ -230,8 +232,9 @@ class _Worker:
         return record
 
     def _log(self, record: dict[str, Any]) -> None:
-        """Add a record to metrics.jsonl and TensorBoard."""
-        self.accelerator.log(scalars(record), step=record["step"])
+        """Add a record to metrics.jsonl and TensorBoard. Raises InputError where the disk is full."""
+        with explained(f"{self.store.uri}/{TENSORBOARD}"):
+            self.accelerator.log(scalars(record), step=record["step"])
         if self.logger:
             self.logger.append(record)
 

@@ -154,7 +154,13 @@ def _with_whole_configuration(specification: TrainJob) -> TrainJob:
     workers = parse_config(values, "workers").workers
     memory = specification.workers.memory_gb if specification.workers else 0.0
     spec = WorkersSpec(count=workers.count, cpus=workers.cpus, gpus=workers.gpus, memory_gb=memory)
-    return TrainJob(kind="train", config=values, run=whole_address(specification.run), workers=spec)
+    return TrainJob(
+        kind="train",
+        config=values,
+        run=whole_address(specification.run),
+        from_checkpoint=specification.from_checkpoint,
+        workers=spec,
+    )
 
 
 def _without_scale(specification: JobSpecification) -> dict[str, Any]:

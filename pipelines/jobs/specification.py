@@ -129,12 +129,14 @@ class TrainJob(Section):
     """`train`. config: a preset, a YAML file, or the configuration itself; overrides: put over it; run: its address.
 
     workers, where given, take the place of the configuration's count, cpus and gpus.
+    from_checkpoint: as on the command line. A job goes back once: submitted again with the same name, it goes on.
     """
 
     kind: Literal["train"]
     config: str | dict[str, Any]
     run: str
     overrides: dict[str, Any] = {}
+    from_checkpoint: str | None = None
     workers: WorkersSpec | None = None
 
     @property

@@ -112,7 +112,13 @@ def _train(job: TrainJob, attempt: RunningAttempt) -> dict[str, Any]:
     def control() -> ControlRequest:
         return ControlRequest(attempt.interrupted, attempt.workers.count if attempt.workers else None)
 
+    back = job.from_checkpoint if job.from_checkpoint != attempt.folder.went_back_to() else None
+
+    def went_back() -> None:
+        if back is not None:
+            attempt.folder.put_went_back_to(back)
+
     attempt.polls = True
-    done = train(config, job.run, control=control)
+    done = train(config, job.run, control=control, from_checkpoint=back, went_back=went_back)
     finished = done.step >= config.steps
     return {"step": done.step, "checkpoint": done.checkpoint, "metrics": done.metrics, "finished": finished}

@@ -106,6 +106,9 @@ class Store(Protocol):
     def delete_tree(self, prefix: str) -> None:
         """Remove everything below `prefix`."""
 
+    def without_empty_folders(self, names: Iterable[str]) -> AbstractContextManager[None]:
+        """Where folders, or those they lie in, are made within it and are empty at its end, they go."""
+
     def open(self, name: str) -> pa.NativeFile:
         """Random access for pyarrow readers. Raises FileNotFoundError."""
 

@@ -26,7 +26,7 @@ from training.device import DeviceBatches, pinned_array
 from training.divergence import all_finite, diverged, unusable_checkpoint
 from training.flops import FlopCounter
 from training.memory import keep_freed_memory
-from training.metrics_logger import MetricsLogger, scalars
+from training.metrics_logger import TENSORBOARD, MetricsLogger, scalars
 from training.optimizer import learning_rate
 from training.packed_model import build_model
 from training.parallel import distribute
@@ -122,7 +122,7 @@ class _Worker:
         else:
             weights = self.settings.resolve_path(config.initialize) if config.initialize else None
             self.state.initialize(config.model_copy(update={"initialize": weights}), self.saver.group)
-        with explained(f"{self.store.uri}/{', '.join(config.trackers)}"):
+        with explained(f"{self.store.uri}/{TENSORBOARD}"):
             start_trackers(self.accelerator, config)
         if config.checkpoints.first and not self.resumes:
             self._save(0)

@@ -32,7 +32,7 @@ def _watch(folder: Path, past: Past | None = None, **values: Any) -> AnomalyWatc
         facts = {"task": "edges", "id": "abc", "dataset": "data", "shard": "000000", "row": 3}
         return [{"index": index, **facts} for index in indices]
 
-    return AnomalyWatch(AnomalyConfig(**values), LocalStore(folder), torch.device("cpu"), past or Past(), name)
+    return AnomalyWatch(AnomalyConfig(**values), LocalStore(str(folder)), torch.device("cpu"), past or Past(), name)
 
 
 def _accepts(watch: AnomalyWatch, step: int, loss: float, norm: float = 1.0) -> bool:
@@ -42,13 +42,13 @@ def _accepts(watch: AnomalyWatch, step: int, loss: float, norm: float = 1.0) -> 
 
 
 def test_spikes_are_skipped_by_the_losses_before_and_decided_alike_after_a_resume(tmp_path: Path) -> None:
-    policy = {"policy": "skip", "spike": 3.0}
+    policy: dict[str, Any] = {"policy": "skip", "spike": 3.0}
     watch = _watch(tmp_path, **policy)
     assert watch.watches and not _watch(tmp_path).watches
     later = [1.0, 9.0, 1.1, float("nan"), 2.9, 3.5, 1.0]
     decided = [_accepts(watch, step, loss) for step, loss in enumerate([*LOSSES, *later], start=1)]
     assert decided == [True] * 10 + [True, False, True, False, True, False, True]
-    records = read_skipped(LocalStore(tmp_path))
+    records = read_skipped(LocalStore(str(tmp_path)))
     assert [record["step"] for record in records] == [12, 14, 16]
     assert records[0]["reason"] == "the loss of 9 is more than 3 times the median before it"
     assert [sample["index"] for sample in records[0]["samples"]] == [8, 9, 7], "the worst first"

@@ -25,7 +25,7 @@ def test_metrics_and_configuration_reach_wandb_and_mlflow_offline(
         monkeypatch.setenv(name, str(tmp_path / "home"))
     monkeypatch.setenv("WANDB_MODE", "offline")
     config = load_config("debug", ["trackers=[tensorboard, wandb, mlflow]"])
-    logger = MetricsLogger(LocalStore(tmp_path / "run"), 0)
+    logger = MetricsLogger(LocalStore(str(tmp_path / "run")), 0)
     try:
         accelerator = Accelerator(cpu=True, log_with=trackers(config, logger, 0))
         start_trackers(accelerator, config)

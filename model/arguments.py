@@ -6,7 +6,7 @@ V views.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from numbers import Integral, Real
 from typing import Any
 
@@ -41,16 +41,6 @@ def check_numbers(values: Mapping[str, Any]) -> None:
         raise InputError(f"guidance_scale {shown(guidance)}: give a number of 0 or more; 1 is no guidance")
 
 
-def check_parts(parts: Mapping[str, Any]) -> None:
-    """Raise InputError for a pipeline that lacks a part that every call needs, or has a scheduler of another kind."""
-    missing = next((name for name in ("transformer", "vae", "scheduler") if parts.get(name) is None), None)
-    if missing:
-        raise InputError(f"this pipeline has no {missing}: give it one, as from_pretrained(…, {missing}=…)")
-    scheduler = parts["scheduler"]
-    if not hasattr(scheduler.config, "max_shift"):
-        raise InputError(f"scheduler {type(scheduler).__name__}: take a FlowMatchEulerDiscreteScheduler")
-
-
 def check_flags(values: Mapping[str, Any]) -> None:
     """Raise InputError for what is neither True, False nor None; values: by name."""
     for name, value in values.items():
@@ -83,6 +73,14 @@ def negative_prompts(value: Any, prompts: int, copies: int) -> list[str]:
     return [text for text in (texts if len(texts) == prompts else texts * prompts) for _ in range(copies)]
 
 
+def check_default_size(size: Any) -> None:
+    """Raise InputError for a default_size that frames cannot have."""
+    check_numbers({"default_size": size})
+    if size % SIZE_STEP:
+        nearby = max(SIZE_STEP, round(size / SIZE_STEP) * SIZE_STEP)
+        raise InputError(f"default_size {size}: it must divide by {SIZE_STEP}; take {nearby}")
+
+
 def check_size(width: int, height: int) -> None:
     """Raise InputError for a size that frames cannot have, with the nearest that they can."""
     if width % SIZE_STEP or height % SIZE_STEP:
@@ -109,6 +107,8 @@ def as_cameras(
     angles = {"azimuth": azimuth, "elevation": elevation, "distance": distance}
     given = {name: value for name, value in angles.items() if value is not None}
     if c2w is None and not given:
+        if normalize is not None:
+            raise InputError("normalize_cameras belongs to views with cameras: give azimuth and so on, or c2w")
         return None
     if c2w is not None and given:
         raise InputError("give cameras as c2w or as azimuth, elevation and distance, not both")
@@ -135,8 +135,10 @@ def as_cameras(
 
 def _numbers(name: str, values: Any) -> list[float]:
     try:
+        if isinstance(values, str | bytes | Mapping | Set):  # has no numbers, or none in an order
+            raise TypeError
         numbers = [float(value) for value in values]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise InputError(f"{name} {shown(values)}: give a sequence of numbers, one for each view") from None
     if not numbers:
         raise InputError(f"{name}: give a number for each view; the sequence is empty")
@@ -173,15 +175,14 @@ def as_samples(name: str, value: Any) -> Any:
 def as_pictures(images: Any, samples: int, one_each: bool = False) -> list[list[Picture]]:
     """The known pictures of each sample, or one list for all.
 
-    A batch (n, H, W, 3) or (n, 3, H, W) is a list of pictures. one_each: a list of as many pictures as samples is one
+    A batch (n, H, W, 3) or (n, 3, H, W) is a list of pictures, also within a list. one_each: a list of as many pictures as samples is one
     for each of them. Raises InputError for batches of other lengths.
     """
     if images is None:
         return [[]]
-    if getattr(images, "ndim", 0) == 4:
-        images = list(images)
     if not isinstance(images, (list, tuple)):
-        images = [images]
+        images = _members(images)
+    images = [picture for one in images for picture in _members(one)]
     if not any(isinstance(one, (list, tuple)) for one in images):
         if one_each and len(images) == samples > 1:
             images = [[one] for one in images]
@@ -192,8 +193,14 @@ def as_pictures(images: Any, samples: int, one_each: bool = False) -> list[list[
         raise InputError("images: give pictures, or a list of pictures for each prompt, not both")
     if len(images) != samples or len({len(one) for one in images}) > 1:
         raise InputError(f"{len(images)} sequences of images for {samples} prompts: give one each, of the same length")
+    images = [[picture for one in per_sample for picture in _members(one)] for per_sample in images]
     signed = any(is_signed(one) for per_sample in images for one in per_sample)
     return [[as_picture(one, signed) for one in per_sample] for per_sample in images]
+
+
+def _members(image: Any) -> list[Any]:
+    """The pictures of a batch (n, H, W, 3) or (n, 3, H, W); of anything else, itself."""
+    return list(image) if getattr(image, "ndim", 0) == 4 else [image]
 
 
 def check_noise(shape: tuple[int, ...], generator: Any, latents: Any) -> None:
@@ -223,16 +230,17 @@ def check_callback(callback: Any, inputs: Any, known: Sequence[str]) -> None:
 
 
 def check_changed(changed: Any, latents: Tensor) -> Tensor:
-    """The latents that a callback returns, those of before where it returns none. Raises InputError for other ones."""
-    if not isinstance(changed, Mapping) or "latents" not in changed:
-        return latents
-    new = changed["latents"]
+    """The latents that a callback returns, those of before where it returns none. Raises InputError for other ones.
+
+    A callback may also have written into those of before.
+    """
+    new = changed["latents"] if isinstance(changed, Mapping) and "latents" in changed else latents
     if not isinstance(new, Tensor) or new.shape != latents.shape:
         shape = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
         raise InputError(f"callback_on_step_end: latents {shape}; return {tuple(latents.shape)}")
     new = new.to(latents)
     if not bool(torch.isfinite(new).all()):
-        raise InputError("callback_on_step_end: it returns latents that are not all finite")
+        raise InputError("callback_on_step_end: it leaves latents that are not all finite")
     return new
 
 

@@ -115,13 +115,27 @@ def load_autoencoder(name: str, device: str | torch.device = "cpu", dtype: torch
         str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True
     )
     check_loaded(vae, folder)
+    check_autoencoder(vae, name)
+    return vae.to(device).eval().requires_grad_(False)
+
+
+def check_autoencoder(vae: Any, name: str) -> None:
+    """Raise InputError for an autoencoder of another kind, or with latents of other channels or another size."""
+    from diffusers import AutoencoderKL
+
+    from model.codecs.autoencoder_dct import AutoencoderDCT
+
+    vae = getattr(vae, "_orig_mod", vae)  # what torch.compile wraps
+    if isinstance(vae, AutoencoderDCT):
+        return
+    if not isinstance(vae, AutoencoderKL):
+        raise InputError(f"{name}: {type(vae).__name__}; take an AutoencoderKL, or the codec that needs no training")
     side = 2 ** (len(vae.config.block_out_channels) - 1)
     if vae.config.latent_channels != LATENT_CHANNELS or side != LATENT_FACTOR:
         raise InputError(
             f"{name}: an autoencoder with {vae.config.latent_channels} channels at 1/{side} of the side; "
             f"the transformer works on {LATENT_CHANNELS} at 1/{LATENT_FACTOR}"
         )
-    return vae.to(device).eval().requires_grad_(False)
 
 
 def codec_digest(name: str) -> str:

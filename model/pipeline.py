@@ -106,7 +106,7 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
         except InputError:
             raise
         except Exception as error:  # diffusers and transformers raise nearly anything for what a folder holds
-            part, error = part_at_fault(folder, kwargs) or ("", error)
+            part, error = part_at_fault(folder, cls.load_config(str(folder)), kwargs) or ("", error)
             where = f"{folder / part}" if part else name
             raise InputError(f"{where}: nothing that can be loaded ({one_line(error, 300)})") from error
         for part, model in pipeline.components.items():

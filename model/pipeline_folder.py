@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,11 @@ def parts_of(folder: Path) -> dict[str, str]:
     return {part: str(value[1]) for part, value in described.items() if value[1]}
 
 
-def part_at_fault(folder: Path, given: Collection[str]) -> tuple[str, Exception] | None:
+def part_at_fault(folder: Path, index: Mapping[str, Any], given: Collection[str]) -> tuple[str, Exception] | None:
     """The part of a pipeline's folder that cannot be loaded alone, and what is raised; the small ones first.
 
-    For a message only: loaders do not say which part they were at.
+    index: module and class of each part. For a message only: loaders do not say which part they were at.
     """
-    index = read_object(folder / "model_index.json")
     for part in sorted(set(parts_of(folder)) - set(given), key=lambda part: part not in ("tokenizer", "scheduler")):
         library, name = index[part]
         try:

@@ -43,10 +43,20 @@ class TextEncoder:
         self.device: torch.device = model.device if device is None else device
 
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        """Embeddings (L_i, Y) float32 on the CPU, at most `tokens` long, a special token or two in it."""
+        """Embeddings (L_i, Y) float32 on the CPU, at most `tokens` long, a special token or two in it.
+
+        Raises InputError for prompts that are no texts, and for tokens of another encoder's tokenizer.
+        """
         if not all(isinstance(prompt, str) for prompt in prompts):
             raise InputError(f"prompts {shown(prompts)}: give a list of texts")
-        return self.embed(tokenize(self.tokenizer, self.tokens, prompts))
+        tokens = tokenize(self.tokenizer, self.tokens, prompts)
+        known = getattr(self.model.config, "vocab_size", None)
+        most = max((token for prompt in tokens for token in prompt), default=0)
+        if known is not None and most >= known:
+            raise InputError(
+                f"the tokenizer has tokens up to {most}, {type(self.model).__name__} knows {known}: they are of two models"
+            )
+        return self.embed(tokens)
 
     def warn_of_cuts(self, prompts: Sequence[str]) -> None:
         """Log what of each prompt is left out, since the encoder takes no more tokens."""

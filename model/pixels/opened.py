@@ -19,7 +19,11 @@ _SIXTEEN_BITS = ("PNG", "PPM")  # formats of which Pillow gives levels of 16 bit
 
 def decoded_of(image: Any) -> Decoded:
     """A Pillow image with what its metadata say of it. Raises what Pillow raises for a file that is broken."""
-    image.load()
+    try:
+        image.load()
+    except (ValueError, SyntaxError):  # a text behind a PNG's pixels that Pillow refuses; the pixels are there
+        if image.format != "PNG" or image.tile:
+            raise
     info = image.info
     exif, profile = info.get("exif"), info.get("icc_profile") or None
     turn = _turn(image, exif)

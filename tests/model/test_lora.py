@@ -1,6 +1,9 @@
+import json
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import save_file
 from tiny_models import save_pipeline
 
 from model import OneDiffusionPipeline
@@ -128,6 +131,93 @@ def test_keys_shapes_and_pairs_are_checked_before_anything_is_loaded(pipe):
         pipe.load_lora_weights(weights, adapter_name="one")
     with pytest.raises(InputError, match="adapters one are loaded: save_lora_weights saves them"):
         pipe.save_pretrained("nowhere")
+
+
+def written(folder, weights, **changes):
+    """An adapter's file with metadata of peft, some of them changed."""
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["layers.0.attention.wq"]).to_dict() | changes
+    config = {f"transformer.{name}": sorted(value) if isinstance(value, set) else value for name, value in config.items()}
+    folder.mkdir()
+    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(config)}
+    save_file(weights, folder / "pytorch_lora_weights.safetensors", metadata)
+    return folder
+
+
+WQ = "transformer.layers.0.attention.wq"
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "message"),
+    [
+        ({"r": 8}, {}, "rank 8 in its metadata, 4 in its weights"),
+        ({"rank_pattern": {"layers.0.attention.wq": 2}}, {}, "rank 2 in its metadata, 4 in its weights"),
+        ({"use_dora": True}, {}, "its metadata have use_dora, its weights have no lora_magnitude_vector"),
+        ({"lora_bias": True}, {}, "its metadata have lora_bias, its weights have no lora_B.bias"),
+        ({}, {"lora_B.bias": torch.zeros(48)}, "its weights have lora_B.bias, its metadata have no lora_bias"),
+        ({"use_dora": True}, {"lora_magnitude_vector": torch.ones(4)}, "lora_magnitude_vector (4,), not (48,)"),
+        ({}, {"alpha": torch.tensor(2.0)}, "alpha 8 in its metadata, 2 in its weights"),
+        ({"lora_alpha": float("nan")}, {}, "lora_alpha nan in its metadata"),
+        ({"alpha_pattern": {"wq": "8"}}, {}, "alpha_pattern '8' in its metadata"),
+        ({"init_lora_weights": "pissa"}, {}, "init_lora_weights 'pissa', which changes the weights below it"),
+    ],
+)
+def test_metadata_of_another_adapter_are_refused(pipe, tmp_path, changes, more, message):
+    weights = {f"{WQ}.lora_A.weight": torch.randn(4, 48), f"{WQ}.lora_B.weight": torch.randn(48, 4)}
+    weights |= {f"{WQ}.{name}": value for name, value in more.items()}
+    with pytest.raises(InputError) as error:
+        pipe.load_lora_weights(written(tmp_path / "lora", weights, **changes))
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not getattr(pipe.transformer, "peft_config", None)
+    assert torch.isfinite(sample(pipe)).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "more"),
+    [
+        ({}, {"alpha": torch.tensor(8)}),
+        ({"use_dora": True}, {"lora_magnitude_vector": torch.ones(48)}),
+        ({"lora_bias": True}, {"lora_B.bias": torch.ones(48)}),
+        ({"init_lora_weights": "eva"}, {}),
+        ({"use_rslora": True, "rank_pattern": {"wk": 2}}, {}),
+    ],
+)
+def test_adapters_of_all_plain_kinds_are_loaded(pipe, tmp_path, changes, more):
+    weights = {f"{WQ}.lora_A.weight": torch.randn(4, 48), f"{WQ}.lora_B.weight": torch.randn(48, 4)}
+    weights |= {f"{WQ}.{name}": value for name, value in more.items()}
+    plain = sample(pipe)
+    pipe.load_lora_weights(written(tmp_path / "lora", weights, **changes))
+    assert not torch.equal(sample(pipe), plain)
+    pipe.unload_lora_weights()
+    assert torch.equal(sample(pipe), plain)
+
+
+def test_only_adapters_are_saved(pipe, tmp_path):
+    with pytest.raises(InputError, match="this NextDiT has no adapter"):
+        OneDiffusionPipeline.save_lora_weights(tmp_path / "lora", pipe.transformer)
+    for layers, message in (
+        ([1], "transformer_lora_layers: list; give tensors by name"),
+        ({"layers.0.attention.wq.weight": torch.zeros(1)}, "is no tensor of an adapter"),
+        ({f"{WQ}.lora_A.weight": torch.full((1,), torch.nan)}, "not all numbers are finite"),
+    ):
+        with pytest.raises(InputError, match=message):
+            OneDiffusionPipeline.save_lora_weights(tmp_path / "lora", layers)
+    expected = sample(adapted(pipe))
+    OneDiffusionPipeline.save_lora_weights(tmp_path / "lora", pipe.transformer)
+    pipe.unload_lora_weights()
+    pipe.load_lora_weights(tmp_path / "lora")
+    torch.testing.assert_close(sample(pipe), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_sources_that_are_none_are_refused(pipe, tmp_path):
+    for source, settings, message in (
+        (None, {}, "LoRA None: give a file, a folder"),
+        ([1], {}, r"LoRA \[1\]: give a file"),
+        ("", {}, "LoRA '': give a file"),
+        (str(tmp_path), {"revision": "v2"}, "revision has no effect for a file or folder"),
+        ({"x": torch.zeros(1)}, {"weight_name": "x"}, "weight_name has no effect for tensors"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pipe.load_lora_weights(source, **settings)
 
 
 def test_file_that_is_no_adapter_is_one_line(pipe, tmp_path):

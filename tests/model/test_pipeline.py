@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import tempfile
 
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderTiny, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from skimage import data
-from tiny_models import save_pipeline
+from tiny_models import save_pipeline, save_vae
+from transformers import T5Config, T5EncoderModel
 
 from model import NextDiT, OneDiffusionPipeline, sample_frames
 from model.cameras import camera_latents, default_intrinsics, orbit_cameras
@@ -225,6 +227,15 @@ def test_bf16_runs_at_default_size(folder):
         ({"images": [[CAT], [CAT]]}, "2 sequences of images for 1 prompts"),
         ({"names": ["cat"], "colors": ["#123456"]}, "'#123456' is not one of the model's colors"),
         ({"names": ["cat"], "colors": []}, "0 colors for 1 names"),
+        ({"names": ["cat", "dog"], "colors": ["#FF0000", "#ff0000"]}, "two classes share one; give each its own"),
+        ({"names": ["cat", "cat"], "colors": ["#FF0000", "#0000FF"]}, "'cat' has two of them; a class has one color"),
+        ({"prompt": "[[nonsense]] a cat"}, "it begins with [[, and not with [[semanticmap2image]]"),
+        ({"prompt": "[[canny2image]] a cat"}, "it begins with [[, and not with [[semanticmap2image]]"),
+        ({"prompt": "[[semanticmap2image]] a cat", "names": ["cat"]}, "it lacks <#FFFF00 yellow mask: cat>"),
+        ({"normalize_cameras": True}, "normalize_cameras belongs to views with cameras"),
+        ({"guidance_scale": 1, "negative_prompt": 5}, "negative_prompt 5: give a text"),
+        ({"guidance_scale": 1, "negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
+        ({"images": [CAT, CAT], "known": "image"}, 'for a sample of each, give 2 prompts, as ["", ""]'),
         ({"latents": torch.zeros(1, 1, 16, 4, 4)}, "they must be (1, 2, 16, 4, 4)"),
         ({"generator": [torch.Generator()] * 2}, "2 generators for 1 samples"),
         ({"azimuth": [0], "elevation": [0], "distance": [1]}, "segmentation has no cameras"),
@@ -261,6 +272,10 @@ def test_wrong_calls_are_refused(pipe, settings, message):
         ({"azimuth": [float("inf")]}, "azimuth inf: give finite numbers"),
         ({"azimuth": []}, "azimuth: give a number for each view"),
         ({"azimuth": ["north"]}, "azimuth ['north']: give a sequence of numbers"),
+        ({"azimuth": "1"}, "azimuth '1': give a sequence of numbers"),
+        ({"azimuth": {0.0: 1}}, "give a sequence of numbers"),
+        ({"known": "image"}, "leave out known"),
+        ({"denoise_mask": [1, 1]}, "generates all cameras: leave out those that are given"),
         ({"c2w": torch.full((1, 4, 4), torch.nan)}, "c2w: not all numbers are finite"),
         ({"c2w": torch.zeros(1, 4, 4)}, "c2w: a matrix cannot be inverted"),
         ({"intrinsics": torch.zeros(1, 3, 3)}, "intrinsics: a matrix cannot be inverted"),
@@ -271,6 +286,70 @@ def test_cameras_without_rays_are_refused(pipe, cameras, message):
     with pytest.raises(InputError) as error:
         pipe("views", prompt="a cat", num_inference_steps=1, **{**orbit, **cameras})
     assert message in str(error.value)
+
+
+def test_classes_of_one_name_share_a_color(pipe):
+    call = {"names": ["cat", "dog", "cat"], "colors": ["#FF0000", "#0000FF", "#ff0000"], "known": "image"}
+    assert list(pipe("segmentation", CAT, "a cat", **call, **SMALL).segmentation[0]) == ["cat", "dog"]
+    whole = "[[semanticmap2image]] <#FF0000 red mask: cat> a cat"
+    call = {"names": ["cat"], "colors": ["#FF0000"], "known": "image"}
+    assert list(pipe("segmentation", CAT, whole, **call, **SMALL).segmentation[0]) == ["cat"]
+
+
+def test_cameras_are_read_in_any_form(pipe):
+    call = {"denoise_mask": [0, 1, 0, 1], "height": 32, "width": 32, "num_inference_steps": 1}
+    for form in ("latent", "np"):
+        assert pipe("views", [CAT, COFFEE], output_type=form, **call).cameras[0][0].shape == (2, 3, 3)
+
+
+def test_lists_of_batches_are_lists_of_pictures(pipe):
+    tensor = torch.from_numpy(CAT.copy()).permute(2, 0, 1)
+    both = pipe("depth", [tensor[None], tensor[None]], ["", ""], **SMALL, output_type="pt").images
+    assert len(both) == 2
+    several = pipe("identity", [torch.stack([tensor, tensor])], "a cat", **SMALL)
+    assert several.latents.shape[1] == 3
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (lambda: save_vae_of(levels=3), "vae: an autoencoder with 16 channels at 1/4 of the side"),
+        (lambda: save_vae_of(latent_channels=4), "vae: an autoencoder with 4 channels at 1/8 of the side"),
+        (lambda: {"vae": AutoencoderTiny(latent_channels=16)}, "vae: AutoencoderTiny; take an AutoencoderKL"),
+        (lambda: {"text_encoder": T5EncoderModel(T5Config(d_model=16, d_kv=4, num_layers=1))}, "16 wide, the transf"),
+        (
+            lambda: {"scheduler": FlowMatchEulerDiscreteScheduler(max_image_seq_len=256)},
+            "base_image_seq_len and max_image_seq_len are both 256",
+        ),
+        (lambda: {"scheduler": DDIMScheduler()}, "scheduler DDIMScheduler: take a FlowMatchEulerDiscreteScheduler"),
+        (lambda: {"transformer": NextDiT(hidden_size=48, depth=1, num_heads=4, in_channels=4)}, "NextDiT of 4 channels"),
+    ],
+)
+def test_parts_that_do_not_fit_are_told_before_sampling(pipe, part, message):
+    other = OneDiffusionPipeline(**{**pipe.components, **part()})
+    with pytest.raises(InputError) as error:
+        other("text2image", prompt="a cat", **SMALL)
+    assert message in str(error.value)
+
+
+def save_vae_of(**settings):
+    with tempfile.TemporaryDirectory() as folder:
+        return {"vae": save_vae(folder, **settings)}
+
+
+def test_tokens_that_the_encoder_does_not_know_are_told(pipe):
+    small = T5EncoderModel(T5Config(vocab_size=8, d_model=32, d_kv=8, d_ff=16, num_layers=1, num_heads=4))
+    other = OneDiffusionPipeline(**{**pipe.components, "text_encoder": small})
+    with pytest.raises(InputError, match="the tokenizer has tokens up to"):
+        other("text2image", prompt="a cat zzz", **SMALL)
+
+
+def test_negative_prompt_without_guidance_is_told(pipe, caplog):
+    pipe("text2image", prompt="a cat", negative_prompt="a dog", guidance_scale=1.0, **SMALL)
+    assert "a negative prompt has no effect without guidance" in caplog.text
+    caplog.clear()
+    pipe("text2image", prompt="a cat", guidance_scale=1.0, **SMALL)
+    assert not caplog.text
 
 
 def test_negative_prompts_belong_to_their_samples(pipe):

@@ -20,7 +20,8 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 OF_DEVICE_MAPS = ("max_memory", "offload_folder", "offload_state_dict")
 # Files of JSON that loaders read in a part's folder.
 _DESCRIPTIONS = re.compile(
-    r"(config|\w+_config|[\w-]+\.index(\.[\w-]+)?|tokenizer|special_tokens_map|added_tokens|vocab)\.json"
+    r"((generation_|scheduler_|tokenizer_)?config|[\w-]+\.index(\.[\w-]+)?|tokenizer|special_tokens_map|added_tokens|vocab)"
+    r"\.json"
 )
 _TEXTS = ["*.json", "*.txt", "*.model", "*.jinja"]  # configurations and tokenizers
 

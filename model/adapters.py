@@ -180,6 +180,8 @@ def _check_key(key: Any, value: Any, linear: Mapping[str, nn.Module]) -> None:
     module = name.removeprefix(PREFIX)[: -len(part)]
     if module not in linear:
         raise InputError(f"LoRA of {module!r}: the transformer has no such layer{nearest(module, list(linear))}")
+    if isinstance(value, Tensor) and value.is_meta:
+        raise InputError(f"{name}: it has no numbers, only a shape; load it from its file")
     if part == ".alpha":
         if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex() and math.isfinite(float(value)):
             return

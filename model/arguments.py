@@ -19,6 +19,8 @@ from model.inputs import InputError, nearest, shown
 from model.pictures import Picture, as_picture, is_signed
 
 _MOST = 1_000_000  # of steps, samples, pixels of a side
+_FARTHEST = 1e6  # distance of a camera; the published model has seen 1.5
+_IN_PIXELS = 10  # a principal point beyond so many image widths is one of pixels
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -42,9 +44,9 @@ def check_numbers(values: Mapping[str, Any]) -> None:
 
 
 def check_flags(values: Mapping[str, Any]) -> None:
-    """Raise InputError for what is neither True, False nor None; values: by name."""
+    """Raise InputError for what is neither True nor False; values: by name. None leaves normalize_cameras open."""
     for name, value in values.items():
-        if not (value is None or isinstance(value, bool)):
+        if not (isinstance(value, bool) or (value is None and name == "normalize_cameras")):
             raise InputError(f"{name} {shown(value)}: give True or False")
 
 
@@ -75,7 +77,7 @@ def negative_prompts(value: Any, prompts: int, copies: int) -> list[str]:
 
 def check_default_size(size: Any) -> None:
     """Raise InputError for a default_size that frames cannot have."""
-    check_numbers({"default_size": size})
+    check_numbers({"default_size": 0 if size is None else size})
     if size % SIZE_STEP:
         nearby = max(SIZE_STEP, round(size / SIZE_STEP) * SIZE_STEP)
         raise InputError(f"default_size {size}: it must divide by {SIZE_STEP}; take {nearby}")
@@ -124,10 +126,16 @@ def as_cameras(
         for value in numbers["distance"]:
             if value <= 0:
                 raise InputError(f"distance {value:g}: a camera is away from what it looks at; give more than 0")
+            if not 1 / _FARTHEST <= value <= _FARTHEST:
+                raise InputError(f"distance {value:g}: give {1 / _FARTHEST:g} to {_FARTHEST:g}")
         c2w = orbit_cameras(numbers["azimuth"], numbers["elevation"], numbers["distance"])
         normalize = bool(normalize)
     c2w = as_matrices("c2w", c2w, 4)
-    intrinsics = default_intrinsics(len(c2w)) if intrinsics is None else as_matrices("intrinsics", intrinsics, 3)
+    if not torch.equal(c2w[:, 3], c2w.new_tensor([0, 0, 0, 1]).expand(len(c2w), 4)):
+        raise InputError("c2w: the last row of each matrix must be 0, 0, 0, 1; give camera-to-world matrices")
+    if bool((torch.linalg.det(c2w[:, :3, :3].double()) < 0).any()):
+        raise InputError("c2w: a matrix mirrors space; give OpenGL's camera-to-world: x right, y up, z backward")
+    intrinsics = default_intrinsics(len(c2w)) if intrinsics is None else _intrinsics(intrinsics)
     if len(intrinsics) != len(c2w):
         raise InputError(f"c2w {tuple(c2w.shape)}, intrinsics {tuple(intrinsics.shape)}: (V, 4, 4) and (V, 3, 3)")
     return c2w, intrinsics, True if normalize is None else normalize
@@ -154,9 +162,18 @@ def as_intrinsics(intrinsics: Any, views: int) -> Tensor | None:
         return None
     if not views:
         raise InputError("intrinsics belong to views")
-    tensor = as_matrices("intrinsics", intrinsics, 3)
+    tensor = _intrinsics(intrinsics)
     if len(tensor) != views:
         raise InputError(f"intrinsics of {len(tensor)} views for {views}: give one for each")
+    return tensor
+
+
+def _intrinsics(value: Any) -> Tensor:
+    tensor = as_matrices("intrinsics", value, 3)
+    if bool((tensor[:, (0, 1), (0, 1)] <= 0).any()):
+        raise InputError("intrinsics: focal lengths must be more than 0")
+    if bool((tensor[:, :2, 2].abs() > _IN_PIXELS).any()):
+        raise InputError("intrinsics: they are in pixels; divide the first two rows by the width, so that it is 1")
     return tensor
 
 

@@ -17,8 +17,8 @@ from model.weights import (
     check_device_map,
     check_files,
     damaged,
+    indexed_files,
     model_folder,
-    read_object,
     refuse_unknown,
 )
 
@@ -84,14 +84,7 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     infix = f".{variant}" if variant else ""
     index = folder / f"{STEM}.safetensors.index{infix}.json"
     if index.is_file():
-        weight_map = read_object(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise InputError(f"{index}: it names no weights; download it again")
-        names = sorted(set(map(str, weight_map.values())))
-        absent = [name for name in names if not (folder / name).is_file() or Path(name).name != name]
-        if absent:
-            raise InputError(f"{folder}: {index.name} names {absent[0]}, which is not there; download it again")
-        return [folder / name for name in names]
+        return indexed_files(index)
     single = folder / f"{STEM}{infix}.safetensors"
     if not single.is_file():
         raise InputError(f"{folder}: neither {index.name} nor {single.name} is there")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -163,13 +165,71 @@ class LoraMixin(LoraBaseMixin):
             safe_serialization=True,
         )
 
-    def fuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
-        """Add the adapters to the weights; unfuse_lora takes them out again."""
-        super().fuse_lora(components=components or self._lora_loadable_modules, **kwargs)
+    def set_adapters(self, adapter_names: list[str] | str, adapter_weights: Any = None) -> None:
+        """Which adapters act, and how strongly. Raises InputError for names that are not loaded, and other weights."""
+        names = self._loaded(adapter_names)
+        _check_strengths("adapter_weights", adapter_weights)
+        with _told("set_adapters"):
+            super().set_adapters(names, adapter_weights)
+
+    def delete_adapters(self, adapter_names: list[str] | str) -> None:
+        """Remove adapters. Raises InputError for names that are not loaded."""
+        super().delete_adapters(self._loaded(adapter_names))
+
+    def fuse_lora(
+        self, components: list[str] | None = None, lora_scale: float = 1.0, adapter_names: Any = None, **kwargs: Any
+    ) -> None:
+        """Add the adapters to the weights; unfuse_lora takes them out again.
+
+        Raises InputError without adapters, for names that are not loaded, and a scale that is no finite number.
+        """
+        names = self._loaded(adapter_names)
+        _check_strengths("lora_scale", lora_scale)
+        with _told("fuse_lora"):
+            super().fuse_lora(
+                components=components or self._lora_loadable_modules,
+                lora_scale=lora_scale,
+                adapter_names=None if adapter_names is None else names,
+                **kwargs,
+            )
 
     def unfuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
         """Take fused adapters out of the weights."""
-        super().unfuse_lora(components=components or self._lora_loadable_modules, **kwargs)
+        with _told("unfuse_lora"):
+            super().unfuse_lora(components=components or self._lora_loadable_modules, **kwargs)
+
+    def _loaded(self, names: Any) -> list[str]:
+        """Names of adapters, None for all, as a list. Raises InputError for those that are not loaded."""
+        loaded = list(getattr(self.transformer, "peft_config", {}))
+        if not loaded:
+            raise InputError("no adapter is loaded: call load_lora_weights first")
+        given = loaded if names is None else [names] if isinstance(names, str) else names
+        if not isinstance(given, list | tuple) or not given:
+            raise InputError(f"adapter_names {shown(names)}: give names of {', '.join(loaded)}")
+        unknown = next((name for name in given if name not in loaded), None)
+        if unknown is not None:
+            raise InputError(f"adapter {shown(unknown)} is not loaded; there are {', '.join(loaded)}")
+        return list(given)
+
+
+def _check_strengths(name: str, value: Any) -> None:
+    """Raise InputError for numbers that are not finite; value: None, a number, or nested lists and mappings of them."""
+    if isinstance(value, Mapping | list | tuple):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            _check_strengths(name, one)
+    elif value is not None and (
+        not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(float(value))
+    ):
+        raise InputError(f"{name} {shown(value)}: give finite numbers")
+
+
+@contextmanager
+def _told(call: str) -> Iterator[None]:
+    """What diffusers and peft raise for arguments, as InputError."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{call}: {one_line(error, 200)}") from None
 
 
 def _as_json(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from model.codecs.image_codec import check_autoencoder
 from model.constants import LATENT_CHANNELS
-from model.inputs import InputError
+from model.inputs import InputError, shown
 
 
 def check_parts(parts: Mapping[str, Any]) -> None:
@@ -40,10 +42,20 @@ def check_text_encoder(parts: Mapping[str, Any]) -> None:
         )
 
 
+def check_is_part(name: str, value: Any) -> None:
+    """Raise InputError for what cannot be a part of a pipeline, as the name of one."""
+    if value is not None and not hasattr(value, "__module__"):
+        raise InputError(f"{name} {shown(value)}: give what its from_pretrained loads, or None")
+
+
 def _check_scheduler(scheduler: Any) -> None:
     name, config = type(scheduler).__name__, scheduler.config
     if not hasattr(config, "max_shift"):
         raise InputError(f"scheduler {name}: take a FlowMatchEulerDiscreteScheduler")
+    for key in ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"):
+        value = getattr(config, key, None)
+        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+            raise InputError(f"scheduler {name}: {key} {shown(value)} in its configuration; it is a finite number")
     if config.base_image_seq_len == config.max_image_seq_len:
         raise InputError(
             f"scheduler {name}: base_image_seq_len and max_image_seq_len are both {config.max_image_seq_len}; its shift "

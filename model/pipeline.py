@@ -38,7 +38,7 @@ from model.frames import REFERENCE, Frames, Known, plan_frames, takes_one
 from model.inputs import InputError, one_line
 from model.lora import LoraMixin
 from model.outputs import OneDiffusionOutput, read_pictures
-from model.parts import check_parts
+from model.parts import check_is_part, check_parts
 from model.pictures import Picture, aspect_bucket, fit_picture
 from model.pipeline_folder import part_at_fault, resolve_pipeline
 from model.prompt_embeddings import PromptMixin, check_embedded, check_words, class_colors, is_empty
@@ -80,10 +80,17 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
         Raises InputError for a default_size that does not divide by 16.
         """
         super().__init__()
-        self.register_modules(
-            transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
-        )
+        parts = {
+            "transformer": transformer,
+            "vae": vae,
+            "text_encoder": text_encoder,
+            "tokenizer": tokenizer,
+            "scheduler": scheduler,
+        }
+        for name, part in parts.items():
+            check_is_part(name, part)
         check_default_size(default_size)
+        self.register_modules(**parts)
         self.register_to_config(default_size=default_size)
         self._interrupt = False
         self._guidance_scale = 1.0

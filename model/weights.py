@@ -109,12 +109,26 @@ def check_files(folder: Path, variant: str | None = None) -> None:
     for path in sorted(folder.glob("*.json")):
         if _DESCRIPTIONS.fullmatch(path.name):
             read_object(path)
+        if ".index." in path.name and path.name.endswith(f".index.{variant}.json" if variant else ".index.json"):
+            indexed_files(path)
     for path in safetensors_files(folder, variant):
         try:
             with safe_open(path, "pt"):
                 pass
         except (ValueError, SafetensorError, OSError) as error:
             raise damaged(path, error) from None
+
+
+def indexed_files(index: Path) -> list[Path]:
+    """The safetensors that an index names. Raises InputError where it names none, or one that is not there."""
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index}: it names no weights; download it again")
+    names = sorted(set(map(str, weight_map.values())))
+    absent = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
+    if absent:
+        raise InputError(f"{index.parent}: {index.name} names {absent[0]}, which is not there; download it again")
+    return [index.parent / name for name in names]
 
 
 def check_loaded(part: Any, folder: Path, variant: str | None = None) -> None:
@@ -226,6 +240,8 @@ def _file_digest(path: Path, _size: int, _modified: int) -> str:
 
 
 def _local_folder(name: str, hub: HubOptions) -> Path | None:
+    if not name:
+        raise InputError("'': give a model's folder or a hub name such as owner/model")
     root = Path(name).expanduser()
     if not root.is_dir():
         return None

@@ -5,6 +5,8 @@ B pictures, H × W pixels, h = H/8, w = W/8.
 
 from __future__ import annotations
 
+import math
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 from model.codecs.block_transform import analyze, block_constants, synthesize
 from model.codecs.dct import DIGEST
 from model.constants import LATENT_CHANNELS, LATENT_FACTOR
-from model.inputs import InputError
+from model.inputs import InputError, shown
 from model.weights import check_files, check_loaded, model_folder, weights_digest
 
 if TYPE_CHECKING:
@@ -126,6 +128,11 @@ def check_autoencoder(vae: Any, name: str) -> None:
     from model.codecs.autoencoder_dct import AutoencoderDCT
 
     vae = getattr(vae, "_orig_mod", vae)  # what torch.compile wraps
+    scale = getattr(getattr(vae, "config", None), "scaling_factor", None)
+    if isinstance(vae, AutoencoderKL) and not (
+        isinstance(scale, Real) and not isinstance(scale, bool) and math.isfinite(scale) and scale > 0
+    ):
+        raise InputError(f"{name}: scaling_factor {shown(scale)} in its config.json; it is a number above 0, as 1.5305")
     if isinstance(vae, AutoencoderDCT):
         return
     if not isinstance(vae, AutoencoderKL):

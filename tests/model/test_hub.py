@@ -108,11 +108,18 @@ def test_pipeline_refuses_parts_that_do_not_serve(released: Path) -> None:
         ({"torch_dtype": {"transforme": torch.float16}}, "torch_dtype 'transforme'"),
         ({"default_size": 0}, "default_size 0"),
         ({"default_size": 100}, "default_size 100: it must divide by 16; take 96"),
+        ({"dtype": torch.float16, "torch_dtype": torch.float32}, "both mean the same; give one"),
+        ({"torch_dtype": torch.int8}, "torch_dtype torch.int8: give one of torch.float64"),
+        ({"variant": ""}, "variant '': give the name of one"),
+        ({"vae": 5}, "vae 5: give what its from_pretrained loads"),
         ({"default_size": 8}, "default_size 8: it must divide by 16; take 16"),
-        ({"vae": "dct"}, "dct is of type"),
     ):
         with pytest.raises(InputError, match=message):
             OneDiffusionPipeline.from_pretrained(released, **settings)
+    with pytest.raises(InputError, match="'': give a model's folder or a hub name"):
+        OneDiffusionPipeline.from_pretrained("")
+    with pytest.raises(InputError, match="vae 'dct': give what its from_pretrained loads"):
+        OneDiffusionPipeline(**{**OneDiffusionPipeline.from_pretrained(released).components, "vae": "dct"})
     without = OneDiffusionPipeline.from_pretrained(released, scheduler=None)
     with pytest.raises(InputError, match="this pipeline has no scheduler"):
         without("text2image", height=32, width=32)

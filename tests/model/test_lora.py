@@ -114,6 +114,8 @@ def test_keys_shapes_and_pairs_are_checked_before_anything_is_loaded(pipe):
         ({first: torch.zeros(4, 96)}, "a layer of 96 → 48, this transformer's is 48 → 48; it is of another model"),
         ({first: torch.zeros(3, 48)}, "lora_A (3, 48) and lora_B (48, 4); they must be (r, 48) and (48, r)"),
         ({first: torch.zeros(4)}, "lora_A (4,)"),
+        ({first: torch.zeros(4, 48, device="meta")}, "it has no numbers, only a shape"),
+        ({first.replace("lora_A.weight", "alpha"): torch.ones(2)}, "an alpha is one finite number"),
         ({first: torch.full((4, 48), torch.nan)}, "not all numbers are finite"),
         ({first: torch.zeros(4, 48, dtype=torch.int64)}, "no tensor of floats"),
         (
@@ -206,6 +208,28 @@ def test_only_adapters_are_saved(pipe, tmp_path):
     pipe.unload_lora_weights()
     pipe.load_lora_weights(tmp_path / "lora")
     torch.testing.assert_close(sample(pipe), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda pipe: pipe.set_adapters("other"), "adapter 'other' is not loaded; there are style"),
+        (lambda pipe: pipe.set_adapters(["style"], [0.5, 0.5]), "set_adapters: Length of adapter names 1"),
+        (lambda pipe: pipe.set_adapters("style", float("nan")), "adapter_weights nan: give finite numbers"),
+        (lambda pipe: pipe.set_adapters([]), r"adapter_names \[\]: give names of style"),
+        (lambda pipe: pipe.delete_adapters("other"), "adapter 'other' is not loaded"),
+        (lambda pipe: pipe.fuse_lora(lora_scale=float("inf")), "lora_scale inf: give finite numbers"),
+        (lambda pipe: pipe.fuse_lora(adapter_names=["other"]), "adapter 'other' is not loaded"),
+        (lambda pipe: pipe.fuse_lora(components=["text_encoder"]), "fuse_lora: text_encoder is not found"),
+        (lambda pipe: (pipe.unload_lora_weights(), pipe.fuse_lora()), "no adapter is loaded: call load_lora_weights"),
+    ],
+)
+def test_adapters_that_are_not_there_are_told(pipe, call, message):
+    before = sample(pipe)
+    with pytest.raises(InputError, match=f"^[^\n]*{message}[^\n]*$"):
+        call(adapted(pipe))
+    pipe.unload_lora_weights()
+    assert torch.equal(sample(pipe), before)
 
 
 def test_sources_that_are_none_are_refused(pipe, tmp_path):

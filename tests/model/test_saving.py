@@ -194,6 +194,9 @@ def test_weights_that_are_missing_are_not_drawn_at_random(released, tmp_path, na
         ("text_encoder/config.json", {"num_layers": 1}, "text_encoder: 2 layers encoder.block in its weights, 1 in its"),
         ("tokenizer/tokenizer.json", None, "/tokenizer: nothing that can be loaded"),
         ("scheduler/scheduler_config.json", None, "scheduler_config.json: it names no _class_name"),
+        ("scheduler/scheduler_config.json", {"max_shift": "x"}, "max_shift 'x' in its configuration"),
+        ("vae/config.json", {"scaling_factor": float("nan")}, "scaling_factor nan in its config.json"),
+        ("vae/diffusion_pytorch_model.safetensors.index.json", None, "index.json: it names no weights"),
     ],
 )
 def test_configuration_of_another_model_is_one_line_that_names_the_part(released, tmp_path, name, changes, message):
@@ -201,6 +204,14 @@ def test_configuration_of_another_model_is_one_line_that_names_the_part(released
     path = folder / name
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes} if changes else {}))
     with pytest.raises(InputError, match=rf"^[^\n]*{message}[^\n]*$"):
+        latents(load(folder))
+
+
+def test_weights_in_pickles_alone_are_told(released, tmp_path):
+    folder = shutil.copytree(released, tmp_path / "pickles")
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    path.rename(path.with_suffix(".bin"))
+    with pytest.raises(InputError, match="/vae: no weights in safetensors; convert them first"):
         load(folder)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -120,12 +120,18 @@ class LoraMixin(LoraBaseMixin):
 
     def _forget_adapters(self, before: set[str]) -> None:
         """Remove what an attempt to load has left, so that adapters of before are all there is."""
-        added = [name for name in getattr(self.transformer, "peft_config", {}) if name not in before]
-        with suppress(Exception):
-            if before:
-                self.transformer.delete_adapters(added)
-            elif added:
-                self.unload_lora_weights()
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        if not before:
+            self.unload_lora_weights()
+            return
+        # Where peft raises halfway it forgets the adapter's configuration and leaves its layers.
+        for module in self.transformer.modules():
+            if isinstance(module, BaseTunerLayer):
+                for name in set(module._all_available_adapter_names()) - before:
+                    module.delete_adapter(name)
+        for name in set(self.transformer.peft_config) - before:
+            del self.transformer.peft_config[name]
 
     @classmethod
     def save_lora_weights(

@@ -127,7 +127,7 @@ def test_any_metadata_of_an_adapter_are_taken_or_told(
     before = set(pipe.transformer.state_dict())
     try:
         told(lambda: pipe.load_lora_weights(file))
-        assert torch.isfinite(pipe(**CALL, output_type="latent").latents).all()
+        told(lambda: pipe(**CALL, output_type="latent"))  # an alpha of 10³⁰⁰ is told there
     finally:
         pipe.unload_lora_weights()
     assert set(pipe.transformer.state_dict()) == before

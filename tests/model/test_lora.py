@@ -173,6 +173,17 @@ def test_metadata_of_another_adapter_are_refused(pipe, tmp_path, changes, more, 
     assert torch.isfinite(sample(pipe)).all()
 
 
+@pytest.mark.parametrize("others", [False, True])
+def test_adapter_that_peft_refuses_halfway_leaves_nothing(pipe, tmp_path, others):
+    if others:
+        adapted(pipe)
+    before, names = sample(pipe), sorted(pipe.transformer.state_dict())
+    weights = {f"{WQ}.lora_A.weight": torch.randn(4, 48), f"{WQ}.lora_B.weight": torch.randn(48, 4)}
+    with pytest.raises(InputError, match="LoRA: Requested bias: odd"):
+        pipe.load_lora_weights(written(tmp_path / "lora", weights, bias="odd"))
+    assert sorted(pipe.transformer.state_dict()) == names and torch.equal(sample(pipe), before)
+
+
 @pytest.mark.parametrize(
     ("changes", "more"),
     [

@@ -43,19 +43,19 @@ def check_adapter(
     linear = _base_layers(transformer)
     for key, value in weights.items():
         _check_key(key, value, linear)
-    found = {key.removeprefix(PREFIX): value for key, value in weights.items()}
-    modules = {key[: -len(part)] for key in found for part in _PARTS if key.endswith(part)}
+    unprefixed = {key.removeprefix(PREFIX): value for key, value in weights.items()}
+    modules = {key[: -len(part)] for key in unprefixed for part in _PARTS if key.endswith(part)}
     if metadata is not None:
-        _check_metadata(metadata, found)
-    result = dict(found)
+        _check_metadata(metadata, unprefixed)
+    result = dict(unprefixed)
     for module in sorted(modules):
-        first, second = (found.get(f"{module}.lora_{which}.weight") for which in "AB")
+        first, second = (unprefixed.get(f"{module}.lora_{which}.weight") for which in "AB")
         if first is None or second is None:
             lacks = "lora_A" if first is None else "lora_B"
             raise InputError(f"LoRA of {module}: it has no {lacks}.weight, and both are needed; save it again")
         _check_shapes(module, first, second, linear[module])
         for part in (".lora_B.bias", ".lora_magnitude_vector"):
-            vector = found.get(f"{module}{part}")
+            vector = unprefixed.get(f"{module}{part}")
             if vector is not None and vector.shape != second.shape[:1]:
                 raise InputError(f"LoRA of {module}: {part[1:]} {tuple(vector.shape)}, not {tuple(second.shape[:1])}")
         alpha = result.pop(f"{module}.alpha", None)
@@ -148,7 +148,7 @@ def layers_of(layers: Any) -> dict[str, Tensor]:
 
 def config_of(layers: Mapping[str, Any]) -> dict[str, Any] | None:
     """The peft configuration of the adapter whose own tensors these are, in any transformer that lives; else None."""
-    places = {value.data_ptr() for value in layers.values() if isinstance(value, Tensor) and value.numel()}
+    addresses = {value.data_ptr() for value in layers.values() if isinstance(value, Tensor) and value.numel()}
     for transformer in list(_transformers):
         for name, config in getattr(transformer, "peft_config", {}).items():
             own = {
@@ -156,7 +156,7 @@ def config_of(layers: Mapping[str, Any]) -> dict[str, Any] | None:
                 for key, parameter in transformer.named_parameters()
                 if ".lora_" in key and f".{name}." in f"{key}."
             }
-            if places & own:
+            if addresses & own:
                 return dict(config.to_dict())
     return None
 

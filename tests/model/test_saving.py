@@ -103,7 +103,7 @@ def test_pickles_are_asked_for_and_safetensors_written(pipe, tmp_path, caplog):
     assert torch.equal(latents(load(tmp_path)), latents(pipe))
 
 
-def test_what_cannot_be_saved_is_refused(pipe, tmp_path, monkeypatch):
+def test_unsavable_parts_are_refused(pipe, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "vae").touch()
@@ -226,7 +226,7 @@ def test_json_of_no_object_is_named(released, tmp_path):
         path.write_text(whole)
 
 
-def test_what_is_not_loaded_does_not_matter(released, tmp_path):
+def test_files_that_are_not_loaded_do_not_matter(released, tmp_path):
     folder = shutil.copytree(released, tmp_path / "folder")
     (folder / "notes.json").write_text('{"a": 1}\n{"b": 2}\n')
     (folder / "logs").mkdir()

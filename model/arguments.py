@@ -192,8 +192,8 @@ def as_samples(name: str, value: Any) -> Any:
 def as_pictures(images: Any, samples: int, one_each: bool = False) -> list[list[Picture]]:
     """The known pictures of each sample, or one list for all.
 
-    A batch (n, H, W, 3) or (n, 3, H, W) is a list of pictures, also within a list. one_each: a list of as many pictures as samples is one
-    for each of them. Raises InputError for batches of other lengths.
+    A batch (n, H, W, 3) or (n, 3, H, W) is a list of pictures, also within a list. one_each: a list of as many pictures
+    as samples is one for each of them. Raises InputError for batches of other lengths.
     """
     if images is None:
         return [[]]

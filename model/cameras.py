@@ -84,7 +84,9 @@ def camera_rays(c2w: Tensor, intrinsics: Tensor, size: int, normalize: bool = Fa
     moments = torch.linalg.cross(centers[:, None].expand_as(directions), directions)
     rays = torch.cat([directions, moments], -1).to(c2w.dtype)
     if not bool(torch.isfinite(rays).all()):
-        raise InputError("cameras: they have no rays of finite numbers; the first must be away from where all look, none too far")
+        raise InputError(
+            "cameras: they have no rays of finite numbers; the first must be away from where all look, none too far"
+        )
     return rays
 
 

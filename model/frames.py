@@ -80,7 +80,11 @@ def plan_frames(
         raise InputError(
             f"{pictures} images are {more} than the {frames.pictures_known} known image frames of {name}: "
             + ", ".join(f"{kind} {'generated' if value else 'known'}" for kind, value in zip(kinds, mask, strict=True))
-            + (f'; for a sample of each, give {pictures} prompts, as ["", ""]' if takes_one(tasks) and pictures > 1 else "")
+            + (
+                f'; for a sample of each, give {pictures} prompts, as ["", ""]'
+                if takes_one(tasks) and pictures > 1
+                else ""
+            )
         )
     knows_cameras = any(kind == RAYS and not generated for kind, generated in zip(kinds, mask, strict=True))
     if knows_cameras and not cameras:

@@ -58,6 +58,6 @@ def _check_scheduler(scheduler: Any) -> None:
             raise InputError(f"scheduler {name}: {key} {shown(value)} in its configuration; it is a finite number")
     if config.base_image_seq_len == config.max_image_seq_len:
         raise InputError(
-            f"scheduler {name}: base_image_seq_len and max_image_seq_len are both {config.max_image_seq_len}; its shift "
-            "runs between the two, as 256 and 4096"
+            f"scheduler {name}: base_image_seq_len and max_image_seq_len are both {config.max_image_seq_len}; its "
+            "shift runs between the two, as 256 and 4096"
         )

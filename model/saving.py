@@ -88,7 +88,9 @@ def _check_places(fresh: Path, target: Path) -> None:
         place = target / path.relative_to(fresh)
         if place.exists() and place.is_dir() != path.is_dir():
             is_what = "folder" if place.is_dir() else "file"
-            raise InputError(f"{place}: a {is_what} is there, and it is to be a {'folder' if path.is_dir() else 'file'}")
+            raise InputError(
+                f"{place}: a {is_what} is there, and it is to be a {'folder' if path.is_dir() else 'file'}"
+            )
 
 
 def warn_of_pickles(safe_serialization: bool) -> None:

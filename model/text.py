@@ -55,7 +55,8 @@ class TextEncoder:
         most = max((token for prompt in tokens for token in prompt), default=0)
         if known is not None and most >= known:
             raise InputError(
-                f"the tokenizer has tokens up to {most}, {type(self.model).__name__} knows {known}: they are of two models"
+                f"the tokenizer has tokens up to {most}, {type(self.model).__name__} knows {known}: they belong to two "
+                "models"
             )
         return self.embed(tokens)
 

@@ -130,7 +130,7 @@ def check_autoencoder(vae: Any, name: str) -> None:
     vae = getattr(vae, "_orig_mod", vae)  # what torch.compile wraps
     scale = getattr(getattr(vae, "config", None), "scaling_factor", None)
     if isinstance(vae, AutoencoderKL) and not (
-        isinstance(scale, Real) and not isinstance(scale, bool) and math.isfinite(scale) and scale > 0
+        isinstance(scale, Real) and not isinstance(scale, bool) and math.isfinite(scale) and float(scale) > 0
     ):
         raise InputError(f"{name}: scaling_factor {shown(scale)} in its config.json; it is a number above 0, as 1.5305")
     if isinstance(vae, AutoencoderDCT):

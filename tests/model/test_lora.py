@@ -138,7 +138,9 @@ def test_keys_shapes_and_pairs_are_checked_before_anything_is_loaded(pipe):
 def written(folder, weights, **changes):
     """An adapter's file with metadata of peft, some of them changed."""
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["layers.0.attention.wq"]).to_dict() | changes
-    config = {f"transformer.{name}": sorted(value) if isinstance(value, set) else value for name, value in config.items()}
+    config = {
+        f"transformer.{name}": sorted(value) if isinstance(value, set) else value for name, value in config.items()
+    }
     folder.mkdir()
     metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(config)}
     save_file(weights, folder / "pytorch_lora_weights.safetensors", metadata)

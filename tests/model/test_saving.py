@@ -191,7 +191,11 @@ def test_weights_that_are_missing_are_not_drawn_at_random(released, tmp_path, na
         ("transformer/config.json", {"num_heads": 5}, r"transformer/config\.json: no NextDiT"),
         ("vae/config.json", {"block_out_channels": [8, 8]}, "/vae: nothing that can be loaded"),
         ("text_encoder/config.json", {"d_model": "x"}, "/text_encoder: nothing that can be loaded"),
-        ("text_encoder/config.json", {"num_layers": 1}, "text_encoder: 2 layers encoder.block in its weights, 1 in its"),
+        (
+            "text_encoder/config.json",
+            {"num_layers": 1},
+            "2 layers encoder.block in its weights, 1 in its",
+        ),
         ("tokenizer/tokenizer.json", None, "/tokenizer: nothing that can be loaded"),
         ("scheduler/scheduler_config.json", None, "scheduler_config.json: it names no _class_name"),
         ("scheduler/scheduler_config.json", {"max_shift": "x"}, "max_shift 'x' in its configuration"),

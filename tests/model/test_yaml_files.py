@@ -64,10 +64,19 @@ def test_merge_keys_still_work_and_a_key_given_twice_is_refused() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "a: [", "a: b: c", "x: !!bool foo", "key: !!python/object:os.system x", "\t", "[" * 2000, "&a [*a]",
-        "a: &a {b: *a}", "[" * 60 + "]" * 60,
-        "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "\n".join(f"{key}: &{key} [{','.join(['*' + below] * 10)}]"
-                                                  for below, key in zip("abcdefg", "bcdefgh", strict=True)),
+        "a: [",
+        "a: b: c",
+        "x: !!bool foo",
+        "key: !!python/object:os.system x",
+        "\t",
+        "[" * 2000,
+        "&a [*a]",
+        "a: &a {b: *a}",
+        "[" * 60 + "]" * 60,
+        "a: &a [x,x,x,x,x,x,x,x,x,x]\n"
+        + "\n".join(
+            f"{key}: &{key} [{','.join(['*' + below] * 10)}]" for below, key in zip("abcdefg", "bcdefgh", strict=True)
+        ),
     ],
 )
 def test_invalid_yaml_is_one_line(text: str) -> None:

@@ -85,7 +85,7 @@ def speed_line(metrics: Mapping[str, Any]) -> str:
 def refuse_impossible(
     control: Callable[[], ControlRequest], config: TrainingConfig, say: Callable[[str], None]
 ) -> Callable[[], ControlRequest]:
-    """The same requests, but without workers that this machine has too few resources for, which it says once."""
+    """Leave out requests for workers that this machine has too few resources for, and say so once."""
     refused: set[Workers] = set()
 
     def possible() -> ControlRequest:

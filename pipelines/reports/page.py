@@ -5,20 +5,18 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from labeling.dataset import DATASET_FILE, Store, open_store
 from model.inputs import InputError
 from pipelines.reports.dataset import DatasetSection, describe_dataset
 from pipelines.reports.figures import BASELINES
+from pipelines.reports.filling import fill_template, written_now
 from pipelines.reports.numbers import duration, number
-from pipelines.reports.overlays import Inliner, depth_gradient
+from pipelines.reports.overlays import Inliner
 from pipelines.reports.run import RunSection, describe_run, is_run, run_datasets, run_timings
 
-TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "report.html"
 # Characters of inlined images, so that a page stays well below 12 MB and can be mailed and opened on a phone.
 RUN_CHARACTERS, DATASET_CHARACTERS = 3_500_000, 6_000_000
@@ -139,27 +137,6 @@ def render(
         versions=versions(),
         machine=f"{platform.system()} {platform.machine()}",
     )
-
-
-def written_now() -> str:
-    """The time, as pages say when they were written."""
-    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def fill_template(template: str, **values: Any) -> str:
-    """A page as HTML. All text is escaped: names and captions come from anywhere."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    # trim_blocks and lstrip_blocks: thousands of small elements, none of them padded.
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = number
-    return environment.get_template(template).render(depth_gradient=depth_gradient(), **values)
 
 
 def versions() -> list[tuple[str, str]]:

@@ -36,7 +36,7 @@ def replay(uri: str, step: int) -> str:
     that it does not have, and for shards that are not what the run began with.
     """
     from model.codecs import load_codec
-    from pipelines.reports.page import fill_template, written_now
+    from pipelines.reports.filling import fill_template, written_now
     from training.objective import draw_noise
     from training.reader import PlanReader
     from training.sample_names import SampleNames

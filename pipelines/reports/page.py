@@ -5,18 +5,20 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from labeling.dataset import DATASET_FILE, Store, open_store
 from model.inputs import InputError
 from pipelines.reports.dataset import DatasetSection, describe_dataset
 from pipelines.reports.figures import BASELINES
-from pipelines.reports.filling import fill_template, written_now
 from pipelines.reports.numbers import duration, number
-from pipelines.reports.overlays import Inliner
+from pipelines.reports.overlays import Inliner, depth_gradient
 from pipelines.reports.run import RunSection, describe_run, is_run, run_datasets, run_timings
 
+TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "report.html"
 # Characters of inlined images, so that a page stays well below 12 MB and can be mailed and opened on a phone.
 RUN_CHARACTERS, DATASET_CHARACTERS = 3_500_000, 6_000_000
@@ -48,23 +50,18 @@ class Timing:
     speed: str
 
 
-def report(uri: str, where: str | None = None, beside: str | None = None, replay_step: int | None = None) -> str:
+def report(uri: str, where: str | None = None, beside: str | None = None) -> str:
     """Write report.html into a dataset or a run, and return the page's address.
 
     The page of a run also shows the datasets that the run was trained on. where: SQL that is true of the rows of a
-    dataset to show. beside: a run to compare a run with. replay_step: show what this step of a run was trained on
-    instead, in RUN/replay/. Raises InputError when there is neither at `uri`, the page cannot be written there, or the
-    condition is bad.
+    dataset to show. beside: a run to compare a run with. Raises InputError when there is neither at `uri`, the page
+    cannot be written there, or the condition is bad.
     """
     store = open_store(uri)
     if beside is not None and not is_run(open_store(beside)):
         raise InputError(f"--with {beside}: no run (no config.yaml, metrics.jsonl or checkpoints/)")
-    if (beside is not None or replay_step is not None) and not is_run(store):
-        raise InputError(f"{uri}: --with and --replay-step are about a run (config.yaml, metrics.jsonl, checkpoints/)")
-    if replay_step is not None:
-        from pipelines.reports.replay import replay
-
-        return replay(uri, replay_step)
+    if beside is not None and not is_run(store):
+        raise InputError(f"{uri}: --with compares runs, and this is none")
     name = store.uri.rstrip("/").rsplit("/", 1)[-1]
     if store.exists(DATASET_FILE):
         return write_report(f"{store.uri}/{PAGE}", [store.uri], None, f"Dataset {name}", where=where)
@@ -137,6 +134,27 @@ def render(
         versions=versions(),
         machine=f"{platform.system()} {platform.machine()}",
     )
+
+
+def written_now() -> str:
+    """The time, as pages say when they were written."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def fill_template(template: str, **values: Any) -> str:
+    """A page as HTML. All text is escaped: names and captions come from anywhere."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    # trim_blocks and lstrip_blocks: thousands of small elements, none of them padded.
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    return environment.get_template(template).render(depth_gradient=depth_gradient(), **values)
 
 
 def versions() -> list[tuple[str, str]]:

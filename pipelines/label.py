@@ -82,7 +82,7 @@ class Labeling:
         return segments
 
     def only(self, groups: Sequence[str]) -> Labeling:
-        """The same of some of its groups."""
+        """Restrict it to some of its groups."""
         labelers = {group: self.labelers[group] for group in groups}
         return replace(self, labelers=labelers, declarations={group: self.declarations[group] for group in groups})
 
@@ -93,7 +93,7 @@ class Labeling:
         return self.dataset.all_footers(groups, save=save, shards=self.part)
 
     def fresh(self, group: str, shards: Sequence[str], footers: Footers) -> set[str]:
-        """Those of the shards that are there and made as declared."""
+        """Pick the shards that are there and made as declared."""
         mask = fresh_shards(self.declarations[group], shards, footers, group)
         return {shard for shard, is_fresh in zip(shards, mask, strict=True) if is_fresh}
 
@@ -142,19 +142,19 @@ def label(
             for group, declaration in part.declarations.items():
                 declare_group(group, declaration)
             run = WaveRun(work.dataset, part.labelers, part.declarations, by_group, (most_cpus, most_gpus), start_ray)
-            found = part.footers()
+            current = part.footers()
             if only_errors:
-                found = _label_errors(part, run, found, result)
+                current = _label_errors(part, run, current, result)
             else:
-                found = _label_selected(part, run, found, result)
-                found = _label_stale(part, run, found, result)
-            footers |= found
+                selected = _label_selected(part, run, current, result)
+                current = _label_stale(part, run, selected, result)
+            footers |= current
             first_labels = [at for at in (result.first_label, run.first_label) if at is not None]
             result.first_label = min(first_labels, default=None)
             for group in part.labelers:
                 if result.written[group]:
-                    work.dataset.save_index(group, found[group], work.part)
-                result.fresh[group] = len(part.fresh(group, work.shards, found)) - result.written[group]
+                    work.dataset.save_index(group, current[group], work.part)
+                result.fresh[group] = len(part.fresh(group, work.shards, current)) - result.written[group]
     result.seconds = time.monotonic() - started
     if result.first_label is not None:
         result.first_label -= time.time() - result.seconds

@@ -189,7 +189,7 @@ def _holders(store: Store, group: str) -> dict[str, _Holder]:
 
 
 def _others(store: Store, group: str) -> list[_Holder]:
-    """Those of live jobs other than this process."""
+    """Leases of live jobs other than this process."""
     own = _this_process()
     return [holder for holder in _holders(store, group).values() if not _is_same(holder, own) and _is_alive(holder)]
 

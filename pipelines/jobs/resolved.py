@@ -50,7 +50,7 @@ class ResolvedJob:
         return _without_scale(self.specification) == _without_scale(other)
 
     def scaled(self, workers: WorkersSpec) -> ResolvedJob:
-        """The same job with other workers. Raises InputError when a training's configuration does not allow them."""
+        """Change the job's workers. Raises InputError when a training's configuration does not allow them."""
         specification = _with_whole_addresses(self.specification.model_copy(update={"workers": workers}))
         return ResolvedJob(self.id, self.address, specification, _resources(specification))
 

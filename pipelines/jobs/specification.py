@@ -39,7 +39,7 @@ class WorkersSpec(Section):
         return self
 
     def resources(self, cpus_beside: float = 0.0) -> ResourceRequest:
-        """The same for a target. cpus_beside: what runs beside each worker needs them."""
+        """What a target is asked for. cpus_beside: what runs beside each worker needs them."""
         least, most = (self.count, self.count) if isinstance(self.count, int) else self.count
         return ResourceRequest(least, most, self.cpus + cpus_beside, self.gpus, self.memory_gb)
 

@@ -148,7 +148,8 @@ class ListIngest:
             if state.description is None:
                 raise InputError(f"{self.address}: a list without rows")
             return ListResult(0, 0, _rows(state.shards), remarks)
-        with Workers() as workers, lease(self.target.store, [IMAGES]):
+        folders = self.target.store.without_empty_folders([REJECTED, ITEMS])
+        with Workers() as workers, folders, lease(self.target.store, [IMAGES]):
             if read_description(self.target.uri) != state.description:  # another ingest has ended since
                 state = self._state()
                 cuts = self._cuts(state)

@@ -60,7 +60,7 @@ bench-labels: $(VENV)/installed-test
 bench-kills: $(VENV)/installed-test
 	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_kills.py $(ARGUMENTS)
 
-# Trainings that are killed, resized, filled and cut, beside one that is not: a quarter of an hour on two cores.
+# Trainings that are killed, resized, filled and cut, beside one that is not: 20 minutes on two cores.
 # ARGUMENTS: as in ARGUMENTS="--seed 1 --only S3".
 soak: $(VENV)/installed-test
 	PYTHONPATH=.:tests/plugins:tests/benchmarks $(BIN)/python tests/benchmarks/soak.py $(ARGUMENTS)

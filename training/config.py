@@ -17,7 +17,7 @@ from model.inputs.yaml_files import example_names, find_yaml, read_yaml
 from model.prompts import RAYS, find_task
 
 PRESETS = Path(__file__).parent / "presets"
-_FREE = {"name", "log_every", "step_tokens", "workers", "checkpoints", "text_encoder"}  # may change in a run
+_FREE = {"name", "log_every", "step_tokens", "workers", "checkpoints", "codec", "text_encoder"}  # may change in a run
 _OLD_KEYS = {"held_out": "validation"}  # in configurations that people have, and in config.yaml of their runs
 
 
@@ -32,13 +32,15 @@ class SourceConfig(Section):
     tasks: task → weight, or a list of tasks of weight 1 each. size: which latents, `latents-SIZE`;
     the run's by default. where: SQL that is true of the rows to train on, as "quality.sharpness > 0.4"; all by default.
     text: prompts as the group `text` has them embedded, or built of the groups that they name things from and embedded
-    where the model computes, by the run's `text_encoder`.
+    where the model computes, by the run's `text_encoder`. latents: pictures as the groups `latents-SIZE…` have them
+    encoded, or decoded and drawn when they are read and encoded where the model computes, by the run's `codec`.
     """
 
     dataset: str
     tasks: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=1)
     size: int | None = Field(default=None, gt=0, multiple_of=SIZE_STEP)
     text: Literal["stored", "online"] = "stored"
+    latents: Literal["stored", "online"] = "stored"
     where: str | None = None
 
     @model_validator(mode="before")
@@ -206,7 +208,8 @@ class ValidationConfig(Section):
 class TrainingConfig(Section):
     """A run. `batch` is the number of samples of a step over all workers; `initialize` a checkpoint to start from.
 
-    text_encoder: of sources with `text: online`, as for `model.text.load_text_encoder`.
+    text_encoder: of sources with `text: online`, as for `model.text.load_text_encoder`; codec: of sources with
+    `latents: online`, as for `model.codecs.load_codec`.
     step_tokens: at most so many image tokens in a step over all workers, on average; `batch` follows from them, and is
     given in their place otherwise. Each
     worker computes its part in passes of at most workers.pack_tokens, whose gradients are added up.
@@ -222,6 +225,7 @@ class TrainingConfig(Section):
     log_every: int = Field(default=50, gt=0)
     mixture: dict[str, SourceConfig] = Field(min_length=1)
     text_encoder: str | None = None
+    codec: str | None = None
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -259,10 +263,12 @@ class TrainingConfig(Section):
         return name
 
     @model_validator(mode="after")
-    def _check_text_encoder(self) -> TrainingConfig:
-        online = [name for name, source in self.mixture.items() if source.text == "online"]
-        if online and self.text_encoder is None:
-            raise ValueError(f"mixture.{online[0]}.text is online: name the `text_encoder`, as minilm or a path")
+    def _check_encoders(self) -> TrainingConfig:
+        for name, source in self.mixture.items():
+            if source.text == "online" and not self.text_encoder:
+                raise ValueError(f"mixture.{name}.text is online: name the `text_encoder`, as minilm or a path")
+            if source.latents == "online" and not self.codec:
+                raise ValueError(f"mixture.{name}.latents is online: name the `codec`, as dct or a path")
         return self
 
     @model_validator(mode="after")
@@ -301,15 +307,14 @@ class TrainingConfig(Section):
     def fixed(self) -> dict[str, Any]:
         """What must stay the same when a run resumes: all that decides which numbers come out.
 
-        Datasets and the text encoder may have moved: their content is pinned by the run's manifest.
+        Datasets and encoders may have moved: their content is pinned by the run's manifest.
         """
         values = self.model_dump(mode="json", exclude=_FREE)
         for source in values["mixture"].values():
             del source["dataset"]
-            if source["text"] == "stored":  # a key that runs of before lack
-                del source["text"]
-            if source["where"] is None:  # configurations of before have no such key
-                del source["where"]
+            for key, default in (("text", "stored"), ("latents", "stored"), ("where", None)):
+                if source[key] == default:  # a key that runs of before lack
+                    del source[key]
         values["reader"] = {"window": self.reader.window}
         if self.reader.lanes:  # else the run's manifest knows them
             values["reader"]["lanes"] = self.reader.lanes

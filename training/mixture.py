@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labeling.dataset import (
+    IMAGES,
     RECIPE_FIELDS,
     TEXT,
     Dataset,
@@ -32,11 +33,15 @@ _READ_THREADS = 16
 
 
 def build_manifest(
-    mixture: Mapping[str, SourceConfig], size: int, lanes: int = 128, text_encoder: str | None = None
+    mixture: Mapping[str, SourceConfig],
+    size: int,
+    lanes: int = 128,
+    text_encoder: str | None = None,
+    codec: str | None = None,
 ) -> Manifest:
     """Pin the shards of a mixture and count the rows eligible for each task.
 
-    lanes, text_encoder: as `TrainingConfig` has them.
+    lanes, text_encoder, codec: as `TrainingConfig` has them.
 
     A row is eligible when nothing that the task needs of it is in error, it has a prompt for the task, its boxes,
     segmentation or pose show something, its picture was not removed at the source, and its source's `where` is true of
@@ -46,16 +51,12 @@ def build_manifest(
     sources: dict[str, SourcePin] = {}
     streams: list[Stream] = []
     for name, source in mixture.items():
-        own = [
-            Stream(name, task, weight, source.size or size, text=source.text) for task, weight in source.tasks.items()
-        ]
+        own = [Stream.of(name, source, task, size) for task in source.tasks]
         dataset = Dataset.open(source.dataset)
         for stream in own:
             _check_task(find_task(stream.task), dataset)
         sources[name] = _pin(dataset, own, source.where)
-        if source.text == "online":
-            assert text_encoder is not None
-            sources[name].declarations[TEXT] = _online_text(text_encoder)
+        sources[name].declarations.update(_online(source, own[0].latents, text_encoder, codec))
         streams += counted(sources, own)
     if not any(stream.rows for stream in streams):
         raise InputError(f"no row of {', '.join(s.dataset for s in mixture.values())} is eligible for any of the tasks")
@@ -143,7 +144,8 @@ def _pin_shard(
             column = dataset.read(label, shard, [CONTENT_COLUMNS[label]])[CONTENT_COLUMNS[label]]
             mask &= np.array([len(value) > 0 if value.is_valid else False for value in column], bool)
         if sets:
-            column = dataset.read(stream.latents, shard, ["latent_height"])["latent_height"]
+            group, name = (IMAGES, "width") if stream.pictures == "online" else (stream.latents, "latent_height")
+            column = dataset.read(group, shard, [name])[name]
             views = [len(value) if value.is_valid else 0 for value in column]
             mask &= np.array(views) > 0
         eligible[stream.key] = bits_of(mask)
@@ -172,27 +174,46 @@ def _captioned(dataset: Dataset, shard: str, sets: bool) -> list[bool]:
     return [(row[0] if row else None) is not None if sets else row is not None for row in rows]
 
 
-def _online_text(encoder: str) -> dict[str, Any]:
-    """What the group `text` would declare, had it the embeddings that are made when they are used."""
-    from model.text import text_encoder_digest
+def _online(
+    source: SourceConfig, latents: str, text_encoder: str | None, codec: str | None
+) -> dict[str, dict[str, Any]]:
+    """Group → what it would declare, had it the embeddings or latents that are made when they are used.
 
-    weights = text_encoder_digest(encoder)
-    return {"labeler": TEXT, "version": 1, "parameters": {"encoder": encoder}, "weights": weights}
+    latents: the group that would have those of pictures.
+    """
+    declared = {}
+    if source.text == "online":
+        from model.text import text_encoder_digest
+
+        assert text_encoder is not None
+        declared[TEXT] = _declaration(TEXT, "encoder", text_encoder, text_encoder_digest(text_encoder))
+    if source.latents == "online":
+        from model.codecs import codec_digest
+
+        assert codec is not None
+        declared[latents] = _declaration("latents", "codec", codec, codec_digest(codec))
+    return declared
 
 
-def with_text_encoder(manifest: Manifest, config: TrainingConfig) -> Manifest:
-    """The manifest of a run that goes on, with the text encoder at its address now. Raises InputError for another."""
+def _declaration(labeler: str, parameter: str, value: str, weights: str) -> dict[str, Any]:
+    return {"labeler": labeler, "version": 1, "parameters": {parameter: value}, "weights": weights}
+
+
+def with_encoders(manifest: Manifest, config: TrainingConfig) -> Manifest:
+    """The manifest of a run that goes on, with its encoders at their addresses now. Raises InputError for others."""
     sources = dict(manifest.sources)
     for name, source in sources.items():
-        if config.mixture[name].text == "online":
-            assert config.text_encoder is not None
-            before, now = source.declarations[TEXT], _online_text(config.text_encoder)
-            if now["weights"] != before["weights"]:
+        latents = next(stream.latents for stream in manifest.streams if stream.source == name)
+        now = _online(config.mixture[name], latents, config.text_encoder, config.codec)
+        for group, declaration in now.items():
+            key, parameter = ("text_encoder", "encoder") if group == TEXT else ("codec", "codec")
+            before = source.declarations[group]
+            if declaration["weights"] != before["weights"]:
                 raise InputError(
-                    f"text_encoder {config.text_encoder}: other weights than those of "
-                    f"{before['parameters']['encoder']}, which the run was begun with; restore them, or begin a new run"
+                    f"{key} {declaration['parameters'][parameter]}: other weights than those of "
+                    f"{before['parameters'][parameter]}, which the run was begun with; restore them, or begin a new run"
                 )
-            sources[name] = replace(source, declarations={**source.declarations, TEXT: now})
+        sources[name] = replace(source, declarations={**source.declarations, **now})
     return replace(manifest, sources=sources)
 
 

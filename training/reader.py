@@ -9,8 +9,6 @@ C = 16 latent channels, h × w latent height and width, V views, L prompt tokens
 from __future__ import annotations
 
 import math
-import resource
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -41,9 +39,11 @@ from model.prompts import DEGRADED, build_prompt, find_task
 from training.batch import Sample, StepBatch
 from training.config import TrainingConfig
 from training.dealing import Dealer
-from training.device import encode_picture
+from training.device import encode_pictures
 from training.manifest import Manifest
 from training.planned import PlannedSample
+from training.row_pictures import RowPictures
+from training.size_cache import SizeCache, allow_files
 from training.streams import CAPTION, Stream
 
 if TYPE_CHECKING:
@@ -75,16 +75,16 @@ class PlanReader:
         self._codec_name = codec
         self._allocate = allocate or (lambda shape: np.empty(shape, np.float16))
         self._datasets = {name: Dataset(source.dataset) for name, source in manifest.sources.items()}
-        self._tables = _Cache(config.reader.cache_mb << 20)
-        self._pictures = _Cache(config.reader.cache_mb << 18)
-        files, most = _allow_files(_OPEN_FILES), config.reader.cache_mb << 18
-        self._files = _Cache(most, lambda file: max(file.nbytes, most // files))
+        self._tables = SizeCache(config.reader.cache_mb << 20)
+        self._pictures = RowPictures(self._table, self._place, config.reader.cache_mb << 18)
+        files, most = allow_files(_OPEN_FILES), config.reader.cache_mb << 18
+        self._files = SizeCache(most, lambda file: max(file.nbytes, most // files))
         self._planning = Lock()
         far = [dataset.store.parallel for dataset in self._datasets.values() if dataset.store.gap]
         self._pages = PageCache(ThreadPoolExecutor(max(far), "range"), config.reader.cache_mb << 20) if far else None
         self._is_dense = self._dense_streams()
         # Arrays from a disk are there at once, and threads would only take Python's lock from each other.
-        waits = far or any(find_task(stream.task).condition == DEGRADED for stream in manifest.streams)
+        waits = far or any(IMAGES in stream.groups for stream in manifest.streams)
         self.threads = config.reader.threads or (_WAITING_THREADS if waits else 1)
 
     @cached_property
@@ -140,32 +140,50 @@ class PlanReader:
     ) -> Sample:
         """A sample whose arrays have their values once `wants`, which gets what it lacks, is read."""
         stream = self.manifest.streams[planned.stream]
-        degraded = None
         if planned.views:
-            latents = self._views(stream, planned, wants)
+            latents, pictures = self._views(stream, planned, wants)
+        elif stream.pictures == "online":
+            latents, pictures = self._drawn(stream, planned)
         else:
-            is_degraded = find_task(stream.task).condition == DEGRADED
-            groups = [stream.latents, *([stream.condition] if stream.condition and not is_degraded else [])]
-            sources = [self._latent(stream, group, planned) for group in groups]
-            shape = sources[0].shape
-            if any(source.shape != shape for source in sources):
-                raise InputError(
-                    f"{self._place(stream, groups[1], planned)}: latents of another size than the "
-                    f"picture's; label {groups[1]} again"
-                )
-            latents = self._allocate((len(groups) + is_degraded, *shape))
-            for frame, source in zip(latents, sources, strict=False):
-                source.fill(frame, wants)
-            if is_degraded:
-                degraded = self._degraded(stream, planned, shape)
-                if self._codec_name is not None:
-                    latents[-1] = encode_picture(self.codec, degraded).numpy()
-                    degraded = None
+            latents, pictures = self._encoded(stream, planned, wants)
+        if self._codec_name is not None:
+            for frame, picture in pictures.items():
+                latents[frame] = encode_pictures(self.codec, [picture])[0].numpy()
+            pictures = {}
         if stream.text == "online":
             text, prompt = np.empty((0, self.config.model.caption_channels), np.float16), self._prompt(stream, planned)
         else:
             text, prompt = self._text(stream, planned, wants), None
-        return Sample(stream.task, latents, text, sigmas, in_loss, planned.noise_seed, degraded, prompt)
+        return Sample(stream.task, latents, text, sigmas, in_loss, planned.noise_seed, pictures, prompt)
+
+    def _encoded(
+        self, stream: Stream, planned: PlannedSample, wants: list[Want]
+    ) -> tuple[NDArray[np.float16], dict[int, Picture]]:
+        """(F, C, h, w) as it is stored, and the degraded picture that a frame is to be encoded from."""
+        is_degraded = find_task(stream.task).condition == DEGRADED
+        groups = [stream.latents, *([stream.condition] if stream.condition and not is_degraded else [])]
+        sources = [self._latent(stream, group, planned) for group in groups]
+        shape = sources[0].shape
+        if any(source.shape != shape for source in sources):
+            raise InputError(
+                f"{self._place(stream, groups[1], planned)}: latents of another size than the "
+                f"picture's; label {groups[1]} again"
+            )
+        latents = self._allocate((len(groups) + is_degraded, *shape))
+        for frame, source in zip(latents, sources, strict=False):
+            source.fill(frame, wants)
+        size = (shape[2] * LATENT_FACTOR, shape[1] * LATENT_FACTOR)
+        return latents, {1: self._pictures.degraded(stream, planned, size)} if is_degraded else {}
+
+    def _drawn(self, stream: Stream, planned: PlannedSample) -> tuple[NDArray[np.float16], dict[int, Picture]]:
+        """(F, C, h, w) to be filled, and the pictures that all frames are to be encoded from."""
+        image, condition = self._pictures.image(stream, planned), find_task(stream.task).condition
+        pictures = {0: image.picture}
+        if condition == DEGRADED:
+            pictures[1] = self._pictures.degraded(stream, planned)
+        elif condition is not None:
+            pictures[1] = self._pictures.condition(stream, planned, image.width, image.height)
+        return self._allocate((len(pictures), *_latent_shape(image.picture))), pictures
 
     def _latent(self, stream: Stream, group: str, planned: PlannedSample, view: int | None = None) -> _Source:
         """(C, h, w) of a picture, or of a view of a set."""
@@ -183,16 +201,27 @@ class PlanReader:
             raise damaged_shard(file.address, planned.row_group)
         return _Source(shape, values=values)
 
-    def _views(self, stream: Stream, planned: PlannedSample, wants: list[Want]) -> NDArray[np.float16]:
-        """(2V, C, h, w): image₀, rays₀, image₁, rays₁, …"""
+    def _views(
+        self, stream: Stream, planned: PlannedSample, wants: list[Want]
+    ) -> tuple[NDArray[np.float16], dict[int, Picture]]:
+        """(2V, C, h, w): image₀, rays₀, image₁, rays₁, …, and the pictures that images are to be encoded from."""
         import torch
 
         from model.cameras import camera_rays, rays_to_latents
 
-        sources = [self._latent(stream, stream.latents, planned, view) for view in planned.views]
-        _, side, other = sources[0].shape
-        if side != other or any(source.shape != sources[0].shape for source in sources):
-            raise InputError(f"{self._place(stream, stream.latents, planned)}: views must be square and of one size")
+        pictures: dict[int, Picture] = {}
+        sources: list[_Source] = []
+        if stream.pictures == "online":
+            group = IMAGES
+            pictures = {2 * n: self._pictures.image(stream, planned, v).picture for n, v in enumerate(planned.views)}
+            shapes = [_latent_shape(picture) for picture in pictures.values()]
+        else:
+            group = stream.latents
+            sources = [self._latent(stream, group, planned, view) for view in planned.views]
+            shapes = [source.shape for source in sources]
+        _, side, other = shapes[0]
+        if side != other or any(shape != shapes[0] for shape in shapes):
+            raise InputError(f"{self._place(stream, group, planned)}: views must be square and of one size")
         cameras = self._table(stream, CAMERAS, planned)
         chosen = {
             name: torch.tensor([cameras[name][planned.row][view].as_py() for view in planned.views])
@@ -205,29 +234,11 @@ class PlanReader:
             normalize=True,
             scale=self.config.objective.c2w_scaling,
         )
-        frames = self._allocate((2 * len(planned.views), *sources[0].shape))
+        frames = self._allocate((2 * len(planned.views), *shapes[0]))
         frames[1::2] = rays_to_latents(rays, side, side).to(torch.float16).numpy()
-        for frame, source in zip(frames[::2], sources, strict=True):
+        for frame, source in zip(frames[::2], sources, strict=False):
             source.fill(frame, wants)
-        return frames
-
-    def _degraded(self, stream: Stream, planned: PlannedSample, shape: tuple[int, ...]) -> Picture:
-        """(H, W, 3) uint8, the picture fitted like the stored latents and degraded."""
-        from model.conditions import degrade
-
-        fitted = self._picture(stream, planned, shape[2] * LATENT_FACTOR, shape[1] * LATENT_FACTOR)
-        return degrade(fitted, stream.task, planned.degradation_seed)
-
-    def _picture(self, stream: Stream, planned: PlannedSample, width: int, height: int) -> Picture:
-        """The image of the sample, fitted to a size in pixels; cached, since small datasets soon use it again."""
-        from model.pictures import decode_picture, fit_picture
-
-        def read() -> Picture:
-            data = self._table(stream, IMAGES, planned)["image"][planned.row].as_py()
-            return fit_picture(decode_picture(data), width, height)
-
-        key = (stream.source, planned.shard, planned.row_group, planned.row, width, height)
-        return self._pictures.get(key, read)
+        return frames, pictures
 
     def _text(self, stream: Stream, planned: PlannedSample, wants: list[Want]) -> NDArray[np.float16]:
         """(L, Y) of the prompt; of a set, the prompt of the first view shown."""
@@ -283,18 +294,17 @@ class PlanReader:
 
     def _table(self, stream: Stream, group: str, planned: PlannedSample) -> pa.Table:
         """The row group of `group` that holds the sample."""
-        dataset = self._datasets[stream.source]
+        dataset, columns = self._datasets[stream.source], _columns(stream, group)
 
         def read() -> pa.Table:
             file = self._file(stream, group, planned.shard)
             shard = self.manifest.sources[stream.source].shards.name(planned.shard)
-            columns = _COLUMNS.get(group, _LATENT_COLUMNS if group.startswith(stream.latents) else _NAMES)
             try:
                 return dataset.read(group, shard, columns, [planned.row_group], file.content).combine_chunks()
             except FileNotFoundError:
                 raise gone_shard(file.address) from None
 
-        return self._tables.get((dataset.uri, group, planned.shard, planned.row_group), read)
+        return self._tables.get((dataset.uri, group, planned.shard, planned.row_group, *columns), read)
 
     def _file(self, stream: Stream, group: str, number: int) -> ArrayFile:
         """A shard of a group. Raises InputError for one whose content is not what the manifest pins."""
@@ -342,42 +352,19 @@ class _Source:
             wants.append(Want(self._file, self._start, target, self._page))
 
 
-def _allow_files(count: int) -> int:
-    """How many of that many files may be open: a third of what this process may have, which is raised as far as it
-    goes. The reader of validation has another third, at the same time.
-
-    One worker reads in all lanes, each of which has a few shards open: at a batch of 256 more than 1,024 files.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = 3 * count if hard == resource.RLIM_INFINITY else min(3 * count, hard)
-    if soft != resource.RLIM_INFINITY and soft < allowed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-        soft = allowed
-    return count if soft == resource.RLIM_INFINITY else min(count, soft // 3)
+def _columns(stream: Stream, group: str) -> list[str]:
+    """What is read of a row group of `group`."""
+    columns = list(_COLUMNS.get(group, _LATENT_COLUMNS if group.startswith(stream.latents) else ()))
+    if stream.pictures == "online" and find_task(stream.task).label:
+        columns += stream.drawn_columns.get(group, [])
+    if group == stream.task and find_task(stream.task).phrase:
+        columns += _NAMES
+    return list(dict.fromkeys(columns))
 
 
-class _Cache:
-    """The values used last, up to a limit of their sizes. Threads share it; two may make the same value."""
-
-    def __init__(self, limit: int, size: Callable[[Any], int] = lambda value: int(value.nbytes)) -> None:
-        self._limit, self._size, self._used = limit, size, 0
-        self._values: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
-        self._lock = Lock()
-
-    def get(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-        """The value of the key, made if it is not there."""
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-                return self._values[key]
-        value = make()
-        with self._lock:
-            if key not in self._values:
-                self._values[key] = value
-                self._used += self._size(value)
-            while self._used > self._limit and len(self._values) > 1:
-                self._used -= self._size(self._values.popitem(last=False)[1])
-        return value
+def _latent_shape(picture: Picture) -> tuple[int, int, int]:
+    """(C, h, w) of a (H, W, 3) picture."""
+    return LATENT_CHANNELS, picture.shape[0] // LATENT_FACTOR, picture.shape[1] // LATENT_FACTOR
 
 
 def _array(values: pa.Array) -> NDArray[np.float16]:

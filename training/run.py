@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from labeling.dataset import Store, open_store
+from labeling.dataset import TEXT, Store, open_store
 from model.inputs import InputError
 from model.inputs.yaml_files import parse_yaml, to_yaml
 from training.checkpoint import (
@@ -25,7 +25,7 @@ from training.config import TrainingConfig, override_config, parse_config
 from training.coordinator import ControlRequest, Coordinator, Progress, await_node_removal, monitor
 from training.manifest import FIRST_MANIFEST, Manifest
 from training.metrics_logger import read_metrics
-from training.mixture import build_manifest, with_text_encoder
+from training.mixture import build_manifest, with_encoders
 from training.worker_settings import WorkerSettings
 
 CONFIG = "config.yaml"
@@ -115,9 +115,9 @@ def _prepare(config: TrainingConfig, store: Store, resumes: bool) -> Manifest:
     if resumes:
         _check_same(config, store)
         datasets = {name: source.dataset for name, source in config.mixture.items()}
-        manifest = with_text_encoder(Manifest.read(store).at_addresses(datasets), config)
+        manifest = with_encoders(Manifest.read(store).at_addresses(datasets), config)
     else:
-        manifest = build_manifest(config.mixture, config.size, config.lanes, config.text_encoder)
+        manifest = build_manifest(config.mixture, config.size, config.lanes, config.text_encoder, config.codec)
         manifest.write(store)
         store.delete(FIRST_MANIFEST)  # of a run that began here and wrote no checkpoint
     store.put(CONFIG, to_yaml(config.model_dump(mode="json")).encode())
@@ -161,7 +161,7 @@ def _run_workers(
     from training.ray_internals import StoppableTrainer  # it imports torch, while the coordinator starts
 
     workers, readers = config.workers, readers_per_worker(config, ray.cluster_resources().get("CPU", 0.0))
-    codec, text_encoder = _encoders(manifest)
+    codec, text_encoder = _encoders(manifest, config)
     settings = WorkerSettings(
         config=config,
         run=run,
@@ -239,11 +239,16 @@ def _tasks(manifest: Manifest) -> tuple[str, ...]:
     return tuple(task for task, count in manifest.counts().items() if count)
 
 
-def _encoders(manifest: Manifest) -> tuple[str, str]:
-    """(codec, text encoder) that the latents and prompts were made with: parameters of their labelers."""
+def _encoders(manifest: Manifest, config: TrainingConfig) -> tuple[str, str]:
+    """(codec, text encoder) that the latents and prompts are made with: the run's where it encodes some itself, else
+    parameters of their labelers."""
     groups = [item for source in manifest.sources.values() for item in source.declarations.items()]
     codec = next(declared["parameters"]["codec"] for group, declared in groups if group.startswith("latents-"))
-    encoder = next(declared["parameters"]["encoder"] for group, declared in groups if group == "text")
+    encoder = next(declared["parameters"]["encoder"] for group, declared in groups if group == TEXT)
+    if any(source.latents == "online" for source in config.mixture.values()):
+        codec = config.codec
+    if any(source.text == "online" for source in config.mixture.values()):
+        encoder = config.text_encoder
     return str(codec), str(encoder)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from labeling.dataset import CAMERAS, IMAGES, TEXT
-from model.conditions import CONTENT_COLUMNS
+from model.conditions import CONDITION_READS, CONTENT_COLUMNS
 from model.prompts import DEGRADED, RAYS, find_task
+
+if TYPE_CHECKING:
+    from training.config import SourceConfig
 
 CAPTION = "caption"  # the group, and its column
 
@@ -16,7 +19,8 @@ CAPTION = "caption"  # the group, and its column
 class Stream:
     """One task served by one source: what samples are drawn from.
 
-    rows: how many are eligible; text: whether their prompts are embedded in the group `text`, or when they are used.
+    rows: how many are eligible; text, pictures: whether their prompts are embedded and their pictures encoded in
+    groups, or when they are used.
     """
 
     source: str
@@ -25,6 +29,12 @@ class Stream:
     size: int
     rows: int = 0
     text: Literal["stored", "online"] = "stored"
+    pictures: Literal["stored", "online"] = "stored"
+
+    @classmethod
+    def of(cls, name: str, source: SourceConfig, task: str, size: int) -> Stream:
+        """What a source of that name serves of a task; size: of a run, where the source has none."""
+        return cls(name, task, source.tasks[task], source.size or size, text=source.text, pictures=source.latents)
 
     @property
     def key(self) -> str:
@@ -46,14 +56,25 @@ class Stream:
     def groups(self) -> tuple[str, ...]:
         """Every group that a sample of this stream is read or judged from."""
         condition = find_task(self.task).condition
-        groups = [self.latents, *([TEXT] if self.text == "stored" else self.prompt_groups)]
+        is_online = self.pictures == "online"
+        groups = [IMAGES if is_online else self.latents, *([TEXT] if self.text == "stored" else self.prompt_groups)]
         if condition == DEGRADED:
             groups.append(IMAGES)
         elif condition == RAYS:
             groups.append(CAMERAS)
         elif condition is not None:
-            groups += [f"{self.latents}-{condition}", *([condition] if condition in CONTENT_COLUMNS else [])]
+            groups += self.drawn_columns if is_online else [f"{self.latents}-{condition}"]
+            groups += [condition] if condition in CONTENT_COLUMNS else []
         return tuple(dict.fromkeys(groups))
+
+    @property
+    def drawn_columns(self) -> dict[str, list[str]]:
+        """Group → columns of it that the condition is drawn from."""
+        columns: dict[str, list[str]] = {}
+        for name in CONDITION_READS[find_task(self.task).label or ""]:
+            group, _, column = name.partition(".")
+            columns.setdefault(group, []).append(column)
+        return columns
 
     @property
     def prompt_groups(self) -> tuple[str, ...]:

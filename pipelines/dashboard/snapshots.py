@@ -102,8 +102,8 @@ def _read_run(tracked: TrackedAsset) -> Snapshot:
     reads = [
         (open_store(source.dataset).uri, group)
         for name, source in config.mixture.items()
-        for task, weight in source.tasks.items()
-        for group in Stream(name, task, weight, source.size or config.size).groups
+        for task in source.tasks
+        for group in Stream.of(name, source, task, config.size).groups
     ]
     return Snapshot(tracked, config=config.model_dump(mode="json"), reads=list(dict.fromkeys(reads)))
 

@@ -302,9 +302,9 @@ def test_reader_keeps_as_many_shards_open_as_its_lanes_have() -> None:
     """A third of what the system allows the process, which it asks for: in a process of its own."""
     code = """
 import resource, sys
-from training.reader import _allow_files
+from training.size_cache import allow_files
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, int(sys.argv[1])))
-print(_allow_files(4096), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+print(allow_files(4096), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 """
     for hard, expected in ((1000, "333 1000"), (16384, "4096 12288")):
         command = [sys.executable, "-c", code, str(hard)]

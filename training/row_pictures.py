@@ -1,0 +1,94 @@
+"""Pictures of rows and of their conditions, as they are to be encoded: what the labels of latents are made from.
+
+H, W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import pyarrow as pa
+
+from labeling.dataset import IMAGES
+from model.inputs import InputError
+from model.prompts import find_task
+from training.planned import PlannedSample
+from training.size_cache import SizeCache
+from training.streams import Stream
+
+if TYPE_CHECKING:
+    from model.pictures import Picture
+
+Tables = Callable[[Stream, str, PlannedSample], pa.Table]
+Places = Callable[[Stream, str, PlannedSample], str]
+
+
+class FittedPicture(NamedTuple):
+    """A (H, W, 3) picture fitted to a size, and the width and height that it had before."""
+
+    picture: Picture
+    width: int
+    height: int
+
+
+class RowPictures:
+    """Decodes, draws, degrades and fits the pictures of samples. Safe to be used by several threads."""
+
+    def __init__(self, table: Tables, place: Places, limit: int) -> None:
+        """table: the row group that has a sample's row of a group; place: what errors call that row; limit: bytes of
+        the pictures that are kept, since small datasets soon use them again."""
+        self._table, self._place = table, place
+        self._cache = SizeCache(limit, lambda fitted: int(fitted.picture.nbytes))
+
+    def image(
+        self, stream: Stream, planned: PlannedSample, view: int | None = None, size: tuple[int, int] | None = None
+    ) -> FittedPicture:
+        """The image of a row, or a view of a set. size: (width, height), its bucket around stream.size by default."""
+        from model.pictures import aspect_bucket, decode_picture, fit_picture
+
+        def read() -> FittedPicture:
+            image = self._table(stream, IMAGES, planned)["image"][planned.row]
+            picture = decode_picture((image if view is None else image[view]).as_py())
+            height, width = picture.shape[:2]
+            return FittedPicture(fit_picture(picture, *(size or aspect_bucket(width, height, stream.size))), width, height)
+
+        return self._kept(stream, planned, ("image", view, size or stream.size), read)
+
+    def degraded(self, stream: Stream, planned: PlannedSample, size: tuple[int, int] | None = None) -> Picture:
+        """(H, W, 3) uint8, the image degraded as the plan drew it. size: as of `image`."""
+        from model.conditions import degrade
+
+        return degrade(self.image(stream, planned, size=size).picture, stream.task, planned.degradation_seed)
+
+    def condition(self, stream: Stream, planned: PlannedSample, width: int, height: int) -> Picture:
+        """(H, W, 3) uint8, the label that is the stream's condition as it is drawn over an image of width × height.
+
+        Raises InputError for a label that cannot be drawn so.
+        """
+        from model.conditions import condition_picture
+        from model.pictures import aspect_bucket, fit_picture
+
+        group = find_task(stream.task).label
+        assert group is not None
+
+        def read() -> FittedPicture:
+            row = {
+                f"{name}.{column}": self._table(stream, name, planned)[column][planned.row].as_py()
+                for name, columns in stream.drawn_columns.items()
+                for column in columns
+            }
+            try:
+                drawn = condition_picture(group, row, width, height)
+            except InputError as error:
+                raise InputError(f"{self._place(stream, group, planned)}: {error}; label {group} again") from None
+            return FittedPicture(fit_picture(drawn, *aspect_bucket(width, height, stream.size)), width, height)
+
+        return self._kept(stream, planned, (group, stream.size), read).picture
+
+    def _kept(
+        self, stream: Stream, planned: PlannedSample, what: tuple[object, ...], read: Callable[[], FittedPicture]
+    ) -> FittedPicture:
+        key = (stream.source, planned.shard, planned.row_group, planned.row, *what)
+        fitted: FittedPicture = self._cache.get(key, read)
+        return fitted

@@ -20,6 +20,7 @@ from labeling.dataset import (
     ShardInfo,
     entry_columns,
     select_rows,
+    text_group,
 )
 from model.conditions import CONTENT_COLUMNS
 from model.inputs import InputError
@@ -51,8 +52,8 @@ def build_manifest(
     sources: dict[str, SourcePin] = {}
     streams: list[Stream] = []
     for name, source in mixture.items():
-        own = [Stream.of(name, source, task, size) for task in source.tasks]
         dataset = Dataset.open(source.dataset)
+        own = [with_text_group(Stream.of(name, source, task, size), dataset) for task in source.tasks]
         for stream in own:
             _check_task(find_task(stream.task), dataset)
         sources[name] = _pin(dataset, own, source.where)
@@ -62,6 +63,15 @@ def build_manifest(
         raise InputError(f"no row of {', '.join(s.dataset for s in mixture.values())} is eligible for any of the tasks")
     _check_same_encoders(sources)
     return Manifest(sources, streams, lanes)
+
+
+def with_text_group(stream: Stream, dataset: Dataset) -> Stream:
+    """The stream with the group that its stored prompts are in: that of its task, or the one of all where only that is
+    there."""
+    group = text_group(stream.task)
+    if stream.text == "online" or (dataset.declaration(group) is None and dataset.declaration(TEXT) is not None):
+        return stream
+    return replace(stream, text_group=group)
 
 
 def _check_task(task: Task, dataset: Dataset) -> None:
@@ -128,14 +138,15 @@ def _pin_shard(
             raise InputError(f"{dataset.uri}/{group}/{shard}: row groups unlike the other groups'; label it again")
     without_error = {group: _without_error(dataset, group, shard, footer) for group, footer in footers.items()}
     sets = dataset.has_sets
-    prompts = _prompted(dataset, shard, sets) if any(stream.text == "stored" for stream in streams) else []
+    prompted = {stream.text_group for stream in streams if stream.text == "stored"}
+    prompts = {group: _prompted(dataset, group, shard, sets) for group in prompted}
     captioned = _captioned(dataset, shard, sets) if any(stream.text == "online" for stream in streams) else []
     eligible: dict[str, str | None] = {}
     views: list[int] = []
     for stream in streams:
         mask = np.logical_and.reduce([without_error[group] for group in stream.groups])
         stored = stream.text == "stored"
-        mask &= np.array([stream.task in tasks for tasks in prompts] if stored else captioned, bool)
+        mask &= np.array([stream.task in tasks for tasks in prompts[stream.text_group]] if stored else captioned, bool)
         mask[dataset.removed_rows(shard)] = False
         if selection:
             mask &= selection.mask(shard)
@@ -161,9 +172,9 @@ def _without_error(dataset: Dataset, group: str, shard: str, footer: Footer) -> 
     return np.array([not value.is_valid for value in errors], bool)
 
 
-def _prompted(dataset: Dataset, shard: str, sets: bool) -> list[set[str]]:
+def _prompted(dataset: Dataset, group: str, shard: str, sets: bool) -> list[set[str]]:
     """For each row the tasks it has a prompt for (of a set: that its first view has); embeddings are not read."""
-    rows = dataset.read(TEXT, shard, entry_columns(sets, "task"))["entries"].to_pylist()
+    rows = dataset.read(group, shard, entry_columns(sets, "task"))["entries"].to_pylist()
     firsts = [(row[0] if row else None) if sets else row for row in rows]
     return [{entry["task"] for entry in entries or ()} for entries in firsts]
 

@@ -23,7 +23,6 @@ from labeling.dataset import (
     CAMERAS,
     DROPPED_CAPTION,
     IMAGES,
-    TEXT,
     ArrayFile,
     Dataset,
     PageCache,
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
     from model.codecs import ImageCodec
     from model.pictures import Picture
 
-_COLUMNS = {IMAGES: ["image"], TEXT: ["entries"], CAMERAS: ["c2w", "intrinsics"], CAPTION: [CAPTION]}
+_COLUMNS = {IMAGES: ["image"], CAMERAS: ["c2w", "intrinsics"], CAPTION: [CAPTION]}
 _NAMES = ["names", "colors"]  # of what a prompt names
 _LATENT_COLUMNS = ["latent", "latent_height", "latent_width"]
 _WAITING_THREADS = 4  # that read where it takes waiting for S3, or decoding pictures outside Python's lock
@@ -243,7 +242,7 @@ class PlanReader:
     def _text(self, stream: Stream, planned: PlannedSample, wants: list[Want]) -> NDArray[np.float16]:
         """(L, Y) of the prompt; of a set, the prompt of the first view shown."""
         task = DROPPED_CAPTION if planned.drop_caption else stream.task
-        file = self._file(stream, TEXT, planned.shard)
+        file = self._file(stream, stream.text_group, planned.shard)
         try:
             if file.entries:
                 row = file.row_starts[planned.row_group] + planned.row
@@ -255,7 +254,8 @@ class PlanReader:
                 source = self._entry(stream, planned, task, file.address)
         except KeyError:
             named = f"for task {task!r}" if task else "that is empty, for dropped captions"
-            raise InputError(f"{self._place(stream, TEXT, planned)}: no prompt {named}; label text again") from None
+            place = self._place(stream, stream.text_group, planned)
+            raise InputError(f"{place}: no prompt {named}; label {stream.text_group} again") from None
         if source.shape[1] != self.config.model.caption_channels:
             raise InputError(
                 f"model.caption_channels is {self.config.model.caption_channels}, but the prompts of "
@@ -279,7 +279,7 @@ class PlanReader:
 
     def _entry(self, stream: Stream, planned: PlannedSample, task: str, address: str) -> _Source:
         """The embedding of a task's prompt, from the whole row group. Raises KeyError where there is none."""
-        entries = self._table(stream, TEXT, planned)["entries"][planned.row]
+        entries = self._table(stream, stream.text_group, planned)["entries"][planned.row]
         if planned.views:
             entries = entries[planned.views[0]]
         structs = entries.values
@@ -354,7 +354,11 @@ class _Source:
 
 def _columns(stream: Stream, group: str) -> list[str]:
     """What is read of a row group of `group`."""
-    columns = list(_COLUMNS.get(group, _LATENT_COLUMNS if group.startswith(stream.latents) else ()))
+    columns = list(_COLUMNS.get(group, ()))
+    if group.startswith(stream.latents):
+        columns += _LATENT_COLUMNS
+    if group == stream.text_group:
+        columns += ["entries"]
     if stream.pictures == "online" and find_task(stream.task).label:
         columns += stream.drawn_columns.get(group, [])
     if group == stream.task and find_task(stream.task).phrase:

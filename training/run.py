@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from labeling.dataset import TEXT, Store, open_store
+from labeling.dataset import Store, is_text, open_store
 from model.inputs import InputError
 from model.inputs.yaml_files import parse_yaml, to_yaml
 from training.checkpoint import (
@@ -244,7 +244,7 @@ def _encoders(manifest: Manifest, config: TrainingConfig) -> tuple[str, str]:
     parameters of their labelers."""
     groups = [item for source in manifest.sources.values() for item in source.declarations.items()]
     codec = next(declared["parameters"]["codec"] for group, declared in groups if group.startswith("latents-"))
-    encoder = next(declared["parameters"]["encoder"] for group, declared in groups if group == TEXT)
+    encoder = next(declared["parameters"]["encoder"] for group, declared in groups if is_text(group))
     if any(source.latents == "online" for source in config.mixture.values()):
         codec = config.codec
     if any(source.text == "online" for source in config.mixture.values()):

@@ -20,7 +20,7 @@ class Stream:
     """One task served by one source: what samples are drawn from.
 
     rows: how many are eligible; text, pictures: whether their prompts are embedded and their pictures encoded in
-    groups, or when they are used.
+    groups, or when they are used; text_group: the group of their prompts.
     """
 
     source: str
@@ -30,6 +30,7 @@ class Stream:
     rows: int = 0
     text: Literal["stored", "online"] = "stored"
     pictures: Literal["stored", "online"] = "stored"
+    text_group: str = TEXT  # of all tasks, as older datasets have it
 
     @classmethod
     def of(cls, name: str, source: SourceConfig, task: str, size: int) -> Stream:
@@ -57,7 +58,7 @@ class Stream:
         """Every group that a sample of this stream is read or judged from."""
         condition = find_task(self.task).condition
         is_online = self.pictures == "online"
-        groups = [IMAGES if is_online else self.latents, *([TEXT] if self.text == "stored" else self.prompt_groups)]
+        groups = [IMAGES if is_online else self.latents, *([self.text_group] if self.text == "stored" else self.prompt_groups)]
         if condition == DEGRADED:
             groups.append(IMAGES)
         elif condition == RAYS:

@@ -178,6 +178,30 @@ def test_changed_or_missing_shard_is_named(
         _read(reader, _first(reader, "edges"))
 
 
+def test_prompts_of_each_task_are_read_from_its_own_group(
+    small_config: dict[str, Any], pictures_dataset: Path, write_group: Callable[..., None]
+) -> None:
+    """Beside the group of all, which older datasets have, and where that is gone."""
+    config, dataset = _config(small_config), Dataset.open(pictures_dataset)
+    together = [sample for step in range(3) for pack in _reader(config).read(step, 0, 1).packs for sample in pack]
+    rows = list(dataset.rows("text"))
+    kind = {"entries": dataset.read("text", "000000").schema.field("entries").type}
+    for task in ("text2image", "edges", "segmentation", "deblurring"):
+        entries = [[entry for entry in row["entries"] if entry["task"] in ("", task)] for row in rows]
+        write_group(pictures_dataset, f"text-{task}", [[4, 4], [2, 2]], kind, [{"entries": each} for each in entries])
+    shutil.rmtree(pictures_dataset / "text-edges")
+    manifest = build_manifest(config.mixture, config.size)
+    used = {"text2image": "text-text2image", "edges": "text", "segmentation": "text-segmentation"}
+    assert {stream.task: stream.text_group for stream in manifest.streams} == {**used, "deblurring": "text-deblurring"}
+    apart = [s for step in range(3) for pack in PlanReader(manifest, config, "dct").read(step, 0, 1).packs for s in pack]
+    for one, other in zip(together, apart, strict=True):
+        assert (one.task, one.noise_seed) == (other.task, other.noise_seed)
+        np.testing.assert_array_equal(one.text, other.text)
+    shutil.rmtree(pictures_dataset / "text")
+    with pytest.raises(InputError, match="no group 'text-edges', which edges needs; make it with `label`"):
+        build_manifest(config.mixture, config.size)
+
+
 def test_shard_whose_row_groups_end_elsewhere_has_changed(small_config: dict[str, Any], pictures_dataset: Path) -> None:
     """Its content is the same, and the row that the plan names is another."""
     config = _config(small_config)

@@ -25,7 +25,7 @@ from pipelines.reports.gallery import view_of_set
 from pipelines.sampler import Call, bucket, load_pipeline, sample_all
 from training.checkpoint import STATE, checkpoint_name, whole_checkpoints
 from training.run import CONFIG
-from training.streams import CAPTION
+from training.plan.streams import CAPTION
 
 if TYPE_CHECKING:
     from torch import Tensor

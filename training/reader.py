@@ -37,13 +37,13 @@ from model.inputs import InputError
 from model.prompts import DEGRADED, build_prompt, find_task
 from training.batch import Sample, StepBatch
 from training.config import TrainingConfig
-from training.dealing import Dealer
 from training.device import encode_pictures
-from training.manifest import Manifest
-from training.planned import PlannedSample
+from training.plan.dealing import Dealer
+from training.plan.manifest import Manifest
+from training.plan.planned_sample import PlannedSample
+from training.plan.streams import CAPTION, Stream
 from training.row_pictures import RowPictures
 from training.size_cache import SizeCache, allow_files
-from training.streams import CAPTION, Stream
 
 if TYPE_CHECKING:
     from model.codecs import ImageCodec

@@ -13,9 +13,9 @@ import pyarrow as pa
 from labeling.dataset import IMAGES
 from model.inputs import InputError
 from model.prompts import find_task
-from training.planned import PlannedSample
+from training.plan.planned_sample import PlannedSample
 from training.size_cache import SizeCache
-from training.streams import Stream
+from training.plan.streams import Stream
 
 if TYPE_CHECKING:
     from model.pictures import Picture

@@ -17,7 +17,7 @@ from pydantic import field_validator
 from labeling import labeler
 from labeling.dataset import DROPPED_CAPTION
 from labeling.labeler import AddedLater, Labeler, Prepared, Row, required
-from labeling.pretrained import TORCH_TYPES, Dtype
+from labeling.networks.pretrained import TORCH_TYPES, Dtype
 from model.inputs import InputError
 from model.inputs.schema import validate
 from model.prompts import TASKS, build_prompt, find_task

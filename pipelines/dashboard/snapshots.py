@@ -25,7 +25,7 @@ from pipelines.dashboard.tracked_assets import Kind, TrackedAsset, kind_at, stat
 
 if TYPE_CHECKING:
     from training.config import SourceConfig
-    from training.streams import Stream
+    from training.plan.streams import Stream
 
 NOT_READ = "not looked at yet"
 ANSWER_SECONDS = 20.0  # after which a dataset or run that does not answer counts as unreachable
@@ -95,6 +95,7 @@ def read_snapshot(tracked: TrackedAsset) -> Snapshot:
 
 def _read_run(tracked: TrackedAsset) -> Snapshot:
     from training.config import parse_config
+    from training.plan.streams import Stream
     from training.run import CONFIG
 
     store, file = open_store(tracked.address), f"{tracked.address}/{CONFIG}"
@@ -114,8 +115,8 @@ def _read_run(tracked: TrackedAsset) -> Snapshot:
 
 def _stream(name: str, source: SourceConfig, task: str, size: int) -> Stream:
     """What a source serves of a task; where its dataset cannot be asked, as if its prompts were in one group."""
-    from training.mixture import with_text_group
-    from training.streams import Stream
+    from training.plan.mixture import with_text_group
+    from training.plan.streams import Stream
 
     stream = Stream.of(name, source, task, size)
     with suppress(Exception):  # whatever is wrong with a dataset is said where it is shown

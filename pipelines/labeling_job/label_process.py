@@ -16,7 +16,7 @@ from labeling.dataset import Dataset
 from labeling.failures import DeviceError
 from labeling.labeler import Labeler
 from labeling.resources import Resources
-from labeling.supervisor import Supervisor
+from labeling.supervision.supervisor import Supervisor
 from model.inputs import WorkFailed, one_line
 from pipelines.labeling_job.part_labeler import PartLabeler, Step
 from pipelines.labeling_job.parts import Part, unpack

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from labeling.attempt import Attempt
 from labeling.dataset import IMAGES, Dataset
 from labeling.labeler import Labeler
 from labeling.resources import Resources
+from labeling.supervision.task_attempt import Attempt
 from pipelines.labeling_job.loaded_labelers import Labelers
 from pipelines.labeling_job.parts import Part
 from pipelines.labeling_job.row_group import Outputs, Requests, RowGroup

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from model.pictures import aspect_bucket
 from training.config import TrainingConfig
-from training.dealing import Dealer
-from training.manifest import Manifest, SourcePin
-from training.pinned_shards import ShardPin, Shards
-from training.streams import Stream
+from training.plan.dealing import Dealer
+from training.plan.manifest import Manifest, SourcePin
+from training.plan.pinned_shards import ShardPin, Shards
+from training.plan.streams import Stream
 
 LATENT_BYTES, TEXT_BYTES = 32 * 1024, 50 * 1024  # of a row at 256²: 82 kB, as in the loaders' comparison
 
@@ -168,7 +168,7 @@ def token_imbalance(
 
     aspects: count the tokens of pictures of 1:2 to 2:1, to which the plan's are close.
     """
-    from training.packing import deal_packs
+    from training.plan.packing import deal_packs
 
     dealer, rng = Dealer(manifest, config), np.random.default_rng(0)
     found, ideal = [], []

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from labeling.attempt import Attempt, Knowledge
 from labeling.dataset import IMAGE_SCHEMA, IMAGES, Dataset, open_store, write_shard
 from labeling.declaration import declare
 from labeling.failures import DeviceError
@@ -22,6 +21,7 @@ from labeling.plan import Wave
 from labeling.registry import load_labeler
 from labeling.resources import Resources
 from labeling.run import label_table
+from labeling.supervision.task_attempt import Attempt, Knowledge
 from model.inputs import InputError
 from model.pictures import decode_picture
 from pipelines.labeling_job.network_process import NetworkProcess

@@ -25,9 +25,9 @@ from training.batch import Sample, StepBatch
 from training.config import TrainingConfig, load_config
 from training.dataloader import read_ahead
 from training.device import DeviceBatches, encode_pictures
-from training.manifest import Manifest
+from training.plan.manifest import Manifest
 from training.metrics_logger import read_metrics
-from training.mixture import build_manifest, with_encoders
+from training.plan.mixture import build_manifest, with_encoders
 from training.reader import PlanReader
 
 OLD = Path(__file__).parents[1] / "compatibility"

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from model.inputs import InputError
-from training.lanes import lane_turns
-from training.packing import deal_lanes, deal_packs, deal_to_one
+from training.plan.lanes import lane_turns
+from training.plan.packing import deal_lanes, deal_packs, deal_to_one
 from training.seeded_generator import SeededGenerator
 
 

@@ -15,8 +15,8 @@ from model.inputs import InputError
 from training.batch import Sample, StepBatch
 from training.config import TrainingConfig, WorkersConfig
 from training.packed_model import build_model
-from training.packing import deal_packs
 from training.parallel import distribute
+from training.plan.packing import deal_packs
 from training.updates import Updates
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]

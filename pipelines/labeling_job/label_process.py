@@ -119,8 +119,8 @@ class LabelProcess:
                 outputs = ray.get(answer)
             except (DeviceError, ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
                 # Ray raises its own error around that of the device, with the whole stack as its text.
-                said = one_line(getattr(error, "cause", error)) if isinstance(error, DeviceError) else ""
-                if reason := ray.get(self.coordinator.lost_network.remote(pool, number, said)):
+                device_error = one_line(getattr(error, "cause", error)) if isinstance(error, DeviceError) else ""
+                if reason := ray.get(self.coordinator.lost_network.remote(pool, number, device_error)):
                     raise WorkFailed(f"{group}: its network fails on every device: {reason}") from None
                 number, answer = self._ask(group, inputs)
                 continue

@@ -41,7 +41,7 @@ class ClusterSpec:
 
     per_node: GPUs of a node; gbps, node_gbps: gigabits a second that a GPU sends to other nodes, and within its node;
     store_gbytes: gigabytes a second that a node reads, and writes checkpoints at; mfu: share of the peak that computing
-    reaches; dollars: for a GPU and hour, None where that is unknown. sharding: over the GPUs of a node with a copy in
+    reaches where blocks are computed again in the backward pass; dollars: for a GPU and hour, None where that is unknown. sharding: over the GPUs of a node with a copy in
     each, over all of them, or not at all.
     """
 
@@ -116,7 +116,11 @@ def run_cost(config: TrainingConfig, cluster: ClusterSpec) -> Cost:
     counter = FlopCounter(model)
     flops = config.batch * sum(share * counter.step([size]) for share, size in sizes)
     encode = _encoding_seconds(config, peak) / cluster.gpus
-    compute = flops / (cluster.gpus * peak * cluster.mfu) + encode
+    computed = flops
+    if not config.workers.gradient_checkpointing:  # the share that was measured is of steps that recompute their blocks
+        again = sum(share * counter.step([size], recomputed=True) for share, size in sizes)
+        computed *= flops / (config.batch * again)
+    compute = computed / (cluster.gpus * peak * cluster.mfu) + encode
     inside, outside = _bytes_sent(parameters, passes, cluster)
     communication = inside * 8e-9 / cluster.node_gbps + outside * 8e-9 / cluster.gbps
     # Blocks are fetched and gradients sent while others are computed, except for the first and the last of a pass.

@@ -77,7 +77,11 @@ def load_labeler(name: str, parameters: Mapping[str, Any]) -> Labeler:
 
 
 def default_groups(
-    name: str, present: Sequence[str], declared: Sequence[str] = (), tasks: Sequence[str] | None = None, sets: bool = False
+    name: str,
+    present: Sequence[str],
+    declared: Sequence[str] = (),
+    tasks: Sequence[str] | None = None,
+    sets: bool = False,
 ) -> list[str]:
     """What a bare name on the command line stands for.
 

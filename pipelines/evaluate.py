@@ -24,8 +24,8 @@ from pipelines.reports.figures import EVALUATION
 from pipelines.reports.gallery import view_of_set
 from pipelines.sampler import Call, bucket, load_pipeline, sample_all
 from training.checkpoint import STATE, checkpoint_name, whole_checkpoints
-from training.run import CONFIG
 from training.plan.streams import CAPTION
+from training.run import CONFIG
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +63,9 @@ def evaluate(run: str, say: Callable[[str], None] = print) -> dict[str, Any]:
     figures = label_correlations(pipeline, load_pipeline(first) if steps[0] == 0 else None, examples)
     records = draw_samples(pipeline, run, examples, views)
     if not records:
-        raise InputError(f"{store.uri}: learns from no pictures with a prompt or caption, so there is nothing to sample")
+        raise InputError(
+            f"{store.uri}: learns from no pictures with a prompt or caption, so there is nothing to sample"
+        )
     store.put(EVALUATION, json.dumps({"checkpoint": newest, "tag": tag, "figures": figures}, indent=1).encode())
     return figures
 

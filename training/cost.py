@@ -1,7 +1,8 @@
 """What a run would cost on a cluster, by arithmetic: memory of a GPU by part, seconds a step, a checkpoint, dollars.
 
-It counts FLOP, bytes and links, and takes from measurements (docs/gpu.md) only what shares of a GPU's peak a step, a text
-encoder and an autoencoder reach. It knows nothing of stragglers, of a store that is too slow to feed the run, nor of failures.
+It counts FLOP, bytes and links, and takes from measurements (docs/gpu.md) only what shares of a GPU's peak a step, a
+text encoder and an autoencoder reach. It knows nothing of stragglers, of a store that is too slow to feed the run, nor
+of failures.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ _HOST_GBYTES = 25.0  # a second, from a GPU to pinned memory of its host (PCIe 4
 _STORED = 2  # bytes of a number of stored latents and text
 _LETTERS = 4  # bytes of a token of a caption that is embedded when it is used
 _JPEG, _LABEL = 300e3, 50e3  # bytes of a picture of a megapixel, and of a label of one, which are encoded when used
-# Encoders of a run that makes latents or embeddings itself. T5: 24 layers of 11.5 D² weights (attention of width D, gated
-# SwiGLU of 2.5 D), D being caption_channels, in bf16. The published VAE: FLOP of its encoder for a pixel; its weights in
-# float32, and what it keeps of the pixels of a batch.
+# Encoders of a run that makes latents or embeddings itself. T5: 24 layers of 11.5 D² weights (attention of width D,
+# gated SwiGLU of 2.5 D), D being caption_channels, in bf16. The published VAE: FLOP of its encoder for a pixel; its
+# weights in float32, and what it keeps of the pixels of a batch.
 _T5_LAYERS, _T5_WORDS, _T5_MFU = 24 * 11.5, 32128, 0.26
 _VAE_FLOP, _VAE_BYTES, _VAE_MFU = 4.1e6, 1.0e9, 0.11
 _GATHERED_BLOCKS = 2  # the one that is computed, and the next, which is fetched meanwhile
@@ -41,8 +42,8 @@ class ClusterSpec:
 
     per_node: GPUs of a node; gbps, node_gbps: gigabits a second that a GPU sends to other nodes, and within its node;
     store_gbytes: gigabytes a second that a node reads, and writes checkpoints at; mfu: share of the peak that computing
-    reaches where blocks are computed again in the backward pass; dollars: for a GPU and hour, None where that is unknown. sharding: over the GPUs of a node with a copy in
-    each, over all of them, or not at all.
+    reaches where blocks are computed again in the backward pass; dollars: for a GPU and hour, None where that is
+    unknown. sharding: over the GPUs of a node with a copy in each, over all of them, or not at all.
     """
 
     gpus: int
@@ -68,10 +69,10 @@ class Cost:
 
     tokens: image tokens of a step; passes: forward and backward passes of each GPU in a step; sent: bytes that each GPU
     sends in a step, to others; read: bytes of stored latents and text of its samples, which each GPU's worker reads for
-    a step; compute, communication: seconds of a step if it were all; encode: of those of compute, what encoding pictures
-    and prompts takes that are not stored so; step: seconds of a step; checkpoint: seconds to
-    write one, beside the steps; checkpoint_bytes: of all of it; checkpoint_host_bytes: on each node, of the copies that
-    are written; checkpoint_stall: seconds that steps wait for each. hours, dollars: of the whole run.
+    a step; compute, communication: seconds of a step if it were all; encode: of those of compute, what encoding
+    pictures and prompts takes that are not stored so; step: seconds of a step; checkpoint: seconds to write one, beside
+    the steps; checkpoint_bytes: of all of it; checkpoint_host_bytes: on each node, of the copies that are written;
+    checkpoint_stall: seconds that steps wait for each. hours, dollars: of the whole run.
     """
 
     parameters: int

@@ -89,7 +89,7 @@ class DeviceBatches:
         return load_text_encoder(self._text_encoder_name, self.device, torch.bfloat16 if half else torch.float32)
 
     def ready(self, batches: Iterable[StepBatch]) -> Iterator[StepBatch]:
-        """The same batches in their order. On a GPU the next one is copied and encoded while this one is computed with."""
+        """The same batches in their order. On a GPU the next one is copied and encoded while this one computes."""
         if self.device.type != "cuda":
             yield from map(self.encoded, batches)
             return

@@ -14,8 +14,8 @@ from labeling.dataset import IMAGES
 from model.inputs import InputError
 from model.prompts import find_task
 from training.plan.planned_sample import PlannedSample
-from training.size_cache import SizeCache
 from training.plan.streams import Stream
+from training.size_cache import SizeCache
 
 if TYPE_CHECKING:
     from model.pictures import Picture
@@ -51,7 +51,9 @@ class RowPictures:
             image = self._table(stream, IMAGES, planned)["image"][planned.row]
             picture = decode_picture((image if view is None else image[view]).as_py())
             height, width = picture.shape[:2]
-            return FittedPicture(fit_picture(picture, *(size or aspect_bucket(width, height, stream.size))), width, height)
+            return FittedPicture(
+                fit_picture(picture, *(size or aspect_bucket(width, height, stream.size))), width, height
+            )
 
         return self._kept(stream, planned, ("image", view, size or stream.size), read)
 

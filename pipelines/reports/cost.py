@@ -88,7 +88,7 @@ def advice(config: TrainingConfig, cluster: ClusterSpec, cost: Cost) -> list[str
     if _ROW_GROUP_MIB * begun > config.reader.cache_mb:
         lines.append(
             f"Reading: pictures are read by row group, of which a worker has begun {begun:.0f}; set "
-            f"reader.cache_mb={_ROW_GROUP_MIB * begun:.0f} where they are large, or each is read once for every picture of it."
+            f"reader.cache_mb={_ROW_GROUP_MIB * begun:.0f}, or each may be read again for every picture of it."
         )
     if config.checkpoints.every * cost.step < cost.checkpoint:
         lines.append(

@@ -81,7 +81,9 @@ def _preset_text(preset: str) -> str:
 def test_presets_state_what_the_model_says_and_fill_their_gpus(preset: str) -> None:
     config, stated = load_config(preset), _preset_text(preset)
     cost = run_cost(config, ClusterSpec(64, sharding=configured_sharding(config)))
-    figures = f"about {cost.hours:.1f} hours on 64 H100, {cost.step:.2f} s a step at {cost.mfu:.0%} MFU".replace("%", " %")
+    figures = f"about {cost.hours:.1f} hours on 64 H100, {cost.step:.2f} s a step at {cost.mfu:.0%} MFU".replace(
+        "%", " %"
+    )
     assert f"`onediffusion plan {preset} --gpus 64` {figures}" in stated
     assert {source.text for source in config.mixture.values()} == {"online"}
     # As many samples as published, in steps of a whole pass of every GPU.

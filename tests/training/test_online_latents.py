@@ -25,8 +25,8 @@ from training.batch import Sample, StepBatch
 from training.config import TrainingConfig, load_config
 from training.dataloader import read_ahead
 from training.device import DeviceBatches, encode_pictures
-from training.plan.manifest import Manifest
 from training.metrics_logger import read_metrics
+from training.plan.manifest import Manifest
 from training.plan.mixture import build_manifest, with_encoders
 from training.reader import PlanReader
 
@@ -202,7 +202,9 @@ def test_label_of_another_size_than_its_picture_is_named(folder: Path) -> None:
     reader = PlanReader(_manifest(config), config)
     stream = next(stream for stream in reader.manifest.streams if stream.task == "edges")
     planned = next(one for one in reader.dealer.plan.step(0) if one.task == "edges")
-    with pytest.raises(InputError, match=r"edges/\d+.parquet row \d: edges of .* for a picture of 9×9; label edges again"):
+    with pytest.raises(
+        InputError, match=r"edges/\d+.parquet row \d: edges of .* for a picture of 9×9; label edges again"
+    ):
         reader._pictures.condition(stream, planned, 9, 9)
 
 

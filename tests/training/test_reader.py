@@ -193,7 +193,9 @@ def test_prompts_of_each_task_are_read_from_its_own_group(
     manifest = build_manifest(config.mixture, config.size)
     used = {"text2image": "text-text2image", "edges": "text", "segmentation": "text-segmentation"}
     assert {stream.task: stream.text_group for stream in manifest.streams} == {**used, "deblurring": "text-deblurring"}
-    apart = [s for step in range(3) for pack in PlanReader(manifest, config, "dct").read(step, 0, 1).packs for s in pack]
+    apart = [
+        s for step in range(3) for pack in PlanReader(manifest, config, "dct").read(step, 0, 1).packs for s in pack
+    ]
     for one, other in zip(together, apart, strict=True):
         assert (one.task, one.noise_seed) == (other.task, other.noise_seed)
         np.testing.assert_array_equal(one.text, other.text)

@@ -58,7 +58,10 @@ class Stream:
         """Every group that a sample of this stream is read or judged from."""
         condition = find_task(self.task).condition
         is_online = self.pictures == "online"
-        groups = [IMAGES if is_online else self.latents, *([self.text_group] if self.text == "stored" else self.prompt_groups)]
+        groups = [
+            IMAGES if is_online else self.latents,
+            *([self.text_group] if self.text == "stored" else self.prompt_groups),
+        ]
         if condition == DEGRADED:
             groups.append(IMAGES)
         elif condition == RAYS:

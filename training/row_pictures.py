@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pyarrow as pa
 
 from labeling.dataset import IMAGES
-from model.inputs import InputError
+from model.inputs import InputError, one_line
 from model.prompts import find_task
 from training.plan.planned_sample import PlannedSample
 from training.plan.streams import Stream
@@ -49,7 +49,10 @@ class RowPictures:
 
         def read() -> FittedPicture:
             image = self._table(stream, IMAGES, planned)["image"][planned.row]
-            picture = decode_picture((image if view is None else image[view]).as_py())
+            try:
+                picture = decode_picture((image if view is None else image[view]).as_py())
+            except Exception as error:  # Pillow raises nearly anything for bytes that are no picture
+                raise self._unreadable(stream, IMAGES, planned, error) from None
             height, width = picture.shape[:2]
             return FittedPicture(
                 fit_picture(picture, *(size or aspect_bucket(width, height, stream.size))), width, height
@@ -84,9 +87,15 @@ class RowPictures:
                 drawn = condition_picture(group, row, width, height)
             except InputError as error:
                 raise InputError(f"{self._place(stream, group, planned)}: {error}; label {group} again") from None
+            except Exception as error:
+                raise self._unreadable(stream, group, planned, error) from None
             return FittedPicture(fit_picture(drawn, *aspect_bucket(width, height, stream.size)), width, height)
 
         return self._kept(stream, planned, (group, stream.size), read).picture
+
+    def _unreadable(self, stream: Stream, group: str, planned: PlannedSample, error: Exception) -> InputError:
+        what = f"{self._place(stream, group, planned)}: no picture can be read ({one_line(error, 120)})"
+        return InputError(f"{what}; delete the file and make its group again")
 
     def _kept(
         self, stream: Stream, planned: PlannedSample, what: tuple[object, ...], read: Callable[[], FittedPicture]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from itertools import chain
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 from tiny_models import save_vae
 from typer.testing import CliRunner
 
@@ -206,6 +208,14 @@ def test_label_of_another_size_than_its_picture_is_named(folder: Path) -> None:
         InputError, match=r"edges/\d+.parquet row \d: edges of .* for a picture of 9×9; label edges again"
     ):
         reader._pictures.condition(stream, planned, 9, 9)
+
+
+def test_picture_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = _config("online", folder, sources=("pictures",))
+    reader = PlanReader(_manifest(config), config)
+    monkeypatch.setattr("model.pictures.decode_picture", lambda data: Image.open(io.BytesIO(data[:20])))
+    with pytest.raises(InputError, match=r"images/\d+.parquet row \d: no picture can be read \(cannot identify image"):
+        reader.read(0, 0, 1)
 
 
 def test_run_goes_on_with_the_codec_that_it_began_with(folder: Path) -> None:

@@ -9,7 +9,7 @@ C = 16 latent channels, h × w latent height and width, V views, L prompt tokens
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from threading import Lock
@@ -41,17 +41,14 @@ from training.device import encode_pictures
 from training.plan.dealing import Dealer
 from training.plan.manifest import Manifest
 from training.plan.planned_sample import PlannedSample
-from training.plan.streams import CAPTION, Stream
-from training.row_pictures import RowPictures
+from training.plan.streams import CAPTION, LATENT_COLUMNS, NAMES, Stream
+from training.row_pictures import Encoded, RowPictures
 from training.size_cache import SizeCache, allow_files
 
 if TYPE_CHECKING:
     from model.codecs import ImageCodec
     from model.pictures import Picture
 
-_COLUMNS = {IMAGES: ["image"], CAMERAS: ["c2w", "intrinsics"], CAPTION: [CAPTION]}
-_NAMES = ["names", "colors"]  # of what a prompt names
-_LATENT_COLUMNS = ["latent", "latent_height", "latent_width"]
 _WAITING_THREADS = 4  # that read where it takes waiting for S3, or decoding pictures outside Python's lock
 _DENSE = 2 / 3  # of what a page holds: if so much of it will be used, it is read as a whole from a store with delay
 _OPEN_FILES = 4096  # shards of groups; one that is opened anew is asked for its footer again
@@ -101,8 +98,9 @@ class PlanReader:
         """
         with self._planning:
             dealt, most, frames_in_loss = self.dealer.deal(step, rank, workers)
+        images = self._read_images([planned for pack in dealt for planned, _, _ in pack], workers)
         wants: list[Want] = []
-        packs = [[self._sample(*leveled, wants) for leveled in pack] for pack in dealt]
+        packs = [[self._sample(*leveled, images, wants) for leveled in pack] for pack in dealt]
         self._fill(wants, workers)
         first = packs[0][0]
         while len(packs) < most:
@@ -113,9 +111,28 @@ class PlanReader:
     def read_sample(self, planned: PlannedSample, sigmas: NDArray[np.float32], in_loss: NDArray[np.bool_]) -> Sample:
         """One sample with the noise levels given."""
         wants: list[Want] = []
-        sample = self._sample(planned, sigmas, in_loss, wants)
+        sample = self._sample(planned, sigmas, in_loss, self._read_images([planned], 1), wants)
         self._fill(wants, 1)
         return sample
+
+    def _read_images(self, samples: Sequence[PlannedSample], workers: int) -> dict[tuple[object, ...], Any]:
+        """Key (of `RowPictures`) → encoded image, of all that samples are made from and that shards say places of."""
+        wants: list[Want] = []
+        images: dict[tuple[object, ...], Any] = {}
+        for planned in samples:
+            stream = self.manifest.streams[planned.stream]
+            file = self._file(stream, IMAGES, planned.shard) if IMAGES in stream.groups else None
+            if file is None or file.pictures is None:
+                continue
+            for view in planned.views or (None,):
+                key = self._pictures.key(stream, planned, view)
+                if key in images or key in self._pictures:
+                    continue
+                value = file.pictures.value(file.row_starts[planned.row_group] + planned.row, view or 0)
+                images[key] = np.empty(file.pictures.sizes[value], np.uint8)
+                wants.append(Want(file, int(file.pictures.starts[value]), images[key]))
+        self._fill(wants, workers)
+        return images
 
     def _fill(self, wants: list[Want], workers: int) -> None:
         if self._pages is None:
@@ -135,16 +152,21 @@ class PlanReader:
         ]
 
     def _sample(
-        self, planned: PlannedSample, sigmas: NDArray[np.float32], in_loss: NDArray[np.bool_], wants: list[Want]
+        self,
+        planned: PlannedSample,
+        sigmas: NDArray[np.float32],
+        in_loss: NDArray[np.bool_],
+        images: Encoded,
+        wants: list[Want],
     ) -> Sample:
         """A sample whose arrays have their values once `wants`, which gets what it lacks, is read."""
         stream = self.manifest.streams[planned.stream]
         if planned.views:
-            latents, pictures = self._views(stream, planned, wants)
+            latents, pictures = self._views(stream, planned, images, wants)
         elif stream.pictures == "online":
-            latents, pictures = self._drawn(stream, planned)
+            latents, pictures = self._drawn(stream, planned, images)
         else:
-            latents, pictures = self._encoded(stream, planned, wants)
+            latents, pictures = self._encoded(stream, planned, images, wants)
         if self._codec_name is not None:
             for frame, picture in pictures.items():
                 latents[frame] = encode_pictures(self.codec, [picture])[0].numpy()
@@ -156,7 +178,7 @@ class PlanReader:
         return Sample(stream.task, latents, text, sigmas, in_loss, planned.noise_seed, pictures, prompt)
 
     def _encoded(
-        self, stream: Stream, planned: PlannedSample, wants: list[Want]
+        self, stream: Stream, planned: PlannedSample, images: Encoded, wants: list[Want]
     ) -> tuple[NDArray[np.float16], dict[int, Picture]]:
         """(F, C, h, w) as it is stored, and the degraded picture that a frame is to be encoded from."""
         is_degraded = find_task(stream.task).condition == DEGRADED
@@ -172,14 +194,16 @@ class PlanReader:
         for frame, source in zip(latents, sources, strict=False):
             source.fill(frame, wants)
         size = (shape[2] * LATENT_FACTOR, shape[1] * LATENT_FACTOR)
-        return latents, {1: self._pictures.degraded(stream, planned, size)} if is_degraded else {}
+        return latents, {1: self._pictures.degraded(stream, planned, images, size)} if is_degraded else {}
 
-    def _drawn(self, stream: Stream, planned: PlannedSample) -> tuple[NDArray[np.float16], dict[int, Picture]]:
+    def _drawn(
+        self, stream: Stream, planned: PlannedSample, images: Encoded
+    ) -> tuple[NDArray[np.float16], dict[int, Picture]]:
         """(F, C, h, w) to be filled, and the pictures that all frames are to be encoded from."""
-        image, condition = self._pictures.image(stream, planned), find_task(stream.task).condition
+        image, condition = self._pictures.image(stream, planned, images), find_task(stream.task).condition
         pictures = {0: image.picture}
         if condition == DEGRADED:
-            pictures[1] = self._pictures.degraded(stream, planned)
+            pictures[1] = self._pictures.degraded(stream, planned, images)
         elif condition is not None:
             pictures[1] = self._pictures.condition(stream, planned, image.width, image.height)
         return self._allocate((len(pictures), *_latent_shape(image.picture))), pictures
@@ -192,7 +216,7 @@ class PlanReader:
             page = file.page(planned.row_group) if self._pages and self._is_dense[planned.stream] else None
             return _Source(file.latents.shape(value), file, int(file.latents.starts[value]), page=page)
         table = self._table(stream, group, planned)
-        latent, height, width = (table[name][planned.row] for name in _LATENT_COLUMNS)
+        latent, height, width = (table[name][planned.row] for name in LATENT_COLUMNS)
         if view is not None:
             latent, height, width = latent[view], height[view], width[view]
         shape, values = (LATENT_CHANNELS, height.as_py(), width.as_py()), _array(latent.values)
@@ -201,7 +225,7 @@ class PlanReader:
         return _Source(shape, values=values)
 
     def _views(
-        self, stream: Stream, planned: PlannedSample, wants: list[Want]
+        self, stream: Stream, planned: PlannedSample, images: Encoded, wants: list[Want]
     ) -> tuple[NDArray[np.float16], dict[int, Picture]]:
         """(2V, C, h, w): image₀, rays₀, image₁, rays₁, …, and the pictures that images are to be encoded from."""
         import torch
@@ -212,7 +236,8 @@ class PlanReader:
         sources: list[_Source] = []
         if stream.pictures == "online":
             group = IMAGES
-            pictures = {2 * n: self._pictures.image(stream, planned, v).picture for n, v in enumerate(planned.views)}
+            fitted = [self._pictures.image(stream, planned, images, view).picture for view in planned.views]
+            pictures = {2 * number: picture for number, picture in enumerate(fitted)}
             shapes = [_latent_shape(picture) for picture in pictures.values()]
         else:
             group = stream.latents
@@ -274,7 +299,7 @@ class PlanReader:
             found = self._table(stream, group, planned)[column][planned.row]
             return (found[planned.views[0]] if planned.views else found).as_py()
 
-        named = [value(stream.task, column) for column in _NAMES] if find_task(stream.task).phrase else []
+        named = [value(stream.task, column) for column in NAMES] if find_task(stream.task).phrase else []
         return build_prompt(stream.task, value(CAPTION, CAPTION), *named)
 
     def _entry(self, stream: Stream, planned: PlannedSample, task: str, address: str) -> _Source:
@@ -294,7 +319,7 @@ class PlanReader:
 
     def _table(self, stream: Stream, group: str, planned: PlannedSample) -> pa.Table:
         """The row group of `group` that holds the sample."""
-        dataset, columns = self._datasets[stream.source], _columns(stream, group)
+        dataset, columns = self._datasets[stream.source], stream.columns(group)
 
         def read() -> pa.Table:
             file = self._file(stream, group, planned.shard)
@@ -350,20 +375,6 @@ class _Source:
             target.reshape(-1)[:] = self._values
         else:
             wants.append(Want(self._file, self._start, target, self._page))
-
-
-def _columns(stream: Stream, group: str) -> list[str]:
-    """What is read of a row group of `group`."""
-    columns = list(_COLUMNS.get(group, ()))
-    if group.startswith(stream.latents):
-        columns += _LATENT_COLUMNS
-    if group == stream.text_group:
-        columns += ["entries"]
-    if stream.pictures == "online" and find_task(stream.task).label:
-        columns += stream.drawn_columns.get(group, [])
-    if group == stream.task and find_task(stream.task).phrase:
-        columns += _NAMES
-    return list(dict.fromkeys(columns))
 
 
 def _latent_shape(picture: Picture) -> tuple[int, int, int]:

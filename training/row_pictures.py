@@ -5,10 +5,12 @@ H, W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from labeling.dataset import IMAGES
 from model.inputs import InputError, one_line
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 Tables = Callable[[Stream, str, PlannedSample], pa.Table]
 Places = Callable[[Stream, str, PlannedSample], str]
+Encoded = Mapping[tuple[object, ...], NDArray[np.uint8]]
 
 
 class FittedPicture(NamedTuple):
@@ -41,30 +44,54 @@ class RowPictures:
         self._table, self._place = table, place
         self._cache = SizeCache(limit, lambda fitted: int(fitted.picture.nbytes))
 
+    def key(self, stream: Stream, planned: PlannedSample, view: int | None = None) -> tuple[object, ...]:
+        """What an image, or a view of a set, is known by."""
+        return (*_row(stream, planned), "image", view, stream.size)
+
+    def __contains__(self, key: tuple[object, ...]) -> bool:
+        """Whether the image of that key is kept."""
+        return key in self._cache
+
     def image(
-        self, stream: Stream, planned: PlannedSample, view: int | None = None, size: tuple[int, int] | None = None
+        self,
+        stream: Stream,
+        planned: PlannedSample,
+        read: Encoded,
+        view: int | None = None,
+        size: tuple[int, int] | None = None,
     ) -> FittedPicture:
-        """The image of a row, or a view of a set. size: (width, height), its bucket around stream.size by default."""
+        """The image of a row, or a view of a set. size: (width, height), its bucket around stream.size by default.
+
+        read: images that are read already, encoded, by their keys; others are taken from their row group.
+        """
         from model.pictures import aspect_bucket, decode_picture, fit_picture
 
-        def read() -> FittedPicture:
-            image = self._table(stream, IMAGES, planned)["image"][planned.row]
+        key = self.key(stream, planned, view)
+
+        def fit() -> FittedPicture:
+            data = read.get(key)
+            if data is None:
+                image = self._table(stream, IMAGES, planned)["image"][planned.row]
+                data = (image if view is None else image[view]).as_py()
             try:
-                picture = decode_picture((image if view is None else image[view]).as_py())
+                picture = decode_picture(bytes(data))
             except Exception as error:  # Pillow raises nearly anything for bytes that are no picture
                 raise self._unreadable(stream, IMAGES, planned, error) from None
             height, width = picture.shape[:2]
-            return FittedPicture(
-                fit_picture(picture, *(size or aspect_bucket(width, height, stream.size))), width, height
-            )
+            fitted = fit_picture(picture, *(size or aspect_bucket(width, height, stream.size)))
+            return FittedPicture(fitted, width, height)
 
-        return self._kept(stream, planned, ("image", view, size or stream.size), read)
+        kept: FittedPicture = self._cache.get(key, fit)
+        return kept if size in (None, kept.picture.shape[1::-1]) else fit()
 
-    def degraded(self, stream: Stream, planned: PlannedSample, size: tuple[int, int] | None = None) -> Picture:
-        """(H, W, 3) uint8, the image degraded as the plan drew it. size: as of `image`."""
+    def degraded(
+        self, stream: Stream, planned: PlannedSample, read: Encoded, size: tuple[int, int] | None = None
+    ) -> Picture:
+        """(H, W, 3) uint8, the image degraded as the plan drew it. read, size: as of `image`."""
         from model.conditions import degrade
 
-        return degrade(self.image(stream, planned, size=size).picture, stream.task, planned.degradation_seed)
+        fitted = self.image(stream, planned, read, size=size)
+        return degrade(fitted.picture, stream.task, planned.degradation_seed)
 
     def condition(self, stream: Stream, planned: PlannedSample, width: int, height: int) -> Picture:
         """(H, W, 3) uint8, the label that is the stream's condition as it is drawn over an image of width × height.
@@ -91,15 +118,13 @@ class RowPictures:
                 raise self._unreadable(stream, group, planned, error) from None
             return FittedPicture(fit_picture(drawn, *aspect_bucket(width, height, stream.size)), width, height)
 
-        return self._kept(stream, planned, (group, stream.size), read).picture
+        drawn: FittedPicture = self._cache.get((*_row(stream, planned), group, stream.size), read)
+        return drawn.picture
 
     def _unreadable(self, stream: Stream, group: str, planned: PlannedSample, error: Exception) -> InputError:
         what = f"{self._place(stream, group, planned)}: no picture can be read ({one_line(error, 120)})"
         return InputError(f"{what}; delete the file and make its group again")
 
-    def _kept(
-        self, stream: Stream, planned: PlannedSample, what: tuple[object, ...], read: Callable[[], FittedPicture]
-    ) -> FittedPicture:
-        key = (stream.source, planned.shard, planned.row_group, planned.row, *what)
-        fitted: FittedPicture = self._cache.get(key, read)
-        return fitted
+
+def _row(stream: Stream, planned: PlannedSample) -> tuple[object, ...]:
+    return stream.source, planned.shard, planned.row_group, planned.row

@@ -18,6 +18,9 @@ class SizeCache:
         self._values: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self._lock = Lock()
 
+    def __contains__(self, key: tuple[Any, ...]) -> bool:
+        return key in self._values
+
     def get(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """The value of the key, made if it is not there."""
         with self._lock:

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from labeling.dataset.arrays import ARRAYS, MAX_PAGE, arrays_text, with_bytes, with_lists
 from labeling.dataset.checksums import CHECKSUMS, checksums_text, damaged_shard, read_checksums, read_table
 from labeling.dataset.digests import digest_column, digest_json
-from labeling.dataset.places import PLACES, places_text
+from labeling.dataset.images import IMAGES
+from labeling.dataset.places import IMAGE, PLACES, SIZES, places_text, sizes_text
 from labeling.dataset.storage import Entry, Ranges, Store
 from model.inputs import InputError, one_line
 
@@ -88,7 +89,9 @@ def write_shard(
         metadata[ARRAYS] = arrays_text(arrays)
         if places := places_text(table, arrays):
             metadata[PLACES] = places
-    metadata[CHECKSUMS] = checksums_text(stored, arrays if PLACES in metadata else [])
+    if sizes := sizes_text(table, row_groups):
+        metadata[SIZES] = sizes
+    metadata[CHECKSUMS] = checksums_text(stored, arrays if PLACES in metadata else [IMAGE] if sizes else [])
     name = shard_file(group, shard)
     path = store.scratch(name)
     schema = stored.schema.remove_metadata()
@@ -102,7 +105,7 @@ def write_shard(
             use_dictionary=False,
             write_statistics=False,
             write_page_checksum=True,
-            data_page_size=MAX_PAGE if arrays else None,
+            data_page_size=MAX_PAGE if arrays or sizes else None,
             max_rows_per_page=max(_PAGE_ROWS, *row_groups, 0),  # single arrays are read from the one page of theirs
         ) as writer:
             start = 0
@@ -167,9 +170,12 @@ def read_metadata(
 
 
 def is_stored_as_now(store: Store, group: str, shard: str) -> bool:
-    """Whether a shard has checksums; those without may have lists of float16 too. Raises as `read_footer`."""
+    """Whether a shard has checksums, and one of images their sizes; those without may have lists of float16 too.
+
+    Raises as `read_footer`.
+    """
     metadata, _ = read_metadata(store, group, shard)
-    return read_checksums(metadata)[0]
+    return read_checksums(metadata)[0] and (group != IMAGES or SIZES.encode() in metadata.metadata)
 
 
 def row_groups_of(metadata: pq.FileMetaData) -> list[int]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from model.prompts import DEGRADED, find_task
 from training.config import TrainingConfig
 from training.cost import ClusterSpec, Cost
 
 _GIB = 2**30
-_ROW_GROUP_MIB = 16  # of pictures, at most
 
 
 def print_cost(config: TrainingConfig, cluster: ClusterSpec, cost: Cost, as_json: bool) -> None:
@@ -84,24 +82,9 @@ def advice(config: TrainingConfig, cluster: ClusterSpec, cost: Cost) -> list[str
             f"Reading: the workers of a node read {of_node:.1f} GB/s, above the {cluster.store_gbytes:g} GB/s of "
             "--store-gbytes; keep the datasets on a faster store."
         )
-    begun = config.lanes / cluster.gpus * config.reader.window * _picture_tasks(config)
-    if _ROW_GROUP_MIB * begun > config.reader.cache_mb:
-        lines.append(
-            f"Reading: pictures are read by row group, of which a worker has begun {begun:.0f}; set "
-            f"reader.cache_mb={_ROW_GROUP_MIB * begun:.0f}, or each may be read again for every picture of it."
-        )
     if config.checkpoints.every * cost.step < cost.checkpoint:
         lines.append(
             f"Checkpoints: one takes as long as {cost.checkpoint / cost.step:.0f} steps, and there is one every "
             f"{config.checkpoints.every}, so steps wait; raise checkpoints.every, or write to a faster store."
         )
     return lines
-
-
-def _picture_tasks(config: TrainingConfig) -> int:
-    """Of how many tasks pictures are decoded while training."""
-    return sum(
-        source.latents == "online" or find_task(name).condition == DEGRADED
-        for source in config.mixture.values()
-        for name in source.tasks
-    )

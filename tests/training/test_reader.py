@@ -218,9 +218,10 @@ def test_shard_whose_row_groups_end_elsewhere_has_changed(small_config: dict[str
 
 
 def test_row_group_is_of_the_content_that_is_pinned(
-    small_config: dict[str, Any], pictures_dataset: Path, write_group: Callable[..., None]
+    small_config: dict[str, Any], pictures_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A group that is read by row groups is opened anew for each, and may be replaced between two of them."""
+    _forget_sizes(pictures_dataset, monkeypatch)
     reader = _reader(_config(small_config))
     planned = _first(reader, "deblurring")
     _read(reader, planned)
@@ -233,6 +234,45 @@ def test_row_group_is_of_the_content_that_is_pinned(
     other = PlannedSample(**{**vars(planned), "row_group": 1 - planned.row_group, "row": 0})
     with pytest.raises(InputError, match=r"images/00000\d.parquet: changed since the run began"):
         _read(reader, other)
+
+
+def _forget_sizes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Store pictures as before footers had their sizes."""
+    dataset = Dataset.open(place)
+    with monkeypatch.context() as before:
+        before.setattr(shards, "sizes_text", lambda *_: None)
+        for shard in dataset.shard_names:
+            footer, table = dataset.footer("images", shard), dataset.read("images", shard)
+            shards.write_shard(dataset.store, "images", shard, table, footer.row_groups, footer.recipe, footer.content)
+
+
+def test_pictures_are_read_alone_and_as_before_where_footers_do_not_say_their_places(
+    small_config: dict[str, Any], pictures_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _config(small_config, reader={"cache_mb": 1})
+    rows: list[int] = []
+    original = Dataset.read
+
+    def counted(self: Dataset, group: str, *arguments: Any, **options: Any) -> pa.Table:
+        table = original(self, group, *arguments, **options)
+        rows.append(table.num_rows * (group == "images"))
+        return table
+
+    def steps() -> list[Sample]:
+        reader = PlanReader(build_manifest(config.mixture, config.size), config)
+        with monkeypatch.context() as reading:
+            reading.setattr(Dataset, "read", counted)
+            return [sample for step in range(4) for pack in reader.read(step, 0, 1).packs for sample in pack]
+
+    alone, read_alone = steps(), sum(rows)
+    _forget_sizes(pictures_dataset, monkeypatch)
+    together = steps()
+    assert read_alone == 0 < sum(rows)
+    assert any(sample.pictures for sample in alone)
+    for one, other in zip(alone, together, strict=True):
+        assert one.pictures.keys() == other.pictures.keys()
+        for frame, picture in one.pictures.items():
+            np.testing.assert_array_equal(picture, other.pictures[frame])
 
 
 def test_open_shards_are_limited_by_their_memory(small_config: dict[str, Any]) -> None:

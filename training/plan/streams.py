@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from training.config import SourceConfig
 
 CAPTION = "caption"  # the group, and its column
+NAMES = ["names", "colors"]  # of what a prompt names
+LATENT_COLUMNS = ["latent", "latent_height", "latent_width"]
+_COLUMNS = {IMAGES: ["image"], CAMERAS: ["c2w", "intrinsics"], CAPTION: [CAPTION]}
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,19 @@ class Stream:
             group, _, column = name.partition(".")
             columns.setdefault(group, []).append(column)
         return columns
+
+    def columns(self, group: str) -> list[str]:
+        """What samples are made of in one of the groups."""
+        columns = list(_COLUMNS.get(group, ()))
+        if group.startswith(self.latents):
+            columns += LATENT_COLUMNS
+        if group == self.text_group:
+            columns += ["entries"]
+        if self.pictures == "online" and find_task(self.task).label:
+            columns += self.drawn_columns.get(group, [])
+        if group == self.task and find_task(self.task).phrase:
+            columns += NAMES
+        return list(dict.fromkeys(columns))
 
     @property
     def prompt_groups(self) -> tuple[str, ...]:

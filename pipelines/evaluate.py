@@ -320,7 +320,8 @@ def _prompts(row: Mapping[str, Any]) -> dict[str, str]:
     prompts = {}
     if caption := row.get(f"{CAPTION}.{CAPTION}"):
         for task in TASKS.values():
-            names = [row.get(f"{task.name}.{column}") for column in ("names", "colors")] if task.phrase else []
+            columns = ("names", "colors") if task.phrase else ()
+            names: list[Any] = [row.get(f"{task.name}.{column}") for column in columns]
             if not task.references and None not in names:
                 prompts[task.name] = build_prompt(task.name, caption, *names)
     entries = [entry for name, value in row.items() if is_text(name.partition(".")[0]) for entry in value or ()]

@@ -234,6 +234,7 @@ class PlanReader:
 
         pictures: dict[int, Picture] = {}
         sources: list[_Source] = []
+        shapes: list[tuple[int, ...]]
         if stream.pictures == "online":
             group = IMAGES
             fitted = [self._pictures.image(stream, planned, images, view).picture for view in planned.views]

@@ -159,7 +159,8 @@ def sizes_text(table: pa.Table, row_groups: Sequence[int]) -> str | None:
     kind = table[IMAGE].type
     if not pa.types.is_binary(kind.value_type if pa.types.is_list(kind) else kind):
         return None
-    views, sizes = [], []
+    views: list[int] = []
+    sizes: list[int] = []
     for rows, end in zip(row_groups, np.cumsum(row_groups).tolist(), strict=True):
         page = 0
         for chunk in table[IMAGE].slice(end - rows, rows).chunks:

@@ -84,9 +84,10 @@ class TextLabeler(Labeler):
     def __init__(self, group: str, parameters: labeler.Parameters) -> None:
         """`group`: text-TASK, or text. Raises InputError for a task without stored prompts, or that `tasks` lack."""
         task = group.partition("-")[2]
-        if task and group != self.name:
+        if task:
             only = validate(self.Parameters, {"tasks": [task]}, group).tasks
-            if "tasks" in parameters.model_fields_set and task not in parameters.tasks:
+            given = parameters.model_dump(include={"tasks"}, exclude_unset=True)
+            if task not in given.get("tasks", only):
                 raise InputError(f"{group}: has prompts of {task}, which text.tasks leaves out; name it there too")
             parameters = parameters.model_copy(update={"tasks": only})
         super().__init__(group, parameters)

@@ -25,8 +25,8 @@ class Sample:
 
     latents: (F, C, h, w) float16, clean; text: (L, Y) float16; sigmas: (F,) noise levels, 0 for known frames;
     in_loss: (F,) frames that the loss counts; pictures: frame → (H, W, 3) uint8 that it is to be encoded from, of
-    frames that are not there yet; prompt: what the text is to be encoded from, None where it is there. Latents and text
-    are tensors once they are on a GPU.
+    frames that are not there yet; prompt: what the text is to be encoded from, None where it is there; index: number of
+    the sample in the run. Latents and text are tensors once they are on a GPU.
     """
 
     task: str
@@ -37,6 +37,7 @@ class Sample:
     noise_seed: int
     pictures: Mapping[int, NDArray[np.uint8]] = field(default_factory=dict)
     prompt: str | None = None
+    index: int = -1
 
     @property
     def tokens(self) -> int:
@@ -72,6 +73,7 @@ class StepBatch:
                     sample.in_loss.tolist(),
                     sample.prompt,
                     list(sample.pictures),
+                    sample.index,
                 ]
             )
         header = {
@@ -100,8 +102,9 @@ class StepBatch:
                 noise_seed=seed,
                 pictures={frame: tensors[f"{number}.picture.{frame}"] for frame in frames},
                 prompt=prompt,
+                index=index,
             )
-            for number, (task, seed, sigmas, in_loss, prompt, frames) in enumerate(header["samples"])
+            for number, (task, seed, sigmas, in_loss, prompt, frames, index) in enumerate(header["samples"])
         ]
         packs, start = [], 0
         for size in header["packs"]:

@@ -34,15 +34,15 @@ from labeling.dataset import (
 )
 from model.constants import LATENT_CHANNELS, LATENT_FACTOR
 from model.inputs import InputError
-from model.prompts import DEGRADED, build_prompt, find_task
+from model.prompts import DEGRADED, RAYS, build_prompt, find_task
 from training.batch import Sample, StepBatch
 from training.config import TrainingConfig
 from training.device import encode_pictures
 from training.plan.dealing import Dealer
 from training.plan.manifest import Manifest
 from training.plan.planned_sample import PlannedSample
-from training.plan.streams import CAPTION, LATENT_COLUMNS, NAMES, Stream
-from training.row_pictures import Encoded, RowPictures
+from training.plan.streams import CAPTION, ITEM, LATENT_COLUMNS, NAMES, SUBJECT, Stream
+from training.row_pictures import Encoded, RowPictures, latent_shape
 from training.size_cache import SizeCache, allow_files
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class PlanReader:
         """A sample whose arrays have their values once `wants`, which gets what it lacks, is read."""
         stream = self.manifest.streams[planned.stream]
         if planned.views:
-            latents, pictures = self._views(stream, planned, images, wants)
+            latents, pictures = self._set(stream, planned, images, wants)
         elif stream.pictures == "online":
             latents, pictures = self._drawn(stream, planned, images)
         else:
@@ -175,7 +175,8 @@ class PlanReader:
             text, prompt = np.empty((0, self.config.model.caption_channels), np.float16), self._prompt(stream, planned)
         else:
             text, prompt = self._text(stream, planned, wants), None
-        return Sample(stream.task, latents, text, sigmas, in_loss, planned.noise_seed, pictures, prompt)
+        drawn = planned.noise_seed, pictures, prompt, planned.index
+        return Sample(stream.task, latents, text, sigmas, in_loss, *drawn)
 
     def _encoded(
         self, stream: Stream, planned: PlannedSample, images: Encoded, wants: list[Want]
@@ -206,7 +207,7 @@ class PlanReader:
             pictures[1] = self._pictures.degraded(stream, planned, images)
         elif condition is not None:
             pictures[1] = self._pictures.condition(stream, planned, image.width, image.height)
-        return self._allocate((len(pictures), *_latent_shape(image.picture))), pictures
+        return self._allocate((len(pictures), *latent_shape(image.picture))), pictures
 
     def _latent(self, stream: Stream, group: str, planned: PlannedSample, view: int | None = None) -> _Source:
         """(C, h, w) of a picture, or of a view of a set."""
@@ -224,29 +225,41 @@ class PlanReader:
             raise damaged_shard(file.address, planned.row_group)
         return _Source(shape, values=values)
 
-    def _views(
+    def _set(
         self, stream: Stream, planned: PlannedSample, images: Encoded, wants: list[Want]
     ) -> tuple[NDArray[np.float16], dict[int, Picture]]:
-        """(2V, C, h, w): image₀, rays₀, image₁, rays₁, …, and the pictures that images are to be encoded from."""
-        import torch
-
-        from model.cameras import camera_rays, rays_to_latents
-
-        pictures: dict[int, Picture] = {}
+        """(F, C, h, w) of the views shown: image₀, rays₀, image₁, …, of a task with references an image and those that
+        it refers to; and the pictures that images are to be encoded from."""
+        pictures: list[Picture] = []
         sources: list[_Source] = []
         shapes: list[tuple[int, ...]]
         if stream.pictures == "online":
             group = IMAGES
-            fitted = [self._pictures.image(stream, planned, images, view).picture for view in planned.views]
-            pictures = {2 * number: picture for number, picture in enumerate(fitted)}
-            shapes = [_latent_shape(picture) for picture in pictures.values()]
+            pictures = [self._pictures.image(stream, planned, images, view).picture for view in planned.views]
+            shapes = [latent_shape(picture) for picture in pictures]
         else:
             group = stream.latents
             sources = [self._latent(stream, group, planned, view) for view in planned.views]
             shapes = [source.shape for source in sources]
+        has_rays = find_task(stream.task).condition == RAYS
         _, side, other = shapes[0]
-        if side != other or any(shape != shapes[0] for shape in shapes):
-            raise InputError(f"{self._place(stream, group, planned)}: views must be square and of one size")
+        if (has_rays and side != other) or any(shape != shapes[0] for shape in shapes):
+            what = "views must be square and" if has_rays else "pictures must be"
+            raise InputError(f"{self._place(stream, group, planned)}: {what} of one size")
+        apart = 2 if has_rays else 1
+        frames = self._allocate((apart * len(planned.views), *shapes[0]))
+        if has_rays:
+            frames[1::2] = self._rays(stream, planned, side)
+        for frame, source in zip(frames[::apart], sources, strict=False):
+            source.fill(frame, wants)
+        return frames, {apart * number: picture for number, picture in enumerate(pictures)}
+
+    def _rays(self, stream: Stream, planned: PlannedSample, side: int) -> NDArray[np.float16]:
+        """(V, C, side, side) of the cameras of the views shown."""
+        import torch
+
+        from model.cameras import camera_rays, rays_to_latents
+
         cameras = self._table(stream, CAMERAS, planned)
         chosen = {
             name: torch.tensor([cameras[name][planned.row][view].as_py() for view in planned.views])
@@ -259,11 +272,8 @@ class PlanReader:
             normalize=True,
             scale=self.config.objective.c2w_scaling,
         )
-        frames = self._allocate((2 * len(planned.views), *shapes[0]))
-        frames[1::2] = rays_to_latents(rays, side, side).to(torch.float16).numpy()
-        for frame, source in zip(frames[::2], sources, strict=False):
-            source.fill(frame, wants)
-        return frames, pictures
+        latents: NDArray[np.float16] = rays_to_latents(rays, side, side).to(torch.float16).numpy()
+        return latents
 
     def _text(self, stream: Stream, planned: PlannedSample, wants: list[Want]) -> NDArray[np.float16]:
         """(L, Y) of the prompt; of a set, the prompt of the first view shown."""
@@ -292,14 +302,18 @@ class PlanReader:
         return text
 
     def _prompt(self, stream: Stream, planned: PlannedSample) -> str:
-        """The prompt as it is embedded; of a set, that of the first view shown."""
+        """The prompt as it is embedded; of a set, that of the first view shown, with captions of those referred to."""
         if planned.drop_caption:
             return ""
 
-        def value(group: str, column: str) -> Any:
+        def value(group: str, column: str, place: int = 0) -> Any:
             found = self._table(stream, group, planned)[column][planned.row]
-            return (found[planned.views[0]] if planned.views else found).as_py()
+            return (found[planned.views[place]] if planned.views else found).as_py()
 
+        if references := find_task(stream.task).references:
+            caption, *others = (value(CAPTION, CAPTION, place) for place in range(len(planned.views)))
+            items = [value(SUBJECT, ITEM)] if stream.task == SUBJECT else []
+            return build_prompt(stream.task, caption, items, sources=others if references > 1 else [])
         named = [value(stream.task, column) for column in NAMES] if find_task(stream.task).phrase else []
         return build_prompt(stream.task, value(CAPTION, CAPTION), *named)
 
@@ -376,11 +390,6 @@ class _Source:
             target.reshape(-1)[:] = self._values
         else:
             wants.append(Want(self._file, self._start, target, self._page))
-
-
-def _latent_shape(picture: Picture) -> tuple[int, int, int]:
-    """(C, h, w) of a (H, W, 3) picture."""
-    return LATENT_CHANNELS, picture.shape[0] // LATENT_FACTOR, picture.shape[1] // LATENT_FACTOR
 
 
 def _array(values: pa.Array) -> NDArray[np.float16]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from labeling.dataset import IMAGES
+from model.constants import LATENT_CHANNELS, LATENT_FACTOR
 from model.inputs import InputError, one_line
 from model.prompts import find_task
 from training.plan.planned_sample import PlannedSample
@@ -128,3 +129,8 @@ class RowPictures:
 
 def _row(stream: Stream, planned: PlannedSample) -> tuple[object, ...]:
     return stream.source, planned.shard, planned.row_group, planned.row
+
+
+def latent_shape(picture: Picture) -> tuple[int, int, int]:
+    """(C, h, w) of what a (H, W, 3) picture is encoded to."""
+    return LATENT_CHANNELS, picture.shape[0] // LATENT_FACTOR, picture.shape[1] // LATENT_FACTOR

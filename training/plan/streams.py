@@ -10,12 +10,12 @@ from model.conditions import CONDITION_READS, CONTENT_COLUMNS
 from model.prompts import DEGRADED, RAYS, find_task
 
 if TYPE_CHECKING:
-    from training.config import SourceConfig
+    from training.source_config import SourceConfig
 
-CAPTION = "caption"  # the group, and its column
+CAPTION, SUBJECT, ITEM = "caption", "subject", "item"  # groups and their columns; SUBJECT's is ITEM
 NAMES = ["names", "colors"]  # of what a prompt names
 LATENT_COLUMNS = ["latent", "latent_height", "latent_width"]
-_COLUMNS = {IMAGES: ["image"], CAMERAS: ["c2w", "intrinsics"], CAPTION: [CAPTION]}
+_COLUMNS = {IMAGES: ["image"], CAMERAS: ["c2w", "intrinsics"], CAPTION: [CAPTION], SUBJECT: [ITEM]}
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Stream:
 
     rows: how many are eligible; text, pictures: whether their prompts are embedded and their pictures encoded in
     groups, or when they are used; text_group: the group of their prompts.
+    views: (least, most) pictures of a set in a sample, None for the default; condition_dropout: as in the mixture.
     """
 
     source: str
@@ -32,13 +33,20 @@ class Stream:
     size: int
     rows: int = 0
     text: Literal["stored", "online"] = "stored"
+    views: tuple[int, int] | None = None
+    condition_dropout: float = 0.0
     pictures: Literal["stored", "online"] = "stored"
     text_group: str = TEXT  # of all tasks, as older datasets have it
+
+    def __post_init__(self) -> None:
+        if self.views is not None:  # a list, as JSON has it
+            object.__setattr__(self, "views", tuple(self.views))
 
     @classmethod
     def of(cls, name: str, source: SourceConfig, task: str, size: int) -> Stream:
         """What a source of that name serves of a task; size: of a run, where the source has none."""
-        return cls(name, task, source.tasks[task], source.size or size, text=source.text, pictures=source.latents)
+        drawn = source.views, source.condition_dropout, source.latents
+        return cls(name, task, source.tasks[task], source.size or size, 0, source.text, *drawn)
 
     @property
     def key(self) -> str:
@@ -99,4 +107,5 @@ class Stream:
     @property
     def prompt_groups(self) -> tuple[str, ...]:
         """The groups that prompts are built of."""
-        return (CAPTION, *([self.task] if find_task(self.task).phrase else []))
+        named = SUBJECT if self.task == SUBJECT else self.task if find_task(self.task).phrase else None
+        return (CAPTION, *([named] if named else []))

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Literal
 from model.constants import LATENT_CHANNELS, LATENT_FACTOR, PATCH_SIZE
 from model.inputs import InputError
 from model.prompts import DEGRADED, RAYS, find_task
-from training.config import SourceConfig, TrainingConfig
+from training.config import TrainingConfig
 from training.flops import FlopCounter, SampleSize, known_peak_flops
+from training.source_config import SourceConfig
 
 if TYPE_CHECKING:
     from model.transformer import NextDiT

@@ -24,8 +24,8 @@ from pipelines.dashboard.partitions import ShardRange, shard_ranges
 from pipelines.dashboard.tracked_assets import Kind, TrackedAsset, kind_at, state_folder, track, tracked_assets
 
 if TYPE_CHECKING:
-    from training.config import SourceConfig
     from training.plan.streams import Stream
+    from training.source_config import SourceConfig
 
 NOT_READ = "not looked at yet"
 ANSWER_SECONDS = 20.0  # after which a dataset or run that does not answer counts as unreachable

@@ -203,7 +203,9 @@ def _shapes(dataset: Dataset, shard: str, stream: Stream) -> list[list[tuple[int
     group, names = (IMAGES, ["width", "height"]) if online else (stream.latents, ["latent_width", "latent_height"])
     sides = [column.to_pylist() for column in dataset.read(group, shard, names).columns]
     shapes = [list(zip(*pair, strict=True)) if pair[0] else [] for pair in zip(*sides, strict=True)]
-    return [[aspect_bucket(*shape, stream.size) for shape in each] for each in shapes] if online else shapes
+    return (
+        [[aspect_bucket(width, height, stream.size) for width, height in each] for each in shapes] if online else shapes
+    )
 
 
 def _referring(dataset: Dataset, shard: str) -> list[bool]:

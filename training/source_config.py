@@ -15,19 +15,21 @@ from model.prompts import TASKS, find_task
 class SourceConfig(Section):
     """A dataset and the tasks it serves.
 
-    tasks: task → weight, or a list of tasks of weight 1 each. size: which latents, `latents-SIZE`;
-    the run's by default. where: SQL that is true of the rows to train on, as "quality.sharpness > 0.4"; all by default.
-    text: prompts as the group `text` has them embedded, or built of the groups that they name things from and embedded
-    where the model computes, by the run's `text_encoder`. views: [least, most] pictures of a set in one sample, of
-    `identity` and `subject` the one that is generated among them; by default those of `objective` for views, else 2 to
-    as many as the task takes. condition_dropout: share of the samples whose condition (or rays, or references) is pure
-    noise, so that sampling may be guided by it.
+    tasks: task → weight, or a list of tasks of weight 1 each. size: which latents, `latents-SIZE`; the run's by
+    default. where: SQL that is true of the rows to train on, as "quality.sharpness > 0.4"; all by default. text:
+    prompts as the group `text` has them embedded, or built of the groups that they name things from and embedded where
+    the model computes, by the run's `text_encoder`. latents: pictures as the groups `latents-SIZE…` have them encoded,
+    or decoded and drawn when they are read and encoded where the model computes, by the run's `codec`. views: [least,
+    most] pictures of a set in one sample, of `identity` and `subject` the one that is generated among them; by default
+    those of `objective` for views, else 2 to as many as the task takes. condition_dropout: share of the samples whose
+    condition (or rays, or references) is pure noise, so that sampling may be guided by it.
     """
 
     dataset: str
     tasks: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=1)
     size: int | None = Field(default=None, gt=0, multiple_of=SIZE_STEP)
     text: Literal["stored", "online"] = "stored"
+    latents: Literal["stored", "online"] = "stored"
     where: str | None = None
     views: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     condition_dropout: float = Field(default=0.0, ge=0, le=1)

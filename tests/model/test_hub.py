@@ -92,7 +92,6 @@ def test_cache_of_the_hub_serves_without_it(released: Path, tmp_path: Path) -> N
         ({"use_safetensors": False}, "weights are read from safetensors alone"),
         ({"variant": "bf16"}, "bf16"),
         ({"trust_remote_code": True}, "takes no trust_remote_code"),
-        ({"device_map": 0.5}, "nothing that can be loaded"),
         ({"max_memory": {"cpu": "1GB"}}, "max_memory has no effect without a device_map"),
         ({"offload_state_dict": True}, "offload_state_dict has no effect without a device_map"),
     ],

@@ -78,13 +78,15 @@ def load_labeler(name: str, parameters: Mapping[str, Any]) -> Labeler:
 def default_groups(name: str, present: Sequence[str]) -> list[str]:
     """What a bare name on the command line stands for; `present` are the groups a dataset has or will have.
 
-    `latents` means the latents of the images and of every label that is drawn as an image, around 256 × 256 pixels.
+    `latents` means the latents of the images, of every label that is drawn as an image, and of degraded pictures, around
+    256 × 256 pixels.
     """
     if name != "latents":
         return [name]
-    from model.conditions import CONDITION_READS
+    from model.conditions import CONDITION_READS, DEGRADATIONS
 
-    return ["latents-256", *(f"latents-256-{group}" for group in CONDITION_READS if group in present)]
+    drawn = [*CONDITION_READS, *(f"degraded-{kind}" for kind in DEGRADATIONS)]
+    return ["latents-256", *(f"latents-256-{group}" for group in drawn if group in present)]
 
 
 def _offered() -> dict[str, str]:

@@ -32,13 +32,15 @@ class SourceConfig(Section):
     tasks: task → weight, or a list of tasks of weight 1 each. size: which latents, `latents-SIZE`;
     the run's by default. where: SQL that is true of the rows to train on, as "quality.sharpness > 0.4"; all by default.
     text: prompts as the group `text` has them embedded, or built of the groups that they name things from and embedded
-    where the model computes, by the run's `text_encoder`.
+    where the model computes, by the run's `text_encoder`. degraded: pictures of deblurring, inpainting and upscaling as
+    they are degraded anew each time, or as `latents-SIZE-degraded-TASK` has them stored.
     """
 
     dataset: str
     tasks: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=1)
     size: int | None = Field(default=None, gt=0, multiple_of=SIZE_STEP)
     text: Literal["stored", "online"] = "stored"
+    degraded: Literal["online", "stored"] = "online"
     where: str | None = None
 
     @model_validator(mode="before")
@@ -308,6 +310,8 @@ class TrainingConfig(Section):
             del source["dataset"]
             if source["text"] == "stored":  # a key that runs of before lack
                 del source["text"]
+            if source["degraded"] == "online":  # another one
+                del source["degraded"]
             if source["where"] is None:  # configurations of before have no such key
                 del source["where"]
         values["reader"] = {"window": self.reader.window}

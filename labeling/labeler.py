@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -53,6 +53,17 @@ class Prepared:
     context: Any = None
 
 
+@dataclass(frozen=True)
+class LanguageModel:
+    """A model that `ray.data.llm` runs for a labeler, in actors of its own.
+
+    source: hub name or path; engine: arguments of vLLM's engine.
+    """
+
+    source: str
+    engine: Mapping[str, Any]
+
+
 class Labeler:
     """One kind of label.
 
@@ -100,6 +111,12 @@ class Labeler:
     def uses_device(self) -> bool:
         """Whether a GPU is of use to the labeler; not to one whose network runs on other machines."""
         return self.has_network
+
+    @property
+    def language_model(self) -> LanguageModel | None:
+        """The model that `ray.data.llm` runs in the place of `infer`: `prepare` gives the body of a chat completion, and
+        `finish` takes an `Answer`."""
+        return None
 
     def weights_digest(self) -> str:
         """Digest of the weights that labels depend on; "" for a labeler without weights."""

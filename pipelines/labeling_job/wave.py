@@ -21,6 +21,7 @@ from labeling.resources import Resources
 from model.inputs import WorkFailed
 from pipelines.labeling_job.coordinator import Coordinator
 from pipelines.labeling_job.label_process import LabelProcess
+from pipelines.labeling_job.language_model import ask, processor_config
 from pipelines.labeling_job.parts import PART_ROWS, blocks_of_parts, count_rows, cut_parts, pack
 from pipelines.labeling_job.placement import Placement, place
 from pipelines.labeling_job.result import LabelResult
@@ -87,23 +88,33 @@ class WaveRun:
         processes = min(processes, -(-rows // LEAST_ROWS))
         part_rows = 1 if placement.pools else min(PART_ROWS, -(-rows // (processes * 4)))
         parts = cut_parts(wave, self.declarations, footers, part_rows, only_errors)
-        tables = [pa.table({"parts": [pack(block)]}) for block in blocks_of_parts(parts, rows, processes)]
+        blocks = list(blocks_of_parts(parts, rows, processes))
+        tables = [pa.table({"parts": [pack(block)]}) for block in blocks]
         process = (self.dataset, labelers, resources, placement, coordinator)
         totals = count_rows(wave, footers)
         total, started = Tally(), time.monotonic()
         most = max(processes, int((cpus - placement.reserved_cpus(gpus, cpus)) / placement.cpus + 1e-3))
         excluded = reserved if cpus_now - reserved >= placement.cpus else 0.0
+        model = next((one.language_model for one in labelers.values() if one.language_model), None)
+        if model:
+            (own,) = resources.values()
+            running = ask(tables, process, processes, processor_config(model, own, gpus))
+        else:
+            running = _run(tables, process, processes, most, placement, excluded)
+        done = 0
         try:
             with (
                 _waits_named(coordinator if placement.pools else None),
                 progress("label " + " ".join(labelers), rows, "rows") as advance,
-                closing(_run(tables, process, processes, most, placement, excluded)) as tallies,
+                closing(running) as tallies,
             ):
-                for tally in tallies:
+                for done, tally in enumerate(tallies, 1):
                     total.merge(tally)
                     advance(max(tally.rows.values(), default=0))
                     self._check_errors(total, totals)
             losses = int(ray.get(coordinator.count_losses.remote()))
+            if model and done < sum(map(len, blocks)):  # what collected the answers was lost with some of them
+                losses += 1
         finally:
             ray.kill(coordinator)
         self.first_label = self.first_label or total.first_label

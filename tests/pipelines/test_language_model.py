@@ -1,0 +1,110 @@
+"""Captions by vLLM in actors of `ray.data.llm`: what is asked of Ray, what comes back, and what is refused.
+
+vLLM itself is a stand-in (tests/plugins/vllm_stand_in) in an environment of its own; Ray's stages around it are real.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny_networks import save_llava
+
+from labeling.dataset import NOT_SELECTED, Dataset
+from labeling.registry import load_labeler
+from labeling.resources import Resources
+from model.inputs import InputError
+from pipelines.ingest import ingest
+from pipelines.label import label, plan
+
+STAND_IN = Path(__file__).parents[1] / "plugins" / "vllm_stand_in"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "llava").mkdir()
+    save_llava(tmp_path / "llava")
+    return tmp_path / "llava"
+
+
+def dataset_of(pictures: Path, folder: Path) -> Dataset:
+    Image.new("RGB", (90, 60), (9, 9, 9)).save(pictures / "dark.png")
+    ingest(str(pictures), str(folder), shard_rows=3)
+    return Dataset.open(folder)
+
+
+def test_without_vllm_a_line_says_what_to_do_and_nothing_is_declared(
+    pictures: Path, model: Path, tmp_path: Path
+) -> None:
+    dataset = dataset_of(pictures, tmp_path / "dataset")
+    given = {"caption": {"model": str(model), "engine": "vllm"}}
+    with pytest.raises(InputError, match=r"^caption: vllm is not installed.*--resources caption.python=.*endpoint$"):
+        label(dataset.uri, ["caption"], given)
+    elsewhere = {"caption": Resources(python="/opt/vllm/bin/python", gpus=0.5)}
+    with pytest.raises(InputError, match=r"caption.gpus: 0.5; vLLM takes whole GPUs"):
+        label(dataset.uri, ["caption"], given, resources=elsewhere)
+    with pytest.raises(InputError, match=r"edges.python: no model of edges runs in another environment"):
+        label(dataset.uri, ["edges"], resources={"edges": Resources(python="/opt/vllm/bin/python")})
+    assert dataset.groups() == ["images"]
+
+
+def test_parameters_of_the_engine() -> None:
+    with pytest.raises(InputError, match="engine vllm computes the model that is named, and no endpoint"):
+        load_labeler("caption", {"model": "a", "engine": "vllm", "endpoint": "http://host/v1"})
+    with pytest.raises(InputError, match="engine vllm computes the model that is named"):
+        load_labeler("caption", {"engine": "vllm"})
+    given = {"model": "owner/model", "engine": "vllm", "dtype": "bf16", "extra": {"max_model_len": 4096}}
+    labeler = load_labeler("caption", given)
+    assert labeler.has_network and not labeler.uses_device
+    assert labeler.language_model is not None and labeler.language_model.source == "owner/model"
+    assert labeler.language_model.engine == {
+        "limit_mm_per_prompt": {"image": 1}, "dtype": "bfloat16", "max_model_len": 4096,
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("ray_prepared")
+def test_what_ray_is_asked_for() -> None:
+    from ray.data.llm import vLLMEngineProcessorConfig
+
+    from pipelines.labeling_job.language_model import processor_config
+
+    labeler = load_labeler("caption", {"model": "owner/model", "engine": "vllm"})
+    assert labeler.language_model is not None
+    resources = Resources(gpus=2, batch=64, python="/opt/vllm/bin/python")
+    config = vLLMEngineProcessorConfig(**processor_config(labeler.language_model, resources, gpus=8))
+    assert config.model_source == "owner/model" and config.batch_size == 64 and config.concurrency == (1, 4)
+    assert config.engine_kwargs["tensor_parallel_size"] == 2 and config.placement_group_config is None
+    assert config.runtime_env == {"py_executable": "/opt/vllm/bin/python"}
+    assert config.should_continue_on_error and config.prepare_multimodal_stage["enabled"]
+    on_cpus = processor_config(labeler.language_model, Resources(gpus=0, processes=(2, 2)), gpus=8)
+    assert on_cpus["placement_group_config"] == {"bundles": [{"CPU": 1.0}]} and on_cpus["concurrency"] == (2, 2)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_captions_come_to_their_rows_through_the_stages_of_ray(pictures: Path, model: Path, tmp_path: Path) -> None:
+    dataset = dataset_of(pictures, tmp_path / "dataset")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{STAND_IN}:$PYTHONPATH" exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    given = {"model": str(model), "engine": "vllm", "tokens": 33, "side": 128, "extra": {"max_model_len": 77}}
+    resources = {"caption": Resources(gpus=0, cpus=0.25, python=str(python))}
+    shards = [dataset.read("images", shard).to_pylist() for shard in dataset.shard_names]
+    left_out = {row["id"] for row in shards[0]}  # there is nothing to ask about in this shard
+    where = f"images.id not in ({', '.join(map(repr, sorted(left_out)))})"
+    result = label(dataset.uri, ["caption"], {"caption": given}, resources=resources, where=where)
+    assert result.written["caption"] == len(dataset.shards) and result.rows["caption"] == 7
+    sizes = {row["id"]: (row["width"], row["height"]) for rows in shards for row in rows}
+    for row in dataset.rows("caption"):
+        width, height = sizes[row["id"]]
+        if row["id"] in left_out:
+            assert row["error"] == NOT_SELECTED
+        elif (width, height) == (90, 60):
+            assert row["caption"] is None and row["error"] == "ValueError: this picture is too dark"
+        else:
+            scale = 128 / max(width, height)
+            expected = f"A picture of {round(width * scale)} by {round(height * scale)}, 33 tokens, 77."
+            assert (row["caption"], row["error"]) == (expected, None)
+            assert row["model"].endswith("in vLLM") and str(tmp_path) not in row["model"]
+    assert plan(dataset.uri, ["caption"])["caption"].shards == 0

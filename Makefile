@@ -58,9 +58,10 @@ bench-kills: $(VENV)/installed-test
 bench-addresses: $(VENV)/installed-test
 	PYTHONPATH=. IMG2DATASET="$(IMG2DATASET)" $(BIN)/python tests/benchmarks/bench_addresses.py $(ARGUMENTS)
 
-# Selecting rows by SQL, and near-duplicates, of up to 10⁶ synthetic rows. ARGUMENTS="--rows 100000": fewer.
+# Selecting rows by SQL, and near-duplicates, of up to 10⁶ synthetic rows. ARGUMENTS="--rows 100000": fewer;
+# ARGUMENTS="--shards 1000 10000 --s3 1000": what a shard costs, on disk and on S3.
 bench-selecting: $(VENV)/installed-test
-	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_selecting.py $(ARGUMENTS)
+	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_selecting.py $(ARGUMENTS)
 
 # Datasets of up to 10⁵ shards, on disk and S3, for a quarter of an hour. ARGUMENTS="--shards 1000 --s3 1000": smaller.
 bench-scale: $(VENV)/installed-test

@@ -224,12 +224,32 @@ class Tables:
 
     @contextmanager
     def connect(
-        self, first: int = 0, end: int | None = None, only: Sequence[str] | None = None
+        self,
+        first: int = 0,
+        end: int | None = None,
+        only: Sequence[str] | None = None,
+        columns: Mapping[str, Sequence[str]] | None = None,
     ) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A connection with the rows of some shards, [first, end). only: the groups that are tables there."""
+        """A connection with the rows of some shards, [first, end).
+
+        only: the groups that are tables there; columns: those of them that SQL reads, which are then read at once where
+        the store is far away.
+        """
         groups = self.footers if only is None else only
-        with closed_connection({group: self._arrow(group, first, end) for group in groups}) as connection:
+        tables = {group: self._arrow(group, first, end) for group in groups}
+        for group, names in (columns or {}).items():
+            if self.dataset.store.gap and group in tables:
+                tables[group] = self._read(tables[group], names)
+        with closed_connection(tables) as connection:
             yield connection
+
+    def _read(self, rows: Any, names: Sequence[str]) -> Any:
+        """Columns of an Arrow dataset in memory. DuckDB has four files read at a time, whatever the delay."""
+        import pyarrow as pa
+
+        parallel = self.dataset.store.parallel
+        pa.set_io_thread_count(max(parallel, pa.io_thread_count()))
+        return rows.scanner(columns=list(names), fragment_readahead=parallel, batch_readahead=parallel).to_table()
 
     def view_rows(self, connection: duckdb.DuckDBPyConnection, mentioned: Mentioned) -> None:
         """Add the table `rows`, with the columns of a statement that names it: DuckDB would read all of them.
@@ -274,16 +294,16 @@ class Tables:
         shards = self.dataset.shards[first:end]
         positions = table.positions([shard.name for shard in shards])
         rows = table.table["rows"].to_numpy()
+        sizes = table.table["size"].to_numpy()
         parts: list[Any] = []
-        paths: list[str] = []
+        fragments: list[Any] = []
         lacking = 0  # rows
 
         def flush() -> None:
             nonlocal lacking
-            if paths:
-                files = arrow.FileSystemDataset.from_paths(paths, schema=schema, format=kind, filesystem=filesystem)
-                parts.append(files)
-                paths.clear()
+            if fragments:
+                parts.append(arrow.FileSystemDataset(list(fragments), schema, kind, filesystem))
+                fragments.clear()
             for start in range(0, lacking, MAX_FILLER):
                 parts.append(arrow.InMemoryDataset(_nulls(schema, min(MAX_FILLER, lacking - start))))
             lacking = 0
@@ -292,7 +312,7 @@ class Tables:
             if position < 0:
                 if group == REJECTED:
                     continue
-                if paths:
+                if fragments:
                     flush()
                 lacking += shard.rows
                 continue
@@ -301,7 +321,9 @@ class Tables:
                 raise InputError(f"{name}: other rows than the dataset's; label it again")
             if lacking:
                 flush()
-            paths.append(f"{root}/{shard_file(group, shard.name)}")
+            path = f"{root}/{shard_file(group, shard.name)}"
+            size = int(sizes[position])  # which saves a request where it is known
+            fragments.append(kind.make_fragment(path, filesystem, file_size=size if ahead and size > 0 else None))
         flush()
         if not parts:
             return arrow.InMemoryDataset(schema.empty_table())

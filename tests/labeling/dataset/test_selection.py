@@ -108,6 +108,23 @@ def test_missing_labels_are_null(tmp_path: Path) -> None:
     assert select_rows(dataset, "quality.sharpness is null").rows == 2000
 
 
+def test_rows_on_s3_are_those_on_disk(s3: str, tmp_path: Path) -> None:
+    wheres = ["quality.sharpness >= 0.3", "quality.sharpness is null", "octet_length(images.image) > 1"]
+    found = []
+    for uri in (f"{s3}/{tmp_path.name}", tmp_path / "dataset"):
+        dataset = Dataset(uri)
+        for number in range(4):
+            ids = pa.array([f"{number}{row:04d}" for row in range(1000)])
+            write(dataset, "images", f"{number:06d}", {"id": ids, "image": pa.array([b"--"] * 1000)})
+            if number != 2:  # whose shard is missing
+                sharpness = pa.array(np.linspace(0, 1, 1000), pa.float32())
+                write(dataset, "quality", f"{number:06d}", {"id": ids, "sharpness": sharpness})
+        dataset.describe("pictures", [ShardInfo(f"{number:06d}", 1000) for number in range(4)], [])
+        found.append([select_rows(Dataset.open(dataset.uri), where) for where in wheres])
+    assert [one.rows for one in found[0]] == [2100, 1000, 4000]
+    assert [one.fingerprint for one in found[0]] == [one.fingerprint for one in found[1]]
+
+
 @pytest.mark.parametrize(
     ("where", "message"),
     [

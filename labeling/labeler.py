@@ -86,6 +86,14 @@ class Labeler:
     batch_size: int = 8  # rows of a call where the job's resources name no other number
     selection: str = ""  # a column "group.column" that says which rows are to be labeled; "": all of them
 
+    @classmethod
+    def first_parameters(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Parameters of a group that is declared for the first time, besides those given.
+
+        Defaults stay what they were when labels were made with them; what is better since is said here, and recorded.
+        """
+        return {}
+
     def __init__(self, group: str, parameters: BaseModel) -> None:
         """`group` is the column group to fill: `name`, or `name-…` for a labeler that fills several."""
         self.group = group

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labeling.pretrained import package_file, package_label
+from model.inputs.extras import missing_extra
 from model.pictures import Picture
 
 _TEXT_PACKAGE, _TEXT_MODULE = "rapidocr-onnxruntime", "rapidocr_onnxruntime"
@@ -35,6 +36,11 @@ class TextShare:
         self._network = cv2.dnn.TextDetectionModel_DB(cv2.dnn.readNetFromONNX(str(self.weights())))
         self._network.setBinaryThreshold(_PIXEL).setPolygonThreshold(_REGION).setUnclipRatio(_GROWN)
         self._network.setMaxCandidates(1000)
+
+    @staticmethod
+    def is_installed() -> bool:
+        """Whether the package of the weights is."""
+        return missing_extra(_TEXT_MODULE) is None
 
     @staticmethod
     def weights() -> Path:
@@ -69,6 +75,11 @@ class Indecency:
         import cv2
 
         self._network: Any = cv2.dnn.readNetFromONNX(str(self.weights()))
+
+    @staticmethod
+    def is_installed() -> bool:
+        """Whether the package of the weights is."""
+        return missing_extra(_NSFW_MODULE) is None
 
     @staticmethod
     def weights() -> Path:

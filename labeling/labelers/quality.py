@@ -4,7 +4,7 @@ packages, where they are asked for; beauty, decency and watermarks by models by 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,6 +84,12 @@ class QualityLabeler(Labeler):
         self._processors: dict[str, Any] = {}
         self._configs: dict[str, Any] = {}
         self._networks: dict[str, Any] = {}
+
+    @classmethod
+    def first_parameters(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The packaged networks, where their packages are installed."""
+        packaged = {"text": (True, TextShare), "nsfw": (PACKAGED, Indecency)}
+        return {name: value for name, (value, network) in packaged.items() if network.is_installed()}
 
     @property
     def has_network(self) -> bool:

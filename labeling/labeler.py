@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -181,11 +181,12 @@ class WholeLabeler(Labeler):
     def weights_digest(self) -> str:
         return self.digest_of_rows
 
-    def label_tables(self, tables: Sequence[pa.Table]) -> list[pa.Table]:
-        """Columns of `schema` and `error` for the rows of each shard.
+    def label_tables(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """"id", columns of `schema` and `error` for the rows of each shard.
 
         tables: of each shard the columns of `reads` as "group.column", and "id" and "removed" (whether the picture was
-        removed at its source). Values are null where the group that they come from is in error.
+        removed at its source). Values are null where the group that they come from is in error. The shards are read
+        each time that it is iterated over, so that none need be kept.
         """
         raise NotImplementedError
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,25 @@ def by_hash(_: str, rows: int) -> dict[str, Any]:
     return {"grouped": seconds, **recall, "wrong": float((found[0][: rows - copies] != truth[: rows - copies]).mean())}
 
 
+def by_labeler(_: str, rows: int) -> dict[str, Any]:
+    """The labels of `duplicates`, of tables made as they are asked for: what a label job holds besides."""
+    from labeling.registry import load_labeler
+
+    class Tables:
+        def __iter__(self) -> Iterator[pa.Table]:
+            random = np.random.default_rng(0)
+            for start in range(0, rows, SHARD_ROWS):
+                count = min(SHARD_ROWS, rows - start)
+                data = random.bytes(32 * count)
+                columns = {"id": [f"{row:064x}" for row in range(start, start + count)]}
+                hashes = pa.array([data[32 * row : 32 * row + 32] for row in range(count)], pa.binary())
+                sides = {f"images.{side}": np.full(count, 512, np.int32) for side in ("width", "height")}
+                yield pa.table({**columns, "hashes.phash": hashes, **sides, "removed": np.zeros(count, bool)})
+
+    labeler: Any = load_labeler("duplicates", {})
+    return {"grouped": _timed(lambda: sum(len(table) for table in labeler.label_tables(Tables())))}
+
+
 def by_query(folder: str, _: int) -> dict[str, Any]:
     from pipelines.query import query
 
@@ -105,7 +124,7 @@ def by_query(folder: str, _: int) -> dict[str, Any]:
 
 
 WORK: dict[str, Callable[[str, int], dict[str, Any]]] = {
-    "where": by_where, "query": by_query, "duckdb": by_duckdb, "hashes": by_hash,
+    "where": by_where, "query": by_query, "duckdb": by_duckdb, "hashes": by_hash, "labeler": by_labeler,
 }  # fmt: skip
 
 

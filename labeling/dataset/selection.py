@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from labeling.dataset.dataset import Dataset
 from labeling.dataset.footers import FooterTable
-from labeling.dataset.sql import Mentioned, Tables, close_access, explained_sql, known_types, parse, quoted
+from labeling.dataset.mentioned import Mentioned, parse
+from labeling.dataset.sql import Tables, close_access, explained_sql, known_types, quoted
 from model.inputs import InputError, one_line
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def _evaluate(tables: Tables, condition: Condition, first: int, end: int) -> NDA
     """(rows of the shards [first, end),) where the condition is true."""
     only = tables.groups if condition.whole else condition.groups or tables.groups[:1]
     columns = {} if condition.whole else _small_columns(tables, condition)
-    with tables.connect(first, end, only, columns) as connection, explained_sql(tables, f"where {condition.where!r}"):
+    with explained_sql(tables, f"where {condition.where!r}"), tables.connect(first, end, only, columns) as connection:
         mask = _mask(connection, condition.where, _from(condition, tables))
     rows = sum(shard.rows for shard in tables.dataset.shards[first:end])
     assert len(mask) == rows, f"{len(mask)} values for {rows} rows"

@@ -11,6 +11,7 @@ import pytest
 from labeling.dataset import Dataset, ShardInfo, evaluate, select_rows, write_shard
 from labeling.dataset.sql import Tables
 from model.inputs import InputError
+from pipelines.query import query
 
 SHARDS, ROWS = 25, 4000  # 10⁵ rows
 CONDITIONS = (
@@ -123,6 +124,19 @@ def test_rows_on_s3_are_those_on_disk(s3: str, tmp_path: Path) -> None:
         found.append([select_rows(Dataset.open(dataset.uri), where) for where in wheres])
     assert [one.rows for one in found[0]] == [2100, 1000, 4000]
     assert [one.fingerprint for one in found[0]] == [one.fingerprint for one in found[1]]
+    for sql, first in (
+        ("select count(*), sum(quality.sharpness) from rows where quality.sharpness >= 0.3", 2100),
+        ("select count(*) from rows where quality.sharpness is null", 1000),
+        ("select count(*), sum(sharpness) from quality where id > '3'", 1000),
+        ("select images.id from rows where quality.sharpness > 0.99 limit 1", "00990"),
+        ("select count(q.id) from images i left join quality q on i.id = q.id", 3000),
+        ("select count(*) from rows", 4000),
+    ):
+        answers = []
+        for uri in (f"{s3}/{tmp_path.name}", str(tmp_path / "dataset")):
+            with query(uri, sql) as given:
+                answers.append(list(given.rows))
+        assert answers[0] == answers[1] and answers[0][0][0] == first, sql
 
 
 @pytest.mark.parametrize(

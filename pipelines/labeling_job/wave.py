@@ -79,6 +79,7 @@ class WaveRun:
         gpus = max(cluster_has("GPU"), self.most[1])
         resources = {group: self.resources[group] for group in labelers}
         placement = place(labelers, resources, gpus, cpus, may_grow=not starts_own_ray())
+        config = self._language_model(labelers, gpus)
         coordinator = self._coordinator(placement)
         cpus_now = cluster_has("CPU") or 1.0
         reserved = placement.reserved_cpus(gpus, cpus_now)
@@ -95,10 +96,8 @@ class WaveRun:
         total, started = Tally(), time.monotonic()
         most = max(processes, int((cpus - placement.reserved_cpus(gpus, cpus)) / placement.cpus + 1e-3))
         excluded = reserved if cpus_now - reserved >= placement.cpus else 0.0
-        model = next((one.language_model for one in labelers.values() if one.language_model), None)
-        if model:
-            (own,) = resources.values()
-            running = ask(tables, process, processes, processor_config(model, own, gpus))
+        if config:
+            running = ask(tables, process, processes, config)
         else:
             running = _run(tables, process, processes, most, placement, excluded)
         done = 0
@@ -113,7 +112,7 @@ class WaveRun:
                     advance(max(tally.rows.values(), default=0))
                     self._check_errors(total, totals)
             losses = int(ray.get(coordinator.count_losses.remote()))
-            if model and done < sum(map(len, blocks)):  # what collected the answers was lost with some of them
+            if config and done < sum(map(len, blocks)):  # what collected the answers was lost with some of them
                 losses += 1
         finally:
             ray.kill(coordinator)
@@ -122,6 +121,15 @@ class WaveRun:
         result.pictures += rows
         result.working += time.monotonic() - started
         return losses
+
+    def _language_model(self, labelers: Mapping[str, Labeler], gpus: float) -> dict[str, Any]:
+        """What `ray.data.llm` is to run for the only labeler, nothing where it runs no model. Raises InputError."""
+        for group, labeler in labelers.items():
+            if labeler.language_model:
+                assert len(labelers) == 1, "such a labeler has a pass of its own"
+                grows = not starts_own_ray()
+                return processor_config(labeler.language_model, group, self.resources[group], gpus, grows)
+        return {}
 
     def _coordinator(self, placement: Placement) -> Any:
         """On this machine, where the job's end is its end; it is started again when it is lost."""

@@ -101,7 +101,7 @@ def test_models_by_name_label_a_dataset(dataset: Dataset, tmp_path: Path) -> Non
 
 
 def test_killed_label_asks_an_endpoint_nothing_twice_for_a_finished_shard(pictures: Path, tmp_path: Path) -> None:
-    """A paid endpoint that is full once and wrong once, and does not answer the fourth picture until the job is killed."""
+    """A paid endpoint that is full once and wrong once, and answers no fourth picture until the job is killed."""
     ingest(str(pictures), str(tmp_path / "dataset"), shard_rows=1)
     dataset = Dataset.open(tmp_path / "dataset")
     alive, asked = threading.Event(), Counter[str]()
@@ -118,7 +118,11 @@ def test_killed_label_asks_an_endpoint_nothing_twice_for_a_finished_shard(pictur
     environment = {"CAPTION_KEY": KEY, "RAY_ADDRESS": ""}  # a Ray of its own, whose processes have the key
     with chat_server(answer) as server:
         command += ["--set", f"caption.endpoint={server.address}"]
-        printed = kill_when(command, environment, tmp_path / "log", lambda: len(server.requests) > 5 and len(finished_rows(dataset)) > 1)
+
+        def has_come_far() -> bool:
+            return len(server.requests) > 5 and len(finished_rows(dataset)) > 1
+
+        printed = kill_when(command, environment, tmp_path / "log", has_come_far)
         finished = {row["caption"].split()[-1] for row in finished_rows(dataset)}
         before = Counter(asked)
         alive.set()

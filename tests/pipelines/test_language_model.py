@@ -73,12 +73,14 @@ def test_what_ray_is_asked_for() -> None:
     labeler = load_labeler("caption", {"model": "owner/model", "engine": "vllm"})
     assert labeler.language_model is not None
     resources = Resources(gpus=2, batch=64, python="/opt/vllm/bin/python")
-    config = vLLMEngineProcessorConfig(**processor_config(labeler.language_model, resources, gpus=8))
+    config = vLLMEngineProcessorConfig(**processor_config(labeler.language_model, "caption", resources, gpus=8))
     assert config.model_source == "owner/model" and config.batch_size == 64 and config.concurrency == (1, 4)
     assert config.engine_kwargs["tensor_parallel_size"] == 2 and config.placement_group_config is None
     assert config.runtime_env == {"py_executable": "/opt/vllm/bin/python"}
     assert config.should_continue_on_error and config.prepare_multimodal_stage["enabled"]
-    on_cpus = processor_config(labeler.language_model, Resources(gpus=0, processes=(2, 2)), gpus=8)
+    on_cpus = processor_config(labeler.language_model, "caption", Resources(gpus=0, processes=(2, 2)), gpus=8)
+    with pytest.raises(InputError, match=r"caption: 2 GPUs for vLLM, and the cluster has 1; give less"):
+        processor_config(labeler.language_model, "caption", resources, gpus=1, may_grow=False)
     assert on_cpus["placement_group_config"] == {"bundles": [{"CPU": 1.0}]} and on_cpus["concurrency"] == (2, 2)
 
 

@@ -28,6 +28,13 @@ RAY_ENVIRONMENT = {
 # Of a Ray that ends with the command. Nobody reads its metrics, and where Ray's agent is late, every process would
 # print that it cannot export them. A cluster's own may be read by its monitoring.
 SESSION_ENVIRONMENT = {"RAY_enable_metrics_collection": "0"}
+# How much Ray's C++ code writes to the terminal. A session sets it while it connects, for this process alone.
+LOG_LEVEL, LOG_LEVEL_OF_SESSION = "RAY_BACKEND_LOG_LEVEL", "fatal"
+
+
+def stopping_environment(seconds: int) -> dict[str, str]:
+    """How long a driver that is stopped has for its checkpoint before Ray kills it; Ray's default is 3 s."""
+    return {"RAY_JOB_STOP_WAIT_TIME_S": str(seconds)}
 
 
 def prepare_ray() -> None:

@@ -15,7 +15,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from cluster.own_ray import AGAIN, NodeLost, OwnRay, watched
-from cluster.ray_environment import prepare_ray, starts_own_ray
+from cluster.ray_environment import LOG_LEVEL, LOG_LEVEL_OF_SESSION, prepare_ray, starts_own_ray
+from cluster.ray_internals import silence_raylet
 from model.inputs import InputError, WorkFailed, causes, error_for_person, one_line
 
 NODE_SECONDS = 30.0
@@ -185,10 +186,9 @@ def _terminal_kept_clean() -> Iterator[None]:
     object store", for every labeler), whatever Python's logging is set to; what fails is raised in Python as well. Its
     level is read from the environment when the process connects, which is itself reported on the terminal.
     """
-    level = "RAY_BACKEND_LOG_LEVEL"
     # Not in os.environ, which Ray's own processes are given: they keep their logs.
-    if level not in os.environ:
-        os.putenv(level, "fatal")
+    if LOG_LEVEL not in os.environ:
+        os.putenv(LOG_LEVEL, LOG_LEVEL_OF_SESSION)
     sys.stderr.flush()
     terminal, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)
@@ -199,8 +199,8 @@ def _terminal_kept_clean() -> Iterator[None]:
         os.dup2(terminal, 2)
         os.close(terminal)
         os.close(nothing)
-        if level not in os.environ:
-            os.unsetenv(level)
+        if LOG_LEVEL not in os.environ:
+            os.unsetenv(LOG_LEVEL)
 
 
 def _quiet(verbose: bool) -> None:
@@ -208,7 +208,6 @@ def _quiet(verbose: bool) -> None:
 
     Ray Data also logs every exception that it raises.
     """
-    import ray._private.worker
     import ray.data
     import ray.train
 
@@ -216,9 +215,7 @@ def _quiet(verbose: bool) -> None:
     if not verbose:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         logging.getLogger("ray.train").setLevel(logging.ERROR)
-        # "(raylet) Task … failed", which log_to_driver does not turn off. Private: as in Ray 2.60 (tests/pipelines/
-        # test_output.py fails where this has moved).
-        ray._private.worker.print_to_stdstream = lambda data, ignore_prefix: None
+        silence_raylet()
 
 
 def cluster_has(unit: str) -> float:

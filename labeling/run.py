@@ -18,11 +18,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from labeling.attempt import TIMEOUT, Attempt
 from labeling.failures import DeviceError, DeviceMemoryError, Failure, device_error, is_memory_error
 from labeling.labeler import Labeler, Prepared, Row
 from labeling.resources import Resources
 from labeling.results import check_columns, check_count, check_values, make_table, split_sets, stored_row
+from labeling.supervision.task_attempt import TIMEOUT, Attempt
 
 Failures = Mapping[str, Failure]  # by row id
 

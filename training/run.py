@@ -23,9 +23,9 @@ from training.checkpoint import (
 )
 from training.config import TrainingConfig, override_config, parse_config
 from training.coordinator import ControlRequest, Coordinator, Progress, await_node_removal, monitor
-from training.manifest import FIRST_MANIFEST, Manifest
 from training.metrics_logger import read_metrics
-from training.mixture import build_manifest, with_text_encoder
+from training.plan.manifest import FIRST_MANIFEST, Manifest
+from training.plan.mixture import build_manifest, with_text_encoder
 from training.worker_settings import WorkerSettings
 
 CONFIG = "config.yaml"

@@ -96,18 +96,12 @@ class FooterTable(Mapping[str, Footer]):
         return FooterTable(self.table.take(pa.array(positions, pa.int64())).combine_chunks())
 
     def only(self, shards: Sequence[str]) -> FooterTable:
-        """The footers of some shards, of those that are there."""
+        """Keep the footers of some shards, as far as they are there."""
         positions = self.positions(shards)
         return self.take(positions[positions >= 0])
 
-    def updated(self, others: Mapping[str, Footer]) -> FooterTable:
-        """With others added or put in the place of what was there, in the order of names."""
-        both = FooterTable.concatenated([self, FooterTable.of(others)])
-        last = {name: position for position, name in enumerate(both.names())}
-        return both.take([last[name] for name in sorted(last)])
-
     def without(self, shards: Sequence[str]) -> FooterTable:
-        """Without some shards."""
+        """Leave some shards out."""
         gone = set(shards)
         return self.take([position for position, name in enumerate(self.names()) if name not in gone])
 

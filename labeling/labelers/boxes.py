@@ -14,10 +14,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from labeling.batches import Inputs, Outputs
 from labeling.labeler import AddedLater, Prepared, Row, required
-from labeling.pretrained import PretrainedLabeler, files_digest, package_file, package_label
-from labeling.words import NamesParameters, names_of, reads_with
+from labeling.networks.batches import Inputs, Outputs
+from labeling.networks.pretrained import PretrainedLabeler, files_digest, package_file, package_label
+from labeling.networks.words import NamesParameters, names_of, reads_with
 from model.inputs import InputError
 from model.pictures import Picture
 from model.prompts import draw_colors

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from labeling.labeler import Row, required
-from labeling.writer import WriterLabeler
+from labeling.networks.text_writer import WriterLabeler
 from model.inputs import one_line
 from model.pictures import Picture
 

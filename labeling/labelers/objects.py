@@ -8,8 +8,8 @@ import pyarrow as pa
 from pydantic import BaseModel, Field
 
 from labeling.labeler import Row, RowError, required
-from labeling.words import MOST_NAMES, parse_names, phrases
-from labeling.writer import WriterLabeler
+from labeling.networks.text_writer import WriterLabeler
+from labeling.networks.words import MOST_NAMES, parse_names, phrases
 
 _QUESTION = (
     "Name the things that this picture shows, the most prominent first and at most ten of them: "

@@ -9,9 +9,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from labeling.batches import Inputs, Outputs
 from labeling.labeler import AddedLater, Prepared, Row, RowError, required
-from labeling.pretrained import (
+from labeling.networks.batches import Inputs, Outputs
+from labeling.networks.pretrained import (
     MEDIAPIPE,
     PretrainedLabeler,
     files_digest,

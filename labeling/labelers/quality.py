@@ -13,10 +13,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from labeling import labeler
-from labeling.batches import as_inputs, in_batches
 from labeling.labeler import AddedLater, Labeler, Prepared, Row, RowError, required
-from labeling.packaged_quality import Indecency, TextShare
-from labeling.pretrained import TORCH_TYPES, Dtype, files_digest
+from labeling.networks.batches import as_inputs, in_batches
+from labeling.networks.packaged import Indecency, TextShare
+from labeling.networks.pretrained import TORCH_TYPES, Dtype, files_digest
 from model.inputs import InputError
 from model.pictures import Picture
 from model.weights import model_folder, weights_digest

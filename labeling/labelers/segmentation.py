@@ -14,9 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from labeling.batches import in_batches, parts
 from labeling.labeler import Prepared, Row, RowError, required
-from labeling.pretrained import (
+from labeling.networks.batches import in_batches, parts
+from labeling.networks.pretrained import (
     MEDIAPIPE,
     PretrainedLabeler,
     files_digest,
@@ -24,7 +24,7 @@ from labeling.pretrained import (
     mediapipe_solution,
     package_label,
 )
-from labeling.prompted_masks import (
+from labeling.networks.prompted_masks import (
     BY_BOXES,
     BY_WORDS,
     MaskPrompts,
@@ -32,7 +32,7 @@ from labeling.prompted_masks import (
     masks_of_words,
     numbered,
 )
-from labeling.words import NamesParameters, names_of, reads_with
+from labeling.networks.words import NamesParameters, names_of, reads_with
 from model.inputs import InputError
 from model.pictures import Picture, encode_png
 from model.prompts import draw_colors

@@ -49,7 +49,7 @@ def group_metadata(state: DatasetState, version: AssetVersion) -> dict[str, Any]
 def labeling_metadata(labeling: Labeling) -> dict[str, Any]:
     """Metadata of a job's work on a group."""
     return {
-        LABELED_BY: labeling.job,
+        LABELED_BY: labeling.attempt_name,
         "rows labeled by the job": labeling.rows,
         SPEED: round(labeling.speed, 2),
         "seconds of work": round(labeling.seconds, 2),

@@ -16,7 +16,7 @@ from labeling.dataset import Dataset
 from labeling.failures import DeviceError
 from labeling.labeler import Labeler
 from labeling.resources import Resources
-from labeling.supervisor import Supervisor
+from labeling.supervision.supervisor import Supervisor
 from model.inputs import WorkFailed, one_line
 from pipelines.labeling_job.part_labeler import PartLabeler, Step
 from pipelines.labeling_job.parts import Part, unpack
@@ -122,8 +122,8 @@ class LabelProcess:
                 outputs = ray.get(answer)
             except (DeviceError, ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
                 # Ray raises its own error around that of the device, with the whole stack as its text.
-                said = one_line(getattr(error, "cause", error)) if isinstance(error, DeviceError) else ""
-                if reason := ray.get(self.coordinator.lost_network.remote(pool, number, said)):
+                device_error = one_line(getattr(error, "cause", error)) if isinstance(error, DeviceError) else ""
+                if reason := ray.get(self.coordinator.lost_network.remote(pool, number, device_error)):
                     raise WorkFailed(f"{group}: its network fails on every device: {reason}") from None
                 number, answer = self._ask(group, inputs)
                 continue

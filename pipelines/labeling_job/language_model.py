@@ -14,8 +14,8 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from labeling.attempt import Attempt
-from labeling.endpoint import Answer
+from labeling.supervision.task_attempt import Attempt
+from labeling.networks.endpoint import Answer
 from labeling.labeler import Labeler, LanguageModel
 from labeling.resources import Resources
 from model.inputs import InputError, one_line

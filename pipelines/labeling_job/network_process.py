@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from labeling.attempt import Attempt
 from labeling.failures import DeviceError, Failure
 from labeling.labeler import Labeler, Prepared
 from labeling.resources import Resources
 from labeling.run import LabelerRun, import_packages
-from labeling.supervisor import Supervisor
+from labeling.supervision.supervisor import Supervisor
+from labeling.supervision.task_attempt import Attempt
 
 GPU_FILES = ("/dev/nvidiactl", "/dev/kfd")  # of the drivers of NVIDIA and AMD
 Inputs = tuple[list[str], list[bytes]]  # ids of rows, and what the network takes of each, pickled

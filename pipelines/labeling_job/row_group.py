@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from labeling.attempt import Attempt
 from labeling.dataset import (
     ID_COLUMN,
     IMAGE_COLUMN,
@@ -23,6 +22,7 @@ from labeling.failures import Failure
 from labeling.labeler import Labeler, Prepared, Row
 from labeling.results import LabeledTable, make_table, split_sets
 from labeling.run import decode_images
+from labeling.supervision.task_attempt import Attempt
 from pipelines.labeling_job.loaded_labelers import Labelers
 from pipelines.labeling_job.parts import Part
 from pipelines.labeling_job.tally import Errors, Tally

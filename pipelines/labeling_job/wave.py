@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.ray_environment import starts_own_ray
+from cluster.ray_internals import execution_callback
 from cluster.session import cluster_has
 from labeling.dataset import IMAGES, Dataset, Footers, FooterTable
 from labeling.labeler import Labeler
@@ -220,9 +221,8 @@ def _run(
 
 def _slow_polling() -> type:
     """Ray Data's scheduler looks at its tasks ten times a second, which takes a seventh of a core; they take longer."""
-    from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-    class SlowPolling(ExecutionCallback):
+    class SlowPolling(execution_callback()):  # type: ignore[misc]  # Ray's class, unknown to mypy
         steps = 0
 
         def on_execution_step(self, executor: Any) -> None:

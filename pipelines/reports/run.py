@@ -19,8 +19,8 @@ from pipelines.reports.figures import EVALUATION, Figure, read_json, run_figures
 from pipelines.reports.numbers import duration, is_number, number
 from pipelines.reports.overlays import Drawing, Inliner, inline_file
 from training.checkpoint import whole_checkpoints
-from training.manifest import Manifest
 from training.metrics_logger import METRICS, read_metrics
+from training.plan.manifest import Manifest
 from training.run import CONFIG
 
 DEMO_RESULTS, SAMPLES = "metrics.json", "samples/samples.json"

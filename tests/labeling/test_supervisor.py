@@ -18,7 +18,7 @@ from label_work import LabelWork, OtherWork
 
 from labeling.failures import DeviceError, Failure, ProcessError, WorkError
 from labeling.labeler import Labeler
-from labeling.supervisor import Supervisor, memory_share
+from labeling.supervision.supervisor import Supervisor, memory_share
 from model.inputs import InputError
 
 
@@ -179,7 +179,7 @@ def test_restarts_leave_no_files_and_no_processes_behind(tmp_path: Path) -> None
 
 PARENT = """
 from label_work import OtherWork
-from labeling.supervisor import Supervisor
+from labeling.supervision.supervisor import Supervisor
 
 supervisor = Supervisor(OtherWork())
 print(*supervisor.run(("start_processes", None)), flush=True)

@@ -5,9 +5,9 @@ from skimage import data
 from tiny_networks import save_grounding_dino, save_owlv2, save_sam2, save_sam3, save_vitpose, save_yolos
 
 from labeling.labelers.boxes import _grounded
+from labeling.networks.words import NamesParameters, mentioned, names_of, parse_names, phrases
 from labeling.registry import load_labeler
 from labeling.run import label_rows
-from labeling.words import NamesParameters, mentioned, names_of, parse_names, phrases
 from model.inputs import InputError
 from model.pictures import decode_gray
 

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from labeling.attempt import Attempt, Knowledge
 from labeling.dataset import IMAGE_SCHEMA, IMAGES, Dataset, open_store, write_shard
 from labeling.declaration import declare
 from labeling.failures import DeviceError
@@ -22,6 +21,7 @@ from labeling.plan import Wave
 from labeling.registry import load_labeler
 from labeling.resources import Resources
 from labeling.run import label_table
+from labeling.supervision.task_attempt import Attempt, Knowledge
 from model.inputs import InputError
 from model.pictures import decode_picture
 from pipelines.labeling_job.network_process import NetworkProcess
@@ -102,7 +102,7 @@ def test_network_elsewhere_gives_the_same_even_when_the_process_is_new(dataset: 
     for one in (process, start(dataset, load(spread={"refuse_wider_than": 600}), ["spread"])):
         tables = one((part, outputs, None), Attempt()).tables
         assert {group: from_bytes(table) for group, table in tables.items()} == labels
-    assert not process.begun
+    assert not process.pending
 
 
 def test_part_that_comes_next_is_read_meanwhile_and_again_where_that_fails(
@@ -139,7 +139,7 @@ def test_part_that_comes_next_is_read_meanwhile_and_again_where_that_fails(
     assert reads == [[0], [1], [0]]
     process = start(dataset, labelers, [])
     process((first, {}, second), Attempt(Knowledge(ends=[("brightness", ("a",))])))
-    assert not process.ahead  # while it is looked for why processes end
+    assert not process.prefetch  # while it is looked for why processes end
 
 
 def test_only_rows_in_error_are_labeled_again(dataset: Dataset) -> None:

@@ -70,7 +70,7 @@ def _find(job: int, kind: str) -> psutil.Process | None:
         return psutil.Process(job) if _find(job, "writer") else None
     signs: dict[str, Callable[[psutil.Process, str], bool]] = {
         "child": lambda process, line: (
-            "labeling.child" in line and "labeling.child" in " ".join(process.parent().cmdline())
+            "supervision.worker_main" in line and "supervision.worker_main" in " ".join(process.parent().cmdline())
         ),
         "actor": lambda process, line: line.startswith("ray::") and "LabelProcess" in line,
         "writer": lambda process, line: line.startswith("ray::ShardWriter"),

@@ -17,8 +17,8 @@ from training.batch import StepBatch
 from training.config import TrainingConfig, load_config
 from training.dataloader import read_ahead
 from training.device import DeviceBatches
-from training.manifest import Manifest
-from training.mixture import build_manifest, with_text_encoder
+from training.plan.manifest import Manifest
+from training.plan.mixture import build_manifest, with_text_encoder
 from training.reader import PlanReader
 
 OLD = Path(__file__).parents[1] / "compatibility"

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from model.inputs import InputError
-from training.lanes import lane_turns
-from training.packing import deal_lanes, deal_packs, deal_to_one
+from training.plan.lanes import lane_turns
+from training.plan.packing import deal_lanes, deal_to_one
 from training.seeded_generator import SeededGenerator
+
+
+def deal_packs(tokens: Sequence[int], budget: int, workers: int) -> list[list[list[int]]]:
+    """The packs of every worker."""
+    return [deal_to_one(tokens, budget, workers, rank)[0] for rank in range(workers)]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 8])

@@ -22,8 +22,8 @@ from training.batch import Sample
 from training.config import TrainingConfig, load_config
 from training.dataloader import read_ahead
 from training.device import DeviceBatches
-from training.mixture import build_manifest
-from training.plan import PlannedSample
+from training.plan.mixture import build_manifest
+from training.plan.step_plan import PlannedSample
 from training.reader import PlanReader
 
 WIDTH = 32

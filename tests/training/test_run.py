@@ -27,9 +27,9 @@ from training.batch import StepBatch
 from training.checkpoint import load_checkpoint, load_training, whole_checkpoints
 from training.config import load_config
 from training.metrics_logger import read_metrics
-from training.mixture import build_manifest
 from training.objective import flow_matching_loss
 from training.packed_model import PackedModel
+from training.plan.mixture import build_manifest
 from training.reader import PlanReader
 from training.run import TrainingResult, run_training
 

@@ -12,9 +12,9 @@ import pytest
 from labeling.dataset import Dataset, open_store, select_rows
 from model.inputs import InputError
 from training.config import SourceConfig, TrainingConfig, load_config
-from training.manifest import Manifest
-from training.mixture import build_manifest
-from training.plan import Plan
+from training.plan.manifest import Manifest
+from training.plan.mixture import build_manifest
+from training.plan.step_plan import Plan
 from training.run import _check_same, _prepare
 
 SIZE, SHARDS = 64, [[4, 4], [2, 2]]

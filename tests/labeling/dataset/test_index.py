@@ -145,7 +145,6 @@ def test_a_table_keeps_footers_as_they_are() -> None:
     assert dict(table) == footers and dict(pickle.loads(pickle.dumps(table))) == footers
     assert dict(table.only(["000001", "000009"])) == {"000001": footers["000001"]}
     assert table.errors() == {"000000": 1} and table.row_groups("000000") == [2, 1]
-    assert table.updated({"000000": footers["000001"]})["000000"] == footers["000001"]
 
 
 def test_leased_shards_are_left_alone_by_status(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from tiny_networks import save_llava
 
 from labeling.declaration import declare
 from labeling.labelers.caption import CaptionLabeler
+from labeling.networks.text_writer import seed_of
 from labeling.registry import load_labeler
 from labeling.run import label_rows
-from labeling.writer import seed_of
 from model.inputs import InputError
 from model.pictures import decode_picture
 
@@ -55,7 +55,7 @@ def quick(reply):
 
 @pytest.fixture(autouse=True)
 def no_wait(monkeypatch):
-    monkeypatch.setattr("labeling.endpoint._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("labeling.networks.endpoint._FIRST_WAIT", 0.01)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 

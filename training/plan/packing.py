@@ -17,19 +17,12 @@ from model.inputs import InputError
 _TOLERANCE = 0.05  # of a worker's tokens above the mean, which is not worth moving samples for
 
 
-def deal_packs(tokens: Sequence[int], budget: int, workers: int) -> list[list[list[int]]]:
-    """Deal samples to workers.
-
-    tokens: of each sample of the step. Returns, for each worker, its packs, each a list of places in `tokens`, in
-    order. There are as few packs as the budget allows, none is empty, and workers' numbers of them differ by at most
-    one. Raises InputError for a sample above the budget or fewer samples than workers.
-    """
-    packs = _pack(tokens, budget, workers)
-    return [[sorted(pack) for pack in packs[worker::workers]] for worker in range(workers)]
-
-
 def deal_to_one(tokens: Sequence[int], budget: int, workers: int, rank: int) -> tuple[list[list[int]], int]:
-    """(packs of one worker, as `deal_packs` deals them; the most packs that any worker has)."""
+    """(packs of one worker, each a list of indices into `tokens`, in order; the most packs that any worker has).
+
+    tokens: of each sample of the step. There are as few packs as the budget allows, none is empty, and workers' numbers
+    of them differ by at most one. Raises InputError for a sample above the budget or fewer samples than workers.
+    """
     packs = _pack(tokens, budget, workers)
     return [sorted(pack) for pack in packs[rank::workers]], -(-len(packs) // workers)
 
@@ -37,12 +30,12 @@ def deal_to_one(tokens: Sequence[int], budget: int, workers: int, rank: int) -> 
 def deal_lanes(
     tokens: NDArray[np.int64], lanes: NDArray[np.int64], budget: int, workers: int, rank: int
 ) -> tuple[list[list[int]], int]:
-    """(packs of one worker, each a list of places in `tokens`; the most packs that any worker has).
+    """(packs of one worker, each a list of indices into `tokens`; the most packs that any worker has).
 
     tokens, lanes: (batch,) of each sample of the step. In the order of their lanes, samples are cut into parts of
     nearly the same tokens, one for each worker, so that a worker has the same lanes in every step but for those at its
     ends. Where samples are so long that a worker has 5 % more than the mean, the fewest that help go to workers with
-    less. A worker has fewer packs than others only where it has fewer samples. Raises InputError like `deal_packs`.
+    less. A worker has fewer packs than others only where it has fewer samples. Raises InputError like `deal_to_one`.
     """
     _check(tokens, budget, workers)
     order = np.argsort(lanes, kind="stable")

@@ -11,9 +11,9 @@ import numpy as np
 
 from labeling.dataset import Dataset, LocalStore, Store
 from model.inputs import InputError, one_line
-from training.pinned_shards import Eligible, ShardPin, Shards
+from training.plan.pinned_shards import Eligible, ShardPin, Shards
+from training.plan.streams import Stream
 from training.seeded_generator import SeededGenerator
-from training.streams import Stream
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from model.constants import SIZE_STEP
 from model.prompts import RAYS, find_task
 from training.config import ObjectiveConfig
-from training.manifest import Manifest
 from training.objective import draw_levels
-from training.pinned_shards import Shards
-from training.planned import Leveled, PlannedSample, StepSizes
+from training.plan.manifest import Manifest
+from training.plan.pinned_shards import Shards
+from training.plan.planned_sample import Leveled, PlannedSample, StepSizes
+from training.plan.streams import Stream
+from training.plan.task_order import TaskOrder
 from training.recent import Recent
 from training.seeded_generator import SeededGenerator
-from training.streams import Stream
-from training.task_order import TaskOrder
 
 
 class FirstPlan:

@@ -14,8 +14,8 @@ import numpy as np
 from pydantic import BaseModel, model_validator
 
 from labeling import labeler
-from labeling.batches import Inputs, PixelScale, as_inputs, in_batches, pixel_scale, settings_of, taken_apart
 from labeling.labeler import AddedLater, Labeler
+from labeling.networks.batches import Inputs, PixelScale, as_inputs, in_batches, pixel_scale, settings_of, taken_apart
 from model.inputs import require
 from model.pictures import Picture
 from model.weights import model_folder, weights_digest

@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from training.pinned_shards import Shards
+from training.plan.pinned_shards import Shards
+from training.plan.streams import Stream
 from training.recent import Recent
 from training.seeded_generator import SeededGenerator
-from training.streams import Stream
 
 _GOLDEN = (5**0.5 - 1) / 2
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labeling.batches import PixelScale
+from labeling.networks.batches import PixelScale
 from model.pictures import Picture
 
 BY_BOXES = ("sam2", "sam2_video")  # types of configurations; those of published weights are of the video models

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from labeling.batches import Inputs, as_inputs, in_batches
-from labeling.endpoint import Answer, Endpoint, address_problem, check_key, key_problem
 from labeling.labeler import AddedLater, LanguageModel, Prepared, Row, RowError, required
-from labeling.pretrained import TORCH_TYPES, Dtype, PretrainedLabeler
+from labeling.networks.batches import Inputs, as_inputs, in_batches
+from labeling.networks.endpoint import Answer, Endpoint, address_problem, check_key, key_problem
+from labeling.networks.pretrained import TORCH_TYPES, Dtype, PretrainedLabeler
 from model.inputs import one_line
 from model.pictures import Picture
 from model.weights import weights_digest

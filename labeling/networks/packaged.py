@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labeling.pretrained import package_file, package_label
+from labeling.networks.pretrained import package_file, package_label
 from model.inputs.extras import missing_extra
 from model.pictures import Picture
 

@@ -16,13 +16,16 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from labeling.attempt import Mark
-from labeling.messages import receive, send
+from labeling.supervision.messages import receive, send
+from labeling.supervision.task_attempt import Mark
 
 _TICK = 0.2  # seconds between looks at the mark and the memory
 _LOOKS_AT_MEMORY_BELOW = 5.0  # seconds between looks at the processes that the worker has started
 _ENDS_WITHIN = 30.0  # seconds for a guard to end what it guards
-_STARTS = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from labeling.child import main; main(sys.argv[2:])"
+_STARTS = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from labeling.supervision.worker_main import main; main(sys.argv[2:])"
+)
 _LINES = 40  # of a worker's standard error that are kept
 _LONGEST_LINE = 1000  # characters
 

@@ -46,7 +46,7 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
         if not starts_own_ray():
             _connect(**options)
         else:
-            # Not one that others have started on this machine, which Ray would connect to by itself.
+            # Ray would connect by itself to one that others have started on this machine.
             _start(address="local", include_dashboard=False, object_store_memory=memory, **options)
     _quiet(verbose)
     own = OwnRay() if starts_own_ray() else None
@@ -186,7 +186,7 @@ def _terminal_kept_clean() -> Iterator[None]:
     object store", for every labeler), whatever Python's logging is set to; what fails is raised in Python as well. Its
     level is read from the environment when the process connects, which is itself reported on the terminal.
     """
-    # Not in os.environ, which Ray's own processes are given: they keep their logs.
+    # It does not go into os.environ, which Ray's own processes are given: they keep their logs.
     if LOG_LEVEL not in os.environ:
         os.putenv(LOG_LEVEL, LOG_LEVEL_OF_SESSION)
     sys.stderr.flush()

@@ -44,7 +44,7 @@ SPOT_LABELS = (
 
 
 def to_yaml(manifest: Manifest) -> str:
-    """As kubectl takes it, one manifest after the other."""
+    """Write manifests as kubectl takes them, one after the other."""
     return yaml.safe_dump(manifest, sort_keys=False, width=120, explicit_start=True)
 
 
@@ -110,7 +110,7 @@ def raycluster(target: KubernetesTarget) -> Manifest:
 
 
 def fixed(request: ResourceRequest) -> ResourceRequest:
-    """The same with the largest number of workers, fixed: Kueue admits a job with a quota that must not change."""
+    """Fix the number of workers at the largest: Kueue admits a job with a quota that must not change."""
     return replace(request, min_workers=request.max_workers)
 
 

@@ -38,7 +38,7 @@ _PENDING = (
 )
 
 _ENDED = {
-    "CANCELLED": "it was cancelled",
+    "CANCELLED": "it was canceled",
     "TIMEOUT": "it reached its time limit; raise `hours` in the target, or submit it again to continue",
     "DEADLINE": "it reached its deadline",
     "NODE_FAIL": "one of its nodes failed; submit it again",
@@ -74,7 +74,7 @@ _UNREACHABLE = re.compile(
     "|Unable to process configuration|controller.*not responding|Zero Bytes were transmitted|Socket timed out"
 )
 
-# Those of them after which the controller may have carried out the request.
+# After these the controller may have carried out the request.
 _SILENT = re.compile("Zero Bytes were transmitted|Socket timed out|Connection timed out")
 
 

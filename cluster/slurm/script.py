@@ -119,7 +119,7 @@ def _options(target: SlurmTarget, work: Work, shape: Shape) -> list[str]:
     gpus = gres(target, shape)
     options = [
         f"--job-name={work.name}",
-        # Of two jobs sent at the same time from two machines, only one may run: the later waits for the earlier.
+        # Two machines may send a job at the same time, and only one may run: the later waits for the earlier.
         "--dependency=singleton",
         f"--nodes={shape.min_nodes}-{shape.max_nodes}" if shape.is_elastic else f"--nodes={shape.max_nodes}",
         "--ntasks-per-node=1",

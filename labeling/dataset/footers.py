@@ -111,8 +111,8 @@ class FooterTable(Mapping[str, Footer]):
 
     def positions(self, shards: Sequence[str]) -> NDArray[np.int64]:
         """(shards,) where each shard's footer is, -1 where it is missing."""
-        found = pc.index_in(pa.array(shards, pa.string()), value_set=self.table["name"].combine_chunks())
-        return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        positions = pc.index_in(pa.array(shards, pa.string()), value_set=self.table["name"].combine_chunks())
+        return positions.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
 
     def kept(self, field: str, positions: NDArray[np.int64]) -> list[bytes | None]:
         """What is kept of the recipe, of the content, or of a column ("column:NAME") at positions; None where absent.

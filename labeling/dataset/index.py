@@ -154,10 +154,10 @@ def _look(
         pc.equal(listing["tag"].take(row_of), every.table["tag"]),
     )
     valid = pc.indices_nonzero(pc.fill_null(is_valid, False))
-    found = pc.index_in(shards, value_set=every.table["name"].take(valid).combine_chunks())
-    positions = valid.take(found.drop_null()).to_numpy()
+    row_in_valid = pc.index_in(shards, value_set=every.table["name"].take(valid).combine_chunks())
+    positions = valid.take(row_in_valid.drop_null()).to_numpy()
     file_of = pc.index_in(shards, value_set=listing["name"])
-    lacks = pc.and_(pc.is_null(found), pc.is_valid(file_of))
+    lacks = pc.and_(pc.is_null(row_in_valid), pc.is_valid(file_of))
     sizes = listing["size"].take(file_of.filter(lacks)).to_pylist()
     missing = dict(zip(shards.filter(lacks).to_pylist(), sizes, strict=True))
     is_whole = part is not None or (len(positions) == len(every) and all(map(_is_block, parts)))

@@ -39,8 +39,8 @@ def parse(sql: str, what: str) -> Mentioned:
     import duckdb
 
     with duckdb.connect(":memory:") as connection:
-        found = connection.execute("select json_serialize_sql(?::varchar)", [sql]).fetchone()
-    parsed = json.loads(found[0] if found else "{}")
+        row = connection.execute("select json_serialize_sql(?::varchar)", [sql]).fetchone()
+    parsed = json.loads(row[0] if row else "{}")
     if parsed.get("error"):
         if parsed.get("error_type") == "not implemented":
             raise InputError(f"{what}: it can only be one SELECT, which reads the dataset and changes nothing")

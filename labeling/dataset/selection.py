@@ -122,7 +122,7 @@ def read_condition(tables: Tables, where: str) -> Condition:
     condition = Condition(where, columns, mentioned.whole, own)
     only = tables.groups if condition.whole else condition.groups or tables.groups[:1]
     with tables.connect(0, 0, only) as connection, explained_sql(tables, what):
-        # As a person's own WHERE, which refuses aggregates and windows.
+        # The condition stands in a WHERE, which refuses aggregates and windows.
         sql = f"select 1 from {_from(condition, tables)} where {_boolean(where)}"  # noqa: S608 (the person's own)
         connection.execute(sql).fetchall()
     return condition
@@ -261,10 +261,10 @@ def _columns(tables: Tables, mentioned: Mentioned) -> list[str]:
     columns = set()
     for path in sorted(mentioned.columns):
         try:
-            found = tables.resolve(path)
-            if found is None:
+            column = tables.resolve(path)
+            if column is None:
                 raise tables.no_column(path)
-            columns.add(".".join(found))
+            columns.add(".".join(column))
         except InputError:
             if path not in mentioned.inner:  # a subquery has names of its own, which DuckDB looks at
                 raise

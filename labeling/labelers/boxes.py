@@ -155,11 +155,6 @@ class BoxesLabeler(PretrainedLabeler):
         inputs = self.pixels_of(picture, text=[names])
         return Prepared(inputs, (row["id"], *size, names, inputs["input_ids"][0]))
 
-    def infer(self, inputs: list[Any]) -> list[Any]:
-        given = [place for place, one in enumerate(inputs) if one is not None]
-        computed = dict(zip(given, super().infer([inputs[place] for place in given]), strict=True))
-        return [computed.get(place) for place in range(len(inputs))]
-
     def finish(self, output: Any, context: Any) -> Row:
         identity, height, width, names, tokens = context
         if output is None:

@@ -50,11 +50,12 @@ class CaptionLabeler(WriterLabeler):
         "boxes.scores",
         "pose.keypoints",
     )
+    network_reads = ("images.image",)
     packages: tuple[str, ...] = ("mmcv",)
     schema = pa.schema([("caption", pa.string())])
 
     class Parameters(WriterLabeler.Parameters):
-        """As of what a model writes, where one is named; threshold: least score of an object that a composed caption
+        """Those of a model that writes, where one is named; threshold: least score of an object that a composed caption
         speaks of."""
 
         prompt: str = _INSTRUCTION
@@ -65,7 +66,6 @@ class CaptionLabeler(WriterLabeler):
     def __init__(self, group: str, parameters: BaseModel) -> None:
         super().__init__(group, parameters)
         if self.parameters.model:
-            self.reads = ("images.image",)
             self.packages = ()
 
     @property

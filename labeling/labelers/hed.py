@@ -122,8 +122,8 @@ def load_hed(weights: Path) -> Any:
     network = Hed()
     with h5py.File(weights) as file:
 
-        def fill(convolution: Any, place: str) -> None:
-            kernel, bias = (np.asarray(file[f"{place}/vars/{index}"]) for index in (0, 1))
+        def fill(convolution: Any, layer: str) -> None:
+            kernel, bias = (np.asarray(file[f"{layer}/vars/{index}"]) for index in (0, 1))
             convolution.weight.data = torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy())
             convolution.bias.data = torch.from_numpy(bias)
 

@@ -89,26 +89,26 @@ def masks_of_words(network: Any, given: Mapping[str, Any], threshold: float) -> 
 
     seen = network.vision_encoder(given["pixel_values"])
     count = len(given["pixel_values"])
-    found: list[list[tuple[Any, Any, int]]] = [[] for _ in range(count)]
-    for place in range(given["input_ids"].shape[1]):
+    by_row: list[list[tuple[Any, Any, int]]] = [[] for _ in range(count)]
+    for index in range(given["input_ids"].shape[1]):
         outputs = network(
             vision_embeds=seen,
-            input_ids=given["input_ids"][:, place],
-            attention_mask=given["attention_mask"][:, place],
+            input_ids=given["input_ids"][:, index],
+            attention_mask=given["attention_mask"][:, index],
         )
         scores = outputs.pred_logits.float().sigmoid()
         if outputs.presence_logits is not None:
             scores = scores * outputs.presence_logits.float().sigmoid()
         for number in range(count):
             kept = scores[number] > threshold
-            found[number].append((outputs.pred_masks[number][kept].float(), scores[number][kept], place))
+            by_row[number].append((outputs.pred_masks[number][kept].float(), scores[number][kept], index))
     return [
         (
             torch.cat([masks for masks, _, _ in own]),
             torch.cat([scores for _, scores, _ in own]),
-            [place for masks, _, place in own for _ in range(len(masks))],
+            [index for masks, _, index in own for _ in range(len(masks))],
         )
-        for own in found
+        for own in by_row
     ]
 
 

@@ -107,14 +107,14 @@ class WriterLabeler(PretrainedLabeler):
 
     @property
     def language_model(self) -> LanguageModel | None:
-        asked = self.parameters
-        if asked.engine != "vllm":
+        own = self.parameters
+        if own.engine != "vllm":
             return None
-        dtypes = {} if asked.dtype == "auto" else {"dtype": TORCH_TYPES[asked.dtype]}
+        dtypes = {} if own.dtype == "auto" else {"dtype": TORCH_TYPES[own.dtype]}
         limits = {"limit_mm_per_prompt": {"image": 1}}
-        folder = Path(asked.model)
-        source = str(folder.resolve()) if folder.exists() else asked.model
-        return LanguageModel(source, {**limits, **dtypes, **asked.extra})
+        folder = Path(own.model)
+        source = str(folder.resolve()) if folder.exists() else own.model
+        return LanguageModel(source, {**limits, **dtypes, **own.extra})
 
     @property
     def written_by(self) -> str:
@@ -178,9 +178,9 @@ class WriterLabeler(PretrainedLabeler):
         return Prepared((self.pixels_of(picture), seed_of(row["id"])))
 
     def infer(self, inputs: list[Any]) -> list[Any]:
-        asked = self.parameters
-        if asked.endpoint:
-            return Endpoint(asked.endpoint, asked.key, asked.retries, asked.patience).ask(inputs)
+        own = self.parameters
+        if own.endpoint:
+            return Endpoint(own.endpoint, own.key, own.retries, own.patience).ask(inputs)
         return in_batches(
             [given for given, _ in inputs],
             self.device,
@@ -200,20 +200,20 @@ class WriterLabeler(PretrainedLabeler):
         return self.columns_of(text)
 
     def _request(self, picture: Picture, identity: str) -> dict[str, Any]:
-        asked = self.parameters
+        own = self.parameters
         content = [
-            {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{_jpeg(picture, asked.side)}"}},
-            {"type": "text", "text": asked.prompt},
+            {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{_jpeg(picture, own.side)}"}},
+            {"type": "text", "text": own.prompt},
         ]
         body: dict[str, Any] = {
-            "model": asked.model,
+            "model": own.model,
             "messages": [{"role": "user", "content": content}],
-            "max_tokens": asked.tokens,
-            "temperature": asked.temperature,
+            "max_tokens": own.tokens,
+            "temperature": own.temperature,
         }
-        if asked.temperature:
-            body |= {"top_p": asked.top_p, "seed": seed_of(identity)}
-        more = asked.extra if asked.endpoint else {}
+        if own.temperature:
+            body |= {"top_p": own.top_p, "seed": seed_of(identity)}
+        more = own.extra if own.endpoint else {}
         return {key: value for key, value in {**body, **more}.items() if value is not None}
 
     def _write(self, batch: dict[str, Any], seeds: Sequence[int]) -> list[NDArray[np.int32]]:

@@ -39,7 +39,7 @@ class Losers:
 
 def find_duplicates(dataset: Dataset, shards: Sequence[str], new: int, part_ids: int = PART_IDS) -> list[Losers]:
     """Pictures of the shards from number `new` on that equal an earlier row, by shard. shards: all, in order."""
-    found: list[NDArray[np.void]] = []
+    pairs_by_part: list[NDArray[np.void]] = []
     with tempfile.TemporaryDirectory(prefix="onediffusion-ids-") as folder:
         for part in _parts(dataset, shards, Path(folder), part_ids):
             part = part[np.lexsort((part["item"], part["shard"], part["low"], part["high"]))]
@@ -49,8 +49,8 @@ def find_duplicates(dataset: Dataset, shards: Sequence[str], new: int, part_ids:
             lost = np.concatenate([[False], same])[: len(part)] & (part["shard"] >= new)
             pairs = np.zeros(int(lost.sum()), np.dtype([("loser", _RECORD), ("first", _RECORD)]))
             pairs["loser"], pairs["first"] = part[lost], first[starts[lost]]
-            found.append(pairs)
-    losers = np.concatenate(found)
+            pairs_by_part.append(pairs)
+    losers = np.concatenate(pairs_by_part)
     losers = losers[np.lexsort((losers["loser"]["item"], losers["loser"]["shard"]))]
     numbers, starts = np.unique(losers["loser"]["shard"], return_index=True)
     return [
@@ -123,8 +123,8 @@ def drop_duplicates(dataset: Dataset, shards: Sequence[str], losers: Losers, new
         if one["name"] in reasons:
             one["taken"] = False
             rejected[one["name"]] = {"source": one["name"], "size": one["size"], "reason": reasons[one["name"]]}
-    place = {one["name"]: number for number, one in enumerate(seen)}
-    ordered = sorted(rejected.values(), key=lambda row: place.get(row["source"], -1))
+    order = {one["name"]: number for number, one in enumerate(seen)}
+    ordered = sorted(rejected.values(), key=lambda row: order.get(row["source"], -1))
     write_images(
         dataset,
         shard,

@@ -186,13 +186,13 @@ def _raised(connection: socket.socket, error: BaseException) -> None:
     from labeling.supervision.messages import send
     from model.inputs import input_error_behind
 
-    if said := input_error_behind(error):
-        send(connection, ("input", str(said)))
+    if input_error := input_error_behind(error):
+        send(connection, ("input", str(input_error)))
     elif failed := device_error(error):
         send(connection, ("device", str(failed)))
     else:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        line = f"{Failure.of(error).reason} ({os.path.basename(place.filename)}, line {place.lineno})"
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        line = f"{Failure.of(error).reason} ({os.path.basename(frame.filename)}, line {frame.lineno})"
         send(connection, ("raised", (line, "".join(traceback.format_exception(error)))))
 
 

@@ -68,7 +68,7 @@ def jobs(
     for attempt, status in listed:
         sent = datetime.fromtimestamp(attempt.sent).strftime("%Y-%m-%d %H:%M") if attempt.sent else ""
         remark = status.reason or status.progress
-        # As text, since brackets in an error are no markup.
+        # Cells are plain text, since brackets in an error are no markup.
         cells = (attempt.job_id, str(attempt.number), attempt.target_name, sent, status.phase, remark)
         table.add_row(*map(Text, cells))
     Console().print(table)
@@ -144,11 +144,11 @@ def _with_label_options(
 def _worker_count(text: str) -> int | tuple[int, int]:
     """The number that N states, or the least and the most of LEAST:MOST. Raises InputError for another form."""
     from model.inputs import InputError
+    from model.inputs.schema import split_range
 
-    numbers = text.split(":")
-    if len(numbers) > 2 or not all(number.isdecimal() and int(number) for number in numbers):
+    count = int(text) if text.isdecimal() else split_range(text)
+    if isinstance(count, str) or not (count if isinstance(count, int) else all(count)):
         raise InputError(f"--workers {text}: write a number, or LEAST:MOST")
-    least, most = int(numbers[0]), int(numbers[-1])
-    if least > most:
-        raise InputError(f"--workers {text}: write the smaller number first, as {most}:{least}")
-    return least if len(numbers) == 1 else (least, most)
+    if isinstance(count, tuple) and count[0] > count[1]:
+        raise InputError(f"--workers {text}: write the smaller number first, as {count[1]}:{count[0]}")
+    return count

@@ -87,10 +87,10 @@ def _known(address: str, target: Dataset) -> dict[str, Any]:
 
 
 def _names(source: Source, leave_out: str) -> Iterator[str]:
-    if source.place.file:
-        yield source.place.file
+    if source.parts.file:
+        yield source.parts.file
         return
-    matches = matcher(source.place.pattern) if source.place.pattern else None
+    matches = matcher(source.parts.pattern) if source.parts.pattern else None
     for name, _ in source.store.scan():
         if not (leave_out and name.startswith(f"{leave_out}/")) and (matches is None or matches(name)):
             yield name

@@ -128,9 +128,9 @@ def _workers_for(specification: LabelJob) -> WorkersSpec:
         unsaid["gpus"] = needs["gpus"]
     for name, own in specification.resources.items():
         for unit in needs.keys() - unsaid.keys():
-            if unit in own.model_fields_set and (asked := getattr(own, unit) or 0.0) > (has := getattr(workers, unit)):
+            if unit in own.model_fields_set and (share := getattr(own, unit) or 0.0) > (has := getattr(workers, unit)):
                 raise InputError(
-                    f"resources.{name}.{unit}: {asked:g} for each process, and a worker has {has:g} (workers.{unit}); "
+                    f"resources.{name}.{unit}: {share:g} for each process, and a worker has {has:g} (workers.{unit}); "
                     f"give a worker more, or leave workers.{unit} out"
                 )
     more = {unit: need for unit, need in unsaid.items() if need > getattr(workers, unit)}

@@ -206,8 +206,8 @@ class Coordinator:
             return pool.spec.most
         import ray
 
-        gpus, asked = self.gpus
-        if time.monotonic() - asked > LOOK_SECONDS:
+        gpus, asked_at = self.gpus
+        if time.monotonic() - asked_at > LOOK_SECONDS:
             gpus = float(ray.cluster_resources().get("GPU", 0.0))
             self.gpus = (gpus, time.monotonic())
         return pool.spec.fit(gpus, len(self.pools))

@@ -100,13 +100,13 @@ class LabelProcess:
 
     def _ask_networks(self, requests: Requests, tally: Tally) -> dict[str, dict[str, Any]]:
         """Outputs by group and row id. All networks are asked before the first answer is waited for."""
-        asked, outputs = {}, {}
+        answers, outputs = {}, {}
         for group, inputs in requests.items():
             with tally.timed(waiting_for(group)):
-                asked[group] = self._ask(group, inputs)
+                answers[group] = self._ask(group, inputs)
         for group, inputs in requests.items():
             with tally.timed(waiting_for(group)):
-                outputs[group] = dict(zip(inputs, self._answer(group, inputs, *asked[group]), strict=True))
+                outputs[group] = dict(zip(inputs, self._answer(group, inputs, *answers[group]), strict=True))
         return outputs
 
     def _answer(self, group: str, inputs: Mapping[str, bytes], number: int, answer: Any) -> list[Any]:

@@ -51,7 +51,7 @@ class Errors:
         self.unavailable += other.unavailable
 
     def to_plain(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
+        """Plain values, for JSON."""
         reasons = {reason: [kept.rows, kept.example] for reason, kept in self.reasons.items()}
         return {"unexpected": self.unexpected, "unavailable": self.unavailable, "reasons": reasons}
 
@@ -103,7 +103,7 @@ class Tally:
         self.done = max((time for time in (self.done, other.done) if time is not None), default=None)
 
     def to_plain(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
+        """Plain values, for JSON."""
         errors = {group: errors.to_plain() for group, errors in self.errors.items()}
         times = {"first_label": self.first_label, "done": self.done}
         return {"rows": self.rows, "errors": errors, "steps": self.steps, **times}

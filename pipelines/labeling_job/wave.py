@@ -24,7 +24,7 @@ from pipelines.labeling_job.coordinator import Coordinator
 from pipelines.labeling_job.label_process import LabelProcess
 from pipelines.labeling_job.language_model import ask, processor_config
 from pipelines.labeling_job.parts import PART_ROWS, blocks_of_parts, count_rows, cut_parts, pack
-from pipelines.labeling_job.placement import Placement, place
+from pipelines.labeling_job.placement import Placement, place_labelers
 from pipelines.labeling_job.result import LabelResult
 from pipelines.labeling_job.shard_writer import Declarations
 from pipelines.labeling_job.tally import Tally
@@ -79,7 +79,7 @@ class WaveRun:
         cpus = max(cluster_has("CPU") or 1.0, self.most[0])
         gpus = max(cluster_has("GPU"), self.most[1])
         resources = {group: self.resources[group] for group in labelers}
-        placement = place(labelers, resources, gpus, cpus, may_grow=not starts_own_ray())
+        placement = place_labelers(labelers, resources, gpus, cpus, may_grow=not starts_own_ray())
         config = self._language_model(labelers, gpus)
         coordinator = self._coordinator(placement)
         cpus_now = cluster_has("CPU") or 1.0
@@ -175,14 +175,14 @@ def _waits_named(coordinator: Any) -> Iterator[None]:
 def _name_waits(coordinator: Any, ended: threading.Event) -> None:
     import ray
 
-    said: list[str] = []
+    last_lines: list[str] = []
     while not ended.wait(LOOK_SECONDS):
         with suppress(Exception):  # the job itself hears of what is wrong with the coordinator or with Ray
             lines = ray.get(coordinator.waits.remote(), timeout=LOOK_SECONDS)
             for line in lines:
-                if line not in said:
+                if line not in last_lines:
                     _log.warning("%s", line)
-            said = lines
+            last_lines = lines
 
 
 def _run(

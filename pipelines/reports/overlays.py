@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.conditions import CONDITION_READS, DEGRADATIONS, condition_picture
+from model.conditions import CONDITION_READS, DEGRADATIONS, condition_picture, rgb_of
 from model.inputs import InputError
 from model.pictures import Picture, decode_gray, decode_picture, fit_picture
 
@@ -166,7 +166,7 @@ def depth_colors() -> NDArray[np.uint8]:
 
 
 def depth_gradient() -> str:
-    """The same colors as stops of a CSS gradient."""
+    """Write the colors as stops of a CSS gradient."""
     colors = depth_colors()[np.linspace(0, 255, 9).astype(int)]
     return ", ".join(f"rgb({r} {g} {b})" for r, g, b in colors.tolist())
 
@@ -230,7 +230,7 @@ def _mask(row: Mapping[str, Any], picture: Picture) -> tuple[Picture, list[Chip]
     mask = _nearest(decode_gray(row["segmentation.mask"]), picture)
     names = [str(name) for name in row["segmentation.names"]]
     colors = [_color(color) for color in row["segmentation.colors"]]
-    palette = np.array([(0, 0, 0), *map(_rgb, colors)], np.float32)
+    palette = np.array([(0, 0, 0), *map(rgb_of, colors)], np.float32)
     region = mask > 0
     drawn = picture.astype(np.float32)
     drawn[~region] = drawn[~region] * 0.6 + 40  # darker where there is no class
@@ -302,10 +302,6 @@ def _color(code: Any) -> str:
     return code if isinstance(code, str) and _COLOR.fullmatch(code) else _PLAIN
 
 
-def _rgb(code: str) -> tuple[int, int, int]:
-    return int(code[1:3], 16), int(code[3:5], 16), int(code[5:7], 16)
-
-
 def _ink(code: str) -> str:
-    red, green, blue = _rgb(code)
+    red, green, blue = rgb_of(code)
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"

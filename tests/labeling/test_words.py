@@ -77,7 +77,7 @@ def test_box_has_the_name_whose_words_score_highest():
         ("segmentation", None, {"kind": "boxes"}, "segmentation.kind: boxes need a model"),
     ],
 )
-def test_what_does_not_go_together_is_told_in_one_line(group, build, parameters, line, tmp_path):
+def test_contradictory_parameters_are_one_line(group, build, parameters, line, tmp_path):
     if build:
         build(tmp_path)
         parameters = {"model": str(tmp_path), **parameters}

@@ -120,7 +120,7 @@ def test_network_without_a_process_is_named_after_a_while(monkeypatch: pytest.Mo
     assert not coordinator.waits()
 
 
-def test_first_words_of_a_device_are_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_error_of_a_device_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(gpus=1)
     coordinator = coordinate(monkeypatch, cluster, pool())
     reasons = []

@@ -27,7 +27,7 @@ from model.pictures import decode_picture
 from pipelines.labeling_job.network_process import NetworkProcess
 from pipelines.labeling_job.part_labeler import PartLabeler
 from pipelines.labeling_job.parts import Part, blocks_of_parts, cut_parts, pack, unpack
-from pipelines.labeling_job.placement import place, resources_by_group
+from pipelines.labeling_job.placement import place_labelers, resources_by_group
 from pipelines.labeling_job.tables import from_bytes
 from pipelines.labeling_job.tally import MAX_REASONS, Errors
 
@@ -180,7 +180,7 @@ def test_networks_get_gpus_where_there_are_some() -> None:
     }
 
     def gpus(given: dict[str, Resources], there: float) -> dict[str, float]:
-        placement = place(labelers, resources_by_group(labelers, given), there, 8, may_grow=False)
+        placement = place_labelers(labelers, resources_by_group(labelers, given), there, 8, may_grow=False)
         return {name: pool.gpus for name, pool in placement.pools.items()}
 
     assert gpus({}, 0) == {}
@@ -208,7 +208,7 @@ def test_processes_on_cpus_leave_networks_the_cpus_that_they_asked_for() -> None
 
     def reserved(there: float, **given: Any) -> float:
         resources = resources_by_group(labelers, {"loose": Resources(**given)})
-        return place(labelers, resources, there, 8, may_grow=False).reserved_cpus(there, 8)
+        return place_labelers(labelers, resources, there, 8, may_grow=False).reserved_cpus(there, 8)
 
     assert reserved(0) == 0
     assert reserved(1) == 0  # one with a GPU takes no CPU unless it is to
@@ -232,7 +232,7 @@ def test_gpu_that_torch_cannot_use_is_a_failure_of_the_device(tmp_path: Path, mo
         network_process._device()
 
 
-def test_latents_of_several_labels_share_a_network_and_own_resources_go_over_the_labelers() -> None:
+def test_resources_of_a_group_override_those_of_its_labeler() -> None:
     groups = ("latents-96", "latents-96-edges", "latents-64")
     labelers = {group: load_labeler(group, {}) for group in groups}
     given = {"latents": Resources(gpus=0.5, batch=3), "latents-64": Resources(batch=5)}

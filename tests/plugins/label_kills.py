@@ -19,6 +19,11 @@ SURVIVED = KINDS[:4]  # the job goes on by itself
 PATIENCE = 240.0  # seconds that a job may take
 
 
+def shards(dataset: Path) -> dict[str, bytes]:
+    """Name → content of every shard of a dataset."""
+    return {str(path.relative_to(dataset)): path.read_bytes() for path in sorted(dataset.glob("*/[0-9]*.parquet"))}
+
+
 def label_with_kills(
     dataset: Path, names: Sequence[str], kinds: Sequence[str], seed: int, pause: float = 3.0
 ) -> Counter[str]:

@@ -42,7 +42,7 @@ def test_packs_of_a_run_stay_the_same_with_every_version() -> None:
     assert hashlib.blake2b(repr(dealt).encode(), digest_size=8).hexdigest() == "b2c80780db73bf16"
 
 
-def test_what_one_worker_is_dealt_is_its_part_of_what_all_are() -> None:
+def test_deal_to_one_gives_each_worker_its_own_packs() -> None:
     generator = SeededGenerator("one", 0)
     tokens = [generator.integer(1, 64) for _ in range(41)]
     for workers in (1, 3, 8):

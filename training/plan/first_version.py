@@ -34,7 +34,7 @@ class FirstPlan:
         }
         self.tasks = TaskOrder([stream.weight for stream in used], seed, batch)
         conditions = [find_task(stream.task).condition for stream in used]
-        # Of a sample of each stream; 0 for a stream of sets.
+        # Tokens of a sample of each stream; 0 for a stream of sets.
         self._frames = np.array([0 if condition == RAYS else 1 + (condition is not None) for condition in conditions])
         self._tokens = self._frames * np.array([stream.size // SIZE_STEP for stream in used], np.int64) ** 2
 

@@ -59,22 +59,22 @@ def _balance(
         return
     counts = np.bincount(homes, minlength=len(loads))
     ends = np.cumsum(counts)
-    held: dict[int, dict[int, list[int]]] = {}  # worker → tokens → places of its samples that have so many
+    held: dict[int, dict[int, list[int]]] = {}  # worker → tokens → indices of its samples that have so many
 
     def samples(worker: int) -> dict[int, list[int]]:
         if worker not in held:  # nothing was moved to it or from it before
             held[worker] = {}
-            places = order[ends[worker] - counts[worker] : ends[worker]]
-            for place, size in zip(places.tolist(), tokens[places].tolist(), strict=True):
-                held[worker].setdefault(size, []).append(place)
+            indices = order[ends[worker] - counts[worker] : ends[worker]]
+            for index, size in zip(indices.tolist(), tokens[indices].tolist(), strict=True):
+                held[worker].setdefault(size, []).append(index)
         return held[worker]
 
     def move(size: int, giver: int, taker: int) -> None:
-        place = samples(giver)[size].pop()
+        index = samples(giver)[size].pop()
         if not samples(giver)[size]:
             del samples(giver)[size]
-        samples(taker).setdefault(size, []).append(place)
-        homes[place] = taker
+        samples(taker).setdefault(size, []).append(index)
+        homes[index] = taker
         for worker, sign in ((giver, -1), (taker, 1)):
             loads[worker] += sign * size
             counts[worker] += sign
@@ -129,18 +129,18 @@ def _pack(tokens: Sequence[int], budget: int, workers: int) -> list[list[int]]:
     each = max(1, -(-sum(tokens) // (budget * workers)))
     while True:
         packs = _fill(tokens, order, min(each * workers, len(tokens)))
-        if max(sum(tokens[place] for place in pack) for pack in packs) <= budget:
+        if max(sum(tokens[index] for index in pack) for pack in packs) <= budget:
             break
         each += 1
     return packs
 
 
 def _fill(tokens: Sequence[int], order: Sequence[int], count: int) -> list[list[int]]:
-    """`count` packs of the places in `tokens`, each put in this order into the pack with the fewest tokens."""
+    """`count` packs of the indices into `tokens`, each put in this order into the pack with the fewest tokens."""
     packs: list[list[int]] = [[] for _ in range(count)]
     lightest = [(0, 0, pack) for pack in range(count)]  # a heap of (tokens, samples, pack)
-    for place in order:
+    for index in order:
         load, size, pack = lightest[0]
-        packs[pack].append(place)
-        heapreplace(lightest, (load + tokens[place], size + 1, pack))
+        packs[pack].append(index)
+        heapreplace(lightest, (load + tokens[index], size + 1, pack))
     return packs

@@ -63,7 +63,7 @@ class S3Store:
             max_pool_connections=_PARALLEL,
         )
         with explained(self.uri):
-            # Not the default session, which keeps the first credentials that it reads.
+            # The default session would keep the first credentials that it reads.
             return boto3.session.Session().client("s3", region_name=_region(), config=settings)
 
     def key(self, name: str) -> str:
@@ -285,9 +285,9 @@ class _Stream:
                 self._rest = memoryview(part)
             elif not self._rest:
                 break
-            wanted = len(self._rest) if size < 0 else size - len(taken)
-            taken += self._rest[:wanted]
-            self._rest = self._rest[wanted:]
+            size_left = len(self._rest) if size < 0 else size - len(taken)
+            taken += self._rest[:size_left]
+            self._rest = self._rest[size_left:]
         return bytes(taken)
 
 
@@ -304,8 +304,8 @@ class _Ranges:
         except FileNotFoundError:
             raise
         except OSError as error:  # after all attempts
-            place = f"{self._store.uri}/{self._name}"
-            raise WorkFailed(f"{place}: S3 does not give its bytes ({one_line(error, 120)})") from None
+            address = f"{self._store.uri}/{self._name}"
+            raise WorkFailed(f"{address}: S3 does not give its bytes ({one_line(error, 120)})") from None
         if len(content) != size:
             return False
         for part in parts:

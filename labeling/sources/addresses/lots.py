@@ -28,7 +28,7 @@ class ListWork:
     declaration: Mapping[str, Any]
 
     def recipe(self, *parts: Any) -> str:
-        """Of all that a shard of these parts of the list depends on. How they are fetched is none of it."""
+        """Recipe of a shard of these parts of the list. How they are fetched is no part of it."""
         return recipe(self.declaration, {"source": digest_json([asdict(self.making.columns), list(parts)])})
 
 
@@ -87,11 +87,11 @@ class RetryLot:
         return [_outcome(work.dataset, self.shard)]
 
     def _read(self, work: ListWork, shard: str, ranges: Sequence[RowRange]) -> Iterator[ListedRow]:
-        wanted = {(file, place) for file, place in failed_rows(work.dataset, shard)}
+        failures = {(file, place) for file, place in failed_rows(work.dataset, shard)}
         for one in ranges:
             (rows,) = work.files[one.file].read([one])
             for index, row in enumerate(rows):
-                if (one.file, one.first + index) in wanted:
+                if (one.file, one.first + index) in failures:
                     yield ListedRow(one.file, one.first + index, row)
 
 

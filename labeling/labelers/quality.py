@@ -68,13 +68,13 @@ class QualityLabeler(Labeler):
 
     def __init__(self, group: str, parameters: Any) -> None:
         super().__init__(group, parameters)
-        asked = self.parameters
-        named = {"aesthetic": asked.aesthetic, "nsfw": asked.nsfw, "watermark": asked.watermark}
+        own = self.parameters
+        named = {"aesthetic": own.aesthetic, "nsfw": own.nsfw, "watermark": own.watermark}
         self._packaged: dict[str, type[TextShare | Indecency]] = {}
-        if asked.nsfw == PACKAGED:
+        if own.nsfw == PACKAGED:
             named["nsfw"], self._packaged["nsfw"] = "", Indecency
-        added = [("watermark", pa.float32())] if asked.watermark else []
-        if asked.text:
+        added = [("watermark", pa.float32())] if own.watermark else []
+        if own.text:
             self._packaged["text_share"] = TextShare
             added.append(("text_share", pa.float32()))
         if added:  # shards of before have no such columns

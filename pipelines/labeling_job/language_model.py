@@ -14,10 +14,10 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from labeling.supervision.task_attempt import Attempt
-from labeling.networks.endpoint import Answer
 from labeling.labeler import Labeler, LanguageModel
+from labeling.networks.endpoint import Answer
 from labeling.resources import Resources
+from labeling.supervision.task_attempt import Attempt
 from model.inputs import InputError, one_line
 from pipelines.labeling_job.label_process import WRITING, LabelProcess
 from pipelines.labeling_job.part_labeler import PartLabeler, Step
@@ -84,9 +84,7 @@ def processor_config(
     }
 
 
-def ask(
-    tables: Sequence[Any], process: tuple[Any, ...], processes: int, config: Mapping[str, Any]
-) -> Generator[Tally]:
+def ask(tables: Sequence[Any], process: tuple[Any, ...], processes: int, config: Mapping[str, Any]) -> Generator[Tally]:
     """The Ray Data job: the tally of each part as it is done.
 
     tables: blocks of parts; process: arguments of LabelProcess; processes: that write requests.

@@ -108,7 +108,8 @@ class WaveRun:
                 progress("label " + " ".join(labelers), rows, "rows") as advance,
                 closing(running) as tallies,
             ):
-                for done, tally in enumerate(tallies, 1):
+                for tally in tallies:
+                    done += 1
                     total.merge(tally)
                     advance(max(tally.rows.values(), default=0))
                     self._check_errors(total, totals)

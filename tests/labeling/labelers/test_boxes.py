@@ -11,8 +11,8 @@ from tiny_networks import save_yolos
 import pipelines
 from labeling.dataset import Dataset
 from labeling.declaration import declare, is_same
-from labeling.plan import choose_labelers
 from labeling.labeler import RowError
+from labeling.plan import choose_labelers
 from labeling.registry import load_labeler
 from labeling.run import label_rows, label_table
 from model.inputs import InputError

@@ -49,7 +49,7 @@ class DuplicatesLabeler(WholeLabeler):
         return f"embedding, cosine at least {self.parameters.similarity:g}"
 
     def label_tables(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """Of each row what it is compared by and some numbers are held, and the ids of groups that are not whole yet."""
+        """Held are what rows are compared by and some numbers, and the ids of groups that are not whole yet."""
         known, areas, values = [], [], []
         for table in tables:
             column = table[self._column].combine_chunks()

@@ -78,8 +78,8 @@ def load_labeler(name: str, parameters: Mapping[str, Any]) -> Labeler:
 def default_groups(name: str, present: Sequence[str]) -> list[str]:
     """What a bare name on the command line stands for; `present` are the groups a dataset has or will have.
 
-    `latents` means the latents of the images, of every label that is drawn as an image, and of degraded pictures, around
-    256 × 256 pixels.
+    `latents` means the latents of the images, of every label that is drawn as an image, and of degraded pictures,
+    around 256 × 256 pixels.
     """
     if name != "latents":
         return [name]

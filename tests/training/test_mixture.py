@@ -133,7 +133,7 @@ def test_manifest_of_version_1_is_read_and_has_no_lanes(tmp_path: Path) -> None:
     for name, source in values["sources"].items():
         assert list(manifest.sources[name].shards) == [ShardPin(**shard) for shard in source["shards"]]
     assert [vars(stream) for stream in manifest.streams] == [
-        {"text": "stored", **stream} for stream in values["streams"]
+        {"text": "stored", "degraded": "online", **stream} for stream in values["streams"]
     ]
     store.put("manifest.json", text.replace('"version":1', '"version":9').encode())
     with pytest.raises(InputError, match="the run's manifest has version 9; begin a new run"):

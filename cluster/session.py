@@ -121,12 +121,12 @@ def _losses_named() -> Iterator[None]:
             raise
         # What ran on a lost node fails at once, and Ray takes a while to be sure that the node is gone.
         deadline = time.monotonic() + (NODE_SECONDS if _count_nodes() > 1 else 0.0)
-        while not (lost := {node: at for node, at in _lost_nodes().items() if node not in before}):
+        while not (nodes := {node: at for node, at in _lost_nodes().items() if node not in before}):
             if time.monotonic() > deadline:
                 break
             time.sleep(0.5)
-        if lost:
-            raise NodeLost(f"the cluster lost {', '.join(sorted(lost.values()))}; {AGAIN}") from error
+        if nodes:
+            raise NodeLost(f"the cluster lost {', '.join(sorted(nodes.values()))}; {AGAIN}") from error
         if failure := _failure_of_ray(error):
             raise failure from error
         raise
@@ -137,8 +137,8 @@ def _failure_of_ray(error: BaseException) -> WorkFailed | None:
     import ray.exceptions as errors
 
     machine = (errors.LocalRayletDiedError, errors.RaySystemError, errors.NodeDiedError, errors.RpcError)
-    lost = (errors.ObjectLostError, errors.ActorUnavailableError)
-    process = (errors.ActorDiedError, errors.WorkerCrashedError, errors.OutOfMemoryError, *lost)
+    losses = (errors.ObjectLostError, errors.ActorUnavailableError)
+    process = (errors.ActorDiedError, errors.WorkerCrashedError, errors.OutOfMemoryError, *losses)
     for one in causes(error):
         reason = one_line(one, LONGEST_REASON)
         if isinstance(one, machine):

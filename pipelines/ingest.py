@@ -90,8 +90,8 @@ def ingest(
     if addresses := open_addresses(source, target, listed, _inside(source.store, target.store)):
         if update or prune:
             raise InputError(f"{source_uri}: rows of a list of addresses cannot be updated or pruned once ingested")
-        declaration = _declaration(limits)
-        done = ListIngest(source.address, addresses, target, limits, declaration, shard_rows, listed).run()
+        work = ListIngest(source.address, addresses, target, limits, _declaration(limits), shard_rows, listed)
+        done = work.run()
         return IngestResult(done.added, done.rejected, done.images, remarks=done.remarks)
     survey = survey_dataset(source.address, dataset_uri)
     with Workers() as workers:
@@ -104,9 +104,7 @@ def ingest(
             if read_description(dataset_uri) != survey.description:  # another ingest has ended since
                 survey = survey_dataset(source.address, dataset_uri)
                 findings = survey.findings(listing)
-            count = findings.new.num_rows + findings.comparison.candidates.num_rows
-            sizes = [pc.sum(items["size"]).as_py() or 0 for items in (findings.new, findings.comparison.candidates)]
-            on_cluster = count > _HERE_FILES or sum(sizes) > _HERE_BYTES
+            on_cluster = _is_large(findings)
             threads = 1 if on_cluster else min(_THREADS, os.cpu_count() or 1)
             ingestion = Ingestion(source, target, limits, _declaration(limits), threads)
             results: list[ShardResult] = []
@@ -130,6 +128,13 @@ def ingest(
         len(findings.gone) if prune else 0,
         [*listing.remarks, *_remarks(results, source, changed, findings, update, prune)],
     )
+
+
+def _is_large(findings: Findings) -> bool:
+    """Whether there is so much to read that Ray does it."""
+    tables = (findings.new, findings.comparison.candidates)
+    size = sum(pc.sum(items["size"]).as_py() or 0 for items in tables)
+    return sum(items.num_rows for items in tables) > _HERE_FILES or size > _HERE_BYTES
 
 
 def _describe(

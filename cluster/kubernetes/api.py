@@ -48,7 +48,7 @@ class ApiServer:
 
         name = manifest["metadata"]["name"]
         try:
-            with self._explained(taken=name):
+            with self._explained(taken_name=name):
                 self._custom.create_namespaced_custom_object(
                     *RAY, self.namespace, "rayjobs", manifest, field_validation="Strict", **self._limits
                 )
@@ -213,7 +213,7 @@ class ApiServer:
                 raise
 
     @contextmanager
-    def _explained(self, taken: str | None = None) -> Iterator[None]:
+    def _explained(self, taken_name: str | None = None) -> Iterator[None]:
         """Turn errors of the connection and of the server into one line. taken: the name that a 409 is about."""
         import urllib3
         from kubernetes.client.exceptions import ApiException
@@ -221,13 +221,13 @@ class ApiServer:
         try:
             yield
         except ApiException as error:
-            if error.status == 409 and taken:
+            if error.status == 409 and taken_name:
                 raise AlreadySubmitted(
-                    f"{taken}: there already, in namespace {self.namespace}; nothing was sent"
+                    f"{taken_name}: there already, in namespace {self.namespace}; nothing was sent"
                 ) from None
             raise InputError(self._line(error)) from None
         except urllib3.exceptions.HTTPError as error:
-            if taken and not isinstance(error, urllib3.exceptions.MaxRetryError):
+            if taken_name and not isinstance(error, urllib3.exceptions.MaxRetryError):
                 raise  # the request was sent and may have been carried out
             raise InputError(
                 f"{self.host}: the API server cannot be reached ({_reason(error)}); check your network or VPN, and "

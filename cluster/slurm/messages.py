@@ -113,6 +113,6 @@ def refusal(text: str, values: dict[str, object]) -> str:
     reason = "; ".join(dict.fromkeys(line.removeprefix("Batch job submission failed: ") for line in lines))
     for pattern, keys, remedy in _REFUSED:
         if re.search(pattern, reason):
-            given = ", ".join(f"{key} {values[key]!r}" for key in keys.split(", ") if values.get(key))
-            return f"the site refuses the job: {reason} ({given or keys + ' of the target'}); {remedy}"
+            settings = ", ".join(f"{key} {values[key]!r}" for key in keys.split(", ") if values.get(key))
+            return f"the site refuses the job: {reason} ({settings or keys + ' of the target'}); {remedy}"
     return f"the site refuses the job: {reason or 'sbatch gave no reason'}"

@@ -44,9 +44,9 @@ def packed(digest: str) -> bytes:
     return text + b"\0" if len(text) == DIGEST_BYTES else text
 
 
-def unpacked(kept: bytes) -> str:
+def unpacked(digest: bytes) -> str:
     """The digest or text that is kept so."""
-    return kept.hex() if len(kept) == DIGEST_BYTES else kept.decode().removesuffix("\0")
+    return digest.hex() if len(digest) == DIGEST_BYTES else digest.decode().removesuffix("\0")
 
 
 class FooterTable(Mapping[str, Footer]):
@@ -102,8 +102,8 @@ class FooterTable(Mapping[str, Footer]):
 
     def without(self, shards: Sequence[str]) -> FooterTable:
         """Leave some shards out."""
-        gone = set(shards)
-        return self.take([position for position, name in enumerate(self.names()) if name not in gone])
+        removed_names = set(shards)
+        return self.take([position for position, name in enumerate(self.names()) if name not in removed_names])
 
     def names(self) -> list[str]:
         """The shards, in order."""

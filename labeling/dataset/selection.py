@@ -117,8 +117,8 @@ def read_condition(tables: Tables, where: str) -> Condition:
         columns = _columns(tables, mentioned)
     except InputError as error:
         raise InputError(f"{what}: {error}") from None
-    named = {table.lower() for table in mentioned.tables}
-    own = [group for group in tables.groups if group.lower() in named]
+    table_names = {table.lower() for table in mentioned.tables}
+    own = [group for group in tables.groups if group.lower() in table_names]
     condition = Condition(where, columns, mentioned.whole, own)
     only = tables.groups if condition.whole else condition.groups or tables.groups[:1]
     with tables.connect(0, 0, only) as connection, explained_sql(tables, what):

@@ -132,10 +132,10 @@ def in_batches(
 
 def taken_apart(outputs: Any, names: Sequence[str], counts: Sequence[int]) -> list[dict[str, NDArray[Any]]]:
     """The named outputs of each row in float32, those that the network gives."""
-    given = {name: outputs[name].float().cpu().numpy() for name in names if outputs.get(name) is not None}
+    arrays = {name: outputs[name].float().cpu().numpy() for name in names if outputs.get(name) is not None}
     ends = np.cumsum(counts)
     return [
-        {name: values[end - count : end] for name, values in given.items()}
+        {name: values[end - count : end] for name, values in arrays.items()}
         for count, end in zip(counts, ends, strict=True)
     ]
 

@@ -151,13 +151,13 @@ class PretrainedLabeler(Labeler):
 
     def infer(self, inputs: list[Any]) -> list[Any]:
         """The network's outputs, and None for inputs that are None: there is nothing in that row to look at."""
-        given = [index for index, one in enumerate(inputs) if one is not None]
+        indices = [index for index, one in enumerate(inputs) if one is not None]
         outputs = in_batches(
-            [inputs[index] for index in given],
+            [inputs[index] for index in indices],
             self.device,
             lambda batch, counts: taken_apart(self.compute(batch), self.outputs, counts),
         )
-        computed = dict(zip(given, outputs, strict=True))
+        computed = dict(zip(indices, outputs, strict=True))
         return [computed.get(index) for index in range(len(inputs))]
 
 

@@ -220,11 +220,11 @@ class WriterLabeler(PretrainedLabeler):
         """The tokens of each row, without the question."""
         import torch
 
-        drawn = {}
+        sampling = {}
         if self.parameters.temperature:
-            drawn["logits_processor"] = [_draw(seeds, self.parameters.temperature, self.parameters.top_p)]
+            sampling["logits_processor"] = [_draw(seeds, self.parameters.temperature, self.parameters.top_p)]
         tokens = self._network.generate(
-            **self.prepared(batch), max_new_tokens=self.parameters.tokens, do_sample=False, num_beams=1, **drawn
+            **self.prepared(batch), max_new_tokens=self.parameters.tokens, do_sample=False, num_beams=1, **sampling
         )
         question = batch.get("input_ids")
         if question is not None and torch.equal(tokens[:, : question.shape[1]], question):  # most models repeat it

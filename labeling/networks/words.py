@@ -97,26 +97,26 @@ def phrases(text: str) -> list[str]:
     No grammar is known: of "a brown dog on the sofa" it is the words up to one that ends a name.
     """
     names: list[str] = []
-    taken: list[str] | None = None
+    words: list[str] | None = None
     many = False
 
     def end(after: str) -> None:
-        nonlocal taken
-        name = _name(taken or [], many)
+        nonlocal words
+        name = _name(words or [], many)
         # "a group of people" and "a slice of pizza" name people and pizza, which come without an article.
-        taken = [] if after == "of" and name in _MEASURES else None
-        if name and taken is None and name not in names and name.split()[-1] not in _NO_THING:
+        words = [] if after == "of" and name in _MEASURES else None
+        if name and words is None and name not in names and name.split()[-1] not in _NO_THING:
             names.append(name)
 
     for word in re.findall(r"[\w'-]+|[^\w\s]", text.lower()):
         if word in _ONE or word in _MANY:
             end(word)
-            taken, many = [], word in _MANY
+            words, many = [], word in _MANY
         elif word in _ENDS or not word[0].isalnum():
             end(word)
-            many = many or taken is not None
-        elif taken is not None:
-            taken.append(word)
+            many = many or words is not None
+        elif words is not None:
+            words.append(word)
     end("")
     return names
 

@@ -61,27 +61,27 @@ def find_duplicates(dataset: Dataset, shards: Sequence[str], new: int, part_ids:
 
 def _parts(dataset: Dataset, shards: Sequence[str], folder: Path, part_ids: int) -> Iterator[NDArray[np.void]]:
     """The ids of all shards, in parts of which each has all that are equal."""
-    held: list[NDArray[np.void]] = []
+    batches: list[NDArray[np.void]] = []
     count = 0
     with ThreadPoolExecutor(_THREADS) as pool:
         for records in pool.map(lambda number: _ids(dataset, shards[number], number), range(len(shards))):
-            held.append(records)
+            batches.append(records)
             count += len(records)
             if count >= part_ids:
-                _spill(held, folder)
-                held, count = [], 0
+                _spill(batches, folder)
+                batches, count = [], 0
     files = sorted(folder.iterdir())
     if not files:
-        yield np.concatenate([np.zeros(0, _RECORD), *held])
+        yield np.concatenate([np.zeros(0, _RECORD), *batches])
         return
-    _spill(held, folder)
+    _spill(batches, folder)
     for file in sorted(folder.iterdir()):
         yield np.fromfile(file, _RECORD)
 
 
-def _spill(held: Sequence[NDArray[np.void]], folder: Path) -> None:
+def _spill(batches: Sequence[NDArray[np.void]], folder: Path) -> None:
     """Append ids to one file for each first byte: 256 parts serve for 10⁹ ids."""
-    records = np.concatenate([np.zeros(0, _RECORD), *held])
+    records = np.concatenate([np.zeros(0, _RECORD), *batches])
     first = (records["high"] >> np.uint64(56)).astype(np.uint8)
     for byte in np.unique(first):
         with (folder / f"{byte:02x}").open("ab") as file:

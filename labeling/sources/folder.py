@@ -65,9 +65,9 @@ def read_companions(store: Store, described: Mapping[str, Any]) -> dict[str, Any
             except (OSError, ValueError):
                 raise ValueError(f"metadata.csv names {name} as its {key}, which is not there") from None
     if "disparity" in columns:
-        given = described.get("disparity_scale", 1.0)
+        scale = described.get("disparity_scale", 1.0)
         try:
-            columns["disparity_scale"] = float(str(given).strip().replace(",", "."))
+            columns["disparity_scale"] = float(str(scale).strip().replace(",", "."))
         except ValueError:
-            raise ValueError(f"metadata.csv gives {given!r} as its disparity_scale, which is no number") from None
+            raise ValueError(f"metadata.csv gives {scale!r} as its disparity_scale, which is no number") from None
     return columns

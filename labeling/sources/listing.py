@@ -100,9 +100,9 @@ def list_files(
         if is_metadata(name):
             tables.append(name)
         elif matches(name):
-            shown = name if name.isascii() else printable(name)
-            raw = None if shown == name else name.encode("utf-8", "surrogateescape")
-            rows.append((shown, raw, entry.size, entry.tag))
+            text = name if name.isascii() else printable(name)
+            raw = None if text == name else name.encode("utf-8", "surrogateescape")
+            rows.append((text, raw, entry.size, entry.tag))
             if len(rows) == _CHUNK:
                 flush()
     flush()

@@ -108,27 +108,27 @@ def _reading(store: Store, item: Item, values: dict[str, Any], column: str) -> R
     if not path:
         return Reading(item, facts=facts, reason=f"no picture in column {column}")
     inside = PurePosixPath(path.replace("\\", "/"))
-    shown = one_line(path, _SHOWN)
+    text = one_line(path, _SHOWN)
     if "://" in path or inside.is_absolute() or ".." in inside.parts:
-        return Reading(item, facts=facts, reason=f"{shown} is not below the folder of its table")
+        return Reading(item, facts=facts, reason=f"{text} is not below the folder of its table")
     try:
         return Reading(item, store.read(str(PurePosixPath(item.file).parent / inside)), facts)
     except (FileNotFoundError, IsADirectoryError):
-        return Reading(item, facts=facts, reason=f"{shown} is not there")
+        return Reading(item, facts=facts, reason=f"{text} is not there")
     except InputError:
         raise
     except (OSError, ValueError) as error:  # of a text that is no name of a file, as base64
-        return Reading(item, facts=facts, reason=f"{shown} cannot be read ({trouble_of(error, _SHOWN)})")
+        return Reading(item, facts=facts, reason=f"{text} cannot be read ({trouble_of(error, _SHOWN)})")
 
 
-def _image_column(schema: pa.Schema, named: str, address: str) -> str:
+def _image_column(schema: pa.Schema, option: str, address: str) -> str:
     """The column with encoded images: bytes, or the struct of bytes and path that Hugging Face datasets write.
 
     Without one, a column that names files. Raises InputError where there is neither.
     """
-    if named:
-        _require(schema, named, address)
-        return named
+    if option:
+        _require(schema, option, address)
+        return option
     names = {name.lower(): name for name in reversed(schema.names)}
     for name in IMAGE_COLUMNS:
         if name in names and _holds_bytes(schema.field(names[name]).type):

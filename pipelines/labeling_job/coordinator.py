@@ -140,8 +140,10 @@ class Coordinator:
         lines = []
         for name, pool in self.pools.items():
             if pool.without is not None and time.monotonic() - pool.without > WAIT_SECONDS:
-                needed = f"{pool.spec.gpus:g} GPUs" + (f" and {pool.spec.cpus:g} CPUs" if pool.spec.cpus else "")
-                lines.append(f"{name}: no process of its network is up: it waits for {needed} that nothing else holds")
+                resources = f"{pool.spec.gpus:g} GPUs" + (f" and {pool.spec.cpus:g} CPUs" if pool.spec.cpus else "")
+                lines.append(
+                    f"{name}: no process of its network is up: it waits for {resources} that nothing else holds"
+                )
         return lines
 
     def answered(self, pool_name: str, number: int, rows: int) -> None:
@@ -160,9 +162,9 @@ class Coordinator:
 
         pool = self.pools[pool_name]
         pool.device_error = pool.device_error or device_error
-        if lost := pool.processes.pop(number, None):
+        if process := pool.processes.pop(number, None):
             pool.failures += 1
-            ray.kill(lost.handle)
+            ray.kill(process.handle)
             self._look()
             if not pool.is_up:
                 self._withdraw()

@@ -77,8 +77,8 @@ class LabelProcess:
         outputs: dict[str, dict[str, Any]] = {}
         self.coming.append(part)
         while not (step := self.step(part, outputs, following, tally)).tables:
-            for group, given in self._ask_networks(step.requests, tally).items():
-                outputs.setdefault(group, {}).update(given)
+            for group, group_outputs in self._ask_networks(step.requests, tally).items():
+                outputs.setdefault(group, {}).update(group_outputs)
         with tally.timed(WRITING):
             self.send(part, step.tables)
         tally.done = time.time()

@@ -156,13 +156,13 @@ def _free(requests: Sequence[float], gpus: float) -> list[int] | None:
     """Parts of each GPU that are left when every process has what it asked for; None where they do not all fit."""
     free = [WHOLE] * _whole_gpus(gpus)
     for own in sorted(requests, reverse=True):
-        needed = min(_parts(own), WHOLE)
+        parts = min(_parts(own), WHOLE)
         for _ in range(max(1, int(own))):
-            fitting = [left for left in free if left >= needed]
+            fitting = [left for left in free if left >= parts]
             if not fitting:
                 return None
             free.remove(min(fitting))
-            free.append(min(fitting) - needed)
+            free.append(min(fitting) - parts)
     return free
 
 
@@ -180,6 +180,6 @@ def _check_enough(pools: Mapping[str, NetworkPool], on_cpus: float, gpus: float,
         raise InputError(f"{names}: {total:g} GPUs asked for, and the cluster has {gpus:g}; give less (NAME.gpus=…)")
     if not fits:
         raise InputError(f"{names}: asked for parts of GPUs that do not fit on {gpus:g}; give less (NAME.gpus=…)")
-    needed = on_cpus + sum(pool.cpus * pool.least for pool in pools.values())
-    if needed > max(cpus, 1.0) + 1e-3:
-        raise InputError(f"{needed:g} CPUs asked for, and the cluster has {cpus:g}; give less (NAME.cpus=…)")
+    total_cpus = on_cpus + sum(pool.cpus * pool.least for pool in pools.values())
+    if total_cpus > max(cpus, 1.0) + 1e-3:
+        raise InputError(f"{total_cpus:g} CPUs asked for, and the cluster has {cpus:g}; give less (NAME.cpus=…)")

@@ -135,8 +135,8 @@ class RowGroup:
                 rows.prepared = [_without_inputs(one) for one in rows.prepared]
                 self._waiting[group] = rows
                 return
-            given = [one if isinstance(one, Failure) else _loaded(outputs[row]) for row, one in known.items()]
-            results = run.finish(rows.ids, given, rows.prepared, attempt)
+            group_outputs = [one if isinstance(one, Failure) else _loaded(outputs[row]) for row, one in known.items()]
+            results = run.finish(rows.ids, group_outputs, rows.prepared, attempt)
             self._waiting.pop(group, None)
         ids = [self.ids[index] for index in rows.indices]
         labeled = make_table(run.labeler, ids, results, rows.views)

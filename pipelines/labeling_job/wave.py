@@ -151,8 +151,8 @@ class WaveRun:
                 total.rows[group], min(rows[group], ENOUGH_ROWS)
             ):
                 continue
-            reason, kept = errors.top(1)[0] if errors.reasons else ("", None)
-            example = f" (row {kept.example}: {kept.rows} rows)" if kept else ""
+            reason, entry = errors.top(1)[0] if errors.reasons else ("", None)
+            example = f" (row {entry.example}: {entry.rows} rows)" if entry else ""
             raise WorkFailed(
                 f"{group}: {errors.unexpected / total.rows[group]:.0%} of {total.rows[group]} rows failed, more than "
                 f"{most:.0%}; most often: {reason}{example}. Finished shards stay; mend it and label again, or allow "

@@ -223,13 +223,13 @@ def _samples(store: Store, inline: Inliner) -> tuple[dict[str, list[Sample]], in
     order = list(TASKS)
     records.sort(key=lambda one: order.index(one["task"]) if one.get("task") in order else len(order))
     samples: dict[str, list[Sample]] = {}
-    shown = 0
+    count = 0
     for record in records:
-        if inline.full or shown == MAX_SAMPLES:
+        if inline.full or count == MAX_SAMPLES:
             break
-        shown += 1
+        count += 1
         samples.setdefault(str(record.get("task", "")), []).append(_sample(store, record, inline))
-    return samples, len(records) - shown
+    return samples, len(records) - count
 
 
 def _sample(store: Store, record: Mapping[str, Any], inline: Inliner) -> Sample:

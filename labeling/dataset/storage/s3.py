@@ -279,16 +279,16 @@ class _Stream:
         self._rest = memoryview(b"")
 
     def read(self, size: int = -1) -> bytes:
-        taken = bytearray()
-        while size < 0 or len(taken) < size:
+        content = bytearray()
+        while size < 0 or len(content) < size:
             if not self._rest and (part := next(self._parts, None)) is not None:
                 self._rest = memoryview(part)
             elif not self._rest:
                 break
-            size_left = len(self._rest) if size < 0 else size - len(taken)
-            taken += self._rest[:size_left]
+            size_left = len(self._rest) if size < 0 else size - len(content)
+            content += self._rest[:size_left]
             self._rest = self._rest[size_left:]
-        return bytes(taken)
+        return bytes(content)
 
 
 class _Ranges:

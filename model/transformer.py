@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from model.adapters import remember
 from model.attention import SOFT_CAP, Attention
+from model.constants import LATENT_CHANNELS
 from model.constants import PATCH_SIZE as P
 from model.layers import FeedForward, RMSNorm, TimestepEmbedder
 from model.layout import Group, Layout, TokenLayout, batch_layout, mark_sizes, packed_layout
@@ -43,8 +44,8 @@ class NextDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def __init__(
         self,
         input_size: Sequence[int] = (1, 32, 32),
-        patch_size: Sequence[int] = (1, 2, 2),
-        in_channels: int = 16,
+        patch_size: Sequence[int] = (1, P, P),
+        in_channels: int = LATENT_CHANNELS,
         hidden_size: int = 4096,
         depth: int = 32,
         num_heads: int = 32,

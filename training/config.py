@@ -279,8 +279,8 @@ class TrainingConfig(Section):
         for name, source in self.mixture.items():
             for task, weight in source.tasks.items():
                 if weight < _LEAST_SHARE * total:
-                    place = f"mixture.{name}.tasks.{task}"
-                    raise ValueError(f"{place}: weight {weight:g} of {total:g} is hardly ever drawn; leave it out")
+                    key = f"mixture.{name}.tasks.{task}"
+                    raise ValueError(f"{key}: weight {weight:g} of {total:g} is hardly ever drawn; leave it out")
         return self
 
     def mean_sizes(self) -> list[tuple[float, float, float]]:
@@ -348,16 +348,16 @@ def load_config(
     overrides: "section.key=value" strings (values in YAML), or a nested mapping.
     Raises InputError for a file that is not there, an unknown key (named, with the nearest right one) or a wrong value.
     """
-    place = str(path_or_preset)
-    values = _read(place)
+    origin = str(path_or_preset)
+    values = _read(origin)
     for layer in [overrides] if isinstance(overrides, Mapping) else parse_settings(overrides or []):
         values = override_config(values, layer)
-    return parse_config(values, place)
+    return parse_config(values, origin)
 
 
-def parse_config(values: Mapping[str, Any], place: str) -> TrainingConfig:
-    """The configuration that nested values state; `place` is where they came from. Raises InputError."""
-    return validate(TrainingConfig, values, place)
+def parse_config(values: Mapping[str, Any], origin: str) -> TrainingConfig:
+    """The configuration that nested values state; `origin` is where they came from. Raises InputError."""
+    return validate(TrainingConfig, values, origin)
 
 
 def override_config(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -369,11 +369,11 @@ def override_config(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[
     return override(below, above, whole=("tasks",))
 
 
-def _read(place: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
-    path = find_yaml(place, PRESETS)
+def _read(origin: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    path = find_yaml(origin, PRESETS)
     if str(path) in seen:
-        raise InputError(f"{place}: is its own base; remove one `base`")
-    values = read_yaml(place, PRESETS, "configuration")
+        raise InputError(f"{origin}: is its own base; remove one `base`")
+    values = read_yaml(origin, PRESETS, "configuration")
     base = values.pop("base", None)
     if base is None:
         return values

@@ -80,7 +80,7 @@ class _Worker:
         model = build_model(self.config)
         self.transformer_config, flops = dict(model.transformer.config), FlopCounter(model.transformer)
         device = self.accelerator.device
-        encoders = settings.place(settings.codec), settings.place(settings.text_encoder)
+        encoders = settings.resolve_path(settings.codec), settings.resolve_path(settings.text_encoder)
         self.device_batches = DeviceBatches(self.config, *encoders, device)
         self.model = distribute(model, self.config.workers, device, context.get_local_world_size())
         self.updates = Updates(self.model, self.config, device, self.workers, self.accelerator.autocast)
@@ -110,7 +110,7 @@ class _Worker:
                 address = f"{self.store.uri}/{checkpoint_name(self.start)}"
                 raise InputError(unusable_checkpoint(address, f"step-{before[-1]:06d}" if before else None))
         else:
-            weights = self.settings.place(config.initialize) if config.initialize else None
+            weights = self.settings.resolve_path(config.initialize) if config.initialize else None
             self.state.initialize(config.model_copy(update={"initialize": weights}), self.saver.group)
         self.accelerator.init_trackers(TENSORBOARD, init_kwargs={"tensorboard": {"purge_step": self.start + 1}})
         if config.checkpoints.first and not self.resumes:

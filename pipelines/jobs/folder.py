@@ -45,8 +45,8 @@ class JobFolder:
             text = self.store.read("job.yaml").decode()
         except FileNotFoundError:
             raise InputError(f"{self.address}: no job there (no job.yaml); send one with `submit`") from None
-        place = f"{self.address}/job.yaml"
-        return parse_specification(parse_yaml(text, place), place)
+        origin = f"{self.address}/job.yaml"
+        return parse_specification(parse_yaml(text, origin), origin)
 
     def put_specification(self, specification: JobSpecification) -> None:
         text = to_yaml(specification.model_dump(mode="json"))

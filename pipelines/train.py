@@ -24,11 +24,13 @@ def train(
     say: Callable[[str], None] = print,
     control: Callable[[], ControlRequest] = ControlRequest,
     from_checkpoint: str | None = None,
+    went_back: Callable[[], None] = lambda: None,
 ) -> TrainingResult:
     """Train with a bar on screen, saying what is resumed, left out or finished already.
 
-    control, from_checkpoint: see `training.run.run_training`. Raises InputError when another job trains this run, or
-    this machine has too few CPUs or GPUs for its workers; a cluster may grow, so there they wait.
+    control, from_checkpoint: see `training.run.run_training`. went_back: called when the checkpoints after
+    `from_checkpoint` are removed. Raises InputError when another job trains this run, or this machine has too few CPUs
+    or GPUs for its workers; a cluster may grow, so there they wait.
     """
     with lease(open_store(run), [FOLDER]), ray_session(), progress("train", config.steps, "steps") as advance:
         step = 0
@@ -41,8 +43,9 @@ def train(
                 say(f"train: no rows for {', '.join(event['empty'])}; these tasks are left out")
             elif kind == "resume":
                 say(f"train: continuing from step {event['step']}")
-            elif kind == "back" and event["removed"]:
-                removed = ", ".join(f"step-{later:06d}" for later in event["removed"])
+            elif kind == "back":
+                went_back()
+                removed = ", ".join(f"step-{later:06d}" for later in event["removed"]) or "nothing"
                 say(f"train: back to step {event['step']}; removed {removed}")
             elif kind == "scale":
                 say(f"train: going on from step {event['step']} with {event['workers']} workers")
@@ -81,7 +84,7 @@ def speed_line(metrics: Mapping[str, Any]) -> str:
 def refuse_impossible(
     control: Callable[[], ControlRequest], config: TrainingConfig, say: Callable[[str], None]
 ) -> Callable[[], ControlRequest]:
-    """The same requests, but without workers that this machine has too few resources for, which it says once."""
+    """Leave out requests for workers that this machine has too few resources for, and say so once."""
     refused: set[Workers] = set()
 
     def possible() -> ControlRequest:

@@ -21,6 +21,7 @@ _FREE = {"name", "log_every", "step_tokens", "workers", "checkpoints", "text_enc
 _OLD_KEYS = {"held_out": "validation"}  # in configurations that people have, and in config.yaml of their runs
 
 
+_LONGEST_NAME = 200
 _MOST_SAMPLES = 1 << 24  # of a step
 _MOST_LANES = 1 << 16  # each has its place in memory
 _LEAST_SHARE = 1e-5  # of a task: samples are shared out in blocks in which each is drawn twice
@@ -215,7 +216,7 @@ class TrainingConfig(Section):
     """
 
     name: str
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=1 << 64)
     steps: int = Field(gt=0)
     batch: int = Field(gt=0, le=_MOST_SAMPLES)
     step_tokens: int | None = Field(default=None, gt=0)
@@ -258,6 +259,8 @@ class TrainingConfig(Section):
     def _names_a_folder(cls, name: str) -> str:
         if not re.fullmatch(r"\w[\w. -]*", name):
             raise ValueError("a run's folder is named by it, so it has letters, digits, '.', '-', '_' and spaces only")
+        if len(name.encode()) > _LONGEST_NAME:
+            raise ValueError(f"a run's folder is named by it: give at most {_LONGEST_NAME} bytes")
         return name
 
     @model_validator(mode="after")

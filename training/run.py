@@ -79,18 +79,28 @@ def run_training(
     progress = progress or (lambda event: None)
     store = open_store(run_uri)
     checkpoints = whole_checkpoints(store)
-    manifest = _prepare(config, store, resumes=bool(checkpoints))
-    if from_checkpoint is not None:
-        checkpoints = _go_back(store, from_checkpoint, progress)
-    start = checkpoints[-1] if checkpoints else 0
-    validation_manifest = None
+    back = None if from_checkpoint is None else _sound_step(store, from_checkpoint)
+    start = back if back is not None else checkpoints[-1] if checkpoints else 0
+    finished = bool(checkpoints) and start >= config.steps
+    if checkpoints:
+        _check_same(config, store)
+        if back is None and not finished:
+            check_checkpoint(store, start)
+    elif config.initialize:
+        from training.checkpoint.state import initial_weights  # it imports torch
+
+        initial_weights(config)
+    pinned = _pin(config, store, resumes=bool(checkpoints))
+    manifest, validation_manifest = pinned, None
     if config.validation.share:
-        manifest, validation_manifest = manifest.split(config.validation.share, config.seed)
+        manifest, validation_manifest = pinned.split(config.validation.share, config.seed)
+    # What is refused is refused by now, and has written nothing.
+    if back is not None:
+        _go_back(store, back, progress)
+    _write(config, store, None if checkpoints else pinned)
     rows = manifest.counts()
     progress({"event": "mixture", "rows": rows, "empty": [task for task, count in rows.items() if not count]})
-    finished = bool(checkpoints) and start >= config.steps
     if checkpoints and not finished:
-        check_checkpoint(store, start)
         progress({"event": "resume", "step": start})
     step, request = start, control()
     while step < config.steps and not request.stop:
@@ -113,30 +123,35 @@ def run_training(
     )
 
 
-def _prepare(config: TrainingConfig, store: Store, resumes: bool) -> Manifest:
-    """Write the run's configuration and manifest. Returns the manifest: a resumed run keeps the one it began with."""
-    if resumes:
-        _check_same(config, store)
-        datasets = {name: source.dataset for name, source in config.mixture.items()}
-        manifest = with_text_encoder(Manifest.read(store).at_addresses(datasets), config)
-    else:
-        manifest = build_manifest(config.mixture, config.size, config.lanes, config.text_encoder)
+def _pin(config: TrainingConfig, store: Store, resumes: bool) -> Manifest:
+    """The run's manifest: one that resumes keeps what it began with."""
+    if not resumes:
+        return build_manifest(config.mixture, config.size, config.lanes, config.text_encoder)
+    datasets = {name: source.dataset for name, source in config.mixture.items()}
+    return with_text_encoder(Manifest.read(store).at_addresses(datasets), config)
+
+
+def _write(config: TrainingConfig, store: Store, manifest: Manifest | None) -> None:
+    """Write the run's configuration, and its manifest where it begins."""
+    if manifest is not None:
         manifest.write(store)
         store.delete(FIRST_MANIFEST)  # of a run that began here and wrote no checkpoint
     store.put(CONFIG, to_yaml(config.model_dump(mode="json")).encode())
-    return manifest
 
 
-def _go_back(store: Store, name: str, progress: Progress) -> list[int]:
-    """Remove the checkpoints after the one of that name, if that one is sound. Returns the steps of those that stay."""
+def _sound_step(store: Store, name: str) -> int:
+    """The step of the checkpoint of that name, whose every byte is compared. Raises InputError."""
     step = find_step(store, name)
     check_checkpoint(store, step, content=True)
-    steps = whole_checkpoints(store)
-    newer = [later for later in steps if later > step]
+    return step
+
+
+def _go_back(store: Store, step: int, progress: Progress) -> None:
+    """Remove the checkpoints after that of `step`, the newest first: killed meanwhile, it can go back again."""
+    newer = [later for later in whole_checkpoints(store) if later > step]
     for later in reversed(newer):
         remove_checkpoint(store, later)
     progress({"event": "back", "step": step, "removed": newer})
-    return steps[: len(steps) - len(newer)]
 
 
 def _scaled(config: TrainingConfig, workers: int | tuple[int, int]) -> TrainingConfig:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from labeling.dataset import Store, open_store
+from labeling.dataset.storage.errors import explained
 from model.inputs import InputError
 from training.batch import StepBatch
 from training.checkpoint import checkpoint_name, whole_checkpoints
@@ -112,7 +113,8 @@ class _Worker:
         else:
             weights = self.settings.resolve_path(config.initialize) if config.initialize else None
             self.state.initialize(config.model_copy(update={"initialize": weights}), self.saver.group)
-        self.accelerator.init_trackers(TENSORBOARD, init_kwargs={"tensorboard": {"purge_step": self.start + 1}})
+        with explained(f"{self.store.uri}/{TENSORBOARD}"):
+            self.accelerator.init_trackers(TENSORBOARD, init_kwargs={"tensorboard": {"purge_step": self.start + 1}})
         if config.checkpoints.first and not self.resumes:
             self._save(0)
         if self.validation:
@@ -178,8 +180,9 @@ class _Worker:
         return record
 
     def _log(self, record: dict[str, Any]) -> None:
-        """Add a record to metrics.jsonl and TensorBoard."""
-        self.accelerator.log(scalars(record), step=record["step"])
+        """Add a record to metrics.jsonl and TensorBoard. Raises InputError where the disk is full."""
+        with explained(f"{self.store.uri}/{TENSORBOARD}"):
+            self.accelerator.log(scalars(record), step=record["step"])
         if self.logger:
             self.logger.append(record)
 

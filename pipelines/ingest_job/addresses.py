@@ -144,7 +144,8 @@ class ListIngest:
         remarks = list(self._remarks(state, cuts))
         if not self._has_work(state, cuts):
             return ListResult(0, 0, _rows(state.shards), remarks)
-        with Workers() as workers, lease(self.target.store, [IMAGES]):
+        folders = self.target.store.without_empty_folders([REJECTED, ITEMS])
+        with Workers() as workers, folders, lease(self.target.store, [IMAGES]):
             if read_description(self.target.uri) != state.description:  # another ingest has ended since
                 state = self._state()
                 cuts = self._cuts(state)

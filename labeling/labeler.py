@@ -182,7 +182,7 @@ class WholeLabeler(Labeler):
         return self.digest_of_rows
 
     def label_tables(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """"id", columns of `schema` and `error` for the rows of each shard.
+        """ "id", columns of `schema` and `error` for the rows of each shard.
 
         tables: of each shard the columns of `reads` as "group.column", and "id" and "removed" (whether the picture was
         removed at its source). Values are null where the group that they come from is in error. The shards are read

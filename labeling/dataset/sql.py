@@ -188,7 +188,7 @@ class Tables:
         parts, groups = [], []
         for group in self.groups:
             name = group.lower()
-            if not every and name not in named:  # it stays a column, so that an error about its name lists it
+            if not every and name not in used_names:  # it stays a column, so that an error about its name lists it
                 parts.append(f"struct_pack(id := null::varchar) as {quoted(group)}")
                 continue
             # `caption.caption` is a column, unless that is what the statement calls the table.

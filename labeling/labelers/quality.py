@@ -88,8 +88,9 @@ class QualityLabeler(Labeler):
     @classmethod
     def first_parameters(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """The packaged networks, where their packages are installed."""
-        packaged = {"text": (True, TextShare), "nsfw": (PACKAGED, Indecency)}
-        return {name: value for name, (value, network) in packaged.items() if network.is_installed()}
+        installed = {"text": TextShare.is_installed(), "nsfw": Indecency.is_installed()}
+        values = {"text": True, "nsfw": PACKAGED}
+        return {name: value for name, value in values.items() if installed[name]}
 
     @property
     def has_network(self) -> bool:

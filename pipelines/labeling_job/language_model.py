@@ -124,7 +124,7 @@ class RequestWriter(PartLabeler):
 
     def __call__(self, task: tuple[Part, Outputs, Part | None], attempt: Attempt) -> Step:
         step = super().__call__(task, attempt)
-        self.begun.clear()
+        self.pending.clear()
         return step
 
 

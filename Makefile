@@ -9,10 +9,14 @@ INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --
 
 .PHONY: demo test test-fast lint docs examples bench bench-model bench-plan bench-train bench-pictures bench-ingest \
 	bench-labels bench-kills bench-scale bench-addresses bench-checkpoint bench-gpu bench-loader bench-selecting \
-	soak clean
+	small-cpu soak clean
 
 demo: $(VENV)/installed
 	$(BIN)/onediffusion demo --out "$(OUT)" $(if $(PICTURES),--pictures "$(PICTURES)")
+
+# An hour on two cores: wallpapers and stamps of Debian, labeled and learned. ARGUMENTS: settings of the training.
+small-cpu: $(VENV)/installed
+	PATH="$(abspath $(BIN)):$$PATH" examples/small_cpu/run.sh runs/small-cpu $(ARGUMENTS)
 
 # In two processes; the tests of a file stay in one of them, since they share fixtures.
 test: $(VENV)/installed-test

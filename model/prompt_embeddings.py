@@ -49,7 +49,7 @@ class Embeddings:
         return Embeddings(self.embeds.repeat_interleave(copies, 0), self.mask.repeat_interleave(copies, 0))
 
     def to(self, device: Any) -> Embeddings:
-        """On another device."""
+        """Move them to another device."""
         return Embeddings(self.embeds.to(device), self.mask.to(device))
 
     def after(self, first: Embeddings) -> Embeddings:
@@ -150,7 +150,7 @@ class PromptMixin:
         guided: bool,
         copies: int,
     ) -> tuple[Embeddings, Embeddings | None]:
-        """Of every sample, and those that guidance leads away from; given: embeddings and masks instead of texts."""
+        """Embed every sample, and what guidance leads away from; given: embeddings and masks instead of texts."""
         width = self.transformer.config.caption_channels if self.transformer is not None else None
         positive = as_embeddings(_ARGUMENTS[:2], given[:2], width)
         negative = as_embeddings(_ARGUMENTS[2:], given[2:], width)
@@ -210,8 +210,8 @@ def as_embeddings(names: Sequence[str], given: Sequence[Tensor | None], width: i
             raise InputError(f"{names[1]} without {names[0]}: give both, or the prompt as a text")
         return None
     if not isinstance(embeds, Tensor) or embeds.ndim != 3 or not embeds.is_floating_point() or not embeds.numel():
-        found = f"{embeds.dtype} {tuple(embeds.shape)}" if isinstance(embeds, Tensor) else type(embeds).__name__
-        raise InputError(f"{names[0]}: {found}; give a tensor of floats (samples, tokens, {width or 'width'})")
+        kind = f"{embeds.dtype} {tuple(embeds.shape)}" if isinstance(embeds, Tensor) else type(embeds).__name__
+        raise InputError(f"{names[0]}: {kind}; give a tensor of floats (samples, tokens, {width or 'width'})")
     if width is not None and embeds.shape[2] != width:
         raise InputError(f"{names[0]}: {embeds.shape[2]} wide, the transformer takes {width}; take its text encoder's")
     if not bool(torch.isfinite(embeds).all()):
@@ -259,14 +259,15 @@ def check_words(
     pictures: how many the tasks refer to.
     """
     names, references = as_words("names", names), as_words("reference_prompts", references)
-    found = [find_task(name) for name in tasks]
+    known_tasks = [find_task(name) for name in tasks]
     title = " + ".join(tasks)
-    if names and not any(task.phrase or task.name == "subject" for task in found):
+    if names and not any(task.phrase or task.name == "subject" for task in known_tasks):
         raise InputError(f"{title} names no classes; names belong to segmentation, boxes and subject")
-    if colors and not any(task.phrase for task in found):
+    if colors and not any(task.phrase for task in known_tasks):
         raise InputError(f"{title} shows no classes in colors; colors belong to segmentation and boxes")
-    if references and not any(task.references > 1 for task in found):
-        raise InputError(f"{title} refers to no captions; reference_prompts belong to identity and subject")
+    if references and not any(task.references > 1 for task in known_tasks):
+        those = " and ".join(task.name for task in TASKS.values() if task.references > 1)
+        raise InputError(f"{title} refers to no captions; reference_prompts belong to {those}")
     if len(references) > pictures:
         raise InputError(f"{len(references)} reference_prompts for {pictures} pictures: give one for each at most")
     return references

@@ -36,6 +36,7 @@ COLORS: dict[str, str] = {
 }
 _COLOR_NAMES = {code: name for name, code in COLORS.items()}
 DEGRADED, RAYS = "degraded", "rays"  # conditions that are not labels
+EDITING = "editing"
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ class Task:
         return self.condition not in (None, RAYS)
 
     @property
+    def is_of_sets(self) -> bool:
+        """Whether a sample has several pictures: views of a scene, or an image and those that it refers to."""
+        return self.condition == RAYS or self.references > 0
+
+    @property
     def label(self) -> str | None:
         """The column group that holds its condition, None where no group does."""
         return self.condition if self.is_paired and self.condition != DEGRADED else None
@@ -80,7 +86,7 @@ TASKS: dict[str, Task] = {
         Task("depth", "[[depth2image]]", "depth"),
         Task("hed", "[[hed2img]]", "hed"),
         Task("pose", "[[pose2image]]", "pose"),
-        Task("editing", "[[image_editing]]", references=1, guidance=3.5),
+        Task(EDITING, "[[image_editing]]", references=1, guidance=3.5),
         Task("segmentation", "[[semanticmap2image]]", "segmentation", "mask"),
         Task("boxes", "[[boundingbox2image]]", "boxes", "boundingbox"),
         Task("identity", "[[faceid]]", references=3, steps=75),

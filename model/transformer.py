@@ -90,7 +90,7 @@ class NextDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         max_shard_size: int | str = "10GB",
         **kwargs: Any,
     ) -> None:
-        """As diffusers, over an older folder too: see model.saving. Raises InputError while adapters are loaded."""
+        """Save as diffusers does, also over an older folder (model.saving). Raises InputError with adapters loaded."""
         refuse_adapters(self)
         options = {"max_shard_size": max_shard_size, **kwargs}
         save_whole(super().save_pretrained, save_directory, safe_serialization, variant, **options)

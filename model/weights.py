@@ -38,17 +38,17 @@ class HubOptions:
 
     @classmethod
     def take(cls, arguments: dict[str, Any]) -> HubOptions:
-        """Those among `arguments`, which lose them; None stands for the default."""
+        """Take them out of `arguments`; None stands for the default."""
         given = {field.name: arguments.pop(field.name, None) for field in fields(cls)}
         return cls(**{name: value for name, value in given.items() if value is not None})
 
     @classmethod
     def names(cls) -> list[str]:
-        """Of the arguments."""
+        """Names of the arguments."""
         return [field.name for field in fields(cls)]
 
     def arguments(self) -> dict[str, Any]:
-        """As huggingface_hub takes them."""
+        """The keywords of huggingface_hub."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from cluster.ray_environment import starts_own_ray
 from cluster.session import cluster_has, ray_session
 from labeling.dataset import lease, open_store
-from model.inputs import InputError
+from model.inputs import InputError, require
 from pipelines.progress import progress
 from training.checkpoint import FOLDER
 from training.config import TrainingConfig
@@ -29,9 +29,10 @@ def train(
     """Train with a bar on screen, saying what is resumed, left out or finished already.
 
     control, from_checkpoint: see `training.run.run_training`. went_back: called when the checkpoints after
-    `from_checkpoint` are removed. Raises InputError when another job trains this run, or this machine has too few CPUs
-    or GPUs for its workers; a cluster may grow, so there they wait.
+    `from_checkpoint` are removed. Raises InputError when another job trains this run, a tracker is not installed, or
+    this machine has too few CPUs or GPUs for its workers; a cluster may grow, so there they wait.
     """
+    require(*(name for name in config.trackers if name != "tensorboard"))
     with lease(open_store(run), [FOLDER]), ray_session(), progress("train", config.steps, "steps") as advance:
         step = 0
         _check_resources(config, say)

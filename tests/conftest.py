@@ -18,7 +18,7 @@ PLUGINS = str(Path(__file__).parent / "plugins")
 sys.path.insert(0, PLUGINS)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [PLUGINS, os.environ.get("PYTHONPATH")]))
 # Fixtures: small datasets and configurations of a run, a Slurm, a dataset on the dashboard, a job.
-pytest_plugins = ["tiny_training", "slurm_jobs", "dashboard_assets", "recorded_jobs"]
+pytest_plugins = ["tiny_training", "tiny_stages", "slurm_jobs", "dashboard_assets", "recorded_jobs"]
 
 # Fixtures that start servers; `make test-fast` leaves out the tests that use them.
 SLOW_FIXTURES = {"ray_cluster", "s3_server", "site"}

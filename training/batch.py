@@ -24,8 +24,8 @@ class Sample:
 
     latents: (F, C, h, w) float16, clean; text: (L, Y) float16; sigmas: (F,) noise levels, 0 for known frames;
     in_loss: (F,) frames that the loss counts; degraded: (H, W, 3) uint8, the picture that the last frame is to be
-    encoded from, None where it is there; prompt: what the text is to be encoded from, None where it is there. Latents
-    and text are tensors once they are on a GPU.
+    encoded from, None where it is there; prompt: what the text is to be encoded from, None where it is there; index:
+    number of the sample in the run. Latents and text are tensors once they are on a GPU.
     """
 
     task: str
@@ -36,6 +36,7 @@ class Sample:
     noise_seed: int
     degraded: NDArray[np.uint8] | None = None
     prompt: str | None = None
+    index: int = -1
 
     @property
     def tokens(self) -> int:
@@ -70,6 +71,7 @@ class StepBatch:
                     [float(sigma) for sigma in sample.sigmas],
                     sample.in_loss.tolist(),
                     sample.prompt,
+                    sample.index,
                 ]
             )
         header = {
@@ -98,8 +100,9 @@ class StepBatch:
                 noise_seed=seed,
                 degraded=tensors.get(f"{number}.degraded"),
                 prompt=prompt,
+                index=index,
             )
-            for number, (task, seed, sigmas, in_loss, prompt) in enumerate(header["samples"])
+            for number, (task, seed, sigmas, in_loss, prompt, index) in enumerate(header["samples"])
         ]
         packs, start = [], 0
         for size in header["packs"]:

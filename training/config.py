@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
 
@@ -15,9 +15,12 @@ from model.inputs.schema import Section, split_range, validate
 from model.inputs.settings import override, parse_settings
 from model.inputs.yaml_files import example_names, find_yaml, read_yaml
 from model.prompts import RAYS, find_task
+from training.monitor_config import AnomalyConfig, ValidationConfig
+from training.source_config import SourceConfig, views_of_sample
 
 PRESETS = Path(__file__).parent / "presets"
-_FREE = {"name", "log_every", "step_tokens", "workers", "checkpoints", "text_encoder"}  # may change in a run
+# May change in a run.
+_FREE = {"name", "log_every", "step_tokens", "workers", "checkpoints", "text_encoder", "anomalies", "trackers"}
 _OLD_KEYS = {"held_out": "validation"}  # in configurations that people have, and in config.yaml of their runs
 
 
@@ -25,32 +28,6 @@ _LONGEST_NAME = 200
 _MOST_SAMPLES = 1 << 24  # of a step
 _MOST_LANES = 1 << 16  # each has its place in memory
 _LEAST_SHARE = 1e-5  # of a task: samples are shared out in blocks in which each is drawn twice
-
-
-class SourceConfig(Section):
-    """A dataset and the tasks it serves.
-
-    tasks: task → weight, or a list of tasks of weight 1 each. size: which latents, `latents-SIZE`;
-    the run's by default. where: SQL that is true of the rows to train on, as "quality.sharpness > 0.4"; all by default.
-    text: prompts as the group `text` has them embedded, or built of the groups that they name things from and embedded
-    where the model computes, by the run's `text_encoder`. degraded: pictures of deblurring, inpainting and upscaling as
-    they are degraded anew each time, or as `latents-SIZE-degraded-TASK` has them stored.
-    """
-
-    dataset: str
-    tasks: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=1)
-    size: int | None = Field(default=None, gt=0, multiple_of=SIZE_STEP)
-    text: Literal["stored", "online"] = "stored"
-    degraded: Literal["online", "stored"] = "online"
-    where: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _weigh_equally(cls, values: Any) -> Any:
-        tasks = values.get("tasks") if isinstance(values, Mapping) else None
-        if isinstance(tasks, list) and all(isinstance(task, str) for task in tasks):
-            return {**values, "tasks": dict.fromkeys(values["tasks"], 1.0)}
-        return values
 
 
 class ModelConfig(Section):
@@ -99,6 +76,11 @@ class ObjectiveConfig(Section):
     min_views: int = Field(default=4, ge=1)
     max_views: int = Field(default=12, ge=1)
     c2w_scaling: float = Field(default=CAMERA_DISTANCE, gt=0)
+
+    @property
+    def views(self) -> tuple[int, int]:
+        """(min_views, max_views)."""
+        return self.min_views, self.max_views
 
     @model_validator(mode="after")
     def _check_views(self) -> ObjectiveConfig:
@@ -195,19 +177,9 @@ class CheckpointConfig(Section):
     first: bool = False
 
 
-class ValidationConfig(Section):
-    """Rows that the model is not trained on; every checkpoint's loss on them is measured.
-
-    share: of the rows of every source; 0 trains on all and measures nothing. samples: how many are measured, rounded up
-    to whole steps of `batch`.
-    """
-
-    share: float = Field(default=0.0, ge=0, le=0.5)
-    samples: int = Field(default=256, gt=0)
-
-
 class TrainingConfig(Section):
-    """A run. `batch` is the number of samples of a step over all workers; `initialize` a checkpoint to start from.
+    """A run. `batch` is the number of samples of a step over all workers; `initialize` a checkpoint to start from: a
+    run, one of its checkpoints, or a folder in diffusers layout.
 
     text_encoder: of sources with `text: online`, as for `model.text.load_text_encoder`.
     step_tokens: at most so many image tokens in a step over all workers, on average; `batch` follows from them, and is
@@ -232,6 +204,8 @@ class TrainingConfig(Section):
     workers: WorkersConfig = WorkersConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
     validation: ValidationConfig = ValidationConfig()
+    anomalies: AnomalyConfig = AnomalyConfig()
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]
 
     @model_validator(mode="before")
     @classmethod
@@ -291,9 +265,10 @@ class TrainingConfig(Section):
         sizes = []
         for source in self.mixture.values():
             for name, weight in source.tasks.items():
-                condition = find_task(name).condition
-                views = (self.objective.min_views + self.objective.max_views) / 2
-                frames = 1 if condition is None else 2 * views if condition == RAYS else 2
+                task = find_task(name)
+                views = sum(views_of_sample(name, source.views, self.objective.views)) / 2
+                each = 2 if task.condition == RAYS else 1
+                frames = each * views if task.is_of_sets else 1 if task.condition is None else 2
                 sizes.append((weight, frames, frames * ((source.size or self.size) // SIZE_STEP) ** 2))
         total = sum(weight for weight, _, _ in sizes)
         return [(weight / total, frames, tokens) for weight, frames, tokens in sizes]
@@ -313,10 +288,11 @@ class TrainingConfig(Section):
             del source["dataset"]
             if source["text"] == "stored":  # a key that runs of before lack
                 del source["text"]
-            if source["degraded"] == "online":  # another one
-                del source["degraded"]
-            if source["where"] is None:  # configurations of before have no such key
-                del source["where"]
+            for key, default in (("where", None), ("views", None), ("condition_dropout", 0), ("degraded", "online")):
+                if source[key] == default:  # configurations of before have no such keys
+                    del source[key]
+        for key in ("pictures", "denoise_steps", "guidance"):  # what is looked at changes no number
+            del values["validation"][key]
         values["reader"] = {"window": self.reader.window}
         if self.reader.lanes:  # else the run's manifest knows them
             values["reader"]["lanes"] = self.reader.lanes

@@ -51,14 +51,14 @@ class DeviceBatches:
     def __init__(self, config: TrainingConfig, codec: str, text_encoder: str, device: torch.device) -> None:
         """codec, text_encoder: what encodes latents and prompts (as for `model.codecs.load_codec` and
         `model.text.load_text_encoder`); loaded when a sample needs them."""
-        self.config, self._codec_name, self._text_encoder_name, self.device = config, codec, text_encoder, device
+        self.config, self.codec_name, self._text_encoder_name, self.device = config, codec, text_encoder, device
 
     @cached_property
     def codec(self) -> ImageCodec:
         """The codec, on the device."""
         from model.codecs import load_codec
 
-        return load_codec(self._codec_name, self.device)
+        return load_codec(self.codec_name, self.device)
 
     @cached_property
     def text_encoder(self) -> TextEncoder:

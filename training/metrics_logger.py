@@ -49,11 +49,11 @@ class MetricsLogger:
 
 
 def scalars(record: dict[str, Any]) -> dict[str, float]:
-    """A record as TensorBoard takes it: the losses by task ("losses") have a name each ("loss/TASK")."""
+    """A record as trackers take it: the losses by task ("losses") and by noise level have a name each ("loss/TASK")."""
     values = {name: value for name, value in record.items() if name != "step" and not isinstance(value, dict)}
-    for name in ("losses", "validation_losses"):
-        prefix = name.replace("losses", "loss")
-        values |= {f"{prefix}/{task}": loss for task, loss in record.get(name, {}).items()}
+    for name, losses in record.items():
+        if isinstance(losses, dict):
+            values |= {f"{name.replace('losses', 'loss')}/{part}": loss for part, loss in losses.items()}
     return values
 
 

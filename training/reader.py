@@ -44,13 +44,13 @@ from training.device import encode_picture
 from training.plan.dealing import Dealer
 from training.plan.manifest import Manifest
 from training.plan.planned_sample import PlannedSample
-from training.plan.streams import CAPTION, Stream
+from training.plan.streams import CAPTION, ITEM, SUBJECT, Stream
 
 if TYPE_CHECKING:
     from model.codecs import ImageCodec
     from model.pictures import Picture
 
-_COLUMNS = {IMAGES: ["image"], TEXT: ["entries"], CAMERAS: ["c2w", "intrinsics"], CAPTION: [CAPTION]}
+_COLUMNS = {IMAGES: ["image"], TEXT: ["entries"], CAMERAS: ["c2w", "intrinsics"], CAPTION: [CAPTION], SUBJECT: [ITEM]}
 _NAMES = ["names", "colors"]  # of what a prompt names
 _LATENT_COLUMNS = ["latent", "latent_height", "latent_width"]
 _WAITING_THREADS = 4  # that read where it takes waiting for S3, or decoding pictures outside Python's lock
@@ -141,7 +141,9 @@ class PlanReader:
         """A sample whose arrays have their values once `wants`, which gets what it lacks, is read."""
         stream = self.manifest.streams[planned.stream]
         degraded = None
-        if planned.views:
+        if planned.views and find_task(stream.task).references:
+            latents = self._references(stream, planned, wants)
+        elif planned.views:
             latents = self._views(stream, planned, wants)
         else:
             groups = [stream.latents, *([stream.condition] if stream.condition else [])]
@@ -164,7 +166,8 @@ class PlanReader:
             text, prompt = np.empty((0, self.config.model.caption_channels), np.float16), self._prompt(stream, planned)
         else:
             text, prompt = self._text(stream, planned, wants), None
-        return Sample(stream.task, latents, text, sigmas, in_loss, planned.noise_seed, degraded, prompt)
+        drawn = planned.noise_seed, degraded, prompt, planned.index
+        return Sample(stream.task, latents, text, sigmas, in_loss, *drawn)
 
     def _latent(self, stream: Stream, group: str, planned: PlannedSample, view: int | None = None) -> _Source:
         """(C, h, w) of a picture, or of a view of a set."""
@@ -181,6 +184,14 @@ class PlanReader:
         if values.size != math.prod(shape):
             raise damaged_shard(file.address, planned.row_group)
         return _Source(shape, values=values)
+
+    def _references(self, stream: Stream, planned: PlannedSample, wants: list[Want]) -> NDArray[np.float16]:
+        """(V, C, h, w): the image, then the pictures that it refers to."""
+        sources = [self._latent(stream, stream.latents, planned, view) for view in planned.views]
+        frames = self._allocate((len(planned.views), *sources[0].shape))
+        for frame, source in zip(frames, sources, strict=True):
+            source.fill(frame, wants)
+        return frames
 
     def _views(self, stream: Stream, planned: PlannedSample, wants: list[Want]) -> NDArray[np.float16]:
         """(2V, C, h, w): image₀, rays₀, image₁, rays₁, …"""
@@ -254,14 +265,18 @@ class PlanReader:
         return text
 
     def _prompt(self, stream: Stream, planned: PlannedSample) -> str:
-        """The prompt as it is embedded; of a set, that of the first view shown."""
+        """The prompt as it is embedded; of a set, that of the first view shown, with captions of those referred to."""
         if planned.drop_caption:
             return ""
 
-        def value(group: str, column: str) -> Any:
+        def value(group: str, column: str, place: int = 0) -> Any:
             found = self._table(stream, group, planned)[column][planned.row]
-            return (found[planned.views[0]] if planned.views else found).as_py()
+            return (found[planned.views[place]] if planned.views else found).as_py()
 
+        if references := find_task(stream.task).references:
+            caption, *others = (value(CAPTION, CAPTION, place) for place in range(len(planned.views)))
+            items = [value(SUBJECT, ITEM)] if stream.task == SUBJECT else []
+            return build_prompt(stream.task, caption, items, sources=others if references > 1 else [])
         named = [value(stream.task, column) for column in _NAMES] if find_task(stream.task).phrase else []
         return build_prompt(stream.task, value(CAPTION, CAPTION), *named)
 

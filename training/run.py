@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from labeling.dataset import Store, open_store
 from model.inputs import InputError
 from model.inputs.yaml_files import parse_yaml, to_yaml
+from training.anomalies import SKIPPED
 from training.checkpoint import (
     FOLDER,
     check_checkpoint,
@@ -135,7 +136,8 @@ def _write(config: TrainingConfig, store: Store, manifest: Manifest | None) -> N
     """Write the run's configuration, and its manifest where it begins."""
     if manifest is not None:
         manifest.write(store)
-        store.delete(FIRST_MANIFEST)  # of a run that began here and wrote no checkpoint
+        for name in (FIRST_MANIFEST, SKIPPED):  # of a run that began here and wrote no checkpoint
+            store.delete(name)
     store.put(CONFIG, to_yaml(config.model_dump(mode="json")).encode())
 
 
@@ -177,7 +179,7 @@ def _run_workers(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     coordinator = ray.remote(num_cpus=0, scheduling_strategy=here)(Coordinator).remote()
     readers = readers_per_worker(config, ray.cluster_resources().get("CPU", 0.0))
-    codec, text_encoder = _encoders(manifest)
+    codec, text_encoder = encoders(manifest)
     settings = WorkerSettings(
         config=config,
         run=run,
@@ -265,7 +267,7 @@ def _tasks(manifest: Manifest) -> tuple[str, ...]:
     return tuple(task for task, count in manifest.counts().items() if count)
 
 
-def _encoders(manifest: Manifest) -> tuple[str, str]:
+def encoders(manifest: Manifest) -> tuple[str, str]:
     """(codec, text encoder) that the latents and prompts were made with: parameters of their labelers."""
     groups = [item for source in manifest.sources.values() for item in source.declarations.items()]
     codec = next(declared["parameters"]["codec"] for group, declared in groups if group.startswith("latents-"))
@@ -277,7 +279,7 @@ def _check_same(config: TrainingConfig, store: Store) -> None:
     """Raise InputError when the run was begun with a configuration that makes other numbers."""
     place = f"{store.uri}/{CONFIG}"
     before = parse_config(parse_yaml(store.read(CONFIG).decode(), place), place)
-    changed = _differences(before.fixed(), config.fixed())
+    changed = differences(before.fixed(), config.fixed())
     if changed:
         key, _, new = changed[0]
         old: Any = before.model_dump(mode="json")
@@ -290,12 +292,12 @@ def _check_same(config: TrainingConfig, store: Store) -> None:
         )
 
 
-def _differences(before: Any, now: Any, place: str = "") -> list[tuple[str, Any, Any]]:
+def differences(before: Any, now: Any, place: str = "") -> list[tuple[str, Any, Any]]:
     """(key, value before, value now) of each value that differs; keys of nested values are joined by dots."""
     if isinstance(before, dict) and isinstance(now, dict):
         return [
             difference
             for key in dict.fromkeys([*before, *now])
-            for difference in _differences(before.get(key), now.get(key), f"{place}.{key}".strip("."))
+            for difference in differences(before.get(key), now.get(key), f"{place}.{key}".strip("."))
         ]
     return [] if before == now else [(place, before, now)]

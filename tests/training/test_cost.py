@@ -75,12 +75,12 @@ def _preset_text(preset: str) -> str:
     return (PRESETS / f"{preset}.yaml").read_text().replace("\n# ", " ")
 
 
-@pytest.mark.parametrize("preset", ["stage1-256", "stage1-512", "stage2"])
+@pytest.mark.parametrize("preset", ["stage1-256", "stage1-512", "stage2", "stage3", "subject", "editing"])
 def test_presets_state_what_the_model_says(preset: str) -> None:
-    stated = re.search(r"plan (\S+) --gpus 64` about (\d+) hours on 64 H100", _preset_text(preset))
+    stated = re.search(r"plan (\S+) --gpus 64` about ([\d.]+) hours on 64 H100", _preset_text(preset))
     assert stated and stated[1] == preset
     config = load_config(preset)
-    assert int(stated[2]) == pytest.approx(
+    assert float(stated[2]) == pytest.approx(
         run_cost(config, ClusterSpec(64, sharding=configured_sharding(config))).hours, rel=0.03
     )
 

@@ -11,11 +11,12 @@ import pytest
 
 from labeling.dataset import Dataset, open_store, select_rows
 from model.inputs import InputError
-from training.config import SourceConfig, TrainingConfig, load_config
+from training.config import TrainingConfig, load_config
 from training.plan.manifest import Manifest
 from training.plan.mixture import build_manifest
 from training.plan.step_plan import Plan
 from training.run import _check_same, _prepare
+from training.source_config import SourceConfig
 
 SIZE, SHARDS = 64, [[4, 4], [2, 2]]
 SCORES = [0.1, 0.9, 0.5, 0.8, None, 0.7, 0.2, 0.95, 0.6, 0.3, 0.45, 0.4]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +22,18 @@ from labeling.dataset import (
 )
 from model.conditions import CONTENT_COLUMNS
 from model.inputs import InputError
-from model.prompts import RAYS, Task, find_task
-from training.config import SourceConfig, TrainingConfig
+from model.prompts import Task, find_task
+from training.config import TrainingConfig
 from training.plan.manifest import Manifest, SourcePin, counted
 from training.plan.pinned_shards import ShardPin, Shards, bits_of
-from training.plan.streams import CAPTION, Stream
+from training.plan.streams import CAPTION, ITEM, SUBJECT, Stream
+from training.source_config import SourceConfig
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _READ_THREADS = 16
+_SIDES = ["latent_height", "latent_width"]
 
 
 def build_manifest(
@@ -40,14 +45,24 @@ def build_manifest(
 
     A row is eligible when nothing that the task needs of it is in error, it has a prompt for the task, its boxes,
     segmentation or pose show something, its picture was not removed at the source, and its source's `where` is true of
-    it. Raises InputError for an unknown task, a group or shards that are not there, parts made with different codecs or
+    it; for a task with references its pictures must be several, of one size, all captioned, and a subject's named.
+    Raises InputError for an unknown task, a group or shards that are not there, parts made with different codecs or
     text encoders, a condition that selects no row, and a mixture without a single eligible row.
     """
     sources: dict[str, SourcePin] = {}
     streams: list[Stream] = []
     for name, source in mixture.items():
         own = [
-            Stream(name, task, weight, source.size or size, text=source.text, degraded=source.degraded)
+            Stream(
+                name,
+                task,
+                weight,
+                source.size or size,
+                text=source.text,
+                views=source.views,
+                condition_dropout=source.condition_dropout,
+                degraded=source.degraded,
+            )
             for task, weight in source.tasks.items()
         ]
         dataset = Dataset.open(source.dataset)
@@ -66,9 +81,7 @@ def build_manifest(
 
 def _check_task(task: Task, dataset: Dataset) -> None:
     """Raise InputError for a task that cannot be trained, or that needs another kind of dataset."""
-    if task.condition is None and task.name != "text2image":
-        raise InputError(f"task {task.name!r} cannot be trained yet; take it out of the mixture")
-    needed = "sets" if task.condition == RAYS else "pictures"
+    needed = "sets" if task.is_of_sets else "pictures"
     if dataset.kind != needed:
         raise InputError(f"{dataset.uri}: a dataset of {dataset.kind}, but task {task.name!r} needs one of {needed}")
 
@@ -130,6 +143,7 @@ def _pin_shard(
     sets = dataset.has_sets
     prompts = _prompted(dataset, shard, sets) if any(stream.text == "stored" for stream in streams) else []
     captioned = _captioned(dataset, shard, sets) if any(stream.text == "online" for stream in streams) else []
+    referring = _referring(dataset, shard) if any(find_task(stream.task).references for stream in streams) else []
     eligible: dict[str, str | None] = {}
     views: list[int] = []
     for stream in streams:
@@ -144,9 +158,17 @@ def _pin_shard(
             column = dataset.read(label, shard, [CONTENT_COLUMNS[label]])[CONTENT_COLUMNS[label]]
             mask &= np.array([len(value) > 0 if value.is_valid else False for value in column], bool)
         if sets:
-            column = dataset.read(stream.latents, shard, ["latent_height"])["latent_height"]
-            views = [len(value) if value.is_valid else 0 for value in column]
-            mask &= np.array(views) > 0
+            sides = dataset.read(stream.latents, shard, _SIDES)
+            shapes = [list(zip(*pair, strict=True)) if pair[0] else [] for pair in zip(*_lists(sides), strict=True)]
+            views = [len(each) for each in shapes]
+            mask &= np.array(views, int) > 0
+            if find_task(stream.task).references:
+                # Frames of a sample have one size.
+                mask &= np.array([len(set(each)) == 1 < len(each) for each in shapes], bool)
+                mask &= np.array(referring, bool)
+        if stream.task == SUBJECT:
+            named = dataset.read(SUBJECT, shard, [ITEM])[ITEM].to_pylist()
+            mask &= np.array([bool(row) and all(row) for row in named], bool)
         eligible[stream.key] = bits_of(mask)
     content = {group: footer.content for group, footer in footers.items()}
     return ShardPin(shard, row_groups, content, eligible, views)
@@ -171,6 +193,16 @@ def _captioned(dataset: Dataset, shard: str, sets: bool) -> list[bool]:
     """For each row whether it has a caption (of a set: whether its first view has)."""
     rows = dataset.read(CAPTION, shard, [CAPTION])[CAPTION].to_pylist()
     return [(row[0] if row else None) is not None if sets else row is not None for row in rows]
+
+
+def _referring(dataset: Dataset, shard: str) -> list[bool]:
+    """For each set whether all of its pictures have a caption, which prompts with references are built of."""
+    rows = dataset.read(CAPTION, shard, [CAPTION])[CAPTION].to_pylist()
+    return [bool(row) and None not in row for row in rows]
+
+
+def _lists(table: pa.Table) -> list[list[Any]]:
+    return [column.to_pylist() for column in table.columns]
 
 
 def _online_text(encoder: str) -> dict[str, Any]:

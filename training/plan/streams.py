@@ -9,14 +9,15 @@ from labeling.dataset import CAMERAS, IMAGES, TEXT
 from model.conditions import CONTENT_COLUMNS
 from model.prompts import DEGRADED, RAYS, find_task
 
-CAPTION = "caption"  # the group, and its column
+CAPTION, SUBJECT, ITEM = "caption", "subject", "item"  # groups and their columns; SUBJECT's is ITEM
 
 
 @dataclass(frozen=True)
 class Stream:
     """One task served by one source: what samples are drawn from.
 
-    rows: how many are eligible; text: whether their prompts are embedded in the group `text`, or when they are used;
+    rows: how many are eligible; text: whether their prompts are embedded in the group `text`, or when they are used.
+    views: (least, most) pictures of a set in a sample, None for the default; condition_dropout: as in the mixture.
     degraded: whether pictures of a degraded task are made when they are used, or stored.
     """
 
@@ -26,7 +27,13 @@ class Stream:
     size: int
     rows: int = 0
     text: Literal["stored", "online"] = "stored"
+    views: tuple[int, int] | None = None
+    condition_dropout: float = 0.0
     degraded: Literal["online", "stored"] = "online"
+
+    def __post_init__(self) -> None:
+        if self.views is not None:  # a list, as JSON has it
+            object.__setattr__(self, "views", tuple(self.views))
 
     @property
     def key(self) -> str:
@@ -67,4 +74,5 @@ class Stream:
     @property
     def prompt_groups(self) -> tuple[str, ...]:
         """The groups that prompts are built of."""
-        return (CAPTION, *([self.task] if find_task(self.task).phrase else []))
+        named = SUBJECT if self.task == SUBJECT else self.task if find_task(self.task).phrase else None
+        return (CAPTION, *([named] if named else []))

@@ -18,9 +18,10 @@ demo: $(VENV)/installed
 small-cpu: $(VENV)/installed
 	PATH="$(abspath $(BIN)):$$PATH" examples/small_cpu/run.sh runs/small-cpu $(ARGUMENTS)
 
-# In two processes; the tests of a file stay in one of them, since they share fixtures.
+# In three processes, on two cores too, since tests wait for servers and for the ends of jobs. The tests of a file stay
+# in one of them, since they share fixtures.
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 3
 
 # What needs no Ray, server or browser: for the inner loop.
 test-fast: $(VENV)/installed-test
@@ -59,7 +60,7 @@ bench-labels: $(VENV)/installed-test
 bench-kills: $(VENV)/installed-test
 	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_kills.py $(ARGUMENTS)
 
-# Trainings that are killed, resized, filled and cut, beside one that is not: a quarter of an hour on two cores.
+# Trainings that are killed, resized, filled and cut, beside one that is not: 20 minutes on two cores.
 # ARGUMENTS: as in ARGUMENTS="--seed 1 --only S3".
 soak: $(VENV)/installed-test
 	PYTHONPATH=.:tests/plugins:tests/benchmarks $(BIN)/python tests/benchmarks/soak.py $(ARGUMENTS)

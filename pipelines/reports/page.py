@@ -50,23 +50,18 @@ class Timing:
     speed: str
 
 
-def report(uri: str, where: str | None = None, beside: str | None = None, replay_step: int | None = None) -> str:
+def report(uri: str, where: str | None = None, beside: str | None = None) -> str:
     """Write report.html into a dataset or a run, and return the page's address.
 
     The page of a run also shows the datasets that the run was trained on. where: SQL that is true of the rows of a
-    dataset to show. beside: a run to compare a run with. replay_step: show what this step of a run was trained on
-    instead, in RUN/replay/. Raises InputError when there is neither at `uri`, the page cannot be written there, or the
-    condition is bad.
+    dataset to show. beside: a run to compare a run with. Raises InputError when there is neither at `uri`, the page
+    cannot be written there, or the condition is bad.
     """
     store = open_store(uri)
     if beside is not None and not is_run(open_store(beside)):
         raise InputError(f"--with {beside}: no run (no config.yaml, metrics.jsonl or checkpoints/)")
-    if (beside is not None or replay_step is not None) and not is_run(store):
-        raise InputError(f"{uri}: --with and --replay-step are about a run (config.yaml, metrics.jsonl, checkpoints/)")
-    if replay_step is not None:
-        from pipelines.reports.replay import replay
-
-        return replay(uri, replay_step)
+    if beside is not None and not is_run(store):
+        raise InputError(f"{uri}: --with compares runs, and this is none")
     name = store.uri.rstrip("/").rsplit("/", 1)[-1]
     if store.exists(DATASET_FILE):
         return write_report(f"{store.uri}/{PAGE}", [store.uri], None, f"Dataset {name}", where=where)

@@ -14,6 +14,7 @@ from model.inputs.yaml_files import parse_yaml
 from model.pictures import Picture
 from model.prompts import RAYS, find_task
 from pipelines.reports.overlays import Drawing, Inliner, thumbnail
+from pipelines.reports.page import fill_template, written_now
 from training.anomalies import read_skipped
 from training.config import TrainingConfig, parse_config
 from training.plan.manifest import Manifest
@@ -36,7 +37,6 @@ def replay(uri: str, step: int) -> str:
     that it does not have, and for shards that are not what the run began with.
     """
     from model.codecs import load_codec
-    from pipelines.reports.page import fill_template, written_now
     from training.objective import draw_noise
     from training.reader import PlanReader
     from training.sample_names import SampleNames
@@ -89,7 +89,7 @@ def _run(uri: str) -> tuple[TrainingConfig, Manifest]:
     try:
         values: Mapping[str, Any] = parse_yaml(store.read(CONFIG).decode(), place)
     except FileNotFoundError:
-        raise InputError(f"{place}: no such file, and a step cannot be told without it") from None
+        raise InputError(f"{place}: no such file; --replay-step is about a run") from None
     config = parse_config(values, place)
     datasets = {name: source.dataset for name, source in config.mixture.items()}
     manifest = Manifest.read(store).at_addresses(datasets)

@@ -27,6 +27,7 @@ from pipelines.reports.dataset import describe_dataset
 from pipelines.reports.gallery import pick_rows
 from pipelines.reports.overlays import Inliner
 from pipelines.reports.page import report, versions, write_report
+from pipelines.reports.replay import replay
 
 
 def test_report_shows_ingested_images_and_rejected_files(ray_cluster: None, pictures: Path, tmp_path: Path) -> None:
@@ -223,5 +224,7 @@ def test_run_page_shows_noise_levels_skipped_steps_and_rows_over_time_beside_ano
     assert [line for line in page.all("polyline") if line["class"] == "validation"]
     with pytest.raises(InputError, match=r"--with .*: no run"):
         report(str(tmp_path / "first"), beside=str(tmp_path / "d"))
-    with pytest.raises(InputError, match="--with and --replay-step are about a run"):
-        report(str(tmp_path / "d"), replay_step=1)
+    with pytest.raises(InputError, match=r"--with compares runs, and this is none"):
+        report(str(tmp_path / "d"), beside=str(tmp_path / "first"))
+    with pytest.raises(InputError, match=r"config.yaml: no such file; --replay-step is about a run"):
+        replay(str(tmp_path / "d"), 1)

@@ -1,7 +1,0 @@
-"""vllm.config."""
-
-from types import SimpleNamespace
-
-
-class ModelConfig(SimpleNamespace):
-    """As it was given."""

@@ -1,3 +1,0 @@
-"""vllm.inputs.llm."""
-
-TextPrompt = TokensPrompt = dict

@@ -1,7 +1,0 @@
-"""vllm.sampling_params."""
-
-from types import SimpleNamespace
-
-
-class StructuredOutputsParams(SimpleNamespace):
-    """As it was given."""

@@ -15,6 +15,7 @@ from model.inputs import InputError
 from pipelines.ingest import ingest
 from pipelines.label import label
 
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     (tmp_path / "llava").mkdir()

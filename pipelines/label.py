@@ -15,7 +15,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.session import ray_session
-from labeling.dataset import IMAGES, Dataset, Entry, Footers, FooterTable, fresh_shards, groups_of, lease, refuse_others
+from labeling.dataset import (
+    IMAGES,
+    TEXT,
+    Dataset,
+    Entry,
+    Footers,
+    FooterTable,
+    fresh_shards,
+    groups_of,
+    lease,
+    refuse_others,
+)
 from labeling.dataset.lease import Range, live_ranges
 from labeling.declaration import declare, is_same
 from labeling.labeler import Labeler, WholeLabeler
@@ -65,7 +76,8 @@ class Labeling:
     ) -> Labeling:
         """Raises InputError for unknown names, parameters and shards, and for shards of what depends on all rows."""
         dataset = Dataset.open(dataset_uri)
-        labelers = choose_labelers(dataset, _requested_groups(dataset, names), parameters or {}, where)
+        requested = _requested_groups(dataset, names, (parameters or {}).get(TEXT, {}).get("tasks"))
+        labelers = choose_labelers(dataset, requested, parameters or {}, where)
         if shards and not 0 <= shards[0] < shards[1] <= len(dataset.shards):
             raise InputError(f"{dataset_uri}: no shards {shards[0]} to {shards[1]}; it has {len(dataset.shards)}")
         if shards and (whole := [group for group, one in labelers.items() if isinstance(one, WholeLabeler)]):
@@ -247,13 +259,14 @@ def _refuse_changed(work: Labeling) -> None:
             raise InputError(f"{group}: {reason}; label it without --only-errors first")
 
 
-def _requested_groups(dataset: Dataset, names: Sequence[str]) -> list[str]:
-    """The groups that names stand for; without names, the declared ones that a labeler makes."""
+def _requested_groups(dataset: Dataset, names: Sequence[str], tasks: Sequence[str] | None) -> list[str]:
+    """The groups that names stand for; without names, the declared ones that a labeler makes. tasks: of `text`."""
     groups = dataset.groups()
     if not names:
         labeled = [group for group in groups if (dataset.declaration(group) or {}).get("reads")]
         return [group for group in labeled if base_name(group) != SELECTION]  # those come with the groups they are for
-    return [group for name in names for group in default_groups(name, [*groups, *names])]
+    present, sets = [*groups, *names], dataset.has_sets
+    return [group for name in names for group in default_groups(name, present, groups, tasks, sets)]
 
 
 @contextmanager

@@ -20,7 +20,15 @@ from training.source_config import SourceConfig, views_of_sample
 
 PRESETS = Path(__file__).parent / "presets"
 # May change in a run.
-_FREE = {"name", "log_every", "step_tokens", "workers", "checkpoints", "text_encoder", "anomalies", "trackers"}
+_FREE = {"name", "log_every", "step_tokens", "workers", "checkpoints", "codec", "text_encoder", "anomalies", "trackers"}
+_ADDED_KEYS = {
+    "text": "stored",
+    "latents": "stored",
+    "degraded": "online",
+    "where": None,
+    "views": None,
+    "condition_dropout": 0,
+}  # of a source
 _OLD_KEYS = {"held_out": "validation"}  # in configurations that people have, and in config.yaml of their runs
 
 
@@ -181,7 +189,8 @@ class TrainingConfig(Section):
     """A run. `batch` is the number of samples of a step over all workers; `initialize` a checkpoint to start from: a
     run, one of its checkpoints, or a folder in diffusers layout.
 
-    text_encoder: of sources with `text: online`, as for `model.text.load_text_encoder`.
+    text_encoder: of sources with `text: online`, as for `model.text.load_text_encoder`; codec: of sources with
+    `latents: online`, as for `model.codecs.load_codec`.
     step_tokens: at most so many image tokens in a step over all workers, on average; `batch` follows from them, and is
     given in their place otherwise. Each
     worker computes its part in passes of at most workers.pack_tokens, whose gradients are added up.
@@ -197,6 +206,7 @@ class TrainingConfig(Section):
     log_every: int = Field(default=50, gt=0)
     mixture: dict[str, SourceConfig] = Field(min_length=1)
     text_encoder: str | None = None
+    codec: str | None = None
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -238,10 +248,12 @@ class TrainingConfig(Section):
         return name
 
     @model_validator(mode="after")
-    def _check_text_encoder(self) -> TrainingConfig:
-        online = [name for name, source in self.mixture.items() if source.text == "online"]
-        if online and self.text_encoder is None:
-            raise ValueError(f"mixture.{online[0]}.text is online: name the `text_encoder`, as minilm or a path")
+    def _check_encoders(self) -> TrainingConfig:
+        for name, source in self.mixture.items():
+            if source.text == "online" and not self.text_encoder:
+                raise ValueError(f"mixture.{name}.text is online: name the `text_encoder`, as minilm or a path")
+            if source.latents == "online" and not self.codec:
+                raise ValueError(f"mixture.{name}.latents is online: name the `codec`, as dct or a path")
         return self
 
     @model_validator(mode="after")
@@ -281,14 +293,12 @@ class TrainingConfig(Section):
     def fixed(self) -> dict[str, Any]:
         """What must stay the same when a run resumes: all that decides which numbers come out.
 
-        Datasets and the text encoder may have moved: their content is pinned by the run's manifest.
+        Datasets and encoders may have moved: their content is pinned by the run's manifest.
         """
         values = self.model_dump(mode="json", exclude=_FREE)
         for source in values["mixture"].values():
             del source["dataset"]
-            if source["text"] == "stored":  # a key that runs of before lack
-                del source["text"]
-            for key, default in (("where", None), ("views", None), ("condition_dropout", 0), ("degraded", "online")):
+            for key, default in _ADDED_KEYS.items():
                 if source[key] == default:  # configurations of before have no such keys
                     del source[key]
         for key in ("pictures", "denoise_steps", "guidance"):  # what is looked at changes no number

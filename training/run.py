@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from labeling.dataset import Store, open_store
+from labeling.dataset import Store, is_text, open_store
 from model.inputs import InputError
 from model.inputs.yaml_files import parse_yaml, to_yaml
 from training.anomalies import SKIPPED
@@ -26,7 +26,7 @@ from training.config import TrainingConfig, override_config, parse_config
 from training.coordinator import ControlRequest, Coordinator, Progress, await_node_removal, monitor
 from training.metrics_logger import read_metrics
 from training.plan.manifest import FIRST_MANIFEST, Manifest
-from training.plan.mixture import build_manifest, with_text_encoder
+from training.plan.mixture import build_manifest, with_encoders
 from training.worker_settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -127,9 +127,9 @@ def run_training(
 def _pin(config: TrainingConfig, store: Store, resumes: bool) -> Manifest:
     """The run's manifest: one that resumes keeps what it began with."""
     if not resumes:
-        return build_manifest(config.mixture, config.size, config.lanes, config.text_encoder)
+        return build_manifest(config.mixture, config.size, config.lanes, config.text_encoder, config.codec)
     datasets = {name: source.dataset for name, source in config.mixture.items()}
-    return with_text_encoder(Manifest.read(store).at_addresses(datasets), config)
+    return with_encoders(Manifest.read(store).at_addresses(datasets), config)
 
 
 def _write(config: TrainingConfig, store: Store, manifest: Manifest | None) -> None:
@@ -179,7 +179,7 @@ def _run_workers(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     coordinator = ray.remote(num_cpus=0, scheduling_strategy=here)(Coordinator).remote()
     readers = readers_per_worker(config, ray.cluster_resources().get("CPU", 0.0))
-    codec, text_encoder = encoders(manifest)
+    codec, text_encoder = encoders(manifest, config)
     settings = WorkerSettings(
         config=config,
         run=run,
@@ -267,11 +267,16 @@ def _tasks(manifest: Manifest) -> tuple[str, ...]:
     return tuple(task for task, count in manifest.counts().items() if count)
 
 
-def encoders(manifest: Manifest) -> tuple[str, str]:
-    """(codec, text encoder) that the latents and prompts were made with: parameters of their labelers."""
+def encoders(manifest: Manifest, config: TrainingConfig) -> tuple[str, str]:
+    """(codec, text encoder) that the latents and prompts are made with: the run's where it encodes some itself, else
+    parameters of their labelers."""
     groups = [item for source in manifest.sources.values() for item in source.declarations.items()]
     codec = next(declared["parameters"]["codec"] for group, declared in groups if group.startswith("latents-"))
-    encoder = next(declared["parameters"]["encoder"] for group, declared in groups if group == "text")
+    encoder = next(declared["parameters"]["encoder"] for group, declared in groups if is_text(group))
+    if any(source.latents == "online" for source in config.mixture.values()):
+        codec = config.codec
+    if any(source.text == "online" for source in config.mixture.values()):
+        encoder = config.text_encoder
     return str(codec), str(encoder)
 
 

@@ -47,7 +47,7 @@ def replay(uri: str, step: int) -> str:
         raise InputError(f"{uri}: has the steps 1 to {config.steps}, so no step {step}")
     record = next((one for one in read_skipped(store) if one.get("step") == step), {})
     losses = {int(sample["index"]): sample["loss"] for sample in record.get("samples", ())}
-    codec_name, _ = encoders(manifest)
+    codec_name, _ = encoders(manifest, config)
     codec, names = load_codec(codec_name), SampleNames(manifest, config)
     reader, inline = PlanReader(manifest, config, codec_name), Inliner(CHARACTERS)
     places = sorted(range(config.batch), key=lambda place: (step - 1) * config.batch + place not in losses)

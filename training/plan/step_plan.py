@@ -33,7 +33,7 @@ _NORMAL = NormalDist()
 
 @dataclass(frozen=True, eq=False)
 class _Drawn:
-    """Of all samples of a step, (batch,) each. uniforms: (batch, _WORDS).
+    """All samples of a step, (batch,) each. uniforms: (batch, _WORDS).
 
     knows: whether some frames are known; drops: whether the condition is pure noise.
     """
@@ -81,27 +81,27 @@ class Plan:
 
     def sample(self, index: int) -> PlannedSample:
         """The sample of that number in the run."""
-        step, place = divmod(index, self.batch)
-        return self.draw(step, [place])[0][0]
+        step, position = divmod(index, self.batch)
+        return self.draw(step, [position])[0][0]
 
     def sizes(self, step: int) -> StepSizes:
         """What every worker has to know of a step."""
         drawn = self._steps.get(step, self._draw_step)
         tokens = drawn.frames * self._frame_tokens[drawn.streams]
         known = int(drawn.knows.sum())  # one frame of a pair
-        for place in np.flatnonzero(drawn.knows & self._sets[drawn.streams]).tolist():
-            known += int(self._set_levels(drawn, step, place)[1].sum()) - 1
+        for position in np.flatnonzero(drawn.knows & self._sets[drawn.streams]).tolist():
+            known += int(self._set_levels(drawn, step, position)[1].sum()) - 1
         return StepSizes(tokens, int(drawn.frames.sum()) - known, drawn.lanes)
 
-    def draw(self, step: int, places: Sequence[int]) -> list[Leveled]:
-        """The samples of a step at these places, with noise levels."""
+    def draw(self, step: int, positions: Sequence[int]) -> list[Leveled]:
+        """The samples of a step at these positions, with noise levels."""
         drawn = self._steps.get(step, self._draw_step)
-        chosen = np.array(places, np.int64)
-        streams, positions = drawn.streams[chosen], drawn.positions[chosen]
-        found = np.empty((4, len(chosen)), np.int64)  # shard, row group, row, views
+        chosen = np.array(positions, np.int64)
+        streams, draws = drawn.streams[chosen], drawn.positions[chosen]
+        locations = np.empty((4, len(chosen)), np.int64)  # shard, row group, row, views
         for stream in np.unique(streams).tolist():
             here = np.flatnonzero(streams == stream)
-            found[:, here] = self._rows[stream].at(positions[here])
+            locations[:, here] = self._rows[stream].at(draws[here])
         uniforms, words = drawn.uniforms[chosen], drawn.words[chosen]
         dropped = (uniforms[:, _CAPTION] < self.objective.caption_dropout).tolist()
         seeds = (words[:, [_DEGRADATION, _NOISE]] >> np.uint64(1)).tolist()
@@ -109,13 +109,15 @@ class Plan:
         sigmas[drawn.drops[chosen], 1] = 1.0
         frames = drawn.frames[chosen].tolist()
         leveled = []
-        for number, (place, stream, at) in enumerate(zip(places, streams.tolist(), found.T.tolist(), strict=True)):
+        for number, (position, stream, at) in enumerate(
+            zip(positions, streams.tolist(), locations.T.tolist(), strict=True)
+        ):
             views: tuple[int, ...] = ()
             levels, knows = sigmas[number, : frames[number]], known[number, : frames[number]]
             if self._sets[stream]:
-                levels, knows = self._set_levels(drawn, step, place)
-                views = self._draw_views(stream, step * self.batch + place, at[3], len(levels))
-            index = step * self.batch + place
+                levels, knows = self._set_levels(drawn, step, position)
+                views = self._draw_views(stream, step * self.batch + position, at[3], len(levels))
+            index = step * self.batch + position
             planned = PlannedSample(
                 index=index,
                 stream=self._numbers[stream],
@@ -168,16 +170,16 @@ class Plan:
             return 1 + int(generator.permutation(available - 1)[0]), 0
         return tuple(generator.permutation(available)[: frames // int(self._frames[stream])].tolist())
 
-    def _set_levels(self, drawn: _Drawn, step: int, place: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        frames, generator = int(drawn.frames[place]), SeededGenerator(self.seed, "set", step * self.batch + place)
+    def _set_levels(self, drawn: _Drawn, step: int, position: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        frames, generator = int(drawn.frames[position]), SeededGenerator(self.seed, "set", step * self.batch + position)
         uniforms, known = generator.uniforms(frames), np.zeros(frames, bool)
-        stream = int(drawn.streams[place])
-        if drawn.knows[place] and self._refers[stream]:  # references are made of no image
+        stream = int(drawn.streams[position])
+        if drawn.knows[position] and self._refers[stream]:  # references are made of no image
             known[1:] = True
-        while drawn.knows[place] and (not known.any() or known.all()):
+        while drawn.knows[position] and (not known.any() or known.all()):
             known = generator.uniforms(frames) < 0.5
         levels = self._sigmas(uniforms, known)
-        if drawn.drops[place]:
+        if drawn.drops[position]:
             levels[1 :: self._frames[stream]] = 1.0  # of a set with cameras, the rays
         return levels, known
 

@@ -114,7 +114,7 @@ def test_stored_degraded_pictures_are_read_as_their_latents(
     sample = _read(reader, planned)
     stored = _stored(pictures_dataset, "latents-64-degraded-deblurring", planned)["latent"]
     np.testing.assert_array_equal(sample.latents[1].ravel(), np.array(stored, np.float16))
-    assert sample.degraded is None and not np.array_equal(*sample.latents)
+    assert not sample.pictures and not np.array_equal(*sample.latents)
     assert reader.manifest.streams[0].rows == 10, "row 3 has no prompt, and row 5 no stored picture"
     assert "degraded" not in _config(small_config).fixed()["mixture"]["pictures"], "as runs of before have it"
     assert config.fixed()["mixture"]["pictures"]["degraded"] == "stored"

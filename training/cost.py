@@ -179,7 +179,8 @@ def _bytes_of_sample(config: TrainingConfig) -> float:
     total = 0.0
     for share, size, name, source in _tasks(config):
         condition = find_task(name).condition
-        computed = 0.5 if condition in (DEGRADED, RAYS) else 0.0  # every other frame
+        is_computed = condition == RAYS or (condition == DEGRADED and source.degraded == "online")
+        computed = 0.5 if is_computed else 0.0  # every other frame
         frames = _STORED * size.tokens * PATCH_SIZE**2 * LATENT_CHANNELS * (1 - computed)
         if source.latents == "online":
             frames = _JPEG * (size.frames / 2 if condition == RAYS else 1)

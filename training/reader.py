@@ -182,8 +182,8 @@ class PlanReader:
         self, stream: Stream, planned: PlannedSample, images: Encoded, wants: list[Want]
     ) -> tuple[NDArray[np.float16], dict[int, Picture]]:
         """(F, C, h, w) as it is stored, and the degraded picture that a frame is to be encoded from."""
-        is_degraded = find_task(stream.task).condition == DEGRADED
-        groups = [stream.latents, *([stream.condition] if stream.condition and not is_degraded else [])]
+        is_degraded = stream.degrades
+        groups = [stream.latents, *([stream.condition] if stream.condition else [])]
         sources = [self._latent(stream, group, planned) for group in groups]
         shape = sources[0].shape
         if any(source.shape != shape for source in sources):

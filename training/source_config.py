@@ -19,10 +19,12 @@ class SourceConfig(Section):
     default. where: SQL that is true of the rows to train on, as "quality.sharpness > 0.4"; all by default. text:
     prompts as the group `text` has them embedded, or built of the groups that they name things from and embedded where
     the model computes, by the run's `text_encoder`. latents: pictures as the groups `latents-SIZE…` have them encoded,
-    or decoded and drawn when they are read and encoded where the model computes, by the run's `codec`. views: [least,
-    most] pictures of a set in one sample, of `identity` and `subject` the one that is generated among them; by default
-    those of `objective` for views, else 2 to as many as the task takes. condition_dropout: share of the samples whose
-    condition (or rays, or references) is pure noise, so that sampling may be guided by it.
+    or decoded and drawn when they are read and encoded where the model computes, by the run's `codec`. degraded:
+    pictures of deblurring, inpainting and upscaling as they are degraded anew each time, or as the groups
+    `latents-SIZE-degraded-TASK` have them. views: [least, most] pictures of a set in one sample, of `identity` and
+    `subject` the one that is generated among them; by default those of `objective` for views, else 2 to as many as the
+    task takes. condition_dropout: share of the samples whose condition (or rays, or references) is pure noise, so that
+    sampling may be guided by it.
     """
 
     dataset: str
@@ -30,6 +32,7 @@ class SourceConfig(Section):
     size: int | None = Field(default=None, gt=0, multiple_of=SIZE_STEP)
     text: Literal["stored", "online"] = "stored"
     latents: Literal["stored", "online"] = "stored"
+    degraded: Literal["online", "stored"] = "online"
     where: str | None = None
     views: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     condition_dropout: float = Field(default=0.0, ge=0, le=1)
@@ -46,6 +49,8 @@ class SourceConfig(Section):
 
     @model_validator(mode="after")
     def _check_views(self) -> SourceConfig:
+        if self.latents == "online" and self.degraded == "stored":
+            raise ValueError("latents are online, and so are degraded pictures; leave out degraded")
         if self.views and self.views[0] > self.views[1]:
             raise ValueError(f"views {list(self.views)}: give [least, most]")
         for name in self.tasks:

@@ -5,6 +5,7 @@ B pictures, H × W pixels, h = H/8, w = W/8.
 
 from __future__ import annotations
 
+import inspect
 import math
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -135,6 +136,11 @@ def check_autoencoder(vae: Any, name: str) -> None:
         raise InputError(f"{name}: scaling_factor {shown(scale)} in its config.json; it is a number above 0, as 1.5305")
     if isinstance(vae, AutoencoderDCT):
         return
+    # JSON's true counts as 1 until a kernel refuses it, in the middle of a sample.
+    numbers = [key for key, one in inspect.signature(AutoencoderKL).parameters.items() if type(one.default) is int]
+    truth = next((key for key in numbers if isinstance(getattr(getattr(vae, "config", None), key, 0), bool)), None)
+    if truth:
+        raise InputError(f"{name}: {truth} in its config.json is true or false; it is a number")
     if not isinstance(vae, AutoencoderKL):
         raise InputError(f"{name}: {type(vae).__name__}; take an AutoencoderKL, or the codec that needs no training")
     side = 2 ** (len(vae.config.block_out_channels) - 1)

@@ -27,7 +27,7 @@ from labeling.dataset import (
 from model.conditions import CONDITION_READS, shows_nothing
 from model.pictures import decode_picture
 from pipelines.reports.charts import camera_plan
-from pipelines.reports.overlays import SIDE, Drawing, Inliner, draw_label, thumbnail
+from pipelines.reports.overlays import DRAWN, SIDE, Drawing, Inliner, draw_label, thumbnail
 
 VIEW_SIDE = 192
 MAX_VIEWS, MAX_SETS = 12, 6
@@ -185,7 +185,7 @@ def _drawings(
     picture = thumbnail(decode_picture(row["images.image"]), side)
     height, width = picture.shape[:2]
     plain = Drawing(name, inline(picture), f"picture {title}", width, height)
-    return [plain, *(draw_label(group, row, picture, inline, title) for group in CONDITION_READS if group in groups)]
+    return [plain, *(draw_label(group, row, picture, inline, title) for group in DRAWN if group in groups)]
 
 
 def _facts(row: Mapping[str, Any]) -> dict[str, str]:
@@ -210,9 +210,11 @@ def row_values(row: Mapping[str, Any], groups: Collection[str]) -> dict[str, str
     values = {}
     for name, value in row.items():
         group, _, column = name.partition(".")
-        drawn = group in CONDITION_READS or group in (IMAGES, CAMERAS) or name == "caption.caption"
+        drawn = group in DRAWN or group in (IMAGES, CAMERAS) or name == "caption.caption"
         if drawn or group not in groups or column in ("id", *_COMMON_COLUMNS):
             continue
+        if isinstance(value, list) and all(isinstance(one, str) for one in value):
+            value = ", ".join(value)
         if isinstance(value, bool | int | float | str) and value != "":
             text = f"{value:.4g}" if isinstance(value, float) else str(value)
             values[name] = text if len(text) <= 200 else f"{text[:200]} …"

@@ -199,6 +199,7 @@ def test_weights_that_are_missing_are_not_drawn_at_random(released, tmp_path, na
         ("tokenizer/tokenizer.json", None, "/tokenizer: nothing that can be loaded"),
         ("scheduler/scheduler_config.json", None, "scheduler_config.json: it names no _class_name"),
         ("scheduler/scheduler_config.json", {"max_shift": "x"}, "max_shift 'x' in its configuration"),
+        ("vae/config.json", {"norm_num_groups": True}, "norm_num_groups in its config.json is true or false"),
         ("vae/config.json", {"scaling_factor": float("nan")}, "scaling_factor nan in its config.json"),
         ("vae/diffusion_pytorch_model.safetensors.index.json", None, "index.json: it names no weights"),
     ],

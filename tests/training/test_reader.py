@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from labeling.dataset import Dataset, open_store, shards
+from labeling.registry import load_labeler
 from model.inputs import InputError
+from model.pictures import decode_picture
 from training.batch import Sample
 from training.config import TrainingConfig, load_config
 from training.dataloader import read_ahead
@@ -85,6 +87,37 @@ def test_degraded_pictures_have_the_size_of_the_latents(small_config: dict[str, 
     np.testing.assert_array_equal(_read(_reader(_config(small_config)), planned).latents, sample.latents)
     other = PlannedSample(**{**vars(planned), "degradation_seed": planned.degradation_seed + 1})
     assert not np.array_equal(_read(reader, other).latents[1], sample.latents[1])
+
+
+def test_stored_degraded_pictures_are_read_as_their_latents(
+    small_config: dict[str, Any], pictures_dataset: Path, write_group: Callable[..., None]
+) -> None:
+    source = {"dataset": str(pictures_dataset), "tasks": ["deblurring"], "degraded": "stored"}
+    config = _config(small_config, mixture={"pictures": source, "views": None})
+    with pytest.raises(InputError, match="no group 'latents-64-degraded-deblurring', which deblurring needs; make it"):
+        build_manifest(config.mixture, config.size)
+    degraded, latents = (load_labeler(name, {}) for name in ("degraded-deblurring", "latents-64-degraded-deblurring"))
+    degraded.load()
+    latents.load()
+    rows = []
+    for shard in ("000000", "000001"):
+        for row in Dataset(pictures_dataset).read("images", shard).to_pylist():
+            picture = degraded.label_row({"id": row["id"], "images.image": decode_picture(row["image"])})["picture"]
+            known = {"id": row["id"], "images.width": row["width"], "images.height": row["height"]}
+            rows.append(latents.label_row({**known, "degraded-deblurring.picture": picture}))
+    rows[5] = {"error": "no picture"}
+    shards, types = [[4, 4], [2, 2]], {field.name: field.type for field in latents.schema}
+    write_group(pictures_dataset, "latents-64-degraded-deblurring", shards, types, rows)
+    reader = _reader(config)
+    assert reader.threads == 1, "no picture is decoded"
+    planned = _first(reader, "deblurring")
+    sample = _read(reader, planned)
+    stored = _stored(pictures_dataset, "latents-64-degraded-deblurring", planned)["latent"]
+    np.testing.assert_array_equal(sample.latents[1].ravel(), np.array(stored, np.float16))
+    assert not sample.pictures and not np.array_equal(*sample.latents)
+    assert reader.manifest.streams[0].rows == 10, "row 3 has no prompt, and row 5 no stored picture"
+    assert "degraded" not in _config(small_config).fixed()["mixture"]["pictures"], "as runs of before have it"
+    assert config.fixed()["mixture"]["pictures"]["degraded"] == "stored"
 
 
 def test_views_alternate_with_their_rays(small_config: dict[str, Any], views_dataset: Path) -> None:

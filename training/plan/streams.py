@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from labeling.dataset import CAMERAS, IMAGES, TEXT
@@ -24,6 +24,7 @@ class Stream:
 
     rows: how many are eligible; text, pictures: whether their prompts are embedded and their pictures encoded in
     groups, or when they are used; text_group: the group of their prompts.
+    degraded: whether pictures of a degraded task are made when they are used, or stored.
     views: (least, most) pictures of a set in a sample, None for the default; condition_dropout: as in the mixture.
     """
 
@@ -37,6 +38,7 @@ class Stream:
     condition_dropout: float = 0.0
     pictures: Literal["stored", "online"] = "stored"
     text_group: str = TEXT  # of all tasks, as older datasets have it
+    degraded: Literal["online", "stored"] = "online"
 
     def __post_init__(self) -> None:
         if self.views is not None:  # a list, as JSON has it
@@ -46,7 +48,8 @@ class Stream:
     def of(cls, name: str, source: SourceConfig, task: str, size: int) -> Stream:
         """What a source of that name serves of a task; size: of a run, where the source has none."""
         drawn = source.views, source.condition_dropout, source.latents
-        return cls(name, task, source.tasks[task], source.size or size, 0, source.text, *drawn)
+        made = cls(name, task, source.tasks[task], source.size or size, 0, source.text, *drawn)
+        return replace(made, degraded=source.degraded)
 
     @property
     def key(self) -> str:
@@ -59,9 +62,16 @@ class Stream:
         return f"latents-{self.size}"
 
     @property
+    def degrades(self) -> bool:
+        """Whether its pictures are degraded when they are used."""
+        return find_task(self.task).condition == DEGRADED and self.degraded == "online"
+
+    @property
     def condition(self) -> str | None:
         """The group of the condition's latents, None where frame 1 is not stored."""
         label = find_task(self.task).label
+        if find_task(self.task).condition == DEGRADED and self.degraded == "stored":
+            label = f"{DEGRADED}-{self.task}"
         return label and f"{self.latents}-{label}"
 
     @property
@@ -74,7 +84,7 @@ class Stream:
             *([self.text_group] if self.text == "stored" else self.prompt_groups),
         ]
         if condition == DEGRADED:
-            groups.append(IMAGES)
+            groups.append(self.condition or IMAGES)
         elif condition == RAYS:
             groups.append(CAMERAS)
         elif condition is not None:

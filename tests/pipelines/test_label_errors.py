@@ -66,9 +66,9 @@ def test_refused_job_leaves_groups_as_they_were(dataset: Dataset) -> None:
     with pytest.raises(InputError, match=r"neither a part of a GPU nor a whole number"):
         label(
             dataset.uri,
-            [BRIGHTNESS, BROKEN],
+            [BRIGHTNESS, "edges"],
             {"brightness": {"gain": 2.0}},
-            resources={"broken": Resources(gpus=1.5)},
+            resources={"edges": Resources(gpus=1.5)},
         )
     assert {path: path.read_bytes() for path in Path(dataset.uri).rglob("*.json")} == files
     assert {path for path in Path(dataset.uri).rglob("*") if path.is_dir()} == folders

@@ -5,6 +5,7 @@ r rank of an adapter's matrices: lora_A (r, in), lora_B (out, r).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import weakref
 from collections.abc import Mapping
@@ -84,12 +85,23 @@ def _check_metadata(metadata: Mapping[str, Any], weights: Mapping[str, Any]) -> 
                 f"LoRA: its {has} have {part if holds else name}, its {lacks} have no "
                 f"{name if holds else part}; save it again, both of one adapter"
             )
+    variant = next((name for name in _variants() if metadata.get(name)), None)
+    if variant:
+        raise InputError(f"LoRA: {variant} in its metadata; only plain adapters and those of DoRA can be loaded")
     start = metadata.get("init_lora_weights", True)
     if start not in _PLAIN_STARTS:
         raise InputError(
             f"LoRA: it was begun with init_lora_weights {shown(start)}, which changes the weights below it; save it as "
             "a plain one, with path_initial_model_for_weight_conversion of peft"
         )
+
+
+def _variants() -> list[str]:
+    """The settings by which peft computes an adapter in another way, without that of DoRA."""
+    from peft import LoraConfig
+
+    fields = dataclasses.fields(LoraConfig)
+    return [field.name for field in fields if field.metadata.get("is_lora_variant") and field.name != "use_dora"]
 
 
 def _check_number(name: str, value: Any) -> None:

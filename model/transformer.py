@@ -87,12 +87,12 @@ class NextDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         save_directory: Any,
         safe_serialization: bool = True,
         variant: str | None = None,
-        max_shard_size: int | str = "10GB",
+        max_shard_size: int | str | None = None,
         **kwargs: Any,
     ) -> None:
         """Save as diffusers does, also over an older folder (model.saving). Raises InputError with adapters loaded."""
         refuse_adapters(self)
-        options = {"max_shard_size": max_shard_size, **kwargs}
+        options = {"max_shard_size": "10GB" if max_shard_size is None else max_shard_size, **kwargs}
         save_whole(super().save_pretrained, save_directory, safe_serialization, variant, **options)
 
     def forward(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
@@ -62,9 +63,26 @@ def validate(schema: type[T], values: Mapping[str, Any], origin: str) -> T:
     an unknown key with the nearest right one, a missing key, or a wrong value.
     """
     try:
-        return TypeAdapter(schema).validate_python(dict(values))
+        value = TypeAdapter(schema).validate_python(dict(values))
     except ValidationError as error:
         raise InputError(f"{origin}: {_explain(error, schema)}") from None
+    if endless := _endless(values):  # within values of any kind, which no model looks at
+        where, number = endless
+        raise InputError(f"{origin}: {where}: give a finite number, got {number!r}")
+    return value
+
+
+def _endless(value: Any, where: str = "") -> tuple[str, float] | None:
+    """Where the first number that is not finite stands, and that number."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return where, value
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, list | tuple):
+        parts = enumerate(value)
+    found = (_endless(part, f"{where}.{key}" if where else str(key)) for key, part in parts)
+    return next(filter(None, found), None)
 
 
 def _explain(error: ValidationError, schema: Any) -> str:

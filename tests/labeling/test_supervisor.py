@@ -190,6 +190,10 @@ def test_restarts_leave_no_files_and_no_processes_behind(tmp_path: Path) -> None
 
 
 PARENT = """
+import signal
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # one that is started in the background ignores it
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
 from label_work import OtherWork
 from labeling.supervision.supervisor import Supervisor
 

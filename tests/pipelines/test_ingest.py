@@ -96,7 +96,7 @@ def test_ingest_writes_the_index_that_labels_and_status_read(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ingest(str(pictures), str(tmp_path / "d"), shard_rows=2)
-    monkeypatch.setattr("labeling.dataset.index.read_footer", None)
+    monkeypatch.setattr("labeling.dataset.footer_batches.read_footer", None)
     dataset = Dataset.open(tmp_path / "d")
     assert dataset_status(dataset)["images"].rows == 6
     assert list(dataset.store.files("images", "index")) == ["index-000000-004096.parquet"]

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from training.config import OptimizerConfig
 
@@ -40,6 +41,7 @@ class MovingAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.parameters = list(model.parameters())
+        self._gathers = [module for module in model.modules() if isinstance(module, FSDPModule)]
         self.decay = decay
         self.average = [parameter.detach().float().clone() for parameter in self.parameters]
 
@@ -63,9 +65,16 @@ class MovingAverage:
             saved = [parameter.detach().clone() for parameter in self.parameters]
             for parameter, average in zip(self.parameters, self.average, strict=True):
                 parameter.copy_(average)
+        self._forget_gathered()
         try:
             yield
         finally:
             with torch.no_grad():
                 for parameter, weight in zip(self.parameters, saved, strict=True):
                     parameter.copy_(weight)
+            self._forget_gathered()
+
+    def _forget_gathered(self) -> None:
+        """Let FSDP2 gather weights anew: without a backward pass, its root keeps those of the last forward pass."""
+        for module in self._gathers:
+            module.reshard()

@@ -134,7 +134,7 @@ def _shown_columns(group: str, footer: Footer, sets: bool) -> list[str]:
 
 
 def _image_row(row: Mapping[str, Any], groups: Sequence[str], inline: Inliner) -> GalleryRow:
-    title = _title(row["images.source"], row["images.id"])
+    title = _title(row.get("images.source"), row["images.id"])
     return GalleryRow(
         title=title,
         id=row["images.id"],
@@ -150,7 +150,7 @@ def _image_row(row: Mapping[str, Any], groups: Sequence[str], inline: Inliner) -
 def _set_row(row: Mapping[str, Any], groups: Sequence[str], inline: Inliner) -> GalleryRow:
     count = len(row["images.image"])
     views = [view_of_set(row, index) for index in range(min(count, MAX_VIEWS))]
-    title = _title(str(PurePosixPath(views[0]["images.source"] or "").parent), row["images.id"])
+    title = _title(str(PurePosixPath(views[0].get("images.source") or "").parent), row["images.id"])
     c2w, intrinsics = row.get("cameras.c2w"), row.get("cameras.intrinsics")
     empty = [group for group in CONDITION_READS if group in groups and all(shows_nothing(group, v) for v in views)]
     drawn = [group for group in groups if group not in empty]

@@ -14,6 +14,9 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
+
+from labeling.dataset import Dataset
 from labeling.labeler import Labeler, LanguageModel
 from labeling.networks.endpoint import Answer
 from labeling.resources import Resources
@@ -133,6 +136,13 @@ class Asking(LabelProcess):
 
     child_work = RequestWriter
 
+    def __init__(self, dataset: Dataset, labelers: Mapping[str, Labeler], *arguments: Any) -> None:
+        super().__init__(dataset, labelers, *arguments)
+        (labeler,) = labelers.values()
+        pixel = {"id": "", "images.image": np.zeros((1, 1, 3), np.uint8)}
+        # A row without numbers beside others would make all of theirs floats, on the way from stage to stage.
+        self.filler = json.dumps(labeler.prepare(pixel).inputs)
+
     def __call__(self, batch: Mapping[str, Any]) -> Iterator[dict[str, list[Any]]]:
         for part in [part for packed in batch["parts"] for part in unpack(packed)]:
             (group,) = part.groups
@@ -140,7 +150,7 @@ class Asking(LabelProcess):
             inputs = step.requests.get(group, {})
             requests = {row: json.dumps(pickle.loads(data)) for row, data in inputs.items()}  # noqa: S301 (our own)
             error = "" if requests else "nothing to ask"
-            requests = requests or {"": "{}"}
+            requests = requests or {"": self.filler}
             count = len(requests)
             yield {
                 "part": [pack([part])] * count,
@@ -185,8 +195,6 @@ class Answering(LabelProcess):
 
 def _as_messages(row: dict[str, Any]) -> dict[str, Any]:
     """What vLLM's stages take, of a request of OpenAI's chat completions."""
-    if row[_ERROR]:
-        return {}
     request = json.loads(row["request"])
     sampling = {key: value for key, value in request.items() if key not in ("model", "messages")}
     return {"messages": request["messages"], "sampling_params": sampling, "request": ""}

@@ -1,19 +1,25 @@
-"""Captions by vLLM in actors of `ray.data.llm`: what is asked of Ray, and what is refused."""
+"""Captions by vLLM in actors of `ray.data.llm`: what is asked of Ray, what comes back, and what is refused.
+
+vLLM itself is a stand-in (tests/plugins/vllm_stand_in) in an environment of its own; Ray's stages around it are real.
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from tiny_networks import save_llava
 
-from labeling.dataset import Dataset
+from labeling.dataset import NOT_SELECTED, Dataset
 from labeling.registry import load_labeler
 from labeling.resources import Resources
 from model.inputs import InputError
 from pipelines.ingest import ingest
-from pipelines.label import label
+from pipelines.label import label, plan
+
+STAND_IN = Path(__file__).parents[1] / "plugins" / "vllm_stand_in"
 
 
 @pytest.fixture
@@ -76,3 +82,31 @@ def test_what_ray_is_asked_for() -> None:
     with pytest.raises(InputError, match=r"caption: 2 GPUs for vLLM, and the cluster has 1; give less"):
         processor_config(labeler.language_model, "caption", resources, gpus=1, may_grow=False)
     assert on_cpus["placement_group_config"] == {"bundles": [{"CPU": 1.0}]} and on_cpus["concurrency"] == (2, 2)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_captions_come_to_their_rows_through_the_stages_of_ray(pictures: Path, model: Path, tmp_path: Path) -> None:
+    dataset = dataset_of(pictures, tmp_path / "dataset")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{STAND_IN}:$PYTHONPATH" exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    given = {"model": str(model), "engine": "vllm", "tokens": 33, "side": 128, "extra": {"max_model_len": 77}}
+    resources = {"caption": Resources(gpus=0, cpus=0.25, python=str(python))}
+    shards = [dataset.read("images", shard).to_pylist() for shard in dataset.shard_names]
+    left_out = {row["id"] for row in shards[0]}  # there is nothing to ask about in this shard
+    where = f"images.id not in ({', '.join(map(repr, sorted(left_out)))})"
+    result = label(dataset.uri, ["caption"], {"caption": given}, resources=resources, where=where)
+    assert result.written["caption"] == len(dataset.shards) and result.rows["caption"] == 7
+    sizes = {row["id"]: (row["width"], row["height"]) for rows in shards for row in rows}
+    for row in dataset.rows("caption"):
+        width, height = sizes[row["id"]]
+        if row["id"] in left_out:
+            assert row["error"] == NOT_SELECTED
+        elif (width, height) == (90, 60):
+            assert row["caption"] is None and row["error"] == "ValueError: this picture is too dark"
+        else:
+            scale = 128 / max(width, height)
+            expected = f"A picture of {round(width * scale)} by {round(height * scale)}, 33 tokens, 77."
+            assert (row["caption"], row["error"]) == (expected, None)
+            assert row["model"].endswith("in vLLM") and str(tmp_path) not in row["model"]
+    assert plan(dataset.uri, ["caption"])["caption"].shards == 0

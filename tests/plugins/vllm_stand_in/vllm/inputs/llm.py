@@ -1,0 +1,3 @@
+"""vllm.inputs.llm."""
+
+TextPrompt = TokensPrompt = dict

@@ -1,0 +1,7 @@
+"""vllm.sampling_params."""
+
+from types import SimpleNamespace
+
+
+class StructuredOutputsParams(SimpleNamespace):
+    """As it was given."""

@@ -6,7 +6,7 @@ Their packages are installed for the weights alone, without what they ask for.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,28 +30,39 @@ _NSFW_WHOLE, _NSFW_SIDE = 256, 224  # pixels that a picture is scaled to, and th
 _NSFW_MEAN = (104.0, 117.0, 123.0)  # of blue, green and red
 
 
-class TextShare:
-    """PP-OCRv4's detector of lines of text, whatever they say: signs, captions, watermarks with words."""
+class _PackagedNetwork:
+    """A network whose weights a package holds, computed by OpenCV. file: of the weights, within the module."""
+
+    name: ClassVar[str]
+    package: ClassVar[str]
+    module: ClassVar[str]
+    file: ClassVar[str]
 
     def __init__(self) -> None:
         import cv2
 
         self._network: Any = cv2.dnn.readNetFromONNX(str(self.weights()))
 
-    @staticmethod
-    def is_installed() -> bool:
+    @classmethod
+    def is_installed(cls) -> bool:
         """Whether the package of the weights is."""
-        return missing_extra(_TEXT_MODULE) is None
+        return missing_extra(cls.module) is None
 
-    @staticmethod
-    def weights() -> Path:
+    @classmethod
+    def weights(cls) -> Path:
         """The file of the weights. Raises InputError without their package."""
-        return package_file(_TEXT_MODULE, _TEXT_WEIGHTS)
+        return package_file(cls.module, cls.file)
 
-    @staticmethod
-    def model() -> str:
+    @classmethod
+    def model(cls) -> str:
         """What rows say of it."""
-        return f"text {package_label(_TEXT_PACKAGE)}"
+        return f"{cls.name} {package_label(cls.package)}"
+
+
+class TextShare(_PackagedNetwork):
+    """PP-OCRv4's detector of lines of text, whatever they say: signs, captions, watermarks with words."""
+
+    name, package, module, file = "text", _TEXT_PACKAGE, _TEXT_MODULE, _TEXT_WEIGHTS
 
     def __call__(self, picture: Picture) -> float:
         """Share of a (H, W, 3) picture that lines of text cover, 0 … 1."""
@@ -87,28 +98,10 @@ def _regions(scores: NDArray[np.float32]) -> NDArray[np.uint8]:
     return covered
 
 
-class Indecency:
+class Indecency(_PackagedNetwork):
     """Yahoo's open_nsfw (2016): how likely a picture is not safe for work, 0 … 1."""
 
-    def __init__(self) -> None:
-        import cv2
-
-        self._network: Any = cv2.dnn.readNetFromONNX(str(self.weights()))
-
-    @staticmethod
-    def is_installed() -> bool:
-        """Whether the package of the weights is."""
-        return missing_extra(_NSFW_MODULE) is None
-
-    @staticmethod
-    def weights() -> Path:
-        """The file of the weights. Raises InputError without their package."""
-        return package_file(_NSFW_MODULE, _NSFW_WEIGHTS)
-
-    @staticmethod
-    def model() -> str:
-        """What rows say of it."""
-        return f"nsfw {package_label(_NSFW_PACKAGE)}"
+    name, package, module, file = "nsfw", _NSFW_PACKAGE, _NSFW_MODULE, _NSFW_WEIGHTS
 
     def __call__(self, picture: Picture) -> float:
         """Of a (H, W, 3) picture."""

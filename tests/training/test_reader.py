@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -383,26 +381,3 @@ def test_wrong_text_width_is_named(small_config: dict[str, Any]) -> None:
     reader = _reader(_config(small_config, model=model))
     with pytest.raises(InputError, match=r"model.caption_channels is 384, but the prompts of .* are 32 wide"):
         _read(reader, _first(reader, "text2image"))
-
-
-def test_readers_driver_and_coordinator_start_without_torch() -> None:
-    """Each is a process of its own, and torch with diffusers costs six seconds and 600 MB in each."""
-    code = """
-import sys
-import training.coordinator, training.dataloader, training.run, training.worker_settings, pipelines.train
-print(*({"torch", "diffusers", "transformers", "peft", "accelerate", "ray"} & set(sys.modules)))
-"""
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"
-
-
-def test_reader_keeps_as_many_shards_open_as_its_lanes_have() -> None:
-    """A third of what the system allows the process, which it asks for: in a process of its own."""
-    code = """
-import resource, sys
-from training.size_cache import allow_files
-resource.setrlimit(resource.RLIMIT_NOFILE, (256, int(sys.argv[1])))
-print(allow_files(4096), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-"""
-    for hard, expected in ((1000, "333 1000"), (16384, "4096 12288")):
-        command = [sys.executable, "-c", code, str(hard)]
-        assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() == expected

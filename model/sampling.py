@@ -57,20 +57,11 @@ def sample_frames(
     guided = guidance > 1
     for index, t in enumerate(timesteps):
         levels = torch.where(is_generated, t, known_timestep).expand(B, F)
-        if guided:
-            negative, positive = transformer(
-                torch.cat([latents, latents]), torch.cat([levels, levels]), prompt_embeds, prompt_mask
-            ).chunk(2)
-            velocity = negative + (guidance_now() if guidance_now else guidance) * (positive - negative)
-        else:
-            velocity = transformer(latents, levels, prompt_embeds, prompt_mask)
+        scale = (guidance_now() if guidance_now else guidance) if guided else None
+        velocity = _velocity(transformer, latents, levels, prompt_embeds, prompt_mask, scale)
         latents = scheduler.step(velocity, t, latents, return_dict=False)[0]
         latents = torch.where(where_generated, latents, clean)
-        if not bool(torch.isfinite(latents).all()):
-            raise InputError(
-                f"sampling: numbers that are not finite at step {index + 1} of {len(timesteps)}; weights, inputs or "
-                "their precision are at fault: try float32, or another checkpoint"
-            )
+        _check_finite(latents, index + 1, len(timesteps))
         if progress:
             progress(index + 1, len(timesteps))
         if after_step:
@@ -88,6 +79,28 @@ def set_timesteps(scheduler: Any, num_steps: int, tokens: int, device: torch.dev
     mu = config.base_shift + slope * (tokens - config.base_image_seq_len)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), device=device, mu=mu)
     return scheduler.timesteps
+
+
+def _velocity(
+    transformer: Any, latents: Tensor, levels: Tensor, prompt_embeds: Tensor, prompt_mask: Tensor, scale: float | None
+) -> Tensor:
+    """(B, F, 16, h, w) as the transformer predicts it, led away from the negative prompts by a scale of guidance.
+
+    levels (B, F): timesteps. Without a scale prompts are (B, L, Y), else (2B, L, Y), negative ones first.
+    """
+    if scale is None:
+        return transformer(latents, levels, prompt_embeds, prompt_mask)
+    both = transformer(torch.cat([latents, latents]), torch.cat([levels, levels]), prompt_embeds, prompt_mask)
+    negative, positive = both.chunk(2)
+    return negative + scale * (positive - negative)
+
+
+def _check_finite(latents: Tensor, step: int, steps: int) -> None:
+    if not bool(torch.isfinite(latents).all()):
+        raise InputError(
+            f"sampling: numbers that are not finite at step {step} of {steps}; weights, inputs or their precision are "
+            "at fault: try float32, or another checkpoint"
+        )
 
 
 def _clean_frames(noise: Tensor, known: Tensor | None, generated: Sequence[bool], rays: Tensor | None) -> Tensor:

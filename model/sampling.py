@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from model.constants import PATCH_SIZE
-from model.inputs import InputError
+from model.inputs import InputError, one_line, shown
 
+LEVELS = 1000  # timestep of noise alone
 ConditionTimestep = Literal["last", "zero"]
 
 
@@ -73,12 +75,26 @@ def sample_frames(
 
 
 def set_timesteps(scheduler: Any, num_steps: int, tokens: int, device: torch.device) -> Tensor:
-    """Set the scheduler's sigmas for so many denoised tokens, and give its timesteps, 0…1000."""
+    """Set the scheduler's sigmas for so many denoised tokens, and give its timesteps, which fall from 1000.
+
+    Raises InputError for a scheduler whose configuration gives none, or others.
+    """
     config = scheduler.config
     slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
     mu = config.base_shift + slope * (tokens - config.base_image_seq_len)
-    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), device=device, mu=mu)
-    return scheduler.timesteps
+    sigmas = np.linspace(1.0, 1 / num_steps, num_steps)
+    try:
+        scheduler.set_timesteps(sigmas=sigmas, device=device, mu=mu)
+    except (ArithmeticError, AttributeError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"scheduler: its configuration gives no steps ({one_line(error, 160)}); correct it") from None
+    levels = scheduler.timesteps
+    falls = levels.shape == (num_steps,) and bool((levels[1:] <= levels[:-1]).all())  # which NaN does not
+    if not falls or not math.isclose(float(levels[0]), LEVELS, rel_tol=1e-3) or float(levels[-1]) < 0:
+        raise InputError(
+            f"scheduler: its configuration gives {shown(levels.tolist())} as timesteps, which are to fall from "
+            f"{LEVELS} toward 0; correct it"
+        )
+    return levels
 
 
 def _velocity(

@@ -88,7 +88,7 @@ def set_timesteps(scheduler: Any, num_steps: int, tokens: int, device: torch.dev
     except (ArithmeticError, AttributeError, ImportError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"scheduler: its configuration gives no steps ({one_line(error, 160)}); correct it") from None
     levels = scheduler.timesteps
-    falls = levels.shape == (num_steps,) and bool((levels[1:] <= levels[:-1]).all())  # which NaN does not
+    falls = levels.shape == (num_steps,) and bool((levels[1:] < levels[:-1]).all())  # which NaN does not
     if not falls or not math.isclose(float(levels[0]), LEVELS, rel_tol=1e-3) or float(levels[-1]) < 0:
         raise InputError(
             f"scheduler: its configuration gives {shown(levels.tolist())} as timesteps, which are to fall from "

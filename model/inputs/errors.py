@@ -21,7 +21,8 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(_LINE_BREAKS.sub(" ", str(message)))  # a name that it quotes may have any character
+        # Names that it quotes may have any character, and Ray makes an error anew with its advice.
+        super().__init__(_LINE_BREAKS.sub(" ", _ADVICE.sub("", str(message))))
 
 
 class WorkFailed(RuntimeError):

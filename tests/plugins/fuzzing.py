@@ -25,6 +25,9 @@ LIGHT = settings(
 # Where an example loads a model the suite tries fewer.
 HEAVY = settings(LIGHT, max_examples=EXAMPLES if MANY else 8)
 
+# What is no path anywhere, though parts of it may be one.
+NO_PATHS = ["a\0b", "\ud800", "a" * 300, "a/" * 3000, b"ab", 5]
+
 
 def told(call: Any) -> Any:
     """What the call gives, None where it is refused in one line. Anything else that is raised fails the test."""

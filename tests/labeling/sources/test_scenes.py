@@ -278,7 +278,7 @@ def test_a_capture_is_one_scene_however_many_programs_described_it(tmp_path: Pat
     assert [scene.kind for scene in find_scenes(Source(str(tmp_path)), photographs=False)] == ["transforms"]
 
 
-def test_views_at_a_panorama_or_with_a_lens_of_colmap(tmp_path: Path) -> None:
+def test_lens_of_a_model_is_undistorted_and_one_that_is_no_pinhole_refused(tmp_path: Path) -> None:
     colmap_text(tmp_path)
     path = tmp_path / "sparse/0/cameras.txt"
     path.write_text(f"1 OPENCV {WIDTH} {HEIGHT} {FX} {FY} {CX} {CY} -0.1 0.01 0 0\n")

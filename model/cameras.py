@@ -68,7 +68,7 @@ def camera_rays(c2w: Tensor, intrinsics: Tensor, size: Size, normalize: bool = F
     """Rays (V, h·w, 6): unit direction and origin × direction, relative to the first camera, row by row.
 
     c2w: (V, 4, 4) OpenGL camera-to-world; intrinsics: (V, 3, 3), image width 1; size: (h, w) in latent pixels, or the
-    side of a square. normalize: as in training, optical axes meet at the origin and the first camera is `scale` from it.
+    side of a square. normalize: as in training, optical axes meet at the origin, the first camera is `scale` from it.
     Raises InputError for other shapes, numbers that are not finite, matrices that cannot be inverted, and cameras whose
     rays are not finite.
     """
@@ -148,9 +148,7 @@ def _unproject(R: Tensor, T: Tensor, intrinsics: Tensor, size: Size) -> tuple[Te
     high = h / w
     focal = torch.stack([K[:, 0, 0], K[:, 1, 1]], -1) * 2
     principal = torch.stack([1 - K[:, 0, 2] * 2, high - K[:, 1, 2] * 2], -1)
-    across, down = (
-        1 - (2 * torch.arange(side, dtype=torch.float64, device=R.device) + 1) / side for side in (w, h)
-    )
+    across, down = (1 - (2 * torch.arange(side, dtype=torch.float64, device=R.device) + 1) / side for side in (w, h))
     y, x = torch.meshgrid(down * high, across, indexing="ij")
     grid = rearrange(torch.stack([x, y], -1), "r c k -> 1 (r c) k")
     plane = (grid - principal[:, None]) / focal[:, None]

@@ -66,9 +66,7 @@ def crop_size(columns: int, rows: int, width: int, height: int) -> tuple[int, in
     return crop_width, max(1, min(rows, round(columns * height / width)))
 
 
-def fitted_matrix(
-    matrix: NDArray[np.float64], columns: int, rows: int, width: int, height: int
-) -> NDArray[np.float64]:
+def fitted_matrix(matrix: NDArray[np.float64], columns: int, rows: int, width: int, height: int) -> NDArray[np.float64]:
     """Intrinsics (3, 3) of a picture of columns × rows after `fit_picture` to width × height, in units of any size.
 
     Both for an image width of 1.

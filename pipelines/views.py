@@ -21,7 +21,7 @@ from labeling.dataset import (
     shard_file,
 )
 from labeling.sources.cutting import SHARD_BYTES, cut_shards
-from labeling.sources.scenes.discovery import SceneSource, find_scenes, has_pictures
+from labeling.sources.scenes.discovery import SceneSource, find_scenes
 from labeling.sources.scenes.meshes import MESHES
 from labeling.sources.source import Source
 from labeling.sources.view_sets import (

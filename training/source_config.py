@@ -24,8 +24,8 @@ class SourceConfig(Section):
     `latents-SIZE-degraded-TASK` have them. views: [least, most] pictures of a set in one sample, of `identity` and
     `subject` the one that is generated among them; by default those of `objective` for views, else 2 to as many as the
     task takes. window: of `views`, the most views in a row of a set that those of a sample come from, for sets that are
-    films; by default all of the set. condition_dropout: share of the samples whose condition (or rays, or references) is pure noise, so that
-    sampling may be guided by it.
+    films; by default all of the set. condition_dropout: share of the samples whose condition (or rays, or references)
+    is pure noise, so that sampling may be guided by it.
     """
 
     dataset: str

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -63,7 +64,8 @@ def is_model(name: str) -> bool:
 def read_model(files: SceneFiles, name: str, folders: Sequence[str] = ()) -> Scene:
     """The scene of the model that images.txt or images.bin is of; its pictures in the order of their names.
 
-    folders: that the pictures lie in, by default those beside the model and above it. Raises InputError for a model that is broken, and for a camera or picture that is none to store.
+    folders: that the pictures lie in, by default those beside the model and above it. Raises InputError for a model
+    that is broken, and for a camera or picture that is none to store.
     """
     suffix, folder = PurePosixPath(name).suffix, folder_of(name)
     cameras_name = joined(folder, "cameras" + suffix)
@@ -83,7 +85,9 @@ def read_model(files: SceneFiles, name: str, folders: Sequence[str] = ()) -> Sce
         raise InputError(f"a broken COLMAP model ({type(error).__name__}: {error})"[:200]) from None
     if not images:
         raise InputError("a COLMAP model without pictures")
-    return scene_of(files, folders or _picture_folders(folder), cameras, sorted(images, key=lambda image: image.name), points)
+    return scene_of(
+        files, folders or _picture_folders(folder), cameras, sorted(images, key=lambda image: image.name), points
+    )
 
 
 def scene_of(
@@ -100,9 +104,7 @@ def scene_of(
             if image.camera not in cameras:
                 raise InputError(f"its camera {image.camera} is not in the model")
             values = cameras[image.camera]
-            camera = Camera(
-                *(values[key] for key in ("fx", "fy", "cx", "cy", "width", "height")), lens_of(values)
-            )
+            camera = Camera(*(values[key] for key in ("fx", "fy", "cx", "cy", "width", "height")), lens_of(values))
             c2w = from_opencv(_rotation(image.rotation), image.translation)
             path = files.find_picture(folders, image.name)
         except InputError as error:
@@ -132,7 +134,7 @@ def _overlap(seen: Sequence[NDArray[np.int64]]) -> float | None:
     """Mean share of a picture's points that the next one shows too, of the one with fewer."""
     shares = [
         len(np.intersect1d(one, other)) / least
-        for one, other in zip(seen, seen[1:], strict=False)
+        for one, other in pairwise(seen)
         if (least := min(len(np.unique(one)), len(np.unique(other))))
     ]
     return float(np.mean(shares)) if shares else None
@@ -175,7 +177,9 @@ def _lines(data: bytes) -> Iterator[str]:
 def _text_cameras(data: bytes) -> dict[int, dict[str, Any]]:
     cameras = {}
     for words in (line.split() for line in _lines(data) if line):
-        cameras[int(words[0])] = _camera(words[1], float(words[2]), float(words[3]), [float(word) for word in words[4:]])
+        cameras[int(words[0])] = _camera(
+            words[1], float(words[2]), float(words[3]), [float(word) for word in words[4:]]
+        )
     return cameras
 
 

@@ -61,8 +61,7 @@ def find_scenes(source: Source, photographs: bool) -> list[SceneSource]:
     """
     table, _ = source.files()
     listed = {
-        row["name"]: (row["size"] or 0, row["tag"] or "")
-        for row in table.select(["name", "size", "tag"]).to_pylist()
+        row["name"]: (row["size"] or 0, row["tag"] or "") for row in table.select(["name", "size", "tag"]).to_pylist()
     }
     pictures = _Pictures(filter(is_picture, listed))
     scenes = [SceneSource(kind, name) for name in listed if (kind := kind_of(name))]

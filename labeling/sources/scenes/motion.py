@@ -40,7 +40,10 @@ def reconstruct(folder: Path, camera_model: str, threads: int) -> dict[str, Any]
     reading = pycolmap.ImageReaderOptions()
     reading.camera_model = camera_model
     pycolmap.extract_features(
-        database, pictures, camera_mode=pycolmap.CameraMode.PER_FOLDER, reader_options=reading,
+        database,
+        pictures,
+        camera_mode=pycolmap.CameraMode.PER_FOLDER,
+        reader_options=reading,
         extraction_options=extraction,
     )
     matching, verification = pycolmap.FeatureMatchingOptions(), pycolmap.TwoViewGeometryOptions()

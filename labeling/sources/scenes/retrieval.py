@@ -38,7 +38,7 @@ def pairs_of(features: Mapping[str, Floats], nearest: int, neighbors: int) -> li
         like = vectors @ vectors[index]
         like[index] = -np.inf
         others = np.argsort(-like, kind="stable")[: min(nearest, len(names) - 1)].tolist()
-        others += [other for other in range(index + 1, min(index + 1 + neighbors, len(names)))]
+        others += range(index + 1, min(index + 1 + neighbors, len(names)))
         pairs |= {(min(name, names[other]), max(name, names[other])) for other in others}
     return sorted(pairs)
 

@@ -50,9 +50,7 @@ class Camera:
         own_width, own_height = self.width or width, self.height or height
         given = self.width is not None and self.height is not None
         if not self.is_of(width, height):
-            raise InputError(
-                f"the picture is {width} × {height}, and its camera is of {own_width:g} × {own_height:g}"
-            )
+            raise InputError(f"the picture is {width} × {height}, and its camera is of {own_width:g} × {own_height:g}")
         fx = _focal(own_width, self.angle_x) if self.fx is None else self.fx
         fy = fx if self.angle_y is None else _focal(own_height, self.angle_y)
         fy = fy if self.fy is None else self.fy

@@ -153,7 +153,9 @@ def _cut(view: StoredView, width: int, height: int) -> StoredView:
     if mask is not None:
         levels = fit_picture(np.repeat(decode_gray(mask)[..., None], 3, 2), width, height)[..., 0]
         mask = _encoded_mask(levels > 127)
-    return replace(view, image=image, matrix=fitted_matrix(view.matrix, own_width, own_height, width, height), mask=mask)
+    return replace(
+        view, image=image, matrix=fitted_matrix(view.matrix, own_width, own_height, width, height), mask=mask
+    )
 
 
 def _encoded_mask(shown: NDArray[np.bool_]) -> bytes:

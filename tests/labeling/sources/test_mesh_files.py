@@ -20,11 +20,14 @@ from model.pictures import decode_gray, decode_picture
 
 OPTIONS = ViewOptions(count=2, size=48)
 BOX = trimesh.creation.box()
-TEXTURED = "mtllib {library}\nusemtl red\n" + "".join(
-    f"v {x} {y} {z}\n" for x in (0, 1) for y in (0, 1) for z in (0, 1)
-) + "vt 0.5 0.5\n" + "".join(
-    f"f {a}/1 {b}/1 {c}/1\nf {a}/1 {c}/1 {d}/1\n"
-    for a, b, c, d in ((1, 2, 4, 3), (5, 7, 8, 6), (1, 5, 6, 2), (3, 4, 8, 7), (1, 3, 7, 5), (2, 6, 8, 4))
+TEXTURED = (
+    "mtllib {library}\nusemtl red\n"
+    + "".join(f"v {x} {y} {z}\n" for x in (0, 1) for y in (0, 1) for z in (0, 1))
+    + "vt 0.5 0.5\n"
+    + "".join(
+        f"f {a}/1 {b}/1 {c}/1\nf {a}/1 {c}/1 {d}/1\n"
+        for a, b, c, d in ((1, 2, 4, 3), (5, 7, 8, 6), (1, 5, 6, 2), (3, 4, 8, 7), (1, 3, 7, 5), (2, 6, 8, 4))
+    )
 )
 
 

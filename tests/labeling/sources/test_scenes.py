@@ -46,9 +46,7 @@ def opencv() -> list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
 
 
 def write_transforms(folder: Path, name: str = "transforms.json", **values: Any) -> None:
-    frames = [
-        {"file_path": path, "transform_matrix": c2w.tolist()} for path, c2w in zip(numbered(), C2W, strict=True)
-    ]
+    frames = [{"file_path": path, "transform_matrix": c2w.tolist()} for path, c2w in zip(numbered(), C2W, strict=True)]
     (folder / name).write_text(json.dumps({**CAMERA, "frames": frames, **values}))
 
 
@@ -108,7 +106,9 @@ def realestate(folder: Path) -> None:
     lines = ["https://www.youtube.com/watch?v=abcdefghijk"]
     for index, (R, t) in enumerate(opencv()):
         pose = np.concatenate([R, t[:, None]], 1).ravel()
-        lines.append(" ".join(map(repr, [1000 + index, FX / WIDTH, FY / HEIGHT, CX / WIDTH, CY / HEIGHT, 0, 0, *pose.tolist()])))
+        lines.append(
+            " ".join(map(repr, [1000 + index, FX / WIDTH, FY / HEIGHT, CX / WIDTH, CY / HEIGHT, 0, 0, *pose.tolist()]))
+        )
     (folder / "clip.txt").write_text("\n".join(lines) + "\n")
 
 
@@ -186,13 +186,19 @@ def test_pictures_that_are_there_at_a_quarter_alone_keep_the_rays(tmp_path: Path
     assert (camera_rays(c2w, intrinsics, SIZE) - true_rays()).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize(("orientation", "lies"), [(6, Image.Transpose.ROTATE_90), (8, Image.Transpose.ROTATE_270), (3, Image.Transpose.ROTATE_180)])
+@pytest.mark.parametrize(
+    ("orientation", "lies"),
+    [(6, Image.Transpose.ROTATE_90), (8, Image.Transpose.ROTATE_270), (3, Image.Transpose.ROTATE_180)],
+)
 def test_cameras_are_turned_with_photographs_that_exif_turns(
     orientation: int, lies: Image.Transpose, tmp_path: Path
 ) -> None:
     """The picture lies in its file as it was taken; cameras found by programs that do not look at EXIF are of that."""
     pictures(tmp_path / "plain", numbered(suffix=".jpg"))
-    frames = [{"file_path": path, "transform_matrix": c2w.tolist()} for path, c2w in zip(numbered(suffix=".jpg"), C2W, strict=True)]
+    frames = [
+        {"file_path": path, "transform_matrix": c2w.tolist()}
+        for path, c2w in zip(numbered(suffix=".jpg"), C2W, strict=True)
+    ]
     for folder in ("plain", "turned"):
         (tmp_path / folder / "images").mkdir(parents=True, exist_ok=True)
         (tmp_path / folder / "transforms.json").write_text(json.dumps({**CAMERA, "frames": frames}))

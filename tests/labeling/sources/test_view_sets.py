@@ -13,8 +13,8 @@ import trimesh
 from PIL import Image
 
 from labeling.dataset import Dataset, ShardInfo
-from labeling.sources.source import Source
 from labeling.sources.scenes.discovery import find_scenes, kind_of
+from labeling.sources.source import Source
 from labeling.sources.view_sets import ViewOptions, make_row, write_rows
 from model.pictures import decode_gray, decode_picture
 

@@ -21,6 +21,8 @@ from model.inputs import InputError
 
 LensModel = Literal["SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE"]
 LENS_MODEL: LensModel = "SIMPLE_RADIAL"
+COMMAND = ("-m", "labeling.sources.scenes.motion")  # of Python
+_PLACES = ("pictures",)
 _LEAST = 3  # pictures of a scene
 _EXIF_CAMERA = (0x010F, 0x0110, 0x920A, 0xA405)  # make, model, focal length, that of a 35 mm film
 
@@ -47,9 +49,6 @@ def find_cameras(files: SceneFiles, pictures: Sequence[str], camera_model: str =
         dataclasses.replace(view, path=names[view.path.removeprefix("pictures/")], stands=True) for view in scene.views
     ]
     return dataclasses.replace(scene, views=sorted(views, key=lambda view: view.path), left_out=left_out)
-
-
-_PLACES = ("pictures",)
 
 
 def _write_pictures(
@@ -92,8 +91,7 @@ def _camera_name(raw: bytes, image: EncodedImage) -> str:
 
 
 def _run(folder: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "labeling.sources.scenes.motion", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")  # noqa: S603
+    done = subprocess.run([sys.executable, *COMMAND, str(folder)], capture_output=True, text=True, errors="replace")  # noqa: S603
     if not (folder / "said.json").exists():
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         last = lines[-1][:160] if lines else "without a word"

@@ -57,18 +57,19 @@ def views(
     options: ViewOptions | None = None,
     photographs: bool | None = None,
     gpus: float = 0,
+    pile: bool = False,
 ) -> ViewsResult:
     """Make a dataset of view sets: one set for each mesh, file of cameras or folder of photographs below the source.
 
     photographs: whether folders of pictures without cameras are scenes; None: if the source has nothing else. gpus:
-    that the task of a scene holds. Sets written before are kept. Raises InputError when the source has no scene, or the
-    dataset holds pictures.
+    that the task of a scene holds; pile: photographs are grouped by what they show, not by folder. Sets written before
+    are kept. Raises InputError when the source has no scene, or the dataset holds pictures.
     """
     options = options or ViewOptions()
     source = Source(source_uri)
-    scenes = find_scenes(source, photographs is True)
+    scenes = find_scenes(source, pile or photographs is True, pile)
     if not scenes and photographs is None:
-        scenes = find_scenes(source, True)
+        scenes = find_scenes(source, photographs=True)
     if not scenes:
         raise InputError(f"{source_uri}: no mesh ({', '.join(MESHES)}), file of cameras or photographs there")
     kinds = {scene.kind for scene in scenes}

@@ -158,6 +158,9 @@ def views(
             help="Find the cameras of folders of pictures (COLMAP); by default where there is nothing else.",
         ),
     ] = None,
+    pile: Annotated[
+        bool, typer.Option("--pile", help="Photographs of several scenes in any folders: group them by what they show.")
+    ] = False,
     lens: Annotated[str, typer.Option(help="COLMAP's model of the camera of photographs.")] = "SIMPLE_RADIAL",
     gpus: Annotated[float, typer.Option(min=0, help="That the task of a scene holds, for COLMAP built with CUDA.")] = 0,
 ) -> None:
@@ -165,7 +168,7 @@ def views(
     from labeling.sources.view_sets import view_options
     from pipelines.views import views as run
 
-    result = run(source, dataset, view_options(count, size, seed, path, lens), photographs, gpus)
+    result = run(source, dataset, view_options(count, size, seed, path, lens), photographs, gpus, pile)
     refused = f"; {result.rejected} scenes rejected (rejected/ says why)" if result.rejected else ""
     apart = f"; {result.left_out} pictures are no views (cameras.left_out says why)" if result.left_out else ""
     print(f"{result.added} sets written; {result.sets} sets in {dataset}{refused}{apart}")

@@ -116,6 +116,7 @@ class ViewsJob(Section):
     seed: int = Field(default=0, ge=0)
     path: Literal["orbit", "turntable", "random"] = "orbit"
     photographs: bool | None = None
+    pile: bool = False
     lens: Literal["SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE"] = "SIMPLE_RADIAL"
     gpus: float = Field(default=0, ge=0)
     workers: WorkersSpec = WorkersSpec()

@@ -22,7 +22,7 @@ def run_job(specification: JobSpecification, attempt: RunningAttempt) -> dict[st
 
         one = specification
         options = ViewOptions(one.count, one.size, one.seed, one.path, one.lens)
-        return asdict(views(one.source, one.dataset, options, one.photographs, one.gpus))
+        return asdict(views(one.source, one.dataset, options, one.photographs, one.gpus, one.pile))
     if isinstance(specification, EvaluateJob):
         return evaluate_on_worker(specification)
     if isinstance(specification, ReportJob):

@@ -12,7 +12,7 @@ from pipelines.demo_data.scene import build_scene
 
 Floats = NDArray[np.float64]
 TEXTURES = {  # a solid on a square of ground, each with a photograph of scikit-image on it
-    "box": ("coffee.png", "brick.png"),
+    "box": ("astronaut.png", "gravel.png"),
     "ball": ("chelsea.png", "grass.png"),
     "column": ("rocket.jpg", "gravel.png"),
     "torus": ("astronaut.png", "brick.png"),
@@ -59,7 +59,10 @@ def _projected(mesh: Any, texture: str) -> Any:
     across, up = np.array([1, 0, 0])[axis], np.array([2, 2, 1])[axis]
     rows = np.arange(len(axis))
     half = np.abs(mesh.vertices).max()
-    uv = 0.5 + 0.48 * np.stack([mesh.vertices[rows, across], mesh.vertices[rows, up]], 1) / half
+    # Each of six directions has a part of the photograph of its own: what looks the same after a turn fits two ways.
+    sign = np.repeat(mesh.face_normals, 3, 0)[rows, axis] > 0
+    part = np.stack([axis, sign], 1) / (3, 2)
+    uv = part + (0.5 + 0.48 * np.stack([mesh.vertices[rows, across], mesh.vertices[rows, up]], 1) / half) / (3, 2)
     picture = Image.open(Path(skimage.__file__).parent / "data" / texture).convert("RGB").resize((TEXTURE, TEXTURE))
     material = PBRMaterial(baseColorTexture=picture, metallicFactor=0.0)
     mesh.visual = trimesh.visual.TextureVisuals(uv=uv, material=material)

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from labeling.dataset import digest_json
 from labeling.sources.scenes import co3d, colmap_model, meshes, realestate, transforms
-from labeling.sources.scenes.files import folder_of, is_picture
+from labeling.sources.scenes.files import SceneFiles, folder_of, is_picture
+from labeling.sources.scenes.piles import group_pile
 from labeling.sources.source import Source
 from model.inputs import InputError
 
@@ -23,9 +24,9 @@ _MODEL_FOLDERS = ("sparse", "colmap", "colmap_sparse", "dense")  # within the fo
 class SceneSource:
     """A scene to make a set of.
 
-    name: the file that describes it, or of photographs their folder ("." for the source's own); inside: the sequence
-    in that file; pictures: of photographs; size: bytes that the set may have; tag: changes when a file of it does;
-    facts: file → what metadata.csv says of it and of the pictures beside it.
+    name: the file that describes it, or of photographs their folder ("." for the source's own); inside: the sequence in
+    that file, or the first picture of a group of a pile; pictures: of photographs; size: bytes that the set may have;
+    tag: changes when a file of it does; facts: file → what metadata.csv says of it and of the pictures beside it.
     """
 
     kind: Kind
@@ -53,8 +54,9 @@ def kind_of(name: str) -> Kind | None:
     return "co3d" if co3d.is_annotations(name) else None
 
 
-def find_scenes(source: Source, photographs: bool) -> list[SceneSource]:
-    """The scenes of a source, sorted by name. photographs: folders of pictures without cameras are scenes, too.
+def find_scenes(source: Source, photographs: bool, pile: bool = False) -> list[SceneSource]:
+    """The scenes of a source, sorted by name. photographs: folders of pictures without cameras are scenes, too; pile:
+    of those pictures, whatever folder they lie in, each group that shows the same.
 
     A model of COLMAP, or a folder of pictures, beside or below a file of cameras is of the same scene, and none of its
     own. Raises InputError for annotations of CO3D that cannot be read.
@@ -74,11 +76,13 @@ def find_scenes(source: Source, photographs: bool) -> list[SceneSource]:
     scenes = list(_expanded(source, _without_twins(scenes)))
     if photographs:
         described = {_root(scene) for scene in scenes}
-        scenes += [
-            SceneSource("photographs", folder or ".", pictures=tuple(sorted(names)))
-            for folder, names in pictures.folders.items()
-            if not any(above in described for above in _above(folder))
-        ]
+        folders = {folder for folder in pictures.folders if not any(above in described for above in _above(folder))}
+        if pile:
+            names = [name for folder in folders for name in pictures.of(folder)]
+            groups = group_pile(SceneFiles(source.store), sorted(names))
+            scenes += [SceneSource("photographs", ".", group[0], tuple(group)) for group in groups]
+        else:
+            scenes += [SceneSource("photographs", one or ".", pictures=tuple(pictures.of(one))) for one in folders]
     metadata = source.metadata()
     scenes.sort(key=lambda scene: (scene.name, scene.inside))
     return [_listed(scene, listed, pictures, metadata) for scene in scenes]

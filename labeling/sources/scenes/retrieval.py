@@ -25,7 +25,7 @@ def likely_pairs(database: Path, nearest: int, neighbors: int) -> list[tuple[str
 
     with pycolmap.Database.open(database) as opened:
         images = sorted((image.name, image.image_id) for image in opened.read_all_images())
-        features = {name: _descriptors(opened.read_descriptors(number)) for name, number in images}
+        features = {name: root_sift(opened.read_descriptors(number)) for name, number in images}
     return pairs_of(features, nearest, neighbors)
 
 
@@ -72,7 +72,7 @@ def _vector(features: Floats, words: Floats) -> Floats:
     return vector.reshape(-1).astype(np.float32)
 
 
-def _descriptors(read: Any) -> Floats:
-    """Root-SIFT, whose distances say more than SIFT's."""
-    values = np.asarray(getattr(read, "data", read), np.float32)
+def root_sift(descriptors: Any) -> Floats:
+    """(N, D) of unit length, whose distances say more than those of SIFT's descriptors (N, D)."""
+    values = np.asarray(getattr(descriptors, "data", descriptors), np.float32)
     return np.sqrt(values / np.maximum(values.sum(1, keepdims=True), 1e-6))

@@ -74,9 +74,7 @@ def test_turntable_gives_its_cameras_points_and_what_is_no_view(turntable: Path)
         (["chelsea.png"], "1 of 1 pictures"),
     ],
 )
-def test_folders_without_a_scene_are_refused(
-    names: list[str], reason: str, tmp_path: Path, photographs: Path
-) -> None:
+def test_folders_without_a_scene_are_refused(names: list[str], reason: str, tmp_path: Path, photographs: Path) -> None:
     for number, name in enumerate(names):
         picture = Image.open(photographs / name)
         picture.resize((160, 120)).save(tmp_path / f"{number}.png")
@@ -84,9 +82,7 @@ def test_folders_without_a_scene_are_refused(
         find_cameras(SceneFiles(open_store(str(tmp_path))), sorted(path.name for path in tmp_path.iterdir()))
 
 
-def test_process_that_dies_of_pictures_is_a_reason(
-    turntable: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_process_that_dies_of_pictures_is_a_reason(turntable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photographs_module, "COMMAND", ("-c", "import os; os.abort()"))
     files = SceneFiles(open_store(str(turntable / "pictures")))
     with pytest.raises(InputError, match=r"structure from motion ended with -6"):
@@ -105,3 +101,22 @@ def test_likely_pairs_are_of_one_scene() -> None:
     }
     pairs = pairs_of(features, nearest=3, neighbors=0)
     assert pairs == sorted(set(pairs)) and np.mean([one[0] == other[0] for one, other in pairs]) > 0.95
+
+
+def test_pile_is_sorted_into_scenes(tmp_path: Path, photographs: Path) -> None:
+    """Parts of three photographs that overlap, in one folder, and a picture of nothing."""
+    for name in ("coffee.png", "rocket.jpg", "astronaut.png"):
+        picture = Image.open(photographs / name).convert("RGB").resize((480, 360))
+        for index in range(3):
+            part = picture.crop((40 * index, 20 * index, 400 + 40 * index, 300 + 20 * index))
+            part.save(tmp_path / f"{index}-{name[:3]}.png")
+    Image.new("RGB", (64, 64), (90, 90, 90)).save(tmp_path / "gray.png")
+    scenes = find_scenes(Source(str(tmp_path)), photographs=True, pile=True)
+    assert [scene.pictures for scene in scenes] == [
+        ("0-ast.png", "1-ast.png", "2-ast.png"),
+        ("0-cof.png", "1-cof.png", "2-cof.png"),
+        ("0-roc.png", "1-roc.png", "2-roc.png"),
+        ("gray.png",),
+    ]
+    row = make_row(Source(str(tmp_path)), scenes[-1], ViewOptions())
+    assert row["scene"] == ".#gray.png" and "1 of 1 pictures" in row["reason"]

@@ -186,9 +186,7 @@ def test_pictures_that_are_there_at_a_quarter_alone_keep_the_rays(tmp_path: Path
     assert (camera_rays(c2w, intrinsics, SIZE) - true_rays()).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize(
-    "orientation", [6, 8, 3]
-)
+@pytest.mark.parametrize("orientation", [6, 8, 3])
 def test_broken_models_say_what_is_wrong(break_it: Callable[[Path], Any], reason: str, tmp_path: Path) -> None:
     colmap_binary(tmp_path)
     break_it(tmp_path)

@@ -217,7 +217,7 @@ def fitted_intrinsics(intrinsics: Tensor, sizes: Tensor, size: tuple[int, int]) 
     size: width and height that they were fitted to, in any unit of its own.
     """
     fitted = [
-        torch.from_numpy(fitted_matrix(K.double().numpy(), *before, *size))
+        torch.from_numpy(fitted_matrix(K.double().numpy(), before[0], before[1], *size))
         for K, before in zip(intrinsics, sizes.tolist(), strict=True)
     ]
     return torch.stack(fitted).to(intrinsics.dtype)

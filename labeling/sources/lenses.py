@@ -6,7 +6,7 @@ Lenses are described as nerfstudio, COLMAP and instant-ngp write them into a tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,14 +70,14 @@ class Undistortion:
     """How pixels move from a lens to a pinhole. matrix: (3, 3) of the pinhole, for an image width of 1."""
 
     matrix: NDArray[np.float64]
-    maps: Sequence[NDArray[np.float32]]
+    maps: tuple[Any, Any]  # (H, W) float32 each: where OpenCV takes a pixel from
 
     def apply(self, picture: NDArray[np.uint8], is_mask: bool = False) -> NDArray[np.uint8]:
         """A picture (H, W, 3), or a mask (H, W) that keeps its levels, as the pinhole sees it."""
         import cv2
 
         kind = cv2.INTER_NEAREST if is_mask else cv2.INTER_CUBIC
-        return np.asarray(cv2.remap(picture, *self.maps, kind, borderMode=cv2.BORDER_REPLICATE), np.uint8)
+        return np.asarray(cv2.remap(picture, self.maps[0], self.maps[1], kind, borderMode=cv2.BORDER_REPLICATE), np.uint8)
 
 
 def lens_of(camera: Mapping[str, Any]) -> Lens | None:

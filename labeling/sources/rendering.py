@@ -73,7 +73,7 @@ def anywhere(views: int, seed: int) -> list[Floats]:
     return _orbit_cameras(azimuth, np.degrees(np.arcsin(height)), random.uniform(2.4, 3.2, views))
 
 
-def _orbit_cameras(azimuth: Floats, elevation: Floats, distance: Floats) -> list[Floats]:
+def _orbit_cameras(azimuth: NDArray[Any], elevation: NDArray[Any], distance: NDArray[Any]) -> list[Floats]:
     import torch
 
     from model.cameras import orbit_cameras

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from labeling.dataset import Store
+from labeling.dataset import Store, open_store
 from labeling.sources.scenes.files import SceneFiles, folder_of
 from labeling.sources.scenes.scene import Camera, Scene, View, from_opencv
 from model.inputs import InputError
@@ -33,12 +33,12 @@ def is_annotations(name: str) -> bool:
 
 def sequences_of(store: Store, name: str) -> list[str]:
     """Names of the sequences that a file of annotations is about, sorted. Raises InputError."""
-    return sorted(_by_sequence(store, name))
+    return sorted(_by_sequence(store.uri, name))
 
 
 def read_sequence(files: SceneFiles, name: str, sequence: str) -> Scene:
     """The scene of one sequence, its frames by their numbers. Raises InputError."""
-    frames = _by_sequence(files.store, name).get(sequence)
+    frames = _by_sequence(files.store.uri, name).get(sequence)
     if frames is None:
         raise InputError(f"no sequence {sequence!r} in it")
     rows = sorted((json.loads(frame) for frame in frames), key=lambda frame: int(frame.get("frame_number", 0)))
@@ -76,9 +76,9 @@ def _view(files: SceneFiles, name: str, frame: Mapping[str, Any]) -> View:
 
 
 @lru_cache(maxsize=1)  # a worker makes sequences of one file after another
-def _by_sequence(store: Store, name: str) -> dict[str, list[bytes]]:
+def _by_sequence(uri: str, name: str) -> dict[str, list[bytes]]:
     try:
-        data = store.read(name)
+        data = open_store(uri).read(name)
         rows = json.loads(gzip.decompress(data) if data.startswith(_GZIP) else data)
         sequences: dict[str, list[bytes]] = {}
         for row in rows:

@@ -104,17 +104,18 @@ def scene_of(
             if image.camera not in cameras:
                 raise InputError(f"its camera {image.camera} is not in the model")
             values = cameras[image.camera]
-            camera = Camera(*(values[key] for key in ("fx", "fy", "cx", "cy", "width", "height")), lens_of(values))
+            fx, fy, cx, cy, width, height = (values[key] for key in ("fx", "fy", "cx", "cy", "width", "height"))
+            camera = Camera(fx, fy, cx, cy, width, height, lens_of(values))
             c2w = from_opencv(_rotation(image.rotation), image.translation)
             path = files.find_picture(folders, image.name)
         except InputError as error:
             prefix = "" if repr(image.name) in str(error) else f"{image.name!r}: "
             raise InputError(f"picture {prefix}{error}") from None
-        views.append(View(path, camera, c2w, points=points and _places(points, image.points)))
+        views.append(View(path, camera, c2w, points=None if points is None else _places(points, image.points)))
     if points is None or not points.seen.sum():
         return Scene(views)
-    error = float((points.errors * points.seen).sum() / points.seen.sum())
-    return Scene(views, error if error > 0 else None, _overlap([image.points for image in images]))
+    off = float((points.errors * points.seen).sum() / points.seen.sum())
+    return Scene(views, off if off > 0 else None, _overlap([image.points for image in images]))
 
 
 def _picture_folders(folder: str) -> list[str]:

@@ -58,7 +58,7 @@ def vectors_of(features: Sequence[Floats]) -> Floats:
     end = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 20, 1e-3)
     labels: Any = None
     _, _, words = cv2.kmeans(sample, min(_WORDS, len(sample)), labels, end, 1, cv2.KMEANS_PP_CENTERS)
-    return np.stack([_vector(each, words) for each in features])
+    return np.stack([_vector(each, np.asarray(words, np.float32)) for each in features])
 
 
 def _vector(features: Floats, words: Floats) -> Floats:
@@ -67,7 +67,7 @@ def _vector(features: Floats, words: Floats) -> Floats:
         closest = np.argmin((words**2).sum(1) - 2 * features @ words.T, axis=1)
         np.add.at(vector, closest, features - words[closest])
         lengths = np.linalg.norm(vector, axis=1, keepdims=True)
-        vector = vector / np.where(lengths > 0, lengths, 1)
+        vector /= np.where(lengths > 0, lengths, 1).astype(np.float32)
         vector /= max(float(np.linalg.norm(vector)), 1e-12)
     return vector.reshape(-1).astype(np.float32)
 

@@ -77,7 +77,9 @@ class Undistortion:
         import cv2
 
         kind = cv2.INTER_NEAREST if is_mask else cv2.INTER_CUBIC
-        return np.asarray(cv2.remap(picture, self.maps[0], self.maps[1], kind, borderMode=cv2.BORDER_REPLICATE), np.uint8)
+        return np.asarray(
+            cv2.remap(picture, self.maps[0], self.maps[1], kind, borderMode=cv2.BORDER_REPLICATE), np.uint8
+        )
 
 
 def lens_of(camera: Mapping[str, Any]) -> Lens | None:

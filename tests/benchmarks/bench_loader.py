@@ -7,6 +7,7 @@ peers need an environment of their own (pip install mosaicml-streaming litdata w
 numpy, opencv-python, pillow; LitData reads an S3 without TLS only when obstore is not installed). PEERS names its
 Python, and without it the floor alone is beside ours.
 
+"unchecked" is ours without comparing checksums: what they cost is its rate and CPU time beside ours.
 Two figures come from the plan: the bytes that a worker of 64 reads for a byte that it delivers, and how well rows are
 mixed: the variance of a batch's mean, of a feature that the rows of a row group share, × that of a full shuffle.
 Results go to runs/bench/loader.json.
@@ -68,7 +69,9 @@ def main() -> None:
                     continue
                 place = data / "bench" / name.replace(" ", "-")
                 write_case(place, name, given.rows if name == "82 kB" else given.rows // 3, peers, given.peers)
-                rounds = run_rounds(place, kind, ("ours", *peers, "floor"), given, environment if is_far else None)
+                rounds = run_rounds(
+                    place, kind, ("ours", "unchecked", *peers, "floor"), given, environment if is_far else None
+                )
                 result["cases"][case] = show(case, rounds)
                 for peer, ratio in result["cases"][case]["ratios"].items():
                     result["ratios"].setdefault(peer, {})[case] = ratio
@@ -134,6 +137,10 @@ def show(case: str, rounds: dict[str, list[Record]]) -> dict[str, Any]:
             figures["ratios"][name] = round(ratio, 3)
         elif name == "floor":
             figures["share_of_floor"] = round(ratio, 3)
+        elif name == "unchecked":
+            figures["with_checksums"] = round(ratio, 3)
+            costs = [own["cpu_ms"] / record["cpu_ms"] for own, record in zip(rounds["ours"], records, strict=False)]
+            figures["cpu_with_checksums"] = round(statistics.median(costs), 3)
         shown = (f"{middle['rate']:.0f}", f"{middle['mb_per_second']:.0f}", f"{middle['cpu_ms']:.2f}")
         table.add_row(name, *shown, f"{middle['first']:.2f}", "" if name == "ours" else f"{ratio:.2f}")
     Console().print(table)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from model.cameras import as_matrices, default_intrinsics, orbit_cameras
 from model.constants import LATENT_CHANNELS, LATENT_FACTOR, MAX_PIXELS, SIZE_STEP
-from model.inputs import InputError, nearest, shown
+from model.inputs import InputError, check_characters, nearest, shown
 from model.pictures import Picture, as_picture, is_signed
+from model.tensors import check_dense
 
 _MOST = 1_000_000  # of steps, samples, pixels of a side
 _FARTHEST = 1e6  # distance of a camera; the published model has seen 1.5
@@ -61,6 +62,7 @@ def as_texts(name: str, value: Any) -> list[str]:
     texts = [value] if isinstance(value, str) else list(value) if isinstance(value, (list, tuple)) else None
     if not texts or not all(isinstance(text, str) for text in texts):
         raise InputError(f"{name} {shown(value)}: give a text, or a list with a text for each sample")
+    check_characters(name, texts)
     return texts
 
 
@@ -231,6 +233,7 @@ def check_noise(shape: tuple[int, ...], generator: Any, latents: Any) -> None:
         return
     if not isinstance(latents, Tensor) or not latents.is_floating_point():
         raise InputError(f"latents {getattr(latents, 'dtype', type(latents).__name__)}: give a tensor of floats")
+    check_dense("latents", latents)
     if tuple(latents.shape) != shape:
         raise InputError(f"latents of shape {tuple(latents.shape)}: they must be {shape}")
     if not bool(torch.isfinite(latents).all()):

@@ -16,6 +16,7 @@ from torch import Tensor
 from model.constants import CAMERA_DISTANCE, FOCAL_LENGTH, RAY_SCALE
 from model.inputs import InputError, one_line, shown
 from model.pictures import fitted_matrix
+from model.tensors import check_dense
 
 Size = int | tuple[int, int]  # (h, w) in latent pixels, or the side of a square
 _NO_DISTANCE = 1e-6  # of how far cameras are apart; radians between directions
@@ -187,6 +188,7 @@ def as_matrices(name: str, value: Any, side: int) -> Tensor:
         raise InputError(f"{name}: no tensor ({one_line(error, 80)}); give (V, {side}, {side})") from None
     if tensor.ndim != 3 or tensor.shape[1:] != (side, side) or not len(tensor):
         raise InputError(f"{name} {tuple(tensor.shape)}: give (V, {side}, {side})")
+    check_dense(name, tensor)
     if tensor.is_complex():
         raise InputError(f"{name} of {tensor.dtype}: give floats")
     tensor = tensor.float()

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from model.adapters import check_adapter, config_of, layers_of
-from model.inputs import InputError, one_line, shown
+from model.inputs import InputError, as_path, one_line, shown
 from model.saving import folder_to_write, warn_of_pickles
 from model.weights import damaged, refuse_unknown
 
@@ -151,6 +151,8 @@ class LoraMixin(LoraBaseMixin):
         Raises InputError for nothing to save, a path that is a file, and for tensors of no adapter in memory without
         metadata: nothing says what their alpha is.
         """
+        if weight_name is not None and (as_path("weight_name", weight_name).name != weight_name):
+            raise InputError(f"weight_name {shown(weight_name)}: give a file's name, as my_lora.safetensors")
         layers = layers_of(transformer_lora_layers)
         warn_of_pickles(safe_serialization)
         metadata = transformer_lora_adapter_metadata

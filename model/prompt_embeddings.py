@@ -28,6 +28,7 @@ from model.prompts import (
     find_token,
     reference_phrases,
 )
+from model.tensors import check_dense
 from model.text import TextEncoder
 
 _log = logging.getLogger(__name__)
@@ -213,6 +214,7 @@ def as_embeddings(names: Sequence[str], given: Sequence[Tensor | None], width: i
     if not isinstance(embeds, Tensor) or embeds.ndim != 3 or not embeds.is_floating_point() or not embeds.numel():
         kind = f"{embeds.dtype} {tuple(embeds.shape)}" if isinstance(embeds, Tensor) else type(embeds).__name__
         raise InputError(f"{names[0]}: {kind}; give a tensor of floats (samples, tokens, {width or 'width'})")
+    check_dense(names[0], embeds)
     if width is not None and embeds.shape[2] != width:
         raise InputError(f"{names[0]}: {embeds.shape[2]} wide, the transformer takes {width}; take its text encoder's")
     if not bool(torch.isfinite(embeds).all()):
@@ -222,6 +224,7 @@ def as_embeddings(names: Sequence[str], given: Sequence[Tensor | None], width: i
     if not isinstance(mask, Tensor) or mask.shape != embeds.shape[:2]:
         shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise InputError(f"{names[1]}: {shape}; give a tensor {tuple(embeds.shape[:2])}, 1 for tokens of the prompt")
+    check_dense(names[1], mask)
     if not bool(((mask == 0) | (mask == 1)).all()) or not bool((mask != 0).any(1).all()):
         raise InputError(f"{names[1]}: give 1 for tokens of the prompt, at least one in each, and 0 for padding")
     return Embeddings(embeds, mask.bool())

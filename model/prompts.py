@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from model.declared_conditions import declared_conditions
-from model.inputs import InputError, nearest, shown
+from model.inputs import InputError, check_characters, nearest, shown
 
 COLORS: dict[str, str] = {
     "red": "#FF0000",
@@ -118,6 +118,7 @@ def as_words(name: str, value: Sequence[str]) -> list[str]:
     """A sequence of texts as a list. Raises InputError for anything else, naming the argument."""
     if not isinstance(value, list | tuple) or not all(isinstance(word, str) for word in value):
         raise InputError(f"{name} {shown(value)}: give a list of texts")
+    check_characters(name, value)
     return list(value)
 
 

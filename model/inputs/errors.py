@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from model.inputs.extras import describe, missing_extra
@@ -47,6 +47,15 @@ def shown(value: object) -> str:
         return one_line(repr(value), 80) or type(value).__name__
     except Exception:  # a class may fail at its own text
         return type(value).__name__
+
+
+def check_characters(name: str, texts: Iterable[str]) -> None:
+    """Raise InputError for half a character, as of JSON cut within one: no tokenizer and no file takes it."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{name} {shown(text)}: it has half a character; correct the text") from None
 
 
 def nearest(word: str, choices: list[str]) -> str:

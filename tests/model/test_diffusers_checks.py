@@ -1,9 +1,11 @@
 """What diffusers asks of its own pipelines: the checks of its PipelineTesterMixin and PipelineLatentTesterMixin.
 
 Each function is named after theirs. Elsewhere: save_load_local, save_load_optional_components, save_load_float16,
-loading_with_variants and torch_dtype_dict (test_saving.py), encode_prompt_works_in_isolation
-(test_prompt_embeddings.py). Not applicable: float16_inference, xformers and sequential_cpu_offload need
-CUDA; save_load_dduf was removed; latents as images, IP adapters, FreeU and Karras schedulers belong to other models.
+loading_with_variants and torch_dtype_dict (test_saving.py), loading_with_incorrect_variants and device_map
+(test_hub.py), encode_prompt_works_in_isolation (test_prompt_embeddings.py). Not applicable: to_device,
+float16_inference, xformers and sequential_cpu_offload need CUDA; push_to_hub needs a hub; save_load_dduf was removed;
+latents as images, IP adapters, FreeU, caches of blocks (PAB, FasterCache, …) and Karras schedulers belong to other
+models.
 """
 
 from __future__ import annotations

@@ -74,6 +74,9 @@ def test_weights_that_are_no_adapter_are_refused(pipe, tmp_path):
         pipe.load_lora_weights({"unet.x.weight": torch.zeros(1)})
     with pytest.raises(InputError, match="nothing to save"):
         OneDiffusionPipeline.save_lora_weights(tmp_path, {})
+    for name in ("../up.safetensors", "", 5, "a\0b"):
+        with pytest.raises(InputError, match="weight_name"):
+            OneDiffusionPipeline.save_lora_weights(tmp_path, {}, weight_name=name)
     with pytest.raises(InputError, match="takes no scale"):
         pipe.load_lora_weights({"transformer.layers.0.attention.wq.lora_A.weight": torch.zeros(1)}, scale=2)
 

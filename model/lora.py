@@ -151,7 +151,7 @@ class LoraMixin(LoraBaseMixin):
         Raises InputError for nothing to save, a path that is a file, and for tensors of no adapter in memory without
         metadata: nothing says what their alpha is.
         """
-        if weight_name is not None and (as_path("weight_name", weight_name).name != weight_name):
+        if weight_name is not None and (not weight_name or as_path("weight_name", weight_name).name != weight_name):
             raise InputError(f"weight_name {shown(weight_name)}: give a file's name, as my_lora.safetensors")
         layers = layers_of(transformer_lora_layers)
         warn_of_pickles(safe_serialization)

@@ -65,6 +65,8 @@ class NextDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """soft_capping: of self-attention logits; None means as published, in bf16 and fp16 but not in fp32."""
         super().__init__()
         assert tuple(patch_size) == (1, P, P) and not pred_sigma, "no such published model"
+        assert isinstance(norm_eps, int | float) and 0 <= norm_eps < 1, "norm_eps is a small number"
+        assert soft_capping in (None, True, False), "soft_capping is true, false or left open"
         assert hidden_size % num_heads == 0 and hidden_size // num_heads % 6 == 0, "head size must divide by 6"
         width, self.in_channels = min(hidden_size, 1024), in_channels
         self.head_size = hidden_size // num_heads

@@ -16,7 +16,7 @@ from typing import Any
 
 from cluster.own_ray import AGAIN, NodeLost, OwnRay, watched
 from cluster.ray_environment import LOG_LEVEL, LOG_LEVEL_OF_SESSION, prepare_ray, starts_own_ray
-from cluster.ray_internals import silence_raylet
+from cluster.ray_internals import few_actors, few_processes, silence_raylet
 from model.inputs import InputError, WorkFailed, causes, error_for_person, one_line
 
 NODE_SECONDS = 30.0
@@ -47,11 +47,16 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
             _connect(**options)
         else:
             # Ray would connect by itself to one that others have started on this machine.
-            _start(address="local", include_dashboard=False, object_store_memory=memory, **options)
+            with nullcontext() if verbose else few_processes():
+                _start(address="local", include_dashboard=False, object_store_memory=memory, **options)
     _quiet(verbose)
     own = OwnRay() if starts_own_ray() else None
     try:
-        with watched(own) if own else nullcontext(), _losses_named():
+        with (
+            watched(own) if own else nullcontext(),
+            few_actors() if own and not verbose else nullcontext(),
+            _losses_named(),
+        ):
             yield
     finally:
         if own and own.ended:
@@ -204,12 +209,11 @@ def _terminal_kept_clean() -> Iterator[None]:
 
 
 def _quiet(verbose: bool) -> None:
-    """Our own progress bars stand in for those of Ray's libraries, which set up their logging on import.
+    """Our own progress bars stand in for those of Ray Data, which sets up its logging on import.
 
-    Ray Data also logs every exception that it raises.
+    It also logs every exception that it raises.
     """
     import ray.data
-    import ray.train
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     if not verbose:

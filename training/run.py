@@ -221,7 +221,7 @@ def _trainer(settings: WorkerSettings, ray_state: str) -> StoppableTrainer:
     """Ray's trainer of a group of workers. ray_state: a folder for what Ray keeps of them."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
-    from training.ray_internals import StoppableTrainer  # it imports torch, while the coordinator starts
+    from training.ray_internals import ProcessGroup, StoppableTrainer  # after Ray's start
 
     config, workers = settings.config, settings.config.workers
     cpus = workers.cpus + settings.readers * config.reader.cpus
@@ -229,6 +229,7 @@ def _trainer(settings: WorkerSettings, ray_state: str) -> StoppableTrainer:
     return StoppableTrainer(
         _train_worker,
         train_loop_config={"settings": settings},
+        backend_config=ProcessGroup("nccl" if workers.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=resources
         ),

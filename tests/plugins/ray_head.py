@@ -27,7 +27,7 @@ WORKER_PORTS = ("--min-worker-port=0", "--max-worker-port=0")  # as the system g
 
 @dataclass(frozen=True)
 class RayHead:
-    """Address of its dashboard, where its nodes meet, the file of its token, and the environment of its nodes."""
+    """Address that takes jobs, where its nodes meet, the file of its token, and the environment of its nodes."""
 
     address: str
     gcs: str
@@ -36,10 +36,13 @@ class RayHead:
 
 
 @contextmanager
-def ray_head(folder: Path, environment: dict[str, str], cwd: Path | None = None) -> Iterator[RayHead]:
+def ray_head(
+    folder: Path, environment: dict[str, str], cwd: Path | None = None, takes_jobs: bool = False
+) -> Iterator[RayHead]:
     """Start it with `environment` (as S3 credentials, which are the cluster's own), and end it by process id.
 
-    cwd: the folder that it works in, the base of relative paths.
+    cwd: the folder that it works in, the base of relative paths. takes_jobs: whether jobs can be sent to `address`,
+    for which Ray's dashboard has to run, a dozen processes.
     """
     token = folder / "token"
     token.touch(mode=0o600)
@@ -60,6 +63,7 @@ def ray_head(folder: Path, environment: dict[str, str], cwd: Path | None = None)
         *("--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2", f"--object-store-memory={300 << 20}"),
         *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"),
         f"--temp-dir={scratch}",
+        f"--include-dashboard={str(takes_jobs).lower()}",
         *WORKER_PORTS,
         f"--dashboard-agent-listen-port={agent}",  # a Ray that runs beside it may have taken the usual one
     ]
@@ -67,7 +71,7 @@ def ray_head(folder: Path, environment: dict[str, str], cwd: Path | None = None)
     head = subprocess.Popen(command, env=own, cwd=cwd, stdout=log, stderr=log, start_new_session=True)
     try:
         deadline = time.monotonic() + 90
-        while not _listens(dashboard):
+        while not (_listens(dashboard) if takes_jobs else Path(scratch, "ray_current_cluster").exists()):
             assert head.poll() is None, (folder / "head.log").read_text()
             assert time.monotonic() < deadline, (folder / "head.log").read_text()
             time.sleep(0.3)

@@ -22,7 +22,8 @@ from free_ports import free_ports
 from cluster.ray_environment import AUTHENTICATION, RAY_ENVIRONMENT
 
 START = (sys.executable, "-m", "ray.scripts.scripts", "start", "--block")
-WORKER_PORTS = ("--min-worker-port=0", "--max-worker-port=0")  # as the system gives them out: other Rays run beside it
+# Ports as the system gives them out, since other Rays run beside it; no process for workers' logs, which nobody reads.
+WORKERS = ("--min-worker-port=0", "--max-worker-port=0", "--include-log-monitor=false")
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ def ray_head(
         *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"),
         f"--temp-dir={scratch}",
         f"--include-dashboard={str(takes_jobs).lower()}",
-        *WORKER_PORTS,
+        "--no-monitor",  # of an autoscaler
+        *WORKERS,
         f"--dashboard-agent-listen-port={agent}",  # a Ray that runs beside it may have taken the usual one
     ]
     log = (folder / "head.log").open("wb")
@@ -86,7 +88,7 @@ def ray_head(
 def ray_node(head: RayHead, cpus: int) -> Iterator[psutil.Process]:
     """One more node; yields its raylet, whose death is that of the node."""
     command = [*START, f"--address={head.gcs}", f"--num-cpus={cpus}", f"--object-store-memory={100 << 20}"]
-    command += [f"--dashboard-agent-listen-port={free_ports(1)[0]}", *WORKER_PORTS]
+    command += [f"--dashboard-agent-listen-port={free_ports(1)[0]}", *WORKERS]
     # It prints much when it is killed.
     silent = subprocess.DEVNULL
     node = subprocess.Popen(command, env=head.environment, stdout=silent, stderr=silent, start_new_session=True)

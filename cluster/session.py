@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 from cluster.own_ray import AGAIN, NodeLost, OwnRay, watched
@@ -23,6 +23,18 @@ NODE_SECONDS = 30.0
 ANSWER_SECONDS = 5.0  # that a Ray may take to listen
 LONGEST_REASON = 300  # characters of what Ray says of a failure of its own
 UNEXPECTED, PREEMPTED = 2, 3  # NodeDeathInfo.Reason of Ray's gcs.proto
+_kept: list[ExitStack] = []  # of `kept_ray`: what holds the Ray that was started within it
+
+
+@contextmanager
+def kept_ray() -> Iterator[None]:
+    """Within, the first `ray_session` starts Ray and later ones use it; it ends with this context."""
+    with ExitStack() as stack:
+        _kept.append(stack)
+        try:
+            yield
+        finally:
+            _kept.remove(stack)
 
 
 @contextmanager
@@ -35,10 +47,17 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
     prepare_ray()
     import ray
 
-    if ray.is_initialized():
-        with _losses_named():
-            yield
-        return
+    if _kept and not ray.is_initialized():
+        _kept[-1].enter_context(_started(memory))
+    with nullcontext() if ray.is_initialized() else _started(memory), _losses_named():
+        yield
+
+
+@contextmanager
+def _started(memory: int) -> Iterator[None]:
+    """A Ray that is connected to or started here, and left or ended afterwards."""
+    import ray
+
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     verbose = bool(os.environ.get("ONEDIFFUSION_VERBOSE"))
     options = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
@@ -55,7 +74,6 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
         with (
             watched(own) if own else nullcontext(),
             few_actors() if own and not verbose else nullcontext(),
-            _losses_named(),
         ):
             yield
     finally:

@@ -18,6 +18,7 @@ import trimesh
 from picture_server import Answer, PictureServer
 from ray_head import RayHead, ray_head
 from tiny_models import save_blip, save_depth_anything, save_pipeline, save_t5, save_vae
+from warm_commands import warm_commands
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 DOCS = Path(__file__).parents[1] / "docs"
@@ -75,7 +76,7 @@ def web() -> Iterator[PictureServer]:
 
 
 @pytest.fixture(scope="module")
-def user(tmp_path_factory: pytest.TempPathFactory, photographs: Path, web: PictureServer) -> User:
+def user(tmp_path_factory: pytest.TempPathFactory, photographs: Path, web: PictureServer) -> Iterator[User]:
     """Someone with three pictures, a list of addresses, a mesh, small models and the files of the how-to."""
     home, here = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("work")
     for name in ("astronaut.png", "chelsea.png", "coffee.png"):
@@ -105,7 +106,8 @@ def user(tmp_path_factory: pytest.TempPathFactory, photographs: Path, web: Pictu
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
     environment.pop("HF_HOME", None)
-    return User(here, environment)
+    with warm_commands(environment) as commands:
+        yield User(here, {**environment, "PATH": os.pathsep.join([str(commands), environment["PATH"]])})
 
 
 def save_in_hub(home: Path, name: str, save: Callable[[Path], object]) -> None:

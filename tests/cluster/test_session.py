@@ -193,4 +193,6 @@ def test_own_ray_has_what_a_command_needs_and_leaves_it_its_signals(tmp_path: Pa
     done = subprocess.run([sys.executable, "-c", ANSWERS], env=environment, capture_output=True, text=True, timeout=120)
     processes, signals = done.stdout.splitlines()
     assert signals.split() == ["SIGTERM", "SIGUSR1"], done.stderr
-    assert processes.split() == ["gcs_server", "raylet", "reaper", "0"], "without helpers, and without actors of Ray's"
+    *names, actors = processes.split()
+    assert set(names) - {"reaper"} == {"gcs_server", "raylet"}, "without helpers; some kernels need a reaper"
+    assert actors == "0", "none of Ray Data's own"

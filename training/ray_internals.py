@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,11 @@ from ray._private.state import state
 from ray.exceptions import GetTimeoutError
 from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.placement_group import remove_placement_group
 
 CHECKED_VERSION = "2.60.0"
 _LEAVE_SECONDS = 30.0  # that workers may take to leave their process group
@@ -99,15 +103,38 @@ def _leave(destroys_group: bool) -> None:
     _shutdown_torch(destroys_group)
 
 
+class _PlacementTold(WorkerGroupCallback):  # type: ignore[misc]  # Ray's class, unknown to mypy
+    """Tells the run's coordinator which resources Ray holds for the workers."""
+
+    def __init__(self, coordinator: Any) -> None:
+        self._coordinator = coordinator
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Called by the controller when all workers are there."""
+        handle = worker_group.get_worker_group_state().placement_group_handle
+        ray.get(self._coordinator.hold_placement_group.remote(handle.placement_group))
+
+
 class StoppableTrainer(DataParallelTrainer):
     """Leaves Ctrl-C to the caller, and can be ended at any time.
 
     Ray's own handler of Ctrl-C asks the controller to abort, which does not answer while its workers wait for
-    resources.
+    resources. Two actors of Ray's are left out, for which the workers would wait: one divides Ray Data's datasets among
+    workers, which take none here; the other gives resources back after the controller has died, which `end` does.
     """
 
     ended = False
     _controller: Any = None
+
+    def __init__(self, coordinator: Any, **arguments: Any) -> None:
+        """coordinator: the run's (training.coordinator)."""
+        super().__init__(**arguments)
+        self._coordinator = coordinator
+
+    def _create_default_callbacks(self) -> list[Any]:
+        left_out = (DatasetsCallback, PlacementGroupCleanerCallback)
+        callbacks = [one for one in super()._create_default_callbacks() if not isinstance(one, left_out)]
+        return [*callbacks, _PlacementTold(self._coordinator)]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Keep the controller. Ray would install its handler of Ctrl-C here; it calls this in the main thread only."""
@@ -120,3 +147,6 @@ class StoppableTrainer(DataParallelTrainer):
         self.ended = True
         if self._controller is not None:
             ray.kill(self._controller)
+            with suppress(Exception):  # the coordinator is gone as well, as where Ray is
+                if group := ray.get(self._coordinator.placement_group.remote(), timeout=_LEAVE_SECONDS):
+                    remove_placement_group(group)

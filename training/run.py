@@ -227,7 +227,8 @@ def _trainer(settings: WorkerSettings, ray_state: str) -> StoppableTrainer:
     cpus = workers.cpus + settings.readers * config.reader.cpus
     resources = {"CPU": cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
     return StoppableTrainer(
-        _train_worker,
+        coordinator=settings.coordinator,
+        train_loop_per_worker=_train_worker,
         train_loop_config={"settings": settings},
         backend_config=ProcessGroup("nccl" if workers.gpus else "gloo"),
         scaling_config=ScalingConfig(

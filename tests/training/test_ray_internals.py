@@ -47,6 +47,22 @@ def test_ray_sets_up_process_groups_with_the_same_parts(ray_prepared: None) -> N
     assert config.TorchConfig().train_func_context is config.TorchConfigContextManager, moved("train_func_context")
 
 
+def test_ray_starts_the_actors_that_are_left_out_by_callbacks(ray_prepared: None) -> None:
+    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+    from ray.train.v2._internal.execution.worker_group import worker_group
+
+    from training.ray_internals import DataParallelTrainer, DatasetsCallback, PlacementGroupCleanerCallback
+
+    source = inspect.getsource(DataParallelTrainer._create_default_callbacks)
+    for callback in (DatasetsCallback, PlacementGroupCleanerCallback):
+        assert f"{callback.__name__}(" in source, moved(f"{callback.__name__} is not among the callbacks")
+    parameters = list(inspect.signature(WorkerGroupCallback.after_worker_group_start).parameters)
+    assert parameters == ["self", "worker_group"], moved(f"after_worker_group_start now takes {parameters}")
+    state = inspect.signature(worker_group.WorkerGroupState).parameters
+    assert "placement_group_handle" in state, moved("WorkerGroupState.placement_group_handle")
+    assert hasattr(worker_group.WorkerGroup, "get_worker_group_state"), moved("get_worker_group_state")
+
+
 def test_driver_and_controller_start_without_torch() -> None:
     """Ray's controller loads what the driver gives it: these modules, and what they import."""
     code = "import sys, training.ray_internals; print('torch' in sys.modules)"

@@ -57,7 +57,7 @@ class ProcessGroup(BackendConfig):
         return {"backend": self.backend}
 
 
-class _WorkersOnly(Backend):  # type: ignore[misc]  # Ray's class, unknown to mypy
+class _WorkersOnly(Backend):
     share_cuda_visible_devices = True
 
     def on_start(self, worker_group: Any, backend_config: ProcessGroup) -> None:
@@ -103,7 +103,7 @@ def _leave(destroys_group: bool) -> None:
     _shutdown_torch(destroys_group)
 
 
-class _PlacementTold(WorkerGroupCallback):  # type: ignore[misc]  # Ray's class, unknown to mypy
+class _PlacementTold(WorkerGroupCallback):
     """Tells the run's coordinator which resources Ray holds for the workers."""
 
     def __init__(self, coordinator: Any) -> None:

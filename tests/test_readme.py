@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -128,10 +130,17 @@ def cluster(user: User, tmp_path: Path) -> Iterator[RayHead]:
     user.environment = before
 
 
+def is_work_of(job: str, process: psutil.Process) -> bool:
+    """Whether it is the process of a local job."""
+    with suppress(psutil.Error):
+        return "execute" in (line := process.cmdline()) and any(job in word for word in line)
+    return False
+
+
 def test_every_command_works(user: User, cluster: RayHead) -> None:
     commands = [command for command in dict.fromkeys(COMMANDS) if not command.startswith(ELSEWHERE)]
     assert len(commands) >= 22
-    job = ""
+    job, working = "", list[psutil.Process]()
     for command in commands:
         command = command.replace("label-1a2b3c4d", job)
         if command.startswith("onediffusion ingest addresses"):
@@ -143,6 +152,9 @@ def test_every_command_works(user: User, cluster: RayHead) -> None:
             if not demo.exists():
                 demo.symlink_to(user.folder / "runs" / "mine")
             command += " --steps 2"
+        if command.startswith("onediffusion logs"):
+            for process in working:
+                process.resume()
         output = user.run(command)
         if command.startswith("onediffusion label"):  # ingest and the first label have started a Ray of their own
             user.environment |= {"RAY_ADDRESS": cluster.gcs, "RAY_AUTH_TOKEN_PATH": str(cluster.token_file)}
@@ -150,6 +162,10 @@ def test_every_command_works(user: User, cluster: RayHead) -> None:
             assert "segmentation" in output
         if command.endswith("submit label --target local"):
             job = output.strip()
+            working = [process for process in psutil.process_iter() if is_work_of(job, process)]
+            assert working, "it has ended before it could be scaled"
+            for process in working:
+                process.suspend()  # there are commands for a job that runs
         if command.startswith(("onediffusion evaluate", "onediffusion submit evaluate")):
             output = user.run(f"onediffusion logs -f {output.strip()}") if "submit" in command else output
             assert "image_to_edges_correlation: " in output

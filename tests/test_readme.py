@@ -152,7 +152,7 @@ def test_every_command_works(user: User, cluster: RayHead) -> None:
             if not demo.exists():
                 demo.symlink_to(user.folder / "runs" / "mine")
             command += " --steps 2"
-        if command.startswith("onediffusion logs"):
+        if command.startswith("onediffusion scale"):
             for process in working:
                 process.resume()
         output = user.run(command)
@@ -165,7 +165,7 @@ def test_every_command_works(user: User, cluster: RayHead) -> None:
             working = [process for process in psutil.process_iter() if is_work_of(job, process)]
             assert working, "it has ended before it could be scaled"
             for process in working:
-                process.suspend()  # there are commands for a job that runs
+                process.suspend()  # or it has ended before it is scaled
         if command.startswith(("onediffusion evaluate", "onediffusion submit evaluate")):
             output = user.run(f"onediffusion logs -f {output.strip()}") if "submit" in command else output
             assert "image_to_edges_correlation: " in output

@@ -210,9 +210,9 @@ def test_training_is_launched_scaled_and_stopped(
         curves = dashboard.request("/curves/training.svg")[2].decode()
         assert "; 1 worker on local" in curves and "<polyline" in curves
         take_screenshot(page, "training")
-        form = {"run": "training", "workers": {"least": 2, "most": 2, "cpus": 0.25}}
-        scaling = launch(page, "scale_training", "scale_run", form)
-        wait_for_success(dashboard, scaling)
+    form = {"run": "training", "workers": {"least": 2, "most": 2, "cpus": 0.25}}
+    scaling = launch(page, "scale_training", "scale_run", form)
+    wait_for_success(dashboard, scaling)
     [(attempt, _)] = list_jobs(str(run))
     folder = JobFolder(attempt.address)
     logged = len(read_metrics(store))

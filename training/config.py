@@ -144,7 +144,8 @@ class WorkersConfig(Section):
     with a copy in every node, so that weights travel within nodes alone.
     gradient_checkpointing: compute each block again in the backward pass.
     pack_tokens: at most so many image tokens in one forward pass (a sample is never split).
-    max_failures: times that a failed worker group starts again from the newest checkpoint; -1 is always.
+    max_failures: times that a failed worker group starts again from the newest checkpoint; -1 is always. A failure that
+    repeats at the same step, with no checkpoint between, ends the run after three times in any case.
     """
 
     count: int | tuple[int, int] = 1

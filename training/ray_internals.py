@@ -6,11 +6,17 @@ training does not know); tests/training/test_ray_internals.py fails for those th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 from ray._private.state import state
+from ray.exceptions import RayActorError
+from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.callback import ControllerCallback
+
+from model.inputs import causes, one_line
 
 CHECKED_VERSION = "2.60.0"
 
@@ -18,6 +24,36 @@ CHECKED_VERSION = "2.60.0"
 def draining_nodes() -> set[str]:
     """Ids of the nodes that are being removed. Ray Train asks in this way too; the public table of nodes lacks it."""
     return set(state.get_draining_nodes())
+
+
+class FailureReporter(ControllerCallback):
+    """Tells a run's coordinator of every group of workers that failed, also of one that never began to train.
+
+    The public callback, below, hears of those alone that raised something while they trained.
+    """
+
+    def __init__(self, coordinator: Any) -> None:
+        self._coordinator = coordinator
+
+    def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
+        """Ray calls it before it starts the workers again, or gives up."""
+        self._coordinator.end_group.remote()
+
+
+class ReasonReporter(UserCallback):
+    """Tells a run's coordinator why its workers fail."""
+
+    def __init__(self, coordinator: Any) -> None:
+        self._coordinator = coordinator
+
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+        """Ray calls it with the errors by rank. One that died explains those of the others, who waited for it."""
+
+        def died(item: tuple[int, Exception]) -> bool:
+            return any(isinstance(cause, RayActorError) for cause in causes(item[1]))
+
+        rank, error = min(worker_exceptions.items(), key=lambda item: (not died(item), item[0]))
+        self._coordinator.explain.remote(f"worker {rank}: {one_line(error, 300)}")
 
 
 class StoppableTrainer(TorchTrainer):

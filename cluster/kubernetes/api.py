@@ -12,7 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.target import KubernetesTarget
+from cluster.kubernetes_target import KubernetesTarget
 from cluster.work import AlreadySubmitted
 from model.inputs import InputError, nearest, one_line
 

@@ -152,8 +152,8 @@ def _with_whole_configuration(specification: TrainJob) -> TrainJob:
     if specification.workers:
         values["workers"] |= specification.workers.model_dump(mode="json", include={"count", "cpus", "gpus"})
     workers = parse_config(values, "workers").workers
-    memory = specification.workers.memory_gb if specification.workers else 0.0
-    spec = WorkersSpec(count=workers.count, cpus=workers.cpus, gpus=workers.gpus, memory_gb=memory)
+    asked = specification.workers or WorkersSpec()
+    spec = asked.model_copy(update={"count": workers.count, "cpus": workers.cpus, "gpus": workers.gpus})
     return TrainJob(
         kind="train",
         config=values,

@@ -90,7 +90,7 @@ def raycluster(target: KubernetesTarget) -> Manifest:
         "metadata": {
             "name": target.cluster,
             "namespace": target.namespace,
-            "labels": common_labels(target) | _queuecommon_labels(target),
+            "labels": common_labels(target) | _queue_labels(target),
             **({"annotations": target.annotations} if target.annotations else {}),
         },
         "spec": pods.cluster(groups),

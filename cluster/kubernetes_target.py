@@ -63,14 +63,13 @@ def _has_pod_fields(overlay: dict[str, Any]) -> dict[str, Any]:
     return overlay
 
 
-
 class Pod(Section):
     """What pods of one kind have besides the usual.
 
     disk: of a node's own disk (ephemeral-storage); by default as much as the job is known to need is asked for.
     node_selector: labels that a node must have. tolerations: taints it may have.
-    pod_overlay: any other fields of a pod, `metadata` and `spec` as Kubernetes has them, merged with ours field by field
-    and items of lists by their name; one that says otherwise than ours is refused. Items that have no name are added.
+    pod_overlay: any other fields of a pod, `metadata` and `spec` as Kubernetes has them, merged with ours field by
+    field and items of lists by their name; one that says otherwise than ours is refused. Items without a name are added.
     """
 
     disk: MemoryQuantity | None = None
@@ -88,8 +87,8 @@ class Pool(Pod):
     machine asks for its share. memory: by default as much as the run needs by arithmetic (`--dry-run` shows the sum),
     else 4Gi for each CPU, at least 16Gi. A pool with at most one GPU gives a worker that needs more CPUs or GPUs a pod
     of its own size.
-    shared_memory: of /dev/shm, a part of the memory, where Ray keeps its objects; by default what the run needs, else
-    40 % of the memory.
+    shared_memory: of /dev/shm, a part of the memory, where Ray keeps its objects; by default 40 % of the memory, or
+    what the run needs where that is more.
     gpu_type: value of the node label `gpu_label`, as "NVIDIA-A100-SXM4-80GB" (the label of NVIDIA's GPU operator; GKE
     has cloud.google.com/gke-accelerator, Karpenter karpenter.k8s.aws/instance-gpu-name).
     spot: nodes that may be taken away are welcome, and preferred (EKS, Karpenter, GKE, AKS).
@@ -161,7 +160,7 @@ class KubernetesTarget(Section):
     pods' PriorityClass.
     cpu_pool, gpu_pool: where workers without and with GPUs run. gpu_pools: others with GPUs by a name of their own, by
     which a job asks for one (`workers.gpu_type`). head: the pod that leads them.
-    cpu_pods: pods of the CPU pool that a job with GPUs has besides, for what needs none: ingest, labels of CPU labelers;
+    cpu_pods: pods of the CPU pool that a job with GPUs has besides, for what needs none, as ingest and CPU labelers;
     a number, or [least, most].
     idle_seconds: after which the autoscaler gives a worker back, where a job asks for between least and most workers.
     retries: how often a job that was lost or interrupted begins again, from its last checkpoint (a job on a shared

@@ -15,6 +15,7 @@ from model.inputs.yaml_files import example_names, read_yaml
 
 TARGETS = Path(__file__).parent / "targets"
 
+
 class LocalTarget(Section):
     """This machine, in the background: the job outlives the terminal.
 

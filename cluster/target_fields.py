@@ -55,13 +55,14 @@ QueueName = Annotated[
 ]
 # KubeRay names a Service after a RayCluster (RFC 1035), and appends to it.
 ClusterName = Annotated[
-    str, in_form(r"[a-z]([-a-z0-9]*[a-z0-9])?", "KubeRay takes it: a lower-case letter, then such letters, digits, -", 53)
+    str,
+    in_form(r"[a-z]([-a-z0-9]*[a-z0-9])?", "KubeRay takes it: a lower-case letter, then such letters, digits, -", 53),
 ]
 LabelKey = Annotated[
     str,
     in_form(
         rf"({_SUBDOMAIN}/)?(?=.{{1,63}}$){_WORD}",
-        "Kubernetes names labels: NAME or DOMAIN/NAME, a NAME being letters, digits, -, _ and . between them, at most 63",
+        "Kubernetes names labels: NAME or DOMAIN/NAME, a NAME being letters, digits, and -, _, . between them (63)",
     ),
 ]
 LabelValue = Annotated[

@@ -37,8 +37,8 @@ class HostNeeds:
     """Of one machine.
 
     memory: part → bytes, at the moment when they are at their most. shared_memory: bytes of them in /dev/shm, of which
-    object_store are for Ray's objects. disk: part → bytes. checkpoint_seconds: from a notice that the machine goes until
-    a checkpoint is whole, where each machine writes 1 GB a second.
+    object_store are for Ray's objects. disk: part → bytes. checkpoint_seconds: from a notice that the machine goes
+    until a checkpoint is whole, where each machine writes 1 GB a second.
     """
 
     memory: dict[str, float]

@@ -261,7 +261,9 @@ def _trainer(settings: WorkerSettings, ray_state: str) -> StoppableTrainer:
 
 def _train_worker(values: dict[str, Any]) -> dict[str, Any]:
     """What Ray Train runs on each worker: only there training.worker, and with it torch, is imported."""
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(COMPILERS))  # read when torch compiles for the first time
+    os.environ.setdefault(
+        "TORCHINDUCTOR_COMPILE_THREADS", str(COMPILERS)
+    )  # read when torch compiles for the first time
     from training.worker import train_worker
 
     return train_worker(values["settings"])

@@ -121,7 +121,7 @@ def default_memory(cpus: float) -> MemoryQuantity:
 
 
 def default_shared_memory(memory: MemoryQuantity) -> MemoryQuantity:
-    """/dev/shm of a pod, where nobody says."""
+    """Shared memory of a pod, where nobody says."""
     return f"{int(quantity_bytes(memory) * SHARED) >> 20}Mi"
 
 
@@ -148,9 +148,9 @@ def remarks(target: KubernetesTarget, shape: PodShape) -> list[str]:
         )
     if needs and shape.pool.spot and needs.checkpoint_seconds > target.grace_seconds - 10:
         lines.append(
-            f"{key} is of spot nodes, and a checkpoint takes about {needs.checkpoint_seconds:.0f} s (where each machine "
-            f"writes 1 GB/s), more than grace_seconds {target.grace_seconds} leave: when a node is taken away, the steps "
-            "since the last checkpoint are done again; lower checkpoints.every"
+            f"{key} is of spot nodes, and a checkpoint takes about {needs.checkpoint_seconds:.0f} s (where each "
+            f"machine writes 1 GB/s), more than grace_seconds {target.grace_seconds} leave: when a node is taken away, "
+            "the steps since the last checkpoint are done again; lower checkpoints.every"
         )
     if re.search(r"(^|/)[^:@/]+(:latest)?$", target.image):
         lines.append(f"image {target.image}: what is newest may move under a job; name a tag, or NAME@sha256:…")

@@ -1,4 +1,4 @@
-"""What a machine must have for some of a job's workers, where arithmetic tells it: of trainings, by their cost model."""
+"""What a machine must have for some of a job's workers, as far as arithmetic tells: of trainings."""
 
 from __future__ import annotations
 

@@ -42,7 +42,9 @@ def instructions(text: str) -> list[tuple[str, str]]:
     """(name, rest) of a Dockerfile's instructions, comments dropped and lines joined."""
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
-    return [(words[0], words[1]) for line in joined.splitlines() if (words := line.split(maxsplit=1)) and len(words) == 2]
+    return [
+        (words[0], words[1]) for line in joined.splitlines() if (words := line.split(maxsplit=1)) and len(words) == 2
+    ]
 
 
 def stages(found: list[tuple[str, str]], arguments: dict[str, str]) -> list[tuple[str, str, list[tuple[str, str]]]]:
@@ -109,10 +111,14 @@ class Build:
         match = re.fullmatch(r"python:3\.11-slim-(\w+)", image)
         if not match:
             raise SystemExit(f"{image}: only Python 3.11 on Debian can be put in the place of a base image here")
-        subprocess.run(["debootstrap", "--variant=minbase", match[1], str(folder)], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            ["debootstrap", "--variant=minbase", match[1], str(folder)], check=True, stdout=subprocess.DEVNULL
+        )
         shutil.copy("/etc/resolv.conf", folder / "etc/resolv.conf")
         stage = Stage(folder)
-        self._run(stage, ["sh", "-c", f"apt-get -qq update && apt-get -qq install -y --no-install-recommends {PYTHON}"], {})
+        self._run(
+            stage, ["sh", "-c", f"apt-get -qq update && apt-get -qq install -y --no-install-recommends {PYTHON}"], {}
+        )
         for marker in folder.glob("usr/lib/python3*/EXTERNALLY-MANAGED"):
             marker.unlink()
         (folder / "usr/local/bin/python").symlink_to("/usr/bin/python3")
@@ -124,7 +130,9 @@ class Build:
             inside = stage.folder / place.lstrip("/")
             inside.mkdir(parents=True, exist_ok=True)
             mounts += f"mount --rbind {shlex.quote(place)} {shlex.quote(str(inside))} && "
-        passed = {name: value for name, value in os.environ.items() if re.match(r"(PIP_|https?_proxy|no_proxy)", name, re.I)}
+        passed = {
+            name: value for name, value in os.environ.items() if re.match(r"(PIP_|https?_proxy|no_proxy)", name, re.I)
+        }
         environment = passed | {"PATH": PATH, "HOME": "/root", "DEBIAN_FRONTEND": "noninteractive"} | variables
         inner = f"cd {shlex.quote(stage.directory)} && exec {shlex.join(command)}"
         chroot = shlex.join(["chroot", f"--userspec={stage.user}", str(stage.folder), "sh", "-c", inner])
@@ -169,7 +177,12 @@ def main() -> None:
         size = int(subprocess.run(["du", "-sb", str(final.folder)], capture_output=True, check=True).stdout.split()[0])
         if options.check:
             build._run(final, ["sh", "-c", options.check], final.variables)
-    figures = {"device": options.device, "seconds": round(seconds), "gigabytes": round(size / 1e9, 2), "steps": build.steps}
+    figures = {
+        "device": options.device,
+        "seconds": round(seconds),
+        "gigabytes": round(size / 1e9, 2),
+        "steps": build.steps,
+    }
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps(figures, indent=1) + "\n")
     print(f"{options.device}: {seconds:.0f} s, {size / 1e9:.2f} GB unpacked → {OUT}")

@@ -80,9 +80,7 @@ def requested(template: dict[str, Any]) -> dict[str, Any]:
         ({"cpus": 12}, work(2, gpus=2.0), (2, 2), 2, "12"),
     ],
 )
-def test_workers_fill_machines(
-    pool: dict[str, Any], job: Work, pods: tuple[int, int], gpus: int, cpus: str
-) -> None:
+def test_workers_fill_machines(pool: dict[str, Any], job: Work, pods: tuple[int, int], gpus: int, cpus: str) -> None:
     group = groups(target_of(gpu_pool=pool), job)[0]
     assert (group["minReplicas"], group["maxReplicas"]) == pods and group["replicas"] == pods[0]
     asked = requested(group["template"])
@@ -96,7 +94,11 @@ def test_workers_fill_machines(
         (MACHINE, work(2, cpus=200.0), r"a worker needs 200 CPUs, .* have 180 \(gpu_pool.cpus\)"),
         (MACHINE, work(64, cpus=30.0), r"gpu_pool.cpus 180 .* 8 workers on a machine need 240; .*reader.processes"),
         (MACHINE | {"memory": "1000Gi"}, work(64, memory_gb=200.0), r"gpu_pool.memory 1000Gi .* ask for 1600G"),
-        ({"shared_memory": "1Gi"}, needing(20, 1), r"gpu_pool.shared_memory 1Gi .* Ray's objects and NCCL; 10Gi would do"),
+        (
+            {"shared_memory": "1Gi"},
+            needing(20, 1),
+            r"gpu_pool.shared_memory 1Gi .* Ray's objects and NCCL; 10Gi would do",
+        ),
         ({"disk": "20Gi"}, needing(20, 1), r"gpu_pool.disk 20Gi .* 30 GiB \(30 for logs\); 30Gi would do"),
     ],
 )
@@ -130,7 +132,9 @@ def test_memory_is_what_the_run_needs_and_too_little_is_refused_with_the_figure(
     with pytest.raises(InputError, match=r"50% of a machine, needs 75 GiB .* 151Gi would do"):
         worker(target_of(gpu_pool=MACHINE | {"memory": "140Gi"}), half)
     # What the job names is taken, and said to be too little.
-    named = Work("train-1", "train", (), "s3://b/j", ResourceRequest(64, 64, 6.0, 1.0, 10.0), needs=needing(150.3).needs)
+    named = Work(
+        "train-1", "train", (), "s3://b/j", ResourceRequest(64, 64, 6.0, 1.0, 10.0), needs=needing(150.3).needs
+    )
     shape = pod_shape(open_pool, named)
     assert shape.memory == "80G" and any("need 151Gi by arithmetic" in line for line in remarks(open_pool, shape))
 
@@ -282,13 +286,16 @@ def test_overlay_is_merged_by_field_and_by_name() -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ({"terminationGracePeriodSeconds": 5}, r"terminationGracePeriodSeconds: is 120 already, and not 5; set `grace_seconds`"),
-        ({"containers": [{"name": "ray-worker", "image": "other"}]}, r"spec.containers.ray-worker.image: .*; set `image`"),
+        ({"terminationGracePeriodSeconds": 5},
+         r"terminationGracePeriodSeconds: is 120 already, and not 5; set `grace_seconds`"),
+        ({"containers": [{"name": "ray-worker", "image": "other"}]},
+         r"spec.containers.ray-worker.image: .*; set `image`"),
         ({"containers": [{"name": "ray-worker", "env": [{"name": "OMP_NUM_THREADS", "value": "8"}]}]},
          r"spec.containers.ray-worker.env.OMP_NUM_THREADS.value: is '1' already, and not '8'; leave it out"),
         ({"containers": [{"name": "ray-worker", "lifecycle": {"preStop": {"exec": {"command": ["true"]}}}}]},
          r"lifecycle.preStop.exec.command: is \['python'"),
-        ({"volumes": [{"name": "shared-memory", "emptyDir": {"sizeLimit": "1Gi"}}]}, r"sizeLimit: .*; set `shared_memory`"),
+        ({"volumes": [{"name": "shared-memory", "emptyDir": {"sizeLimit": "1Gi"}}]},
+         r"sizeLimit: .*; set `shared_memory`"),
         ({"restartPolicy": "Always"}, r"restartPolicy: is 'Never' already"),
     ],
 )  # fmt: skip
@@ -305,8 +312,10 @@ def test_overlay_leaves_the_target_as_it_is() -> None:
 
 
 # As an earlier version kept the target of a job with its attempt, with the defaults of then.
-_RECORDED_POOL = {"cpus": 4.0, "memory": "16Gi", "gpus": 0, "shared_memory": None, "gpu_type": None, "spot": False,
-                  "gpu_label": "nvidia.com/gpu.product", "node_selector": {}, "tolerations": [], "workers": [0, 4]}  # fmt: skip
+_RECORDED_POOL = {
+    "cpus": 4.0, "memory": "16Gi", "gpus": 0, "shared_memory": None, "gpu_type": None, "spot": False,
+    "gpu_label": "nvidia.com/gpu.product", "node_selector": {}, "tolerations": [], "workers": [0, 4],
+}  # fmt: skip
 RECORDED = {
     "type": "kubernetes", "image": "registry.example.com/onediffusion:1", "pull_policy": None, "pull_secrets": [],
     "context": None, "kubeconfig": None, "namespace": "default", "service_account": None, "credentials": None,

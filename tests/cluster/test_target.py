@@ -64,7 +64,10 @@ LONG = "a" * 54
         ({"labels": {"x" * 64: "x"}}, "labels: the name: write it as Kubernetes names labels"),
         ({"annotations": {"a/b/c": "x"}}, "annotations: the name: write it as Kubernetes names labels"),
         ({"cpu_pool": {"node_selector": {"pool": "a/b"}}}, "cpu_pool.node_selector.pool: write it as Kubernetes takes"),
-        ({"head": {"node_selector": {"a b": "c"}}}, "head.node_selector: the name: write it as Kubernetes names labels"),
+        (
+            {"head": {"node_selector": {"a b": "c"}}},
+            "head.node_selector: the name: write it as Kubernetes names labels",
+        ),
         ({"gpu_pool": {"gpu_type": "NVIDIA A100"}}, "gpu_pool.gpu_type: write it as Kubernetes takes values of labels"),
         ({"gpu_pool": {"gpu_label": "gpu type"}}, "gpu_pool.gpu_label: write it as Kubernetes names labels"),
         ({"gpu_pool": {"tolerations": [{"key": "a b"}]}}, "gpu_pool.tolerations.0.key: write it as Kubernetes names"),

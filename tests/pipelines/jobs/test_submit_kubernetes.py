@@ -59,7 +59,9 @@ def test_memory_that_is_too_little_is_refused_and_the_figure_does(submitted: Any
     refused = submitted({"gpu_pool": MACHINE | {"memory": "60Gi"}})
     assert refused.exit_code != 0
     message = str(refused.exception) if refused.exception else refused.output
-    figure = re.search(r"gpu_pool\.memory 60Gi .* with 8 workers needs .* for copies of a checkpoint.*; (\d+)Gi would do", message)
+    figure = re.search(
+        r"gpu_pool\.memory 60Gi .* with 8 workers needs .* for copies of a checkpoint.*; (\d+)Gi would do", message
+    )
     assert figure and "\n" not in message
     assert submitted({"gpu_pool": MACHINE | {"memory": f"{figure[1]}Gi"}}).exit_code == 0
     assert submitted({"gpu_pool": MACHINE | {"memory": f"{int(figure[1]) - 2}Gi"}}).exit_code != 0

@@ -69,7 +69,7 @@ class Pod(Section):
     disk: of a node's own disk (ephemeral-storage); by default as much as the job is known to need is asked for.
     node_selector: labels that a node must have. tolerations: taints it may have.
     pod_overlay: any other fields of a pod, `metadata` and `spec` as Kubernetes has them, merged with ours field by
-    field and items of lists by their name; one that says otherwise than ours is refused. Items without a name are added.
+    field and items of lists by their name; one that contradicts ours is refused. Items without a name are added.
     """
 
     disk: MemoryQuantity | None = None

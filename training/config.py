@@ -119,7 +119,8 @@ class ReaderConfig(Section):
 
     threads: of each worker that read, and decode pictures; 0 takes as many as there is to wait for. processes: so many
     of Ray Data do it instead, fewer where CPUs are short: for pictures of degraded tasks that more CPUs than the
-    worker's are to decode; cpus: of each process, requested by its worker; cache_mb: size of the cache of row groups;
+    worker's are to decode; cpus: of each process; beside: on its worker's machine, whose worker requests their CPUs;
+    false lets them be on any, as on machines without GPUs; cache_mb: size of the cache of row groups;
     prefetch: steps read ahead;
     window: row groups shuffled together (more mixes better, fewer reads more locally).
     lanes: parts of a step that are read independently, each from its own shards; a new run's are by default a power of
@@ -129,6 +130,7 @@ class ReaderConfig(Section):
     threads: int = Field(default=0, ge=0)
     processes: int = Field(default=0, ge=0)
     cpus: float = Field(default=1.0, ge=0)
+    beside: bool = True
     cache_mb: int = Field(default=512, gt=0)
     window: int = Field(default=8, gt=0)
     lanes: int | None = Field(default=None, gt=0, le=_MOST_LANES)

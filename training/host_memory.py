@@ -53,6 +53,8 @@ def host_needs(config: TrainingConfig, workers: int, together: int) -> HostNeeds
     cluster = ClusterSpec(gpus=workers, per_node=together, sharding=configured_sharding(config))
     cost = run_cost(config, cluster)
     on_gpu = config.workers.gpus > 0
+    reads = config.reader.processes if config.reader.beside else 0  # processes on the machine of each worker
+    in_worker = config.reader.processes == 0
     batches = cost.read * (config.reader.prefetch + 2) * 2  # encoded, and decoded beside it
     objects = _OBJECTS
     if config.reader.processes:  # batches pass through the object store, a quarter of which they may fill
@@ -61,8 +63,8 @@ def host_needs(config: TrainingConfig, workers: int, together: int) -> HostNeeds
     common = {
         "processes of the workers": together * (_CUDA_PROCESS if on_gpu else _PROCESS),
         "batches read ahead": together * batches,
-        "caches of the readers": together * max(1, config.reader.processes) * _CACHES * (config.reader.cache_mb << 20),
-        "processes that read": together * config.reader.processes * _READER,
+        "caches of the readers": together * (reads + in_worker) * _CACHES * (config.reader.cache_mb << 20),
+        "processes that read": together * reads * _READER,
         "Ray itself": _RAY,
         "shared memory (Ray's objects, NCCL)": shared,
     }

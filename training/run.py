@@ -241,7 +241,7 @@ def _trainer(settings: WorkerSettings, ray_state: str) -> StoppableTrainer:
     from training.ray_internals import FailureReporter, ReasonReporter, StoppableTrainer
 
     config, workers = settings.config, settings.config.workers
-    cpus = workers.cpus + settings.readers * config.reader.cpus
+    cpus = workers.cpus + settings.readers * config.reader.cpus * config.reader.beside
     resources = {"CPU": cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
     return StoppableTrainer(
         _train_worker,

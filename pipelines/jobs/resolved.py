@@ -92,7 +92,7 @@ def _resources(specification: JobSpecification) -> ResourceRequest:
     readers = 0.0
     if isinstance(specification, TrainJob) and isinstance(specification.config, dict):
         reader = specification.config["reader"]
-        readers = reader["processes"] * reader["cpus"]
+        readers = reader["processes"] * reader["cpus"] * reader.get("beside", True)
     return (specification.workers or WorkersSpec()).resources(readers)
 
 

@@ -60,6 +60,8 @@ def test_memory_follows_workers_shards_and_readers() -> None:
     reads = host_needs(config, 64, 8)
     assert reads.memory["processes that read"] == pytest.approx(32 * 0.6e9)
     assert reads.memory["caches of the readers"] == 4 * node.memory["caches of the readers"]
+    apart = host_needs(load_config("stage1-256", {"reader": {"processes": 4, "beside": False}}), 64, 8)
+    assert not {"processes that read", "caches of the readers"} & apart.memory.keys()
     stored = load_config("stage1-256", {"mixture": {"pictures": {"text": "stored"}}})
     assert "encoders while they are loaded" not in host_needs(stored, 64, 8).memory
     assert host_needs(stored, 64, 8).disk["models that are fetched"] == 0

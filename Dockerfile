@@ -11,12 +11,13 @@ ARG DEVICE=gpu
 FROM python:3.11-slim-bookworm AS base
 
 # For OpenCV and mediapipe: libgl1, libglib2.0-0, libsm6, libxext6. For KubeRay's probes: wget. For Triton, which builds a
-# launcher of each kernel that torch.compile makes for a GPU: gcc, libc6-dev; Python's headers are in the base image. They
-# have no versions, since Debian keeps only the newest of a package, and a pinned one soon disappears.
+# launcher of each kernel that torch.compile makes for a GPU: gcc, libc6-dev; Python's headers are in the base image. For
+# NCCL, which without them takes sockets in the place of InfiniBand and says nothing: ibverbs-providers. They have no
+# versions, since Debian keeps only the newest of a package, and a pinned one soon disappears.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends \
-        gcc libc6-dev libgl1 libglib2.0-0 libsm6 libxext6 tini wget \
+        gcc ibverbs-providers libc6-dev libgl1 libglib2.0-0 libsm6 libxext6 tini wget \
     && rm -rf /var/lib/apt/lists/*
 
 # The packages go to /usr/local, where every shell finds them: a login shell, as older KubeRay starts, forgets the PATH

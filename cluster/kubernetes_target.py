@@ -66,12 +66,14 @@ def _has_pod_fields(overlay: dict[str, Any]) -> dict[str, Any]:
 class Pod(Section):
     """What pods of one kind have besides the usual.
 
+    image: another than the target's, as the smaller one for CPUs alone (`docker build --build-arg DEVICE=cpu`).
     disk: of a node's own disk (ephemeral-storage); by default as much as the job is known to need is asked for.
     node_selector: labels that a node must have. tolerations: taints it may have.
     pod_overlay: any other fields of a pod, `metadata` and `spec` as Kubernetes has them, merged with ours field by
     field and items of lists by their name; one that contradicts ours is refused. Items without a name are added.
     """
 
+    image: ImageName | None = None
     disk: MemoryQuantity | None = None
     node_selector: dict[LabelKey, LabelValue] = {}
     tolerations: list[Toleration] = []
@@ -217,6 +219,12 @@ class KubernetesTarget(Section):
         if isinstance(self.cpu_pods, tuple) and self.cpu_pods[0] > self.cpu_pods[1]:
             raise ValueError(f"cpu_pods {list(self.cpu_pods)}: give [least, most]")
         return self
+
+    @property
+    def images(self) -> list[str]:
+        """All images that its pods may have, each once."""
+        own = [pod.image for pod in (self.head, *self.pools.values()) if pod.image]
+        return list(dict.fromkeys([self.image, *own]))
 
     @property
     def pools(self) -> dict[str, Pool]:

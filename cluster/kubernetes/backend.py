@@ -55,8 +55,9 @@ class KubernetesBackend:
             )
         if self.target.queue and not self.target.cluster:
             self._check_queue(self.target.queue)
-        if re.search("[A-Z]", re.split(r"[:@](?=[^/]*$)", self.target.image)[0]):
-            raise InputError(f"{self.target.image}: put what is yours in the place of the capitals in the target")
+        for image in self.target.images:
+            if re.search("[A-Z]", re.split(r"[:@](?=[^/]*$)", image)[0]):
+                raise InputError(f"{image}: put what is yours in the place of the capitals in the target")
         self.server.create_job(manifest)
 
     def _check_queue(self, queue: str) -> None:

@@ -162,7 +162,7 @@ class Pods:
         requests = limits | ({"ephemeral-storage": f"{-(-disk >> 30)}Gi"} if disk and not pod.disk else {})
         container: Manifest = {
             "name": HEAD_CONTAINER if role == "head" else WORKER_CONTAINER,
-            "image": target.image,
+            "image": pod.image or target.image,
             **({"imagePullPolicy": target.pull_policy} if target.pull_policy else {}),
             "env": [
                 {"name": name, "value": _unexpanded(value)}

@@ -152,8 +152,9 @@ def remarks(target: KubernetesTarget, shape: PodShape) -> list[str]:
             f"machine writes 1 GB/s), more than grace_seconds {target.grace_seconds} leave: when a node is taken away, "
             "the steps since the last checkpoint are done again; lower checkpoints.every"
         )
-    if re.search(r"(^|/)[^:@/]+(:latest)?$", target.image):
-        lines.append(f"image {target.image}: what is newest may move under a job; name a tag, or NAME@sha256:…")
+    for image in target.images:
+        if re.search(r"(^|/)[^:@/]+(:latest)?$", image):
+            lines.append(f"image {image}: what is newest may move under a job; name a tag, or NAME@sha256:…")
     return lines
 
 

@@ -130,10 +130,10 @@ def test_pip_options_match_makefile() -> None:
     assert f"{pins['torch']}+cpu" in SpecifierSet(f"=={pins['torch']}")
 
 
-def test_image_has_what_triton_compiles_with() -> None:
+def test_image_has_what_triton_compiles_with_and_nccl_opens() -> None:
     """A C compiler, the C library's headers, and Python's, which the base image has as this Python does."""
     packages = next(rest for name, rest in instructions() if name == "RUN" and "apt-get" in rest)
-    assert {"gcc", "libc6-dev"} <= set(packages.split())
+    assert {"gcc", "libc6-dev", "ibverbs-providers"} <= set(packages.split())
     source = "#include <Python.h>\nint main(void) { return PY_MAJOR_VERSION == 3 ? 0 : 1; }\n"
     include = sysconfig.get_paths()["include"]
     command = ["gcc", "-x", "c", f"-I{include}", "-fsyntax-only", "-"]

@@ -254,6 +254,16 @@ def test_image_by_digest_goes_to_every_pod() -> None:
         assert template["spec"]["imagePullSecrets"] == [{"name": "registry"}]
 
 
+def test_pods_without_gpus_may_have_the_smaller_image() -> None:
+    small = "registry.example.com/onediffusion:1-cpu"
+    target = target_of(cpu_pool={"image": small}, head={"image": small}, cpu_pods=1)
+    templates = pod_templates(rayjob(target, work(8)))  # head, GPUs, CPUs
+    images = [template["spec"]["containers"][0]["image"] for template in templates]
+    assert images == [small, target.image, small]
+    newest = target_of(head={"image": "registry.example.com/onediffusion:latest"})
+    assert len(remarks(newest, pod_shape(newest, work(8)))) == 1
+
+
 OVERLAY = {
     "metadata": {"annotations": {"example.com/a": "b"}},
     "spec": {

@@ -11,9 +11,30 @@ import yaml
 from kuberay_schemas import pod_templates, ray_errors, validate_pod
 from typer.testing import CliRunner, Result
 
+from cluster.work import MORE_CPUS
 from pipelines.cli.app import app
+from pipelines.jobs.specification import parse_specification
+from pipelines.jobs.steps import run_job
 
 pytestmark = pytest.mark.slow  # it imports torch, and draws up a model of 2.8 billion weights
+
+
+def test_labeling_counts_the_cpus_of_pods_beside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of those that a target's `cpu_pods` gives a job."""
+    given: list[float] = []
+
+    def label(*arguments: Any, most_cpus: float, **options: Any) -> None:
+        given.append(most_cpus)
+        raise NotImplementedError
+
+    monkeypatch.setattr("pipelines.label.label", label)
+    values = {"kind": "label", "dataset": str(tmp_path), "groups": ["edges"], "workers": {"count": 2, "cpus": 3}}
+    for more in ("0", "42"):
+        monkeypatch.setenv(MORE_CPUS, more)
+        with pytest.raises(NotImplementedError):
+            run_job(parse_specification(values, "job"), None)  # type: ignore[arg-type]  # a label job has no use for it
+    assert given == [6, 48]
+
 
 JOB = {
     "kind": "train",

@@ -11,12 +11,12 @@ from typing import Any
 
 import ray
 from ray._private.state import state
-from ray.exceptions import RayActorError
 from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.callback import ControllerCallback
 
-from model.inputs import causes, one_line
+from model.inputs import one_line
 
 CHECKED_VERSION = "2.60.0"
 
@@ -49,11 +49,12 @@ class ReasonReporter(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """Ray calls it with the errors by rank. One that died explains those of the others, who waited for it."""
 
-        def died(item: tuple[int, Exception]) -> bool:
-            return any(isinstance(cause, RayActorError) for cause in causes(item[1]))
+        def raised(item: tuple[int, Exception]) -> bool:
+            return not isinstance(item[1], WorkerHealthCheckFailedError)
 
-        rank, error = min(worker_exceptions.items(), key=lambda item: (not died(item), item[0]))
-        self._coordinator.explain.remote(f"worker {rank}: {one_line(error, 300)}")
+        rank, error = min(worker_exceptions.items(), key=lambda item: (raised(item), item[0]))
+        lines = [line for line in str(error).splitlines() if line.strip()]  # the last one says it, also of a traceback
+        self._coordinator.explain.remote(f"worker {rank}: {one_line(lines[-1] if lines else error, 300)}")
 
 
 class StoppableTrainer(TorchTrainer):

@@ -207,6 +207,8 @@ def _run_workers(
 
         def watched(event: dict[str, Any]) -> None:
             if event["event"] == "failure":
+                if ray.get(coordinator.failure.remote()):  # what the user has to correct is told in its own words
+                    return
                 event = failures.add(event["step"], event["reason"])
                 if verdict := failures.verdict(event):
                     ray.get(coordinator.fail.remote(verdict))

@@ -110,6 +110,8 @@ def pool_of(target: KubernetesTarget, request: ResourceRequest) -> tuple[str, Po
                 f"workers.gpu_type {request.gpu_type}: the target has no such pool in `gpu_pools`{known}; leave it out "
                 "for `gpu_pool`"
             )
+        if not request.gpus:
+            raise InputError(f"workers.gpu_type {request.gpu_type}: names GPUs, and workers.gpus asks for none")
         return f"gpu_pools.{request.gpu_type}", target.gpu_pools[request.gpu_type]
     key = "gpu_pool" if request.gpus else "cpu_pool"
     return key, target.pools[key]

@@ -212,6 +212,8 @@ def test_job_chooses_its_pool_of_gpus() -> None:
     assert (group["replicas"], requested(group["template"])["nvidia.com/gpu"]) == (2, 4)
     with pytest.raises(InputError, match=r"workers.gpu_type a10: .* `gpu_pools` \(did you mean 'a100'\?\)"):
         rayjob(target, work(4, gpu_type="a10"))
+    with pytest.raises(InputError, match=r"workers.gpu_type a100: names GPUs, and workers.gpus asks for none"):
+        rayjob(target, work(4, gpus=0.0, gpu_type="a100"))
     shared = raycluster(target.model_copy(update={"cluster": "lab"}))
     assert ray_errors(shared) == []
     assert [group["groupName"] for group in shared["spec"]["workerGroupSpecs"]] == ["cpu", "gpu", "gpu-l4", "gpu-a100"]

@@ -92,8 +92,8 @@ bench-loader: $(VENV)/installed-test
 bench-gpu:
 	PYTHONPATH=. $(or $(wildcard $(BIN)/python),python3) tests/benchmarks/bench_gpu.py $(ARGUMENTS)
 
-# The Dockerfile step by step in a chroot, for a machine without Docker: as root, with debootstrap. Ten minutes, and 10 GB
-# of disk. ARGUMENTS: as in ARGUMENTS="--device cpu".
+# The Dockerfile step by step in a chroot, for a machine without Docker: as root, with debootstrap. For CPUs it needs about
+# 6 GB of disk. ARGUMENTS: as in ARGUMENTS="--device cpu", ARGUMENTS="--until torch".
 check-image:
 	$(or $(wildcard $(BIN)/python),python3) tests/benchmarks/image_steps.py $(ARGUMENTS)
 

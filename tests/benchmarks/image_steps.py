@@ -164,6 +164,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a build argument")
     parser.add_argument("--bind", action="append", default=[], metavar="FOLDER", help="to be seen in the chroot, too")
+    parser.add_argument("--until", default="", metavar="STAGE", help="the last stage to carry out")
     parser.add_argument("--check", default="", help="a command to run at the end, as the image's user")
     options = parser.parse_args()
     arguments = {"DEVICE": options.device} | dict(pair.split("=", 1) for pair in options.set)
@@ -172,6 +173,8 @@ def main() -> None:
         build = Build(Path(folder), arguments, options.bind)
         for stage in stages(instructions((ROOT / "Dockerfile").read_text()), arguments):
             build.stage(*stage)
+            if stage[0] == options.until:
+                break
         seconds = time.monotonic() - began
         final = list(build.done.values())[-1]
         size = int(subprocess.run(["du", "-sb", str(final.folder)], capture_output=True, check=True).stdout.split()[0])

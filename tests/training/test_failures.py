@@ -84,6 +84,6 @@ def test_worker_that_aborts_at_the_same_step_is_not_started_for_ever(
     with pytest.raises(InputError, match=rf"its workers failed 3 times at step {faulty_training.STEP} since") as error:
         run_training(config, str(run), events.append)
     assert "step-000004" in str(error.value) and "worker 0: " in str(error.value) and "\n" not in str(error.value)
-    assert whole_checkpoints(open_store(run)) == [2, 4]
+    assert whole_checkpoints(open_store(run))[-1] == 4
     failures = [event for event in events if event["event"] == "failure"]
     assert [(event["step"], event["times"]) for event in failures] == [(5, 1), (5, 2), (5, 3)]

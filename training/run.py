@@ -239,15 +239,17 @@ def _trainer(settings: WorkerSettings, ray_state: str) -> StoppableTrainer:
     """Ray's trainer of a group of workers. ray_state: a folder for what Ray keeps of them."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
-    # It imports torch, while the coordinator starts.
-    from training.ray_internals import FailureReporter, ReasonReporter, StoppableTrainer
+    # After Ray's start.
+    from training.ray_internals import FailureReporter, ProcessGroup, ReasonReporter, StoppableTrainer
 
     config, workers = settings.config, settings.config.workers
     cpus = workers.cpus + settings.readers * config.reader.cpus * config.reader.beside
     resources = {"CPU": cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
     return StoppableTrainer(
-        _train_worker,
+        coordinator=settings.coordinator,
+        train_loop_per_worker=_train_worker,
         train_loop_config={"settings": settings},
+        backend_config=ProcessGroup("nccl" if workers.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=resources
         ),
@@ -263,9 +265,8 @@ def _trainer(settings: WorkerSettings, ray_state: str) -> StoppableTrainer:
 
 def _train_worker(values: dict[str, Any]) -> dict[str, Any]:
     """What Ray Train runs on each worker: only there training.worker, and with it torch, is imported."""
-    os.environ.setdefault(
-        "TORCHINDUCTOR_COMPILE_THREADS", str(COMPILERS)
-    )  # read when torch compiles for the first time
+    # Read when torch compiles for the first time.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(COMPILERS))
     from training.worker import train_worker
 
     return train_worker(values["settings"])

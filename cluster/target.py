@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from cluster.sbatch_options import checked_names, checked_option, checked_setup
 from model.inputs.schema import Section, validate
 from model.inputs.yaml_files import example_names, read_yaml
 
@@ -49,8 +50,12 @@ FolderPath = Annotated[str, _in_form(r"/[^/].*", "an absolute path")]
 ImageName = Annotated[str, _in_form(r"\S+", "REGISTRY/NAME:TAG")]
 
 
-def _no_secrets(values: dict[str, str]) -> dict[str, str]:
+def _sound_variables(values: dict[str, str]) -> dict[str, str]:
     for name, value in values.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError(f"{name!r} is no name of a variable; it has letters, digits and _, and begins with no digit")
+        if "\0" in value:
+            raise ValueError(f"{name}: a variable cannot hold a zero byte; leave it out")
         _no_secret_in(f"{name}={value}")
     return values
 
@@ -68,7 +73,7 @@ def _no_secret_in(line: str) -> str:
     return line
 
 
-Variables = Annotated[dict[str, str], AfterValidator(_no_secrets)]
+Variables = Annotated[dict[str, str], AfterValidator(_sound_variables)]
 
 
 class LocalTarget(Section):
@@ -219,30 +224,6 @@ class KubernetesTarget(Section):
 _Word = Annotated[str, Field(pattern=r"^[^\s\"'\\]+$")]
 
 
-# Options of sbatch by which jobs are found, stopped and told to write a checkpoint, or that another key of the target
-# stands for: the second of a kind would win. sbatch also takes the beginnings of names.
-_OWN_OPTIONS = {
-    **dict.fromkeys(("job-name", "array", "dependency", "output", "error", "input", "open-mode", "signal"), ""),
-    **dict.fromkeys(("export", "export-file", "chdir", "wrap", "wait", "parsable", "test-only", "quiet"), ""),
-    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node", "cpus-per-task"), "workers of the job, and cpus_per_node"),
-    **dict.fromkeys(("gres", "gpus", "gpus-per-node", "gpus-per-task"), "gpus_per_node and gpu_type"),
-    **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), "memory_gb_per_node"),
-    **{name: name for name in ("partition", "account", "qos", "reservation", "constraint", "exclusive")},
-    "time": "hours",
-    "requeue": "requeue",
-    "no-requeue": "requeue",
-}
-
-
-def _not_ours(option: str) -> str:
-    name = re.split(r"[=\s]", option.removeprefix("--"))[0]
-    for own, key in _OWN_OPTIONS.items():
-        if own.startswith(name):
-            remedy = f"; set {key}" if key else ""
-            raise ValueError(f"--{name} is what jobs of this project are steered by{remedy}")
-    return option
-
-
 class SlurmTarget(Section):
     """A Slurm site, from a machine where sbatch, squeue, scancel and scontrol work.
 
@@ -268,9 +249,7 @@ class SlurmTarget(Section):
     qos: _Word | None = None
     reservation: _Word | None = None
     constraint: _Word | None = None
-    options: list[
-        Annotated[str, Field(pattern=r"^--[a-z][^\n]*$"), AfterValidator(_no_secret_in), AfterValidator(_not_ours)]
-    ] = []
+    options: list[Annotated[str, AfterValidator(_no_secret_in), AfterValidator(checked_option)]] = []
     hours: float | None = Field(default=None, gt=0)
     cpus_per_node: int = Field(ge=1)
     gpus_per_node: int = Field(default=0, ge=0)
@@ -286,8 +265,8 @@ class SlurmTarget(Section):
     requeue: bool = True
     start_seconds: int = Field(default=300, ge=10)
     object_store_gb: float | None = Field(default=None, ge=0.1)
-    setup: list[Annotated[str, AfterValidator(_no_secret_in)]] = []
-    environment: Variables = {}
+    setup: list[Annotated[str, AfterValidator(_no_secret_in), AfterValidator(checked_setup)]] = []
+    environment: Annotated[Variables, AfterValidator(checked_names)] = {}
 
     @model_validator(mode="after")
     def _sound(self) -> SlurmTarget:

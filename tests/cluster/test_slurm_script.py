@@ -81,7 +81,7 @@ def test_script_states_target(tmp_path: Path) -> None:
         memory_gb_per_node=100,
         options=["--mail-type=FAIL"],
         setup=["module load cuda"],
-        environment={"HF_HUB_OFFLINE": "1", "NOTE": "it's $HOME"},
+        environment={"HF_HUB_OFFLINE": "1", "NOTE": "it's $HOME", "TWO": "lines;\n`touch x`"},
         folder=str(tmp_path / "100% of it"),
         python="/shared/venv/bin/python",
         working_dir="/shared/onediffusion",
@@ -98,6 +98,7 @@ def test_script_states_target(tmp_path: Path) -> None:
     assert lines.index("module load cuda") < lines.index("export HF_HUB_OFFLINE=1")
     told = subprocess.run(["bash", "-c", text[: text.index("# Ray on every")] + "env"], capture_output=True, text=True)
     assert "NOTE=it's $HOME\n" in told.stdout, told.stderr
+    assert "TWO=lines;\n`touch x`\n" in told.stdout
     assert "OMP_NUM_THREADS=1\n" in told.stdout
     assert "arguments=(execute s3://lab/d/jobs/label-1a2b3c4d --attempt 1)" in lines
     assert {"python=/shared/venv/bin/python", "working_dir=/shared/onediffusion"} <= set(lines)
@@ -137,10 +138,28 @@ def test_local_address_needs_shared_disk(tmp_path: Path) -> None:
         ({"hours": 0.05}, "hours 0.05 leaves no time before the signal that comes 300 s"),
         ({"partiton": "gpu"}, "no key 'partiton' (did you mean 'partition'?)"),
         ({"partition": "gpu --account=x"}, "partition: "),
-        ({"options": ["-p gpu"]}, "options.0: "),
+        ({"options": ["-p gpu"]}, "options.0: -p gpu (--partition) is what jobs of this project are steered by; set pa"),
+        ({"options": ["-Jmine"]}, "options.0: -Jmine (--job-name) is what jobs of this project are steered by; leave it"),
+        ({"options": ["-a 0-3"]}, "options.0: -a 0-3 (--array) is"),
+        ({"options": ["-o/dev/null"]}, "options.0: -o/dev/null (--output) is"),
+        ({"options": ["-b now"]}, "options.0: write '-b now' with its long name, as --begin=VALUE"),
+        ({"options": ["--export ALL,X=1"]}, "options.0: --export is"),
+        ({"options": ["--export=NONE"]}, "options.0: --export is"),
+        ({"options": [" --job-name=mine"]}, "options.0: --job-name is"),
+        ({"options": ["--Job_Name=mine"]}, "options.0: --Job_Name (--job-name) is"),
+        ({"options": ["--clusters=other"]}, "options.0: --clusters is"),
+        ({"options": ["--comment two words"]}, "options.0: write '--comment two words' as --NAME=VALUE, in one line"),
+        ({"options": ["--comment=a\n#SBATCH --job-name=mine"]}, "options.0: write "),
+        ({"setup": ["#SBATCH --job-name=mine"]}, "setup.0: a line with #SBATCH is an option of sbatch; give it under"),
+        ({"setup": ["true\n #PBS -N mine"]}, "setup.0: a line with #PBS is"),
+        ({"environment": {"MY-VAR": "1"}}, "environment: 'MY-VAR' is no name of a variable; it has letters, digits"),
+        ({"environment": {"X;touch y": "1"}}, "environment: 'X;touch y' is no name of a variable"),
+        ({"environment": {"": "1"}}, "environment: '' is no name of a variable"),
+        ({"environment": {"2024": "1"}}, "environment: '2024' is no name of a variable"),
+        ({"environment": {"UID": "1"}}, "environment: UID is bash's own"),
         ({"options": ["--mail-type=FAIL", "--job-name=mine"]}, "options.1: --job-name is what jobs of this project"),
         ({"options": ["--array=0-3"]}, "options.0: --array is"),
-        ({"options": ["--outp=/dev/null"]}, "options.0: --outp is"),
+        ({"options": ["--outp=/dev/null"]}, "options.0: --outp (--output) is"),
         ({"options": ["--no-requeue"]}, "options.0: --no-requeue is what jobs of this project are steered by; set req"),
         ({"options": ["--time 5"]}, "options.0: --time is what jobs of this project are steered by; set hours"),
         ({"options": ["--nodes=4"]}, "options.0: --nodes is"),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from cluster.target import KubernetesTarget, LocalTarget, RayTarget, SlurmTarget, Target
-from cluster.work import TargetState, Work
+from cluster.work import Finding, TargetState, Work
 
 
 class Backend(Protocol):
@@ -23,6 +23,9 @@ class Backend(Protocol):
 
     def plan(self, work: Work) -> dict[str, str]:
         """Exactly what would be sent: title (as "sbatch script") → text. Holds no secret; touches nothing."""
+
+    def examine(self, work: Work) -> list[Finding]:
+        """What the target itself allows such work, before anything is sent: permissions, partitions, limits."""
 
     def submit(self, work: Work) -> None:
         """Send it.

@@ -17,9 +17,10 @@ from cluster.kubernetes.manifests import (
     to_yaml,
     worker_template,
 )
+from cluster.kubernetes.permissions import permissions
 from cluster.kubernetes.state import cluster_name, describe, last_words
 from cluster.target import KubernetesTarget
-from cluster.work import TargetState, Work
+from cluster.work import Finding, TargetState, Work
 from model.inputs import InputError, nearest
 
 
@@ -38,6 +39,10 @@ class KubernetesBackend:
         if self.target.cluster:
             plan[f"RayCluster {self.target.cluster} (once: kubectl apply -f)"] = to_yaml(raycluster(self.target))
         return plan
+
+    def examine(self, work: Work) -> list[Finding]:
+        """What the API server lets this user do, by SelfSubjectAccessReviews; see `Backend.examine`."""
+        return permissions(self.server)
 
     def submit(self, work: Work) -> None:
         """Create the RayJob. Raises ConnectionError when it is unknown whether it was; see `Backend.submit`."""

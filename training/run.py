@@ -27,6 +27,7 @@ from training.coordinator import ControlRequest, Coordinator, Progress, await_no
 from training.metrics_logger import read_metrics
 from training.plan.manifest import FIRST_MANIFEST, Manifest
 from training.plan.mixture import build_manifest, with_encoders
+from training.rank_output import captured_output
 from training.worker_settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -243,9 +244,13 @@ def _trainer(settings: WorkerSettings, ray_state: str) -> StoppableTrainer:
 
 def _train_worker(values: dict[str, Any]) -> dict[str, Any]:
     """What Ray Train runs on each worker: only there training.worker, and with it torch, is imported."""
-    from training.worker import train_worker
+    from ray.train import get_context
 
-    return train_worker(values["settings"])
+    settings: WorkerSettings = values["settings"]
+    with captured_output(settings.run, get_context().get_world_rank()):
+        from training.worker import train_worker
+
+        return train_worker(settings)
 
 
 def readers_per_worker(config: TrainingConfig, cpus: float) -> int:

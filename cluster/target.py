@@ -53,7 +53,9 @@ ImageName = Annotated[str, _in_form(r"\S+", "REGISTRY/NAME:TAG")]
 def _sound_variables(values: dict[str, str]) -> dict[str, str]:
     for name, value in values.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise ValueError(f"{name!r} is no name of a variable; it has letters, digits and _, and begins with no digit")
+            raise ValueError(
+                f"{name!r} is no name of a variable; it has letters, digits and _, and begins with no digit"
+            )
         if "\0" in value:
             raise ValueError(f"{name}: a variable cannot hold a zero byte; leave it out")
         _no_secret_in(f"{name}={value}")

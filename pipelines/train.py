@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+from cluster.own_ray import NodeLost
 from cluster.ray_environment import starts_own_ray
 from cluster.session import cluster_has, ray_session
 from labeling.dataset import lease, open_store
-from model.inputs import InputError, require
+from model.inputs import InputError, WorkFailed, causes, one_line, require
 from pipelines.progress import progress
 from training.checkpoint import FOLDER
 from training.config import TrainingConfig
@@ -33,7 +35,8 @@ def train(
     this machine has too few CPUs or GPUs for its workers; a cluster may grow, so there they wait.
     """
     require(*(name for name in config.trackers if name != "tensorboard"))
-    with lease(open_store(run), [FOLDER]), ray_session(), progress("train", config.steps, "steps") as advance:
+    bar = progress("train", config.steps, "steps")
+    with _rank_named(run), lease(open_store(run), [FOLDER]), ray_session(), bar as advance:
         step = 0
         _check_resources(config, say)
 
@@ -67,6 +70,21 @@ def train(
     if speed := speed_line(result.metrics):
         say(f"train: {speed}")
     return result
+
+
+@contextmanager
+def _rank_named(run: str) -> Iterator[None]:
+    """Say of a process that died which rank it was, and where what it printed last is; a lost node is said already."""
+    try:
+        yield
+    except NodeLost:
+        raise
+    except WorkFailed as error:
+        ranks = [rank for one in causes(error) for rank in getattr(one, "worker_failures", None) or ()]
+        if not ranks:
+            raise
+        printed = f"`onediffusion logs {run} --rank {min(ranks)}` shows what it printed last"
+        raise WorkFailed(f"train: rank {min(ranks)} died, {printed} ({one_line(error, 200)})") from error
 
 
 def speed_line(metrics: Mapping[str, Any]) -> str:

@@ -69,7 +69,9 @@ def captured_output(run: str, rank: int) -> Iterator[None]:
 
 def keep(run: str, rank: int, process: int) -> None:
     """Pass standard input on to standard output, and keep it in the run's folder, until it ends."""
-    keeper = _Keeper(run, rank, f"[{time.strftime('%F %T')}] rank {rank} on {socket.gethostname()}, process {process}\n")
+    keeper = _Keeper(
+        run, rank, f"[{time.strftime('%F %T')}] rank {rank} on {socket.gethostname()}, process {process}\n"
+    )
     while data := os.read(0, 65536):
         keeper.add(data)
         with suppress(OSError):

@@ -162,7 +162,9 @@ def disk_finding(check: str, folder: str, total: int, free: int, least: int, whe
     if free < least:
         return Finding(check, where, False, told, f"free at least {least / GB:.0f} GB there, or name another disk")
     if total - free >= FULL_SHARE * total:
-        return Finding(check, where, False, told, f"free some: Ray writes to no disk that is over {FULL_SHARE:.0%} full")
+        return Finding(
+            check, where, False, told, f"free some: Ray writes to no disk that is over {FULL_SHARE:.0%} full"
+        )
     return Finding(check, where, True, told)
 
 
@@ -198,4 +200,3 @@ def examine_machine(
     findings.append(disk_finding("disk for spills", spills, usage.total, usage.free, LEAST_DISK, where))
     findings.append(model_cache_finding(where))
     return findings
-

@@ -138,8 +138,14 @@ def test_local_address_needs_shared_disk(tmp_path: Path) -> None:
         ({"hours": 0.05}, "hours 0.05 leaves no time before the signal that comes 300 s"),
         ({"partiton": "gpu"}, "no key 'partiton' (did you mean 'partition'?)"),
         ({"partition": "gpu --account=x"}, "partition: "),
-        ({"options": ["-p gpu"]}, "options.0: -p gpu (--partition) is what jobs of this project are steered by; set pa"),
-        ({"options": ["-Jmine"]}, "options.0: -Jmine (--job-name) is what jobs of this project are steered by; leave it"),
+        (
+            {"options": ["-p gpu"]},
+            "options.0: -p gpu (--partition) is what jobs of this project are steered by; set pa",
+        ),
+        (
+            {"options": ["-Jmine"]},
+            "options.0: -Jmine (--job-name) is what jobs of this project are steered by; leave it",
+        ),
         ({"options": ["-a 0-3"]}, "options.0: -a 0-3 (--array) is"),
         ({"options": ["-o/dev/null"]}, "options.0: -o/dev/null (--output) is"),
         ({"options": ["-b now"]}, "options.0: write '-b now' with its long name, as --begin=VALUE"),

@@ -97,7 +97,9 @@ def test_sizes_versions_links_and_clock_are_judged(monkeypatch: pytest.MonkeyPat
     assert bandwidth_finding("nccl", "nodes", 8, 4e10).ok
     assert "NCCL_SOCKET_IFNAME" in bandwidth_finding("nccl", "nodes", 8, 1e8).remedy
     assert "open all TCP ports" in port_finding(["10.0.0.1: 10.0.0.2:4711 (refused)"], 2).remedy
-    assert clock_finding(formatdate(1000.0), 1010.0, "g1") == Finding("S3's clock", "g1", True, "this clock is 10 s ahead")
+    assert clock_finding(formatdate(1000.0), 1010.0, "g1") == Finding(
+        "S3's clock", "g1", True, "this clock is 10 s ahead"
+    )
     assert "chrony" in clock_finding(formatdate(1000.0), 1000.0 - 1200, "g1").remedy
     assert machine.compiler_remedy(lambda name: None) == "install a C compiler there (gcc), which Triton calls"
 
@@ -112,7 +114,7 @@ def test_place_is_probed(tmp_path: Path, s3: str) -> None:
     stored, clock = place_findings(f"{s3}/doctor-test", "here", 1 << 20)
     for finding in (disk, stored):
         assert finding.ok and "writes" in finding.found and "reads" in finding.found, finding
-    assert clock.ok and clock.found.startswith("this clock is 0 s") or "1 s" in clock.found
+    assert (clock.ok and clock.found.startswith("this clock is 0 s")) or "1 s" in clock.found
     (absent,) = place_findings("s3://no-such-bucket/x", "here", 1 << 20)
     assert not absent.ok and "credentials" in absent.remedy
     (tmp_path / "file").touch()

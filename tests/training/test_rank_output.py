@@ -49,7 +49,9 @@ def test_last_lines_outlive_the_rank_on_s3(s3: str, manner: str) -> None:
     assert "NCCL WARN a line of C's" in done.stdout, "it goes where it went before, too"
 
 
-def test_rank_that_aborts_leaves_its_last_lines(small_config: dict[str, Any], tmp_path: Path, ray_cluster: None) -> None:
+def test_rank_that_aborts_leaves_its_last_lines(
+    small_config: dict[str, Any], tmp_path: Path, ray_cluster: None
+) -> None:
     """Rank 1 of two is aborted between two steps, as by NCCL's watchdog; Python's fault handler speaks last."""
     run = tmp_path / "run"
     workers = {"count": 2, "pack_tokens": 100, "max_failures": 0}
@@ -63,7 +65,7 @@ def test_rank_that_aborts_leaves_its_last_lines(small_config: dict[str, Any], tm
         os.kill(int(rank), signal.SIGABRT)
 
     threading.Thread(target=abort, daemon=True).start()
-    with pytest.raises(WorkFailed):
+    with pytest.raises(WorkFailed, match=f"rank 1 died, `onediffusion logs {run} --rank 1` shows"):
         train(config, str(run))
     folder, deadline = run / "ranks" / "00001", time.monotonic() + 30
     while not folder.exists() and time.monotonic() < deadline:

@@ -59,8 +59,8 @@ def model_folder(
     """The folder of a model: NAME/subfolder of a diffusers layout, or NAME itself.
 
     `name` is a local path, an s3:// address or a hub name ("owner/model"); the latter two are downloaded once for all
-    processes of a node (`model.node_cache`). `siblings` are further subfolders of the layout to download. Raises InputError when there is no such model, or it has no weights
-    in safetensors.
+    processes of a node (`model.node_cache`). `siblings` are further subfolders of the layout to download. Raises
+    InputError when there is no such model, or it has no weights in safetensors.
     """
     if not isinstance(name, str | Path):
         raise InputError(f"{shown(name)}: give a model's folder or a hub name such as owner/model")

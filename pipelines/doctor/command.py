@@ -1,4 +1,4 @@
-"""The side of `onediffusion doctor` that a person types: it sends the examination, waits, and gathers what was found."""
+"""What `onediffusion doctor` does here: it sends the examination, waits, and gathers what was found."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def doctor(
         )
     if address is None and isinstance(target, SlurmTarget) and not target.shared_disk:
         raise InputError(
-            f"doctor --target {target_name}: name a place on S3, as `doctor s3://bucket/folder --target {target_name}`: "
-            "the nodes share no disk with this machine, and leave their answer there"
+            f"doctor --target {target_name}: name a place on S3, as `doctor s3://bucket/folder --target "
+            f"{target_name}`: the nodes share no disk with this machine, and leave their answer there"
         )
     place = open_store(address).uri if address else None
     request = {
@@ -70,11 +70,9 @@ def doctor(
         return findings  # what was refused here would wait, or be refused again, there
     with _sent(backend, work):
         _wait(backend, name, say)
-        told = _answer(backend, name, place)
+        told, reason = _answer(backend, name, place), backend.state(name).reason
     if told is None:
-        raise WorkFailed(
-            f"doctor: what was sent to {target_name} ended without an answer ({backend.state(name).reason or 'no reason'})"
-        )
+        raise WorkFailed(f"doctor: what was sent to {target_name} ended without an answer ({reason or 'no reason'})")
     return findings + [Finding(**finding) for finding in told]
 
 

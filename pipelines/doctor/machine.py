@@ -148,7 +148,7 @@ def _compiled_difference() -> float:
 
 
 def memory_finding(object_store: float, shared: int, where: str) -> Finding:
-    """Whether Ray's object store fits into /dev/shm. object_store, shared: bytes; Ray falls back to a disk otherwise."""
+    """Whether Ray's object store fits into /dev/shm. object_store, shared: bytes; otherwise Ray uses a disk."""
     told = f"object store {object_store / GB:.1f} GB, /dev/shm {shared / GB:.1f} GB"
     if object_store > shared:
         remedy = "raise `shared_memory` (Kubernetes), `--shm-size` (docker), or lower the object store"

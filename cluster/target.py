@@ -241,6 +241,9 @@ class SlurmTarget(Section):
     checkpoint_seconds: how long before its time limit a job is told to write a checkpoint, and how long a stopped one
     has for it. requeue: whether a job that was interrupted (time limit, preemption, lost node) goes back to the queue
     by itself, and continues. start_seconds: how long the nodes have to join Ray. object_store_gb: of Ray's, on a node.
+    container: an image that pyxis and enroot run everything in (a .sqsh on a disk of the nodes, or REGISTRY#NAME:TAG);
+    `python` and `working_dir` are then those within it. container_mounts: HOST:INSIDE, besides `scratch`, the checkout
+    and, on a shared disk, nothing else: name the folders of datasets and runs.
     setup: shell lines to begin with, as `module load …`. environment: variables of the job, no secrets: S3 credentials
     are those of the submitting shell, or the ones in ~/.aws on the nodes.
     """
@@ -267,11 +270,17 @@ class SlurmTarget(Section):
     requeue: bool = True
     start_seconds: int = Field(default=300, ge=10)
     object_store_gb: float | None = Field(default=None, ge=0.1)
+    container: Annotated[str, Field(pattern=r"^[^\s,]+$")] | None = None
+    container_mounts: list[Annotated[str, Field(pattern=r"^/[^\s,:]+:/[^\s,:]+(:[a-z+]+)?$")]] = []
     setup: list[Annotated[str, AfterValidator(_no_secret_in), AfterValidator(checked_setup)]] = []
     environment: Annotated[Variables, AfterValidator(checked_names)] = {}
 
     @model_validator(mode="after")
     def _sound(self) -> SlurmTarget:
+        if self.container and not self.python:
+            raise ValueError("container needs `python`: the interpreter within the image, as /usr/bin/python3")
+        if self.container_mounts and not self.container:
+            raise ValueError("container_mounts has no effect without `container`; leave it out, or name an image")
         if self.hours is not None and self.hours * 3600 < self.checkpoint_seconds + 60:
             raise ValueError(
                 f"hours {self.hours:g} leaves no time before the signal that comes {self.checkpoint_seconds} s "

@@ -56,7 +56,7 @@ def train(
             elif kind == "leave":
                 say("train: a node is taken away; its workers write a checkpoint and go on elsewhere")
             if kind in ("resume", "step"):
-                advance(event["step"] - step)
+                advance(event["step"] - step, before=kind == "resume")
                 step = event["step"]
 
         result = run_training(config, run, show, refuse_impossible(control, config, say), from_checkpoint)

@@ -110,10 +110,9 @@ def bandwidth_finding(backend: str, between: str, count: int, bandwidth: float) 
     told = f"{bandwidth / 1e9:.2f} GB/s over {count} ({backend})"
     remedy = ""
     if bandwidth < least:
-        remedy = (
-            f"under {least / 1e9:.0f} GB/s: NCCL_DEBUG=INFO tells its way; name the fast network (NCCL_SOCKET_IFNAME, "
-        )
-        remedy += "NCCL_IB_HCA, EFA)" if between == "nodes" else "NCCL_P2P_DISABLE unset, shared memory large enough)"
+        of_nodes = "name the fast network (NCCL_SOCKET_IFNAME, NCCL_IB_HCA, EFA)"
+        way = of_nodes if between == "nodes" else "unset NCCL_P2P_DISABLE, give it shared memory"
+        remedy = f"under {least / 1e9:.0f} GB/s: NCCL_DEBUG=INFO tells its way; {way}"
     return Finding("all-reduce", f"between {between}", not remedy, told, remedy)
 
 

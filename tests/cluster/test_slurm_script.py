@@ -169,6 +169,9 @@ def test_local_address_needs_shared_disk(tmp_path: Path) -> None:
         ({"options": ["--no-requeue"]}, "options.0: --no-requeue is what jobs of this project are steered by; set req"),
         ({"options": ["--time 5"]}, "options.0: --time is what jobs of this project are steered by; set hours"),
         ({"options": ["--nodes=4"]}, "options.0: --nodes is"),
+        ({"container": "lab#image:1"}, "container needs `python`: the interpreter within the image"),
+        ({"container_mounts": ["/a:/a"]}, "container_mounts has no effect without `container`"),
+        ({"options": ["--container-image=x"]}, "options.0: --container-image is what jobs of this project are steered"),
         ({"scratch": "/scratch/" + "x" * 40}, "scratch: "),
     ],
 )
@@ -188,7 +191,33 @@ def test_example_target_is_valid() -> None:
     for line in given:
         import yaml
 
-        target(**yaml.safe_load(line))
+        needed = {"python": "/usr/bin/python3"} if line.startswith("container") else {}
+        needed |= {"container": "/shared/onediffusion.sqsh"} if line.startswith("container_mounts") else {}
+        target(**needed | yaml.safe_load(line))
+
+
+def test_container_holds_every_process_of_ours(tmp_path: Path) -> None:
+    """The script with commands of Slurm that only note how they were called; pyxis itself is not to be had here."""
+    values = {"container": "lab#onediffusion:1", "python": "/usr/bin/python3", "container_mounts": ["/data:/data:ro"]}
+    text = SlurmBackend(target(working_dir="/opt/onediffusion", scratch=str(tmp_path)[:32], **values)).plan(work())
+    script = text["sbatch script"].replace('cd "$working_dir"', "cd /")
+    (tmp_path / "srun").write_text(f'#!/bin/bash\nprintf "%s\\n" "$*" >> {tmp_path}/steps\nexit 1\n')
+    (tmp_path / "srun").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURMD_NODENAME": "n1", "SLURM_JOB_NAME": "x"}
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "finds no checkout" in done.stdout
+    (step,) = (tmp_path / "steps").read_text().splitlines()
+    assert "--nodelist=n1" in step and "--container-image=lab#onediffusion:1" in step
+    assert ":/opt/onediffusion,/data:/data:ro " in step and "/usr/bin/python3 -c" in step
+    body = script[script.index("cd /") :]
+    ours = [line for line in body.splitlines() if '"$python"' in line or '"${ray[@]}"' in line]
+    assert len(ours) >= 8
+    outside = [
+        line for line in ours if '"${inside[@]}"' not in line and "fail" not in line and "--address=" not in line
+    ]
+    outside = [line for line in outside if "exec" not in line]  # the body of the other nodes' step, which has it
+    assert not outside, "what is not in a step of the container"
+    assert "container=()" in SlurmBackend(target()).plan(work())["sbatch script"]
 
 
 def test_missing_slurm_commands_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -242,8 +242,8 @@ class SlurmTarget(Section):
     has for it. requeue: whether a job that was interrupted (time limit, preemption, lost node) goes back to the queue
     by itself, and continues. start_seconds: how long the nodes have to join Ray. object_store_gb: of Ray's, on a node.
     container: an image that pyxis and enroot run everything in (a .sqsh on a disk of the nodes, or REGISTRY#NAME:TAG);
-    `python` and `working_dir` are then those within it. container_mounts: HOST:INSIDE, besides `scratch`, the checkout
-    and, on a shared disk, nothing else: name the folders of datasets and runs.
+    `python` and `working_dir` are then those within it. container_mounts: HOST:INSIDE, besides `scratch` and the
+    checkout, which are mounted: the folders of datasets and runs.
     setup: shell lines to begin with, as `module load …`. environment: variables of the job, no secrets: S3 credentials
     are those of the submitting shell, or the ones in ~/.aws on the nodes.
     """

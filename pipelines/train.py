@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from cluster.own_ray import NodeLost
@@ -12,7 +12,7 @@ from cluster.session import cluster_has, ray_session
 from labeling.dataset import lease, open_store
 from model.inputs import InputError, WorkFailed, causes, one_line, require
 from pipelines.progress import progress
-from training.checkpoint import FOLDER
+from training.checkpoint import FOLDER, whole_checkpoints
 from training.config import TrainingConfig
 from training.coordinator import ControlRequest
 from training.run import TrainingResult, run_training
@@ -35,10 +35,14 @@ def train(
     this machine has too few CPUs or GPUs for its workers; a cluster may grow, so there they wait.
     """
     require(*(name for name in config.trackers if name != "tensorboard"))
+    store = open_store(run)
+    finished = from_checkpoint is None and any(step >= config.steps for step in whole_checkpoints(store))
+    session = nullcontext() if finished else ray_session()  # to say so needs no Ray
     bar = progress("train", config.steps, "steps")
-    with _rank_named(run), lease(open_store(run), [FOLDER]), ray_session(), bar as advance:
+    with _rank_named(run), lease(store, [FOLDER]), session, bar as advance:
         step = 0
-        _check_resources(config, say)
+        if not finished:
+            _check_resources(config, say)
 
         def show(event: dict[str, Any]) -> None:
             nonlocal step

@@ -106,8 +106,8 @@ def _container(target: SlurmTarget) -> list[str]:
         return []
     own = [target.scratch.rstrip("/"), target.working_dir or str(CHECKOUT)]
     mounts = [*(f"{folder}:{folder}" for folder in own), *target.container_mounts]
-    options = ["--no-container-mount-home", "--container-writable"]
-    return [f"--container-image={target.container}", f"--container-mounts={','.join(mounts)}", *options]
+    mounted = f"--container-mounts={','.join(mounts)}"
+    return [f"--container-image={target.container}", mounted, "--no-container-mount-home"]
 
 
 def output_file(target: SlurmTarget, name: str) -> Path:

@@ -116,7 +116,9 @@ def main() -> None:
         table.add_row(name, f"{seconds:.2f}", f"≤ {TARGETS[name]:g}" if name in TARGETS else "")
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     Console().print(table)
-    print(f"page of {len(pages[0]) / 1e6:.2f} MB; {RENDERINGS} more renderings: {grown / 1e6:+.1f} MB; peak {most:.0f} MB")
+    print(
+        f"page of {len(pages[0]) / 1e6:.2f} MB; {RENDERINGS} more renderings: {grown / 1e6:+.1f} MB; peak {most:.0f} MB"
+    )
     path = Path("runs/bench/dashboard.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     values = {"scale": vars(options), "seconds": figures, "grown_bytes": grown, "peak_mb": most}

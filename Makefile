@@ -9,8 +9,7 @@ INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --
 
 .PHONY: demo test test-fast lint docs examples bench bench-model bench-plan bench-train bench-pictures bench-ingest \
 	bench-labels bench-kills bench-scale bench-addresses bench-checkpoint bench-gpu bench-loader bench-selecting bench-views \
-	bench-dashboard \
-	small-cpu soak clean
+	bench-dashboard small-cpu soak check-image clean
 
 demo: $(VENV)/installed
 	$(BIN)/onediffusion demo --out "$(OUT)" $(if $(PICTURES),--pictures "$(PICTURES)")
@@ -100,6 +99,11 @@ bench-loader: $(VENV)/installed-test
 # ARGUMENTS: options of the script, as in ARGUMENTS="--only attention".
 bench-gpu:
 	PYTHONPATH=. $(or $(wildcard $(BIN)/python),python3) tests/benchmarks/bench_gpu.py $(ARGUMENTS)
+
+# The Dockerfile step by step in a chroot, for a machine without Docker: as root, with debootstrap. For CPUs it needs about
+# 6 GB of disk. ARGUMENTS: as in ARGUMENTS="--device cpu", ARGUMENTS="--until torch".
+check-image:
+	$(or $(wildcard $(BIN)/python),python3) tests/benchmarks/image_steps.py $(ARGUMENTS)
 
 clean:
 	rm -rf runs

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from cluster.target import KubernetesTarget, LocalTarget, RayTarget, SlurmTarget, Target
+from cluster.kubernetes_target import KubernetesTarget
+from cluster.target import LocalTarget, RayTarget, SlurmTarget, Target
 from cluster.work import Finding, TargetState, Work
 
 
@@ -26,6 +27,9 @@ class Backend(Protocol):
 
     def examine(self, work: Work) -> list[Finding]:
         """What the target itself allows such work, before anything is sent: permissions, partitions, limits."""
+
+    def remarks(self, work: Work) -> list[str]:
+        """What may go wrong though nothing refuses it: a line each, for whoever sends it. Touches nothing."""
 
     def submit(self, work: Work) -> None:
         """Send it.

@@ -37,6 +37,10 @@ class LocalBackend:
         """Nothing: whoever may start this process may start the work; see `Backend.examine`."""
         return []
 
+    def remarks(self, work: Work) -> list[str]:
+        """See `Backend.remarks`."""
+        return []
+
     def submit(self, work: Work) -> None:
         """Start it in a session of its own; see `Backend.submit`."""
         with one_at_a_time("local"):

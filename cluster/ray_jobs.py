@@ -55,6 +55,10 @@ class RayBackend:
             there = str(self.client().get_version() or "of an unknown version")
         return [Finding("the cluster's Ray answers", self.target.address, True, f"Ray {there}; here {version('ray')}")]
 
+    def remarks(self, work: Work) -> list[str]:
+        """See `Backend.remarks`."""
+        return []
+
     def submit(self, work: Work) -> None:
         """See `Backend.submit`."""
         with tempfile.TemporaryDirectory(prefix="onediffusion-") as scratch:

@@ -90,6 +90,10 @@ class SlurmBackend:
             return [Finding("limits of the account", "the site", False, str(error), "install Slurm's sacctmgr here")]
         return association_findings(self.target, user, told.stdout)
 
+    def remarks(self, work: Work) -> list[str]:
+        """See `Backend.remarks`."""
+        return []
+
     def submit(self, work: Work) -> None:
         """Send it; see `Backend.submit`."""
         text = self.plan(work)["sbatch script"]

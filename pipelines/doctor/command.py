@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from cluster.backend import Backend, open_backend
-from cluster.target import KubernetesTarget, SlurmTarget, load_target
+from cluster.kubernetes_target import KubernetesTarget
+from cluster.target import SlurmTarget, load_target
 from cluster.user_data import data_folder
 from cluster.work import Finding, ResourceRequest, Work
 from labeling.dataset import open_store

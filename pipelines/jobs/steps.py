@@ -9,7 +9,7 @@ from cluster.ray_environment import starts_own_ray
 from cluster.session import cluster_has, ray_session
 from model.inputs import InputError
 from pipelines.jobs.running import RunningAttempt
-from pipelines.jobs.specification import EvaluateJob, JobSpecification, LabelJob, ReportJob, TrainJob, ViewsJob
+from pipelines.jobs.specification import EvaluateJob, JobSpecification, LabelJob, ReportJob, SetsJob, TrainJob, ViewsJob
 
 
 def run_job(specification: JobSpecification, attempt: RunningAttempt) -> dict[str, Any]:
@@ -24,6 +24,12 @@ def run_job(specification: JobSpecification, attempt: RunningAttempt) -> dict[st
                 specification.source, specification.dataset, specification.count, specification.size, specification.seed
             )
         )
+    if isinstance(specification, SetsJob):
+        from pipelines.sets import sets
+
+        made = sets(specification.of, specification.sources, specification.dataset, specification.options)
+        print(*made.summary(specification.dataset), sep="\n", flush=True)
+        return asdict(made)
     if isinstance(specification, EvaluateJob):
         return evaluate_on_worker(specification)
     if isinstance(specification, ReportJob):

@@ -35,8 +35,8 @@ Vectors = NDArray[np.floating]  # (N, D); may lie on disk
 class Links:
     """Pairs of near vectors, one < other, each once, and their distances."""
 
-    one: Indices
-    other: Indices
+    one: NDArray[np.int32]
+    other: NDArray[np.int32]
     distance: Floats
 
     def within(self, distance: float) -> Links:
@@ -48,7 +48,7 @@ class Links:
 def link(vectors: Vectors, distance: float, seed: int = 0) -> Links:
     """Links of each vector to its nearest ones within a Euclidean distance. The same vectors give the same links."""
     count = len(vectors)
-    parts: list[tuple[Indices, Indices, Floats]] = []
+    parts: list[tuple[Indices, Floats]] = []
     index = _index(vectors, seed)
     for start in range(0, count, BATCH):
         squares, found = index.search(_block(vectors, start), min(NEIGHBORS + 1, count))
@@ -57,13 +57,18 @@ def link(vectors: Vectors, distance: float, seed: int = 0) -> Links:
         # A pair may be found from one side alone: from either side it is one link.
         near = (others >= 0) & (others != rows) & (distances <= distance)
         rows, others = rows[near], others[near]
-        parts.append((np.minimum(rows, others), np.maximum(rows, others), distances[near].astype(np.float32)))
+        pairs = np.minimum(rows, others) * count + np.maximum(rows, others)
+        parts.append((pairs, distances[near].astype(np.float32)))
     if not parts:
-        return Links(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
-    one, other, distances = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return Links(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
+    pairs, distances = (np.concatenate(column) for column in zip(*parts, strict=True))
     parts.clear()
-    _, first = np.unique(one * count + other, return_index=True)
-    return Links(one[first], other[first], distances[first])
+    order = np.argsort(pairs, kind="stable")
+    pairs, distances = pairs[order], distances[order]
+    del order
+    first = np.diff(pairs, prepend=-1) != 0
+    pairs, distances = pairs[first], distances[first]
+    return Links((pairs // count).astype(np.int32), (pairs % count).astype(np.int32), distances)
 
 
 def cluster(count: int, links: Links, distance: float) -> Indices:
@@ -146,7 +151,7 @@ def _whisper(labels: Indices, rows: Indices, others: Indices, weights: Floats) -
     """
     quiet = 0
     for number in range(ROUNDS):
-        active = (((rows * 2654435761 + number * 40503) >> 7) & 1) == 0
+        active = (((rows.astype(np.int64) * 2654435761 + number * 40503) >> 7) & 1) == 0
         row, vote, weight = rows[active], labels[others[active]], weights[active]
         order = np.lexsort((vote, row))
         row, vote, weight = row[order], vote[order], weight[order]

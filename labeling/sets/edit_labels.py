@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from labeling.dataset import IMAGE_SCHEMA, IMAGES, Dataset, select_rows
-from labeling.sets.edits import KINDS, Edit, Region, regions_of
+from labeling.sets.edits import KINDS, Edit, Region, is_gray, regions_of
 from labeling.sets.rows import (
     CAPTION,
     ORIGIN,
@@ -134,14 +134,16 @@ def _edits(
     picture: Picture, regions: Sequence[Region], options: Mapping[str, Any], random: np.random.Generator
 ) -> list[Edit]:
     possible = [kind for kind in options["make"] if regions or not KINDS[kind][1]]
+    if is_gray(picture):
+        possible = [kind for kind in possible if kind != "recolor"]
     if not possible:
         least, most = options["area"]
-        raise InputError(f"nothing segmented covers {least:.0%} to {most:.0%} of it")
-    order = [possible[index] for index in random.permutation(len(possible))][: options["edits"]]
+        raise InputError(f"nothing segmented that can be edited so covers {least:.0%} to {most:.0%} of it")
     edits = []
-    for kind in order:
-        region = regions[int(random.integers(len(regions)))] if KINDS[kind][1] else None
-        edits.append(KINDS[kind][0](picture, region, random))  # type: ignore[arg-type]
+    for index in random.permutation(len(possible))[: options["edits"]]:
+        make, needs_region = KINDS[possible[index]]
+        region = regions[int(random.integers(len(regions)))] if needs_region else None
+        edits.append(make(picture, region, random))  # type: ignore[arg-type]
     return edits
 
 

@@ -17,7 +17,8 @@ from model.conditions import degrade
 from model.pictures import Picture
 
 Mask = NDArray[np.bool_]
-_FILL_SIDE = 320  # pixels of the longer side at which an object is filled: what is coarser hides no repetition
+_SEARCH_SIDE, _STEP, _RING = 128, 4, 4  # pixels: the longer side where covers are looked for; steps; what must fit
+_MOST_COVERS, _LEAST_COVER = 4, 0.3  # parts that cover a region, and the share that one of them covers at least
 _GROWN = 0.012  # of the picture's sides, by which a mask is grown before it is filled: shadows and soft edges go too
 _COLORS = {
     "red": 0,
@@ -52,22 +53,38 @@ class Edit:
 
 
 def remove(picture: Picture, region: Region, random: np.random.Generator) -> Edit:
-    """Fill the region from its surroundings, at a small size; what lies outside it stays as it is."""
+    """Fill the region with the colors around it, and with the texture of other parts of the picture, so shifted that
+    their borders fit best (Telea 2004, Pérez et al. 2003)."""
     height, width = picture.shape[:2]
-    mask = _grown(region.mask)
-    scale = min(1.0, _FILL_SIDE / max(height, width))
+    hole = mask = _grown(region.mask)
+    scale = min(1.0, _SEARCH_SIDE / max(height, width))
     small = (max(16, round(width * scale)), max(16, round(height * scale)))
     coarse = cv2.resize(np.ascontiguousarray(picture), small, interpolation=cv2.INTER_AREA)
-    hole = cv2.resize(mask.astype(np.uint8), small, interpolation=cv2.INTER_AREA) > 0
-    filled = _filled(coarse, hole)
-    whole = cv2.resize(filled, (width, height), interpolation=cv2.INTER_CUBIC)
+    coarse_hole = cv2.resize(mask.astype(np.uint8), small, interpolation=cv2.INTER_AREA) > 0
+    smooth = cv2.inpaint(coarse, coarse_hole.astype(np.uint8), 3, cv2.INPAINT_TELEA)
+    covered = np.where(mask[..., None], cv2.resize(smooth, (width, height), interpolation=cv2.INTER_CUBIC), picture)
+    for _ in range(_MOST_COVERS):
+        shift = _best_shift(coarse, coarse_hole)
+        if shift is None:
+            break
+        across, down = round(shift[0] * width / small[0]), round(shift[1] * height / small[1])
+        matrix = np.array([[1, 0, -across], [0, 1, -down]], np.float32)
+        moved = cv2.warpAffine(
+            np.ascontiguousarray(picture), matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101
+        )
+        taken = hole & (cv2.warpAffine((~mask).astype(np.uint8), matrix, (width, height)) > 0)
+        if not taken.any():
+            break
+        covered = _cloned(covered, moved, taken)
+        hole = hole & ~taken
+        coarse_hole = cv2.resize(hole.astype(np.uint8), small, interpolation=cv2.INTER_AREA) > 0
     instruction = _one_of(random, "Remove the {}.", "Take the {} out of the picture.", "Erase the {}.")
     back = _one_of(random, "Add {}.", "Put {} into the picture.")
     return Edit(
-        _blended(picture, whole, mask),
+        _blended(picture, covered, mask),
         instruction.format(region.name),
         back.format(with_article(region.name)),
-        f"remove: segmented region filled by cv2.xphoto.inpaint (frequency selective) at {_FILL_SIDE} pixels",
+        "remove: segmented region filled with the colors around it and the texture of other parts (cv2.inpaint, cv2.seamlessClone)",
     )
 
 
@@ -93,7 +110,7 @@ def recolor(picture: Picture, region: Region, random: np.random.Generator) -> Ed
 
 def background(picture: Picture, region: Region, random: np.random.Generator) -> Edit:
     """Change what lies outside the region: plain, blurred, or without color."""
-    kind = ("plain", "blurred", "gray")[int(random.integers(3))]
+    kind = ("plain", "blurred", "gray")[int(random.integers(2 if is_gray(picture) else 3))]
     name, back = region.name, ""
     if kind == "plain":
         color = list(_PLAIN)[int(random.integers(len(_PLAIN)))]
@@ -113,9 +130,16 @@ def background(picture: Picture, region: Region, random: np.random.Generator) ->
 
 def restyle(picture: Picture, _: Region | None, random: np.random.Generator) -> Edit:
     """Change the look of the whole picture."""
-    name = list(_STYLES)[int(random.integers(len(_STYLES)))]
+    possible = [name for name in _STYLES if not (name in _OF_COLORS and is_gray(picture))]
+    name = possible[int(random.integers(len(possible)))]
     change, instruction, back, method = _STYLES[name]
     return Edit(change(picture, random), instruction, back, f"style: {method}")
+
+
+def is_gray(picture: Picture) -> bool:
+    """Whether a picture has next to no color, so that none can be taken from it."""
+    small = cv2.resize(np.ascontiguousarray(picture), (64, 64), interpolation=cv2.INTER_AREA).astype(np.int16)
+    return bool(np.percentile(np.ptp(small, axis=2), 95) < 16)
 
 
 # Kind → what makes it, and whether it needs a region.
@@ -142,16 +166,52 @@ def with_article(name: str) -> str:
     return f"{'an' if name[:1].lower() in tuple('aeiou') else 'a'} {name}"
 
 
-def _filled(picture: Picture, hole: Mask) -> Picture:
-    """The picture with what lies in the hole made of what surrounds it (Genser et al. 2018)."""
-    filled = np.zeros_like(picture)
-    known = np.where(hole, 0, 255).astype(np.uint8)
-    lab = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2Lab)
-    made = np.zeros_like(lab)
-    cv2.xphoto.inpaint(lab, known, made, cv2.xphoto.INPAINT_FSR_FAST)
-    filled = cv2.cvtColor(made, cv2.COLOR_Lab2RGB)
-    filled[~hole] = picture[~hole]
-    return np.asarray(filled, np.uint8)
+def _best_shift(picture: Picture, hole: Mask) -> tuple[int, int] | None:
+    """The (across, down) from which the hole is covered, so that what surrounds it fits best, and most is covered.
+
+    None where nothing of the picture covers a part of it.
+    """
+    height, width = hole.shape
+    rows, columns = np.nonzero(hole)
+    if not len(rows):
+        return None
+    ring = cv2.dilate(hole.astype(np.uint8), np.ones((2 * _RING + 1, 2 * _RING + 1), np.uint8)) - hole
+    ring_rows, ring_columns = (axis[:: 1 + len(axis) // 800] for axis in np.nonzero(ring))
+    hole_rows, hole_columns = rows[:: 1 + len(rows) // 800], columns[:: 1 + len(rows) // 800]
+    levels, known = picture.astype(np.float32), ~hole
+    best: tuple[float, tuple[int, int]] | None = None
+    for down in range(-height, height, _STEP):
+        for across in range(-width, width, _STEP):
+            share = _known_share(known, hole_rows + down, hole_columns + across)[0]
+            fits, there = _known_share(known, ring_rows + down, ring_columns + across)
+            if share < _LEAST_COVER or fits < 0.5:
+                continue
+            y, x = ring_rows[there], ring_columns[there]
+            difference = float(np.abs(levels[y + down, x + across] - levels[y, x]).mean())
+            # Near parts are of the same light and distance more often than far ones.
+            cost = difference + 40 * (1 - share) + 10 * (abs(across) + abs(down)) / (height + width)
+            if best is None or cost < best[0]:
+                best = cost, (across, down)
+    return best and best[1]
+
+
+def _known_share(known: Mask, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> tuple[float, Mask]:
+    """How many of these places are known, and which."""
+    inside = (rows >= 0) & (rows < known.shape[0]) & (columns >= 0) & (columns < known.shape[1])
+    inside[inside] = known[rows[inside], columns[inside]]
+    return float(inside.mean()), inside
+
+
+def _cloned(picture: Picture, other: Picture, mask: Mask) -> Picture:
+    """`other` within the mask, its gradients kept and its border those of the picture."""
+    inner = mask.copy()
+    inner[[0, -1]] = inner[:, [0, -1]] = False  # which cv2.seamlessClone cannot take
+    rows, columns = np.nonzero(inner)
+    # It takes the middle of the mask's box for the place that the box goes to.
+    middle = (int(columns.min() + columns.max() + 1) // 2, int(rows.min() + rows.max() + 1) // 2)
+    levels = inner.astype(np.uint8) * 255
+    cloned = cv2.seamlessClone(other, np.ascontiguousarray(picture), levels, middle, cv2.NORMAL_CLONE)
+    return np.where(mask[..., None], cloned, picture)
 
 
 def _grown(mask: Mask) -> Mask:
@@ -207,6 +267,9 @@ _STYLES: Mapping[str, tuple[Callable[[Picture, np.random.Generator], Picture], s
     "coarse": (_degraded("upscaling"), "Make it look like a picture of low resolution.", "Increase the resolution.",
                "degradation of the task upscaling"),
 }  # fmt: skip
+
+
+_OF_COLORS = ("gray", "sepia")  # styles that take colors away
 
 
 def _one_of(random: np.random.Generator, *texts: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from labeling.dataset import IMAGE_SCHEMA, IMAGES, Dataset, select_rows
+from labeling.dataset import IMAGES, Dataset, select_rows
 from labeling.sets.edits import KINDS, Edit, Region, is_gray, regions_of
 from labeling.sets.rows import (
     CAPTION,
@@ -29,7 +29,7 @@ from model.pictures import Picture, decode_gray, decode_picture
 
 SEGMENTATION = "segmentation"
 GROUPS = (ORIGIN, CAPTION, IMAGES)
-_SAID = [name for name in ("id", "image", "width", "height", "source", "author", "licence", "text", "metadata")]
+_SAID = ("id", "image", "width", "height", "source", "author", "licence", "text", "metadata")
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _regions(row: Mapping[str, Any], area: Sequence[float]) -> list[Region]:
 
 def _copied(number: int, row: Mapping[str, Any]) -> SetPicture:
     caption = row.get("caption.caption") or row["images.text"] or ""
-    columns = {name: row.get(f"images.{name}") for name in _SAID if name in IMAGE_SCHEMA.names}
+    columns = {name: row.get(f"images.{name}") for name in _SAID}
     return SetPicture(
         row["images.image"],
         row["images.width"],

@@ -1,7 +1,7 @@
 """Edits as datasets of them are published: rows of an instruction, a source and a target, in Parquet or JSONL.
 
-Known are the columns of InstructPix2Pix, MagicBrush, OmniEdit, UltraEdit, HQ-Edit and SEED-Data-Edit, and the folders of
-InstructPix2Pix's own generator (`prompt.json` beside `metadata.jsonl` and SEED_0.jpg, SEED_1.jpg).
+Known are the columns of InstructPix2Pix, MagicBrush, OmniEdit, UltraEdit, HQ-Edit and SEED-Data-Edit, and the folders
+of InstructPix2Pix's own generator (`prompt.json` beside `metadata.jsonl` and SEED_0.jpg, SEED_1.jpg).
 """
 
 from __future__ import annotations

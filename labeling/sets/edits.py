@@ -84,7 +84,7 @@ def remove(picture: Picture, region: Region, random: np.random.Generator) -> Edi
         _blended(picture, covered, mask),
         instruction.format(region.name),
         back.format(with_article(region.name)),
-        "remove: segmented region filled with the colors around it and the texture of other parts (cv2.inpaint, cv2.seamlessClone)",
+        "remove: segmented region filled with colors around it and texture of other parts (cv2.inpaint, seamlessClone)",
     )
 
 
@@ -207,6 +207,8 @@ def _cloned(picture: Picture, other: Picture, mask: Mask) -> Picture:
     inner = mask.copy()
     inner[[0, -1]] = inner[:, [0, -1]] = False  # which cv2.seamlessClone cannot take
     rows, columns = np.nonzero(inner)
+    if not len(rows) or min(np.ptp(rows), np.ptp(columns)) < 4:  # nor what is so narrow
+        return np.where(mask[..., None], other, picture)
     # It takes the middle of the mask's box for the place that the box goes to.
     middle = (int(columns.min() + columns.max() + 1) // 2, int(rows.min() + rows.max() + 1) // 2)
     levels = inner.astype(np.uint8) * 255
@@ -263,9 +265,9 @@ _STYLES: Mapping[str, tuple[Callable[[Picture, np.random.Generator], Picture], s
     "dark": (_dark, "Make it darker, as in the evening.", "Brighten the picture.", "gamma 1.8, 60 % of the light"),
     "grain": (_grain, "Add film grain.", "Remove the noise.", "Gaussian noise"),
     "sketch": (_sketch, "Turn it into a pencil drawing.", "", "levels divided by their surroundings"),
-    "blur": (_degraded("deblurring"), "Blur the picture.", "Sharpen the picture.", "degradation of the task deblurring"),
+    "blur": (_degraded("deblurring"), "Blur the picture.", "Sharpen the picture.", "as for the task deblurring"),
     "coarse": (_degraded("upscaling"), "Make it look like a picture of low resolution.", "Increase the resolution.",
-               "degradation of the task upscaling"),
+               "as for the task upscaling"),
 }  # fmt: skip
 
 

@@ -152,9 +152,9 @@ def _sets(
         widths, heights = candidates.sizes[members].T
         shape = np.round(np.log(widths / heights), 1)
         members = members[np.lexsort((candidates.ids[members], shape))]
-        for part in _cut(members, options.pictures):
-            yield part
-        left_out["over what its sets take"] += len(members) - sum(map(len, _cut(members, options.pictures)))
+        parts = _cut(members, options.pictures)
+        left_out["over what its sets take"] += len(members) - sum(map(len, parts))
+        yield from parts
 
 
 def _different(candidates: Candidates, members: Indices, bits: int) -> Indices:

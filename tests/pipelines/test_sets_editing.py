@@ -116,9 +116,8 @@ def lines(tmp_path: Path) -> Path:
         '{"source": null, "target": "2.png", "instruction": "x"}',
         good[2],
     ]
-    (folder / "edits.jsonl").write_bytes(
-        ("\r\n".join([*good, *bad, "", '{"source": "\udcff"}'])).encode("utf-8", "surrogateescape")
-    )
+    text = "\r\n".join([*good, *bad, "", '{"source": "\udcff"}'])
+    (folder / "edits.jsonl").write_bytes(text.encode("utf-8", "surrogateescape"))
     return folder
 
 
@@ -131,7 +130,8 @@ def test_a_bad_line_is_a_rejected_row_with_its_reason(lines: Path, tmp_path: Pat
     for reason, part in zip(
         reasons,
         ("no JSON", "no JSON object", "no column 'edit_prompt'", "no instruction", "the same picture", "not there",
-         "not below", "32 × 96", "target: truncated", "target: ", "no picture", "the same edit as edits.jsonl#", "no column"),
+         "not below", "32 × 96", "target: truncated", "target: ", "no picture", "the same edit as edits.jsonl#",
+         "no column"),
         strict=True,
     ):  # fmt: skip
         assert part in reason, reasons
@@ -142,7 +142,7 @@ def test_columns_are_named_and_files_without_them_refused(lines: Path, tmp_path:
     (lines / "edits.jsonl").write_text(json.dumps(line))
     named = {"source": "a", "target": "b", "instruction": "c"}
     assert sets("editing", [str(lines)], str(tmp_path / "edits"), named).sets == 1
-    with pytest.raises(InputError, match="none of 1 rows makes a set; .*no column 'x'.*there are a, b, c"):
+    with pytest.raises(InputError, match=r"none of 1 rows makes a set; .*no column 'x'.*there are a, b, c"):
         sets("editing", [str(lines)], str(tmp_path / "none"), {**named, "source": "x"})
     assert not list((tmp_path / "none").glob("*/*")), "nothing is left of a job that made nothing"
     pq.write_table(pa.table({"text": ["x"]}), lines / "other.parquet")

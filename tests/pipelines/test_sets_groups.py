@@ -114,31 +114,38 @@ def test_bytes_are_copied_and_crops_hold_the_face(people: list[str], tmp_path: P
                 assert crop is None and row["images.image"][index] == source["image"]
             else:
                 assert (crop["x1"] - crop["x0"], crop["y1"] - crop["y0"]) == (width, height)
-                assert 0 <= crop["x0"] and crop["x1"] <= source["width"] and crop["y1"] <= source["height"]
+                assert crop["x0"] >= 0 and crop["x1"] <= source["width"] and crop["y1"] <= source["height"]
 
 
 @pytest.mark.parametrize(
     ("options", "holds"),
     [
-        ({"distance": 0.01}, lambda *_: False),
+        ({"distance": 0.01}, lambda result, _: result.left_out["fewer than 2 of its group"] > 9),
         ({"side": 150}, lambda result, _: result.left_out["a face below 150 pixels"] > 0),
         ({"pictures": "2:2"}, lambda _, rows: {len(row["images.image"]) for row in rows} == {2}),
-        ({"least": 4, "pictures": "4:5", "duplicates": -1}, lambda _, rows: all(len(row["origin.row"]) >= 4 for row in rows)),
+        (
+            {"least": 4, "pictures": "4:5", "duplicates": -1},
+            lambda _, rows: all(len(row["origin.row"]) >= 4 for row in rows),
+        ),
         ({"duplicates": -1}, lambda result, _: "nearly the same as another of its group" not in result.left_out),
-        ({"where": "images.source like 'tesla%'"}, lambda _, rows: {p for row in rows for p in persons(row)} == {"tesla"}),
-        ({"crop": 2.0}, lambda _, rows: all(width == height for row in rows
-                                            for width, height in zip(row["images.width"], row["images.height"], strict=True))),
+        (
+            {"where": "images.source like 'tesla%'"},
+            lambda _, rows: {person for row in rows for person in persons(row)} == {"tesla"},
+        ),
+        ({"crop": 2.0}, lambda _, rows: all(row["images.width"] == row["images.height"] for row in rows)),
     ],
 )  # fmt: skip
 def test_options_have_their_effect(
     options: dict[str, Any], holds: Callable[..., bool], people: list[str], tmp_path: Path
 ) -> None:
-    if "distance" in options:
-        with pytest.raises(InputError, match="no pictures belong together; 1. left out: fewer than 2 of its group"):
-            sets("identity", people, str(tmp_path / "sets"), options)
-        return
     result = sets("identity", people, str(tmp_path / "sets"), options)
     assert holds(result, rows_of(tmp_path / "sets"))
+
+
+def test_pictures_of_which_none_belong_together_make_no_dataset(people: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no pictures belong together; 18 left out: a face below 4000 pixels"):
+        sets("identity", people, str(tmp_path / "sets"), {"side": 4000})
+    assert not (tmp_path / "sets/dataset.json").exists()
 
 
 def test_single_faces_are_asked_for(people: list[str], tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def label_here(uri: str, group: str, **parameters: Any) -> None:
         columns.setdefault(of_group, []).append(column)
     for shard in dataset.shard_names:
         rows = dataset.join(shard, {name: list(dict.fromkeys(of)) for name, of in columns.items()}).to_pylist()
-        rows = [{**row, "id": row["images.id"]} for row in rows]
+        rows = [{"id": row.pop("images.id"), **row} for row in rows]
         if IMAGE_COLUMN in labeler.needs:
             pictures = decode_images([row["id"] for row in rows], [row[IMAGE_COLUMN] for row in rows])
             rows = [{**row, IMAGE_COLUMN: picture} for row, picture in zip(rows, pictures, strict=True)]

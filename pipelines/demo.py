@@ -7,10 +7,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from labeling.dataset import DATASET_FILE, Dataset, open_store
+from labeling.dataset import DATASET_FILE, IMAGES, Dataset, open_store
 from model.inputs import InputError
 
 CONDITIONS = ["boxes", "segmentation", "pose", "edges", "depth"]
@@ -20,6 +21,7 @@ VIEWS_PER_SET = 8
 SET_TASKS = ("identity", "subject", "editing")
 SET_WEIGHT = 0.1  # of each of them in the mixture
 FACE_DISTANCE = 0.65  # at which two portraits of Tesla are linked, years apart; other people are 0.8 and more
+MOST_LOOKED_AT = 1000  # pictures, among which those to be edited are
 EDITED = ("cat_on_floor.jpg", "air_balloon.jpg", "dog.jpg")
 Say = Callable[[str], None]
 Timings = list[dict[str, Any]]  # of each step, as `pipelines.reports.page.write_report` takes them
@@ -156,8 +158,9 @@ def _make_sets(out: str, pictures: Dataset, timings: Timings, say: Say) -> None:
                     crops.put(path.relative_to(Path(folder, "crops")).as_posix(), path.read_bytes())
         ingest(crops.uri, f"{out}/crops")
         label(f"{out}/crops", ["faces", "hashes"], {"faces": {"tiles": 1}})
-        edited = ", ".join(f"'{name}'" for name in EDITED)
-        chosen = f"images.source in ({edited})" if pictures.sources[0]["uri"].endswith("/pictures") else ""
+        rows = list(islice(pictures.rows(IMAGES, ["id", "source"]), MOST_LOOKED_AT))
+        chosen = [row["id"] for row in rows if row["source"] in EDITED] or [row["id"] for row in rows[: len(EDITED)]]
+        where = f"images.id in ({', '.join(map(repr, chosen))})"
         made = {
             "identity": sets("identity", [f"{out}/crops"], f"{out}/identity", {"distance": FACE_DISTANCE}),
             "subject": sets(
@@ -166,7 +169,7 @@ def _make_sets(out: str, pictures: Dataset, timings: Timings, say: Say) -> None:
                 f"{out}/subject",
                 {"where": f"images.source like '{ITEMS}/%'", "duplicates": -1},
             ),
-            "editing": sets("editing", [pictures.uri], f"{out}/editing", {"where": chosen, "edits": 3}),
+            "editing": sets("editing", [pictures.uri], f"{out}/editing", {"where": where, "edits": 3}),
         }
         for kind in made:
             label(f"{out}/{kind}", [f"latents-{load_config('debug').size}"])

@@ -28,6 +28,7 @@ from labeling.sets.rows import CAPTION, SHARD_SETS
 
 PLAN, PLAN_FILE = "plan", "plan.json"
 CURVE_ROWS = 50_000  # up to so many candidates the figures of other thresholds are computed too
+_SHAPES = 0.7  # of the logarithm of width over height: pictures above 1.42 are wide
 Indices = NDArray[np.int64]
 
 _MEMBER = pa.struct(
@@ -148,9 +149,9 @@ def _sets(
         if len(members) < few:
             left_out[f"fewer than {few} of its group"] += len(members)
             continue
-        # Neighbors in shape share a set, so that little of them is cropped; their ids mix the rest.
+        # Tall, square and wide pictures have sets of their own, so that little is cropped; their ids mix the rest.
         widths, heights = candidates.sizes[members].T
-        shape = np.round(np.log(widths / heights), 1)
+        shape = np.round(np.log(widths / heights) / _SHAPES)
         members = members[np.lexsort((candidates.ids[members], shape))]
         parts = _cut(members, options.pictures)
         left_out["over what its sets take"] += len(members) - sum(map(len, parts))

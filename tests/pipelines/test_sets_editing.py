@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,27 @@ def test_what_is_written_is_kept_and_what_was_lost_comes_back_the_same(lines: Pa
     assert sets("editing", [str(lines / "edits.jsonl")], str(uri), {}).added > 0
     assert (uri / "images/000000.parquet").read_bytes() == files[uri / "images/000000.parquet"]
     assert all(not (one.stale or one.missing) for one in dataset_status(Dataset.open(uri)).values())
+
+
+def test_a_killed_job_goes_on_to_the_same_bytes(lines: Path, tmp_path: Path) -> None:
+    for number in range(200):
+        (lines / f"t{number}.png").write_bytes(encoded(100 + number))
+    edits = [{"source": f"t{n - n % 3}.png", "target": f"t{n}.png", "instruction": "x"} for n in range(200) if n % 3]
+    (lines / "edits.jsonl").write_text("\n".join(map(json.dumps, edits)) + "\n" + (lines / "edits.jsonl").read_text("latin-1"))
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    command = [sys.executable, "-m", "pipelines", "sets", "editing", str(lines / "edits.jsonl"), str(killed)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as job:
+        while not (killed / "images/000000.parquet").exists() and job.poll() is None:
+            time.sleep(0.01)
+        job.kill()
+    assert not (killed / "dataset.json").exists(), "it was killed before its end"
+    subprocess.run(command, check=True, capture_output=True)
+    sets("editing", [str(lines / "edits.jsonl")], str(whole), {})
+    files = [
+        {path.relative_to(uri): path.read_bytes() for path in uri.rglob("*") if path.suffix in (".parquet", ".json")}
+        for uri in (killed, whole)
+    ]
+    assert files[0] == files[1] and len(files[0]) > 8
 
 
 def test_command_line_makes_them(lines: Path, tmp_path: Path) -> None:

@@ -102,6 +102,22 @@ def test_options_have_their_effect(
     assert holds(rows_of(tmp_path / "edits"))
 
 
+def test_a_job_file_does_the_same(pictures: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipelines.jobs.resolved import resolve_job
+    from pipelines.jobs.specification import parse_specification
+    from pipelines.jobs.steps import run_job
+
+    monkeypatch.chdir(tmp_path)
+    options = {"make": ["style"], "edits": 1, "seed": 3}
+    values = {"kind": "sets", "of": "editing", "sources": ["pictures"], "dataset": "by-job", "options": options}
+    job = resolve_job(parse_specification(values, "job"))
+    assert job.specification.data == [pictures, str(tmp_path / "by-job")], "whole addresses"
+    assert run_job(job.specification, None)["sets"] == 4  # type: ignore[arg-type]  # of the attempt it needs nothing
+    sets("editing", [pictures], str(tmp_path / "by-hand"), options)
+    files = [(tmp_path / name / "images/000000.parquet").read_bytes() for name in ("by-job", "by-hand")]
+    assert files[0] == files[1]
+
+
 def test_seeds_draw_other_edits_and_the_same_one_the_same(pictures: str, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         sets("editing", [pictures], str(tmp_path / name), {"seed": seed})

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from labeling.dataset import IMAGES, Dataset, Selection, digest_json, select_rows
@@ -24,6 +26,7 @@ from model.inputs import InputError
 FACES, HASHES, OBJECTS = "faces", "hashes", "embedding-object"
 PERSON, ITEM = "person", "item"  # keys of images.metadata that say what is true
 UNKNOWN = -1
+VECTOR = "vector"  # of a row: its embedding, as an array
 Row = Mapping[str, Any]
 
 
@@ -34,7 +37,7 @@ class Candidates:
 
     def __init__(self, folder: Path, most: int, width: int) -> None:
         self.count = 0
-        self._width = width
+        self.width = width
 
         def array(name: str, kind: Any, *shape: int) -> NDArray[Any]:
             if not most or 0 in shape:
@@ -110,7 +113,7 @@ def read_candidates(
                     continue
                 if candidates is None:
                     candidates = Candidates(folder, most, len(values.get("vectors", ())))
-                if len(values.get("vectors", ())) != candidates._width:
+                if len(values.get("vectors", ())) != candidates.width:
                     raise InputError(f"{source.uri}: embeddings of another model than the other sources'")
                 candidates.add(
                     place=(number, index, row_number),
@@ -138,14 +141,21 @@ def _rows(
         }[group]
     removed = set(source.removed_rows(shard))
     selected = None if selection is None else selection.mask(shard)
-    rows = source.join(shard, columns, skip_missing=True).to_pylist()
-    for number in range(len(rows)):
+    table = source.join(shard, columns, skip_missing=True)
+    vectors: dict[int, NDArray[Any]] = {}
+    for name in (f"{FACES}.embeddings", f"{OBJECTS}.embedding"):
+        if name in table.column_names:  # as lists of Python numbers they would take most of the time
+            vectors = first_vectors(table[name])
+            table = table.drop_columns([name])
+    rows = table.to_pylist()
+    for number, row in enumerate(rows):
+        row[VECTOR] = vectors.get(number)
         if number in removed:
             left_out["removed at the source"] += 1
         elif selected is not None and not selected[number]:
             left_out["not selected"] += 1
         else:
-            yield number, rows[number]
+            yield number, row
 
 
 def _values(row: Row, options: GroupingOptions, left_out: Counter[str]) -> dict[str, Any] | None:
@@ -156,7 +166,7 @@ def _values(row: Row, options: GroupingOptions, left_out: Counter[str]) -> dict[
     assert isinstance(options, SubjectOptions)
     truth = key_of(str(facts[ITEM])) if facts.get(ITEM) else UNKNOWN
     if options.by == EMBEDDING:
-        embedding = row.get("embedding-object.embedding")
+        embedding = row[VECTOR]
         if embedding is None:
             left_out["no object of it is embedded"] += 1
             return None
@@ -171,11 +181,11 @@ def _values(row: Row, options: GroupingOptions, left_out: Counter[str]) -> dict[
 def _face(
     row: Row, facts: Mapping[str, Any], options: IdentityOptions, left_out: Counter[str]
 ) -> dict[str, Any] | None:
-    embeddings, boxes = row["faces.embeddings"], row["faces.boxes"]
-    if embeddings is None or not embeddings:
-        left_out["no face" if embeddings is not None else "faces in error"] += 1
+    boxes = row["faces.boxes"]
+    if not boxes or row[VECTOR] is None:
+        left_out["no face" if boxes is not None else "faces in error"] += 1
         return None
-    if options.alone and len(embeddings) > 1:
+    if options.alone and len(boxes) > 1:
         left_out["several faces"] += 1
         return None
     box = [boxes[0][side] for side in ("x0", "y0", "x1", "y1")]
@@ -183,7 +193,21 @@ def _face(
         left_out[f"a face below {options.side} pixels"] += 1
         return None
     truth = key_of(str(facts[PERSON])) if facts.get(PERSON) else UNKNOWN
-    return {"vectors": embeddings[0], "faces": [round(side) for side in box], "truth": truth}
+    return {"vectors": row[VECTOR], "faces": [round(side) for side in box], "truth": truth}
+
+
+def first_vectors(column: pa.ChunkedArray) -> dict[int, NDArray[Any]]:
+    """Row → its vector, of lists of numbers; of lists of such lists, as of several faces, the first."""
+    array = column.combine_chunks()
+    lengths = pc.fill_null(pc.list_value_length(array), 0)
+    rows = np.flatnonzero(lengths.to_numpy(zero_copy_only=False))
+    present = array.take(pa.array(rows))
+    if pa.types.is_list(array.type.value_type):
+        present = pc.list_element(present, 0)
+    if not len(rows):
+        return {}
+    values = present.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1)
+    return dict(zip(rows.tolist(), values, strict=True))
 
 
 def said_key(row: Row, facts: Mapping[str, Any], by: str) -> str:

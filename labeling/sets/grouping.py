@@ -88,7 +88,7 @@ def read_planned(store: Store, name: str) -> list[dict[str, Any]]:
 
 def _grouped(candidates: Candidates, options: GroupingOptions) -> tuple[Indices, list[dict[str, float]]]:
     """(N,) of each candidate the first of its group, and the figures of several thresholds."""
-    if isinstance(options, SubjectOptions) and not candidates._width:
+    if isinstance(options, SubjectOptions) and not candidates.width:
         _, first, inverse = np.unique(candidates.keys, return_index=True, return_inverse=True)
         return first[inverse.ravel()], []
     if not candidates.count:

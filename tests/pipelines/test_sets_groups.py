@@ -202,6 +202,21 @@ def test_command_line_groups_them(people: list[str], tmp_path: Path) -> None:
     assert all(3 <= len(row["origin.row"]) <= 4 for row in rows_of(tmp_path / "sets"))
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_cluster_groups_and_copies_the_same(
+    people: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets("identity", people, str(tmp_path / "here"), {})
+    monkeypatch.setattr("pipelines.sets.FEW", 0)
+    monkeypatch.setattr("pipelines.sets.MANY", 0)
+    sets("identity", people, str(tmp_path / "there"), {})
+    files = [
+        {path.relative_to(uri): path.read_bytes() for path in uri.rglob("*.parquet")}
+        for uri in (tmp_path / "here", tmp_path / "there")
+    ]
+    assert files[0] == files[1] and files[0]
+
+
 def write_items(folder: Path, photographs: Path) -> None:
     """Two items in a folder each, with captions and a name."""
     table = ["file_name,product,text"]

@@ -20,9 +20,9 @@ from labeling.dataset import (
     shard_file,
 )
 from labeling.sets.grouping import PLAN, make_plan, read_plan
-from labeling.sets.options import EditingOptions, GroupingOptions, IdentityOptions, SubjectOptions
+from labeling.sets.options import EMBEDDING, EditingOptions, GroupingOptions, IdentityOptions, SubjectOptions
 from labeling.sets.rows import CAPTION, LABELER, ORIGIN, VERSION, SetShard
-from model.inputs import InputError
+from model.inputs import InputError, require
 from model.inputs.schema import validate
 from pipelines.ingest_job.workers import Workers
 from pipelines.progress import progress
@@ -259,6 +259,8 @@ def _grouped_sets(
 
     opened = [Dataset.open(uri) for uri in sources]
     _check_pictures(opened)
+    if isinstance(options, IdentityOptions) or getattr(options, "by", "") == EMBEDDING:
+        require("faiss")  # here, and not in the middle of a job
     target = open_target(dataset, kind)
     digest = sources_digest(opened, options)
     parameters = options.model_dump(mode="json")

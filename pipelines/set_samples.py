@@ -56,7 +56,7 @@ def draw_references(
 
 
 def _serves(row: Mapping[str, Any]) -> bool:
-    captions = row.get("caption.caption")
+    captions = row.get("caption.caption") or []
     return bool(captions) and None not in captions and len(row["images.image"]) > 1
 
 

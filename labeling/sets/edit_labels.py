@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from labeling.dataset import IMAGES, Dataset, select_rows
+from labeling.dataset import IMAGES, Dataset, digest_json, select_rows
 from labeling.sets.edits import KINDS, Edit, Region, is_gray, regions_of
 from labeling.sets.rows import (
     CAPTION,
@@ -19,7 +19,6 @@ from labeling.sets.rows import (
     SHARD_SETS,
     SetPicture,
     SetShard,
-    digest_json,
     encode_jpeg,
     rejected_row,
     write_sets,

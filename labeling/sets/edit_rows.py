@@ -206,9 +206,9 @@ class EditSource:
             left[instruction] = texts
         captions = (key for key in CAPTIONS if isinstance(left.get(key), str))
         caption = left.pop(key).strip() if (key := next(captions, None)) else ""
-        pictures = [self._picture(row[column], column, folder) for column in (source, target)]
+        before, after = (self._picture(row[column], column, folder) for column in (source, target))
         facts = {key: plain for key, value in left.items() if (plain := plain_value(value)) is not None}
-        return EditRow(name, texts[0], *pictures, caption, facts)
+        return EditRow(name, texts[0], before, after, caption, facts)
 
     def _picture(self, value: Any, column: str, folder: str) -> bytes:
         path = value

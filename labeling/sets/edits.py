@@ -59,7 +59,7 @@ def remove(picture: Picture, region: Region, random: np.random.Generator) -> Edi
     hole = mask = _grown(region.mask)
     scale = min(1.0, _SEARCH_SIDE / max(height, width))
     small = (max(16, round(width * scale)), max(16, round(height * scale)))
-    coarse = cv2.resize(np.ascontiguousarray(picture), small, interpolation=cv2.INTER_AREA)
+    coarse = np.asarray(cv2.resize(np.ascontiguousarray(picture), small, interpolation=cv2.INTER_AREA), np.uint8)
     coarse_hole = cv2.resize(mask.astype(np.uint8), small, interpolation=cv2.INTER_AREA) > 0
     smooth = cv2.inpaint(coarse, coarse_hole.astype(np.uint8), 3, cv2.INPAINT_TELEA)
     covered = np.where(mask[..., None], cv2.resize(smooth, (width, height), interpolation=cv2.INTER_CUBIC), picture)
@@ -98,7 +98,7 @@ def recolor(picture: Picture, region: Region, random: np.random.Generator) -> Ed
     hsv[..., 0] = _COLORS[color] * 256 / 360
     # What is nearly gray takes on color too; what is colored keeps how much it varies.
     hsv[..., 1] = np.clip(0.55 * hsv[..., 1] + 90, 0, 255)
-    turned = cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB_FULL)
+    turned = np.asarray(cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB_FULL), np.uint8)
     instruction = _one_of(random, "Make the {} {}.", "Change the color of the {} to {}.", "Turn the {} {}.")
     return Edit(
         _blended(picture, turned, region.mask),
@@ -118,7 +118,8 @@ def background(picture: Picture, region: Region, random: np.random.Generator) ->
         instruction = _one_of(random, f"Put the {name} before a plain {color} background.",
                               f"Make the background plain {color}.")  # fmt: skip
     elif kind == "blurred":
-        changed = cv2.GaussianBlur(np.ascontiguousarray(picture), (0, 0), max(picture.shape[:2]) / 50)
+        blurred = cv2.GaussianBlur(np.ascontiguousarray(picture), (0, 0), max(picture.shape[:2]) / 50)
+        changed = np.asarray(blurred, np.uint8)
         instruction, back = f"Blur everything behind the {name}.", "Bring the background into focus."
     else:
         changed = _gray(picture)
@@ -147,7 +148,7 @@ KINDS: Mapping[str, tuple[Callable[[Picture, Region, np.random.Generator], Edit]
     "remove": (remove, True),
     "recolor": (recolor, True),
     "background": (background, True),
-    "style": (restyle, False),  # type: ignore[dict-item]  # it looks at no region
+    "style": (restyle, False),
 }
 
 
@@ -200,6 +201,12 @@ def _known_share(known: Mask, rows: NDArray[np.int64], columns: NDArray[np.int64
     inside = (rows >= 0) & (rows < known.shape[0]) & (columns >= 0) & (columns < known.shape[1])
     inside[inside] = known[rows[inside], columns[inside]]
     return float(inside.mean()), inside
+
+
+def _shifted(picture: Picture, matrix: NDArray[np.float32]) -> Picture:
+    size = (picture.shape[1], picture.shape[0])
+    shifted = cv2.warpAffine(np.ascontiguousarray(picture), matrix, size, borderMode=cv2.BORDER_REFLECT_101)
+    return np.asarray(shifted, np.uint8)
 
 
 def _cloned(picture: Picture, other: Picture, mask: Mask) -> Picture:

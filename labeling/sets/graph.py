@@ -10,8 +10,9 @@ N vectors of D numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +75,7 @@ def link(vectors: Vectors, distance: float, seed: int = 0) -> Links:
 def cluster(count: int, links: Links, distance: float) -> Indices:
     """(N,) of each vector the first one of its cluster. A link weighs the more, the nearer its ends are."""
     groups = Groups(count)
-    groups.join(links.one, links.other)
+    groups.join(links.one.astype(np.int64), links.other.astype(np.int64))
     roots = groups.roots()
     labels = np.arange(count)
     weights = np.maximum(1 - links.distance / distance, 0).astype(np.float32) + np.float32(0.05)
@@ -104,18 +105,19 @@ def _block(vectors: Vectors, start: int, size: int = BATCH) -> Floats:
     return np.ascontiguousarray(vectors[start : start + size], np.float32)
 
 
-def _index(vectors: Vectors, seed: int) -> _Searched:
+def _index(vectors: Vectors, seed: int) -> Any:
+    """What faiss looks vectors up in."""
     import faiss
 
     count, width = vectors.shape
     if count <= EXACT:
-        index = faiss.IndexFlatL2(width)
-        index.add(np.ascontiguousarray(vectors, np.float32))
-        return index
+        exact: Any = faiss.IndexFlatL2(width)
+        exact.add(np.ascontiguousarray(vectors, np.float32))
+        return exact
     cells = int(4 * np.sqrt(count))
     # Half-precision copies: a face takes 256 bytes of memory.
     middles = faiss.IndexFlatL2(width)
-    index = faiss.IndexIVFScalarQuantizer(middles, width, cells, faiss.ScalarQuantizer.QT_fp16)
+    index: Any = faiss.IndexIVFScalarQuantizer(middles, width, cells, faiss.ScalarQuantizer.QT_fp16)
     index.cp.seed, index.cp.niter = 1234 + seed, 8
     index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, TRAINED
     drawn = np.sort(np.random.default_rng(seed).choice(count, min(count, TRAINED * cells), replace=False))
@@ -124,12 +126,6 @@ def _index(vectors: Vectors, seed: int) -> _Searched:
         index.add(_block(vectors, start))
     index.nprobe = CELLS_READ
     return index
-
-
-class _Searched:
-    """What faiss gives, as far as it is used here."""
-
-    search: Callable[[Floats, int], tuple[Floats, Indices]]
 
 
 def _components(roots: Indices) -> Iterator[Indices]:

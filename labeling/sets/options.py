@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -100,8 +100,8 @@ class EditingOptions(Section):
 
     def recipe(self, made: bool) -> dict[str, Any]:
         """The parameters that shards depend on."""
-        files: set[Literal["source", "target", "instruction"]] = {"source", "target", "instruction"}
-        return self.model_dump(mode="json", **({"exclude": files} if made else {"include": files}))
+        files = {"source", "target", "instruction"}
+        return self.model_dump(mode="json", exclude=files) if made else self.model_dump(mode="json", include=files)
 
 
 OPTIONS: dict[str, type[Section]] = {

@@ -55,7 +55,12 @@ def demo(out: str, pictures: str | None = None, steps: int | None = None, say: S
         figures = evaluate(out, say)
 
     page = write_report(
-        f"{out}/report.html", [dataset.uri, views.uri, *(f"{out}/{kind}" for kind in SET_TASKS)], out, "OneDiffusion demo", timings=timings, figures=figures
+        f"{out}/report.html",
+        [dataset.uri, views.uri, *(f"{out}/{kind}" for kind in SET_TASKS)],
+        out,
+        "OneDiffusion demo",
+        timings=timings,
+        figures=figures,
     )
     metrics = {name: values["model"] for name, values in figures.items()}
     store.put("metrics.json", json.dumps({**metrics, "figures": figures, "timings": timings}, indent=1).encode())
@@ -186,9 +191,7 @@ def _train(out: str, steps: int | None, timings: Timings, say: Say) -> None:
         "mixture": {
             "pictures": {"dataset": f"{out}/dataset"},
             "views": {"dataset": f"{out}/views"},
-            **{
-                kind: {"dataset": f"{out}/{kind}", "tasks": {kind: SET_WEIGHT}, "text": "online"} for kind in SET_TASKS
-            },
+            **{kind: {"dataset": f"{out}/{kind}", "tasks": {kind: SET_WEIGHT}, "text": "online"} for kind in SET_TASKS},
         },
         "checkpoints": {"first": True},
     }

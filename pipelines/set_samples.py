@@ -37,7 +37,9 @@ def draw_references(
         (((drawn, *_), _),) = sample_all(pipeline, [call], steps, guidance)
         start = f"{task}-{row['images.id'][:8]}"
         inputs = [f"{start}-{number}.png" for number in range(len(known))]
-        for name, picture in zip((*inputs, f"{start}-label.png", f"{start}-output.png"), (*known, truth, drawn), strict=True):
+        for name, picture in zip(
+            (*inputs, f"{start}-label.png", f"{start}-output.png"), (*known, truth, drawn), strict=True
+        ):
             store.put(name, encode_png(picture))
         note = "the first picture is edited" if task == EDITING else "other pictures are known"
         records.append(

@@ -37,7 +37,9 @@ def write_crops(photographs: Path, folder: Path) -> None:
             whole = whole.resize((round(whole.width * scale), round(whole.height * scale)), Image.Resampling.LANCZOS)
             for number, (left, top, right, bottom) in enumerate(_WINDOWS):
                 width, height = whole.size
-                crop = whole.crop((round(left * width), round(top * height), round(right * width), round(bottom * height)))
+                crop = whole.crop(
+                    (round(left * width), round(top * height), round(right * width), round(bottom * height))
+                )
                 picture = np.asarray(crop if number != 2 else crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
                 target = f"{name}/{Path(file).stem}-{number}.jpg"
                 (folder / target).write_bytes(encode_jpeg(np.ascontiguousarray(picture)))

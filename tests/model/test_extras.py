@@ -15,7 +15,13 @@ from model.inputs.extras import EXTRAS
 
 ROOT = Path(__file__).parents[2]
 # Modules whose distribution has another name.
-DISTRIBUTIONS = {"faiss": "faiss-cpu", "dlib": "dlib-bin", "skimage": "scikit-image", "imagehash": "ImageHash", "mlflow": "mlflow-skinny"}
+DISTRIBUTIONS = {
+    "faiss": "faiss-cpu",
+    "dlib": "dlib-bin",
+    "skimage": "scikit-image",
+    "imagehash": "ImageHash",
+    "mlflow": "mlflow-skinny",
+}
 HIDE = "import sys\nsys.modules.update(dict.fromkeys({hidden}))\n"
 
 

@@ -179,7 +179,9 @@ def test_a_killed_job_goes_on_to_the_same_bytes(lines: Path, tmp_path: Path) -> 
     for number in range(200):
         (lines / f"t{number}.png").write_bytes(encoded(100 + number))
     edits = [{"source": f"t{n - n % 3}.png", "target": f"t{n}.png", "instruction": "x"} for n in range(200) if n % 3]
-    (lines / "edits.jsonl").write_text("\n".join(map(json.dumps, edits)) + "\n" + (lines / "edits.jsonl").read_text("latin-1"))
+    (lines / "edits.jsonl").write_text(
+        "\n".join(map(json.dumps, edits)) + "\n" + (lines / "edits.jsonl").read_text("latin-1")
+    )
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     command = [sys.executable, "-m", "pipelines", "sets", "editing", str(lines / "edits.jsonl"), str(killed)]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as job:

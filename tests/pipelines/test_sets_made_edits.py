@@ -64,7 +64,9 @@ def test_each_set_has_the_picture_as_it_is_and_edits_that_say_how_they_were_made
     for row in rows:
         assert row["images.image"][0] == sources[row["origin.row"][0]] and row["origin.method"][0] == "original"
         is_segmented = row["images.source"][0] != "camera.png"
-        assert {one.partition(":")[0] for one in row["origin.method"][1:]} == (set(EDITS) if is_segmented else {"style"})
+        assert {one.partition(":")[0] for one in row["origin.method"][1:]} == (
+            set(EDITS) if is_segmented else {"style"}
+        )
         assert len(set(zip(row["images.width"], row["images.height"], strict=True))) == 1
         assert all(row["caption.caption"][1:]), "each has an instruction"
         original = decode_picture(row["images.image"][0]).astype(int)

@@ -82,6 +82,8 @@ def test_edits_are_trained_on_with_prompts_that_are_stored_or_not(datasets: dict
 
 def test_prompts_of_sets_that_cannot_be_stored_are_told(datasets: dict[str, str]) -> None:
     groups = Dataset.open(datasets["subject"]).groups()
-    with pytest.raises(InputError, match=r"train with `text: online`; those of edits can be stored: label text-editing"):
+    with pytest.raises(
+        InputError, match=r"train with `text: online`; those of edits can be stored: label text-editing"
+    ):
         default_groups("text", groups, groups, sets=True)
     assert default_groups("text", groups, groups, ["editing"], sets=True) == ["text-editing"]

@@ -60,7 +60,7 @@ def test_surroundings_of_an_object_do_not_count():
         mask[:20, :20] = 1
         row = {"id": str(number), "images.image": picture, "segmentation.names": ["stone", "cup"]}
         rows.append({**row, "segmentation.mask": encode_png(mask)})
-    labels = label_rows(labeler, [*rows, {**rows[0], "segmentation.mask": encode_png(0 * mask)}])
+    labels = label_rows(labeler, [*rows, {**rows[0], "id": "none", "segmentation.mask": encode_png(0 * mask)}])
     one, same, other = (np.array(label["embedding"], np.float32) for label in labels[:3])
     assert one @ same > 0.99 > 0.8 > one @ other
     assert labels[0]["name"] == "cup" and labels[3]["error"] == "no object is segmented"

@@ -9,7 +9,7 @@ INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --
 
 .PHONY: demo test test-fast lint docs examples bench bench-model bench-plan bench-train bench-pictures bench-ingest \
 	bench-labels bench-kills bench-scale bench-addresses bench-checkpoint bench-gpu bench-loader bench-selecting \
-	bench-sets small-cpu soak clean
+	bench-views bench-sets small-cpu soak clean
 
 demo: $(VENV)/installed
 	$(BIN)/onediffusion demo --out "$(OUT)" $(if $(PICTURES),--pictures "$(PICTURES)")
@@ -48,6 +48,10 @@ bench-pictures: $(VENV)/installed-test
 # ARGUMENTS: options of the script, as in ARGUMENTS="--files 2000".
 bench-ingest: $(VENV)/installed-test
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_ingest.py $(ARGUMENTS)
+
+# Cameras that are found against true ones, scenes an hour. Twenty minutes on two cores. ARGUMENTS: parts of it.
+bench-views: $(VENV)/installed-test
+	PYTHONPATH=.:tests/benchmarks $(BIN)/python tests/benchmarks/bench_views.py $(ARGUMENTS)
 
 bench-model: $(VENV)/installed-test
 	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_model.py

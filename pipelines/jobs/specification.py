@@ -22,6 +22,7 @@ class WorkersSpec(Section):
     """How much a job may use.
 
     count: workers, or [least, most] where the target can add and remove them; cpus, gpus, memory_gb: of each.
+    gpu_type: which of a Kubernetes target's `gpu_pools`; by default its `gpu_pool`.
     Training: a worker is one rank; its readers' CPUs (`reader` of the configuration) come on top.
     Labeling: a machine's share, on which the labelers' processes are spread.
     """
@@ -30,6 +31,7 @@ class WorkersSpec(Section):
     cpus: float = Field(default=1.0, ge=0)
     gpus: float = Field(default=0.0, ge=0)
     memory_gb: float = Field(default=0.0, ge=0)
+    gpu_type: str = ""
 
     _split_range = field_validator("count", mode="before")(split_range)
 
@@ -42,7 +44,7 @@ class WorkersSpec(Section):
     def resources(self, cpus_beside: float = 0.0) -> ResourceRequest:
         """What a target is asked for. cpus_beside: what runs beside each worker needs them."""
         least, most = (self.count, self.count) if isinstance(self.count, int) else self.count
-        return ResourceRequest(least, most, self.cpus + cpus_beside, self.gpus, self.memory_gb)
+        return ResourceRequest(least, most, self.cpus + cpus_beside, self.gpus, self.memory_gb, self.gpu_type)
 
 
 class IngestSpec(Section):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from typing import Any
 
 from cluster.ray_environment import starts_own_ray
 from cluster.session import cluster_has, ray_session
+from cluster.work import MORE_CPUS
 from model.inputs import InputError
 from pipelines.jobs.running import RunningAttempt
 from pipelines.jobs.specification import EvaluateJob, JobSpecification, LabelJob, ReportJob, SetsJob, TrainJob, ViewsJob
@@ -66,7 +68,7 @@ def _label(specification: LabelJob) -> dict[str, Any]:
         specification.groups,
         specification.parameters,
         specification.shards,
-        most_cpus=request.max_workers * request.cpus,
+        most_cpus=request.max_workers * request.cpus + float(os.environ.get(MORE_CPUS, 0)),
         resources=specification.resources,
         only_errors=specification.only_errors,
         most_gpus=request.max_workers * request.gpus,

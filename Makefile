@@ -82,6 +82,11 @@ bench-selecting: $(VENV)/installed-test
 bench-dashboard: $(VENV)/installed-test
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_dashboard.py $(ARGUMENTS)
 
+# Grouping faces: up to 1.3 million synthetic embeddings of 65,000 people. ARGUMENTS="--rows 20000 80000": fewer.
+.PHONY: bench-sets
+bench-sets: $(VENV)/installed-test
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_sets.py $(ARGUMENTS)
+
 # Datasets of up to 10⁵ shards, on disk and S3, for a quarter of an hour. ARGUMENTS="--shards 1000 --s3 1000": smaller.
 bench-scale: $(VENV)/installed-test
 	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_scale.py $(ARGUMENTS)

@@ -10,7 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from model.inputs import InputError, one_line
+from model.inputs import InputError, one_line, require
+from model.quantization import CONFIGURATION
 from model.weights import HubOptions, check_files, damaged, model_folder, read_json, refuse_unknown
 
 _MAPPED_BYTES = 16 << 20  # of a file, mapped at a time: pages that are mapped count as memory used
@@ -49,6 +50,9 @@ def load_model(
     refuse_unknown(f"{cls.__name__}.from_pretrained", kwargs, [*_OF_DEVICE_MAPS, *_ARGUMENTS, *HubOptions.names()])
     folder = model_folder(str(name), subfolder or "transformer", (), hub, variant)
     check_files(folder)
+    if CONFIGURATION in read_json(folder / "config.json"):
+        require("torchao")
+        kwargs.setdefault("low_cpu_mem_usage", True)
     if kwargs:
         weight_files(folder, variant)
         more = {"torch_dtype": torch_dtype, "variant": variant, "use_safetensors": True}

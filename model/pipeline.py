@@ -107,7 +107,9 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
         except Exception as error:  # diffusers and transformers raise nearly anything for what a folder holds
             raise InputError(f"{name}: no pipeline that can be loaded ({one_line(error, 300)})") from error
         for part, model in pipeline.components.items():
-            if isinstance(model, nn.Module) and part not in kwargs and not kwargs.get("quantization_config"):
+            # Quantized weights are stored under names of torchao.
+            quantized = kwargs.get("quantization_config") or getattr(model, "hf_quantizer", None)
+            if isinstance(model, nn.Module) and part not in kwargs and not quantized:
                 check_loaded(model, folder / part, kwargs.get("variant"))
         return pipeline
 

@@ -23,6 +23,7 @@ from training.dataloader import load_batches, prefetch
 from training.device import DeviceBatches, pinned_array
 from training.divergence import all_finite, diverged, unusable_checkpoint
 from training.flops import FlopCounter
+from training.lora import without_dropout
 from training.memory import keep_freed_memory
 from training.metrics_logger import TENSORBOARD, MetricsLogger, scalars
 from training.optimizer import learning_rate
@@ -78,7 +79,8 @@ class _Worker:
         self.logger = MetricsLogger(self.store, self.start) if self.rank == 0 else None
         self.accelerator = _accelerator(self.config, str(self.logger.folder) if self.logger else None)
         model = build_model(self.config)
-        self.transformer_config, flops = dict(model.transformer.config), FlopCounter(model.transformer)
+        self.transformer_config = dict(model.transformer.config)
+        flops = FlopCounter(model.transformer, frozen=self.config.lora is not None)
         device = self.accelerator.device
         encoders = settings.place(settings.codec), settings.place(settings.text_encoder)
         self.device_batches = DeviceBatches(self.config, *encoders, device)
@@ -163,7 +165,7 @@ class _Worker:
     def _validate(self) -> dict[str, Any]:
         assert self.validation is not None
         self._begin_long_operation()
-        with self.accelerator.autocast():
+        with without_dropout(self.model, self.config.lora), self.accelerator.autocast():
             return self.validation.measure(self.model, self.average, self.accelerator.device)
 
     def _log_step(self, step: int, norm: Tensor, seconds: float, validation: dict[str, Any]) -> dict[str, Any]:
@@ -195,6 +197,7 @@ class _Worker:
             "codec": self.settings.codec,
             "text_encoder": self.settings.text_encoder,
             TRANSFORMER_CONFIG: self.transformer_config,
+            **self.state.facts(),
         }
         norms = list(self.norms)
         self.norms.clear()

@@ -21,6 +21,7 @@ EXTRAS = {
     ),
     "dashboard": ("dagster", "dagster_ray", "dagster_webserver", "uvicorn"),
     "kubernetes": ("kubernetes",),
+    "quantization": ("torchao",),
 }
 
 # Distributions by module that are installed for their weights alone: what they ask for is large, and not needed.

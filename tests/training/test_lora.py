@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 import signal
 import socket
 from pathlib import Path
@@ -200,6 +201,27 @@ def test_other_weights_than_those_trained_on_are_refused(tmp_path: Path) -> None
         Trainer(settings(base, {}, RELEASED)).begin(tmp_path / "other")
     result = CliRunner().invoke(app, ["export", str(base), str(tmp_path / "out"), "--format", "lora"])
     assert result.exit_code != 0 and "has no adapter" in str(result.exception)
+
+
+def test_base_may_be_named_as_on_the_hub(released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the hub's cache, as a download leaves it; the address that is kept is the name, which others have too."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    folder = tmp_path / "hub" / "models--someone--OneDiffusion"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(released, folder / "snapshots" / ("0" * 40))
+    trainer = Trainer(settings("someone/OneDiffusion", {}, RELEASED))
+    trainer.begin(tmp_path / "run")
+    assert trainer.state.facts()["base"]["checkpoint"] == "someone/OneDiffusion"
+    weight = dict(trainer.model.named_parameters())["transformer.layers.0.attention.wq.base_layer.weight"]
+    assert torch.equal(weight, NextDiT.from_pretrained(released).layers[0].attention.wq.weight)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="no such folder, and the hub does not give it"):
+        load_checkpoint("nobody/OneDiffusion")
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(InputError, match="no checkpoint there"):
+        load_checkpoint("runs/mistyped")
 
 
 @pytest.mark.slow

@@ -69,7 +69,7 @@ def find_checkpoint(uri: str) -> tuple[Store, dict[str, Any]]:
     {}. Raises InputError.
     """
     store = open_store(uri)
-    if _is_hub_name(uri):
+    if is_hub_name(uri):
         return _download(uri), {}
     if store.exists(STATE):
         return store, read_state(store)
@@ -86,7 +86,7 @@ def find_checkpoint(uri: str) -> tuple[Store, dict[str, Any]]:
     return folder, read_state(folder)
 
 
-def _is_hub_name(uri: str) -> bool:
+def is_hub_name(uri: str) -> bool:
     """Whether an address is a name of the hub: OWNER/MODEL, where nothing here has the name OWNER."""
     return bool(_HUB_NAME.fullmatch(uri)) and not Path(uri.partition("/")[0]).exists()
 

@@ -75,6 +75,7 @@ def add_adapter(transformer: NextDiT, config: LoraConfig, half: bool) -> None:
     half: keep frozen linear layers in bf16. Autocast would cast them anyway, so the numbers are the same.
     """
     import torch
+    from peft.tuners.lora import LoraLayer
 
     transformer.requires_grad_(False)
     if half:
@@ -82,6 +83,10 @@ def add_adapter(transformer: NextDiT, config: LoraConfig, half: bool) -> None:
             if isinstance(module, torch.nn.Linear):
                 module.to(torch.bfloat16)
     transformer.add_adapter(config.peft_config(), ADAPTER)
+    for module in transformer.modules():
+        if isinstance(module, LoraLayer):
+            # Autocast casts what goes into A; peft would before that copy it to float32, for every layer.
+            module.cast_input_dtype_enabled = False
     for name, parameter in transformer.named_parameters():
         is_adapter = ".lora_" in name
         parameter.requires_grad_(is_adapter)

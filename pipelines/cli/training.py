@@ -152,8 +152,8 @@ def export(
     """
     from pipelines.export import export as run
 
-    weights, dtype = "live" if live else "averaged", "bf16" if bf16 else "fp32"
-    print(run(checkpoint, out, weights, dtype, form.value, quantize.value if quantize else None))
+    kind = quantize.value if quantize else None
+    print(run(checkpoint, out, "live" if live else "averaged", "bf16" if bf16 else "fp32", form.value, kind))
 
 
 def evaluate(

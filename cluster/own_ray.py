@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from cluster.ray_internals import own_node
 from model.inputs import WorkFailed
 
 AGAIN = "started again, it goes on"
@@ -30,10 +31,7 @@ class OwnRay:
     """The processes of a Ray that was started here. ended: which of them has died, "" while all live."""
 
     def __init__(self) -> None:
-        import ray._private.worker
-
-        # Private: as in Ray 2.60. A cluster's own node is none of this process's.
-        node = ray._private.worker._global_node
+        node = own_node()  # a cluster's own node is none of this process's
         self.ended = ""
         self._node = node
         self._processes = {

@@ -25,9 +25,16 @@ RAY_ENVIRONMENT = {
     # A labeling job has a dozen small processes whatever the number of cores; they may start together.
     "RAY_worker_maximum_startup_concurrency": "16",
 }
-# Of a Ray that ends with the command. Nobody reads its metrics, and where Ray's agent is late, every process would
-# print that it cannot export them. A cluster's own may be read by its monitoring.
+# A Ray that ends with the command has these too. Nobody reads its metrics, and where its agent is late, every process
+# would print that it cannot export them. A cluster's own may be read by its monitoring.
 SESSION_ENVIRONMENT = {"RAY_enable_metrics_collection": "0"}
+# How much Ray's C++ code writes to the terminal. A session sets it while it connects, for this process alone.
+LOG_LEVEL, LOG_LEVEL_OF_SESSION = "RAY_BACKEND_LOG_LEVEL", "fatal"
+
+
+def stopping_environment(seconds: int) -> dict[str, str]:
+    """How long a driver that is stopped has for its checkpoint before Ray kills it; Ray's default is 3 s."""
+    return {"RAY_JOB_STOP_WAIT_TIME_S": str(seconds)}
 
 
 def prepare_ray() -> None:

@@ -15,7 +15,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from cluster.own_ray import AGAIN, NodeLost, OwnRay, watched
-from cluster.ray_environment import prepare_ray, starts_own_ray
+from cluster.ray_environment import LOG_LEVEL, LOG_LEVEL_OF_SESSION, prepare_ray, starts_own_ray
+from cluster.ray_internals import silence_raylet
 from model.inputs import InputError, WorkFailed, causes, error_for_person, one_line
 
 NODE_SECONDS = 30.0
@@ -45,7 +46,7 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
         if not starts_own_ray():
             _connect(**options)
         else:
-            # Not one that others have started on this machine, which Ray would connect to by itself.
+            # Ray would connect by itself to one that others have started on this machine.
             _start(address="local", include_dashboard=False, object_store_memory=memory, **options)
     _quiet(verbose)
     own = OwnRay() if starts_own_ray() else None
@@ -120,12 +121,12 @@ def _losses_named() -> Iterator[None]:
             raise
         # What ran on a lost node fails at once, and Ray takes a while to be sure that the node is gone.
         deadline = time.monotonic() + (NODE_SECONDS if _count_nodes() > 1 else 0.0)
-        while not (lost := {node: at for node, at in _lost_nodes().items() if node not in before}):
+        while not (nodes := {node: at for node, at in _lost_nodes().items() if node not in before}):
             if time.monotonic() > deadline:
                 break
             time.sleep(0.5)
-        if lost:
-            raise NodeLost(f"the cluster lost {', '.join(sorted(lost.values()))}; {AGAIN}") from error
+        if nodes:
+            raise NodeLost(f"the cluster lost {', '.join(sorted(nodes.values()))}; {AGAIN}") from error
         if failure := _failure_of_ray(error):
             raise failure from error
         raise
@@ -136,8 +137,8 @@ def _failure_of_ray(error: BaseException) -> WorkFailed | None:
     import ray.exceptions as errors
 
     machine = (errors.LocalRayletDiedError, errors.RaySystemError, errors.NodeDiedError, errors.RpcError)
-    lost = (errors.ObjectLostError, errors.ActorUnavailableError)
-    process = (errors.ActorDiedError, errors.WorkerCrashedError, errors.OutOfMemoryError, *lost)
+    losses = (errors.ObjectLostError, errors.ActorUnavailableError)
+    process = (errors.ActorDiedError, errors.WorkerCrashedError, errors.OutOfMemoryError, *losses)
     for one in causes(error):
         reason = one_line(one, LONGEST_REASON)
         if isinstance(one, machine):
@@ -185,10 +186,9 @@ def _terminal_kept_clean() -> Iterator[None]:
     object store", for every labeler), whatever Python's logging is set to; what fails is raised in Python as well. Its
     level is read from the environment when the process connects, which is itself reported on the terminal.
     """
-    level = "RAY_BACKEND_LOG_LEVEL"
-    # Not in os.environ, which Ray's own processes are given: they keep their logs.
-    if level not in os.environ:
-        os.putenv(level, "fatal")
+    # It does not go into os.environ, which Ray's own processes are given: they keep their logs.
+    if LOG_LEVEL not in os.environ:
+        os.putenv(LOG_LEVEL, LOG_LEVEL_OF_SESSION)
     sys.stderr.flush()
     terminal, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)
@@ -199,8 +199,8 @@ def _terminal_kept_clean() -> Iterator[None]:
         os.dup2(terminal, 2)
         os.close(terminal)
         os.close(nothing)
-        if level not in os.environ:
-            os.unsetenv(level)
+        if LOG_LEVEL not in os.environ:
+            os.unsetenv(LOG_LEVEL)
 
 
 def _quiet(verbose: bool) -> None:
@@ -208,7 +208,6 @@ def _quiet(verbose: bool) -> None:
 
     Ray Data also logs every exception that it raises.
     """
-    import ray._private.worker
     import ray.data
     import ray.train
 
@@ -216,9 +215,7 @@ def _quiet(verbose: bool) -> None:
     if not verbose:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         logging.getLogger("ray.train").setLevel(logging.ERROR)
-        # "(raylet) Task … failed", which log_to_driver does not turn off. Private: as in Ray 2.60 (tests/pipelines/
-        # test_output.py fails where this has moved).
-        ray._private.worker.print_to_stdstream = lambda data, ignore_prefix: None
+        silence_raylet()
 
 
 def cluster_has(unit: str) -> float:

@@ -315,6 +315,6 @@ def load_target(name: str) -> Target:
     return parse_target(read_yaml(name, TARGETS, "target"), name)
 
 
-def parse_target(values: dict[str, Any], place: str) -> Target:
-    """The target that nested values state; `place` is where they came from. Raises InputError."""
-    return cast(Target, validate(Target, values, place))  # type: ignore[arg-type]  # a union is no class to mypy
+def parse_target(values: dict[str, Any], origin: str) -> Target:
+    """The target that nested values state; `origin` is where they came from. Raises InputError."""
+    return cast(Target, validate(Target, values, origin))  # type: ignore[arg-type]  # a union is no class to mypy

@@ -91,11 +91,11 @@ def _candidates(words: Words, distance: int) -> Iterator[tuple[NDArray[np.int64]
                 yield order[near], order[near + offset]
 
 
-def _sampled(columns: Sequence[NDArray[np.uint64]], places: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """(N,) the bits of each row at these places, as one number."""
+def _sampled(columns: Sequence[NDArray[np.uint64]], bit_indices: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """(N,) the bits of each row at these indices, as one number."""
     keys = np.zeros(len(columns[0]), np.uint32)
-    for place in places.tolist():
-        bit = (columns[place // 64] >> np.uint64(place % 64)).astype(np.uint32) & np.uint32(1)
+    for bit_index in bit_indices.tolist():
+        bit = (columns[bit_index // 64] >> np.uint64(bit_index % 64)).astype(np.uint32) & np.uint32(1)
         keys = (keys << np.uint32(1)) | bit
     return keys
 
@@ -125,7 +125,7 @@ class _Groups:
             a, b = self._roots_of(one), self._roots_of(other)
             apart = a != b
             one, other, a, b = one[apart], other[apart], a[apart], b[apart]
-            # Of several pairs with one root only one counts at a time, so the others are tried again.
+            # Only one of several pairs with one root counts at a time, so the others are tried again.
             np.minimum.at(self.parents, np.maximum(a, b), np.minimum(a, b))
 
     def roots(self) -> NDArray[np.int64]:
@@ -141,8 +141,10 @@ class _Groups:
 
 
 def _first_rows(roots: NDArray[np.int64], first: NDArray[np.int64], inverse: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Of each row the first row of its group. roots: of different rows; first: where each stands first; inverse: which
-    of them each row is."""
+    """(N,) the first row of each row's group.
+
+    roots: (D,) of different rows; first: (D,) where each stands first; inverse: (N,) which of them each row is.
+    """
     leaders = np.full(len(roots), np.iinfo(np.int64).max)
     np.minimum.at(leaders, roots, first)
     return leaders[roots][inverse]

@@ -119,14 +119,14 @@ def reselected_shards(
     ]
     if not earlier:
         return set()
-    found: set[str] = set()
+    shards_to_select: set[str] = set()
     fresh = fresh_shards(declaration, shards, footers, group)
     for before in earlier:
         group_of = selection_of(before)
         known = {**footers, **(dataset.all_footers([group_of]) if group_of and group_of not in footers else {})}
         old = fresh_shards(before, shards, known, group) & ~fresh
-        found |= {shard for shard, is_old in zip(shards, old, strict=True) if is_old}
-    return found
+        shards_to_select |= {shard for shard, is_old in zip(shards, old, strict=True) if is_old}
+    return shards_to_select
 
 
 def _unselected(declaration: Mapping[str, Any]) -> list[str]:
@@ -135,7 +135,7 @@ def _unselected(declaration: Mapping[str, Any]) -> list[str]:
 
 
 def _selection(dataset: Dataset, where: str) -> tuple[str, dict[str, Any]]:
-    """The group of a condition, and its parameters; "" for one that all rows fulfil."""
+    """The group of a condition, and its parameters; "" for one that all rows fulfill."""
     if where.strip().lower() == ALL_ROWS:
         return "", {}
     if dataset.has_sets:

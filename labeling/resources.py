@@ -51,19 +51,19 @@ class Resources(Section):
 
     def merged(self, above: Resources) -> Resources:
         """These with what others say put over them."""
-        said = {name: getattr(above, name) for name in above.model_fields_set}
-        return Resources(**{**{name: getattr(self, name) for name in self.model_fields_set}, **said})
+        values = {name: getattr(above, name) for name in above.model_fields_set}
+        return Resources(**{**{name: getattr(self, name) for name in self.model_fields_set}, **values})
 
 
 ResourcesByLabeler = Mapping[str, Resources]  # by labeler or group name; a group's own go over its labeler's
 
 
-def parse_resources(values: Mapping[str, Mapping[str, Any]], place: str) -> dict[str, Resources]:
-    """Resources by labeler or group, of the values that people wrote at `place`.
+def parse_resources(values: Mapping[str, Mapping[str, Any]], origin: str) -> dict[str, Resources]:
+    """Resources by labeler or group, of the values that people wrote in `origin`.
 
     Raises InputError for a key that resources do not have, with the nearest right one, and for a wrong value.
     """
-    return validate(dict[str, Resources], values, place)
+    return validate(dict[str, Resources], values, origin)
 
 
 def merge_resources(below: ResourcesByLabeler, above: ResourcesByLabeler) -> dict[str, Resources]:
@@ -74,7 +74,7 @@ def merge_resources(below: ResourcesByLabeler, above: ResourcesByLabeler) -> dic
     return merged
 
 
-def check_names(resources: ResourcesByLabeler, groups: Sequence[str], place: str) -> None:
+def check_names(resources: ResourcesByLabeler, groups: Sequence[str], origin: str) -> None:
     """Raise InputError for resources of a labeler that is unknown here, and none of the groups to label.
 
     groups: as they were requested. A class that this machine cannot import is taken to fill any group: it may be
@@ -89,7 +89,7 @@ def check_names(resources: ResourcesByLabeler, groups: Sequence[str], place: str
         if name not in names and not is_known(name):
             choices = sorted({*names, *labeler_names()})
             raise InputError(
-                f"{place}: unknown labeler {name!r}{nearest(name, choices)}; there are {', '.join(choices)}"
+                f"{origin}: unknown labeler {name!r}{nearest(name, choices)}; there are {', '.join(choices)}"
             )
 
 

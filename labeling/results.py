@@ -92,7 +92,7 @@ def group_schema(labeler: Labeler, sets: bool) -> pa.Schema:
 
 
 def split_sets(rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
-    """Of rows that are sets: one row for each view ("ID/VIEW"), and how many views each set has.
+    """Split rows that are sets: one row for each view ("ID/VIEW"), and how many views each set has.
 
     A column whose group is in error for the set is None in each of them; a set of which every column is has no views.
     """

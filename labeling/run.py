@@ -18,11 +18,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from labeling.attempt import TIMEOUT, Attempt
 from labeling.failures import DeviceError, DeviceMemoryError, Failure, device_error, is_memory_error
 from labeling.labeler import Labeler, Prepared, Row
 from labeling.resources import Resources
 from labeling.results import check_columns, check_count, check_values, make_table, split_sets, stored_row
+from labeling.supervision.task_attempt import TIMEOUT, Attempt
 
 Failures = Mapping[str, Failure]  # by row id
 
@@ -167,16 +167,16 @@ class LabelerRun:
         attempt: Attempt,
     ) -> list[Any]:
         batches = _Batches(self, step, ids, values, call, attempt)
-        batches.results.update({place: failures[row] for place, row in enumerate(ids) if row in failures})
+        batches.results.update({index: failures[row] for index, row in enumerate(ids) if row in failures})
         size = self.batch  # boundaries stay where they are when the device has no memory for a whole batch
         for start in range(0, len(ids), size):
             batches.run(range(start, min(start + size, len(ids))))
-        return [batches.results[place] for place in range(len(ids))]
+        return [batches.results[index] for index in range(len(ids))]
 
 
 @dataclass
 class _Batches:
-    """Calls of one step with batches of values. Results are by the rows' places."""
+    """Calls of one step with batches of values. Results are by the rows' indices."""
 
     of: LabelerRun
     step: str
@@ -186,34 +186,34 @@ class _Batches:
     attempt: Attempt
     results: dict[int, Any] = field(default_factory=dict)
 
-    def run(self, places: Sequence[int]) -> None:
+    def run(self, indices: Sequence[int]) -> None:
         """Fill the results of one batch, which is tried row by row where it does not work."""
         group = self.of.labeler.group
-        known = {place: self.attempt.failure(group, self.ids[place]) for place in places if place not in self.results}
-        self.results.update({place: failure for place, failure in known.items() if failure})
-        places = [place for place, failure in known.items() if not failure]
-        if len(places) > 1 and any(self.attempt.suspicion(group, self.ids[place]) for place in places):
-            places = self._run_alone(places)
-        if len(places) > 1:
-            self._run_together(places)
-        elif places and places[0] not in self.results:
-            self._run_alone(places)
+        known = {index: self.attempt.failure(group, self.ids[index]) for index in indices if index not in self.results}
+        self.results.update({index: failure for index, failure in known.items() if failure})
+        indices = [index for index, failure in known.items() if not failure]
+        if len(indices) > 1 and any(self.attempt.suspicion(group, self.ids[index]) for index in indices):
+            indices = self._run_alone(indices)
+        if len(indices) > 1:
+            self._run_together(indices)
+        elif indices and indices[0] not in self.results:
+            self._run_alone(indices)
 
-    def _run_together(self, places: Sequence[int]) -> None:
-        """One call, or several where the device has memory for no more; the places may have results of calls alone."""
-        if len(places) > self.of.batch:
-            self._run_together(places[: self.of.batch])
-            self._run_together(places[self.of.batch :])
+    def _run_together(self, indices: Sequence[int]) -> None:
+        """One call, or several where the device has memory for no more; some rows may have results of calls alone."""
+        if len(indices) > self.of.batch:
+            self._run_together(indices[: self.of.batch])
+            self._run_together(indices[self.of.batch :])
             return
-        rows = [self.ids[place] for place in places]
+        rows = [self.ids[index] for index in indices]
         group = self.of.labeler.group
-        if len(places) == 1 or self.attempt.ends(group, rows) > 1:  # together they end processes
-            self._run_alone([place for place in places if place not in self.results])
+        if len(indices) == 1 or self.attempt.ends(group, rows) > 1:  # together they end processes
+            self._run_alone([index for index in indices if index not in self.results])
             return
         # What is tried next comes after the handlers: an error holds what the failed call had on the device.
         outputs, no_memory = None, False
         try:
-            outputs = self.attempt.keep((group, self.step, tuple(rows)), lambda: self._call(places))
+            outputs = self.attempt.keep((group, self.step, tuple(rows)), lambda: self._call(indices))
         except DeviceMemoryError:
             no_memory = True
         except DeviceError:
@@ -221,34 +221,34 @@ class _Batches:
         except self.attempt.caught:
             pass
         if no_memory:
-            self.of.batch = max(1, len(places) // 2)
-            self._run_together(places)
+            self.of.batch = max(1, len(indices) // 2)
+            self._run_together(indices)
         elif outputs is not None:
-            self.results.update(zip(places, outputs, strict=True))
-        elif not self.results.keys() >= set(places):  # otherwise they have results of calls alone, which work
+            self.results.update(zip(indices, outputs, strict=True))
+        elif not self.results.keys() >= set(indices):  # otherwise they have results of calls alone, which work
             # The rows that do not fail alone are a batch again: labels depend on the rows that have one, and on
             # nothing else. Where none fails alone, they stay as they are.
-            rest = self._run_alone(places)
-            if 1 < len(rest) < len(places):
+            rest = self._run_alone(indices)
+            if 1 < len(rest) < len(indices):
                 self._run_together(rest)
 
-    def _run_alone(self, places: Sequence[int]) -> list[int]:
-        """Each row in a call of its own; the places that have a result then.
+    def _run_alone(self, indices: Sequence[int]) -> list[int]:
+        """Each row in a call of its own; the indices of those that have a result then.
 
         The least suspicious come first, to show whether the device works.
         """
-        for place in sorted(places, key=lambda place: self.attempt.suspicion(self.of.labeler.group, self.ids[place])):
-            call = partial(self._call_one, place)
-            self.results[place] = self.of.call_alone(self.step, self.ids[place], call, self.attempt)
-        return [place for place in places if not isinstance(self.results[place], Failure)]
+        for index in sorted(indices, key=lambda index: self.attempt.suspicion(self.of.labeler.group, self.ids[index])):
+            call = partial(self._call_one, index)
+            self.results[index] = self.of.call_alone(self.step, self.ids[index], call, self.attempt)
+        return [index for index in indices if not isinstance(self.results[index], Failure)]
 
-    def _call_one(self, place: int) -> Any:
-        return check_count(self.call([self.values[place]]), 1)[0]
+    def _call_one(self, index: int) -> Any:
+        return check_count(self.call([self.values[index]]), 1)[0]
 
-    def _call(self, places: Sequence[int]) -> list[Any]:
-        rows = [self.ids[place] for place in places]
-        values = [self.values[place] for place in places]
-        return check_count(self.of.call(self.step, rows, lambda: self.call(values), self.attempt), len(places))
+    def _call(self, indices: Sequence[int]) -> list[Any]:
+        rows = [self.ids[index] for index in indices]
+        values = [self.values[index] for index in indices]
+        return check_count(self.of.call(self.step, rows, lambda: self.call(values), self.attempt), len(indices))
 
 
 def decode_images(

@@ -36,11 +36,11 @@ def check_adapter(weights: Mapping[str, Any], transformer: nn.Module) -> dict[st
     linear = _base_layers(transformer)
     for key, value in weights.items():
         _check_key(key, value, linear)
-    found = {key.removeprefix(PREFIX): value for key, value in weights.items()}
-    modules = {key[: -len(part)] for key in found for part in _PARTS if key.endswith(part)}
-    result = dict(found)
+    unprefixed = {key.removeprefix(PREFIX): value for key, value in weights.items()}
+    modules = {key[: -len(part)] for key in unprefixed for part in _PARTS if key.endswith(part)}
+    result = dict(unprefixed)
     for module in sorted(modules):
-        first, second = (found.get(f"{module}.lora_{which}.weight") for which in "AB")
+        first, second = (unprefixed.get(f"{module}.lora_{which}.weight") for which in "AB")
         if first is None or second is None:
             lacks = "lora_A" if first is None else "lora_B"
             raise InputError(f"LoRA of {module}: it has no {lacks}.weight, and both are needed; save it again")
@@ -53,7 +53,7 @@ def check_adapter(weights: Mapping[str, Any], transformer: nn.Module) -> dict[st
 
 def config_of(layers: Mapping[str, Any]) -> dict[str, Any] | None:
     """The peft configuration of the adapter whose own tensors these are, in any transformer that lives; else None."""
-    places = {value.data_ptr() for value in layers.values() if isinstance(value, Tensor) and value.numel()}
+    addresses = {value.data_ptr() for value in layers.values() if isinstance(value, Tensor) and value.numel()}
     for transformer in list(_transformers):
         for name, config in getattr(transformer, "peft_config", {}).items():
             own = {
@@ -61,7 +61,7 @@ def config_of(layers: Mapping[str, Any]) -> dict[str, Any] | None:
                 for key, parameter in transformer.named_parameters()
                 if ".lora_" in key and f".{name}." in f"{key}."
             }
-            if places & own:
+            if addresses & own:
                 return dict(config.to_dict())
     return None
 

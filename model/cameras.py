@@ -38,13 +38,13 @@ def orbit_cameras(
             f"distance {float(distance.min()):g}: a camera is away from what it looks at; give more than 0"
         )
     a, e = torch.deg2rad(a), torch.deg2rad(e)
-    place = distance[:, None] * torch.stack([e.cos() * a.cos(), e.cos() * a.sin(), e.sin()], -1)
-    forward = -place / place.norm(dim=-1, keepdim=True)
-    right = torch.linalg.cross(forward, place.new_tensor([0.0, 0.0, 1.0]).expand_as(forward))
+    position = distance[:, None] * torch.stack([e.cos() * a.cos(), e.cos() * a.sin(), e.sin()], -1)
+    forward = -position / position.norm(dim=-1, keepdim=True)
+    right = torch.linalg.cross(forward, position.new_tensor([0.0, 0.0, 1.0]).expand_as(forward))
     right = right / right.norm(dim=-1, keepdim=True)
     up = torch.linalg.cross(right, forward)
-    c2w = torch.eye(4, dtype=place.dtype, device=place.device).repeat(len(place), 1, 1)
-    c2w[:, :3] = torch.stack([right, up, -forward, place], -1)
+    c2w = torch.eye(4, dtype=position.dtype, device=position.device).repeat(len(position), 1, 1)
+    c2w[:, :3] = torch.stack([right, up, -forward, position], -1)
     return c2w.float()
 
 
@@ -170,7 +170,7 @@ def as_matrices(name: str, value: Any, side: int) -> Tensor:
     tensor = tensor.float()
     if not bool(torch.isfinite(tensor).all()):
         raise InputError(f"{name}: not all numbers are finite")
-    # Of c2w the rotation; a camera that maps space to a plane or a point has no rays.
+    # The rotation of c2w. A camera that maps space to a plane or a point has no rays.
     axes = tensor[:, :3, :3].double()
     if bool((torch.linalg.det(axes).abs() <= 1e-12 * torch.linalg.matrix_norm(axes) ** 3).any()):
         raise InputError(f"{name}: a matrix cannot be inverted; cameras need three independent axes")

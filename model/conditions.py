@@ -131,7 +131,7 @@ def draw_boxes(boxes: Sequence[Any], colors: Sequence[str], width: int, height: 
         x0, y0, x1, y1 = corners[index]
         left, right = sorted((_clip(x0, width), _clip(x1, width)))
         top, bottom = sorted((_clip(y0, height), _clip(y1, height)))
-        color = _rgb(colors[index])
+        color = rgb_of(colors[index])
         # The line lies inside the box: a box that fills the picture is still seen.
         canvas[top:bottom, left : min(left + line, right)] = color
         canvas[top:bottom, max(right - line, left) : right] = color
@@ -143,7 +143,7 @@ def draw_boxes(boxes: Sequence[Any], colors: Sequence[str], width: int, height: 
 def draw_mask(mask: NDArray[np.uint8], colors: Sequence[str]) -> Picture:
     """(H, W) of 0 = background, i + 1 = region i → (H, W, 3), colors[i] "#RRGGBB" on black."""
     assert mask.max(initial=0) <= len(colors), f"region {mask.max()} of {len(colors)} colors"
-    palette = np.array([(0, 0, 0), *map(_rgb, colors)], np.uint8)
+    palette = np.array([(0, 0, 0), *map(rgb_of, colors)], np.uint8)
     return palette[mask]
 
 
@@ -281,5 +281,6 @@ def _clip(value: float, limit: int) -> int:
     return int(np.clip(round(value), 0, limit))
 
 
-def _rgb(code: str) -> tuple[int, int, int]:
+def rgb_of(code: str) -> tuple[int, int, int]:
+    """(red, green, blue) of "#RRGGBB"."""
     return int(code[1:3], 16), int(code[3:5], 16), int(code[5:7], 16)

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from model.constants import MAX_PIXELS, SIZE_STEP
 from model.inputs import InputError, one_line
+from model.pixels.png import SIGNATURE, png_chunk
 
 Picture = NDArray[np.uint8]  # (H, W, 3), RGB
 
-_JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8"
 _JPEG_COLORS = ("YCbCr", "Gray", "RGB")
 _UP = 2  # PNG's filter that gives the difference from the pixel above
 _BEYOND, _ROUNDING = 0.1, 1e-4  # how far floats may go beyond their range: by resizing, by rounding
@@ -147,7 +148,7 @@ def encode_png(array: NDArray[Any]) -> bytes:
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
     header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", _compress(filtered)), (b"IEND", b""))
-    return b"".join([_PNG, *(_chunk(name, data) for name, data in chunks)])
+    return b"".join([SIGNATURE, *(png_chunk(kind, data) for kind, data in chunks)])
 
 
 def _compress(data: NDArray[np.uint8]) -> bytes:
@@ -164,10 +165,6 @@ def _zlib() -> Any:
         return importlib.import_module("zlib_ng.zlib_ng")
     except ImportError:
         return importlib.import_module("zlib")
-
-
-def _chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", _zlib().crc32(name + data))
 
 
 def is_signed(image: Any) -> bool:

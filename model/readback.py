@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from model.conditions import JOINT_COLORS, LIMB_SHADE, LIMBS
+from model.conditions import JOINT_COLORS, LIMB_SHADE, LIMBS, rgb_of
 from model.pictures import Picture
 from model.prompts import COLORS
 
@@ -79,8 +79,7 @@ def read_keypoints(picture: Picture) -> NDArray[np.float32]:
 def _nearest(picture: Picture, colors: Sequence[str]) -> list[NDArray[np.bool_]]:
     """For each color "#RRGGBB" the pixels (H, W) that are nearer to it than to the others and to black."""
     assert all(color.upper() in COLORS.values() for color in colors)
-    codes = [tuple(int(color[i : i + 2], 16) for i in (1, 3, 5)) for color in colors]
-    palette = np.array([(0, 0, 0), *codes], np.float32)
+    palette = np.array([(0, 0, 0), *map(rgb_of, colors)], np.float32)
     distance = ((picture[:, :, None].astype(np.float32) - palette) ** 2).sum(-1)
     nearest = distance.argmin(-1)
     return [nearest == index + 1 for index in range(len(colors))]

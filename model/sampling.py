@@ -94,12 +94,14 @@ def _clean_frames(noise: Tensor, known: Tensor | None, generated: Sequence[bool]
     """(B, F, 16, h, w) with the known frames' latents in their places, zeros elsewhere."""
     clean = torch.zeros_like(noise)
     images = list(range(len(generated))) if rays is None else list(range(0, len(generated), 2))
-    places = [frame for frame in images if not generated[frame]]
+    known_frames = [frame for frame in images if not generated[frame]]
     given = 0 if known is None else known.shape[1]
-    if given != len(places):
-        raise InputError(f"{given} known latents for {len(places)} known image frames in the mask {list(generated)}")
+    if given != len(known_frames):
+        raise InputError(
+            f"{given} known latents for {len(known_frames)} known image frames in the mask {list(generated)}"
+        )
     if known is not None and given:
-        clean[:, places] = known.to(clean)
+        clean[:, known_frames] = known.to(clean)
     if rays is not None:
         cameras = [frame for frame in range(1, len(generated), 2) if not generated[frame]]
         if cameras:

@@ -66,16 +66,16 @@ class TextEncoder:
         prompt's embedding must not depend on the other prompts. On a GPU prompts of about one length go together.
         """
         size = 1 if self.device.type == "cpu" else _GPU_BATCH
-        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         embedded: dict[int, Tensor] = {}
         for start in range(0, len(order), size):
-            places = order[start : start + size]
-            embedded.update(zip(places, self._embed([prompts[place] for place in places], on_device), strict=True))
-        return [embedded[place] for place in range(len(prompts))]
+            batch = order[start : start + size]
+            embedded.update(zip(batch, self._embed([prompts[index] for index in batch], on_device), strict=True))
+        return [embedded[index] for index in range(len(prompts))]
 
     @torch.no_grad()
     def _embed(self, prompts: Sequence[Sequence[int]], on_device: bool) -> list[Tensor]:
-        """Of one batch, padded to its longest prompt and masked."""
+        """Embed one batch, padded to its longest prompt and masked."""
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
         ids = torch.full(mask.shape, self.tokenizer.pad_token_id or 0)
@@ -97,7 +97,7 @@ def cut_texts(tokenizer: Any, most: int, prompts: Sequence[str]) -> list[str]:
     whole = tokenizer(list(prompts), truncation=False, verbose=False)["input_ids"]
     rests = []
     for tokens, kept in zip(whole, tokenize(tokenizer, most, prompts), strict=True):
-        shared = next((place for place, pair in enumerate(zip(tokens, kept, strict=False)) if len(set(pair)) > 1), None)
+        shared = next((index for index, pair in enumerate(zip(tokens, kept, strict=False)) if len(set(pair)) > 1), None)
         start = len(kept) if shared is None else shared  # where the special token that ends a prompt takes over
         rests.append(tokenizer.decode(tokens[start:], skip_special_tokens=True) if len(tokens) > len(kept) else "")
     return rests

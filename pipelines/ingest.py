@@ -58,8 +58,8 @@ class IngestResult:
         """Lines that say what was done."""
         line = f"{self.added} pictures added, {self.rejected} files rejected; {self.images} pictures in {dataset}"
         done = {"replaced": self.replaced, "marked as removed": self.removed}
-        said = [f"{count} {what}" for what, count in done.items() if count]
-        return [line, *([", ".join(said)] if said else []), *self.remarks]
+        parts = [f"{count} {what}" for what, count in done.items() if count]
+        return [line, *([", ".join(parts)] if parts else []), *self.remarks]
 
 
 def ingest(
@@ -90,8 +90,8 @@ def ingest(
     if addresses := open_addresses(source, target, listed, _inside(source.store, target.store)):
         if update or prune:
             raise InputError(f"{source_uri}: rows of a list of addresses cannot be updated or pruned once ingested")
-        declaration = _declaration(limits)
-        done = ListIngest(source.address, addresses, target, limits, declaration, shard_rows, listed).run()
+        work = ListIngest(source.address, addresses, target, limits, _declaration(limits), shard_rows, listed)
+        done = work.run()
         return IngestResult(done.added, done.rejected, done.images, remarks=done.remarks)
     survey = survey_dataset(source.address, dataset_uri)
     with Workers() as workers:
@@ -104,31 +104,19 @@ def ingest(
             if read_description(dataset_uri) != survey.description:  # another ingest has ended since
                 survey = survey_dataset(source.address, dataset_uri)
                 findings = survey.findings(listing)
-            sizes = [pc.sum(items["size"]).as_py() or 0 for items in (findings.new, findings.comparison.candidates)]
-            count = findings.new.num_rows + findings.comparison.candidates.num_rows
-            on_cluster = count > _HERE_FILES or sum(sizes) > _HERE_BYTES
-            declaration = _declaration(limits)
+            on_cluster = _is_large(findings)
             threads = 1 if on_cluster else min(_THREADS, os.cpu_count() or 1)
-            ingestion = Ingestion(source, target, limits, declaration, threads)
+            ingestion = Ingestion(source, target, limits, _declaration(limits), threads)
             results: list[ShardResult] = []
             if findings.count:
-                target.declare(IMAGES, declaration)
+                target.declare(IMAGES, ingestion.declaration)
                 results = NewShards(ingestion, survey, findings, shard_rows, shard_bytes).write(workers, on_cluster)
             shards = [ShardInfo(result.shard, result.rows, survey.source_number) for result in results]
             if not _rows(shards) and not survey.shards:
                 raise _nothing_to_keep(source_uri, target, shards, findings.count)
             names = [shard.name for shard in shards]
             changed = take_over_changes(ingestion, survey, findings, names, workers, on_cluster, update)
-            drop_others(findings, target, changed)
-            drop_moved(findings, target, names)
-            removed = _marks(survey, findings, prune)
-            if shards or removed != survey.removed:
-                target.describe("pictures", [*survey.shards, *shards], survey.sources, removed)
-            again = pa.concat_arrays([findings.again, changed.twins])
-            if len(again):
-                own = [shard for shard in survey.shards if shard.source == survey.source_number]
-                forget_rejected(Dataset(dataset_uri), own, again)
-            Dataset(dataset_uri).footers(IMAGES, save=True)  # for the labels that come next
+            _describe(target, survey, findings, shards, changed, prune)
     added = _rows(shards)
     return IngestResult(
         added,
@@ -140,6 +128,29 @@ def ingest(
         len(findings.gone) if prune else 0,
         [*listing.remarks, *_remarks(results, source, changed, findings, update, prune)],
     )
+
+
+def _is_large(findings: Findings) -> bool:
+    """Whether there is so much to read that Ray does it."""
+    tables = (findings.new, findings.comparison.candidates)
+    size = sum(pc.sum(items["size"]).as_py() or 0 for items in tables)
+    return sum(items.num_rows for items in tables) > _HERE_FILES or size > _HERE_BYTES
+
+
+def _describe(
+    target: Dataset, survey: Survey, findings: Findings, shards: Sequence[ShardInfo], changed: Changed, prune: bool
+) -> None:
+    """Record what the dataset consists of by now, and remove what new and changed rows have replaced."""
+    drop_others(findings, target, changed)
+    drop_moved(findings, target, [shard.name for shard in shards])
+    removed = _marks(survey, findings, prune)
+    if shards or removed != survey.removed:
+        target.describe("pictures", [*survey.shards, *shards], survey.sources, removed)
+    again = pa.concat_arrays([findings.again, changed.twins])
+    if len(again):
+        own = [shard for shard in survey.shards if shard.source == survey.source_number]
+        forget_rejected(Dataset(target.uri), own, again)
+    Dataset(target.uri).footers(IMAGES, save=True)  # for the labels that come next
 
 
 def _declaration(limits: Limits) -> dict[str, Any]:
@@ -162,8 +173,8 @@ def _look_inside(workers: Workers, store: Store, files: Sequence[PackedFile]) ->
     if len(files) <= _HERE_ARCHIVES and (size <= _HERE_ARCHIVE_BYTES or len(files) == 1):
         return look_inside(store, files)
     calls = ((number, store, file) for number, file in enumerate(files))
-    found = dict(workers.map(_numbered_contents, calls, on_cluster=True))
-    return (found[number] for number in range(len(files)))
+    contents = dict(workers.map(_numbered_contents, calls, on_cluster=True))
+    return (contents[number] for number in range(len(files)))
 
 
 def _numbered_contents(number: int, store: Store, file: PackedFile) -> tuple[int, Contents]:
@@ -212,11 +223,11 @@ def _remarks(
         "changed": (changed.changed, "--update", update),
         "gone": (len(findings.gone), "--prune", prune),
     }
-    said = [f"{count} {what}" for what, (count, _, asked) in counts.items() if count and not asked]
-    options = [option for count, option, asked in counts.values() if count and not asked]
-    if said:
+    parts = [f"{count} {what}" for what, (count, _, is_requested) in counts.items() if count and not is_requested]
+    options = [option for count, option, is_requested in counts.values() if count and not is_requested]
+    if parts:
         advice = {"--update": "--update takes them over", "--prune": "--prune marks their rows as removed"}
-        yield f"at the source, {' and '.join(said)}: {', '.join(advice[option] for option in options)}"
+        yield f"at the source, {' and '.join(parts)}: {', '.join(advice[option] for option in options)}"
     if update and changed.changed > changed.replaced:
         yield f"{changed.changed - changed.replaced} changed pictures could not be taken over; rejected/ says why"
     if changed.twins:

@@ -41,11 +41,11 @@ def query(uri: str, sql: str) -> Iterator[Answer]:
     mentioned = parse(sql, "query")
     with tables.connect() as connection, explained_sql(tables, "query"):
         tables.view_rows(connection, mentioned)
-        found = connection.execute(sql)
-        names = [column[0] for column in found.description or ()]
+        relation = connection.execute(sql)
+        names = [column[0] for column in relation.description or ()]
 
         def rows() -> Iterator[tuple[Any, ...]]:
-            while batch := found.fetchmany(BATCH):
+            while batch := relation.fetchmany(BATCH):
                 yield from batch
 
         yield Answer(names, rows())
@@ -87,11 +87,11 @@ def write_json(answer: Answer, out: TextIO | None = None) -> None:
 
 def _distinct(names: Sequence[str]) -> list[str]:
     """The names, with _1, _2 … after those that are there before."""
-    found: dict[str, None] = {}
+    columns: dict[str, None] = {}
     for name in names:
         numbered = (f"{name}_{number}" for number in count(1))
-        found[name if name not in found else next(one for one in numbered if one not in {*found, *names})] = None
-    return list(found)
+        columns[name if name not in columns else next(one for one in numbered if one not in {*columns, *names})] = None
+    return list(columns)
 
 
 def _cell(value: Any) -> str:

@@ -33,7 +33,7 @@ class GroupErrors:
         return 0 < self.in_error == self.rows - self.unavailable
 
     def to_json(self) -> dict[str, Any]:
-        """For machines."""
+        """Plain values, for JSON."""
         reasons = {reason: count for reason, (count, _) in list(self.reasons.items())[:MAX_REASONS]}
         return {"in_error": self.in_error, "unavailable": self.unavailable, "reasons": reasons}
 
@@ -47,7 +47,7 @@ class DatasetErrors:
     unavailable: Sequence[Unavailable]
 
     def lines(self) -> list[str]:
-        """For a person: a handful of lines for each group with rows in error, one for each kind of unavailable ones."""
+        """What a person reads: some lines for each group with rows in error, one for each kind of unavailable ones."""
         lines = []
         for group, errors in self.groups.items():
             if not errors.in_error:

@@ -54,9 +54,9 @@ def evaluate_dataset(uri: str) -> dict[str, Figure]:
         raise InputError(f"{uri}: view sets have no truth to compare labels with")
     groups = set(dataset.groups())
     truths = {name: truth for name, truth in _truths().items() if name in groups}
-    for row, said in _rows(dataset, truths):
+    for row, facts in _rows(dataset, truths):
         for truth in truths.values():
-            taken = truth.take(row, said)
+            taken = truth.take(row, facts)
             if taken is not None:
                 truth.taken.append(taken)
     figures = {name: {"rows": len(t.taken), **t.conclude(t.taken)} for name, t in truths.items() if t.taken}
@@ -70,7 +70,7 @@ def evaluate_dataset(uri: str) -> dict[str, Figure]:
 
 
 def figure_lines(figures: Mapping[str, Figure]) -> list[str]:
-    """For a person: a line for each label."""
+    """What a person reads: a line for each label."""
     lines = []
     for name, figure in figures.items():
         values = ", ".join(f"{key} {value:.3f}" for key, value in figure.items() if key != "rows")
@@ -109,13 +109,13 @@ def _depth(row: Row, _: Mapping[str, Any]) -> tuple[float, float, float] | None:
     truth, label = row.get("images.disparity"), row.get("depth.depth")
     if truth is None or label is None or row["depth.method"] == "given":
         return None
-    true, found = (decode_gray(data).astype(np.float64) for data in (truth, label))
-    if true.shape != found.shape:
+    true, predicted = (decode_gray(data).astype(np.float64) for data in (truth, label))
+    if true.shape != predicted.shape:
         return None
-    both = (true > 0) & (found > 0)
+    both = (true > 0) & (predicted > 0)
     if both.sum() < 2:
         return None
-    x, y = found[both], true[both]
+    x, y = predicted[both], true[both]
     # Inverse depth is known up to scale and shift: those that fit best.
     slope, shift = np.polyfit(x, y, 1)
     close = np.abs(slope * x + shift - y) <= CLOSE * y
@@ -127,56 +127,56 @@ def _depth_figures(taken: list[tuple[float, float, float]]) -> Figure:
     return {"correlation": float(correlation), "within 10 %": float(close), "covered": float(covered)}
 
 
-def _overlap(row: Row, said: Mapping[str, Any]) -> float | None:
+def _overlap(row: Row, facts: Mapping[str, Any]) -> float | None:
     """Intersection over union of all that is segmented with the true mask."""
-    label, text = row.get("segmentation.mask"), said.get("mask")
+    label, text = row.get("segmentation.mask"), facts.get("mask")
     if label is None or not isinstance(text, str):
         return None
     try:
         true = decode_gray(base64.b64decode(text, validate=True)) >= MASK
     except (binascii.Error, ValueError, OSError) as error:
         raise InputError(f"picture {row['images.id']}: mask in images.metadata is no PNG in base64 ({error})") from None
-    found = decode_gray(label) > 0
-    if true.shape != found.shape:
+    labeled = decode_gray(label) > 0
+    if true.shape != labeled.shape:
         raise InputError(f"picture {row['images.id']}: mask in images.metadata is of another size than the picture")
-    return float((true & found).sum() / max((true | found).sum(), 1))
+    return float((true & labeled).sum() / max((true | labeled).sum(), 1))
 
 
 def _mean_overlap(taken: list[float]) -> Figure:
     return {"IoU": float(np.mean(taken)), "IoU, median": float(np.median(taken))}
 
 
-def _copies(row: Row, said: Mapping[str, Any]) -> tuple[str, str] | None:
-    group, same = row.get("duplicates.group"), said.get("same")
+def _copies(row: Row, facts: Mapping[str, Any]) -> tuple[str, str] | None:
+    group, same = row.get("duplicates.group"), facts.get("same")
     return None if group is None or not same else (str(group), str(same))
 
 
 def _pair_figures(taken: list[tuple[str, str]]) -> Figure:
-    """Of pairs of rows: how many that were found are copies, and how many copies were found."""
-    found, true = (np.unique([pair[side] for pair in taken], return_inverse=True)[1] for side in (0, 1))
-    both = np.unique(found.astype(np.int64) * (true.max() + 1) + true, return_counts=True)[1]
-    right, of_found, of_true = (_pairs(counts) for counts in (both, np.bincount(found), np.bincount(true)))
-    return {"precision": right / of_found if of_found else 1.0, "recall": right / of_true if of_true else 1.0}
+    """Precision and recall of pairs of rows: how many found pairs are copies, and how many copies were found."""
+    predicted, true = (np.unique([pair[side] for pair in taken], return_inverse=True)[1] for side in (0, 1))
+    both = np.unique(predicted.astype(np.int64) * (true.max() + 1) + true, return_counts=True)[1]
+    right, of_predicted, of_true = (_pairs(counts) for counts in (both, np.bincount(predicted), np.bincount(true)))
+    return {"precision": right / of_predicted if of_predicted else 1.0, "recall": right / of_true if of_true else 1.0}
 
 
 def _pairs(counts: NDArray[np.int64]) -> float:
     return float((counts * (counts - 1) // 2).sum())
 
 
-def _face(row: Row, said: Mapping[str, Any]) -> tuple[str, list[float]] | None:
+def _face(row: Row, facts: Mapping[str, Any]) -> tuple[str, list[float]] | None:
     """(person, embedding) of a picture with one face found."""
-    faces, person = row.get("faces.embeddings"), said.get("person")
+    faces, person = row.get("faces.embeddings"), facts.get("person")
     return None if not person or not faces or len(faces) != 1 or not faces[0] else (str(person), faces[0])
 
 
 def _face_figures(taken: list[tuple[str, list[float]]]) -> Figure:
     people = np.array([person for person, _ in taken])
     vectors = np.array([vector for _, vector in taken], np.float64)
-    same = found = same_found = apart = 0
+    same = near_pairs = same_and_near = apart = 0
     for row in range(1, len(taken)):
         near = np.linalg.norm(vectors[:row] - vectors[row], axis=1) < SAME_PERSON
         one = people[:row] == people[row]
-        same, found = same + int(one.sum()), found + int(near.sum())
-        same_found, apart = same_found + int((one & near).sum()), apart + int((~one & ~near).sum())
+        same, near_pairs = same + int(one.sum()), near_pairs + int(near.sum())
+        same_and_near, apart = same_and_near + int((one & near).sum()), apart + int((~one & ~near).sum())
     other = len(taken) * (len(taken) - 1) // 2 - same
-    return {"same, found": same_found / same if same else 1.0, "others, told apart": apart / other if other else 1.0}
+    return {"same, found": same_and_near / same if same else 1.0, "others, told apart": apart / other if other else 1.0}

@@ -52,7 +52,7 @@ def emitted(kind: pa.DataType, values: list[Any]) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["dataset", "views"])
-def test_a_reader_written_from_the_page_agrees_with_stored_digests(name: str) -> None:
+def test_reader_written_from_the_page_agrees_with_stored_digests(name: str) -> None:
     folder = STORED / name
     description = json.loads((folder / "dataset.json").read_text())
     assert description["schema"] == 1
@@ -96,7 +96,7 @@ def write_group(folder: Path, declaration: dict[str, Any], table: pa.Table, read
     return columns
 
 
-def test_a_writer_written_from_the_page_makes_a_dataset(tmp_path: Path) -> None:
+def test_writer_written_from_the_page_makes_a_dataset(tmp_path: Path) -> None:
     images = pa.table({"id": ["a", "b"], "image": [b"1", b"2"], "width": pa.array([4, 4], pa.int32())})
     source: dict[str, Any] = {"labeler": "ingest", "version": 1, "parameters": {}, "weights": "", "reads": []}
     columns = write_group(tmp_path / "images", source, images, [["source", "any"]])

@@ -66,7 +66,7 @@ def read_ahead(reader: PlanReader, rank: int, workers: int, steps: Sequence[int]
 
 
 def prefetch(batches: Iterator[StepBatch]) -> Iterator[StepBatch]:
-    """The same batches; loading the first, for which readers have to start, begins now and not when it is asked for."""
+    """Load the first batch now, and not when it is asked for: readers have to start for it."""
     first: Future[list[StepBatch]] = Future()
 
     def load() -> None:
@@ -156,7 +156,7 @@ def _execute(
     # Every worker runs its own execution; together they must not take each other's memory.
     store = ray.cluster_resources().get("object_store_memory", 0.0) * _STORE_SHARE / workers
     context.execution_options.resource_limits = ExecutionResources(object_store_memory=store)
-    # On the worker's node where resources allow it, so that batches do not cross the network once more.
+    # They run on the worker's node where resources allow it, so that batches do not cross the network once more.
     context.scheduling_strategy = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     # Not from_arrow: for each block it runs a task that asks for a whole CPU, and waits forever where only parts are
     # free.

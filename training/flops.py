@@ -44,7 +44,7 @@ def peak_flops(device: str) -> float | None:
 
 
 def known_peak_flops(device: str) -> float:
-    """As `peak_flops`. Raises InputError for a device that is not in the table."""
+    """`peak_flops`, but it raises InputError for a device that is not in the table."""
     peak = peak_flops(device)
     if peak is None:
         hint = nearest(device, list(PEAKS)) or f"; there are {', '.join(PEAKS)}"

@@ -10,7 +10,7 @@ from typing import Any
 from labeling.dataset import Store, open_store
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
-# In metrics.jsonl of runs that older versions began.
+# Older versions wrote these into the metrics.jsonl of their runs.
 _OLD_KEYS = {"held_out_loss": "validation_loss", "held_out_losses": "validation_losses"}
 
 

@@ -1,7 +1,7 @@
 """The parts of Ray that are not public and that a training needs, checked with Ray 2.60.0.
 
-They are used in this module only, so that a new version of Ray concerns one place;
-tests/training/test_ray_internals.py fails for those that have changed.
+They are used in this module only, so that a new version of Ray concerns one place (and `cluster.ray_internals`, which a
+training does not know); tests/training/test_ray_internals.py fails for those that have changed.
 """
 
 from __future__ import annotations

@@ -40,11 +40,11 @@ from model.inputs import InputError
 from model.prompts import DEGRADED, build_prompt, find_task
 from training.batch import Sample, StepBatch
 from training.config import TrainingConfig
-from training.dealing import Dealer
 from training.device import encode_picture
-from training.manifest import Manifest
-from training.planned import PlannedSample
-from training.streams import CAPTION, Stream
+from training.plan.dealing import Dealer
+from training.plan.manifest import Manifest
+from training.plan.planned_sample import PlannedSample
+from training.plan.streams import CAPTION, Stream
 
 if TYPE_CHECKING:
     from model.codecs import ImageCodec

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labeling.dataset import Store, open_store
 from model.inputs import InputError
@@ -23,10 +23,13 @@ from training.checkpoint import (
 )
 from training.config import TrainingConfig, override_config, parse_config
 from training.coordinator import ControlRequest, Coordinator, Progress, await_node_removal, monitor
-from training.manifest import FIRST_MANIFEST, Manifest
 from training.metrics_logger import read_metrics
-from training.mixture import build_manifest, with_text_encoder
+from training.plan.manifest import FIRST_MANIFEST, Manifest
+from training.plan.mixture import build_manifest, with_text_encoder
 from training.worker_settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from training.ray_internals import StoppableTrainer
 
 CONFIG = "config.yaml"
 
@@ -152,15 +155,13 @@ def _run_workers(
     """Run one group of workers, to the last step or until a request ends it. Returns that request."""
     import ray
     from ray.exceptions import ActorDiedError
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import TrainingFailedError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     # On this process's node: of all nodes, the only one that the run cannot lose.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     coordinator = ray.remote(num_cpus=0, scheduling_strategy=here)(Coordinator).remote()
-    from training.ray_internals import StoppableTrainer  # it imports torch, while the coordinator starts
-
-    workers, readers = config.workers, readers_per_worker(config, ray.cluster_resources().get("CPU", 0.0))
+    readers = readers_per_worker(config, ray.cluster_resources().get("CPU", 0.0))
     codec, text_encoder = _encoders(manifest)
     settings = WorkerSettings(
         config=config,
@@ -175,24 +176,10 @@ def _run_workers(
         validation_manifest=ray.put(validation_manifest) if validation_manifest else None,
         validation_tasks=_tasks(validation_manifest) if validation_manifest else (),
     )
-    cpus = workers.cpus + readers * config.reader.cpus
-    resources = {"CPU": cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
     requests = [ControlRequest()]
     # The workers write checkpoints themselves. Ray only needs a folder for its own state; other nodes do not read it.
     with tempfile.TemporaryDirectory(prefix="onediffusion-") as ray_state:
-        trainer = StoppableTrainer(
-            _train_worker,
-            train_loop_config={"settings": settings},
-            scaling_config=ScalingConfig(
-                num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=resources
-            ),
-            run_config=RunConfig(
-                name=config.name,
-                storage_path=ray_state,
-                failure_config=FailureConfig(max_failures=workers.max_failures),
-                logging_config=LoggingConfig(log_level="ERROR"),
-            ),
-        )
+        trainer = _trainer(settings, ray_state)
         try:
             with monitor(coordinator, config, progress, control, requests, trainer.end):
                 trainer.fit()
@@ -211,6 +198,30 @@ def _run_workers(
         if failure is not None:
             raise InputError(failure)
     return requests[-1]
+
+
+def _trainer(settings: WorkerSettings, ray_state: str) -> StoppableTrainer:
+    """Ray's trainer of a group of workers. ray_state: a folder for what Ray keeps of them."""
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+
+    from training.ray_internals import StoppableTrainer  # it imports torch, while the coordinator starts
+
+    config, workers = settings.config, settings.config.workers
+    cpus = workers.cpus + settings.readers * config.reader.cpus
+    resources = {"CPU": cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
+    return StoppableTrainer(
+        _train_worker,
+        train_loop_config={"settings": settings},
+        scaling_config=ScalingConfig(
+            num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=config.name,
+            storage_path=ray_state,
+            failure_config=FailureConfig(max_failures=workers.max_failures),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
 
 
 def _train_worker(values: dict[str, Any]) -> dict[str, Any]:

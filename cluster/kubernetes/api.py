@@ -48,7 +48,7 @@ class ApiServer:
 
         name = manifest["metadata"]["name"]
         try:
-            with self._explained(taken=name):
+            with self._explained(taken_name=name):
                 self._custom.create_namespaced_custom_object(
                     *RAY, self.namespace, "rayjobs", manifest, field_validation="Strict", **self._limits
                 )
@@ -213,7 +213,7 @@ class ApiServer:
                 raise
 
     @contextmanager
-    def _explained(self, taken: str | None = None) -> Iterator[None]:
+    def _explained(self, taken_name: str | None = None) -> Iterator[None]:
         """Turn errors of the connection and of the server into one line. taken: the name that a 409 is about."""
         import urllib3
         from kubernetes.client.exceptions import ApiException
@@ -221,13 +221,13 @@ class ApiServer:
         try:
             yield
         except ApiException as error:
-            if error.status == 409 and taken:
+            if error.status == 409 and taken_name:
                 raise AlreadySubmitted(
-                    f"{taken}: there already, in namespace {self.namespace}; nothing was sent"
+                    f"{taken_name}: there already, in namespace {self.namespace}; nothing was sent"
                 ) from None
             raise InputError(self._line(error)) from None
         except urllib3.exceptions.HTTPError as error:
-            if taken and not isinstance(error, urllib3.exceptions.MaxRetryError):
+            if taken_name and not isinstance(error, urllib3.exceptions.MaxRetryError):
                 raise  # the request was sent and may have been carried out
             raise InputError(
                 f"{self.host}: the API server cannot be reached ({_reason(error)}); check your network or VPN, and "
@@ -283,13 +283,13 @@ def _connect(target: KubernetesTarget) -> Any:
     import yaml
     from kubernetes import client, config
 
-    place = target.kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
-    paths = [str(Path(part).expanduser()) for part in place.split(os.pathsep) if part]
+    kubeconfig = target.kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
+    paths = [str(Path(part).expanduser()) for part in kubeconfig.split(os.pathsep) if part]
     settings = client.Configuration()
     if not any(Path(path).exists() for path in paths):
         if target.kubeconfig or target.context or "KUBERNETES_SERVICE_HOST" not in os.environ:
             raise InputError(
-                f"{place}: no kubeconfig there; name yours as `kubeconfig` in the target, or get one "
+                f"{kubeconfig}: no kubeconfig there; name yours as `kubeconfig` in the target, or get one "
                 "(EKS: `aws eks update-kubeconfig`, GKE: `gcloud container clusters get-credentials`)"
             )
         config.load_incluster_config(client_configuration=settings)
@@ -298,7 +298,7 @@ def _connect(target: KubernetesTarget) -> Any:
             contexts = [item["name"] for item in config.list_kube_config_contexts(os.pathsep.join(paths))[0]]
             if target.context and target.context not in contexts:
                 raise InputError(
-                    f"{target.context}: no such context in {place}"
+                    f"{target.context}: no such context in {kubeconfig}"
                     f"{nearest(target.context, contexts) or '; there are ' + ', '.join(contexts)}"
                 )
             config.load_kube_config(
@@ -306,7 +306,7 @@ def _connect(target: KubernetesTarget) -> Any:
             )
         except (config.ConfigException, yaml.YAMLError, TypeError, AttributeError) as error:
             raise InputError(
-                f"{place}: no usable kubeconfig ({brief(str(error))}); make one, or name another as `kubeconfig`"
+                f"{kubeconfig}: no usable kubeconfig ({brief(str(error))}); make one, or name another as `kubeconfig`"
             ) from None
     settings.retries = urllib3.Retry(total=2, connect=2, read=1, redirect=0, status=0, backoff_factor=0.2)
     return client.ApiClient(settings)

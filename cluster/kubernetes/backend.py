@@ -60,8 +60,8 @@ class KubernetesBackend:
             raise InputError(f"{queue}: Kueue is not installed in this cluster; leave out `queue` in the target")
         if queue not in queues:
             known = nearest(queue, queues) or ("; there are " + ", ".join(queues) if queues else "; there is none")
-            place = f"namespace {self.target.namespace}"
-            raise InputError(f"{queue}: no such LocalQueue in {place}{known}; correct `queue` in the target")
+            namespace = f"namespace {self.target.namespace}"
+            raise InputError(f"{queue}: no such LocalQueue in {namespace}{known}; correct `queue` in the target")
 
     def state(self, name: str) -> TargetState:
         """See `Backend.state`."""

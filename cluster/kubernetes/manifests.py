@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import yaml
 
-from cluster.ray_environment import RAY_ENVIRONMENT
+from cluster.ray_environment import RAY_ENVIRONMENT, stopping_environment
 from cluster.target import Head, KubernetesTarget, MemoryQuantity, Pool, Toleration
 from cluster.work import ResourceRequest, Work
 from model.inputs import InputError
@@ -44,7 +44,7 @@ SPOT_LABELS = (
 
 
 def to_yaml(manifest: Manifest) -> str:
-    """As kubectl takes it, one manifest after the other."""
+    """Write manifests as kubectl takes them, one after the other."""
     return yaml.safe_dump(manifest, sort_keys=False, width=120, explicit_start=True)
 
 
@@ -110,7 +110,7 @@ def raycluster(target: KubernetesTarget) -> Manifest:
 
 
 def fixed(request: ResourceRequest) -> ResourceRequest:
-    """The same with the largest number of workers, fixed: Kueue admits a job with a quota that must not change."""
+    """Fix the number of workers at the largest: Kueue admits a job with a quota that must not change."""
     return replace(request, min_workers=request.max_workers)
 
 
@@ -162,8 +162,7 @@ def _cluster_spec(target: KubernetesTarget, groups: list[Manifest], environment:
 
 
 def _head_template(target: KubernetesTarget, head: Head, environment: dict[str, str]) -> Manifest:
-    # How long a driver that is stopped has for its checkpoint before Ray kills it; Ray's default is 3 s.
-    variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(target.grace_seconds), **environment}
+    variables = {**stopping_environment(target.grace_seconds), **environment}
     size = {"cpu": _cpu_quantity(head.cpus), "memory": head.memory}
     template = _template(target, "head", size, _default_shared_memory(head.memory), variables)
     template["spec"]["containers"][0]["ports"] = [

@@ -1,4 +1,4 @@
-"""From what Kubernetes keeps of a job — RayJob, RayCluster, pods, events, Kueue's workload — to one readable line."""
+"""Puts what Kubernetes keeps of a job (RayJob, RayCluster, pods, events, Kueue's workload) into one readable line."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def _why_unscheduled(pod: V1Pod, message: str) -> str:
 
 
 def _count(cluster: dict[str, Any] | None, pods: Sequence[V1Pod], waiting: int) -> str:
-    """As "2 of 4 workers"."""
+    """Count workers, like "2 of 4 workers"."""
     workers = max(_desired_workers(cluster), sum(not _is_head(pod) for pod in pods))
     return f"{min(waiting, workers)} of {workers} workers"
 

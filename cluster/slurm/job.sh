@@ -62,7 +62,7 @@ fail() {
     exit "${2:-1}"
 }
 
-# 75 (EX_TEMPFAIL): interrupted, to be continued. A job that was cancelled is not put back: it would live again.
+# 75 (EX_TEMPFAIL): interrupted, to be continued. A job that was canceled is not put back: it would live again.
 come_back() {
     finish
     if [ "$requeue" = yes ] && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then

@@ -38,7 +38,7 @@ _PENDING = (
 )
 
 _ENDED = {
-    "CANCELLED": "it was cancelled",
+    "CANCELLED": "it was canceled",
     "TIMEOUT": "it reached its time limit; raise `hours` in the target, or submit it again to continue",
     "DEADLINE": "it reached its deadline",
     "NODE_FAIL": "one of its nodes failed; submit it again",
@@ -74,7 +74,7 @@ _UNREACHABLE = re.compile(
     "|Unable to process configuration|controller.*not responding|Zero Bytes were transmitted|Socket timed out"
 )
 
-# Those of them after which the controller may have carried out the request.
+# After these the controller may have carried out the request.
 _SILENT = re.compile("Zero Bytes were transmitted|Socket timed out|Connection timed out")
 
 
@@ -113,6 +113,6 @@ def refusal(text: str, values: dict[str, object]) -> str:
     reason = "; ".join(dict.fromkeys(line.removeprefix("Batch job submission failed: ") for line in lines))
     for pattern, keys, remedy in _REFUSED:
         if re.search(pattern, reason):
-            given = ", ".join(f"{key} {values[key]!r}" for key in keys.split(", ") if values.get(key))
-            return f"the site refuses the job: {reason} ({given or keys + ' of the target'}); {remedy}"
+            settings = ", ".join(f"{key} {values[key]!r}" for key in keys.split(", ") if values.get(key))
+            return f"the site refuses the job: {reason} ({settings or keys + ' of the target'}); {remedy}"
     return f"the site refuses the job: {reason or 'sbatch gave no reason'}"

@@ -21,9 +21,9 @@ def reachable_address(peer: str) -> str:
 
     Nothing is sent. Raises OSError for a peer that has no address, or that no way leads to.
     """
-    family, kind, protocol, _, place = socket.getaddrinfo(peer, 9, type=socket.SOCK_DGRAM)[0]
+    family, kind, protocol, _, address = socket.getaddrinfo(peer, 9, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind, protocol) as probe:
-        probe.connect(place)
+        probe.connect(address)
         return str(probe.getsockname()[0])
 
 

@@ -46,14 +46,14 @@ def node_shape(target: SlurmTarget, request: ResourceRequest) -> Shape:
         ("GB", "memory_gb_per_node", request.memory_gb, target.memory_gb_per_node or math.inf),
     )
     capacities = []
-    for unit, key, needed, offered in limits:
-        if needed > offered:
+    for unit, key, demand, offer in limits:
+        if demand > offer:
             raise InputError(
-                f"a worker needs {needed:g} {unit}, and the nodes of this target have {offered:g} ({key}); "
+                f"a worker needs {demand:g} {unit}, and the nodes of this target have {offer:g} ({key}); "
                 "let the job ask for less, or correct the target"
             )
-        if needed and offered < math.inf:
-            capacities.append(int(offered / needed + 1e-9))
+        if demand and offer < math.inf:
+            capacities.append(int(offer / demand + 1e-9))
     fits = min(capacities, default=request.max_workers)  # workers on one node
     max_nodes = math.ceil(request.max_workers / fits)
     together = math.ceil(request.max_workers / max_nodes)
@@ -119,7 +119,7 @@ def _options(target: SlurmTarget, work: Work, shape: Shape) -> list[str]:
     gpus = gres(target, shape)
     options = [
         f"--job-name={work.name}",
-        # Of two jobs sent at the same time from two machines, only one may run: the later waits for the earlier.
+        # Two machines may send a job at the same time, and only one may run: the later waits for the earlier.
         "--dependency=singleton",
         f"--nodes={shape.min_nodes}-{shape.max_nodes}" if shape.is_elastic else f"--nodes={shape.max_nodes}",
         "--ntasks-per-node=1",

@@ -36,14 +36,14 @@ class ArrayFile:
         self._ranges = store.ranges(name)
         metadata, entry = read_metadata(store, group, shard, opened=self._ranges)
         self.content = footer_of(metadata, entry, self.address).content
-        found = read_places(metadata, self.address)
-        self.latents = found if isinstance(found, LatentPlaces) else None
-        self.entries = found if isinstance(found, EntryPlaces) else None
+        places = read_places(metadata, self.address)
+        self.latents = places if isinstance(places, LatentPlaces) else None
+        self.entries = places if isinstance(places, EntryPlaces) else None
         self.gap = store.gap
         _, self._checksums = read_checksums(metadata)
         self.row_groups = row_groups_of(metadata)
         self.row_starts = np.concatenate([[0], np.cumsum(self.row_groups)]).tolist()
-        arrays = [self._checksums, *vars(found).values()] if found else []
+        arrays = [self._checksums, *vars(places).values()] if places else []
         self.nbytes = _OPEN_BYTES + sum(values.nbytes for values in arrays if isinstance(values, np.ndarray))
         if self.entries:
             self.nbytes += 4 * len(self.entries.firsts) * len(self.entries.tasks)  # which tasks' entries are where
@@ -110,9 +110,9 @@ class ArrayFile:
 
     def page(self, row_group: int) -> tuple[int, int]:
         """[first, end) bytes of all arrays of a row group."""
-        found = self.latents or self.entries
-        assert found is not None
-        return int(found.pages[0, row_group]), int(found.pages[1, row_group])
+        places = self.latents or self.entries
+        assert places is not None
+        return int(places.pages[0, row_group]), int(places.pages[1, row_group])
 
     def _value(self, want: Want) -> int:
         """Number of the array among all of the shard; a null starts where the next array does."""
@@ -120,15 +120,15 @@ class ArrayFile:
 
     @property
     def _starts(self) -> NDArray[np.int64]:
-        found = self.latents or self.entries
-        return found.starts if found else np.zeros(0, np.int64)
+        places = self.latents or self.entries
+        return places.starts if places else np.zeros(0, np.int64)
 
     def _damaged(self, want: Want) -> InputError:
-        place = self._value(want)
+        value_index = self._value(want)
         bounds = [self.latents.firsts] if self.latents else [self.entries.firsts, self.entries.views]  # type: ignore[union-attr]
         for firsts in (*bounds, self.row_starts):
-            place = int(np.searchsorted(firsts, place, side="right")) - 1
-        return damaged_shard(self.address, place)
+            value_index = int(np.searchsorted(firsts, value_index, side="right")) - 1
+        return damaged_shard(self.address, value_index)
 
 
 @dataclass(frozen=True, slots=True)

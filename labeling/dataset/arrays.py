@@ -32,7 +32,7 @@ def with_bytes(table: pa.Table, row_groups: Sequence[int]) -> tuple[pa.Table, li
     ends = np.cumsum(row_groups, dtype=np.int64).tolist()
     for index, name in enumerate(table.column_names):
         column = table[name]
-        if found := array_paths(column.type, name):
+        if of_column := array_paths(column.type, name):
             try:
                 chunks = [
                     _converted(part, name, _to_bytes)
@@ -43,7 +43,7 @@ def with_bytes(table: pa.Table, row_groups: Sequence[int]) -> tuple[pa.Table, li
                 continue
             chunks = chunks or [_converted(pa.array([], column.type), name, _to_bytes)]
             table = table.set_column(index, name, pa.chunked_array(chunks))
-            paths += found
+            paths += of_column
     return table, paths
 
 
@@ -72,7 +72,7 @@ def with_lists(table: pa.Table, footer: Mapping[bytes, bytes] | None) -> pa.Tabl
 def array_paths(kind: pa.DataType, path: str) -> list[str]:
     """Where a type has lists of float16: the path and the names of fields below it, joined by dots."""
     if pa.types.is_struct(kind):
-        return [found for field in kind for found in array_paths(field.type, f"{path}.{field.name}")]
+        return [inner for field in kind for inner in array_paths(field.type, f"{path}.{field.name}")]
     if not pa.types.is_list(kind):
         return []
     return [path] if pa.types.is_float16(kind.value_type) else array_paths(kind.value_type, path)

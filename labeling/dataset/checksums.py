@@ -28,20 +28,20 @@ _BROKEN_PAGE = "page integrity"  # what Arrow says of a page with another checks
 
 def checksums_text(stored: pa.Table, arrays: Sequence[str]) -> str:
     """What the footer of a shard says; arrays: the column, or field of structs, whose values are read alone."""
-    said = {"pages": "crc32"}
+    values = {"pages": "crc32"}
     for path in arrays:
         column, *fields = path.split(".")
         sums = [_of_values(_binary(chunk, fields)) for chunk in stored[column].chunks]  # together they may be > 2 GiB
-        said["arrays"] = base64.b64encode(b"".join(each.tobytes() for each in sums)).decode()
-    return json.dumps(said)
+        values["arrays"] = base64.b64encode(b"".join(each.tobytes() for each in sums)).decode()
+    return json.dumps(values)
 
 
 def read_checksums(metadata: pq.FileMetaData) -> tuple[bool, NDArray[np.uint16] | None]:
     """(whether pages have checksums, those of single arrays in their order or None)."""
     text = (metadata.metadata or {}).get(CHECKSUMS.encode())
-    said = json.loads(text) if text else {}
-    values = said.get("arrays")
-    return "pages" in said, None if values is None else np.frombuffer(base64.b64decode(values), "<u2")
+    values = json.loads(text) if text else {}
+    arrays = values.get("arrays")
+    return "pages" in values, None if arrays is None else np.frombuffer(base64.b64decode(arrays), "<u2")
 
 
 def is_sound(values: NDArray[np.float16], checksum: int) -> bool:

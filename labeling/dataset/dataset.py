@@ -170,10 +170,10 @@ class Dataset:
         if before is None or not before.get("reads"):  # what comes from a source is never stale
             return []
         made_by = {key: before.get(key) for key in (*RECIPE_FIELDS, "reads")}
-        kept = list(before.get(EARLIER, []))
+        declarations = list(before.get(EARLIER, []))
         if any(declaration.get(key) != value for key, value in made_by.items()):
-            kept = [made_by, *(one for one in kept if one != made_by)]
-        return kept[:MAX_EARLIER]
+            declarations = [made_by, *(one for one in declarations if one != made_by)]
+        return declarations[:MAX_EARLIER]
 
     def shard_entries(self, group: str) -> dict[str, Entry]:
         """The files of the group's shards that are there, by shard name: one listing."""

@@ -44,9 +44,9 @@ def packed(digest: str) -> bytes:
     return text + b"\0" if len(text) == DIGEST_BYTES else text
 
 
-def unpacked(kept: bytes) -> str:
+def unpacked(digest: bytes) -> str:
     """The digest or text that is kept so."""
-    return kept.hex() if len(kept) == DIGEST_BYTES else kept.decode().removesuffix("\0")
+    return digest.hex() if len(digest) == DIGEST_BYTES else digest.decode().removesuffix("\0")
 
 
 class FooterTable(Mapping[str, Footer]):
@@ -96,20 +96,14 @@ class FooterTable(Mapping[str, Footer]):
         return FooterTable(self.table.take(pa.array(positions, pa.int64())).combine_chunks())
 
     def only(self, shards: Sequence[str]) -> FooterTable:
-        """The footers of some shards, of those that are there."""
+        """Keep the footers of some shards, as far as they are there."""
         positions = self.positions(shards)
         return self.take(positions[positions >= 0])
 
-    def updated(self, others: Mapping[str, Footer]) -> FooterTable:
-        """With others added or put in the place of what was there, in the order of names."""
-        both = FooterTable.concatenated([self, FooterTable.of(others)])
-        last = {name: position for position, name in enumerate(both.names())}
-        return both.take([last[name] for name in sorted(last)])
-
     def without(self, shards: Sequence[str]) -> FooterTable:
-        """Without some shards."""
-        gone = set(shards)
-        return self.take([position for position, name in enumerate(self.names()) if name not in gone])
+        """Leave some shards out."""
+        removed_names = set(shards)
+        return self.take([position for position, name in enumerate(self.names()) if name not in removed_names])
 
     def names(self) -> list[str]:
         """The shards, in order."""
@@ -117,8 +111,8 @@ class FooterTable(Mapping[str, Footer]):
 
     def positions(self, shards: Sequence[str]) -> NDArray[np.int64]:
         """(shards,) where each shard's footer is, -1 where it is missing."""
-        found = pc.index_in(pa.array(shards, pa.string()), value_set=self.table["name"].combine_chunks())
-        return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        positions = pc.index_in(pa.array(shards, pa.string()), value_set=self.table["name"].combine_chunks())
+        return positions.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
 
     def kept(self, field: str, positions: NDArray[np.int64]) -> list[bytes | None]:
         """What is kept of the recipe, of the content, or of a column ("column:NAME") at positions; None where absent.

@@ -154,10 +154,10 @@ def _look(
         pc.equal(listing["tag"].take(row_of), every.table["tag"]),
     )
     valid = pc.indices_nonzero(pc.fill_null(is_valid, False))
-    found = pc.index_in(shards, value_set=every.table["name"].take(valid).combine_chunks())
-    positions = valid.take(found.drop_null()).to_numpy()
+    row_in_valid = pc.index_in(shards, value_set=every.table["name"].take(valid).combine_chunks())
+    positions = valid.take(row_in_valid.drop_null()).to_numpy()
     file_of = pc.index_in(shards, value_set=listing["name"])
-    lacks = pc.and_(pc.is_null(found), pc.is_valid(file_of))
+    lacks = pc.and_(pc.is_null(row_in_valid), pc.is_valid(file_of))
     sizes = listing["size"].take(file_of.filter(lacks)).to_pylist()
     missing = dict(zip(shards.filter(lacks).to_pylist(), sizes, strict=True))
     is_whole = part is not None or (len(positions) == len(every) and all(map(_is_block, parts)))
@@ -254,12 +254,12 @@ def _from_json(table: pa.Table) -> FooterTable:
 
 def _save_index(store: Store, group: str, footers: FooterTable, shards: Sequence[str], held: Range | None) -> None:
     held = held or (0, len(shards))
-    taken = live_ranges(store, group)
+    live = live_ranges(store, group)
     ranges = [
         (max(start, held[0]), start + BLOCK if held[1] >= len(shards) else min(start + BLOCK, held[1]))
         for start in range(held[0] - held[0] % BLOCK, held[1], BLOCK)
     ]
-    ranges = [(first, end) for first, end in ranges if not any(a < end and first < b for a, b in taken)]
+    ranges = [(first, end) for first, end in ranges if not any(a < end and first < b for a, b in live)]
     if not ranges:
         return
     parts = _load_parts(store, group, [name for name in store.files(group, INDEX) if _is_part(name)])
@@ -270,7 +270,7 @@ def _save_index(store: Store, group: str, footers: FooterTable, shards: Sequence
         if before is None or not before.table.equals(block.table):
             _write_part(store, f"{group}/{name}", block)
     positions = {shard: position for position, shard in enumerate(shards)}
-    is_all = not taken and held[0] <= 0 and held[1] >= len(shards)
+    is_all = not live and held[0] <= 0 and held[1] >= len(shards)
     for name, part in parts.items():
         if all(_is_inside(positions.get(shard), ranges, is_all) for shard in part.names()):
             store.delete(f"{group}/{name}")

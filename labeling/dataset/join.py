@@ -46,7 +46,7 @@ def join_groups(
     or has other rows there than `images`; otherwise raises FileNotFoundError for the first and InputError for the
     second. Rows are compared by their row groups, and by their ids where the ids of both groups are read.
     """
-    joined: dict[str, pa.ChunkedArray] = {}
+    by_column: dict[str, pa.ChunkedArray] = {}
     boundaries: list[int] | None = None
     for group in sorted(columns, key=lambda group: (group != IMAGES, group)):
         try:
@@ -59,15 +59,15 @@ def join_groups(
             if skip_missing:
                 continue
             raise
-        known = joined.get(f"{IMAGES}.id")
+        known = by_column.get(f"{IMAGES}.id")
         ids = table["id"] if "id" in table.column_names else known
         if (boundaries is not None and own != boundaries) or (known is not None and ids != known):
             if skip_missing:
                 continue
             raise InputError(f"{store.uri}/{group}/{shard}: other rows than the other groups'; label it again")
         boundaries = own
-        joined |= {f"{group}.{name}": table[name] for name in table.column_names}
-    return pa.table(joined)
+        by_column |= {f"{group}.{name}": table[name] for name in table.column_names}
+    return pa.table(by_column)
 
 
 def _read(

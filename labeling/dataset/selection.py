@@ -116,12 +116,12 @@ def read_condition(tables: Tables, where: str) -> Condition:
         columns = _columns(tables, mentioned)
     except InputError as error:
         raise InputError(f"{what}: {error}") from None
-    named = {table.lower() for table in mentioned.tables}
-    own = [group for group in tables.groups if group.lower() in named]
+    table_names = {table.lower() for table in mentioned.tables}
+    own = [group for group in tables.groups if group.lower() in table_names]
     condition = Condition(where, columns, mentioned.whole, own)
     only = tables.groups if condition.whole else condition.groups or tables.groups[:1]
     with tables.connect(0, 0, only) as connection, explained_sql(tables, what):
-        # As a person's own WHERE, which refuses aggregates and windows.
+        # The condition stands in a WHERE, which refuses aggregates and windows.
         sql = f"select 1 from {_from(condition, tables)} where {_boolean(where)}"  # noqa: S608 (the person's own)
         connection.execute(sql).fetchall()
     return condition
@@ -244,10 +244,10 @@ def _columns(tables: Tables, mentioned: Mentioned) -> list[str]:
     columns = set()
     for path in sorted(mentioned.columns):
         try:
-            found = tables.resolve(path)
-            if found is None:
+            column = tables.resolve(path)
+            if column is None:
                 raise tables.no_column(path)
-            columns.add(".".join(found))
+            columns.add(".".join(column))
         except InputError:
             if path not in mentioned.inner:  # a subquery has names of its own, which DuckDB looks at
                 raise

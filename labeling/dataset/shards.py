@@ -9,6 +9,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -77,39 +78,12 @@ def write_shard(
     footer = Footer(shard_recipe, digest_json(columns), columns, table.num_rows, errors, list(row_groups))
     if content is not None and content != footer.content:
         raise damaged_shard(f"{store.uri}/{shard_file(group, shard)}", None)
-    metadata = {
-        "recipe": footer.recipe,
-        "content": footer.content,
-        "columns": json.dumps(columns, sort_keys=True),
-        "errors": str(errors),
-    }
     stored, arrays = with_bytes(table, row_groups)
-    if arrays:
-        metadata[ARRAYS] = arrays_text(arrays)
-        if places := places_text(table, arrays):
-            metadata[PLACES] = places
-    metadata[CHECKSUMS] = checksums_text(stored, arrays if PLACES in metadata else [])
+    metadata = _metadata(footer, table, stored, arrays)
     name = shard_file(group, shard)
     path = store.scratch(name)
-    schema = stored.schema.remove_metadata()
     try:
-        # Images are compressed already, and single arrays are read from the one page of a row group; other columns gain
-        # from zstd. No reader uses statistics or dictionaries.
-        with pq.ParquetWriter(
-            path,
-            schema,
-            compression=_compression(schema),
-            use_dictionary=False,
-            write_statistics=False,
-            write_page_checksum=True,
-            data_page_size=MAX_PAGE if arrays else None,
-            max_rows_per_page=max(_PAGE_ROWS, *row_groups, 0),  # single arrays are read from the one page of theirs
-        ) as writer:
-            start = 0
-            for rows in row_groups:
-                writer.write_table(stored.slice(start, rows), row_group_size=max(rows, 1))
-                start += rows
-            writer.add_key_value_metadata(metadata)
+        _write_parquet(path, stored, row_groups, bool(arrays), metadata)
         with pq.ParquetFile(path) as parquet:
             written = with_lists(read_table(parquet), parquet.metadata.metadata)
         if {column: digest_column(written[column]) for column in written.column_names} != columns:
@@ -117,6 +91,48 @@ def write_shard(
         return replace(footer, entry=store.put_file(name, path))
     finally:
         store.discard(path)
+
+
+def _metadata(footer: Footer, table: pa.Table, stored: pa.Table, arrays: list[str]) -> dict[str, str]:
+    """What a shard's file says of itself. stored, arrays: the table as bytes, and how its arrays are read from them."""
+    metadata = {
+        "recipe": footer.recipe,
+        "content": footer.content,
+        "columns": json.dumps(footer.columns, sort_keys=True),
+        "errors": str(footer.errors),
+    }
+    if arrays:
+        metadata[ARRAYS] = arrays_text(arrays)
+        if places := places_text(table, arrays):
+            metadata[PLACES] = places
+    metadata[CHECKSUMS] = checksums_text(stored, arrays if PLACES in metadata else [])
+    return metadata
+
+
+def _write_parquet(
+    path: Path, stored: pa.Table, row_groups: Sequence[int], has_arrays: bool, metadata: Mapping[str, str]
+) -> None:
+    """Write a Parquet file.
+
+    Images are compressed already, and single arrays are read from the one page of a row group; other columns gain from
+    zstd. No reader uses statistics or dictionaries.
+    """
+    schema = stored.schema.remove_metadata()
+    with pq.ParquetWriter(
+        path,
+        schema,
+        compression=_compression(schema),
+        use_dictionary=False,
+        write_statistics=False,
+        write_page_checksum=True,
+        data_page_size=MAX_PAGE if has_arrays else None,
+        max_rows_per_page=max(_PAGE_ROWS, *row_groups, 0),
+    ) as writer:
+        start = 0
+        for rows in row_groups:
+            writer.write_table(stored.slice(start, rows), row_group_size=max(rows, 1))
+            start += rows
+        writer.add_key_value_metadata(metadata)
 
 
 def read_footer(store: Store, group: str, shard: str, listed: int | None = None) -> Footer:

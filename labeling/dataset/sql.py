@@ -57,8 +57,8 @@ def parse(sql: str, what: str) -> Mentioned:
     import duckdb
 
     with duckdb.connect(":memory:") as connection:
-        found = connection.execute("select json_serialize_sql(?::varchar)", [sql]).fetchone()
-    parsed = json.loads(found[0] if found else "{}")
+        row = connection.execute("select json_serialize_sql(?::varchar)", [sql]).fetchone()
+    parsed = json.loads(row[0] if row else "{}")
     if parsed.get("error"):
         if parsed.get("error_type") == "not implemented":
             raise InputError(f"{what}: it can only be one SELECT, which reads the dataset and changes nothing")
@@ -213,8 +213,8 @@ class Tables:
         """The line about a name that means no column."""
         name, known = ".".join(path), self.columns()
         group = path[0] if len(path) > 1 and path[0] in self.groups else None
-        shown = self.columns([group]) if group else self.telling_columns()
-        return InputError(f"no column {name!r}{nearest(name, known)}; there are {listed(shown)}")
+        choices = self.columns([group]) if group else self.telling_columns()
+        return InputError(f"no column {name!r}{nearest(name, known)}; there are {listed(choices)}")
 
     def telling_columns(self) -> list[str]:
         """Every column, those that each group has named once."""
@@ -239,7 +239,7 @@ class Tables:
         import pyarrow as pa
 
         paths = {tuple(name.lower() for name in path) for path in mentioned.columns}
-        named = {name for path in paths for name in path} | {field.lower() for field in mentioned.fields}
+        used_names = {name for path in paths for name in path} | {field.lower() for field in mentioned.fields}
         own = {alias for table, alias in mentioned.aliases if table == ROWS}
         every = mentioned.star or any(path[-1] in own for path in paths)
         parts, groups = [], []
@@ -250,7 +250,7 @@ class Tables:
             names = [
                 field.name
                 for field in self.schema(group)
-                if field.name.lower() in named or (bare and not pa.types.is_binary(field.type))
+                if field.name.lower() in used_names or (bare and not pa.types.is_binary(field.type))
             ]
             # A group that is not named stays a column, so that an error about its name lists it.
             fields = ", ".join(f"{quoted(name)} := {quoted(group)}.{quoted(name)}" for name in names or ["id"])

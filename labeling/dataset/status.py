@@ -67,7 +67,7 @@ def expected_recipes(declaration: Mapping[str, Any], shards: Sequence[str], foot
             recipes.append(None)
             continue
         digest = start.copy()
-        pairs = [f'{text}{_in_json(kept)}"]' for text, kept in zip(before, digests, strict=True)]
+        pairs = [f'{text}{_in_json(content)}"]' for text, content in zip(before, digests, strict=True)]
         digest.update(f"{''.join(pairs)}]]".encode())
         recipes.append(digest.digest())
     return recipes
@@ -120,6 +120,6 @@ def dataset_status(
     return {group: group_status(group, dataset.declaration(group) or {}, shards, footers) for group in footers}
 
 
-def _in_json(kept: bytes | None) -> str:
-    assert kept is not None
-    return kept.hex() if len(kept) == DIGEST_BYTES else json_text(unpacked(kept))[1:-1]
+def _in_json(digest: bytes | None) -> str:
+    assert digest is not None
+    return digest.hex() if len(digest) == DIGEST_BYTES else json_text(unpacked(digest))[1:-1]

@@ -13,10 +13,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from labeling.batches import Inputs, Outputs
 from labeling.labeler import AddedLater, Prepared, Row, required
-from labeling.pretrained import PretrainedLabeler, files_digest, package_file, package_label
-from labeling.words import NamesParameters, names_of, reads_with
+from labeling.networks.batches import Inputs, Outputs
+from labeling.networks.pretrained import PretrainedLabeler, files_digest, package_file, package_label
+from labeling.networks.words import NamesParameters, names_of, reads_with
 from model.inputs import InputError
 from model.pictures import Picture
 from model.prompts import draw_colors
@@ -148,11 +148,6 @@ class BoxesLabeler(PretrainedLabeler):
             return Prepared(None, (row["id"], *size, names, None))
         inputs = self.pixels_of(picture, text=[names])
         return Prepared(inputs, (row["id"], *size, names, inputs["input_ids"][0]))
-
-    def infer(self, inputs: list[Any]) -> list[Any]:
-        given = [place for place, one in enumerate(inputs) if one is not None]
-        computed = dict(zip(given, super().infer([inputs[place] for place in given]), strict=True))
-        return [computed.get(place) for place in range(len(inputs))]
 
     def finish(self, output: Any, context: Any) -> Row:
         identity, height, width, names, tokens = context

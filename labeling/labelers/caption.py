@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from labeling.labeler import Row, required
-from labeling.writer import WriterLabeler
+from labeling.networks.text_writer import WriterLabeler
 from model.inputs import one_line
 from model.pictures import Picture
 
@@ -50,11 +50,12 @@ class CaptionLabeler(WriterLabeler):
         "boxes.scores",
         "pose.keypoints",
     )
+    network_reads = ("images.image",)
     packages: tuple[str, ...] = ("mmcv",)
     schema = pa.schema([("caption", pa.string())])
 
     class Parameters(WriterLabeler.Parameters):
-        """As of what a model writes, where one is named; threshold: least score of an object that a composed caption
+        """Those of a model that writes, where one is named; threshold: least score of an object that a composed caption
         speaks of."""
 
         prompt: str = _INSTRUCTION
@@ -65,7 +66,6 @@ class CaptionLabeler(WriterLabeler):
     def __init__(self, group: str, parameters: BaseModel) -> None:
         super().__init__(group, parameters)
         if self.parameters.model:
-            self.reads = ("images.image",)
             self.packages = ()
 
     @property

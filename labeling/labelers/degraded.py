@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from labeling import labeler
 from labeling.labeler import Labeler, Row, required
-from labeling.writer import seed_of
+from labeling.networks.text_writer import seed_of
 from model.conditions import DEGRADATIONS, degrade
 from model.inputs import InputError, nearest
 from model.pictures import encode_png

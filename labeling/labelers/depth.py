@@ -8,11 +8,11 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, field_validator
+from pydantic import Field, field_validator
 
-from labeling.batches import Outputs
 from labeling.labeler import MissingParameterError, Prepared, Row, RowError, required
-from labeling.pretrained import PretrainedLabeler
+from labeling.networks.batches import Outputs
+from labeling.networks.pretrained import PretrainedLabeler
 from model.pictures import Picture, decode_gray, decode_picture, encode_png
 
 _METRIC = ("depth_pro", "glpn", "zoedepth")  # predict meters, which their configurations do not say
@@ -27,6 +27,7 @@ class DepthLabeler(PretrainedLabeler):
     role = "depth"
     version = 1
     reads: tuple[str, ...] = ("images.image", "images.right", "images.disparity", "images.disparity_scale")
+    network_reads = ("images.image",)
     packages = ("mmcv",)
     outputs = ("predicted_depth", "field_of_view")
     schema = pa.schema([("depth", pa.binary()), ("near", pa.float32()), ("far", pa.float32()), ("method", pa.string())])
@@ -51,11 +52,6 @@ class DepthLabeler(PretrainedLabeler):
             return block
 
     parameters: Parameters
-
-    def __init__(self, group: str, parameters: BaseModel) -> None:
-        super().__init__(group, parameters)
-        if self.parameters.model:
-            self.reads = ("images.image",)
 
     @property
     def model(self) -> str:
@@ -104,7 +100,7 @@ class DepthLabeler(PretrainedLabeler):
         if max(width, height) > limit:
             left, right = (mmcv.imrescale(side, (limit, limit), interpolation="area") for side in (left, right))
         shifts = self._shifts(left, right)
-        # The same from the right image, which is a left one when mirrored. Where the two disagree, a pixel is hidden
+        # The right image is matched too, which is a left one when mirrored. Where the two disagree, a pixel is hidden
         # from one of them, or the match is wrong.
         back = self._shifts(right[:, ::-1].copy(), left[:, ::-1].copy())[:, ::-1]
         columns = np.arange(shifts.shape[1])[None] - np.rint(np.nan_to_num(shifts)).astype(np.int64)

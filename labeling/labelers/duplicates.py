@@ -60,7 +60,7 @@ class DuplicatesLabeler(WholeLabeler):
         sizes = np.bincount(groups, minlength=len(ids))
         removed = np.concatenate([table["removed"].to_numpy() for table in tables])
         areas[removed] = -1
-        # In the order of groups, in them of areas from the largest, then of rows.
+        # Rows are sorted by group, then by area from the largest, then by number.
         order = np.lexsort((np.arange(len(ids)), -areas, groups))
         kept = np.zeros(len(ids), bool)
         kept[order[np.flatnonzero(np.diff(groups[order], prepend=-1))]] = True

@@ -72,7 +72,7 @@ def draw_edges(picture: Picture, parameters: EdgesLabeler.Parameters) -> NDArray
         small = mmcv.imrescale(picture, (parameters.long_side, parameters.long_side), interpolation="area")
     if parameters.blur > 0:
         small = cv2.GaussianBlur(small, (0, 0), parameters.blur, borderType=cv2.BORDER_REFLECT_101)
-    # On colors, not gray: Canny takes the channel with the steepest gradient, so red beside green is an edge.
+    # It looks at colors, not gray: Canny takes the channel with the steepest gradient, so red beside green is an edge.
     lines = cv2.Canny(small, parameters.low, parameters.high, L2gradient=True)
     # Canny's lines are one pixel wide; at training size they would fade to dark gray.
     width_of_line = float(np.sqrt(lines.shape[0] * lines.shape[1])) * _LINE

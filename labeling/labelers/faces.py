@@ -9,9 +9,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from labeling.batches import Outputs
 from labeling.labeler import Prepared, Row, required
-from labeling.pretrained import (
+from labeling.networks.batches import Outputs
+from labeling.networks.pretrained import (
     MEDIAPIPE,
     PretrainedLabeler,
     files_digest,
@@ -115,8 +115,10 @@ class FacesLabeler(PretrainedLabeler):
         (result,) = self._processor.post_process_object_detection(
             Outputs(output), threshold=self.parameters.threshold, target_sizes=[context.shape[:2]]
         )
-        found = [(box.tolist(), float(score)) for box, score in zip(result["boxes"], result["scores"], strict=True)]
-        return self._columns(found, context)
+        detections = [
+            (box.tolist(), float(score)) for box, score in zip(result["boxes"], result["scores"], strict=True)
+        ]
+        return self._columns(detections, context)
 
     def label_row(self, row: Row) -> Row:
         if self.has_network:
@@ -126,7 +128,7 @@ class FacesLabeler(PretrainedLabeler):
         return self._columns(self._detect(picture), picture)
 
     def _detect(self, picture: Picture) -> list[Face]:
-        found: list[Face] = []
+        faces: list[Face] = []
         for left, top, right, bottom in _windows(picture.shape[1], picture.shape[0], self.parameters.tiles):
             window = np.ascontiguousarray(picture[top:bottom, left:right])
             across, down = right - left, bottom - top
@@ -135,14 +137,14 @@ class FacesLabeler(PretrainedLabeler):
                     box = one.location_data.relative_bounding_box
                     x0, y0 = left + box.xmin * across, top + box.ymin * down
                     corners = [x0, y0, x0 + box.width * across, y0 + box.height * down]
-                    found.append((corners, float(one.score[0])))
-        return found
+                    faces.append((corners, float(one.score[0])))
+        return faces
 
-    def _columns(self, found: list[Face], picture: Picture) -> Row:
+    def _columns(self, faces: list[Face], picture: Picture) -> Row:
         import dlib
 
         picture = np.ascontiguousarray(picture)
-        kept = _keep(found, picture.shape[1], picture.shape[0], self.parameters)
+        kept = _keep(faces, picture.shape[1], picture.shape[0], self.parameters)
         landmarks, embeddings = [], []
         for box, _ in kept:
             points = self._points(picture, dlib.rectangle(*(round(value) for value in box)))
@@ -169,10 +171,10 @@ def _windows(width: int, height: int, tiles: int) -> list[tuple[int, int, int, i
     return [one for one in windows if one[2] - one[0] >= 8 and one[3] - one[1] >= 8]
 
 
-def _keep(found: list[Face], width: int, height: int, parameters: FacesLabeler.Parameters) -> list[Face]:
+def _keep(faces: list[Face], width: int, height: int, parameters: FacesLabeler.Parameters) -> list[Face]:
     """The surest of boxes that are of one face, inside the picture; the largest first."""
     kept: list[Face] = []
-    for corners, score in sorted(found, key=lambda one: -one[1]):
+    for corners, score in sorted(faces, key=lambda one: -one[1]):
         x0, y0, x1, y1 = corners
         box = [max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1)]
         if score < parameters.threshold or min(box[2] - box[0], box[3] - box[1]) < parameters.least_side:

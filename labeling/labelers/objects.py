@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from labeling.labeler import Row, RowError, required
-from labeling.words import MOST_NAMES, parse_names, phrases
-from labeling.writer import WriterLabeler
+from labeling.networks.text_writer import WriterLabeler
+from labeling.networks.words import MOST_NAMES, parse_names, phrases
 
 _QUESTION = (
     "Name the things that this picture shows, the most prominent first and at most ten of them: "
@@ -23,21 +23,17 @@ class ObjectsLabeler(WriterLabeler):
     name = "objects"
     version = 1
     reads: tuple[str, ...] = ("caption.caption",)
+    network_reads = ("images.image",)
     schema = pa.schema([("names", pa.list_(pa.string()))])
 
     class Parameters(WriterLabeler.Parameters):
-        """As of what a model writes, where one is named; most: names of a picture."""
+        """Those of a model that writes, where one is named; most: names of a picture."""
 
         tokens: int = Field(64, ge=1)
         prompt: str = _QUESTION
         most: int = Field(MOST_NAMES, ge=1, le=20)
 
     parameters: Parameters
-
-    def __init__(self, group: str, parameters: BaseModel) -> None:
-        super().__init__(group, parameters)
-        if self.parameters.model:
-            self.reads = ("images.image",)
 
     @property
     def model(self) -> str:

@@ -9,9 +9,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from labeling.batches import Inputs, Outputs
 from labeling.labeler import AddedLater, Prepared, Row, RowError, required
-from labeling.pretrained import (
+from labeling.networks.batches import Inputs, Outputs
+from labeling.networks.pretrained import (
     MEDIAPIPE,
     PretrainedLabeler,
     files_digest,
@@ -94,11 +94,6 @@ class PoseLabeler(PretrainedLabeler):
             inputs["dataset_index"] = np.zeros(len(boxes), np.int64)  # COCO is the first expert
         return Prepared(inputs, (picture.shape[:2], corners))
 
-    def infer(self, inputs: list[Any]) -> list[Any]:
-        given = [place for place, one in enumerate(inputs) if one is not None]
-        computed = dict(zip(given, super().infer([inputs[place] for place in given]), strict=True))
-        return [computed.get(place) for place in range(len(inputs))]
-
     def finish(self, output: Any, context: Any) -> Row:
         size, corners = context
         if output is None:
@@ -129,14 +124,14 @@ class PoseLabeler(PretrainedLabeler):
         required(row, "images.image")
         if row["boxes.boxes"] is None:
             raise RowError("no boxes: where people are is not known")
-        wanted = {_class_name(name) for name in self.parameters.person}
+        classes = {_class_name(name) for name in self.parameters.person}
         names = [_class_name(name) for name in row["boxes.names"]]
-        if names and all(name.isdecimal() for name in names) and not any(one.isdecimal() for one in wanted):
+        if names and all(name.isdecimal() for name in names) and not any(one.isdecimal() for one in classes):
             raise RowError(f"the boxes' classes are numbers ({', '.join(sorted(set(names)))}): set pose.person to one")
         boxes = [
             np.array([box[key] for key in ("x0", "y0", "x1", "y1")])
             for box, name in zip(row["boxes.boxes"], names, strict=True)
-            if name in wanted
+            if name in classes
         ]
         return row["images.image"], sorted(boxes, key=lambda box: -(box[2] - box[0]) * (box[3] - box[1]))[
             : self.parameters.people

@@ -11,9 +11,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from labeling import labeler
-from labeling.batches import as_inputs, in_batches
 from labeling.labeler import Labeler, Prepared, Row, RowError, required
-from labeling.pretrained import TORCH_TYPES, Dtype
+from labeling.networks.batches import as_inputs, in_batches
+from labeling.networks.pretrained import TORCH_TYPES, Dtype
 from model.inputs import InputError
 from model.pictures import Picture
 from model.weights import model_folder, weights_digest

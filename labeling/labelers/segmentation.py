@@ -14,9 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from labeling.batches import in_batches, parts
 from labeling.labeler import Prepared, Row, RowError, required
-from labeling.pretrained import (
+from labeling.networks.batches import in_batches, parts
+from labeling.networks.pretrained import (
     MEDIAPIPE,
     PretrainedLabeler,
     files_digest,
@@ -24,7 +24,7 @@ from labeling.pretrained import (
     mediapipe_solution,
     package_label,
 )
-from labeling.prompted_masks import (
+from labeling.networks.prompted_masks import (
     BY_BOXES,
     BY_WORDS,
     MaskPrompts,
@@ -32,7 +32,7 @@ from labeling.prompted_masks import (
     masks_of_words,
     numbered,
 )
-from labeling.words import NamesParameters, names_of, reads_with
+from labeling.networks.words import NamesParameters, names_of, reads_with
 from model.inputs import InputError
 from model.pictures import Picture, encode_png
 from model.prompts import draw_colors
@@ -72,14 +72,14 @@ class SegmentationLabeler(PretrainedLabeler):
 
     def __init__(self, group: str, parameters: BaseModel) -> None:
         super().__init__(group, parameters)
-        asked = self.parameters
-        if asked.are_named != (asked.kind == "words"):
+        own = self.parameters
+        if own.are_named != (own.kind == "words"):
             raise InputError(f"{group}.names: names or names_from go with kind words, for a SAM 3")
-        if asked.kind in ("boxes", "words") and not asked.model:
-            raise InputError(f"{group}.kind: {asked.kind} need a model; set model too")
-        if asked.model:
-            self.reads = ("images.image",) if asked.kind != "boxes" else type(self).reads
-            self.reads = reads_with(self.reads, asked)
+        if own.kind in ("boxes", "words") and not own.model:
+            raise InputError(f"{group}.kind: {own.kind} need a model; set model too")
+        if own.model:
+            self.reads = ("images.image",) if own.kind != "boxes" else type(self).reads
+            self.reads = reads_with(self.reads, own)
         else:
             self.version = 2  # GrabCut sees the surroundings of a box only
         self._prompts: MaskPrompts | None = None
@@ -121,16 +121,16 @@ class SegmentationLabeler(PretrainedLabeler):
 
     def processor_of(self, folder: Path) -> Any:
         kind = self._config.model_type
-        told = "boxes" if kind in BY_BOXES else "words" if kind in BY_WORDS else ""
-        if told != (self.parameters.kind if self.parameters.kind in ("boxes", "words") else ""):
+        prompts = "boxes" if kind in BY_BOXES else "words" if kind in BY_WORDS else ""
+        if prompts != (self.parameters.kind if self.parameters.kind in ("boxes", "words") else ""):
             raise InputError(
-                f"{self.group}.kind: this model cuts out what it is told to; set it to {told}"
-                if told
+                f"{self.group}.kind: this model cuts out what it is told to; set it to {prompts}"
+                if prompts
                 else f"{self.group}.kind: {self.parameters.kind} are not what this model takes; name a SAM"
             )
-        if not told:
+        if not prompts:
             return super().processor_of(folder)
-        self._prompts = MaskPrompts(told, folder)
+        self._prompts = MaskPrompts(prompts, folder)
         return None
 
     def load_processor(self) -> None:
@@ -162,17 +162,17 @@ class SegmentationLabeler(PretrainedLabeler):
 
         The device finds the segments: masks of all that a network asks for would be a hundred times as much to send.
         """
-        found: list[Any] = [(np.full(size, -1, np.int16), []) for _, size in inputs]
-        asked = [place for place, (given, _) in enumerate(inputs) if given is not None]
+        results: list[Any] = [(np.full(size, -1, np.int16), []) for _, size in inputs]
+        indices = [index for index, (given, _) in enumerate(inputs) if given is not None]
         computed = in_batches(
-            [inputs[place][0] for place in asked],
+            [inputs[index][0] for index in indices],
             self.device,
             self._segments if self._prompts is None else self._told_segments,
-            [inputs[place][1] for place in asked],
+            [inputs[index][1] for index in indices],
         )
-        for place, segments in zip(asked, computed, strict=True):
-            found[place] = segments
-        return found
+        for index, segments in zip(indices, computed, strict=True):
+            results[index] = segments
+        return results
 
     def finish(self, output: Any, context: Any) -> Row:
         identity, names = context
@@ -247,7 +247,7 @@ class SegmentationLabeler(PretrainedLabeler):
         right, bottom = min(width, x1 + around), min(height, y1 + around)
         crop = picture[top:bottom, left:right]
         side = max(crop.shape[:2])
-        # As large as in a picture of working_side, and a small object larger.
+        # An object is as large as in a picture of working_side, and a small one larger.
         scale = min(1.0, max(self.parameters.working_side / max(height, width), _SMALL_SIDE / side))
         if scale < 1:
             crop = mmcv.imrescale(crop, scale, interpolation="area")
@@ -287,7 +287,7 @@ class SegmentationLabeler(PretrainedLabeler):
 
         outputs = self.compute(batch)
         post_process = getattr(self._processor, f"post_process_{self._kind}_segmentation")
-        found = []
+        results = []
         for part, size in zip(parts(outputs, counts), sizes, strict=True):
             if self._kind == "semantic":
                 (numbers,) = post_process(part, target_sizes=[size])
@@ -296,26 +296,28 @@ class SegmentationLabeler(PretrainedLabeler):
                 (result,) = post_process(part, threshold=self.parameters.threshold, target_sizes=[size])
                 numbers, segments = result["segmentation"], result["segments_info"]
             # Numbers are those of classes or queries, −1 for none.
-            found.append(
+            results.append(
                 (numbers.to(torch.int16).cpu().numpy(), [{key: one[key] for key in _SEGMENT} for one in segments])
             )
-        return found
+        return results
 
     def _told_segments(
         self, batch: dict[str, Any], counts: list[int], sizes: list[tuple[int, int]]
     ) -> list[tuple[NDArray[Any], list[dict[str, Any]]]]:
-        given, found = self.prepared(batch), []
+        given, results = self.prepared(batch), []
         if self.parameters.kind == "words":
-            told = masks_of_words(self._network, given, self.parameters.threshold)
+            masks_by_row = masks_of_words(self._network, given, self.parameters.threshold)
         else:
-            told = [(masks, scores, list(range(len(masks)))) for masks, scores in masks_in_boxes(self._network, given)]
-        for (masks, scores, labels), size in zip(told, sizes, strict=True):
+            masks_by_row = [
+                (masks, scores, list(range(len(masks)))) for masks, scores in masks_in_boxes(self._network, given)
+            ]
+        for (masks, scores, labels), size in zip(masks_by_row, sizes, strict=True):
             listed = zip(labels, scores.tolist(), strict=True)
             segments = [
                 {"id": number, "label_id": label, "score": score} for number, (label, score) in enumerate(listed)
             ]
-            found.append((numbered(masks, size), segments))
-        return found
+            results.append((numbered(masks, size), segments))
+        return results
 
     def _regions(
         self, numbers: NDArray[Any], segments: list[dict[str, Any]], names: Mapping[int, str]
@@ -351,7 +353,7 @@ def _columns(regions: list[tuple[NDArray[np.bool_], str]], size: tuple[int, int]
 
 
 def _share(region: NDArray[np.bool_]) -> float:
-    """Of the picture; counted, since a mean of booleans takes ten times as long."""
+    """A region's share of the picture. Its pixels are counted: a mean of booleans takes ten times as long."""
     return np.count_nonzero(region) / region.size
 
 

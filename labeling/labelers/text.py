@@ -14,7 +14,7 @@ from pydantic import field_validator
 from labeling import labeler
 from labeling.dataset import DROPPED_CAPTION
 from labeling.labeler import AddedLater, Labeler, Prepared, Row, required
-from labeling.pretrained import TORCH_TYPES
+from labeling.networks.pretrained import TORCH_TYPES
 from model.prompts import TASKS, build_prompt, find_task
 
 

@@ -34,10 +34,10 @@ def pair(names: Sequence[str]) -> tuple[dict[int, list[int]], set[int]]:
     for index, name in enumerate(names) if by_stem else ():
         if not suffix_of(name):
             stem, dot, _ = name.rpartition(".")
-            found = [*(by_stem.get(stem, ()) if dot else ()), *by_stem.get(name, ())]
-            if found:
-                pairs[index] = found
-                used.update(found)
+            companions = [*(by_stem.get(stem, ()) if dot else ()), *by_stem.get(name, ())]
+            if companions:
+                pairs[index] = companions
+                used.update(companions)
     return pairs, used
 
 

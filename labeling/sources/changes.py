@@ -90,16 +90,18 @@ def replace_rows(ingestion: Ingestion, shard: str, items: pa.Table, taken_ids: C
 
 def forget_rejected(dataset: Dataset, shards: Sequence[ShardInfo], names: pa.Array) -> None:
     """Remove items that were looked at again from what earlier shards say of rejected ones."""
-    wanted = set(names.to_pylist())
-    for shard in shards if wanted else ():
+    gone_names = set(names.to_pylist())
+    for shard in shards if gone_names else ():
         rejected = dataset.read(REJECTED, shard.name)
-        left = rejected.filter(pa.array([name not in wanted for name in rejected["source"].to_pylist()], pa.bool_()))
+        left = rejected.filter(
+            pa.array([name not in gone_names for name in rejected["source"].to_pylist()], pa.bool_())
+        )
         if left.num_rows < rejected.num_rows:
             shard_recipe = dataset.footer(REJECTED, shard.name).recipe
             write_shard(dataset.store, REJECTED, shard.name, left, [left.num_rows], shard_recipe)
             if has_items(dataset, shard.name):
                 rows = read_seen(dataset, shard.name).to_pylist()
-                _write_seen(dataset, shard.name, [row for row in rows if row["taken"] or row["name"] not in wanted])
+                _write_seen(dataset, shard.name, [row for row in rows if row["taken"] or row["name"] not in gone_names])
 
 
 def _look(ingestion: Ingestion, items: pa.Table) -> list[Looked]:

@@ -39,7 +39,7 @@ class Losers:
 
 def find_duplicates(dataset: Dataset, shards: Sequence[str], new: int, part_ids: int = PART_IDS) -> list[Losers]:
     """Pictures of the shards from number `new` on that equal an earlier row, by shard. shards: all, in order."""
-    found: list[NDArray[np.void]] = []
+    pairs_by_part: list[NDArray[np.void]] = []
     with tempfile.TemporaryDirectory(prefix="onediffusion-ids-") as folder:
         for part in _parts(dataset, shards, Path(folder), part_ids):
             part = part[np.lexsort((part["item"], part["shard"], part["low"], part["high"]))]
@@ -49,8 +49,8 @@ def find_duplicates(dataset: Dataset, shards: Sequence[str], new: int, part_ids:
             lost = np.concatenate([[False], same])[: len(part)] & (part["shard"] >= new)
             pairs = np.zeros(int(lost.sum()), np.dtype([("loser", _RECORD), ("first", _RECORD)]))
             pairs["loser"], pairs["first"] = part[lost], first[starts[lost]]
-            found.append(pairs)
-    losers = np.concatenate(found)
+            pairs_by_part.append(pairs)
+    losers = np.concatenate(pairs_by_part)
     losers = losers[np.lexsort((losers["loser"]["item"], losers["loser"]["shard"]))]
     numbers, starts = np.unique(losers["loser"]["shard"], return_index=True)
     return [
@@ -61,27 +61,27 @@ def find_duplicates(dataset: Dataset, shards: Sequence[str], new: int, part_ids:
 
 def _parts(dataset: Dataset, shards: Sequence[str], folder: Path, part_ids: int) -> Iterator[NDArray[np.void]]:
     """The ids of all shards, in parts of which each has all that are equal."""
-    held: list[NDArray[np.void]] = []
+    batches: list[NDArray[np.void]] = []
     count = 0
     with ThreadPoolExecutor(_THREADS) as pool:
         for records in pool.map(lambda number: _ids(dataset, shards[number], number), range(len(shards))):
-            held.append(records)
+            batches.append(records)
             count += len(records)
             if count >= part_ids:
-                _spill(held, folder)
-                held, count = [], 0
+                _spill(batches, folder)
+                batches, count = [], 0
     files = sorted(folder.iterdir())
     if not files:
-        yield np.concatenate([np.zeros(0, _RECORD), *held])
+        yield np.concatenate([np.zeros(0, _RECORD), *batches])
         return
-    _spill(held, folder)
+    _spill(batches, folder)
     for file in sorted(folder.iterdir()):
         yield np.fromfile(file, _RECORD)
 
 
-def _spill(held: Sequence[NDArray[np.void]], folder: Path) -> None:
+def _spill(batches: Sequence[NDArray[np.void]], folder: Path) -> None:
     """Append ids to one file for each first byte: 256 parts serve for 10⁹ ids."""
-    records = np.concatenate([np.zeros(0, _RECORD), *held])
+    records = np.concatenate([np.zeros(0, _RECORD), *batches])
     first = (records["high"] >> np.uint64(56)).astype(np.uint8)
     for byte in np.unique(first):
         with (folder / f"{byte:02x}").open("ab") as file:
@@ -123,8 +123,8 @@ def drop_duplicates(dataset: Dataset, shards: Sequence[str], losers: Losers, new
         if one["name"] in reasons:
             one["taken"] = False
             rejected[one["name"]] = {"source": one["name"], "size": one["size"], "reason": reasons[one["name"]]}
-    place = {one["name"]: number for number, one in enumerate(seen)}
-    ordered = sorted(rejected.values(), key=lambda row: place.get(row["source"], -1))
+    order = {one["name"]: number for number, one in enumerate(seen)}
+    ordered = sorted(rejected.values(), key=lambda row: order.get(row["source"], -1))
     write_images(
         dataset,
         shard,

@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 TEXT_COLUMNS = ("text", "caption", "captions", "prompt", "description")  # the first of them that says something
-_LICENCES = ("licence", "license")
+_LICENSE_NAMES = ("licence", "license")
 BESIDE = ("right", "disparity", "disparity_scale")  # columns of images that come from files that a table names
 _MAX_METADATA = 1 << 20  # characters; what is longer is no description of a picture
 
@@ -42,14 +42,14 @@ def describe(facts: Mapping[str, Any], naming: Naming) -> Described:
     left = {name: value for name, value in facts.items() if value is not None}
     by_name = {name.strip().lower(): name for name in reversed(left)}
     author = _take(left, [by_name.get("author")])
-    licence = _take(left, [by_name.get(name) for name in _LICENCES])
-    wanted = [naming.text] if naming.text else [by_name.get(name) for name in TEXT_COLUMNS]
-    text = _take(left, wanted)
+    license_name = _take(left, [by_name.get(name) for name in _LICENSE_NAMES])
+    columns = [naming.text] if naming.text else [by_name.get(name) for name in TEXT_COLUMNS]
+    text = _take(left, columns)
     metadata = json.dumps(left, ensure_ascii=False, sort_keys=True, separators=(",", ":")) if left else None
     if metadata is not None and len(metadata) > _MAX_METADATA:
         metadata, left = None, {}
     return Described(
-        {"author": author, "licence": licence, "text": text, "metadata": metadata and storable(metadata)},
+        {"author": author, "licence": license_name, "text": text, "metadata": metadata and storable(metadata)},
         frozenset(map(storable, left)),
     )
 
@@ -74,7 +74,7 @@ def _as_text(value: Any) -> str | None:
 
 
 def storable(text: str) -> str:
-    """Without what UTF-8 cannot hold, which JSON can."""
+    """Drop what UTF-8 cannot hold, which JSON can."""
     return text.encode("utf-8", "replace").decode()
 
 

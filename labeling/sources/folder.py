@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Any
 
-from labeling.dataset import Entry, LocalStore, Store
+from labeling.dataset import Entry, LocalStore, Store, in_parallel
 from labeling.sources.captions import read_beside
 from labeling.sources.items import Contents, Item, Reading, items_table
 from labeling.sources.metadata import COMPANIONS
@@ -29,14 +27,7 @@ class ImageFiles:
             for item in items:
                 yield _read(store, item)
             return
-        with ThreadPoolExecutor(_AHEAD) as pool:
-            begun: deque[Future[Reading]] = deque()
-            for item in items:
-                begun.append(pool.submit(_read, store, item))
-                if len(begun) > _AHEAD:
-                    yield begun.popleft().result()
-            while begun:
-                yield begun.popleft().result()
+        yield from in_parallel(lambda item: _read(store, item), items, _AHEAD, ahead=_AHEAD)
 
 
 def _read(store: Store, item: Item) -> Reading:
@@ -74,9 +65,9 @@ def read_companions(store: Store, described: Mapping[str, Any]) -> dict[str, Any
             except (OSError, ValueError):
                 raise ValueError(f"metadata.csv names {name} as its {key}, which is not there") from None
     if "disparity" in columns:
-        given = described.get("disparity_scale", 1.0)
+        scale = described.get("disparity_scale", 1.0)
         try:
-            columns["disparity_scale"] = float(str(given).strip().replace(",", "."))
+            columns["disparity_scale"] = float(str(scale).strip().replace(",", "."))
         except ValueError:
-            raise ValueError(f"metadata.csv gives {given!r} as its disparity_scale, which is no number") from None
+            raise ValueError(f"metadata.csv gives {scale!r} as its disparity_scale, which is no number") from None
     return columns

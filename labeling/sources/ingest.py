@@ -50,7 +50,7 @@ class ShardTask:
     troubles: Sequence[Trouble] = ()
 
     def recipe(self, declaration: Mapping[str, Any], naming: Naming) -> str:
-        """Of all that the shard depends on, so that a rerun knows a finished one."""
+        """Digest of all that the shard depends on, so that a rerun knows a finished one."""
         digests = [digest_column(self.items[name]) for name in self.items.column_names]
         troubles = [asdict(trouble) for trouble in self.troubles]
         return recipe(declaration, {"source": digest_json([digests, troubles, asdict(naming)])})

@@ -100,9 +100,9 @@ def list_files(
         if is_metadata(name):
             tables.append(name)
         elif matches(name):
-            shown = name if name.isascii() else printable(name)
-            raw = None if shown == name else name.encode("utf-8", "surrogateescape")
-            rows.append((shown, raw, entry.size, entry.tag))
+            text = name if name.isascii() else printable(name)
+            raw = None if text == name else name.encode("utf-8", "surrogateescape")
+            rows.append((text, raw, entry.size, entry.tag))
             if len(rows) == _CHUNK:
                 flush()
     flush()
@@ -168,9 +168,9 @@ def _sort_out(
                 packed.append(PackedFile(_raw(name, file), container, Entry(size, tag)))
             elif index not in used and not (companions and joining_name(name) in companions):
                 beside = [block[one] for one in pairs.get(index, ())]
-                said = [f"{one[2]}:{one[3]}" for one in beside]
+                versions = [f"{one[2]}:{one[3]}" for one in beside]
                 named = json.dumps([_raw(one[0], one[1]) for one in beside]) if beside else None
-                for column, value in zip(columns, (name, size, _with(tag, *said), file, named), strict=True):
+                for column, value in zip(columns, (name, size, _with(tag, *versions), file, named), strict=True):
                     column.append(value)
         if len(columns[0]) >= _CHUNK:
             flush()
@@ -201,8 +201,8 @@ def _describe(items: pa.Table, lookup: pa.Table) -> tuple[pa.Table, int]:
     matches = pc.index_in(keys, value_set=lookup["name"])
     described = lookup["described"].take(matches)
     tags = [
-        tag if said is None else _with(tag, said)
-        for tag, said in zip(items["tag"].to_pylist(), described.to_pylist(), strict=True)
+        tag if facts is None else _with(tag, facts)
+        for tag, facts in zip(items["tag"].to_pylist(), described.to_pylist(), strict=True)
     ]
     position = ITEM_SCHEMA.get_field_index
     items = items.set_column(position("described"), "described", described.cast(pa.string()))
@@ -211,11 +211,11 @@ def _describe(items: pa.Table, lookup: pa.Table) -> tuple[pa.Table, int]:
     return items, pc.count_distinct(lookup["name"]).as_py() - matched
 
 
-def _with(tag: str | None, *said: str) -> str:
+def _with(tag: str | None, *parts: str) -> str:
     """A tag that changes when what is said beside the item does."""
-    if not said:
+    if not parts:
         return tag or ""
-    digest = hashlib.blake2b("\0".join(said).encode("utf-8", "surrogatepass"), digest_size=8)
+    digest = hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=8)
     return f"{tag}+{digest.hexdigest()}"
 
 

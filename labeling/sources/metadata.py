@@ -70,20 +70,20 @@ def joining_name(name: str) -> str:
 
 def read_metadata(store: Store, files: Iterable[str]) -> MetadataTable:
     """What the tables among the files of a store say. Raises InputError for one at the top that names no files."""
-    found = MetadataTable()
+    table = MetadataTable()
     for file in files:
         folder = "" if "/" not in file else file.rpartition("/")[0] + "/"
         try:
-            _read_table(store, file, folder, found)
+            _read_table(store, file, folder, table)
         except InputError as error:
             if not folder:
                 raise
-            found.remarks.append(f"{error}; it is left out")
-    return found
+            table.remarks.append(f"{error}; it is left out")
+    return table
 
 
-def _read_table(store: Store, file: str, folder: str, found: MetadataTable) -> None:
-    place = f"{store.uri}/{file}"
+def _read_table(store: Store, file: str, folder: str, table: MetadataTable) -> None:
+    address = f"{store.uri}/{file}"
     trouble: Counter[str] = Counter()
     if file.endswith(".parquet"):
         rows = _parquet_rows(store, file)
@@ -92,29 +92,29 @@ def _read_table(store: Store, file: str, folder: str, found: MetadataTable) -> N
         rows = _jsonl_rows(text, trouble) if file.endswith(".jsonl") else _csv_rows(text, trouble)
     key = None
     for row in rows:
-        key = key or _name_column(row, place)
+        key = key or _name_column(row, address)
         name = row.get(key)
         if not isinstance(name, str) or not name.strip():
             if any(value not in (None, "") for value in row.values()):
                 trouble["without a file name"] += 1
             continue
-        said = {column: value for column, value in row.items() if column != key and value not in (None, "")}
+        facts = {column: value for column, value in row.items() if column != key and value not in (None, "")}
         for column in COMPANIONS:
-            if isinstance(said.get(column), str):
-                said[column] = folder + joining_name(said[column])
-                found.companions.add(said[column])
-        found.names.append(storable(folder + joining_name(name.strip())))
-        found.rows.append(storable(json.dumps(said, ensure_ascii=False, separators=(",", ":"))))
+            if isinstance(facts.get(column), str):
+                facts[column] = folder + joining_name(facts[column])
+                table.companions.add(facts[column])
+        table.names.append(storable(folder + joining_name(name.strip())))
+        table.rows.append(storable(json.dumps(facts, ensure_ascii=False, separators=(",", ":"))))
     for what, count in trouble.items():
-        found.remarks.append(f"{file}: {count} {'line' if count == 1 else 'lines'} {what}")
+        table.remarks.append(f"{file}: {count} {'line' if count == 1 else 'lines'} {what}")
 
 
-def _name_column(row: Mapping[str, Any], place: str) -> str:
+def _name_column(row: Mapping[str, Any], address: str) -> str:
     names = {str(column).strip().lower(): column for column in reversed(list(row))}
     for name in _NAMES:
         if name in names:
             return str(names[name])
-    raise InputError(f"{place}: no column 'file_name'; it names the picture each line is about")
+    raise InputError(f"{address}: no column 'file_name'; it names the picture each line is about")
 
 
 def decode_text(raw: bytes) -> str:

@@ -73,11 +73,11 @@ def _rows(metadata: pq.FileMetaData, file: str, column: str) -> pa.Table:
     return items_table(rows)
 
 
-def _values(parquet: pq.ParquetFile, wanted: Mapping[Any, Item], column: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _values(parquet: pq.ParquetFile, items: Mapping[Any, Item], column: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number and values of the rows wanted; each row group that has some is gone through once."""
     names = [field.name for field in parquet.schema_arrow if field.name == column or not _is_heavy(field.type)]
-    last, first = max(wanted), 0
-    rows_wanted = set(wanted)
+    last, first = max(items), 0
+    rows_wanted = set(items)
     for index in range(parquet.num_row_groups):
         count = parquet.metadata.row_group(index).num_rows
         here = rows_wanted.intersection(range(first, first + count))
@@ -108,27 +108,27 @@ def _reading(store: Store, item: Item, values: dict[str, Any], column: str) -> R
     if not path:
         return Reading(item, facts=facts, reason=f"no picture in column {column}")
     inside = PurePosixPath(path.replace("\\", "/"))
-    shown = one_line(path, _SHOWN)
+    text = one_line(path, _SHOWN)
     if "://" in path or inside.is_absolute() or ".." in inside.parts:
-        return Reading(item, facts=facts, reason=f"{shown} is not below the folder of its table")
+        return Reading(item, facts=facts, reason=f"{text} is not below the folder of its table")
     try:
         return Reading(item, store.read(str(PurePosixPath(item.file).parent / inside)), facts)
     except (FileNotFoundError, IsADirectoryError):
-        return Reading(item, facts=facts, reason=f"{shown} is not there")
+        return Reading(item, facts=facts, reason=f"{text} is not there")
     except InputError:
         raise
     except (OSError, ValueError) as error:  # of a text that is no name of a file, as base64
-        return Reading(item, facts=facts, reason=f"{shown} cannot be read ({trouble_of(error, _SHOWN)})")
+        return Reading(item, facts=facts, reason=f"{text} cannot be read ({trouble_of(error, _SHOWN)})")
 
 
-def _image_column(schema: pa.Schema, named: str, place: str) -> str:
+def _image_column(schema: pa.Schema, option: str, address: str) -> str:
     """The column with encoded images: bytes, or the struct of bytes and path that Hugging Face datasets write.
 
     Without one, a column that names files. Raises InputError where there is neither.
     """
-    if named:
-        _require(schema, named, place)
-        return named
+    if option:
+        _require(schema, option, address)
+        return option
     names = {name.lower(): name for name in reversed(schema.names)}
     for name in IMAGE_COLUMNS:
         if name in names and _holds_bytes(schema.field(names[name]).type):
@@ -139,14 +139,14 @@ def _image_column(schema: pa.Schema, named: str, place: str) -> str:
     for name in _PATH_COLUMNS:
         if name in names and _is_text(schema.field(names[name]).type):
             return names[name]
-    raise InputError(f"{place}: no column of encoded pictures (image); it has {', '.join(schema.names)}")
+    raise InputError(f"{address}: no column of encoded pictures (image); it has {', '.join(schema.names)}")
 
 
-def _require(schema: pa.Schema, name: str, place: str) -> None:
+def _require(schema: pa.Schema, name: str, address: str) -> None:
     """Raise InputError where a table lacks the column that a user names."""
     if name not in schema.names:
         hint = nearest(name, schema.names)
-        raise InputError(f"{place}: no column {name!r}{hint}; it has {', '.join(schema.names)}")
+        raise InputError(f"{address}: no column {name!r}{hint}; it has {', '.join(schema.names)}")
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

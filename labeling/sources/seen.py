@@ -63,7 +63,7 @@ class SeenItems:
 
     @classmethod
     def read(cls, dataset: Dataset, shards: Sequence[ShardInfo]) -> SeenItems:
-        """Of these shards of a dataset."""
+        """Read the items of these shards of a dataset."""
         names = [shard.name for shard in shards]
 
         def load(number: int) -> pa.Table:
@@ -84,12 +84,12 @@ class SeenItems:
         packed = self.table.filter(pc.is_valid(self.table["file"]))
         tags = pc.list_element(pc.split_pattern(packed["tag"], "+", max_splits=1), 0)
         pairs = pa.table({"file": packed["file"], "tag": tags}).group_by(["file", "tag"]).aggregate([])
-        found: dict[str, str] = {}
+        tag_of: dict[str, str] = {}
         doubtful = set()
         for row in pairs.to_pylist():
-            if row["tag"] is None or found.setdefault(row["file"], row["tag"]) != row["tag"]:
+            if row["tag"] is None or tag_of.setdefault(row["file"], row["tag"]) != row["tag"]:
                 doubtful.add(row["file"])
-        return {file: tag for file, tag in found.items() if file not in doubtful}
+        return {file: tag for file, tag in tag_of.items() if file not in doubtful}
 
     def compare(self, listing: Listing) -> Comparison:
         """What of a listing is new, and what of the items seen may have changed or is gone."""
@@ -105,10 +105,10 @@ class SeenItems:
         differs = pc.if_else(pc.and_(pc.invert(has_tag), pc.is_null(seen["size"])), False, differs)
         again = pc.and_(pc.and_(pc.invert(is_new), pc.invert(taken)), differs)
         maybe = pc.and_(pc.and_(taken, has_tag), differs)
-        places = seen.select(["shard", "row", "id", "said"]).filter(maybe)
+        locations = seen.select(["shard", "row", "id", "said"]).filter(maybe)
         candidates = items.filter(maybe)
         for name in ("shard", "row"):
-            candidates = candidates.append_column(name, places[name])
+            candidates = candidates.append_column(name, locations[name])
         return Comparison(
             new=items.filter(pc.or_(is_new, again)),
             again=items["name"].filter(again).combine_chunks(),

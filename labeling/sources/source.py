@@ -31,8 +31,8 @@ class Source:
         """Raises InputError for an address that is neither local nor S3."""
         self.uri = uri.rstrip("/") or "/"
         self.naming = naming
-        self.place = split_address(uri)
-        self.store: Store = open_store(self.place.folder)
+        self.parts = split_address(uri)
+        self.store: Store = open_store(self.parts.folder)
 
     @property
     def address(self) -> str:
@@ -51,13 +51,13 @@ class Source:
     def files(self, troubles: list[Trouble] | None = None, leave_out: str = "") -> tuple[pa.Table, list[str]]:
         """The files that the address names, sorted (FILE_SCHEMA), and metadata tables beside them; none is opened."""
         troubles = [] if troubles is None else troubles
-        if self.place.file:
+        if self.parts.file:
             # A single file is not worth walking through all that lies beside it.
-            entry = self.store.entry(self.place.file)
-            rows = [{"name": self.place.file, "size": entry.size, "tag": entry.tag}] if entry else []
+            entry = self.store.entry(self.parts.file)
+            rows = [{"name": self.parts.file, "size": entry.size, "tag": entry.tag}] if entry else []
             tables = ["metadata.csv"] if self.store.exists("metadata.csv") else []
             return pa.Table.from_pylist(rows, FILE_SCHEMA), tables
-        matches = matcher(self.place.pattern) if self.place.pattern else lambda name: True
+        matches = matcher(self.parts.pattern) if self.parts.pattern else lambda name: True
         files, tables = list_files(self.store, matches, troubles, leave_out)
         return _without_statistics(files), tables
 
@@ -98,13 +98,13 @@ class Source:
             yield from (container or ImageFiles()).read(self.store, list(some))
 
     def _advice(self) -> str:
-        if self.place.pattern and "**" not in self.place.pattern:
+        if self.parts.pattern and "**" not in self.parts.pattern:
             return "a * stays within a folder; ** goes into all of them, as in photos/**/*.jpg"
         return "name a folder, pattern, tar or Parquet with pictures"
 
 
 def _without_statistics(files: pa.Table) -> pa.Table:
-    """Without the tables and counts that img2dataset leaves beside each of its archives and folders."""
+    """Drop the tables and counts that img2dataset leaves beside each of its archives and folders."""
     names = files["name"]
     is_report = pc.match_substring_regex(names, r"^(.*/)?\d+(\.parquet|_stats\.json)$")
     if not pc.any(is_report).as_py():

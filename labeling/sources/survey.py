@@ -64,9 +64,9 @@ class Survey:
         there = there.filter(pc.and_(pa.array([one in marked for one in pairs], pa.bool_()), pc.is_valid(there["tag"])))
         items = listing.items.filter(pc.is_in(listing.items["name"], value_set=there["name"].combine_chunks()))
         items = items.filter(pc.invert(pc.is_in(items["name"], value_set=candidates["name"].combine_chunks())))
-        places = there.take(pc.index_in(items["name"], value_set=there["name"].combine_chunks()))
+        locations = there.take(pc.index_in(items["name"], value_set=there["name"].combine_chunks()))
         for name in ("shard", "row"):
-            items = items.append_column(name, places[name])
+            items = items.append_column(name, locations[name])
         return pa.concat_tables([candidates, items])
 
     def _new_troubles(self, listing: Listing) -> list[Trouble]:
@@ -77,8 +77,8 @@ class Survey:
         sizes = self.seen.table["size"].take(at).to_pylist()
         return [
             trouble
-            for trouble, place, size in zip(listing.troubles, at.to_pylist(), sizes, strict=True)
-            if place is None or size != trouble.size
+            for trouble, location, size in zip(listing.troubles, at.to_pylist(), sizes, strict=True)
+            if location is None or size != trouble.size
         ]
 
 

@@ -84,9 +84,9 @@ class TarArchive:
                 except _DAMAGE as error:
                     yield Reading(item, reason=f"cannot be read from its archive ({trouble_of(error)})")
                     continue
-                said = read_beside((span[0], one) for span, one in zip(spans[id(item)][1:], beside, strict=True))
+                facts = read_beside((span[0], one) for span, one in zip(spans[id(item)][1:], beside, strict=True))
                 cut = len(raw) < item.size
-                yield Reading(item, raw, said, "cut off: the archive ends before it does" if cut else "")
+                yield Reading(item, raw, facts, "cut off: the archive ends before it does" if cut else "")
 
 
 def codec_of(file: str) -> str | None:

@@ -62,8 +62,8 @@ def input_error_behind(error: BaseException | None) -> InputError | None:
 
     A module that is not installed counts as one where an extra installs it. None where there is no InputError.
     """
-    found = error_for_person(error)
-    return found if isinstance(found, InputError) else None
+    cause = error_for_person(error)
+    return cause if isinstance(cause, InputError) else None
 
 
 def error_for_person(error: BaseException | None) -> InputError | WorkFailed | None:

@@ -22,15 +22,15 @@ class Section(BaseModel):
 
 
 def split_range(value: Any) -> Any:
-    """(least, most) of a text "LEAST:MOST", as files and the command line write ranges; any other value as it is."""
+    """(3, 8) of the text "3:8", as files and the command line write all ranges; any other value as it is."""
     numbers = value.split(":") if isinstance(value, str) else []
     if len(numbers) == 2 and all(number.isdecimal() for number in numbers):
         return int(numbers[0]), int(numbers[1])
     return value
 
 
-def validate(schema: type[T], values: Mapping[str, Any], place: str) -> T:
-    """The typed value that nested values state; `place` is where they came from.
+def validate(schema: type[T], values: Mapping[str, Any], origin: str) -> T:
+    """The typed value that nested values state; `origin` is where they came from.
 
     schema: a model, or a union of models with a discriminator. Raises InputError with the first thing that is wrong:
     an unknown key with the nearest right one, a missing key, or a wrong value.
@@ -38,7 +38,7 @@ def validate(schema: type[T], values: Mapping[str, Any], place: str) -> T:
     try:
         return TypeAdapter(schema).validate_python(dict(values))
     except ValidationError as error:
-        raise InputError(f"{place}: {_explain(error, schema)}") from None
+        raise InputError(f"{origin}: {_explain(error, schema)}") from None
 
 
 def _explain(error: ValidationError, schema: Any) -> str:

@@ -24,8 +24,8 @@ _SCALARS = (
 )
 
 
-def parse_yaml(text: str, place: str) -> Any:
-    """The value that a text in YAML 1.2 states; `place` is where it came from.
+def parse_yaml(text: str, origin: str) -> Any:
+    """The value that a text in YAML 1.2 states; `origin` is where it came from.
 
     Raises InputError for a text of another form, and for a key that is given twice.
     """
@@ -34,7 +34,7 @@ def parse_yaml(text: str, place: str) -> Any:
     try:
         return yaml.load(text, _loader())  # noqa: S506 - a subclass of SafeLoader
     except (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError) as error:
-        raise InputError(f"{place}: not YAML: {one_line(error)}") from None
+        raise InputError(f"{origin}: not YAML: {one_line(error)}") from None
 
 
 def to_yaml(values: Any) -> str:

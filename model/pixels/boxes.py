@@ -35,7 +35,7 @@ def main_color(data: bytes) -> tuple[int, int] | None:
 
 
 def without_exif(data: bytes) -> bytes:
-    """The same file with its EXIF block hidden: a decoder that writes the block anew fails on what it holds."""
+    """Hide a file's EXIF block: a decoder that writes the block anew fails on what it holds."""
     for kind, start, end in boxes(data):
         if kind == b"meta":
             return data[:start] + data[start:end].replace(b"Exif", b"skip") + data[end:]
@@ -65,19 +65,19 @@ def _numbers_of(data: bytes, start: int, end: int, item: int) -> list[int]:
     """Numbers of the properties of an item, counted from 1."""
     version, wide = data[start], data[start + 3] & 1
     (count,) = struct.unpack_from(">I", data, start + 4)
-    place = start + 8
+    offset = start + 8
     for _ in range(count):
-        if place >= end:
+        if offset >= end:
             break
-        identity = struct.unpack_from(">I" if version else ">H", data, place)[0]
-        place += 4 if version else 2
+        identity = struct.unpack_from(">I" if version else ">H", data, offset)[0]
+        offset += 4 if version else 2
         step = 2 if wide else 1
-        length = data[place]
-        entries = [data[at : at + step] for at in range(place + 1, place + 1 + length * step, step)]
+        length = data[offset]
+        entries = [data[at : at + step] for at in range(offset + 1, offset + 1 + length * step, step)]
         if identity == item:
             mask = 0x7FFF if wide else 0x7F
             return [int.from_bytes(entry, "big") & mask for entry in entries]
-        place += 1 + length * step
+        offset += 1 + length * step
     return []
 
 

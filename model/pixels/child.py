@@ -66,13 +66,13 @@ def _answer(answers: BinaryIO, raw: bytes, max_pixels: int, min_side: int, exact
     encoded = b""
     try:
         image = _make(raw, max_pixels, min_side, exact, is_srgb)
-        told = {"width": image.width, "height": image.height, **known}
+        report = {"width": image.width, "height": image.height, **known}
         encoded = b"" if image.encoded is raw else image.encoded
     except Rejected as error:
-        told = {"reason": str(error), **known}
+        report = {"reason": str(error), **known}
     except MemoryError:
-        told = {"reason": "broken: decoding it needs too much memory"}
-    description = json.dumps(told).encode()
+        report = {"reason": "broken: decoding it needs too much memory"}
+    description = json.dumps(report).encode()
     answers.write(ANSWER.pack(len(description), len(encoded)) + description + encoded)
     answers.flush()
 

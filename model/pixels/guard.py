@@ -97,12 +97,12 @@ class Guard:
             self._free.put(process)
 
     def _ask(self, process: _Process, raw: bytes, head: bytes) -> EncodedImage:
-        told, encoded = process.ask(head, raw, self._seconds)
-        if told.get("profile") is not None and len(self._srgb) < 1024:
-            self._srgb[bytes.fromhex(told["profile"])] = told["srgb"]
-        if "reason" in told:
-            raise Rejected(told["reason"])
-        return EncodedImage(encoded or raw, told["width"], told["height"])
+        report, encoded = process.ask(head, raw, self._seconds)
+        if report.get("profile") is not None and len(self._srgb) < 1024:
+            self._srgb[bytes.fromhex(report["profile"])] = report["srgb"]
+        if "reason" in report:
+            raise Rejected(report["reason"])
+        return EncodedImage(encoded or raw, report["width"], report["height"])
 
 
 class _Process:

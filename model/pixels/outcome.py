@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from model.inputs import one_line
+
 _LONGEST_REASON = 200  # characters
 
 
@@ -26,15 +28,15 @@ def broken(form: str, error: BaseException) -> Rejected:
 
     form: name of the format, for example "PNG".
     """
-    said = " ".join(str(error).split())
-    if "truncated" in said.lower() or isinstance(error, EOFError):
+    reason = one_line(error)
+    if "truncated" in reason.lower() or isinstance(error, EOFError):
         return Rejected(f"truncated {form} file")
-    if said.startswith("cannot identify image file"):
-        said = "its header cannot be read"
-    if said.startswith("Generic Error"):  # all that libjxl tells
-        said = "its pixels cannot be read"
-    said = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "the file", said)  # an object's address differs from run to run
-    return Rejected(f"broken: {form}: {said or type(error).__name__}"[:_LONGEST_REASON])
+    if reason.startswith("cannot identify image file"):
+        reason = "its header cannot be read"
+    if reason.startswith("Generic Error"):  # all that libjxl tells
+        reason = "its pixels cannot be read"
+    reason = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "the file", reason)  # an object's address differs from run to run
+    return Rejected(f"broken: {form}: {reason}"[:_LONGEST_REASON])
 
 
 def check_size(width: int, height: int, max_pixels: int, min_side: int) -> None:

@@ -64,7 +64,7 @@ def read_png(raw: bytes) -> PngFacts:
 
 
 def pixels_only(raw: bytes) -> bytes:
-    """The same picture without any chunk but those of its pixels: a decoder stumbles over what others hold.
+    """Keep only the chunks of a picture's pixels: a decoder stumbles over what others hold.
 
     Lengths and checksums are set right, and it has an end: OpenCV looks for what is missing for ten seconds.
     """
@@ -72,24 +72,25 @@ def pixels_only(raw: bytes) -> bytes:
     for kind, start, end in _chunks(raw):
         if kind in _PIXELS:
             (length,) = struct.unpack_from(">I", raw, start)
-            parts.append(_chunk(kind, raw[start + 8 : min(start + 8 + length, end)]))
-    return SIGNATURE + b"".join(parts) + _chunk(b"IEND", b"")
+            parts.append(png_chunk(kind, raw[start + 8 : min(start + 8 + length, end)]))
+    return SIGNATURE + b"".join(parts) + png_chunk(b"IEND", b"")
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk as files have it, with length and checksum."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def _chunks(raw: bytes) -> Iterator[_Chunk]:
     """Each chunk; the end of a cut one is the file's."""
-    place = len(SIGNATURE)
-    while place + 8 <= len(raw):
-        length, kind = struct.unpack_from(">I4s", raw, place)
-        end = min(place + 12 + length, len(raw))
-        yield kind, place, end
+    offset = len(SIGNATURE)
+    while offset + 8 <= len(raw):
+        length, kind = struct.unpack_from(">I4s", raw, offset)
+        end = min(offset + 12 + length, len(raw))
+        yield kind, offset, end
         if kind == b"IEND":
             return
-        place = end
+        offset = end
 
 
 def _without(raw: bytes, chunks: list[_Chunk], dropped: set[bytes]) -> bytes:

@@ -99,17 +99,17 @@ def matrix_space(profile: bytes) -> ColorSpace | None:
     """
     try:
         (count,) = struct.unpack_from(">I", profile, 128)
-        places = {
+        spans = {
             name: (start, size)
             for name, start, size in (struct.unpack_from(">4sII", profile, 132 + 12 * n) for n in range(min(count, 99)))
         }
-        if b"A2B0" in places:
+        if b"A2B0" in spans:
             return None
-        if b"kTRC" in places:
-            curve = _curve(profile, *places[b"kTRC"])
+        if b"kTRC" in spans:
+            curve = _curve(profile, *spans[b"kTRC"])
             return ColorSpace(np.eye(3), (curve, curve, curve))
-        columns = [struct.unpack_from(">3i", profile, places[name][0] + 8) for name in (b"rXYZ", b"gXYZ", b"bXYZ")]
-        red, green, blue = (_curve(profile, *places[name]) for name in (b"rTRC", b"gTRC", b"bTRC"))
+        columns = [struct.unpack_from(">3i", profile, spans[name][0] + 8) for name in (b"rXYZ", b"gXYZ", b"bXYZ")]
+        red, green, blue = (_curve(profile, *spans[name]) for name in (b"rTRC", b"gTRC", b"bTRC"))
         return ColorSpace(np.array(columns).T / 65536, (red, green, blue))
     except (struct.error, KeyError, ValueError, IndexError):
         return None
@@ -138,5 +138,5 @@ def _curve(profile: bytes, start: int, size: int) -> Curve:
 
 
 def _interpolated(values: NDArray[np.float64]) -> Curve:
-    places = np.linspace(0, 1, len(values))
-    return lambda level: np.interp(level, places, values)
+    positions = np.linspace(0, 1, len(values))
+    return lambda level: np.interp(level, positions, values)

@@ -76,8 +76,8 @@ def orientation(exif: bytes | None, xmp: bytes | str | None) -> int:
     value = next(iter(_exif_tags(exif).get(ORIENTATION, ())), None) if exif else None
     if value is None and xmp:
         text = xmp.encode("utf-8", "replace") if isinstance(xmp, str) else xmp
-        found = re.search(rb'tiff:Orientation(?:="|>)\s*([1-8])', text)
-        value = int(found[1]) if found else None
+        match = re.search(rb'tiff:Orientation(?:="|>)\s*([1-8])', text)
+        value = int(match[1]) if match else None
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 

@@ -192,7 +192,9 @@ def _by_labeler(settings: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _range(text: str) -> tuple[int, int]:
-    first, _, end = text.partition(":")
-    if not (first.isdecimal() and end.isdecimal()):
+    from model.inputs.schema import split_range
+
+    shards = split_range(text)
+    if not isinstance(shards, tuple):
         raise InputError(f"--shards {text}: write FIRST:END, as in --shards 0:10")
-    return int(first), int(end)
+    return shards

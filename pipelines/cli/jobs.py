@@ -15,7 +15,7 @@ JobArgument = Annotated[str, typer.Argument(metavar="ID", help="As `submit` and 
 
 
 def submit(
-    job: Annotated[
+    file: Annotated[
         str, typer.Argument(metavar="JOB", help="A YAML file, or an example: label, views, train, evaluate, report.")
     ],
     target: Annotated[str, typer.Option("--target", help="A YAML file, or local, ray, kubernetes, slurm.")] = "local",
@@ -30,9 +30,9 @@ def submit(
     from pipelines.jobs.specification import load_specification
     from pipelines.jobs.submit import plan_job, submit_job
 
-    specification = load_specification(job)
+    specification = load_specification(file)
     if resources or only_errors:
-        specification = _with_label_options(specification, job, resources or [], only_errors)
+        specification = _with_label_options(specification, file, resources or [], only_errors)
     resolved = resolve_job(specification)
     if dry_run:
         for title, text in plan_job(resolved, target).items():
@@ -42,7 +42,7 @@ def submit(
 
 
 def jobs(
-    place: Annotated[
+    output: Annotated[
         str | None, typer.Argument(metavar="DATASET|RUN", help="All of this; none: sent from here.")
     ] = None,
 ) -> None:
@@ -59,23 +59,23 @@ def jobs(
 
     # In a narrow terminal the other columns are cut: the id is what other commands are given.
     table = Table(Column("id", no_wrap=True), "attempt", Column("target", overflow="fold"), "sent", "state", "")
-    listed = list_jobs(place)
-    if place and not listed:
-        if not open_store(place).files():
-            raise InputError(f"{place}: nothing is there; name a dataset or a run")
-        typer.echo(f"{place}: no jobs there")
+    listed = list_jobs(output)
+    if output and not listed:
+        if not open_store(output).files():
+            raise InputError(f"{output}: nothing is there; name a dataset or a run")
+        typer.echo(f"{output}: no jobs there")
         return
     for attempt, status in listed:
         sent = datetime.fromtimestamp(attempt.sent).strftime("%Y-%m-%d %H:%M") if attempt.sent else ""
         remark = status.reason or status.progress
-        # As text, since brackets in an error are no markup.
+        # Cells are plain text, since brackets in an error are no markup.
         cells = (attempt.job_id, str(attempt.number), attempt.target_name, sent, status.phase, remark)
         table.add_row(*map(Text, cells))
     Console().print(table)
 
 
 def logs(
-    job: JobArgument,
+    job_id: JobArgument,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
 ) -> None:
     """What a job printed, over all its attempts."""
@@ -85,19 +85,19 @@ def logs(
     def show(line: str) -> None:
         print(line, flush=True)
 
-    for line in log_lines(find_attempt(job), follow, show):
+    for line in log_lines(find_attempt(job_id), follow, show):
         show(line)
 
 
-def stop(job: JobArgument) -> None:
+def stop(job_id: JobArgument) -> None:
     """End a job; training writes a checkpoint first. Submitted again, it continues."""
     from pipelines.jobs.control import stop_job
 
-    print(stop_job(job, say=typer.echo).phase)
+    print(stop_job(job_id, say=typer.echo).phase)
 
 
 def scale(
-    job: JobArgument,
+    job_id: JobArgument,
     workers: Annotated[str, typer.Option("--workers", metavar="N|LEAST:MOST", help="As 4, or 1:8 where elastic.")],
     cpus: Annotated[float | None, typer.Option(min=0, help="Of each; default as before.")] = None,
     gpus: Annotated[float | None, typer.Option(min=0, help="Of each; default as before.")] = None,
@@ -110,8 +110,8 @@ def scale(
 
     options = {"count": _worker_count(workers), "cpus": cpus, "gpus": gpus}
     changes = {key: value for key, value in options.items() if value is not None}
-    current = stored_job(find_attempt(job).address).workers
-    scale_job(job, WorkersSpec(**{**current.model_dump(), **changes}), say=typer.echo)
+    current = stored_job(find_attempt(job_id).address).workers
+    scale_job(job_id, WorkersSpec(**{**current.model_dump(), **changes}), say=typer.echo)
 
 
 def execute(
@@ -144,11 +144,11 @@ def _with_label_options(
 def _worker_count(text: str) -> int | tuple[int, int]:
     """The number that N states, or the least and the most of LEAST:MOST. Raises InputError for another form."""
     from model.inputs import InputError
+    from model.inputs.schema import split_range
 
-    numbers = text.split(":")
-    if len(numbers) > 2 or not all(number.isdecimal() and int(number) for number in numbers):
+    count = int(text) if text.isdecimal() else split_range(text)
+    if isinstance(count, str) or not (count if isinstance(count, int) else all(count)):
         raise InputError(f"--workers {text}: write a number, or LEAST:MOST")
-    least, most = int(numbers[0]), int(numbers[-1])
-    if least > most:
-        raise InputError(f"--workers {text}: write the smaller number first, as {most}:{least}")
-    return least if len(numbers) == 1 else (least, most)
+    if isinstance(count, tuple) and count[0] > count[1]:
+        raise InputError(f"--workers {text}: write the smaller number first, as {count[1]}:{count[0]}")
+    return count

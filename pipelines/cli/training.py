@@ -11,7 +11,7 @@ from model.constants import SIZE_STEP
 
 
 class Sharding(StrEnum):
-    """As `training.cost.ClusterSpec` names them."""
+    """The names of `training.cost.ClusterSpec`."""
 
     none = "none"
     node = "node"

@@ -39,9 +39,9 @@ def _workers_now(address: str) -> str:
         folder = JobFolder(job_folder)
         state, attempt = folder.state(), folder.attempt()
         if state and attempt and state.attempt == attempt.number and state.is_running:
-            job = folder.specification()
-            if isinstance(job, TrainJob) and job.workers:
-                count = job.workers.count
+            specification = folder.specification()
+            if isinstance(specification, TrainJob) and specification.workers:
+                count = specification.workers.count
                 workers = str(count) if isinstance(count, int) else f"{count[0]} to {count[1]}"
                 return f"; {workers} {'worker' if workers == '1' else 'workers'} on {attempt.target_name}"
     return ""

@@ -117,12 +117,14 @@ def _speed(key: Key, state: DatasetState, instance: dg.DagsterInstance) -> Check
 
     A job's folder knows only the speed of its last attempt; events know those of the attempts before.
     """
-    speeds = {labeling.job: labeling.speed for labeling in reversed(state.labelings) if labeling.group == key[1]}
+    speeds = {
+        labeling.attempt_name: labeling.speed for labeling in reversed(state.labelings) if labeling.group == key[1]
+    }
     for record in instance.fetch_materializations(dg.AssetKey(key), limit=MAX_EVENTS).records:
         metadata = record.asset_materialization.metadata if record.asset_materialization else {}
-        job, speed = metadata.get(LABELED_BY) or metadata.get(OLD_LABELED_BY), metadata.get(SPEED)
-        if job and speed and isinstance(speed.value, int | float):
-            speeds.setdefault(str(job.value), float(speed.value))
+        name, speed = metadata.get(LABELED_BY) or metadata.get(OLD_LABELED_BY), metadata.get(SPEED)
+        if name and speed and isinstance(speed.value, int | float):
+            speeds.setdefault(str(name.value), float(speed.value))
     if not speeds:
         return CheckOutcome(key, "speed", True, "no job has labeled it yet")
     last, *earlier = speeds.values()
@@ -150,7 +152,7 @@ def run_outcomes(snapshot: Snapshot) -> Iterator[CheckOutcome]:
         last, lowest = validation[-1], min(validation)
         passed = math.isfinite(last) and last <= MAX_RISE * lowest
         description = f"{last:.4g} at the newest checkpoint, {lowest:.4g} at the best"
-        yield CheckOutcome((name, "checkpoints"), "held_out", passed, description, _finite("validation loss", last))
+        yield CheckOutcome((name, "checkpoints"), "validation", passed, description, _finite("validation loss", last))
     figures = run_figures(store)
     steps = whole_checkpoints(store) if figures else []
     if figures and steps:

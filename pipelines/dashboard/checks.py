@@ -27,7 +27,7 @@ _DESCRIPTIONS = {
     "speed": "Labeling is at least half as fast as in earlier runs.",
     "sources": "All pictures of the sources are in the dataset.",
     "loss": "The loss is a number, and lower than at the start.",
-    "held_out": "The validation loss, on rows that the model does not learn from, is not rising.",
+    "validation": "The validation loss, on rows that the model does not learn from, is not rising.",
     "figures": "The evaluation is of the newest checkpoint, and the model beats every baseline.",
 }
 
@@ -37,7 +37,7 @@ def check_specs(snapshot: Snapshot) -> list[dg.AssetCheckSpec]:
     name = snapshot.tracked.name
     if snapshot.tracked.kind == "run":
         validation = snapshot.config.get("validation") or snapshot.config.get("held_out") or {}
-        losses = ("loss", "held_out") if validation.get("share") else ("loss",)
+        losses = ("loss", "validation") if validation.get("share") else ("loss",)
         checks = [_spec((name, "checkpoints"), check) for check in losses]
         return [*checks, _spec((name, "evaluation"), "figures")]
     specs = [_spec((name, group), check) for group in snapshot.labels for check in ("fresh", "errors", "speed")]

@@ -129,8 +129,8 @@ def sample_sheet(run: RunSection) -> str:
         for sample in {one.direction: one for one in reversed(samples)}.values():
             drawings = [*sample.inputs[:1], *sample.outputs[:1], *([sample.truth] if sample.truth else [])][:3]
             text = Tile(None, task, [sample.direction, sample.prompt])
-            shown = [Tile(_from_uri(one), one.title, [one.note] if one.note else []) for one in drawings]
-            tiles += [text, *shown, *[Tile(None, "")] * (3 - len(shown))]
+            drawing_tiles = [Tile(_from_uri(one), one.title, [one.note] if one.note else []) for one in drawings]
+            tiles += [text, *drawing_tiles, *[Tile(None, "")] * (3 - len(drawing_tiles))]
     return save_sheet(tiles, columns=4, side=122) if tiles else ""
 
 

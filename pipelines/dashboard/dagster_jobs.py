@@ -67,8 +67,8 @@ def train_run(context: dg.OpExecutionContext) -> None:
         config = context.op_config
         overrides = override_config(config["overrides"], training_overrides_in(config))
         run = whole_address(config["run"] or _default_run(config["config"], overrides))
-        job = TrainJob(kind="train", config=config["config"], run=run, overrides=overrides)
-        run_job(context, job, target_in(config), CurveObserver(context, run))
+        specification = TrainJob(kind="train", config=config["config"], run=run, overrides=overrides)
+        run_job(context, specification, target_in(config), CurveObserver(context, run))
 
 
 def _default_run(config: str, overrides: dict[str, Any]) -> str:
@@ -92,8 +92,8 @@ def scale_run(context: dg.OpExecutionContext) -> None:
     """Go on with other workers: between two steps, without losing any."""
     with input_errors_fail_run():
         name = context.op_config["run"]
-        jobs = list_jobs(tracked_address(name) if name else None)
-        running = [attempt for attempt, status in jobs if status.alive and attempt.job_id.startswith("train-")]
+        listed = list_jobs(tracked_address(name) if name else None)
+        running = [attempt for attempt, status in listed if status.alive and attempt.job_id.startswith("train-")]
         if len(running) != 1:
             runs = ", ".join(attempt.address.rpartition("/jobs/")[0] for attempt in running) or "no training"
             raise InputError(f"under way: {runs}; name the run to scale")
@@ -132,8 +132,8 @@ def add_pictures(context: dg.OpExecutionContext) -> None:
         if not config["source"]:
             sources = [source["uri"] for source in Dataset.open(dataset).sources]
         for source in sources:
-            job = LabelJob(kind="label", dataset=dataset, source=source, workers=workers_in(config))
-            run_job(context, job, target_in(config))
+            specification = LabelJob(kind="label", dataset=dataset, source=source, workers=workers_in(config))
+            run_job(context, specification, target_in(config))
 
 
 @dg.op(
@@ -155,14 +155,14 @@ def label_groups(context: dg.OpExecutionContext) -> None:
     """Make what is stale or missing in a dataset, or label it with something new, which then becomes an asset."""
     with input_errors_fail_run():
         config = context.op_config
-        job = LabelJob(
+        specification = LabelJob(
             kind="label",
             dataset=tracked_address(config["dataset"]),
             groups=config["groups"],
             parameters=config["parameters"],
             **labeling_values_in(config),
         )
-        run_job(context, job, target_in(config))
+        run_job(context, specification, target_in(config))
 
 
 @dg.op(

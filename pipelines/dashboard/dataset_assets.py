@@ -139,7 +139,7 @@ def _labeling(snapshot: Snapshot, specs: list[dg.AssetSpec]) -> dg.AssetsDefinit
         config = context.op_execution_context.op_config
         selection = _selection(context, snapshot)
         with input_errors_fail_run():
-            job = LabelJob(
+            specification = LabelJob(
                 kind="label",
                 dataset=snapshot.tracked.address,
                 groups=selection.groups,
@@ -147,7 +147,7 @@ def _labeling(snapshot: Snapshot, specs: list[dg.AssetSpec]) -> dg.AssetsDefinit
                 shards=selection.shards,
                 **labeling_values_in(config),
             )
-            finished = run_job(context, job, target_in(config))
+            finished = run_job(context, specification, target_in(config))
         yield from _materializations(context.instance, name, selection, finished)
 
     return label

@@ -97,6 +97,8 @@ def _range_state(
 
 
 def _content(shards: Sequence[str], footers: FooterTable) -> str:
-    kept = footers.kept("content", footers.positions(shards))
-    contents = [(shard, unpacked(content)) for shard, content in zip(shards, kept, strict=True) if content is not None]
+    digests = footers.kept("content", footers.positions(shards))
+    contents = [
+        (shard, unpacked(content)) for shard, content in zip(shards, digests, strict=True) if content is not None
+    ]
     return digest_json(contents) if contents else NO_CONTENT

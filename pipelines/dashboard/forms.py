@@ -99,7 +99,7 @@ def workers_in(config: Mapping[str, Any]) -> WorkersSpec:
 
 
 def worker_values_in(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same as values of `WorkersSpec`, without those that the form leaves out. Raises InputError."""
+    """Values of `WorkersSpec`, without those that the form leaves out. Raises InputError."""
     values = dict(config.get("workers") or {})
     values = {name: value for name, value in values.items() if value != _UNCHANGED[name]}
     least, most = (values.pop(name, None) for name in ("least", "most"))

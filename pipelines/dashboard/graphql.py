@@ -24,7 +24,7 @@ class DagsterClient:
     sockets: Mapping[Role, Path]
 
     async def states(self) -> list[str]:
-        """Of the definitions, as each web server sees them: LOADED, FAILED, or "" where it does not answer yet."""
+        """How each web server sees the definitions: LOADED, FAILED, or "" where it does not answer yet."""
         return [_state(await self._ask(role, _STATE)) for role in self.sockets]
 
     async def reload(self) -> str:

@@ -80,7 +80,7 @@ def _table(jobs: Sequence[tuple[Attempt, JobStatus]], operates: bool) -> str:
 
 
 def _row(attempt: Attempt, status: JobStatus, operates: bool) -> str:
-    sent = datetime.fromtimestamp(attempt.sent).strftime("%Y-%m-%d %H:%M") if attempt.sent else ""
+    date = datetime.fromtimestamp(attempt.sent).strftime("%Y-%m-%d %H:%M") if attempt.sent else ""
     links = []
     if operates and status.alive and attempt.number:
         links.append(_form("stop", "stop_job", "stop_submission", {"job": attempt.job_id}))
@@ -93,7 +93,7 @@ def _row(attempt: Attempt, status: JobStatus, operates: bool) -> str:
         f"<code>{escape(attempt.job_id)}</code>",
         escape(attempt.address.rpartition("/jobs/")[0]),
         escape(attempt.target_name),
-        sent,
+        date,
         f'<span class="{escape(status.phase)}">{escape(status.phase)}</span>',
         escape(status.reason or status.progress),
         " ".join(links),

@@ -17,10 +17,10 @@ STATE = "state.json"
 class Labeling:
     """One attempt's work on a group: rows, seconds summed over its processes, and when it ended (Unix time).
 
-    job: its id and the number of the attempt, as its target knows it.
+    attempt_name: the job's id and the number of the attempt, as its target knows it.
     """
 
-    job: str
+    attempt_name: str
     group: str
     rows: int
     seconds: float

@@ -57,7 +57,7 @@ def input_errors_fail_run() -> Iterator[None]:
 
 def run_job(
     context: Context,
-    job: JobSpecification,
+    specification: JobSpecification,
     target: str,
     on_progress: Callable[[], None] = lambda: None,
 ) -> FinishedJob:
@@ -67,7 +67,7 @@ def run_job(
     Terminating the Dagster run stops the job; closing the dashboard does not. Raises InputError (see
     `input_errors_fail_run`).
     """
-    resolved = resolve_job(job)
+    resolved = resolve_job(specification)
     attempt, skip = _submit(context, resolved, target)
     attempt, status = _follow(context, resolved.folder, attempt, skip, on_progress)
     if status.phase == "stopped":

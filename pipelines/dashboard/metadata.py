@@ -49,7 +49,7 @@ def group_metadata(state: DatasetState, version: AssetVersion) -> dict[str, Any]
 def labeling_metadata(labeling: Labeling) -> dict[str, Any]:
     """Metadata of a job's work on a group."""
     return {
-        LABELED_BY: labeling.job,
+        LABELED_BY: labeling.attempt_name,
         "rows labeled by the job": labeling.rows,
         SPEED: round(labeling.speed, 2),
         "seconds of work": round(labeling.seconds, 2),
@@ -64,10 +64,10 @@ def _range_of(snapshot: Snapshot, partition: str | None) -> ShardRange:
 
 def _errors_metadata(state: DatasetState, dataset: Dataset, group: str, shards: list[str]) -> dict[str, Any]:
     """Rows of some shards that are in error, by reason; and, apart from them, those that nothing can label yet."""
-    wanted = [group]
-    for name in wanted:  # why a row has no label may lie in what the label is made from
-        wanted += [read for read in state.snapshot.upstream(name) if read not in wanted]
-    footers = {name: FooterTable.of(state.footers[name]).only(shards) for name in wanted}
+    groups = [group]
+    for name in groups:  # why a row has no label may lie in what the label is made from
+        groups += [read for read in state.snapshot.upstream(name) if read not in groups]
+    footers = {name: FooterTable.of(state.footers[name]).only(shards) for name in groups}
     errors = dataset_errors(dataset.uri, dataset, footers, [group], MAX_ERROR_SHARDS)
     of_group = errors.groups[group]
     metadata: dict[str, Any] = {"rows in error": of_group.in_error}
@@ -104,7 +104,7 @@ def checkpoint_metadata(address: str) -> dict[str, Any]:
 
 
 def progress_metadata(address: str) -> dict[str, Any]:
-    """The same for a run that goes on: without samples, which take long to read."""
+    """Metadata of a run that goes on: without samples, which take long to read."""
     return run_metadata(describe_run(address, Inliner(0), figures={}, tasks=False))
 
 

@@ -82,8 +82,8 @@ def _training(snapshot: Snapshot, spec: dg.AssetSpec) -> dg.AssetsDefinition:
         with input_errors_fail_run():
             overrides = training_overrides_in(config)
             _refuse_without_effect(snapshot, overrides.get("steps", snapshot.config["steps"]))
-            job = TrainJob(kind="train", config=snapshot.config, overrides=overrides, run=address)
-            finished = run_job(context, job, target_in(config), CurveObserver(context, address))
+            specification = TrainJob(kind="train", config=snapshot.config, overrides=overrides, run=address)
+            finished = run_job(context, specification, target_in(config), CurveObserver(context, address))
         refresh([name])
         yield from Reporter(context.instance).events(
             [version for version in versions_of(find_snapshot(name)) if version.key[1] == "checkpoints"],
@@ -107,8 +107,8 @@ def _evaluating(snapshot: Snapshot, spec: dg.AssetSpec) -> dg.AssetsDefinition:
     def evaluate(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterialization]:
         config = context.op_execution_context.op_config
         with input_errors_fail_run():
-            job = EvaluateJob(kind="evaluate", run=address, workers=workers_in(config))
-            finished = run_job(context, job, target_in(config))
+            specification = EvaluateJob(kind="evaluate", run=address, workers=workers_in(config))
+            finished = run_job(context, specification, target_in(config))
         yield from Reporter(context.instance).events(
             [version for version in versions_of(find_snapshot(name)) if version.key[1] == "evaluation"],
             lambda version: evaluation_metadata(address) | job_metadata(finished.attempt),

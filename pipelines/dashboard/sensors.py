@@ -104,10 +104,10 @@ def _notice(
         return _skip("the sources have changed; what is new there is looked at once they rest", cursor)
     declared = {group: snapshot.code_version(group) for group in snapshot.labels}
     last = [runs[0].dagster_run.run_id, runs[0].dagster_run.status.value] if runs else []
-    dealt = digest_json([listing, snapshot.shards, declared, tracked.new_pictures, last])
-    if dealt == cursor.dealt and not 0.0 < cursor.again < time.time():
+    digest = digest_json([listing, snapshot.shards, declared, tracked.new_pictures, last])
+    if digest == cursor.dealt and not 0.0 < cursor.again < time.time():
         return _skip("the sources are as they were", cursor)
-    cursor = replace(cursor, dealt=dealt, again=0.0)
+    cursor = replace(cursor, dealt=digest, again=0.0)
     outcome, new = source_outcome(snapshot)
     report_outcomes(instance, [outcome], repeat_seconds=0.0)
     if not outcome.passed and not new:

@@ -90,8 +90,8 @@ def read_snapshot(tracked: TrackedAsset) -> Snapshot:
 
 def _read_run(tracked: TrackedAsset) -> Snapshot:
     from training.config import parse_config
+    from training.plan.streams import Stream
     from training.run import CONFIG
-    from training.streams import Stream
 
     store, file = open_store(tracked.address), f"{tracked.address}/{CONFIG}"
     try:

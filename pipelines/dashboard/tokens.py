@@ -38,7 +38,7 @@ class Tokens:
 
     @property
     def digests(self) -> list[tuple[Role, bytes]]:
-        """Of the file as it is now; none while the file is invalid, so that nobody stays in who was taken out."""
+        """The file's tokens as it is now; none while it is invalid, so that nobody stays in who was taken out."""
         trouble = ""
         try:
             now = self.path.stat()

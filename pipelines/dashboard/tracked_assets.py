@@ -150,12 +150,12 @@ def _write(name: str, values: list[Any]) -> None:
     write_whole(state_folder() / name, json.dumps(values, indent=1))
 
 
-def _unique_name(address: str, taken: Sequence[str]) -> str:
+def _unique_name(address: str, names: Sequence[str]) -> str:
     """The last part of an address, with as many of the parts before it as make it unique."""
     parts = [re.sub(r"\W", "_", part, flags=re.ASCII) for part in address.removeprefix("s3://").split("/") if part]
     parts = [part for part in parts if part not in _GENERIC_FOLDERS] or ["place"]
     for count in range(1, len(parts) + 1):
         name = "_".join(parts[-count:])
-        if name not in taken:
+        if name not in names:
             return name
-    return next(f"{parts[-1]}_{number}" for number in range(2, len(taken) + 3) if f"{parts[-1]}_{number}" not in taken)
+    return next(f"{parts[-1]}_{number}" for number in range(2, len(names) + 3) if f"{parts[-1]}_{number}" not in names)

@@ -18,7 +18,7 @@ from pipelines.dashboard.partitions import ShardRange
 from pipelines.dashboard.snapshots import Snapshot
 from pipelines.file_cache import FileCache
 from pipelines.reports.figures import EVALUATION, read_json
-from training.manifest import FIRST_MANIFEST, MANIFEST, Manifest
+from training.plan.manifest import FIRST_MANIFEST, MANIFEST, Manifest
 
 Key = tuple[str, ...]  # of an asset: the name of a dataset or run, and what it is of that
 EVALUATION_CODE = "1"  # an evaluation has no declaration that could change

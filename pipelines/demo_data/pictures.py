@@ -19,6 +19,7 @@ import numpy as np
 
 from model.inputs import InputError
 from model.pictures import encode_png
+from model.pixels.png import SIGNATURE, png_chunk
 
 PHOTOGRAPHS = Path(__file__).parent / "photographs"
 COLUMNS = ["file_name", "author", "licence", "text", "right", "disparity", "disparity_scale"]
@@ -63,10 +64,10 @@ def gather_pictures(folder: Path) -> None:
     """
     files: dict[str, bytes] = {}
     rows: list[Mapping[str, str]] = []
-    for package, path, author, licence, text in _PACKAGED:
+    for package, path, author, license_name, text in _PACKAGED:
         name = Path(path).name
         files[name] = _packaged(package, path)
-        rows.append({"file_name": name, "author": author, "licence": licence, "text": text})
+        rows.append({"file_name": name, "author": author, "licence": license_name, "text": text})
     rows.append(_stereo_pair(files))
     for row in _own_rows():
         assert row["file_name"] not in files, f"two pictures are called {row['file_name']}"
@@ -132,14 +133,9 @@ def _refused(files: Mapping[str, bytes]) -> dict[str, bytes]:
 
 def _huge_png(side: int) -> bytes:
     """A small gray PNG file whose header promises side × side pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1024))) + chunk(b"IEND", b"")
-    )
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(bytes(1024)), b"IEND": b""}
+    return SIGNATURE + b"".join(png_chunk(kind, data) for kind, data in chunks.items())
 
 
 def _table(rows: list[Mapping[str, str]]) -> bytes:

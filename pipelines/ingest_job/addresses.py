@@ -12,7 +12,7 @@ from cluster.ray_environment import starts_own_ray
 from labeling.dataset import GROUP_FILE, IMAGES, REJECTED, Dataset, ShardInfo, in_parallel, lease, shard_file
 from labeling.sources.addresses.lists import AddressList, open_list
 from labeling.sources.addresses.lots import (
-    ListJob,
+    ListWork,
     Lot,
     RetryLot,
     ShardOutcome,
@@ -87,10 +87,10 @@ def _known(address: str, target: Dataset) -> dict[str, Any]:
 
 
 def _names(source: Source, leave_out: str) -> Iterator[str]:
-    if source.place.file:
-        yield source.place.file
+    if source.parts.file:
+        yield source.parts.file
         return
-    matches = matcher(source.place.pattern) if source.place.pattern else None
+    matches = matcher(source.parts.pattern) if source.parts.pattern else None
     for name, _ in source.store.scan():
         if not (leave_out and name.startswith(f"{leave_out}/")) and (matches is None or matches(name)):
             yield name
@@ -209,8 +209,8 @@ class ListIngest:
         threads = 1 if on_cluster else max(1, (os.cpu_count() or 1) // _HERE_LOTS)
         policy = self.options.policy.shared_by(at_once)
         making = Making(columns, self.limits, policy, threads)
-        job = ListJob(self.target, {file.name: file for file in self.addresses.files}, making, self.declaration)
-        outcomes = self._write(job, [*new, *again], workers, on_cluster, at_once)
+        work = ListWork(self.target, {file.name: file for file in self.addresses.files}, making, self.declaration)
+        outcomes = self._write(work, [*new, *again], workers, on_cluster, at_once)
         if again and not any(outcomes[lot.shard].taken for lot in again) and not new:
             self._delete(lot.shard for lot in again)
             return ListResult(0, 0, _rows(state.shards), [*remarks, "what had failed has failed again"])
@@ -270,7 +270,7 @@ class ListIngest:
             yield RetryLot(f"{first_shard:06d}", tuple(earlier), rows)
 
     def _write(
-        self, job: ListJob, lots: Sequence[Lot | RetryLot], workers: Workers, on_cluster: bool, at_once: int
+        self, work: ListWork, lots: Sequence[Lot | RetryLot], workers: Workers, on_cluster: bool, at_once: int
     ) -> dict[str, ShardOutcome]:
         """Make the shards of all lots; what became of each, in their order.
 
@@ -279,9 +279,9 @@ class ListIngest:
         outcomes: dict[str, ShardOutcome] = {}
         with progress("ingest", sum(lot.rows for lot in lots), "addresses") as advance:
             made = (
-                workers.map(_Write(job), ((lot,) for lot in lots), on_cluster, at_once)
+                workers.map(_Write(work), ((lot,) for lot in lots), on_cluster, at_once)
                 if on_cluster
-                else in_parallel(_Write(job), lots, at_once)
+                else in_parallel(_Write(work), lots, at_once)
             )
             for some in made:
                 outcomes |= {outcome.shard: outcome for outcome in some}
@@ -305,10 +305,10 @@ class ListIngest:
 
 @dataclass(frozen=True)
 class _Write:
-    job: ListJob
+    work: ListWork
 
     def __call__(self, lot: Lot | RetryLot) -> list[ShardOutcome]:
-        return lot.write(self.job)
+        return lot.write(self.work)
 
 
 @dataclass(frozen=True)

@@ -43,13 +43,13 @@ def take_over_changes(
     new_shards: that this run has written; what a new file has become is no other row's picture too.
     """
     candidates = findings.candidates(survey.seen)
-    found = list(workers.map(find_changes, ((ingestion, *pair) for pair in candidates.items()), on_cluster))
-    changes = {one.shard: one.changed for one in found if one.changed}
+    outcomes = list(workers.map(find_changes, ((ingestion, *pair) for pair in candidates.items()), on_cluster))
+    changes = {one.shard: one.changed for one in outcomes if one.changed}
     count = sum(len(names) for names in changes.values())
     if not update or not count:
-        return Changed(count, shards=found)
-    wanted = {identity for names in changes.values() for identity in names.values()}
-    taken = _ids_there(ingestion.dataset, [*(shard.name for shard in survey.shards), *new_shards], wanted)
+        return Changed(count, shards=outcomes)
+    identities = {identity for names in changes.values() for identity in names.values()}
+    taken = _ids_there(ingestion.dataset, [*(shard.name for shard in survey.shards), *new_shards], identities)
 
     def calls() -> Iterator[tuple[Ingestion, str, pa.Table, set[str]]]:
         for shard in sorted(changes):
@@ -66,7 +66,7 @@ def take_over_changes(
     ids = pa.array([identity for name, identity in pairs if identity != now[name]], pa.string())
     twins = pc.and_(pc.and_(findings.comparison.there, pc.invert(seen["taken"])), pc.is_in(seen["id"], value_set=ids))
     return Changed(
-        count, replaced, found, seen["name"].filter(pc.and_(twins, pc.is_valid(seen["id"]))).combine_chunks()
+        count, replaced, outcomes, seen["name"].filter(pc.and_(twins, pc.is_valid(seen["id"]))).combine_chunks()
     )
 
 
@@ -88,13 +88,13 @@ def drop_moved(findings: Findings, dataset: Dataset, new_shards: Sequence[str]) 
             findings.gone.pop(identity, None)
 
 
-def _ids_there(dataset: Dataset, shards: Sequence[str], wanted: set[str], taken_alone: bool = True) -> set[str]:
+def _ids_there(dataset: Dataset, shards: Sequence[str], identities: set[str], taken_alone: bool = True) -> set[str]:
     """Which of some ids items of shards have. taken_alone: rows of images, not what was rejected."""
-    found: set[str] = set()
-    values = pa.array(sorted(wanted), pa.string())
+    present: set[str] = set()
+    values = pa.array(sorted(identities), pa.string())
     for shard in shards:
         seen = read_seen(dataset, shard)
         mask = pc.is_in(seen["id"], value_set=values)
         mask = pc.and_(mask, seen["taken"]) if taken_alone else mask
-        found.update(seen["id"].filter(mask).drop_null().to_pylist())
-    return found
+        present.update(seen["id"].filter(mask).drop_null().to_pylist())
+    return present

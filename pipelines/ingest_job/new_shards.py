@@ -120,7 +120,7 @@ class _Drop:
 
 
 def _units(items: pa.Table) -> list[tuple[bytes, int] | None]:
-    """Of each item what comes at the price of one."""
+    """Which items are read together, at the price of one; None for an item that is read alone."""
     if items["together"].null_count == items.num_rows:
         return [None] * items.num_rows
     pairs = zip(items["file"].to_pylist(), items["together"].to_pylist(), strict=True)

@@ -40,13 +40,13 @@ class Attempt:
         return f"{self.job_id}-{self.number}"
 
     def to_json(self) -> dict[str, Any]:
-        """As submission.json keeps it."""
+        """The values that submission.json keeps."""
         values = asdict(self)
         return {"id": values.pop("job_id"), "attempt": values.pop("number"), **values}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Attempt:
-        """From what submission.json keeps."""
+        """The attempt that submission.json keeps."""
         rest = {key: value for key, value in values.items() if key not in ("id", "attempt")}
         return cls(values["id"], values["attempt"], **rest)
 

@@ -18,23 +18,23 @@ STOP_SECONDS = 180.0  # for a job to end by itself, before its target ends what 
 CHECKPOINT_SECONDS = 1800.0  # for a training, which writes a checkpoint first
 
 
-def stop_job(job: str, say: Say = lambda line: None) -> JobStatus:
+def stop_job(job_id: str, say: Say = lambda line: None) -> JobStatus:
     """End a job, by its id or the address of its folder.
 
     A running job is asked to end, and a training writes a checkpoint first; its target then ends what is left.
     """
-    attempt = find_attempt(job)
+    attempt = find_attempt(job_id)
     return _end(attempt, Control(attempt.number, stop=True), say)
 
 
-def scale_job(job: str, workers: WorkersSpec, say: Say = lambda line: None) -> Attempt:
+def scale_job(job_id: str, workers: WorkersSpec, say: Say = lambda line: None) -> Attempt:
     """Continue a job with other workers.
 
     A training changes their number between two steps. For other jobs, for workers of another size, and on targets that
     cannot give running work more resources, the attempt ends and the next one begins.
     Raises InputError when the job is not under way, or cannot use so many.
     """
-    attempt = find_attempt(job)
+    attempt = find_attempt(job_id)
     stored = stored_job(attempt.address)
     scaled = stored.scaled(workers)
     status = job_status(attempt)

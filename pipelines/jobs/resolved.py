@@ -112,25 +112,25 @@ def _with_whole_addresses(specification: JobSpecification) -> JobSpecification:
     return _with_whole_configuration(specification)
 
 
-def _workers_for(job: LabelJob) -> WorkersSpec:
+def _workers_for(specification: LabelJob) -> WorkersSpec:
     """Workers that have the GPUs and CPUs its labelers ask for, where the job does not say how many they have.
 
     Raises InputError where it does, and they are too few for one process of a labeler.
     """
-    check_names(job.resources, job.groups, "resources")
-    workers = job.workers
+    check_names(specification.resources, specification.groups, "resources")
+    workers = specification.workers
     least = workers.count if isinstance(workers.count, int) else workers.count[0]
-    cpus = [own.cpus for own in job.resources.values() if "cpus" in own.model_fields_set]
-    needs = {"gpus": needed_gpus(job.resources, least), "cpus": max(cpus, default=0.0)}
+    cpus = [own.cpus for own in specification.resources.values() if "cpus" in own.model_fields_set]
+    needs = {"gpus": needed_gpus(specification.resources, least), "cpus": max(cpus, default=0.0)}
     # No GPUs is what forms and files say that do not care; resources that ask for some do.
     unsaid = {unit: need for unit, need in needs.items() if unit not in workers.model_fields_set}
     if not workers.gpus:
         unsaid["gpus"] = needs["gpus"]
-    for name, own in job.resources.items():
+    for name, own in specification.resources.items():
         for unit in needs.keys() - unsaid.keys():
-            if unit in own.model_fields_set and (asked := getattr(own, unit) or 0.0) > (has := getattr(workers, unit)):
+            if unit in own.model_fields_set and (share := getattr(own, unit) or 0.0) > (has := getattr(workers, unit)):
                 raise InputError(
-                    f"resources.{name}.{unit}: {asked:g} for each process, and a worker has {has:g} (workers.{unit}); "
+                    f"resources.{name}.{unit}: {share:g} for each process, and a worker has {has:g} (workers.{unit}); "
                     f"give a worker more, or leave workers.{unit} out"
                 )
     more = {unit: need for unit, need in unsaid.items() if need > getattr(workers, unit)}

@@ -29,13 +29,13 @@ def execute(address: str, attempt: int) -> int:
     SIGTERM and SIGUSR1 interrupt: labeling keeps its finished shards, training writes a checkpoint first.
     """
     folder = JobFolder(address)
-    job = folder.specification()
+    specification = folder.specification()
     if _is_over(folder, attempt) or (_wait_for_another(folder, attempt) and _is_over(folder, attempt)):
         return 0
     os.environ["ONEDIFFUSION_JOB"] = folder.address
     with RunningAttempt(folder, attempt) as running:
         with captured_log(folder.store):
-            outcome = _outcome(job, running)
+            outcome = _outcome(specification, running)
         # After the log is whole: whoever follows it stops reading once the job has ended.
         running.end(outcome.phase, outcome.reason, outcome.result)
     return outcome.code
@@ -74,13 +74,13 @@ def _wait_for_another(folder: JobFolder, attempt: int) -> bool:
     return waited
 
 
-def _outcome(job: JobSpecification, running: RunningAttempt) -> _Outcome:
+def _outcome(specification: JobSpecification, running: RunningAttempt) -> _Outcome:
     try:
         try:
             running.polls = False
             if running.interrupted:
                 raise Interrupted
-            result = run_job(job, running)
+            result = run_job(specification, running)
         finally:
             running.polls = True  # what is left to do is short, and has to be done
     except (KeyboardInterrupt, SystemExit):  # Ray turns ours into a plain one; while it starts, SIGTERM into the latter

@@ -37,14 +37,14 @@ class JobStatus:
         return self.phase in ("pending", "running", "unknown")
 
 
-def find_attempt(job: str) -> Attempt:
+def find_attempt(job_id: str) -> Attempt:
     """The last attempt at a job, by the job's id or the address of its folder. Raises InputError."""
     known = remembered_jobs()
-    address = job if "/" in job else known.get(job)
+    address = job_id if "/" in job_id else known.get(job_id)
     attempt = JobFolder(address).attempt() if address else None
     if attempt is None:
         raise InputError(
-            f"{job}: no such job{nearest(job, list(known))}; `onediffusion jobs` lists those sent from here, "
+            f"{job_id}: no such job{nearest(job_id, list(known))}; `onediffusion jobs` lists those sent from here, "
             "`onediffusion jobs DATASET|RUN` those of a place"
         )
     return attempt
@@ -66,8 +66,8 @@ def list_jobs(output: str | None = None) -> list[tuple[Attempt, JobStatus]]:
             return Attempt(address.rpartition("/")[2], 0, address, "", {}, 0.0, ""), JobStatus("unknown", reason)
 
     with ThreadPoolExecutor(LISTING_THREADS) as pool:
-        jobs = [job for job in pool.map(look, addresses) if job]
-    return sorted(jobs, key=lambda job: -job[0].sent)
+        listed = [one for one in pool.map(look, addresses) if one]
+    return sorted(listed, key=lambda one: -one[0].sent)
 
 
 def backend_of(attempt: Attempt) -> Backend:

@@ -12,58 +12,62 @@ from pipelines.jobs.running import RunningAttempt
 from pipelines.jobs.specification import EvaluateJob, JobSpecification, LabelJob, ReportJob, TrainJob, ViewsJob
 
 
-def run_job(job: JobSpecification, attempt: RunningAttempt) -> dict[str, Any]:
-    """Do what the job asks for with the same functions as the command line; figures of what it did."""
-    if isinstance(job, LabelJob):
-        return _label(job)
-    if isinstance(job, ViewsJob):
+def run_job(specification: JobSpecification, attempt: RunningAttempt) -> dict[str, Any]:
+    """Do what a job is to do with the same functions as the command line; figures of what it did."""
+    if isinstance(specification, LabelJob):
+        return _label(specification)
+    if isinstance(specification, ViewsJob):
         from pipelines.views import views
 
-        return asdict(views(job.source, job.dataset, job.count, job.size, job.seed))
-    if isinstance(job, EvaluateJob):
-        return evaluate_on_worker(job)
-    if isinstance(job, ReportJob):
+        return asdict(
+            views(
+                specification.source, specification.dataset, specification.count, specification.size, specification.seed
+            )
+        )
+    if isinstance(specification, EvaluateJob):
+        return evaluate_on_worker(specification)
+    if isinstance(specification, ReportJob):
         from pipelines.reports.page import report
 
-        page = report(job.of)
+        page = report(specification.of)
         print(page)
         return {"page": page}
-    return _train(job, attempt)
+    return _train(specification, attempt)
 
 
-def _label(job: LabelJob) -> dict[str, Any]:
+def _label(specification: LabelJob) -> dict[str, Any]:
     from pipelines.ingest import ingest
     from pipelines.ingest_job.addresses import ListOptions
     from pipelines.label import label
     from pipelines.row_errors import labeled_errors
 
     result: dict[str, Any] = {}
-    if job.source:
-        options = job.ingest
+    if specification.source:
+        options = specification.ingest
         ingested = ingest(
-            job.source,
-            job.dataset,
+            specification.source,
+            specification.dataset,
             text=options.text,
             image=options.image,
             update=options.update,
             prune=options.prune,
             listed=ListOptions(options.url, options.fetching(), options.retry_failed),
         )
-        print(*(f"ingest: {line}" for line in ingested.summary(job.dataset)), sep="\n", flush=True)
+        print(*(f"ingest: {line}" for line in ingested.summary(specification.dataset)), sep="\n", flush=True)
         result["ingest"] = asdict(ingested)
-    request = job.workers.resources()
+    request = specification.workers.resources()
     labeled = label(
-        job.dataset,
-        job.groups,
-        job.parameters,
-        job.shards,
+        specification.dataset,
+        specification.groups,
+        specification.parameters,
+        specification.shards,
         most_cpus=request.max_workers * request.cpus,
-        resources=job.resources,
-        only_errors=job.only_errors,
+        resources=specification.resources,
+        only_errors=specification.only_errors,
         most_gpus=request.max_workers * request.gpus,
-        where=job.where,
+        where=specification.where,
     )
-    errors = labeled_errors(job.dataset, list(labeled.fresh), job.shards, labeled.footers)
+    errors = labeled_errors(specification.dataset, list(labeled.fresh), specification.shards, labeled.footers)
     print(*labeled.summary(), *errors.lines(), sep="\n", flush=True)
     errors.check()
     result["errors"] = {group: one.to_json() for group, one in errors.groups.items() if one.in_error or one.unavailable}
@@ -71,14 +75,14 @@ def _label(job: LabelJob) -> dict[str, Any]:
     return result | {name: _plain(getattr(labeled, name)) for name in figures}
 
 
-def evaluate_on_worker(job: EvaluateJob) -> dict[str, Any]:
+def evaluate_on_worker(specification: EvaluateJob) -> dict[str, Any]:
     """Evaluate on a worker, since this process may have no GPU. Raises InputError where this machine is too small."""
     with ray_session():
         import ray
 
         from pipelines.evaluate import evaluate
 
-        each = job.workers.resources()
+        each = specification.workers.resources()
         for unit, needed in (("CPU", each.cpus), ("GPU", each.gpus)):
             if needed > (available := cluster_has(unit)):  # Ray itself waits for them without a word
                 shortage = f"evaluate: its worker asks for {needed:g} {unit}s, and Ray has {available:g}"
@@ -86,7 +90,7 @@ def evaluate_on_worker(job: EvaluateJob) -> dict[str, Any]:
                     raise InputError(f"{shortage}: this machine's; ask for less (workers.{unit.lower()}s)")
                 print(f"{shortage}; waiting for nodes that may yet join", flush=True)
         task = ray.remote(evaluate).options(num_cpus=each.cpus, num_gpus=each.gpus, max_retries=0)
-        figures = ray.get(task.remote(job.run))
+        figures = ray.get(task.remote(specification.run))
     for name, figure in figures.items():
         print(f"{name}: {figure['model']:.2f}", flush=True)
     return {"figures": {name: figure["model"] for name, figure in figures.items()}}

@@ -35,7 +35,7 @@ def submit_job(job: ResolvedJob, target_name: str, say: Say = lambda line: None)
 
 
 def send_job(job: ResolvedJob, target_name: str, target: Target, say: Say) -> Attempt:
-    """The same with a target that was read already, whatever its file says by now."""
+    """`submit_job` with a target that was read already, whatever its file says by now."""
     backend = open_backend(target)
     with one_at_a_time(job.id):
         previous = job.folder.attempt()

@@ -44,12 +44,12 @@ class _Process:
 
 @dataclass
 class _Pool:
-    wishes: NetworkPool
+    spec: NetworkPool
     labeler: Labeler
     resources: Resources
     processes: dict[int, _Process] = field(default_factory=dict)
     failures: int = 0
-    said: str = ""  # the first error of a device of these failures
+    device_error: str = ""  # the first of these failures
     without: float | None = field(default_factory=time.monotonic)  # since when no process is up
 
     @property
@@ -58,7 +58,7 @@ class _Pool:
 
 
 class Coordinator:
-    """See above. All that it keeps is bounded by what is under way."""
+    """The actor that knows the writers and networks of a job. What it keeps is bounded by what is under way."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Coordinator:
         self.gpus = (0.0, 0.0)  # how many the cluster has, and when this was asked
         self.pools = {name: _Pool(*pool) for name, pool in pools.items()}
         for pool in self.pools.values():
-            for _ in range(pool.wishes.least):
+            for _ in range(pool.spec.least):
                 self._start(pool)
 
     def prepare_writer(self, node: str) -> None:
@@ -124,7 +124,7 @@ class Coordinator:
         if not up:
             return None
         if (
-            all(process.rows >= BATCHES_AHEAD * pool.wishes.batch for process in up.values())
+            all(process.rows >= BATCHES_AHEAD * pool.spec.batch for process in up.values())
             and len(pool.processes) == len(up)  # one at a time waits for what may not be there
             and all(other.is_up for other in self.pools.values())  # which another network may need for its first
             and len(up) < self._most(pool)
@@ -140,45 +140,43 @@ class Coordinator:
         lines = []
         for name, pool in self.pools.items():
             if pool.without is not None and time.monotonic() - pool.without > WAIT_SECONDS:
-                needed = f"{pool.wishes.gpus:g} GPUs" + (f" and {pool.wishes.cpus:g} CPUs" if pool.wishes.cpus else "")
-                lines.append(f"{name}: no process of its network is up: it waits for {needed} that nothing else holds")
+                resources = f"{pool.spec.gpus:g} GPUs" + (f" and {pool.spec.cpus:g} CPUs" if pool.spec.cpus else "")
+                lines.append(
+                    f"{name}: no process of its network is up: it waits for {resources} that nothing else holds"
+                )
         return lines
 
     def answered(self, pool_name: str, number: int, rows: int) -> None:
         """A process of a network has answered for rows."""
         pool = self.pools[pool_name]
-        pool.failures, pool.said = 0, ""
+        pool.failures, pool.device_error = 0, ""
         if number in pool.processes:
             pool.processes[number].rows -= rows
 
-    def lost_network(self, pool_name: str, number: int, said: str) -> str:
+    def lost_network(self, pool_name: str, number: int, device_error: str) -> str:
         """A network's process is gone, or its device has failed; why its rows are not tried elsewhere, "" if they are.
 
-        said: the device's error, "" where the process is gone, as it is for others when one of them has seen the error.
+        device_error: one line, "" where the process is gone, as it is for others when one of them has seen the error.
         """
         import ray
 
         pool = self.pools[pool_name]
-        pool.said = pool.said or said
-        if lost := pool.processes.pop(number, None):
+        pool.device_error = pool.device_error or device_error
+        if process := pool.processes.pop(number, None):
             pool.failures += 1
-            ray.kill(lost.handle)
+            ray.kill(process.handle)
             self._look()
             if not pool.is_up:
                 self._withdraw()
-            while len(pool.processes) < pool.wishes.least:
+            while len(pool.processes) < pool.spec.least:
                 self._start(pool)
-        return (pool.said or "its processes die") if pool.failures >= MAX_FAILURES else ""
-
-    def network_processes(self) -> dict[str, int]:
-        """How many processes each network has."""
-        return {name: len(pool.processes) for name, pool in self.pools.items()}
+        return (pool.device_error or "its processes die") if pool.failures >= MAX_FAILURES else ""
 
     def _start(self, pool: _Pool) -> None:
         import ray
 
         self.number += 1
-        options = {"num_gpus": pool.wishes.gpus, "num_cpus": pool.wishes.cpus, "max_restarts": 0}
+        options = {"num_gpus": pool.spec.gpus, "num_cpus": pool.spec.cpus, "max_restarts": 0}
         process = ray.remote(NetworkProcess).options(**options)
         handle = process.remote(pool.labeler, pool.resources)
         pool.processes[self.number] = _Process(handle, handle.__ray_ready__.remote())
@@ -200,21 +198,21 @@ class Coordinator:
 
         for pool in self.pools.values():
             for number, process in list(pool.processes.items()):
-                if not process.up and len(pool.processes) > pool.wishes.least:
+                if not process.up and len(pool.processes) > pool.spec.least:
                     ray.kill(process.handle)
                     del pool.processes[number]
 
     def _most(self, pool: _Pool) -> int:
         """How many processes a pool may have: where the job does not say, those that its part of the GPUs can hold."""
-        if pool.wishes.most is not None:
-            return pool.wishes.most
+        if pool.spec.most is not None:
+            return pool.spec.most
         import ray
 
-        gpus, asked = self.gpus
-        if time.monotonic() - asked > LOOK_SECONDS:
+        gpus, asked_at = self.gpus
+        if time.monotonic() - asked_at > LOOK_SECONDS:
             gpus = float(ray.cluster_resources().get("GPU", 0.0))
             self.gpus = (gpus, time.monotonic())
-        return pool.wishes.fit(gpus, len(self.pools))
+        return pool.spec.fit(gpus, len(self.pools))
 
     def _writers_on(self, node: str) -> int:
         import ray
@@ -227,8 +225,8 @@ class Coordinator:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        place = NodeAffinitySchedulingStrategy(node, soft=True)
-        options = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": place}
+        strategy = NodeAffinitySchedulingStrategy(node, soft=True)
+        options = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": strategy}
         handle = ray.remote(ShardWriter).options(**options).remote(self.dataset, self.declarations)
         self.number += 1
         self.writers[self.number] = _Writer(handle, node)

@@ -16,7 +16,7 @@ from labeling.dataset import Dataset
 from labeling.failures import DeviceError
 from labeling.labeler import Labeler
 from labeling.resources import Resources
-from labeling.supervisor import Supervisor
+from labeling.supervision.supervisor import Supervisor
 from model.inputs import WorkFailed, one_line
 from pipelines.labeling_job.part_labeler import PartLabeler, Step
 from pipelines.labeling_job.parts import Part, unpack
@@ -75,8 +75,8 @@ class LabelProcess:
         outputs: dict[str, dict[str, Any]] = {}
         self.coming.append(part)
         while not (step := self._step(part, outputs, following, tally)).tables:
-            for group, given in self._ask_networks(step.requests, tally).items():
-                outputs.setdefault(group, {}).update(given)
+            for group, group_outputs in self._ask_networks(step.requests, tally).items():
+                outputs.setdefault(group, {}).update(group_outputs)
         with tally.timed(WRITING):
             self._send(part, step.tables)
         tally.done = time.time()
@@ -97,13 +97,13 @@ class LabelProcess:
 
     def _ask_networks(self, requests: Requests, tally: Tally) -> dict[str, dict[str, Any]]:
         """Outputs by group and row id. All networks are asked before the first answer is waited for."""
-        asked, outputs = {}, {}
+        answers, outputs = {}, {}
         for group, inputs in requests.items():
             with tally.timed(waiting_for(group)):
-                asked[group] = self._ask(group, inputs)
+                answers[group] = self._ask(group, inputs)
         for group, inputs in requests.items():
             with tally.timed(waiting_for(group)):
-                outputs[group] = dict(zip(inputs, self._answer(group, inputs, *asked[group]), strict=True))
+                outputs[group] = dict(zip(inputs, self._answer(group, inputs, *answers[group]), strict=True))
         return outputs
 
     def _answer(self, group: str, inputs: Mapping[str, bytes], number: int, answer: Any) -> list[Any]:
@@ -119,8 +119,8 @@ class LabelProcess:
                 outputs = ray.get(answer)
             except (DeviceError, ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
                 # Ray raises its own error around that of the device, with the whole stack as its text.
-                said = one_line(getattr(error, "cause", error)) if isinstance(error, DeviceError) else ""
-                if reason := ray.get(self.coordinator.lost_network.remote(pool, number, said)):
+                device_error = one_line(getattr(error, "cause", error)) if isinstance(error, DeviceError) else ""
+                if reason := ray.get(self.coordinator.lost_network.remote(pool, number, device_error)):
                     raise WorkFailed(f"{group}: its network fails on every device: {reason}") from None
                 number, answer = self._ask(group, inputs)
                 continue

@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from labeling.attempt import Attempt
 from labeling.failures import DeviceError, Failure
 from labeling.labeler import Labeler, Prepared
 from labeling.resources import Resources
 from labeling.run import LabelerRun, import_packages
-from labeling.supervisor import Supervisor
+from labeling.supervision.supervisor import Supervisor
+from labeling.supervision.task_attempt import Attempt
 
 GPU_FILES = ("/dev/nvidiactl", "/dev/kfd")  # of the drivers of NVIDIA and AMD
 Inputs = tuple[list[str], list[bytes]]  # ids of rows, and what the network takes of each, pickled
@@ -64,7 +64,7 @@ class _Request:
     ids: list[str]
     inputs: list[bytes]
     answer: asyncio.Future[list[Any]]
-    outputs: dict[int, Any] = field(default_factory=dict)  # by place
+    outputs: dict[int, Any] = field(default_factory=dict)  # by the index of their row
 
 
 class NetworkProcess:
@@ -77,7 +77,7 @@ class NetworkProcess:
         self.child = Supervisor(work, resources.memory_gb, processes=2, on_gpu=True, name=labeler.group)
         self.device = ""  # known when the child has loaded the network
         self.crosses = False  # whether a batch may hold rows of several requests
-        self.waiting: deque[tuple[_Request, int]] = deque()  # rows, as places in their requests
+        self.waiting: deque[tuple[_Request, int]] = deque()  # rows, as indices in their requests
         self.serving: asyncio.Task[None] | None = None
 
     async def infer(self, ids: list[str], inputs: list[bytes]) -> list[Any]:
@@ -86,7 +86,7 @@ class NetworkProcess:
         Raises DeviceError where the device fails, so that the rows are tried elsewhere.
         """
         request = _Request(ids, inputs, asyncio.get_running_loop().create_future())
-        self.waiting.extend((request, place) for place in range(len(ids)))
+        self.waiting.extend((request, index) for index in range(len(ids)))
         if self.serving is None or self.serving.done():
             self.serving = asyncio.create_task(self._serve())
         return await request.answer
@@ -102,7 +102,7 @@ class NetworkProcess:
                 # On CPUs a label of a deterministic labeler depends on the rows of its row group, and on nothing else.
                 self.crosses = not self.labeler.deterministic or self.device != "cpu"
                 rows = self._take()
-                task = ([request.ids[place] for request, place in rows], [r.inputs[place] for r, place in rows])
+                task = ([request.ids[index] for request, index in rows], [r.inputs[index] for r, index in rows])
                 outputs = await loop.run_in_executor(None, self.child.run, task)
             except Exception as error:
                 failed = {id(request): request for request, _ in [*rows, *self.waiting]}
@@ -111,10 +111,10 @@ class NetworkProcess:
                     if not request.answer.done():
                         request.answer.set_exception(error)
                 return
-            for (request, place), output in zip(rows, outputs, strict=True):
-                request.outputs[place] = output
+            for (request, index), output in zip(rows, outputs, strict=True):
+                request.outputs[index] = output
                 if len(request.outputs) == len(request.ids) and not request.answer.done():
-                    request.answer.set_result([request.outputs[place] for place in range(len(request.ids))])
+                    request.answer.set_result([request.outputs[index] for index in range(len(request.ids))])
 
     def _take(self) -> list[tuple[_Request, int]]:
         """The rows of the next batch; of one request all that are left, where batches may not cross."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from labeling.attempt import Attempt
 from labeling.dataset import IMAGES, Dataset
 from labeling.labeler import Labeler
 from labeling.resources import Resources
+from labeling.supervision.task_attempt import Attempt
 from pipelines.labeling_job.loaded_labelers import Labelers
 from pipelines.labeling_job.parts import Part
 from pipelines.labeling_job.row_group import Outputs, Requests, RowGroup
@@ -48,8 +48,8 @@ class PartLabeler:
         """networks: the groups whose networks are run by other processes."""
         self.dataset = dataset
         self.labelers = Labelers(labelers, resources, networks)
-        self.begun: dict[Key, list[RowGroup]] = {}  # the parts that wait for networks
-        self.ahead: dict[Key, Future[list[RowGroup]]] = {}  # the parts that come next, as they are read
+        self.pending: dict[Key, list[RowGroup]] = {}  # the parts that wait for networks
+        self.prefetch: dict[Key, Future[list[RowGroup]]] = {}  # the parts that come next, as they are read
         self.reader = ThreadPoolExecutor(1)
 
     def __call__(self, task: tuple[Part, Outputs, Part | None], attempt: Attempt) -> Step:
@@ -61,7 +61,7 @@ class PartLabeler:
         part, outputs, following = task
         tally = Tally()
         key = _key(part)
-        row_groups = self.begun.pop(key, None)
+        row_groups = self.pending.pop(key, None)
         if row_groups is None:
             with tally.timed("reading"):
                 row_groups = self._take(part)
@@ -72,7 +72,7 @@ class PartLabeler:
             for group, inputs in row_group.advance(self.labelers, attempt, outputs, tally).items():
                 requests.setdefault(group, {}).update(inputs)
         if requests:
-            self.begun[key] = row_groups
+            self.pending[key] = row_groups
             return Step(tally, requests)
         for row_group in row_groups:
             row_group.count(self.labelers, tally)
@@ -85,12 +85,12 @@ class PartLabeler:
     def _read_ahead(self, part: Part) -> None:
         """Begin to read a part that comes soon, once: every step of others may name it."""
         key = _key(part)
-        if key not in self.ahead and key not in self.begun and len(self.ahead) < MOST_AHEAD:
-            self.ahead[key] = self.reader.submit(self._read, part)
+        if key not in self.prefetch and key not in self.pending and len(self.prefetch) < MOST_AHEAD:
+            self.prefetch[key] = self.reader.submit(self._read, part)
 
     def _take(self, part: Part) -> list[RowGroup]:
         """The row groups of a part, which may have been read ahead."""
-        ahead = self.ahead.pop(_key(part), None)
+        ahead = self.prefetch.pop(_key(part), None)
         if ahead is not None and (ahead.done() or not ahead.cancel()) and not ahead.exception():
             return ahead.result()
         return self._read(part)  # once more where it failed, so that it fails as if nothing had been read ahead

@@ -73,19 +73,19 @@ def cut_parts(
     shards = list(wave.work)
     reads = {ID_COLUMN, *(column for group in wave.groups for column in declarations[group]["reads"])}
     errors = [f"{group}.error" for group in groups_of(sorted(reads))]
-    kept = {column: _digests(column, shards, footers) for column in [*sorted(reads), *errors]}
+    digests_by_column = {column: _digests(column, shards, footers) for column in [*sorted(reads), *errors]}
     images = FooterTable.of(footers[IMAGES])
     for index, (shard, groups) in enumerate(wave.work.items()):
         digests = {}
         for column in [ID_COLUMN, *(column for group in groups for column in declarations[group]["reads"])]:
             if column.partition(".")[0] in groups:  # it is made in this wave
                 continue
-            digest = kept[column][index]
+            digest = digests_by_column[column][index]
             if digest is None:
                 raise InputError(f"{', '.join(groups)}: there is no column {column} in shard {shard}")
             digests[column] = unpacked(digest)
         for column in errors:
-            if (digest := kept[column][index]) and column.partition(".")[0] in groups_of(list(digests)):
+            if (digest := digests_by_column[column][index]) and column.partition(".")[0] in groups_of(list(digests)):
                 digests[column] = unpacked(digest)
         sizes = images.row_groups(shard)
         first = 0

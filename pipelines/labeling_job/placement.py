@@ -85,7 +85,7 @@ def resources_by_group(labelers: Mapping[str, Labeler], given: ResourcesByLabele
     return {group: merged[base_name(group)].merged(merged.get(group, Resources())) for group in labelers}
 
 
-def place(
+def place_labelers(
     labelers: Mapping[str, Labeler], resources: Mapping[str, Resources], gpus: float, cpus: float, may_grow: bool
 ) -> Placement:
     """Where labelers run on a cluster that has so many GPUs and CPUs, or will have.
@@ -109,8 +109,8 @@ def place(
         else:
             alike.append([group])
     chosen = [groups for groups in alike if resources[groups[0]].gpus is None]
-    asked = [resources[groups[0]] for groups in alike if groups not in chosen]
-    free = _free([own.gpus or 0.0 for own in asked for _ in range(_least(own))], gpus)
+    requests = [resources[groups[0]] for groups in alike if groups not in chosen]
+    free = _free([own.gpus or 0.0 for own in requests for _ in range(_least(own))], gpus)
     share = _share(free or [], sum(_least(resources[groups[0]]) for groups in chosen))
     if chosen and not share:
         names = ", ".join(group for groups in chosen for group in groups)
@@ -152,17 +152,17 @@ def _whole_gpus(gpus: float) -> int:
     return int(gpus + 1e-3)
 
 
-def _free(asked: Sequence[float], gpus: float) -> list[int] | None:
+def _free(requests: Sequence[float], gpus: float) -> list[int] | None:
     """Parts of each GPU that are left when every process has what it asked for; None where they do not all fit."""
     free = [WHOLE] * _whole_gpus(gpus)
-    for own in sorted(asked, reverse=True):
-        needed = min(_parts(own), WHOLE)
+    for own in sorted(requests, reverse=True):
+        parts = min(_parts(own), WHOLE)
         for _ in range(max(1, int(own))):
-            fitting = [left for left in free if left >= needed]
+            fitting = [left for left in free if left >= parts]
             if not fitting:
                 return None
             free.remove(min(fitting))
-            free.append(min(fitting) - needed)
+            free.append(min(fitting) - parts)
     return free
 
 
@@ -174,12 +174,12 @@ def _share(free: Sequence[int], processes: int) -> float:
 
 def _check_enough(pools: Mapping[str, NetworkPool], on_cpus: float, gpus: float, cpus: float, fits: bool) -> None:
     """Raises InputError where the least number of processes does not fit: Ray would wait for them without a word."""
-    asked = sum(pool.gpus * pool.least for pool in pools.values())
+    total = sum(pool.gpus * pool.least for pool in pools.values())
     names = ", ".join(pools)
-    if asked > gpus + 1e-3:
-        raise InputError(f"{names}: {asked:g} GPUs asked for, and the cluster has {gpus:g}; give less (NAME.gpus=…)")
+    if total > gpus + 1e-3:
+        raise InputError(f"{names}: {total:g} GPUs asked for, and the cluster has {gpus:g}; give less (NAME.gpus=…)")
     if not fits:
         raise InputError(f"{names}: asked for parts of GPUs that do not fit on {gpus:g}; give less (NAME.gpus=…)")
-    needed = on_cpus + sum(pool.cpus * pool.least for pool in pools.values())
-    if needed > max(cpus, 1.0) + 1e-3:
-        raise InputError(f"{needed:g} CPUs asked for, and the cluster has {cpus:g}; give less (NAME.cpus=…)")
+    total_cpus = on_cpus + sum(pool.cpus * pool.least for pool in pools.values())
+    if total_cpus > max(cpus, 1.0) + 1e-3:
+        raise InputError(f"{total_cpus:g} CPUs asked for, and the cluster has {cpus:g}; give less (NAME.cpus=…)")

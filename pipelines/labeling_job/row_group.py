@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from labeling.attempt import Attempt
 from labeling.dataset import (
     ID_COLUMN,
     IMAGE_COLUMN,
@@ -23,6 +22,7 @@ from labeling.failures import Failure
 from labeling.labeler import Labeler, Prepared, Row
 from labeling.results import LabeledTable, make_table, split_sets
 from labeling.run import decode_images
+from labeling.supervision.task_attempt import Attempt
 from pipelines.labeling_job.loaded_labelers import Labelers
 from pipelines.labeling_job.parts import Part
 from pipelines.labeling_job.tally import Errors, Tally
@@ -127,14 +127,16 @@ class RowGroup:
             if rows.prepared is None:
                 rows.prepared = run.prepare(rows.rows, attempt, rows.failures)
             known = dict(zip(rows.ids, rows.prepared, strict=True))
-            asked = {row: one.inputs for row, one in known.items() if isinstance(one, Prepared) and row not in outputs}
-            if asked:
-                requests[group] = {row: pickle.dumps(inputs, protocol=5) for row, inputs in asked.items()}
+            to_infer = {
+                row: one.inputs for row, one in known.items() if isinstance(one, Prepared) and row not in outputs
+            }
+            if to_infer:
+                requests[group] = {row: pickle.dumps(inputs, protocol=5) for row, inputs in to_infer.items()}
                 rows.prepared = [_without_inputs(one) for one in rows.prepared]
                 self._waiting[group] = rows
                 return
-            given = [one if isinstance(one, Failure) else _loaded(outputs[row]) for row, one in known.items()]
-            results = run.finish(rows.ids, given, rows.prepared, attempt)
+            group_outputs = [one if isinstance(one, Failure) else _loaded(outputs[row]) for row, one in known.items()]
+            results = run.finish(rows.ids, group_outputs, rows.prepared, attempt)
             self._waiting.pop(group, None)
         ids = [self.ids[index] for index in rows.indices]
         labeled = make_table(run.labeler, ids, results, rows.views)
@@ -198,18 +200,18 @@ class RowGroup:
         others = sorted(set(range(len(self.ids))) - set(indices))
         reasons = [Failure(NOT_SELECTED, expected=True)] * len(others)
         unselected = make_table(labeler, [self.ids[index] for index in others], reasons)
-        places = sorted(range(len(self.ids)), key=[*indices, *others].__getitem__)
-        table = pa.concat_tables([labeled.table, unselected.table]).take(places)
+        order = sorted(range(len(self.ids)), key=[*indices, *others].__getitem__)
+        table = pa.concat_tables([labeled.table, unselected.table]).take(order)
         return LabeledTable(table, labeled.errors + unselected.errors, labeled.unexpected)
 
     def _with_labels_before(self, group: str, labeled: LabeledTable, indices: Sequence[int]) -> LabeledTable:
         """The labels there are, with those made now in the places of rows that were in error."""
         if group not in self.before:
             return labeled
-        places = list(range(len(self.ids)))
+        order = list(range(len(self.ids)))
         for number, index in enumerate(indices):
-            places[index] = len(self.ids) + number
-        table = pa.concat_tables([self.before[group].cast(labeled.table.schema), labeled.table]).take(places)
+            order[index] = len(self.ids) + number
+        table = pa.concat_tables([self.before[group].cast(labeled.table.schema), labeled.table]).take(order)
         return LabeledTable(table, len(table) - table["error"].null_count, labeled.unexpected)
 
 

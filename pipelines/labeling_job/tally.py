@@ -36,8 +36,8 @@ class Errors:
         self.unexpected += unexpected
         if reason not in self.reasons and len(self.reasons) >= MAX_REASONS:
             reason = OTHER
-        kept = self.reasons.setdefault(reason, Reason(example=example))
-        kept.rows += rows
+        entry = self.reasons.setdefault(reason, Reason(example=example))
+        entry.rows += rows
 
     def top(self, count: int = 5) -> list[tuple[str, Reason]]:
         """The most common reasons first."""
@@ -45,14 +45,14 @@ class Errors:
 
     def merge(self, other: Errors) -> None:
         """Add what another tally has counted."""
-        for reason, kept in other.reasons.items():
-            self.add(reason, kept.example, kept.rows)
+        for reason, entry in other.reasons.items():
+            self.add(reason, entry.example, entry.rows)
         self.unexpected += other.unexpected
         self.unavailable += other.unavailable
 
     def to_plain(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
-        reasons = {reason: [kept.rows, kept.example] for reason, kept in self.reasons.items()}
+        """Plain values, for JSON."""
+        reasons = {reason: [entry.rows, entry.example] for reason, entry in self.reasons.items()}
         return {"unexpected": self.unexpected, "unavailable": self.unavailable, "reasons": reasons}
 
     @classmethod
@@ -103,7 +103,7 @@ class Tally:
         self.done = max((time for time in (self.done, other.done) if time is not None), default=None)
 
     def to_plain(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
+        """Plain values, for JSON."""
         errors = {group: errors.to_plain() for group, errors in self.errors.items()}
         times = {"first_label": self.first_label, "done": self.done}
         return {"rows": self.rows, "errors": errors, "steps": self.steps, **times}

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.ray_environment import starts_own_ray
+from cluster.ray_internals import execution_callback
 from cluster.session import cluster_has
 from labeling.dataset import IMAGES, Dataset, Footers, FooterTable
 from labeling.labeler import Labeler
@@ -22,7 +23,7 @@ from model.inputs import WorkFailed
 from pipelines.labeling_job.coordinator import Coordinator
 from pipelines.labeling_job.label_process import LabelProcess
 from pipelines.labeling_job.parts import PART_ROWS, blocks_of_parts, count_rows, cut_parts, pack
-from pipelines.labeling_job.placement import Placement, place
+from pipelines.labeling_job.placement import Placement, place_labelers
 from pipelines.labeling_job.result import LabelResult
 from pipelines.labeling_job.shard_writer import Declarations
 from pipelines.labeling_job.tally import Tally
@@ -77,7 +78,7 @@ class WaveRun:
         cpus = max(cluster_has("CPU") or 1.0, self.most[0])
         gpus = max(cluster_has("GPU"), self.most[1])
         resources = {group: self.resources[group] for group in labelers}
-        placement = place(labelers, resources, gpus, cpus, may_grow=not starts_own_ray())
+        placement = place_labelers(labelers, resources, gpus, cpus, may_grow=not starts_own_ray())
         coordinator = self._coordinator(placement)
         cpus_now = cluster_has("CPU") or 1.0
         reserved = placement.reserved_cpus(gpus, cpus_now)
@@ -130,8 +131,8 @@ class WaveRun:
                 total.rows[group], min(rows[group], ENOUGH_ROWS)
             ):
                 continue
-            reason, kept = errors.top(1)[0] if errors.reasons else ("", None)
-            example = f" (row {kept.example}: {kept.rows} rows)" if kept else ""
+            reason, entry = errors.top(1)[0] if errors.reasons else ("", None)
+            example = f" (row {entry.example}: {entry.rows} rows)" if entry else ""
             raise WorkFailed(
                 f"{group}: {errors.unexpected / total.rows[group]:.0%} of {total.rows[group]} rows failed, more than "
                 f"{most:.0%}; most often: {reason}{example}. Finished shards stay; mend it and label again, or allow "
@@ -155,14 +156,14 @@ def _waits_named(coordinator: Any) -> Iterator[None]:
 def _name_waits(coordinator: Any, ended: threading.Event) -> None:
     import ray
 
-    said: list[str] = []
+    last_lines: list[str] = []
     while not ended.wait(LOOK_SECONDS):
         with suppress(Exception):  # the job itself hears of what is wrong with the coordinator or with Ray
             lines = ray.get(coordinator.waits.remote(), timeout=LOOK_SECONDS)
             for line in lines:
-                if line not in said:
+                if line not in last_lines:
                     _log.warning("%s", line)
-            said = lines
+            last_lines = lines
 
 
 def _run(
@@ -201,9 +202,8 @@ def _run(
 
 def _slow_polling() -> type:
     """Ray Data's scheduler looks at its tasks ten times a second, which takes a seventh of a core; they take longer."""
-    from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-    class SlowPolling(ExecutionCallback):
+    class SlowPolling(execution_callback()):  # type: ignore[misc]  # Ray's class, unknown to mypy
         steps = 0
 
         def on_execution_step(self, executor: Any) -> None:

@@ -43,7 +43,7 @@ def declare_whole(dataset: Dataset, labeler: WholeLabeler, footers: Mapping[str,
             raise InputError(
                 f"{labeler.group}: {group} lacks {missing} of {len(shards)} shards, and all are needed; label it first"
             )
-        contents.append([group, [kept.hex() if kept else "" for kept in table.kept("content", positions)]])
+        contents.append([group, [digest.hex() if digest else "" for digest in table.kept("content", positions)]])
     removed = {shard: rows for shard in shards if (rows := dataset.removed_rows(shard))}
     labeler.digest_of_rows = digest_json([contents, removed])
     return declare(labeler)

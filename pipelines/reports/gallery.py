@@ -71,8 +71,8 @@ def draw_gallery(
             if inline.full:
                 return rows, models
             errors = {group: row.get(f"{group}.error") for group in footers}
-            shown = [group for group in footers if not missing_parameter(group, errors, upstream)]
-            rows.append((_set_row if sets else _image_row)(row, shown, inline))
+            groups = [group for group in footers if not missing_parameter(group, errors, upstream)]
+            rows.append((_set_row if sets else _image_row)(row, groups, inline))
             for group in footers:
                 model = row.get(f"{group}.model")
                 model = model[0] if isinstance(model, list) and model else model
@@ -205,7 +205,7 @@ def _prompts(entries: Sequence[Mapping[str, Any]] | None) -> list[tuple[str, str
 
 def row_values(row: Mapping[str, Any], groups: Collection[str]) -> dict[str, str]:
     """Short values and errors of groups that are not drawn, such as those of labelers in other packages, as text."""
-    shown = {}
+    values = {}
     for name, value in row.items():
         group, _, column = name.partition(".")
         drawn = group in CONDITION_READS or group in (IMAGES, CAMERAS) or name == "caption.caption"
@@ -213,5 +213,5 @@ def row_values(row: Mapping[str, Any], groups: Collection[str]) -> dict[str, str
             continue
         if isinstance(value, bool | int | float | str) and value != "":
             text = f"{value:.4g}" if isinstance(value, float) else str(value)
-            shown[name] = text if len(text) <= 200 else f"{text[:200]} …"
-    return shown
+            values[name] = text if len(text) <= 200 else f"{text[:200]} …"
+    return values

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.conditions import CONDITION_READS, condition_picture
+from model.conditions import CONDITION_READS, condition_picture, rgb_of
 from model.inputs import InputError
 from model.pictures import Picture, decode_gray, decode_picture, fit_picture
 
@@ -120,27 +120,27 @@ def draw_label(group: str, row: Mapping[str, Any], picture: Picture, inline: Inl
     note, scale = "", None
     try:
         if group == "boxes":
-            drawn, chips = _boxes(row, picture)
+            canvas, chips = _boxes(row, picture)
         elif group == "segmentation":
-            drawn, chips = _mask(row, picture)
+            canvas, chips = _mask(row, picture)
         elif group == "pose":
-            drawn, note = _skeleton(row, picture)
+            canvas, note = _skeleton(row, picture)
         elif group == "edges":
-            drawn = _edges(row, picture)
+            canvas = _edges(row, picture)
         elif group == "depth":
-            drawn, scale, note = _depth(row, picture)
+            canvas, scale, note = _depth(row, picture)
         else:
-            drawn = _as_condition(group, row, picture)
+            canvas = _as_condition(group, row, picture)
     except (KeyError, ValueError, TypeError, IndexError, OSError, SyntaxError) as error:
         return Drawing(group, note=f"cannot be drawn: {error}")
     except InputError as error:  # of a condition that another package draws
         return Drawing(group, note=str(error))
     if group in ("boxes", "segmentation") and not chips:
         note = "nothing found"
-    named = ", ".join(dict.fromkeys(chip.text for chip in chips)) or note
-    alt = f"{group} of {subject}" + (f": {named}" if named else "")
-    height, width = drawn.shape[:2]
-    return Drawing(group, inline(drawn), alt, width, height, chips, note, scale)
+    caption = ", ".join(dict.fromkeys(chip.text for chip in chips)) or note
+    alt = f"{group} of {subject}" + (f": {caption}" if caption else "")
+    height, width = canvas.shape[:2]
+    return Drawing(group, inline(canvas), alt, width, height, chips, note, scale)
 
 
 def _as_condition(group: str, row: Mapping[str, Any], picture: Picture) -> Picture:
@@ -158,7 +158,7 @@ def depth_colors() -> NDArray[np.uint8]:
 
 
 def depth_gradient() -> str:
-    """The same colors as stops of a CSS gradient."""
+    """Write the colors as stops of a CSS gradient."""
     colors = depth_colors()[np.linspace(0, 255, 9).astype(int)]
     return ", ".join(f"rgb({r} {g} {b})" for r, g, b in colors.tolist())
 
@@ -203,30 +203,30 @@ def _mask(row: Mapping[str, Any], picture: Picture) -> tuple[Picture, list[Chip]
     mask = _nearest(decode_gray(row["segmentation.mask"]), picture)
     names = [str(name) for name in row["segmentation.names"]]
     colors = [_color(color) for color in row["segmentation.colors"]]
-    palette = np.array([(0, 0, 0), *map(_rgb, colors)], np.float32)
+    palette = np.array([(0, 0, 0), *map(rgb_of, colors)], np.float32)
     region = mask > 0
-    drawn = picture.astype(np.float32)
-    drawn[~region] = drawn[~region] * 0.6 + 40  # darker where there is no class
-    drawn[region] = drawn[region] * 0.45 + palette[mask[region]] * 0.55
+    canvas = picture.astype(np.float32)
+    canvas[~region] = canvas[~region] * 0.6 + 40  # darker where there is no class
+    canvas[region] = canvas[region] * 0.45 + palette[mask[region]] * 0.55
     edge = np.zeros_like(region)
     edge[:, 1:] |= mask[:, 1:] != mask[:, :-1]
     edge[1:] |= mask[1:] != mask[:-1]
-    drawn[edge] = 255
+    canvas[edge] = 255
     chips = dict.fromkeys(Chip(name, color) for name, color in zip(names, colors, strict=True))
-    return drawn.clip(0, 255).astype(np.uint8), list(chips)
+    return canvas.clip(0, 255).astype(np.uint8), list(chips)
 
 
 def _skeleton(row: Mapping[str, Any], picture: Picture) -> tuple[Picture, str]:
     skeleton = decode_picture(row["pose.skeleton"])
     small = _area(skeleton, picture).astype(np.float32)
-    drawn = picture.astype(np.float32) * 0.5
+    canvas = picture.astype(np.float32) * 0.5
     # `cover` is the share of each pixel that lines take. Limbs are dim by convention, so they are brightened here.
     cover = _area(np.repeat((skeleton.max(2) > 0)[..., None], 3, 2).astype(np.uint8) * 255, picture) / np.float32(255)
-    drawn = drawn * (1 - cover) + np.minimum(small * 1.5, 255)
+    canvas = canvas * (1 - cover) + np.minimum(small * 1.5, 255)
     people = row.get("pose.keypoints")
     count = len(people) if people is not None else None
     note = "" if count is None else "nobody found" if count == 0 else f"{count} {'person' if count == 1 else 'people'}"
-    return drawn.clip(0, 255).astype(np.uint8), note
+    return canvas.clip(0, 255).astype(np.uint8), note
 
 
 def _edges(row: Mapping[str, Any], picture: Picture) -> Picture:
@@ -237,16 +237,16 @@ def _edges(row: Mapping[str, Any], picture: Picture) -> Picture:
 
 def _depth(row: Mapping[str, Any], picture: Picture) -> tuple[Picture, tuple[str, str] | None, str]:
     depth = _nearest(decode_gray(row["depth.depth"]), picture)
-    drawn = depth_colors()[(depth >> 8).astype(np.uint8)]
+    canvas = depth_colors()[(depth >> 8).astype(np.uint8)]
     hatched = (np.add.outer(np.arange(depth.shape[0]), np.arange(depth.shape[1])) // 4 % 2).astype(np.uint8) * 14
     unknown = np.array(UNKNOWN, np.uint8) + hatched[..., None]
-    drawn = np.where((depth == 0)[..., None], unknown, drawn)
+    canvas = np.where((depth == 0)[..., None], unknown, canvas)
     far, near = row.get("depth.far"), row.get("depth.near")
     scale = (f"{far:.3g}", f"{near:.3g}") if far is not None and near is not None else ("", "")
     missing = float((depth == 0).mean())
     notes = [str(row["depth.method"])] if row.get("depth.method") else []
     notes += [f"{missing:.0%} unknown"] if missing >= 0.005 else []
-    return drawn, scale, ", ".join(notes)
+    return canvas, scale, ", ".join(notes)
 
 
 def _nearest(labels: NDArray[Any], like: Picture) -> NDArray[Any]:
@@ -275,10 +275,6 @@ def _color(code: Any) -> str:
     return code if isinstance(code, str) and _COLOR.fullmatch(code) else _PLAIN
 
 
-def _rgb(code: str) -> tuple[int, int, int]:
-    return int(code[1:3], 16), int(code[3:5], 16), int(code[5:7], 16)
-
-
 def _ink(code: str) -> str:
-    red, green, blue = _rgb(code)
+    red, green, blue = rgb_of(code)
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"

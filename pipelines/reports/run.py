@@ -19,8 +19,8 @@ from pipelines.reports.figures import EVALUATION, Figure, read_json, run_figures
 from pipelines.reports.numbers import duration, is_number, number
 from pipelines.reports.overlays import Drawing, Inliner, inline_file
 from training.checkpoint import whole_checkpoints
-from training.manifest import Manifest
 from training.metrics_logger import METRICS, read_metrics
+from training.plan.manifest import Manifest
 from training.run import CONFIG
 
 DEMO_RESULTS, SAMPLES = "metrics.json", "samples/samples.json"
@@ -223,13 +223,13 @@ def _samples(store: Store, inline: Inliner) -> tuple[dict[str, list[Sample]], in
     order = list(TASKS)
     records.sort(key=lambda one: order.index(one["task"]) if one.get("task") in order else len(order))
     samples: dict[str, list[Sample]] = {}
-    shown = 0
+    count = 0
     for record in records:
-        if inline.full or shown == MAX_SAMPLES:
+        if inline.full or count == MAX_SAMPLES:
             break
-        shown += 1
+        count += 1
         samples.setdefault(str(record.get("task", "")), []).append(_sample(store, record, inline))
-    return samples, len(records) - shown
+    return samples, len(records) - count
 
 
 def _sample(store: Store, record: Mapping[str, Any], inline: Inliner) -> Sample:

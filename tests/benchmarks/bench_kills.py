@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from label_kills import KINDS, label_with_kills
+from label_kills import KINDS, label_with_kills, shards
 
 KILLS, A_RUN = 20, 5
 NAMES = ["simple_labelers:Brightness", "simple_labelers:Doubled", "edges", "latents-96-edges"]
@@ -45,10 +45,6 @@ def main(seed: int = 0) -> None:
             print(f"{dict(kills)}: the same shards after {time.monotonic() - started:.0f} s", flush=True)
             shutil.rmtree(killed)
     print(f"{done.total()} kills: {dict(done)}")
-
-
-def shards(dataset: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(dataset)): path.read_bytes() for path in sorted(dataset.glob("*/[0-9]*.parquet"))}
 
 
 if __name__ == "__main__":

@@ -146,8 +146,8 @@ def plan_figures(place: Path, shards: int) -> dict[str, Any]:
     from labeling.dataset.places import LENGTH_BYTES
     from labeling.dataset.storage import local
     from training.config import parse_config
-    from training.dealing import Dealer
-    from training.mixture import build_manifest
+    from training.plan.dealing import Dealer
+    from training.plan.mixture import build_manifest
     from training.reader import PlanReader
 
     rows = Rows(shards * SHARD_ROWS, 8, 1, 1)

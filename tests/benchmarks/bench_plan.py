@@ -32,11 +32,11 @@ from rounds import alternate
 
 from labeling.dataset import open_store
 from training.config import TrainingConfig, load_config
-from training.dealing import Dealer
-from training.manifest import Manifest, SourcePin
-from training.pinned_shards import ShardPin, Shards
+from training.plan.dealing import Dealer
+from training.plan.manifest import Manifest, SourcePin
+from training.plan.pinned_shards import ShardPin, Shards
+from training.plan.streams import Stream
 from training.seeded_generator import indexed_words
-from training.streams import Stream
 
 BATCH, FAR = 256, 400_000
 LARGE_BATCH, WORKERS, MANY_SHARDS = 4096, 512, 100_000
@@ -61,8 +61,8 @@ import json, sys, time
 import psutil, pyarrow
 from labeling.dataset import open_store
 from training.config import TrainingConfig
-from training.dealing import Dealer
-from training.manifest import Manifest
+from training.plan.dealing import Dealer
+from training.plan.manifest import Manifest
 config = TrainingConfig(**json.loads(sys.argv[2]))
 process, marks = psutil.Process(), [time.process_time()]
 before = process.memory_full_info()

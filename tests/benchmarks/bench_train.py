@@ -148,9 +148,9 @@ def run_loop(folder: Path) -> dict[str, Any]:
 
     from training.batch import Sample
     from training.memory import keep_freed_memory
-    from training.mixture import build_manifest
     from training.objective import flow_matching_loss
     from training.packed_model import build_model
+    from training.plan.mixture import build_manifest
     from training.reader import PlanReader
     from training.updates import Updates
 

@@ -31,7 +31,7 @@ def ours(folder: Path, place: str, kind: str, batch: int) -> Iterator[Batch]:
     from training.config import parse_config
     from training.dataloader import read_ahead
     from training.memory import keep_freed_memory
-    from training.mixture import build_manifest
+    from training.plan.mixture import build_manifest
     from training.reader import PlanReader
 
     keep_freed_memory()  # as a worker does

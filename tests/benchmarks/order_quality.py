@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from model.pictures import aspect_bucket
 from training.config import TrainingConfig
-from training.dealing import Dealer
-from training.manifest import Manifest, SourcePin
-from training.pinned_shards import ShardPin, Shards
-from training.streams import Stream
+from training.plan.dealing import Dealer
+from training.plan.manifest import Manifest, SourcePin
+from training.plan.pinned_shards import ShardPin, Shards
+from training.plan.streams import Stream
 
 LATENT_BYTES, TEXT_BYTES = 32 * 1024, 50 * 1024  # of a row at 256²: 82 kB, as in the loaders' comparison
 
@@ -168,7 +168,7 @@ def token_imbalance(
 
     aspects: count the tokens of pictures of 1:2 to 2:1, to which the plan's are close.
     """
-    from training.packing import deal_packs
+    from training.plan.packing import deal_to_one
 
     dealer, rng = Dealer(manifest, config), np.random.default_rng(0)
     found, ideal = [], []
@@ -180,7 +180,8 @@ def token_imbalance(
             dealt = dealer.deal(step, rank, workers)[0]
             loads.append(sum(true[planned.index % config.batch] for pack in dealt for planned, _, _ in pack))
         found.append(max(loads) / (sum(loads) / workers) - 1)
-        packs = deal_packs(sizes.tolist(), config.workers.pack_tokens, workers)
+        budget = config.workers.pack_tokens
+        packs = [deal_to_one(sizes.tolist(), budget, workers, rank)[0] for rank in range(workers)]
         best = [sum(true[place] for pack in each for place in pack) for each in packs]
         ideal.append(max(best) / (sum(best) / workers) - 1)
     return float(np.mean(found)), float(np.max(found)), float(np.mean(ideal))

@@ -95,7 +95,7 @@ def test_missing_controller_is_one_line(site: SlurmSite, tmp_path: Path, monkeyp
     assert "\n" not in str(raised.value)
 
 
-def test_pending_job_tells_reason_and_is_cancelled(site: SlurmSite, tmp_path: Path) -> None:
+def test_pending_job_tells_reason_and_is_canceled(site: SlurmSite, tmp_path: Path) -> None:
     job = stand_in(tmp_path, "closed-1", partition="closed")
     job.backend.submit(job.work)
     until(lambda: "(Part" in job.backend.state("closed-1").reason, lambda: [job.backend.state("closed-1")])
@@ -105,7 +105,7 @@ def test_pending_job_tells_reason_and_is_cancelled(site: SlurmSite, tmp_path: Pa
     assert not job.backend.scale("closed-1", Work("closed-1", "label", (), "", ResourceRequest(4, 4, 1.0)))
     job.backend.stop("closed-1")
     assert job.backend.state("closed-1").phase == "ended"
-    assert "cancelled" in job.backend.state("closed-1").reason
+    assert "canceled" in job.backend.state("closed-1").reason
     job.backend.stop("closed-1")
     job.backend.submit(job.work)  # the name is free again
     job.backend.stop("closed-1")
@@ -256,7 +256,7 @@ def test_jobs_on_one_node_have_separate_rays_and_stop_leaves_nothing(
     assert all(process.is_running() for process in running[1])
     assert not psutil.wait_procs(running[0], timeout=60)[1]
     deaf.backend.stop("deaf-1")
-    assert deaf.backend.state("deaf-1") == TargetState("ended", "it was cancelled")
+    assert deaf.backend.state("deaf-1") == TargetState("ended", "it was canceled")
     all_gone(running[1], scratch)
 
 

@@ -95,7 +95,7 @@ def test_column_that_cannot_be_stored_is_refused_before_anything_runs(
         choose_labelers(old_dataset, ["simple_labelers:Brightness"], {})
 
 
-def test_a_condition_is_kept_and_one_that_is_gone_is_named(old_dataset: Dataset) -> None:
+def test_condition_is_kept_and_missing_one_is_named(old_dataset: Dataset) -> None:
     where = "images.id <> 'b'"
     chosen = choose_labelers(old_dataset, ["edges"], {}, where)
     (selection, edges) = chosen

@@ -39,7 +39,7 @@ def test_more_rows_than_are_compared_in_pairs(monkeypatch: pytest.MonkeyPatch) -
     assert np.array_equal(sampled, group_hashes(words, DISTANCE)), "the same at every call"
 
 
-def test_a_chain_is_one_group_and_names_its_first_row() -> None:
+def test_chain_is_one_group_and_names_its_first_row() -> None:
     start, chain = np.zeros(256, np.uint8), []
     for link in range(6):
         start[link * 30 : link * 30 + 30] = 1

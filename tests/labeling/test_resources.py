@@ -48,7 +48,7 @@ def test_unknown_labelers_are_named_with_the_nearest() -> None:
     check_names({"latents": Resources(), "latents-256-depth": Resources()}, ["latents-256-depth"], "--resources")
 
 
-def test_what_was_left_out_stays_so_when_it_is_recorded() -> None:
+def test_recorded_resources_keep_only_given_fields() -> None:
     own = given("depth.gpus=0.5", "depth.batch=64", "depth.processes=1:8")
     recorded: dict[str, Any] = {name: one.model_dump(mode="json") for name, one in own.items()}
     assert recorded == {"depth": {"gpus": 0.5, "batch": 64, "processes": [1, 8]}}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bad_labelers import Bad, BadBatches, BadDevice
+from bad_labelers import Bad, BadBatches, BadDevice, rows
 
 from labeling.failures import DeviceError, Failure, device_error
 from labeling.labeler import Labeler, MissingParameterError, RowError
@@ -48,10 +48,6 @@ def test_packages_are_imported_by_one_process_at_a_time(tmp_path: Path) -> None:
     assert [process.wait(timeout=60) for process in started] == [0, 0, 0]
 
 
-def rows(count: int = 8) -> list[dict[str, Any]]:
-    return [{"id": f"r{n}", "images.image": np.full((2, 2, 3), n, np.uint8)} for n in range(count)]
-
-
 def bad(what: str, row: str = "r5", kind: type[Labeler] = Bad, **more: Any) -> Labeler:
     labeler = kind(kind.name, kind.Parameters(what=what, row=row, **more))
     labeler.load()
@@ -73,7 +69,7 @@ def bad(what: str, row: str = "r5", kind: type[Labeler] = Bad, **more: Any) -> L
     ],
 )
 @pytest.mark.parametrize("kind", [Bad, BadBatches])
-def test_what_a_labeler_does_wrong_on_a_row_is_that_row_s_error(what: str, reason: str, kind: type[Labeler]) -> None:
+def test_wrong_result_is_an_error_of_its_row(what: str, reason: str, kind: type[Labeler]) -> None:
     results = LabelerRun(bad(what, kind=kind)).label(rows())
     assert results[5] == Failure(reason, expected=what == "row-error")
     assert [result for result in results if isinstance(result, Failure)] == [results[5]]

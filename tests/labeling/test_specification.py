@@ -59,7 +59,7 @@ def numbers_of(value: bytes) -> list[float]:
     return list(struct.unpack(f"<{len(value) // 2}e", value))
 
 
-def test_a_footer_follows_from_the_page(tmp_path: Path) -> None:
+def test_footer_follows_from_the_page(tmp_path: Path) -> None:
     box = pa.struct([("x0", pa.float32()), ("name", pa.string())])
     table = pa.table(
         {

@@ -13,17 +13,13 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from bad_labelers import Bad, BadBatches, BadDevice, BadOnMany, Leaking
+from bad_labelers import Bad, BadBatches, BadDevice, BadOnMany, Leaking, rows
 from label_work import LabelWork, OtherWork
 
 from labeling.failures import DeviceError, Failure, ProcessError, WorkError
 from labeling.labeler import Labeler
-from labeling.supervisor import Supervisor, memory_share
+from labeling.supervision.supervisor import Supervisor, memory_share
 from model.inputs import InputError
-
-
-def rows(count: int = 8) -> list[dict[str, Any]]:
-    return [{"id": f"r{n}", "images.image": np.full((2, 2, 3), n, np.uint8)} for n in range(count)]
 
 
 def labeler(what: str, row: str = "r5", kind: type[Labeler] = Bad, **more: Any) -> Labeler:
@@ -123,7 +119,7 @@ def test_row_without_others_is_judged_by_an_earlier_task() -> None:
         fresh.run(rows(6)[5:])
 
 
-def test_what_a_labeler_s_load_raises_is_raised(caplog: pytest.LogCaptureFixture) -> None:
+def test_error_of_load_is_raised(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(InputError, match=r"^bad.what: no such weights; take others$"):
         label(labeler("load-input"))
     with pytest.raises(
@@ -179,7 +175,7 @@ def test_restarts_leave_no_files_and_no_processes_behind(tmp_path: Path) -> None
 
 PARENT = """
 from label_work import OtherWork
-from labeling.supervisor import Supervisor
+from labeling.supervision.supervisor import Supervisor
 
 supervisor = Supervisor(OtherWork())
 print(*supervisor.run(("start_processes", None)), flush=True)

@@ -5,9 +5,9 @@ from skimage import data
 from tiny_networks import save_grounding_dino, save_owlv2, save_sam2, save_sam3, save_vitpose, save_yolos
 
 from labeling.labelers.boxes import _grounded
+from labeling.networks.words import NamesParameters, mentioned, names_of, parse_names, phrases
 from labeling.registry import load_labeler
 from labeling.run import label_rows
-from labeling.words import NamesParameters, mentioned, names_of, parse_names, phrases
 from model.inputs import InputError
 from model.pictures import decode_gray
 
@@ -77,7 +77,7 @@ def test_box_has_the_name_whose_words_score_highest():
         ("segmentation", None, {"kind": "boxes"}, "segmentation.kind: boxes need a model"),
     ],
 )
-def test_what_does_not_go_together_is_told_in_one_line(group, build, parameters, line, tmp_path):
+def test_contradictory_parameters_are_one_line(group, build, parameters, line, tmp_path):
     if build:
         build(tmp_path)
         parameters = {"model": str(tmp_path), **parameters}

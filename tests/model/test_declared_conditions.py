@@ -20,7 +20,7 @@ from skimage import data
 from labeling.registry import default_groups, load_labeler
 from model.conditions import CONDITION_READS, condition_picture, directions_of
 from model.prompts import build_prompt, find_task
-from training.streams import Stream
+from training.plan.streams import Stream
 picture = data.coffee()
 labeler = load_labeler("palette", {"squares": 6})
 label = {f"palette.{key}": value for key, value in labeler.label_row({"id": "a", "images.image": picture}).items()}

@@ -164,7 +164,7 @@ def test_callback_inputs(pipe):
         ({"latents": torch.full((1, 1, 16, 4, 6), torch.nan)}, "latents that are not all finite"),
     ],
 )
-def test_what_a_callback_returns_is_checked(pipe, result, message):
+def test_callback_results_are_checked(pipe, result, message):
     with pytest.raises(ValueError, match=r"callback") as error:
         pipe(**inputs(task="text2image", callback_on_step_end=lambda *_: result))
     assert message in str(error.value)

@@ -63,7 +63,7 @@ def test_everything_but_the_dashboard_imports_without_extras(tmp_path: Path) -> 
         (["dashboard"], "dagster_webserver", "dashboard"),
     ],
 )
-def test_a_missing_extra_is_one_line(
+def test_missing_extra_is_one_line(
     arguments: list[str], hidden: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
@@ -76,7 +76,7 @@ def test_a_missing_extra_is_one_line(
     assert (shown.returncode, shown.stderr) == (2, line), shown.stderr
 
 
-def test_a_cluster_that_cannot_be_asked_names_the_kubernetes_extra(tmp_path: Path) -> None:
+def test_cluster_that_cannot_be_asked_names_the_kubernetes_extra(tmp_path: Path) -> None:
     code = (
         "from cluster.backend import open_backend\nfrom cluster.target import load_target\n"
         "from model.inputs import input_error_behind\n"
@@ -87,7 +87,7 @@ def test_a_cluster_that_cannot_be_asked_names_the_kubernetes_extra(tmp_path: Pat
     assert "pip install 'onediffusion[kubernetes]'" in shown.stdout, shown.stderr
 
 
-def test_a_missing_module_is_explained_wherever_it_was_imported() -> None:
+def test_missing_module_is_explained_wherever_it_was_imported() -> None:
     error = ValueError("no labels")
     error.__cause__ = ModuleNotFoundError("No module named 'mmcv.image'", name="mmcv.image")
     assert "onediffusion[labelers]" in str(input_error_behind(error))

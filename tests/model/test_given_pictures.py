@@ -65,7 +65,7 @@ def test_gray_of_any_depth_keeps_its_shades(mode: str) -> None:
     assert np.abs(given[0, :, 0].astype(int) - ramp()[0]).max() <= 1
 
 
-def test_what_is_under_transparency_never_shows() -> None:
+def test_pixels_under_transparency_never_show() -> None:
     colors = np.zeros((8, 8, 3), np.uint8) + np.array((200, 10, 10), np.uint8)
     alpha = np.zeros((8, 8, 1), np.uint8)
     alpha[:4] = 255
@@ -110,7 +110,7 @@ def test_gray_arrays_and_tensors_are_pictures() -> None:
         (np.array([["a"]]), "levels of <U1"),
     ],
 )
-def test_what_is_no_picture_is_refused(picture: object, message: str) -> None:
+def test_invalid_picture_is_refused(picture: object, message: str) -> None:
     with pytest.raises(InputError) as error:
         as_picture(picture)
     assert message in str(error.value)

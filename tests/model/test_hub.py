@@ -43,7 +43,7 @@ def asked(released: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any
 
 
 @pytest.mark.parametrize("cls", [OneDiffusionPipeline, NextDiT])
-def test_what_is_said_of_the_hub_reaches_it(asked: list[dict[str, Any]], cls: Any) -> None:
+def test_hub_arguments_reach_the_hub(asked: list[dict[str, Any]], cls: Any) -> None:
     cls.from_pretrained("own/er", **HUB)
     assert asked
     for call in asked:
@@ -85,7 +85,7 @@ def test_cache_of_the_hub_serves_without_it(released: Path, tmp_path: Path) -> N
     ],
 )
 @pytest.mark.parametrize("cls", [OneDiffusionPipeline, NextDiT])
-def test_what_has_no_effect_is_refused(released: Path, cls: Any, settings: dict[str, Any], message: str) -> None:
+def test_arguments_without_effect_are_refused(released: Path, cls: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         cls.from_pretrained(released, **settings)
 

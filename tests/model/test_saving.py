@@ -100,7 +100,7 @@ def test_pickles_are_asked_for_and_safetensors_written(pipe, tmp_path, caplog):
     assert torch.equal(latents(load(tmp_path)), latents(pipe))
 
 
-def test_what_cannot_be_saved_is_refused(pipe, tmp_path):
+def test_unsavable_parts_are_refused(pipe, tmp_path):
     (tmp_path / "file").touch()
     for settings, message in (
         ({"save_directory": tmp_path / "file"}, "a file is there; name a folder"),

@@ -64,7 +64,7 @@ def test_merge_keys_still_work_and_a_key_given_twice_is_refused() -> None:
 @pytest.mark.parametrize(
     "text", ["a: [", "a: b: c", "x: !!bool foo", "key: !!python/object:os.system x", "\t", "[" * 2000]
 )
-def test_what_is_no_yaml_is_one_line(text: str) -> None:
+def test_invalid_yaml_is_one_line(text: str) -> None:
     with pytest.raises(InputError, match=r"^file: not YAML: ") as error:
         parse_yaml(text, "file")
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Labelers of the catalogue from the command line, with tiny random models where they take one by name."""
+"""Labelers of the catalog from the command line, with tiny random models where they take one by name."""
 
 from __future__ import annotations
 
@@ -20,16 +20,9 @@ from tiny_networks import (
 )
 
 from labeling.dataset import Dataset
-from pipelines.ingest import ingest
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
 KEY = "sk-abcdefghijklmnop"
-
-
-@pytest.fixture
-def dataset(pictures: Path, tmp_path: Path) -> Dataset:
-    ingest(str(pictures), str(tmp_path / "dataset"), shard_rows=3)
-    return Dataset.open(tmp_path / "dataset")
 
 
 def label(dataset: Dataset, groups: str, *settings: str, **environment: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from label_kills import label_with_kills
+from label_kills import label_with_kills, shards
 
 from labeling.dataset import Dataset
 from pipelines.ingest import ingest
@@ -28,10 +28,6 @@ def start(dataset: Path, gate: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "pipelines", "label", str(dataset), *NAMES, "--set", f"gated.gate={gate}"]
     log = dataset.with_suffix(".log").open("ab")
     return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-
-
-def shards(dataset: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(dataset)): path.read_bytes() for path in sorted(dataset.glob("*/[0-9]*.parquet"))}
 
 
 def labeled(dataset: Path) -> int:

@@ -23,12 +23,6 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 BRIGHTNESS, DOUBLED = "simple_labelers:Brightness", "simple_labelers:Doubled"
 
 
-@pytest.fixture
-def dataset(pictures: Path, tmp_path: Path) -> Dataset:
-    ingest(str(pictures), str(tmp_path / "dataset"), shard_rows=3)
-    return Dataset.open(tmp_path / "dataset")
-
-
 def contents(dataset: Dataset, group: str) -> dict[str, bytes]:
     return {shard.name: dataset.store.read(f"{group}/{shard.name}.parquet") for shard in dataset.shards}
 

@@ -12,7 +12,6 @@ import pytest
 
 from labeling.dataset import Dataset
 from model.pictures import decode_picture
-from pipelines.ingest import ingest
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
 ROOT = Path(__file__).parents[2]
@@ -23,12 +22,6 @@ REASONS = {
     "key": "the labeler gave no column 'value', but 'brightness'",
     "memory-error": "MemoryError",
 }
-
-
-@pytest.fixture
-def dataset(pictures: Path, tmp_path: Path) -> Dataset:
-    ingest(str(pictures), str(tmp_path / "dataset"), shard_rows=3)
-    return Dataset.open(tmp_path / "dataset")
 
 
 def label(dataset: Dataset, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -23,12 +23,6 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 BRIGHTNESS, BROKEN, HALVED = (f"simple_labelers:{name}" for name in ("Brightness", "Broken", "Halved"))
 
 
-@pytest.fixture
-def dataset(pictures: Path, tmp_path: Path) -> Dataset:
-    ingest(str(pictures), str(tmp_path / "dataset"), shard_rows=3)
-    return Dataset.open(tmp_path / "dataset")
-
-
 def stamps(dataset: Dataset, group: str) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in Path(dataset.uri, group).glob("0*.parquet")}
 
@@ -85,7 +79,7 @@ def test_command_tells_reasons_and_fails_where_every_row_does(
     assert f"broken: {len(dataset.shards)} shards labeled" in last.stdout and "in error" not in last.stdout
 
 
-def test_what_reads_a_label_that_was_in_error_is_computed_anew(dataset: Dataset, tmp_path: Path) -> None:
+def test_labels_that_read_a_mended_label_are_computed_again(dataset: Dataset, tmp_path: Path) -> None:
     mended = tmp_path / "mended"
     names, parameters = [BROKEN, HALVED], {"broken": {"until": str(mended), "wider_than": 600}}
     label(dataset.uri, names, parameters)

@@ -15,7 +15,6 @@ from labeling.dataset import Dataset
 from labeling.resources import Resources
 from model.inputs import InputError, WorkFailed
 from model.inputs.yaml_files import to_yaml
-from pipelines.ingest import ingest
 from pipelines.jobs.resolved import stored_job
 from pipelines.label import label
 
@@ -43,9 +42,9 @@ def gpus(ray_cluster: None) -> Iterator[None]:
 
 
 @pytest.fixture
-def dataset(pictures: Path, tmp_path: Path, gpus: None) -> Dataset:
-    ingest(str(pictures), str(tmp_path / "dataset"), shard_rows=3)
-    return Dataset.open(tmp_path / "dataset")
+def dataset(gpus: None, dataset: Dataset) -> Dataset:
+    """The shared one, once there are GPUs."""
+    return dataset
 
 
 def settings(folder: Path, *groups: str, **more: Any) -> dict[str, dict[str, Any]]:

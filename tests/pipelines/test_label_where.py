@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from commands import onediffusion
 
 from labeling.dataset import NOT_SELECTED, Dataset, dataset_status, select_rows
 from model.inputs import InputError
-from pipelines.ingest import ingest
 from pipelines.label import label, plan
 from pipelines.row_errors import labeled_errors
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 BRIGHTNESS, DOUBLED = "simple_labelers:Brightness", "simple_labelers:Doubled"
-
-
-@pytest.fixture
-def dataset(pictures: Path, tmp_path: Path) -> Dataset:
-    ingest(str(pictures), str(tmp_path / "dataset"), shard_rows=3)
-    return Dataset.open(tmp_path / "dataset")
 
 
 def labeled(dataset: Dataset, group: str, column: str) -> list[bool]:
@@ -64,7 +55,7 @@ def test_selected_rows_are_labeled_and_keep_their_labels(dataset: Dataset) -> No
     assert all(not (state.stale or state.missing) for state in dataset_status(dataset).values())
 
 
-def test_a_condition_follows_what_it_reads(dataset: Dataset) -> None:
+def test_condition_follows_what_it_reads(dataset: Dataset) -> None:
     label(dataset.uri, [BRIGHTNESS])
     values = sorted(row["value"] for row in dataset.rows("brightness"))
     where = f"brightness.value > {values[len(values) // 2]}"
@@ -87,7 +78,7 @@ def test_a_condition_follows_what_it_reads(dataset: Dataset) -> None:
         ("brightness.value > 3", "no column 'brightness.value'"),
     ],
 )
-def test_a_bad_condition_labels_nothing(dataset: Dataset, where: str, message: str) -> None:
+def test_bad_condition_labels_nothing(dataset: Dataset, where: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         label(dataset.uri, [BRIGHTNESS], where=where)
     assert dataset.groups() == ["images"]

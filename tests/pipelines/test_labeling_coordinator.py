@@ -62,6 +62,11 @@ def pool(name: str = "depth", gpus: float = 1.0, least: int = 1, most: int | Non
     return NetworkPool((name,), gpus, 0.0, BATCH, least, most)
 
 
+def network_processes(coordinator: Coordinator) -> dict[str, int]:
+    """How many processes each network has."""
+    return {name: len(pool.processes) for name, pool in coordinator.pools.items()}
+
+
 def test_rows_wait_for_no_process_that_is_not_up(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(gpus=1)
     coordinator = coordinate(monkeypatch, cluster, pool(most=8))
@@ -81,7 +86,7 @@ def test_pool_is_as_large_as_its_gpus_can_hold(gpus: float, processes: int, monk
     for _ in range(20):
         cluster.start()
         coordinator.network("depth", BATCHES_AHEAD * BATCH)
-    assert coordinator.network_processes() == {"depth": processes}
+    assert network_processes(coordinator) == {"depth": processes}
 
 
 def test_network_that_lost_its_only_process_comes_before_what_waits_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,16 +95,16 @@ def test_network_that_lost_its_only_process_comes_before_what_waits_ahead(monkey
     cluster.start(2)
     coordinator.network("depth", BATCHES_AHEAD * BATCH)
     coordinator.network("depth", 1)
-    assert coordinator.network_processes() == {"depth": 2, "pose": 1}
+    assert network_processes(coordinator) == {"depth": 2, "pose": 1}
     number, _ = coordinator.network("pose", 1)
     coordinator.lost_network("pose", number, "")
     coordinator.network("depth", 1)
-    assert coordinator.network_processes() == {"depth": 1, "pose": 1}
+    assert network_processes(coordinator) == {"depth": 1, "pose": 1}
     cluster.start()
     assert coordinator.network("pose", 1)[0] != number
-    assert coordinator.network_processes() == {"depth": 1, "pose": 1}
+    assert network_processes(coordinator) == {"depth": 1, "pose": 1}
     coordinator.network("depth", 1)
-    assert coordinator.network_processes() == {"depth": 2, "pose": 1}
+    assert network_processes(coordinator) == {"depth": 2, "pose": 1}
 
 
 def test_network_without_a_process_is_named_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,14 +120,14 @@ def test_network_without_a_process_is_named_after_a_while(monkeypatch: pytest.Mo
     assert not coordinator.waits()
 
 
-def test_first_words_of_a_device_are_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_error_of_a_device_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(gpus=1)
     coordinator = coordinate(monkeypatch, cluster, pool())
     reasons = []
-    for said in ["CUDA error: first", "CUDA error: second", ""][:MAX_FAILURES]:
+    for device_error in ["CUDA error: first", "CUDA error: second", ""][:MAX_FAILURES]:
         cluster.start()
         number, _ = coordinator.network("depth", 1)
-        reasons.append(coordinator.lost_network("depth", number, said))
+        reasons.append(coordinator.lost_network("depth", number, device_error))
         coordinator.lost_network("depth", number, "")  # another who asked it
     assert reasons == ["", "", "CUDA error: first"]
     cluster.start()

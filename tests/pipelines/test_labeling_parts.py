@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from labeling.attempt import Attempt, Knowledge
 from labeling.dataset import IMAGE_SCHEMA, IMAGES, Dataset, open_store, write_shard
 from labeling.declaration import declare
 from labeling.failures import DeviceError
@@ -22,12 +21,13 @@ from labeling.plan import Wave
 from labeling.registry import load_labeler
 from labeling.resources import Resources
 from labeling.run import label_table
+from labeling.supervision.task_attempt import Attempt, Knowledge
 from model.inputs import InputError
 from model.pictures import decode_picture
 from pipelines.labeling_job.network_process import NetworkProcess
 from pipelines.labeling_job.part_labeler import PartLabeler
 from pipelines.labeling_job.parts import Part, blocks_of_parts, cut_parts, pack, unpack
-from pipelines.labeling_job.placement import place, resources_by_group
+from pipelines.labeling_job.placement import place_labelers, resources_by_group
 from pipelines.labeling_job.tables import from_bytes
 from pipelines.labeling_job.tally import MAX_REASONS, Errors
 
@@ -102,7 +102,7 @@ def test_network_elsewhere_gives_the_same_even_when_the_process_is_new(dataset: 
     for one in (process, start(dataset, load(spread={"refuse_wider_than": 600}), ["spread"])):
         tables = one((part, outputs, None), Attempt()).tables
         assert {group: from_bytes(table) for group, table in tables.items()} == labels
-    assert not process.begun
+    assert not process.pending
 
 
 def test_part_that_comes_next_is_read_meanwhile_and_again_where_that_fails(
@@ -139,7 +139,7 @@ def test_part_that_comes_next_is_read_meanwhile_and_again_where_that_fails(
     assert reads == [[0], [1], [0]]
     process = start(dataset, labelers, [])
     process((first, {}, second), Attempt(Knowledge(ends=[("brightness", ("a",))])))
-    assert not process.ahead  # while it is looked for why processes end
+    assert not process.prefetch  # while it is looked for why processes end
 
 
 def test_only_rows_in_error_are_labeled_again(dataset: Dataset) -> None:
@@ -180,7 +180,7 @@ def test_networks_get_gpus_where_there_are_some() -> None:
     }
 
     def gpus(given: dict[str, Resources], there: float) -> dict[str, float]:
-        placement = place(labelers, resources_by_group(labelers, given), there, 8, may_grow=False)
+        placement = place_labelers(labelers, resources_by_group(labelers, given), there, 8, may_grow=False)
         return {name: pool.gpus for name, pool in placement.pools.items()}
 
     assert gpus({}, 0) == {}
@@ -208,7 +208,7 @@ def test_processes_on_cpus_leave_networks_the_cpus_that_they_asked_for() -> None
 
     def reserved(there: float, **given: Any) -> float:
         resources = resources_by_group(labelers, {"loose": Resources(**given)})
-        return place(labelers, resources, there, 8, may_grow=False).reserved_cpus(there, 8)
+        return place_labelers(labelers, resources, there, 8, may_grow=False).reserved_cpus(there, 8)
 
     assert reserved(0) == 0
     assert reserved(1) == 0  # one with a GPU takes no CPU unless it is to
@@ -232,7 +232,7 @@ def test_gpu_that_torch_cannot_use_is_a_failure_of_the_device(tmp_path: Path, mo
         network_process._device()
 
 
-def test_latents_of_several_labels_share_a_network_and_own_resources_go_over_the_labelers() -> None:
+def test_resources_of_a_group_override_those_of_its_labeler() -> None:
     groups = ("latents-96", "latents-96-edges", "latents-64")
     labelers = {group: load_labeler(group, {}) for group in groups}
     given = {"latents": Resources(gpus=0.5, batch=3), "latents-64": Resources(batch=5)}

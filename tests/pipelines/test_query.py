@@ -37,7 +37,7 @@ def test_query_prints_a_table_of_groups_side_by_side(dataset: str) -> None:
     assert done.stdout.splitlines()[-1] == "2 rows"
 
 
-def test_a_query_gives_csv_and_json(dataset: str) -> None:
+def test_query_gives_csv_and_json(dataset: str) -> None:
     joined = 'images i join boxes using (id) join "latents-64" using (id)'
     sql = f'select i.id, i.image, names, "latents-64".latent_width as w from {joined} order by id'
     out = io.StringIO()
@@ -65,7 +65,7 @@ def test_a_query_gives_csv_and_json(dataset: str) -> None:
         "select R.boxes from (select R from rows r)",
     ],
 )
-def test_a_group_has_all_its_columns_however_it_is_named(sql: str) -> None:
+def test_group_has_all_its_columns_however_it_is_named(sql: str) -> None:
     with query(str(STORED), sql) as answer:
         rows = [row for (row,) in answer.rows]
     assert [row["names"] for row in rows] == [row["names"] for row in Dataset.open(STORED).rows("boxes")]
@@ -79,7 +79,7 @@ def test_fields_of_a_group_are_found_by_brackets() -> None:
     assert min(sizes) > 1000
 
 
-def test_an_answer_is_read_as_far_as_it_is_shown() -> None:
+def test_answer_is_read_as_far_as_it_is_shown() -> None:
     def rows() -> Iterator[tuple[int]]:
         yield from ((number,) for number in range(1001))
         raise AssertionError("more is read than is shown")
@@ -92,7 +92,7 @@ def test_an_answer_is_read_as_far_as_it_is_shown() -> None:
     assert out.getvalue().splitlines()[-1] == "1000 rows"
 
 
-def test_a_few_pictures_are_held_at_a_time() -> None:
+def test_few_pictures_are_held_at_a_time() -> None:
     import tracemalloc
 
     with query(str(STORED), "select repeat('x', 20000) as picture from range(3000)") as answer:
@@ -104,7 +104,7 @@ def test_a_few_pictures_are_held_at_a_time() -> None:
             tracemalloc.stop()
 
 
-def test_what_is_read_of_a_shard_is_held_once(tmp_path: Path) -> None:
+def test_columns_read_of_a_shard_are_held_once(tmp_path: Path) -> None:
     dataset, size = Dataset(tmp_path / "dataset"), 64 << 10
     dataset.declare("images", {"labeler": "images", "version": 1, "parameters": {}, "weights": "", "reads": []})
     pictures = [bytes([row % 256]) + os.urandom(size) for row in range(1024)]
@@ -174,13 +174,13 @@ def test_tables_may_be_counted_and_grouped(dataset: str) -> None:
         ("select", r"SELECT clause without selection list"),
     ],
 )
-def test_a_bad_query_is_one_line(dataset: str, sql: str, message: str) -> None:
+def test_bad_query_is_one_line(dataset: str, sql: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as raised, query(dataset, sql) as answer:
         list(answer.rows)
     assert "\n" not in str(raised.value)
 
 
-def test_a_report_shows_the_selected_rows(dataset: str) -> None:
+def test_report_shows_the_selected_rows(dataset: str) -> None:
     page = Path(report(dataset, "images.licence like 'CC%' and len(boxes.names) = 0")).read_text()
     assert "<code>images.licence like &#39;CC%&#39; and len(boxes.names) = 0</code>: 3." in page
     assert "chelsea.jpg" in page and "astronaut.jpg" not in page

@@ -66,7 +66,7 @@ def test_wrong_option_is_told_before_the_model_is_looked_for(settings: dict[str,
         ({"task": "depth", "images": ["none.png"]}, r"none\.png: no such file"),
     ],
 )
-def test_what_does_not_serve_is_one_line(run: Path, settings: dict[str, object], message: str) -> None:
+def test_unusable_inputs_of_sample_are_one_line(run: Path, settings: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         sample(str(run), **{"out": "never-written.png", "steps": 1, **settings})  # type: ignore[arg-type]
     assert not Path("never-written.png").exists()

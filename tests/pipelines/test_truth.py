@@ -88,7 +88,7 @@ def test_labels_are_compared_with_what_is_true(dataset: Dataset) -> None:
     assert "Beside what is true" in page and "precision 0.50, recall 0.25" in page
 
 
-def test_a_dataset_of_which_nothing_is_known_says_what_would_be(tmp_path: Path) -> None:
+def test_dataset_without_truth_names_what_is_needed(tmp_path: Path) -> None:
     dataset = Dataset(tmp_path / "dataset")
     write(dataset, "images", [{"image": b"", "width": 1, "height": 1}], IMAGE_SCHEMA)
     dataset.describe("pictures", [ShardInfo("000000", 1)], [])

@@ -20,6 +20,11 @@ from labeling.labeler import Labeler, Parameters, Prepared, Row, RowError
 from model.inputs import InputError
 
 
+def rows(count: int = 8) -> list[dict[str, Any]]:
+    """Rows "r0", "r1", … whose pictures have the gray value of their number."""
+    return [{"id": f"r{n}", "images.image": np.full((2, 2, 3), n, np.uint8)} for n in range(count)]
+
+
 class BadParameters(Parameters):
     """what: what goes wrong; row: id of the row for which it does, "" for every row; file: where calls are counted."""
 

@@ -19,6 +19,11 @@ SURVIVED = KINDS[:4]  # the job goes on by itself
 PATIENCE = 240.0  # seconds that a job may take
 
 
+def shards(dataset: Path) -> dict[str, bytes]:
+    """Name → content of every shard of a dataset."""
+    return {str(path.relative_to(dataset)): path.read_bytes() for path in sorted(dataset.glob("*/[0-9]*.parquet"))}
+
+
 def label_with_kills(
     dataset: Path, names: Sequence[str], kinds: Sequence[str], seed: int, pause: float = 3.0
 ) -> Counter[str]:
@@ -70,7 +75,7 @@ def _find(job: int, kind: str) -> psutil.Process | None:
         return psutil.Process(job) if _find(job, "writer") else None
     signs: dict[str, Callable[[psutil.Process, str], bool]] = {
         "child": lambda process, line: (
-            "labeling.child" in line and "labeling.child" in " ".join(process.parent().cmdline())
+            "supervision.worker_main" in line and "supervision.worker_main" in " ".join(process.parent().cmdline())
         ),
         "actor": lambda process, line: line.startswith("ray::") and "LabelProcess" in line,
         "writer": lambda process, line: line.startswith("ray::ShardWriter"),

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from labeling.attempt import Attempt
 from labeling.labeler import Labeler, Row
 from labeling.resources import Resources
 from labeling.run import LabelerRun
+from labeling.supervision.task_attempt import Attempt
 
 
 @dataclass(frozen=True)

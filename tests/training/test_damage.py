@@ -14,7 +14,7 @@ import pytest
 from labeling.dataset import Dataset
 from model.inputs import InputError
 from training.config import load_config, override_config, parse_config
-from training.mixture import build_manifest
+from training.plan.mixture import build_manifest
 from training.reader import PlanReader
 
 STEPS = 3

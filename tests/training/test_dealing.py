@@ -9,8 +9,8 @@ from types import ModuleType
 import pytest
 
 from training.config import load_config
-from training.dealing import Dealer
-from training.planned import PlannedSample
+from training.plan.dealing import Dealer
+from training.plan.planned_sample import PlannedSample
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ import pytest
 from labeling.dataset import Dataset, open_store
 from model.inputs import InputError
 from training.config import SourceConfig
-from training.manifest import Manifest
-from training.mixture import build_manifest
-from training.pinned_shards import ShardPin, Shards, bits_of
+from training.plan.manifest import Manifest
+from training.plan.mixture import build_manifest
+from training.plan.pinned_shards import ShardPin, Shards, bits_of
+from training.plan.streams import Stream
 from training.seeded_generator import SeededGenerator
-from training.streams import Stream
 
 SIZE = 64
 

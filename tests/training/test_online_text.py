@@ -17,8 +17,8 @@ from training.batch import StepBatch
 from training.config import TrainingConfig, load_config
 from training.dataloader import read_ahead
 from training.device import DeviceBatches
-from training.manifest import Manifest
-from training.mixture import build_manifest, with_text_encoder
+from training.plan.manifest import Manifest
+from training.plan.mixture import build_manifest, with_text_encoder
 from training.reader import PlanReader
 
 OLD = Path(__file__).parents[1] / "compatibility"
@@ -82,7 +82,7 @@ def test_rows_without_a_caption_or_names_serve_no_task_online(folder: Path) -> N
     assert 0 < online.counts()["segmentation"] <= expected
 
 
-def test_an_encoder_is_asked_for_and_has_the_width_of_the_model(folder: Path) -> None:
+def test_text_encoder_is_required_and_fits_the_width_of_the_model(folder: Path) -> None:
     config = _config("online", folder)
     with pytest.raises(InputError, match=r"name the `text_encoder`"):
         load_config("debug", {**config.model_dump(mode="json"), "text_encoder": None})
@@ -111,7 +111,7 @@ def test_prompts_travel_between_processes(folder: Path) -> None:
     assert any(s.prompt for s in again.packs[0])
 
 
-def test_what_a_run_is_compared_by_has_no_new_keys_without_online_text(folder: Path) -> None:
+def test_comparison_of_runs_has_no_new_keys_without_online_text(folder: Path) -> None:
     values = _config("stored", folder).fixed()
     assert "text_encoder" not in values
     assert all("text" not in source for source in values["mixture"].values())
@@ -119,7 +119,7 @@ def test_what_a_run_is_compared_by_has_no_new_keys_without_online_text(folder: P
     assert "text_encoder" not in online
 
 
-def test_a_run_goes_on_with_the_text_encoder_that_it_began_with(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_run_keeps_its_text_encoder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which may be at another address: its weights are what counts."""
     config = _config("online", folder)
     manifest = _manifest(config)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from model.inputs import InputError
-from training.lanes import lane_turns
-from training.packing import deal_lanes, deal_packs, deal_to_one
+from training.plan.lanes import lane_turns
+from training.plan.packing import deal_lanes, deal_to_one
 from training.seeded_generator import SeededGenerator
+
+
+def deal_packs(tokens: Sequence[int], budget: int, workers: int) -> list[list[list[int]]]:
+    """The packs of every worker."""
+    return [deal_to_one(tokens, budget, workers, rank)[0] for rank in range(workers)]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 8])
@@ -36,7 +42,7 @@ def test_packs_of_a_run_stay_the_same_with_every_version() -> None:
     assert hashlib.blake2b(repr(dealt).encode(), digest_size=8).hexdigest() == "b2c80780db73bf16"
 
 
-def test_what_one_worker_is_dealt_is_its_part_of_what_all_are() -> None:
+def test_deal_to_one_gives_each_worker_its_own_packs() -> None:
     generator = SeededGenerator("one", 0)
     tokens = [generator.integer(1, 64) for _ in range(41)]
     for workers in (1, 3, 8):

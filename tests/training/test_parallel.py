@@ -15,8 +15,8 @@ from model.inputs import InputError
 from training.batch import Sample, StepBatch
 from training.config import TrainingConfig, WorkersConfig
 from training.packed_model import build_model
-from training.packing import deal_packs
 from training.parallel import distribute
+from training.plan.packing import deal_to_one
 from training.updates import Updates
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
@@ -80,7 +80,7 @@ def train(rank: int, count: int, port: int, local: int, config: TrainingConfig) 
     for step in range(STEPS):
         of_step = samples(step)
         counted = sum(int(sample.in_loss.sum()) for sample in of_step)
-        dealt = deal_packs([sample.tokens for sample in of_step], BUDGET, count)[rank]
+        dealt = deal_to_one([sample.tokens for sample in of_step], BUDGET, count, rank)[0]
         packs = [[of_step[place] for place in pack] for pack in dealt]
         loss = torch.zeros(())
 

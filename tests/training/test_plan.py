@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from training.config import ObjectiveConfig
-from training.first_plan import FirstPlan
-from training.lanes import LaneOrder, lane_turns
-from training.manifest import Manifest, SourcePin
-from training.pinned_shards import ShardPin, Shards
-from training.plan import Plan, load_plan
+from training.plan.first_version import FirstPlan
+from training.plan.lanes import LaneOrder, lane_turns
+from training.plan.manifest import Manifest, SourcePin
+from training.plan.pinned_shards import ShardPin, Shards
+from training.plan.step_plan import Plan, load_plan
+from training.plan.streams import Stream
 from training.seeded_generator import SeededGenerator, indexed_words
-from training.streams import Stream
 
 WEIGHTS = {"text2image": 2.0, "edges": 1.0, "views": 0.1}
 

@@ -20,8 +20,8 @@ from training.batch import Sample
 from training.config import TrainingConfig, load_config
 from training.dataloader import read_ahead
 from training.device import DeviceBatches
-from training.mixture import build_manifest
-from training.plan import PlannedSample
+from training.plan.mixture import build_manifest
+from training.plan.step_plan import PlannedSample
 from training.reader import PlanReader
 
 WIDTH = 32
@@ -258,9 +258,7 @@ def test_threads_read_steps_in_their_order(small_config: dict[str, Any]) -> None
         assert batch.to_bytes() == expected.read(batch.step, 0, 1).to_bytes()
 
 
-def test_an_error_of_a_thread_reaches_who_takes_the_batches(
-    small_config: dict[str, Any], pictures_dataset: Path
-) -> None:
+def test_error_of_a_reader_thread_reaches_the_consumer(small_config: dict[str, Any], pictures_dataset: Path) -> None:
     reader = PlanReader(_reader(_config(small_config)).manifest, _config(small_config))
     for shard in (pictures_dataset / "text").glob("0*.parquet"):
         shard.write_bytes(shard.read_bytes()[:-100])

@@ -27,9 +27,9 @@ from training.batch import StepBatch
 from training.checkpoint import load_checkpoint, load_training, whole_checkpoints
 from training.config import load_config
 from training.metrics_logger import read_metrics
-from training.mixture import build_manifest
 from training.objective import flow_matching_loss
 from training.packed_model import PackedModel
+from training.plan.mixture import build_manifest
 from training.reader import PlanReader
 from training.run import TrainingResult, run_training
 
@@ -199,7 +199,7 @@ def test_killed_run_resumes_to_the_same_weights(
     assert _tensorboard_steps(killed, "loss") == list(range(1, 31))
 
 
-def test_damaged_checkpoint_is_named_and_left_when_asked_and_a_failed_save_ends_the_run(
+def test_damaged_checkpoint_is_named_and_failed_save_ends_run(
     whole: tuple[Path, TrainingResult, list[Any]], shared_config: dict[str, Any], tmp_path: Path
 ) -> None:
     """From the command line. A cut file is noticed before workers start, other bytes by the worker that reads them."""
@@ -251,7 +251,9 @@ def test_finished_run_does_nothing_and_other_configuration_is_refused(
         _run(shared_config, run, model={"hidden_size": 96})
 
 
-def test_what_is_not_finite_is_never_saved_and_the_advice_works(shared_config: dict[str, Any], tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_never_saved_and_the_remedy_works(
+    shared_config: dict[str, Any], tmp_path: Path
+) -> None:
     """Logged more rarely than saved, as the steps that diverge once were."""
     run = tmp_path / "diverging"
     rate = {"learning_rate": 1e30, "warmup": 0, "schedule": "constant"}

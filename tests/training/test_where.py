@@ -12,9 +12,9 @@ import pytest
 from labeling.dataset import Dataset, open_store, select_rows
 from model.inputs import InputError
 from training.config import SourceConfig, TrainingConfig, load_config
-from training.manifest import Manifest
-from training.mixture import build_manifest
-from training.plan import Plan
+from training.plan.manifest import Manifest
+from training.plan.mixture import build_manifest
+from training.plan.step_plan import Plan
 from training.run import _check_same, _prepare
 
 SIZE, SHARDS = 64, [[4, 4], [2, 2]]
@@ -47,7 +47,7 @@ def drawn(manifest: Manifest, task: str) -> set[str]:
     return ids
 
 
-def test_a_run_draws_exactly_the_selected_rows(scored: Path) -> None:
+def test_run_draws_exactly_the_selected_rows(scored: Path) -> None:
     widths = [
         width for shard in ("000000", "000001") for width in Dataset(scored).read("images", shard)["width"].to_pylist()
     ]
@@ -61,7 +61,7 @@ def test_a_run_draws_exactly_the_selected_rows(scored: Path) -> None:
     assert manifest.sources["pictures"].selection == facts
 
 
-def test_a_resumed_run_keeps_its_rows(scored: Path, tmp_path: Path, write_group: Callable[..., None]) -> None:
+def test_resumed_run_keeps_its_rows(scored: Path, tmp_path: Path, write_group: Callable[..., None]) -> None:
     store = open_store(tmp_path / "run")
     begun = _prepare(config(scored), store, resumes=False)
     write_group(scored, "quality", SHARDS, {"score": pa.float32()}, [{"score": 0.0}] * 12)
@@ -79,7 +79,7 @@ def test_another_condition_is_another_run(scored: Path, tmp_path: Path) -> None:
         _check_same(config(scored, where="images.width > 460"), store)
 
 
-def test_a_configuration_without_a_condition_is_as_before(scored: Path) -> None:
+def test_configuration_without_a_condition_is_as_before(scored: Path) -> None:
     assert "where" not in config(scored, where=None).fixed()["mixture"]["pictures"]
     assert config(scored).digest() != config(scored, where=None).digest()
 
@@ -93,6 +93,6 @@ def test_labels_that_a_condition_reads_must_be_complete(scored: Path) -> None:
         build_manifest({"a": SourceConfig(dataset=str(scored), tasks={"edges": 1}, where=by_subquery)}, SIZE)
 
 
-def test_an_empty_condition_is_refused(scored: Path) -> None:
+def test_empty_condition_is_refused(scored: Path) -> None:
     with pytest.raises(InputError, match="where '': give a condition"):
         build_manifest(config(scored, where="").mixture, SIZE)

@@ -169,7 +169,7 @@ class BlockChecksums:
             content = content[len(some) :]
 
     def values(self) -> list[int]:
-        """Of all blocks so far, the last of which may be short."""
+        """Checksums of all blocks so far, the last of which may be short."""
         return [*self._done, self._running] if self._length else list(self._done)
 
 

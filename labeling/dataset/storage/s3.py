@@ -63,7 +63,7 @@ class S3Store:
             max_pool_connections=_PARALLEL,
         )
         with explained(self.uri):
-            # Not the default session, which keeps the first credentials that it reads.
+            # The default session would keep the first credentials that it reads.
             return boto3.session.Session().client("s3", region_name=_region(), config=settings)
 
     def key(self, name: str) -> str:
@@ -279,16 +279,16 @@ class _Stream:
         self._rest = memoryview(b"")
 
     def read(self, size: int = -1) -> bytes:
-        taken = bytearray()
-        while size < 0 or len(taken) < size:
+        content = bytearray()
+        while size < 0 or len(content) < size:
             if not self._rest and (part := next(self._parts, None)) is not None:
                 self._rest = memoryview(part)
             elif not self._rest:
                 break
-            wanted = len(self._rest) if size < 0 else size - len(taken)
-            taken += self._rest[:wanted]
-            self._rest = self._rest[wanted:]
-        return bytes(taken)
+            size_left = len(self._rest) if size < 0 else size - len(content)
+            content += self._rest[:size_left]
+            self._rest = self._rest[size_left:]
+        return bytes(content)
 
 
 class _Ranges:
@@ -304,8 +304,8 @@ class _Ranges:
         except FileNotFoundError:
             raise
         except OSError as error:  # after all attempts
-            place = f"{self._store.uri}/{self._name}"
-            raise WorkFailed(f"{place}: S3 does not give its bytes ({one_line(error, 120)})") from None
+            address = f"{self._store.uri}/{self._name}"
+            raise WorkFailed(f"{address}: S3 does not give its bytes ({one_line(error, 120)})") from None
         if len(content) != size:
             return False
         for part in parts:

@@ -63,7 +63,7 @@ def open_list(
         if not is_list:
             if _suffix(name) in TEXT_FORMS:
                 have = ", ".join(file.columns)
-                raise InputError(f"{file.place}: no column of addresses (url); name it with --url; it has {have}")
+                raise InputError(f"{file.address}: no column of addresses (url); name it with --url; it has {have}")
             return None
         files.append(file)
     if unreadable:
@@ -77,7 +77,7 @@ def open_list(
             if column not in file.columns:
                 have = ", ".join(file.columns)
                 hint = nearest(column, file.columns)
-                raise InputError(f"{file.place}: no column {column!r} ({option}){hint}; it has {have}")
+                raise InputError(f"{file.address}: no column {column!r} ({option}){hint}; it has {have}")
     return AddressList(tuple(files), url_column, text_column)
 
 

@@ -19,7 +19,7 @@ LOT_SHARDS = 8
 
 
 @dataclass(frozen=True)
-class ListJob:
+class ListWork:
     """What is the same for all lots of an ingest. declaration: of the group of images."""
 
     dataset: Dataset
@@ -28,7 +28,7 @@ class ListJob:
     declaration: Mapping[str, Any]
 
     def recipe(self, *parts: Any) -> str:
-        """Of all that a shard of these parts of the list depends on. How they are fetched is none of it."""
+        """Recipe of a shard of these parts of the list. How they are fetched is no part of it."""
         return recipe(self.declaration, {"source": digest_json([asdict(self.making.columns), list(parts)])})
 
 
@@ -53,19 +53,19 @@ class Lot:
         """Rows of the list."""
         return sum(one.rows for one in self.ranges)
 
-    def write(self, job: ListJob) -> list[ShardOutcome]:
+    def write(self, work: ListWork) -> list[ShardOutcome]:
         """Make the shards that are not there yet."""
-        recipes = [job.recipe(one.file, one.first, one.rows, one.digest) for one in self.ranges]
-        done = [_is_done(job.dataset, *pair) for pair in zip(self.shards, recipes, strict=True)]
+        recipes = [work.recipe(one.file, one.first, one.rows, one.digest) for one in self.ranges]
+        done = [_is_done(work.dataset, *pair) for pair in zip(self.shards, recipes, strict=True)]
         if not all(done):
-            rows = job.files[self.ranges[0].file].read(self.ranges)
+            rows = work.files[self.ranges[0].file].read(self.ranges)
             for one, some, shard, shard_recipe, is_done in zip(
                 self.ranges, rows, self.shards, recipes, done, strict=True
             ):
                 if not is_done:
                     listed = [ListedRow(one.file, one.first + index, row) for index, row in enumerate(some)]
-                    write_rows(job.dataset, shard, listed, job.making, shard_recipe)
-        return [_outcome(job.dataset, shard) for shard in self.shards]
+                    write_rows(work.dataset, shard, listed, work.making, shard_recipe)
+        return [_outcome(work.dataset, shard) for shard in self.shards]
 
 
 @dataclass(frozen=True)
@@ -76,22 +76,22 @@ class RetryLot:
     earlier: tuple[tuple[str, tuple[RowRange, ...]], ...]
     rows: int
 
-    def write(self, job: ListJob) -> list[ShardOutcome]:
+    def write(self, work: ListWork) -> list[ShardOutcome]:
         """Make the shard, if it is not there yet."""
         names = [shard for shard, _ in self.earlier]
         digests = [one.digest for _, ranges in self.earlier for one in ranges]
-        shard_recipe = job.recipe("again", names, digests, self.rows)
-        if not _is_done(job.dataset, self.shard, shard_recipe):
-            listed = [row for shard, ranges in self.earlier for row in self._read(job, shard, ranges)]
-            write_rows(job.dataset, self.shard, listed, job.making, shard_recipe)
-        return [_outcome(job.dataset, self.shard)]
+        shard_recipe = work.recipe("again", names, digests, self.rows)
+        if not _is_done(work.dataset, self.shard, shard_recipe):
+            listed = [row for shard, ranges in self.earlier for row in self._read(work, shard, ranges)]
+            write_rows(work.dataset, self.shard, listed, work.making, shard_recipe)
+        return [_outcome(work.dataset, self.shard)]
 
-    def _read(self, job: ListJob, shard: str, ranges: Sequence[RowRange]) -> Iterator[ListedRow]:
-        wanted = {(file, place) for file, place in failed_rows(job.dataset, shard)}
+    def _read(self, work: ListWork, shard: str, ranges: Sequence[RowRange]) -> Iterator[ListedRow]:
+        failures = {(file, place) for file, place in failed_rows(work.dataset, shard)}
         for one in ranges:
-            (rows,) = job.files[one.file].read([one])
+            (rows,) = work.files[one.file].read([one])
             for index, row in enumerate(rows):
-                if (one.file, one.first + index) in wanted:
+                if (one.file, one.first + index) in failures:
                     yield ListedRow(one.file, one.first + index, row)
 
 

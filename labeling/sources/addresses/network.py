@@ -68,10 +68,10 @@ async def resolve(host: str, port: int, check: AddressCheck, threads: Executor) 
     Raises PrivateAddress when any of them must not be connected to, OSError (socket.gaierror) when there is none.
     """
     loop = asyncio.get_running_loop()
-    found = await loop.run_in_executor(
+    addresses = await loop.run_in_executor(
         threads, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
     )
-    for *_, address in found:
+    for *_, address in addresses:
         check(str(address[0]))
     return [
         {
@@ -82,5 +82,5 @@ async def resolve(host: str, port: int, check: AddressCheck, threads: Executor) 
             "proto": protocol,
             "flags": socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
         }
-        for family, _, protocol, _, address in found
+        for family, _, protocol, _, address in addresses
     ]

@@ -22,7 +22,7 @@ class ParquetList:
 
     def __init__(self, store: Store, name: str) -> None:
         self.store, self.name = store, name
-        self.place = f"{store.uri}/{name}"
+        self.address = f"{store.uri}/{name}"
 
     @cached_property
     def _metadata(self) -> tuple[pa.Schema, list[int], list[list[Any]]]:
@@ -38,7 +38,7 @@ class ParquetList:
                 ]
                 return parquet.schema_arrow, [group.num_rows for group in groups], sizes
         except pa.ArrowInvalid as error:
-            raise InputError(f"{self.place} cannot be read ({one_line(error)}); is all of it there?") from None
+            raise InputError(f"{self.address} cannot be read ({one_line(error)}); is all of it there?") from None
 
     @property
     def columns(self) -> list[str]:

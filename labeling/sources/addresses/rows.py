@@ -48,7 +48,7 @@ class ListFile(Protocol):
     """A file of a list, opened lazily. It may be sent to other processes."""
 
     name: str
-    place: str  # the address of the file, for people
+    address: str  # for people
 
     @property
     def columns(self) -> list[str]:

@@ -71,14 +71,14 @@ def write_rows(dataset: Dataset, shard: str, listed: Sequence[ListedRow], making
     accepted: dict[str, dict[str, Any]] = {}
     seen: list[dict[str, Any]] = []
     for one, result in zip(listed, _fetch(listed, making), strict=True):
-        said = _describe(one.row, columns)
+        described = _describe(one.row, columns)
         name = storable(public_form(_address(one.row, columns)) or f"{one.file}, row {one.place + 1}")
         state = {
             "name": name,
             "file": one.file,
             "place": one.place,
             "size": result.size,
-            "said": digest_json(said.columns),
+            "said": digest_json(described.columns),
         }
         if isinstance(result, _Picture):
             state["id"] = result.identity
@@ -87,7 +87,7 @@ def write_rows(dataset: Dataset, shard: str, listed: Sequence[ListedRow], making
         if isinstance(result, Failure):
             state["reason"] = storable(result.reason)
         else:
-            accepted[result.identity] = {**result.row, "source": name, **said.columns}
+            accepted[result.identity] = {**result.row, "source": name, **described.columns}
         seen.append({**state, "taken": isinstance(result, _Picture)})
     images = pa.Table.from_pylist(list(accepted.values()), IMAGE_SCHEMA)
     table = pa.Table.from_pylist(seen, ROW_SCHEMA)

@@ -77,29 +77,29 @@ class SeparatedValues:
         """
         csv.field_size_limit(LONGEST_FIELD)
         again: deque[bytes] = deque()
-        taken: list[bytes] = []
+        record: list[bytes] = []
 
         def feed() -> Iterator[str]:
             while True:
                 line = again.popleft() if again else next(lines, None)
                 if line is None:
                     return
-                taken.append(line)
+                record.append(line)
                 yield line.decode("latin-1")
 
         reader = csv.reader(feed(), delimiter=self.delimiter, strict=True)
         while True:
-            taken.clear()
+            record.clear()
             try:
                 fields: list[str] | None = next(reader)
             except StopIteration:
                 return
             except csv.Error:
-                again.extendleft(reversed(taken[1:]))
-                del taken[1:]
-                fields = self._leniently(taken[0])
+                again.extendleft(reversed(record[1:]))
+                del record[1:]
+                fields = self._leniently(record[0])
                 reader = csv.reader(feed(), delimiter=self.delimiter, strict=True)
-            yield b"".join(taken), fields
+            yield b"".join(record), fields
 
     def _leniently(self, line: bytes) -> list[str] | None:
         try:

@@ -19,7 +19,7 @@ class TextList:
 
     def __init__(self, store: Store, name: str) -> None:
         self.store, self.name = store, name
-        self.place = f"{store.uri}/{name}"
+        self.address = f"{store.uri}/{name}"
         self.form = TEXT_FORMS[name[name.rindex(".") :].lower()]
 
     @cached_property
@@ -28,12 +28,12 @@ class TextList:
         with self.store.open(self.name) as opened:
             start = opened.read(1 << 16)
         if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise InputError(f"{self.place}: in UTF-16; save the list in UTF-8")
+            raise InputError(f"{self.address}: in UTF-16; save the list in UTF-8")
         mark = 3 if start.startswith(b"\xef\xbb\xbf") else 0
         try:
             columns, size = self.form.columns(start[mark:])
         except InputError as error:
-            raise InputError(f"{self.place} {error}") from None
+            raise InputError(f"{self.address} {error}") from None
         return columns, mark + size
 
     @property

@@ -28,9 +28,9 @@ def public_form(url: str) -> str:
     fields = [field for field in parts.query.split("&") if field]
     names = {field.partition("=")[0].lower() for field in fields}
     secret = _AZURE if "sig" in names else set()
-    kept = [
+    parameters = [
         field
         for field in fields
         if not _SECRET.fullmatch(name := field.partition("=")[0]) and name.lower() not in secret
     ]
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "&".join(kept), ""))
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "&".join(parameters), ""))

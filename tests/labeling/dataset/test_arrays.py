@@ -84,7 +84,7 @@ def test_arrays_read_as_lists_whatever_they_are_stored_as(
     assert ArrayFile(store, "g", "000000").latents is None
 
 
-def test_what_is_no_array_of_numbers_stays_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_lists_stay_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(tmp_path)
     holes = pa.table({"latent": pa.array([[1.0, None], [2.0, 3.0]], HALF)})
     write_shard(store, "g", "000000", holes, [2], "recipe")

@@ -44,9 +44,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def test_a_footer_costs_one_request_and_the_index_none(
-    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_footer_costs_one_request_and_the_index_none(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(f"{s3}/{tmp_path.name}")
     with s3_proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
@@ -60,7 +58,7 @@ def test_a_footer_costs_one_request_and_the_index_none(
         assert proxy.requests == before + 2, "a listing and a part of the index"
 
 
-def test_a_large_footer_takes_a_second_read(s3: str, tmp_path: Path) -> None:
+def test_large_footer_takes_a_second_read(s3: str, tmp_path: Path) -> None:
     store = open_store(f"{s3}/{tmp_path.name}")
     table = pa.table({f"column {number}": [1] * 500 for number in range(4)})
     write_shard(store, "wide", "000000", table, [1] * 500, "recipe")
@@ -79,7 +77,7 @@ def test_only_changed_footers_are_read(tmp_path: Path, monkeypatch: pytest.Monke
     assert dataset.footers("edges", known=footers) == footers and names == ["000005"]
 
 
-def test_an_index_of_before_is_read_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_index_of_before_is_read_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = make(str(tmp_path))
     rows = []
     for shard, entry in dataset.shard_entries("edges").items():
@@ -114,7 +112,7 @@ def test_jobs_on_other_shards_keep_each_others_parts(tmp_path: Path, monkeypatch
     assert parts(dataset) == ["index-000000-004096.parquet"] and not names
 
 
-def test_a_log_begins_another_part_when_one_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_begins_another_part_when_one_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "LOG_SHARDS", 4)
     dataset = make(str(tmp_path))
     log = IndexLog(dataset.store)
@@ -136,7 +134,7 @@ def test_footers_of_shards_just_written_are_read_without_a_listing(tmp_path: Pat
     assert now == dataset.all_footers(["edges"]) and now["edges"]["000002"].recipe == "new"
 
 
-def test_a_table_keeps_footers_as_they_are() -> None:
+def test_table_keeps_footers_as_they_are() -> None:
     footers = {
         "000000": Footer("0" * 32, "a text", {"id": "f" * 32, "old": "x"}, 3, 1, [2, 1]),
         "000001": Footer("F" * 32, "sixteen bytes ..", {"id": "0 " * 16}, 0, 0, []),
@@ -145,7 +143,6 @@ def test_a_table_keeps_footers_as_they_are() -> None:
     assert dict(table) == footers and dict(pickle.loads(pickle.dumps(table))) == footers
     assert dict(table.only(["000001", "000009"])) == {"000001": footers["000001"]}
     assert table.errors() == {"000000": 1} and table.row_groups("000000") == [2, 1]
-    assert table.updated({"000000": footers["000001"]})["000000"] == footers["000001"]
 
 
 def test_leased_shards_are_left_alone_by_status(tmp_path: Path) -> None:

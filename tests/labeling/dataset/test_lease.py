@@ -86,7 +86,7 @@ def test_jobs_on_other_shards_hold_a_group_beside_each_other(store: Store) -> No
     assert not live_leases(store)
 
 
-def test_a_refused_job_gives_back_what_it_held(store: Store) -> None:
+def test_refused_job_gives_back_what_it_held(store: Store) -> None:
     with lease(store, ["edges"], (0, 5)):
         with pytest.raises(InputError, match="is working on it"), lease(store, ["boxes", "edges"], (4, 6)):
             pass
@@ -94,7 +94,7 @@ def test_a_refused_job_gives_back_what_it_held(store: Store) -> None:
 
 
 @pytest.mark.parametrize("dead", [False, True])
-def test_of_jobs_that_begin_at_once_one_goes_on(store: Store, dead: bool) -> None:
+def test_concurrent_leases_keep_one_job(store: Store, dead: bool) -> None:
     """Also where they find the lease of a dead job."""
     for _ in range(5):
         barrier, outcomes = Barrier(6), Counter[str]()

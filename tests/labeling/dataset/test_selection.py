@@ -87,7 +87,7 @@ def selected(dataset: Dataset, mask: np.ndarray, shard: str) -> list[str]:
     return np.array(dataset.read("images", shard, ["id"])["id"].to_pylist())[mask].tolist()
 
 
-def test_pieces_of_the_work_do_not_matter(synthetic: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_selection_is_the_same_for_any_batches(synthetic: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = select_rows(synthetic, CONDITIONS[0])
     monkeypatch.setattr("labeling.dataset.selection.CHUNK_ROWS", 9001)
     pieces = select_rows(synthetic, CONDITIONS[0])
@@ -125,7 +125,7 @@ def test_missing_labels_are_null(tmp_path: Path) -> None:
         ("", r"give a condition"),
     ],
 )
-def test_a_bad_condition_is_one_line(synthetic: Dataset, where: str, message: str) -> None:
+def test_bad_condition_is_one_line(synthetic: Dataset, where: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as raised:
         select_rows(synthetic, where)
     assert "\n" not in str(raised.value)
@@ -156,7 +156,7 @@ def test_parameters_of_lambdas_are_no_columns(stored_dataset: Dataset, where: st
         "images.width > (select count(*) from boxes where current_timestamp > '2020-01-01')",
     ],
 )
-def test_a_condition_that_selects_other_rows_each_time_is_refused(stored_dataset: Dataset, where: str) -> None:
+def test_condition_that_selects_other_rows_each_time_is_refused(stored_dataset: Dataset, where: str) -> None:
     with pytest.raises(InputError, match="selects other rows each time"):
         select_rows(stored_dataset, where)
     assert select_rows(stored_dataset, "md5_number_lower(images.id) % 2 = 0").rows in range(5)
@@ -187,7 +187,7 @@ def test_few_rows_need_no_connection_of_their_own(monkeypatch: pytest.MonkeyPatc
     assert evaluate("images.width > 8", tables).tolist() == [False, True]
 
 
-def test_a_dataset_without_rows_has_none_to_select(tmp_path: Path) -> None:
+def test_dataset_without_rows_has_none_to_select(tmp_path: Path) -> None:
     dataset = Dataset(tmp_path / "dataset")
     dataset.describe("pictures", [], [])
     with pytest.raises(InputError, match=r"where 'true': .*dataset has no rows yet"):

@@ -18,9 +18,9 @@ from tiny_networks import save_llava
 
 from labeling.declaration import declare
 from labeling.labelers.caption import CaptionLabeler
+from labeling.networks.text_writer import seed_of
 from labeling.registry import load_labeler
 from labeling.run import label_rows
-from labeling.writer import seed_of
 from model.inputs import InputError
 from model.pictures import decode_picture
 
@@ -55,7 +55,7 @@ def quick(reply):
 
 @pytest.fixture(autouse=True)
 def no_wait(monkeypatch):
-    monkeypatch.setattr("labeling.endpoint._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("labeling.networks.endpoint._FIRST_WAIT", 0.01)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
@@ -105,7 +105,7 @@ def test_rows_of_a_batch_are_asked_at_once_and_keep_their_order():
     ],
     ids=["429", "503", "500", "rubbish", "empty", "number", "null", "blank"],
 )
-def test_what_fails_once_is_tried_again(reply):
+def test_failed_request_is_retried(reply):
     (row,), server = label(quick(reply))
     assert row["caption"] == "a cat" and row["error"] is None and len(server.requests) == 2
     first, second = (request["time"] for request in server.requests)
@@ -128,7 +128,7 @@ def test_what_fails_once_is_tried_again(reply):
     ],
     ids=["429", "rubbish", "endless", "filtered", "400", "401", "redirected", "hour", "date"],
 )
-def test_what_fails_always_is_an_error_of_its_row_after_so_many_tries(reply, error, tries):
+def test_row_is_in_error_after_all_retries(reply, error, tries):
     def answer(body, _number):
         return reply if body["seed"] == first else says("a dog")
 

@@ -25,8 +25,8 @@ from tiny_networks import (
     save_yolos,
 )
 
-from labeling.batches import pixel_scale
 from labeling.declaration import declare
+from labeling.networks.batches import pixel_scale
 from labeling.registry import load_labeler
 from model.inputs import InputError
 

@@ -89,7 +89,7 @@ def test_answer_gives_a_picture_or_its_reason(answer: Answer, reason: Any, serve
     assert fetch_one(server.url("/it"), HASTY if answer.wait or answer.drip else LOCAL) == reason
 
 
-def test_what_cannot_be_asked_has_a_reason() -> None:
+def test_unfetchable_address_has_a_reason() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         closed = probe.getsockname()[1]

@@ -32,7 +32,7 @@ def poisoned(**limits: float) -> Guard:
         (b"memory", "too much memory"),
     ],
 )
-def test_what_ends_a_decoder_is_the_files_reason_and_the_next_is_taken(raw: bytes, reason: str) -> None:
+def test_file_that_ends_the_decoder_is_rejected_and_decoding_goes_on(raw: bytes, reason: str) -> None:
     guard = poisoned(processes=1, seconds=3 if raw == b"hang" else 120, cpu_seconds=1, memory=2 << 30)
     with pytest.raises(Rejected) as rejection:
         guard.convert(raw, 10**6, 32)
@@ -41,7 +41,7 @@ def test_what_ends_a_decoder_is_the_files_reason_and_the_next_is_taken(raw: byte
     assert (image.width, image.height) == scene().size
 
 
-def test_a_process_killed_for_others_hunger_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoder_killed_from_outside_restarts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POISON_MARKER", str(tmp_path / "killed"))
     assert poisoned(processes=1).convert(b"once", 10**6, 32).encoded == b"fine"
 

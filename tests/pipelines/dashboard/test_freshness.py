@@ -267,12 +267,12 @@ def test_run_is_fresh_while_its_datasets_hold_what_it_learned_from(
     event = last_event(instance, "run", "checkpoints")
     assert event.metadata["step"].value == config.steps and "/pictures/" in str(event.metadata["loss"].value)
     assert next((one.check, one.passed) for one in run_outcomes(find_snapshot("run"))) == ("loss", True)
-    assert {spec.name for spec in check_specs(find_snapshot("run"))} == {"loss", "held_out", "figures"}
+    assert {spec.name for spec in check_specs(find_snapshot("run"))} == {"loss", "validation", "figures"}
     metrics = tmp_path / "run" / "metrics.jsonl"
     for loss, passed in ((1e-3, True), (2e-3, False)):  # lower than ever, then risen from there
         with metrics.open("a") as file:
             file.write(json.dumps({"step": 5, "validation_loss": loss}) + "\n")
-        [outcome] = [one for one in run_outcomes(find_snapshot("run")) if one.check == "held_out"]
+        [outcome] = [one for one in run_outcomes(find_snapshot("run")) if one.check == "validation"]
         assert outcome.passed is passed, outcome.description
     (pictures_dataset / "text" / "000001.parquet").unlink()
     follower.follow()

@@ -18,9 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from labeling.attempt import Attempt, Knowledge, Mark
 from labeling.failures import LONGEST_REASON, DeviceError, Failure, ProcessError, WorkError
-from labeling.worker import Worker, WorkerEnded
+from labeling.supervision.task_attempt import Attempt, Knowledge, Mark
+from labeling.supervision.worker_handle import Worker, WorkerEnded
 from model.inputs import InputError, one_line
 
 Work = Callable[[Any, Attempt], Any]

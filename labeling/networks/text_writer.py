@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from labeling.batches import Inputs, as_inputs, in_batches
-from labeling.endpoint import Answer, Endpoint, address_problem, check_key, key_problem
 from labeling.labeler import AddedLater, Prepared, Row, RowError, required
-from labeling.pretrained import Dtype, PretrainedLabeler
+from labeling.networks.batches import Inputs, as_inputs, in_batches
+from labeling.networks.endpoint import Answer, Endpoint, address_problem, check_key, key_problem
+from labeling.networks.pretrained import Dtype, PretrainedLabeler
 from model.inputs import one_line
 from model.pictures import Picture
 
@@ -150,9 +150,9 @@ class WriterLabeler(PretrainedLabeler):
         return Prepared((self.pixels_of(picture), seed_of(row["id"])))
 
     def infer(self, inputs: list[Any]) -> list[Any]:
-        asked = self.parameters
-        if asked.endpoint:
-            return Endpoint(asked.endpoint, asked.key, asked.retries, asked.patience).ask(inputs)
+        own = self.parameters
+        if own.endpoint:
+            return Endpoint(own.endpoint, own.key, own.retries, own.patience).ask(inputs)
         return in_batches(
             [given for given, _ in inputs],
             self.device,
@@ -172,30 +172,30 @@ class WriterLabeler(PretrainedLabeler):
         return self.columns_of(text)
 
     def _request(self, picture: Picture, identity: str) -> dict[str, Any]:
-        asked = self.parameters
+        own = self.parameters
         content = [
-            {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{_jpeg(picture, asked.side)}"}},
-            {"type": "text", "text": asked.prompt},
+            {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{_jpeg(picture, own.side)}"}},
+            {"type": "text", "text": own.prompt},
         ]
         body: dict[str, Any] = {
-            "model": asked.model,
+            "model": own.model,
             "messages": [{"role": "user", "content": content}],
-            "max_tokens": asked.tokens,
-            "temperature": asked.temperature,
+            "max_tokens": own.tokens,
+            "temperature": own.temperature,
         }
-        if asked.temperature:
-            body |= {"top_p": asked.top_p, "seed": seed_of(identity)}
-        return {key: value for key, value in {**body, **asked.extra}.items() if value is not None}
+        if own.temperature:
+            body |= {"top_p": own.top_p, "seed": seed_of(identity)}
+        return {key: value for key, value in {**body, **own.extra}.items() if value is not None}
 
     def _write(self, batch: dict[str, Any], seeds: Sequence[int]) -> list[NDArray[np.int32]]:
         """The tokens of each row, without the question."""
         import torch
 
-        drawn = {}
+        sampling = {}
         if self.parameters.temperature:
-            drawn["logits_processor"] = [_draw(seeds, self.parameters.temperature, self.parameters.top_p)]
+            sampling["logits_processor"] = [_draw(seeds, self.parameters.temperature, self.parameters.top_p)]
         tokens = self._network.generate(
-            **self.prepared(batch), max_new_tokens=self.parameters.tokens, do_sample=False, num_beams=1, **drawn
+            **self.prepared(batch), max_new_tokens=self.parameters.tokens, do_sample=False, num_beams=1, **sampling
         )
         question = batch.get("input_ids")
         if question is not None and torch.equal(tokens[:, : question.shape[1]], question):  # most models repeat it

@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from training.pinned_shards import Shards
+from training.plan.pinned_shards import Shards
+from training.plan.streams import Stream
 from training.recent import Recent
 from training.seeded_generator import SeededGenerator
-from training.streams import Stream
 
 _GOLDEN = (5**0.5 - 1) / 2
 
@@ -59,19 +59,19 @@ class LaneOrder:
         """(4, n): shard, row group, row in it, views (of a set, else 0) at positions counted over all epochs."""
         epochs, offsets = np.divmod(positions, self.total)
         rounds, turns = np.divmod(offsets, self.lanes)
-        places = self._starts[self._turns[turns]] + rounds
-        found = np.empty((4, len(positions)), np.int64)
+        in_epoch = self._starts[self._turns[turns]] + rounds
+        locations = np.empty((4, len(positions)), np.int64)
         for epoch in np.unique(epochs).tolist():
             _, starts = self._epochs.get(epoch, self._shard_order)
             chosen = np.flatnonzero(epochs == epoch)
-            blocks = np.searchsorted(starts, places[chosen], side="right") - 1
-            within = places[chosen] - starts[blocks]
-            for number, block, place in zip(chosen.tolist(), blocks.tolist(), within.tolist(), strict=True):
+            blocks = np.searchsorted(starts, in_epoch[chosen], side="right") - 1
+            within = in_epoch[chosen] - starts[blocks]
+            for number, block, position in zip(chosen.tolist(), blocks.tolist(), within.tolist(), strict=True):
                 _, window_starts = self._blocks.get((epoch, block), self._row_group_order)
-                window = int(window_starts.searchsorted(place, side="right")) - 1
+                window = int(window_starts.searchsorted(position, side="right")) - 1
                 rows = self._windows.get((epoch, block, window), self._shuffled_rows)
-                found[:, number] = rows[:, place - window_starts[window]]
-        return found
+                locations[:, number] = rows[:, position - window_starts[window]]
+        return locations
 
     def _shard_order(self, epoch: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """(shards in the epoch's order, rows before each block of `window` shards)."""
@@ -106,8 +106,8 @@ class LaneOrder:
         row_group = group - int(shards.group_starts[shard])
         start = shards.row_in_shard(shard, row_group, 0)
         rows = np.flatnonzero(shards.mask(self._key, shard)[start : start + int(shards.group_rows[group])])
-        found = np.zeros((4, len(rows)), np.int32)
-        found[0], found[1], found[2] = shard, row_group, rows
+        locations = np.zeros((4, len(rows)), np.int32)
+        locations[0], locations[1], locations[2] = shard, row_group, rows
         if len(shards.views):
-            found[3] = shards.views[int(shards.row_starts[shard]) + start + rows]
-        return found
+            locations[3] = shards.views[int(shards.row_starts[shard]) + start + rows]
+        return locations

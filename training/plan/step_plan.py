@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from model.constants import SIZE_STEP
 from model.prompts import RAYS, find_task
 from training.config import ObjectiveConfig
-from training.first_plan import FirstPlan
-from training.lanes import LaneOrder
-from training.manifest import Manifest
-from training.planned import Leveled, PlannedSample, StepSizes
+from training.plan.first_version import FirstPlan
+from training.plan.lanes import LaneOrder
+from training.plan.manifest import Manifest
+from training.plan.planned_sample import Leveled, PlannedSample, StepSizes
+from training.plan.task_order import TaskOrder
 from training.recent import Recent
 from training.seeded_generator import SeededGenerator, as_uniforms, indexed_words
-from training.task_order import TaskOrder
 
 # What each of a sample's random words decides. The levels of a set come from a generator of its own.
 _CAPTION, _DEGRADATION, _NOISE, _VIEWS, _KNOWS, _KNOWN, _LEVEL = range(7)
@@ -44,7 +44,7 @@ class _Drawn:
 
 
 class Plan:
-    """The samples of every step of a run, in lanes (`training.lanes`)."""
+    """The samples of every step of a run, in lanes (`training.plan.lanes`)."""
 
     def __init__(self, manifest: Manifest, seed: int, batch: int, objective: ObjectiveConfig, window: int) -> None:
         """batch: samples of a step over all workers; window: row groups shuffled together."""

@@ -16,13 +16,16 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from labeling.attempt import Mark
-from labeling.messages import receive, send
+from labeling.supervision.messages import receive, send
+from labeling.supervision.task_attempt import Mark
 
 _TICK = 0.2  # seconds between looks at the mark and the memory
 _LOOKS_AT_MEMORY_BELOW = 5.0  # seconds between looks at the processes that the worker has started
 _ENDS_WITHIN = 30.0  # seconds for a guard to end what it guards
-_STARTS = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from labeling.child import main; main(sys.argv[2:])"
+_STARTS = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from labeling.supervision.worker_main import main; main(sys.argv[2:])"
+)
 _LINES = 40  # of a worker's standard error that are kept
 _LONGEST_LINE = 1000  # characters
 
@@ -58,7 +61,7 @@ class Worker:
         self._marks = open(os.memfd_create("marks", 0), "rb", buffering=0)  # noqa: SIM115
         self._lifeline = open(ours, "wb", buffering=0)  # noqa: SIM115 (its end is the worker's)
         self._status = open(status, "rb", buffering=0)  # noqa: SIM115
-        self._told = b""
+        self._reports = b""
         self._process_below: tuple[float, list[int]] = (0.0, [])
         files = (theirs.fileno(), lifeline, status_writing, self._marks.fileno())
         try:
@@ -164,16 +167,16 @@ class Worker:
 
     def _read_status(self) -> bool:
         data = self._status.read(4096)
-        self._told += data or b""
+        self._reports += data or b""
         return bool(data)
 
     def _exit_status(self) -> int | None:
-        return next((int(line[6:]) for line in self._told.splitlines() if line.startswith(b"ended ")), None)
+        return next((int(line[6:]) for line in self._reports.splitlines() if line.startswith(b"ended ")), None)
 
     def _worker(self) -> int | None:
-        if not self._told and _can_be_read(self._status, 0):
+        if not self._reports and _can_be_read(self._status, 0):
             self._read_status()
-        return next((int(line[7:]) for line in self._told.splitlines() if line.startswith(b"worker ")), None)
+        return next((int(line[7:]) for line in self._reports.splitlines() if line.startswith(b"worker ")), None)
 
     def _held(self) -> int:
         """Bytes of memory that are the worker's and its processes' own; the costly truth only where there are many."""

@@ -91,7 +91,9 @@ def pixel_scale(processor: Any, process: Callable[..., Inputs]) -> PixelScale | 
             _channels(processor.image_std) if scales else None,
             fused,
         )
-        if all(np.array_equal(scale(to_device(pixels.copy(), "cpu")).numpy(), wanted) for pixels, wanted in tried):
+        if all(
+            np.array_equal(scale(to_device(pixels.copy(), "cpu")).numpy(), reference) for pixels, reference in tried
+        ):
             return scale
     return None
 
@@ -113,27 +115,27 @@ def in_batches(
     """
     import torch
 
-    places: dict[Any, list[int]] = {}
-    for place, inputs in enumerate(rows):
-        places.setdefault(place if device == "cpu" else _shapes(inputs, place), []).append(place)
+    indices: dict[Any, list[int]] = {}
+    for index, inputs in enumerate(rows):
+        indices.setdefault(index if device == "cpu" else _shapes(inputs, index), []).append(index)
     results: list[Any] = [None] * len(rows)
     with torch.inference_mode():
-        for together in places.values():
-            group = [rows[place] for place in together]
+        for together in indices.values():
+            group = [rows[index] for index in together]
             counts = [len(next(iter(inputs.values()))) for inputs in group]
             joined = {name: _joined([inputs[name] for inputs in group], device) for name in group[0]}
-            more = [] if beside is None else [[beside[place] for place in together]]
-            for place, result in zip(together, run(joined, counts, *more), strict=True):
-                results[place] = result
+            more = [] if beside is None else [[beside[index] for index in together]]
+            for index, result in zip(together, run(joined, counts, *more), strict=True):
+                results[index] = result
     return results
 
 
 def taken_apart(outputs: Any, names: Sequence[str], counts: Sequence[int]) -> list[dict[str, NDArray[Any]]]:
     """The named outputs of each row in float32, those that the network gives."""
-    given = {name: outputs[name].float().cpu().numpy() for name in names if outputs.get(name) is not None}
+    arrays = {name: outputs[name].float().cpu().numpy() for name in names if outputs.get(name) is not None}
     ends = np.cumsum(counts)
     return [
-        {name: values[end - count : end] for name, values in given.items()}
+        {name: values[end - count : end] for name, values in arrays.items()}
         for count, end in zip(counts, ends, strict=True)
     ]
 
@@ -170,10 +172,10 @@ def _joined(values: Sequence[Any], device: str) -> Any:
     return to_device(np.concatenate(values), device)  # a copy: arrays that came from another process are read-only
 
 
-def _shapes(inputs: Inputs, place: int) -> Any:
-    """What rows of one batch have in common; of a row with more than arrays its place."""
+def _shapes(inputs: Inputs, index: int) -> Any:
+    """What rows of one batch have in common; of a row with more than arrays its index."""
     if any(value for value in inputs.values() if not isinstance(value, np.ndarray)):
-        return place
+        return index
     arrays = [(name, inputs[name]) for name in sorted(inputs) if isinstance(inputs[name], np.ndarray)]
     return tuple((name, value.dtype.str, value.shape[1:]) for name, value in arrays)
 

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from model.constants import SIZE_STEP
 from model.prompts import RAYS, find_task
 from training.config import ObjectiveConfig
-from training.manifest import Manifest
 from training.objective import draw_levels
-from training.pinned_shards import Shards
-from training.planned import Leveled, PlannedSample, StepSizes
+from training.plan.manifest import Manifest
+from training.plan.pinned_shards import Shards
+from training.plan.planned_sample import Leveled, PlannedSample, StepSizes
+from training.plan.streams import Stream
+from training.plan.task_order import TaskOrder
 from training.recent import Recent
 from training.seeded_generator import SeededGenerator
-from training.streams import Stream
-from training.task_order import TaskOrder
 
 
 class FirstPlan:
@@ -34,30 +34,30 @@ class FirstPlan:
         }
         self.tasks = TaskOrder([stream.weight for stream in used], seed, batch)
         conditions = [find_task(stream.task).condition for stream in used]
-        # Of a sample of each stream; 0 for a stream of sets.
+        # Tokens of a sample of each stream; 0 for a stream of sets.
         self._frames = np.array([0 if condition == RAYS else 1 + (condition is not None) for condition in conditions])
         self._tokens = self._frames * np.array([stream.size // SIZE_STEP for stream in used], np.int64) ** 2
 
     def step(self, step: int) -> list[PlannedSample]:
         """The samples of a step, in their order."""
-        return [self.sample(step * self.batch + place) for place in range(self.batch)]
+        return [self.sample(step * self.batch + position) for position in range(self.batch)]
 
     def sizes(self, step: int) -> StepSizes:
         """Sizes of the samples of a step, without drawing the rest of them."""
         first = step * self.batch
         streams, _ = self.tasks.draws(first, self.batch)
         tokens, frames = self._tokens[streams], self._frames[streams]
-        for place in np.flatnonzero(frames == 0):  # of sets, whose frames are drawn
-            sample = self.sample(first + int(place))
-            tokens[place], frames[place] = sample.tokens, sample.frames
+        for position in np.flatnonzero(frames == 0):  # of sets, whose frames are drawn
+            sample = self.sample(first + int(position))
+            tokens[position], frames[position] = sample.tokens, sample.frames
         counted = int(frames.sum())
         if self.objective.known_frame_share:  # how many frames are in the loss is drawn for each sample
             counted = sum(int(in_loss.sum()) for _, _, in_loss in self.draw(step, range(self.batch)))
         return StepSizes(tokens, counted, None)
 
-    def draw(self, step: int, places: Iterable[int]) -> list[Leveled]:
-        """The samples of a step at these places, with noise levels."""
-        samples = [self.sample(step * self.batch + place) for place in places]
+    def draw(self, step: int, positions: Iterable[int]) -> list[Leveled]:
+        """The samples of a step at these positions, with noise levels."""
+        samples = [self.sample(step * self.batch + position) for position in positions]
         return [(planned, *draw_levels(planned.noise_seed, planned.frames, self.objective)) for planned in samples]
 
     def sample(self, index: int) -> PlannedSample:
@@ -113,9 +113,9 @@ class _Rows:
         epoch, offset = divmod(position, self._total)
         _, starts = self._epochs.get(epoch, self._order)
         window = int(np.searchsorted(starts, offset, side="right")) - 1
-        groups, places = self._windows.get((epoch, window), self._shuffle)
+        groups, ranks = self._windows.get((epoch, window), self._shuffle)
         group = int(groups[offset - starts[window]])
-        row = int(self._eligible.get(group, self._rows_of)[places[offset - starts[window]]])
+        row = int(self._eligible.get(group, self._rows_of)[ranks[offset - starts[window]]])
         shards, shard = self._shards, self._shard_of(group)
         row_group = group - int(shards.group_starts[shard])
         views = 0
@@ -133,14 +133,14 @@ class _Rows:
         return order, np.concatenate([[0], ends])
 
     def _shuffle(self, key: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(row group, which of its eligible rows) for each place of a window."""
+        """(row group, which of its eligible rows) for each row of a window."""
         epoch, window = key
         order, _ = self._epochs.get(epoch, self._order)
         members = order[window * self._window : (window + 1) * self._window]
         groups = np.repeat(members, self._counts[members])
-        places = np.concatenate([np.arange(self._counts[group]) for group in members])
+        ranks = np.concatenate([np.arange(self._counts[group]) for group in members])
         shuffled = SeededGenerator(*self._seed, "window", epoch, window).permutation(len(groups))
-        return groups[shuffled], places[shuffled]
+        return groups[shuffled], ranks[shuffled]
 
     def _rows_of(self, group: int) -> NDArray[np.int64]:
         """The eligible rows of a row group."""

@@ -17,19 +17,12 @@ from model.inputs import InputError
 _TOLERANCE = 0.05  # of a worker's tokens above the mean, which is not worth moving samples for
 
 
-def deal_packs(tokens: Sequence[int], budget: int, workers: int) -> list[list[list[int]]]:
-    """Deal samples to workers.
-
-    tokens: of each sample of the step. Returns, for each worker, its packs, each a list of places in `tokens`, in
-    order. There are as few packs as the budget allows, none is empty, and workers' numbers of them differ by at most
-    one. Raises InputError for a sample above the budget or fewer samples than workers.
-    """
-    packs = _pack(tokens, budget, workers)
-    return [[sorted(pack) for pack in packs[worker::workers]] for worker in range(workers)]
-
-
 def deal_to_one(tokens: Sequence[int], budget: int, workers: int, rank: int) -> tuple[list[list[int]], int]:
-    """(packs of one worker, as `deal_packs` deals them; the most packs that any worker has)."""
+    """(packs of one worker, each a list of indices into `tokens`, in order; the most packs that any worker has).
+
+    tokens: of each sample of the step. There are as few packs as the budget allows, none is empty, and workers' numbers
+    of them differ by at most one. Raises InputError for a sample above the budget or fewer samples than workers.
+    """
     packs = _pack(tokens, budget, workers)
     return [sorted(pack) for pack in packs[rank::workers]], -(-len(packs) // workers)
 
@@ -37,12 +30,12 @@ def deal_to_one(tokens: Sequence[int], budget: int, workers: int, rank: int) -> 
 def deal_lanes(
     tokens: NDArray[np.int64], lanes: NDArray[np.int64], budget: int, workers: int, rank: int
 ) -> tuple[list[list[int]], int]:
-    """(packs of one worker, each a list of places in `tokens`; the most packs that any worker has).
+    """(packs of one worker, each a list of indices into `tokens`; the most packs that any worker has).
 
     tokens, lanes: (batch,) of each sample of the step. In the order of their lanes, samples are cut into parts of
     nearly the same tokens, one for each worker, so that a worker has the same lanes in every step but for those at its
     ends. Where samples are so long that a worker has 5 % more than the mean, the fewest that help go to workers with
-    less. A worker has fewer packs than others only where it has fewer samples. Raises InputError like `deal_packs`.
+    less. A worker has fewer packs than others only where it has fewer samples. Raises InputError like `deal_to_one`.
     """
     _check(tokens, budget, workers)
     order = np.argsort(lanes, kind="stable")
@@ -66,22 +59,22 @@ def _balance(
         return
     counts = np.bincount(homes, minlength=len(loads))
     ends = np.cumsum(counts)
-    held: dict[int, dict[int, list[int]]] = {}  # worker → tokens → places of its samples that have so many
+    held: dict[int, dict[int, list[int]]] = {}  # worker → tokens → indices of its samples that have so many
 
     def samples(worker: int) -> dict[int, list[int]]:
         if worker not in held:  # nothing was moved to it or from it before
             held[worker] = {}
-            places = order[ends[worker] - counts[worker] : ends[worker]]
-            for place, size in zip(places.tolist(), tokens[places].tolist(), strict=True):
-                held[worker].setdefault(size, []).append(place)
+            indices = order[ends[worker] - counts[worker] : ends[worker]]
+            for index, size in zip(indices.tolist(), tokens[indices].tolist(), strict=True):
+                held[worker].setdefault(size, []).append(index)
         return held[worker]
 
     def move(size: int, giver: int, taker: int) -> None:
-        place = samples(giver)[size].pop()
+        index = samples(giver)[size].pop()
         if not samples(giver)[size]:
             del samples(giver)[size]
-        samples(taker).setdefault(size, []).append(place)
-        homes[place] = taker
+        samples(taker).setdefault(size, []).append(index)
+        homes[index] = taker
         for worker, sign in ((giver, -1), (taker, 1)):
             loads[worker] += sign * size
             counts[worker] += sign
@@ -136,18 +129,18 @@ def _pack(tokens: Sequence[int], budget: int, workers: int) -> list[list[int]]:
     each = max(1, -(-sum(tokens) // (budget * workers)))
     while True:
         packs = _fill(tokens, order, min(each * workers, len(tokens)))
-        if max(sum(tokens[place] for place in pack) for pack in packs) <= budget:
+        if max(sum(tokens[index] for index in pack) for pack in packs) <= budget:
             break
         each += 1
     return packs
 
 
 def _fill(tokens: Sequence[int], order: Sequence[int], count: int) -> list[list[int]]:
-    """`count` packs of the places in `tokens`, each put in this order into the pack with the fewest tokens."""
+    """`count` packs of the indices into `tokens`, each put in this order into the pack with the fewest tokens."""
     packs: list[list[int]] = [[] for _ in range(count)]
     lightest = [(0, 0, pack) for pack in range(count)]  # a heap of (tokens, samples, pack)
-    for place in order:
+    for index in order:
         load, size, pack = lightest[0]
-        packs[pack].append(place)
-        heapreplace(lightest, (load + tokens[place], size + 1, pack))
+        packs[pack].append(index)
+        heapreplace(lightest, (load + tokens[index], size + 1, pack))
     return packs

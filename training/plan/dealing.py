@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from training.config import TrainingConfig
-from training.manifest import Manifest
-from training.packing import deal_lanes, deal_to_one
-from training.plan import load_plan
-from training.planned import Leveled
+from training.plan.manifest import Manifest
+from training.plan.packing import deal_lanes, deal_to_one
+from training.plan.planned_sample import Leveled
+from training.plan.step_plan import load_plan
 
 
 class Dealer:

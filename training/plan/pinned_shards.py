@@ -71,7 +71,7 @@ class Shards(Sequence[ShardPin]):
 
     @classmethod
     def of(cls, pins: Iterable[ShardPin]) -> Shards:
-        """In columns what is given one by one."""
+        """Put into columns what is given one by one."""
         import pyarrow as pa
 
         names: list[str] = []
@@ -165,7 +165,7 @@ class Shards(Sequence[ShardPin]):
         return np.unpackbits(eligible.bits[start : start + -(-rows // 8)], count=rows).view(bool)
 
     def kept(self, bits: Sequence[NDArray[np.uint8]]) -> Shards:
-        """The same without the rows whose bits, of each shard from a whole byte on, are not set."""
+        """Leave out the rows whose bits are not set. Each shard's bits begin at a whole byte."""
         eligible: dict[str, Eligible | None] = {}
         for key in self.eligible:
             masks, counts = [], []

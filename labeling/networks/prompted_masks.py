@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labeling.batches import PixelScale
+from labeling.networks.batches import PixelScale
 from model.pictures import Picture
 
 BY_BOXES = ("sam2", "sam2_video")  # types of configurations; those of published weights are of the video models
@@ -71,44 +71,44 @@ class MaskPrompts:
         return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1)[None])
 
 
-def masks_in_boxes(network: Any, given: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+def masks_in_boxes(network: Any, inputs: Mapping[str, Any]) -> list[tuple[Any, Any]]:
     """For each picture the masks (N, h, w), above 0 inside, and how good the model takes them to be (N,)."""
-    outputs = network(**given, multimask_output=False)
+    outputs = network(**inputs, multimask_output=False)
     return [
         (masks[:, 0].float(), scores[:, 0].float())
         for masks, scores in zip(outputs.pred_masks, outputs.iou_scores, strict=True)
     ]
 
 
-def masks_of_words(network: Any, given: Mapping[str, Any], threshold: float) -> list[tuple[Any, Any, list[int]]]:
+def masks_of_words(network: Any, inputs: Mapping[str, Any], threshold: float) -> list[tuple[Any, Any, list[int]]]:
     """For each picture the masks (M, h, w), above 0 inside, their scores (M,), and which name each is of.
 
     What the network sees of a picture is computed once, for all of its names.
     """
     import torch
 
-    seen = network.vision_encoder(given["pixel_values"])
-    count = len(given["pixel_values"])
-    found: list[list[tuple[Any, Any, int]]] = [[] for _ in range(count)]
-    for place in range(given["input_ids"].shape[1]):
+    features = network.vision_encoder(inputs["pixel_values"])
+    count = len(inputs["pixel_values"])
+    by_row: list[list[tuple[Any, Any, int]]] = [[] for _ in range(count)]
+    for index in range(inputs["input_ids"].shape[1]):
         outputs = network(
-            vision_embeds=seen,
-            input_ids=given["input_ids"][:, place],
-            attention_mask=given["attention_mask"][:, place],
+            vision_embeds=features,
+            input_ids=inputs["input_ids"][:, index],
+            attention_mask=inputs["attention_mask"][:, index],
         )
         scores = outputs.pred_logits.float().sigmoid()
         if outputs.presence_logits is not None:
             scores = scores * outputs.presence_logits.float().sigmoid()
         for number in range(count):
             kept = scores[number] > threshold
-            found[number].append((outputs.pred_masks[number][kept].float(), scores[number][kept], place))
+            by_row[number].append((outputs.pred_masks[number][kept].float(), scores[number][kept], index))
     return [
         (
             torch.cat([masks for masks, _, _ in own]),
             torch.cat([scores for _, scores, _ in own]),
-            [place for masks, _, place in own for _ in range(len(masks))],
+            [index for masks, _, index in own for _ in range(len(masks))],
         )
-        for own in found
+        for own in by_row
     ]
 
 

@@ -24,9 +24,9 @@ from model.conditions import CONTENT_COLUMNS
 from model.inputs import InputError
 from model.prompts import RAYS, Task, find_task
 from training.config import SourceConfig, TrainingConfig
-from training.manifest import Manifest, SourcePin, counted
-from training.pinned_shards import ShardPin, Shards, bits_of
-from training.streams import CAPTION, Stream
+from training.plan.manifest import Manifest, SourcePin, counted
+from training.plan.pinned_shards import ShardPin, Shards, bits_of
+from training.plan.streams import CAPTION, Stream
 
 _READ_THREADS = 16
 

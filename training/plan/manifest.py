@@ -11,9 +11,9 @@ import numpy as np
 
 from labeling.dataset import Dataset, LocalStore, Store
 from model.inputs import InputError, one_line
-from training.pinned_shards import Eligible, ShardPin, Shards
+from training.plan.pinned_shards import Eligible, ShardPin, Shards
+from training.plan.streams import Stream
 from training.seeded_generator import SeededGenerator
-from training.streams import Stream
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,12 +51,12 @@ class Manifest:
     lanes: int = 0
 
     def write(self, store: Store) -> None:
-        """As the run's manifest."""
+        """Write it as the run's manifest."""
         store.put(MANIFEST, self.to_bytes())
 
     @classmethod
     def read(cls, store: Store) -> Manifest:
-        """Of a run, whatever its version. Raises InputError where it is gone, damaged, or of a version not known."""
+        """Read a run's manifest. Raises InputError where it is gone, damaged, or of an unknown version."""
         import pyarrow as pa
 
         remedy = f"restore it, or remove {store.uri} to begin again"
@@ -78,7 +78,7 @@ class Manifest:
 
     @classmethod
     def find(cls, store: Store) -> Manifest | None:
-        """As `read`; None where it is absent or damaged."""
+        """Read a run's; None where it is absent or damaged."""
         try:
             return cls.read(store)
         except InputError:
@@ -159,7 +159,7 @@ class Manifest:
         return cls(sources, [Stream(**stream) for stream in values["streams"]])
 
     def at_addresses(self, datasets: Mapping[str, str]) -> Manifest:
-        """The same shards in datasets that may have moved: source → address of its dataset now."""
+        """Point to datasets that have moved: source → address of its dataset now. The shards stay the same."""
         sources = {name: replace(pin, dataset=Dataset(datasets[name]).uri) for name, pin in self.sources.items()}
         return replace(self, sources=sources)
 

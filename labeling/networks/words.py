@@ -74,19 +74,19 @@ def names_of(row: Row, parameters: NamesParameters, most: int = MOST_NAMES) -> l
     if not parameters.names_from:
         return list(parameters.names)
     if parameters.names_from == "objects":
-        found = list(row["objects.names"])
+        names = list(row["objects.names"])
         if parameters.names:
-            spoken = {singular(name.lower()) for name in found}
-            found = [name for name in parameters.names if singular(name.lower()) in spoken]
+            spoken = {singular(name.lower()) for name in names}
+            names = [name for name in parameters.names if singular(name.lower()) in spoken]
     elif parameters.names:
-        found = mentioned(row["caption.caption"], parameters.names)
+        names = mentioned(row["caption.caption"], parameters.names)
     else:
-        found = phrases(row["caption.caption"])
-    return found[:most]
+        names = phrases(row["caption.caption"])
+    return names[:most]
 
 
 def mentioned(text: str, names: Sequence[str]) -> list[str]:
-    """Those of the names that a text speaks of, in the singular or plural."""
+    """Pick the names that a text speaks of, in the singular or plural."""
     words = " ".join(singular(word) for word in re.findall(r"\w+", text.lower()))
     return [name for name in names if re.search(rf"\b{re.escape(_singulars(name.lower()))}\b", words)]
 
@@ -96,29 +96,29 @@ def phrases(text: str) -> list[str]:
 
     No grammar is known: of "a brown dog on the sofa" it is the words up to one that ends a name.
     """
-    found: list[str] = []
-    taken: list[str] | None = None
+    names: list[str] = []
+    words: list[str] | None = None
     many = False
 
     def end(after: str) -> None:
-        nonlocal taken
-        name = _name(taken or [], many)
+        nonlocal words
+        name = _name(words or [], many)
         # "a group of people" and "a slice of pizza" name people and pizza, which come without an article.
-        taken = [] if after == "of" and name in _MEASURES else None
-        if name and taken is None and name not in found and name.split()[-1] not in _NO_THING:
-            found.append(name)
+        words = [] if after == "of" and name in _MEASURES else None
+        if name and words is None and name not in names and name.split()[-1] not in _NO_THING:
+            names.append(name)
 
     for word in re.findall(r"[\w'-]+|[^\w\s]", text.lower()):
         if word in _ONE or word in _MANY:
             end(word)
-            taken, many = [], word in _MANY
+            words, many = [], word in _MANY
         elif word in _ENDS or not word[0].isalnum():
             end(word)
-            many = many or taken is not None
-        elif taken is not None:
-            taken.append(word)
+            many = many or words is not None
+        elif words is not None:
+            words.append(word)
     end("")
-    return found
+    return names
 
 
 def singular(word: str) -> str:
@@ -134,12 +134,12 @@ def singular(word: str) -> str:
 
 def parse_names(text: str, most: int) -> list[str]:
     """Names out of what a model wrote when it was asked for a list: by commas, lines, bullets, numbers or as JSON."""
-    found: list[str] = []
+    names: list[str] = []
     for part in re.split(r"[,;\n•*]|(?<!\S)-\s|(?<!\S)\d+[.):]", text):
         name = re.sub(r"^(?:(?:and|an?|the|some)\s+)+", "", part.strip(" \t.:'\"[](){}<>`").lower())
-        if name and len(name) <= 40 and len(name.split()) <= _LONGEST + 1 and name not in found and "." not in name:
-            found.append(name)
-    return found[:most]
+        if name and len(name) <= 40 and len(name.split()) <= _LONGEST + 1 and name not in names and "." not in name:
+            names.append(name)
+    return names[:most]
 
 
 def _singulars(name: str) -> str:
@@ -148,13 +148,13 @@ def _singulars(name: str) -> str:
 
 def _name(words: Sequence[str], many: bool) -> str:
     """The name that words are after an article, "" for none."""
-    kept = [word for word in words if not word.endswith("'s")]
-    while kept and (kept[-1].isdecimal() or (len(kept) > 1 and kept[-1].endswith(("ly", "ing", "ed")))):
-        kept.pop()
-    kept = kept[-_LONGEST:]
-    if kept and many:
-        kept[-1] = singular(kept[-1])
-    return " ".join(kept)
+    rest = [word for word in words if not word.endswith("'s")]
+    while rest and (rest[-1].isdecimal() or (len(rest) > 1 and rest[-1].endswith(("ly", "ing", "ed")))):
+        rest.pop()
+    rest = rest[-_LONGEST:]
+    if rest and many:
+        rest[-1] = singular(rest[-1])
+    return " ".join(rest)
 
 
 def reads_with(reads: Sequence[str], parameters: Any) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The processes below a supervisor (`labeling.supervisor`): a guard, and the worker that it watches.
+"""The processes below a supervisor (`labeling.supervision.supervisor`): a guard, and the worker that it watches.
 
 `main` imports nothing heavy before it forks. The guard ends the worker with everything that the worker has started when
 the supervisor goes or asks for it, and tells how the worker ended. The worker does what the supervisor sends.
@@ -128,9 +128,9 @@ def _work(connection: socket.socket, marks_file: int) -> None:
     """Make the work and do what the supervisor sends, to the end of the process."""
     import faulthandler
 
-    from labeling.attempt import Marks, MemoryLimit
     from labeling.failures import is_memory_error
-    from labeling.messages import receive, send
+    from labeling.supervision.messages import receive, send
+    from labeling.supervision.task_attempt import Marks, MemoryLimit
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable()
@@ -157,9 +157,9 @@ def _work(connection: socket.socket, marks_file: int) -> None:
 
 
 def _do(connection: socket.socket, work: Callable[..., Any], marks: Any, limit: Any, task: Any, knowledge: Any) -> None:
-    from labeling.attempt import ProcessFullError, SupervisedAttempt
     from labeling.failures import DeviceError
-    from labeling.messages import send
+    from labeling.supervision.messages import send
+    from labeling.supervision.task_attempt import ProcessFullError, SupervisedAttempt
 
     attempt = SupervisedAttempt(knowledge, marks, lambda *saved: send(connection, ("saved", saved)), limit)
     try:
@@ -183,16 +183,16 @@ def _raised(connection: socket.socket, error: BaseException) -> None:
     import traceback
 
     from labeling.failures import Failure, device_error
-    from labeling.messages import send
+    from labeling.supervision.messages import send
     from model.inputs import input_error_behind
 
-    if said := input_error_behind(error):
-        send(connection, ("input", str(said)))
+    if input_error := input_error_behind(error):
+        send(connection, ("input", str(input_error)))
     elif failed := device_error(error):
         send(connection, ("device", str(failed)))
     else:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        line = f"{Failure.of(error).reason} ({os.path.basename(place.filename)}, line {place.lineno})"
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        line = f"{Failure.of(error).reason} ({os.path.basename(frame.filename)}, line {frame.lineno})"
         send(connection, ("raised", (line, "".join(traceback.format_exception(error)))))
 
 

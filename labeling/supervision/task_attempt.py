@@ -1,8 +1,8 @@
 """One try at a task: which rows are under way, and what is known of them from processes that ended.
 
 Work that labels rows marks them while a labeler holds them. When its process dies or hangs, the supervisor
-(`labeling.supervisor`) reads the mark, starts another process and calls the same work again with an attempt that knows
-better. Work that runs in the caller's own process uses `Attempt()`, which knows nothing.
+(`labeling.supervision.supervisor`) reads the mark, starts another process and calls the same work again with an attempt
+that knows better. Work that runs in the caller's own process uses `Attempt()`, which knows nothing.
 """
 
 from __future__ import annotations

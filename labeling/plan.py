@@ -25,7 +25,7 @@ from labeling.dataset import (
 )
 from labeling.declaration import declared_name
 from labeling.labeler import Labeler, WholeLabeler
-from labeling.registry import base_name, group_name, load_labeler
+from labeling.registry import base_name, find_labeler, group_name, load_labeler
 from model.inputs import InputError, require
 
 SELECTION = "selection"  # labeler of the groups that say which rows others label
@@ -202,7 +202,8 @@ def _load(dataset: Dataset, group: str, name: str | None, parameters: Mapping[st
     given = {**parameters.get(base_name(group), {}), **parameters.get(group, {})}
     if name is None or name == group:
         name = declared_name(group, declaration)
-    return load_labeler(name, {**declaration.get("parameters", {}), **given})
+    declared = declaration["parameters"] if declaration else find_labeler(name).first_parameters(given)
+    return load_labeler(name, {**declared, **given})
 
 
 def _is_complete(dataset: Dataset, group: str) -> bool:

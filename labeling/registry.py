@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
+from labeling.dataset import TEXT, text_group
 from labeling.labeler import Labeler
 from model.inputs import InputError, nearest
 from model.inputs.schema import validate
@@ -75,16 +76,37 @@ def load_labeler(name: str, parameters: Mapping[str, Any]) -> Labeler:
     return labeler(group_name(name), validate(labeler.Parameters, parameters, name))
 
 
-def default_groups(name: str, present: Sequence[str]) -> list[str]:
-    """What a bare name on the command line stands for; `present` are the groups a dataset has or will have.
+def default_groups(
+    name: str,
+    present: Sequence[str],
+    declared: Sequence[str] = (),
+    tasks: Sequence[str] | None = None,
+    sets: bool = False,
+) -> list[str]:
+    """What a bare name on the command line stands for.
 
-    `latents` means the latents of the images and of every label that is drawn as an image, around 256 × 256 pixels.
+    `latents` means the latents of the images, of labels that are drawn as images, and of degraded pictures, around
+    256 × 256 pixels.
+    `text` means the prompts of each of `tasks`, by default of those that the labels of the rows serve; a dataset that
+    has the one group `text` keeps it. present: groups that the dataset has or will have; declared: that it has; sets:
+    whether its rows are sets of views.
     """
+    if name == TEXT and name not in declared:
+        return [text_group(task) for task in dict.fromkeys(tasks or _served_tasks(present, sets))]
     if name != "latents":
         return [name]
-    from model.conditions import CONDITION_READS
+    from model.conditions import CONDITION_READS, DEGRADATIONS
 
-    return ["latents-256", *(f"latents-256-{group}" for group in CONDITION_READS if group in present)]
+    drawn = [*CONDITION_READS, *(f"degraded-{kind}" for kind in DEGRADATIONS)]
+    return ["latents-256", *(f"latents-256-{group}" for group in drawn if group in present)]
+
+
+def _served_tasks(present: Sequence[str], sets: bool) -> list[str]:
+    """The tasks that prompts are stored for, and whose condition, where it is a label, is among the groups."""
+    from model.prompts import RAYS, TASKS
+
+    stored = [task for task in TASKS.values() if not task.references and (task.condition == RAYS) == sets]
+    return [task.name for task in stored if task.label is None or task.label in present]
 
 
 def _offered() -> dict[str, str]:

@@ -21,7 +21,8 @@ class Resources(Section):
     network on a GPU takes none from others unless they are given. batch: rows of a call. processes: least and most
     processes of the network; None: one, and more as it is needed and the GPUs allow. timeout: seconds that a call may
     take before its rows are tried one by one; memory_gb: what a process may hold; max_errors: share of rows in error
-    for which nobody can have planned, above which the labeler stops (in jobs of at least 100 rows).
+    for which nobody can have planned, above which the labeler stops (in jobs of at least 100 rows); python: of another
+    environment with the same Ray, for the engine of a model that `ray.data.llm` runs.
     """
 
     gpus: Annotated[float, Field(ge=0)] | None = None
@@ -30,6 +31,7 @@ class Resources(Section):
     processes: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     timeout: Annotated[float, Field(gt=0)] = 600.0
     memory_gb: Annotated[float, Field(gt=0)] | None = None
+    python: Annotated[str, Field(pattern=r"^/\S+$")] | None = None
     max_errors: Annotated[float, Field(ge=0, le=1)] = 0.05
 
     @field_validator("processes", mode="before")

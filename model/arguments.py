@@ -6,7 +6,7 @@ V views.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from numbers import Integral, Real
 from typing import Any
 
@@ -19,6 +19,8 @@ from model.inputs import InputError, nearest, shown
 from model.pictures import Picture, as_picture, is_signed
 
 _MOST = 1_000_000  # of steps, samples, pixels of a side
+_FARTHEST = 1e6  # distance of a camera; the published model has seen 1.5
+_IN_PIXELS = 10  # a principal point beyond so many image widths is one of pixels
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -41,20 +43,10 @@ def check_numbers(values: Mapping[str, Any]) -> None:
         raise InputError(f"guidance_scale {shown(guidance)}: give a number of 0 or more; 1 is no guidance")
 
 
-def check_parts(parts: Mapping[str, Any]) -> None:
-    """Raise InputError for a pipeline that lacks a part that every call needs, or has a scheduler of another kind."""
-    missing = next((name for name in ("transformer", "vae", "scheduler") if parts.get(name) is None), None)
-    if missing:
-        raise InputError(f"this pipeline has no {missing}: give it one, as from_pretrained(…, {missing}=…)")
-    scheduler = parts["scheduler"]
-    if not hasattr(scheduler.config, "max_shift"):
-        raise InputError(f"scheduler {type(scheduler).__name__}: take a FlowMatchEulerDiscreteScheduler")
-
-
 def check_flags(values: Mapping[str, Any]) -> None:
-    """Raise InputError for what is neither True, False nor None; values: by name."""
+    """Raise InputError for what is neither True nor False; values: by name. None leaves normalize_cameras open."""
     for name, value in values.items():
-        if not (value is None or isinstance(value, bool)):
+        if not (isinstance(value, bool) or (value is None and name == "normalize_cameras")):
             raise InputError(f"{name} {shown(value)}: give True or False")
 
 
@@ -83,6 +75,14 @@ def negative_prompts(value: Any, prompts: int, copies: int) -> list[str]:
     return [text for text in (texts if len(texts) == prompts else texts * prompts) for _ in range(copies)]
 
 
+def check_default_size(size: Any) -> None:
+    """Raise InputError for a default_size that frames cannot have."""
+    check_numbers({"default_size": 0 if size is None else size})
+    if size % SIZE_STEP:
+        nearby = max(SIZE_STEP, round(size / SIZE_STEP) * SIZE_STEP)
+        raise InputError(f"default_size {size}: it must divide by {SIZE_STEP}; take {nearby}")
+
+
 def check_size(width: int, height: int) -> None:
     """Raise InputError for a size that frames cannot have, with the nearest that they can."""
     if width % SIZE_STEP or height % SIZE_STEP:
@@ -109,6 +109,8 @@ def as_cameras(
     angles = {"azimuth": azimuth, "elevation": elevation, "distance": distance}
     given = {name: value for name, value in angles.items() if value is not None}
     if c2w is None and not given:
+        if normalize is not None:
+            raise InputError("normalize_cameras belongs to views with cameras: give azimuth and so on, or c2w")
         return None
     if c2w is not None and given:
         raise InputError("give cameras as c2w or as azimuth, elevation and distance, not both")
@@ -124,10 +126,16 @@ def as_cameras(
         for value in numbers["distance"]:
             if value <= 0:
                 raise InputError(f"distance {value:g}: a camera is away from what it looks at; give more than 0")
+            if not 1 / _FARTHEST <= value <= _FARTHEST:
+                raise InputError(f"distance {value:g}: give {1 / _FARTHEST:g} to {_FARTHEST:g}")
         c2w = orbit_cameras(numbers["azimuth"], numbers["elevation"], numbers["distance"])
         normalize = bool(normalize)
     c2w = as_matrices("c2w", c2w, 4)
-    intrinsics = default_intrinsics(len(c2w)) if intrinsics is None else as_matrices("intrinsics", intrinsics, 3)
+    if not torch.equal(c2w[:, 3], c2w.new_tensor([0, 0, 0, 1]).expand(len(c2w), 4)):
+        raise InputError("c2w: the last row of each matrix must be 0, 0, 0, 1; give camera-to-world matrices")
+    if bool((torch.linalg.det(c2w[:, :3, :3].double()) < 0).any()):
+        raise InputError("c2w: a matrix mirrors space; give OpenGL's camera-to-world: x right, y up, z backward")
+    intrinsics = default_intrinsics(len(c2w)) if intrinsics is None else _intrinsics(intrinsics)
     if len(intrinsics) != len(c2w):
         raise InputError(f"c2w {tuple(c2w.shape)}, intrinsics {tuple(intrinsics.shape)}: (V, 4, 4) and (V, 3, 3)")
     return c2w, intrinsics, True if normalize is None else normalize
@@ -135,8 +143,10 @@ def as_cameras(
 
 def _numbers(name: str, values: Any) -> list[float]:
     try:
+        if isinstance(values, str | bytes | Mapping | Set):  # has no numbers, or none in an order
+            raise TypeError
         numbers = [float(value) for value in values]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise InputError(f"{name} {shown(values)}: give a sequence of numbers, one for each view") from None
     if not numbers:
         raise InputError(f"{name}: give a number for each view; the sequence is empty")
@@ -152,9 +162,18 @@ def as_intrinsics(intrinsics: Any, views: int) -> Tensor | None:
         return None
     if not views:
         raise InputError("intrinsics belong to views")
-    tensor = as_matrices("intrinsics", intrinsics, 3)
+    tensor = _intrinsics(intrinsics)
     if len(tensor) != views:
         raise InputError(f"intrinsics of {len(tensor)} views for {views}: give one for each")
+    return tensor
+
+
+def _intrinsics(value: Any) -> Tensor:
+    tensor = as_matrices("intrinsics", value, 3)
+    if bool((tensor[:, (0, 1), (0, 1)] <= 0).any()):
+        raise InputError("intrinsics: focal lengths must be more than 0")
+    if bool((tensor[:, :2, 2].abs() > _IN_PIXELS).any()):
+        raise InputError("intrinsics: they are in pixels; divide the first two rows by the width, so that it is 1")
     return tensor
 
 
@@ -173,15 +192,14 @@ def as_samples(name: str, value: Any) -> Any:
 def as_pictures(images: Any, samples: int, one_each: bool = False) -> list[list[Picture]]:
     """The known pictures of each sample, or one list for all.
 
-    A batch (n, H, W, 3) or (n, 3, H, W) is a list of pictures. one_each: a list of as many pictures as samples is one
-    for each of them. Raises InputError for batches of other lengths.
+    A batch (n, H, W, 3) or (n, 3, H, W) is a list of pictures, also within a list. one_each: a list of as many pictures
+    as samples is one for each of them. Raises InputError for batches of other lengths.
     """
     if images is None:
         return [[]]
-    if getattr(images, "ndim", 0) == 4:
-        images = list(images)
     if not isinstance(images, (list, tuple)):
-        images = [images]
+        images = _members(images)
+    images = [picture for one in images for picture in _members(one)]
     if not any(isinstance(one, (list, tuple)) for one in images):
         if one_each and len(images) == samples > 1:
             images = [[one] for one in images]
@@ -192,8 +210,14 @@ def as_pictures(images: Any, samples: int, one_each: bool = False) -> list[list[
         raise InputError("images: give pictures, or a list of pictures for each prompt, not both")
     if len(images) != samples or len({len(one) for one in images}) > 1:
         raise InputError(f"{len(images)} sequences of images for {samples} prompts: give one each, of the same length")
+    images = [[picture for one in per_sample for picture in _members(one)] for per_sample in images]
     signed = any(is_signed(one) for per_sample in images for one in per_sample)
     return [[as_picture(one, signed) for one in per_sample] for per_sample in images]
+
+
+def _members(image: Any) -> list[Any]:
+    """The pictures of a batch (n, H, W, 3) or (n, 3, H, W); of anything else, itself."""
+    return list(image) if getattr(image, "ndim", 0) == 4 else [image]
 
 
 def check_noise(shape: tuple[int, ...], generator: Any, latents: Any) -> None:
@@ -223,16 +247,17 @@ def check_callback(callback: Any, inputs: Any, known: Sequence[str]) -> None:
 
 
 def check_changed(changed: Any, latents: Tensor) -> Tensor:
-    """The latents that a callback returns, those of before where it returns none. Raises InputError for other ones."""
-    if not isinstance(changed, Mapping) or "latents" not in changed:
-        return latents
-    new = changed["latents"]
+    """The latents that a callback returns, those of before where it returns none. Raises InputError for other ones.
+
+    A callback may also have written into those of before.
+    """
+    new = changed["latents"] if isinstance(changed, Mapping) and "latents" in changed else latents
     if not isinstance(new, Tensor) or new.shape != latents.shape:
         shape = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
         raise InputError(f"callback_on_step_end: latents {shape}; return {tuple(latents.shape)}")
     new = new.to(latents)
     if not bool(torch.isfinite(new).all()):
-        raise InputError("callback_on_step_end: it returns latents that are not all finite")
+        raise InputError("callback_on_step_end: it leaves latents that are not all finite")
     return new
 
 

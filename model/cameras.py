@@ -66,7 +66,8 @@ def camera_rays(c2w: Tensor, intrinsics: Tensor, size: int, normalize: bool = Fa
 
     c2w: (V, 4, 4) OpenGL camera-to-world; intrinsics: (V, 3, 3), image width 1; size: latent pixels a side.
     normalize: as in training, optical axes meet at the origin and the first camera is `scale` from it.
-    Raises InputError for other shapes, numbers that are not finite, and matrices that cannot be inverted.
+    Raises InputError for other shapes, numbers that are not finite, matrices that cannot be inverted, and cameras whose
+    rays are not finite.
     """
     as_matrices("c2w", c2w, 4)
     if len(as_matrices("intrinsics", intrinsics, 3)) != len(c2w):
@@ -81,7 +82,12 @@ def camera_rays(c2w: Tensor, intrinsics: Tensor, size: int, normalize: bool = Fa
     directions, centers = _unproject(R, T, intrinsics, size)
     directions = directions / directions.norm(dim=-1, keepdim=True)
     moments = torch.linalg.cross(centers[:, None].expand_as(directions), directions)
-    return torch.cat([directions, moments], -1).to(c2w.dtype)
+    rays = torch.cat([directions, moments], -1).to(c2w.dtype)
+    if not bool(torch.isfinite(rays).all()):
+        raise InputError(
+            "cameras: they have no rays of finite numbers; the first must be away from where all look, none too far"
+        )
+    return rays
 
 
 def rays_to_latents(rays: Tensor, h: int, w: int) -> Tensor:

@@ -62,6 +62,8 @@ def plan_frames(
         denoise_mask = _as_mask(denoise_mask)
     kinds = _frame_kinds(tasks, pictures, denoise_mask, cameras)
     name = " + ".join(tasks)
+    if RAYS in kinds and known is not None:
+        raise InputError(f"{name} has cameras or none to say what is known, or a denoise_mask; leave out known")
     if denoise_mask is not None:
         if known is not None:
             raise InputError("give known or denoise_mask, not both")
@@ -78,9 +80,17 @@ def plan_frames(
         raise InputError(
             f"{pictures} images are {more} than the {frames.pictures_known} known image frames of {name}: "
             + ", ".join(f"{kind} {'generated' if value else 'known'}" for kind, value in zip(kinds, mask, strict=True))
+            + (
+                f'; for a sample of each, give {pictures} prompts, as ["", ""]'
+                if takes_one(tasks) and pictures > 1
+                else ""
+            )
         )
-    if not cameras and any(kind == RAYS and not generated for kind, generated in zip(kinds, mask, strict=True)):
+    knows_cameras = any(kind == RAYS and not generated for kind, generated in zip(kinds, mask, strict=True))
+    if knows_cameras and not cameras:
         raise InputError(f"denoise_mask {list(mask)} has known cameras: give azimuth, elevation and distance, or c2w")
+    if cameras and not knows_cameras:
+        raise InputError(f"denoise_mask {list(mask)} generates all cameras: leave out those that are given")
     return frames
 
 

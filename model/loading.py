@@ -12,12 +12,22 @@ from torch import Tensor, nn
 
 from model.inputs import InputError, one_line, require
 from model.quantization import CONFIGURATION
-from model.weights import HubOptions, check_files, damaged, model_folder, read_json, refuse_unknown
+from model.weights import (
+    OF_DEVICE_MAPS,
+    HubOptions,
+    check_device_map,
+    check_files,
+    damaged,
+    indexed_files,
+    model_folder,
+    read_json,
+    refuse_unknown,
+)
 
 _MAPPED_BYTES = 16 << 20  # of a file, mapped at a time: pages that are mapped count as memory used
 STEM = "diffusion_pytorch_model"  # of the names of weights in diffusers' layout
 _WITHOUT_EFFECT = ("low_cpu_mem_usage", "disable_mmap")
-_OF_DEVICE_MAPS = ("device_map", "max_memory", "offload_folder", "offload_state_dict", "quantization_config")
+_OF_DIFFUSERS = ("device_map", *OF_DEVICE_MAPS, "quantization_config")
 _ARGUMENTS = ("subfolder", "torch_dtype", "dtype", "variant", "use_safetensors")
 _KEYS_SHOWN = 3  # wrong keys that an error names
 
@@ -40,6 +50,7 @@ def load_model(
     """
     hub = HubOptions.take(kwargs)
     torch_dtype = kwargs.pop("dtype", None) or torch_dtype
+    torch_dtype = None if torch_dtype == "auto" else torch_dtype
     if torch_dtype is not None and not isinstance(torch_dtype, torch.dtype):
         raise InputError(f"torch_dtype {torch_dtype!r}: give a type of torch, as torch.bfloat16")
     for argument in _WITHOUT_EFFECT:  # a loader that takes little memory, and memory maps, are the only ways here
@@ -47,9 +58,10 @@ def load_model(
     if kwargs.pop("use_safetensors", None) is False:
         raise InputError("use_safetensors=False: weights are read from safetensors alone; convert them first")
     kwargs = {argument: value for argument, value in kwargs.items() if value not in (None, False)}
-    refuse_unknown(f"{cls.__name__}.from_pretrained", kwargs, [*_OF_DEVICE_MAPS, *_ARGUMENTS, *HubOptions.names()])
+    refuse_unknown(f"{cls.__name__}.from_pretrained", kwargs, [*_OF_DIFFUSERS, *_ARGUMENTS, *HubOptions.names()])
+    check_device_map(f"{cls.__name__}.from_pretrained", kwargs)
     folder = model_folder(str(name), subfolder or "transformer", (), hub, variant)
-    check_files(folder)
+    check_files(folder, variant)
     if CONFIGURATION in read_json(folder / "config.json"):
         require("torchao")
         kwargs.setdefault("low_cpu_mem_usage", True)
@@ -77,15 +89,7 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     infix = f".{variant}" if variant else ""
     index = folder / f"{STEM}.safetensors.index{infix}.json"
     if index.is_file():
-        described = read_json(index)
-        weight_map = described.get("weight_map") if isinstance(described, dict) else None
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise InputError(f"{index}: it names no weights; download it again")
-        names = sorted(set(map(str, weight_map.values())))
-        absent = [name for name in names if not (folder / name).is_file() or Path(name).name != name]
-        if absent:
-            raise InputError(f"{folder}: {index.name} names {absent[0]}, which is not there; download it again")
-        return [folder / name for name in names]
+        return indexed_files(index)
     single = folder / f"{STEM}{infix}.safetensors"
     if not single.is_file():
         raise InputError(f"{folder}: neither {index.name} nor {single.name} is there")

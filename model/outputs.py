@@ -47,8 +47,6 @@ def read_pictures(
 
     pixels: for each sample (n, 3, H, W) in [-1, 1]; kinds: of the n frames. form: "pil", "np" or "pt".
     """
-    if not pixels:
-        return {}
     unit = ((torch.cat(list(pixels)) + 1) / 2).clamp(0, 1).cpu()
     pictures = (unit * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     fields: dict[str, Any] = {"images": unit if form == "pt" else unit.permute(0, 2, 3, 1).numpy()}

@@ -168,8 +168,9 @@ def _zlib() -> Any:
 
 
 def is_signed(image: Any) -> bool:
-    """Whether an array or tensor has floats that can only be of -1…1; then its whole batch is, as in diffusers."""
+    """Whether a picture has floats that can only be of -1…1; then its whole batch is, as in diffusers."""
     try:
+        image = np.asarray(image) if _is_of_floats(image) else image
         kind = str(getattr(image, "dtype", ""))
         return "float" in kind and float(image.min()) < -_BEYOND
     except (TypeError, ValueError, RuntimeError):  # without numbers
@@ -181,20 +182,28 @@ def as_picture(image: Any, signed: bool = False) -> Picture:
 
     A PIL image of any mode, whose metadata count (EXIF's orientation, a color profile, transparency); an array
     (H, W), (H, W, 1), (H, W, 3) or with alpha (H, W, 4); a tensor with its channels first. Their levels are uint8, or
-    floats in 0…1, or in -1…1 where any is below 0, as diffusers takes them; signed: floats are of -1…1.
+    floats in 0…1, or in -1…1 where any is below -0.1, as diffusers takes them; signed: floats are of -1…1. So are those
+    of a PIL image of floats that is of no file; one of integers (I) has levels of 16 bits.
     Raises InputError for anything else, as floats in 0…255 and numbers that are not finite.
     """
     from PIL import Image
 
     if isinstance(image, Image.Image):
-        return _from_pillow(image)
+        return _from_pillow(image, signed)
     levels = _levels(image, signed)
     if levels.shape[2] == 4:
         return _on_white(levels)
     return np.ascontiguousarray(np.repeat(levels, 3, axis=2) if levels.shape[2] == 1 else levels)
 
 
-def _from_pillow(image: Any) -> Picture:
+def _is_of_floats(image: Any) -> bool:
+    """Whether a program made this Pillow image of floats: of a file, its format says what the levels mean."""
+    return getattr(image, "mode", None) == "F" and getattr(image, "format", "") is None
+
+
+def _from_pillow(image: Any, signed: bool) -> Picture:
+    from PIL import Image
+
     from model.pixels.appearance import appearance
     from model.pixels.opened import decoded_of
     from model.pixels.outcome import Rejected, broken
@@ -202,9 +211,15 @@ def _from_pillow(image: Any) -> Picture:
     if not min(image.size):
         raise InputError(f"picture of {image.width} × {image.height}: it has no pixels")
     try:
+        if _is_of_floats(image):
+            metadata = image.info
+            image = Image.fromarray(_from_floats(np.asarray(image)[..., None], signed)[..., 0])
+            image.info = metadata
         return np.array(appearance(decoded_of(image)).convert("RGB"))
     except Rejected as error:
         raise InputError(str(error)) from None
+    except InputError:
+        raise
     except Exception as error:
         # Pillow decodes a file when it is asked for pixels, and raises nearly anything for a damaged one.
         raise InputError(str(broken(image.format or "picture", error))) from None

@@ -23,25 +23,25 @@ from model.arguments import (
     check_callback,
     check_changed,
     check_choice,
+    check_default_size,
     check_finite,
     check_flags,
     check_noise,
     check_numbers,
-    check_parts,
     check_size,
     latent_shape,
 )
 from model.cameras import camera_latents, recover_cameras
 from model.codecs import ImageCodec
 from model.codecs.autoencoder_dct import AutoencoderDCT
-from model.constants import SIZE_STEP
 from model.frames import REFERENCE, Frames, Known, plan_frames, takes_one
 from model.inputs import InputError, one_line
 from model.lora import LoraMixin
 from model.outputs import OneDiffusionOutput, read_pictures
+from model.parts import check_is_part, check_parts
 from model.pictures import Picture, aspect_bucket, fit_picture
-from model.pipeline_folder import resolve_pipeline
-from model.prompt_embeddings import PromptMixin, check_words, class_colors, is_empty
+from model.pipeline_folder import part_at_fault, resolve_pipeline
+from model.prompt_embeddings import PromptMixin, check_embedded, check_words, class_colors, is_empty
 from model.prompts import RAYS, find_task
 from model.sampling import ConditionTimestep, sample_frames
 from model.saving import refuse_adapters, save_whole
@@ -75,14 +75,22 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
         scheduler: Any,
         default_size: int = 512,
     ) -> None:
-        """default_size: pictures are sampled around default_size² pixels where no height and width are given."""
+        """default_size: pictures are sampled around default_size² pixels where no height and width are given.
+
+        Raises InputError for a default_size that does not divide by 16.
+        """
         super().__init__()
-        self.register_modules(
-            transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
-        )
-        check_numbers({"default_size": default_size})
-        if default_size < SIZE_STEP:
-            raise InputError(f"default_size {default_size}: give {SIZE_STEP} or more")
+        parts = {
+            "transformer": transformer,
+            "vae": vae,
+            "text_encoder": text_encoder,
+            "tokenizer": tokenizer,
+            "scheduler": scheduler,
+        }
+        for name, part in parts.items():
+            check_is_part(name, part)
+        check_default_size(default_size)
+        self.register_modules(**parts)
         self.register_to_config(default_size=default_size)
         self._interrupt = False
         self._guidance_scale = 1.0
@@ -105,10 +113,12 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
         except InputError:
             raise
         except Exception as error:  # diffusers and transformers raise nearly anything for what a folder holds
-            raise InputError(f"{name}: no pipeline that can be loaded ({one_line(error, 300)})") from error
+            part, error = part_at_fault(folder, cls.load_config(str(folder)), kwargs) or ("", error)
+            where = f"{folder / part}" if part else name
+            raise InputError(f"{where}: nothing that can be loaded ({one_line(error, 300)})") from error
         for part, model in pipeline.components.items():
             # Quantized weights are stored under names of torchao.
-            quantized = kwargs.get("quantization_config") or getattr(model, "hf_quantizer", None)
+            quantized = getattr(model, "hf_quantizer", None)
             if isinstance(model, nn.Module) and part not in kwargs and not quantized:
                 check_loaded(model, folder / part, kwargs.get("variant"))
         return pipeline
@@ -253,7 +263,9 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
         views = 0 if cameras is None else len(cameras[0])
         frames = plan_frames(tasks, len(known_pictures[0]), known, denoise_mask, views)
         intrinsics = as_intrinsics(intrinsics, len(frames.kinds) // 2 if RAYS in frames.kinds else 0)
-        references = check_words(tasks, names, reference_prompts, frames.kinds.count(REFERENCE))
+        references = check_words(tasks, names, reference_prompts, frames.kinds.count(REFERENCE), colors)
+        if captions is None:
+            check_embedded(tasks, names, references)
         colors_of = class_colors(names, colors)
         prompts = None if captions is None else self.compose(tasks, captions, names, colors, references)
         width, height = self._size(known_pictures[0], frames, width, height)
@@ -304,7 +316,7 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
         self, pictures: Sequence[Picture], frames: Frames, width: int | None, height: int | None
     ) -> tuple[int, int]:
         """(width, height) of every frame in pixels. Raises InputError for sizes that do not serve."""
-        size = self.config.default_size // SIZE_STEP * SIZE_STEP
+        size = self.config.default_size
         if width is None or height is None:
             if width or height:
                 raise InputError("give height and width, or neither")
@@ -346,9 +358,8 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
 
         def after(index: int, timestep: Tensor, latents: Tensor) -> Tensor | None:
             changed = callback(self, index, timestep, {"latents": latents} if inputs else {})
-            if self._interrupt:
-                return None
-            return check_changed(changed, latents)
+            new = check_changed(changed, latents)
+            return None if self._interrupt else new
 
         return after
 
@@ -357,13 +368,15 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
     ) -> dict[str, Any]:
         """What was generated in the form that is asked for, and what can be read from it."""
         places = [place for place in frames.generated if frames.kinds[place] != RAYS]
-        if form == "latent":
-            return {"images": latents[:, places].flatten(0, 1)} if places else {}
-        codec = ImageCodec(self.vae, device=self._execution_device)
-        pixels = [codec.decode(sample[places].to(self._execution_device)) for sample in latents] if places else []
-        for sample in pixels:
-            check_finite("decoded pictures", sample, self.vae.dtype)
-        fields = read_pictures(pixels, [frames.kinds[place] for place in places], colors, form)
+        fields: dict[str, Any] = {}
+        if places and form == "latent":
+            fields["images"] = latents[:, places].flatten(0, 1)
+        elif places:
+            codec = ImageCodec(self.vae, device=self._execution_device)
+            pixels = [codec.decode(sample[places].to(self._execution_device)) for sample in latents]
+            for sample in pixels:
+                check_finite("decoded pictures", sample, self.vae.dtype)
+            fields = read_pictures(pixels, [frames.kinds[place] for place in places], colors, form)
         if any(frames.kinds[place] == RAYS for place in frames.generated):
             fields["cameras"] = [recover_cameras(sample[1::2].float().cpu(), intrinsics) for sample in latents]
         return fields

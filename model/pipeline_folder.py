@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from model.inputs import InputError, shown
-from model.weights import HubOptions, check_files, pipeline_folder, read_json, refuse_unknown, safetensors_files
+from model.weights import (
+    OF_DEVICE_MAPS,
+    HubOptions,
+    check_device_map,
+    check_files,
+    pipeline_folder,
+    read_object,
+    refuse_unknown,
+    safetensors_files,
+)
 
 # Arguments of diffusers that reach the loaders of the parts.
-_OF_LOADERS = ("variant", "torch_dtype", "dtype", "device_map", "max_memory", "offload_folder", "offload_state_dict",
+_OF_LOADERS = ("variant", "torch_dtype", "dtype", "device_map", *OF_DEVICE_MAPS,
                "low_cpu_mem_usage", "use_safetensors", "quantization_config", "disable_mmap")  # fmt: skip
 _OF_TOKENIZERS = ("tokenizer.json", "spiece.model", "vocab.txt", "vocab.json")
 _TYPES = {
@@ -30,52 +40,83 @@ def resolve_pipeline(
     """
     arguments = dict(arguments)
     refuse_unknown(f"{class_name}.from_pretrained", arguments, [*_OF_LOADERS, *HubOptions.names(), *own])
+    check_device_map(f"{class_name}.from_pretrained", arguments)
     hub = HubOptions.take(arguments)
     if arguments.pop("use_safetensors", None) is False:
         raise InputError("use_safetensors=False: weights are read from safetensors alone; convert them first")
     variant = arguments.get("variant")
-    folder = pipeline_folder(name, hub, variant)
-    check_files(folder)
+    if variant is not None and not (isinstance(variant, str) and variant):
+        raise InputError(f"variant {shown(variant)}: give the name of one, as fp16")
     given = {part for part in own if part in arguments}
-    index = read_json(folder / "model_index.json")
-    if not isinstance(index, dict):
-        raise InputError(f"{folder / 'model_index.json'}: it describes no pipeline; copy or download it again")
-    for part, described in index.items():
-        if part not in given and isinstance(described, list) and len(described) == 2 and described[1]:
-            _check_part(folder / part, str(described[1]))
+    folder = pipeline_folder(name, hub, variant, given)
+    for part, class_name in parts_of(folder).items():
+        if part not in given:
+            _check_part(folder / part, class_name, variant)
+            check_files(folder / part, variant)
     if variant is not None and not list(folder.glob(f"*/*.{variant}*")):
         raise InputError(f"{name}: no weights of the variant {shown(variant)} are there; {_variants(folder)}")
-    dtype = arguments.pop("dtype", None)
-    dtype = arguments.pop("torch_dtype", None) if dtype is None else dtype
-    arguments["torch_dtype"] = _types(folder, dtype, variant)
+    dtype, older = arguments.pop("dtype", None), arguments.pop("torch_dtype", None)
+    if dtype is not None and older is not None and dtype != older:
+        raise InputError(f"dtype {dtype} and torch_dtype {older}: both mean the same; give one")
+    dtype = older if dtype is None else dtype
+    arguments["torch_dtype"] = _types(folder, dtype, variant, given)
     return folder, {"use_safetensors": True, **arguments}
 
 
-def _check_part(folder: Path, class_name: str) -> None:
+def parts_of(folder: Path) -> dict[str, str]:
+    """The class of each part that a pipeline's folder holds."""
+    index = read_object(folder / "model_index.json")
+    described = {part: value for part, value in index.items() if isinstance(value, list) and len(value) == 2}
+    return {part: str(value[1]) for part, value in described.items() if value[1]}
+
+
+def part_at_fault(folder: Path, index: Mapping[str, Any], given: Collection[str]) -> tuple[str, Exception] | None:
+    """The part of a pipeline's folder that cannot be loaded alone, and what is raised; the small ones first.
+
+    index: module and class of each part. For a message only: loaders do not say which part they were at.
+    """
+    for part in sorted(set(parts_of(folder)) - set(given), key=lambda part: part not in ("tokenizer", "scheduler")):
+        library, name = index[part]
+        try:
+            loader = getattr(importlib.import_module(library), name)
+            loader.from_pretrained(str(folder / part))
+        except Exception as error:
+            return part, error
+    return None
+
+
+def _check_part(folder: Path, class_name: str, variant: str | None) -> None:
     """Raise InputError for a part without the files that say what it is: without them loaders take defaults."""
     kinds = (("Tokenizer", _OF_TOKENIZERS), ("Scheduler", ("scheduler_config.json",)), ("", ("config.json",)))
     needed = next(names for kind, names in kinds if kind in class_name)
     if not any((folder / name).is_file() for name in needed):
         raise InputError(f"{folder}: no {' or '.join(needed)} of the {class_name}; copy or download the folder again")
+    if needed == ("config.json",) and not safetensors_files(folder, variant):
+        raise InputError(f"{folder}: no weights in safetensors; convert them first")
+    if "Scheduler" in class_name and "_class_name" not in read_object(folder / "scheduler_config.json"):
+        raise InputError(f"{folder / 'scheduler_config.json'}: it names no _class_name; copy or download it again")
 
 
-def _types(folder: Path, given: Any, variant: str | None) -> Any:
-    """The type of each part: as given, or as its weights are stored."""
-    if isinstance(given, torch.dtype):
-        return given
-    if isinstance(given, dict):
-        parts = [name for name, value in read_json(folder / "model_index.json").items() if isinstance(value, list)]
-        for name, value in given.items():
+def _types(folder: Path, asked: Any, variant: str | None, given: Collection[str]) -> Any:
+    """The type of each part: as asked, or as its weights are stored; given: parts that are there already."""
+    if isinstance(asked, torch.dtype):
+        if asked not in _TYPES.values():
+            raise InputError(f"torch_dtype {asked}: give one of {', '.join(map(str, _TYPES.values()))}")
+        return asked
+    if isinstance(asked, dict):
+        parts = list(parts_of(folder))
+        for name, value in asked.items():
             if name not in (*parts, "default") or not isinstance(value, torch.dtype):
                 raise InputError(
                     f"torch_dtype {shown(name)}: {value}; give a type of torch for {', '.join(parts)} or default"
                 )
-        return given
-    if given not in (None, "auto"):
+        return asked
+    if asked not in (None, "auto"):
         raise InputError(
-            f"torch_dtype {shown(given)}: give a type of torch, as torch.bfloat16, or one by part in a dict"
+            f"torch_dtype {shown(asked)}: give a type of torch, as torch.bfloat16, or one by part in a dict"
         )
-    stored = {path.name: kind for path in folder.iterdir() if path.is_dir() and (kind := _stored_type(path, variant))}
+    held = [part for part in parts_of(folder) if part not in given]
+    stored = {part: kind for part in held if (kind := _stored_type(folder / part, variant))}
     return {**stored, "default": torch.float32}
 
 

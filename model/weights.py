@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,12 @@ from typing import Any
 from model.inputs import InputError, nearest, one_line, shown
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+OF_DEVICE_MAPS = ("max_memory", "offload_folder", "offload_state_dict")
+# Files of JSON that loaders read in a part's folder.
+_DESCRIPTIONS = re.compile(
+    r"((generation_|scheduler_|tokenizer_)?config|[\w-]+\.index(\.[\w-]+)?|tokenizer|special_tokens_map|added_tokens|vocab)"
+    r"\.json"
+)
 _TEXTS = ["*.json", "*.txt", "*.model", "*.jinja"]  # configurations and tokenizers
 
 
@@ -32,17 +38,17 @@ class HubOptions:
 
     @classmethod
     def take(cls, arguments: dict[str, Any]) -> HubOptions:
-        """Those among `arguments`, which lose them; None stands for the default."""
+        """Take them out of `arguments`; None stands for the default."""
         given = {field.name: arguments.pop(field.name, None) for field in fields(cls)}
         return cls(**{name: value for name, value in given.items() if value is not None})
 
     @classmethod
     def names(cls) -> list[str]:
-        """Of the arguments."""
+        """Names of the arguments."""
         return [field.name for field in fields(cls)]
 
     def arguments(self) -> dict[str, Any]:
-        """As huggingface_hub takes them."""
+        """The keywords of huggingface_hub."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
@@ -67,17 +73,24 @@ def model_folder(
     return folder
 
 
-def pipeline_folder(name: str, hub: HubOptions | None = None, variant: str | None = None) -> Path:
-    """The folder of a whole diffusers pipeline, by path or hub name. Raises InputError."""
+def pipeline_folder(
+    name: str, hub: HubOptions | None = None, variant: str | None = None, given: Collection[str] = ()
+) -> Path:
+    """The folder of a whole diffusers pipeline, by path or hub name. Raises InputError.
+
+    given: parts that the caller has, which are not downloaded.
+    """
     hub = hub or HubOptions()
     root = _local_folder(name, hub)
+    had = [f"{part}/*" for part in sorted(given)]
     if root is None:
         if variant is None:
             # A repository may hold the same weights in several types; their names have a second dot.
-            root = _fetch(name, [*_TEXTS, "*/*.safetensors"], ["*.*.safetensors"], hub)
+            root = _fetch(name, [*_TEXTS, "*/*.safetensors"], ["*.*.safetensors", *had], hub)
         else:
-            root = _fetch(name, [*_TEXTS, *_of_variant("*/", variant)], [], hub)
-            plain = [part.name for part in _parts(root) if not any(part.glob("*.safetensors"))]
+            root = _fetch(name, [*_TEXTS, *_of_variant("*/", variant)], had, hub)
+            parts = [part for part in _parts(root) if part.name not in given]
+            plain = [part.name for part in parts if not any(part.glob("*.safetensors"))]
             if plain:
                 root = _fetch(name, [f"{part}/*.safetensors" for part in plain], ["*.*.safetensors"], hub)
     if not (root / "model_index.json").is_file():
@@ -85,33 +98,54 @@ def pipeline_folder(name: str, hub: HubOptions | None = None, variant: str | Non
     return root
 
 
-def check_files(folder: Path) -> None:
-    """Raise InputError, naming the file, where a JSON or safetensors file below a folder cannot be read to its end.
+def check_files(folder: Path, variant: str | None = None) -> None:
+    """Raise InputError, naming the file, where one that loaders read in a part's folder is damaged.
 
-    Of safetensors it is the header that is read, which says how long the file has to be.
+    Of safetensors it is the header that is read, which says how long the file has to be. What else lies there, as notes
+    and files of other variants, does not matter.
     """
     from safetensors import SafetensorError, safe_open
 
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(folder.glob("*.json")):
+        if _DESCRIPTIONS.fullmatch(path.name):
+            read_object(path)
+        if ".index." in path.name and path.name.endswith(f".index.{variant}.json" if variant else ".index.json"):
+            indexed_files(path)
+    for path in safetensors_files(folder, variant):
         try:
-            if path.suffix == ".json":
-                json.loads(path.read_bytes())
-            elif path.suffix == ".safetensors":
-                with safe_open(path, "pt"):
-                    pass
+            with safe_open(path, "pt"):
+                pass
         except (ValueError, SafetensorError, OSError) as error:
             raise damaged(path, error) from None
 
 
-def check_loaded(part: Any, folder: Path, variant: str | None = None) -> None:
-    """Raise InputError for weights of a part that its files do not hold: loaders draw them at random, with a warning.
+def indexed_files(index: Path) -> list[Path]:
+    """The safetensors that an index names. Raises InputError where it names none, or one that is not there."""
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index}: it names no weights; download it again")
+    names = sorted(set(map(str, weight_map.values())))
+    absent = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
+    if absent:
+        raise InputError(f"{index.parent}: {index.name} names {absent[0]}, which is not there; download it again")
+    return [index.parent / name for name in names]
 
-    Tied weights are stored under one of their names, and some files add a prefix to all of them.
+
+def check_loaded(part: Any, folder: Path, variant: str | None = None) -> None:
+    """Raise InputError for weights that a part and its files do not share: loaders only warn, and draw what is missing.
+
+    Missing are those that no file holds. Tied weights are stored under one of their names, and some files add a prefix
+    to all of them. Too many are layers beyond those of its configuration; a file may well hold other parts of a model.
+    A quantized part keeps more beside its weights than their files may hold.
     """
     stored = {key for path in safetensors_files(folder, variant) for key in _keys(path)}
+    own = dict(part.named_parameters(remove_duplicate=False))
+    if getattr(part, "hf_quantizer", None) is None:
+        own |= dict(part.named_buffers(remove_duplicate=False))
     places: dict[int, list[str]] = {}
-    for key, value in part.state_dict().items():
-        places.setdefault(value.data_ptr(), []).append(key)
+    for key in part.state_dict():
+        if key in own:
+            places.setdefault(id(own[key]), []).append(key)
     for keys in places.values():
         if any("pooler" in key for key in keys):  # encoders are asked for tokens, and some files leave it out
             continue
@@ -120,11 +154,26 @@ def check_loaded(part: Any, folder: Path, variant: str | None = None) -> None:
             for key in keys
         ):
             raise InputError(f"{folder}: the weights lack {keys[0]}; copy or download them again")
+    _check_layers(part, folder, stored)
+
+
+def _check_layers(part: Any, folder: Path, stored: set[str]) -> None:
+    from torch.nn import ModuleList
+
+    for name, module in part.named_modules():
+        if isinstance(module, ModuleList) and name:
+            layers = re.compile(rf"(?:^|\.){re.escape(name)}\.(\d+)\.")
+            count = max((int(found[1]) + 1 for key in stored if (found := layers.search(key))), default=0)
+            if count > len(module):
+                raise InputError(
+                    f"{folder}: {count} layers {name} in its weights, {len(module)} in its config.json; copy or "
+                    "download the folder again"
+                )
 
 
 def safetensors_files(folder: Path, variant: str | None) -> list[Path]:
     """The safetensors of a variant, or those of none where the part has no such variant."""
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("."))
     return [path for path in files if variant and f".{variant}" in path.name] or [
         path for path in files if path.name.count(".") == 1
     ]
@@ -146,8 +195,23 @@ def read_json(path: Path) -> Any:
     """The value in a JSON file. Raises InputError for one that is damaged."""
     try:
         return json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise damaged(path, error) from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises InputError for a damaged one, and for one that holds something else."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: {shown(value)}, and no object with names and values; copy or download it again")
+    return value
+
+
+def check_device_map(call: str, given: Mapping[str, Any]) -> None:
+    """Raise InputError for arguments that say how a device_map is filled, where none is given."""
+    for name in OF_DEVICE_MAPS:
+        if given.get(name) not in (None, False) and given.get("device_map") is None:
+            raise InputError(f"{call}: {name} has no effect without a device_map; give one, as device_map='balanced'")
 
 
 def refuse_unknown(call: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
@@ -176,6 +240,8 @@ def _file_digest(path: Path, _size: int, _modified: int) -> str:
 
 
 def _local_folder(name: str, hub: HubOptions) -> Path | None:
+    if not name:
+        raise InputError("'': give a model's folder or a hub name such as owner/model")
     root = Path(name).expanduser()
     if not root.is_dir():
         return None

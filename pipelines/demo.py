@@ -119,7 +119,7 @@ def _label(pictures: Dataset, views: Dataset, timings: Timings, say: Say) -> Non
     latents = [f"latents-{size}", *(f"latents-{size}-{group}" for group in CONDITIONS)]
     view_groups = ["caption", "depth", f"latents-{size}", f"latents-{size}-depth", "text"]
     for step, dataset, groups, parameters in (
-        ("label pictures", pictures, [*LABELS, *latents, "text"], {"boxes": {"margin": 0.2}}),
+        ("label pictures", pictures, [*LABELS, *latents, "text"], {}),
         ("label views", views, view_groups, {"text": {"tasks": VIEW_TASKS}}),
     ):
         with _timed(step, timings) as record:

@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from labeling.dataset import CAMERAS, IMAGES, TEXT, Dataset, entry_columns, open_store
+from labeling.dataset import CAMERAS, IMAGES, Dataset, entry_columns, is_text, open_store
 from model.conditions import CONDITION_READS, DEGRADATIONS, condition_picture, degrade, directions_of
 from model.constants import LATENT_FACTOR, SIZE_STEP
 from model.inputs import InputError
 from model.inputs.yaml_files import parse_yaml
 from model.pictures import Picture, decode_picture, encode_png, fit_picture
-from model.prompts import find_token
+from model.prompts import TASKS, build_prompt
 from pipelines.reports.figures import EVALUATION
+from pipelines.reports.gallery import view_of_set
 from pipelines.sampler import Call, bucket, load_pipeline, sample_all
 from training.checkpoint import STATE, checkpoint_name, whole_checkpoints
+from training.plan.streams import CAPTION
 from training.run import CONFIG
 
 if TYPE_CHECKING:
@@ -61,7 +63,9 @@ def evaluate(run: str, say: Callable[[str], None] = print) -> dict[str, Any]:
     figures = label_correlations(pipeline, load_pipeline(first) if steps[0] == 0 else None, examples)
     records = draw_samples(pipeline, run, examples, views)
     if not records:
-        raise InputError(f"{store.uri}: learns from no pictures with a prompt (`text`), so there is nothing to sample")
+        raise InputError(
+            f"{store.uri}: learns from no pictures with a prompt or caption, so there is nothing to sample"
+        )
     store.put(EVALUATION, json.dumps({"checkpoint": newest, "tag": tag, "figures": figures}, indent=1).encode())
     return figures
 
@@ -94,8 +98,7 @@ def read_examples(dataset: Dataset, limit: int | None = None) -> list[Example]:
     examples: list[Example] = []
     for row in _read_rows(dataset, groups):
         picture = decode_picture(row["images.image"])
-        prompts = {entry["task"]: entry["prompt"] for entry in row.get("text.entries") or ()}
-        example = Example(row["images.id"], picture, prompts)
+        example = Example(row["images.id"], picture, _prompts(row))
         for group in groups:
             # `get`: a group that is still being made lacks some shards.
             if all(row.get(column) is not None for column in CONDITION_READS[group]):
@@ -262,8 +265,7 @@ def _draw_views(pipeline: OneDiffusionPipeline, run: str, views: Dataset, steps:
     chosen = [0, 1, 2] if len(pictures) > 2 else list(range(len(pictures)))
     c2w = torch.tensor(row["cameras.c2w"]).reshape(-1, 4, 4)[chosen]
     intrinsics = torch.tensor(row["cameras.intrinsics"]).reshape(-1, 3, 3)[chosen]
-    entries = (row.get("text.entries") or [[]])[0]
-    prompt = next((entry["prompt"] for entry in entries if entry["task"] == "views"), find_token("views"))
+    prompt = _prompts(view_of_set(row, 0)).get("views") or build_prompt("views", "")
     identity = row["images.id"]
     names = [f"views-{identity[:8]}-{index}.png" for index in chosen]
     for name, index in zip(names, chosen, strict=True):
@@ -306,6 +308,21 @@ def _camera_note(rotations: Tensor, truth: Tensor) -> str:
 
 
 def _read_rows(dataset: Dataset, groups: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-    """Rows of images, of the groups named and of the prompts, as "group.column" → value."""
-    columns = {**dict.fromkeys((IMAGES, *groups)), TEXT: entry_columns(dataset.has_sets, "task", "prompt")}
+    """Rows of images, of the groups named, and of prompts or what they are built of, as "group.column" → value."""
+    prompts = [group for group in dataset.groups() if is_text(group)]
+    columns: dict[str, Any] = dict.fromkeys((IMAGES, CAPTION, *groups))
+    columns |= dict.fromkeys(prompts, entry_columns(dataset.has_sets, "task", "prompt"))
     return dataset.joined_rows(columns)
+
+
+def _prompts(row: Mapping[str, Any]) -> dict[str, str]:
+    """Task → prompt: as groups of text have them, or of a caption where no group has one of the task."""
+    prompts = {}
+    if caption := row.get(f"{CAPTION}.{CAPTION}"):
+        for task in TASKS.values():
+            columns = ("names", "colors") if task.phrase else ()
+            names: list[Any] = [row.get(f"{task.name}.{column}") for column in columns]
+            if not task.references and None not in names:
+                prompts[task.name] = build_prompt(task.name, caption, *names)
+    entries = [entry for name, value in row.items() if is_text(name.partition(".")[0]) for entry in value or ()]
+    return {**prompts, **{entry["task"]: entry["prompt"] for entry in entries}}

@@ -100,7 +100,7 @@ def ingest(
         findings = survey.findings(listing)
         if not findings:
             return IngestResult(0, 0, _rows(survey.shards), remarks=listing.remarks)
-        with lease(target.store, [IMAGES]):
+        with target.store.without_empty_folders([REJECTED, ITEMS]), lease(target.store, [IMAGES]):
             if read_description(dataset_uri) != survey.description:  # another ingest has ended since
                 survey = survey_dataset(source.address, dataset_uri)
                 findings = survey.findings(listing)

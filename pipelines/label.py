@@ -9,14 +9,25 @@ parts of shards ─▶ read, decode, label on CPUs ─▶ the shard's writer
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.session import ray_session
-from labeling.dataset import IMAGES, Dataset, Footers, FooterTable, fresh_shards, groups_of, lease, refuse_others
-from labeling.dataset.lease import Range
+from labeling.dataset import (
+    IMAGES,
+    TEXT,
+    Dataset,
+    Entry,
+    Footers,
+    FooterTable,
+    fresh_shards,
+    groups_of,
+    lease,
+    refuse_others,
+)
+from labeling.dataset.lease import Range, live_ranges
 from labeling.declaration import declare, is_same
 from labeling.labeler import Labeler, WholeLabeler
 from labeling.plan import SELECTION, Wave, choose_labelers, next_wave, reselected_shards
@@ -24,6 +35,7 @@ from labeling.registry import base_name, default_groups
 from labeling.resources import ResourcesByLabeler
 from labeling.staleness import GroupPlan, plan_errors, plan_groups
 from model.inputs import InputError, WorkFailed
+from pipelines.labeling_job.language_model import check_engines
 from pipelines.labeling_job.placement import resources_by_group
 from pipelines.labeling_job.result import LabelResult
 from pipelines.labeling_job.shard_writer import write_empty_shards
@@ -62,25 +74,29 @@ class Labeling:
         shards: tuple[int, int] | None,
         where: str | None = None,
     ) -> Labeling:
-        """Raises InputError for unknown names, parameters and shards."""
+        """Raises InputError for unknown names, parameters and shards, and for shards of what depends on all rows."""
         dataset = Dataset.open(dataset_uri)
-        labelers = choose_labelers(dataset, _requested_groups(dataset, names), parameters or {}, where)
+        requested = _requested_groups(dataset, names, (parameters or {}).get(TEXT, {}).get("tasks"))
+        labelers = choose_labelers(dataset, requested, parameters or {}, where)
         if shards and not 0 <= shards[0] < shards[1] <= len(dataset.shards):
             raise InputError(f"{dataset_uri}: no shards {shards[0]} to {shards[1]}; it has {len(dataset.shards)}")
+        if shards and (whole := [group for group, one in labelers.items() if isinstance(one, WholeLabeler)]):
+            raise InputError(f"{whole[0]}: depends on all rows of {dataset.uri}; label it without --shards")
         return cls(dataset, labelers, {group: declare(one) for group, one in labelers.items()}, shards)
 
     def segments(self) -> list[list[str]]:
         """The groups in order, those together that one pass over the rows labels."""
         segments: list[list[str]] = []
+        alone = True
         for group, labeler in self.labelers.items():
-            whole = isinstance(labeler, WholeLabeler)
-            if whole or not segments or isinstance(self.labelers[segments[-1][0]], WholeLabeler):
+            was_alone, alone = alone, isinstance(labeler, WholeLabeler) or labeler.language_model is not None
+            if alone or was_alone:
                 segments.append([])
             segments[-1].append(group)
         return segments
 
     def only(self, groups: Sequence[str]) -> Labeling:
-        """The same of some of its groups."""
+        """Restrict it to some of its groups."""
         labelers = {group: self.labelers[group] for group in groups}
         return replace(self, labelers=labelers, declarations={group: self.declarations[group] for group in groups})
 
@@ -91,7 +107,7 @@ class Labeling:
         return self.dataset.all_footers(groups, save=save, shards=self.part)
 
     def fresh(self, group: str, shards: Sequence[str], footers: Footers) -> set[str]:
-        """Those of the shards that are there and made as declared."""
+        """Pick the shards that are there and made as declared."""
         mask = fresh_shards(self.declarations[group], shards, footers, group)
         return {shard for shard, is_fresh in zip(shards, mask, strict=True) if is_fresh}
 
@@ -122,8 +138,13 @@ def label(
     started = time.monotonic()
     work = Labeling.of(dataset_uri, names, parameters, shards, where)
     by_group = resources_by_group(work.labelers, resources)
+    check_engines(work.labelers, by_group)
     result = LabelResult()
-    with lease(work.dataset.store, list(work.labelers), work.part), _ray_when_needed() as start_ray:
+    with (
+        lease(work.dataset.store, list(work.labelers), work.part),
+        _declared_unless_refused(work.dataset) as declare_group,
+        _ray_when_needed() as start_ray,
+    ):
         if only_errors:
             _refuse_changed(work)
         footers: FooterTables = {}
@@ -134,21 +155,21 @@ def label(
                 footers |= _label_whole(part, labeler, result)
                 continue
             for group, declaration in part.declarations.items():
-                _declare(work.dataset, group, declaration)
+                declare_group(group, declaration)
             run = WaveRun(work.dataset, part.labelers, part.declarations, by_group, (most_cpus, most_gpus), start_ray)
-            found = part.footers()
+            current = part.footers()
             if only_errors:
-                found = _label_errors(part, run, found, result)
+                current = _label_errors(part, run, current, result)
             else:
-                found = _label_selected(part, run, found, result)
-                found = _label_stale(part, run, found, result)
-            footers |= found
+                selected = _label_selected(part, run, current, result)
+                current = _label_stale(part, run, selected, result)
+            footers |= current
             first_labels = [at for at in (result.first_label, run.first_label) if at is not None]
             result.first_label = min(first_labels, default=None)
             for group in part.labelers:
                 if result.written[group]:
-                    work.dataset.save_index(group, found[group], work.part)
-                result.fresh[group] = len(part.fresh(group, work.shards, found)) - result.written[group]
+                    work.dataset.save_index(group, current[group], work.part)
+                result.fresh[group] = len(part.fresh(group, work.shards, current)) - result.written[group]
     result.seconds = time.monotonic() - started
     if result.first_label is not None:
         result.first_label -= time.time() - result.seconds
@@ -192,11 +213,29 @@ def _declare(dataset: Dataset, group: str, declaration: Mapping[str, Any]) -> No
         dataset.declare(group, declaration)
 
 
+@contextmanager
+def _declared_unless_refused(dataset: Dataset) -> Iterator[Callable[[str, Mapping[str, Any]], None]]:
+    """`_declare` for a job; where it is refused, groups that it has labeled nothing of are declared as before."""
+    before: dict[str, tuple[Mapping[str, Any] | None, Mapping[str, Entry]]] = {}
+
+    def declare_group(group: str, declaration: Mapping[str, Any]) -> None:
+        declared = dataset.declaration(group)
+        if not is_same(declared, declaration):
+            before[group] = declared, dataset.shard_entries(group)
+        _declare(dataset, group, declaration)
+
+    try:
+        yield declare_group
+    except InputError:
+        for group, (declared, shards) in before.items():
+            if shards == dataset.shard_entries(group) and not live_ranges(dataset.store, group):
+                dataset.restore_declaration(group, declared)
+        raise
+
+
 def _label_whole(work: Labeling, labeler: WholeLabeler, result: LabelResult) -> FooterTables:
     """Make the labels of a labeler that needs all rows. The footers afterwards."""
     group, dataset = labeler.group, work.dataset
-    if work.part:
-        raise InputError(f"{group}: depends on all rows of {dataset.uri}; label it without --shards")
     footers = work.footers()
     declaration = declare_whole(dataset, labeler, footers)
     _declare(dataset, group, declaration)
@@ -220,13 +259,14 @@ def _refuse_changed(work: Labeling) -> None:
             raise InputError(f"{group}: {reason}; label it without --only-errors first")
 
 
-def _requested_groups(dataset: Dataset, names: Sequence[str]) -> list[str]:
-    """The groups that names stand for; without names, the declared ones that a labeler makes."""
+def _requested_groups(dataset: Dataset, names: Sequence[str], tasks: Sequence[str] | None) -> list[str]:
+    """The groups that names stand for; without names, the declared ones that a labeler makes. tasks: of `text`."""
     groups = dataset.groups()
     if not names:
         labeled = [group for group in groups if (dataset.declaration(group) or {}).get("reads")]
         return [group for group in labeled if base_name(group) != SELECTION]  # those come with the groups they are for
-    return [group for name in names for group in default_groups(name, [*groups, *names])]
+    present, sets = [*groups, *names], dataset.has_sets
+    return [group for name in names for group in default_groups(name, present, groups, tasks, sets)]
 
 
 @contextmanager

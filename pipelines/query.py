@@ -16,7 +16,8 @@ from itertools import count
 from typing import Any, TextIO
 
 from labeling.dataset import Dataset
-from labeling.dataset.sql import Tables, explained_sql, parse
+from labeling.dataset.mentioned import parse
+from labeling.dataset.sql import Tables, explained_sql
 
 MAX_SHOWN = 1000  # rows of a table for a person
 MAX_CELL = 120  # characters of a value there
@@ -39,7 +40,7 @@ def query(uri: str, sql: str) -> Iterator[Answer]:
     """
     tables = Tables(Dataset.open(uri))
     mentioned = parse(sql, "query")
-    with tables.connect() as connection, explained_sql(tables, "query"):
+    with explained_sql(tables, "query"), tables.connect(columns=tables.read_columns(mentioned)) as connection:
         tables.view_rows(connection, mentioned)
         relation = connection.execute(sql)
         names = [column[0] for column in relation.description or ()]

@@ -49,7 +49,8 @@ def sample(
     Returns the files written. Raises InputError for an unknown task or what does not go together.
     """
     _check(find_task(task), images, condition, cameras)
-    encoding = _encoding(out)
+    only_poses = find_task(task).condition == RAYS and not cameras
+    encoding = "" if only_poses and Path(out).suffix.lower() == ".json" else _encoding(out)
     if size:
         from model.pictures import aspect_bucket
 
@@ -71,14 +72,12 @@ def sample(
         prompt,
         "image" if find_task(task).is_paired and images else None,
         names=names,
-        colors=[class_colors[name] for name in names],
+        colors=[class_colors[name] for name in names] if find_task(task).phrase else None,
         reference_prompts=references,
-        # As in training.
-        normalize_cameras=True,
         num_inference_steps=steps,
         guidance_scale=guidance,
         generator=torch.Generator().manual_seed(seed),
-        **orbit,
+        **({**orbit, "normalize_cameras": True} if orbit else {}),  # as in training
     )
     return _write(out, output, encoding)
 

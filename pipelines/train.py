@@ -8,7 +8,7 @@ from typing import Any
 from cluster.ray_environment import starts_own_ray
 from cluster.session import cluster_has, ray_session
 from labeling.dataset import lease, open_store
-from model.inputs import InputError
+from model.inputs import InputError, require
 from pipelines.progress import progress
 from training.checkpoint import FOLDER
 from training.config import TrainingConfig
@@ -24,12 +24,15 @@ def train(
     say: Callable[[str], None] = print,
     control: Callable[[], ControlRequest] = ControlRequest,
     from_checkpoint: str | None = None,
+    went_back: Callable[[], None] = lambda: None,
 ) -> TrainingResult:
     """Train with a bar on screen, saying what is resumed, left out or finished already.
 
-    control, from_checkpoint: see `training.run.run_training`. Raises InputError when another job trains this run, or
+    control, from_checkpoint: see `training.run.run_training`. went_back: called when the checkpoints after
+    `from_checkpoint` are removed. Raises InputError when another job trains this run, a tracker is not installed, or
     this machine has too few CPUs or GPUs for its workers; a cluster may grow, so there they wait.
     """
+    require(*(name for name in config.trackers if name != "tensorboard"))
     with lease(open_store(run), [FOLDER]), ray_session(), progress("train", config.steps, "steps") as advance:
         step = 0
         _check_resources(config, say)
@@ -41,8 +44,9 @@ def train(
                 say(f"train: no rows for {', '.join(event['empty'])}; these tasks are left out")
             elif kind == "resume":
                 say(f"train: continuing from step {event['step']}")
-            elif kind == "back" and event["removed"]:
-                removed = ", ".join(f"step-{later:06d}" for later in event["removed"])
+            elif kind == "back":
+                went_back()
+                removed = ", ".join(f"step-{later:06d}" for later in event["removed"]) or "nothing"
                 say(f"train: back to step {event['step']}; removed {removed}")
             elif kind == "scale":
                 say(f"train: going on from step {event['step']} with {event['workers']} workers")
@@ -94,7 +98,7 @@ def speed_line(metrics: Mapping[str, Any]) -> str:
 def refuse_impossible(
     control: Callable[[], ControlRequest], config: TrainingConfig, say: Callable[[str], None]
 ) -> Callable[[], ControlRequest]:
-    """The same requests, but without workers that this machine has too few resources for, which it says once."""
+    """Leave out requests for workers that this machine has too few resources for, and say so once."""
     refused: set[Workers] = set()
 
     def possible() -> ControlRequest:

@@ -61,7 +61,7 @@ def views(source_uri: str, dataset_uri: str, count: int = 8, size: int = 256, se
         raise InputError(f"{dataset_uri}: a dataset of pictures; view sets go into a dataset of their own")
     parameters = {"count": count, "size": size, "seed": seed}
     declaration = {"labeler": "views", "version": VERSION, "parameters": parameters, "weights": "", "reads": []}
-    with lease(target.store, [IMAGES, CAMERAS]):
+    with target.store.without_empty_folders([REJECTED]), lease(target.store, [IMAGES, CAMERAS]):
         for group in (IMAGES, CAMERAS):
             target.declare(group, declaration)
         tasks = _plan_shards(source, names, declaration)

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import secrets
 import shutil
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +18,7 @@ PLUGINS = str(Path(__file__).parent / "plugins")
 sys.path.insert(0, PLUGINS)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [PLUGINS, os.environ.get("PYTHONPATH")]))
 # Fixtures: small datasets and configurations of a run, a Slurm, a dataset on the dashboard, a job.
-pytest_plugins = ["tiny_training", "slurm_jobs", "dashboard_assets", "recorded_jobs"]
+pytest_plugins = ["tiny_training", "tiny_stages", "slurm_jobs", "dashboard_assets", "recorded_jobs"]
 
 # Fixtures that start servers; `make test-fast` leaves out the tests that use them.
 SLOW_FIXTURES = {"ray_cluster", "s3_server", "site"}
@@ -93,39 +88,11 @@ def pictures(tmp_path: Path, photographs: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A real S3 server (rclone) on loopback with a bucket `lab`; yields the environment that reaches it."""
-    package = importlib.util.find_spec("rclone_api")
-    assert package is not None and package.origin is not None
-    rclone = Path(package.origin).parent / "bin" / "rclone"
-    root = tmp_path_factory.mktemp("s3")
-    (root / "lab").mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    key, secret = "tester", secrets.token_hex(16)
-    server = subprocess.Popen(
-        [str(rclone), "serve", "s3", str(root), "--addr", f"127.0.0.1:{port}", "--auth-key", f"{key},{secret}"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    for _ in range(100):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.1)
-    else:
-        pytest.fail("rclone did not start")
-    yield {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": key,
-        "AWS_SECRET_ACCESS_KEY": secret,
-        "AWS_REGION": "us-east-1",
-        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    server.terminate()
-    server.wait()
+    """A real S3 server with a bucket `lab`; yields the environment that reaches it."""
+    import s3_server as server
+
+    with server.s3_server(tmp_path_factory.mktemp("s3")) as environment:
+        yield environment
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def test_label_of_a_package_becomes_a_task_that_can_be_trained_and_sampled(
     )
     run(["onediffusion", "ingest", str(pictures), dataset], cluster)
     run(["onediffusion", "label", dataset, *groups, "--set", tasks], cluster, installed)
-    prompts = [entry["prompt"] for row in Dataset.open(dataset).rows("text") for entry in row["entries"]]
+    prompts = [entry["prompt"] for row in Dataset.open(dataset).rows("text-palette") for entry in row["entries"]]
     assert sum(prompt.startswith("[[palette2image]] ") for prompt in prompts) == 3
     configuration, trained = str(EXAMPLES / "own_pictures" / "tiny.yaml"), str(tmp_path / "run")
     settings = [f"mixture.pictures.dataset={dataset}", "mixture.pictures.tasks={palette: 1}", "steps=2", "batch=2"]

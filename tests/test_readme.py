@@ -172,7 +172,7 @@ def test_every_command_works(user: User, cluster: RayHead) -> None:
         "models/toy/pytorch_lora_weights.safetensors",
     ):
         assert (user.folder / name).exists(), name
-    for group in ("mine", "latents-256-depth", "latents-256-edges", "text"):
+    for group in ("mine", "latents-256-depth", "latents-256-edges", "text-edges"):
         assert (user.folder / "data" / "pictures" / group / "000000.parquet").exists(), group
 
 

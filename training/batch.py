@@ -6,7 +6,8 @@ F frames, C = 16 channels, h × w latent height and width, L prompt tokens, Y te
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,9 +24,9 @@ class Sample:
     """One sample as read.
 
     latents: (F, C, h, w) float16, clean; text: (L, Y) float16; sigmas: (F,) noise levels, 0 for known frames;
-    in_loss: (F,) frames that the loss counts; degraded: (H, W, 3) uint8, the picture that the last frame is to be
-    encoded from, None where it is there; prompt: what the text is to be encoded from, None where it is there. Latents
-    and text are tensors once they are on a GPU.
+    in_loss: (F,) frames that the loss counts; pictures: frame → (H, W, 3) uint8 that it is to be encoded from, of
+    frames that are not there yet; prompt: what the text is to be encoded from, None where it is there; index: number of
+    the sample in the run. Latents and text are tensors once they are on a GPU.
     """
 
     task: str
@@ -34,8 +35,9 @@ class Sample:
     sigmas: NDArray[np.float32]
     in_loss: NDArray[np.bool_]
     noise_seed: int
-    degraded: NDArray[np.uint8] | None = None
+    pictures: Mapping[int, NDArray[np.uint8]] = field(default_factory=dict)
     prompt: str | None = None
+    index: int = -1
 
     @property
     def tokens(self) -> int:
@@ -61,8 +63,8 @@ class StepBatch:
         for number, sample in enumerate(sample for pack in self.packs for sample in pack):
             tensors[f"{number}.latents"] = np.ascontiguousarray(sample.latents)
             tensors[f"{number}.text"] = np.ascontiguousarray(sample.text)
-            if sample.degraded is not None:
-                tensors[f"{number}.degraded"] = np.ascontiguousarray(sample.degraded)
+            for frame, picture in sample.pictures.items():
+                tensors[f"{number}.picture.{frame}"] = np.ascontiguousarray(picture)
             samples.append(
                 [
                     sample.task,
@@ -70,6 +72,8 @@ class StepBatch:
                     [float(sigma) for sigma in sample.sigmas],
                     sample.in_loss.tolist(),
                     sample.prompt,
+                    list(sample.pictures),
+                    sample.index,
                 ]
             )
         header = {
@@ -96,10 +100,11 @@ class StepBatch:
                 sigmas=np.array(sigmas, np.float32),
                 in_loss=np.array(in_loss, bool),
                 noise_seed=seed,
-                degraded=tensors.get(f"{number}.degraded"),
+                pictures={frame: tensors[f"{number}.picture.{frame}"] for frame in frames},
                 prompt=prompt,
+                index=index,
             )
-            for number, (task, seed, sigmas, in_loss, prompt) in enumerate(header["samples"])
+            for number, (task, seed, sigmas, in_loss, prompt, frames, index) in enumerate(header["samples"])
         ]
         packs, start = [], 0
         for size in header["packs"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
 
@@ -16,39 +16,27 @@ from model.inputs.settings import override, parse_settings
 from model.inputs.yaml_files import example_names, find_yaml, read_yaml
 from model.prompts import RAYS, find_task
 from training.lora import LoraConfig
+from training.monitor_config import AnomalyConfig, ValidationConfig
+from training.source_config import SourceConfig, views_of_sample
 
 PRESETS = Path(__file__).parent / "presets"
-_FREE = {"name", "log_every", "step_tokens", "workers", "checkpoints", "text_encoder"}  # may change in a run
+# May change in a run.
+_FREE = {"name", "log_every", "step_tokens", "workers", "checkpoints", "codec", "text_encoder", "anomalies", "trackers"}
+_ADDED_KEYS = {
+    "text": "stored",
+    "latents": "stored",
+    "degraded": "online",
+    "where": None,
+    "views": None,
+    "condition_dropout": 0,
+}  # of a source
 _OLD_KEYS = {"held_out": "validation"}  # in configurations that people have, and in config.yaml of their runs
 
 
+_LONGEST_NAME = 200
 _MOST_SAMPLES = 1 << 24  # of a step
 _MOST_LANES = 1 << 16  # each has its place in memory
 _LEAST_SHARE = 1e-5  # of a task: samples are shared out in blocks in which each is drawn twice
-
-
-class SourceConfig(Section):
-    """A dataset and the tasks it serves.
-
-    tasks: task → weight, or a list of tasks of weight 1 each. size: which latents, `latents-SIZE`;
-    the run's by default. where: SQL that is true of the rows to train on, as "quality.sharpness > 0.4"; all by default.
-    text: prompts as the group `text` has them embedded, or built of the groups that they name things from and embedded
-    where the model computes, by the run's `text_encoder`.
-    """
-
-    dataset: str
-    tasks: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=1)
-    size: int | None = Field(default=None, gt=0, multiple_of=SIZE_STEP)
-    text: Literal["stored", "online"] = "stored"
-    where: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _weigh_equally(cls, values: Any) -> Any:
-        tasks = values.get("tasks") if isinstance(values, Mapping) else None
-        if isinstance(tasks, list) and all(isinstance(task, str) for task in tasks):
-            return {**values, "tasks": dict.fromkeys(values["tasks"], 1.0)}
-        return values
 
 
 class ModelConfig(Section):
@@ -97,6 +85,11 @@ class ObjectiveConfig(Section):
     min_views: int = Field(default=4, ge=1)
     max_views: int = Field(default=12, ge=1)
     c2w_scaling: float = Field(default=CAMERA_DISTANCE, gt=0)
+
+    @property
+    def views(self) -> tuple[int, int]:
+        """(min_views, max_views)."""
+        return self.min_views, self.max_views
 
     @model_validator(mode="after")
     def _check_views(self) -> ObjectiveConfig:
@@ -195,29 +188,20 @@ class CheckpointConfig(Section):
     first: bool = False
 
 
-class ValidationConfig(Section):
-    """Rows that the model is not trained on; every checkpoint's loss on them is measured.
-
-    share: of the rows of every source; 0 trains on all and measures nothing. samples: how many are measured, rounded up
-    to whole steps of `batch`.
-    """
-
-    share: float = Field(default=0.0, ge=0, le=0.5)
-    samples: int = Field(default=256, gt=0)
-
-
 class TrainingConfig(Section):
-    """A run. `batch` is the number of samples of a step over all workers; `initialize` a checkpoint to start from.
+    """A run. `batch` is the number of samples of a step over all workers; `initialize` a checkpoint to start from: a
+    run, one of its checkpoints, or a folder in diffusers layout.
 
     lora: train an adapter of `initialize` in place of its weights (training/lora.py).
-    text_encoder: of sources with `text: online`, as for `model.text.load_text_encoder`.
+    text_encoder: of sources with `text: online`, as for `model.text.load_text_encoder`; codec: of sources with
+    `latents: online`, as for `model.codecs.load_codec`.
     step_tokens: at most so many image tokens in a step over all workers, on average; `batch` follows from them, and is
     given in their place otherwise. Each
     worker computes its part in passes of at most workers.pack_tokens, whose gradients are added up.
     """
 
     name: str
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=1 << 64)
     steps: int = Field(gt=0)
     batch: int = Field(gt=0, le=_MOST_SAMPLES)
     step_tokens: int | None = Field(default=None, gt=0)
@@ -227,6 +211,7 @@ class TrainingConfig(Section):
     log_every: int = Field(default=50, gt=0)
     mixture: dict[str, SourceConfig] = Field(min_length=1)
     text_encoder: str | None = None
+    codec: str | None = None
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -234,6 +219,8 @@ class TrainingConfig(Section):
     workers: WorkersConfig = WorkersConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
     validation: ValidationConfig = ValidationConfig()
+    anomalies: AnomalyConfig = AnomalyConfig()
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]
 
     @model_validator(mode="before")
     @classmethod
@@ -261,13 +248,17 @@ class TrainingConfig(Section):
     def _names_a_folder(cls, name: str) -> str:
         if not re.fullmatch(r"\w[\w. -]*", name):
             raise ValueError("a run's folder is named by it, so it has letters, digits, '.', '-', '_' and spaces only")
+        if len(name.encode()) > _LONGEST_NAME:
+            raise ValueError(f"a run's folder is named by it: give at most {_LONGEST_NAME} bytes")
         return name
 
     @model_validator(mode="after")
-    def _check_text_encoder(self) -> TrainingConfig:
-        online = [name for name, source in self.mixture.items() if source.text == "online"]
-        if online and self.text_encoder is None:
-            raise ValueError(f"mixture.{online[0]}.text is online: name the `text_encoder`, as minilm or a path")
+    def _check_encoders(self) -> TrainingConfig:
+        for name, source in self.mixture.items():
+            if source.text == "online" and not self.text_encoder:
+                raise ValueError(f"mixture.{name}.text is online: name the `text_encoder`, as minilm or a path")
+            if source.latents == "online" and not self.codec:
+                raise ValueError(f"mixture.{name}.latents is online: name the `codec`, as dct or a path")
         return self
 
     @model_validator(mode="after")
@@ -288,8 +279,8 @@ class TrainingConfig(Section):
         for name, source in self.mixture.items():
             for task, weight in source.tasks.items():
                 if weight < _LEAST_SHARE * total:
-                    place = f"mixture.{name}.tasks.{task}"
-                    raise ValueError(f"{place}: weight {weight:g} of {total:g} is hardly ever drawn; leave it out")
+                    key = f"mixture.{name}.tasks.{task}"
+                    raise ValueError(f"{key}: weight {weight:g} of {total:g} is hardly ever drawn; leave it out")
         return self
 
     def mean_sizes(self) -> list[tuple[float, float, float]]:
@@ -297,9 +288,10 @@ class TrainingConfig(Section):
         sizes = []
         for source in self.mixture.values():
             for name, weight in source.tasks.items():
-                condition = find_task(name).condition
-                views = (self.objective.min_views + self.objective.max_views) / 2
-                frames = 1 if condition is None else 2 * views if condition == RAYS else 2
+                task = find_task(name)
+                views = sum(views_of_sample(name, source.views, self.objective.views)) / 2
+                each = 2 if task.condition == RAYS else 1
+                frames = each * views if task.is_of_sets else 1 if task.condition is None else 2
                 sizes.append((weight, frames, frames * ((source.size or self.size) // SIZE_STEP) ** 2))
         total = sum(weight for weight, _, _ in sizes)
         return [(weight / total, frames, tokens) for weight, frames, tokens in sizes]
@@ -312,15 +304,16 @@ class TrainingConfig(Section):
     def fixed(self) -> dict[str, Any]:
         """What must stay the same when a run resumes: all that decides which numbers come out.
 
-        Datasets and the text encoder may have moved: their content is pinned by the run's manifest.
+        Datasets and encoders may have moved: their content is pinned by the run's manifest.
         """
         values = self.model_dump(mode="json", exclude=_FREE)
         for source in values["mixture"].values():
             del source["dataset"]
-            if source["text"] == "stored":  # a key that runs of before lack
-                del source["text"]
-            if source["where"] is None:  # configurations of before have no such key
-                del source["where"]
+            for key, default in _ADDED_KEYS.items():
+                if source[key] == default:  # configurations of before have no such keys
+                    del source[key]
+        for key in ("pictures", "denoise_steps", "guidance"):  # what is looked at changes no number
+            del values["validation"][key]
         if self.lora is None:
             del values["lora"]
         if self.optimizer.kind == "adamw":
@@ -359,16 +352,16 @@ def load_config(
     overrides: "section.key=value" strings (values in YAML), or a nested mapping.
     Raises InputError for a file that is not there, an unknown key (named, with the nearest right one) or a wrong value.
     """
-    place = str(path_or_preset)
-    values = _read(place)
+    origin = str(path_or_preset)
+    values = _read(origin)
     for layer in [overrides] if isinstance(overrides, Mapping) else parse_settings(overrides or []):
         values = override_config(values, layer)
-    return parse_config(values, place)
+    return parse_config(values, origin)
 
 
-def parse_config(values: Mapping[str, Any], place: str) -> TrainingConfig:
-    """The configuration that nested values state; `place` is where they came from. Raises InputError."""
-    return validate(TrainingConfig, values, place)
+def parse_config(values: Mapping[str, Any], origin: str) -> TrainingConfig:
+    """The configuration that nested values state; `origin` is where they came from. Raises InputError."""
+    return validate(TrainingConfig, values, origin)
 
 
 def override_config(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -380,11 +373,11 @@ def override_config(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[
     return override(below, above, whole=("tasks",))
 
 
-def _read(place: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
-    path = find_yaml(place, PRESETS)
+def _read(origin: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    path = find_yaml(origin, PRESETS)
     if str(path) in seen:
-        raise InputError(f"{place}: is its own base; remove one `base`")
-    values = read_yaml(place, PRESETS, "configuration")
+        raise InputError(f"{origin}: is its own base; remove one `base`")
+    values = read_yaml(origin, PRESETS, "configuration")
     base = values.pop("base", None)
     if base is None:
         return values

@@ -1,7 +1,8 @@
 """What a run would cost on a cluster, by arithmetic: memory of a GPU by part, seconds a step, a checkpoint, dollars.
 
-It counts FLOP, bytes and links, and takes from measurements one number alone, the share of a GPU's peak that a step
-reaches (docs/gpu.md). It knows nothing of stragglers, of a store that is too slow to feed the run, nor of failures.
+It counts FLOP, bytes and links, and takes from measurements (docs/gpu.md) only what shares of a GPU's peak a step, a
+text encoder and an autoencoder reach. It knows nothing of stragglers, of a store that is too slow to feed the run, nor
+of failures.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from model.constants import LATENT_CHANNELS, PATCH_SIZE
+from model.constants import LATENT_CHANNELS, LATENT_FACTOR, PATCH_SIZE
 from model.inputs import InputError
 from model.prompts import DEGRADED, RAYS, find_task
 from training.config import TrainingConfig
 from training.flops import FlopCounter, SampleSize, known_peak_flops
 from training.lora import adapter_size
+from training.source_config import SourceConfig
 
 if TYPE_CHECKING:
     from model.transformer import NextDiT
@@ -25,7 +27,14 @@ _WEIGHT, _GRADIENT, _ADAM, _AVERAGE, _COMPUTE = 4, 4, 8, 4, 2  # bytes for each 
 _HOST_GBYTES = 25.0  # a second, from a GPU to pinned memory of its host (PCIe 4 × 16)
 _STORED = 2  # bytes of a number of stored latents and text
 _LETTERS = 4  # bytes of a token of a caption that is embedded when it is used
+_JPEG, _LABEL = 300e3, 50e3  # bytes of a picture of a megapixel, and of a label of one, which are encoded when used
+# Encoders of a run that makes latents or embeddings itself. T5: 24 layers of 11.5 D² weights (attention of width D,
+# gated SwiGLU of 2.5 D), D being caption_channels, in bf16. The published VAE: FLOP of its encoder for a pixel; its
+# weights in float32, and what it keeps of the pixels of a batch.
+_T5_LAYERS, _T5_WORDS, _T5_MFU = 24 * 11.5, 32128, 0.26
+_VAE_FLOP, _VAE_BYTES, _VAE_MFU = 4.1e6, 1.0e9, 0.11
 _GATHERED_BLOCKS = 2  # the one that is computed, and the next, which is fetched meanwhile
+DCT = "dct"  # the codec that takes no time; `model.codecs` imports torch
 Sharding = Literal["none", "node", "all"]
 
 
@@ -35,8 +44,8 @@ class ClusterSpec:
 
     per_node: GPUs of a node; gbps, node_gbps: gigabits a second that a GPU sends to other nodes, and within its node;
     store_gbytes: gigabytes a second that a node reads, and writes checkpoints at; mfu: share of the peak that computing
-    reaches; dollars: for a GPU and hour, None where that is unknown. sharding: over the GPUs of a node with a copy in
-    each, over all of them, or not at all.
+    reaches where blocks are computed again in the backward pass; dollars: for a GPU and hour, None where that is
+    unknown. sharding: over the GPUs of a node with a copy in each, over all of them, or not at all.
     """
 
     gpus: int
@@ -64,9 +73,10 @@ class Cost:
 
     tokens: image tokens of a step; passes: forward and backward passes of each GPU in a step; sent: bytes that each GPU
     sends in a step, to others; read: bytes of stored latents and text of its samples, which each GPU's worker reads for
-    a step; compute, communication: seconds of a step if it were all; step: seconds of a step; checkpoint: seconds to
-    write one, beside the steps; checkpoint_bytes: of all of it; checkpoint_host_bytes: on each node, of the copies that
-    are written; checkpoint_stall: seconds that steps wait for each. hours, dollars: of the whole run.
+    a step; compute, communication: seconds of a step if it were all; encode: of those of compute, what encoding
+    pictures and prompts takes that are not stored so; step: seconds of a step; checkpoint: seconds to write one, beside
+    the steps; checkpoint_bytes: of all of it; checkpoint_host_bytes: on each node, of the copies that are written;
+    checkpoint_stall: seconds that steps wait for each. hours, dollars: of the whole run.
     """
 
     parameters: int
@@ -79,6 +89,7 @@ class Cost:
     read: float
     compute: float
     communication: float
+    encode: float
     step: float
     mfu: float
     checkpoint: float
@@ -111,7 +122,12 @@ def run_cost(config: TrainingConfig, cluster: ClusterSpec) -> Cost:
     passes = max(1, -(-int(per_gpu) // config.workers.pack_tokens))
     counter = FlopCounter(model, frozen=config.lora is not None)
     flops = config.batch * sum(share * counter.step([size]) for share, size in sizes)
-    compute = flops / (cluster.gpus * peak * cluster.mfu)
+    encode = _encoding_seconds(config, peak) / cluster.gpus
+    computed = flops
+    if not config.workers.gradient_checkpointing:  # the share that was measured is of steps that recompute their blocks
+        again = sum(share * counter.step([size], recomputed=True) for share, size in sizes)
+        computed *= flops / (config.batch * again)
+    compute = computed / (cluster.gpus * peak * cluster.mfu) + encode
     inside, outside = _bytes_sent(parameters, trained, passes, cluster)
     communication = inside * 8e-9 / cluster.node_gbps + outside * 8e-9 / cluster.gbps
     # Blocks are fetched and gradients sent while others are computed, except for the first and the last of a pass.
@@ -135,6 +151,7 @@ def run_cost(config: TrainingConfig, cluster: ClusterSpec) -> Cost:
         read=config.batch / cluster.gpus * _bytes_of_sample(config),
         compute=compute,
         communication=communication,
+        encode=encode,
         step=step,
         mfu=flops / (step * cluster.gpus * peak),
         checkpoint=checkpoint,
@@ -164,14 +181,18 @@ def _mean_samples(config: TrainingConfig) -> list[tuple[float, SampleSize]]:
 
 
 def _bytes_of_sample(config: TrainingConfig) -> float:
-    """Mean bytes of a sample as it is stored: what is encoded or computed while it is read is left out."""
-    sizes, total = _mean_samples(config), 0.0
-    tasks = [(name, source) for source in config.mixture.values() for name in source.tasks]
-    for (share, size), (name, source) in zip(sizes, tasks, strict=True):
-        computed = 0.5 if find_task(name).condition in (DEGRADED, RAYS) else 0.0  # every other frame
-        latents = size.tokens * PATCH_SIZE**2 * LATENT_CHANNELS * (1 - computed)
+    """Mean bytes of a sample as it is stored: what is computed while it is read is left out."""
+    total = 0.0
+    for share, size, name, source in _tasks(config):
+        condition = find_task(name).condition
+        is_computed = condition == RAYS or (condition == DEGRADED and source.degraded == "online")
+        computed = 0.5 if is_computed else 0.0  # every other frame
+        frames = _STORED * size.tokens * PATCH_SIZE**2 * LATENT_CHANNELS * (1 - computed)
+        if source.latents == "online":
+            frames = _JPEG * (size.frames / 2 if condition == RAYS else 1)
+            frames += _LABEL * (find_task(name).label is not None)
         of_token = _LETTERS if source.text == "online" else _STORED * config.model.caption_channels
-        total += share * (_STORED * latents + size.text * of_token)
+        total += share * (frames + size.text * of_token)
     return total
 
 
@@ -182,6 +203,28 @@ def _adam(config: TrainingConfig) -> float:
     from training.adamw8bit import BLOCK  # it imports torch
 
     return 2 * (1 + 4 / BLOCK)
+
+
+def _encoding_seconds(config: TrainingConfig, peak: float) -> float:
+    """Of one GPU, for the pictures and prompts of a step that are encoded by the workers."""
+    seconds = 0.0
+    for share, size, name, source in _tasks(config):
+        condition = find_task(name).condition
+        pictures = size.frames * (0.5 if condition == RAYS else 1)
+        if source.latents == "stored":
+            pictures = 1 if condition == DEGRADED else 0
+        pixels = pictures * size.tokens / size.frames * (PATCH_SIZE * LATENT_FACTOR) ** 2
+        if config.codec != DCT:
+            seconds += share * pixels * _VAE_FLOP / _VAE_MFU
+        if source.text == "online":
+            seconds += share * size.text * 2 * _T5_LAYERS * config.model.caption_channels**2 / _T5_MFU
+    return config.batch * seconds / peak
+
+
+def _tasks(config: TrainingConfig) -> list[tuple[float, SampleSize, str, SourceConfig]]:
+    """(share of the samples, size, name, source) of each task of the mixture."""
+    tasks = [(name, source) for source in config.mixture.values() for name in source.tasks]
+    return [(*sized, *task) for sized, task in zip(_mean_samples(config), tasks, strict=True)]
 
 
 def _bytes_sent(parameters: int, trained: int, passes: int, cluster: ClusterSpec) -> tuple[float, float]:
@@ -218,6 +261,12 @@ def _memory(
         "average": trained * _AVERAGE / shards,
         "activations": within + kept,
     }
+    width, sources = config.model.caption_channels, config.mixture.values()
+    if any(source.text == "online" for source in sources):
+        parts["text encoder"] = _COMPUTE * (_T5_LAYERS * width**2 + _T5_WORDS * width)
+    degraded = any(find_task(name).condition == DEGRADED for source in sources for name in source.tasks)
+    if config.codec != DCT and (degraded or any(source.latents == "online" for source in sources)):
+        parts["autoencoder"] = _VAE_BYTES
     if shards > 1:
         parts["gathered blocks"] = block * (_GATHERED_BLOCKS * _COMPUTE + _GRADIENT)
     return parts

@@ -6,7 +6,7 @@ C channels, h × w latent height and width, H × W = 8h × 8w pixels.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from model.text import TextEncoder
 
 _AHEAD = 1  # steps whose arrays are on their way to a GPU
+_BATCH_PIXELS = 1 << 18  # of the pictures that a GPU encodes together: four of 256², one of 512²
 
 
 def pinned_array(shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
@@ -35,14 +36,31 @@ def pinned_array(shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype
     return torch.empty(shape, dtype=torch.float16, pin_memory=True).numpy()
 
 
-def encode_picture(codec: ImageCodec, picture: Picture) -> Tensor:
-    """(H, W, 3) uint8 → (C, h, w) float16, where the codec is. One at a time: how a convolution rounds may depend on
-    what else is in its batch, and a sample must not."""
+def encode_pictures(codec: ImageCodec, pictures: Sequence[Picture]) -> list[Tensor]:
+    """(H, W, 3) uint8 each → (C, h, w) float16 each, where the codec is.
+
+    How a convolution rounds may depend on the size of its batch, and a sample must not depend on who shares a worker
+    with it. So on a CPU pictures go one by one, as labels of latents do, and on a GPU those of one size in batches that
+    are always of the same number of them: a last one is filled up.
+    """
     import torch
 
-    pixels = torch.from_numpy(np.ascontiguousarray(picture)).to(codec.device, non_blocking=True)
-    with torch.no_grad():
-        return codec.encode(pixels.permute(2, 0, 1)[None].float() / 127.5 - 1)[0].to(torch.float16)
+    places_by_shape: dict[tuple[int, ...], list[int]] = {}
+    for place, picture in enumerate(pictures):
+        places_by_shape.setdefault(picture.shape, []).append(place)
+    encoded: dict[int, Tensor] = {}
+    for (height, width, _), places in places_by_shape.items():
+        size = 1 if codec.device.type == "cpu" else max(1, _BATCH_PIXELS // (height * width))
+        for start in range(0, len(places), size):
+            chosen = places[start : start + size]
+            filled = [*chosen, *chosen[-1:] * (size - len(chosen))]
+            pixels = torch.from_numpy(np.stack([pictures[place] for place in filled]))
+            if codec.device.type == "cuda":
+                pixels = pixels.pin_memory().to(codec.device, non_blocking=True)
+            # Each by itself: its layout in memory, which rounding depends on too, is then that of a single one.
+            signed = torch.cat([one.permute(2, 0, 1)[None].float() for one in pixels]) / 127.5 - 1
+            encoded.update(zip(chosen, codec.encode(signed).to(torch.float16), strict=False))
+    return [encoded[place] for place in range(len(pictures))]
 
 
 class DeviceBatches:
@@ -51,14 +69,14 @@ class DeviceBatches:
     def __init__(self, config: TrainingConfig, codec: str, text_encoder: str, device: torch.device) -> None:
         """codec, text_encoder: what encodes latents and prompts (as for `model.codecs.load_codec` and
         `model.text.load_text_encoder`); loaded when a sample needs them."""
-        self.config, self._codec_name, self._text_encoder_name, self.device = config, codec, text_encoder, device
+        self.config, self.codec_name, self._text_encoder_name, self.device = config, codec, text_encoder, device
 
     @cached_property
     def codec(self) -> ImageCodec:
         """The codec, on the device."""
         from model.codecs import load_codec
 
-        return load_codec(self._codec_name, self.device)
+        return load_codec(self.codec_name, self.device)
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
@@ -71,7 +89,7 @@ class DeviceBatches:
         return load_text_encoder(self._text_encoder_name, self.device, torch.bfloat16 if half else torch.float32)
 
     def ready(self, batches: Iterable[StepBatch]) -> Iterator[StepBatch]:
-        """The same batches in their order. On a GPU the next one is copied while it computes."""
+        """The same batches in their order. On a GPU the next one is copied and encoded while this one computes."""
         if self.device.type != "cuda":
             yield from map(self.encoded, batches)
             return
@@ -87,7 +105,7 @@ class DeviceBatches:
             yield self._arrived(waiting.popleft(), side)
 
     def _copied(self, batch: StepBatch, side: torch.cuda.Stream) -> StepBatch:
-        """The batch with its arrays on their way to the device."""
+        """The batch with its arrays on their way to the device, and what is encoded there on its way from them."""
         import torch
 
         with torch.cuda.stream(side):
@@ -99,7 +117,7 @@ class DeviceBatches:
                 }
                 return replace(sample, **arrays)
 
-            return replace(batch, packs=[[copy(sample) for sample in pack] for pack in batch.packs])
+            return self.encoded(replace(batch, packs=[[copy(sample) for sample in pack] for pack in batch.packs]))
 
     def _arrived(self, batch: StepBatch, side: torch.cuda.Stream) -> StepBatch:
         """The batch for the stream that computes, which waits for what was copied; this process does not."""
@@ -111,23 +129,25 @@ class DeviceBatches:
             for sample in pack:
                 sample.latents.record_stream(stream)  # type: ignore[union-attr]
                 sample.text.record_stream(stream)  # type: ignore[union-attr]
-        return self.encoded(batch)
+        return batch
 
     def encoded(self, batch: StepBatch) -> StepBatch:
-        """The batch with frames of degraded pictures and with prompts encoded. Raises InputError for an encoder of
-        another width than the model takes."""
-        prompts = {sample.prompt for pack in batch.packs for sample in pack if sample.prompt is not None}
+        """The batch with its pictures and prompts encoded. Raises InputError for an encoder of another width than the
+        model takes."""
+        samples = [sample for pack in batch.packs for sample in pack]
+        prompts = {sample.prompt for sample in samples if sample.prompt is not None}
         texts = self._embed(sorted(prompts)) if prompts else {}
+        places = [(sample, frame) for sample in samples for frame in sample.pictures]
+        frames = encode_pictures(self.codec, [sample.pictures[frame] for sample, frame in places]) if places else []
+        for (sample, frame), latent in zip(places, frames, strict=True):
+            sample.latents[frame] = latent.cpu().numpy() if isinstance(sample.latents, np.ndarray) else latent
 
         def encode(sample: Sample) -> Sample:
+            if sample.prompt is None:
+                return replace(sample, pictures={})
+            text = texts[sample.prompt]
             on_cpu = isinstance(sample.latents, np.ndarray)
-            if sample.degraded is not None:
-                frame = encode_picture(self.codec, sample.degraded)
-                sample.latents[-1] = frame.cpu().numpy() if on_cpu else frame
-            if sample.prompt is not None:
-                text = texts[sample.prompt]
-                sample = replace(sample, text=text.cpu().numpy() if on_cpu else text, prompt=None)
-            return replace(sample, degraded=None)
+            return replace(sample, text=text.cpu().numpy() if on_cpu else text, pictures={}, prompt=None)
 
         return replace(batch, packs=[[encode(sample) for sample in pack] for pack in batch.packs])
 

@@ -26,12 +26,13 @@ def all_finite(tensors: Iterable[Tensor], device: torch.device, group: Any = Non
     return bool(finite)
 
 
-def diverged(run: str, step: int, rate: float, sound: str | None) -> str:
+def diverged(run: str, step: int, rate: float, sound: str | None, first: str = "") -> str:
     """What to tell a person whose run met numbers that are not finite, at that step or not long before it.
 
-    run: its address; rate: the learning rate; sound: address of the newest checkpoint, None where there is none yet.
+    run: its address; rate: the learning rate; sound: address of the newest checkpoint, None where there is none yet;
+    first: what is known of the first bad step.
     """
-    what = f"{run}: gradient or weights are not finite at step {step} or just before; nothing of it was saved"
+    what = f"{run}: gradient or weights are not finite at step {step} or just before{first}; nothing of it was saved"
     if sound is None:
         return f"{what}. Run again with optimizer.learning_rate lower than {rate:g}"
     return (

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from labeling.dataset import Store, open_store
+from labeling.dataset.storage.errors import explained
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 # Older versions wrote these into the metrics.jsonl of their runs.
@@ -22,16 +23,17 @@ class MetricsLogger:
         self.store = store
         self.remote = store.uri.startswith("s3://")
         self.folder = Path(tempfile.mkdtemp(prefix="onediffusion-") if self.remote else store.uri)
-        self.folder.mkdir(parents=True, exist_ok=True)
         lines = [line for line, record in _read_lines(store) if record["step"] <= start]
         # Written whole or not at all: a full disk or a kill must not lose what was measured before.
         open_store(self.folder).put(METRICS, "".join(lines).encode())
-        self._file = (self.folder / METRICS).open("a")
+        with explained(f"{self.folder}/{METRICS}"):
+            self._file = (self.folder / METRICS).open("a")
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        """Add a line to metrics.jsonl. Raises InputError where the disk is full."""
+        with explained(f"{self.folder}/{METRICS}"):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
 
     def sync(self) -> None:
         """Upload what is local only."""
@@ -47,11 +49,11 @@ class MetricsLogger:
 
 
 def scalars(record: dict[str, Any]) -> dict[str, float]:
-    """A record as TensorBoard takes it: the losses by task ("losses") have a name each ("loss/TASK")."""
+    """A record as trackers take it: the losses by task ("losses") and by noise level have a name each ("loss/TASK")."""
     values = {name: value for name, value in record.items() if name != "step" and not isinstance(value, dict)}
-    for name in ("losses", "validation_losses"):
-        prefix = name.replace("losses", "loss")
-        values |= {f"{prefix}/{task}": loss for task, loss in record.get(name, {}).items()}
+    for name, losses in record.items():
+        if isinstance(losses, dict):
+            values |= {f"{name.replace('losses', 'loss')}/{part}": loss for part, loss in losses.items()}
     return values
 
 

@@ -59,8 +59,9 @@ def flow_matching_loss(
     """The loss of a pack: Σ over counted frames of the mean squared error of the velocity.
 
     model: called as model(noisy, timesteps, text), lists over the samples, like NextDiT.forward_packed.
-    Returns the sum as a scalar to differentiate, float32, and each sample's part of it, (samples,), detached. Dividing
-    by the number of counted frames of the whole step makes the loss of the step, whoever shared a pack or a worker.
+    Returns the sum as a scalar to differentiate, float32, and each frame's part of it, (frames of all samples,), 0
+    where it does not count, detached. Dividing by the number of counted frames of the whole step makes the loss of the
+    step, whoever shared a pack or a worker.
     """
     import torch
 
@@ -77,8 +78,8 @@ def flow_matching_loss(
         counted.append(torch.from_numpy(sample.in_loss).to(device))
     velocities = model(noisy, timesteps, text)
     losses = [
-        ((velocity.float() - target).square().mean(dim=(1, 2, 3)) * frames).sum()
+        (velocity.float() - target).square().mean(dim=(1, 2, 3)) * frames
         for velocity, target, frames in zip(velocities, targets, counted, strict=True)
     ]
-    stacked = torch.stack(losses)
-    return stacked.sum(), stacked.detach()
+    joined = torch.cat(losses)
+    return joined.sum(), joined.detach()

@@ -9,9 +9,7 @@ C = 16 latent channels, h × w latent height and width, V views, L prompt tokens
 from __future__ import annotations
 
 import math
-import resource
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from threading import Lock
@@ -25,7 +23,6 @@ from labeling.dataset import (
     CAMERAS,
     DROPPED_CAPTION,
     IMAGES,
-    TEXT,
     ArrayFile,
     Dataset,
     PageCache,
@@ -37,22 +34,21 @@ from labeling.dataset import (
 )
 from model.constants import LATENT_CHANNELS, LATENT_FACTOR
 from model.inputs import InputError
-from model.prompts import DEGRADED, build_prompt, find_task
+from model.prompts import DEGRADED, RAYS, build_prompt, find_task
 from training.batch import Sample, StepBatch
 from training.config import TrainingConfig
-from training.device import encode_picture
+from training.device import encode_pictures
 from training.plan.dealing import Dealer
 from training.plan.manifest import Manifest
 from training.plan.planned_sample import PlannedSample
-from training.plan.streams import CAPTION, Stream
+from training.plan.streams import CAPTION, ITEM, LATENT_COLUMNS, NAMES, SUBJECT, Stream
+from training.row_pictures import Encoded, RowPictures, latent_shape
+from training.size_cache import SizeCache, allow_files
 
 if TYPE_CHECKING:
     from model.codecs import ImageCodec
     from model.pictures import Picture
 
-_COLUMNS = {IMAGES: ["image"], TEXT: ["entries"], CAMERAS: ["c2w", "intrinsics"], CAPTION: [CAPTION]}
-_NAMES = ["names", "colors"]  # of what a prompt names
-_LATENT_COLUMNS = ["latent", "latent_height", "latent_width"]
 _WAITING_THREADS = 4  # that read where it takes waiting for S3, or decoding pictures outside Python's lock
 _DENSE = 2 / 3  # of what a page holds: if so much of it will be used, it is read as a whole from a store with delay
 _OPEN_FILES = 4096  # shards of groups; one that is opened anew is asked for its footer again
@@ -75,16 +71,16 @@ class PlanReader:
         self._codec_name = codec
         self._allocate = allocate or (lambda shape: np.empty(shape, np.float16))
         self._datasets = {name: Dataset(source.dataset) for name, source in manifest.sources.items()}
-        self._tables = _Cache(config.reader.cache_mb << 20)
-        self._pictures = _Cache(config.reader.cache_mb << 18)
-        files, most = _allow_files(_OPEN_FILES), config.reader.cache_mb << 18
-        self._files = _Cache(most, lambda file: max(file.nbytes, most // files))
+        self._tables = SizeCache(config.reader.cache_mb << 20)
+        self._pictures = RowPictures(self._table, self._place, config.reader.cache_mb << 18)
+        files, most = allow_files(_OPEN_FILES), config.reader.cache_mb << 18
+        self._files = SizeCache(most, lambda file: max(file.nbytes, most // files))
         self._planning = Lock()
         far = [dataset.store.parallel for dataset in self._datasets.values() if dataset.store.gap]
         self._pages = PageCache(ThreadPoolExecutor(max(far), "range"), config.reader.cache_mb << 20) if far else None
         self._is_dense = self._dense_streams()
         # Arrays from a disk are there at once, and threads would only take Python's lock from each other.
-        waits = far or any(find_task(stream.task).condition == DEGRADED for stream in manifest.streams)
+        waits = far or any(IMAGES in stream.groups for stream in manifest.streams)
         self.threads = config.reader.threads or (_WAITING_THREADS if waits else 1)
 
     @cached_property
@@ -102,8 +98,9 @@ class PlanReader:
         """
         with self._planning:
             dealt, most, frames_in_loss = self.dealer.deal(step, rank, workers)
+        images = self._read_images([planned for pack in dealt for planned, _, _ in pack], workers)
         wants: list[Want] = []
-        packs = [[self._sample(*leveled, wants) for leveled in pack] for pack in dealt]
+        packs = [[self._sample(*leveled, images, wants) for leveled in pack] for pack in dealt]
         self._fill(wants, workers)
         first = packs[0][0]
         while len(packs) < most:
@@ -114,9 +111,28 @@ class PlanReader:
     def read_sample(self, planned: PlannedSample, sigmas: NDArray[np.float32], in_loss: NDArray[np.bool_]) -> Sample:
         """One sample with the noise levels given."""
         wants: list[Want] = []
-        sample = self._sample(planned, sigmas, in_loss, wants)
+        sample = self._sample(planned, sigmas, in_loss, self._read_images([planned], 1), wants)
         self._fill(wants, 1)
         return sample
+
+    def _read_images(self, samples: Sequence[PlannedSample], workers: int) -> dict[tuple[object, ...], Any]:
+        """Key (of `RowPictures`) → encoded image, of all that samples are made from and that shards say places of."""
+        wants: list[Want] = []
+        images: dict[tuple[object, ...], Any] = {}
+        for planned in samples:
+            stream = self.manifest.streams[planned.stream]
+            file = self._file(stream, IMAGES, planned.shard) if IMAGES in stream.groups else None
+            if file is None or file.pictures is None:
+                continue
+            for view in planned.views or (None,):
+                key = self._pictures.key(stream, planned, view)
+                if key in images or key in self._pictures:
+                    continue
+                value = file.pictures.value(file.row_starts[planned.row_group] + planned.row, view or 0)
+                images[key] = np.empty(file.pictures.sizes[value], np.uint8)
+                wants.append(Want(file, int(file.pictures.starts[value]), images[key]))
+        self._fill(wants, workers)
+        return images
 
     def _fill(self, wants: list[Want], workers: int) -> None:
         if self._pages is None:
@@ -136,36 +152,62 @@ class PlanReader:
         ]
 
     def _sample(
-        self, planned: PlannedSample, sigmas: NDArray[np.float32], in_loss: NDArray[np.bool_], wants: list[Want]
+        self,
+        planned: PlannedSample,
+        sigmas: NDArray[np.float32],
+        in_loss: NDArray[np.bool_],
+        images: Encoded,
+        wants: list[Want],
     ) -> Sample:
         """A sample whose arrays have their values once `wants`, which gets what it lacks, is read."""
         stream = self.manifest.streams[planned.stream]
-        degraded = None
         if planned.views:
-            latents = self._views(stream, planned, wants)
+            latents, pictures = self._set(stream, planned, images, wants)
+        elif stream.pictures == "online":
+            latents, pictures = self._drawn(stream, planned, images)
         else:
-            is_degraded = find_task(stream.task).condition == DEGRADED
-            groups = [stream.latents, *([stream.condition] if stream.condition and not is_degraded else [])]
-            sources = [self._latent(stream, group, planned) for group in groups]
-            shape = sources[0].shape
-            if any(source.shape != shape for source in sources):
-                raise InputError(
-                    f"{self._place(stream, groups[1], planned)}: latents of another size than the "
-                    f"picture's; label {groups[1]} again"
-                )
-            latents = self._allocate((len(groups) + is_degraded, *shape))
-            for frame, source in zip(latents, sources, strict=False):
-                source.fill(frame, wants)
-            if is_degraded:
-                degraded = self._degraded(stream, planned, shape)
-                if self._codec_name is not None:
-                    latents[-1] = encode_picture(self.codec, degraded).numpy()
-                    degraded = None
+            latents, pictures = self._encoded(stream, planned, images, wants)
+        if self._codec_name is not None:
+            for frame, picture in pictures.items():
+                latents[frame] = encode_pictures(self.codec, [picture])[0].numpy()
+            pictures = {}
         if stream.text == "online":
             text, prompt = np.empty((0, self.config.model.caption_channels), np.float16), self._prompt(stream, planned)
         else:
             text, prompt = self._text(stream, planned, wants), None
-        return Sample(stream.task, latents, text, sigmas, in_loss, planned.noise_seed, degraded, prompt)
+        drawn = planned.noise_seed, pictures, prompt, planned.index
+        return Sample(stream.task, latents, text, sigmas, in_loss, *drawn)
+
+    def _encoded(
+        self, stream: Stream, planned: PlannedSample, images: Encoded, wants: list[Want]
+    ) -> tuple[NDArray[np.float16], dict[int, Picture]]:
+        """(F, C, h, w) as it is stored, and the degraded picture that a frame is to be encoded from."""
+        is_degraded = stream.degrades
+        groups = [stream.latents, *([stream.condition] if stream.condition else [])]
+        sources = [self._latent(stream, group, planned) for group in groups]
+        shape = sources[0].shape
+        if any(source.shape != shape for source in sources):
+            raise InputError(
+                f"{self._place(stream, groups[1], planned)}: latents of another size than the "
+                f"picture's; label {groups[1]} again"
+            )
+        latents = self._allocate((len(groups) + is_degraded, *shape))
+        for frame, source in zip(latents, sources, strict=False):
+            source.fill(frame, wants)
+        size = (shape[2] * LATENT_FACTOR, shape[1] * LATENT_FACTOR)
+        return latents, {1: self._pictures.degraded(stream, planned, images, size)} if is_degraded else {}
+
+    def _drawn(
+        self, stream: Stream, planned: PlannedSample, images: Encoded
+    ) -> tuple[NDArray[np.float16], dict[int, Picture]]:
+        """(F, C, h, w) to be filled, and the pictures that all frames are to be encoded from."""
+        image, condition = self._pictures.image(stream, planned, images), find_task(stream.task).condition
+        pictures = {0: image.picture}
+        if condition == DEGRADED:
+            pictures[1] = self._pictures.degraded(stream, planned, images)
+        elif condition is not None:
+            pictures[1] = self._pictures.condition(stream, planned, image.width, image.height)
+        return self._allocate((len(pictures), *latent_shape(image.picture))), pictures
 
     def _latent(self, stream: Stream, group: str, planned: PlannedSample, view: int | None = None) -> _Source:
         """(C, h, w) of a picture, or of a view of a set."""
@@ -175,7 +217,7 @@ class PlanReader:
             page = file.page(planned.row_group) if self._pages and self._is_dense[planned.stream] else None
             return _Source(file.latents.shape(value), file, int(file.latents.starts[value]), page=page)
         table = self._table(stream, group, planned)
-        latent, height, width = (table[name][planned.row] for name in _LATENT_COLUMNS)
+        latent, height, width = (table[name][planned.row] for name in LATENT_COLUMNS)
         if view is not None:
             latent, height, width = latent[view], height[view], width[view]
         shape, values = (LATENT_CHANNELS, height.as_py(), width.as_py()), _array(latent.values)
@@ -183,16 +225,41 @@ class PlanReader:
             raise damaged_shard(file.address, planned.row_group)
         return _Source(shape, values=values)
 
-    def _views(self, stream: Stream, planned: PlannedSample, wants: list[Want]) -> NDArray[np.float16]:
-        """(2V, C, h, w): image₀, rays₀, image₁, rays₁, …"""
+    def _set(
+        self, stream: Stream, planned: PlannedSample, images: Encoded, wants: list[Want]
+    ) -> tuple[NDArray[np.float16], dict[int, Picture]]:
+        """(F, C, h, w) of the views shown: image₀, rays₀, image₁, …, of a task with references an image and those that
+        it refers to; and the pictures that images are to be encoded from."""
+        pictures: list[Picture] = []
+        sources: list[_Source] = []
+        shapes: list[tuple[int, ...]]
+        if stream.pictures == "online":
+            group = IMAGES
+            pictures = [self._pictures.image(stream, planned, images, view).picture for view in planned.views]
+            shapes = [latent_shape(picture) for picture in pictures]
+        else:
+            group = stream.latents
+            sources = [self._latent(stream, group, planned, view) for view in planned.views]
+            shapes = [source.shape for source in sources]
+        has_rays = find_task(stream.task).condition == RAYS
+        _, side, other = shapes[0]
+        if (has_rays and side != other) or any(shape != shapes[0] for shape in shapes):
+            what = "views must be square and" if has_rays else "pictures must be"
+            raise InputError(f"{self._place(stream, group, planned)}: {what} of one size")
+        apart = 2 if has_rays else 1
+        frames = self._allocate((apart * len(planned.views), *shapes[0]))
+        if has_rays:
+            frames[1::2] = self._rays(stream, planned, side)
+        for frame, source in zip(frames[::apart], sources, strict=False):
+            source.fill(frame, wants)
+        return frames, {apart * number: picture for number, picture in enumerate(pictures)}
+
+    def _rays(self, stream: Stream, planned: PlannedSample, side: int) -> NDArray[np.float16]:
+        """(V, C, side, side) of the cameras of the views shown."""
         import torch
 
         from model.cameras import camera_rays, rays_to_latents
 
-        sources = [self._latent(stream, stream.latents, planned, view) for view in planned.views]
-        _, side, other = sources[0].shape
-        if side != other or any(source.shape != sources[0].shape for source in sources):
-            raise InputError(f"{self._place(stream, stream.latents, planned)}: views must be square and of one size")
         cameras = self._table(stream, CAMERAS, planned)
         chosen = {
             name: torch.tensor([cameras[name][planned.row][view].as_py() for view in planned.views])
@@ -205,34 +272,13 @@ class PlanReader:
             normalize=True,
             scale=self.config.objective.c2w_scaling,
         )
-        frames = self._allocate((2 * len(planned.views), *sources[0].shape))
-        frames[1::2] = rays_to_latents(rays, side, side).to(torch.float16).numpy()
-        for frame, source in zip(frames[::2], sources, strict=True):
-            source.fill(frame, wants)
-        return frames
-
-    def _degraded(self, stream: Stream, planned: PlannedSample, shape: tuple[int, ...]) -> Picture:
-        """(H, W, 3) uint8, the picture fitted like the stored latents and degraded."""
-        from model.conditions import degrade
-
-        fitted = self._picture(stream, planned, shape[2] * LATENT_FACTOR, shape[1] * LATENT_FACTOR)
-        return degrade(fitted, stream.task, planned.degradation_seed)
-
-    def _picture(self, stream: Stream, planned: PlannedSample, width: int, height: int) -> Picture:
-        """The image of the sample, fitted to a size in pixels; cached, since small datasets soon use it again."""
-        from model.pictures import decode_picture, fit_picture
-
-        def read() -> Picture:
-            data = self._table(stream, IMAGES, planned)["image"][planned.row].as_py()
-            return fit_picture(decode_picture(data), width, height)
-
-        key = (stream.source, planned.shard, planned.row_group, planned.row, width, height)
-        return self._pictures.get(key, read)
+        latents: NDArray[np.float16] = rays_to_latents(rays, side, side).to(torch.float16).numpy()
+        return latents
 
     def _text(self, stream: Stream, planned: PlannedSample, wants: list[Want]) -> NDArray[np.float16]:
         """(L, Y) of the prompt; of a set, the prompt of the first view shown."""
         task = DROPPED_CAPTION if planned.drop_caption else stream.task
-        file = self._file(stream, TEXT, planned.shard)
+        file = self._file(stream, stream.text_group, planned.shard)
         try:
             if file.entries:
                 row = file.row_starts[planned.row_group] + planned.row
@@ -244,7 +290,8 @@ class PlanReader:
                 source = self._entry(stream, planned, task, file.address)
         except KeyError:
             named = f"for task {task!r}" if task else "that is empty, for dropped captions"
-            raise InputError(f"{self._place(stream, TEXT, planned)}: no prompt {named}; label text again") from None
+            place = self._place(stream, stream.text_group, planned)
+            raise InputError(f"{place}: no prompt {named}; label {stream.text_group} again") from None
         if source.shape[1] != self.config.model.caption_channels:
             raise InputError(
                 f"model.caption_channels is {self.config.model.caption_channels}, but the prompts of "
@@ -255,20 +302,24 @@ class PlanReader:
         return text
 
     def _prompt(self, stream: Stream, planned: PlannedSample) -> str:
-        """The prompt as it is embedded; of a set, that of the first view shown."""
+        """The prompt as it is embedded; of a set, that of the first view shown, with captions of those referred to."""
         if planned.drop_caption:
             return ""
 
-        def value(group: str, column: str) -> Any:
+        def value(group: str, column: str, place: int = 0) -> Any:
             found = self._table(stream, group, planned)[column][planned.row]
-            return (found[planned.views[0]] if planned.views else found).as_py()
+            return (found[planned.views[place]] if planned.views else found).as_py()
 
-        named = [value(stream.task, column) for column in _NAMES] if find_task(stream.task).phrase else []
+        if references := find_task(stream.task).references:
+            caption, *others = (value(CAPTION, CAPTION, place) for place in range(len(planned.views)))
+            items = [value(SUBJECT, ITEM)] if stream.task == SUBJECT else []
+            return build_prompt(stream.task, caption, items, sources=others if references > 1 else [])
+        named = [value(stream.task, column) for column in NAMES] if find_task(stream.task).phrase else []
         return build_prompt(stream.task, value(CAPTION, CAPTION), *named)
 
     def _entry(self, stream: Stream, planned: PlannedSample, task: str, address: str) -> _Source:
         """The embedding of a task's prompt, from the whole row group. Raises KeyError where there is none."""
-        entries = self._table(stream, TEXT, planned)["entries"][planned.row]
+        entries = self._table(stream, stream.text_group, planned)["entries"][planned.row]
         if planned.views:
             entries = entries[planned.views[0]]
         structs = entries.values
@@ -283,18 +334,17 @@ class PlanReader:
 
     def _table(self, stream: Stream, group: str, planned: PlannedSample) -> pa.Table:
         """The row group of `group` that holds the sample."""
-        dataset = self._datasets[stream.source]
+        dataset, columns = self._datasets[stream.source], stream.columns(group)
 
         def read() -> pa.Table:
             file = self._file(stream, group, planned.shard)
             shard = self.manifest.sources[stream.source].shards.name(planned.shard)
-            columns = _COLUMNS.get(group, _LATENT_COLUMNS if group.startswith(stream.latents) else _NAMES)
             try:
                 return dataset.read(group, shard, columns, [planned.row_group], file.content).combine_chunks()
             except FileNotFoundError:
                 raise gone_shard(file.address) from None
 
-        return self._tables.get((dataset.uri, group, planned.shard, planned.row_group), read)
+        return self._tables.get((dataset.uri, group, planned.shard, planned.row_group, *columns), read)
 
     def _file(self, stream: Stream, group: str, number: int) -> ArrayFile:
         """A shard of a group. Raises InputError for one whose content is not what the manifest pins."""
@@ -340,44 +390,6 @@ class _Source:
             target.reshape(-1)[:] = self._values
         else:
             wants.append(Want(self._file, self._start, target, self._page))
-
-
-def _allow_files(count: int) -> int:
-    """How many of that many files may be open: a third of what this process may have, which is raised as far as it
-    goes. The reader of validation has another third, at the same time.
-
-    One worker reads in all lanes, each of which has a few shards open: at a batch of 256 more than 1,024 files.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = 3 * count if hard == resource.RLIM_INFINITY else min(3 * count, hard)
-    if soft != resource.RLIM_INFINITY and soft < allowed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-        soft = allowed
-    return count if soft == resource.RLIM_INFINITY else min(count, soft // 3)
-
-
-class _Cache:
-    """The values used last, up to a limit of their sizes. Threads share it; two may make the same value."""
-
-    def __init__(self, limit: int, size: Callable[[Any], int] = lambda value: int(value.nbytes)) -> None:
-        self._limit, self._size, self._used = limit, size, 0
-        self._values: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
-        self._lock = Lock()
-
-    def get(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-        """The value of the key, made if it is not there."""
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-                return self._values[key]
-        value = make()
-        with self._lock:
-            if key not in self._values:
-                self._values[key] = value
-                self._used += self._size(value)
-            while self._used > self._limit and len(self._values) > 1:
-                self._used -= self._size(self._values.popitem(last=False)[1])
-        return value
 
 
 def _array(values: pa.Array) -> NDArray[np.float16]:

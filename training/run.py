@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from labeling.dataset import Store, open_store
+from labeling.dataset import Store, is_text, open_store
 from model.inputs import InputError
 from model.inputs.yaml_files import parse_yaml, to_yaml
+from training.anomalies import SKIPPED
 from training.checkpoint import (
     FOLDER,
     check_checkpoint,
@@ -25,7 +26,7 @@ from training.config import TrainingConfig, override_config, parse_config
 from training.coordinator import ControlRequest, Coordinator, Progress, await_node_removal, monitor
 from training.metrics_logger import read_metrics
 from training.plan.manifest import FIRST_MANIFEST, Manifest
-from training.plan.mixture import build_manifest, with_text_encoder
+from training.plan.mixture import build_manifest, with_encoders
 from training.worker_settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -79,18 +80,28 @@ def run_training(
     progress = progress or (lambda event: None)
     store = open_store(run_uri)
     checkpoints = whole_checkpoints(store)
-    manifest = _prepare(config, store, resumes=bool(checkpoints))
-    if from_checkpoint is not None:
-        checkpoints = _go_back(store, from_checkpoint, progress)
-    start = checkpoints[-1] if checkpoints else 0
-    validation_manifest = None
+    back = None if from_checkpoint is None else _sound_step(store, from_checkpoint)
+    start = back if back is not None else checkpoints[-1] if checkpoints else 0
+    finished = bool(checkpoints) and start >= config.steps
+    if checkpoints:
+        _check_same(config, store)
+        if back is None and not finished:
+            check_checkpoint(store, start)
+    elif config.initialize:
+        from training.checkpoint.state import initial_weights  # it imports torch
+
+        initial_weights(config)
+    pinned = _pin(config, store, resumes=bool(checkpoints))
+    manifest, validation_manifest = pinned, None
     if config.validation.share:
-        manifest, validation_manifest = manifest.split(config.validation.share, config.seed)
+        manifest, validation_manifest = pinned.split(config.validation.share, config.seed)
+    # What is refused is refused by now, and has written nothing.
+    if back is not None:
+        _go_back(store, back, progress)
+    _write(config, store, None if checkpoints else pinned)
     rows = manifest.counts()
     progress({"event": "mixture", "rows": rows, "empty": [task for task, count in rows.items() if not count]})
-    finished = bool(checkpoints) and start >= config.steps
     if checkpoints and not finished:
-        check_checkpoint(store, start)
         progress({"event": "resume", "step": start})
     step, request = start, control()
     while step < config.steps and not request.stop:
@@ -113,30 +124,36 @@ def run_training(
     )
 
 
-def _prepare(config: TrainingConfig, store: Store, resumes: bool) -> Manifest:
-    """Write the run's configuration and manifest. Returns the manifest: a resumed run keeps the one it began with."""
-    if resumes:
-        _check_same(config, store)
-        datasets = {name: source.dataset for name, source in config.mixture.items()}
-        manifest = with_text_encoder(Manifest.read(store).at_addresses(datasets), config)
-    else:
-        manifest = build_manifest(config.mixture, config.size, config.lanes, config.text_encoder)
+def _pin(config: TrainingConfig, store: Store, resumes: bool) -> Manifest:
+    """The run's manifest: one that resumes keeps what it began with."""
+    if not resumes:
+        return build_manifest(config.mixture, config.size, config.lanes, config.text_encoder, config.codec)
+    datasets = {name: source.dataset for name, source in config.mixture.items()}
+    return with_encoders(Manifest.read(store).at_addresses(datasets), config)
+
+
+def _write(config: TrainingConfig, store: Store, manifest: Manifest | None) -> None:
+    """Write the run's configuration, and its manifest where it begins."""
+    if manifest is not None:
         manifest.write(store)
-        store.delete(FIRST_MANIFEST)  # of a run that began here and wrote no checkpoint
+        for name in (FIRST_MANIFEST, SKIPPED):  # of a run that began here and wrote no checkpoint
+            store.delete(name)
     store.put(CONFIG, to_yaml(config.model_dump(mode="json")).encode())
-    return manifest
 
 
-def _go_back(store: Store, name: str, progress: Progress) -> list[int]:
-    """Remove the checkpoints after the one of that name, if that one is sound. Returns the steps of those that stay."""
+def _sound_step(store: Store, name: str) -> int:
+    """The step of the checkpoint of that name, whose every byte is compared. Raises InputError."""
     step = find_step(store, name)
     check_checkpoint(store, step, content=True)
-    steps = whole_checkpoints(store)
-    newer = [later for later in steps if later > step]
+    return step
+
+
+def _go_back(store: Store, step: int, progress: Progress) -> None:
+    """Remove the checkpoints after that of `step`, the newest first: killed meanwhile, it can go back again."""
+    newer = [later for later in whole_checkpoints(store) if later > step]
     for later in reversed(newer):
         remove_checkpoint(store, later)
     progress({"event": "back", "step": step, "removed": newer})
-    return steps[: len(steps) - len(newer)]
 
 
 def _scaled(config: TrainingConfig, workers: int | tuple[int, int]) -> TrainingConfig:
@@ -162,7 +179,7 @@ def _run_workers(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     coordinator = ray.remote(num_cpus=0, scheduling_strategy=here)(Coordinator).remote()
     readers = readers_per_worker(config, ray.cluster_resources().get("CPU", 0.0))
-    codec, text_encoder = _encoders(manifest)
+    codec, text_encoder = encoders(manifest, config)
     settings = WorkerSettings(
         config=config,
         run=run,
@@ -250,11 +267,16 @@ def _tasks(manifest: Manifest) -> tuple[str, ...]:
     return tuple(task for task, count in manifest.counts().items() if count)
 
 
-def _encoders(manifest: Manifest) -> tuple[str, str]:
-    """(codec, text encoder) that the latents and prompts were made with: parameters of their labelers."""
+def encoders(manifest: Manifest, config: TrainingConfig) -> tuple[str, str]:
+    """(codec, text encoder) that the latents and prompts are made with: the run's where it encodes some itself, else
+    parameters of their labelers."""
     groups = [item for source in manifest.sources.values() for item in source.declarations.items()]
     codec = next(declared["parameters"]["codec"] for group, declared in groups if group.startswith("latents-"))
-    encoder = next(declared["parameters"]["encoder"] for group, declared in groups if group == "text")
+    encoder = next(declared["parameters"]["encoder"] for group, declared in groups if is_text(group))
+    if any(source.latents == "online" for source in config.mixture.values()):
+        codec = config.codec
+    if any(source.text == "online" for source in config.mixture.values()):
+        encoder = config.text_encoder
     return str(codec), str(encoder)
 
 
@@ -262,7 +284,7 @@ def _check_same(config: TrainingConfig, store: Store) -> None:
     """Raise InputError when the run was begun with a configuration that makes other numbers."""
     place = f"{store.uri}/{CONFIG}"
     before = parse_config(parse_yaml(store.read(CONFIG).decode(), place), place)
-    changed = _differences(before.fixed(), config.fixed())
+    changed = differences(before.fixed(), config.fixed())
     if changed:
         key, _, new = changed[0]
         old: Any = before.model_dump(mode="json")
@@ -275,12 +297,12 @@ def _check_same(config: TrainingConfig, store: Store) -> None:
         )
 
 
-def _differences(before: Any, now: Any, place: str = "") -> list[tuple[str, Any, Any]]:
+def differences(before: Any, now: Any, place: str = "") -> list[tuple[str, Any, Any]]:
     """(key, value before, value now) of each value that differs; keys of nested values are joined by dots."""
     if isinstance(before, dict) and isinstance(now, dict):
         return [
             difference
             for key in dict.fromkeys([*before, *now])
-            for difference in _differences(before.get(key), now.get(key), f"{place}.{key}".strip("."))
+            for difference in differences(before.get(key), now.get(key), f"{place}.{key}".strip("."))
         ]
     return [] if before == now else [(place, before, now)]

@@ -15,9 +15,7 @@ from training.objective import flow_matching_loss
 from training.optimizer import MovingAverage, build_optimizer, learning_rate
 from training.parallel import accumulating, clip_gradients
 
-OnPack = Callable[
-    [list[Sample], Tensor, int], None
-]  # a pack, its samples' parts of the loss, frames in the step's loss
+OnPack = Callable[[list[Sample], Tensor, int], None]  # a pack, its frames' parts of the loss, frames in the step's loss
 
 
 class Updates:
@@ -39,12 +37,17 @@ class Updates:
         self.average = MovingAverage(model, config.optimizer.ema)
 
     def update(
-        self, batch: StepBatch, on_pack: OnPack | None = None, before_change: Callable[[], None] | None = None
+        self,
+        batch: StepBatch,
+        on_pack: OnPack | None = None,
+        before_change: Callable[[], None] | None = None,
+        accepts: Callable[[Tensor], bool] | None = None,
     ) -> Tensor:
         """Update the weights once. Returns the norm of the gradient before clipping, a scalar on the device.
 
         Nothing here waits for a GPU. on_pack: called with each pack after its backward pass; before_change: called
-        when weights, averages and optimizer are about to change.
+        when weights, averages and optimizer are about to change. accepts: asked with the norm; where it refuses nothing
+        changes.
         """
         rate = learning_rate(batch.step, self.config.steps, self.config.optimizer)
         for group in self.optimizer.param_groups:
@@ -61,6 +64,8 @@ class Updates:
             if on_pack:
                 on_pack(pack, sample_losses, batch.frames_in_loss)
         norm = clip_gradients(self.model, self.config.optimizer.clip)
+        if accepts and not accepts(norm.detach()):
+            return norm.detach()
         if before_change:
             before_change()
         self.optimizer.step()

@@ -40,7 +40,7 @@ class Validation:
 
     @torch.no_grad()
     def measure(self, model: nn.Module, average: MovingAverage, device: torch.device) -> dict[str, Any]:
-        """Mean loss of the averaged weights over all workers, and by task. Called by all workers together."""
+        """Mean loss of the averaged weights over all workers, by task and by noise level. Called by all workers."""
         metrics = StepMetrics(self._tasks, device)
         with average.applied():
             for batch in self._batches:
@@ -49,4 +49,4 @@ class Validation:
                     metrics.add_pack(pack, losses, batch.frames_in_loss)
                 metrics.end_step(0.0, 1.0)
         values = metrics.reduce()
-        return {"validation_loss": values["loss"], "validation_losses": values["losses"]}
+        return {f"validation_{name}": values[name] for name in ("loss", "losses", "level_losses")}

@@ -33,7 +33,7 @@ class WorkerSettings:
     validation_manifest: Any = None
     validation_tasks: tuple[str, ...] = ()
 
-    def place(self, name: str) -> str:
-        """What a model is loaded by: its folder from the root where there is one, since Ray's workers run elsewhere."""
+    def resolve_path(self, name: str) -> str:
+        """The folder of a model from the root, where there is one, since Ray's workers run elsewhere; else the name."""
         path = Path(self.folder, name)
         return str(path) if path.is_dir() and name not in _BUILT_IN else name

@@ -7,7 +7,7 @@ from labeling.dataset.array_pages import PageCache
 from labeling.dataset.checksums import changed_shard, damaged_shard, gone_shard
 from labeling.dataset.dataset import DATASET_FILE, EARLIER, GROUP_FILE, SCHEMA_VERSION, Dataset, ShardInfo
 from labeling.dataset.digests import check_type, digest_column, digest_json
-from labeling.dataset.entries import DROPPED_CAPTION, TEXT, entry_columns
+from labeling.dataset.entries import DROPPED_CAPTION, TEXT, entry_columns, is_text, text_group
 from labeling.dataset.footers import FooterTable
 from labeling.dataset.images import (
     CAMERA_SCHEMA,
@@ -104,6 +104,7 @@ __all__ = [
     "in_parallel",
     "is_leased",
     "is_stored_as_now",
+    "is_text",
     "lease",
     "missing_parameter",
     "open_store",
@@ -115,6 +116,7 @@ __all__ = [
     "select_rows",
     "set_schema",
     "shard_file",
+    "text_group",
     "upstream_groups",
     "write_shard",
 ]

@@ -1,4 +1,4 @@
-"""Reading single latents and embeddings of shards: exactly their bytes, neighbors together, many at a time on S3."""
+"""Reading single latents, embeddings and pictures of shards: their bytes alone, neighbors together, many at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labeling.dataset.checksums import changed_shard, damaged_shard, gone_shard, is_sound, read_checksums
-from labeling.dataset.places import LENGTH_BYTES, EntryPlaces, LatentPlaces, read_places
+from labeling.dataset.places import LENGTH_BYTES, EntryPlaces, LatentPlaces, PicturePlaces, read_places
 from labeling.dataset.shards import footer_of, read_metadata, row_groups_of, shard_file
 from labeling.dataset.storage import Store
 from model.inputs import InputError
@@ -21,11 +21,11 @@ _OPEN_BYTES = 16 << 10  # of memory that an open shard takes beside its places
 
 
 class ArrayFile:
-    """One shard of latents or text, opened to read single arrays of it.
+    """One shard of latents, text or pictures, opened to read single arrays of it.
 
-    content: as its footer says; row_starts: rows before each row group; latents, entries: where its arrays are, both
-    None where the file does not say so and row groups have to be read. Raises FileNotFoundError, InputError for a file
-    that this project did not write.
+    content: as its footer says; row_starts: rows before each row group; latents, entries, pictures: where its arrays
+    are, all None where the file does not say so and row groups have to be read. Raises FileNotFoundError, InputError
+    for a file that this project did not write.
     """
 
     def __init__(self, store: Store, group: str, shard: str) -> None:
@@ -39,6 +39,8 @@ class ArrayFile:
         places = read_places(metadata, self.address)
         self.latents = places if isinstance(places, LatentPlaces) else None
         self.entries = places if isinstance(places, EntryPlaces) else None
+        self.pictures = places if isinstance(places, PicturePlaces) else None
+        self._places = places
         self.gap = store.gap
         _, self._checksums = read_checksums(metadata)
         self.row_groups = row_groups_of(metadata)
@@ -110,9 +112,8 @@ class ArrayFile:
 
     def page(self, row_group: int) -> tuple[int, int]:
         """[first, end) bytes of all arrays of a row group."""
-        places = self.latents or self.entries
-        assert places is not None
-        return int(places.pages[0, row_group]), int(places.pages[1, row_group])
+        assert self._places is not None
+        return int(self._places.pages[0, row_group]), int(self._places.pages[1, row_group])
 
     def _value(self, want: Want) -> int:
         """Number of the array among all of the shard; a null starts where the next array does."""
@@ -120,12 +121,12 @@ class ArrayFile:
 
     @property
     def _starts(self) -> NDArray[np.int64]:
-        places = self.latents or self.entries
-        return places.starts if places else np.zeros(0, np.int64)
+        return self._places.starts if self._places else np.zeros(0, np.int64)
 
     def _damaged(self, want: Want) -> InputError:
         value_index = self._value(want)
-        bounds = [self.latents.firsts] if self.latents else [self.entries.firsts, self.entries.views]  # type: ignore[union-attr]
+        assert self._places is not None
+        bounds = [self._places.firsts, *([self.entries.views] if self.entries else [])]
         for firsts in (*bounds, self.row_starts):
             value_index = int(np.searchsorted(firsts, value_index, side="right")) - 1
         return damaged_shard(self.address, value_index)
@@ -133,14 +134,14 @@ class ArrayFile:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """An array to read: the byte that its numbers start at in the file, and the contiguous memory that they go to.
+    """An array to read: the byte that its values start at in the file, and the contiguous memory that they go to.
 
     page: [first, end) bytes that will be wanted with it sooner or later, None where the others will not.
     """
 
     file: ArrayFile
     start: int
-    target: NDArray[np.float16]
+    target: NDArray[np.float16] | NDArray[np.uint8]
     page: tuple[int, int] | None = None
 
 

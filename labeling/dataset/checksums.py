@@ -44,7 +44,7 @@ def read_checksums(metadata: pq.FileMetaData) -> tuple[bool, NDArray[np.uint16] 
     return "pages" in values, None if arrays is None else np.frombuffer(base64.b64decode(arrays), "<u2")
 
 
-def is_sound(values: NDArray[np.float16], checksum: int) -> bool:
+def is_sound(values: NDArray[Any], checksum: int) -> bool:
     """Whether an array has this checksum."""
     return _crc32()(values.reshape(-1).view(np.uint8).data) & _HALF == checksum
 

@@ -165,6 +165,13 @@ class Dataset:
         """Write group.json where there is none; False where there is one, by now: of several writers one has True."""
         return self.store.put_new(f"{group}/{GROUP_FILE}", _group_json(declaration))
 
+    def restore_declaration(self, group: str, declaration: Mapping[str, Any] | None) -> None:
+        """Write group.json as it was read before, or remove it (None)."""
+        if declaration is None:
+            self.store.delete(f"{group}/{GROUP_FILE}")
+        else:
+            self.store.put(f"{group}/{GROUP_FILE}", _group_json(declaration))
+
     def _earlier(self, group: str, declaration: Mapping[str, Any]) -> list[dict[str, Any]]:
         before = self.declaration(group)
         if before is None or not before.get("reads"):  # what comes from a source is never stale

@@ -11,7 +11,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
@@ -19,16 +19,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from labeling.dataset.footer_batches import BATCH, read_batches
 from labeling.dataset.footers import COLUMN, SCHEMA, FooterTable
 from labeling.dataset.lease import Range, live_ranges
 from labeling.dataset.parallel import in_parallel
-from labeling.dataset.shards import SUFFIX, Footer, read_footer
+from labeling.dataset.shards import SUFFIX, Footer
 from labeling.dataset.storage import Entry, Store
 from labeling.dataset.storage.errors import dispensable
 
 INDEX = "index"  # how the names of parts begin
 BLOCK = 4096  # shards in a part: about a megabyte
-BATCH = 2048  # footers that are read before they become columns
 LOG_SHARDS, LOG_SECONDS = 1024, 30.0  # of a writer's own part: most shards, and between two versions
 _FILES = pa.schema([("name", pa.string()), ("size", pa.int64()), ("tag", pa.string())])
 _RANGE_NAME = re.compile(r"index-(\d{6,})-(\d{6,})\.parquet")
@@ -59,7 +59,7 @@ def read_footers(
     looks = dict(zip(groups, in_parallel(look, groups, at_once), strict=True))
     missing = ((group, shard, size) for group, (_, sizes, _) in looks.items() for shard, size in sizes.items())
     read: dict[str, list[FooterTable]] = {group: [] for group in groups}
-    for group, table in _read_missing(store, missing):
+    for group, table in read_batches(store, missing):
         read[group].append(table)
     footers = {}
     for group, (table, sizes, _) in looks.items():
@@ -78,7 +78,7 @@ def refreshed_footers(
     """The footers, those of some (group, shard) read anew: a request for each, and no listing."""
     pairs = list(pairs)
     read: dict[str, list[FooterTable]] = {}
-    for group, table in _read_missing(store, ((group, shard, None) for group, shard in pairs)):
+    for group, table in read_batches(store, ((group, shard, None) for group, shard in pairs)):
         read.setdefault(group, []).append(table)
     gone: dict[str, list[str]] = {}
     for group, shard in pairs:
@@ -177,25 +177,6 @@ def _list(store: Store, group: str, part: Range | None) -> tuple[pa.Table, list[
         names, sizes = [name for name, _ in shards], [entry.size for _, entry in shards]
         batches.append(pa.table([names, sizes, [entry.tag for _, entry in shards]], schema=_FILES))
     return pa.concat_tables(batches).combine_chunks(), sorted(parts)
-
-
-def _read_missing(store: Store, missing: Iterable[tuple[str, str, int | None]]) -> Iterator[tuple[str, FooterTable]]:
-    """Tables of the footers of (group, shard, size if known), some thousands at a time; without what is gone."""
-
-    def read(one: tuple[str, str, int | None]) -> Footer | None:
-        try:
-            return read_footer(store, *one)
-        except FileNotFoundError:  # deleted since it was listed
-            return None
-
-    rest = iter(missing)
-    while batch := list(islice(rest, BATCH)):
-        by_group: dict[str, dict[str, Footer]] = {}
-        for (group, shard, _), footer in zip(batch, in_parallel(read, batch, store.parallel), strict=True):
-            if footer:
-                by_group.setdefault(group, {})[shard] = footer
-        for group, footers in by_group.items():
-            yield group, FooterTable.of(footers)
 
 
 def _in_order(tables: Sequence[FooterTable], shards: Sequence[str]) -> FooterTable:

@@ -42,17 +42,18 @@ def lease(store: Store, groups: Sequence[str], shards: Range | None = None) -> I
     """
     claim = _Claim(store, groups, shards)
     claim.look()  # so that a refused job writes nothing
-    try:
-        claim.write()
-        patience_ends = time.monotonic() + CLAIM_PATIENCE
-        while claim.look(waits=time.monotonic() < patience_ends):  # at what came since
-            time.sleep(CLAIM_SECONDS)
-        claim.claimed = False
-        claim.write()
-        with claim.kept_fresh():
-            yield
-    finally:
-        claim.withdraw()
+    with store.without_empty_folders(groups):  # as of a job that is refused later
+        try:
+            claim.write()
+            patience_ends = time.monotonic() + CLAIM_PATIENCE
+            while claim.look(waits=time.monotonic() < patience_ends):  # at what came since
+                time.sleep(CLAIM_SECONDS)
+            claim.claimed = False
+            claim.write()
+            with claim.kept_fresh():
+                yield
+        finally:
+            claim.withdraw()
 
 
 class _Claim:
@@ -188,7 +189,7 @@ def _holders(store: Store, group: str) -> dict[str, _Holder]:
 
 
 def _others(store: Store, group: str) -> list[_Holder]:
-    """Those of live jobs other than this process."""
+    """Leases of live jobs other than this process."""
     own = _this_process()
     return [holder for holder in _holders(store, group).values() if not _is_same(holder, own) and _is_alive(holder)]
 

@@ -1,8 +1,9 @@
-"""Where single latents and embeddings lie in a shard, so that one row can be read alone.
+"""Where single latents, embeddings and pictures lie in a shard, so that one row can be read alone.
 
 A row group's arrays are one page without compression, which ends with its values: 4 bytes of length and the bytes of
 each. So their places follow from their sizes, and those from heights, widths and tokens. Reading these small columns
-would cost a request for each row group; the footer, which is read anyway, has them once more.
+would cost a request for each row group; the footer, which is read anyway, has them once more. Of pictures, which are
+compressed, it has the sizes themselves.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from labeling.dataset.arrays import ITEM
+from labeling.dataset.arrays import ITEM, MAX_PAGE
 from model.constants import LATENT_CHANNELS
 from model.inputs import InputError, one_line
 
 PLACES = "places"  # key of the footer: JSON, compressed with zlib, in base64
+SIZES = "sizes"  # the same for the column `image`
 LENGTH_BYTES = 4  # before each value of a page
-_LATENT, _ENTRIES = "latent", "entries"
+_LATENT, _ENTRIES, IMAGE = "latent", "entries", "image"
 Integers = NDArray[np.int64]
 
 
@@ -102,7 +105,25 @@ class EntryPlaces:
         return int(self.tokens[value]), self.width
 
 
-Places = LatentPlaces | EntryPlaces
+@dataclass(frozen=True)
+class PicturePlaces:
+    """firsts: (rows + 1,) the first picture of each row, which has one or, of a set, one a view; of each its bytes, 0
+    where there is none, and the byte that it starts at in the file; pages: as of latents."""
+
+    firsts: Integers
+    sizes: Integers
+    starts: Integers
+    pages: Integers
+
+    def value(self, row: int, view: int = 0) -> int:
+        """Number of the picture of a row (and view). Raises IndexError where there is none."""
+        value = int(self.firsts[row]) + view
+        if value >= self.firsts[row + 1] or not self.sizes[value]:
+            raise IndexError(value)
+        return value
+
+
+Places = LatentPlaces | EntryPlaces | PicturePlaces
 
 
 def places_text(table: pa.Table, arrays: Sequence[str]) -> str | None:
@@ -128,12 +149,39 @@ def places_text(table: pa.Table, arrays: Sequence[str]) -> str | None:
             return None
         coded = pa.array(known["task"], pa.string()).dictionary_encode()
         known |= {"tasks": coded.dictionary.to_pylist(), "task": coded.indices.to_pylist(), "width": widths.pop()}
+    return _packed(known)
+
+
+def sizes_text(table: pa.Table, row_groups: Sequence[int]) -> str | None:
+    """What the footer of a shard says of the sizes of its pictures; None where it has none, or too many for a page."""
+    if IMAGE not in table.column_names:
+        return None
+    kind = table[IMAGE].type
+    if not pa.types.is_binary(kind.value_type if pa.types.is_list(kind) else kind):
+        return None
+    views: list[int] = []
+    sizes: list[int] = []
+    for rows, end in zip(row_groups, np.cumsum(row_groups).tolist(), strict=True):
+        page = 0
+        for chunk in table[IMAGE].slice(end - rows, rows).chunks:
+            is_set = pa.types.is_list(chunk.type)
+            views += _lengths(chunk).tolist() if is_set else [1] * len(chunk)
+            bytes_of = pc.binary_length(chunk.flatten() if is_set else chunk).fill_null(0).to_pylist()
+            sizes += bytes_of
+            page += sum(bytes_of) + (LENGTH_BYTES + 4) * len(bytes_of)
+        if page > MAX_PAGE:
+            return None
+    return _packed({"views": views, "bytes": sizes})
+
+
+def _packed(known: dict[str, Any]) -> str:
     return base64.b64encode(zlib.compress(json.dumps(known, separators=(",", ":")).encode(), 9)).decode()
 
 
 def read_places(metadata: pq.FileMetaData, address: str) -> Places | None:
-    """The places of a shard's latents or embeddings, None where it does not say them. Raises InputError."""
-    text = (metadata.metadata or {}).get(PLACES.encode())
+    """The places of a shard's latents, embeddings or pictures, None where it does not say them. Raises InputError."""
+    said = metadata.metadata or {}
+    text = said.get(PLACES.encode(), said.get(SIZES.encode()))
     if text is None:
         return None
     try:
@@ -143,6 +191,10 @@ def read_places(metadata: pq.FileMetaData, address: str) -> Places | None:
     rows = np.concatenate(
         [[0], np.cumsum([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)])]
     ).astype(np.int64)
+    if "bytes" in known:
+        firsts, sizes = _firsts(known["views"]), np.array(known["bytes"], np.int64)
+        places = _starts(metadata, IMAGE, firsts[rows], np.where(sizes, sizes + LENGTH_BYTES, 0))
+        return PicturePlaces(firsts, sizes, *places)
     if "tokens" in known:
         tokens, views, firsts = np.array(known["tokens"], np.int32), *map(_firsts, (known["views"], known["counts"]))
         width = known["width"]
@@ -215,11 +267,11 @@ def _starts(metadata: pq.FileMetaData, column: str, bounds: Integers, sizes: Int
 
 
 def _chunk(group: pq.RowGroupMetaData, column: str) -> pq.ColumnChunkMetaData:
-    """The column chunk of `latent`, or of the embedding within `entries`."""
+    """The column chunk of `latent` or `image`, or of the embedding within `entries`."""
     for index in range(group.num_columns):
         chunk = group.column(index)
         first, *rest = chunk.path_in_schema.split(".")
-        if first == column and (column == _LATENT or rest[-1] == "embedding"):
+        if first == column and (column != _ENTRIES or rest[-1] == "embedding"):
             return chunk
     raise KeyError(column)
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from labeling.dataset.dataset import Dataset
 from labeling.dataset.footers import FooterTable
-from labeling.dataset.sql import Mentioned, Tables, close_access, explained_sql, known_types, parse, quoted
+from labeling.dataset.mentioned import Mentioned, parse
+from labeling.dataset.sql import Tables, close_access, explained_sql, known_types, quoted
 from model.inputs import InputError, one_line
 
 if TYPE_CHECKING:
@@ -158,11 +159,27 @@ def select_rows(dataset: Dataset, where: str, footers: Mapping[str, FooterTable]
 def _evaluate(tables: Tables, condition: Condition, first: int, end: int) -> NDArray[np.bool_]:
     """(rows of the shards [first, end),) where the condition is true."""
     only = tables.groups if condition.whole else condition.groups or tables.groups[:1]
-    with tables.connect(first, end, only) as connection, explained_sql(tables, f"where {condition.where!r}"):
+    columns = {} if condition.whole else _small_columns(tables, condition)
+    with explained_sql(tables, f"where {condition.where!r}"), tables.connect(first, end, only, columns) as connection:
         mask = _mask(connection, condition.where, _from(condition, tables))
     rows = sum(shard.rows for shard in tables.dataset.shards[first:end])
     assert len(mask) == rows, f"{len(mask)} values for {rows} rows"
     return mask
+
+
+def _small_columns(tables: Tables, condition: Condition) -> dict[str, list[str]]:
+    """The columns of a condition by group, those of groups of which it reads no bytes, as pictures are."""
+    import pyarrow as pa
+
+    columns: dict[str, list[str]] = {}
+    for path in condition.columns:
+        group, _, name = path.partition(".")
+        columns.setdefault(group, []).append(name)
+    return {
+        group: names
+        for group, names in columns.items()
+        if not any(pa.types.is_binary(tables.schema(group).field(name).type) for name in names)
+    }
 
 
 def _mask(connection: duckdb.DuckDBPyConnection, where: str, tables: str) -> NDArray[np.bool_]:

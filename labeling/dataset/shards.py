@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from labeling.dataset.arrays import ARRAYS, MAX_PAGE, arrays_text, with_bytes, with_lists
 from labeling.dataset.checksums import CHECKSUMS, checksums_text, damaged_shard, read_checksums, read_table
 from labeling.dataset.digests import digest_column, digest_json
-from labeling.dataset.places import PLACES, places_text
+from labeling.dataset.images import IMAGES
+from labeling.dataset.places import IMAGE, PLACES, SIZES, places_text, sizes_text
 from labeling.dataset.storage import Entry, Ranges, Store
 from model.inputs import InputError, one_line
 
@@ -83,7 +84,7 @@ def write_shard(
     name = shard_file(group, shard)
     path = store.scratch(name)
     try:
-        _write_parquet(path, stored, row_groups, bool(arrays), metadata)
+        _write_parquet(path, stored, row_groups, bool(arrays) or SIZES in metadata, metadata)
         with pq.ParquetFile(path) as parquet:
             written = with_lists(read_table(parquet), parquet.metadata.metadata)
         if {column: digest_column(written[column]) for column in written.column_names} != columns:
@@ -105,17 +106,19 @@ def _metadata(footer: Footer, table: pa.Table, stored: pa.Table, arrays: list[st
         metadata[ARRAYS] = arrays_text(arrays)
         if places := places_text(table, arrays):
             metadata[PLACES] = places
-    metadata[CHECKSUMS] = checksums_text(stored, arrays if PLACES in metadata else [])
+    if sizes := sizes_text(table, footer.row_groups):
+        metadata[SIZES] = sizes
+    metadata[CHECKSUMS] = checksums_text(stored, arrays if PLACES in metadata else [IMAGE] if sizes else [])
     return metadata
 
 
 def _write_parquet(
-    path: Path, stored: pa.Table, row_groups: Sequence[int], has_arrays: bool, metadata: Mapping[str, str]
+    path: Path, stored: pa.Table, row_groups: Sequence[int], has_values: bool, metadata: Mapping[str, str]
 ) -> None:
     """Write a Parquet file.
 
-    Images are compressed already, and single arrays are read from the one page of a row group; other columns gain from
-    zstd. No reader uses statistics or dictionaries.
+    Images are compressed already, and single images and arrays are read from the one page of a row group; other columns
+    gain from zstd. No reader uses statistics or dictionaries.
     """
     schema = stored.schema.remove_metadata()
     with pq.ParquetWriter(
@@ -125,7 +128,7 @@ def _write_parquet(
         use_dictionary=False,
         write_statistics=False,
         write_page_checksum=True,
-        data_page_size=MAX_PAGE if has_arrays else None,
+        data_page_size=MAX_PAGE if has_values else None,
         max_rows_per_page=max(_PAGE_ROWS, *row_groups, 0),
     ) as writer:
         start = 0
@@ -183,9 +186,12 @@ def read_metadata(
 
 
 def is_stored_as_now(store: Store, group: str, shard: str) -> bool:
-    """Whether a shard has checksums; those without may have lists of float16 too. Raises as `read_footer`."""
+    """Whether a shard has checksums, and one of images their sizes; those without may have lists of float16 too.
+
+    Raises as `read_footer`.
+    """
     metadata, _ = read_metadata(store, group, shard)
-    return read_checksums(metadata)[0]
+    return read_checksums(metadata)[0] and (group != IMAGES or SIZES.encode() in metadata.metadata)
 
 
 def row_groups_of(metadata: pq.FileMetaData) -> list[int]:

@@ -5,17 +5,16 @@ The rows of all groups have one order, so groups lie side by side without a join
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from labeling.dataset.dataset import Dataset
 from labeling.dataset.footers import FooterTable
 from labeling.dataset.images import IMAGES, REJECTED
+from labeling.dataset.mentioned import Mentioned
 from labeling.dataset.shards import shard_file
 from model.inputs import InputError, nearest, one_line
 
@@ -26,128 +25,28 @@ if TYPE_CHECKING:
 ROWS = "rows"  # a row of every group side by side: a column for each group, with its columns as fields
 _COMMON = ("id", "model", "version", "error")
 _COLUMN, _TABLE = re.compile(r"[Cc]olumn|Could not find key"), re.compile(r"[Tt]able")  # in errors about names
+_STREAM = "stream to be stored"
 MAX_NAMES = 40  # of columns that an error lists
 MAX_FILLER = 1 << 16  # rows of nulls in one piece, in the place of shards that are missing
-_EXTRACTS = {"STRUCT_EXTRACT", "ARRAY_EXTRACT"}  # types of expressions that take a field of a struct
-_WHOLE = {"SUBQUERY", "WINDOW"}  # classes of expressions whose value depends on other rows
-
-
-@dataclass(frozen=True)
-class Mentioned:
-    """What a statement names.
-
-    columns: paths as they are written ("quality", "sharpness"), parameters of lambdas left out; inner: those of them
-    that only subqueries have; fields: of structs, as in quality['sharpness']; tables: after FROM; aliases: (table, its
-    name in the statement), lower case; functions: lower case; star: whether it has a `*`; whole: whether other rows may
-    decide about a row.
-    """
-
-    columns: frozenset[tuple[str, ...]]
-    inner: frozenset[tuple[str, ...]]
-    fields: frozenset[str]
-    tables: frozenset[str]
-    aliases: frozenset[tuple[str, str]]
-    functions: frozenset[str]
-    star: bool
-    whole: bool
-
-
-def parse(sql: str, what: str) -> Mentioned:
-    """What one SELECT statement names. what: as errors call it. Raises InputError for anything but one SELECT."""
-    import duckdb
-
-    with duckdb.connect(":memory:") as connection:
-        row = connection.execute("select json_serialize_sql(?::varchar)", [sql]).fetchone()
-    parsed = json.loads(row[0] if row else "{}")
-    if parsed.get("error"):
-        if parsed.get("error_type") == "not implemented":
-            raise InputError(f"{what}: it can only be one SELECT, which reads the dataset and changes nothing")
-        raise InputError(f"{what}: {one_line(parsed['error_message'])}")
-    if len(parsed["statements"]) != 1:
-        raise InputError(f"{what}: {len(parsed['statements'])} statements; give one SELECT")
-    names = _Names()
-    names.visit(parsed["statements"])
-    return Mentioned(
-        frozenset(names.outer | names.inner),
-        frozenset(names.inner - names.outer),
-        frozenset(names.fields),
-        frozenset(name for name, _ in names.tables),
-        frozenset((name.lower(), (alias or name).lower()) for name, alias in names.tables),
-        frozenset(names.functions),
-        "STAR" in names.classes,
-        bool(names.classes & _WHOLE),
-    )
-
-
-class _Names:
-    """What is named in a statement that DuckDB has parsed."""
-
-    def __init__(self) -> None:
-        self.outer: set[tuple[str, ...]] = set()
-        self.inner: set[tuple[str, ...]] = set()  # in subqueries
-        self.fields: set[str] = set()
-        self.tables: set[tuple[str, str]] = set()  # with their aliases
-        self.functions: set[str] = set()
-        self.classes: set[str] = set()
-
-    def visit(self, node: Any, own: frozenset[str] = frozenset(), inner: bool = False) -> None:
-        """own: parameters of the lambdas around; inner: whether a subquery is around."""
-        if isinstance(node, list):
-            for each in node:
-                self.visit(each, own, inner)
-        if not isinstance(node, dict):
-            return
-        kind = str(node.get("class"))
-        self.classes.add(kind)
-        if kind == "LAMBDA":
-            parameters = frozenset(_first_names(node["lhs"]))
-            # An arrow also takes a value out of JSON, and then no parameter is used after it.
-            if node.get("syntax_type") != "SINGLE_ARROW" or parameters & frozenset(_first_names(node["expr"])):
-                self.visit(node["expr"], own | parameters, inner)
-                return
-        if kind == "COLUMN_REF" and node["column_names"][0].lower() not in own:
-            (self.inner if inner else self.outer).add(tuple(node["column_names"]))
-        if kind == "FUNCTION":
-            name, arguments = node["function_name"].lower(), node["arguments"]
-            self.functions.add("age until today" if name == "age" and len(arguments) == 1 else name)
-            if name == "struct_extract":
-                self._take_fields([argument["expression"] for argument in arguments])
-        if str(node.get("type")) in _EXTRACTS:
-            self._take_fields(node["children"])
-        if node.get("type") == "BASE_TABLE":
-            self.tables.add((node["table_name"], node["alias"]))
-        if isinstance(node.get("sample"), dict):
-            self.functions.add("tablesample")
-        for key, value in node.items():
-            self.visit(value, own, inner or (kind == "SUBQUERY" and key == "subquery"))
-
-    def _take_fields(self, nodes: Sequence[Any]) -> None:
-        literals = [node.get("literal") or {} for node in nodes]
-        self.fields |= {literal["text"] for literal in literals if literal.get("kind") == "STRING"}
-
-
-def _first_names(node: Any) -> Iterator[str]:
-    """The first name of every path in an expression, lower case: as parameters of lambdas are written."""
-    if isinstance(node, dict):
-        if node.get("class") == "COLUMN_REF":
-            yield node["column_names"][0].lower()
-        for value in node.values():
-            yield from _first_names(value)
-    if isinstance(node, list):
-        for each in node:
-            yield from _first_names(each)
 
 
 @contextmanager
 def closed_connection(tables: Mapping[str, Any]) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection with these tables, of Arrow: SQL on it reads neither files nor the network, nor changes settings."""
     import duckdb
+    import pyarrow as pa
 
     with tempfile.TemporaryDirectory(prefix="onediffusion-sql-") as folder:
         connection = duckdb.connect(":memory:", config={"temp_directory": folder, "threads": 2})
         with connection:
             for name, table in tables.items():
-                connection.register(name, table)
+                if isinstance(table, pa.RecordBatchReader):
+                    connection.register(_STREAM, table)
+                    sql = f"create table {quoted(name)} as select * from {quoted(_STREAM)}"  # noqa: S608 (names of ours)
+                    connection.execute(sql)
+                    connection.unregister(_STREAM)
+                else:
+                    connection.register(name, table)
             close_access(connection)
             yield connection
 
@@ -224,12 +123,56 @@ class Tables:
 
     @contextmanager
     def connect(
-        self, first: int = 0, end: int | None = None, only: Sequence[str] | None = None
+        self,
+        first: int = 0,
+        end: int | None = None,
+        only: Sequence[str] | None = None,
+        columns: Mapping[str, Sequence[str]] | None = None,
     ) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A connection with the rows of some shards, [first, end). only: the groups that are tables there."""
+        """A connection with the rows of some shards, [first, end).
+
+        only: the groups that are tables there; columns: of them that SQL reads, which where the store is far away are
+        read before, from many files at a time: DuckDB has four of them read, whatever the delay.
+        """
         groups = self.footers if only is None else only
-        with closed_connection({group: self._arrow(group, first, end) for group in groups}) as connection:
+        tables = {group: self._arrow(group, first, end) for group in groups}
+        for group, names in (columns or {}).items():
+            if self.dataset.store.gap and group in tables:
+                tables[group] = self._read(tables[group], names)
+        with closed_connection(tables) as connection:
             yield connection
+
+    def _read(self, rows: Any, names: Sequence[str]) -> pa.RecordBatchReader:
+        """Columns of an Arrow dataset, to be read once."""
+        import pyarrow as pa
+
+        parallel = self.dataset.store.parallel
+        pa.set_io_thread_count(max(parallel, pa.io_thread_count()))
+        scanner = rows.scanner(columns=list(names), fragment_readahead=parallel, batch_readahead=parallel)
+        return scanner.to_reader()
+
+    def read_columns(self, mentioned: Mentioned) -> dict[str, list[str]]:
+        """The columns that a statement reads, by group; nothing where it may need others, or a few rows only."""
+        import pyarrow as pa
+
+        renames = any(alias != table for table, alias in mentioned.aliases)
+        if mentioned.star or mentioned.fields or mentioned.limited or renames:
+            return {}
+        named = {name.lower() for path in mentioned.columns for name in path}
+        columns: dict[str, list[str]] = {}
+        for path in mentioned.columns:
+            try:
+                found = self.resolve(path)
+            except InputError:
+                return {}
+            if found is None or (len(path) == 1 and path[0].lower() in map(str.lower, self.groups)):
+                return {}  # such a name may be a whole group of `rows`
+            columns[found[0]] = [name for name in self.schema(found[0]).names if name.lower() in named]
+        return {
+            group: names
+            for group, names in columns.items()
+            if not any(pa.types.is_binary(self.schema(group).field(name).type) for name in names)
+        }
 
     def view_rows(self, connection: duckdb.DuckDBPyConnection, mentioned: Mentioned) -> None:
         """Add the table `rows`, with the columns of a statement that names it: DuckDB would read all of them.
@@ -245,6 +188,9 @@ class Tables:
         parts, groups = [], []
         for group in self.groups:
             name = group.lower()
+            if not every and name not in used_names:  # it stays a column, so that an error about its name lists it
+                parts.append(f"struct_pack(id := null::varchar) as {quoted(group)}")
+                continue
             # `caption.caption` is a column, unless that is what the statement calls the table.
             bare = every or any(path[-1] == name and (path != (name, name) or name in own) for path in paths)
             names = [
@@ -252,12 +198,11 @@ class Tables:
                 for field in self.schema(group)
                 if field.name.lower() in used_names or (bare and not pa.types.is_binary(field.type))
             ]
-            # A group that is not named stays a column, so that an error about its name lists it.
             fields = ", ".join(f"{quoted(name)} := {quoted(group)}.{quoted(name)}" for name in names or ["id"])
             parts.append(f"struct_pack({fields}) as {quoted(group)}")
             groups.append(quoted(group))
-        if groups:
-            sides = " positional join ".join(groups)
+        if parts:
+            sides = " positional join ".join(groups or [quoted(self.groups[0])])
             connection.execute(f"create view {ROWS} as select {', '.join(parts)} from {sides}")  # noqa: S608
 
     def _arrow(self, group: str, first: int, end: int | None) -> Any:
@@ -274,16 +219,16 @@ class Tables:
         shards = self.dataset.shards[first:end]
         positions = table.positions([shard.name for shard in shards])
         rows = table.table["rows"].to_numpy()
+        sizes = table.table["size"].to_numpy()
         parts: list[Any] = []
-        paths: list[str] = []
+        fragments: list[Any] = []
         lacking = 0  # rows
 
         def flush() -> None:
             nonlocal lacking
-            if paths:
-                files = arrow.FileSystemDataset.from_paths(paths, schema=schema, format=kind, filesystem=filesystem)
-                parts.append(files)
-                paths.clear()
+            if fragments:
+                parts.append(arrow.FileSystemDataset(list(fragments), schema, kind, filesystem))
+                fragments.clear()
             for start in range(0, lacking, MAX_FILLER):
                 parts.append(arrow.InMemoryDataset(_nulls(schema, min(MAX_FILLER, lacking - start))))
             lacking = 0
@@ -292,7 +237,7 @@ class Tables:
             if position < 0:
                 if group == REJECTED:
                     continue
-                if paths:
+                if fragments:
                     flush()
                 lacking += shard.rows
                 continue
@@ -301,7 +246,9 @@ class Tables:
                 raise InputError(f"{name}: other rows than the dataset's; label it again")
             if lacking:
                 flush()
-            paths.append(f"{root}/{shard_file(group, shard.name)}")
+            path = f"{root}/{shard_file(group, shard.name)}"
+            size = int(sizes[position])  # which saves a request where it is known
+            fragments.append(kind.make_fragment(path, filesystem, file_size=size if ahead and size > 0 else None))
         flush()
         if not parts:
             return arrow.InMemoryDataset(schema.empty_table())

@@ -5,6 +5,7 @@ The embedded detector knows COCO's 80 classes, a model by name its own, or any w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ _GRAPH, _TEXT = "frozen_inference_graph.pb", "ssd_mobilenet_v2_coco_2018_03_29.p
 _WORDS_IN_ONE_TEXT = ("grounding-dino", "mm-grounding-dino")  # a score for each word of one text
 _WORDS_APART = ("owlvit", "owlv2")  # a score for each name
 _GRAY = 127  # 0 to the detector
+_MARGIN = 0.2  # of the second look in new groups
 _SIDE = 300  # pixels, at which the embedded detector was trained
 # COCO's categories by their number in the TensorFlow label map, which skips ten.
 _COCO = [
@@ -72,7 +74,7 @@ class BoxesLabeler(PretrainedLabeler):
         names, names_from: what a Grounding DINO or OWL-ViT is told to find; threshold: least score; overlap:
         intersection over union above which the less sure of two boxes of a class goes; most: boxes kept; margin: of
         gray around the picture in a second look of the embedded detector, as a share of its sides, 0 for no second
-        look: with 0.2 it finds what fills the picture or lies at its border."""
+        look: with 0.2, as new groups have it, it finds what fills the picture or lies at its border."""
 
         threshold: float = Field(0.5, ge=0, le=1)
         overlap: float = Field(0.5, ge=0, le=1)
@@ -87,6 +89,10 @@ class BoxesLabeler(PretrainedLabeler):
         self.reads = reads_with(type(self).reads, self.parameters)
         if self.parameters.are_named and not self.parameters.model:
             raise InputError(f"{group}.names: the embedded detector finds COCO's classes alone; set model too")
+
+    @classmethod
+    def first_parameters(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {} if given.get("model") else {"margin": _MARGIN}
 
     @property
     def model(self) -> str:

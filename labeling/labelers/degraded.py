@@ -1,6 +1,7 @@
-"""Degraded: a picture as the tasks of repair see it, stored, so that it can be looked at and given to others.
+"""Degraded: a picture as the tasks of repair see it, stored, so that it can be looked at, given to others, and encoded.
 
-Training draws its own degradations, another one each time that it sees a picture; it does not read these.
+Training draws its own degradations, another one each time that it sees a picture, unless a source of its mixture says
+`degraded: stored`: then it reads the latents of these.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -48,42 +48,79 @@ class DuplicatesLabeler(WholeLabeler):
             return f"perceptual hash, at most {self.parameters.distance} bits apart"
         return f"embedding, cosine at least {self.parameters.similarity:g}"
 
-    def label_tables(self, tables: Sequence[pa.Table]) -> list[pa.Table]:
-        ids = pa.chunked_array([table["id"].combine_chunks() for table in tables], pa.string()).combine_chunks()
-        values = [table[self._column].combine_chunks() for table in tables]
-        areas = np.concatenate([_numbers(t["images.width"]) * _numbers(t["images.height"]) for t in tables])
-        known = np.concatenate([value.is_valid().to_numpy(zero_copy_only=False) for value in values])
-        rows = np.flatnonzero(known)
-        groups = np.arange(len(ids))
+    def label_tables(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Held are what rows are compared by and some numbers, and the ids of groups that are not whole yet."""
+        known, areas, values = [], [], []
+        for table in tables:
+            column = table[self._column].combine_chunks()
+            known.append(column.is_valid().to_numpy(zero_copy_only=False))
+            area = _numbers(table["images.width"]) * _numbers(table["images.height"])
+            areas.append(np.where(table["removed"].to_numpy(), -1, area))
+            if values_here := self._values(column.drop_null()):
+                values.append(values_here[0])
+        ends = np.cumsum([len(one) for one in known]).tolist()
+        rows = np.flatnonzero(np.concatenate(known))
+        groups = np.arange(ends[-1])
         if len(rows):
             groups[rows] = rows[self._grouped(values)]
-        sizes = np.bincount(groups, minlength=len(ids))
-        removed = np.concatenate([table["removed"].to_numpy() for table in tables])
-        areas[removed] = -1
-        # Rows are sorted by group, then by area from the largest, then by number.
-        order = np.lexsort((np.arange(len(ids)), -areas, groups))
-        kept = np.zeros(len(ids), bool)
-        kept[order[np.flatnonzero(np.diff(groups[order], prepend=-1))]] = True
-        reason = f"no {self._column.partition('.')[0]}: {self._column} is missing"
-        table = pa.table(
-            {
-                "group": ids.take(pa.array(groups)),
-                "rows": pa.array(sizes[groups], pa.int32()),
-                "keep": pa.array(kept),
-                "error": pa.array([None if one else reason for one in known.tolist()], pa.string()),
-            }
-        )
-        ends = np.cumsum([len(value) for value in values]).tolist()
-        return [table.slice(end - len(value), len(value)) for end, value in zip(ends, values, strict=True)]
+        sizes = np.bincount(groups, minlength=len(groups)).astype(np.int32)
+        kept = _largest(groups, np.concatenate(areas))
+        names: dict[int, tuple[str, int]] = {}  # first row of a group → its id, and how many rows are still to come
+        for end, table, is_known in zip(ends, tables, known, strict=True):
+            here = slice(end - len(is_known), end)
+            yield pa.table(
+                {
+                    "id": table["id"],
+                    "group": pa.array(_names(table["id"].to_pylist(), groups[here], sizes, names), pa.string()),
+                    "rows": sizes[groups[here]],
+                    "keep": kept[here],
+                    "error": pa.array([None if one else self._reason for one in is_known.tolist()], pa.string()),
+                }
+            )
 
-    def _grouped(self, values: Sequence[Any]) -> NDArray[np.int64]:
-        present = [value.drop_null() for value in values]
+    @property
+    def _reason(self) -> str:
+        return f"no {self._column.partition('.')[0]}: {self._column} is missing"
+
+    def _values(self, present: Any) -> list[NDArray[Any]]:
+        """What rows are compared by: (rows, 4) words of hashes, or (rows, width) of embeddings; nothing of no rows."""
+        if not len(present):
+            return []
         if self.parameters.by == "hash":
-            words = np.concatenate([np.frombuffer(b"".join(value.to_pylist()), np.uint64) for value in present])
-            return group_hashes(words.reshape(-1, 4), self.parameters.distance)
-        flat = [value.flatten().to_numpy(zero_copy_only=False) for value in present if len(value)]
-        width = len(flat[0]) // len(next(value for value in present if len(value)))
-        return group_vectors(np.concatenate(flat).reshape(-1, width), self.parameters.similarity)
+            return [np.frombuffer(b"".join(present.to_pylist()), np.uint64).reshape(-1, 4)]
+        return [present.flatten().to_numpy(zero_copy_only=False).reshape(len(present), -1)]
+
+    def _grouped(self, values: list[NDArray[Any]]) -> NDArray[np.int64]:
+        whole = np.concatenate(values)
+        values.clear()
+        if self.parameters.by == "hash":
+            return group_hashes(whole, self.parameters.distance)
+        return group_vectors(whole, self.parameters.similarity)
+
+
+def _largest(groups: NDArray[np.int64], areas: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(rows,) whether a row's picture is the largest of its group, of equal ones the first."""
+    order = np.lexsort((-areas, groups))  # which keeps the order of rows that are equal in both
+    largest = np.zeros(len(groups), bool)
+    largest[order[np.flatnonzero(np.diff(groups[order], prepend=-1))]] = True
+    return largest
+
+
+def _names(
+    ids: Sequence[str],
+    groups: NDArray[np.int64],
+    sizes: NDArray[np.int32],
+    names: dict[int, tuple[str, int]],
+) -> list[str]:
+    """The id of the first row of each row's group. names: of the groups that were begun before, kept up to date."""
+    found = list(ids)
+    for place in np.flatnonzero(sizes[groups] > 1).tolist():
+        group = int(groups[place])
+        name, left = names.pop(group, (ids[place], int(sizes[group])))
+        found[place] = name
+        if left > 1:
+            names[group] = (name, left - 1)
+    return found
 
 
 def _numbers(column: pa.ChunkedArray) -> NDArray[np.int64]:

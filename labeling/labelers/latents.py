@@ -1,7 +1,7 @@
 """Latents: pictures, and labels drawn as pictures, through the image codec.
 
 Group `latents-256` holds the pictures around 256 × 256 pixels, `latents-256-depth` the depth drawn as the model sees
-it, fitted to the same bucket.
+it, and `latents-256-degraded-deblurring` the pictures of the group degraded-deblurring, fitted to the same bucket.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ from labeling import labeler
 from labeling.labeler import AddedLater, Labeler, Prepared, Row, required
 from labeling.networks.batches import in_batches
 from labeling.networks.pretrained import TORCH_TYPES, Dtype
-from model.conditions import CONDITION_READS, condition_picture
+from model.conditions import CONDITION_READS, DEGRADATIONS, condition_picture
 from model.constants import SIZE_STEP
 from model.inputs import InputError, nearest
-from model.pictures import Picture, aspect_bucket, fit_picture
+from model.pictures import Picture, aspect_bucket, decode_picture, fit_picture
+from model.prompts import DEGRADED
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from model.codecs import ImageCodec
+
+
+_DEGRADED_GROUPS = tuple(f"{DEGRADED}-{kind}" for kind in DEGRADATIONS)
 
 
 class LatentsLabeler(Labeler):
@@ -67,13 +71,12 @@ class LatentsLabeler(Labeler):
             )
         self.size = int(size)
         aspect_bucket(SIZE_STEP, SIZE_STEP, self.size)  # refuses a size that buckets cannot have
-        if self.source and self.source not in CONDITION_READS:
-            known = list(CONDITION_READS)
+        drawn = {**CONDITION_READS, **{one: (f"{one}.picture",) for one in _DEGRADED_GROUPS}}
+        if self.source and self.source not in drawn:
+            known = list(drawn)
             hint = nearest(self.source, known) or f"; there are {', '.join(known)}"
             raise InputError(f"{group!r}: no label {self.source!r} is drawn for the model{hint}")
-        self.reads = (
-            (*CONDITION_READS[self.source], "images.width", "images.height") if self.source else ("images.image",)
-        )
+        self.reads = (*drawn[self.source], "images.width", "images.height") if self.source else ("images.image",)
         self._codec: Any = None
 
     @property
@@ -125,6 +128,8 @@ class LatentsLabeler(Labeler):
         required(row, *self.reads)
         if not self.source:
             return np.asarray(row["images.image"])
+        if self.source in _DEGRADED_GROUPS:
+            return decode_picture(row[f"{self.source}.picture"])
         return condition_picture(self.source, row, row["images.width"], row["images.height"])
 
 

@@ -1,19 +1,22 @@
-"""Quality: size, sharpness, traces of JPEG blocks and light by arithmetic; beauty and decency by models by name."""
+"""Quality: size, sharpness, traces of JPEG blocks and light by arithmetic; the share of text and decency by networks in
+packages, where they are asked for; beauty, decency and watermarks by models by name."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from labeling import labeler
-from labeling.labeler import Labeler, Prepared, Row, RowError, required
+from labeling.labeler import AddedLater, Labeler, Prepared, Row, RowError, required
 from labeling.networks.batches import as_inputs, in_batches
-from labeling.networks.pretrained import TORCH_TYPES, Dtype
+from labeling.networks.packaged import Indecency, TextShare
+from labeling.networks.pretrained import TORCH_TYPES, Dtype, files_digest
 from model.inputs import InputError
 from model.pictures import Picture
 from model.weights import model_folder, weights_digest
@@ -21,10 +24,12 @@ from model.weights import model_folder, weights_digest
 _SIDE = 512  # pixels of the longer side that sharpness and light are measured at, whatever the picture's size
 _BLOCK = 8  # pixels of a block of JPEG
 _UNSAFE = re.compile(r"nsfw|porn|hentai|sexy|explicit|unsafe|nude", re.IGNORECASE)
+_MARKED = re.compile(r"^(?!.*\b(?:no|not|non|without|un)\b)(?!.*(?:no|un)[-_]?water).*watermark", re.IGNORECASE)
+PACKAGED = "packaged"  # what stands for the embedded model in the place of a name
 
 
 class QualityLabeler(Labeler):
-    """Numbers to select pictures by. What no model is named for is null."""
+    """Numbers to select pictures by. What no model is named for is null, or has no column."""
 
     name = "quality"
     version = 1
@@ -45,24 +50,47 @@ class QualityLabeler(Labeler):
 
     class Parameters(labeler.Parameters):
         """aesthetic: hub name or path of a transformers image classifier with one output, a score as it was trained, or
-        several classes "1" … "10", whose mean it is then; nsfw: of one whose classes say what is not safe for work;
-        unsafe: those of its classes whose probabilities are added up, found by their names where none is given; dtype:
-        what the models compute in."""
+        several classes "1" … "10", whose mean it is then; nsfw: of one whose classes say what is not safe for work, or
+        "packaged" for Yahoo's open_nsfw; unsafe: those of its classes whose probabilities are added up, found by their
+        names where none is given; watermark: of one that knows watermarked pictures, with a column of its own; marked:
+        its classes; text: whether to look for text, for the column text_share; dtype: what the named models compute
+        in."""
 
         aesthetic: str = ""
         nsfw: str = ""
         unsafe: tuple[str, ...] = ()
+        watermark: Annotated[str, AddedLater()] = ""
+        marked: Annotated[tuple[str, ...], AddedLater()] = ()
+        text: Annotated[bool, AddedLater()] = False
         dtype: Dtype = "fp32"
 
     parameters: Parameters
 
     def __init__(self, group: str, parameters: Any) -> None:
         super().__init__(group, parameters)
-        named = {"aesthetic": self.parameters.aesthetic, "nsfw": self.parameters.nsfw}
+        own = self.parameters
+        named = {"aesthetic": own.aesthetic, "nsfw": own.nsfw, "watermark": own.watermark}
+        self._packaged: dict[str, type[TextShare | Indecency]] = {}
+        if own.nsfw == PACKAGED:
+            named["nsfw"], self._packaged["nsfw"] = "", Indecency
+        added = [("watermark", pa.float32())] if own.watermark else []
+        if own.text:
+            self._packaged["text_share"] = TextShare
+            added.append(("text_share", pa.float32()))
+        if added:  # shards of before have no such columns
+            self.schema = pa.schema([*type(self).schema, *added])
         self._named = {score: name for score, name in named.items() if name}
+        self._measures: dict[str, Callable[[Picture], float]] = {}
         self._processors: dict[str, Any] = {}
         self._configs: dict[str, Any] = {}
         self._networks: dict[str, Any] = {}
+
+    @classmethod
+    def first_parameters(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The packaged networks, where their packages are installed."""
+        installed = {"text": TextShare.is_installed(), "nsfw": Indecency.is_installed()}
+        values = {"text": True, "nsfw": PACKAGED}
+        return {name: value for name, value in values.items() if installed[name]}
 
     @property
     def has_network(self) -> bool:
@@ -71,10 +99,11 @@ class QualityLabeler(Labeler):
     @property
     def model(self) -> str:
         models = [f"{score} {weights_digest(self._folder(score))[:8]}" for score in self._named]
-        return ", ".join(["arithmetic", *models])
+        return ", ".join(["arithmetic", *models, *(packaged.model() for packaged in self._packaged.values())])
 
     def weights_digest(self) -> str:
-        return "".join(weights_digest(self._folder(score)) for score in self._named)
+        named = "".join(weights_digest(self._folder(score)) for score in self._named)
+        return named + "".join(files_digest(packaged.weights()) for packaged in self._packaged.values())
 
     def _folder(self, score: str) -> Path:
         return model_folder(self._named[score], f"{score} model")
@@ -83,6 +112,7 @@ class QualityLabeler(Labeler):
         import cv2
 
         cv2.setNumThreads(1)
+        self._measures = self._measures or {score: packaged() for score, packaged in self._packaged.items()}
         if not self._named or self._processors:
             return
         import torch
@@ -93,8 +123,8 @@ class QualityLabeler(Labeler):
             folder = self._folder(score)
             self._configs[score] = AutoConfig.from_pretrained(folder, local_files_only=True)
             self._processors[score] = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        if self.parameters.nsfw:
-            self._unsafe()
+        for score in {"nsfw", "watermark"} & self._processors.keys():
+            self._classes(score)
 
     def load(self) -> None:
         self.load_processor()
@@ -118,7 +148,7 @@ class QualityLabeler(Labeler):
             score: as_inputs(processor(images=picture, return_tensors="pt", input_data_format="channels_last"))
             for score, processor in self._processors.items()
         }
-        return Prepared(inputs, measure(picture))
+        return Prepared(inputs, self._measure(picture))
 
     def infer(self, inputs: list[Any]) -> list[Any]:
         outputs: list[dict[str, NDArray[np.float32]]] = [{} for _ in inputs]
@@ -135,19 +165,25 @@ class QualityLabeler(Labeler):
         return outputs
 
     def finish(self, output: Any, context: Any) -> Row:
-        scores: dict[str, float | None] = {"aesthetic": None, "nsfw": None}
-        if "aesthetic" in output:
-            scores["aesthetic"] = self._aesthetic(output["aesthetic"])
-        if "nsfw" in output:
-            shares = _shares(output["nsfw"])
-            scores["nsfw"] = float(sum(shares[number] for number in self._unsafe()))
+        scores = {}
+        for score, logits in output.items():
+            if score == "aesthetic":
+                scores[score] = self._aesthetic(logits)
+            else:
+                shares = _shares(logits)
+                scores[score] = float(sum(shares[number] for number in self._classes(score)))
         return {**context, **scores}
 
     def label_row(self, row: Row) -> Row:
         if self.has_network:
             return super().label_row(row)
         required(row, "images.image")
-        return {**measure(np.asarray(row["images.image"])), "aesthetic": None, "nsfw": None}
+        return self._measure(np.asarray(row["images.image"]))
+
+    def _measure(self, picture: Picture) -> Row:
+        """What needs no named model."""
+        found = {score: packaged(picture) for score, packaged in self._measures.items()}
+        return {**measure(picture), "aesthetic": None, "nsfw": None, **found}
 
     def _aesthetic(self, logits: NDArray[np.float32]) -> float:
         if len(logits) == 1:
@@ -158,14 +194,17 @@ class QualityLabeler(Labeler):
         values = np.array([float(mark.group()) for mark in marks if mark])
         return float((_shares(logits) * values).sum())
 
-    def _unsafe(self) -> list[int]:
-        """The classes that are not safe. Raises InputError where none is found."""
-        names = {int(number): str(name) for number, name in self._configs["nsfw"].id2label.items()}
-        wanted = self.parameters.unsafe
-        found = [number for number, name in names.items() if (name in wanted if wanted else _UNSAFE.search(name))]
+    def _classes(self, score: str) -> list[int]:
+        """The classes of a named model that count: what is not safe, or is watermarked. Raises InputError for none."""
+        names = {int(number): str(name) for number, name in self._configs[score].id2label.items()}
+        if score == "nsfw":
+            parameter, wanted, pattern = "unsafe", self.parameters.unsafe, _UNSAFE
+        else:
+            parameter, wanted, pattern = "marked", self.parameters.marked, _MARKED
+        found = [number for number, name in names.items() if (name in wanted if wanted else pattern.search(name))]
         if not found or (wanted and len(found) != len(wanted)):
             raise InputError(
-                f"{self.group}.unsafe: the model's classes are {', '.join(names.values())}; name some of them"
+                f"{self.group}.{parameter}: the model's classes are {', '.join(names.values())}; name some of them"
             )
         return found
 

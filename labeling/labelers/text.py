@@ -1,11 +1,14 @@
 """Text: the embedding of the prompt of every task, and of the empty prompt that stands for a dropped caption.
 
-A prompt carries the task's token and the colors of masks and boxes, so a row has one entry for each task.
+A prompt carries the task's token and the colors of masks and boxes, so a row has one entry for each task. The group
+`text-depth` has those of the task depth: what trains on depth reads no other task's. `text`, which older datasets have,
+holds the entries of several tasks.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +17,13 @@ from pydantic import field_validator
 from labeling import labeler
 from labeling.dataset import DROPPED_CAPTION
 from labeling.labeler import AddedLater, Labeler, Prepared, Row, required
-from labeling.networks.pretrained import TORCH_TYPES
+from labeling.networks.pretrained import TORCH_TYPES, Dtype
+from model.inputs import InputError
+from model.inputs.schema import validate
 from model.prompts import TASKS, build_prompt, find_task
+
+if TYPE_CHECKING:
+    from model.text import TextEncoder
 
 
 class TextLabeler(Labeler):
@@ -45,8 +53,8 @@ class TextLabeler(Labeler):
     )
 
     class Parameters(labeler.Parameters):
-        """encoder: "minilm", or the hub name or path of a text encoder; tasks: names of the tasks to have entries;
-        dtype: what the encoder computes in."""
+        """encoder: "minilm", or the hub name or path of a text encoder; tasks: names of the tasks to have entries, of
+        `text-TASK` its own; dtype: what the encoder computes in."""
 
         encoder: str = "minilm"
         tasks: tuple[str, ...] = (
@@ -74,6 +82,14 @@ class TextLabeler(Labeler):
     parameters: Parameters
 
     def __init__(self, group: str, parameters: labeler.Parameters) -> None:
+        """`group`: text-TASK, or text. Raises InputError for a task without stored prompts, or that `tasks` lack."""
+        task = group.partition("-")[2]
+        if task:
+            only = validate(self.Parameters, {"tasks": [task]}, group).tasks
+            given = parameters.model_dump(include={"tasks"}, exclude_unset=True)
+            if task not in given.get("tasks", only):
+                raise InputError(f"{group}: has prompts of {task}, which text.tasks leaves out; name it there too")
+            parameters = parameters.model_copy(update={"tasks": only})
         super().__init__(group, parameters)
         named = [task for task in self.parameters.tasks if TASKS[task].phrase]
         self.reads = ("caption.caption", *(f"{task}.{column}" for task in named for column in ("names", "colors")))
@@ -93,21 +109,16 @@ class TextLabeler(Labeler):
         return text_encoder_digest(self.parameters.encoder)
 
     def load_processor(self) -> None:
-        from model.text import load_tokenizer
-
         if self._tokenizer is None:
-            self._tokenizer, self._most = load_tokenizer(self.parameters.encoder)
+            self._tokenizer, self._most = _tokenizer(self.parameters.encoder)
 
     def load(self) -> None:
         import torch
 
-        from model.text import load_text_encoder
-
         torch.set_num_threads(1)
         self.load_processor()
         if self._encoder is None:
-            dtype = getattr(torch, TORCH_TYPES[self.parameters.dtype])
-            self._encoder = load_text_encoder(self.parameters.encoder, self.device, dtype)
+            self._encoder = _encoder(self.parameters.encoder, self.device, self.parameters.dtype)
 
     def prepare(self, row: Row) -> Prepared:
         from model.text import tokenize
@@ -144,3 +155,21 @@ class TextLabeler(Labeler):
             else:
                 prompts[task] = build_prompt(task, caption)
         return prompts
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(name: str) -> tuple[Any, int]:
+    """Loaded once in a process that makes the prompts of several tasks."""
+    from model.text import load_tokenizer
+
+    return load_tokenizer(name)
+
+
+@lru_cache(maxsize=1)
+def _encoder(name: str, device: str, dtype: Dtype) -> TextEncoder:
+    """As `_tokenizer`."""
+    import torch
+
+    from model.text import load_text_encoder
+
+    return load_text_encoder(name, device, getattr(torch, TORCH_TYPES[dtype]))

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from labeling.networks.staging import staging
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -169,6 +171,8 @@ def to_device(array: NDArray[Any], device: str) -> Tensor:
 def _joined(values: Sequence[Any], device: str) -> Any:
     if not isinstance(values[0], np.ndarray):
         return values[0]
+    if (staged := staging.joined(values)) is not None:
+        return staged
     return to_device(np.concatenate(values), device)  # a copy: arrays that came from another process are read-only
 
 

@@ -1,23 +1,25 @@
-"""Labelers whose labels a model writes as text: one of transformers in batches, or one behind an endpoint."""
+"""Labelers whose labels a model writes as text: one of transformers in batches, of vLLM, or behind an endpoint."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from labeling.labeler import AddedLater, Prepared, Row, RowError, required
+from labeling.labeler import AddedLater, LanguageModel, Prepared, Row, RowError, required
 from labeling.networks.batches import Inputs, as_inputs, in_batches
 from labeling.networks.endpoint import Answer, Endpoint, address_problem, check_key, key_problem
-from labeling.networks.pretrained import Dtype, PretrainedLabeler
+from labeling.networks.pretrained import TORCH_TYPES, Dtype, PretrainedLabeler
 from model.inputs import one_line
 from model.pictures import Picture
+from model.weights import weights_digest
 
 _KEY = "OPENAI_API_KEY"
 _JPEG_QUALITY = 90
@@ -41,16 +43,20 @@ class WriterLabeler(PretrainedLabeler):
         prompt: what a model that takes instructions is asked; temperature: of the draw of each token, 0 for the most
         likely one; top_p: share of the likely tokens that are drawn from.
 
+        engine: what computes the model where no endpoint does; vLLM in actors of `ray.data.llm`, whose engine takes
+        what is in `extra`.
+
         endpoint: base address of an OpenAI-compatible API ("http://HOST:8000/v1"), "" to compute here; key: name of
         the environment variable that holds its key; retries: tries after the first; patience: seconds for a row with
-        all its tries; side: pixels of the longer side of the picture that is sent; extra: further fields of a request,
-        null to leave one out."""
+        all its tries; side: pixels of the longer side of the picture that is sent, to vLLM too; extra: further fields
+        of a request, null to leave one out."""
 
         dtype: Annotated[Dtype, AddedLater()] = "auto"
         tokens: int = Field(256, ge=1)
         prompt: str
         temperature: Annotated[float, AddedLater()] = Field(0.0, ge=0, le=2)
         top_p: Annotated[float, AddedLater()] = Field(1.0, gt=0, le=1)
+        engine: Annotated[Literal["transformers", "vllm"], AddedLater()] = "transformers"
         endpoint: Annotated[str, AddedLater()] = ""
         key: Annotated[str, AddedLater()] = _KEY
         retries: Annotated[int, AddedLater()] = Field(5, ge=0, le=20)
@@ -76,6 +82,8 @@ class WriterLabeler(PretrainedLabeler):
         def _endpoint_of_a_model(self) -> Self:
             if self.endpoint and not self.model:
                 raise ValueError("an endpoint needs to be told which of its models to use; set model too")
+            if self.engine == "vllm" and (self.endpoint or not self.model):
+                raise ValueError("engine vllm computes the model that is named, and no endpoint; set model alone")
             return self
 
     parameters: Parameters
@@ -90,7 +98,23 @@ class WriterLabeler(PretrainedLabeler):
 
     @property
     def uses_device(self) -> bool:
-        return self.has_network and not self.parameters.endpoint
+        return self.has_network and not self._is_asked
+
+    @property
+    def _is_asked(self) -> bool:
+        """Whether the model is computed elsewhere, and sent requests."""
+        return bool(self.parameters.endpoint) or self.parameters.engine == "vllm"
+
+    @property
+    def language_model(self) -> LanguageModel | None:
+        own = self.parameters
+        if own.engine != "vllm":
+            return None
+        dtypes = {} if own.dtype == "auto" else {"dtype": TORCH_TYPES[own.dtype]}
+        limits = {"limit_mm_per_prompt": {"image": 1}}
+        folder = Path(own.model)
+        source = str(folder.resolve()) if folder.exists() else own.model
+        return LanguageModel(source, {**limits, **dtypes, **own.extra})
 
     @property
     def written_by(self) -> str:
@@ -99,6 +123,10 @@ class WriterLabeler(PretrainedLabeler):
             # Some servers call a model by its path, which is another one on another machine.
             name = self.parameters.model
             return f"{Path(name).name if name.startswith('/') else name} behind an endpoint"
+        if self.parameters.engine == "vllm":
+            folder = self.model_folder()
+            named = json.loads((folder / "config.json").read_text()).get("architectures") or ["model"]
+            return f"{named[0]} {weights_digest(folder)[:8]} in vLLM"
         return self._network_label
 
     def weights_digest(self) -> str:
@@ -107,11 +135,11 @@ class WriterLabeler(PretrainedLabeler):
     def load_processor(self) -> None:
         if self.parameters.endpoint:
             check_key(self.parameters.key, _KEY, f"{self.group}.key")
-        else:
+        elif not self._is_asked:
             super().load_processor()
 
     def load(self) -> None:
-        if self.parameters.endpoint:
+        if self._is_asked:
             self.load_processor()
         else:
             super().load()
@@ -145,7 +173,7 @@ class WriterLabeler(PretrainedLabeler):
     def prepare(self, row: Row) -> Prepared:
         required(row, "images.image")
         picture = np.asarray(row["images.image"])
-        if self.parameters.endpoint:
+        if self._is_asked:
             return Prepared(self._request(picture, row["id"]))
         return Prepared((self.pixels_of(picture), seed_of(row["id"])))
 
@@ -185,7 +213,8 @@ class WriterLabeler(PretrainedLabeler):
         }
         if own.temperature:
             body |= {"top_p": own.top_p, "seed": seed_of(identity)}
-        return {key: value for key, value in {**body, **own.extra}.items() if value is not None}
+        more = own.extra if own.endpoint else {}
+        return {key: value for key, value in {**body, **more}.items() if value is not None}
 
     def _write(self, batch: dict[str, Any], seeds: Sequence[int]) -> list[NDArray[np.int32]]:
         """The tokens of each row, without the question."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from labeling.sources.metadata import decode_text
 
 CAPTIONS = (".txt", ".caption")  # the first of them is the text
 SUFFIXES = (*CAPTIONS, ".json", ".cls")
+SUFFIX_PATTERN = r"(?i)\.(txt|caption|json|cls)$"
 
 
 def suffix_of(name: str) -> str:
@@ -23,22 +25,32 @@ def suffix_of(name: str) -> str:
 def pair(names: Sequence[str]) -> tuple[dict[int, list[int]], set[int]]:
     """Which of some names belong to which: index of a picture → indices of the files that say something of it.
 
-    a.txt, a.caption and a.json belong to a.jpg, a.jpg.txt and a.jpg.json too. The second value: all that belong to one.
+    a.txt, a.caption and a.json belong to a.jpg, a.jpg.txt and a.jpg.json too, and where no picture has that very name
+    to the one whose name differs in its Unicode form or in small and capital letters alone. The second value: all that
+    belong to one.
     """
-    by_stem: dict[str, list[int]] = {}
-    for index, name in enumerate(names):
-        if suffix_of(name):
-            by_stem.setdefault(name.rpartition(".")[0], []).append(index)
+    stems = {index: name.rpartition(".")[0] for index, name in enumerate(names) if suffix_of(name)}
+    if not stems:
+        return {}, set()
     pairs: dict[int, list[int]] = {}
-    used: set[int] = set()
-    for index, name in enumerate(names) if by_stem else ():
-        if not suffix_of(name):
-            stem, dot, _ = name.rpartition(".")
-            companions = [*(by_stem.get(stem, ()) if dot else ()), *by_stem.get(name, ())]
-            if companions:
-                pairs[index] = companions
-                used.update(companions)
-    return pairs, used
+    for form in (str, joined_form):
+        used = {one for found in pairs.values() for one in found}
+        by_stem: dict[str, list[int]] = {}
+        for index, stem in stems.items():
+            if index not in used:
+                by_stem.setdefault(form(stem), []).append(index)
+        for index, name in enumerate(names) if by_stem else ():
+            if index not in stems:
+                stem, dot, _ = name.rpartition(".")
+                found = [*(by_stem.get(form(stem), ()) if dot else ()), *by_stem.get(form(name), ())]
+                if found:
+                    pairs.setdefault(index, []).extend(found)
+    return pairs, {one for found in pairs.values() for one in found}
+
+
+def joined_form(name: str) -> str:
+    """What names that differ in their Unicode form or in small and capital letters alone have in common."""
+    return (name if name.isascii() else unicodedata.normalize("NFC", name)).casefold()
 
 
 def read_beside(files: Iterable[tuple[str, bytes]]) -> dict[str, Any]:

@@ -6,9 +6,12 @@ import datetime
 import json
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
+
+import pyarrow as pa
 
 TEXT_COLUMNS = ("text", "caption", "captions", "prompt", "description")  # the first of them that says something
 _LICENSE_NAMES = ("licence", "license")
@@ -92,6 +95,31 @@ def plain_value(value: Any, levels: int = _LEVELS) -> Any:
         return value.isoformat()
     if isinstance(value, Decimal | datetime.timedelta):
         return str(value)
+    return None
+
+
+def rows_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows of a batch as Python values; what Python cannot hold, as a date after the year 9999, is a text or None.
+
+    A column beside a picture may hold anything, and must not cost the picture.
+    """
+    try:
+        return list(batch.to_pylist())
+    except Exception:  # also of other packages, as for a time zone that pytz does not know
+        names = batch.schema.names
+        columns = [[_value_of(value) for value in column] for column in batch.columns]
+        return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _value_of(value: pa.Scalar) -> Any:
+    with suppress(Exception):
+        return value.as_py()
+    if isinstance(value, pa.StringScalar | pa.LargeStringScalar):  # that is not UTF-8
+        with suppress(Exception):
+            return value.as_buffer().to_pybytes().decode("utf-8", "replace")
+    for kind in (pa.string(), pa.int64()):
+        with suppress(Exception):
+            return str(value.cast(kind).as_py())
     return None
 
 

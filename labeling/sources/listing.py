@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from labeling.dataset import Entry, Store
-from labeling.sources.captions import pair
+from labeling.sources.captions import SUFFIX_PATTERN, joined_form, pair
 from labeling.sources.items import ITEM_SCHEMA, Container, Contents, Trouble, printable
 from labeling.sources.metadata import is_metadata, joining_name, read_metadata
 from model.inputs import InputError
@@ -179,18 +179,33 @@ def _sort_out(
 
 
 def _blocks(files: pa.Table) -> Iterator[list[_File]]:
-    """The files in blocks of those whose names begin alike up to a dot: these lie side by side in a sorted listing."""
+    """The files in blocks of those whose names begin alike up to a dot, whatever their Unicode form and case.
+
+    They lie side by side in a sorted listing; where one may hold captions it is sorted by what such names have in
+    common.
+    """
+    names = files["name"]
+    if pc.any(pc.match_substring_regex(names, SUFFIX_PATTERN)).as_py() and not _is_plain(names):
+        forms = pa.chunked_array([[joined_form(name) for name in names.to_pylist()]], pa.string())
+        order = [("form", "ascending"), ("name", "ascending")]
+        files = files.take(pc.sort_indices(pa.table({"form": forms, "name": names}), order))
 
     def rows() -> Iterator[_File]:
         for batch in files.to_batches(_CHUNK):
             yield from zip(*(batch[name].to_pylist() for name in FILE_SCHEMA.names), strict=True)
 
     def stem(row: _File) -> str:
-        folder, slash, name = row[0].rpartition("/")
+        folder, slash, name = joined_form(row[0]).rpartition("/")
         return folder + slash + name.partition(".")[0]
 
     for _, block in groupby(rows(), stem):
         yield list(block)
+
+
+def _is_plain(names: pa.ChunkedArray) -> bool:
+    """Whether names are in the form that they have in common with others already."""
+    is_ascii = pc.all(pc.string_is_ascii(names)).as_py()
+    return bool(is_ascii and not pc.any(pc.match_substring_regex(names, "[A-Z]")).as_py())
 
 
 def _describe(items: pa.Table, lookup: pa.Table) -> tuple[pa.Table, int]:

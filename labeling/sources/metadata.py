@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labeling.dataset import Store
-from labeling.sources.facts import plain_value, storable
+from labeling.sources.facts import plain_value, rows_of, storable
 from model.inputs import InputError, one_line
 
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")  # in any case
 FILE_NAME = "file_name"
 COMPANIONS = ("right", "disparity")  # columns that name files belonging to another image's row
 _NAMES = (FILE_NAME, "image_file_name", "filename", "file", "image", "path")
@@ -52,7 +52,7 @@ class MetadataTable:
 
 def is_metadata(name: str) -> bool:
     """Whether a file of a source is a table about others, by its name."""
-    return PurePosixPath(name).name in METADATA
+    return PurePosixPath(name).name.lower() in METADATA
 
 
 def joining_name(name: str) -> str:
@@ -85,11 +85,12 @@ def read_metadata(store: Store, files: Iterable[str]) -> MetadataTable:
 def _read_table(store: Store, file: str, folder: str, table: MetadataTable) -> None:
     address = f"{store.uri}/{file}"
     trouble: Counter[str] = Counter()
-    if file.endswith(".parquet"):
+    form = PurePosixPath(file).suffix.lower()
+    if form == ".parquet":
         rows = _parquet_rows(store, file)
     else:
         text = decode_text(store.read(file))
-        rows = _jsonl_rows(text, trouble) if file.endswith(".jsonl") else _csv_rows(text, trouble)
+        rows = _json_rows(text, trouble) if form == ".jsonl" else _csv_rows(text, trouble)
     key = None
     for row in rows:
         key = key or _name_column(row, address)
@@ -103,14 +104,20 @@ def _read_table(store: Store, file: str, folder: str, table: MetadataTable) -> N
             if isinstance(facts.get(column), str):
                 facts[column] = folder + joining_name(facts[column])
                 table.companions.add(facts[column])
-        table.names.append(storable(folder + joining_name(name.strip())))
+        table.names.append(storable(_in_source(joining_name(name.strip()), folder, store)))
         table.rows.append(storable(json.dumps(facts, ensure_ascii=False, separators=(",", ":"))))
     for what, count in trouble.items():
         table.remarks.append(f"{file}: {count} {'line' if count == 1 else 'lines'} {what}")
 
 
+def _in_source(name: str, folder: str, store: Store) -> str:
+    """The name in the source of a file that a table in a folder names: below that folder, or by its whole address."""
+    whole = f"{joining_name(store.uri)}/"
+    return name.removeprefix(whole) if name.startswith(whole) else folder + name
+
+
 def _name_column(row: Mapping[str, Any], address: str) -> str:
-    names = {str(column).strip().lower(): column for column in reversed(list(row))}
+    names = {_plain(str(column)): column for column in reversed(list(row))}
     for name in _NAMES:
         if name in names:
             return str(names[name])
@@ -132,27 +139,56 @@ def decode_text(raw: bytes) -> str:
             return raw.decode("latin-1")
 
 
-def _jsonl_rows(text: str, trouble: Counter[str]) -> Iterator[dict[str, Any]]:
-    for line in io.StringIO(text):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
+def _json_rows(text: str, trouble: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Objects, one a line; or, as other programs write them, over several lines or in one list."""
+    for row in _listed(text) if text.lstrip()[:1] == "[" or _is_spread(text) else _by_line(text):
         if isinstance(row, dict):
             yield {column: plain_value(value) for column, value in row.items()}
         else:
             trouble["without a JSON object, left out"] += 1
 
 
+def _by_line(text: str) -> Iterator[Any]:
+    for line in io.StringIO(text):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except (ValueError, RecursionError):
+                yield None
+
+
+def _is_spread(text: str) -> bool:
+    """Whether the first object of a text goes over several lines."""
+    first = text.lstrip().partition("\n")[0]
+    return first.startswith("{") and not first.rstrip().endswith("}") and bool(next(iter(_listed(text, most=1))))
+
+
+def _listed(text: str, most: int | None = None) -> list[Any]:
+    """The objects of a text one after another, those of a list one by one; what follows a fault is one None."""
+    found: list[Any] = []
+    decoder, place = json.JSONDecoder(), 0
+    while (most is None or len(found) < most) and (place := _next_sign(text, place)) < len(text):
+        try:
+            value, place = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError):
+            return [*found, None]
+        found += value if isinstance(value, list) else [value]
+    return found
+
+
+def _next_sign(text: str, place: int) -> int:
+    while place < len(text) and text[place] in " \t\r\n,":
+        place += 1
+    return place
+
+
 def _parquet_rows(store: Store, file: str) -> Iterator[dict[str, Any]]:
     try:
         with store.open(file) as opened:
             for batch in pq.ParquetFile(opened).iter_batches(4096):
-                for row in batch.to_pylist():
+                for row in rows_of(batch):
                     yield {column: plain_value(value) for column, value in row.items()}
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise InputError(f"{store.uri}/{file} cannot be read ({one_line(error)})") from None
 
 
@@ -171,15 +207,30 @@ def _csv_rows(text: str, trouble: Counter[str]) -> Iterator[dict[str, Any]]:
             delimiter = max(_DELIMITERS, key=lambda sign: (_knows_name(first, sign), first.count(sign)))
         fields = _record(first, lines, delimiter, len(header) if header else None, trouble)
         if header is None:
-            header = [name.strip() for name in fields]
+            header = _told_apart([name.strip() for name in fields])
             continue
         if len(fields) > len(header) and any(fields[len(header) :]):
             trouble["with more fields than columns; the further ones are left out (quote texts with commas)"] += 1
         yield dict(zip(header, fields, strict=False))
 
 
+def _told_apart(names: list[str]) -> list[str]:
+    """Names of columns, of which no two are equal: the second "text" becomes "text.1"."""
+    counts: Counter[str] = Counter()
+    result = []
+    for name in names:
+        result.append(f"{name}.{counts[name]}" if counts[name] else name)
+        counts[name] += 1
+    return result
+
+
 def _knows_name(header: str, delimiter: str) -> bool:
-    return any(name.strip().strip('"').lower() in _NAMES for name in header.split(delimiter))
+    return any(_plain(name.strip().strip('"')) in _NAMES for name in header.split(delimiter))
+
+
+def _plain(column: str) -> str:
+    """The name of a column as programs write it: "File Name" is file_name."""
+    return column.strip().lower().replace(" ", "_").replace("-", "_")
 
 
 def _record(first: str, lines: _Lines, delimiter: str, width: int | None, trouble: Counter[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -10,13 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labeling.dataset import Entry, Store
-from labeling.sources.facts import USUAL, Naming, plain_value
+from labeling.sources.facts import USUAL, Naming, plain_value, rows_of
 from labeling.sources.items import Contents, Item, Reading, items_table, trouble_of
 from model.inputs import InputError, nearest, one_line
 
 # The first of them that holds pictures, whatever its case; else the only column of bytes.
 IMAGE_COLUMNS = ("image", "picture", "img", "photo", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp")
 _PATH_COLUMNS = ("image", "picture", "img", "path", "image_path", "file_name", "filename")  # of files beside the table
+_BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")  # how JPEG, PNG, GIF and WebP begin in it
 _ROWS = 16  # that are decoded from a row group at a time
 _BUFFER = 8 << 20  # bytes of one request
 _SHOWN = 100  # characters of a name in a reason
@@ -86,7 +88,7 @@ def _values(parquet: pq.ParquetFile, items: Mapping[Any, Item], column: str) -> 
         for batch in batches:
             for offset in range(batch.num_rows):
                 if row + offset in here:
-                    yield row + offset, batch.slice(offset, 1).to_pylist()[0]
+                    yield row + offset, rows_of(batch.slice(offset, 1))[0]
             row += batch.num_rows
             if row > last:
                 return
@@ -102,7 +104,8 @@ def _reading(store: Store, item: Item, values: dict[str, Any], column: str) -> R
     if isinstance(image, Mapping):
         raw, path = image.get("bytes"), str(image.get("path") or "")
     elif isinstance(image, str):
-        raw, path = None, image
+        raw = _encoded_as_text(image)
+        path = "" if raw else image
     if raw:
         return Reading(item, bytes(raw), facts)
     if not path:
@@ -119,6 +122,17 @@ def _reading(store: Store, item: Item, values: dict[str, Any], column: str) -> R
         raise
     except (OSError, ValueError) as error:  # of a text that is no name of a file, as base64
         return Reading(item, facts=facts, reason=f"{text} cannot be read ({trouble_of(error, _SHOWN)})")
+
+
+def _encoded_as_text(text: str) -> bytes | None:
+    """The picture that a text holds in base64, as tables of vision-language models do; None where it holds none."""
+    text = text.partition(",")[2] if text.startswith("data:") else text
+    if not text.startswith(_BASE64):
+        return None
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except ValueError:
+        return None
 
 
 def _image_column(schema: pa.Schema, option: str, address: str) -> str:

@@ -24,6 +24,7 @@ COMPRESSED = {".gz": "gzip", ".tgz": "gzip", ".bz2": "bz2", ".tbz2": "bz2", ".xz
     ".zst": "zstd",
     ".tzst": "zstd",
 }
+_SIGNS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\0": "xz", b"(\xb5/\xfd": "zstd"}  # how files begin
 SUFFIXES = (".tar", ".tgz", ".tbz2", ".txz", ".tzst", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 MAX_MEMBER = 1 << 30  # bytes; nothing larger is a picture
 _BLOCK = 32 << 20  # bytes of one request
@@ -39,15 +40,28 @@ class TarArchive:
 
     def contents(self, store: Store, file: str, entry: Entry) -> Contents:
         troubles: list[Trouble] = []
+        codec = codec_of(file)
         try:
-            with _opened(store, file) as stream:
-                members, damage = _walk(stream, file, troubles)
+            try:
+                members, damage = _walk_through(store, file, codec, troubles)
+            except _DAMAGE:
+                codec = _codec_within(
+                    store, file
+                )  # downloads lose or get a suffix, and programs unpack them all the same
+                if codec == codec_of(file):
+                    raise
+                members, damage = _walk_through(store, file, codec, troubles)
         except (*_DAMAGE, ValueError) as error:
             raise InputError(f"{store.uri}/{file} cannot be read ({one_line(error)}); is all of it there?") from None
         if damage:
             troubles.append(Trouble(printable(file), entry.size, damage))
         names = list(members)
         pairs, used = pair(names)
+
+        def beside(index: int) -> Any:
+            spans = [(printable(names[one]), *members[names[one]]) for one in pairs.get(index, ())]
+            return {"codec": codec, "spans": spans} if codec != codec_of(file) else spans or None
+
         return Contents(
             items_table(
                 {
@@ -55,8 +69,8 @@ class TarArchive:
                     "size": members[name][1],
                     "file": file,
                     "place": members[name][0],
-                    "together": 0 if codec_of(file) else None,
-                    "beside": [(printable(names[one]), *members[names[one]]) for one in pairs.get(index, ())] or None,
+                    "together": 0 if codec else None,
+                    "beside": beside(index),
                 }
                 for index, name in enumerate(names)
                 if index not in used
@@ -66,13 +80,12 @@ class TarArchive:
 
     def read(self, store: Store, items: Sequence[Item]) -> Iterator[Reading]:
         waiting = sorted(items, key=lambda item: item.place or 0)
-        spans = {
-            id(item): [("", item.place or 0, item.size), *(cast(Span, tuple(span)) for span in item.beside or ())]
-            for item in waiting
-        }
-        source = _Stream if codec_of(items[0].file) else _Ranges
+        spans = {id(item): [("", item.place or 0, item.size), *_spans_beside(item)] for item in waiting}
+        file, beside = items[0].file, items[0].beside
+        codec = beside["codec"] if isinstance(beside, dict) else codec_of(file)
+        wanted = sorted(span[1:] for one in spans.values() for span in one)
         try:
-            opened = source(store, items[0].file, sorted(span[1:] for one in spans.values() for span in one))
+            opened: Any = _Stream(store, file, codec, wanted) if codec else _Ranges(store, file, wanted)
         except _DAMAGE as error:
             for item in waiting:
                 yield Reading(item, reason=f"cannot be read from its archive ({trouble_of(error)})")
@@ -92,6 +105,26 @@ class TarArchive:
 def codec_of(file: str) -> str | None:
     """The compression of an archive by its name, None of a plain one."""
     return COMPRESSED.get("." + file.lower().rpartition(".")[2])
+
+
+def _spans_beside(item: Item) -> list[Span]:
+    """Where the files that say something of an item are."""
+    spans = item.beside["spans"] if isinstance(item.beside, dict) else item.beside
+    return [cast(Span, tuple(span)) for span in spans or ()]
+
+
+def _codec_within(store: Store, file: str) -> str | None:
+    """The compression of an archive by its first bytes."""
+    with store.open(file) as opened:
+        start = bytes(opened.read(8))
+    return next((codec for sign, codec in _SIGNS.items() if start.startswith(sign)), None)
+
+
+def _walk_through(
+    store: Store, file: str, codec: str | None, troubles: list[Trouble]
+) -> tuple[dict[str, tuple[int, int]], str]:
+    with _opened(store, file, codec) as stream:
+        return _walk(stream, file, troubles)
 
 
 def _walk(stream: IO[bytes], file: str, troubles: list[Trouble]) -> tuple[dict[str, tuple[int, int]], str]:
@@ -133,10 +166,9 @@ def _take(member: tarfile.TarInfo, members: dict[str, tuple[int, int]], file: st
         members[name] = (member.offset_data, member.size)
 
 
-def _opened(store: Store, file: str) -> Any:
+def _opened(store: Store, file: str, codec: str | None) -> Any:
     """The archive's uncompressed bytes: seekable with a large buffer, or a stream."""
     opened = store.open(file)
-    codec = codec_of(file)
     if codec == "xz":
         return lzma.open(opened)
     if codec:
@@ -179,8 +211,8 @@ class _Stream:
     spans: sorted, of all reads; what a span holds is kept until its last read.
     """
 
-    def __init__(self, store: Store, file: str, spans: Sequence[tuple[int, int]]) -> None:
-        self._file = _opened(store, file)
+    def __init__(self, store: Store, file: str, codec: str, spans: Sequence[tuple[int, int]]) -> None:
+        self._file = _opened(store, file, codec)
         self._uses = Counter(spans)
         self._spans = deque(self._uses)
         self._at = 0

@@ -32,6 +32,7 @@ from labeling.dataset import (
 )
 from labeling.sources.cutting import cut_row_groups
 from labeling.sources.facts import BESIDE, describe
+from labeling.sources.lenses import camera_to_world, lens_of
 from labeling.sources.metadata import FILE_NAME, is_metadata
 from labeling.sources.normalize import EncodedImage, Rejected, image_id, normalize
 from labeling.sources.source import Source
@@ -43,6 +44,8 @@ SHARD_SETS = 64  # also the most rows of a row group
 MESHES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
 _WHOLE = (".glb", ".stl", ".off")  # these have all in one file
 TRANSFORMS = "transforms.json"
+_LEFT_OUT = (".png", ".jpg", ".jpeg")
+_OTHER_SHAPE = 0.02  # by which width ÷ height of a picture and its camera may differ
 SET_SCHEMA = set_schema(IMAGE_SCHEMA)
 
 
@@ -67,7 +70,10 @@ def is_mesh(name: str) -> bool:
 
 def digest_set(source: Source, name: str, facts: Mapping[str, Any]) -> str:
     """Digest of a view set's file and of what metadata.csv says of it."""
-    return hashlib.blake2b(source.store.read(name), digest_size=16).hexdigest() + digest_json(dict(facts))
+    raw = source.store.read(name)
+    # Sets of such lenses were once stored as they were, and are to be made again.
+    bends = digest_json("undistorted") if name.endswith(TRANSFORMS) and _bends(raw) else ""
+    return hashlib.blake2b(raw, digest_size=16).hexdigest() + digest_json(dict(facts)) + bends
 
 
 def write_sets(task: SetTask, source: Source, dataset: Dataset, parameters: Mapping[str, int]) -> int:
@@ -182,26 +188,52 @@ def _photographed(source: Source, name: str) -> list[dict[str, Any]]:
         scene = json.loads(source.store.read(name))
         frames = scene["frames"]
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{place}: not a transforms.json (no list of frames)") from None
+        frames = None
+    if not isinstance(frames, list):
+        raise InputError(f"{place}: not a transforms.json (no list of frames)")
+    if not frames:
+        raise InputError(f"{place}: its list of frames is empty")
     views = []
     for frame in frames:
         raw, image = _read_frame(source, name, frame["file_path"])
+        camera = {**scene, **frame}
+        try:
+            lens = lens_of(camera)
+            intrinsics = _intrinsics(camera, image.width, image.height)
+            if lens:
+                image, intrinsics = lens.undistort(image, intrinsics)
+            c2w = camera_to_world(camera.get("transform_matrix"))
+        except InputError as error:
+            raise InputError(f"{place}: frame {frame['file_path']!r}: {error}") from None
         views.append(
             {
                 "id": image_id(raw),
                 "image": image.encoded,
                 "width": image.width,
                 "height": image.height,
-                "c2w": _flat(frame["transform_matrix"]),
-                "intrinsics": _flat(_intrinsics({**scene, **frame}, image.width, image.height)),
+                "c2w": _flat(c2w),
+                "intrinsics": _flat(intrinsics),
             }
         )
     return views
 
 
+def _bends(raw: bytes) -> bool:
+    """Whether a transforms.json has a lens that is to be undistorted, or a camera that is none to store."""
+    try:
+        scene = json.loads(raw)
+        return any(lens_of({**scene, **frame}) for frame in scene["frames"])
+    except InputError:
+        return True
+    except (ValueError, KeyError, TypeError):  # which making the set tells
+        return False
+
+
 def _read_frame(source: Source, name: str, file_path: str) -> tuple[bytes, EncodedImage]:
     frame = f"{source.uri}/{name}: frame {file_path!r}"
-    path = str(PurePosixPath(name).parent / file_path).removeprefix("./")
+    path = str(PurePosixPath(name).parent / file_path.replace("\\", "/")).removeprefix("./")
+    if not PurePosixPath(path).suffix and not source.store.exists(path):  # Blender's scenes leave it out
+        path = next((path + suffix for suffix in _LEFT_OUT if source.store.exists(path + suffix)), path)
     if ".." in PurePosixPath(path).parts:
         raise InputError(f"{frame} lies outside the source folder")
     try:
@@ -214,10 +246,20 @@ def _read_frame(source: Source, name: str, file_path: str) -> tuple[bytes, Encod
 
 
 def _intrinsics(camera: Mapping[str, Any], width: int, height: int) -> Any:
-    """(3, 3) for an image width of 1, from what a frame or its scene says; width and height are those of the image."""
+    """(3, 3) for an image width of 1, from what a frame or its scene says; width and height are those of the image.
+
+    Raises InputError for a camera without a focal length, and for one of a picture of another shape.
+    """
+    if "fl_x" not in camera and "camera_angle_x" not in camera:
+        raise InputError("no focal length (fl_x or camera_angle_x)")
+    size = camera.get("w", width), camera.get("h", height)
+    if "w" in camera and "h" in camera and abs(size[0] * height - size[1] * width) > _OTHER_SHAPE * size[0] * height:
+        raise InputError(f"the picture is {width} × {height}, and its camera is of {size[0]:g} × {size[1]:g}")
     focal = camera["fl_x"] if "fl_x" in camera else 0.5 * width / math.tan(0.5 * camera["camera_angle_x"])
     scale = width / camera.get("w", width)  # focal lengths are in pixels of the size at which they were measured
     focal_y = camera.get("fl_y", focal)
+    if not (focal > 0 and focal_y > 0 and math.isfinite(focal) and math.isfinite(focal_y)):
+        raise InputError(f"a focal length of {focal:g}")
     center = (camera.get("cx", 0.5 * width / scale), camera.get("cy", 0.5 * height / scale))
     return np.array([[focal, 0, center[0]], [0, focal_y, center[1]], [0, 0, width / scale]]) * (scale / width)
 

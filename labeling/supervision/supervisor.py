@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from labeling.failures import LONGEST_REASON, DeviceError, Failure, ProcessError, WorkError
+from labeling.supervision.messages import Ahead
 from labeling.supervision.task_attempt import Attempt, Knowledge, Mark
 from labeling.supervision.worker_handle import Worker, WorkerEnded
 from model.inputs import InputError, one_line
@@ -78,6 +79,7 @@ class Supervisor:
         self._name = name
         self._worker: Worker | None = None
         self._worked: Any = None  # the last task that went well on a GPU
+        self._given: Worker | None = None  # the child that has what the next task needs
 
     def __enter__(self) -> Supervisor:
         return self
@@ -106,9 +108,20 @@ class Supervisor:
                 self.close()
                 raise
 
-    def run(self, task: Any) -> Any:
+    def ahead(self, value: Any) -> None:
+        """Give the child what the next task needs while it is at one: `work.ahead(value)` is called beside the work.
+
+        To be called from another thread than `run`. Where there is no child, nothing is given.
+        """
+        worker = self._worker
+        if worker is not None:
+            worker.give(Ahead(value))
+            self._given = worker
+
+    def run(self, task: Any, short: Any = None) -> Any:
         """What the work makes of a task.
 
+        short: the same task without what `ahead` has given; a child that has not got it is asked to do the whole task.
         Raises InputError and WorkError as the work did; DeviceError where the device does not work, so that the task
         is to be tried elsewhere; ProcessError where the process ends again and again for the sake of no row.
         """
@@ -123,7 +136,8 @@ class Supervisor:
                     if knowledge.device_ends and self._worked is not None:
                         self._check_device(worker)
                     well = worker.mark.well
-                    result = self._ask(worker, task, knowledge)
+                    is_there = short is not None and self._given is worker
+                    result = self._ask(worker, short if is_there else task, knowledge)
                 except WorkerEnded as ended:
                     if ended.mark.rows:
                         self._note(knowledge, worker, ended.mark, ended.cause)

@@ -77,6 +77,7 @@ class Worker:
             for file in (lifeline, status_writing, error_writing):
                 os.close(file)
         self._error = _ErrorOutput(error)
+        self._sending = threading.Lock()
         self._connection.settimeout(_ENDS_WITHIN)
         self.ask((memory if bound_data else 0, factory))
 
@@ -85,8 +86,16 @@ class Worker:
 
         Raises what pickling the value raises.
         """
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError, TimeoutError):
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError, TimeoutError), self._sending:
             send(self._connection, value)
+
+    def give(self, value: Any) -> None:
+        """Send a value for a later task while the worker is busy; from another thread than the one that waits for it.
+
+        Raises what pickling the value raises.
+        """
+        with contextlib.suppress(OSError), self._sending:
+            send(self._connection, value, patient=True)
 
     @property
     def mark(self) -> Mark:

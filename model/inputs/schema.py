@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from model.inputs.errors import InputError, nearest
@@ -16,9 +16,35 @@ T = TypeVar("T")
 
 
 class Section(BaseModel):
-    """A part of a file that people write; a key it does not have is refused, and so are numbers that are not finite."""
+    """A part of a file that people write.
+
+    A key it does not have is refused, and so are numbers that are not finite, and true or false for a number.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _have_no_truth(cls, values: Any) -> Any:
+        for name, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(name) if isinstance(name, str) else None
+            if field is not None and bool not in _kinds(field.annotation) and _holds_truth(value):
+                raise ValueError(f"{name}: true and false are no numbers and no texts")
+        return values
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types within a type; bool stands for any, and for a model, whose fields are looked at by themselves."""
+    if annotation is Any or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        return {bool}
+    parts = typing.get_args(annotation)
+    return {annotation} if not parts else {kind for part in parts for kind in _kinds(part)}
+
+
+def _holds_truth(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_truth, value.values()))
+    return any(map(_holds_truth, value)) if isinstance(value, list | tuple) else isinstance(value, bool)
 
 
 def split_range(value: Any) -> Any:

@@ -23,18 +23,32 @@ _SCALARS = (
     ("merge", r"<<", ["<"]),
 )
 
+# Aliases can put a value within itself, and a few lines can stand for billions of values.
+_DEEPEST, _MOST_VALUES = 50, 1_000_000
+
 
 def parse_yaml(text: str, origin: str) -> Any:
     """The value that a text in YAML 1.2 states; `origin` is where it came from.
 
-    Raises InputError for a text of another form, and for a key that is given twice.
+    Raises InputError for a text of another form, for a key that is given twice, and for values within themselves.
     """
     import yaml
 
     try:
-        return yaml.load(text, _loader())  # noqa: S506 - a subclass of SafeLoader
+        value = yaml.load(text, _loader())  # noqa: S506 - a subclass of SafeLoader
     except (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{origin}: not YAML: {one_line(error)}") from None
+    waiting, count = [(value, 0)], 0
+    while waiting:
+        one, depth = waiting.pop()
+        count += 1
+        if depth > _DEEPEST or count > _MOST_VALUES:
+            raise InputError(
+                f"{origin}: not YAML: a value within itself, or more than {_MOST_VALUES:,} values, or {_DEEPEST} levels"
+            )
+        inner = one.values() if isinstance(one, dict) else one if isinstance(one, list | tuple | set) else ()
+        waiting += [(part, depth + 1) for part in inner]
+    return value
 
 
 def to_yaml(values: Any) -> str:

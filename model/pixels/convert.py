@@ -66,8 +66,19 @@ def _refusal(name: str) -> str:
         return name
     if name.startswith("camera raw"):
         return f"{name} is not read: develop it to JPEG, PNG or TIFF"
-    pictures = ("PostScript", "Photoshop", "GIMP", "OpenEXR", "Radiance", "JPEG XR", "DjVu", "BPG", "FLIF", "FITS")
-    if name.startswith((*pictures, "PDF", "a Windows metafile", "CorelDRAW")):
+    pictures = (
+        "PostScript",
+        "Photoshop",
+        "GIMP",
+        "OpenEXR",
+        "Radiance",
+        "JPEG",
+        "lossless JPEG",
+        "DjVu",
+        "BPG",
+        "FLIF",
+    )
+    if name.startswith((*pictures, "FITS", "PAM", "MNG", "JNG", "PDF", "a texture", "a Windows metafile", "CorelDRAW")):
         return f"{name} is not read: convert it to PNG, JPEG or TIFF"
     return f"not a picture: {name}"
 

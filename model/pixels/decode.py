@@ -46,6 +46,7 @@ _PIXEL_TAGS = frozenset(
 _GRAY_OR_COLORS = (0, 1, 2)  # photometric interpretation
 _REDUCED = 1
 _PREMULTIPLIED = 1
+_PLANAR = 2  # the colors of a picture lie one after another
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def _decode_tiff(raw: bytes, max_pixels: int, min_side: int) -> Decoded:
         raise EOFError
     data = tags.with_tags(raw, number, wanted)
     if (bits > 8 or form in (SIGNED, FLOAT)) and photometric in _GRAY_OR_COLORS:
-        levels = read_levels(data)
+        levels = _planar_levels(raw, page, wanted) if page.get(284) == (_PLANAR,) else read_levels(data)
         if levels is None:
             raise Rejected(f"TIFF of {_depth_name(bits, form)} in this compression or arrangement is not read")
         levels = levels.view(np.float16).astype(np.float32) if is_half else levels
@@ -208,11 +209,24 @@ def _decode_tiff(raw: bytes, max_pixels: int, min_side: int) -> Decoded:
         return deep_picture(levels, _tiff_depth(page), profile, None, turn)
     if bits > 8 and photometric != 5:
         raise Rejected(f"TIFF of {_depth_name(bits, form)} with photometric interpretation {photometric} is not read")
+    if raw.startswith(b"MM\0+"):  # which Pillow does not know
+        raise Rejected("BigTIFF in big-endian order is not read: convert it to PNG, JPEG or TIFF")
     image = open_checked(data, max_pixels, min_side, ("TIFF",))
     image.load()
     if image.mode == "LAB" and not profile:
         profile = profiles.lab_profile()
     return Decoded(image, profile, None, turn)
+
+
+def _planar_levels(raw: bytes, page: tags.Tags, wanted: frozenset[int]) -> Any:
+    """Levels of a page whose colors lie one after another, of which OpenCV reads the first one as all of them."""
+    planes = [read_levels(one) for one in tags.planes(raw, page, wanted)]
+    colors = [color for color in planes if color is not None and color.ndim == 2]
+    if not colors or len(colors) < len(planes):
+        return None
+    if len(colors) == 2 or _first(page, 262, 1) != 2:
+        return colors[0]
+    return np.stack(colors if len(colors) in (3, 4) else colors[:3], -1)
 
 
 def _tiff_depth(page: tags.Tags) -> Depth:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+_LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF, 0xF7)  # markers of the frames of medical and camera pictures; JPEG-LS last
+_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _KEPT_SEGMENTS = {0xE0: 16, 0xEE: 14}  # JFIF and Adobe say how channels are coded; → bytes that they must have
 
 
@@ -23,6 +25,18 @@ def without_metadata(raw: bytes) -> bytes:
 def exif_block(raw: bytes) -> bytes | None:
     """The EXIF block of a JPEG."""
     return next((raw[start + 4 : end] for marker, start, end in _segments(raw) if _is_exif(raw, marker, start)), None)
+
+
+def unread_coding(raw: bytes) -> str | None:
+    """How a JPEG is coded that no decoder here reads, None for one that is read."""
+    frame = next(((marker, start) for marker, start, _ in _segments(raw) if marker in _FRAMES), None)
+    if frame is None or frame[1] + 4 >= len(raw):
+        return None
+    marker, bits = frame[0], raw[frame[1] + 4]
+    if marker in _LOSSLESS or bits != 8:
+        kind = "JPEG-LS" if marker == 0xF7 else "lossless JPEG" if marker in _LOSSLESS else "JPEG"
+        return f"{kind} of {bits} bits"
+    return None
 
 
 def scans(raw: bytes) -> int:

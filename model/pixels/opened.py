@@ -10,6 +10,7 @@ import numpy as np
 from model.pixels import profiles, tags
 from model.pixels.decode import Decoded, deep_picture, own_levels, tiff_levels
 from model.pixels.deep import Depth
+from model.pixels.outcome import Rejected
 from model.pixels.spaces import ColorSpace, adobe_rgb, coded_space, stated_space
 
 _TURNED_BY_ITS_DECODER = ("JXL", "HEIF")  # what EXIF says of the turn is history
@@ -18,7 +19,11 @@ _SIXTEEN_BITS = ("PNG", "PPM")  # formats of which Pillow gives levels of 16 bit
 
 def decoded_of(image: Any) -> Decoded:
     """A Pillow image with what its metadata say of it. Raises what Pillow raises for a file that is broken."""
-    image.load()
+    try:
+        image.load()
+    except (ValueError, SyntaxError):  # a text behind a PNG's pixels that Pillow refuses; the pixels are there
+        if image.format != "PNG" or image.tile:
+            raise
     info = image.info
     exif, profile = info.get("exif"), info.get("icc_profile") or None
     turn = _turn(image, exif)
@@ -26,7 +31,9 @@ def decoded_of(image: Any) -> Decoded:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         clear = info.get("transparency")
         levels, depth = own_levels(image)
-        if image.mode == "I" and image.format in _SIXTEEN_BITS:
+        if image.mode == "I" and image.format is None:
+            _check_levels(levels)
+        if image.mode == "I" and image.format in (None, *_SIXTEEN_BITS):
             levels, depth = levels.astype(np.uint16), Depth(16)
         if image.format == "TIFF":
             levels, depth = tiff_levels(levels, getattr(image, "tag_v2", {}))
@@ -34,6 +41,17 @@ def decoded_of(image: Any) -> Decoded:
     if image.mode == "LAB" and not profile:
         profile = profiles.lab_profile()
     return Decoded(image, profile, space, turn)
+
+
+def _check_levels(levels: Any) -> None:
+    """Raise Rejected for integers that a program gives, and that may or must be of another depth than 16 bits."""
+    least, most = int(levels.min()), int(levels.max())
+    if least < 0 or most > 65535:
+        raise Rejected(f"picture of mode I with levels from {least} to {most}: give 0…65535, or another mode")
+    if 0 < most <= 255:
+        raise Rejected(
+            f"picture of mode I with levels up to {most}: they may be of 8 bits or of 16; give mode L or I;16"
+        )
 
 
 def _turn(image: Any, exif: Any) -> int:

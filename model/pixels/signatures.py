@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model.pixels import tags
+from model.pixels import jpeg, tags
 from model.pixels.boxes import boxes
 
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1", b"mif2"}
@@ -27,13 +27,15 @@ _OTHERS = (
     (b"#?RADIANCE", "Radiance HDR"), (b"#?RGBE", "Radiance HDR"),
     (b"II\xbc\x01", "JPEG XR"), (b"AT&TFORM", "DjVu"), (b"BPG\xfb", "BPG"), (b"FLIF", "FLIF"),
     (b"\xd7\xcd\xc6\x9a", "a Windows metafile (WMF)"), (b"\x01\0\0\0", "a Windows metafile (EMF)"),
+    (b"P7\n", "PAM"), (b"\xabKTX ", "a texture (KTX)"), (b"\x8aMNG", "MNG"), (b"\x8bJNG", "JNG"),
     (b"SIMPLE  =", "FITS"), (b"\x89HDF\r\n\x1a\n", "HDF5"), (b"CDF\x01", "NetCDF"), (b"\x93NUMPY", "a NumPy array"),
     (b"\x1aE\xdf\xa3", "video (Matroska or WebM)"), (b"FLV\x01", "video (FLV)"), (b"\0\0\x01\xba", "video (MPEG)"),
     (b"\0\0\x01\xb3", "video (MPEG)"), (b"OggS", "sound or video (Ogg)"), (b"ID3", "sound (MP3)"),
     (b"fLaC", "sound (FLAC)"),
     (b"0&\xb2u\x8ef\xcf\x11", "video or sound (Windows Media)"), (b"PK\x03\x04", "a ZIP archive"),
     (b"PK\x05\x06", "a ZIP archive"), (b"\x1f\x8b", "compressed (gzip)"), (b"BZh", "compressed (bzip2)"),
-    (b"\xfd7zXZ\0", "compressed (xz)"), (b"(\xb5/\xfd", "compressed (zstd)"), (b"7z\xbc\xaf'\x1c", "a 7-Zip archive"),
+    (b"\xfd7zXZ\0", "compressed (xz)"), (b"(\xb5/\xfd", "compressed (zstd)"), (b"\x04\"M\x18", "compressed (lz4)"),
+    (b"7z\xbc\xaf'\x1c", "a 7-Zip archive"),
     (b"Rar!", "a RAR archive"), (b"PAR1", "Parquet"), (b"ARROW1", "Arrow"), (b"SQLite format 3", "a SQLite database"),
     (b"\xd0\xcf\x11\xe0", "an Office document or Thumbs.db"),
     (b"\0\x05\x16\x07", "macOS's notes on a file (AppleDouble)"),
@@ -60,6 +62,8 @@ def not_read(raw: bytes) -> str | None:
         return _box_file(raw)
     if raw[:4] in (b"II*\0", b"MM\0*"):
         return _camera_raw(raw)
+    if raw[:3] == b"\xff\xd8\xff":
+        return jpeg.unread_coding(raw)
     if raw[:4] == b"RIFF":
         return {b"AVI ": "video (AVI)", b"WAVE": "sound (WAV)", b"CDR ": "CorelDRAW"}.get(raw[8:11] + raw[11:12])
     return next((name for start, name in _OTHERS if raw.startswith(start)), None)

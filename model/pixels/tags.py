@@ -11,6 +11,9 @@ from typing import Any
 ORIENTATION = 0x0112
 _EXIF_FOLDER, _INTEROP_FOLDER, _INTEROP_INDEX = 0x8769, 0xA005, 0x0001
 _SUB_FOLDERS = 330
+_PHOTOMETRIC, _SAMPLES, _ARRANGEMENT = 262, 277, 284
+_PIECES = (273, 279, 324, 325)  # where strips and tiles begin, and how large they are
+_OF_COLORS = (258, 280, 281, 338, 339)  # tags that have a value for each color
 _MOST_TAGS, _MOST_VALUES, _MOST_FOLDERS = 4096, 1 << 16, 64
 _CODES = {1: "B", 2: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I", 16: "Q", 17: "q"}
 
@@ -61,6 +64,45 @@ def with_tags(data: bytes, number: int, wanted: frozenset[int]) -> bytes:
     offset = struct.pack(layout.order + ("Q" if layout.inline == 8 else "I"), len(end))
     folder = struct.pack(layout.count, len(entries)) + b"".join(entries) + bytes(layout.inline)
     return end[: layout.first] + offset + end[layout.first + layout.inline :] + folder
+
+
+def planes(data: bytes, page: Tags, wanted: frozenset[int]) -> Iterator[bytes]:
+    """A gray TIFF file for each color of a page whose colors lie one after another; of these tags, page's own.
+
+    The file keeps its byte order and, with offsets of 4 bytes, its form; nothing of a page in BigTIFF.
+    """
+    layout = _layout(data)
+    if layout is None or layout.inline != 4:
+        return
+    samples = int(page.get(_SAMPLES, (1,))[0])
+    pieces = {tag: page[tag] for tag in _PIECES if tag in page}
+    kept = {tag: page[tag] for tag in wanted - {*pieces, *_OF_COLORS} if tag in page and isinstance(page[tag][0], int)}
+    for plane in range(samples):
+        parts = {tag: _nth(values, plane, samples) for tag, values in pieces.items()}
+        own = {tag: page[tag][:1] for tag in wanted.intersection(_OF_COLORS) if tag in page}
+        yield _with_folder(
+            data, {**kept, **own, **parts, _SAMPLES: (1,), _ARRANGEMENT: (1,), _PHOTOMETRIC: (1,)}, layout
+        )
+
+
+def _nth(values: tuple[Any, ...], number: int, parts: int) -> tuple[Any, ...]:
+    length = len(values) // parts
+    return values[number * length : (number + 1) * length]
+
+
+def _with_folder(data: bytes, tags: Tags, layout: _Layout) -> bytes:
+    """A TIFF file of the same bytes with another folder; tags: whole numbers."""
+    end = data + b"\0" * (len(data) % 2)
+    place = len(end) + struct.calcsize(layout.count) + 12 * len(tags) + 4
+    entries, behind = b"", b""
+    for tag in sorted(tags):
+        values = struct.pack(f"{layout.order}{len(tags[tag])}I", *tags[tag])
+        value = values if len(values) == 4 else struct.pack(layout.order + "I", place + len(behind))
+        behind += b"" if len(values) == 4 else values
+        entries += struct.pack(layout.order + "HHI", tag, 4, len(tags[tag])) + value
+    offset = struct.pack(layout.order + "I", len(end))
+    folder = struct.pack(layout.count, len(tags)) + entries + bytes(4) + behind
+    return end[: layout.first] + offset + end[layout.first + 4 :] + folder
 
 
 def sub_folders(data: bytes, tags: Tags) -> Iterator[Tags]:

@@ -27,7 +27,7 @@ ResourcesOption = Annotated[
         "--resources",
         metavar="LABELER.FIELD=VALUE",
         help="What a labeler may use, as in --resources depth.gpus=0.5: gpus, cpus, batch, processes (1:8), timeout, "
-        "memory_gb, max_errors. May be repeated.",
+        "memory_gb, max_errors, python. May be repeated.",
     ),
 ]
 

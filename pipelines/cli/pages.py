@@ -15,11 +15,20 @@ def report(
     where: Annotated[
         str | None, typer.Option(metavar="SQL", help='Show these rows, as in "quality.sharpness < 0.2".')
     ] = None,
+    beside: Annotated[str | None, typer.Option("--with", metavar="RUN", help="Compare a run with this one.")] = None,
+    replay_step: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Show the samples that a run's step N was computed from.")
+    ] = None,
 ) -> None:
     """One self-contained HTML page about a dataset or a run."""
+    if replay_step is not None:
+        from pipelines.reports.replay import replay
+
+        print(replay(target, replay_step))
+        return
     from pipelines.reports.page import report as run
 
-    print(run(target, where))
+    print(run(target, where, beside))
 
 
 def demo(

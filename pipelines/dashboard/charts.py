@@ -9,8 +9,9 @@ from pipelines.dashboard.picture_files import keep_picture
 from pipelines.jobs.folder import JobFolder, jobs_of
 from pipelines.jobs.specification import TrainJob
 from pipelines.reports.charts import HEIGHT, WIDTH
+from pipelines.reports.curves import Chart
 from pipelines.reports.overlays import Inliner
-from pipelines.reports.run import Chart, describe_run
+from pipelines.reports.run import describe_run
 
 CURVES = "curves"  # the first part of the address of a run's curves as they are now
 # Pixels that an asset page has for a picture among its metadata, and in its description.

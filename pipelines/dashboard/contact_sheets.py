@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from labeling.dataset import IMAGES, Dataset, Footers, FooterTable
+from labeling.dataset import IMAGES, Dataset, Footers, FooterTable, is_text
 from model.conditions import CONDITION_READS
 from model.pictures import Picture, decode_picture
 from pipelines.dashboard.picture_files import keep_picture
@@ -96,8 +96,8 @@ def _tile(group: str, row: Mapping[str, Any], title: str) -> Tile:
         )
     if group == "caption":
         return Tile(picture, title, [str(row.get("caption.caption") or "")])
-    if group == "text":
-        entries = [entry for entry in row.get("text.entries") or () if entry]
+    if is_text(group):
+        entries = [entry for entry in row.get(f"{group}.entries") or () if entry]
         tasks = [entry["task"] for entry in entries if entry["task"]]
         return Tile(picture, title, [f"{len(entries)} prompts", ", ".join(tasks)])
     if row.get(f"{group}.latent") is not None:

@@ -59,7 +59,7 @@ def labeling_fields() -> dict[str, dg.Field]:
             default_value={},
             is_required=False,
             description="What labelers may use, as {depth: {gpus: 0.5, batch: 64}}: gpus, cpus, batch, processes, "
-            "timeout, memory_gb, max_errors.",
+            "timeout, memory_gb, max_errors, python.",
         ),
         "only_errors": dg.Field(
             bool, default_value=False, is_required=False, description="Only rows that are in error, once more."

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from concurrent.futures import wait
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.user_data import write_whole
 from labeling.dataset import RECIPE_FIELDS, Dataset, digest_json, open_store
@@ -21,6 +22,10 @@ from model.inputs.yaml_files import parse_yaml
 from pipelines.dashboard.background import in_background
 from pipelines.dashboard.partitions import ShardRange, shard_ranges
 from pipelines.dashboard.tracked_assets import Kind, TrackedAsset, kind_at, state_folder, track, tracked_assets
+
+if TYPE_CHECKING:
+    from training.plan.streams import Stream
+    from training.source_config import SourceConfig
 
 NOT_READ = "not looked at yet"
 ANSWER_SECONDS = 20.0  # after which a dataset or run that does not answer counts as unreachable
@@ -90,7 +95,6 @@ def read_snapshot(tracked: TrackedAsset) -> Snapshot:
 
 def _read_run(tracked: TrackedAsset) -> Snapshot:
     from training.config import parse_config
-    from training.plan.streams import Stream
     from training.run import CONFIG
 
     store, file = open_store(tracked.address), f"{tracked.address}/{CONFIG}"
@@ -102,10 +106,21 @@ def _read_run(tracked: TrackedAsset) -> Snapshot:
     reads = [
         (open_store(source.dataset).uri, group)
         for name, source in config.mixture.items()
-        for task, weight in source.tasks.items()
-        for group in Stream(name, task, weight, source.size or config.size).groups
+        for task in source.tasks
+        for group in _stream(name, source, task, config.size).groups
     ]
     return Snapshot(tracked, config=config.model_dump(mode="json"), reads=list(dict.fromkeys(reads)))
+
+
+def _stream(name: str, source: SourceConfig, task: str, size: int) -> Stream:
+    """What a source serves of a task; where its dataset cannot be asked, as if its prompts were in one group."""
+    from training.plan.mixture import with_text_group
+    from training.plan.streams import Stream
+
+    stream = Stream.of(name, source, task, size)
+    with suppress(Exception):  # whatever is wrong with a dataset is said where it is shown
+        return with_text_group(stream, Dataset(source.dataset))
+    return stream
 
 
 def refresh(only: Sequence[str] | None = None) -> bool:

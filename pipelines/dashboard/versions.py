@@ -143,7 +143,7 @@ def _read_manifest(store: Store, name: str) -> dict[str, tuple[str, dict[str, st
         names = pin.shards.names.to_pylist()
         digests = {
             group: digest_json(list(zip(names, pin.shards.content[group].to_pylist(), strict=True)))
-            for group in pin.declarations
+            for group in pin.shards.content  # not of what is encoded when it is used, which no group holds
         }
         sources[source] = pin.dataset, digests
     return sources

@@ -23,6 +23,7 @@ from labeling.sources.addresses.lots import (
 from labeling.sources.addresses.policy import FetchPolicy
 from labeling.sources.addresses.rows import Cut, ListFile, RowRange
 from labeling.sources.addresses.shards import Columns, Making, forget_failed, reject_rows
+from labeling.sources.addresses.sharing import HostShares
 from labeling.sources.cutting import SHARD_ROWS
 from labeling.sources.duplicates import Losers, find_duplicates
 from labeling.sources.ingest import Limits, same_bytes
@@ -31,6 +32,7 @@ from labeling.sources.seen import ITEMS, read_seen
 from labeling.sources.source import Source
 from labeling.sources.survey import read_description
 from model.inputs import InputError
+from pipelines.ingest_job.host_shares import shares_on_ray
 from pipelines.ingest_job.workers import Workers
 from pipelines.progress import progress
 
@@ -137,14 +139,17 @@ class ListIngest:
     def run(self) -> ListResult:
         """Add the rows that the dataset does not have yet. An interrupted run goes on with the shards not yet written.
 
-        Raises InputError for a dataset of sets, or for a list of which no address gives a picture.
+        Raises InputError for a dataset of sets, and for a new list without rows or of which no address gives a picture.
         """
         state = self._state()
         cuts = self._cuts(state)
         remarks = list(self._remarks(state, cuts))
         if not self._has_work(state, cuts):
+            if state.description is None:
+                raise InputError(f"{self.address}: a list without rows")
             return ListResult(0, 0, _rows(state.shards), remarks)
-        with Workers() as workers, lease(self.target.store, [IMAGES]):
+        folders = self.target.store.without_empty_folders([REJECTED, ITEMS])
+        with Workers() as workers, folders, lease(self.target.store, [IMAGES]):
             if read_description(self.target.uri) != state.description:  # another ingest has ended since
                 state = self._state()
                 cuts = self._cuts(state)
@@ -207,10 +212,11 @@ class ListIngest:
         again = list(self._retry_lots(state, first_retry)) if self.options.retry_failed else []
         columns = Columns(self.addresses.url, self.addresses.text)
         threads = 1 if on_cluster else max(1, (os.cpu_count() or 1) // _HERE_LOTS)
-        policy = self.options.policy.shared_by(at_once)
-        making = Making(columns, self.limits, policy, threads)
+        policy = self.options.policy
+        shares = (shares_on_ray if on_cluster else HostShares)(policy.host_connections)
+        making = Making(columns, self.limits, policy, threads, shares)
         work = ListWork(self.target, {file.name: file for file in self.addresses.files}, making, self.declaration)
-        outcomes = self._write(work, [*new, *again], workers, on_cluster, at_once)
+        outcomes = self._write(work, [*new, *again], workers, on_cluster)
         if again and not any(outcomes[lot.shard].taken for lot in again) and not new:
             self._delete(lot.shard for lot in again)
             return ListResult(0, 0, _rows(state.shards), [*remarks, "what had failed has failed again"])
@@ -270,18 +276,15 @@ class ListIngest:
             yield RetryLot(f"{first_shard:06d}", tuple(earlier), rows)
 
     def _write(
-        self, work: ListWork, lots: Sequence[Lot | RetryLot], workers: Workers, on_cluster: bool, at_once: int
+        self, work: ListWork, lots: Sequence[Lot | RetryLot], workers: Workers, on_cluster: bool
     ) -> dict[str, ShardOutcome]:
-        """Make the shards of all lots; what became of each, in their order.
-
-        at_once: lots at a time, among which the limits for a host are shared.
-        """
+        """Make the shards of all lots; what became of each, in their order."""
         outcomes: dict[str, ShardOutcome] = {}
         with progress("ingest", sum(lot.rows for lot in lots), "addresses") as advance:
             made = (
-                workers.map(_Write(work), ((lot,) for lot in lots), on_cluster, at_once)
+                workers.map(_Write(work), ((lot,) for lot in lots), on_cluster)
                 if on_cluster
-                else in_parallel(_Write(work), lots, at_once)
+                else in_parallel(_Write(work), lots, _HERE_LOTS)
             )
             for some in made:
                 outcomes |= {outcome.shard: outcome for outcome in some}

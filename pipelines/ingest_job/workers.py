@@ -41,21 +41,17 @@ class Workers:
         function: Callable[..., T],
         calls: Iterable[Sequence[Any]],
         on_cluster: bool,
-        most: int | None = None,
     ) -> Iterator[T]:
-        """Results of the calls, as they come. What calls return is small, and only few of them wait at a time.
-
-        most: at once on a cluster, also where it grows; None for as many as it can run.
-        """
+        """Results of the calls, as they come. What calls return is small, and only few of them wait at a time."""
         if not on_cluster:
             for call in calls:
                 yield function(*call)
             return
         self._start()
-        yield from _on_ray(function, calls, most)
+        yield from _on_ray(function, calls)
 
 
-def _on_ray(function: Callable[..., T], calls: Iterable[Sequence[Any]], at_once: int | None = None) -> Iterator[T]:
+def _on_ray(function: Callable[..., T], calls: Iterable[Sequence[Any]]) -> Iterator[T]:
     import ray
 
     def call_with(arguments: Sequence[Any]) -> T:
@@ -65,7 +61,7 @@ def _on_ray(function: Callable[..., T], calls: Iterable[Sequence[Any]], at_once:
     running: list[Any] = []
     waiting = iter(calls)
     while True:
-        most = at_once or 2 * int(cluster_has("CPU")) + _WAITING
+        most = 2 * int(cluster_has("CPU")) + _WAITING
         running += [task.remote(arguments) for arguments in islice(waiting, max(most - len(running), 0))]
         if not running:
             return

@@ -4,6 +4,7 @@ job.yaml           the specification, resolved
 submission.json    the last attempt: its number, its target, when and by whom it was sent (`Attempt`)
 state.json         written by the running attempt: phase, heartbeat, how it ended (`AttemptState`)
 control.json       written by others for the running attempt: stop, or another number of workers (`Control`)
+back.json          the checkpoint that a training went back to, as it was asked for: no attempt does so again
 log/000001.txt …   its output, over all attempts, in parts (see pipelines.jobs.log)
 """
 
@@ -45,8 +46,8 @@ class JobFolder:
             text = self.store.read("job.yaml").decode()
         except FileNotFoundError:
             raise InputError(f"{self.address}: no job there (no job.yaml); send one with `submit`") from None
-        place = f"{self.address}/job.yaml"
-        return parse_specification(parse_yaml(text, place), place)
+        origin = f"{self.address}/job.yaml"
+        return parse_specification(parse_yaml(text, origin), origin)
 
     def put_specification(self, specification: JobSpecification) -> None:
         text = to_yaml(specification.model_dump(mode="json"))
@@ -74,6 +75,13 @@ class JobFolder:
 
     def put_control(self, control: Control) -> None:
         self.store.put("control.json", _dump(asdict(control)))
+
+    def went_back_to(self) -> str | None:
+        """Name of the checkpoint that an attempt went back to last."""
+        return self._json("back.json").get("checkpoint")
+
+    def put_went_back_to(self, checkpoint: str) -> None:
+        self.store.put("back.json", _dump({"checkpoint": checkpoint}))
 
     def _json(self, name: str) -> dict[str, Any]:
         try:

@@ -50,7 +50,7 @@ class ResolvedJob:
         return _without_scale(self.specification) == _without_scale(other)
 
     def scaled(self, workers: WorkersSpec) -> ResolvedJob:
-        """The same job with other workers. Raises InputError when a training's configuration does not allow them."""
+        """Change the job's workers. Raises InputError when a training's configuration does not allow them."""
         specification = _with_whole_addresses(self.specification.model_copy(update={"workers": workers}))
         return ResolvedJob(self.id, self.address, specification, _resources(specification))
 
@@ -155,7 +155,13 @@ def _with_whole_configuration(specification: TrainJob) -> TrainJob:
     workers = parse_config(values, "workers").workers
     memory = specification.workers.memory_gb if specification.workers else 0.0
     spec = WorkersSpec(count=workers.count, cpus=workers.cpus, gpus=workers.gpus, memory_gb=memory)
-    return TrainJob(kind="train", config=values, run=whole_address(specification.run), workers=spec)
+    return TrainJob(
+        kind="train",
+        config=values,
+        run=whole_address(specification.run),
+        from_checkpoint=specification.from_checkpoint,
+        workers=spec,
+    )
 
 
 def _without_scale(specification: JobSpecification) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class WorkersSpec(Section):
         return self
 
     def resources(self, cpus_beside: float = 0.0) -> ResourceRequest:
-        """The same for a target. cpus_beside: what runs beside each worker needs them."""
+        """What a target is asked for. cpus_beside: what runs beside each worker needs them."""
         least, most = (self.count, self.count) if isinstance(self.count, int) else self.count
         return ResourceRequest(least, most, self.cpus + cpus_beside, self.gpus, self.memory_gb)
 
@@ -129,12 +129,14 @@ class TrainJob(Section):
     """`train`. config: a preset, a YAML file, or the configuration itself; overrides: put over it; run: its address.
 
     workers, where given, take the place of the configuration's count, cpus and gpus.
+    from_checkpoint: as on the command line. A job goes back once: submitted again with the same name, it goes on.
     """
 
     kind: Literal["train"]
     config: str | dict[str, Any]
     run: str
     overrides: dict[str, Any] = {}
+    from_checkpoint: str | None = None
     workers: WorkersSpec | None = None
 
     @property

@@ -101,18 +101,24 @@ def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, dict) else value
 
 
-def _train(job: TrainJob, attempt: RunningAttempt) -> dict[str, Any]:
+def _train(specification: TrainJob, attempt: RunningAttempt) -> dict[str, Any]:
     from pipelines.train import train
     from training.config import parse_config
     from training.coordinator import ControlRequest
 
-    assert isinstance(job.config, dict)
-    config = parse_config(job.config, "config")
+    assert isinstance(specification.config, dict)
+    config = parse_config(specification.config, "config")
 
     def control() -> ControlRequest:
         return ControlRequest(attempt.interrupted, attempt.workers.count if attempt.workers else None)
 
+    back = specification.from_checkpoint if specification.from_checkpoint != attempt.folder.went_back_to() else None
+
+    def went_back() -> None:
+        if back is not None:
+            attempt.folder.put_went_back_to(back)
+
     attempt.polls = True
-    done = train(config, job.run, control=control)
+    done = train(config, specification.run, control=control, from_checkpoint=back, went_back=went_back)
     finished = done.step >= config.steps
     return {"step": done.step, "checkpoint": done.checkpoint, "metrics": done.metrics, "finished": finished}

@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import zip_longest
 from threading import Lock, Thread
-from typing import Any
+from typing import Any, ClassVar
 
 from labeling.dataset import Dataset
 from labeling.failures import DeviceError
@@ -39,6 +39,8 @@ class LabelProcess:
     While one of them waits for a network or a writer, the child labels for another.
     """
 
+    child_work: ClassVar[type[PartLabeler]] = PartLabeler
+
     def __init__(
         self,
         dataset: Dataset,
@@ -53,8 +55,8 @@ class LabelProcess:
         self.placement = placement
         self.coordinator = coordinator
         self.node = ray.get_runtime_context().get_node_id()
-        networks = [group for group in labelers if placement.pool_of(group)]
-        work = partial(PartLabeler, dataset, labelers, resources, networks)
+        networks = [group for group, one in labelers.items() if placement.pool_of(group) or one.language_model]
+        work = partial(self.child_work, dataset, labelers, resources, networks)
         memory = [one.memory_gb for one in resources.values() if one.memory_gb]
         beside = max(1, int((os.cpu_count() or 1) / placement.cpus))  # such processes that share this machine
         self.child = Supervisor(work, max(memory, default=None), processes=beside, name="label")
@@ -74,11 +76,11 @@ class LabelProcess:
         tally = Tally()
         outputs: dict[str, dict[str, Any]] = {}
         self.coming.append(part)
-        while not (step := self._step(part, outputs, following, tally)).tables:
+        while not (step := self.step(part, outputs, following, tally)).tables:
             for group, group_outputs in self._ask_networks(step.requests, tally).items():
                 outputs.setdefault(group, {}).update(group_outputs)
         with tally.timed(WRITING):
-            self._send(part, step.tables)
+            self.send(part, step.tables)
         tally.done = time.time()
         return tally
 
@@ -87,7 +89,8 @@ class LabelProcess:
         with self.lock, suppress(Exception):
             self.child.start()
 
-    def _step(self, part: Part, outputs: Mapping[str, Mapping[str, Any]], following: Part | None, tally: Tally) -> Step:
+    def step(self, part: Part, outputs: Mapping[str, Mapping[str, Any]], following: Part | None, tally: Tally) -> Step:
+        """The next step of a part, by the child."""
         with self.lock:
             if part in self.coming:
                 self.coming.remove(part)
@@ -138,7 +141,7 @@ class LabelProcess:
         number, process = chosen
         return number, process.infer.remote(list(inputs), list(inputs.values()))
 
-    def _send(self, part: Part, tables: Mapping[str, bytes]) -> None:
+    def send(self, part: Part, tables: Mapping[str, bytes]) -> None:
         """Give the labels to the shard's writer, or to another one when it is lost."""
         import ray
 

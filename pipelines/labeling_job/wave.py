@@ -22,6 +22,7 @@ from labeling.resources import Resources
 from model.inputs import WorkFailed
 from pipelines.labeling_job.coordinator import Coordinator
 from pipelines.labeling_job.label_process import LabelProcess
+from pipelines.labeling_job.language_model import ask, processor_config
 from pipelines.labeling_job.parts import PART_ROWS, blocks_of_parts, count_rows, cut_parts, pack
 from pipelines.labeling_job.placement import Placement, place_labelers
 from pipelines.labeling_job.result import LabelResult
@@ -79,6 +80,7 @@ class WaveRun:
         gpus = max(cluster_has("GPU"), self.most[1])
         resources = {group: self.resources[group] for group in labelers}
         placement = place_labelers(labelers, resources, gpus, cpus, may_grow=not starts_own_ray())
+        config = self._language_model(labelers, gpus)
         coordinator = self._coordinator(placement)
         cpus_now = cluster_has("CPU") or 1.0
         reserved = placement.reserved_cpus(gpus, cpus_now)
@@ -88,23 +90,32 @@ class WaveRun:
         processes = min(processes, -(-rows // LEAST_ROWS))
         part_rows = 1 if placement.pools else min(PART_ROWS, -(-rows // (processes * 4)))
         parts = cut_parts(wave, self.declarations, footers, part_rows, only_errors)
-        tables = [pa.table({"parts": [pack(block)]}) for block in blocks_of_parts(parts, rows, processes)]
+        blocks = list(blocks_of_parts(parts, rows, processes))
+        tables = [pa.table({"parts": [pack(block)]}) for block in blocks]
         process = (self.dataset, labelers, resources, placement, coordinator)
         totals = count_rows(wave, footers)
         total, started = Tally(), time.monotonic()
         most = max(processes, int((cpus - placement.reserved_cpus(gpus, cpus)) / placement.cpus + 1e-3))
         excluded = reserved if cpus_now - reserved >= placement.cpus else 0.0
+        if config:
+            running = ask(tables, process, processes, config)
+        else:
+            running = _run(tables, process, processes, most, placement, excluded)
+        done = 0
         try:
             with (
                 _waits_named(coordinator if placement.pools else None),
                 progress("label " + " ".join(labelers), rows, "rows") as advance,
-                closing(_run(tables, process, processes, most, placement, excluded)) as tallies,
+                closing(running) as tallies,
             ):
                 for tally in tallies:
+                    done += 1
                     total.merge(tally)
                     advance(max(tally.rows.values(), default=0))
                     self._check_errors(total, totals)
             losses = int(ray.get(coordinator.count_losses.remote()))
+            if config and done < sum(map(len, blocks)):  # what collected the answers was lost with some of them
+                losses += 1
         finally:
             ray.kill(coordinator)
         self.first_label = self.first_label or total.first_label
@@ -112,6 +123,15 @@ class WaveRun:
         result.pictures += rows
         result.working += time.monotonic() - started
         return losses
+
+    def _language_model(self, labelers: Mapping[str, Labeler], gpus: float) -> dict[str, Any]:
+        """What `ray.data.llm` is to run for the only labeler, nothing where it runs no model. Raises InputError."""
+        for group, labeler in labelers.items():
+            if labeler.language_model:
+                assert len(labelers) == 1, "such a labeler has a pass of its own"
+                grows = not starts_own_ray()
+                return processor_config(labeler.language_model, group, self.resources[group], gpus, grows)
+        return {}
 
     def _coordinator(self, placement: Placement) -> Any:
         """On this machine, where the job's end is its end; it is started again when it is lost."""

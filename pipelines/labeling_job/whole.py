@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -71,23 +72,35 @@ def label_whole(
             "removed", pa.array(removed)
         )
 
-    tables = list(in_parallel(read, shards, dataset.store.parallel))
-    labels = labeler.label_tables(tables)
     schema, images = group_schema(labeler, sets=False), footers["images"]
     log = IndexLog(dataset.store)
 
-    def write(number: int) -> None:
-        shard, rows = shards[number], len(labels[number])
-        more = {"id": tables[number]["id"], "model": [labeler.model] * rows, "version": [labeler.version] * rows}
-        values = {**more, **{name: labels[number][name] for name in labels[number].column_names}}
+    def write(labeled: tuple[str, pa.Table]) -> None:
+        shard, labels = labeled
+        more = {"model": [labeler.model] * len(labels), "version": [labeler.version] * len(labels)}
+        values = {**more, **{name: labels[name] for name in labels.column_names}}
         table = pa.table([pa.chunked_array(_chunks(values[field.name], field.type)) for field in schema], schema=schema)
         made_of = expected_recipe(declaration, shard, footers)
         assert made_of is not None, "every shard read is there"
         log.add(group, shard, write_shard(dataset.store, group, shard, table, images.row_groups(shard), made_of))
 
-    for _ in in_parallel(write, range(len(shards)), dataset.store.parallel):
+    tables = _Tables(read, shards, dataset.store.parallel)
+    labels = zip(shards, labeler.label_tables(tables), strict=True)
+    for _ in in_parallel(write, labels, dataset.store.parallel):
         pass
     return len(shards)
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """What is read of each shard, anew each time that it is iterated over."""
+
+    read: Callable[[str], pa.Table]
+    shards: Sequence[str]
+    parallel: int
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        return in_parallel(self.read, self.shards, self.parallel)
 
 
 def _chunks(values: Any, kind: pa.DataType) -> list[pa.Array]:

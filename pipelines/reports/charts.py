@@ -18,20 +18,32 @@ MAX_POINTS = 400
 Points = Sequence[tuple[float, float]]
 
 
-def line_chart(points: Points, label: str, unit: str, smooth: bool = True, top: float | None = None) -> Markup:
+def line_chart(
+    points: Points,
+    label: str,
+    unit: str,
+    smooth: bool = True,
+    top: float | None = None,
+    others: Mapping[str, Points] | None = None,
+) -> Markup:
     """Values over training steps: as measured, faint, and smoothed, strong.
 
     points: (step, value); label: what is measured, for readers of the page's text; unit: on the vertical axis;
-    top: of that axis, to give several charts the same. Values that are not finite are left out.
+    top: of that axis, to give several charts the same. others: CSS class of a line → what else to draw, smoothed too.
+    Values that are not finite are left out.
     """
-    points = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
-    if not points:
+    points, more = _finite(points), {name: _finite(line) for name, line in (others or {}).items()}
+    more = {name: line for name, line in more.items() if line}
+    if not points and not more:
         return Markup("")
+    points = points or next(iter(more.values()))
     steps, values = np.array(points, float).T
     means = smoothed(values) if smooth else values
-    high = top or chart_top(values)
-    low = min(0.0, float(values.min()))
-    x0, x1 = float(steps.min()), float(steps.max())
+    lines = {name: np.array(line, float).T for name, line in more.items()}
+    every_x, every_y = np.concatenate([np.array([steps, values]), *lines.values()], axis=1)
+    high = top or max(chart_top(each) for each in (values, *(line[1] for line in lines.values())))
+    low = min(0.0, float(every_y.min()))
+    x0, x1 = float(every_x.min()), float(every_x.max())
     if x0 == x1:
         x0, x1 = x0 - 1, x1 + 1
     inner = (WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM)
@@ -51,14 +63,20 @@ def line_chart(points: Points, label: str, unit: str, smooth: bool = True, top: 
         parts.append(f'<text class="axis mid" x="{x(tick):.1f}" y="{HEIGHT - 18}">{number(tick)}</text>')
     parts.append(f'<text class="axis end" x="{WIDTH - _RIGHT}" y="{HEIGHT - 3}">step</text>')
     parts.append(f'<text class="axis" x="4" y="12">{escape(unit)}</text>')
-    for name, line in (("raw", values), ("line", means)) if smooth else (("line", values),):
-        if len(points) == 1:
-            parts.append(f'<circle class="dot" cx="{x(steps[0]):.1f}" cy="{y(line[0]):.1f}" r="3"/>')
+    own = {"raw": (steps, values), "line": (steps, means)} if smooth else {"line": (steps, values)}
+    own |= {name: (line[0], smoothed(line[1]) if smooth else line[1]) for name, line in lines.items()}
+    for name, (across, up) in own.items():
+        if len(across) == 1:
+            parts.append(f'<circle class="dot {name}" cx="{x(across[0]):.1f}" cy="{y(up[0]):.1f}" r="3"/>')
             continue
-        path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(*_thinned(steps, line), strict=True))
+        path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(*_thinned(across, up), strict=True))
         parts.append(f'<polyline class="{name}" points="{path}"/>')
     summary = f"{label}: {number(float(means[0]))} at step {number(steps[0])}, {number(float(means[-1]))} at the end"
     return _svg(WIDTH, HEIGHT, summary, "chart", parts)
+
+
+def _finite(points: Points) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
 
 
 def chart_top(values: Iterable[float]) -> float:

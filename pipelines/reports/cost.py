@@ -39,6 +39,8 @@ def print_cost(config: TrainingConfig, cluster: ClusterSpec, cost: Cost, as_json
         f"{cost.read / 1e6:.1f} MB, {cost.read / cost.step / 1e6:.0f} MB/s",
     )
     table.add_row("seconds of computing", f"{cost.compute:.3f}")
+    if cost.encode:
+        table.add_row("of which for pictures and prompts that are not stored", f"{cost.encode:.3f}")
     table.add_row("seconds of communication", f"{cost.communication:.3f}")
     table.add_row("seconds of a step", f"{cost.step:.3f}")
     table.add_row("model FLOP utilization", f"{cost.mfu:.0%}", end_section=True)

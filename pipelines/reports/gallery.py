@@ -20,13 +20,14 @@ from labeling.dataset import (
     FooterTable,
     Selection,
     entry_columns,
+    is_text,
     missing_parameter,
     upstream_groups,
 )
 from model.conditions import CONDITION_READS, shows_nothing
 from model.pictures import decode_picture
 from pipelines.reports.charts import camera_plan
-from pipelines.reports.overlays import SIDE, Drawing, Inliner, draw_label, thumbnail
+from pipelines.reports.overlays import DRAWN, SIDE, Drawing, Inliner, draw_label, thumbnail
 
 VIEW_SIDE = 192
 MAX_VIEWS, MAX_SETS = 12, 6
@@ -124,11 +125,11 @@ def _shown_columns(group: str, footer: Footer, sets: bool) -> list[str]:
     """Columns of a group that are shown or drawn; embeddings, latents and right images are not read."""
     if group == IMAGES:
         names: Sequence[str] = _IMAGE_COLUMNS
-    elif group.startswith("latents") or group == "text":
+    elif group.startswith("latents") or is_text(group):
         names = ("id", "error", *_COMMON_COLUMNS)
     else:
         names = list(footer.columns)
-    entries = entry_columns(sets, "task", "prompt") if group == "text" else []
+    entries = entry_columns(sets, "task", "prompt") if is_text(group) else []
     return [*(name for name in names if name in footer.columns), *entries]
 
 
@@ -141,7 +142,7 @@ def _image_row(row: Mapping[str, Any], groups: Sequence[str], inline: Inliner) -
         facts=_facts(row),
         caption=_caption(row),
         drawings=_drawings(row, groups, inline, title),
-        prompts=_prompts(row.get("text.entries")),
+        prompts=_prompts(row, groups),
         values=row_values(row, groups),
     )
 
@@ -165,7 +166,7 @@ def _set_row(row: Mapping[str, Any], groups: Sequence[str], inline: Inliner) -> 
         ],
         empty=empty,
         plan=camera_plan(c2w, intrinsics) if c2w and intrinsics else None,
-        prompts=_prompts(views[0].get("text.entries")),
+        prompts=_prompts(views[0], groups),
     )
 
 
@@ -184,7 +185,7 @@ def _drawings(
     picture = thumbnail(decode_picture(row["images.image"]), side)
     height, width = picture.shape[:2]
     plain = Drawing(name, inline(picture), f"picture {title}", width, height)
-    return [plain, *(draw_label(group, row, picture, inline, title) for group in CONDITION_READS if group in groups)]
+    return [plain, *(draw_label(group, row, picture, inline, title) for group in DRAWN if group in groups)]
 
 
 def _facts(row: Mapping[str, Any]) -> dict[str, str]:
@@ -199,8 +200,9 @@ def _caption(row: Mapping[str, Any]) -> str:
     return str(row.get("caption.caption") or row.get("images.text") or "")
 
 
-def _prompts(entries: Sequence[Mapping[str, Any]] | None) -> list[tuple[str, str]]:
-    return [(str(entry["task"]), str(entry["prompt"])) for entry in entries or () if entry and entry["task"]]
+def _prompts(row: Mapping[str, Any], groups: Iterable[str]) -> list[tuple[str, str]]:
+    entries = [entry for group in groups if is_text(group) for entry in row.get(f"{group}.entries") or ()]
+    return [(str(entry["task"]), str(entry["prompt"])) for entry in entries if entry and entry["task"]]
 
 
 def row_values(row: Mapping[str, Any], groups: Collection[str]) -> dict[str, str]:
@@ -208,9 +210,11 @@ def row_values(row: Mapping[str, Any], groups: Collection[str]) -> dict[str, str
     values = {}
     for name, value in row.items():
         group, _, column = name.partition(".")
-        drawn = group in CONDITION_READS or group in (IMAGES, CAMERAS) or name == "caption.caption"
+        drawn = group in DRAWN or group in (IMAGES, CAMERAS) or name == "caption.caption"
         if drawn or group not in groups or column in ("id", *_COMMON_COLUMNS):
             continue
+        if isinstance(value, list) and all(isinstance(one, str) for one in value):
+            value = ", ".join(value)
         if isinstance(value, bool | int | float | str) and value != "":
             text = f"{value:.4g}" if isinstance(value, float) else str(value)
             values[name] = text if len(text) <= 200 else f"{text[:200]} …"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.conditions import CONDITION_READS, condition_picture, rgb_of
+from model.conditions import CONDITION_READS, DEGRADATIONS, condition_picture, rgb_of
 from model.inputs import InputError
 from model.pictures import Picture, decode_gray, decode_picture, fit_picture
 
@@ -25,6 +25,10 @@ UNKNOWN = (96, 100, 108)  # the color of pixels without depth
 EDGE = (255, 214, 10)
 _COLOR = re.compile(r"#[0-9A-Fa-f]{6}")
 _PLAIN = "#808080"
+_FACE = "#FFD700"
+_DEGRADED = tuple(f"degraded-{kind}" for kind in DEGRADATIONS)
+# What is drawn of a row, and the columns that it takes.
+DRAWN = {**CONDITION_READS, "faces": ("faces.boxes",), **{group: (f"{group}.picture",) for group in _DEGRADED}}
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ def draw_label(group: str, row: Mapping[str, Any], picture: Picture, inline: Inl
     """
     if row.get(f"{group}.error"):
         return Drawing(group, note=f"no label: {row[f'{group}.error']}")
-    if any(row.get(column) is None for column in CONDITION_READS[group]):
+    if any(row.get(column) is None for column in DRAWN[group]):
         return Drawing(group, note="not labeled yet")
     chips: Sequence[Chip] = ()
     note, scale = "", None
@@ -129,13 +133,17 @@ def draw_label(group: str, row: Mapping[str, Any], picture: Picture, inline: Inl
             canvas = _edges(row, picture)
         elif group == "depth":
             canvas, scale, note = _depth(row, picture)
+        elif group == "faces":
+            canvas, chips = _faces(row, picture)
+        elif group in _DEGRADED:
+            canvas = fit_picture(decode_picture(row[f"{group}.picture"]), picture.shape[1], picture.shape[0])
         else:
             canvas = _as_condition(group, row, picture)
     except (KeyError, ValueError, TypeError, IndexError, OSError, SyntaxError) as error:
         return Drawing(group, note=f"cannot be drawn: {error}")
     except InputError as error:  # of a condition that another package draws
         return Drawing(group, note=str(error))
-    if group in ("boxes", "segmentation") and not chips:
+    if group in ("boxes", "segmentation", "faces") and not chips:
         note = "nothing found"
     caption = ", ".join(dict.fromkeys(chip.text for chip in chips)) or note
     alt = f"{group} of {subject}" + (f": {caption}" if caption else "")
@@ -197,6 +205,25 @@ def _boxes(row: Mapping[str, Any], picture: Picture) -> tuple[Picture, list[Chip
         for name, color, score in zip(names, colors, scores, strict=True)
     ]
     return np.asarray(image, np.uint8), chips
+
+
+def _faces(row: Mapping[str, Any], picture: Picture) -> tuple[Picture, list[Chip]]:
+    """Boxes, and the five points of each."""
+    from PIL import Image, ImageDraw
+
+    image = Image.fromarray(picture.copy())
+    pen = ImageDraw.Draw(image)
+    fit = (image.width / row["images.width"], image.height / row["images.height"])
+    for box in row["faces.boxes"]:
+        x0, y0, x1, y1 = (box[key] * fit[key[0] == "y"] for key in ("x0", "y0", "x1", "y1"))
+        if x1 > x0 and y1 > y0:
+            pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=_FACE, width=2)
+    for points in row.get("faces.landmarks") or ():
+        for point in points:
+            x, y = point["x"] * fit[0], point["y"] * fit[1]
+            pen.ellipse((x - 1.5, y - 1.5, x + 1.5, y + 1.5), fill=_FACE)
+    scores = (row.get("faces.scores") or [None] * len(row["faces.boxes"]))[: len(row["faces.boxes"])]
+    return np.asarray(image, np.uint8), [Chip("face" if one is None else f"face {one:.2f}", _FACE) for one in scores]
 
 
 def _mask(row: Mapping[str, Any], picture: Picture) -> tuple[Picture, list[Chip]]:

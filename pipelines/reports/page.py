@@ -50,22 +50,27 @@ class Timing:
     speed: str
 
 
-def report(uri: str, where: str | None = None) -> str:
+def report(uri: str, where: str | None = None, beside: str | None = None) -> str:
     """Write report.html into a dataset or a run, and return the page's address.
 
     The page of a run also shows the datasets that the run was trained on. where: SQL that is true of the rows of a
-    dataset to show. Raises InputError when there is neither at `uri`, the page cannot be written there, or the
-    condition is bad.
+    dataset to show. beside: a run to compare a run with. Raises InputError when there is neither at `uri`, the page
+    cannot be written there, or the condition is bad.
     """
     store = open_store(uri)
+    if beside is not None and not is_run(open_store(beside)):
+        raise InputError(f"--with {beside}: no run (no config.yaml, metrics.jsonl or checkpoints/)")
+    if beside is not None and not is_run(store):
+        raise InputError(f"{uri}: --with compares runs, and this is none")
     name = store.uri.rstrip("/").rsplit("/", 1)[-1]
     if store.exists(DATASET_FILE):
         return write_report(f"{store.uri}/{PAGE}", [store.uri], None, f"Dataset {name}", where=where)
     if is_run(store):
         if where is not None:
             raise InputError(f"{uri}: --where selects rows of a dataset, and this is a run")
+        timings, title = run_timings(store), f"Run {name}"
         return write_report(
-            f"{store.uri}/{PAGE}", run_datasets(store), store.uri, f"Run {name}", timings=run_timings(store)
+            f"{store.uri}/{PAGE}", run_datasets(store), store.uri, title, timings=timings, beside=beside
         )
     raise InputError(
         f"{uri}: neither a dataset (no dataset.json) nor a run (no config.yaml, metrics.jsonl or checkpoints/); "
@@ -81,16 +86,17 @@ def write_report(
     timings: Sequence[Mapping[str, Any]] = (),
     figures: Mapping[str, Any] | None = None,
     where: str | None = None,
+    beside: str | None = None,
 ) -> str:
     """Write the page at `target` (local or s3://), whole or not at all, and return its address.
 
     datasets, run: what it is about; a part of them that is not there is named on the page.
     timings: {"step", "seconds"} and what was done: "pictures", "samples", "steps", "tokens_per_second";
     a step whose name begins with a blank is part of the one above it. figures: of the evaluation (default: those in
-    RUN/evaluation.json). where: as `report` takes it. Raises InputError when `target` cannot be written.
+    RUN/evaluation.json). where, beside: as `report` takes them. Raises InputError when `target` cannot be written.
     """
     store, name = split_target(target)
-    run_section = describe_run(run, Inliner(RUN_CHARACTERS), figures) if run else None
+    run_section = describe_run(run, Inliner(RUN_CHARACTERS), figures, beside=beside) if run else None
     sections, characters = [], DATASET_CHARACTERS
     for index, uri in enumerate(datasets):
         inline = Inliner(max(characters, 0) // (len(datasets) - index))
@@ -115,7 +121,28 @@ def render(
     run: RunSection | None,
     timings: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """The page as HTML. All text is escaped: names and captions come from anywhere."""
+    """The page as HTML."""
+    return fill_template(
+        PAGE,
+        title=title,
+        written=written_now(),
+        cards=_cards(datasets, run, timings),
+        datasets=datasets,
+        run=run,
+        baselines=list(BASELINES.values()),
+        timings=[_timing(timing) for timing in timings],
+        versions=versions(),
+        machine=f"{platform.system()} {platform.machine()}",
+    )
+
+
+def written_now() -> str:
+    """The time, as pages say when they were written."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def fill_template(template: str, **values: Any) -> str:
+    """A page as HTML. All text is escaped: names and captions come from anywhere."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     # trim_blocks and lstrip_blocks: thousands of small elements, none of them padded.
@@ -127,18 +154,7 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters["number"] = number
-    return environment.get_template(PAGE).render(
-        title=title,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        cards=_cards(datasets, run, timings),
-        datasets=datasets,
-        run=run,
-        baselines=list(BASELINES.values()),
-        timings=[_timing(timing) for timing in timings],
-        versions=versions(),
-        machine=f"{platform.system()} {platform.machine()}",
-        depth_gradient=depth_gradient(),
-    )
+    return environment.get_template(template).render(depth_gradient=depth_gradient(), **values)
 
 
 def versions() -> list[tuple[str, str]]:

@@ -8,23 +8,24 @@ from pathlib import PurePosixPath
 from statistics import median
 from typing import Any
 
-from markupsafe import Markup
-
 from labeling.dataset import Store, open_store
 from model.inputs.yaml_files import parse_yaml
 from model.prompts import TASKS
 from pipelines.file_cache import FileCache
-from pipelines.reports.charts import chart_top, line_chart
+from pipelines.reports.comparison import Comparison, compare
+from pipelines.reports.curves import Chart, part_charts, run_charts, values_of
 from pipelines.reports.figures import EVALUATION, Figure, read_json, run_figures
-from pipelines.reports.numbers import duration, is_number, number
+from pipelines.reports.numbers import duration, number
 from pipelines.reports.overlays import Drawing, Inliner, inline_file
+from pipelines.reports.timeline import Timeline, timelines
+from training.anomalies import read_skipped
 from training.checkpoint import whole_checkpoints
 from training.metrics_logger import METRICS, read_metrics
 from training.plan.manifest import Manifest
 from training.run import CONFIG
 
 DEMO_RESULTS, SAMPLES = "metrics.json", "samples/samples.json"
-MAX_SAMPLES = 120
+MAX_SAMPLES, MAX_SKIPPED = 120, 20
 
 # What a sample shows, and what it is made from, where that has another name than its task.
 _CONDITIONS = {
@@ -36,12 +37,15 @@ _CONDITIONS = {
 
 
 @dataclass(frozen=True)
-class Chart:
-    """A chart with its heading and one line on what it shows."""
+class MixtureLine:
+    """A task of a source, how many samples of it were drawn, and how often each row was among them on average."""
 
-    title: str
-    svg: Markup
-    note: str = ""
+    source: str
+    task: str
+    weight: str
+    rows: str
+    drawn: str
+    epochs: str
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,14 @@ class RunSection:
     speed: str  # of the whole run
     speed_now: str
     facts: Mapping[str, str]
-    tasks: Sequence[tuple[str, str, str, str]]  # dataset, task, weight, eligible rows
+    tasks: Sequence[MixtureLine]
     charts: Sequence[Chart]
     task_charts: Sequence[Chart]
+    level_charts: Sequence[Chart]
+    skipped: Sequence[Mapping[str, Any]]  # of the last steps that were skipped
+    skipped_count: int
+    timelines: Sequence[Timeline]
+    comparison: Comparison | None
     samples: Mapping[str, Sequence[Sample]]
     samples_left_out: int
     figures: Sequence[Figure]
@@ -102,36 +111,56 @@ def run_records(store: Store) -> list[dict[str, Any]]:
     return _metrics.get(store, METRICS, entry) if entry else []
 
 
-def describe_run(uri: str, inline: Inliner, figures: Mapping[str, Any] | None = None, tasks: bool = True) -> RunSection:
+def describe_run(
+    uri: str,
+    inline: Inliner,
+    figures: Mapping[str, Any] | None = None,
+    tasks: bool = True,
+    beside: str | None = None,
+) -> RunSection:
     """Read a run for the page. figures: of its evaluation, used instead of those in RUN/evaluation.json.
 
     tasks: whether to say how many rows each has, which takes the manifest: it names every shard of every dataset.
-    Whatever is not there is named in `missing`.
+    beside: address of a run to compare it with. Whatever is not there is named in `missing`.
     """
     store = open_store(uri)
     config = _config(store)
     records = [record for record in run_records(store) if isinstance(record.get("step"), int)]
     steps = whole_checkpoints(store)
     evaluated = run_figures(store, figures)
+    other = open_store(beside) if beside else None
+    other_records = run_records(other) if other else []
+    rows = timelines(store, inline, other)
     samples, left_out = _samples(store, inline)
+    skipped = read_skipped(store)
+    step = max([record["step"] for record in records] + steps, default=0)
+    comparison = None
+    if other:
+        seconds = (_training_seconds(records), _training_seconds(other_records))
+        comparison = compare((store, other), (config, _config(other)), (records, other_records), seconds)
     present = {
         f"no configuration ({CONFIG})": bool(config),
         f"no metrics yet ({METRICS}): nothing was logged": bool(records),
         "no whole checkpoint yet": bool(steps),
-        f"no samples ({SAMPLES})": bool(samples),
+        f"no samples ({SAMPLES})": bool(samples or rows),
         f"no evaluation ({EVALUATION})": bool(evaluated),
     }
     return RunSection(
         uri=store.uri,
         name=str(config.get("name") or PurePosixPath(store.uri).name),
-        step=max([record["step"] for record in records] + steps, default=0),
-        loss=number(_mean(_values(records, "loss")[-5:])),
-        speed=number(_median(_values(records, "tokens_per_second"))),
-        speed_now=number(_median(_values(records, "tokens_per_second")[-5:])),
+        step=step,
+        loss=number(_mean(values_of(records, "loss")[-5:])),
+        speed=number(_median(values_of(records, "tokens_per_second"))),
+        speed_now=number(_median(values_of(records, "tokens_per_second")[-5:])),
         facts=_facts(config, records, steps),
-        tasks=_tasks(config, store) if tasks else [],
-        charts=_charts(records),
-        task_charts=_task_charts(records),
+        tasks=_tasks(config, store, step) if tasks else [],
+        charts=run_charts(records, other_records),
+        task_charts=part_charts(records, "losses", "Loss of {}", other_records),
+        level_charts=part_charts(records, "level_losses", "Loss at noise levels {}", other_records),
+        skipped=skipped[-MAX_SKIPPED:],
+        skipped_count=len(skipped),
+        timelines=rows,
+        comparison=comparison,
         samples=samples,
         samples_left_out=left_out,
         figures=evaluated,
@@ -164,7 +193,7 @@ def _facts(config: Mapping[str, Any], records: Sequence[Mapping[str, Any]], step
         "seed": str(config.get("seed", "")),
         "checkpoints": ", ".join(f"{step:,}" for step in steps),
         "time in training": duration(_training_seconds(records)) if records else "",
-        "waiting for data": _percent(_mean(_values(records, "wait_share"))),
+        "waiting for data": _percent(_mean(values_of(records, "wait_share"))),
     }
     return {name: value for name, value in facts.items() if value}
 
@@ -173,48 +202,29 @@ def _workers(count: Any) -> str:
     return f"{count[0]} to {count[1]}" if isinstance(count, list) else str(count or "")
 
 
-def _tasks(config: Mapping[str, Any], store: Store) -> list[tuple[str, str, str, str]]:
+def _tasks(config: Mapping[str, Any], store: Store, step: int) -> list[MixtureLine]:
+    """How often each task's samples were drawn up to a step, and how many epochs of its rows that is."""
     manifest = Manifest.find(store)
     rows = {(stream.source, stream.task): stream.rows for stream in manifest.streams} if manifest else {}
-    return [
-        (name, task, f"{weight:g}", number(rows.get((name, task))))
+    weights = {
+        (name, task): float(weight)
         for name, source in (config.get("mixture") or {}).items()
         for task, weight in source.get("tasks", {}).items()
-    ]
-
-
-def _charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    curves = (
-        ("loss", "Loss", "loss", "all tasks; as logged (faint) and smoothed"),
-        ("validation_loss", "Validation loss", "loss", "of the averaged weights, at every checkpoint"),
-        ("tokens_per_second", "Throughput", "tokens/s", "image tokens a second over all workers"),
-        ("learning_rate", "Learning rate", "rate", ""),
-        ("gradient_norm", "Gradient norm", "norm", "before clipping"),
-    )
-    charts = [
-        Chart(title, line_chart(_points(records, key), title, unit, smooth=key != "learning_rate"), note)
-        for key, title, unit, note in curves
-    ]
-    return [chart for chart in charts if chart.svg]
-
-
-def _task_charts(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """Losses by task, all on the same vertical axis."""
-    tasks = dict.fromkeys(task for record in records for task in _losses(record))
-    curves = {
-        task: [(record["step"], losses[task]) for record in records if task in (losses := _losses(record))]
-        for task in tasks
     }
-    top = max((chart_top([loss for _, loss in curve]) for curve in curves.values()), default=1.0)
-    charts = [Chart(task, line_chart(curve, f"Loss of {task}", "loss", top=top)) for task, curve in curves.items()]
-    return [chart for chart in charts if chart.svg]
-
-
-def _losses(record: Mapping[str, Any]) -> dict[str, float]:
-    """Losses by task: nested, as metrics.jsonl has them, or flat, as trackers write them."""
-    nested = record.get("losses") or {}
-    flat = {key.removeprefix("loss/"): value for key, value in record.items() if key.startswith("loss/")}
-    return {task: float(value) for task, value in {**nested, **flat}.items() if isinstance(value, int | float)}
+    used = {key: weight for key, weight in weights.items() if rows.get(key, 1)}
+    trained_on = 1 - float((config.get("validation") or {}).get("share") or 0)
+    drawn = {key: step * config.get("batch", 0) * weight / sum(used.values()) for key, weight in used.items()}
+    return [
+        MixtureLine(
+            source=name,
+            task=task,
+            weight=f"{weight:g}",
+            rows=number(rows.get((name, task))),
+            drawn=number(round(drawn.get((name, task), 0))),
+            epochs=number(drawn[name, task] / (rows[name, task] * trained_on)) if rows.get((name, task)) else "–",
+        )
+        for (name, task), weight in weights.items()
+    ]
 
 
 def _samples(store: Store, inline: Inliner) -> tuple[dict[str, list[Sample]], int]:
@@ -262,16 +272,8 @@ def _sample(store: Store, record: Mapping[str, Any], inline: Inliner) -> Sample:
 
 def _training_seconds(records: Sequence[Mapping[str, Any]]) -> float:
     """Seconds of all processes that trained: `seconds` counts from the start of each, so it falls on a resume."""
-    seconds = _values(records, "seconds")
+    seconds = values_of(records, "seconds")
     return sum(now for now, after in zip(seconds, [*seconds[1:], -1.0], strict=False) if after < now)
-
-
-def _points(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    return [(float(record["step"]), float(record[key])) for record in records if is_number(record.get(key))]
-
-
-def _values(records: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    return [value for _, value in _points(records, key)]
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -145,7 +145,7 @@ def without_labels(dataset: Path, names: Sequence[str]) -> Iterator[Path]:
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(dataset, copy, copy_function=os.link)
     present = [path.parent.name for path in dataset.glob("*/group.json")]
-    for group in [group for name in names for group in default_groups(name, present)]:
+    for group in [group for name in names for group in default_groups(name, present, present)]:
         shutil.rmtree(copy / group)
     yield copy
     shutil.rmtree(copy)
@@ -208,7 +208,7 @@ def loop_process(dataset_uri: str, names: list[str], number: int, processes: int
     from model.pictures import decode_picture
 
     dataset = Dataset.open(dataset_uri)
-    groups = [group for name in names for group in default_groups(name, dataset.groups())]
+    groups = [group for name in names for group in default_groups(name, dataset.groups(), dataset.groups())]
     labelers = choose_labelers(dataset, groups, {})
     for labeler in labelers.values():
         labeler.load_processor()

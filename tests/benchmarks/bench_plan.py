@@ -22,6 +22,7 @@ from order_quality import (
     read_ratio,
     run_config,
     shuffle_variance,
+    small_order,
     sorted_variance,
     stage2_manifest,
     token_imbalance,
@@ -183,6 +184,7 @@ def quality() -> dict[str, float]:
             f"shuffle_variance_256{name}": shuffle_variance(256, lanes=lanes, shards=200),
             f"sorted_variance{name}": sorted_variance(lanes=lanes),
         }
+        found |= {f"demo_{key}{name}": value for key, value in asdict(small_order(lanes)).items()}
         config = run_config(BATCH)
         manifest = pictures_manifest(2000, 10, 16, config.lanes if lanes is None else 0)
         for workers in (1, 8, 64):

@@ -1,17 +1,21 @@
 """What selecting rows and finding near-duplicates cost: time and memory of 10⁴ to 10⁶ synthetic rows.
 
 Beside `where`: the same SQL by DuckDB alone, which reads the files itself. `make bench-selecting`.
+
+    bench_selecting.py --shards 1000 10000 100000            # small shards, on disk: what a shard costs
+    bench_selecting.py --s3 300 1000 3000 --delay 0.03       # on S3: a server on loopback that makes requests wait
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +28,14 @@ WHERE = "quality.sharpness > 0.4 and images.licence like 'CC%'"
 FLIPS = 56
 
 
-def write_dataset(folder: str, rows: int) -> None:
+def write_dataset(folder: str, rows: int, shard_rows: int = SHARD_ROWS) -> None:
     """Rows of two groups; the pictures are 64 bytes, which nothing here reads."""
     from labeling.dataset import Dataset, ShardInfo, write_shard
 
     dataset, random, shards = Dataset(folder), np.random.default_rng(0), []
     licences = np.array(["CC0-1.0", "CC-BY-4.0", "all rights reserved", None], object)
-    for number, start in enumerate(range(0, rows, SHARD_ROWS)):
-        count, shard = min(SHARD_ROWS, rows - start), f"{number:06d}"
+    for number, start in enumerate(range(0, rows, shard_rows)):
+        count, shard = min(shard_rows, rows - start), f"{number:06d}"
         ids = pa.array([f"{row:032x}" for row in range(start, start + count)])
         groups = [16] * (count // 16) + ([count % 16] if count % 16 else [])
         licence = pa.array(licences[random.integers(0, 4, count)], pa.string())
@@ -90,7 +94,38 @@ def by_hash(_: str, rows: int) -> dict[str, Any]:
     return {"grouped": seconds, **recall, "wrong": float((found[0][: rows - copies] != truth[: rows - copies]).mean())}
 
 
-WORK: dict[str, Callable[[str, int], dict[str, Any]]] = {"where": by_where, "duckdb": by_duckdb, "hashes": by_hash}
+def by_labeler(_: str, rows: int) -> dict[str, Any]:
+    """The labels of `duplicates`, of tables made as they are asked for: what a label job holds besides."""
+    from labeling.registry import load_labeler
+
+    class Tables:
+        def __iter__(self) -> Iterator[pa.Table]:
+            random = np.random.default_rng(0)
+            for start in range(0, rows, SHARD_ROWS):
+                count = min(SHARD_ROWS, rows - start)
+                data = random.bytes(32 * count)
+                columns = {"id": [f"{row:064x}" for row in range(start, start + count)]}
+                hashes = pa.array([data[32 * row : 32 * row + 32] for row in range(count)], pa.binary())
+                sides = {f"images.{side}": np.full(count, 512, np.int32) for side in ("width", "height")}
+                yield pa.table({**columns, "hashes.phash": hashes, **sides, "removed": np.zeros(count, bool)})
+
+    labeler: Any = load_labeler("duplicates", {})
+    return {"grouped": _timed(lambda: sum(len(table) for table in labeler.label_tables(Tables())))}
+
+
+def by_query(folder: str, _: int) -> dict[str, Any]:
+    from pipelines.query import query
+
+    def count() -> int:
+        with query(folder, f"select count(*) from rows where {WHERE}") as answer:
+            return next(answer.rows)[0]
+
+    return {"selected": _timed(count)}
+
+
+WORK: dict[str, Callable[[str, int], dict[str, Any]]] = {
+    "where": by_where, "query": by_query, "duckdb": by_duckdb, "hashes": by_hash, "labeler": by_labeler,
+}  # fmt: skip
 
 
 def _timed(work: Callable[[], Any]) -> dict[str, float]:
@@ -99,13 +134,22 @@ def _timed(work: Callable[[], Any]) -> dict[str, float]:
     return {"seconds": time.monotonic() - wall, "cpu": time.process_time() - cpu}
 
 
-def measure(kind: str, folder: str, rows: int) -> dict[str, Any]:
-    """In a process of its own, for its memory to be its own."""
+def measure(kind: str, folder: str, rows: int, s3: str = "") -> dict[str, Any]:
+    """In a process of its own, for its memory to be its own. s3: address of the server."""
+    environment = {
+        "AWS_ENDPOINT_URL": s3,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+    }
     done = subprocess.run(
         [sys.executable, __file__, "--work", kind, "--folder", folder, "--rows", str(rows)],
         check=True,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
+        env={**os.environ, **environment} if s3 else None,
     )
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
@@ -113,6 +157,9 @@ def measure(kind: str, folder: str, rows: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--shards", type=int, nargs="*", default=[], help="numbers of shards of 16 rows, on disk")
+    parser.add_argument("--s3", type=int, nargs="*", default=[], help="numbers of shards of 64 rows, on S3")
+    parser.add_argument("--delay", type=float, default=0.03, help="seconds that a request to S3 waits")
     parser.add_argument("--work", default="")
     parser.add_argument("--folder", default="")
     options = parser.parse_args()
@@ -125,6 +172,10 @@ def main() -> None:
         return
     results: dict[str, Any] = {}
     print(f"{'':8} {'rows':>9} {'seconds':>8} {'CPU':>7} {'MB':>6}")
+    if options.shards or options.s3:
+        measure_shards(options, results)
+        save(results)
+        return
     for rows in (options.rows // 100, options.rows // 10, options.rows):
         with tempfile.TemporaryDirectory() as folder:
             write_dataset(folder, rows)
@@ -135,8 +186,40 @@ def main() -> None:
                 others = [name for name in result if name not in ("selected", "grouped", "MB")]
                 more = "  ".join(f"{name} {result[name]:.4f}" for name in others)
                 print(f"{kind:8} {rows:9} {figures}  {more}", flush=True)
+    save(results)
+
+
+def measure_shards(options: argparse.Namespace, results: dict[str, Any]) -> None:
+    """What the number of shards costs, on disk and on S3; `floor` is one request of each file after the other, in 64
+    threads."""
+    from s3_folder import S3Folder
+    from s3_proxy import serving
+
+    for place, counts, rows in (("disk", options.shards, 16), ("s3", options.s3, 64)):
+        for count in counts:
+            with tempfile.TemporaryDirectory() as root:
+                folder = Path(root) / "lab" / "dataset"
+                folder.mkdir(parents=True)
+                write_dataset(str(folder), count * rows, rows)
+                with serving(S3Folder(Path(root), options.delay)) as server:
+                    address = "s3://lab/dataset" if place == "s3" else str(folder)
+                    for kind in ("where", "query"):
+                        before = server.requests
+                        result = measure(kind, address, count * rows, server.address)
+                        result["requests"] = server.requests - before
+                        result["floor"] = 2 * count * options.delay / 64 if place == "s3" else 0.0
+                        results[f"{kind}, {place}, {count} shards"] = result
+                        timed = result["selected"]
+                        figures = f"{timed['seconds']:8.2f} {timed['cpu']:7.2f} {result['MB']:6.0f}"
+                        more = f"{place}, {count} shards, {result['requests']} requests, floor {result['floor']:.2f} s"
+                        print(f"{kind:8} {count * rows:9} {figures}  {more}", flush=True)
+
+
+def save(results: dict[str, Any]) -> None:
+    """Beside the figures of other runs."""
     RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(results, indent=1, default=float))
+    before = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    RESULT.write_text(json.dumps({**before, **results}, indent=1, default=float))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def ours(folder: Path, place: str, kind: str, batch: int) -> Iterator[Batch]:
     for step in read_ahead(PlanReader(manifest, config), 0, 1, range(rows.count // batch)):
         samples = [sample for pack in step.packs for sample in pack]
         if kind == "pictures":
-            yield [(sample.degraded, None) for sample in samples]
+            yield [(sample.pictures[1], None) for sample in samples]
         else:
             yield [(sample.latents[0], sample.text) for sample in samples]
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from bad_labelers import Bad, BadBatches, BadDevice, BadOnMany, Leaking, rows
-from label_work import LabelWork, OtherWork
+from label_work import AheadWork, LabelWork, OtherWork
 
 from labeling.failures import DeviceError, Failure, ProcessError, WorkError
 from labeling.labeler import Labeler
@@ -161,6 +162,21 @@ def test_large_results_come_whole() -> None:
         sent = {"pixels": np.random.default_rng(0).integers(0, 255, (1000, 3000), np.uint8), "text": b"x" * 3_000_000}
         back = supervisor.run(("echo", sent))
         assert back["text"] == sent["text"] and np.array_equal(back["pixels"], sent["pixels"])
+
+
+def test_child_gets_what_comes_next_beside_its_work() -> None:
+    large = np.arange(1 << 21)  # more than fits between two processes
+    with Supervisor(AheadWork()) as supervisor, ThreadPoolExecutor(1) as pool:
+        supervisor.start()
+        running = pool.submit(supervisor.run, ("wait", "", True))
+        supervisor.ahead({"a": large})
+        assert running.result(120)
+        taken = supervisor.run(("take", "a", "whole"), short=("take", "a", None))
+        np.testing.assert_array_equal(taken, large)
+        supervisor.ahead({"b": 1})
+        with pytest.raises(ProcessError, match="exit code 3"):
+            supervisor.run(("exit", "", True))
+        assert supervisor.run(("take", "b", "whole"), short=("take", "b", None)) == "whole"
 
 
 def test_restarts_leave_no_files_and_no_processes_behind(tmp_path: Path) -> None:

@@ -94,11 +94,17 @@ def test_to_dtype(pipe):
     assert np.isfinite(pipe(**inputs())[0]).all()
 
 
-def test_attention_and_vae_slicing_forward_pass(pipe):
-    expected = pipe(**inputs(prompt=["a cat", "a dog"], images=CAT))[0]
+def test_attention_and_vae_slicing_forward_pass(pipe, monkeypatch):
+    """Attention has no slices: diffusers skips parts without set_attention_slice, and so must its call here."""
+    call = inputs(denoise_mask=[1, 1], images=None)
+    expected = pipe(**call)[0]
     pipe.enable_attention_slicing(slice_size=1)
     pipe.vae.enable_slicing()
-    np.testing.assert_allclose(pipe(**inputs(prompt=["a cat", "a dog"], images=CAT))[0], expected, atol=1e-3)
+    decoded, decode = [], pipe.vae._decode
+    monkeypatch.setattr(pipe.vae, "_decode", lambda z, **settings: (decoded.append(len(z)), decode(z, **settings))[1])
+    call = inputs(denoise_mask=[1, 1], images=None)
+    np.testing.assert_allclose(pipe(**call)[0], expected, atol=1e-3)
+    assert decoded == [1, 1]
 
 
 def test_model_cpu_offload_forward_pass_twice(pipe):
@@ -168,6 +174,18 @@ def test_callback_results_are_checked(pipe, result, message):
     with pytest.raises(ValueError, match=r"callback") as error:
         pipe(**inputs(task="text2image", callback_on_step_end=lambda *_: result))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("result", [None, {}])
+@pytest.mark.parametrize("interrupt", [False, True])
+def test_writes_of_a_callback_are_checked(pipe, result, interrupt):
+    def spoil(pipeline, index, timestep, tensors):
+        tensors["latents"].fill_(torch.nan)
+        pipeline._interrupt = interrupt
+        return result
+
+    with pytest.raises(ValueError, match="callback_on_step_end: it leaves latents that are not all finite"):
+        pipe(**inputs(task="text2image", output_type="latent", callback_on_step_end=spoil))
 
 
 def test_pt_np_pil_outputs_equivalent(pipe):

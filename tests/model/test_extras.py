@@ -15,7 +15,7 @@ from model.inputs.extras import EXTRAS
 
 ROOT = Path(__file__).parents[2]
 # Modules whose distribution has another name.
-DISTRIBUTIONS = {"dlib": "dlib-bin", "skimage": "scikit-image", "imagehash": "ImageHash"}
+DISTRIBUTIONS = {"dlib": "dlib-bin", "skimage": "scikit-image", "imagehash": "ImageHash", "mlflow": "mlflow-skinny"}
 HIDE = "import sys\nsys.modules.update(dict.fromkeys({hidden}))\n"
 
 
@@ -61,6 +61,7 @@ def test_everything_but_the_dashboard_imports_without_extras(tmp_path: Path) -> 
         (["views", "meshes", "views"], "trimesh", "labelers"),
         (["demo"], "skimage", "labelers"),
         (["dashboard"], "dagster_webserver", "dashboard"),
+        (["train", "debug", "--set", "trackers=[wandb]"], "wandb", "trackers"),
     ],
 )
 def test_missing_extra_is_one_line(

@@ -60,6 +60,16 @@ def test_variant_alone_is_downloaded(asked: list[dict[str, Any]], released: Path
     assert asked[-1]["ignore_patterns"] == ["*.*.safetensors"]
 
 
+def test_parts_that_are_given_are_not_downloaded(asked: list[dict[str, Any]]) -> None:
+    OneDiffusionPipeline.from_pretrained("own/er", text_encoder=None, tokenizer=None)
+    assert {"text_encoder/*", "tokenizer/*"} <= set(asked[-1]["ignore_patterns"])
+
+
+@pytest.mark.parametrize("cls", [OneDiffusionPipeline, NextDiT])
+def test_weights_may_be_asked_for_as_stored(released: Path, cls: Any) -> None:
+    assert cls.from_pretrained(released, torch_dtype="auto").dtype == torch.float32
+
+
 def test_cache_of_the_hub_serves_without_it(released: Path, tmp_path: Path) -> None:
     """A real cache, as the hub's library lays it out, with the revision of that name."""
     root = tmp_path / "models--own--er"
@@ -82,6 +92,8 @@ def test_cache_of_the_hub_serves_without_it(released: Path, tmp_path: Path) -> N
         ({"use_safetensors": False}, "weights are read from safetensors alone"),
         ({"variant": "bf16"}, "bf16"),
         ({"trust_remote_code": True}, "takes no trust_remote_code"),
+        ({"max_memory": {"cpu": "1GB"}}, "max_memory has no effect without a device_map"),
+        ({"offload_state_dict": True}, "offload_state_dict has no effect without a device_map"),
     ],
 )
 @pytest.mark.parametrize("cls", [OneDiffusionPipeline, NextDiT])
@@ -95,10 +107,19 @@ def test_pipeline_refuses_parts_that_do_not_serve(released: Path) -> None:
         ({"device_map": "everywhere"}, "everywhere not supported"),
         ({"torch_dtype": {"transforme": torch.float16}}, "torch_dtype 'transforme'"),
         ({"default_size": 0}, "default_size 0"),
-        ({"vae": "dct"}, "dct is of type"),
+        ({"default_size": 100}, "default_size 100: it must divide by 16; take 96"),
+        ({"dtype": torch.float16, "torch_dtype": torch.float32}, "both mean the same; give one"),
+        ({"torch_dtype": torch.int8}, "torch_dtype torch.int8: give one of torch.float64"),
+        ({"variant": ""}, "variant '': give the name of one"),
+        ({"vae": 5}, "5 is of type"),
+        ({"default_size": 8}, "default_size 8: it must divide by 16; take 16"),
     ):
         with pytest.raises(InputError, match=message):
             OneDiffusionPipeline.from_pretrained(released, **settings)
+    with pytest.raises(InputError, match="'': give a model's folder or a hub name"):
+        OneDiffusionPipeline.from_pretrained("")
+    with pytest.raises(InputError, match="vae 'dct': give what its from_pretrained loads"):
+        OneDiffusionPipeline(**{**OneDiffusionPipeline.from_pretrained(released).components, "vae": "dct"})
     without = OneDiffusionPipeline.from_pretrained(released, scheduler=None)
     with pytest.raises(InputError, match="this pipeline has no scheduler"):
         without("text2image", height=32, width=32)

@@ -225,6 +225,15 @@ def test_bf16_runs_at_default_size(folder):
         ({"images": [[CAT], [CAT]]}, "2 sequences of images for 1 prompts"),
         ({"names": ["cat"], "colors": ["#123456"]}, "'#123456' is not one of the model's colors"),
         ({"names": ["cat"], "colors": []}, "0 colors for 1 names"),
+        ({"names": ["cat", "dog"], "colors": ["#FF0000", "#ff0000"]}, "two classes share one; give each its own"),
+        ({"names": ["cat", "cat"], "colors": ["#FF0000", "#0000FF"]}, "'cat' has two of them; a class has one color"),
+        ({"prompt": "[[nonsense]] a cat"}, "it begins with [[, and not with [[semanticmap2image]]"),
+        ({"prompt": "[[canny2image]] a cat"}, "it begins with [[, and not with [[semanticmap2image]]"),
+        ({"prompt": "[[semanticmap2image]] a cat", "names": ["cat"]}, "it lacks <#FFFF00 yellow mask: cat>"),
+        ({"normalize_cameras": True}, "normalize_cameras belongs to views with cameras"),
+        ({"guidance_scale": 1, "negative_prompt": 5}, "negative_prompt 5: give a text"),
+        ({"guidance_scale": 1, "negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
+        ({"images": [CAT, CAT], "known": "image"}, 'for a sample of each, give 2 prompts, as ["", ""]'),
         ({"latents": torch.zeros(1, 1, 16, 4, 4)}, "they must be (1, 2, 16, 4, 4)"),
         ({"generator": [torch.Generator()] * 2}, "2 generators for 1 samples"),
         ({"azimuth": [0], "elevation": [0], "distance": [1]}, "segmentation has no cameras"),
@@ -240,6 +249,8 @@ def test_bf16_runs_at_default_size(folder):
         ({"prompt": None}, "prompt None: give a text"),
         ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
         ({"negative_prompt": 3}, "negative_prompt 3: give a text"),
+        ({"return_dict": None}, "return_dict None: give True or False"),
+        ({"prompt": "  [[canny2image]] a cat"}, "it begins with [[, and not with"),
         ({"condition_timestep": "first"}, "condition_timestep 'first'"),
         ({"images": 255.0 * np.ones((8, 8, 3))}, "picture with floats from 255 to 255: give 0…1, -1…1 or uint8"),
         ({"images": np.full((8, 8, 3), np.nan)}, "picture with floats from nan to nan"),
@@ -261,6 +272,19 @@ def test_wrong_calls_are_refused(pipe, settings, message):
         ({"azimuth": [float("inf")]}, "azimuth inf: give finite numbers"),
         ({"azimuth": []}, "azimuth: give a number for each view"),
         ({"azimuth": ["north"]}, "azimuth ['north']: give a sequence of numbers"),
+        ({"azimuth": "1"}, "azimuth '1': give a sequence of numbers"),
+        ({"azimuth": {0.0: 1}}, "give a sequence of numbers"),
+        ({"known": "image"}, "leave out known"),
+        ({"distance": [1e-300]}, "distance 1e-300: give 1e-06 to 1e+06"),
+        ({"c2w": 2 * torch.eye(4)[None]}, "the last row of each matrix must be 0, 0, 0, 1"),
+        ({"c2w": torch.diag(torch.tensor([-1.0, 1, 1, 1]))[None]}, "c2w: a matrix mirrors space"),
+        ({"c2w": torch.eye(4)[None]}, "cameras: they have no rays of finite numbers"),
+        ({"intrinsics": torch.diag(torch.tensor([-1.0, 1, 1]))[None]}, "focal lengths must be more than 0"),
+        (
+            {"intrinsics": [[[900.0, 0, 512], [0, 900, 512], [0, 0, 1]]]},
+            "they are in pixels; divide the first two rows",
+        ),
+        ({"denoise_mask": [1, 1]}, "generates all cameras: leave out those that are given"),
         ({"c2w": torch.full((1, 4, 4), torch.nan)}, "c2w: not all numbers are finite"),
         ({"c2w": torch.zeros(1, 4, 4)}, "c2w: a matrix cannot be inverted"),
         ({"intrinsics": torch.zeros(1, 3, 3)}, "intrinsics: a matrix cannot be inverted"),
@@ -271,6 +295,36 @@ def test_cameras_without_rays_are_refused(pipe, cameras, message):
     with pytest.raises(InputError) as error:
         pipe("views", prompt="a cat", num_inference_steps=1, **{**orbit, **cameras})
     assert message in str(error.value)
+
+
+def test_classes_of_one_name_share_a_color(pipe):
+    call = {"names": ["cat", "dog", "cat"], "colors": ["#FF0000", "#0000FF", "#ff0000"], "known": "image"}
+    assert list(pipe("segmentation", CAT, "a cat", **call, **SMALL).segmentation[0]) == ["cat", "dog"]
+    whole = "[[semanticmap2image]] <#FF0000 red mask: cat> a cat"
+    call = {"names": ["cat"], "colors": ["#FF0000"], "known": "image"}
+    assert list(pipe("segmentation", CAT, whole, **call, **SMALL).segmentation[0]) == ["cat"]
+
+
+def test_cameras_are_read_in_any_form(pipe):
+    call = {"denoise_mask": [0, 1, 0, 1], "height": 32, "width": 32, "num_inference_steps": 1}
+    for form in ("latent", "np"):
+        assert pipe("views", [CAT, COFFEE], output_type=form, **call).cameras[0][0].shape == (2, 3, 3)
+
+
+def test_lists_of_batches_are_lists_of_pictures(pipe):
+    tensor = torch.from_numpy(CAT.copy()).permute(2, 0, 1)
+    both = pipe("depth", [tensor[None], tensor[None]], ["", ""], **SMALL, output_type="pt").images
+    assert len(both) == 2
+    several = pipe("identity", [torch.stack([tensor, tensor])], "a cat", **SMALL)
+    assert several.latents.shape[1] == 3
+
+
+def test_negative_prompt_without_guidance_is_told(pipe, caplog):
+    pipe("text2image", prompt="a cat", negative_prompt="a dog", guidance_scale=1.0, **SMALL)
+    assert "a negative prompt has no effect without guidance" in caplog.text
+    caplog.clear()
+    pipe("text2image", prompt="a cat", guidance_scale=1.0, **SMALL)
+    assert not caplog.text
 
 
 def test_negative_prompts_belong_to_their_samples(pipe):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 
-import numpy as np
 import pytest
 import torch
 from skimage import data
 from tiny_models import save_pipeline
 
-from model import OneDiffusionPipeline, sample_frames
+from model import OneDiffusionPipeline
 from model.inputs import InputError
 from model.prompts import TASKS
 from model.sampling import set_timesteps
@@ -127,17 +126,21 @@ def test_pipeline_without_encoder_is_saved_and_loaded(pipe, tmp_path):
         ({"negative_prompt": "a", "negative_prompt_embeds": torch.zeros(1, 2, 32)}, "not both"),
         ({"negative_prompt_embeds": torch.zeros(3, 2, 32)}, "3 negative_prompt_embeds for 1 prompts"),
         ({"negative_prompt_attention_mask": torch.ones(1, 2)}, "without negative_prompt_embeds"),
+        ({"task": "identity", "images": CAT, "reference_prompts": ["a"]}, "reference_prompts with prompt_embeds"),
+        ({"task": "subject", "images": CAT, "names": ["cup"]}, "names with prompt_embeds, which are of a whole prompt"),
     ],
 )
 def test_embeddings_that_do_not_serve_are_refused(pipe, settings, message):
     with pytest.raises(InputError) as error:
-        pipe("text2image", **{"prompt_embeds": torch.zeros(1, 4, 32), **SMALL, **settings})
+        pipe(**{"task": "text2image", "prompt_embeds": torch.zeros(1, 4, 32), **SMALL, **settings})
     assert message in str(error.value)
 
 
 def test_bare_prompt_is_not_encoded_without_its_task(pipe):
     with pytest.raises(InputError, match="prompt 'a cat': name its task, or begin it with the token"):
         pipe.encode_prompt("a cat")
+    with pytest.raises(InputError, match=r"prompt '\[\[nonsense\]\] a cat': name its task"):
+        pipe.encode_prompt("[[nonsense]] a cat")
     token = pipe.encode_prompt("[[text2image]] a cat")
     assert torch.equal(token[0], pipe.encode_prompt("a cat", task="text2image")[0])
     assert pipe.encode_prompt("a cat", task="text2image", do_classifier_free_guidance=False)[2:] == (None, None)
@@ -183,6 +186,15 @@ def test_words_that_no_task_takes_are_refused(pipe):
     ):
         with pytest.raises(InputError, match=message):
             pipe("depth", CAT, **SMALL, **settings)
+    with pytest.raises(InputError, match="colors belong to segmentation and boxes"):
+        pipe("subject", CAT, **SMALL, names=["cup"], colors=["#FF0000"])
+    for settings, message in (
+        ({"prompt": "[[depth2image]] a cat", "names": ["cat"]}, "are put into a prompt by its task: name it"),
+        ({"prompt_embeds": torch.zeros(1, 4, 32), "task": "depth"}, "prompt_embeds are of a whole prompt: leave out"),
+        ({"prompt": "a cat", "task": "depth", "reference_prompts": ["a"]}, "depth refers to no captions"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pipe.encode_prompt(**settings)
     with pytest.raises(InputError, match="2 reference_prompts for 1 pictures"):
         pipe("identity", CAT, **SMALL, reference_prompts=["a", "b"])
 
@@ -196,6 +208,8 @@ def test_sampling_frames_takes_the_guidance_of_each_step(pipe):
         pipeline._guidance_scale += 1.0
         return tensors
 
-    pipe("text2image", prompt="a cat", **SMALL, guidance_scale=2.0, callback_on_step_end=increase)
+    call = {"prompt": "a cat", **SMALL, "guidance_scale": 2.0, "output_type": "latent"}
+    changed = pipe("text2image", **call, generator=seeded(), callback_on_step_end=increase).latents
     assert seen == [2.0, 3.0] and pipe.guidance_scale == 2.0 + pipe.num_timesteps
-    assert sample_frames is not None and np.isfinite(pipe.guidance_scale)
+    constant = pipe("text2image", **call, generator=seeded()).latents
+    assert not torch.allclose(changed, constant, atol=1e-3)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from model import NextDiT, OneDiffusionPipeline
 from model.codecs import load_codec
 from model.inputs import InputError
 from model.text import load_text_encoder
+from model.weights import check_loaded
 
 SHARDS = "50KB"
 
@@ -100,15 +103,47 @@ def test_pickles_are_asked_for_and_safetensors_written(pipe, tmp_path, caplog):
     assert torch.equal(latents(load(tmp_path)), latents(pipe))
 
 
-def test_unsavable_parts_are_refused(pipe, tmp_path):
+def test_unsavable_parts_are_refused(pipe, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "vae").touch()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    monkeypatch.chdir(tmp_path)
     for settings, message in (
         ({"save_directory": tmp_path / "file"}, "a file is there; name a folder"),
-        ({"save_directory": tmp_path / "x", "variant": "../fp16"}, "variant '../fp16': give a short name"),
+        ({"save_directory": tmp_path / "file" / "x"}, "no folder can be made there"),
+        ({"save_directory": tmp_path / "nowhere"}, "no folder can be made there"),
+        ({"save_directory": ""}, "save_directory '': name a folder"),
+        ({"save_directory": None}, "save_directory None: name a folder"),
+        ({"save_directory": tmp_path / "old"}, "vae: a file is there, and it is to be a folder"),
+        ({"save_directory": "x", "variant": "../fp16"}, "variant '../fp16': give a short name"),
+        ({"save_directory": "x", "max_shard_size": "big"}, "max_shard_size 'big': give a number of bytes"),
+        ({"save_directory": "x", "max_shard_size": 0}, "max_shard_size 0: give a number of bytes"),
+        ({"save_directory": "x", "max_shard_sise": "5GB"}, r"takes no max_shard_sise \(did you mean 'max_shard_size'"),
     ):
         with pytest.raises(InputError, match=message):
             pipe.save_pretrained(**settings)
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "nowhere", "old", "vae"]
+
+
+def test_files_of_the_user_stay_where_they_are(pipe, tmp_path, monkeypatch):
+    """A path that ends in "..", from a folder with files of its own."""
+    here = tmp_path / "project" / "here"
+    here.mkdir(parents=True)
+    (here / "notes.txt").write_text("mine")
+    monkeypatch.chdir(here)
+    pipe.save_pretrained("..")
+    assert [path.name for path in here.iterdir()] == ["notes.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["project"]
+    assert torch.equal(latents(load(tmp_path / "project")), latents(pipe))
+
+
+def test_files_in_folders_of_a_part_are_saved_too(released, tmp_path):
+    folder = shutil.copytree(released, tmp_path / "templates")
+    (folder / "tokenizer" / "additional_chat_templates").mkdir()
+    (folder / "tokenizer" / "additional_chat_templates" / "short.jinja").write_text("{{ messages }}")
+    load(folder).save_pretrained(tmp_path / "again")
+    assert [path.name for path in tmp_path.glob("again/tokenizer/*/*")] == ["short.jinja"]
 
 
 @pytest.mark.parametrize("how", ["cut", "emptied", "gone"])
@@ -150,12 +185,78 @@ def test_weights_that_are_missing_are_not_drawn_at_random(released, tmp_path, na
         load(folder)
 
 
-def test_configuration_of_no_such_model_is_one_line(released, tmp_path):
-    folder = shutil.copytree(released, tmp_path / "damaged")
-    path = folder / "transformer/config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "num_heads": 5}))
-    with pytest.raises(InputError, match=r"transformer/config\.json: no NextDiT"):
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("transformer/config.json", {"num_heads": 5}, r"transformer/config\.json: no NextDiT"),
+        ("vae/config.json", {"block_out_channels": [8, 8]}, "/vae: nothing that can be loaded"),
+        ("text_encoder/config.json", {"d_model": "x"}, "/text_encoder: nothing that can be loaded"),
+        (
+            "text_encoder/config.json",
+            {"num_layers": 1},
+            "2 layers encoder.block in its weights, 1 in its",
+        ),
+        ("tokenizer/tokenizer.json", None, "/tokenizer: nothing that can be loaded"),
+        ("scheduler/scheduler_config.json", None, "scheduler_config.json: it names no _class_name"),
+        ("scheduler/scheduler_config.json", {"max_shift": "x"}, "max_shift 'x' in its configuration"),
+        ("vae/config.json", {"norm_num_groups": True}, "norm_num_groups in its config.json is true or false"),
+        ("vae/config.json", {"scaling_factor": float("nan")}, "scaling_factor nan in its config.json"),
+        ("vae/diffusion_pytorch_model.safetensors.index.json", None, "index.json: it names no weights"),
+    ],
+)
+def test_configuration_of_another_model_is_one_line_that_names_the_part(released, tmp_path, name, changes, message):
+    folder = shutil.copytree(released, tmp_path / "other")
+    path = folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes} if changes else {}))
+    with pytest.raises(InputError, match=rf"^[^\n]*{message}[^\n]*$"):
+        latents(load(folder))
+
+
+def test_weights_in_pickles_alone_are_told(released, tmp_path):
+    folder = shutil.copytree(released, tmp_path / "pickles")
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    path.rename(path.with_suffix(".bin"))
+    with pytest.raises(InputError, match="/vae: no weights in safetensors; convert them first"):
         load(folder)
+
+
+def test_json_of_no_object_is_named(released, tmp_path):
+    folder = shutil.copytree(released, tmp_path / "other")
+    for path in sorted(folder.rglob("*.json")):
+        whole = path.read_text()
+        for content in ("[1]", "null", '"x"'):
+            path.write_text(content)
+            with pytest.raises(InputError, match=rf"{path.name}: [^\n]* and no object with names and values"):
+                load(folder)
+        path.write_text(whole)
+
+
+def test_files_that_are_not_loaded_do_not_matter(released, tmp_path):
+    folder = shutil.copytree(released, tmp_path / "folder")
+    (folder / "notes.json").write_text('{"a": 1}\n{"b": 2}\n')
+    (folder / "logs").mkdir()
+    (folder / "logs" / "empty.json").touch()
+    (folder / "vae" / "._diffusion_pytorch_model.safetensors").write_text("of a Mac")
+    (folder / "vae" / "diffusion_pytorch_model.fp16.safetensors").write_text("cut")
+    (folder / "text_encoder" / "model.safetensors").write_text("cut")
+    without = load(folder, text_encoder=None, tokenizer=None)
+    assert without.text_encoder is None
+    with pytest.raises(InputError, match=r"text_encoder/model\.safetensors: damaged"):
+        load(folder)
+
+
+def test_quantized_weights_are_not_missed():
+    """Quantizers keep scales beside the weights, under names that the files of the weights do not have."""
+    part = torch.nn.Linear(2, 2)
+    part.hf_quantizer = object()
+    part._register_state_dict_hook(lambda module, state, *_: state.update({"weight.absmax": torch.zeros(1)}))
+    part.register_buffer("scale", torch.zeros(1))
+    with tempfile.TemporaryDirectory() as folder:
+        save_file({"weight": torch.zeros(2, 2), "bias": torch.zeros(2)}, f"{folder}/model.safetensors")
+        check_loaded(part, Path(folder))
+        save_file({"weight": torch.zeros(2, 2)}, f"{folder}/model.safetensors")
+        with pytest.raises(InputError, match="the weights lack bias"):
+            check_loaded(part, Path(folder))
 
 
 @pytest.mark.parametrize("name", ["vae/config.json", "vae/diffusion_pytorch_model.safetensors"])

@@ -62,9 +62,42 @@ def test_merge_keys_still_work_and_a_key_given_twice_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a: [", "a: b: c", "x: !!bool foo", "key: !!python/object:os.system x", "\t", "[" * 2000]
+    "text",
+    [
+        "a: [",
+        "a: b: c",
+        "x: !!bool foo",
+        "key: !!python/object:os.system x",
+        "\t",
+        "[" * 2000,
+        "&a [*a]",
+        "a: &a {b: *a}",
+        "[" * 60 + "]" * 60,
+        "a: &a [x,x,x,x,x,x,x,x,x,x]\n"
+        + "\n".join(
+            f"{key}: &{key} [{','.join(['*' + below] * 10)}]" for below, key in zip("abcdefg", "bcdefgh", strict=True)
+        ),
+    ],
 )
 def test_invalid_yaml_is_one_line(text: str) -> None:
     with pytest.raises(InputError, match=r"^file: not YAML: ") as error:
         parse_yaml(text, "file")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["true", "false"])
+@pytest.mark.parametrize("key", ["steps", "optimizer.learning_rate", "workers.count", "mixture.pictures.tasks.edges"])
+def test_truth_is_no_number(key: str, value: str) -> None:
+    from training.config import load_config
+
+    with pytest.raises(InputError, match="true and false are no numbers"):
+        load_config("debug", [f"{key}={value}"])
+    assert load_config("debug", [f"workers.fsdp={value}"]).workers.fsdp == (value == "true")
+
+
+def test_names_and_seeds_have_an_end() -> None:
+    from training.config import load_config
+
+    for setting, message in ((f"name={'x' * 300}", "give at most 200 bytes"), (f"seed={2**64}", "less than")):
+        with pytest.raises(InputError, match=message):
+            load_config("debug", [setting])

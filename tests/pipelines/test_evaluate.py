@@ -18,7 +18,7 @@ from pipelines.dashboard.definitions import build_definitions
 from pipelines.dashboard.run_assets import versions_of
 from pipelines.dashboard.snapshots import find_snapshot, refresh
 from pipelines.dashboard.tracked_assets import track
-from pipelines.evaluate import evaluate
+from pipelines.evaluate import evaluate, read_examples
 from pipelines.ingest import ingest
 from pipelines.jobs.specification import EvaluateJob, WorkersSpec
 from pipelines.jobs.status import list_jobs
@@ -30,6 +30,7 @@ from training.run import run_training
 pytestmark = pytest.mark.long
 
 TASKS = ["text2image", "edges"]
+STORED = Path(__file__).parents[1] / "compatibility" / "dataset"
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +123,17 @@ def test_evaluation_materializes_as_asset(trained: Path, own_data: None, shared_
         assert version.fresh is fresh and (version.inputs == version.current) is fresh and version.code
     figure = evaluation["figures"]["image_to_edges_correlation"]["model"]
     assert state.result == {"figures": {"image_to_edges_correlation": figure}}
+
+
+def test_prompts_are_built_where_none_are_stored(tmp_path: Path) -> None:
+    """As a run with `text: online` builds them; stored ones, of one group or one for each task, come first."""
+    place = Path(shutil.copytree(STORED, tmp_path / "dataset"))
+    stored = [example.prompts for example in read_examples(Dataset.open(place))]
+    (place / "text").rename(place / "text-edges")
+    assert [example.prompts for example in read_examples(Dataset.open(place))] == stored
+    shutil.rmtree(place / "text-edges")
+    built = [example.prompts for example in read_examples(Dataset.open(place))]
+    assert stored and all(stored)
+    for prompts, expected in zip(built, stored, strict=True):
+        assert prompts.items() >= {task: prompt for task, prompt in expected.items() if task}.items()
+        assert "depth" in prompts and "identity" not in prompts

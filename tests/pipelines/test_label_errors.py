@@ -13,7 +13,7 @@ from commands import onediffusion, said_on
 from labeling.dataset import Dataset, dataset_status
 from labeling.plan import Wave
 from labeling.resources import Resources
-from model.inputs import WorkFailed
+from model.inputs import InputError, WorkFailed
 from model.pictures import encode_png
 from pipelines.ingest import ingest
 from pipelines.label import label, plan
@@ -56,6 +56,23 @@ def test_rows_in_error_are_tried_again_and_the_others_keep_their_labels(dataset:
     assert [row["width"] for row in dataset.rows("broken")] == [row["width"] for row in dataset.rows("images")]
     after = stamps(dataset, "broken")
     assert sum(after[name] != before[name] for name in before) == touched < len(before)
+
+
+def test_refused_job_leaves_groups_as_they_were(dataset: Dataset) -> None:
+    """It is refused when Ray has started: declarations of before are back, and new groups are gone."""
+    label(dataset.uri, [BRIGHTNESS])
+    files = {path: path.read_bytes() for path in Path(dataset.uri).rglob("*.json")}
+    folders = {path for path in Path(dataset.uri).rglob("*") if path.is_dir()}
+    with pytest.raises(InputError, match=r"neither a part of a GPU nor a whole number"):
+        label(
+            dataset.uri,
+            [BRIGHTNESS, BROKEN],
+            {"brightness": {"gain": 2.0}},
+            resources={"broken": Resources(gpus=1.5)},
+        )
+    assert {path: path.read_bytes() for path in Path(dataset.uri).rglob("*.json")} == files
+    assert {path for path in Path(dataset.uri).rglob("*") if path.is_dir()} == folders
+    assert not label(dataset.uri, [BRIGHTNESS]).written
 
 
 def test_command_tells_reasons_and_fails_where_every_row_does(

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from commands import onediffusion
+from logical_nodes import actors_on, joined_node
 
 from labeling.dataset import Dataset
 from labeling.resources import Resources
 from model.inputs import InputError, WorkFailed
 from model.inputs.yaml_files import to_yaml
+from model.pictures import encode_png
+from pipelines.ingest import ingest
 from pipelines.jobs.resolved import stored_job
-from pipelines.label import label
+from pipelines.label import LabelResult, label
 
 NAMES = [f"simple_labelers:{name}" for name in ("Brightness", "Spread", "Widths", "Loose")]
 ALONE = {"spread": Resources(gpus=0), "loose": Resources(gpus=0)}
@@ -24,21 +29,15 @@ ALONE = {"spread": Resources(gpus=0), "loose": Resources(gpus=0)}
 
 @pytest.fixture(scope="module")
 def gpus(ray_cluster: None) -> Iterator[None]:
-    """A second node that says it has two GPUs, which joins the Ray of these tests (as Ray's own tests add nodes)."""
+    """A second node that says it has two GPUs, which joins the Ray of these tests."""
     import ray
-    from ray._private.node import Node
-    from ray._private.parameter import RayParams
 
-    gcs = ray.get_runtime_context().gcs_address
-    memory = 100 << 20
-    joins = RayParams(gcs_address=gcs, num_cpus=1, num_gpus=2, object_store_memory=memory, include_log_monitor=False)
-    node = Node(joins, head=False, shutdown_at_exit=False, spawn_reaper=False)
-    deadline = time.monotonic() + 60
-    while not ray.cluster_resources().get("GPU"):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    yield
-    node.kill_all_processes(check_alive=False, allow_graceful=True)
+    with joined_node(cpus=1, gpus=2):
+        deadline = time.monotonic() + 60
+        while not ray.cluster_resources().get("GPU"):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        yield
 
 
 @pytest.fixture
@@ -60,6 +59,36 @@ def notes(folder: Path, step: str) -> list[dict[str, Any]]:
 def files(dataset: Dataset) -> dict[str, bytes]:
     paths = sorted(Path(dataset.uri).glob("*/0*.parquet"))
     return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in paths}
+
+
+def test_node_that_joins_later_gets_labelers_networks_and_writers(
+    ray_cluster: None, shared_ray: None, tmp_path: Path
+) -> None:
+    """Before `gpus` joins: while nobody has a GPU, the network of the job waits for one."""
+    import ray
+
+    (tmp_path / "pictures").mkdir()
+    for number in range(48):
+        picture = np.full((40, 40 + number, 3), 5 * number, np.uint8)
+        (tmp_path / "pictures" / f"{number}.png").write_bytes(encode_png(picture))
+    ingest(str(tmp_path / "pictures"), str(tmp_path / "dataset"), shard_rows=8)
+    parameters = settings(tmp_path / "notes", "loose", seconds=0.3)
+    assert not ray.cluster_resources().get("GPU")
+
+    def run() -> LabelResult:
+        resources = {"loose": Resources(gpus=0.5, batch=1)}
+        return label(str(tmp_path / "dataset"), NAMES[-1:], parameters, resources=resources)
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run)
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "notes" / "notes.jsonl").exists():  # of rows that are prepared and wait
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        with joined_node(cpus=2, gpus=1) as node:
+            assert running.result(300).written == {"loose": 6}
+            assert {"NetworkProcess", "ShardWriter"} <= actors_on(node)
+            assert any("LabelProcess" in name for name in actors_on(node)), actors_on(node)
 
 
 def test_only_networks_have_gpus_and_labels_are_the_same(dataset: Dataset, tmp_path: Path) -> None:

@@ -104,3 +104,25 @@ def test_degenerate_boxes_and_colors_are_drawn_safely() -> None:
     assert drawing.source, drawing.note
     assert next(chip.color for chip in drawing.chips) == "#808080"
     assert max(len(chip.text) for chip in drawing.chips) <= 50
+
+
+def test_faces_have_boxes_and_points_and_degraded_pictures_are_shown() -> None:
+    picture = thumbnail(np.full((128, 128, 3), 100, np.uint8), 64)
+    row = {
+        "images.width": 128,
+        "images.height": 128,
+        "faces.boxes": [{"x0": 20, "y0": 40, "x1": 120, "y1": 120}],
+        "faces.scores": [0.9],
+        "faces.landmarks": [[{"x": 60, "y": 80}]],
+        "degraded-inpainting.picture": encode_png(np.full((128, 128, 3), (7, 8, 9), np.uint8)),
+    }
+    faces = draw_label("faces", row, picture, Exact(), "x")
+    drawn = decoded(faces.source)
+    assert [chip.text for chip in faces.chips] == ["face 0.90"]
+    for y, x in ((50, 10), (40, 30)):
+        assert drawn[y, x].tolist() == [255, 215, 0]
+    assert drawn[45, 20].tolist() == [100, 100, 100]
+    assert draw_label("faces", {**row, "faces.boxes": []}, picture, Exact(), "x").note == "nothing found"
+    degraded = draw_label("degraded-inpainting", row, picture, Exact(), "x")
+    assert decoded(degraded.source)[30, 30].tolist() == [7, 8, 9]
+    assert draw_label("degraded-upscaling", row, picture, Exact(), "x").note == "not labeled yet"

@@ -27,6 +27,7 @@ from pipelines.reports.dataset import describe_dataset
 from pipelines.reports.gallery import pick_rows
 from pipelines.reports.overlays import Inliner
 from pipelines.reports.page import report, versions, write_report
+from pipelines.reports.replay import replay
 
 
 def test_report_shows_ingested_images_and_rejected_files(ray_cluster: None, pictures: Path, tmp_path: Path) -> None:
@@ -202,3 +203,28 @@ def test_unusable_targets_raise_input_errors(tmp_path: Path) -> None:
 
 def test_versions_list_installed_packages() -> None:
     assert {"python", "torch", "ray", "pyarrow", "mediapipe"} <= dict(versions()).keys()
+
+
+def test_run_page_shows_noise_levels_skipped_steps_and_rows_over_time_beside_another_run(tmp_path: Path) -> None:
+    datasets = {"pictures": build_pictures(str(tmp_path / "d")), "views": build_sets(str(tmp_path / "sets"))}
+    for name in ("first", "second"):
+        build_run(tmp_path / name, datasets)
+    config = (tmp_path / "second/config.yaml").read_text()
+    (tmp_path / "second/config.yaml").write_text(config.replace("learning_rate: 0.003", "learning_rate: 0.001"))
+    page = read_page(report(str(tmp_path / "first"), beside=str(tmp_path / "second")))
+    for phrase in (
+        *("Loss by noise level", "σ 0.8-1.0", "Memory", "epochs", "samples so far", "Steps that were skipped"),
+        *(f"row 3 of {EVIL}", f"report {tmp_path}/first --replay-step 41", "The same rows, step by step"),
+        *("step 50", "step 100", "second, step 100", "Beside second", "optimizer.learning_rate"),
+    ):
+        assert phrase in page.text, phrase
+    drawn = [int(decoded(image["src"] or "").max()) for image in page.all("img") if image["width"] == "40"]
+    assert drawn == [30, 50, 100, 100], "what is given, drawn twice, and by the other run; nothing from outside"
+    assert len([line for line in page.all("polyline") if line["class"] == "beside"]) >= 5
+    assert [line for line in page.all("polyline") if line["class"] == "validation"]
+    with pytest.raises(InputError, match=r"--with .*: no run"):
+        report(str(tmp_path / "first"), beside=str(tmp_path / "d"))
+    with pytest.raises(InputError, match=r"--with compares runs, and this is none"):
+        report(str(tmp_path / "d"), beside=str(tmp_path / "first"))
+    with pytest.raises(InputError, match=r"config.yaml: no such file; --replay-step is about a run"):
+        replay(str(tmp_path / "d"), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,21 @@ def test_picture_is_written_as_its_name_says(run: Path, tmp_path: Path, name: st
     with Image.open(tmp_path / file) as image:
         assert (image.format, image.size) == (form, (64, 64))
     assert [path.name for path in tmp_path.iterdir()] == [file]
+
+
+def test_poses_alone_are_written_as_json(run: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "one.png")
+    images = [str(tmp_path / "one.png")] * 2
+    sample(str(run), "views", str(tmp_path / "poses.json"), images, steps=1)
+    assert len(json.loads((tmp_path / "poses.json").read_text())["R"]) == 2
+    with pytest.raises(InputError, match=r"poses.json: end it in .png"):
+        sample(str(run), "views", str(tmp_path / "poses.json"), images[:1], cameras=["0,10,1.5", "30,10,1.5"], steps=1)
+
+
+def test_item_of_a_subject_is_named(run: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "one.png")
+    files = sample(str(run), "subject", str(tmp_path / "cup.png"), [str(tmp_path / "one.png")], names=["cup"], steps=1)
+    assert len(files) == 1
 
 
 @pytest.mark.parametrize(

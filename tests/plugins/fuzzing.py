@@ -13,6 +13,8 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
 LIGHT = settings(
     max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
+# Where an example loads a model the suite tries fewer.
+HEAVY = settings(LIGHT, max_examples=EXAMPLES if "FUZZ_EXAMPLES" in os.environ else 8)
 
 
 def told(call: Any) -> Any:

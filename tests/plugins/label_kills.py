@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+from process_tree import below, wait_for_end
 
 KINDS = ("child", "actor", "writer", "coordinator", "driver", "raylet")
 SURVIVED = KINDS[:4]  # the job goes on by itself
@@ -49,24 +50,18 @@ def label_with_kills(
                 if victim.is_running() and job.poll() is None:
                     kind = waiting.pop(0)
                     fatal = kind not in SURVIVED
-                    children = _below(job.pid)
+                    children = below(job.pid)
                     with suppress(psutil.NoSuchProcess):
                         victim.send_signal(signal.SIGKILL)
                     done[kind] += 1
                     if kind == "driver":
-                        _wait_for_end(job, children)
+                        wait_for_end(job, children)
             else:
                 time.sleep(0.1)
         if job.returncode == 0 and not fatal:
             return done
         assert fatal, f"exit code {job.returncode}:\n{log.read_text()}"
     raise AssertionError(f"it came to no end:\n{log.read_text()}")
-
-
-def _below(process: int) -> list[psutil.Process]:
-    with suppress(psutil.NoSuchProcess):
-        return psutil.Process(process).children(recursive=True)
-    return []
 
 
 def _find(job: int, kind: str) -> psutil.Process | None:
@@ -82,26 +77,8 @@ def _find(job: int, kind: str) -> psutil.Process | None:
         "coordinator": lambda process, line: line.startswith("ray::Coordinator"),
         "raylet": lambda process, line: process.name() == "raylet" and bool(_find(job, "writer")),
     }
-    for process in _below(job):
+    for process in below(job):
         with suppress(psutil.NoSuchProcess, AttributeError):
             if signs[kind](process, " ".join(process.cmdline())):
                 return process
     return None
-
-
-def _wait_for_end(job: subprocess.Popen[bytes], children: list[psutil.Process]) -> None:
-    """What works for a job ends with it. Ray's own agents outlive its daemon by a minute and touch nothing of ours."""
-    job.wait()
-    names = {process.pid: _name(process) for process in children}
-    agents = [process for process in children if names[process.pid].endswith("Agent")]
-    _, working = psutil.wait_procs([process for process in children if process not in agents], timeout=60)
-    for agent in agents:
-        with suppress(psutil.NoSuchProcess):
-            agent.kill()
-    assert not working, f"still there: {working}"
-
-
-def _name(process: psutil.Process) -> str:
-    with suppress(psutil.NoSuchProcess):
-        return str(process.name())
-    return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,3 +65,28 @@ class OtherWork:
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
+
+
+class AheadWork:
+    """Makes work that gets values for later tasks while it is at one."""
+
+    def __call__(self) -> Callable[[tuple[str, str, Any], Attempt], Any]:
+        return _AheadWork()
+
+
+class _AheadWork:
+    def __init__(self) -> None:
+        self.there: dict[str, Any] = {}
+        self.came = threading.Event()
+
+    def ahead(self, values: dict[str, Any]) -> None:
+        self.there |= values
+        self.came.set()
+
+    def __call__(self, task: tuple[str, str, Any], attempt: Attempt) -> Any:
+        kind, key, value = task
+        if kind == "wait":
+            return self.came.wait(60)
+        if kind == "exit":
+            os._exit(3)
+        return self.there.pop(key) if value is None else value

@@ -206,6 +206,8 @@ def build_run(run: Path, datasets: dict[str, str]) -> None:
             "learning_rate": 1e-3,
             "gradient_norm": float("nan") if step == 30 else 1.0,
             "wait_share": 0.25,
+            "level_losses": {"0.0-0.2": 1 / step, "0.8-1.0": 4 / step},
+            **({"validation_losses": {"edges": 5 / step}, "memory_gb": 1.5} if step % 50 == 0 else {}),
             "seconds": step / 10 if step <= 50 else (step - 50) / 10,  # resumed at step 50
         }
         for step in range(10, 101, 10)
@@ -224,6 +226,7 @@ def build_run(run: Path, datasets: dict[str, str]) -> None:
         {**common, "task": "views", "direction": "from_image", "label": None, "output": ["../secret.png"], "note": ""},
     ]
     (run / "samples/samples.json").write_text(json.dumps(samples))
+    _build_watched(run)
     figure = {"step_0": 0.01, "mean_label": 0.3, "other_pictures": 0.1, "pictures": 3, "per_picture": [0.6, 0.7, 0.8]}
     figures = {
         "image_to_edges_correlation": {"model": 0.7, **figure},
@@ -232,3 +235,19 @@ def build_run(run: Path, datasets: dict[str, str]) -> None:
     (run / "evaluation.json").write_text(json.dumps({"checkpoint": "c", "figures": figures}))
     timings = [{"step": "label", "seconds": 10.0, "pictures": 40}, {"step": "  edges", "seconds": 4.0, "pictures": 40}]
     (run / "metrics.json").write_text(json.dumps({"timings": timings}))
+
+
+def _build_watched(run: Path) -> None:
+    """Steps that were skipped, and the same row drawn at two checkpoints."""
+    sample = {"index": 7, "task": "edges", "id": "abcdef", "dataset": EVIL, "shard": "000000", "row": 3, "loss": "nan"}
+    skipped = {"step": 41, "reason": "the loss is not finite", "loss": "nan", "gradient_norm": "nan"}
+    (run / "skipped.json").write_text(json.dumps([{**skipped, "samples": [sample]}]))
+    drawn = {**sample, "views": [], "direction": "to_image", "prompt": EVIL, "inputs": ["given/in.png"]}
+    (run / "samples" / "given").mkdir()
+    (run / "samples/given/in.png").write_bytes(encode_png(np.full((40, 40, 3), 30, np.uint8)))
+    for step in (50, 100):
+        folder = run / f"samples/step-{step:06d}"
+        folder.mkdir()
+        (folder / "out.png").write_bytes(encode_png(np.full((40, 40, 3), step, np.uint8)))
+        records = [{**drawn, "output": ["out.png"], "truth": ["../../../secret.png"]}]
+        (folder / "samples.json").write_text(json.dumps(records))

@@ -91,13 +91,24 @@ def pictures_dataset(tmp_path: Path, pictures_original: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def pictures_original(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
+    """The dataset of `write_pictures`."""
+    return write_pictures(tmp_path_factory.mktemp("training") / "pictures", photographs)
+
+
+@pytest.fixture(scope="session")
+def views_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dataset of `write_views`."""
+    return write_views(tmp_path_factory.mktemp("training") / "views")
+
+
+def write_pictures(uri: Path, photographs: Path) -> Path:
     """Twelve rows in two shards of two row groups; row 1 has no edges, row 2 an empty segmentation, row 3 no prompt."""
     import torch
 
     from model.codecs import load_codec
     from model.pictures import aspect_bucket, decode_picture, fit_picture
 
-    uri, shards = tmp_path_factory.mktemp("training") / "pictures", [[4, 4], [2, 2]]
+    shards = [[4, 4], [2, 2]]
     random = np.random.default_rng(0)
     codec = load_codec("dct")
     names = ["astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg"]
@@ -126,14 +137,13 @@ def pictures_original(tmp_path_factory: pytest.TempPathFactory, photographs: Pat
     return uri
 
 
-@pytest.fixture(scope="session")
-def views_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_views(uri: Path) -> Path:
     """Three sets of 3, 4 and 5 views with cameras around the origin."""
     import torch
 
     from model.cameras import orbit_cameras
 
-    uri, shards = tmp_path_factory.mktemp("training") / "views", [[2, 1]]
+    shards = [[2, 1]]
     random = np.random.default_rng(1)
     side = SIZE // 8
     latents, cameras, texts = [], [], []

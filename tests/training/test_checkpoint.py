@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -67,6 +68,16 @@ def test_save_keeps_the_newest_checkpoints_and_the_first(tmp_path: Path, keep: i
     assert len(store.folders("checkpoints")) == len(whole_checkpoints(store))
     assert load_training(store, 14)["a"].tolist() == [14.0, 14.0]
     assert load_state(store, 14)["step"] == 14
+
+
+def test_what_a_killed_process_left_of_older_checkpoints_goes_with_the_next(tmp_path: Path) -> None:
+    """It was killed while it wrote that of step 2, and while it removed that of step 1."""
+    store = open_store(tmp_path / "run")
+    for name in ("step-000001/index.json", "step-000002/.shard-00000-of-00001.safetensors.tmp", "step-000009/x"):
+        (tmp_path / "run" / "checkpoints" / name).parent.mkdir(parents=True)
+        (tmp_path / "run" / "checkpoints" / name).write_bytes(b"half")
+    save_tensors(store, {"a": torch.zeros(1)}, {"step": 3}, CheckpointConfig())
+    assert store.folders("checkpoints") == ["step-000003", "step-000009"], "a later one is written again"
 
 
 def test_checkpoints_of_some_age_stay(tmp_path: Path) -> None:
@@ -352,7 +363,11 @@ def test_full_disk_on_resume_keeps_recorded_metrics(tmp_path: Path, monkeypatch:
         with pytest.raises(OSError, match="No space left"):
             MetricsLogger(store, 3)
     assert [record["step"] for record in read_metrics(store)] == [1, 2, 3, 4, 5]
-    MetricsLogger(store, 3).append({"step": 4})
+    logger = MetricsLogger(store, 3)
+    logger.append({"step": 4})
+    logger._file = io.TextIOWrapper(io.FileIO("/dev/full", "a"), write_through=True)
+    with pytest.raises(InputError, match=r"metrics.jsonl: cannot write there \(No space left on device\)"):
+        logger.append({"step": 5})
     assert [record["step"] for record in read_metrics(store)] == [1, 2, 3, 4]
 
 

@@ -63,3 +63,11 @@ def test_tokens_are_even_where_samples_allow_it(quality: ModuleType) -> None:
     config = load_config("stage2", {"batch": 256, "workers": {"count": 8}})
     mean, most, _ = quality.token_imbalance(quality.stage2_manifest(config.lanes, 20), config, 8, 4)
     assert mean <= most <= 0.05
+
+
+def test_few_rows_are_drawn_as_without_lanes(quality: ModuleType) -> None:
+    """At the demo's sizes, where there are more lanes than rows of some tasks."""
+    lanes, first = (vars(quality.small_order(lanes, steps=300)) for lanes in (None, 0))
+    assert lanes["uneven"] <= 1 and first["uneven"] <= 1
+    assert lanes == pytest.approx(first, rel=0.02, abs=1)
+    assert lanes["pictures"] == pytest.approx(first["pictures"], rel=0.01)

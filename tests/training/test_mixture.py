@@ -13,12 +13,12 @@ import pytest
 
 from labeling.dataset import Dataset, open_store
 from model.inputs import InputError
-from training.config import SourceConfig
 from training.plan.manifest import Manifest
 from training.plan.mixture import build_manifest
 from training.plan.pinned_shards import ShardPin, Shards, bits_of
 from training.plan.streams import Stream
 from training.seeded_generator import SeededGenerator
+from training.source_config import SourceConfig
 
 SIZE = 64
 
@@ -133,7 +133,7 @@ def test_manifest_of_version_1_is_read_and_has_no_lanes(tmp_path: Path) -> None:
     for name, source in values["sources"].items():
         assert list(manifest.sources[name].shards) == [ShardPin(**shard) for shard in source["shards"]]
     assert [vars(stream) for stream in manifest.streams] == [
-        {"text": "stored", **stream} for stream in values["streams"]
+        {**vars(Stream("", "", 0, 0)), **stream} for stream in values["streams"]
     ]
     store.put("manifest.json", text.replace('"version":1', '"version":9').encode())
     with pytest.raises(InputError, match="the run's manifest has version 9; begin a new run"):
@@ -164,7 +164,7 @@ def test_masks_of_shards_are_those_of_their_pins() -> None:
     ("task", "expected"),
     [
         ("edgs", "unknown task 'edgs' (did you mean 'edges'?)"),
-        ("identity", "task 'identity' cannot be trained yet"),
+        ("hed", "no group 'latents-64-hed', which hed needs"),
         ("views", "a dataset of pictures, but task 'views' needs one of sets"),
         ("depth", "no group 'latents-64-depth', which depth needs"),
     ],

@@ -18,7 +18,7 @@ from training.config import TrainingConfig, load_config
 from training.dataloader import read_ahead
 from training.device import DeviceBatches
 from training.plan.manifest import Manifest
-from training.plan.mixture import build_manifest, with_text_encoder
+from training.plan.mixture import build_manifest, with_encoders
 from training.reader import PlanReader
 
 OLD = Path(__file__).parents[1] / "compatibility"
@@ -126,10 +126,10 @@ def test_resumed_run_keeps_its_text_encoder(folder: Path, monkeypatch: pytest.Mo
     weights = {"minilm": manifest.sources["views"].declarations[TEXT]["weights"]}
     weights |= {"moved": weights["minilm"], "changed": "0" * 32}
     monkeypatch.setattr("model.text.text_encoder_digest", weights.__getitem__)
-    assert with_text_encoder(manifest, config) == manifest
-    moved = with_text_encoder(manifest, config.model_copy(update={"text_encoder": "moved"}))
+    assert with_encoders(manifest, config) == manifest
+    moved = with_encoders(manifest, config.model_copy(update={"text_encoder": "moved"}))
     assert {source.declarations[TEXT]["parameters"]["encoder"] for source in moved.sources.values()} == {"moved"}
     with pytest.raises(InputError, match=r"^text_encoder changed: other weights than those of minilm, which the run"):
-        with_text_encoder(manifest, config.model_copy(update={"text_encoder": "changed"}))
+        with_encoders(manifest, config.model_copy(update={"text_encoder": "changed"}))
     stored = _config("stored", folder)
-    assert with_text_encoder(_manifest(stored), stored) == _manifest(stored)
+    assert with_encoders(_manifest(stored), stored) == _manifest(stored)

@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from labeling.dataset import Dataset, open_store, shards
+from labeling.registry import load_labeler
 from model.inputs import InputError
+from model.pictures import decode_picture
 from training.batch import Sample
 from training.config import TrainingConfig, load_config
 from training.dataloader import read_ahead
@@ -85,6 +87,37 @@ def test_degraded_pictures_have_the_size_of_the_latents(small_config: dict[str, 
     np.testing.assert_array_equal(_read(_reader(_config(small_config)), planned).latents, sample.latents)
     other = PlannedSample(**{**vars(planned), "degradation_seed": planned.degradation_seed + 1})
     assert not np.array_equal(_read(reader, other).latents[1], sample.latents[1])
+
+
+def test_stored_degraded_pictures_are_read_as_their_latents(
+    small_config: dict[str, Any], pictures_dataset: Path, write_group: Callable[..., None]
+) -> None:
+    source = {"dataset": str(pictures_dataset), "tasks": ["deblurring"], "degraded": "stored"}
+    config = _config(small_config, mixture={"pictures": source, "views": None})
+    with pytest.raises(InputError, match="no group 'latents-64-degraded-deblurring', which deblurring needs; make it"):
+        build_manifest(config.mixture, config.size)
+    degraded, latents = (load_labeler(name, {}) for name in ("degraded-deblurring", "latents-64-degraded-deblurring"))
+    degraded.load()
+    latents.load()
+    rows = []
+    for shard in ("000000", "000001"):
+        for row in Dataset(pictures_dataset).read("images", shard).to_pylist():
+            picture = degraded.label_row({"id": row["id"], "images.image": decode_picture(row["image"])})["picture"]
+            known = {"id": row["id"], "images.width": row["width"], "images.height": row["height"]}
+            rows.append(latents.label_row({**known, "degraded-deblurring.picture": picture}))
+    rows[5] = {"error": "no picture"}
+    shards, types = [[4, 4], [2, 2]], {field.name: field.type for field in latents.schema}
+    write_group(pictures_dataset, "latents-64-degraded-deblurring", shards, types, rows)
+    reader = _reader(config)
+    assert reader.threads == 1, "no picture is decoded"
+    planned = _first(reader, "deblurring")
+    sample = _read(reader, planned)
+    stored = _stored(pictures_dataset, "latents-64-degraded-deblurring", planned)["latent"]
+    np.testing.assert_array_equal(sample.latents[1].ravel(), np.array(stored, np.float16))
+    assert not sample.pictures and not np.array_equal(*sample.latents)
+    assert reader.manifest.streams[0].rows == 10, "row 3 has no prompt, and row 5 no stored picture"
+    assert "degraded" not in _config(small_config).fixed()["mixture"]["pictures"], "as runs of before have it"
+    assert config.fixed()["mixture"]["pictures"]["degraded"] == "stored"
 
 
 def test_views_alternate_with_their_rays(small_config: dict[str, Any], views_dataset: Path) -> None:
@@ -178,6 +211,32 @@ def test_changed_or_missing_shard_is_named(
         _read(reader, _first(reader, "edges"))
 
 
+def test_prompts_of_each_task_are_read_from_its_own_group(
+    small_config: dict[str, Any], pictures_dataset: Path, write_group: Callable[..., None]
+) -> None:
+    """Beside the group of all, which older datasets have, and where that is gone."""
+    config, dataset = _config(small_config), Dataset.open(pictures_dataset)
+    together = [sample for step in range(3) for pack in _reader(config).read(step, 0, 1).packs for sample in pack]
+    rows = list(dataset.rows("text"))
+    kind = {"entries": dataset.read("text", "000000").schema.field("entries").type}
+    for task in ("text2image", "edges", "segmentation", "deblurring"):
+        entries = [[entry for entry in row["entries"] if entry["task"] in ("", task)] for row in rows]
+        write_group(pictures_dataset, f"text-{task}", [[4, 4], [2, 2]], kind, [{"entries": each} for each in entries])
+    shutil.rmtree(pictures_dataset / "text-edges")
+    manifest = build_manifest(config.mixture, config.size)
+    used = {"text2image": "text-text2image", "edges": "text", "segmentation": "text-segmentation"}
+    assert {stream.task: stream.text_group for stream in manifest.streams} == {**used, "deblurring": "text-deblurring"}
+    apart = [
+        s for step in range(3) for pack in PlanReader(manifest, config, "dct").read(step, 0, 1).packs for s in pack
+    ]
+    for one, other in zip(together, apart, strict=True):
+        assert (one.task, one.noise_seed) == (other.task, other.noise_seed)
+        np.testing.assert_array_equal(one.text, other.text)
+    shutil.rmtree(pictures_dataset / "text")
+    with pytest.raises(InputError, match="no group 'text-edges', which edges needs; make it with `label`"):
+        build_manifest(config.mixture, config.size)
+
+
 def test_shard_whose_row_groups_end_elsewhere_has_changed(small_config: dict[str, Any], pictures_dataset: Path) -> None:
     """Its content is the same, and the row that the plan names is another."""
     config = _config(small_config)
@@ -192,9 +251,10 @@ def test_shard_whose_row_groups_end_elsewhere_has_changed(small_config: dict[str
 
 
 def test_row_group_is_of_the_content_that_is_pinned(
-    small_config: dict[str, Any], pictures_dataset: Path, write_group: Callable[..., None]
+    small_config: dict[str, Any], pictures_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A group that is read by row groups is opened anew for each, and may be replaced between two of them."""
+    _forget_sizes(pictures_dataset, monkeypatch)
     reader = _reader(_config(small_config))
     planned = _first(reader, "deblurring")
     _read(reader, planned)
@@ -207,6 +267,45 @@ def test_row_group_is_of_the_content_that_is_pinned(
     other = PlannedSample(**{**vars(planned), "row_group": 1 - planned.row_group, "row": 0})
     with pytest.raises(InputError, match=r"images/00000\d.parquet: changed since the run began"):
         _read(reader, other)
+
+
+def _forget_sizes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Store pictures as before footers had their sizes."""
+    dataset = Dataset.open(place)
+    with monkeypatch.context() as before:
+        before.setattr(shards, "sizes_text", lambda *_: None)
+        for shard in dataset.shard_names:
+            footer, table = dataset.footer("images", shard), dataset.read("images", shard)
+            shards.write_shard(dataset.store, "images", shard, table, footer.row_groups, footer.recipe, footer.content)
+
+
+def test_pictures_are_read_alone_and_as_before_where_footers_do_not_say_their_places(
+    small_config: dict[str, Any], pictures_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _config(small_config, reader={"cache_mb": 1})
+    rows: list[int] = []
+    original = Dataset.read
+
+    def counted(self: Dataset, group: str, *arguments: Any, **options: Any) -> pa.Table:
+        table = original(self, group, *arguments, **options)
+        rows.append(table.num_rows * (group == "images"))
+        return table
+
+    def steps() -> list[Sample]:
+        reader = PlanReader(build_manifest(config.mixture, config.size), config)
+        with monkeypatch.context() as reading:
+            reading.setattr(Dataset, "read", counted)
+            return [sample for step in range(4) for pack in reader.read(step, 0, 1).packs for sample in pack]
+
+    alone, read_alone = steps(), sum(rows)
+    _forget_sizes(pictures_dataset, monkeypatch)
+    together = steps()
+    assert read_alone == 0 < sum(rows)
+    assert any(sample.pictures for sample in alone)
+    for one, other in zip(alone, together, strict=True):
+        assert one.pictures.keys() == other.pictures.keys()
+        for frame, picture in one.pictures.items():
+            np.testing.assert_array_equal(picture, other.pictures[frame])
 
 
 def test_open_shards_are_limited_by_their_memory(small_config: dict[str, Any]) -> None:
@@ -300,9 +399,9 @@ def test_reader_keeps_as_many_shards_open_as_its_lanes_have() -> None:
     """A third of what the system allows the process, which it asks for: in a process of its own."""
     code = """
 import resource, sys
-from training.reader import _allow_files
+from training.size_cache import allow_files
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, int(sys.argv[1])))
-print(_allow_files(4096), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+print(allow_files(4096), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 """
     for hard, expected in ((1000, "333 1000"), (16384, "4096 12288")):
         command = [sys.executable, "-c", code, str(hard)]

@@ -23,6 +23,8 @@ from labeling.dataset import open_store
 from model.inputs import InputError
 from model.inputs.yaml_files import to_yaml
 from pipelines.cli.app import app
+from pipelines.jobs.log import log_lines
+from pipelines.jobs.status import find_attempt
 from training.batch import StepBatch
 from training.checkpoint import load_checkpoint, load_training, whole_checkpoints
 from training.config import load_config
@@ -231,6 +233,47 @@ def test_damaged_checkpoint_is_named_and_failed_save_ends_run(
     )
     assert "back to step 28; removed step-000030" in result.output and "continuing from step 28" in result.output
     assert whole_checkpoints(open_store(run))[-2:] == [28, 30], "the good one stays"
+    first, second = _training(whole[0], 30), _training(run, 30)
+    assert first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_refused_start_leaves_nothing(
+    whole: tuple[Path, TrainingResult, list[Any]], shared_config: dict[str, Any], tmp_path: Path
+) -> None:
+    """From the command line: no folder of the run, and none of those that it lies in."""
+    config, run = tmp_path / "run.yaml", tmp_path / "runs" / "mine"
+    for words, changes, options in (
+        ("no whole checkpoint 'step-000500'", {}, ["--from-checkpoint", "step-000500"]),
+        ("leaves none for validation", {"validation": {"share": 1e-6}}, []),
+        ("a model with hidden_size 48", {"model": {"hidden_size": 96}, "initialize": str(whole[0])}, []),
+    ):
+        config.write_text(to_yaml({**_merged(shared_config, **changes), "base": "debug"}))
+        result = CliRunner().invoke(app, ["train", str(config), "--run", str(run), *options])
+        assert isinstance(result.exception, InputError) and words in str(result.exception), result.output
+        assert not (tmp_path / "runs").exists()
+
+
+def test_job_file_goes_back_to_a_checkpoint_once(
+    whole: tuple[Path, TrainingResult, list[Any]],
+    shared_config: dict[str, Any],
+    tmp_path: Path,
+    shared_ray: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From `submit`: the steps after it are done again, and not once more by the next attempt."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    run, job = tmp_path / "run", tmp_path / "job.yaml"
+    shutil.copytree(whole[0], run)
+    values = {"kind": "train", "config": "debug", "run": str(run), "overrides": shared_config}
+    job.write_text(to_yaml({**values, "from_checkpoint": "step-000028"}))
+    logs = []
+    for _ in range(2):
+        sent = CliRunner().invoke(app, ["submit", str(job)], catch_exceptions=False)
+        logs.append(list(log_lines(find_attempt(sent.stdout.split()[-1]), follow=True)))
+    assert "train: back to step 28; removed step-000030" in logs[0]
+    assert any(line.startswith("train: 2 steps in") for line in logs[0]), logs[0]
+    assert "train: finished already, at step 30" in logs[1][len(logs[0]) :]
+    assert not any("back to step" in line for line in logs[1][len(logs[0]) :])
     first, second = _training(whole[0], 30), _training(run, 30)
     assert first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 

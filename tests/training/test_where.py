@@ -9,13 +9,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from labeling.dataset import Dataset, open_store, select_rows
+from labeling.dataset import Dataset, Store, open_store, select_rows
 from model.inputs import InputError
-from training.config import SourceConfig, TrainingConfig, load_config
+from training.config import TrainingConfig, load_config
 from training.plan.manifest import Manifest
 from training.plan.mixture import build_manifest
 from training.plan.step_plan import Plan
-from training.run import _check_same, _prepare
+from training.run import _check_same, _pin, _write
+from training.source_config import SourceConfig
 
 SIZE, SHARDS = 64, [[4, 4], [2, 2]]
 SCORES = [0.1, 0.9, 0.5, 0.8, None, 0.7, 0.2, 0.95, 0.6, 0.3, 0.45, 0.4]
@@ -61,20 +62,27 @@ def test_run_draws_exactly_the_selected_rows(scored: Path) -> None:
     assert manifest.sources["pictures"].selection == facts
 
 
+def prepare(config: TrainingConfig, store: Store, resumes: bool) -> Manifest:
+    """Begin a run, or go on with it, as far as its manifest and configuration are concerned."""
+    manifest = _pin(config, store, resumes)
+    _write(config, store, None if resumes else manifest)
+    return manifest
+
+
 def test_resumed_run_keeps_its_rows(scored: Path, tmp_path: Path, write_group: Callable[..., None]) -> None:
     store = open_store(tmp_path / "run")
-    begun = _prepare(config(scored), store, resumes=False)
+    begun = prepare(config(scored), store, resumes=False)
     write_group(scored, "quality", SHARDS, {"score": pa.float32()}, [{"score": 0.0}] * 12)
     with pytest.raises(InputError, match=r"where 'quality.score > 0.4 .*' is true of none of its 12 rows"):
         build_manifest(config(scored).mixture, SIZE)
-    resumed = _prepare(config(scored), store, resumes=True)
+    resumed = prepare(config(scored), store, resumes=True)
     assert resumed == begun
     assert resumed.sources["pictures"].selection == begun.sources["pictures"].selection is not None
 
 
 def test_another_condition_is_another_run(scored: Path, tmp_path: Path) -> None:
     store = open_store(tmp_path / "run")
-    _prepare(config(scored), store, resumes=False)
+    prepare(config(scored), store, resumes=False)
     with pytest.raises(InputError, match=r"was begun with mixture.pictures.where .*quality.score > 0.4"):
         _check_same(config(scored, where="images.width > 460"), store)
 

@@ -45,8 +45,12 @@ def checkpoint_name(step: int) -> str:
 
 def whole_checkpoints(store: Store) -> list[int]:
     """Steps of a run's whole checkpoints, ascending."""
-    folders = [(int(match[1]), name) for name in store.folders(FOLDER) if (match := _NAME.fullmatch(name))]
-    return [step for step, name in sorted(folders) if store.exists(f"{FOLDER}/{name}/{STATE}")]
+    return [step for step in _folder_steps(store) if store.exists(f"{checkpoint_name(step)}/{STATE}")]
+
+
+def _folder_steps(store: Store) -> list[int]:
+    """Steps of the folders of checkpoints, whole or not, ascending."""
+    return sorted(int(match[1]) for name in store.folders(FOLDER) if (match := _NAME.fullmatch(name)))
 
 
 def load_state(store: Store, step: int) -> dict[str, Any]:
@@ -121,9 +125,14 @@ def remove_checkpoint(store: Store, step: int) -> None:
 def prune_checkpoints(store: Store, step: int, keep: int, keep_hours: float) -> None:
     """Remove the checkpoints before that of `step` but the newest (`keep`, with it) and that of step 0.
 
+    What a process that was killed left of one, while it wrote or removed it, goes too.
     keep_hours: one stays for every so many hours besides, by the times in state.json; 0 keeps none for its age.
     """
-    older = [before for before in whole_checkpoints(store) if 0 < before < step]
+    whole = whole_checkpoints(store)
+    for before in _folder_steps(store):
+        if before < step and before not in whole:
+            remove_checkpoint(store, before)
+    older = [before for before in whole if 0 < before < step]
     stay = set(older[-(keep - 1) :]) if keep > 1 else set()
     if keep_hours and len(older) > len(stay):
         kept_at: datetime | None = None

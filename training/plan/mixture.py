@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from labeling.dataset import (
+    IMAGES,
     RECIPE_FIELDS,
     TEXT,
     Dataset,
@@ -19,43 +20,51 @@ from labeling.dataset import (
     ShardInfo,
     entry_columns,
     select_rows,
+    text_group,
 )
 from model.conditions import CONTENT_COLUMNS
 from model.inputs import InputError
-from model.prompts import RAYS, Task, find_task
-from training.config import SourceConfig, TrainingConfig
+from model.pictures import aspect_bucket
+from model.prompts import Task, find_task
+from training.config import TrainingConfig
 from training.plan.manifest import Manifest, SourcePin, counted
 from training.plan.pinned_shards import ShardPin, Shards, bits_of
-from training.plan.streams import CAPTION, Stream
+from training.plan.streams import CAPTION, ITEM, SUBJECT, Stream
+from training.source_config import SourceConfig
+
+if TYPE_CHECKING:
+    pass
 
 _READ_THREADS = 16
+_SIDES = ["latent_height", "latent_width"]
 
 
 def build_manifest(
-    mixture: Mapping[str, SourceConfig], size: int, lanes: int = 128, text_encoder: str | None = None
+    mixture: Mapping[str, SourceConfig],
+    size: int,
+    lanes: int = 128,
+    text_encoder: str | None = None,
+    codec: str | None = None,
 ) -> Manifest:
     """Pin the shards of a mixture and count the rows eligible for each task.
 
-    lanes, text_encoder: as `TrainingConfig` has them.
+    lanes, text_encoder, codec: as `TrainingConfig` has them.
 
     A row is eligible when nothing that the task needs of it is in error, it has a prompt for the task, its boxes,
     segmentation or pose show something, its picture was not removed at the source, and its source's `where` is true of
-    it. Raises InputError for an unknown task, a group or shards that are not there, parts made with different codecs or
+    it; for a task with references its pictures must be several, of one size, all captioned, and a subject's named.
+    Raises InputError for an unknown task, a group or shards that are not there, parts made with different codecs or
     text encoders, a condition that selects no row, and a mixture without a single eligible row.
     """
     sources: dict[str, SourcePin] = {}
     streams: list[Stream] = []
     for name, source in mixture.items():
-        own = [
-            Stream(name, task, weight, source.size or size, text=source.text) for task, weight in source.tasks.items()
-        ]
         dataset = Dataset.open(source.dataset)
+        own = [with_text_group(Stream.of(name, source, task, size), dataset) for task in source.tasks]
         for stream in own:
             _check_task(find_task(stream.task), dataset)
         sources[name] = _pin(dataset, own, source.where)
-        if source.text == "online":
-            assert text_encoder is not None
-            sources[name].declarations[TEXT] = _online_text(text_encoder)
+        sources[name].declarations.update(_online(source, own[0].latents, text_encoder, codec))
         streams += counted(sources, own)
     if not any(stream.rows for stream in streams):
         raise InputError(f"no row of {', '.join(s.dataset for s in mixture.values())} is eligible for any of the tasks")
@@ -63,11 +72,18 @@ def build_manifest(
     return Manifest(sources, streams, lanes)
 
 
+def with_text_group(stream: Stream, dataset: Dataset) -> Stream:
+    """The stream with the group that its stored prompts are in: that of its task, or the one of all where only that is
+    there."""
+    group = text_group(stream.task)
+    if stream.text == "online" or (dataset.declaration(group) is None and dataset.declaration(TEXT) is not None):
+        return stream
+    return replace(stream, text_group=group)
+
+
 def _check_task(task: Task, dataset: Dataset) -> None:
     """Raise InputError for a task that cannot be trained, or that needs another kind of dataset."""
-    if task.condition is None and task.name != "text2image":
-        raise InputError(f"task {task.name!r} cannot be trained yet; take it out of the mixture")
-    needed = "sets" if task.condition == RAYS else "pictures"
+    needed = "sets" if task.is_of_sets else "pictures"
     if dataset.kind != needed:
         raise InputError(f"{dataset.uri}: a dataset of {dataset.kind}, but task {task.name!r} needs one of {needed}")
 
@@ -127,14 +143,16 @@ def _pin_shard(
             raise InputError(f"{dataset.uri}/{group}/{shard}: row groups unlike the other groups'; label it again")
     without_error = {group: _without_error(dataset, group, shard, footer) for group, footer in footers.items()}
     sets = dataset.has_sets
-    prompts = _prompted(dataset, shard, sets) if any(stream.text == "stored" for stream in streams) else []
+    prompted = {stream.text_group for stream in streams if stream.text == "stored"}
+    prompts = {group: _prompted(dataset, group, shard, sets) for group in prompted}
     captioned = _captioned(dataset, shard, sets) if any(stream.text == "online" for stream in streams) else []
+    referring = _referring(dataset, shard) if any(find_task(stream.task).references for stream in streams) else []
     eligible: dict[str, str | None] = {}
     views: list[int] = []
     for stream in streams:
         mask = np.logical_and.reduce([without_error[group] for group in stream.groups])
         stored = stream.text == "stored"
-        mask &= np.array([stream.task in tasks for tasks in prompts] if stored else captioned, bool)
+        mask &= np.array([stream.task in tasks for tasks in prompts[stream.text_group]] if stored else captioned, bool)
         mask[dataset.removed_rows(shard)] = False
         if selection:
             mask &= selection.mask(shard)
@@ -143,9 +161,16 @@ def _pin_shard(
             column = dataset.read(label, shard, [CONTENT_COLUMNS[label]])[CONTENT_COLUMNS[label]]
             mask &= np.array([len(value) > 0 if value.is_valid else False for value in column], bool)
         if sets:
-            column = dataset.read(stream.latents, shard, ["latent_height"])["latent_height"]
-            views = [len(value) if value.is_valid else 0 for value in column]
-            mask &= np.array(views) > 0
+            shapes = _shapes(dataset, shard, stream)
+            views = [len(each) for each in shapes]
+            mask &= np.array(views, int) > 0
+            if find_task(stream.task).references:
+                # Frames of a sample have one size.
+                mask &= np.array([len(set(each)) == 1 < len(each) for each in shapes], bool)
+                mask &= np.array(referring, bool)
+        if stream.task == SUBJECT:
+            named = dataset.read(SUBJECT, shard, [ITEM])[ITEM].to_pylist()
+            mask &= np.array([bool(row) and all(row) for row in named], bool)
         eligible[stream.key] = bits_of(mask)
     content = {group: footer.content for group, footer in footers.items()}
     return ShardPin(shard, row_groups, content, eligible, views)
@@ -159,9 +184,9 @@ def _without_error(dataset: Dataset, group: str, shard: str, footer: Footer) -> 
     return np.array([not value.is_valid for value in errors], bool)
 
 
-def _prompted(dataset: Dataset, shard: str, sets: bool) -> list[set[str]]:
+def _prompted(dataset: Dataset, group: str, shard: str, sets: bool) -> list[set[str]]:
     """For each row the tasks it has a prompt for (of a set: that its first view has); embeddings are not read."""
-    rows = dataset.read(TEXT, shard, entry_columns(sets, "task"))["entries"].to_pylist()
+    rows = dataset.read(group, shard, entry_columns(sets, "task"))["entries"].to_pylist()
     firsts = [(row[0] if row else None) if sets else row for row in rows]
     return [{entry["task"] for entry in entries or ()} for entries in firsts]
 
@@ -172,27 +197,63 @@ def _captioned(dataset: Dataset, shard: str, sets: bool) -> list[bool]:
     return [(row[0] if row else None) is not None if sets else row is not None for row in rows]
 
 
-def _online_text(encoder: str) -> dict[str, Any]:
-    """What the group `text` would declare, had it the embeddings that are made when they are used."""
-    from model.text import text_encoder_digest
+def _shapes(dataset: Dataset, shard: str, stream: Stream) -> list[list[tuple[int, int]]]:
+    """Of each set of a shard the sizes of its pictures as they are encoded."""
+    online = stream.pictures == "online"
+    group, names = (IMAGES, ["width", "height"]) if online else (stream.latents, ["latent_width", "latent_height"])
+    sides = [column.to_pylist() for column in dataset.read(group, shard, names).columns]
+    shapes = [list(zip(*pair, strict=True)) if pair[0] else [] for pair in zip(*sides, strict=True)]
+    return (
+        [[aspect_bucket(width, height, stream.size) for width, height in each] for each in shapes] if online else shapes
+    )
 
-    weights = text_encoder_digest(encoder)
-    return {"labeler": TEXT, "version": 1, "parameters": {"encoder": encoder}, "weights": weights}
+
+def _referring(dataset: Dataset, shard: str) -> list[bool]:
+    """For each set whether all of its pictures have a caption, which prompts with references are built of."""
+    rows = dataset.read(CAPTION, shard, [CAPTION])[CAPTION].to_pylist()
+    return [bool(row) and None not in row for row in rows]
 
 
-def with_text_encoder(manifest: Manifest, config: TrainingConfig) -> Manifest:
-    """The manifest of a run that goes on, with the text encoder at its address now. Raises InputError for another."""
+def _online(
+    source: SourceConfig, latents: str, text_encoder: str | None, codec: str | None
+) -> dict[str, dict[str, Any]]:
+    """Group → what it would declare, had it the embeddings or latents that are made when they are used.
+
+    latents: the group that would have those of pictures.
+    """
+    declared = {}
+    if source.text == "online":
+        from model.text import text_encoder_digest
+
+        assert text_encoder is not None
+        declared[TEXT] = _declaration(TEXT, "encoder", text_encoder, text_encoder_digest(text_encoder))
+    if source.latents == "online":
+        from model.codecs import codec_digest
+
+        assert codec is not None
+        declared[latents] = _declaration("latents", "codec", codec, codec_digest(codec))
+    return declared
+
+
+def _declaration(labeler: str, parameter: str, value: str, weights: str) -> dict[str, Any]:
+    return {"labeler": labeler, "version": 1, "parameters": {parameter: value}, "weights": weights}
+
+
+def with_encoders(manifest: Manifest, config: TrainingConfig) -> Manifest:
+    """The manifest of a run that goes on, with its encoders at their addresses now. Raises InputError for others."""
     sources = dict(manifest.sources)
     for name, source in sources.items():
-        if config.mixture[name].text == "online":
-            assert config.text_encoder is not None
-            before, now = source.declarations[TEXT], _online_text(config.text_encoder)
-            if now["weights"] != before["weights"]:
+        latents = next(stream.latents for stream in manifest.streams if stream.source == name)
+        now = _online(config.mixture[name], latents, config.text_encoder, config.codec)
+        for group, declaration in now.items():
+            key, parameter = ("text_encoder", "encoder") if group == TEXT else ("codec", "codec")
+            before = source.declarations[group]
+            if declaration["weights"] != before["weights"]:
                 raise InputError(
-                    f"text_encoder {config.text_encoder}: other weights than those of "
-                    f"{before['parameters']['encoder']}, which the run was begun with; restore them, or begin a new run"
+                    f"{key} {declaration['parameters'][parameter]}: other weights than those of "
+                    f"{before['parameters'][parameter]}, which the run was begun with; restore them, or begin a new run"
                 )
-            sources[name] = replace(source, declarations={**source.declarations, TEXT: now})
+        sources[name] = replace(source, declarations={**source.declarations, **now})
     return replace(manifest, sources=sources)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.constants import SIZE_STEP
-from model.prompts import RAYS, find_task
+from model.prompts import EDITING, find_task
 from training.config import ObjectiveConfig
 from training.plan.first_version import FirstPlan
 from training.plan.lanes import LaneOrder
@@ -23,16 +23,20 @@ from training.plan.planned_sample import Leveled, PlannedSample, StepSizes
 from training.plan.task_order import TaskOrder
 from training.recent import Recent
 from training.seeded_generator import SeededGenerator, as_uniforms, indexed_words
+from training.source_config import views_of_sample
 
 # What each of a sample's random words decides. The levels of a set come from a generator of its own.
 _CAPTION, _DEGRADATION, _NOISE, _VIEWS, _KNOWS, _KNOWN, _LEVEL = range(7)
-_WORDS = 8
+_WORDS, _LEAST_WORDS = 8, 4
 _NORMAL = NormalDist()
 
 
 @dataclass(frozen=True, eq=False)
 class _Drawn:
-    """Of all samples of a step, (batch,) each. uniforms: (batch, _WORDS); frames_in_loss: of each."""
+    """All samples of a step, (batch,) each. uniforms: (batch, _WORDS).
+
+    knows: whether some frames are known; drops: whether the condition is pure noise.
+    """
 
     streams: NDArray[np.int64]
     positions: NDArray[np.int64]
@@ -41,6 +45,7 @@ class _Drawn:
     lanes: NDArray[np.int64]
     frames: NDArray[np.int64]
     knows: NDArray[np.bool_]
+    drops: NDArray[np.bool_]
 
 
 class Plan:
@@ -59,9 +64,14 @@ class Plan:
             for stream, first_turn in zip(self._streams, first_turns, strict=True)
         ]
         self.tasks = TaskOrder([stream.weight for stream in self._streams], seed, batch)
-        conditions = [find_task(stream.task).condition for stream in self._streams]
-        self._sets = np.array([condition == RAYS for condition in conditions])
-        self._frames = np.array([1 + (condition is not None) for condition in conditions])
+        kinds = [find_task(stream.task) for stream in self._streams]
+        self._sets = np.array([task.is_of_sets for task in kinds])
+        self._refers = np.array([task.references > 0 for task in kinds])
+        self._frames = np.array([1 + (task.condition is not None) for task in kinds])  # of each picture of a sample
+        self._views = np.array(
+            [views_of_sample(stream.task, stream.views, objective.views) for stream in self._streams], np.int64
+        )
+        self._dropouts = np.array([stream.condition_dropout for stream in self._streams])
         self._frame_tokens = np.array([(stream.size // SIZE_STEP) ** 2 for stream in self._streams], np.int64)
         self._steps: Recent[_Drawn] = Recent(2)
 
@@ -71,39 +81,43 @@ class Plan:
 
     def sample(self, index: int) -> PlannedSample:
         """The sample of that number in the run."""
-        step, place = divmod(index, self.batch)
-        return self.draw(step, [place])[0][0]
+        step, position = divmod(index, self.batch)
+        return self.draw(step, [position])[0][0]
 
     def sizes(self, step: int) -> StepSizes:
         """What every worker has to know of a step."""
         drawn = self._steps.get(step, self._draw_step)
         tokens = drawn.frames * self._frame_tokens[drawn.streams]
         known = int(drawn.knows.sum())  # one frame of a pair
-        for place in np.flatnonzero(drawn.knows & self._sets[drawn.streams]).tolist():
-            known += int(self._set_levels(drawn, step, place)[1].sum()) - 1
+        for position in np.flatnonzero(drawn.knows & self._sets[drawn.streams]).tolist():
+            known += int(self._set_levels(drawn, step, position)[1].sum()) - 1
         return StepSizes(tokens, int(drawn.frames.sum()) - known, drawn.lanes)
 
-    def draw(self, step: int, places: Sequence[int]) -> list[Leveled]:
-        """The samples of a step at these places, with noise levels."""
+    def draw(self, step: int, positions: Sequence[int]) -> list[Leveled]:
+        """The samples of a step at these positions, with noise levels."""
         drawn = self._steps.get(step, self._draw_step)
-        chosen = np.array(places, np.int64)
-        streams, positions = drawn.streams[chosen], drawn.positions[chosen]
-        found = np.empty((4, len(chosen)), np.int64)  # shard, row group, row, views
+        chosen = np.array(positions, np.int64)
+        streams, draws = drawn.streams[chosen], drawn.positions[chosen]
+        locations = np.empty((4, len(chosen)), np.int64)  # shard, row group, row, views
         for stream in np.unique(streams).tolist():
             here = np.flatnonzero(streams == stream)
-            found[:, here] = self._rows[stream].at(positions[here])
+            locations[:, here] = self._rows[stream].at(draws[here])
         uniforms, words = drawn.uniforms[chosen], drawn.words[chosen]
         dropped = (uniforms[:, _CAPTION] < self.objective.caption_dropout).tolist()
         seeds = (words[:, [_DEGRADATION, _NOISE]] >> np.uint64(1)).tolist()
         sigmas, known = self._pair_levels(uniforms, drawn.knows[chosen])
+        sigmas[drawn.drops[chosen], 1] = 1.0
         frames = drawn.frames[chosen].tolist()
         leveled = []
-        for number, (place, stream, at) in enumerate(zip(places, streams.tolist(), found.T.tolist(), strict=True)):
+        for number, (position, stream, at) in enumerate(
+            zip(positions, streams.tolist(), locations.T.tolist(), strict=True)
+        ):
             views: tuple[int, ...] = ()
             levels, knows = sigmas[number, : frames[number]], known[number, : frames[number]]
             if self._sets[stream]:
-                levels, knows, views = self._draw_set(drawn, step, place, at[3])
-            index = step * self.batch + place
+                levels, knows = self._set_levels(drawn, step, position)
+                views = self._draw_views(stream, step * self.batch + position, at[3], len(levels))
+            index = step * self.batch + position
             planned = PlannedSample(
                 index=index,
                 stream=self._numbers[stream],
@@ -131,11 +145,16 @@ class Plan:
             here = np.flatnonzero(streams == stream)
             lanes[here] = self._rows[stream].lane(positions[here])
             if self._sets[stream]:
-                most = np.minimum(self._rows[stream].at(positions[here])[3], self.objective.max_views)
-                least = np.minimum(self.objective.min_views, most)
-                frames[here] = 2 * (least + (uniforms[here, _VIEWS] * (most - least + 1)).astype(np.int64))
-        knows = (uniforms[:, _KNOWS] < self.objective.known_frame_share) & (frames > 1)
-        return _Drawn(streams, positions, words, uniforms, lanes, frames, knows)
+                most = np.minimum(self._rows[stream].at(positions[here])[3], self._views[stream, 1])
+                least = np.minimum(self._views[stream, 0], most)
+                pictures = least + (uniforms[here, _VIEWS] * (most - least + 1)).astype(np.int64)
+                frames[here] = self._frames[stream] * pictures
+        drops = np.zeros(self.batch, bool)
+        if self._dropouts.any():
+            drawn = as_uniforms(indexed_words((self.seed, "conditions"), first, self.batch, _LEAST_WORDS))[:, 0]
+            drops = (drawn < self._dropouts[streams]) & (frames > 1)
+        knows = (uniforms[:, _KNOWS] < self.objective.known_frame_share) & (frames > 1) & ~drops
+        return _Drawn(streams, positions, words, uniforms, lanes, frames, knows, drops)
 
     def _pair_levels(
         self, uniforms: NDArray[np.float64], knows: NDArray[np.bool_]
@@ -144,20 +163,25 @@ class Plan:
         known = np.stack([uniforms[:, _KNOWN] < 0.5, uniforms[:, _KNOWN] >= 0.5], axis=1) & knows[:, None]
         return self._sigmas(uniforms[:, _LEVEL : _LEVEL + 2], known), known
 
-    def _draw_set(
-        self, drawn: _Drawn, step: int, place: int, available: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_], tuple[int, ...]]:
-        """((F,) noise levels, (F,) which frames are known, views) of a sample of a set with so many views."""
-        levels, known = self._set_levels(drawn, step, place)
-        order = SeededGenerator(self.seed, "views", step * self.batch + place).permutation(available)
-        return levels, known, tuple(order[: len(known) // 2].tolist())
+    def _draw_views(self, stream: int, index: int, available: int, frames: int) -> tuple[int, ...]:
+        """Which pictures of a set a sample shows, in order; the image that others are references of comes first."""
+        generator = SeededGenerator(self.seed, "views", index)
+        if self._streams[stream].task == EDITING:  # the set's first picture is the one that was edited
+            return 1 + int(generator.permutation(available - 1)[0]), 0
+        return tuple(generator.permutation(available)[: frames // int(self._frames[stream])].tolist())
 
-    def _set_levels(self, drawn: _Drawn, step: int, place: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        frames, generator = int(drawn.frames[place]), SeededGenerator(self.seed, "set", step * self.batch + place)
+    def _set_levels(self, drawn: _Drawn, step: int, position: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        frames, generator = int(drawn.frames[position]), SeededGenerator(self.seed, "set", step * self.batch + position)
         uniforms, known = generator.uniforms(frames), np.zeros(frames, bool)
-        while drawn.knows[place] and (not known.any() or known.all()):
+        stream = int(drawn.streams[position])
+        if drawn.knows[position] and self._refers[stream]:  # references are made of no image
+            known[1:] = True
+        while drawn.knows[position] and (not known.any() or known.all()):
             known = generator.uniforms(frames) < 0.5
-        return self._sigmas(uniforms, known), known
+        levels = self._sigmas(uniforms, known)
+        if drawn.drops[position]:
+            levels[1 :: self._frames[stream]] = 1.0  # of a set with cameras, the rays
+        return levels, known
 
     def _sigmas(self, uniforms: NDArray[np.float64], known: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Noise levels, logit-normal and shifted as in `training.objective`; 0 of known frames."""

@@ -149,7 +149,11 @@ class LocalStore:
         path = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.tmp")
         try:
             with explained(str(self.root / name)):
-                path.write_bytes(content)
+                try:
+                    path.write_bytes(content)
+                except FileNotFoundError:  # the folder was empty, and another job that ended took it away
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(content)
             yield path
         finally:
             path.unlink(missing_ok=True)  # left behind where the disk is full
@@ -190,6 +194,21 @@ class LocalStore:
 
     def delete_tree(self, prefix: str) -> None:
         shutil.rmtree(self.root / prefix, ignore_errors=True)
+
+    @contextmanager
+    def without_empty_folders(self, names: Iterable[str]) -> Iterator[None]:
+        made = [
+            folder
+            for name in names
+            for folder in ((self.root / name).absolute(), *(self.root / name).absolute().parents)
+            if not folder.exists()
+        ]
+        try:
+            yield
+        finally:
+            for folder in sorted(set(made), key=lambda folder: -len(folder.parts)):
+                with suppress(OSError):  # it was not made, or holds something
+                    folder.rmdir()
 
     def open(self, name: str) -> pa.NativeFile:
         import pyarrow as pa

@@ -11,7 +11,7 @@ import mimetypes
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -230,6 +230,19 @@ class S3Store:
     def delete_tree(self, prefix: str) -> None:
         for name in self.walk(prefix):
             self.delete(f"{prefix}/{name}".strip("/"))
+        self._abort_uploads(prefix)
+
+    def _abort_uploads(self, prefix: str) -> None:
+        """Forget the parts of uploads that nobody ended: no listing shows them, and they are paid for."""
+        from botocore.exceptions import ClientError
+
+        folder = self.key(prefix)
+        with explained(self.uri), suppress(ClientError):  # who may write may not list them; some servers cannot
+            pages = self.client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self.bucket, Prefix=f"{folder}/" if folder else ""
+            )
+            for upload in [upload for page in pages for upload in page.get("Uploads", ())]:
+                self.client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
     def open(self, name: str) -> pa.NativeFile:
         with self.explained(name):
@@ -240,6 +253,9 @@ class S3Store:
 
     def arrow(self) -> tuple[fs.FileSystem, str]:
         return self._arrow, f"{self.bucket}/{self.key('')}".rstrip("/")
+
+    def without_empty_folders(self, names: Iterable[str]) -> AbstractContextManager[None]:
+        return nullcontext()  # it has none
 
     @contextmanager
     def explained(self, name: str) -> Iterator[None]:

@@ -50,7 +50,7 @@ class Store(Protocol):
         """Files directly in the folder `prefix` whose names begin so, by base name. An absent folder is empty."""
 
     def listing(self, prefix: str = "", begins: str = "") -> Iterator[tuple[str, Entry]]:
-        """The same one after another, in any order."""
+        """Files as `files` gives them, one after another and in any order."""
 
     def folders(self, prefix: str = "") -> list[str]:
         """Sub-folders directly in the folder `prefix`, by base name, sorted."""
@@ -105,6 +105,9 @@ class Store(Protocol):
 
     def delete_tree(self, prefix: str) -> None:
         """Remove everything below `prefix`."""
+
+    def without_empty_folders(self, names: Iterable[str]) -> AbstractContextManager[None]:
+        """Where folders, or those they lie in, are made within it and are empty at its end, they go."""
 
     def open(self, name: str) -> pa.NativeFile:
         """Random access for pyarrow readers. Raises FileNotFoundError."""

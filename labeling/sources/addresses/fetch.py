@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from time import time
@@ -17,12 +19,16 @@ from labeling.sources.addresses.hosts import DeadHost, DeadHosts, Host
 from labeling.sources.addresses.network import AddressCheck, PrivateAddress, resolve
 from labeling.sources.addresses.policy import FetchPolicy
 from labeling.sources.addresses.robots import forbidding
+from labeling.sources.addresses.sharing import HostShares, Shares
 from labeling.sources.addresses.urls import SCHEMES
 from model.inputs import one_line
 
 REDIRECTS = 5
 LONGEST_WAIT = 30.0  # seconds that a Retry-After may ask for; who asks for more is not asked again
 LONGEST_URL = 8192
+PACE = 0.05  # seconds between two exchanges of connections to hosts
+HEARD_SECONDS = 10.0  # after which a process says that it lives
+MOST = 256  # hosts that are asked for at once
 NAME_THREADS = 32  # that look up names, which blocks
 _CHUNK = 1 << 16
 _REDIRECTED = (301, 302, 303, 307, 308)
@@ -70,9 +76,11 @@ def is_transient(reason: str) -> bool:
 class Fetcher:
     """Fetches lists of addresses by a policy; it remembers hosts that do not answer from one list to the next."""
 
-    def __init__(self, policy: FetchPolicy) -> None:
+    def __init__(self, policy: FetchPolicy, shares: Shares | None = None) -> None:
+        """shares: of connections to hosts, where others fetch at the same time."""
         self.policy = policy
         self._dead = DeadHosts()
+        self._shares = shares or HostShares(policy.host_connections)
 
     def fetch_all(self, urls: Sequence[str], take: Callable[[int, bytes], T], threads: int = 1) -> list[T | Failure]:
         """What `take` makes of the bytes of each address, or why there are none; in the order of `urls`.
@@ -80,7 +88,7 @@ class Fetcher:
         take: called with the position and the bytes, in one of some threads. Bodies that wait for it are at most as
         many as connections, so a slow `take` slows the fetching down instead of filling the memory.
         """
-        return asyncio.run(_Run(self.policy, self._dead, urls, take, threads).all())
+        return asyncio.run(_Run(self.policy, self._dead, self._shares, urls, take, threads).all())
 
 
 class _Run:
@@ -90,14 +98,19 @@ class _Run:
         self,
         policy: FetchPolicy,
         dead: DeadHosts,
+        shares: Shares,
         urls: Sequence[str],
         take: Callable[[int, bytes], Any],
         threads: int,
     ) -> None:
         self.policy, self.urls, self.take, self.dead, self.threads = policy, urls, take, dead, threads
+        self.shares = shares
         self.check = AddressCheck(policy.networks)
         self.hosts: dict[str, Host] = {}
-        self.slots = asyncio.Semaphore(policy.connections)  # each holds at most one body
+        self.bodies = asyncio.Semaphore(policy.connections)  # each holds at most one body
+        self.trading = asyncio.Event()  # whether there is something to ask for, or to give back
+        self.over = False
+        self.name = secrets.token_hex(8)
         self.session: Any = None
         self.decoders: ThreadPoolExecutor | None = None
 
@@ -119,7 +132,7 @@ class _Run:
         self.decoders = ThreadPoolExecutor(self.threads + 1)  # while some decode, one hands over
         try:
             connector = aiohttp.TCPConnector(
-                limit=0,  # the slots of the hosts and of this run are the limits
+                limit=0,  # the connections of the hosts and the bodies of this run are the limits
                 resolver=CheckedResolver(),
                 ttl_dns_cache=60,
                 socket_factory=check.open_socket,
@@ -145,10 +158,53 @@ class _Run:
         most = max(Counter(url.partition("://")[2].partition("/")[0] for url in self.urls).values(), default=0)
         return max(self.policy.shard_seconds, 2 * most / self.policy.host_rate)
 
+    async def _trade(self) -> None:
+        """Ask for connections to hosts, and give them back, until the list is fetched."""
+        loop = asyncio.get_running_loop()
+        waiting: list[str] = []  # hosts that more connections are wanted to; those asked in vain are the last
+        try:
+            while not self.over:
+                with suppress(TimeoutError):
+                    wanting = any(host.wanted for host in self.hosts.values())
+                    await asyncio.wait_for(self.trading.wait(), PACE if wanting else HEARD_SECONDS)
+                self.trading.clear()
+                for host in self.hosts.values():
+                    host.give_back()
+                wanting_now = {name for name, host in self.hosts.items() if host.wanted}
+                waiting = [name for name in waiting if name in wanting_now]
+                waiting += sorted(wanting_now.difference(waiting))
+                held = {name: host.held for name, host in self.hosts.items() if host.held}
+                room = self.policy.connections - sum(held.values())
+                asked = {name: min(self.hosts[name].wanted, self.policy.host_connections) for name in waiting[:MOST]}
+                grant = await loop.run_in_executor(None, self.shares.exchange, self.name, held, asked, room)
+                for name, host in self.hosts.items():
+                    host.contested = name in grant.contested
+                    if name in grant.connections:
+                        host.grant(grant.connections[name])
+                waiting = [*waiting[MOST:], *waiting[:MOST]]
+                await asyncio.sleep(PACE)
+        finally:
+            self.shares.exchange(self.name, {}, {}, 0)
+
     async def _all_within(self, seconds: float) -> list[Any]:
+        trade = asyncio.create_task(self._trade())
+        try:
+            return await self._fetched_within(seconds, trade)
+        finally:
+            self.over = True  # and it is not canceled: `wait_for` of Python 3.11 may lose that
+            self.trading.set()
+            await asyncio.gather(trade, return_exceptions=True)
+
+    async def _fetched_within(self, seconds: float, trade: asyncio.Task[None]) -> list[Any]:
         tasks = [asyncio.create_task(self._one(index, url)) for index, url in enumerate(self.urls)]
         if tasks:
-            await asyncio.wait(tasks, timeout=seconds)
+            done = asyncio.ensure_future(asyncio.wait(tasks, timeout=seconds))
+            await asyncio.wait({done, trade}, return_when=asyncio.FIRST_COMPLETED)
+            if trade.done():  # nobody would get a connection any more
+                done.cancel()
+                for task in tasks:
+                    task.cancel()
+                trade.result()
         unfinished = [task for task in tasks if not task.done()]
         for task in unfinished:
             task.cancel()
@@ -178,23 +234,25 @@ class _Run:
         for _ in range(REDIRECTS + 1):
             parsed = _parsed(url)
             host = self._host(parsed.host.rstrip("."))
-            slot = False
-            try:
-                async with host.turn():
-                    await self.slots.acquire()
-                    slot = True
+            async with host.turn():
+                await self.bodies.acquire()
+                try:
                     body, location = await self._ask(host, parsed)
+                except BaseException:
+                    self.bodies.release()
+                    raise
+            try:
                 if location is None:
                     return await asyncio.get_running_loop().run_in_executor(self.decoders, self.take, index, body)
             finally:
-                if slot:
-                    self.slots.release()
+                self.bodies.release()
             url = location
         raise _Refused(f"more than {REDIRECTS} redirects")
 
     def _host(self, name: str) -> Host:
         if name not in self.hosts:
-            self.hosts[name] = Host(name, self.policy.host_connections, self.policy.host_rate, self.dead)
+            rate = self.policy.host_rate / self.policy.host_connections
+            self.hosts[name] = Host(name, rate, self.dead, self.trading.set)
         return self.hosts[name]
 
     async def _ask(self, host: Host, url: Any) -> tuple[bytes, str | None]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 FAILURES = 20  # in a row, without an answer between them, after which a host is taken for dead
@@ -37,28 +37,82 @@ class DeadHosts:
 class Host:
     """One host, as one event loop talks to it.
 
-    connections: at once; rate: requests per second, 0 for no limit.
+    rate: requests per second of each connection that it holds, 0 for no limit;
+    wake: called when more connections are wanted, or some are left over.
     """
 
-    def __init__(self, name: str, connections: int, rate: float, dead: DeadHosts) -> None:
+    def __init__(self, name: str, rate: float, dead: DeadHosts, wake: Callable[[], None]) -> None:
         self.name = name
-        self._slots = asyncio.Semaphore(connections)
-        self._interval = 1 / rate if rate else 0.0
+        self.held = 0  # connections
+        self.contested = False  # whether other processes want those
+        self._busy = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._rate = rate
         self._next = 0.0  # time.monotonic() of the next request
         self._failures = 0
         self._dead = dead
+        self._wake = wake
+
+    @property
+    def wanted(self) -> int:
+        """How many more connections could be used."""
+        return len(self._waiting)
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         """Wait until a request may be sent. Raises DeadHost."""
         self._check()
-        async with self._slots:
+        if self._busy < self.held and not self._waiting:
+            self._busy += 1
+        else:
+            await self._wait()
+        try:
             while (wait := self._next - time.monotonic()) > 0:
                 await asyncio.sleep(wait)
                 self._check()
             self._check()
-            self._next = max(self._next, time.monotonic() + self._interval)
+            if self._rate:
+                self._next = max(self._next, time.monotonic()) + 1 / (self._rate * max(1, self.held))
             yield
+        finally:
+            self._busy -= 1
+            if not self.contested:
+                self._serve()
+            if self._busy < self.held:
+                self._wake()
+
+    def grant(self, connections: int) -> None:
+        """There are more connections."""
+        self.held += connections
+        self._serve()
+        if self._busy < self.held:  # who waited for it has gone
+            self._wake()
+
+    def give_back(self) -> None:
+        """Let go of the connections that nobody uses."""
+        self.held = self._busy
+
+    async def _wait(self) -> None:
+        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(mine)
+        self._wake()
+        try:
+            await mine
+        except asyncio.CancelledError:
+            if mine.done() and not mine.cancelled():
+                self._busy -= 1
+                self._serve()
+            elif mine in self._waiting:
+                self._waiting.remove(mine)
+            raise
+
+    def _serve(self) -> None:
+        """Let those who wait have the connections that nobody uses."""
+        while self._waiting and self._busy < self.held:
+            mine = self._waiting.popleft()
+            if not mine.done():
+                self._busy += 1
+                mine.set_result(None)
 
     def pause(self, seconds: float) -> None:
         """Send nothing for so long, as the host has asked."""

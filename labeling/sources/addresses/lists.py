@@ -86,8 +86,8 @@ def _suffix(name: str) -> str:
 
 
 def _usual(file: ListFile, usual: Sequence[str]) -> str:
-    """The column of a file that has the first of some usual names, in any case; "" without one."""
-    by_name = {name.lower(): name for name in reversed(file.columns)}
+    """The column of a file that has the first of some usual names, in any case and with blanks; "" without one."""
+    by_name = {name.strip().lower().replace(" ", "_"): name for name in reversed(file.columns)}
     return next((by_name[name] for name in usual if name in by_name), "")
 
 

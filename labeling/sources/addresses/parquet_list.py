@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labeling.dataset import Store, digest_json
-from labeling.sources.addresses.rows import Cut, Row, RowRange
+from labeling.sources.addresses.rows import BadRow, Cut, Row, RowRange
+from labeling.sources.facts import rows_of
 from model.inputs import InputError, one_line
 
 BATCH_ROWS = 1024  # decoded at once
+LONGEST_REASON = 200  # characters
 
 
 class ParquetList:
@@ -37,7 +39,7 @@ class ParquetList:
                     for group in groups
                 ]
                 return parquet.schema_arrow, [group.num_rows for group in groups], sizes
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, OSError) as error:
             raise InputError(f"{self.address} cannot be read ({one_line(error)}); is all of it there?") from None
 
     @property
@@ -74,16 +76,29 @@ class ParquetList:
         with self.store.open(self.name) as opened:
             # Buffered columns are read on as rows are asked for; else pyarrow holds whole row groups.
             parquet = pq.ParquetFile(opened, buffer_size=1 << 20)
-            for batch in parquet.iter_batches(BATCH_ROWS, row_groups=groups):
-                dropped = min(skip, batch.num_rows)
+            for batch in self._batches(parquet, groups):
+                dropped = min(skip, len(batch))
                 skip -= dropped
-                waiting += batch.slice(dropped).to_pylist()
+                waiting += batch[dropped:]
                 while left and len(waiting) >= left[0].rows:
                     count = left.pop(0).rows
                     yield waiting[:count]
                     waiting = waiting[count:]
                 if not left:
                     return
+
+    def _batches(self, parquet: pq.ParquetFile, groups: Sequence[int]) -> Iterator[list[Row]]:
+        """The rows of row groups; those that a damaged one does not give have that as their reason."""
+        for index in groups:
+            missing = self._metadata[1][index]
+            try:
+                for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[index]):
+                    missing -= batch.num_rows
+                    yield list(rows_of(batch))
+            except InputError:  # of the store, and no fault of the rows
+                raise
+            except (pa.ArrowException, OSError, ValueError) as error:
+                yield [BadRow(f"cannot be read from its table ({one_line(error, LONGEST_REASON)})")] * missing
 
 
 def _chunks(group: Any) -> Iterator[Any]:

@@ -23,12 +23,12 @@ MAX_MIB = 32.0
 class FetchPolicy:
     """What the fetching of a list keeps to.
 
-    connections: at once in each process; host_connections: at once to one host, in each process; host_rate: requests
-    per second to one host in each process, 0 for no limit; connect_seconds, read_seconds: without a connection, without
-    a byte; total_seconds: of one try; retries: further tries after a transient failure; max_bytes: of one file;
-    directives: of X-Robots-Tag that refuse a file; token: the name under which such headers may address this program;
-    contact: mail or web address, told to the servers; networks: private ones that may be fetched from, as 10.1.0.0/16;
-    shard_seconds: after which what is left of a shard is given up.
+    connections: at once in each process; host_connections: at once to one host, of all processes of an ingest together;
+    host_rate: requests per second to one host of all together, 0 for no limit; connect_seconds, read_seconds: without
+    a connection, without a byte; total_seconds: of one try; retries: further tries after a transient failure;
+    max_bytes: of one file; directives: of X-Robots-Tag that refuse a file; token: the name under which such headers may
+    address this program; contact: mail or web address, told to the servers; networks: private ones that may be fetched
+    from, as 10.1.0.0/16; shard_seconds: after which what is left of a shard is given up.
     """
 
     connections: int = CONNECTIONS
@@ -87,19 +87,6 @@ class FetchPolicy:
     def user_agent(self) -> str:
         """The User-Agent that servers are told."""
         return f"{self.token}/1 ({self.contact})" if self.contact else f"{self.token}/1"
-
-    def shared_by(self, processes: int) -> FetchPolicy:
-        """The policy of one of several processes, so that all of them together keep to the limits for a host.
-
-        Each process may have at least one connection to a host.
-        """
-        from dataclasses import replace
-
-        return replace(
-            self,
-            host_connections=max(1, self.host_connections // processes),
-            host_rate=self.host_rate / processes,
-        )
 
 
 def check_networks(texts: Sequence[str]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from labeling.dataset import IMAGE_SCHEMA, IMAGES, REJECTED, REJECTED_SCHEMA, Da
 from labeling.sources.addresses.fetch import Failure, Fetcher, is_transient
 from labeling.sources.addresses.policy import FetchPolicy
 from labeling.sources.addresses.rows import BadRow, Row
+from labeling.sources.addresses.sharing import Shares
 from labeling.sources.addresses.urls import public_form
 from labeling.sources.facts import Described, Naming, describe, plain_value, storable
 from labeling.sources.ingest import Limits, same_bytes, write_images, write_pictures
@@ -57,12 +58,16 @@ class _Picture:
 
 @dataclass(frozen=True)
 class Making:
-    """How rows become pictures. threads: that decode, in a process of which the job has only one."""
+    """How rows become pictures.
+
+    threads: that decode, in a process of which the job has only one; shares: of connections to hosts, hashable.
+    """
 
     columns: Columns
     limits: Limits
     policy: FetchPolicy
     threads: int = 1
+    shares: Shares | None = None
 
 
 def write_rows(dataset: Dataset, shard: str, listed: Sequence[ListedRow], making: Making, shard_recipe: str) -> None:
@@ -116,14 +121,14 @@ def _fetch(listed: Sequence[ListedRow], making: Making) -> list[_Picture | Failu
         return _Picture(identity, len(raw), row)
 
     urls = {index: url for index, one in enumerate(listed) if (url := _address(one.row, columns))}
-    fetched = iter(_fetcher(making.policy).fetch_all(list(urls.values()), take, making.threads))
+    fetched = iter(_fetcher(making.policy, making.shares).fetch_all(list(urls.values()), take, making.threads))
     return [next(fetched) if index in urls else Failure(_no_address(one.row)) for index, one in enumerate(listed)]
 
 
 @lru_cache(maxsize=1)
-def _fetcher(policy: FetchPolicy) -> Fetcher:
+def _fetcher(policy: FetchPolicy, shares: Shares | None) -> Fetcher:
     """The fetcher of this process, which remembers hosts that do not answer."""
-    return Fetcher(policy)
+    return Fetcher(policy, shares)
 
 
 def reject_rows(dataset: Dataset, shard: str, reasons: Mapping[str, str]) -> int:

@@ -38,6 +38,12 @@ class SeparatedValues:
     def __init__(self, delimiter: str) -> None:
         self.delimiter = delimiter
 
+    def as_in(self, start: bytes) -> SeparatedValues:
+        """The form of a file of which the first line has other delimiters, as spreadsheets of many countries write."""
+        first = start.partition(b"\n")[0].decode("latin-1")
+        others = max(";\t|", key=first.count)
+        return self if self.delimiter in first or others not in first else SeparatedValues(others)
+
     def columns(self, start: bytes) -> tuple[list[str], int]:
         raw, fields = next(((raw, fields) for raw, fields in self._parse(io.BytesIO(start)) if fields), (b"", []))
         if not fields:

@@ -10,7 +10,7 @@ from typing import Any
 
 from labeling.dataset import Store, digest_json
 from labeling.sources.addresses.rows import Cut, Row, RowRange
-from labeling.sources.addresses.text_forms import TEXT_FORMS
+from labeling.sources.addresses.text_forms import TEXT_FORMS, SeparatedValues, TextForm
 from model.inputs import InputError
 
 
@@ -20,13 +20,22 @@ class TextList:
     def __init__(self, store: Store, name: str) -> None:
         self.store, self.name = store, name
         self.address = f"{store.uri}/{name}"
-        self.form = TEXT_FORMS[name[name.rindex(".") :].lower()]
+
+    @cached_property
+    def _head(self) -> bytes:
+        with self.store.open(self.name) as opened:
+            return bytes(opened.read(1 << 16))
+
+    @cached_property
+    def form(self) -> TextForm:
+        """How rows lie in the lines."""
+        form = TEXT_FORMS[self.name[self.name.rindex(".") :].lower()]
+        return form.as_in(self._head) if isinstance(form, SeparatedValues) else form
 
     @cached_property
     def _start(self) -> tuple[list[str], int]:
         """Columns, and the bytes before the first row."""
-        with self.store.open(self.name) as opened:
-            start = opened.read(1 << 16)
+        start = self._head
         if start.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise InputError(f"{self.address}: in UTF-16; save the list in UTF-8")
         mark = 3 if start.startswith(b"\xef\xbb\xbf") else 0

@@ -49,6 +49,40 @@ def test_part_of_what_is_wanted_is_not_taken_for_all(tmp_path: Path, monkeypatch
     assert b"".join(parts) == (bytes(range(100)) * 50)[7:][: sum(map(len, parts))]
 
 
+@pytest.mark.parametrize("sets", [False, True])
+def test_pictures_are_read_alone(tmp_path: Path, sets: bool) -> None:
+    """Whatever their size, also where some are missing, and damage of one is told."""
+    store = open_store(tmp_path)
+    data = [b"a" * 3_000_000, None, b"", b"bc", b"d" * 70_000, b"e"]
+    rows = [data[:2], [], data[2:5], data[5:]] if sets else data
+    kind = pa.list_(pa.binary()) if sets else pa.binary()
+    table = pa.table({"id": [str(row) for row in range(len(rows))], "image": pa.array(rows, kind)})
+    groups = [2, 1, 1] if sets else [1, 3, 2]
+    write_shard(store, "images", "000000", table, groups, "recipe")
+    file = ArrayFile(store, "images", "000000")
+    assert file.pictures and not file.latents and not file.entries
+    places = [(row, view) for row, views in enumerate(rows) for view in range(len(views))] if sets else None
+    for number, (row, view) in enumerate(places or [(row, 0) for row in range(len(rows))]):
+        if not data[number]:
+            with pytest.raises(IndexError):
+                file.pictures.value(row, view)
+            continue
+        value = file.pictures.value(row, view)
+        target = np.empty(file.pictures.sizes[value], np.uint8)
+        read_arrays([Want(file, int(file.pictures.starts[value]), target)])
+        assert target.tobytes() == data[number]
+    with pytest.raises(IndexError):
+        file.pictures.value(0, 2)
+    assert shards.is_stored_as_now(store, "images", "000000")
+    content = bytearray((tmp_path / "images" / "000000.parquet").read_bytes())
+    content[int(file.pictures.starts[4]) + 5] ^= 1
+    (tmp_path / "images" / "000000.parquet").write_bytes(content)
+    damaged = ArrayFile(store, "images", "000000")
+    target = np.empty(70_000, np.uint8)
+    with pytest.raises(InputError, match=f"row group {1 if sets else 2}: damaged"):
+        read_arrays([Want(damaged, int(damaged.pictures.starts[4]), target)])  # type: ignore[union-attr]
+
+
 def test_rows_of_a_large_row_group_are_read_alone(tmp_path: Path) -> None:
     rows = 20_010  # more than Parquet puts on a page by itself
     numbers = (np.arange(rows * 16) % 1000).astype(np.float16)

@@ -14,7 +14,19 @@ import pyarrow.parquet as pq
 import pytest
 from s3_proxy import s3_proxy
 
-from labeling.dataset import Dataset, Footer, FooterTable, IndexLog, ShardInfo, index, lease, open_store, write_shard
+from labeling.dataset import (
+    Dataset,
+    Footer,
+    FooterTable,
+    IndexLog,
+    ShardInfo,
+    footer_batches,
+    index,
+    lease,
+    open_store,
+    write_shard,
+)
+from model.inputs import InputError
 
 SHARDS = [f"{number:06d}" for number in range(10)]
 
@@ -39,8 +51,8 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(shard)
         return read_footer(store, group, shard, listed)  # type: ignore[arg-type]
 
-    read_footer = index.read_footer
-    monkeypatch.setattr(index, "read_footer", read)
+    read_footer = footer_batches.read_footer
+    monkeypatch.setattr(footer_batches, "read_footer", read)
     return names
 
 
@@ -63,6 +75,24 @@ def test_large_footer_takes_a_second_read(s3: str, tmp_path: Path) -> None:
     table = pa.table({f"column {number}": [1] * 500 for number in range(4)})
     write_shard(store, "wide", "000000", table, [1] * 500, "recipe")
     assert Dataset(store.uri).footer("wide", "000000").row_groups == [1] * 500
+
+
+def test_footers_of_very_many_shards_are_read_by_several_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = make(str(tmp_path))
+    alone = dataset.footers("edges")
+    monkeypatch.setattr(footer_batches, "BATCH", 3)
+    monkeypatch.setattr(footer_batches, "MANY", 2)
+    monkeypatch.setattr(footer_batches.os, "sched_getaffinity", lambda _: {0, 1})
+    here = unread(monkeypatch)
+    assert dataset.footers("edges") == alone and not here
+    (tmp_path / "edges" / "000004.parquet").write_bytes(b"no shard")
+    with pytest.raises(InputError, match=r"edges/000004\.parquet: not a Parquet file"):
+        dataset.footers("edges")
+    (tmp_path / "edges" / "000004.parquet").unlink()
+    monkeypatch.setattr(footer_batches, "_STARTS", "raise SystemExit")  # as one that was killed
+    assert set(dataset.footers("edges")) == set(SHARDS) - {"000004"} and set(here) == set(SHARDS) - {"000004"}
 
 
 def test_only_changed_footers_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

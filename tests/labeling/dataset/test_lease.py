@@ -93,6 +93,17 @@ def test_refused_job_gives_back_what_it_held(store: Store) -> None:
         assert not store.files("boxes", "running")
 
 
+def test_job_that_makes_nothing_leaves_no_folder(tmp_path: Path) -> None:
+    dataset = open_store(tmp_path / "new" / "dataset")
+    with pytest.raises(InputError, match="refused"), lease(dataset, ["edges", "boxes"]):
+        raise InputError("refused")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "new" / "dataset" / "edges").mkdir(parents=True)
+    with lease(dataset, ["edges", "boxes", "depth"]):
+        dataset.put("depth/000000.parquet", b"")
+    assert {path.name for path in (tmp_path / "new" / "dataset").iterdir()} == {"edges", "depth"}
+
+
 @pytest.mark.parametrize("dead", [False, True])
 def test_concurrent_leases_keep_one_job(store: Store, dead: bool) -> None:
     """Also where they find the lease of a dead job."""

@@ -11,6 +11,7 @@ import pytest
 from labeling.dataset import Dataset, ShardInfo, evaluate, select_rows, write_shard
 from labeling.dataset.sql import Tables
 from model.inputs import InputError
+from pipelines.query import query
 
 SHARDS, ROWS = 25, 4000  # 10⁵ rows
 CONDITIONS = (
@@ -106,6 +107,36 @@ def test_missing_labels_are_null(tmp_path: Path) -> None:
     selection = select_rows(Dataset.open(dataset.uri), "quality.sharpness >= 0")
     assert [int(selection.mask(shard).sum()) for shard in dataset.shard_names] == [0, 1000, 0]
     assert select_rows(dataset, "quality.sharpness is null").rows == 2000
+
+
+def test_rows_on_s3_are_those_on_disk(s3: str, tmp_path: Path) -> None:
+    wheres = ["quality.sharpness >= 0.3", "quality.sharpness is null", "octet_length(images.image) > 1"]
+    found = []
+    for uri in (f"{s3}/{tmp_path.name}", tmp_path / "dataset"):
+        dataset = Dataset(uri)
+        for number in range(4):
+            ids = pa.array([f"{number}{row:04d}" for row in range(1000)])
+            write(dataset, "images", f"{number:06d}", {"id": ids, "image": pa.array([b"--"] * 1000)})
+            if number != 2:  # whose shard is missing
+                sharpness = pa.array(np.linspace(0, 1, 1000), pa.float32())
+                write(dataset, "quality", f"{number:06d}", {"id": ids, "sharpness": sharpness})
+        dataset.describe("pictures", [ShardInfo(f"{number:06d}", 1000) for number in range(4)], [])
+        found.append([select_rows(Dataset.open(dataset.uri), where) for where in wheres])
+    assert [one.rows for one in found[0]] == [2100, 1000, 4000]
+    assert [one.fingerprint for one in found[0]] == [one.fingerprint for one in found[1]]
+    for sql, first in (
+        ("select count(*), sum(quality.sharpness) from rows where quality.sharpness >= 0.3", 2100),
+        ("select count(*) from rows where quality.sharpness is null", 1000),
+        ("select count(*), sum(sharpness) from quality where id > '3'", 1000),
+        ("select images.id from rows where quality.sharpness > 0.99 limit 1", "00990"),
+        ("select count(q.id) from images i left join quality q on i.id = q.id", 3000),
+        ("select count(*) from rows", 4000),
+    ):
+        answers = []
+        for uri in (f"{s3}/{tmp_path.name}", str(tmp_path / "dataset")):
+            with query(uri, sql) as given:
+                answers.append(list(given.rows))
+        assert answers[0] == answers[1] and answers[0][0][0] == first, sql
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from labeling.dataset import Dataset, open_store
+from labeling.dataset.storage import S3Store
 from labeling.dataset.storage.errors import explained
 from model.inputs import InputError
 
@@ -66,3 +67,15 @@ def test_stream_is_written_whole_or_not_at_all(place: str, tmp_path: Path, s3: s
             store.put_stream(name, breaks(), 21 << 20)
     assert {name: entry.size for name, entry in store.walk().items()} == {"empty": 0, "file": 21 << 20}
     assert not list(tmp_path.rglob(".*"))
+
+
+def test_parts_of_an_upload_that_nobody_ended_go_with_its_folder(s3: str) -> None:
+    """As a process leaves them that is killed while it uploads."""
+    store = open_store(f"{s3}/uploads")
+    assert isinstance(store, S3Store)
+    for key in ("uploads/step-1/shard", "uploads/step-12/shard"):
+        upload = store.client.create_multipart_upload(Bucket="lab", Key=key)
+        store.client.upload_part(Bucket="lab", Key=key, UploadId=upload["UploadId"], PartNumber=1, Body=b"half")
+    store.delete_tree("step-1")
+    left = store.client.list_multipart_uploads(Bucket="lab", Prefix="uploads/")["Uploads"]
+    assert [upload["Key"] for upload in left] == ["uploads/step-12/shard"]

@@ -9,8 +9,10 @@ from skimage import data
 from tiny_networks import save_yolos
 
 import pipelines
-from labeling.declaration import declare
+from labeling.dataset import Dataset
+from labeling.declaration import declare, is_same
 from labeling.labeler import RowError
+from labeling.plan import choose_labelers
 from labeling.registry import load_labeler
 from labeling.run import label_rows, label_table
 from model.inputs import InputError
@@ -136,3 +138,17 @@ def test_second_look_with_a_margin_finds_what_fills_the_picture(name, kind):
     assert kind in result["names"] and "margin" not in declare(make())["parameters"]
     for box in result["boxes"]:
         assert 0 <= box["x0"] < box["x1"] <= width and 0 <= box["y0"] < box["y1"] <= height
+
+
+def test_new_groups_look_twice_and_those_of_before_stay_as_they_are(tmp_path):
+    stored = Dataset.open(Path(__file__).parents[2] / "compatibility" / "dataset")
+    new = Dataset(tmp_path / "new")
+    new.describe("pictures", [], [])
+
+    def margin(dataset, **given):
+        return choose_labelers(dataset, ["boxes"], {"boxes": given})["boxes"].parameters.margin
+
+    assert margin(stored) == 0 and stored.declaration("boxes") is not None
+    assert (margin(new), margin(new, margin=0.0), margin(new, model="owner/detector")) == (0.2, 0, 0)
+    found = choose_labelers(stored, ["boxes"], {})["boxes"]
+    assert is_same(stored.declaration("boxes"), declare(found))

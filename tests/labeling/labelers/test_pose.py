@@ -60,6 +60,13 @@ def test_each_person_box_gives_one_person_inside(labeler, two):
     assert len(make(people=1).label_row(row(two, PERSON, shifted))["keypoints"]) == 1
 
 
+def test_three_people_are_three_poses_where_the_boxes_show_them(labeler):
+    three = np.concatenate([data.astronaut()[:, :400]] * 3, axis=1)
+    boxes = [(left + PERSON[0], PERSON[1], left + PERSON[2], PERSON[3]) for left in (0, 400, 800)]
+    people = labeler.label_row(row(three, *boxes))["keypoints"]
+    assert np.abs(np.array(sorted(at(person, NOSE)[0] for person in people)) - (224, 624, 1024)).max() < 25
+
+
 def test_person_in_two_boxes_counts_once(labeler):
     near = tuple(value + 4 for value in PERSON)
     assert len(labeler.label_row(row(data.astronaut(), PERSON, near))["keypoints"]) == 1

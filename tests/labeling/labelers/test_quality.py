@@ -62,6 +62,63 @@ def test_models_by_name_give_their_scores_and_batches_what_single_rows_give(tmp_
             assert one == pytest.approx(other, abs=1e-5)
 
 
+def test_columns_come_with_what_is_asked_for_and_labels_of_before_stay_fresh(tmp_path):
+    plain = load_labeler("quality", {})
+    assert {"watermark", "text_share"}.isdisjoint(plain.schema.names)
+    assert set(declare(plain)["parameters"]) == {"aesthetic", "nsfw", "unsafe", "dtype"}
+    torch.manual_seed(0)
+    save_classifier(tmp_path, ["no watermark", "Watermark", "not watermarked", "text"])
+    labeler = load_labeler("quality", {"watermark": str(tmp_path)})
+    labeler.load()
+    assert labeler._classes("watermark") == [1]
+    (row,) = label_rows(labeler, rows()[:1])
+    assert 0 < row["watermark"] < 1 and row["nsfw"] is None and "text_share" not in row
+    assert load_labeler("quality", {}).schema == plain.schema
+
+
+def write(picture, words, scale):
+    """The picture with lines of words on it, and the share of it that their boxes cover."""
+    picture, covered = picture.copy(), np.zeros(picture.shape[:2], bool)
+    for number, word in enumerate(words):
+        thick = max(1, round(2 * scale))
+        (width, height), _ = cv2.getTextSize(word, cv2.FONT_HERSHEY_SIMPLEX, scale, thick)
+        left, bottom = 20, 60 + round(number * height * 2.5)
+        cv2.putText(picture, word, (left, bottom), cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), thick + 3)
+        cv2.putText(picture, word, (left, bottom), cv2.FONT_HERSHEY_SIMPLEX, scale, (20, 20, 20), thick)
+        covered[bottom - height : bottom, left : left + width] = True
+    return picture, float(covered.mean())
+
+
+def test_text_share_is_that_of_words_written_on_photographs():
+    labeler = load_labeler("quality", {"text": True})
+    labeler.load()
+    found, true = [], []
+    for photograph in (data.chelsea(), data.coffee(), data.astronaut()[100:, 300:]):
+        clean = labeler.label_row({"id": "a", "images.image": photograph})["text_share"]
+        assert clean < 0.01
+        for words, scale in ((["(c) 2026 Stock"], 0.8), (["SALE TODAY", "half price"], 1.1)):
+            picture, share = write(photograph, words, scale)
+            found.append(labeler.label_row({"id": "a", "images.image": picture})["text_share"])
+            true.append(share)
+    ratios = np.array(found) / np.array(true)
+    assert ratios.min() > 0.6 and ratios.max() < 2.0
+    assert "rapidocr-onnxruntime" in labeler.model and len(declare(labeler)["weights"]) == 32
+
+
+def test_packaged_network_finds_photographs_decent():
+    labeler = load_labeler("quality", {"nsfw": "packaged"})
+    labeler.load()
+    for photograph in (data.astronaut(), data.chelsea(), data.coffee(), data.rocket()):
+        row = labeler.label_row({"id": "a", "images.image": photograph})
+        assert 0 <= row["nsfw"] < 0.2 and row["aesthetic"] is None
+
+
+def test_weights_that_are_not_installed_are_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="only its weights are needed: pip install --no-deps rapidocr-onnxruntime"):
+        load_labeler("quality", {"text": True}).load()
+
+
 def test_model_without_unsafe_classes_is_told_in_one_line(tmp_path):
     save_classifier(tmp_path, ["cat", "dog"])
     with pytest.raises(InputError, match=r"quality.unsafe: the model's classes are cat, dog; name some"):

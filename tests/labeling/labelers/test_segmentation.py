@@ -198,3 +198,18 @@ def test_only_labels_by_grabcut_have_a_new_version(labeler, tmp_path):
 def test_box_of_a_pixel_is_no_error(labeler):
     result = label_rows(labeler, [row(data.coffee()[:24, :24], ((3, 3, 4, 4), "crumb"), ((0, 0, 2, 1), "dust"))])[0]
     assert result["error"] is None
+
+
+def test_class_that_a_crowd_hides_is_not_named(labeler, monkeypatch):
+    picture = data.astronaut()
+    masks = {(0, 0, 512, 512): np.ones((512, 512), bool)}  # a car, and people before nearly all of it
+    for column in range(4):
+        person = np.zeros((512, 512), bool)
+        person[:, 128 * column : 128 * (column + 1)] = True
+        masks[(128 * column, 0, 128 * column + 128, 511)] = person
+    masks[(384, 0, 512, 511)][0] = False  # a hundred pixels of the car are left
+    monkeypatch.setattr(labeler, "_object", lambda _picture, corners: masks[tuple(corners)])
+    boxes = [dict(zip(("x0", "y0", "x1", "y1"), corners, strict=True)) for corners in masks]
+    row = {"id": "a", "images.image": picture, "boxes.boxes": boxes, "boxes.names": ["car", *["horse"] * 4]}
+    label = labeler.label_row(row)
+    assert label["names"] == ["horse"] and set(np.unique(decode_gray(label["mask"]))) <= {0, 1}

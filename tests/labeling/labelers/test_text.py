@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from labeling.registry import load_labeler
+from labeling.registry import default_groups, load_labeler
 from labeling.run import label_rows, label_table
 from model.inputs import InputError
 from model.text import load_text_encoder
@@ -81,3 +81,30 @@ def test_tasks_without_stored_prompts_are_refused():
         load_labeler("text", {"tasks": ["identity"]})
     with pytest.raises(InputError, match="no such folder"):
         load_labeler("text", {"encoder": "/missing/t5"}).weights_digest()
+
+
+def test_group_of_a_task_has_its_prompts_alone(labeler):
+    alone = load_labeler("text-segmentation", {})
+    assert set(alone.reads) == {"caption.caption", "segmentation.names", "segmentation.colors"}
+    alone.load()
+    assert alone._encoder is labeler._encoder, "loaded once"
+    entries = alone.label([ROW])[0]["entries"]
+    together = {entry["task"]: entry for entry in labeler.label([ROW])[0]["entries"]}
+    assert [entry["task"] for entry in entries] == ["", "segmentation"]
+    for entry in entries:
+        np.testing.assert_array_equal(entry["embedding"], together[entry["task"]]["embedding"])
+        assert len(entry["embedding"]) == entry["tokens"] * 384, "without padding"
+    assert alone.parameters == load_labeler("text-segmentation", {"tasks": ["depth", "segmentation"]}).parameters
+    with pytest.raises(InputError, match=r"text-dept: tasks: .*unknown task 'dept' \(did you mean 'depth'\?\)"):
+        load_labeler("text-dept", {})
+    with pytest.raises(InputError, match=r"^text-depth: has prompts of depth, which text.tasks leaves out"):
+        load_labeler("text-depth", {"tasks": ["pose"]})
+
+
+def test_text_stands_for_a_group_of_each_task_that_rows_serve():
+    repairs = ["text-deblurring", "text-inpainting", "text-upscaling"]
+    assert default_groups("text", ["images", "text"]) == ["text-text2image", *repairs]
+    assert default_groups("text", ["depth", "hed", "text"]) == ["text-text2image", *repairs, "text-depth", "text-hed"]
+    assert default_groups("text", ["depth"], tasks=["edges", "edges"]) == ["text-edges"]
+    assert default_groups("text", ["depth"], sets=True) == ["text-views"]
+    assert default_groups("text", ["images", "text"], declared=["images", "text"]) == ["text"]

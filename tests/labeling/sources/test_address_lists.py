@@ -108,6 +108,27 @@ def test_separated_values_keep_odd_rows_or_say_what_is_wrong(tmp_path: Path) -> 
     ]
 
 
+def test_list_of_a_spreadsheet_with_other_delimiters(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('Image URL ;Alt Text\nhttp://a.test/1;"a cat, asleep"\n')
+    found = opened_list(tmp_path)
+    assert (found.url, found.text) == ("Image URL", "Alt Text")
+    assert read(tmp_path) == [[{"Image URL": "http://a.test/1", "Alt Text": "a cat, asleep"}]]
+
+
+def test_damaged_part_of_a_parquet_list_costs_its_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({"url": [picture_url(number) for number in range(6)]})
+    pq.write_table(table, path, row_group_size=2, use_dictionary=False, compression="none")
+    raw = bytearray(path.read_bytes())
+    at = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    raw[at : at + 8] = b"\xff" * 8
+    path.write_bytes(raw)
+    rows = [row for part in read(tmp_path, shard_rows=4) for row in part]
+    assert [row["url"] for row in rows if not isinstance(row, BadRow)] == [picture_url(n) for n in (0, 1, 4, 5)]
+    assert [isinstance(row, BadRow) for row in rows] == [False, False, True, True, False, False]
+    assert isinstance(rows[2], BadRow) and rows[2].reason.startswith("cannot be read from its table (")
+
+
 def test_tab_separated_list_without_a_header(tmp_path: Path) -> None:
     """As the lists of CC3M and CC12M are."""
     (tmp_path / "a.tsv").write_text("a cat\thttp://a.test/1\na dog\thttp://a.test/2\n")

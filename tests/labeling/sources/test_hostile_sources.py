@@ -45,7 +45,7 @@ def test_file_that_a_table_names_and_that_cannot_be_read_costs_its_row(tmp_path:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(PICTURE)
     (tmp_path / "in" / "circle").symlink_to("circle")
-    encoded = base64.b64encode(PICTURE * 9).decode().replace("/", "x")
+    encoded = "x" + base64.b64encode(PICTURE * 9).decode().replace("/", "x")
     names = ["circle", encoded, "a\0.png", "missing.png", "a.png"]
     pq.write_table(pa.table({"file_name": names}), tmp_path / "in" / "rows.parquet")
     found = [one.reason for one in Source(str(tmp_path / "in" / "rows.parquet")).read(
@@ -115,7 +115,7 @@ def test_stream_keeps_no_more_than_is_read_again(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar.gz", [(f"{number}.png", b"x" * 600) for number in range(4)], "w:gz")
     source = Source(str(tmp_path))
     spans = sorted((item.place or 0, item.size) for item in source.items())
-    with _Stream(source.store, "a.tar.gz", [spans[0], *spans]) as stream:
+    with _Stream(source.store, "a.tar.gz", "gzip", [spans[0], *spans]) as stream:
         held = []
         for span in (*spans, spans[0]):
             assert stream.read(*span) == b"x" * 600

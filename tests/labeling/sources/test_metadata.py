@@ -34,12 +34,30 @@ def said(folder: Path) -> dict[str, Any]:
         (HEAD.replace(",", "\t") + "a.png\tcafé au lait\tCC0\n").encode(),
         (HEAD + '\n\n"a.png","café au lait","CC0"\n,,\n').encode(),
         ("File_Name, text ,licence\n./a.png,café au lait,CC0\n").encode(),
+        ("File Name,text,licence\na.png,café au lait,CC0\n").encode(),
+        (HEAD + "FOLDER/a.png,café au lait,CC0\n").encode(),
     ],
 )
 def test_tables_are_read_as_spreadsheets_write_them(tmp_path: Path, table: bytes) -> None:
     (tmp_path / "a.png").write_bytes(b"a")
-    (tmp_path / "metadata.csv").write_bytes(table)
+    (tmp_path / "Metadata.CSV").write_bytes(table.replace(b"FOLDER", str(tmp_path).encode()))
     assert said(tmp_path) == {"a.png": {"text": "café au lait", "licence": "CC0"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("metadata.tsv", "file_name\ttext\ttext\na.png\tone\ttwo\n"),
+        ("metadata.jsonl", '[{"file_name": "a.png", "text": "one",\n "text.1": "two"}]\n'),
+        ("metadata.jsonl", '{\n  "file_name": "a.png",\n  "text": "one",\n  "text.1": "two"\n}\n{broken'),
+    ],
+)
+def test_tables_of_other_shapes_lose_nothing(tmp_path: Path, name: str, table: str) -> None:
+    (tmp_path / "a.png").write_bytes(b"a")
+    (tmp_path / name).write_text(table)
+    assert said(tmp_path) == {"a.png": {"text": "one", "text.1": "two"}}
+    remarks = Source(str(tmp_path)).listing().remarks
+    assert remarks == (["metadata.jsonl: 1 line without a JSON object, left out"] if "broken" in table else [])
 
 
 def test_line_of_trouble_costs_that_line(tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import io
 import json
 import os
 import tarfile
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +143,32 @@ def test_captions_beside_pictures_belong_to_them(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_captions_whose_names_differ_in_form_or_case_belong_to_their_picture(tmp_path: Path) -> None:
+    accent = [unicodedata.normalize(form, "é") for form in ("NFD", "NFC")]
+    files = [(f"{accent[0]}.png", b"a"), (f"{accent[1]}.txt", b"of a"), ("B.JPG", b"b"), ("b.TXT", b"of b")]
+    files += [("c.png", b"c"), ("C.png", b"C"), ("c.txt", b"of c")]
+    (tmp_path / "folder").mkdir()
+    for name, data in files:
+        (tmp_path / "folder" / name).write_bytes(data)
+    write_tar(tmp_path / "a.tar", files)
+    for source in ("folder", "a.tar"):
+        said = {reading.raw: reading.facts.get("text") for reading in read(Source(str(tmp_path / source))).values()}
+        assert said == {b"a": "of a", b"b": "of b", b"c": "of c", b"C": None}
+
+
+def test_archive_is_what_its_bytes_are_whatever_its_name(tmp_path: Path) -> None:
+    write_tar(tmp_path / "plain.tar", [("a.png", b"a"), ("a.txt", b"of a"), ("b.png", b"b")])
+    data = (tmp_path / "plain.tar").read_bytes()
+    (tmp_path / "named.tar.gz").write_bytes(data)
+    (tmp_path / "packed.tar").write_bytes(gzip.compress(data))
+    for name in ("named.tar.gz", "packed.tar"):
+        found = read(Source(str(tmp_path / name)))
+        assert {key: (one.raw, one.facts) for key, one in found.items()} == {
+            f"{name}/a.png": (b"a", {"text": "of a"}),
+            f"{name}/b.png": (b"b", {}),
+        }
+
+
 def test_webdataset_as_img2dataset_leaves_it(tmp_path: Path) -> None:
     said = {"caption": "of a", "url": "http://e.org/a.jpg", "status": "success", "width": 3}
     files = {"000000000.jpg": b"a", "000000000.txt": b"of a", "000000000.json": json.dumps(said).encode()}
@@ -246,6 +275,28 @@ def test_parquet_of_any_kind_gives_its_pictures_and_columns(tmp_path: Path) -> N
     pq.write_table(pa.table({"file_name": ["img/a.png", "img/b.png"]}), tmp_path / "beside.parquet")
     first, second = read(Source(str(tmp_path / "beside.parquet"))).values()
     assert (first.raw, second.reason) == (b"a", "img/b.png is not there")
+
+
+def test_odd_values_beside_a_picture_in_parquet_do_not_cost_it(tmp_path: Path) -> None:
+    places = pa.array([0, 4], pa.int32()).buffers()[1]
+    latin = pa.Array.from_buffers(pa.string(), 1, [None, places, pa.py_buffer(b"caf\xe9")])
+    columns = {
+        "text": latin,
+        "late": pa.array([253402300800000], pa.timestamp("ms")),
+        "zone": pa.array([7], pa.timestamp("ms", tz="Mars/Phobos")),
+        "n": pa.array([3]),
+    }
+    pq.write_table(pa.table({"image": [b"a"], **columns}), tmp_path / "odd.parquet")
+    (reading,) = read(Source(str(tmp_path / "odd.parquet"))).values()
+    assert reading.raw == b"a"
+    assert reading.facts == {"text": "caf\ufffd", "late": "10000-01-01 00:00:00.000", "zone": "7", "n": 3}
+    png = b"\x89PNG\r\n\x1a\n" + bytes(40)
+    texts = [base64.b64encode(png).decode(), "data:image/png;base64," + base64.b64encode(png).decode(), "iVBORw0KGgo="]
+    pq.write_table(pa.table({"image": texts}), tmp_path / "text.parquet")
+    assert [one.raw for one in read(Source(str(tmp_path / "text.parquet"))).values()] == [png, png, png[:8]]
+    (tmp_path / "closed.parquet").write_bytes(b"PARE" + bytes(100) + b"PARE")
+    (trouble,) = Source(str(tmp_path)).listing().troubles
+    assert trouble.name == "closed.parquet" and "encrypted" in trouble.reason
 
 
 def test_s3_keys_with_blanks_plus_signs_and_brackets(s3: str) -> None:

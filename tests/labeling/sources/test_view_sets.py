@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import trimesh
+from PIL import Image
 
 from labeling.dataset import Dataset, ShardInfo
 from labeling.sources.source import Source
@@ -111,3 +112,89 @@ def test_broken_meshes_cost_no_good_one(tmp_path: Path) -> None:
     dataset = make(source, tmp_path / "dataset", *sorted([*bad, "good.ply"]))
     assert [row["source"][0] for row in dataset.rows("images")] == ["good.ply/0"]
     assert {row["source"] for row in dataset.rows("rejected")} == set(bad)
+
+
+def fields(rays: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The levels of a board of black and white fields, in the directions of rays (…, 2)."""
+    return 255.0 * ((np.floor((rays[..., 0] + 8) * 5) + np.floor((rays[..., 1] + 8) * 5)) % 2)
+
+
+def off(picture: np.ndarray[Any, Any], camera: np.ndarray[Any, Any]) -> float:
+    """By how many levels a picture differs from what a pinhole (3, 3) sees of the board."""
+    height, width = picture.shape[:2]
+    y, x = np.mgrid[:height, :width] + 0.5
+    rays = (np.stack([x, y], -1) / width - camera[:2, 2]) / camera[[0, 1], [0, 1]]
+    return float(np.abs(picture[..., 0] - fields(rays)).mean())
+
+
+@pytest.mark.parametrize("kind", ["OPENCV", "OPENCV_FISHEYE", "is_fisheye", "unnamed"])
+def test_lens_is_undistorted_to_the_pinhole_that_is_stored(kind: str, tmp_path: Path) -> None:
+    is_fisheye = "fisheye" in kind.lower()
+    k1, k2 = (0.05, 0.01) if is_fisheye else (-0.2, 0.05)
+
+    def bend(rays: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        radius = np.hypot(rays[..., 0], rays[..., 1])[..., None]
+        angle = np.arctan(radius)
+        if is_fisheye:
+            return rays * (angle * (1 + k1 * angle**2 + k2 * angle**4) / np.maximum(radius, 1e-9))
+        return rays * (1 + k1 * radius**2 + k2 * radius**4)
+
+    (tmp_path / "source").mkdir()
+    rays = np.stack(np.meshgrid(np.linspace(-1.2, 1.2, 1921), np.linspace(-0.9, 0.9, 1441)), -1)
+    places = np.floor(bend(rays) * 100 + (64, 48)).astype(int)
+    inside = ((places >= 0) & (places < (128, 96))).all(-1)
+    board = np.zeros((96, 128, 3), np.uint8)
+    board[places[inside][:, 1], places[inside][:, 0]] = fields(rays[inside])[:, None]
+    Image.fromarray(board).save(tmp_path / "source" / "a.png")
+    model = {"is_fisheye": True} if kind == "is_fisheye" else {} if kind == "unnamed" else {"camera_model": kind}
+    describe(tmp_path / "source", {"file_path": "a.png", "fl_x": 100, "k1": k1, "k2": k2, **model})
+    dataset = make(tmp_path / "source", tmp_path / "dataset", "transforms.json")
+    (row,) = dataset.joined_rows({"images": None, "cameras": None})
+    stored = off(decode_picture(row["images.image"][0]), np.array(row["cameras.intrinsics"][0]).reshape(3, 3))
+    as_it_was = off(board, np.array([[100, 0, 64], [0, 100, 48], [0, 0, 128]]) / 128)
+    assert stored < 15 < 30 < as_it_was, (stored, as_it_was)
+
+
+@pytest.mark.parametrize(
+    ("camera", "reason"),
+    [
+        ({"camera_model": "EQUIRECTANGULAR"}, "camera model EQUIRECTANGULAR is no pinhole"),
+        ({"latlong": True}, "camera model latlong is no pinhole"),
+        ({"k4": 0.1}, "k4 and more of a lens that is not named"),
+        ({"camera_model": "FISHEYE", "k1": 9.0, "fl_x": 9}, "bends more than a pinhole"),
+        ({"k1": 50.0, "k2": -9.0}, "bends more than a pinhole"),
+        ({"fl_x": 0}, "a focal length of 0"),
+        ({"w": 300, "h": 451}, "the picture is 451 × 300, and its camera is of 300 × 451"),
+        ({"transform_matrix": [[float("nan")] * 4] * 4}, "transform_matrix is not 4 × 4 numbers"),
+        ({"transform_matrix": [[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]}, "no rotation and translation"),
+    ],
+)
+def test_camera_that_no_pinhole_can_show_is_refused(
+    camera: dict[str, Any], reason: str, scene: Path, tmp_path: Path
+) -> None:
+    describe(scene, {"file_path": "a.png", "fl_x": 400, **camera})
+    (row,) = make(scene.parent, tmp_path / "dataset", "scene/transforms.json").rows("rejected")
+    assert reason in row["reason"]
+
+
+def test_scenes_as_other_programs_write_them(scene: Path, tmp_path: Path) -> None:
+    half = [[2.0, 0, 0, 1], [0, 2, 0, 2], [0, 0, 2, 3]]  # without its last row, and scaled
+    (scene / "sub").mkdir()
+    shutil.copy(scene / "b.png", scene / "sub" / "b.png")
+    describe(scene, {"file_path": "./a"}, {"file_path": "sub\\b.png", "transform_matrix": half}, camera_angle_x=1.0)
+    (row,) = make(scene.parent, tmp_path / "dataset", "scene/transforms.json").rows("cameras", ["c2w"])
+    np.testing.assert_array_equal(np.reshape(row["c2w"][0], (4, 4)), EYE)
+    np.testing.assert_array_equal(np.reshape(row["c2w"][1], (4, 4)), [[1, 0, 0, 1], [0, 1, 0, 2], [0, 0, 1, 3], EYE[3]])
+
+
+@pytest.mark.parametrize(("frames", "reason"), [([], "its list of frames is empty"), ({"0": {}}, "no list of frames")])
+def test_scene_without_frames_makes_no_set(frames: Any, reason: str, scene: Path, tmp_path: Path) -> None:
+    (scene / "transforms.json").write_text(json.dumps({"fl_x": 1, "frames": frames}))
+    (row,) = make(scene.parent, tmp_path / "dataset", "scene/transforms.json").rows("rejected")
+    assert reason in row["reason"]
+
+
+def test_lens_of_zeros_leaves_the_bytes_as_they_are(scene: Path, tmp_path: Path) -> None:
+    describe(scene, {"file_path": "a.png", "fl_x": 400, "camera_model": "OPENCV", "k1": 0.0, "p2": 0})
+    (row,) = make(scene.parent, tmp_path / "dataset", "scene/transforms.json").rows("images", ["image"])
+    assert row["image"] == [(scene / "a.png").read_bytes()]

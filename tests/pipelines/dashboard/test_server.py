@@ -25,6 +25,11 @@ from training.metrics_logger import read_metrics
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
+def is_training(process: psutil.Process) -> bool:
+    """Whether it is a process of Ray in which a training takes its steps."""
+    return "TrainWorker" in " ".join(command(process))
+
+
 def keys(running: Dashboard) -> set[tuple[str, ...]]:
     return {tuple(node["assetKey"]["path"]) for node in running.ask(ASSETS)["assetNodes"]}
 
@@ -99,6 +104,10 @@ def test_job_outlives_the_dashboard_that_sent_it(
         with served(tmp_path / "data") as running:
             run = running.ask(LAUNCH, p=execution)["launchRun"]["run"]["runId"]
             running.until(lambda: read_metrics(store), seconds=180)
+        workers = [process for process in psutil.Process().children(recursive=True) if is_training(process)]
+        assert workers
+        for worker in workers:  # its steps would take the cores on which the dashboards start
+            worker.suspend()
         [(attempt, state)] = list_jobs()
         assert state.phase == "running"
         last = read_metrics(store)[-1]["step"]
@@ -117,8 +126,8 @@ def test_job_outlives_the_dashboard_that_sent_it(
             running.until(lambda: ("run", "checkpoints") in keys(running))
             run = follows(running)
             # Its process is killed: its place in the pool is free again, and the job goes on.
-            worker = next(one for one in descendants(running) if "spawn_main" in " ".join(command(one)))
-            worker.kill()
+            launched_run = next(one for one in descendants(running) if "spawn_main" in " ".join(command(one)))
+            launched_run.kill()
             running.until(lambda: running.ask(query, r=run)["runOrError"]["status"] == "FAILURE")
             run = follows(running)
             # The code server is killed: what it had started ends with it, and another takes its place.
@@ -141,6 +150,8 @@ def test_job_outlives_the_dashboard_that_sent_it(
         with served(tmp_path / "data") as running:
             assert running.ask(query, r=run)["runOrError"]["status"] == "FAILURE"
             follows(running)
+            for worker in workers:
+                worker.resume()
             running.until(lambda: read_metrics(store)[-1]["step"] > last)
     finally:
         for attempt, _ in list_jobs():

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 
 import numpy as np
+import tifffile
 
 from picture_zoo.case import Case
 from picture_zoo.files import encode, heic, jxl, scene
@@ -164,6 +165,9 @@ def _others() -> Iterator[Case]:
     yield Case("plain.blp", encode(look.quantize(256), "BLP"), few, apart=0)
     yield Case("jpeg-inside.tif", encode(look, "TIFF", compression="jpeg", quality=95), look)
     yield Case("big.tif", encode(look, "TIFF", big_tiff=True), look, apart=0)
+    big_endian = io.BytesIO()
+    tifffile.imwrite(big_endian, np.asarray(look), bigtiff=True, byteorder=">", photometric="rgb")
+    yield Case("big-big-endian.tif", big_endian.getvalue(), reason="BigTIFF in big-endian order is not read")
     yield Case("plain.webp", encode(look, "WEBP", quality=95), look, kept=True)
     yield Case("plain.heic", heic(look), look, apart=5)
     yield Case("plain-lossy.jxl", jxl(look, quality=95), look)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 
 import numpy as np
+import tifffile
 from PIL import Image
 
 from picture_zoo.case import Case
@@ -19,6 +21,7 @@ def cases() -> Iterator[Case]:
     gray = np.asarray(base.convert("L"))
     yield from _sixteen(rgb, gray)
     yield from _floats(rgb, gray)
+    yield from _planes(rgb)
     yield from _integers(rgb, gray)
     yield from _transparency(base, rgb, gray)
     yield from _few(base)
@@ -57,6 +60,30 @@ def _sixteen(rgb: np.ndarray, gray: np.ndarray) -> Iterator[Case]:
     yield Case("sixteen.jp2", encode(image, "JPEG2000"), gray, apart=1)
     # This encoder writes that levels of 16 bits are linear.
     yield Case("sixteen.jxl", jxl(image, lossless=True), looks(gray, gamma=1.0), apart=1)
+
+
+def _planes(rgb: np.ndarray) -> Iterator[Case]:
+    """TIFF whose colors lie one after another, as scanners and scientists write it."""
+    shares = rgb / 255
+    kinds = {"16": rgb.astype(np.uint16) * 257, "float32": shares.astype(np.float32), "half": shares.astype(np.float16)}
+    arrangements = {
+        "": {},
+        "-tiled": {"tile": (32, 32)},
+        "-big": {"byteorder": ">"},
+        "-packed": {"compression": "zlib"},
+    }
+    for kind, levels in kinds.items():
+        for name, options in arrangements.items():
+            yield Case(f"planes-{kind}{name}.tif", _planar(levels, **options), rgb, apart=0.1)
+    five = np.dstack([kinds["16"], kinds["16"][..., :2]])
+    yield Case("planes-of-five.tif", _planar(five, extrasamples=[0, 0]), rgb, apart=0)
+
+
+def _planar(levels: np.ndarray, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    planes = np.moveaxis(levels, -1, 0)
+    tifffile.imwrite(buffer, planes, photometric="rgb", planarconfig="separate", **options)
+    return buffer.getvalue()
 
 
 def _floats(rgb: np.ndarray, gray: np.ndarray) -> Iterator[Case]:

@@ -35,6 +35,9 @@ _NAMES = {
     "jxr": (b"II\xbc\x01\x08\0\0\0" + bytes(60), "JPEG XR"),
     "djvu": (b"AT&TFORM\0\0\0\x40DJVU" + bytes(60), "DjVu"),
     "wmf": (b"\xd7\xcd\xc6\x9a" + bytes(60), "WMF"),
+    "pam": (b"P7\nWIDTH 96\nHEIGHT 64\nDEPTH 3\nMAXVAL 255\nTUPLTYPE RGB\nENDHDR\n" + bytes(99), "PAM"),
+    "mng": (b"\x8aMNG\r\n\x1a\n" + bytes(60), "MNG"),
+    "ktx": (b"\xabKTX 20\xbb\r\n\x1a\n" + bytes(60), "KTX"),
     "fits": (b"SIMPLE  =                    T" + b" " * 3000, "FITS"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(60), "HDF5"),
     "npy": (b"\x93NUMPY\x01\0" + bytes(60), "NumPy"),
@@ -108,4 +111,13 @@ def _sizes() -> Iterator[Case]:
     for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "AVIF"):
         yield Case(f"narrow.{kind.lower()}", encode(Image.new("RGB", (400, 20)), kind), reason=small)
         yield Case(f"large.{kind.lower()}", encode(Image.new("L", (1200, 1200)), kind), reason=bomb)
+    whole = encode(scene(), "JPEG")
+    frame = whole.index(b"\xff\xc0")
+    for name, marker, bits, reason in (
+        ("twelve", 0xC1, 12, "JPEG of 12 bits is not read"),
+        ("lossless", 0xC3, 16, "lossless JPEG of 16 bits is not read"),
+        ("ls", 0xF7, 8, "JPEG-LS of 8 bits is not read"),
+    ):
+        coded = whole[: frame + 1] + bytes([marker]) + whole[frame + 2 : frame + 4] + bytes([bits])
+        yield Case(f"{name}.jpg", coded + whole[frame + 5 :], reason=reason)
     yield Case("least.png", encode(Image.new("RGB", (32, 32))), Image.new("RGB", (32, 32)), kept=True)

@@ -150,10 +150,13 @@ def export(
     OneDiffusionPipeline.from_pretrained(OUT) reads --format diffusers, and its load_lora_weights(OUT) --format lora. An
     adapter is merged into its model unless it is exported alone.
     """
+    from model.quantization import Quantization
+    from pipelines.export import Weights
     from pipelines.export import export as run
 
-    kind = quantize.value if quantize else None
-    print(run(checkpoint, out, "live" if live else "averaged", "bf16" if bf16 else "fp32", form.value, kind))
+    weights: Weights = "live" if live else "averaged"
+    kind: Quantization | None = quantize.value if quantize else None
+    print(run(checkpoint, out, weights, "bf16" if bf16 else "fp32", form.value, kind))
 
 
 def evaluate(

@@ -9,7 +9,7 @@ INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --
 
 .PHONY: demo test test-fast lint docs examples bench bench-model bench-plan bench-train bench-pictures bench-ingest \
 	bench-labels bench-kills bench-scale bench-addresses bench-checkpoint bench-gpu bench-loader bench-selecting \
-	small-cpu soak clean
+	bench-lora small-cpu soak clean
 
 demo: $(VENV)/installed
 	$(BIN)/onediffusion demo --out "$(OUT)" $(if $(PICTURES),--pictures "$(PICTURES)")
@@ -86,6 +86,10 @@ bench-checkpoint: $(VENV)/installed-test
 # reading front to back is what is compared with. A quarter of an hour on two cores.
 bench-loader: $(VENV)/installed-test
 	PYTHONPATH=. PEERS="$(PEERS)" $(BIN)/python tests/benchmarks/bench_loader.py $(ARGUMENTS)
+
+# Five minutes on two cores, and those of a demo where runs/demo is not there. ARGUMENTS="--demo FOLDER": another one.
+bench-lora: $(VENV)/installed-test
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_lora.py $(ARGUMENTS)
 
 # For a machine with a CUDA GPU, as docs/gpu.md describes. It takes the environment in VENV, else any python3 with torch.
 # ARGUMENTS: options of the script, as in ARGUMENTS="--only attention".

@@ -10,7 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from model.inputs import InputError, one_line
+from model.inputs import InputError, one_line, require
+from model.quantization import CONFIGURATION
 from model.weights import (
     OF_DEVICE_MAPS,
     HubOptions,
@@ -19,6 +20,7 @@ from model.weights import (
     damaged,
     indexed_files,
     model_folder,
+    read_json,
     refuse_unknown,
 )
 
@@ -60,6 +62,9 @@ def load_model(
     check_device_map(f"{cls.__name__}.from_pretrained", kwargs)
     folder = model_folder(str(name), subfolder or "transformer", (), hub, variant)
     check_files(folder, variant)
+    if CONFIGURATION in read_json(folder / "config.json"):
+        require("torchao")
+        kwargs.setdefault("low_cpu_mem_usage", True)
     if kwargs:
         weight_files(folder, variant)
         more = {"torch_dtype": torch_dtype, "variant": variant, "use_safetensors": True}

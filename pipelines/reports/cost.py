@@ -25,6 +25,8 @@ def print_cost(config: TrainingConfig, cluster: ClusterSpec, cost: Cost, as_json
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_row("weights", f"{cost.parameters / 1e9:.2f} billion")
+    if cost.trained < cost.parameters:
+        table.add_row("weights of the adapter", f"{cost.trained / 1e6:.1f} million")
     for part, size in cost.memory.items():
         table.add_row(f"memory: {part}", f"{size / _GIB:.1f} GiB")
     total = sum(cost.memory.values())

@@ -114,6 +114,9 @@ def test_overrides_apply_to_preset_and_to_whole_configuration(small_config: dict
         parse_specification({"kind": "train", "config": {**whole, "initialize": "other"}, "run": "run"}, "job")
     )
     assert str(Path("other").absolute()) in start.specification.data
+    named = {"kind": "train", "config": {**whole, "initialize": "someone/OneDiffusion"}, "run": "run"}
+    of_hub = resolve_job(parse_specification(named, "job")).specification
+    assert of_hub.config["initialize"] == "someone/OneDiffusion" and len(of_hub.data) == 2
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,8 @@ def load_model(
     check_files(folder, variant)
     if CONFIGURATION in read_json(folder / "config.json"):
         require("torchao")
-        kwargs.setdefault("low_cpu_mem_usage", True)
+        kwargs["low_cpu_mem_usage"] = True
+        torch_dtype = torch_dtype or torch.bfloat16  # of what is not in 8 bits: the only type torchao computes all in
     if kwargs:
         weight_files(folder, variant)
         more = {"torch_dtype": torch_dtype, "variant": variant, "use_safetensors": True}

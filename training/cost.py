@@ -123,10 +123,7 @@ def run_cost(config: TrainingConfig, cluster: ClusterSpec) -> Cost:
     counter = FlopCounter(model, frozen=config.lora is not None)
     flops = config.batch * sum(share * counter.step([size]) for share, size in sizes)
     encode = _encoding_seconds(config, peak) / cluster.gpus
-    computed = flops
-    if not config.workers.gradient_checkpointing:  # the share that was measured is of steps that recompute their blocks
-        again = sum(share * counter.step([size], recomputed=True) for share, size in sizes)
-        computed *= flops / (config.batch * again)
+    computed = config.batch * _computed(model, config, sizes)
     compute = computed / (cluster.gpus * peak * cluster.mfu) + encode
     inside, outside = _bytes_sent(parameters, trained, passes, cluster)
     communication = inside * 8e-9 / cluster.node_gbps + outside * 8e-9 / cluster.gbps
@@ -178,6 +175,18 @@ def _sizes(config: TrainingConfig) -> tuple[NextDiT, int, int]:
 def _mean_samples(config: TrainingConfig) -> list[tuple[float, SampleSize]]:
     """(share of the samples, size) of each task of the mixture."""
     return [(share, SampleSize(tokens, TEXT_TOKENS, frames)) for share, frames, tokens in config.mean_sizes()]
+
+
+def _computed(model: NextDiT, config: TrainingConfig, sizes: list[tuple[float, SampleSize]]) -> float:
+    """FLOP of a sample, in such as the measured share is of: those of steps that train all weights and recompute their
+    blocks, where what is recomputed does not count."""
+
+    def of_sample(frozen: bool, recomputed: bool) -> float:
+        counter = FlopCounter(model, frozen)
+        return sum(share * counter.step([size], recomputed) for share, size in sizes)
+
+    done = of_sample(config.lora is not None, config.workers.gradient_checkpointing)
+    return done * of_sample(False, False) / of_sample(False, True)
 
 
 def _bytes_of_sample(config: TrainingConfig) -> float:

@@ -58,8 +58,8 @@ class FlopCounter:
     def __init__(self, model: NextDiT, frozen: bool = False) -> None:
         """The model may be without memory for its weights; make it before the weights are sharded.
 
-        frozen: an adapter of the model is trained. Then there are no gradients of its weights to compute; the
-        adapter's own FLOP, a few in a hundred, are left out.
+        frozen: an adapter of the model is trained. Then there are no gradients of its weights to compute, though of
+        what meets in attention as ever; the adapter's own FLOP, a few in a hundred, are left out.
         """
         self._backward = 1 if frozen else 2
         block, width, depth = model.layers[0], model.config.hidden_size, len(model.layers)
@@ -73,13 +73,14 @@ class FlopCounter:
         self._ends = 2 * (model.x_embedder.weight.numel() + model.final_layer.linear.weight.numel())
 
     def step(self, samples: Iterable[SampleSize], recomputed: bool = False) -> float:
-        """FLOP of forward and backward, which counts twice the forward, or once where weights are frozen.
+        """FLOP of forward and backward, which counts twice the forward, or once in layers whose weights are frozen.
 
         recomputed: with the forward of the blocks once more, as checkpointing does.
         """
-        blocks = outside = 0.0
+        layers = pairs = outside = 0.0
         for N, L, frames in samples:
-            blocks += self._image * N + self._text * L + self._frame * frames + self._pair * N * (N + L)
+            layers += self._image * N + self._text * L + self._frame * frames
+            pairs += self._pair * N * (N + L)
             outside += self._ends * N
         once = 1 + self._backward
-        return (once + recomputed) * blocks + once * outside
+        return (once + recomputed) * layers + (3 + recomputed) * pairs + once * outside

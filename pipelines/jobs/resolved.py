@@ -78,7 +78,7 @@ def _job_id(specification: JobSpecification) -> str:
         return f"train-{digest_json(specification.run)[:8]}"
     values = specification.model_dump(mode="json", exclude={"workers", "resources"})
     # Jobs of earlier versions, which had no such keys, keep their ids.
-    for key in ("only_errors", "where"):
+    for key in ("only_errors", "where", "with", "replay_step"):
         if not values.get(key):
             values.pop(key, None)
     if isinstance(specification, LabelJob):
@@ -108,7 +108,8 @@ def _with_whole_addresses(specification: JobSpecification) -> JobSpecification:
     if isinstance(specification, EvaluateJob):
         return specification.model_copy(update={"run": whole_address(specification.run)})
     if isinstance(specification, ReportJob):
-        return specification.model_copy(update={"of": whole_address(specification.of)})
+        beside = whole_address(specification.beside) if specification.beside else None
+        return specification.model_copy(update={"of": whole_address(specification.of), "beside": beside})
     return _with_whole_configuration(specification)
 
 

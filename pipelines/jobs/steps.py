@@ -29,7 +29,7 @@ def run_job(specification: JobSpecification, attempt: RunningAttempt) -> dict[st
     if isinstance(specification, ReportJob):
         from pipelines.reports.page import report
 
-        page = report(specification.of)
+        page = report(specification.of, specification.where, specification.beside, specification.replay_step)
         print(page)
         return {"page": page}
     return _train(specification, attempt)

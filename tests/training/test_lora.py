@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 import shutil
 import signal
 import socket
@@ -26,13 +27,14 @@ from training.batch import Sample, StepBatch
 from training.checkpoint import load_checkpoint, load_training
 from training.checkpoint.saving import CheckpointSaver
 from training.checkpoint.state import TrainingState
-from training.config import CheckpointConfig, TrainingConfig, load_config
+from training.config import PRESETS, CheckpointConfig, TrainingConfig, load_config
 from training.cost import ClusterSpec, run_cost
 from training.packed_model import build_model
-from training.packing import deal_packs
+from training.plan.packing import deal_to_one
 from training.parallel import distribute
 from training.updates import Updates
 
+PAGE = Path(__file__).parents[2] / "docs" / "lora.md"
 STEPS, SAMPLES = 4, 4
 # Of the tiny pipeline and of the tiny run.
 RELEASED = {"hidden_size": 48, "depth": 2, "num_heads": 4, "num_kv_heads": 2, "multiple_of": 16, "caption_channels": 32}
@@ -87,7 +89,7 @@ class Trainer:
     def train(self, first: int, last: int) -> None:
         for step in range(first, last):
             of_step = samples(step)
-            dealt = deal_packs([sample.tokens for sample in of_step], 32, self.count)[self.rank]
+            dealt = deal_to_one([sample.tokens for sample in of_step], 32, self.count, self.rank)[0]
             packs = [[of_step[place] for place in pack] for pack in dealt]
             losses: list[torch.Tensor] = []
 
@@ -270,11 +272,21 @@ def test_configuration_names_what_an_adapter_cannot_be() -> None:
 
 def test_preset_fits_a_gpu_of_24_gigabytes() -> None:
     config = load_config("finetune-lora")
-    cost = run_cost(config, ClusterSpec(1, "RTX 4090", 24))
+    gpu = ClusterSpec(1, "RTX 4090", 24)
+    cost = run_cost(config, gpu)
     assert cost.parameters / 1e9 == pytest.approx(2.8, rel=0.01) and cost.trained / cost.parameters < 0.01
     assert sum(cost.memory.values()) / 2**30 < 0.5 * 24
     assert cost.checkpoint_bytes == 16 * cost.trained
-    eight = run_cost(load_config("finetune-lora", ["optimizer.kind=adamw8bit"]), ClusterSpec(1, "RTX 4090", 24))
+    eight = run_cost(load_config("finetune-lora", ["optimizer.kind=adamw8bit"]), gpu)
     assert eight.memory["optimizer"] == pytest.approx(cost.memory["optimizer"] / 4, rel=0.02)
     whole = run_cost(load_config("stage1-512"), ClusterSpec(1))
     assert sum(cost.memory.values()) < 0.25 * sum(whole.memory.values())
+
+    rows = re.findall(r"^\| (.*) \| (.*) GiB \| (.*) GiB \| (.*) s \| (.*) minutes \|$", PAGE.read_text(), re.MULTILINE)
+    assert len(rows) == 8
+    for what, *figures in rows:
+        cost = run_cost(load_config("finetune-lora", re.findall(r"--set ([^ `]+)", what)), gpu)
+        memory, weights = sum(cost.memory.values()) / 2**30, cost.memory["weights"] / 2**30
+        assert figures == [f"{memory:.1f}", f"{weights:.1f}", f"{cost.step:.2f}", f"{60 * cost.hours:.0f}"], what
+    stated = (PRESETS / "finetune-lora.yaml").read_text()
+    assert "about 7 GiB" in stated and f"about {rows[0][-1]} minutes" in stated

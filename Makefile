@@ -87,9 +87,9 @@ bench-checkpoint: $(VENV)/installed-test
 bench-loader: $(VENV)/installed-test
 	PYTHONPATH=. PEERS="$(PEERS)" $(BIN)/python tests/benchmarks/bench_loader.py $(ARGUMENTS)
 
-# Five minutes on two cores, and those of a demo where runs/demo is not there. ARGUMENTS="--demo FOLDER": another one.
+# Some minutes on two cores, and those of a demo where runs/demo is not there. ARGUMENTS="--demo FOLDER": another one.
 bench-lora: $(VENV)/installed-test
-	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_lora.py $(ARGUMENTS)
+	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_lora.py $(ARGUMENTS)
 
 # For a machine with a CUDA GPU, as docs/gpu.md describes. It takes the environment in VENV, else any python3 with torch.
 # ARGUMENTS: options of the script, as in ARGUMENTS="--only attention".

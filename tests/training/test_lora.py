@@ -188,6 +188,22 @@ def test_merged_model_is_the_base_with_its_adapter(run: Path, released: Path, tm
     assert live.read_bytes() != file.read_bytes()
 
 
+def test_adapter_is_loaded_beside_weights_in_eight_bits(run: Path, released: Path, tmp_path: Path) -> None:
+    file = tmp_path / "adapter.safetensors"
+    for command in (
+        ["export", str(released), str(tmp_path / "eight"), "--quantize", "int8"],
+        ["export", str(run), str(file), "--format", "lora"],
+    ):
+        assert CliRunner().invoke(app, command).exit_code == 0
+    eight = OneDiffusionPipeline.from_pretrained(tmp_path / "eight")
+    plain = draw(eight)
+    eight.load_lora_weights(file)
+    of_half = OneDiffusionPipeline.from_pretrained(released, torch_dtype=torch.bfloat16)
+    of_half.load_lora_weights(file)
+    expected, found = draw(of_half), draw(eight)
+    assert (found - expected).norm() < 0.1 * (plain - expected).norm()
+
+
 def test_other_weights_than_those_trained_on_are_refused(tmp_path: Path) -> None:
     base = save_run(tmp_path)
     trained(settings(base, {}, OF_RUN), tmp_path / "adapter")

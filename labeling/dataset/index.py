@@ -213,7 +213,8 @@ def _load_parts(store: Store, group: str, names: Sequence[str]) -> dict[str, Foo
 def _load(store: Store, name: str) -> FooterTable:
     """A part of the index; an empty one where it cannot be read."""
     try:
-        table = pq.read_table(pa.BufferReader(store.read(name)))
+        # Without threads: those of pq.read_table may free Python's bytes after the interpreter's end, which aborts.
+        table = pq.ParquetFile(pa.BufferReader(store.read(name))).read(use_threads=False)
         if "footer" in table.column_names:
             return _from_json(table)
         digests = [name for name in table.column_names if name.startswith(COLUMN)]

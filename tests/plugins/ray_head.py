@@ -80,9 +80,14 @@ def ray_head(folder: Path, environment: dict[str, str], cwd: Path | None = None)
 
 @contextmanager
 def ray_node(head: RayHead, cpus: int) -> Iterator[psutil.Process]:
-    """One more node; yields its raylet, whose death is that of the node."""
+    """One more node; yields its raylet, whose death is that of the node.
+
+    Its temporary files are its own, as on another machine: a node that unpacks a job's code first removes what another
+    node beside it unpacked, and may run already.
+    """
+    scratch = tempfile.mkdtemp(prefix="ray-")
     command = [*START, f"--address={head.gcs}", f"--num-cpus={cpus}", f"--object-store-memory={100 << 20}"]
-    command += [f"--dashboard-agent-listen-port={free_ports(1)[0]}", *WORKER_PORTS]
+    command += [f"--dashboard-agent-listen-port={free_ports(1)[0]}", *WORKER_PORTS, f"--temp-dir={scratch}"]
     # It prints much when it is killed.
     silent = subprocess.DEVNULL
     node = subprocess.Popen(command, env=head.environment, stdout=silent, stderr=silent, start_new_session=True)
@@ -94,6 +99,7 @@ def ray_node(head: RayHead, cpus: int) -> Iterator[psutil.Process]:
         yield raylets[0]
     finally:
         _end(node)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:

@@ -45,7 +45,8 @@ def print_cost(config: TrainingConfig, cluster: ClusterSpec, cost: Cost, as_json
     table.add_row("seconds of a step", f"{cost.step:.3f}")
     table.add_row("model FLOP utilization", f"{cost.mfu:.0%}", end_section=True)
     table.add_row(
-        "checkpoint, written beside the steps", f"{_short(cost.checkpoint_bytes / 1e9)} GB in {_short(cost.checkpoint)} s"
+        "checkpoint, written beside the steps",
+        f"{_short(cost.checkpoint_bytes / 1e9)} GB in {_short(cost.checkpoint)} s",
     )
     table.add_row("memory of a node for its copies", f"{_short(cost.checkpoint_host_bytes / _GIB)} GiB")
     table.add_row("seconds that steps wait for one", f"{cost.checkpoint_stall:.2f}", end_section=True)

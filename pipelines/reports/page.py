@@ -50,9 +50,7 @@ class Timing:
     speed: str
 
 
-def report(
-    uri: str, where: str | None = None, beside: str | None = None, replay_step: int | None = None
-) -> str:
+def report(uri: str, where: str | None = None, beside: str | None = None, replay_step: int | None = None) -> str:
     """Write report.html into a dataset or a run, and return the page's address.
 
     The page of a run also shows the datasets that the run was trained on. where: SQL that is true of the rows of a

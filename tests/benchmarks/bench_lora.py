@@ -163,9 +163,9 @@ def measure(model: Any, config: Any) -> tuple[float, dict[str, float]]:
 
     from training.dataloader import read_ahead
     from training.device import DeviceBatches
-    from training.plan.mixture import build_manifest
     from training.objective import flow_matching_loss
     from training.packed_model import PackedModel
+    from training.plan.mixture import build_manifest
     from training.reader import PlanReader
 
     device, packed = torch.device("cpu"), PackedModel(model)

@@ -30,8 +30,8 @@ from training.checkpoint.state import TrainingState
 from training.config import PRESETS, CheckpointConfig, TrainingConfig, load_config
 from training.cost import ClusterSpec, run_cost
 from training.packed_model import build_model
-from training.plan.packing import deal_to_one
 from training.parallel import distribute
+from training.plan.packing import deal_to_one
 from training.updates import Updates
 
 PAGE = Path(__file__).parents[2] / "docs" / "lora.md"

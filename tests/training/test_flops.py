@@ -32,7 +32,7 @@ def test_flop_of_a_step_are_those_that_torch_counts(depth: int, adapter: bool) -
         velocity.square().sum().backward()
     tokens = frames * (side // 2) ** 2
     counted = flops.step([SampleSize(tokens, length, frames)])
-    # What is small is left out of the arithmetic: embeddings of timesteps and text, inputs without a gradient, adapters.
+    # What is small is left out of the arithmetic: timesteps, text, adapters, and inputs without a gradient.
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.03)
 
 

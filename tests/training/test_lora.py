@@ -75,7 +75,8 @@ class Trainer:
         self.config, self.rank, self.count = config, rank, count
         device = torch.device("cpu")
         self.model = distribute(build_model(config), config.workers, device, count)
-        self.updates = Updates(self.model, config, device, count)
+        half = config.workers.precision == "bf16"
+        self.updates = Updates(self.model, config, device, count, lambda: torch.autocast("cpu", enabled=half))
         self.state = TrainingState(self.model, self.updates.optimizer, self.updates.average)
         self.losses: list[float] = []
 

@@ -8,8 +8,13 @@ BIN = $(VENV)/bin
 INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --constraint constraints.txt
 
 .PHONY: demo test test-fast lint docs examples bench bench-model bench-plan bench-train bench-pictures bench-ingest \
+<<<<<<< HEAD
 	bench-labels bench-kills bench-scale bench-addresses bench-checkpoint bench-gpu bench-loader bench-selecting \
 	bench-lora small-cpu soak clean
+=======
+	bench-labels bench-kills bench-scale bench-addresses bench-checkpoint bench-gpu bench-loader bench-selecting bench-views \
+	small-cpu soak clean
+>>>>>>> engine
 
 demo: $(VENV)/installed
 	$(BIN)/onediffusion demo --out "$(OUT)" $(if $(PICTURES),--pictures "$(PICTURES)")
@@ -48,6 +53,10 @@ bench-pictures: $(VENV)/installed-test
 # ARGUMENTS: options of the script, as in ARGUMENTS="--files 2000".
 bench-ingest: $(VENV)/installed-test
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_ingest.py $(ARGUMENTS)
+
+# Cameras that are found against true ones, scenes an hour. Twenty minutes on two cores. ARGUMENTS: parts of it.
+bench-views: $(VENV)/installed-test
+	PYTHONPATH=.:tests/benchmarks $(BIN)/python tests/benchmarks/bench_views.py $(ARGUMENTS)
 
 bench-model: $(VENV)/installed-test
 	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_model.py

@@ -17,6 +17,7 @@ from model.weights import (
     HubOptions,
     check_device_map,
     check_files,
+    check_variant,
     damaged,
     indexed_files,
     model_folder,
@@ -53,6 +54,7 @@ def load_model(
     torch_dtype = None if torch_dtype == "auto" else torch_dtype
     if torch_dtype is not None and not isinstance(torch_dtype, torch.dtype):
         raise InputError(f"torch_dtype {torch_dtype!r}: give a type of torch, as torch.bfloat16")
+    check_variant(variant)
     for argument in _WITHOUT_EFFECT:  # a loader that takes little memory, and memory maps, are the only ways here
         kwargs.pop(argument, None)
     if kwargs.pop("use_safetensors", None) is False:

@@ -68,7 +68,7 @@ class LoraMixin(LoraBaseMixin):
             )
         except SafetensorError as error:
             raise damaged(f"{source}: LoRA", error) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{source}: no LoRA there ({one_line(error, 160)})") from None
         return state_dict
 

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from model.inputs import InputError, nearest, one_line, shown
+from model.inputs import InputError, as_path, nearest, one_line, shown
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 OF_DEVICE_MAPS = ("max_memory", "offload_folder", "offload_state_dict")
@@ -38,14 +38,28 @@ class HubOptions:
 
     @classmethod
     def take(cls, arguments: dict[str, Any]) -> HubOptions:
-        """Take them out of `arguments`; None stands for the default."""
+        """Take them out of `arguments`; None stands for the default. Raises InputError for values that cannot be."""
         given = {field.name: arguments.pop(field.name, None) for field in fields(cls)}
-        return cls(**{name: value for name, value in given.items() if value is not None})
+        options = cls(**{name: value for name, value in given.items() if value is not None})
+        options._check()
+        return options
 
     @classmethod
     def names(cls) -> list[str]:
         """Names of the arguments."""
         return [field.name for field in fields(cls)]
+
+    def _check(self) -> None:
+        """Raise InputError for values of other types."""
+        if self.revision is not None and (not isinstance(self.revision, str) or not self.revision):
+            raise InputError(f"revision {shown(self.revision)}: give the name of a branch, a tag or a commit")
+        if self.cache_dir is not None:
+            as_path("cache_dir", self.cache_dir)
+        if self.token is not None and not isinstance(self.token, str | bool):
+            raise InputError("token: give the token as a text, or True for the one that is stored")  # and never show it
+        for name in ("local_files_only", "force_download"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} {shown(getattr(self, name))}: give True or False")
 
     def arguments(self) -> dict[str, Any]:
         """The keywords of huggingface_hub."""
@@ -63,6 +77,7 @@ def model_folder(
     """
     if not isinstance(name, str | Path):
         raise InputError(f"{shown(name)}: give a model's folder or a hub name such as owner/model")
+    as_path("subfolder", subfolder)
     hub = hub or HubOptions()
     root = _local_folder(str(name), hub) or _download(str(name), subfolder, siblings, hub, variant)
     folder = next((folder for folder in (root / subfolder, root) if (folder / "config.json").is_file()), None)
@@ -214,6 +229,12 @@ def check_device_map(call: str, given: Mapping[str, Any]) -> None:
             raise InputError(f"{call}: {name} has no effect without a device_map; give one, as device_map='balanced'")
 
 
+def check_variant(variant: Any) -> None:
+    """Raise InputError for what cannot be the name of a variant: it becomes a part of files' names."""
+    if variant is not None and not (isinstance(variant, str) and re.fullmatch(r"[\w-]+", variant)):
+        raise InputError(f"variant {shown(variant)}: give a short name, as fp16")
+
+
 def refuse_unknown(call: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
     """Raise InputError for an argument that a call does not take: one that is dropped changes results unseen."""
     for name in given:
@@ -242,7 +263,7 @@ def _file_digest(path: Path, _size: int, _modified: int) -> str:
 def _local_folder(name: str, hub: HubOptions) -> Path | None:
     if not name:
         raise InputError("'': give a model's folder or a hub name such as owner/model")
-    root = Path(name).expanduser()
+    root = as_path("model", name)
     if not root.is_dir():
         return None
     if hub.revision is not None:

@@ -256,7 +256,7 @@ def _draw_views(pipeline: OneDiffusionPipeline, run: str, views: Dataset, steps:
     """Samples of the first set: other views from one view and all cameras, then the cameras from all views."""
     import torch
 
-    from model.cameras import camera_latents, recover_cameras
+    from model.cameras import camera_latents, fitted_intrinsics, recover_cameras
 
     store = open_store(f"{run}/samples")
     row = next(iter(_read_rows(views, [CAMERAS])))
@@ -265,6 +265,9 @@ def _draw_views(pipeline: OneDiffusionPipeline, run: str, views: Dataset, steps:
     chosen = [0, 1, 2] if len(pictures) > 2 else list(range(len(pictures)))
     c2w = torch.tensor(row["cameras.c2w"]).reshape(-1, 4, 4)[chosen]
     intrinsics = torch.tensor(row["cameras.intrinsics"]).reshape(-1, 3, 3)[chosen]
+    if "cameras.width" in row:
+        sizes = torch.tensor([row["cameras.width"], row["cameras.height"]]).T[chosen]
+        intrinsics = fitted_intrinsics(intrinsics, sizes, (side, side))
     prompt = _prompts(view_of_set(row, 0)).get("views") or build_prompt("views", "")
     identity = row["images.id"]
     names = [f"views-{identity[:8]}-{index}.png" for index in chosen]

@@ -1,4 +1,4 @@
-"""A run's checkpoint as a pipeline, and many calls of it at once."""
+"""A run's checkpoint as a pipeline, and many calls of it at once. Heavy imports stay inside."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
-from torch import Tensor
 
-from model import OneDiffusionPipeline
-from model.codecs import load_autoencoder
 from model.pictures import Picture, aspect_bucket
-from model.text import load_text_encoder
 from training.checkpoint import load_checkpoint
 from training.checkpoint.loading import Weights
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from model import OneDiffusionPipeline
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,13 @@ def load_pipeline(
     weights, dtype: of the transformer, see `training.checkpoint.load_checkpoint`.
     Raises InputError when there is no checkpoint.
     """
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler
     from transformers.utils.logging import disable_progress_bar
+
+    from model import OneDiffusionPipeline
+    from model.codecs import load_autoencoder
+    from model.text import load_text_encoder
 
     disable_progress_bar()  # weights load too fast for one to be of use
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -91,6 +97,8 @@ def sample_all(
 
     Calls of one shape run in batches; each has its own noise, so its result does not depend on the others.
     """
+    import torch
+
     results: list[Any] = [None] * len(calls)
     same_shape: dict[Any, list[int]] = {}
     for index, call in enumerate(calls):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from cluster.ray_environment import starts_own_ray
@@ -10,7 +11,7 @@ from cluster.session import cluster_has, ray_session
 from labeling.dataset import lease, open_store
 from model.inputs import InputError, require
 from pipelines.progress import progress
-from training.checkpoint import FOLDER
+from training.checkpoint import FOLDER, whole_checkpoints
 from training.config import TrainingConfig
 from training.coordinator import ControlRequest
 from training.run import TrainingResult, run_training
@@ -33,9 +34,13 @@ def train(
     this machine has too few CPUs or GPUs for its workers; a cluster may grow, so there they wait.
     """
     require(*(name for name in config.trackers if name != "tensorboard"))
-    with lease(open_store(run), [FOLDER]), ray_session(), progress("train", config.steps, "steps") as advance:
+    store = open_store(run)
+    finished = from_checkpoint is None and any(step >= config.steps for step in whole_checkpoints(store))
+    session = nullcontext() if finished else ray_session()  # to say so needs no Ray
+    with lease(store, [FOLDER]), session, progress("train", config.steps, "steps") as advance:
         step = 0
-        _check_resources(config, say)
+        if not finished:
+            _check_resources(config, say)
 
         def show(event: dict[str, Any]) -> None:
             nonlocal step

@@ -28,6 +28,7 @@ _ADDED_KEYS = {
     "degraded": "online",
     "where": None,
     "views": None,
+    "window": None,
     "condition_dropout": 0,
 }  # of a source
 _OLD_KEYS = {"held_out": "validation"}  # in configurations that people have, and in config.yaml of their runs

@@ -47,6 +47,15 @@ class Coordinator:
         self._longest_step_seconds = 0.0
         self._long_operation_since: float | None = None
         self._worker_nodes: set[str] = set()
+        self._placement_group: Any = None
+
+    def hold_placement_group(self, group: Any) -> None:
+        """Ray's placement group of the workers that have started, in place of the one before."""
+        self._placement_group = group
+
+    def placement_group(self) -> Any:
+        """The placement group of the workers, None before they have started."""
+        return self._placement_group
 
     def add_worker(self, node: str) -> None:
         """A worker has started on the node of this id."""

@@ -221,14 +221,16 @@ def _trainer(settings: WorkerSettings, ray_state: str) -> StoppableTrainer:
     """Ray's trainer of a group of workers. ray_state: a folder for what Ray keeps of them."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
-    from training.ray_internals import StoppableTrainer  # it imports torch, while the coordinator starts
+    from training.ray_internals import ProcessGroup, StoppableTrainer  # after Ray's start
 
     config, workers = settings.config, settings.config.workers
     cpus = workers.cpus + settings.readers * config.reader.cpus
     resources = {"CPU": cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
     return StoppableTrainer(
-        _train_worker,
+        coordinator=settings.coordinator,
+        train_loop_per_worker=_train_worker,
         train_loop_config={"settings": settings},
+        backend_config=ProcessGroup("nccl" if workers.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=resources
         ),

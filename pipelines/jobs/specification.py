@@ -106,7 +106,7 @@ class LabelJob(Section):
 
 
 class ViewsJob(Section):
-    """`views`: view sets with cameras from meshes or transforms.json."""
+    """`views`: view sets with cameras from photographs, files of cameras or meshes. gpus: that a scene's task holds."""
 
     kind: Literal["views"]
     source: str
@@ -114,6 +114,11 @@ class ViewsJob(Section):
     count: int = Field(default=8, ge=2, le=64)
     size: int = Field(default=256, ge=32)
     seed: int = Field(default=0, ge=0)
+    path: Literal["orbit", "turntable", "random"] = "orbit"
+    photographs: bool | None = None
+    pile: bool = False
+    lens: Literal["SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE"] = "SIMPLE_RADIAL"
+    gpus: float = Field(default=0, ge=0)
     workers: WorkersSpec = WorkersSpec()
 
     @property

@@ -17,13 +17,12 @@ def run_job(specification: JobSpecification, attempt: RunningAttempt) -> dict[st
     if isinstance(specification, LabelJob):
         return _label(specification)
     if isinstance(specification, ViewsJob):
+        from labeling.sources.view_sets import ViewOptions
         from pipelines.views import views
 
-        return asdict(
-            views(
-                specification.source, specification.dataset, specification.count, specification.size, specification.seed
-            )
-        )
+        one = specification
+        options = ViewOptions(one.count, one.size, one.seed, one.path, one.lens)
+        return asdict(views(one.source, one.dataset, options, one.photographs, one.gpus, one.pile))
     if isinstance(specification, EvaluateJob):
         return evaluate_on_worker(specification)
     if isinstance(specification, ReportJob):

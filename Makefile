@@ -8,13 +8,8 @@ BIN = $(VENV)/bin
 INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --constraint constraints.txt
 
 .PHONY: demo test test-fast lint docs examples bench bench-model bench-plan bench-train bench-pictures bench-ingest \
-<<<<<<< HEAD
-	bench-labels bench-kills bench-scale bench-addresses bench-checkpoint bench-gpu bench-loader bench-selecting \
-	bench-lora small-cpu soak clean
-=======
 	bench-labels bench-kills bench-scale bench-addresses bench-checkpoint bench-gpu bench-loader bench-selecting bench-views \
-	small-cpu soak clean
->>>>>>> engine
+	bench-lora small-cpu soak check-image clean
 
 demo: $(VENV)/installed
 	$(BIN)/onediffusion demo --out "$(OUT)" $(if $(PICTURES),--pictures "$(PICTURES)")
@@ -83,6 +78,11 @@ bench-addresses: $(VENV)/installed-test
 bench-selecting: $(VENV)/installed-test
 	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_selecting.py $(ARGUMENTS)
 
+# Grouping faces: up to 1.3 million synthetic embeddings of 65,000 people. ARGUMENTS="--rows 20000 80000": fewer.
+.PHONY: bench-sets
+bench-sets: $(VENV)/installed-test
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_sets.py $(ARGUMENTS)
+
 # Datasets of up to 10⁵ shards, on disk and S3, for a quarter of an hour. ARGUMENTS="--shards 1000 --s3 1000": smaller.
 bench-scale: $(VENV)/installed-test
 	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_scale.py $(ARGUMENTS)
@@ -104,6 +104,11 @@ bench-lora: $(VENV)/installed-test
 # ARGUMENTS: options of the script, as in ARGUMENTS="--only attention".
 bench-gpu:
 	PYTHONPATH=. $(or $(wildcard $(BIN)/python),python3) tests/benchmarks/bench_gpu.py $(ARGUMENTS)
+
+# The Dockerfile step by step in a chroot, for a machine without Docker: as root, with debootstrap. For CPUs it needs about
+# 6 GB of disk. ARGUMENTS: as in ARGUMENTS="--device cpu", ARGUMENTS="--until torch".
+check-image:
+	$(or $(wildcard $(BIN)/python),python3) tests/benchmarks/image_steps.py $(ARGUMENTS)
 
 clean:
 	rm -rf runs

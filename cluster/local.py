@@ -33,6 +33,10 @@ class LocalBackend:
         variables = [f"{key}={value}" for key, value in self._variables(work).items()]
         return {"command": shlex.join([*variables, *_command(work)]) + "\n"}
 
+    def remarks(self, work: Work) -> list[str]:
+        """See `Backend.remarks`."""
+        return []
+
     def submit(self, work: Work) -> None:
         """Start it in a session of its own; see `Backend.submit`."""
         with one_at_a_time("local"):

@@ -47,6 +47,10 @@ class RayBackend:
             "working directory": "\n".join(checkout_files(self._folder())) + "\n",
         }
 
+    def remarks(self, work: Work) -> list[str]:
+        """See `Backend.remarks`."""
+        return []
+
     def submit(self, work: Work) -> None:
         """See `Backend.submit`."""
         with tempfile.TemporaryDirectory(prefix="onediffusion-") as scratch:

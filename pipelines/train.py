@@ -55,6 +55,10 @@ def train(
                 say(f"train: back to step {event['step']}; removed {removed}")
             elif kind == "scale":
                 say(f"train: going on from step {event['step']} with {event['workers']} workers")
+            elif kind == "failure":
+                place = "before their first step" if event["step"] is None else f"at step {event['step']}"
+                again = f", {event['times']} times in a row" if event["times"] > 1 else ""
+                say(f"train: the workers failed {place}{again} ({event['reason'] or 'no reason given'})")
             elif kind == "leave":
                 say("train: a node is taken away; its workers write a checkpoint and go on elsewhere")
             if kind in ("resume", "step"):

@@ -123,7 +123,8 @@ class ReaderConfig(Section):
 
     threads: of each worker that read, and decode pictures; 0 takes as many as there is to wait for. processes: so many
     of Ray Data do it instead, fewer where CPUs are short: for pictures of degraded tasks that more CPUs than the
-    worker's are to decode; cpus: of each process, requested by its worker; cache_mb: size of the cache of row groups;
+    worker's are to decode; cpus: of each process; beside: on its worker's machine, whose worker requests their CPUs;
+    false lets them be on any, as on machines without GPUs; cache_mb: size of the cache of row groups;
     prefetch: steps read ahead;
     window: row groups shuffled together (more mixes better, fewer reads more locally).
     lanes: parts of a step that are read independently, each from its own shards; a new run's are by default a power of
@@ -133,6 +134,7 @@ class ReaderConfig(Section):
     threads: int = Field(default=0, ge=0)
     processes: int = Field(default=0, ge=0)
     cpus: float = Field(default=1.0, ge=0)
+    beside: bool = True
     cache_mb: int = Field(default=512, gt=0)
     window: int = Field(default=8, gt=0)
     lanes: int | None = Field(default=None, gt=0, le=_MOST_LANES)
@@ -148,7 +150,8 @@ class WorkersConfig(Section):
     with a copy in every node, so that weights travel within nodes alone.
     gradient_checkpointing: compute each block again in the backward pass.
     pack_tokens: at most so many image tokens in one forward pass (a sample is never split).
-    max_failures: times that a failed worker group starts again from the newest checkpoint; -1 is always.
+    max_failures: times that a failed worker group starts again from the newest checkpoint; -1 is always. A failure that
+    repeats at the same step, with no checkpoint between, ends the run after three times in any case.
     """
 
     count: int | tuple[int, int] = 1

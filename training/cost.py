@@ -160,14 +160,19 @@ def run_cost(config: TrainingConfig, cluster: ClusterSpec) -> Cost:
     )
 
 
-def _sizes(config: TrainingConfig) -> tuple[NextDiT, int, int]:
-    """The model without memory for its weights, its number of weights, and that of a block."""
+def meta_model(config: TrainingConfig) -> NextDiT:
+    """The model without memory for its weights."""
     import torch
 
     from model.transformer import NextDiT
 
     with torch.device("meta"):
-        model = NextDiT(**config.model.model_dump())
+        return NextDiT(**config.model.model_dump())
+
+
+def _sizes(config: TrainingConfig) -> tuple[NextDiT, int, int]:
+    """The model without memory for its weights, its number of weights, and that of a block."""
+    model = meta_model(config)
     block = sum(parameter.numel() for parameter in model.layers[0].parameters())
     return model, sum(parameter.numel() for parameter in model.parameters()), block
 

@@ -7,7 +7,7 @@ training does not know); tests/training/test_ray_internals.py fails for those th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +15,17 @@ from typing import Any
 import ray
 from ray._private.state import state
 from ray.exceptions import GetTimeoutError
+from ray.train import UserCallback
 from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import remove_placement_group
+
+from model.inputs import one_line
 
 CHECKED_VERSION = "2.60.0"
 _LEAVE_SECONDS = 30.0  # that workers may take to leave their process group
@@ -113,6 +117,37 @@ class _PlacementTold(WorkerGroupCallback):
         """Called by the controller when all workers are there."""
         handle = worker_group.get_worker_group_state().placement_group_handle
         ray.get(self._coordinator.hold_placement_group.remote(handle.placement_group))
+
+
+class FailureReporter(ControllerCallback):
+    """Tells a run's coordinator of every group of workers that failed, also of one that never began to train.
+
+    The public callback, below, hears of those alone that raised something while they trained.
+    """
+
+    def __init__(self, coordinator: Any) -> None:
+        self._coordinator = coordinator
+
+    def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
+        """Ray calls it before it starts the workers again, or gives up."""
+        self._coordinator.end_group.remote()
+
+
+class ReasonReporter(UserCallback):
+    """Tells a run's coordinator why its workers fail."""
+
+    def __init__(self, coordinator: Any) -> None:
+        self._coordinator = coordinator
+
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+        """Ray calls it with the errors by rank. One that died explains those of the others, who waited for it."""
+
+        def raised(item: tuple[int, Exception]) -> bool:
+            return not isinstance(item[1], WorkerHealthCheckFailedError)
+
+        rank, error = min(worker_exceptions.items(), key=lambda item: (raised(item), item[0]))
+        lines = [line for line in str(error).splitlines() if line.strip()]  # the last one says it, also of a traceback
+        self._coordinator.explain.remote(f"worker {rank}: {one_line(lines[-1] if lines else error, 300)}")
 
 
 class StoppableTrainer(DataParallelTrainer):

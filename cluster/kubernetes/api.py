@@ -12,7 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.target import KubernetesTarget
+from cluster.kubernetes_target import KubernetesTarget
 from cluster.work import AlreadySubmitted
 from model.inputs import InputError, nearest, one_line
 
@@ -262,7 +262,10 @@ class ApiServer:
             )
         if "unknown field" in message:
             fields = ", ".join(dict.fromkeys(re.findall(r'unknown field \\?"([^"\\]+)', message)))
-            return f"{self.host}: its KubeRay is too old, it does not know {fields}; KubeRay 1.6 or later is needed"
+            remedy = "KubeRay 1.6 or later is needed"
+            if any(pod.pod_overlay for pod in (self.target.head, *self.target.pools.values())):
+                remedy = f"correct `pod_overlay` in the target, or else {remedy}"
+            return f"{self.host}: its KubeRay is too old, it does not know {fields}; {remedy}"
         if status >= 500 or status == 429:
             return f"{self.host}: the API server is in trouble ({status} {message}); try again later"
         return f"{self.host}: refused: {message}"

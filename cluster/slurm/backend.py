@@ -68,6 +68,10 @@ class SlurmBackend:
         self._check_addresses(work)
         return {"sbatch script": script(self.target, work)}
 
+    def remarks(self, work: Work) -> list[str]:
+        """See `Backend.remarks`."""
+        return []
+
     def submit(self, work: Work) -> None:
         """Send it; see `Backend.submit`."""
         text = self.plan(work)["sbatch script"]

@@ -105,6 +105,8 @@ def _explain(error: ValidationError, schema: Any) -> str:
     # A value that was refused as a secret must not be printed.
     printable = isinstance(problem["input"], str | int | float | bool) and "looks like a secret" not in problem["msg"]
     shown = f", got {problem['input']!r}" if printable else ""
+    if keys[-1:] == ["[key]"]:  # pydantic's mark of a key of a mapping that is wrong itself
+        where = ".".join(str(key) for key in keys[:-2]) + ": the name"
     return f"{where + ': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}{shown}"
 
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 import typer
 
 from model.inputs import InputError, error_for_person, one_line
-from pipelines.cli import datasets, ingest, jobs, pages, training
+from pipelines.cli import datasets, ingest, jobs, pages, sets, training
 
 app = typer.Typer(
     help="One diffusion model for every image task: label pictures, train, sample.",
@@ -29,6 +29,7 @@ COMMANDS = (
 )
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(sets.app, name="sets")
 app.command(hidden=True)(jobs.execute)
 
 

@@ -16,7 +16,7 @@ JobArgument = Annotated[str, typer.Argument(metavar="ID", help="As `submit` and 
 
 def submit(
     file: Annotated[
-        str, typer.Argument(metavar="JOB", help="A YAML file, or an example: label, views, train, evaluate, report.")
+        str, typer.Argument(metavar="JOB", help="A YAML file, or an example: label, views, sets, train, …")
     ],
     target: Annotated[str, typer.Option("--target", help="A YAML file, or local, ray, kubernetes, slurm.")] = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,

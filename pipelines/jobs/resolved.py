@@ -16,6 +16,7 @@ from pipelines.jobs.specification import (
     JobSpecification,
     LabelJob,
     ReportJob,
+    SetsJob,
     TrainJob,
     ViewsJob,
     WorkersSpec,
@@ -95,7 +96,7 @@ def _resources(specification: JobSpecification) -> ResourceRequest:
     readers = 0.0
     if isinstance(specification, TrainJob) and isinstance(specification.config, dict):
         reader = specification.config["reader"]
-        readers = reader["processes"] * reader["cpus"]
+        readers = reader["processes"] * reader["cpus"] * reader.get("beside", True)
     return (specification.workers or WorkersSpec()).resources(readers)
 
 
@@ -108,6 +109,9 @@ def _with_whole_addresses(specification: JobSpecification) -> JobSpecification:
     if isinstance(specification, ViewsJob):
         addresses = {"dataset": whole_address(specification.dataset), "source": whole_address(specification.source)}
         return specification.model_copy(update=addresses)
+    if isinstance(specification, SetsJob):
+        sources = [whole_address(source) for source in specification.sources]
+        return specification.model_copy(update={"dataset": whole_address(specification.dataset), "sources": sources})
     if isinstance(specification, EvaluateJob):
         return specification.model_copy(update={"run": whole_address(specification.run)})
     if isinstance(specification, ReportJob):
@@ -157,8 +161,8 @@ def _with_whole_configuration(specification: TrainJob) -> TrainJob:
     if specification.workers:
         values["workers"] |= specification.workers.model_dump(mode="json", include={"count", "cpus", "gpus"})
     workers = parse_config(values, "workers").workers
-    memory = specification.workers.memory_gb if specification.workers else 0.0
-    spec = WorkersSpec(count=workers.count, cpus=workers.cpus, gpus=workers.gpus, memory_gb=memory)
+    asked = specification.workers or WorkersSpec()
+    spec = asked.model_copy(update={"count": workers.count, "cpus": workers.cpus, "gpus": workers.gpus})
     return TrainJob(
         kind="train",
         config=values,

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from cluster.work import ResourceRequest
 from labeling.resources import Resources
+from labeling.sets.options import OPTIONS
 from labeling.sources.addresses import policy
 from model.inputs.schema import Section, split_range, validate
 from model.inputs.yaml_files import example_names, read_yaml
@@ -21,6 +22,7 @@ class WorkersSpec(Section):
     """How much a job may use.
 
     count: workers, or [least, most] where the target can add and remove them; cpus, gpus, memory_gb: of each.
+    gpu_type: which of a Kubernetes target's `gpu_pools`; by default its `gpu_pool`.
     Training: a worker is one rank; its readers' CPUs (`reader` of the configuration) come on top.
     Labeling: a machine's share, on which the labelers' processes are spread.
     """
@@ -29,6 +31,7 @@ class WorkersSpec(Section):
     cpus: float = Field(default=1.0, ge=0)
     gpus: float = Field(default=0.0, ge=0)
     memory_gb: float = Field(default=0.0, ge=0)
+    gpu_type: str = ""
 
     _split_range = field_validator("count", mode="before")(split_range)
 
@@ -41,7 +44,7 @@ class WorkersSpec(Section):
     def resources(self, cpus_beside: float = 0.0) -> ResourceRequest:
         """What a target is asked for. cpus_beside: what runs beside each worker needs them."""
         least, most = (self.count, self.count) if isinstance(self.count, int) else self.count
-        return ResourceRequest(least, most, self.cpus + cpus_beside, self.gpus, self.memory_gb)
+        return ResourceRequest(least, most, self.cpus + cpus_beside, self.gpus, self.memory_gb, self.gpu_type)
 
 
 class IngestSpec(Section):
@@ -130,6 +133,30 @@ class ViewsJob(Section):
         return [self.source, self.dataset]
 
 
+class SetsJob(Section):
+    """`sets`: sets without cameras. of: their kind; options: of that kind, as in `labeling.sets.options`."""
+
+    kind: Literal["sets"]
+    of: Literal["identity", "subject", "editing"]
+    sources: list[str] = Field(min_length=1)
+    dataset: str
+    options: dict[str, Any] = {}
+    workers: WorkersSpec = WorkersSpec()
+
+    @model_validator(mode="after")
+    def _has_known_options(self) -> SetsJob:
+        validate(OPTIONS[self.of], self.options, f"options of {self.of}")
+        return self
+
+    @property
+    def output(self) -> str:
+        return self.dataset
+
+    @property
+    def data(self) -> list[str]:
+        return [*self.sources, self.dataset]
+
+
 class TrainJob(Section):
     """`train`. config: a preset, a YAML file, or the configuration itself; overrides: put over it; run: its address.
 
@@ -206,7 +233,7 @@ class ReportJob(Section):
         return [self.of, *([self.beside] if self.beside else [])]
 
 
-JobSpecification = LabelJob | ViewsJob | TrainJob | EvaluateJob | ReportJob
+JobSpecification = LabelJob | ViewsJob | SetsJob | TrainJob | EvaluateJob | ReportJob
 AnyKind = Annotated[JobSpecification, Field(discriminator="kind")]
 
 

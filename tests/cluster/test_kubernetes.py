@@ -165,6 +165,13 @@ def check(backend: KubernetesBackend, line: str) -> None:
     assert "\n" not in str(error.value) and "token-of" not in str(error.value)
 
 
+def test_field_that_only_an_overlay_has_is_blamed_on_it(server: ApiServer, tmp_path: Path) -> None:
+    field = "spec.rayClusterSpec.workerGroupSpecs[0].template.spec.restartPolice"
+    server.refusals["POST", "rayjobs"] = (400, f'strict decoding error: unknown field "{field}"')
+    backend = backend_for(server, tmp_path, gpu_pool={"pod_overlay": {"spec": {"restartPolice": "x"}}})
+    check(backend, r"does not know .*restartPolice; correct `pod_overlay` in the target, or else KubeRay 1\.6")
+
+
 def test_user_error_is_one_line(server: ApiServer, tmp_path: Path) -> None:
     check(backend_for(server, tmp_path, namespace="lap"), "^lap: no such namespace; .*`kubectl create namespace lap`$")
     check(backend_for(server, tmp_path, context="lap"), r"^lap: no such context in .* \(did you mean 'lab'\?\)$")

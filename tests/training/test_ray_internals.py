@@ -74,3 +74,15 @@ def test_ray_keeps_the_table_of_draining_nodes(ray_prepared: None) -> None:
     from ray._private.state import state
 
     assert callable(getattr(state, "get_draining_nodes", None)), moved("state.get_draining_nodes is gone")
+
+
+def test_ray_keeps_the_callback_that_hears_of_every_failure(ray_prepared: None) -> None:
+    from ray.train.v2._internal.execution.callback import ControllerCallback
+    from ray.train.v2._internal.execution.controller.controller import TrainController
+
+    name = "before_controller_execute_failure_decision"
+    hook = getattr(ControllerCallback, name, None)
+    assert hook is not None, moved(f"ControllerCallback.{name} is gone")
+    parameters = list(inspect.signature(hook).parameters)
+    assert parameters == ["self", "failure_decision"], moved(f"{name} now takes {parameters}")
+    assert name in inspect.getsource(TrainController), moved(f"nothing calls {name}")

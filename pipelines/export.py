@@ -53,7 +53,9 @@ def export(
     if quantize == "int8" and form == "comfyui":
         raise InputError("--quantize int8: ComfyUI reads no such file; take fp8, or --format diffusers")
     if form == "lora":
-        target.put(file, adapter(checkpoint, weights))
+        from training.checkpoint.loading import packed_adapter
+
+        target.put(file, packed_adapter(checkpoint, weights))
         return f"{target.uri}/{file}"
     if quantize and form == "diffusers":
         require("torchao")
@@ -66,16 +68,6 @@ def export(
         _write_pipeline(checkpoint, folder, weights, dtype, quantize, say)
         _move(folder, target)
     return target.uri
-
-
-def adapter(checkpoint: str, weights: Weights = "averaged") -> bytes:
-    """The adapter of a run or checkpoint that has one, as `load_lora_weights` reads it. Raises InputError."""
-    from training.checkpoint.files import find_checkpoint
-    from training.checkpoint.loading import lora_config, read_adapter
-    from training.lora import adapter_file
-
-    folder, state = find_checkpoint(checkpoint)
-    return adapter_file(read_adapter(folder, state, weights), lora_config(state))
 
 
 def _write_pipeline(

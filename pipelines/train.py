@@ -83,11 +83,11 @@ def train(
 def write_adapter(run: str) -> str:
     """Write the averaged adapter of a run's newest checkpoint beside its checkpoints, where `load_lora_weights` looks
     for one in the run's folder. Returns the file's address."""
-    from pipelines.export import adapter
+    from training.checkpoint.loading import packed_adapter
     from training.lora import LORA_FILE
 
     store = open_store(run)
-    store.put(LORA_FILE, adapter(run))
+    store.put(LORA_FILE, packed_adapter(run))
     return f"{store.uri}/{LORA_FILE}"
 
 

@@ -21,9 +21,9 @@ def report(
     ] = None,
 ) -> None:
     """One self-contained HTML page about a dataset or a run."""
-    from pipelines.reports.page import report as run
+    from pipelines.reports.request import requested_page
 
-    print(run(target, where, beside, replay_step))
+    print(requested_page(target, where, beside, replay_step))
 
 
 def demo(

@@ -50,20 +50,13 @@ class Timing:
     speed: str
 
 
-def report(uri: str, where: str | None = None, beside: str | None = None, replay_step: int | None = None) -> str:
+def report(uri: str, where: str | None = None, beside: str | None = None) -> str:
     """Write report.html into a dataset or a run, and return the page's address.
 
     The page of a run also shows the datasets that the run was trained on. where: SQL that is true of the rows of a
-    dataset to show. beside: a run to compare a run with. replay_step: the page is about the samples of this step of a
-    run instead. Raises InputError when there is neither at `uri`, the page cannot be written there, or the condition is
-    bad.
+    dataset to show. beside: a run to compare a run with. Raises InputError when there is neither at `uri`, the page
+    cannot be written there, or the condition is bad.
     """
-    if replay_step is not None:
-        from pipelines.reports.replay import replay
-
-        if where is not None or beside is not None:
-            raise InputError("--replay-step shows the samples of one step alone; leave --where and --with out")
-        return replay(uri, replay_step)
     store = open_store(uri)
     if beside is not None and not is_run(open_store(beside)):
         raise InputError(f"--with {beside}: no run (no config.yaml, metrics.jsonl or checkpoints/)")

@@ -14,7 +14,7 @@ from model.inputs import InputError
 from training.checkpoint.base import BASE, BaseModel
 from training.checkpoint.files import checked_index, checkpoint_name, damaged, explained_damage, find_checkpoint
 from training.checkpoint.index import AVERAGE, MODEL, TRANSFORMER, CheckpointIndex, torch_dtype
-from training.lora import LoraConfig, merge_adapter
+from training.lora import LoraConfig, adapter_file, merge_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -128,6 +128,12 @@ def read_adapter(folder: Store, state: Mapping[str, Any], weights: Weights = "av
     tensors = {name: torch.empty(index.tensors[key].shape) for name, key in names.items()}
     load_tensors(folder, index, {names[name]: tensor for name, tensor in tensors.items()})
     return tensors
+
+
+def packed_adapter(checkpoint: str, weights: Weights = "averaged") -> bytes:
+    """The adapter of a run or checkpoint that has one, as `load_lora_weights` reads it. Raises InputError."""
+    folder, state = find_checkpoint(checkpoint)
+    return adapter_file(read_adapter(folder, state, weights), lora_config(state))
 
 
 def lora_config(state: Mapping[str, Any]) -> LoraConfig:

@@ -9,7 +9,7 @@ INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --
 
 .PHONY: demo test test-fast lint docs examples bench bench-model bench-plan bench-train bench-pictures bench-ingest \
 	bench-labels bench-kills bench-scale bench-addresses bench-checkpoint bench-gpu bench-loader bench-selecting bench-views \
-	small-cpu soak check-image clean
+	bench-dashboard small-cpu soak check-image clean
 
 demo: $(VENV)/installed
 	$(BIN)/onediffusion demo --out "$(OUT)" $(if $(PICTURES),--pictures "$(PICTURES)")
@@ -77,6 +77,15 @@ bench-addresses: $(VENV)/installed-test
 # ARGUMENTS="--shards 1000 10000 --s3 1000": what a shard costs, on disk and on S3.
 bench-selecting: $(VENV)/installed-test
 	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_selecting.py $(ARGUMENTS)
+
+# The dashboard's definitions and page of jobs at a lab's size. ARGUMENTS="--jobs 100": smaller.
+bench-dashboard: $(VENV)/installed-test
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_dashboard.py $(ARGUMENTS)
+
+# Grouping faces: up to 1.3 million synthetic embeddings of 65,000 people. ARGUMENTS="--rows 20000 80000": fewer.
+.PHONY: bench-sets
+bench-sets: $(VENV)/installed-test
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_sets.py $(ARGUMENTS)
 
 # Datasets of up to 10⁵ shards, on disk and S3, for a quarter of an hour. ARGUMENTS="--shards 1000 --s3 1000": smaller.
 bench-scale: $(VENV)/installed-test

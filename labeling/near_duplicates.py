@@ -28,7 +28,7 @@ Near = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]
 def group_hashes(hashes: Words, distance: int) -> NDArray[np.int64]:
     """(N, W) → (N,) of each row the first row of its group: rows whose bits differ in at most `distance` places."""
     unique, first, inverse = np.unique(hashes, axis=0, return_index=True, return_inverse=True)
-    groups = _Groups(len(unique))
+    groups = Groups(len(unique))
     for one, other in _candidates(unique, distance):
         groups.join(one, other)
     return _first_rows(groups.roots(), first, inverse.ravel())
@@ -51,7 +51,7 @@ def group_vectors(vectors: NDArray[np.floating], similarity: float) -> NDArray[n
 
     # Planes part two rows by their angle: three times what is expected of it, for the exact look to decide.
     expected = 256 * np.arccos(min(similarity, 1.0)) / np.pi
-    groups = _Groups(count)
+    groups = Groups(count)
     for one, other in _candidates(bits, int(min(128, 3 * expected + 16))):
         for start in range(0, len(one), 4096):
             a, b = one[start : start + 4096], other[start : start + 4096]
@@ -113,7 +113,7 @@ def _differences(
     return total
 
 
-class _Groups:
+class Groups:
     """Which rows are connected, by union and find on whole arrays; the least row of a group is its root."""
 
     def __init__(self, count: int) -> None:

@@ -30,6 +30,18 @@ border-bottom:1px solid #e2e3df;vertical-align:top}}th{{font-weight:600}}code{{f
 <code>onediffusion logs -f ID</code>. What was stopped goes on when it is sent again.</p>
 <p><a href="/">Dashboard</a>{all}</p></html>"""
 
+FIRST_STEPS = _PAGE.format(
+    title="Nothing is here yet",
+    table="""<ol><li>Make a dataset: <code>onediffusion ingest PICTURES DATASET</code>, then
+<code>onediffusion label DATASET boxes caption</code>; or send both as a job with <code>onediffusion submit</code>.</li>
+<li>Show the dataset here: <code>onediffusion dashboard DATASET</code> in another terminal; this page follows in some
+seconds. Runs are shown the same way, and what a submitted job works on comes by itself.</li>
+<li>Then open its assets, and materialize what is missing or stale.</li></ol>""",
+    trouble="",
+    hint="",
+    all=f' · <a href="/{JOBS_PATH}">all jobs</a>',
+)
+
 _LAUNCHPAD_HINT = "_▾ beside Materialize, Open launchpad: where it runs, and with how many workers_"
 
 

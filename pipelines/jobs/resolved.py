@@ -16,6 +16,7 @@ from pipelines.jobs.specification import (
     JobSpecification,
     LabelJob,
     ReportJob,
+    SetsJob,
     TrainJob,
     ViewsJob,
     WorkersSpec,
@@ -108,6 +109,9 @@ def _with_whole_addresses(specification: JobSpecification) -> JobSpecification:
     if isinstance(specification, ViewsJob):
         addresses = {"dataset": whole_address(specification.dataset), "source": whole_address(specification.source)}
         return specification.model_copy(update=addresses)
+    if isinstance(specification, SetsJob):
+        sources = [whole_address(source) for source in specification.sources]
+        return specification.model_copy(update={"dataset": whole_address(specification.dataset), "sources": sources})
     if isinstance(specification, EvaluateJob):
         return specification.model_copy(update={"run": whole_address(specification.run)})
     if isinstance(specification, ReportJob):

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cluster.work import ResourceRequest
 from labeling.resources import Resources
+from labeling.sets.options import OPTIONS
 from labeling.sources.addresses import policy
 from model.inputs.schema import Section, split_range, validate
 from model.inputs.yaml_files import example_names, read_yaml
@@ -132,6 +133,30 @@ class ViewsJob(Section):
         return [self.source, self.dataset]
 
 
+class SetsJob(Section):
+    """`sets`: sets without cameras. of: their kind; options: of that kind, as in `labeling.sets.options`."""
+
+    kind: Literal["sets"]
+    of: Literal["identity", "subject", "editing"]
+    sources: list[str] = Field(min_length=1)
+    dataset: str
+    options: dict[str, Any] = {}
+    workers: WorkersSpec = WorkersSpec()
+
+    @model_validator(mode="after")
+    def _has_known_options(self) -> SetsJob:
+        validate(OPTIONS[self.of], self.options, f"options of {self.of}")
+        return self
+
+    @property
+    def output(self) -> str:
+        return self.dataset
+
+    @property
+    def data(self) -> list[str]:
+        return [*self.sources, self.dataset]
+
+
 class TrainJob(Section):
     """`train`. config: a preset, a YAML file, or the configuration itself; overrides: put over it; run: its address.
 
@@ -191,7 +216,7 @@ class ReportJob(Section):
         return [self.of]
 
 
-JobSpecification = LabelJob | ViewsJob | TrainJob | EvaluateJob | ReportJob
+JobSpecification = LabelJob | ViewsJob | SetsJob | TrainJob | EvaluateJob | ReportJob
 AnyKind = Annotated[JobSpecification, Field(discriminator="kind")]
 
 

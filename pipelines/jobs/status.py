@@ -124,5 +124,22 @@ def _status_from_both(attempt: Attempt, own: AttemptState | None, target: Target
 
 
 def _progress(own: AttemptState) -> str:
+    """How far it is; where it has begun to move, how fast, and how long the rest takes at that speed."""
     progress = own.progress
-    return f"{progress['what']}: {progress['done']} of {progress['total']} {progress['unit']}" if progress else ""
+    if not progress:
+        return ""
+    done, total, unit = progress["done"], progress["total"], progress["unit"]
+    told = f"{progress['what']}: {done} of {total} {unit}".rstrip()
+    moved = done - progress.get("before", 0)
+    seconds = own.time - progress.get("began", own.time)  # earlier versions did not write when it began
+    if moved <= 0 or seconds <= 0:
+        return told
+    rate = moved / seconds
+    speed = f"{rate:.3g} {unit}/s" if rate >= 1 else f"{60 * rate:.3g} {unit}/min"
+    return f"{told}, {speed}, {_duration((total - done) / rate)} left"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -11,7 +11,7 @@ from cluster.session import cluster_has, ray_session
 from cluster.work import MORE_CPUS
 from model.inputs import InputError
 from pipelines.jobs.running import RunningAttempt
-from pipelines.jobs.specification import EvaluateJob, JobSpecification, LabelJob, ReportJob, TrainJob, ViewsJob
+from pipelines.jobs.specification import EvaluateJob, JobSpecification, LabelJob, ReportJob, SetsJob, TrainJob, ViewsJob
 
 
 def run_job(specification: JobSpecification, attempt: RunningAttempt) -> dict[str, Any]:
@@ -25,6 +25,12 @@ def run_job(specification: JobSpecification, attempt: RunningAttempt) -> dict[st
         one = specification
         options = ViewOptions(one.count, one.size, one.seed, one.path, one.lens)
         return asdict(views(one.source, one.dataset, options, one.photographs, one.gpus, one.pile))
+    if isinstance(specification, SetsJob):
+        from pipelines.sets import sets
+
+        made = sets(specification.of, specification.sources, specification.dataset, specification.options)
+        print(*made.summary(specification.dataset), sep="\n", flush=True)
+        return asdict(made)
     if isinstance(specification, EvaluateJob):
         return evaluate_on_worker(specification)
     if isinstance(specification, ReportJob):

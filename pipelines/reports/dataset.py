@@ -6,12 +6,14 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from labeling.dataset import REJECTED, Dataset, GroupStatus, RowErrors, dataset_status, read_row_errors, select_rows
 from model.inputs import InputError, WorkFailed
 from pipelines.reports.figures import EVALUATION
 from pipelines.reports.gallery import GalleryRow, draw_gallery
 from pipelines.reports.overlays import Inliner
+from pipelines.reports.sets import describe_sets
 
 MAX_REJECTED_NAMES, MAX_REASONS, MAX_EXAMPLES = 60, 40, 4
 MAX_REJECTED_READ = 10_000  # files whose reasons are read; their count comes from footers and is of all
@@ -71,6 +73,7 @@ class DatasetSection:
     rejected_count: int = 0
     gallery: Sequence[GalleryRow] = ()
     truth: Sequence[tuple[str, int, str]] = ()  # group, rows, and figures beside what is known to be true
+    groups_of: Mapping[str, Any] | None = None  # of sets without cameras: their kind, figures and a curve of thresholds
     where: str = ""  # a condition on the rows that the gallery shows
     selected: int = 0  # rows of which it is true
 
@@ -109,6 +112,7 @@ def describe_dataset(uri: str, inline: Inliner, max_rows: int, where: str | None
         rejected_count=rejected_count,
         gallery=gallery,
         truth=_truth(dataset),
+        groups_of=describe_sets(dataset),
         where=where or "",
         selected=selection.rows if selection else 0,
     )

@@ -28,14 +28,20 @@ def train_job(config: dict[str, Any], run: str) -> ResolvedJob:
 
 def test_examples_are_valid_specifications(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert {load_specification(name).kind for name in examples()} == {"label", "views", "train", "evaluate", "report"}
+    assert {load_specification(name).kind for name in examples()} == {
+        *("label", "views", "sets", "train", "evaluate", "report")
+    }
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"kind": "lable"}, "one of label, views, train, evaluate, report, not 'lable'"),
+        ({"kind": "lable"}, "one of label, views, sets, train, evaluate, report, not 'lable'"),
         ({}, "`kind` is missing"),
+        (
+            {"kind": "sets", "of": "identity", "sources": ["a"], "dataset": "b", "options": {"distanc": 0.4}},
+            "options of identity: no key 'distanc' (did you mean 'distance'?)",
+        ),
         ({"kind": "label"}, "'dataset' is missing"),
         ({"kind": "label", "dataset": "d", "grups": []}, "no key 'grups' (did you mean 'groups'?)"),
         ({"kind": "label", "dataset": "d", "workers": {"cpu": 1}}, "no key 'workers.cpu' (did you mean 'cpus'?)"),

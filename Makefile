@@ -49,7 +49,7 @@ bench-pictures: $(VENV)/installed-test
 bench-ingest: $(VENV)/installed-test
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_ingest.py $(ARGUMENTS)
 
-# Cameras that are found against true ones, scenes an hour. Twenty minutes on two cores. ARGUMENTS: parts of it.
+# Cameras that are found against true ones, scenes an hour; long. ARGUMENTS: parts of it.
 bench-views: $(VENV)/installed-test
 	PYTHONPATH=.:tests/benchmarks $(BIN)/python tests/benchmarks/bench_views.py $(ARGUMENTS)
 

@@ -221,6 +221,7 @@ def _run_workers(
                 trainer.fit()
         except ActorDiedError:
             if not trainer.ended:
+                trainer.end()  # gives back what its workers had
                 raise
         except TrainingFailedError:
             failure = ray.get(coordinator.failure.remote())

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from labeling import near_duplicates
-from labeling.near_duplicates import group_hashes, group_vectors
+from labeling.near_duplicates import records_of
+from labeling.scratch import ScratchRows
 
 DISTANCE = 40
+
+
+def group_hashes(words: np.ndarray, distance: int) -> np.ndarray:
+    rows, records = np.arange(len(words)), ScratchRows(np.uint64, 1 + words.shape[1])
+    records.append(records_of(rows, words))
+    return near_duplicates.group_hashes(records, len(words), distance).first_rows(rows)
+
+
+def group_vectors(vectors: np.ndarray, similarity: float) -> np.ndarray:
+    kept = ScratchRows(vectors.dtype, vectors.shape[1])
+    kept.append(vectors)
+    return near_duplicates.group_vectors(kept, similarity).first_rows(np.arange(len(vectors)))
 
 
 def hashes(count: int, copies: int, flips: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -37,6 +52,32 @@ def test_more_rows_than_are_compared_in_pairs(monkeypatch: pytest.MonkeyPatch) -
     assert np.array_equal(exact, origins)
     assert (sampled == origins).mean() > 0.999
     assert np.array_equal(sampled, group_hashes(words, DISTANCE)), "the same at every call"
+
+
+def test_rows_that_lie_in_parts_are_grouped_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    words, _ = hashes(3000, 900, 24)
+    words[::3] = words[0]  # more than a part holds
+    together = group_hashes(words, DISTANCE)
+    for name, value in (("EXACT", 100), ("PART_ROWS", 350), ("BATCH", 200)):
+        monkeypatch.setattr(near_duplicates, name, value)
+    assert (group_hashes(words, DISTANCE) == together).mean() > 0.999
+
+
+def test_memory_does_not_grow_with_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("PART_ROWS", 2000), ("BATCH", 1000), ("PASSES", 2)):
+        monkeypatch.setattr(near_duplicates, name, value)
+    peaks = []
+    for rows in (10_000, 40_000):
+        records, random = ScratchRows(np.uint64, 5), np.random.default_rng(0)
+        for start in range(0, rows, 1000):
+            words = np.frombuffer(random.bytes(32 * 1000), np.uint64).reshape(-1, 4)
+            records.append(records_of(np.arange(start, start + 1000), words))
+        tracemalloc.start()
+        groups = near_duplicates.group_hashes(records, rows, DISTANCE)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert np.array_equal(groups.first_rows(np.arange(rows)), np.arange(rows))
+    assert peaks[1] < 1.3 * peaks[0]
 
 
 def test_chain_is_one_group_and_names_its_first_row() -> None:

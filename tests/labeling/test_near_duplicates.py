@@ -58,16 +58,16 @@ def test_rows_that_lie_in_parts_are_grouped_as_in_one(monkeypatch: pytest.Monkey
     words, _ = hashes(3000, 900, 24)
     words[::3] = words[0]  # more than a part holds
     together = group_hashes(words, DISTANCE)
-    for name, value in (("EXACT", 100), ("PART_ROWS", 350), ("BATCH", 200)):
+    for name, value in (("EXACT", 100), ("PART_ROWS", 350), ("BATCH", 200), ("PASSES", 32)):
         monkeypatch.setattr(near_duplicates, name, value)
     assert (group_hashes(words, DISTANCE) == together).mean() > 0.999
 
 
 def test_memory_does_not_grow_with_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("PART_ROWS", 2000), ("BATCH", 1000), ("PASSES", 2)):
+    for name, value in (("PART_ROWS", 8000), ("BATCH", 2000), ("PASSES", 1)):
         monkeypatch.setattr(near_duplicates, name, value)
     peaks = []
-    for rows in (10_000, 40_000):
+    for rows in (20_000, 80_000):
         records, random = ScratchRows(np.uint64, 5), np.random.default_rng(0)
         for start in range(0, rows, 1000):
             words = np.frombuffer(random.bytes(32 * 1000), np.uint64).reshape(-1, 4)
@@ -77,7 +77,7 @@ def test_memory_does_not_grow_with_the_rows(monkeypatch: pytest.MonkeyPatch) -> 
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert np.array_equal(groups.first_rows(np.arange(rows)), np.arange(rows))
-    assert peaks[1] < 1.3 * peaks[0]
+    assert peaks[1] < 1.5 * peaks[0]  # 32 bytes a row would be 3 times as much
 
 
 def test_chain_is_one_group_and_names_its_first_row() -> None:

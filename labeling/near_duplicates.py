@@ -12,7 +12,8 @@ most `PART_ROWS`. A record is the number of a row, ascending, and W words of 64 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import cast
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ class Groups:
     """Which rows are connected, by union and find on whole arrays; the least row of a group is its root."""
 
     def __init__(self, rows: int) -> None:
-        self._parents = cast(Rows, scratch_array(rows, np.int64))
+        self._parents = scratch_array(rows, np.int64)
         for start in range(0, rows, BATCH):
             self._parents[start : start + BATCH] = np.arange(start, min(rows, start + BATCH))
 
@@ -83,7 +84,7 @@ def group_vectors(vectors: ScratchRows, similarity: float) -> Groups:
     planes = np.random.default_rng(0).standard_normal((vectors.width, BITS_OF_VECTORS)).astype(np.float32)
     bits = ScratchRows(np.uint64, 1 + BITS_OF_VECTORS // 64)  # on which side of random planes a row lies
     rows = 0
-    norms = cast(NDArray[np.float32], scratch_array(len(vectors), np.float32))
+    norms = scratch_array(len(vectors), np.float32)
     for block in vectors.blocks(max(1, VECTOR_BYTES // (4 * vectors.width))):
         part = block.astype(np.float32)
         norms[rows : rows + len(part)] = norm = np.linalg.norm(part, axis=1)
@@ -112,7 +113,7 @@ def _candidates(records: ScratchRows, distance: int) -> Iterator[tuple[Rows, Row
     """Pairs of rows that differ in at most `distance` bits, some of them more than once."""
     count, width = len(records), 64 * (records.width - 1)
     if count <= EXACT:
-        for all_records in cast(Iterator[Words], records.blocks(EXACT)):
+        for all_records in records.blocks(EXACT):
             rows, columns = _numbers(all_records), _columns(all_records)
             for offset in range(1, count):
                 near = np.flatnonzero(_differences(columns, offset) <= distance)
@@ -123,7 +124,7 @@ def _candidates(records: ScratchRows, distance: int) -> Iterator[tuple[Rows, Row
     bits = max(8, int(np.log2(count / ROWS_A_BUCKET)))
     for _ in range(PASSES):
         indices = drawn.choice(width, bits, replace=False)
-        for part in _parts(records, lambda block, chosen=indices: _sampled(_columns(block), chosen)):
+        for part in _parts(records, partial(_sampled_of, bit_indices=indices)):
             yield from _neighbors(part, indices, distance)
 
 
@@ -149,25 +150,25 @@ def _neighbors(records: Words, indices: Rows, distance: int) -> Iterator[tuple[R
             yield rows[near], rows[near + offset]
 
 
-def _parts(records: ScratchRows, number_of: Callable[[Words], NDArray[np.unsignedinteger]]) -> Iterator[Words]:
+def _parts(records: ScratchRows, number_of: Callable[[Words], NDArray[Any]]) -> Iterator[Words]:
     """The records in parts of at most `PART_ROWS`, those with equal numbers together.
 
     More of them with one number than a part holds are divided in their order: rows that are all alike are found among
     the neighbors that they have there, and hang together by those.
     """
     if len(records) <= PART_ROWS:
-        yield from cast(Iterator[Words], records.blocks(PART_ROWS))
+        yield from records.blocks(PART_ROWS)
         return
     count = 1 << int(np.ceil(np.log2(len(records) / PART_ROWS)) + 1)  # half full, as numbers are not even
     files = [ScratchRows(np.uint64, records.width) for _ in range(count)]
-    for block in cast(Iterator[Words], records.blocks(BATCH)):
+    for block in records.blocks(BATCH):
         parts = (number_of(block) % count).astype(np.int64)
         order = np.argsort(parts, kind="stable")
         ends = np.cumsum(np.bincount(parts, minlength=count))
         for file, rows in zip(files, np.split(block[order], ends[:-1]), strict=True):
             file.append(rows)
     while files:
-        yield from cast(Iterator[Words], files.pop().blocks(PART_ROWS))  # and its disk is free again
+        yield from files.pop().blocks(PART_ROWS)  # and its disk is free again
 
 
 def _mixed(records: Words) -> Words:
@@ -186,6 +187,10 @@ def _numbers(records: Words) -> Rows:
 def _columns(records: Words) -> list[Words]:
     """The words, each (N,) along memory."""
     return [np.ascontiguousarray(records[:, word]) for word in range(1, records.shape[1])]
+
+
+def _sampled_of(records: Words, bit_indices: Rows) -> NDArray[np.uint32]:
+    return _sampled(_columns(records), bit_indices)
 
 
 def _sampled(columns: Sequence[Words], bit_indices: Rows) -> NDArray[np.uint32]:

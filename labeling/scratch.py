@@ -9,6 +9,7 @@ import mmap
 import os
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -27,7 +28,7 @@ class ScratchRows:
     def __len__(self) -> int:
         return self._rows
 
-    def append(self, rows: NDArray[np.generic]) -> None:
+    def append(self, rows: NDArray[Any]) -> None:
         """rows: (N, width)."""
         self._file.seek(0, os.SEEK_END)
         self._file.write(np.ascontiguousarray(rows, self.dtype).data)
@@ -38,23 +39,23 @@ class ScratchRows:
         self._rows += rows
         self._file.truncate(self._rows * self.width * self.dtype.itemsize)
 
-    def blocks(self, size: int) -> Iterator[NDArray[np.generic]]:
+    def blocks(self, size: int) -> Iterator[NDArray[Any]]:
         """All rows, (N, width) with at most `size` of them at once."""
         bytes_a_row = self.dtype.itemsize * self.width
         self._file.flush()
         for start in range(0, self._rows, size):
             block = np.empty((min(size, self._rows - start), self.width), self.dtype)
             self._file.seek(start * bytes_a_row)
-            self._file.readinto(block.data)  # type: ignore[attr-defined]
+            self._file.readinto(block.data)
             yield block
 
-    def mapped(self) -> NDArray[np.generic]:
+    def mapped(self) -> NDArray[Any]:
         """(rows, width) as they are in the file now: the kernel holds what it has memory for."""
         self._file.flush()
         return _mapped(self._file.fileno(), (self._rows, self.width), self.dtype)
 
 
-def scratch_array(rows: int, dtype: DTypeLike) -> NDArray[np.generic]:
+def scratch_array(rows: int, dtype: DTypeLike) -> NDArray[Any]:
     """(rows,) zeros in a file; the kernel holds what it has memory for."""
     with tempfile.TemporaryFile() as file:
         file.truncate(rows * np.dtype(dtype).itemsize)
@@ -81,7 +82,7 @@ class ScratchTexts:
         return os.pread(self._file.fileno(), length, place + _LENGTH).decode()
 
 
-def _mapped(descriptor: int, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+def _mapped(descriptor: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     size = int(np.prod(shape)) * dtype.itemsize
     if not size:
         return np.empty(shape, dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -106,8 +106,8 @@ class DuplicatesLabeler(WholeLabeler):
             values.skip(start)
         elif vectors.shape[1] != values.width:
             raise InputError(
-                f"{self.group}: {EMBEDDING} has {values.width} numbers in some shards and {vectors.shape[1]} in others; "
-                "label embedding again first"
+                f"{self.group}: {EMBEDDING} has {values.width} numbers in some shards and {vectors.shape[1]} in "
+                "others; label embedding again first"
             )
         whole = np.zeros((len(column), values.width), vectors.dtype)
         whole[there] = vectors

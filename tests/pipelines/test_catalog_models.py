@@ -66,7 +66,7 @@ MODELS: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "embedding": (save_clip, []),
     "embedding-siglip": (save_siglip, []),
     "embedding-dinov2": (save_dinov2, []),
-    "quality": (partial(save_classifier, classes=["score"]), ["text=false", "nsfw="]),
+    "quality": (partial(save_classifier, classes=["score"]), ["text=false", "nsfw=''"]),
     "latents-96": (save_vae, []),
 }
 PARAMETER = {"quality": "aesthetic", "latents-96": "codec"}  # that names the network; of others it is `model`

@@ -7,8 +7,8 @@ OUT ?= runs/demo
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --constraint constraints.txt
 
-.PHONY: demo test test-fast test-models lint docs examples bench bench-model bench-plan bench-train bench-pictures bench-ingest \
-	bench-labels bench-kills bench-scale bench-addresses bench-checkpoint bench-gpu bench-loader bench-selecting \
+.PHONY: demo test test-fast test-models lint docs examples bench bench-model bench-plan bench-train bench-pictures \
+	bench-ingest bench-labels bench-kills bench-scale bench-addresses bench-checkpoint bench-gpu bench-loader bench-selecting \
 	small-cpu soak clean
 
 demo: $(VENV)/installed

@@ -58,6 +58,10 @@ class Groups:
         self._parents[rows] = roots
         return roots
 
+    def roots(self) -> Rows:
+        """(rows,) the first row of each row's group, of rows that are few enough to hold."""
+        return self.first_rows(np.arange(len(self._parents)))
+
 
 def records_of(rows: Rows, words: Words) -> Words:
     """(N,), (N, W) → (N, 1 + W) records."""
@@ -77,6 +81,13 @@ def group_hashes(hashes: ScratchRows, rows: int, distance: int) -> Groups:
     for one, other in _candidates(unique, distance):
         groups.join(one, other)
     return groups
+
+
+def group_words(words: Words, distance: int) -> Rows:
+    """(N, W) → (N,) of each row the first row of its group, of rows that are few enough to hold."""
+    records = ScratchRows(np.uint64, 1 + words.shape[1])
+    records.append(records_of(np.arange(len(words)), words))
+    return group_hashes(records, len(words), distance).roots()
 
 
 def group_vectors(vectors: ScratchRows, similarity: float) -> Groups:

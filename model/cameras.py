@@ -1,6 +1,6 @@
 """Cameras as frames: Plücker rays of latent pixels, and cameras recovered from them (docs/model.md, Cameras).
 
-V views, n × n latent pixels, m = n². World and cameras as in PyTorch3D: x left, y up, z forward; row vectors,
+V views, h × w latent pixels, m = h·w. World and cameras as in PyTorch3D: x left, y up, z forward; row vectors,
 x_cam = x_world R + T. What comes in are OpenGL camera-to-world matrices and intrinsics for an image width of 1.
 """
 
@@ -15,7 +15,10 @@ from torch import Tensor
 
 from model.constants import CAMERA_DISTANCE, FOCAL_LENGTH, RAY_SCALE
 from model.inputs import InputError, one_line, shown
+from model.pictures import fitted_matrix
 
+Size = int | tuple[int, int]  # (h, w) in latent pixels, or the side of a square
+_NO_DISTANCE = 1e-6  # of how far cameras are apart; radians between directions
 _CHANNELS = (*range(6), *range(6), *range(4))  # of LATENT_CHANNELS: which number of a ray each holds
 
 
@@ -61,11 +64,11 @@ def world_to_camera(c2w: Tensor) -> tuple[Tensor, Tensor]:
     return R, T
 
 
-def camera_rays(c2w: Tensor, intrinsics: Tensor, size: int, normalize: bool = False, scale: float = 1.0) -> Tensor:
-    """Rays (V, size², 6): unit direction and origin × direction, relative to the first camera, row by row.
+def camera_rays(c2w: Tensor, intrinsics: Tensor, size: Size, normalize: bool = False, scale: float = 1.0) -> Tensor:
+    """Rays (V, h·w, 6): unit direction and origin × direction, relative to the first camera, row by row.
 
-    c2w: (V, 4, 4) OpenGL camera-to-world; intrinsics: (V, 3, 3), image width 1; size: latent pixels a side.
-    normalize: as in training, optical axes meet at the origin and the first camera is `scale` from it.
+    c2w: (V, 4, 4) OpenGL camera-to-world; intrinsics: (V, 3, 3), image width 1; size: (h, w) in latent pixels, or the
+    side of a square. normalize: as in training, optical axes meet at the origin, the first camera is `scale` from it.
     Raises InputError for other shapes, numbers that are not finite, matrices that cannot be inverted, and cameras whose
     rays are not finite.
     """
@@ -102,14 +105,15 @@ def latents_to_rays(latents: Tensor) -> Tensor:
     return torch.stack([channels[..., index == value].mean(-1) for value in range(6)], -1)
 
 
-def rays_to_cameras(rays: Tensor, intrinsics: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """R (V, 3, 3), T (V, 3) that fit rays (V, size², 6): centers by least squares, rotations by Procrustes.
+def rays_to_cameras(rays: Tensor, intrinsics: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+    """R (V, 3, 3), T (V, 3) that fit rays (V, h·w, 6): centers by least squares, rotations by Procrustes.
 
     x_cam = x_world R + T, in the world of the rays; directions are brought to unit length first. intrinsics: (V, 3, 3).
     Raises InputError for other shapes, numbers that are not finite, and rays without a direction.
     """
-    if rays.ndim != 3 or rays.shape[1:] != (size * size, 6) or not len(rays):
-        raise InputError(f"rays {tuple(rays.shape)}: give (V, {size * size}, 6)")
+    h, w = _sides(size)
+    if rays.ndim != 3 or rays.shape[1:] != (h * w, 6) or not len(rays):
+        raise InputError(f"rays {tuple(rays.shape)}: give (V, {h * w}, 6)")
     if len(as_matrices("intrinsics", intrinsics, 3)) != len(rays):
         raise InputError(f"{len(intrinsics)} intrinsics for {len(rays)} views: give one for each")
     if not bool(torch.isfinite(rays).all()):
@@ -136,14 +140,16 @@ def rays_to_cameras(rays: Tensor, intrinsics: Tensor, size: int) -> tuple[Tensor
     return R.to(rays.dtype), T.to(rays.dtype)
 
 
-def _unproject(R: Tensor, T: Tensor, intrinsics: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Directions (V, size², 3) through pixel centers, and camera centers (V, 3), in world coordinates."""
+def _unproject(R: Tensor, T: Tensor, intrinsics: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+    """Directions (V, h·w, 3) through pixel centers, and camera centers (V, 3), in world coordinates."""
     K = intrinsics.double().to(R.device)
-    # Normalized device coordinates span ±1 over the shorter side: image width 1 → 2.
+    h, w = _sides(size)
+    # The width spans ±1: image width 1 → 2. Directions are the same in PyTorch3D's units, ±1 over the shorter side.
+    high = h / w
     focal = torch.stack([K[:, 0, 0], K[:, 1, 1]], -1) * 2
-    principal = 1 - torch.stack([K[:, 0, 2], K[:, 1, 2]], -1) * 2
-    axis = 1 - (2 * torch.arange(size, dtype=torch.float64, device=R.device) + 1) / size
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    principal = torch.stack([1 - K[:, 0, 2] * 2, high - K[:, 1, 2] * 2], -1)
+    across, down = (1 - (2 * torch.arange(side, dtype=torch.float64, device=R.device) + 1) / side for side in (w, h))
+    y, x = torch.meshgrid(down * high, across, indexing="ij")
     grid = rearrange(torch.stack([x, y], -1), "r c k -> 1 (r c) k")
     plane = (grid - principal[:, None]) / focal[:, None]
     local = torch.cat([plane, torch.ones_like(plane[..., :1])], -1)
@@ -152,12 +158,22 @@ def _unproject(R: Tensor, T: Tensor, intrinsics: Tensor, size: int) -> tuple[Ten
     return directions, centers
 
 
+def _sides(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
 def _normalized(R: Tensor, T: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Relative to the first camera, in a world where it is `scale` from where the optical axes meet."""
     centers = -einsum(T, R, "V j, V i j -> V i")
     axes = R[:, :, 2]
     across = torch.eye(3, dtype=R.dtype, device=R.device) - einsum(axes, axes, "V i, V j -> V i j")
     meeting = torch.linalg.lstsq(across.sum(0), einsum(across, centers, "V i j, V j -> i")[:, None]).solution[:, 0]
+    reach = (centers - centers[0]).norm(dim=-1).max()
+    away, least_turn = (meeting - centers[0]).norm(), torch.linalg.eigvalsh(across.mean(0))[0]
+    if not bool((away > _NO_DISTANCE * reach) & (least_turn > _NO_DISTANCE**2)):
+        # All look from one place, at the first camera, or in one direction: axes meet nowhere that has a distance.
+        # What is seen is taken to be as far away as cameras are apart.
+        meeting = centers[0] + axes[0] * (reach if bool(reach > 0) else reach.new_ones(()))
     T = T + einsum(meeting, R, "i, V i j -> V j")
     T = T * (scale / T[0].norm())
     return R[0].T @ R, T - einsum(T[0], R[0].T @ R, "i, V i j -> V j")
@@ -194,21 +210,35 @@ def _angles(name: str, values: Any) -> Tensor:
     return tensor
 
 
+def fitted_intrinsics(intrinsics: Tensor, sizes: Tensor, size: tuple[int, int]) -> Tensor:
+    """(V, 3, 3) of pictures that `model.pictures.fit_picture` cropped and resized, for an image width of 1.
+
+    intrinsics: (V, 3, 3) of the pictures before, for an image width of 1; sizes: (V, 2), their widths and heights;
+    size: width and height that they were fitted to, in any unit of its own.
+    """
+    fitted = [
+        torch.from_numpy(fitted_matrix(K.double().numpy(), before[0], before[1], *size))
+        for K, before in zip(intrinsics, sizes.tolist(), strict=True)
+    ]
+    return torch.stack(fitted).to(intrinsics.dtype)
+
+
 def default_intrinsics(views: int) -> Tensor:
     """(V, 3, 3) of the focal length that the published model is sampled with, image width 1."""
     return torch.tensor([[FOCAL_LENGTH, 0, 0.5], [0, FOCAL_LENGTH, 0.5], [0, 0, 1.0]]).expand(views, 3, 3)
 
 
-def camera_latents(c2w: Tensor, intrinsics: Tensor, size: int, normalize: bool) -> Tensor:
-    """Camera frames (V, 16, size, size) of OpenGL camera-to-world (V, 4, 4) and intrinsics (V, 3, 3).
+def camera_latents(c2w: Tensor, intrinsics: Tensor, size: Size, normalize: bool) -> Tensor:
+    """Camera frames (V, 16, h, w) of OpenGL camera-to-world (V, 4, 4) and intrinsics (V, 3, 3).
 
     normalize: as training sees them, optical axes meeting at the origin, the first camera CAMERA_DISTANCE from it.
     """
     rays = camera_rays(c2w, intrinsics, size, normalize=normalize, scale=CAMERA_DISTANCE if normalize else 1.0)
-    return rays_to_latents(rays, size, size)
+    return rays_to_latents(rays, *_sides(size))
 
 
 def recover_cameras(latents: Tensor, intrinsics: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """R (V, 3, 3) and T (V, 3) in PyTorch3D's convention from camera frames (V, 16, h, h)."""
+    """R (V, 3, 3) and T (V, 3) in PyTorch3D's convention from camera frames (V, 16, h, w)."""
+    h, w = latents.shape[-2:]
     intrinsics = default_intrinsics(len(latents)) if intrinsics is None else intrinsics
-    return rays_to_cameras(latents_to_rays(latents), intrinsics, latents.shape[-1])
+    return rays_to_cameras(latents_to_rays(latents), intrinsics, (h, w))

@@ -10,15 +10,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from model.inputs import InputError, one_line
+from model.inputs import InputError, one_line, require
+from model.quantization import CONFIGURATION
 from model.weights import (
     OF_DEVICE_MAPS,
     HubOptions,
     check_device_map,
     check_files,
+    check_variant,
     damaged,
     indexed_files,
     model_folder,
+    read_json,
     refuse_unknown,
 )
 
@@ -51,6 +54,7 @@ def load_model(
     torch_dtype = None if torch_dtype == "auto" else torch_dtype
     if torch_dtype is not None and not isinstance(torch_dtype, torch.dtype):
         raise InputError(f"torch_dtype {torch_dtype!r}: give a type of torch, as torch.bfloat16")
+    check_variant(variant)
     for argument in _WITHOUT_EFFECT:  # a loader that takes little memory, and memory maps, are the only ways here
         kwargs.pop(argument, None)
     if kwargs.pop("use_safetensors", None) is False:
@@ -60,6 +64,10 @@ def load_model(
     check_device_map(f"{cls.__name__}.from_pretrained", kwargs)
     folder = model_folder(str(name), subfolder or "transformer", (), hub, variant)
     check_files(folder, variant)
+    if CONFIGURATION in read_json(folder / "config.json"):
+        require("torchao")
+        kwargs["low_cpu_mem_usage"] = True
+        torch_dtype = torch_dtype or torch.bfloat16  # of what is not in 8 bits: the only type torchao computes all in
     if kwargs:
         weight_files(folder, variant)
         more = {"torch_dtype": torch_dtype, "variant": variant, "use_safetensors": True}

@@ -59,13 +59,33 @@ def _buckets(units: int) -> tuple[tuple[int, int], ...]:
     )
 
 
+def crop_size(columns: int, rows: int, width: int, height: int) -> tuple[int, int]:
+    """(width, height) of what `fit_picture` cuts out of the middle, whose first pixel is half of the rest, rounded
+    down."""
+    crop_width = max(1, min(columns, round(rows * width / height)))
+    return crop_width, max(1, min(rows, round(columns * height / width)))
+
+
+def fitted_matrix(matrix: NDArray[np.float64], columns: int, rows: int, width: int, height: int) -> NDArray[np.float64]:
+    """Intrinsics (3, 3) of a picture of columns × rows after `fit_picture` to width × height, in units of any size.
+
+    Both for an image width of 1.
+    """
+    crop_width, crop_height = crop_size(columns, rows, width, height)
+    result = np.array(matrix, np.float64)
+    result[:2] *= columns
+    result[:2, 2] -= (columns - crop_width) // 2, (rows - crop_height) // 2
+    result[0] /= crop_width
+    result[1] *= height / (crop_height * width)
+    return result
+
+
 def fit_picture(picture: Picture, width: int, height: int) -> Picture:
     """Center-crop a (H, W, 3) picture to the aspect of width × height, then resize it bilinearly with antialiasing."""
     from PIL import Image
 
     rows, columns = picture.shape[:2]
-    crop_width = max(1, min(columns, round(rows * width / height)))
-    crop_height = max(1, min(rows, round(columns * height / width)))
+    crop_width, crop_height = crop_size(columns, rows, width, height)
     left, top = (columns - crop_width) // 2, (rows - crop_height) // 2
     cropped = picture[top : top + crop_height, left : left + crop_width]
     # Pillow filters over the whole footprint of a pixel when it makes a picture smaller; OpenCV's bilinear does not.

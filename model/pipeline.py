@@ -15,11 +15,6 @@ from torch import Tensor, nn
 
 from model.arguments import (
     OUTPUT_TYPES,
-    as_cameras,
-    as_intrinsics,
-    as_pictures,
-    as_samples,
-    as_texts,
     check_callback,
     check_changed,
     check_choice,
@@ -28,21 +23,21 @@ from model.arguments import (
     check_flags,
     check_noise,
     check_numbers,
-    check_size,
     latent_shape,
 )
 from model.cameras import camera_latents, recover_cameras
 from model.codecs import ImageCodec
 from model.codecs.autoencoder_dct import AutoencoderDCT
-from model.frames import REFERENCE, Frames, Known, plan_frames, takes_one
+from model.frames import Frames, Known
 from model.inputs import InputError, one_line
 from model.lora import LoraMixin
 from model.outputs import OneDiffusionOutput, read_pictures
 from model.parts import check_is_part, check_parts
-from model.pictures import Picture, aspect_bucket, fit_picture
+from model.pictures import Picture, fit_picture
 from model.pipeline_folder import part_at_fault, resolve_pipeline
-from model.prompt_embeddings import PromptMixin, check_embedded, check_words, class_colors, is_empty
-from model.prompts import RAYS, find_task
+from model.prompt_embeddings import Embeddings, PromptMixin
+from model.prompts import RAYS
+from model.request import Request, check_request
 from model.sampling import ConditionTimestep, sample_frames
 from model.saving import refuse_adapters, save_whole
 from model.transformer import NextDiT
@@ -117,7 +112,9 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
             where = f"{folder / part}" if part else name
             raise InputError(f"{where}: nothing that can be loaded ({one_line(error, 300)})") from error
         for part, model in pipeline.components.items():
-            if isinstance(model, nn.Module) and part not in kwargs:
+            # Quantized weights are stored under names of torchao.
+            quantized = getattr(model, "hf_quantizer", None)
+            if isinstance(model, nn.Module) and part not in kwargs and not quantized:
                 check_loaded(model, folder / part, kwargs.get("variant"))
         return pipeline
 
@@ -236,7 +233,6 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
         finite, saying where they came up.
         """
         check_parts(self.components)
-        tasks = as_texts("task", task)
         check_choice("output_type", output_type, OUTPUT_TYPES)
         check_choice("condition_timestep", condition_timestep, get_args(ConditionTimestep))
         check_numbers(
@@ -250,27 +246,30 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
         )
         check_flags({"normalize_cameras": normalize_cameras, "return_dict": return_dict})
         check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        captions = None
-        if prompt_embeds is None:
-            captions = as_texts("prompt", prompt)
-        elif not is_empty(prompt):
-            raise InputError("give prompt or prompt_embeds, not both")
-        count = len(captions) if captions is not None else len(as_samples("prompt_embeds", prompt_embeds))
-        known_pictures = as_pictures(images, count, takes_one(tasks))
-        cameras = as_cameras(azimuth, elevation, distance, c2w, intrinsics, normalize_cameras)
-        views = 0 if cameras is None else len(cameras[0])
-        frames = plan_frames(tasks, len(known_pictures[0]), known, denoise_mask, views)
-        intrinsics = as_intrinsics(intrinsics, len(frames.kinds) // 2 if RAYS in frames.kinds else 0)
-        references = check_words(tasks, names, reference_prompts, frames.kinds.count(REFERENCE), colors)
-        if captions is None:
-            check_embedded(tasks, names, references)
-        colors_of = class_colors(names, colors)
-        prompts = None if captions is None else self.compose(tasks, captions, names, colors, references)
-        width, height = self._size(known_pictures[0], frames, width, height)
-        samples = count * num_images_per_prompt
-        shape = (samples, len(frames.mask), *latent_shape(width, height))
+        request = check_request(
+            task,
+            images,
+            prompt,
+            prompt_embeds,
+            known,
+            denoise_mask,
+            names,
+            colors,
+            reference_prompts,
+            (azimuth, elevation, distance, c2w, intrinsics, normalize_cameras),
+        )
+        prompts = None
+        if request.captions is not None:
+            prompts = self.compose(request.tasks, request.captions, names, colors, request.references)
+        width, height = request.size(width, height, self.config.default_size)
+        shape = (
+            request.prompts * num_images_per_prompt,
+            len(request.frames.mask),
+            *latent_shape(width, height),
+        )
         check_noise(shape, generator, latents)
-        self._guidance_scale = find_task(tasks[0]).guidance if guidance_scale is None else float(guidance_scale)
+        self._guidance_scale = request.default_guidance if guidance_scale is None else float(guidance_scale)
+        self._num_timesteps = request.default_steps if num_inference_steps is None else num_inference_steps
         text, negative = self._embeddings(
             prompts,
             negative_prompt,
@@ -280,17 +279,39 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
         )
         text = text if negative is None else text.after(negative)
         noise = self._noise(shape, generator, latents)
-        clean = torch.stack([self._encode(per_sample, width, height) for per_sample in known_pictures])
-        clean = clean.repeat_interleave(samples // len(known_pictures), 0).to(noise)
-        rays = None
-        if RAYS in frames.kinds:
-            rays = noise.new_zeros(len(frames.kinds) // 2, *shape[2:])
-            if cameras is not None:
-                rays = camera_latents(*cameras[:2], shape[-1], normalize=cameras[2]).to(noise)
-        steps = max(find_task(name).steps for name in tasks) if num_inference_steps is None else num_inference_steps
-        self._num_timesteps = steps
-        with self.progress_bar(total=steps) as bar:
-            result = sample_frames(
+        clean, rays = self._known(request, noise, width, height)
+        after_step = self._after_step(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        result = self._sample(noise, clean, rays, request.frames, text, condition_timestep, after_step)
+        output = OneDiffusionOutput(latents=result, **self._read(result, request, output_type))
+        self.maybe_free_model_hooks()
+        return output if return_dict else output.images_first()
+
+    def _known(self, request: Request, noise: Tensor, width: int, height: int) -> tuple[Tensor, Tensor | None]:
+        """Latents (B, K, 16, h, w) of the known pictures, and (B, V, 16, h, w) of all cameras, known or not, if any."""
+        samples = len(noise)
+        clean = torch.stack([self._encode(per_prompt, width, height) for per_prompt in request.pictures])
+        clean = clean.repeat_interleave(samples // len(request.pictures), 0).to(noise)
+        if not request.has_rays:
+            return clean, None
+        rays = noise.new_zeros(request.frames.kinds.count(RAYS), *noise.shape[2:])
+        if request.cameras is not None:
+            c2w, intrinsics, normalize = request.cameras
+            rays = camera_latents(c2w, intrinsics, noise.shape[-1], normalize=normalize).to(noise)
+        return clean, rays[None].expand(samples, *rays.shape)
+
+    def _sample(
+        self,
+        noise: Tensor,
+        clean: Tensor,
+        rays: Tensor | None,
+        frames: Frames,
+        text: Embeddings,
+        condition_timestep: ConditionTimestep,
+        after_step: Callable[[int, Tensor, Tensor], Tensor | None] | None,
+    ) -> Tensor:
+        """Latents (B, F, 16, h, w) after the steps, which a bar shows."""
+        with self.progress_bar(total=self._num_timesteps) as bar:
+            return sample_frames(
                 self.transformer,
                 self.scheduler,
                 noise,
@@ -298,34 +319,14 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
                 frames.mask,
                 text.embeds.to(noise),
                 text.mask.to(noise.device),
-                steps,
+                self._num_timesteps,
                 self._guidance_scale,
-                None if rays is None else rays[None].expand(samples, *rays.shape),
+                rays,
                 condition_timestep,
                 lambda step, steps: bar.update(),
-                self._after_step(callback_on_step_end, callback_on_step_end_tensor_inputs),
+                after_step,
                 lambda: self._guidance_scale,
             )
-        output = OneDiffusionOutput(latents=result, **self._read(result, frames, colors_of, intrinsics, output_type))
-        self.maybe_free_model_hooks()
-        return output if return_dict else output.images_first()
-
-    def _size(
-        self, pictures: Sequence[Picture], frames: Frames, width: int | None, height: int | None
-    ) -> tuple[int, int]:
-        """(width, height) of every frame in pixels. Raises InputError for sizes that do not serve."""
-        size = self.config.default_size
-        if width is None or height is None:
-            if width or height:
-                raise InputError("give height and width, or neither")
-            if RAYS in frames.kinds or not pictures:
-                width = height = size
-            else:
-                width, height = aspect_bucket(pictures[0].shape[1], pictures[0].shape[0], size)
-        check_size(width, height)
-        if RAYS in frames.kinds and width != height:
-            raise InputError(f"views must be square to have cameras, not {width} × {height}")
-        return width, height
 
     def _encode(self, pictures: Sequence[Picture], width: int, height: int) -> Tensor:
         """(K, 16, h, w) latents of known pictures."""
@@ -361,10 +362,9 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
 
         return after
 
-    def _read(
-        self, latents: Tensor, frames: Frames, colors: dict[str, str], intrinsics: Tensor | None, form: str
-    ) -> dict[str, Any]:
+    def _read(self, latents: Tensor, request: Request, form: str) -> dict[str, Any]:
         """What was generated in the form that is asked for, and what can be read from it."""
+        frames = request.frames
         places = [place for place in frames.generated if frames.kinds[place] != RAYS]
         fields: dict[str, Any] = {}
         if places and form == "latent":
@@ -374,7 +374,8 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
             pixels = [codec.decode(sample[places].to(self._execution_device)) for sample in latents]
             for sample in pixels:
                 check_finite("decoded pictures", sample, self.vae.dtype)
-            fields = read_pictures(pixels, [frames.kinds[place] for place in places], colors, form)
+            fields = read_pictures(pixels, [frames.kinds[place] for place in places], request.colors, form)
         if any(frames.kinds[place] == RAYS for place in frames.generated):
-            fields["cameras"] = [recover_cameras(sample[1::2].float().cpu(), intrinsics) for sample in latents]
+            rays = [sample[1::2].float().cpu() for sample in latents]
+            fields["cameras"] = [recover_cameras(one, request.intrinsics) for one in rays]
         return fields

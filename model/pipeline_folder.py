@@ -15,6 +15,7 @@ from model.weights import (
     HubOptions,
     check_device_map,
     check_files,
+    check_variant,
     pipeline_folder,
     read_object,
     refuse_unknown,
@@ -45,8 +46,7 @@ def resolve_pipeline(
     if arguments.pop("use_safetensors", None) is False:
         raise InputError("use_safetensors=False: weights are read from safetensors alone; convert them first")
     variant = arguments.get("variant")
-    if variant is not None and not (isinstance(variant, str) and variant):
-        raise InputError(f"variant {shown(variant)}: give the name of one, as fp16")
+    check_variant(variant)
     given = {part for part in own if part in arguments}
     folder = pipeline_folder(name, hub, variant, given)
     for part, class_name in parts_of(folder).items():

@@ -98,6 +98,8 @@ class PromptMixin:
         prompts = None
         if prompt_embeds is not None and not is_empty(prompt):
             raise InputError("give prompt or prompt_embeds, not both")
+        names, reference_prompts = as_words("names", names), as_words("reference_prompts", reference_prompts)
+        colors = None if colors is None else as_words("colors", colors)
         if prompt_embeds is not None and (task is not None or names or colors or reference_prompts):
             raise InputError("prompt_embeds are of a whole prompt: leave out task, names, colors and reference_prompts")
         if prompt_embeds is None:
@@ -136,7 +138,6 @@ class PromptMixin:
                 raise InputError("names, colors and reference_prompts are put into a prompt by its task: name it")
             return list(captions)
         tasks = as_texts("task", task)
-        names, references = as_words("names", names), as_words("reference_prompts", references)
         color_of = class_colors(names, colors)
         check_words(tasks, names, references, len(references), colors)
         codes = [color_of[name] for name in names]
@@ -259,6 +260,7 @@ def check_words(
     pictures: how many the tasks refer to.
     """
     names, references = as_words("names", names), as_words("reference_prompts", references)
+    colors = None if colors is None else as_words("colors", colors)
     known_tasks = [find_task(name) for name in tasks]
     title = " + ".join(tasks)
     if names and not any(task.phrase or task.name == "subject" for task in known_tasks):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from model.constants import PATCH_SIZE
-from model.inputs import InputError
+from model.inputs import InputError, one_line, shown
 
+LEVELS = 1000  # timestep of noise alone
 ConditionTimestep = Literal["last", "zero"]
 
 
@@ -57,20 +59,11 @@ def sample_frames(
     guided = guidance > 1
     for index, t in enumerate(timesteps):
         levels = torch.where(is_generated, t, known_timestep).expand(B, F)
-        if guided:
-            negative, positive = transformer(
-                torch.cat([latents, latents]), torch.cat([levels, levels]), prompt_embeds, prompt_mask
-            ).chunk(2)
-            velocity = negative + (guidance_now() if guidance_now else guidance) * (positive - negative)
-        else:
-            velocity = transformer(latents, levels, prompt_embeds, prompt_mask)
+        scale = (guidance_now() if guidance_now else guidance) if guided else None
+        velocity = _velocity(transformer, latents, levels, prompt_embeds, prompt_mask, scale)
         latents = scheduler.step(velocity, t, latents, return_dict=False)[0]
         latents = torch.where(where_generated, latents, clean)
-        if not bool(torch.isfinite(latents).all()):
-            raise InputError(
-                f"sampling: numbers that are not finite at step {index + 1} of {len(timesteps)}; weights, inputs or "
-                "their precision are at fault: try float32, or another checkpoint"
-            )
+        _check_finite(latents, index + 1, len(timesteps))
         if progress:
             progress(index + 1, len(timesteps))
         if after_step:
@@ -82,12 +75,48 @@ def sample_frames(
 
 
 def set_timesteps(scheduler: Any, num_steps: int, tokens: int, device: torch.device) -> Tensor:
-    """Set the scheduler's sigmas for so many denoised tokens, and give its timesteps, 0…1000."""
+    """Set the scheduler's sigmas for so many denoised tokens, and give its timesteps, which fall from 1000.
+
+    Raises InputError for a scheduler whose configuration gives none, or others.
+    """
     config = scheduler.config
     slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
     mu = config.base_shift + slope * (tokens - config.base_image_seq_len)
-    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), device=device, mu=mu)
-    return scheduler.timesteps
+    sigmas = np.linspace(1.0, 1 / num_steps, num_steps)
+    try:
+        scheduler.set_timesteps(sigmas=sigmas, device=device, mu=mu)
+    except (ArithmeticError, AttributeError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"scheduler: its configuration gives no steps ({one_line(error, 160)}); correct it") from None
+    levels = scheduler.timesteps
+    falls = levels.shape == (num_steps,) and bool((levels[1:] < levels[:-1]).all())  # which NaN does not
+    if not falls or not math.isclose(float(levels[0]), LEVELS, rel_tol=1e-3) or float(levels[-1]) < 0:
+        raise InputError(
+            f"scheduler: its configuration gives {shown(levels.tolist())} as timesteps, which are to fall from "
+            f"{LEVELS} toward 0; correct it"
+        )
+    return levels
+
+
+def _velocity(
+    transformer: Any, latents: Tensor, levels: Tensor, prompt_embeds: Tensor, prompt_mask: Tensor, scale: float | None
+) -> Tensor:
+    """(B, F, 16, h, w) as the transformer predicts it, led away from the negative prompts by a scale of guidance.
+
+    levels (B, F): timesteps. Without a scale prompts are (B, L, Y), else (2B, L, Y), negative ones first.
+    """
+    if scale is None:
+        return transformer(latents, levels, prompt_embeds, prompt_mask)
+    both = transformer(torch.cat([latents, latents]), torch.cat([levels, levels]), prompt_embeds, prompt_mask)
+    negative, positive = both.chunk(2)
+    return negative + scale * (positive - negative)
+
+
+def _check_finite(latents: Tensor, step: int, steps: int) -> None:
+    if not bool(torch.isfinite(latents).all()):
+        raise InputError(
+            f"sampling: numbers that are not finite at step {step} of {steps}; weights, inputs or their precision are "
+            "at fault: try float32, or another checkpoint"
+        )
 
 
 def _clean_frames(noise: Tensor, known: Tensor | None, generated: Sequence[bool], rays: Tensor | None) -> Tensor:

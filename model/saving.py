@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from model.inputs import InputError, one_line, shown
-from model.weights import refuse_unknown
+from model.inputs import InputError, as_path, one_line, shown
+from model.weights import check_variant, refuse_unknown
 
 _log = logging.getLogger(__name__)
 # What save_pretrained of diffusers' pipelines and models takes, also for a hub.
@@ -44,8 +44,7 @@ def save_whole(
     """
     refuse_unknown("save_pretrained", kwargs, _OPTIONS)
     warn_of_pickles(safe_serialization)
-    if variant is not None and not (isinstance(variant, str) and re.fullmatch(r"[\w-]+", variant)):
-        raise InputError(f"variant {shown(variant)}: give a short name, as fp16")
+    check_variant(variant)
     _check_shard_size(kwargs.get("max_shard_size"))
     target = folder_to_write(save_directory)
     if kwargs.get("push_to_hub"):
@@ -63,9 +62,9 @@ def save_whole(
 
 def folder_to_write(path: Any) -> Path:
     """A folder by its absolute path, made if it is not there. Raises InputError for what cannot be one."""
-    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+    if path in ("", b""):
         raise InputError(f"save_directory {shown(path)}: name a folder")
-    target = Path(path).absolute()
+    target = as_path("save_directory", path).absolute()
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: a file is there; name a folder")
     try:

@@ -14,7 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from model.inputs import InputError, nearest, one_line, shown
+from model.inputs import InputError, as_path, nearest, one_line, shown
+from model.node_cache import fetched_once, s3_model
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 OF_DEVICE_MAPS = ("max_memory", "offload_folder", "offload_state_dict")
@@ -38,14 +39,28 @@ class HubOptions:
 
     @classmethod
     def take(cls, arguments: dict[str, Any]) -> HubOptions:
-        """Take them out of `arguments`; None stands for the default."""
+        """Take them out of `arguments`; None stands for the default. Raises InputError for values that cannot be."""
         given = {field.name: arguments.pop(field.name, None) for field in fields(cls)}
-        return cls(**{name: value for name, value in given.items() if value is not None})
+        options = cls(**{name: value for name, value in given.items() if value is not None})
+        options._check()
+        return options
 
     @classmethod
     def names(cls) -> list[str]:
         """Names of the arguments."""
         return [field.name for field in fields(cls)]
+
+    def _check(self) -> None:
+        """Raise InputError for values of other types."""
+        if self.revision is not None and (not isinstance(self.revision, str) or not self.revision):
+            raise InputError(f"revision {shown(self.revision)}: give the name of a branch, a tag or a commit")
+        if self.cache_dir is not None:
+            as_path("cache_dir", self.cache_dir)
+        if self.token is not None and not isinstance(self.token, str | bool):
+            raise InputError("token: give the token as a text, or True for the one that is stored")  # and never show it
+        for name in ("local_files_only", "force_download"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} {shown(getattr(self, name))}: give True or False")
 
     def arguments(self) -> dict[str, Any]:
         """The keywords of huggingface_hub."""
@@ -57,12 +72,13 @@ def model_folder(
 ) -> Path:
     """The folder of a model: NAME/subfolder of a diffusers layout, or NAME itself.
 
-    `name` is a local path or a hub name ("owner/model"), which is downloaded once into the hub's cache; `siblings` are
-    further subfolders of the layout to download. Raises InputError when there is no such model, or it has no weights
-    in safetensors.
+    `name` is a local path, an s3:// address or a hub name ("owner/model"); the latter two are downloaded once for all
+    processes of a node (`model.node_cache`). `siblings` are further subfolders of the layout to download. Raises
+    InputError when there is no such model, or it has no weights in safetensors.
     """
     if not isinstance(name, str | Path):
         raise InputError(f"{shown(name)}: give a model's folder or a hub name such as owner/model")
+    as_path("subfolder", subfolder)
     hub = hub or HubOptions()
     root = _local_folder(str(name), hub) or _download(str(name), subfolder, siblings, hub, variant)
     folder = next((folder for folder in (root / subfolder, root) if (folder / "config.json").is_file()), None)
@@ -214,6 +230,12 @@ def check_device_map(call: str, given: Mapping[str, Any]) -> None:
             raise InputError(f"{call}: {name} has no effect without a device_map; give one, as device_map='balanced'")
 
 
+def check_variant(variant: Any) -> None:
+    """Raise InputError for what cannot be the name of a variant: it becomes a part of files' names."""
+    if variant is not None and not (isinstance(variant, str) and re.fullmatch(r"[\w-]+", variant)):
+        raise InputError(f"variant {shown(variant)}: give a short name, as fp16")
+
+
 def refuse_unknown(call: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
     """Raise InputError for an argument that a call does not take: one that is dropped changes results unseen."""
     for name in given:
@@ -242,12 +264,13 @@ def _file_digest(path: Path, _size: int, _modified: int) -> str:
 def _local_folder(name: str, hub: HubOptions) -> Path | None:
     if not name:
         raise InputError("'': give a model's folder or a hub name such as owner/model")
-    root = Path(name).expanduser()
-    if not root.is_dir():
+    on_s3 = name.startswith("s3://")
+    root = Path(name) if on_s3 else as_path("model", name)
+    if not on_s3 and not root.is_dir():
         return None
     if hub.revision is not None:
         raise InputError(f"revision {hub.revision}: {name} is a folder, and only models of the hub have revisions")
-    return root
+    return s3_model(name) if on_s3 else root
 
 
 def _parts(root: Path) -> list[Path]:
@@ -272,6 +295,7 @@ def _download(name: str, subfolder: str, siblings: Sequence[str], hub: HubOption
 def _fetch(name: str, patterns: Sequence[str], ignored: Sequence[str], hub: HubOptions) -> Path:
     """Download the files of a hub repository that match; the folder they are in. Raises InputError."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,
@@ -283,8 +307,15 @@ def _fetch(name: str, patterns: Sequence[str], ignored: Sequence[str], hub: HubO
     if not _HUB_NAME.fullmatch(name):
         raise InputError(f"{name}: no such folder; give a model's folder or a hub name such as owner/model")
     allowed, left_out = list(patterns), list(ignored)
-    try:
+
+    def fetch() -> Path:
         return Path(snapshot_download(name, allow_patterns=allowed, ignore_patterns=left_out, **hub.arguments()))
+
+    try:
+        if hub.local_files_only or HF_HUB_OFFLINE:
+            return fetch()
+        cache = Path(hub.cache_dir or HF_HUB_CACHE).expanduser().absolute()
+        return fetched_once(cache, [name, hub.revision, allowed, left_out], fetch, hub.force_download)
     except RepositoryNotFoundError:
         raise InputError(f"{name}: neither a folder nor a model of the hub") from None
     except RevisionNotFoundError:

@@ -28,7 +28,7 @@ def demo(out: str, pictures: str | None = None, steps: int | None = None, say: S
     steps: the number of training steps, instead of the preset's. A second run does only what is missing.
     Raises InputError when `out` holds a demo of other pictures.
     """
-    from cluster.session import ray_session
+    from cluster.session import kept_ray
 
     store = open_store(out)
     out = store.uri
@@ -36,7 +36,7 @@ def demo(out: str, pictures: str | None = None, steps: int | None = None, say: S
     source = pictures or _gather(out)
     _check_same_pictures(out, source)
     timings: Timings = []
-    with ray_session():
+    with kept_ray():
         dataset = _ingest(out, source, timings, say)
         views = _render_views(out, timings, say)
         _label(dataset, views, timings, say)
@@ -94,6 +94,7 @@ def _ingest(out: str, source: str, timings: Timings, say: Say) -> Dataset:
 
 
 def _render_views(out: str, timings: Timings, say: Say) -> Dataset:
+    from labeling.sources.view_sets import ViewOptions
     from pipelines.demo_data.scene import build_scene
     from pipelines.views import views
 
@@ -104,7 +105,7 @@ def _render_views(out: str, timings: Timings, say: Say) -> Dataset:
             for path in sorted(Path(folder).iterdir()):
                 if not mesh.exists(path.name):
                     mesh.put(path.name, path.read_bytes())
-        result = views(f"{out}/mesh", f"{out}/views", VIEWS_PER_SET)
+        result = views(f"{out}/mesh", f"{out}/views", ViewOptions(VIEWS_PER_SET))
         record["pictures"] = result.added * VIEWS_PER_SET
     say(f"views: {result.added} sets rendered, {result.sets} sets in all")
     return Dataset.open(f"{out}/views")

@@ -1,10 +1,13 @@
-"""The views job: sets of views with cameras → the groups images and cameras, one task per shard."""
+"""The views job: sets of views with cameras → the groups images and cameras, one task per scene."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+import numpy as np
 
 from labeling.dataset import (
     CAMERAS,
@@ -14,21 +17,23 @@ from labeling.dataset import (
     REJECTED,
     Dataset,
     ShardInfo,
-    digest_json,
     lease,
-    recipe,
     shard_file,
 )
+from labeling.sources.cutting import SHARD_BYTES, cut_shards
+from labeling.sources.scenes.discovery import SceneSource, find_scenes
+from labeling.sources.scenes.meshes import MESHES
 from labeling.sources.source import Source
 from labeling.sources.view_sets import (
-    MESHES,
+    SCENES,
     SHARD_SETS,
-    VERSION,
     SetTask,
-    digest_set,
-    is_mesh,
-    is_view_set,
-    write_sets,
+    ViewOptions,
+    declaration_of,
+    delete_parts,
+    is_fresh,
+    make_part,
+    reject_part,
 )
 from model.inputs import InputError, require
 from pipelines.ingest_job.workers import Workers
@@ -37,84 +42,110 @@ from pipelines.progress import progress
 
 @dataclass(frozen=True)
 class ViewsResult:
-    """Sets written by this run, sets in the dataset, and files that make none, which are in rejected/."""
+    """Sets written by this run, sets in the dataset, scenes that make none, which are in rejected/, and pictures of the
+    sets' scenes that are no views, which cameras.left_out names."""
 
     added: int
     sets: int
     rejected: int = 0
+    left_out: int = 0
 
 
-def views(source_uri: str, dataset_uri: str, count: int = 8, size: int = 256, seed: int = 0) -> ViewsResult:
-    """Make a dataset of view sets: one set for each mesh or transforms.json below the source.
+def views(
+    source_uri: str,
+    dataset_uri: str,
+    options: ViewOptions | None = None,
+    photographs: bool | None = None,
+    gpus: float = 0,
+    pile: bool = False,
+) -> ViewsResult:
+    """Make a dataset of view sets: one set for each mesh, file of cameras or folder of photographs below the source.
 
-    count, size: views of a mesh and their side in pixels; seed: of the cameras drawn around it. Sets written before
-    are kept. Raises InputError when the source has neither, or the dataset holds pictures.
+    photographs: whether folders of pictures without cameras are scenes; None: if the source has nothing else. gpus:
+    that the task of a scene holds; pile: photographs are grouped by what they show, not by folder. Sets written before
+    are kept. Raises InputError when the source has no scene, or the dataset holds pictures.
     """
+    options = options or ViewOptions()
     source = Source(source_uri)
-    names = [item.name for item in source.items() if is_view_set(item.name)]
-    if not names:
-        raise InputError(f"{source_uri}: no mesh ({', '.join(MESHES)}) and no transforms.json there")
-    if any(is_mesh(name) for name in names):
+    scenes = find_scenes(source, pile or photographs is True, pile)
+    if not scenes and photographs is None:
+        scenes = find_scenes(source, photographs=True)
+    if not scenes:
+        raise InputError(f"{source_uri}: no mesh ({', '.join(MESHES)}), file of cameras or photographs there")
+    kinds = {scene.kind for scene in scenes}
+    if "mesh" in kinds:
         require("trimesh", "embreex")  # here, and not in the middle of a job
+    if "photographs" in kinds:
+        require("pycolmap")
     target = Dataset(dataset_uri)
     if target.store.exists(DATASET_FILE) and not Dataset.open(dataset_uri).has_sets:
         raise InputError(f"{dataset_uri}: a dataset of pictures; view sets go into a dataset of their own")
-    parameters = {"count": count, "size": size, "seed": seed}
-    declaration = {"labeler": "views", "version": VERSION, "parameters": parameters, "weights": "", "reads": []}
-    with target.store.without_empty_folders([REJECTED]), lease(target.store, [IMAGES, CAMERAS]):
+    with target.store.without_empty_folders([REJECTED, SCENES]), lease(target.store, [IMAGES, CAMERAS]):
         for group in (IMAGES, CAMERAS):
-            target.declare(group, declaration)
-        tasks = _plan_shards(source, names, declaration)
-        added = _run([task for task in tasks if not _is_done(target, task)], source, target, parameters)
+            target.declare(group, declaration_of(options))
+        tasks = _plan_shards(scenes)
+        stale = [task for task in tasks if not is_fresh(source, target, task, options)]
+        _run(stale, source, target, options, gpus)
+        delete_parts(target)  # which a job that was ended may have left
         shards = [ShardInfo(task.shard, target.footer(IMAGES, task.shard).rows) for task in tasks]
         sets = sum(shard.rows for shard in shards)
         if not sets:
-            raise _nothing_made(source_uri, target, shards, len(names))
+            raise _nothing_made(source_uri, target, shards, len(scenes))
         target.describe("sets", shards, [{"uri": source.address}])
-    return ViewsResult(added, sets, len(names) - sets)
+    made = {task.shard for task in stale}
+    added = sum(shard.rows for shard in shards if shard.name in made)
+    return ViewsResult(added, sets, len(scenes) - sets, _left_out(target, sorted(made)))
 
 
-def _nothing_made(source_uri: str, target: Dataset, shards: Sequence[ShardInfo], files: int) -> InputError:
-    """Remove what files without a single set have left, and say why there is none."""
+def _left_out(target: Dataset, shards: Sequence[str]) -> int:
+    said = (text for shard in shards for text in target.read(CAMERAS, shard, ["left_out"])["left_out"].to_pylist())
+    return sum(len(json.loads(text)) for text in said if text)
+
+
+def _nothing_made(source_uri: str, target: Dataset, shards: Sequence[ShardInfo], scenes: int) -> InputError:
+    """Remove what scenes without a single set have left, and say why there is none."""
     first = target.read(REJECTED, shards[0].name).to_pylist()[0]
     for group in (IMAGES, CAMERAS, REJECTED):
         for shard in shards:
             target.store.delete(shard_file(group, shard.name))
         target.store.delete(f"{group}/{GROUP_FILE}")
-    what = first["source"] if files == 1 else f"none of {files} files makes a set; {first['source']}"
+    target.store.delete_tree(SCENES)
+    what = first["source"] if scenes == 1 else f"none of {scenes} scenes makes a set; {first['source']}"
     return InputError(f"{source_uri}: {what}: {first['reason']}")
 
 
-def _plan_shards(source: Source, names: Sequence[str], declaration: Mapping[str, Any]) -> list[SetTask]:
-    """The task of each shard, its recipe from the bytes of its files and what metadata.csv says of them."""
-    tasks = []
-    metadata = source.metadata()
-    for number, start in enumerate(range(0, len(names), SHARD_SETS)):
-        files = list(names[start : start + SHARD_SETS])
-        digests = {name: digest_set(source, name, metadata.get(name, {})) for name in files}
-        tasks.append(SetTask(f"{number:06d}", files, recipe(declaration, {"source": digest_json(digests)})))
-    return tasks
+def _plan_shards(scenes: Sequence[SceneSource]) -> list[SetTask]:
+    """The scenes of each shard."""
+    sizes = np.array([scene.size for scene in scenes], np.int64)
+    cuts = cut_shards(sizes, SHARD_SETS, SHARD_BYTES)
+    return [SetTask(f"{number:06d}", list(scenes[first:end])) for number, (first, end) in enumerate(cuts)]
 
 
-def _is_done(target: Dataset, task: SetTask) -> bool:
-    present = target.has_shard(IMAGES, task.shard) and target.has_shard(CAMERAS, task.shard)
-    return present and target.footer(IMAGES, task.shard).recipe == task.recipe
-
-
-def _run(tasks: Sequence[SetTask], source: Source, target: Dataset, parameters: dict[str, int]) -> int:
-    """Write the shards; how many sets were written."""
+def _run(tasks: Sequence[SetTask], source: Source, target: Dataset, options: ViewOptions, gpus: float) -> None:
+    """Write the shards, each by the task of the scene that is made last."""
     if not tasks:
-        return 0
+        return
+    left = Counter({task.shard: len(task.scenes) for task in tasks})
+    calls = ((source, target, task, index, options) for task in tasks for index in range(len(task.scenes)))
+    total = sum(left.values())
+    with Workers() as workers, progress("views", total, "scenes") as advance:
+        # A single scene is made by one process wherever it is.
+        for task in workers.map(_make, calls, on_cluster=total > 1, gpus=gpus, lost=_lost):
+            left[task.shard] -= 1
+            advance(1)
+            if not left[task.shard]:
+                delete_parts(target, task.shard)
 
-    calls = ((task, source, target, parameters) for task in tasks)
-    added = 0
-    with Workers() as workers, progress("views", sum(len(task.files) for task in tasks), "files") as advance:
-        # A single shard is made by one process wherever it is.
-        for task, sets in workers.map(_write, calls, on_cluster=len(tasks) > 1):
-            added += sets
-            advance(len(task.files))
-    return added
+
+def _make(source: Source, target: Dataset, task: SetTask, index: int, options: ViewOptions) -> SetTask:
+    make_part(source, target, task, index, options)
+    return task
 
 
-def _write(task: SetTask, source: Source, target: Dataset, parameters: dict[str, int]) -> tuple[SetTask, int]:
-    return task, write_sets(task, source, target, parameters)
+def _lost(arguments: Sequence[object], reason: str) -> SetTask:
+    """A scene whose process died is a rejected one."""
+    _, target, task, index, options = arguments
+    assert isinstance(target, Dataset) and isinstance(task, SetTask) and isinstance(index, int)
+    assert isinstance(options, ViewOptions)
+    reject_part(target, task, index, options, f"makes no views, its process ended ({reason})")
+    return task

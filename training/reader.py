@@ -242,37 +242,32 @@ class PlanReader:
             sources = [self._latent(stream, group, planned, view) for view in planned.views]
             shapes = [source.shape for source in sources]
         has_rays = find_task(stream.task).condition == RAYS
-        _, side, other = shapes[0]
-        if (has_rays and side != other) or any(shape != shapes[0] for shape in shapes):
-            what = "views must be square and" if has_rays else "pictures must be"
-            raise InputError(f"{self._place(stream, group, planned)}: {what} of one size")
+        if any(shape != shapes[0] for shape in shapes):
+            raise InputError(f"{self._place(stream, group, planned)}: pictures must be of one shape")
         apart = 2 if has_rays else 1
         frames = self._allocate((apart * len(planned.views), *shapes[0]))
         if has_rays:
-            frames[1::2] = self._rays(stream, planned, side)
+            frames[1::2] = self._rays(stream, planned, *shapes[0][1:])
         for frame, source in zip(frames[::apart], sources, strict=False):
             source.fill(frame, wants)
         return frames, {apart * number: picture for number, picture in enumerate(pictures)}
 
-    def _rays(self, stream: Stream, planned: PlannedSample, side: int) -> NDArray[np.float16]:
-        """(V, C, side, side) of the cameras of the views shown."""
+    def _rays(self, stream: Stream, planned: PlannedSample, h: int, w: int) -> NDArray[np.float16]:
+        """(V, C, h, w) of the cameras of the views shown, cropped as their pictures are."""
         import torch
 
-        from model.cameras import camera_rays, rays_to_latents
+        from model.cameras import camera_rays, fitted_intrinsics, rays_to_latents
 
         cameras = self._table(stream, CAMERAS, planned)
         chosen = {
             name: torch.tensor([cameras[name][planned.row][view].as_py() for view in planned.views])
-            for name in ("c2w", "intrinsics")
+            for name in cameras.column_names
         }
-        rays = camera_rays(
-            chosen["c2w"].reshape(-1, 4, 4),
-            chosen["intrinsics"].reshape(-1, 3, 3),
-            side,
-            normalize=True,
-            scale=self.config.objective.c2w_scaling,
-        )
-        latents: NDArray[np.float16] = rays_to_latents(rays, side, side).to(torch.float16).numpy()
+        c2w, intrinsics = chosen["c2w"].reshape(-1, 4, 4), chosen["intrinsics"].reshape(-1, 3, 3)
+        if "width" in chosen:  # sets of before had square views only
+            intrinsics = fitted_intrinsics(intrinsics, torch.stack([chosen["width"], chosen["height"]], -1), (w, h))
+        rays = camera_rays(c2w, intrinsics, (h, w), normalize=True, scale=self.config.objective.c2w_scaling)
+        latents: NDArray[np.float16] = rays_to_latents(rays, h, w).to(torch.float16).numpy()
         return latents
 
     def _text(self, stream: Stream, planned: PlannedSample, wants: list[Want]) -> NDArray[np.float16]:

@@ -23,8 +23,9 @@ class SourceConfig(Section):
     pictures of deblurring, inpainting and upscaling as they are degraded anew each time, or as the groups
     `latents-SIZE-degraded-TASK` have them. views: [least, most] pictures of a set in one sample, of `identity` and
     `subject` the one that is generated among them; by default those of `objective` for views, else 2 to as many as the
-    task takes. condition_dropout: share of the samples whose condition (or rays, or references) is pure noise, so that
-    sampling may be guided by it.
+    task takes. window: of `views`, the most views in a row of a set that those of a sample come from, for sets that are
+    films; by default all of the set. condition_dropout: share of the samples whose condition (or rays, or references)
+    is pure noise, so that sampling may be guided by it.
     """
 
     dataset: str
@@ -35,6 +36,7 @@ class SourceConfig(Section):
     degraded: Literal["online", "stored"] = "online"
     where: str | None = None
     views: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    window: int | None = Field(default=None, ge=2)
     condition_dropout: float = Field(default=0.0, ge=0, le=1)
 
     _split_range = field_validator("views", mode="before")(split_range)
@@ -53,11 +55,13 @@ class SourceConfig(Section):
             raise ValueError("latents are online, and so are degraded pictures; leave out degraded")
         if self.views and self.views[0] > self.views[1]:
             raise ValueError(f"views {list(self.views)}: give [least, most]")
+        if self.window and self.views and self.window < self.views[1]:
+            raise ValueError(f"window {self.window} has fewer views than a sample shows, {list(self.views)}")
         for name in self.tasks:
             task = TASKS.get(name)  # an unknown one is refused when its dataset is looked at
             if not task or not task.references:
                 continue
-            if self.text == "stored":
+            if self.text == "stored" and task.references > 1:
                 raise ValueError(f"the prompt of {name} depends on the pictures drawn: set text to online")
             if self.views and not 2 <= self.views[0] <= self.views[1] <= 1 + task.references:
                 raise ValueError(f"views {list(self.views)}: {name} has 2 to {1 + task.references} pictures")

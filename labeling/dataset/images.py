@@ -32,6 +32,16 @@ CAMERA_SCHEMA = pa.schema(
         ("id", pa.string()),
         ("c2w", pa.list_(pa.list_(pa.float32()))),  # of each view 16 numbers, row by row: OpenGL camera-to-world
         ("intrinsics", pa.list_(pa.list_(pa.float32()))),  # of each view 9 numbers, row by row: the image is 1 wide
+        # What follows is missing in shards of before.
+        ("width", pa.list_(pa.int32())),  # of the image, in pixels: what is cut off it, its camera loses too
+        ("height", pa.list_(pa.int32())),
+        ("points", pa.list_(pa.list_(pa.float32()))),  # of each view 3 numbers for a point: x, y (1 wide) and depth
+        ("mask", pa.list_(pa.binary())),  # of each view a PNG, 255 where what is shown is
+        ("kind", pa.string()),  # where the cameras come from: mesh, transforms, colmap, co3d, realestate, photographs
+        ("reprojection", pa.float32()),  # mean distance of seen points from where they are projected, in pixels
+        ("baseline", pa.float32()),  # median distance of views in a row ÷ distance of what they look at
+        ("overlap", pa.float32()),  # mean share of what a view shows that the next one shows too
+        ("left_out", pa.string()),  # JSON object: picture of the scene that is no view → reason
         ("error", pa.string()),
     ]
 )

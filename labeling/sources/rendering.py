@@ -5,9 +5,11 @@ V views of size × size pixels; world z up; cameras in OpenGL convention, focal 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,10 @@ SUPERSAMPLING = 2  # rays per pixel and axis
 AMBIENT = 0.45
 LIGHT = np.array([0.4, 0.3, 0.86])  # direction toward the light
 BACKGROUND = (235, 238, 242)
+SAME_DEPTH = 0.02  # by which depths of one point may differ, as a share of it
+PLAIN = (200, 200, 200, 255)  # of what has no color
+
+CameraPath = Literal["orbit", "turntable", "random"]
 
 Floats = NDArray[np.float64]
 
@@ -37,24 +43,68 @@ class View:
     intrinsics: Floats
 
 
-def render_views(mesh_path: Path, views: int, size: int, seed: int) -> list[View]:
-    """Render a mesh, scaled to the unit ball, from cameras on an orbit drawn from `seed`. Raises InputError."""
+def render_views(mesh_path: Path, views: int, size: int, seed: int, path: CameraPath = "orbit") -> list[View]:
+    """Render a mesh, scaled to the unit ball, from cameras drawn from `seed`. Raises InputError."""
     surface = Surface(mesh_path)
-    return [surface.render(c2w, size) for c2w in orbit(views, seed)]
+    return [surface.render(c2w, size) for c2w in CAMERA_PATHS[path](views, seed)]
 
 
 def orbit(views: int, seed: int) -> list[Floats]:
     """OpenGL camera-to-world matrices around the origin: azimuths evenly spread, elevations and distances drawn."""
-    import torch
-
-    from model.cameras import orbit_cameras
-
     random = np.random.Generator(np.random.PCG64(seed))
     azimuth = (360 / views) * np.arange(views) + random.uniform(0, 360)
     elevation = random.uniform(12, 40, views)
     distance = random.uniform(2.6, 3.0, views)
+    return _orbit_cameras(azimuth, elevation, distance)
+
+
+def turntable(views: int, seed: int) -> list[Floats]:
+    """As `orbit`, all cameras at one elevation and distance: the mesh on a turntable."""
+    random = np.random.Generator(np.random.PCG64(seed))
+    first, elevation = random.uniform(0, 360), random.uniform(12, 40)
+    azimuth = (360 / views) * np.arange(views) + first
+    return _orbit_cameras(azimuth, np.full(views, elevation), np.full(views, 2.8))
+
+
+def anywhere(views: int, seed: int) -> list[Floats]:
+    """Cameras in directions spread evenly over the ball, but for what is right above and below."""
+    random = np.random.Generator(np.random.PCG64(seed))
+    azimuth, height = random.uniform(0, 360, views), random.uniform(-0.94, 0.94, views)
+    return _orbit_cameras(azimuth, np.degrees(np.arcsin(height)), random.uniform(2.4, 3.2, views))
+
+
+def _orbit_cameras(azimuth: NDArray[Any], elevation: NDArray[Any], distance: NDArray[Any]) -> list[Floats]:
+    import torch
+
+    from model.cameras import orbit_cameras
+
     cameras = orbit_cameras(*(torch.from_numpy(value) for value in (azimuth, elevation, distance)))
     return list(cameras.numpy())
+
+
+def overlap(views: Sequence[View]) -> float | None:
+    """Mean share of the surface that a view shows which the next one shows too. None: nothing is seen."""
+    shares = [share for one, other in pairwise(views) if (share := _shown_again(one, other)) is not None]
+    return float(np.mean(shares)) if shares else None
+
+
+def _shown_again(one: View, other: View) -> float | None:
+    size = len(one.inverse_depth)
+    origins, directions = pixel_rays(one.c2w, size)
+    inverse = one.inverse_depth.reshape(-1).astype(np.float64)
+    hit = inverse > 0
+    if not hit.any():
+        return None
+    points = origins[hit] + directions[hit] / inverse[hit, None]
+    local = (points - other.c2w[:3, 3]) @ other.c2w[:3, :3]
+    depth = -local[:, 2]
+    x, y = (
+        ((0.5 + sign * FOCAL_LENGTH * local[:, axis] / np.maximum(depth, 1e-9)) * size).astype(int)
+        for axis, sign in ((0, 1), (1, -1))
+    )
+    inside = (depth > 0) & (x >= 0) & (x < size) & (y >= 0) & (y < size)
+    there = other.inverse_depth[y.clip(0, size - 1), x.clip(0, size - 1)]
+    return float((inside & (np.abs(there * depth - 1) < SAME_DEPTH)).mean())
 
 
 def _check(name: str, vertices: Floats, faces: NDArray[Any]) -> None:
@@ -104,8 +154,10 @@ class Surface:
         points = np.zeros_like(origins)
         normals = np.asarray(self.mesh.face_normals)[faces[hit]]
         corner = np.asarray(self.mesh.triangles)[faces[hit], 0]
-        along = ((corner - origins[hit]) * normals).sum(1) / (directions[hit] * normals).sum(1)
+        toward = (directions[hit] * normals).sum(1)
+        along = ((corner - origins[hit]) * normals).sum(1) / np.where(toward == 0, np.nan, toward)
         points[hit] = origins[hit] + along[:, None] * directions[hit]
+        faces[hit] = np.where(np.isfinite(along), faces[hit], -1)  # a triangle without area has no normal
         return faces, points
 
     def render(self, c2w: Floats, size: int) -> View:
@@ -156,19 +208,50 @@ def pixel_rays(c2w: Floats, size: int) -> tuple[Floats, Floats]:
     return np.broadcast_to(c2w[:3, 3], directions.shape).copy(), directions
 
 
+CAMERA_PATHS: dict[CameraPath, Callable[[int, int], list[Floats]]] = {
+    "orbit": orbit,
+    "turntable": turntable,
+    "random": anywhere,
+}
+
+
 def _part_colors(mesh: Any, corner: NDArray[np.int64], weights: Floats) -> Floats:
     """Colors 0…255 at barycentric points: from the texture, the vertices, or the material."""
     material = getattr(mesh.visual, "material", None)
     image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
     uv = getattr(mesh.visual, "uv", None)
+    if uv is not None and len(uv) != len(mesh.vertices):
+        uv = None
     if uv is not None and image is not None:
         where = (np.asarray(uv)[corner] * weights[..., None]).sum(1)
-        return _bilinear(np.asarray(image.convert("RGB"), float), where)
-    if uv is not None:
-        plain = getattr(material, "main_color", np.array([200, 200, 200, 255]))
-        return np.tile(np.asarray(plain, float)[:3], (len(corner), 1))
+        return _tinted(_bilinear(np.asarray(image.convert("RGB"), float), where), material)
+    if material is not None:  # a texture without coordinates has no place on the surface
+        if getattr(material, "baseColorFactor", None) is not None:
+            return np.tile(_tinted(np.full((1, 3), 255.0), material), (len(corner), 1))
+        plain = np.asarray(getattr(material, "main_color", PLAIN), float)[:3]
+        return np.tile(plain, (len(corner), 1))
     vertices = np.asarray(mesh.visual.vertex_colors, float)[:, :3]
     return (vertices[corner] * weights[..., None]).sum(1)
+
+
+def _tinted(colors: Floats, material: Any) -> Floats:
+    """Colors of a texture times glTF's factor, which counts light: a half is a darker gray than half of the level."""
+    factor = getattr(material, "baseColorFactor", None)
+    if factor is None:
+        return colors
+    share = np.asarray(factor, float)[:3] / 255
+    return colors if (share >= 1).all() else _levels(_light_of(colors) * share)
+
+
+def _light_of(levels: Floats) -> Floats:
+    """sRGB levels 0…255 → light 0…1 (IEC 61966-2-1)."""
+    value = levels / 255
+    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+
+
+def _levels(light: Floats) -> Floats:
+    """Light 0…1 → sRGB levels 0…255."""
+    return 255 * np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
 
 
 def _bilinear(image: Floats, uv: Floats) -> Floats:

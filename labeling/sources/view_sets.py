@@ -1,19 +1,23 @@
-"""Sets of views with cameras: rendered from a mesh, or photographs with a NeRF-style transforms.json.
+"""Sets of views with cameras: scenes of a source → shards of the groups images and cameras.
 
-A row is a set: each column is a list with one entry per view. Cameras go to the group `cameras`, true inverse depth to
-images.disparity, from which the depth labeler makes labels as from any other disparity.
+A row is a set: each column of images is a list with one entry per view. Cameras go to the group `cameras`, true inverse
+depth to images.disparity, from which the depth labeler makes labels as from any other disparity.
+
+A scene is made by itself and kept as a part, a row of its own in scenes/parts/SHARD; whoever makes the last part of a
+shard writes the shard. So scenes are made once, wherever a job was ended, and wait for no other.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import hashlib
 import json
-import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -27,243 +31,301 @@ from labeling.dataset import (
     REJECTED_SCHEMA,
     Dataset,
     digest_json,
+    recipe,
     set_schema,
+    shard_file,
     write_shard,
 )
 from labeling.sources.cutting import cut_row_groups
 from labeling.sources.facts import BESIDE, describe
-from labeling.sources.lenses import camera_to_world, lens_of
-from labeling.sources.metadata import FILE_NAME, is_metadata
-from labeling.sources.normalize import EncodedImage, Rejected, image_id, normalize
+from labeling.sources.metadata import FILE_NAME
+from labeling.sources.normalize import EncodedImage
+from labeling.sources.rendering import CameraPath
+from labeling.sources.scenes import co3d, colmap_model, realestate, transforms
+from labeling.sources.scenes.discovery import SceneSource
+from labeling.sources.scenes.files import SceneFiles
+from labeling.sources.scenes.meshes import copy_mesh
+from labeling.sources.scenes.photographs import LENS_MODEL, LensModel, find_cameras
+from labeling.sources.scenes.scene import Scene, baseline
+from labeling.sources.scenes.stored_views import columns_of, flat, quality_of, store_views
 from labeling.sources.source import Source
-from model.constants import MAX_PIXELS, MIN_SIDE
-from model.inputs import InputError, one_line
+from model.inputs import InputError, WorkFailed, nearest, one_line
 
 VERSION = 1
 SHARD_SETS = 64  # also the most rows of a row group
-MESHES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
-_WHOLE = (".glb", ".stl", ".off")  # these have all in one file
-TRANSFORMS = "transforms.json"
-_LEFT_OUT = (".png", ".jpg", ".jpeg")
-_OTHER_SHAPE = 0.02  # by which width ÷ height of a picture and its camera may differ
+SCENES = "scenes"  # no column group: parts of shards that are not written yet, and what shards were made from
 SET_SCHEMA = set_schema(IMAGE_SCHEMA)
+_MACHINE_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE)  # whatever the scene is
+PART_SCHEMA = pa.schema(
+    [
+        *SET_SCHEMA,
+        *(field for field in CAMERA_SCHEMA if field.name not in SET_SCHEMA.names),
+        ("scene", pa.string()),
+        ("digest", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """How sets are made. count, size, seed, path: views rendered of a mesh, their side in pixels, and of their cameras
+    the seed and where they are; lens_model: COLMAP's, of the cameras that photographs are taken to have."""
+
+    count: int = 8
+    size: int = 256
+    seed: int = 0
+    path: CameraPath = "orbit"
+    lens_model: LensModel = LENS_MODEL
+
+    def parameters(self) -> dict[str, Any]:
+        """What a group declares. What was added later is left out where it is as it always was."""
+        values = dataclasses.asdict(self)
+        return {
+            name: value
+            for name, value in values.items()
+            if name in ("count", "size", "seed") or value != getattr(ViewOptions(), name)
+        }
+
+
+def view_options(count: int, size: int, seed: int, path: str, lens_model: str) -> ViewOptions:
+    """The options of these values. Raises InputError for a path or a model that is not known."""
+    for option, value, known in (("path", path, get_args(CameraPath)), ("lens", lens_model, get_args(LensModel))):
+        if value not in known:
+            raise InputError(f"--{option} {value}: there are {', '.join(known)}{nearest(value, list(known))}")
+    return ViewOptions(count, size, seed, cast(CameraPath, path), cast(LensModel, lens_model))
 
 
 @dataclass(frozen=True)
 class SetTask:
-    """A shard of view sets to write: the files that they are made from."""
+    """A shard of view sets to write: the scenes that they are made of."""
 
     shard: str
-    files: list[str]
-    recipe: str
+    scenes: list[SceneSource]
+
+    def tag(self, options: ViewOptions) -> str:
+        """Changes with the files of the scenes, as far as a listing tells, and with what is made of them."""
+        return digest_json([part_name(scene, options) for scene in self.scenes])
 
 
-def is_view_set(name: str) -> bool:
-    """Whether a file of a source makes a view set."""
-    return is_mesh(name) or PurePosixPath(name).name == TRANSFORMS
+def part_name(scene: SceneSource, options: ViewOptions) -> str:
+    """Name of the part that a scene makes: of another state of its files it has another one."""
+    said = {name: dict(facts) for name, facts in scene.facts.items()}
+    return digest_json([VERSION, scene.kind, scene.title, scene.tag, said, options.parameters()])
 
 
-def is_mesh(name: str) -> bool:
-    """Whether a file of a source is a mesh, by its name."""
-    return PurePosixPath(name).suffix.lower() in MESHES
+def content_digest(source: Source, scene: SceneSource) -> str:
+    """Digest of the bytes of a scene's file, and of what metadata.csv says of it; of photographs, of all of them."""
+    files = SceneFiles(source.store)
+    return _digest(scene, _raw(files, scene) if scene.kind != "photographs" else b"", files)
 
 
-def digest_set(source: Source, name: str, facts: Mapping[str, Any]) -> str:
-    """Digest of a view set's file and of what metadata.csv says of it."""
-    raw = source.store.read(name)
-    # Sets of such lenses were once stored as they were, and are to be made again.
-    bends = digest_json("undistorted") if name.endswith(TRANSFORMS) and _bends(raw) else ""
-    return hashlib.blake2b(raw, digest_size=16).hexdigest() + digest_json(dict(facts)) + bends
+def make_part(source: Source, dataset: Dataset, task: SetTask, index: int, options: ViewOptions) -> None:
+    """Make the set of one scene of a shard and keep it as a part, unless it is there; a scene that makes none keeps the
+    reason. The shard is written where this was the last part."""
+    scene = task.scenes[index]
+    folder = f"{SCENES}/parts/{task.shard}"
+    name = part_name(scene, options)
+    if not dataset.store.exists(shard_file(folder, name)):
+        row = make_row(source, scene, options)
+        table = pa.Table.from_pylist([{key: row.get(key) for key in PART_SCHEMA.names}], PART_SCHEMA)
+        write_shard(dataset.store, folder, name, table, [1], "part")
+    write_if_whole(dataset, task, options)
 
 
-def write_sets(task: SetTask, source: Source, dataset: Dataset, parameters: Mapping[str, int]) -> int:
-    """Make and write the sets of one shard; how many there are. A file that makes none goes to rejected/.
+def reject_part(dataset: Dataset, task: SetTask, index: int, options: ViewOptions, reason: str) -> None:
+    """Keep the reason for which a scene could not even be tried to the end, as `make_part` does."""
+    scene = task.scenes[index]
+    row = {"scene": scene.title, "reason": reason, "digest": "", "id": None}
+    table = pa.Table.from_pylist([{key: row.get(key) for key in PART_SCHEMA.names}], PART_SCHEMA)
+    write_shard(dataset.store, f"{SCENES}/parts/{task.shard}", part_name(scene, options), table, [1], "part")
+    write_if_whole(dataset, task, options)
 
-    parameters: count and size of rendered views, and the seed of their cameras.
+
+def write_if_whole(dataset: Dataset, task: SetTask, options: ViewOptions) -> bool:
+    """Write a shard if all of its parts are there; whether they are."""
+    if _is_written(dataset, task, options):
+        return True
+    folder = f"{SCENES}/parts/{task.shard}"
+    names = [part_name(scene, options) for scene in task.scenes]
+    there = dataset.store.files(folder)
+    if any(f"{name}.parquet" not in there for name in names):
+        return False
+    rows = [dataset.read(folder, name).to_pylist()[0] for name in names]
+    shard_recipe = recipe(declaration_of(options), {"source": _scenes_digest(task, [row["digest"] for row in rows])})
+    write_rows(dataset, task.shard, rows, shard_recipe)
+    said = {"recipe": shard_recipe, "tag": task.tag(options)}
+    dataset.store.put(_seen_file(task.shard), json.dumps(said).encode())
+    return True
+
+
+def delete_parts(dataset: Dataset, shard: str = "") -> None:
+    """Remove the parts of a shard that is written, of all by default."""
+    dataset.store.delete_tree(f"{SCENES}/parts/{shard}".rstrip("/"))
+
+
+def is_fresh(source: Source, dataset: Dataset, task: SetTask, options: ViewOptions) -> bool:
+    """Whether a shard is there, made of the scenes as they are now.
+
+    If the listing of the source does not tell, the files are read.
     """
-    metadata = source.metadata()
-    sets, rejected = [], []
-    with tempfile.TemporaryDirectory() as scratch:
-        folders = _FolderCopies(source, Path(scratch))
-        for name in task.files:
-            try:
-                sets.append(_read_set(source, folders, name, metadata.get(name, {}), **parameters))
-            except InputError as error:
-                reason = str(error).replace(f"{source.uri}/", "").removeprefix(f"{name}: ")
-                rejected.append({"source": name, "reason": reason.removeprefix(f"{PurePosixPath(name).name}: ")})
-            except Exception as error:  # nothing that a source holds may end the job
-                rejected.append(
-                    {"source": name, "reason": f"makes no views ({type(error).__name__}: {one_line(error)})"}
-                )
+    if not (dataset.has_shard(IMAGES, task.shard) and dataset.has_shard(CAMERAS, task.shard)):
+        return False
+    if _is_written(dataset, task, options):
+        return True
+    has = dataset.footer(IMAGES, task.shard).recipe
+    digests = [content_digest(source, scene) for scene in task.scenes]
+    wanted = recipe(declaration_of(options), {"source": _scenes_digest(task, digests)})
+    if wanted == has:
+        dataset.store.put(_seen_file(task.shard), json.dumps({"recipe": has, "tag": task.tag(options)}).encode())
+    return wanted == has
+
+
+def _is_written(dataset: Dataset, task: SetTask, options: ViewOptions) -> bool:
+    """Whether a shard was made of scenes that are listed as they were then."""
+    try:
+        seen = json.loads(dataset.store.read(_seen_file(task.shard)))
+        has = dataset.footer(IMAGES, task.shard).recipe
+    except (FileNotFoundError, ValueError):
+        return False
+    return bool(seen == {"recipe": has, "tag": task.tag(options)})
+
+
+def declaration_of(options: ViewOptions) -> dict[str, Any]:
+    """group.json of images and cameras."""
+    return {"labeler": "views", "version": VERSION, "parameters": options.parameters(), "weights": "", "reads": []}
+
+
+def write_rows(dataset: Dataset, shard: str, rows: Sequence[Mapping[str, Any]], shard_recipe: str) -> None:
+    """Write the shard of rows that `make_row` gave; those with a reason go to rejected/."""
+    sets = [row for row in rows if row["reason"] is None]
+    rejected = [{"source": row["scene"], "reason": row["reason"]} for row in rows if row["reason"] is not None]
     images = [
-        [EncodedImage(*view) for view in zip(one["image"], one["width"], one["height"], strict=True)] for one in sets
+        [EncodedImage(*view) for view in zip(row["image"], row["width"], row["height"], strict=True)] for row in sets
     ]
     row_groups = cut_row_groups(images, SHARD_SETS)
     # The images shard is written last: it says that all are there.
     refused = pa.Table.from_pylist(rejected, REJECTED_SCHEMA)
-    write_shard(dataset.store, REJECTED, task.shard, refused, [refused.num_rows], task.recipe)
+    write_shard(dataset.store, REJECTED, shard, refused, [refused.num_rows], shard_recipe)
     for group, schema in ((CAMERAS, CAMERA_SCHEMA), (IMAGES, SET_SCHEMA)):
-        table = pa.Table.from_pylist([{key: one.get(key) for key in schema.names} for one in sets], schema)
-        write_shard(dataset.store, group, task.shard, table, row_groups, task.recipe)
-    return len(sets)
+        table = pa.Table.from_pylist([{key: row.get(key) for key in schema.names} for row in sets], schema)
+        write_shard(dataset.store, group, shard, table, row_groups, shard_recipe)
 
 
-def _read_set(
-    source: Source, folders: _FolderCopies, name: str, facts: Mapping[str, Any], count: int, size: int, seed: int
+def make_row(source: Source, scene: SceneSource, options: ViewOptions) -> dict[str, Any]:
+    """The set of a scene, or the reason why there is none: what a source holds never ends a job."""
+    files = SceneFiles(source.store)
+    digest, found = "", None
+    try:
+        raw = b"" if scene.kind == "photographs" else _raw(files, scene)
+        digest = _digest(scene, raw, files)
+        if scene.kind == "mesh":
+            columns, paths = _rendered(files, scene, raw, options), [scene.name] * options.count
+        else:
+            found = _scene_of(files, scene, options)
+            columns, paths = _photographed(files, found)
+        columns |= _said(source, scene, paths, found.facts if found else {})
+        numbered = scene.kind in ("mesh", "transforms")
+        columns["source"] = [f"{scene.name}/{at}" for at in range(len(paths))] if numbered else paths
+        columns["id"] = digest_json([digest, options.count, options.size, options.seed])
+        return {**columns, "scene": scene.title, "digest": digest, "kind": scene.kind, "reason": None}
+    except InputError as error:
+        reason = str(error).replace(f"{source.uri}/", "").removeprefix(f"{scene.name}: ")
+        reason = reason.removeprefix(f"{PurePosixPath(scene.name).name}: ")
+    except WorkFailed:  # the source does not answer, which says nothing of the scene
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _MACHINE_FAILS:
+            raise
+        reason = f"makes no views ({type(error).__name__}: {one_line(error)})"
+    return {"scene": scene.title, "digest": digest, "reason": reason}
+
+
+def _raw(files: SceneFiles, scene: SceneSource) -> bytes:
+    return files.read(scene.name)
+
+
+def _digest(scene: SceneSource, raw: bytes, files: SceneFiles) -> str:
+    said = digest_json(dict(scene.facts.get(scene.name, {})))
+    if scene.kind == "photographs":
+        each = [hashlib.blake2b(files.read(path), digest_size=16).hexdigest() for path in scene.pictures]
+        return digest_json([[path, one] for path, one in zip(scene.pictures, each, strict=True)]) + said
+    # Sets of such lenses were once stored as they were, and are to be made again.
+    bends = digest_json("undistorted") if scene.kind == "transforms" and transforms.bends(raw) else ""
+    inside = digest_json(scene.inside) if scene.inside else ""
+    return hashlib.blake2b(raw, digest_size=16).hexdigest() + said + bends + inside
+
+
+def _scenes_digest(task: SetTask, digests: Sequence[str]) -> str:
+    return digest_json({scene.title: digest for scene, digest in zip(task.scenes, digests, strict=True)})
+
+
+def _seen_file(shard: str) -> str:
+    return f"{SCENES}/{shard}.json"
+
+
+def _said(
+    source: Source, scene: SceneSource, paths: Sequence[str], facts_of_scene: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The columns of a set: its id, and lists with an entry per view."""
-    views = _photographed(source, name) if name.endswith(TRANSFORMS) else _rendered(folders, name, count, size, seed)
-    said = describe({key: facts[key] for key in facts if key not in (FILE_NAME, *BESIDE)}, source.naming).columns
-    columns: dict[str, Any] = {
-        key: [view.get(key) for view in views] for key in (*SET_SCHEMA.names, "c2w", "intrinsics")
-    }
-    columns |= {key: [value] * len(views) for key, value in said.items()}
-    columns["source"] = [f"{name}/{index}" for index in range(len(views))]
-    columns["id"] = digest_json([digest_set(source, name, facts), count, size, seed])
-    return columns
+    """The columns that metadata.csv gives, of a scene or of a picture of it, and what the scene says of itself."""
+    rows = []
+    for path in paths:
+        facts = {**facts_of_scene, **scene.facts.get(scene.name, {}), **scene.facts.get(path, {})}
+        said = {key: value for key, value in facts.items() if key not in (FILE_NAME, *BESIDE)}
+        rows.append(describe(said, source.naming).columns)
+    return {key: [row[key] for row in rows] for key in rows[0]}
 
 
-def _rendered(folders: _FolderCopies, name: str, count: int, size: int, seed: int) -> list[dict[str, Any]]:
-    """Views of a mesh, with exact depth."""
-    from labeling.sources.rendering import render_views
+def _photographed(files: SceneFiles, found: Scene) -> tuple[dict[str, Any], list[str]]:
+    """The columns of a set of photographs, and the path of each."""
+    views, left_out = store_views(files, found)
+    rows = [columns_of(view) for view in views]
+    columns: dict[str, Any] = {key: [row[key] for row in rows] for key in rows[0]}
+    for key in ("mask", "points"):
+        if all(value is None for value in columns[key]):
+            columns[key] = None
+    columns |= {key: [None] * len(views) for key in ("right", "disparity", "disparity_scale")}
+    columns |= quality_of(views, found)
+    columns["left_out"] = json.dumps(left_out, sort_keys=True, ensure_ascii=False) if left_out else None
+    return columns, [view.path for view in views]
+
+
+def _scene_of(files: SceneFiles, scene: SceneSource, options: ViewOptions) -> Scene:
+    if scene.kind == "transforms":
+        return transforms.read_transforms(files, scene.name)
+    if scene.kind == "colmap":
+        return colmap_model.read_model(files, scene.name)
+    if scene.kind == "co3d":
+        return co3d.read_sequence(files, scene.name, scene.inside)
+    if scene.kind == "realestate":
+        return realestate.read_lines(files, scene.name)
+    return find_cameras(files, scene.pictures, options.lens_model)
+
+
+def _rendered(files: SceneFiles, scene: SceneSource, raw: bytes, options: ViewOptions) -> dict[str, Any]:
+    """The columns of views of a mesh, with exact depth and masks."""
+    from labeling.sources.rendering import overlap, render_views
     from model.pictures import encode_png
 
-    rendered = render_views(folders.mesh(name), count, size, seed)
+    with tempfile.TemporaryDirectory(prefix="mesh-") as scratch:
+        path = copy_mesh(files, scene.name, raw, Path(scratch))
+        rendered = render_views(path, options.count, options.size, options.seed, options.path)
     if not any(view.inverse_depth.any() for view in rendered):
-        raise InputError(f"{name}: nothing of it is seen")
-    views = []
-    for view in rendered:
-        scale = float(view.inverse_depth.max()) / 65535 or 1.0
-        levels = np.rint(view.inverse_depth / scale).astype(np.uint16)
-        views.append(
-            {
-                "image": encode_png(view.image),
-                "width": size,
-                "height": size,
-                "disparity": encode_png(levels),
-                "disparity_scale": scale,
-                "c2w": _flat(view.c2w),
-                "intrinsics": _flat(view.intrinsics),
-            }
-        )
-    return views
-
-
-class _FolderCopies:
-    """Local copies of the folders that meshes lie in, since a mesh may name textures and materials beside it.
-
-    What is no mesh comes once for all meshes of a folder, and each mesh when it is asked for.
-    """
-
-    def __init__(self, source: Source, scratch: Path) -> None:
-        self._source, self._scratch = source, scratch
-        self._folders: dict[tuple[str, bool], Path] = {}
-
-    def mesh(self, name: str) -> Path:
-        """Where the copy of a mesh is, with what lies beside it."""
-        path = PurePosixPath(name)
-        folder = str(path.parent)
-        key = (folder, path.suffix.lower() in _WHOLE)
-        if key not in self._folders:
-            self._folders[key] = self._scratch / str(len(self._folders))
-            self._folders[key].mkdir()
-            if not key[1]:
-                self._copy_beside("" if folder == "." else f"{folder}/", self._folders[key])
-        copy = self._folders[key] / path.name
-        copy.write_bytes(self._source.store.read(name))
-        return copy
-
-    def _copy_beside(self, prefix: str, target: Path) -> None:
-        for name in self._source.store.walk(prefix.rstrip("/")):
-            path = target / name
-            if not (is_metadata(name) or is_mesh(name)) and path.resolve().is_relative_to(target.resolve()):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(self._source.store.read(f"{prefix}{name}"))
-
-
-def _photographed(source: Source, name: str) -> list[dict[str, Any]]:
-    """Views of a transforms.json: OpenGL camera-to-world matrices and a pinhole focal length. Raises InputError."""
-    place = f"{source.uri}/{name}"
-    try:
-        scene = json.loads(source.store.read(name))
-        frames = scene["frames"]
-    except (ValueError, KeyError, TypeError):
-        frames = None
-    if not isinstance(frames, list):
-        raise InputError(f"{place}: not a transforms.json (no list of frames)")
-    if not frames:
-        raise InputError(f"{place}: its list of frames is empty")
-    views = []
-    for frame in frames:
-        raw, image = _read_frame(source, name, frame["file_path"])
-        camera = {**scene, **frame}
-        try:
-            lens = lens_of(camera)
-            intrinsics = _intrinsics(camera, image.width, image.height)
-            if lens:
-                image, intrinsics = lens.undistort(image, intrinsics)
-            c2w = camera_to_world(camera.get("transform_matrix"))
-        except InputError as error:
-            raise InputError(f"{place}: frame {frame['file_path']!r}: {error}") from None
-        views.append(
-            {
-                "id": image_id(raw),
-                "image": image.encoded,
-                "width": image.width,
-                "height": image.height,
-                "c2w": _flat(c2w),
-                "intrinsics": _flat(intrinsics),
-            }
-        )
-    return views
-
-
-def _bends(raw: bytes) -> bool:
-    """Whether a transforms.json has a lens that is to be undistorted, or a camera that is none to store."""
-    try:
-        scene = json.loads(raw)
-        return any(lens_of({**scene, **frame}) for frame in scene["frames"])
-    except InputError:
-        return True
-    except (ValueError, KeyError, TypeError):  # which making the set tells
-        return False
-
-
-def _read_frame(source: Source, name: str, file_path: str) -> tuple[bytes, EncodedImage]:
-    frame = f"{source.uri}/{name}: frame {file_path!r}"
-    path = str(PurePosixPath(name).parent / file_path.replace("\\", "/")).removeprefix("./")
-    if not PurePosixPath(path).suffix and not source.store.exists(path):  # Blender's scenes leave it out
-        path = next((path + suffix for suffix in _LEFT_OUT if source.store.exists(path + suffix)), path)
-    if ".." in PurePosixPath(path).parts:
-        raise InputError(f"{frame} lies outside the source folder")
-    try:
-        raw = source.store.read(path)
-        return raw, normalize(raw, MAX_PIXELS, MIN_SIDE)
-    except FileNotFoundError:
-        raise InputError(f"{frame} is not there") from None
-    except Rejected as error:
-        raise InputError(f"{frame} is {error}") from None
-
-
-def _intrinsics(camera: Mapping[str, Any], width: int, height: int) -> Any:
-    """(3, 3) for an image width of 1, from what a frame or its scene says; width and height are those of the image.
-
-    Raises InputError for a camera without a focal length, and for one of a picture of another shape.
-    """
-    if "fl_x" not in camera and "camera_angle_x" not in camera:
-        raise InputError("no focal length (fl_x or camera_angle_x)")
-    size = camera.get("w", width), camera.get("h", height)
-    if "w" in camera and "h" in camera and abs(size[0] * height - size[1] * width) > _OTHER_SHAPE * size[0] * height:
-        raise InputError(f"the picture is {width} × {height}, and its camera is of {size[0]:g} × {size[1]:g}")
-    focal = camera["fl_x"] if "fl_x" in camera else 0.5 * width / math.tan(0.5 * camera["camera_angle_x"])
-    scale = width / camera.get("w", width)  # focal lengths are in pixels of the size at which they were measured
-    focal_y = camera.get("fl_y", focal)
-    if not (focal > 0 and focal_y > 0 and math.isfinite(focal) and math.isfinite(focal_y)):
-        raise InputError(f"a focal length of {focal:g}")
-    center = (camera.get("cx", 0.5 * width / scale), camera.get("cy", 0.5 * height / scale))
-    return np.array([[focal, 0, center[0]], [0, focal_y, center[1]], [0, 0, width / scale]]) * (scale / width)
-
-
-def _flat(matrix: Any) -> Sequence[float]:
-    values: list[float] = np.asarray(matrix, np.float32).reshape(-1).tolist()
-    return values
+        raise InputError("nothing of it is seen")
+    scales = [float(view.inverse_depth.max()) / 65535 or 1.0 for view in rendered]
+    levels = [
+        np.rint(view.inverse_depth / scale).astype(np.uint16) for view, scale in zip(rendered, scales, strict=True)
+    ]
+    return {
+        "image": [encode_png(view.image) for view in rendered],
+        "width": [options.size] * len(rendered),
+        "height": [options.size] * len(rendered),
+        "right": [None] * len(rendered),
+        "disparity": [encode_png(level) for level in levels],
+        "disparity_scale": scales,
+        "mask": [encode_png((view.inverse_depth > 0).astype(np.uint8) * 255) for view in rendered],
+        "c2w": [flat(view.c2w) for view in rendered],
+        "intrinsics": [flat(view.intrinsics) for view in rendered],
+        "baseline": baseline(np.stack([view.c2w for view in rendered])),
+        "overlap": overlap(rendered),
+    }

@@ -16,10 +16,12 @@ from model.inputs.errors import (
     require,
     shown,
 )
+from model.inputs.paths import as_path
 
 __all__ = [
     "InputError",
     "WorkFailed",
+    "as_path",
     "causes",
     "error_for_person",
     "input_error_behind",

@@ -11,12 +11,18 @@ from model.inputs.extras import describe, missing_extra
 # What Ray Data adds to the message of an exception itself, as if another attempt could mend it (2.60).
 _ADVICE = re.compile(r"\s*^Failed to .+ after \d+/\d+ attempts \(total backoff .*", re.DOTALL | re.MULTILINE)
 
+_LINE_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
+
 
 class InputError(ValueError):
     """Something a user gave is wrong. The message is one line that names the thing and the remedy.
 
     The command line prints it without a traceback and exits with 2; everything else that is raised is a defect.
     """
+
+    def __init__(self, message: object = "") -> None:
+        # Names that it quotes may have any character, and Ray makes an error anew with its advice.
+        super().__init__(_LINE_BREAKS.sub(" ", _ADVICE.sub("", str(message))))
 
 
 class WorkFailed(RuntimeError):
@@ -74,8 +80,8 @@ def error_for_person(error: BaseException | None) -> InputError | WorkFailed | N
 def causes(error: BaseException | None) -> Iterator[BaseException]:
     """An exception and all that it was raised from, the nearest first, each once.
 
-    Beside Python's own links: the `cause` that errors of Ray carry, the members of a group, and the errors that Ray
-    Train gives by worker.
+    Beside Python's own links: the `cause` that errors of Ray carry, the members of a group, the errors that Ray Train
+    gives by worker, and what its look at a worker met.
     """
     waiting: list[Any] = [error]
     seen: set[int] = set()
@@ -87,7 +93,9 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         yield one
         members = one.exceptions if isinstance(one, BaseExceptionGroup) else ()
         by_worker = getattr(one, "worker_failures", None) or {}
-        waiting += [getattr(one, "cause", None), one.__cause__, *members, *dict(by_worker).values(), one.__context__]
+        of_check = getattr(one, "health_check_failure", None)
+        waiting += [getattr(one, "cause", None), one.__cause__, *members, *dict(by_worker).values(), of_check]
+        waiting.append(one.__context__)
 
 
 def _for_person(error: BaseException) -> InputError | WorkFailed | None:

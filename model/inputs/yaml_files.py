@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from model.inputs.errors import InputError, nearest, one_line
+from model.inputs.paths import as_path
 
 # Plain scalars of the core schema of YAML 1.2 (section 10.3.2), with the characters that each can begin with. By those
 # of YAML 1.1, which PyYAML follows, 12:00 would be 720, 010 eight, `no` false, and 5e-4 a text.
@@ -111,7 +112,7 @@ def example_names(folder: Path) -> list[str]:
 
 def find_yaml(name: str, examples: Path) -> Path:
     """The file that `name` means: the example of that name, or a path."""
-    return examples / f"{name}.yaml" if name in example_names(examples) else Path(name).expanduser()
+    return examples / f"{name}.yaml" if name in example_names(examples) else as_path("file", name)
 
 
 def read_yaml(name: str, examples: Path, kind: str) -> dict[str, Any]:

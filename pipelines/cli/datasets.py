@@ -138,18 +138,40 @@ def query(
 
 
 def views(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Meshes or transforms.json; a folder or s3://.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Photographs of scenes, files of cameras (transforms.json, COLMAP, CO3D, RealEstate10K) or meshes;"
+            " a folder or s3://.",
+        ),
+    ],
     dataset: DatasetArgument,
     count: Annotated[int, typer.Option(min=2, max=64, help="Views rendered of a mesh.")] = 8,
     size: Annotated[int, typer.Option(min=32, help="Side of a rendered view, in pixels.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Of the cameras around a mesh.")] = 0,
+    path: Annotated[str, typer.Option(help="Cameras around a mesh: orbit, turntable or random.")] = "orbit",
+    photographs: Annotated[
+        bool | None,
+        typer.Option(
+            "--photographs/--no-photographs",
+            help="Find the cameras of folders of pictures (COLMAP); by default where there is nothing else.",
+        ),
+    ] = None,
+    pile: Annotated[
+        bool, typer.Option("--pile", help="Photographs of several scenes in any folders: group them by what they show.")
+    ] = False,
+    lens: Annotated[str, typer.Option(help="COLMAP's model of the camera of photographs.")] = "SIMPLE_RADIAL",
+    gpus: Annotated[float, typer.Option(min=0, help="That the task of a scene holds, for COLMAP built with CUDA.")] = 0,
 ) -> None:
     """View sets with cameras (and exact depth, from meshes) → a dataset of sets."""
+    from labeling.sources.view_sets import view_options
     from pipelines.views import views as run
 
-    result = run(source, dataset, count, size, seed)
-    refused = f"; {result.rejected} files rejected (rejected/ says why)" if result.rejected else ""
-    print(f"{result.added} sets written; {result.sets} sets in {dataset}{refused}")
+    result = run(source, dataset, view_options(count, size, seed, path, lens), photographs, gpus, pile)
+    refused = f"; {result.rejected} scenes rejected (rejected/ says why)" if result.rejected else ""
+    apart = f"; {result.left_out} pictures are no views (cameras.left_out says why)" if result.left_out else ""
+    print(f"{result.added} sets written; {result.sets} sets in {dataset}{refused}{apart}")
 
 
 def _selected(dataset: str, where: str) -> str:

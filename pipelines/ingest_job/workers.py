@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from cluster.session import cluster_has, ray_session
+from model.inputs import one_line
 
 T = TypeVar("T")
 _WAITING = 14  # tasks beyond two a CPU: by them a cluster that grows sees that there is more to do
@@ -41,29 +42,49 @@ class Workers:
         function: Callable[..., T],
         calls: Iterable[Sequence[Any]],
         on_cluster: bool,
+        gpus: float = 0,
+        lost: Callable[[Sequence[Any], str], T] | None = None,
     ) -> Iterator[T]:
-        """Results of the calls, as they come. What calls return is small, and only few of them wait at a time."""
+        """Results of the calls, as they come. What calls return is small, and only few of them wait at a time.
+
+        gpus: that a call holds on a cluster. lost: what to return of a call whose process died, several times, told its
+        arguments and why; without it that ends the job.
+        """
         if not on_cluster:
             for call in calls:
                 yield function(*call)
             return
         self._start()
-        yield from _on_ray(function, calls)
+        yield from _on_ray(function, calls, gpus, lost)
 
 
-def _on_ray(function: Callable[..., T], calls: Iterable[Sequence[Any]]) -> Iterator[T]:
+def _on_ray(
+    function: Callable[..., T],
+    calls: Iterable[Sequence[Any]],
+    gpus: float,
+    lost: Callable[[Sequence[Any], str], T] | None,
+) -> Iterator[T]:
     import ray
+    from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
     def call_with(arguments: Sequence[Any]) -> T:
         return function(*arguments)
 
-    task = ray.remote(call_with).options(num_cpus=1, max_retries=3)
-    running: list[Any] = []
+    task = ray.remote(call_with).options(num_cpus=1, num_gpus=gpus, max_retries=3)
+    running: dict[Any, Sequence[Any]] = {}
     waiting = iter(calls)
     while True:
         most = 2 * int(cluster_has("CPU")) + _WAITING
-        running += [task.remote(arguments) for arguments in islice(waiting, max(most - len(running), 0))]
+        for arguments in islice(waiting, max(most - len(running), 0)):
+            running[task.remote(arguments)] = arguments
         if not running:
             return
-        ready, running = ray.wait(running, num_returns=1)
-        yield ray.get(ready[0])
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        arguments = running.pop(ready)
+        try:
+            result: T = ray.get(ready)
+        except (WorkerCrashedError, OutOfMemoryError) as error:
+            if lost is None:
+                raise
+            result = lost(arguments, one_line(error, 120))
+        yield result

@@ -19,6 +19,7 @@ from pipelines.labeling_job.placement import NetworkPool
 from pipelines.labeling_job.shard_writer import Declarations, ShardWriter
 
 CPUS_A_WRITER = 16
+SHARDS_AT_ONCE = 4  # that a writer writes: the disk is waited for, and S3 longer
 LOOK_SECONDS = 5.0  # between two looks at how many GPUs the cluster has by now
 BATCHES_AHEAD = 4  # that may wait for every process of a network before there is another one
 WAIT_SECONDS = 60.0  # that a network may be without a process before a person hears of it
@@ -226,7 +227,7 @@ class Coordinator:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         strategy = NodeAffinitySchedulingStrategy(node, soft=True)
-        options = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": strategy}
+        options = {"num_cpus": 0, "max_restarts": 0, "max_concurrency": SHARDS_AT_ONCE, "scheduling_strategy": strategy}
         handle = ray.remote(ShardWriter).options(**options).remote(self.dataset, self.declarations)
         self.number += 1
         self.writers[self.number] = _Writer(handle, node)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from threading import Lock
 from typing import Any
 
 import pyarrow as pa
@@ -30,31 +31,37 @@ Declarations = Mapping[str, Mapping[str, Any]]  # group → what it declares, ea
 
 
 class ShardWriter:
-    """An actor that collects the parts of shards and writes each shard when its last part has come."""
+    """An actor that collects the parts of shards and writes each shard when its last part has come.
+
+    Several threads call it: while one waits for the disk with a shard, the parts of others come.
+    """
 
     def __init__(self, dataset: Dataset, declarations: Declarations) -> None:
         self.dataset = dataset
         self.declarations = declarations
         self.log = IndexLog(dataset.store)
         self.parts: dict[str, dict[int, Mapping[str, bytes]]] = {}  # shard → first row group → columns by group
+        self.lock = Lock()  # of the parts and the log
 
     def add(self, part: Part, tables: Mapping[str, bytes]) -> bool:
         """Take the columns of a part, by group; those of a whole shard are written. Whether they were.
 
         A part may come twice, from a process that was lost after it had sent it.
         """
-        parts = self.parts.setdefault(part.shard, {})
-        parts[part.first] = tables
-        tables_of = [parts[first] for first in sorted(parts)]
-        if sum(from_bytes(tables[part.groups[0]]).num_rows for tables in tables_of) < sum(part.row_groups):
-            return False
+        with self.lock:
+            parts = self.parts.setdefault(part.shard, {})
+            parts[part.first] = tables
+            tables_of = [parts[first] for first in sorted(parts)]
+            if sum(from_bytes(tables[part.groups[0]]).num_rows for tables in tables_of) < sum(part.row_groups):
+                return False
+            del self.parts[part.shard]
         digests = dict(part.digests)
         for group in part.groups:
             table = pa.concat_tables([from_bytes(tables[group]) for tables in tables_of])
             footer = write_group(self.dataset, self.declarations[group], group, part, table, digests)
-            self.log.add(group, part.shard, footer)
+            with self.lock:
+                self.log.add(group, part.shard, footer)
             digests |= column_digests(group, footer)
-        del self.parts[part.shard]
         return True
 
 

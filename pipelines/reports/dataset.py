@@ -6,18 +6,20 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from labeling.dataset import REJECTED, Dataset, GroupStatus, RowErrors, dataset_status, read_row_errors, select_rows
 from model.inputs import InputError, WorkFailed
 from pipelines.reports.figures import EVALUATION
 from pipelines.reports.gallery import GalleryRow, draw_gallery
 from pipelines.reports.overlays import Inliner
+from pipelines.reports.sets import describe_sets
 
 MAX_REJECTED_NAMES, MAX_REASONS, MAX_EXAMPLES = 60, 40, 4
 # What the embedded labelers are known to be bad at (docs/catalog.md), said beside their figures.
 BAD_AT = {
     "depth": "no depth where the right picture does not see, or all looks alike",
-    "segmentation": "only what a box of COCO's 80 classes is around; small people, and dishes that become their saucers",
+    "segmentation": "only what a box of COCO's 80 classes is around; small people; a dish with its saucer",
     "duplicates": "copies cut to another shape",
     "faces": "leaves and animals among the less sure faces; none behind a visor",
 }
@@ -78,6 +80,7 @@ class DatasetSection:
     rejected_count: int = 0
     gallery: Sequence[GalleryRow] = ()
     truth: Sequence[tuple[str, int, str, str]] = ()  # group, rows, figures beside the truth, and what it is bad at
+    groups_of: Mapping[str, Any] | None = None  # of sets without cameras: their kind, figures and a curve of thresholds
     where: str = ""  # a condition on the rows that the gallery shows
     selected: int = 0  # rows of which it is true
 
@@ -116,6 +119,7 @@ def describe_dataset(uri: str, inline: Inliner, max_rows: int, where: str | None
         rejected_count=rejected_count,
         gallery=gallery,
         truth=_truth(dataset),
+        groups_of=describe_sets(dataset),
         where=where or "",
         selected=selection.rows if selection else 0,
     )

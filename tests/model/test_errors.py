@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+
+import pytest
+
+from cluster.target import parse_target
 from model.inputs import InputError, WorkFailed, error_for_person, input_error_behind
 
 
@@ -18,6 +23,13 @@ def test_error_is_found_behind_what_was_raised_from_it() -> None:
     failed = WorkFailed("no row could be labeled")
     assert error_for_person(failed) is failed
     assert input_error_behind(failed) is None
+
+
+def test_message_is_one_line_whatever_it_quotes() -> None:
+    error = InputError("a\r\n  b\u2028c  d\x85e")
+    assert str(error) == "a b c  d e" and str(pickle.loads(pickle.dumps(error))) == str(error)
+    with pytest.raises(InputError, match=r"^target\.yaml: environment\. : Input should be a valid string"):
+        parse_target({"type": "local", "environment": {"\n": None}}, "target.yaml")
 
 
 def test_error_is_found_in_what_ray_raises(ray_prepared: None) -> None:

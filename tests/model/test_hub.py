@@ -9,6 +9,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from fuzzing import NO_PATHS, told
 from tiny_models import save_pipeline
 
 from model import NextDiT, OneDiffusionPipeline
@@ -91,6 +92,11 @@ def test_cache_of_the_hub_serves_without_it(released: Path, tmp_path: Path) -> N
         ({"torch_dtype": "bf16"}, "torch_dtype 'bf16': give a type of torch"),
         ({"use_safetensors": False}, "weights are read from safetensors alone"),
         ({"variant": "bf16"}, "bf16"),
+        ({"variant": "*"}, r"variant '\*': give a short name"),
+        ({"revision": 5}, "revision 5: give the name of a branch"),
+        ({"cache_dir": "a\0b"}, "cache_dir .*: no file or folder can have this name"),
+        ({"token": 3}, "token: give the token as a text"),
+        ({"local_files_only": "yes"}, "local_files_only 'yes': give True or False"),
         ({"trust_remote_code": True}, "takes no trust_remote_code"),
         ({"max_memory": {"cpu": "1GB"}}, "max_memory has no effect without a device_map"),
         ({"offload_state_dict": True}, "offload_state_dict has no effect without a device_map"),
@@ -102,6 +108,13 @@ def test_arguments_without_effect_are_refused(released: Path, cls: Any, settings
         cls.from_pretrained(released, **settings)
 
 
+@pytest.mark.parametrize("cls", [OneDiffusionPipeline, NextDiT])
+@pytest.mark.parametrize("name", NO_PATHS, ids=ascii)
+def test_impossible_names_of_folders_are_told(released: Path, cls: Any, name: Any) -> None:
+    assert told(lambda: cls.from_pretrained(name, local_files_only=True)) is None
+    assert told(lambda: NextDiT.from_pretrained(released, subfolder=name)) is None
+
+
 def test_pipeline_refuses_parts_that_do_not_serve(released: Path) -> None:
     for settings, message in (
         ({"device_map": "everywhere"}, "everywhere not supported"),
@@ -110,7 +123,7 @@ def test_pipeline_refuses_parts_that_do_not_serve(released: Path) -> None:
         ({"default_size": 100}, "default_size 100: it must divide by 16; take 96"),
         ({"dtype": torch.float16, "torch_dtype": torch.float32}, "both mean the same; give one"),
         ({"torch_dtype": torch.int8}, "torch_dtype torch.int8: give one of torch.float64"),
-        ({"variant": ""}, "variant '': give the name of one"),
+        ({"variant": ""}, "variant '': give a short name"),
         ({"vae": 5}, "5 is of type"),
         ({"default_size": 8}, "default_size 8: it must divide by 16; take 16"),
     ):

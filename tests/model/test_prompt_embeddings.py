@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 from skimage import data
@@ -195,6 +196,10 @@ def test_words_that_no_task_takes_are_refused(pipe):
     ):
         with pytest.raises(InputError, match=message):
             pipe.encode_prompt(**settings)
+    for settings in ({"colors": np.array([])}, {"names": torch.zeros(0)}, {"reference_prompts": np.array(["a", "b"])}):
+        for call, given in ((pipe, {"task": "depth", "images": CAT, **SMALL}), (pipe.encode_prompt, {"prompt": "a"})):
+            with pytest.raises(InputError, match=f"{next(iter(settings))} .*: give a list of texts"):
+                call(**given, **settings)
     with pytest.raises(InputError, match="2 reference_prompts for 1 pictures"):
         pipe("identity", CAT, **SMALL, reference_prompts=["a", "b"])
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fuzzing import NO_PATHS
 from safetensors.torch import load_file, save_file
 from tiny_models import save_pipeline
 
@@ -114,7 +115,8 @@ def test_unsavable_parts_are_refused(pipe, tmp_path, monkeypatch):
         ({"save_directory": tmp_path / "file" / "x"}, "no folder can be made there"),
         ({"save_directory": tmp_path / "nowhere"}, "no folder can be made there"),
         ({"save_directory": ""}, "save_directory '': name a folder"),
-        ({"save_directory": None}, "save_directory None: name a folder"),
+        ({"save_directory": None}, "save_directory None: give the path"),
+        *(({"save_directory": name}, "^save_directory .*: (give the path|no file or folder can)") for name in NO_PATHS),
         ({"save_directory": tmp_path / "old"}, "vae: a file is there, and it is to be a folder"),
         ({"save_directory": "x", "variant": "../fp16"}, "variant '../fp16': give a short name"),
         ({"save_directory": "x", "max_shard_size": "big"}, "max_shard_size 'big': give a number of bytes"),

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
-from fuzzing import LIGHT, told
+from fuzzing import LIGHT, NO_PATHS, told
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.target import load_target, parse_target
+from labeling.dataset import open_store
 from model.inputs.settings import parse_settings
 from model.inputs.yaml_files import parse_yaml
 from pipelines.jobs.specification import load_specification, parse_specification
@@ -96,6 +97,17 @@ def test_any_text_is_a_value_or_refused(text: str) -> None:
 def test_any_setting_is_taken_or_refused(key: str, text: Any) -> None:
     told(lambda: parse_settings([f"{key}={text}"]))
     told(lambda: load_config("debug", [f"{key}={text}"]))
+
+
+@LIGHT
+@given(
+    name=st.one_of(
+        st.text(max_size=9), st.binary(max_size=4), st.integers(), st.sampled_from([*NO_PATHS, "~x", "s3://"])
+    )
+)
+def test_any_name_of_a_file_is_read_or_refused(name: Any) -> None:
+    for load in (load_config, load_specification, load_target, open_store):
+        told(lambda load=load: load(name))
 
 
 @LIGHT

@@ -137,32 +137,38 @@ def write_pictures(uri: Path, photographs: Path) -> Path:
     return uri
 
 
-def write_views(uri: Path) -> Path:
-    """Three sets of 3, 4 and 5 views with cameras around the origin."""
+def write_views(uri: Path, latent: tuple[int, int] = (SIZE // 8, SIZE // 8), pictures: Any = None) -> Path:
+    """Three sets of 3, 4 and 5 views with cameras around the origin.
+
+    latent: height and width; pictures: width and height that cameras are of, where sets say it.
+    """
     import torch
 
     from model.cameras import orbit_cameras
 
     shards = [[2, 1]]
     random = np.random.default_rng(1)
-    side = SIZE // 8
+    h, w = latent
     latents, cameras, texts = [], [], []
     for count in (3, 4, 5):
         c2w = orbit_cameras(30.0 * torch.arange(count), torch.full((count,), 10.0), torch.full((count,), 1.5))
         latents.append(
             {
-                "latent": [random.normal(size=16 * side * side).astype(np.float16) for _ in range(count)],
-                "latent_height": [side] * count,
-                "latent_width": [side] * count,
+                "latent": [random.normal(size=16 * h * w).astype(np.float16) for _ in range(count)],
+                "latent_height": [h] * count,
+                "latent_width": [w] * count,
             }
         )
         intrinsics = [1.4, 0, 0.5, 0, 1.4, 0.5, 0, 0, 1.0]
         cameras.append({"c2w": c2w.reshape(count, 16).tolist(), "intrinsics": [intrinsics] * count})
+        if pictures:
+            cameras[-1] |= {"width": [pictures[0]] * count, "height": [pictures[1]] * count}
         texts.append({"entries": [_entries(random) for _ in range(count)]})
     lists = {name: pa.list_(kind) for name, kind in _LATENT.items()}
     floats = pa.list_(pa.list_(pa.float32()))
     _write(uri, f"latents-{SIZE}", shards, lists, latents)
-    _write(uri, "cameras", shards, {"c2w": floats, "intrinsics": floats}, cameras)
+    sizes = {"width": pa.list_(pa.int32()), "height": pa.list_(pa.int32())} if pictures else {}
+    _write(uri, "cameras", shards, {"c2w": floats, "intrinsics": floats, **sizes}, cameras)
     _write(uri, "text", shards, {"entries": pa.list_(_TEXT)}, texts)
     _describe(uri, "sets", shards)
     return uri

@@ -168,7 +168,12 @@ class Plan:
         generator = SeededGenerator(self.seed, "views", index)
         if self._streams[stream].task == EDITING:  # the set's first picture is the one that was edited
             return 1 + int(generator.permutation(available - 1)[0]), 0
-        return tuple(generator.permutation(available)[: frames // int(self._frames[stream])].tolist())
+        count, window = frames // int(self._frames[stream]), self._streams[stream].window
+        first, within = 0, available
+        if window is not None and window < available and not self._refers[stream]:
+            within = max(window, count)
+            first = generator.integer(0, available - within)
+        return tuple((first + generator.permutation(within)[:count]).tolist())
 
     def _set_levels(self, drawn: _Drawn, step: int, position: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         frames, generator = int(drawn.frames[position]), SeededGenerator(self.seed, "set", step * self.batch + position)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 CAPTION, SUBJECT, ITEM = "caption", "subject", "item"  # groups and their columns; SUBJECT's is ITEM
 NAMES = ["names", "colors"]  # of what a prompt names
 LATENT_COLUMNS = ["latent", "latent_height", "latent_width"]
-_COLUMNS = {IMAGES: ["image"], CAMERAS: ["c2w", "intrinsics"], CAPTION: [CAPTION], SUBJECT: [ITEM]}
+_COLUMNS = {IMAGES: ["image"], CAMERAS: ["c2w", "intrinsics", "width", "height"], CAPTION: [CAPTION], SUBJECT: [ITEM]}
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Stream:
     rows: how many are eligible; text, pictures: whether their prompts are embedded and their pictures encoded in
     groups, or when they are used; text_group: the group of their prompts.
     degraded: whether pictures of a degraded task are made when they are used, or stored.
-    views: (least, most) pictures of a set in a sample, None for the default; condition_dropout: as in the mixture.
+    views: (least, most) pictures of a set in a sample, None for the default; window: of how many views in a row they
+    are, None for all of a set; condition_dropout: as in the mixture.
     """
 
     source: str
@@ -39,6 +40,7 @@ class Stream:
     pictures: Literal["stored", "online"] = "stored"
     text_group: str = TEXT  # of all tasks, as older datasets have it
     degraded: Literal["online", "stored"] = "online"
+    window: int | None = None
 
     def __post_init__(self) -> None:
         if self.views is not None:  # a list, as JSON has it
@@ -49,7 +51,7 @@ class Stream:
         """What a source of that name serves of a task; size: of a run, where the source has none."""
         drawn = source.views, source.condition_dropout, source.latents
         made = cls(name, task, source.tasks[task], source.size or size, 0, source.text, *drawn)
-        return replace(made, degraded=source.degraded)
+        return replace(made, degraded=source.degraded, window=source.window)
 
     @property
     def key(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mimetypes
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -18,12 +19,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 from labeling.dataset.storage.errors import explained
 from labeling.dataset.storage.store import Entry, Trouble
-from model.inputs import InputError, WorkFailed, one_line
+from model.inputs import InputError, WorkFailed, one_line, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow import fs
 
+_BUCKET = re.compile(r"[\w.:-]{1,255}", re.ASCII)  # colons are of access points
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # and what UTF-8 has not
+_LONGEST_KEY = 900  # bytes of 1024 that a key may have, with what is added
 _SCRATCH = "onediffusion-"
 _PARALLEL = 64
 _UPLOAD_BYTES = 8 << 20  # of a part of an upload
@@ -39,8 +43,10 @@ class S3Store:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.bucket, _, self.prefix = uri.removeprefix("s3://").partition("/")
-        if not self.bucket:
+        if not _BUCKET.fullmatch(self.bucket):
             raise InputError(f"{uri}: name a bucket, as in s3://bucket/prefix")
+        if _CONTROLS.search(uri) or len(uri.encode(errors="surrogatepass")) > _LONGEST_KEY:
+            raise InputError(f"{shown(uri)}: no object can have this name; give another")
 
     def __reduce__(self) -> tuple[type[S3Store], tuple[str]]:
         return S3Store, (self.uri,)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fuzzing import NO_PATHS, told
 
 from labeling.dataset import Dataset, open_store
 from labeling.dataset.storage import S3Store
 from labeling.dataset.storage.errors import explained
 from model.inputs import InputError
+
+NO_ADDRESSES = [*NO_PATHS, "", "s3://", "s3://a\0/b", "s3://a b/c", "s3://b/\ud800", "ftp://a"]
 
 
 def test_missing_dataset_and_unwritable_folder_are_named(tmp_path: Path) -> None:
@@ -46,6 +50,13 @@ def test_number_of_a_shard_is_no_refusal_of_s3() -> None:
         raise OSError(cut)
     with pytest.raises(InputError, match="refused these credentials"), explained("s3://lab/d"):
         raise OSError(refused)
+
+
+@pytest.mark.parametrize("name", NO_ADDRESSES, ids=ascii)
+def test_impossible_addresses_are_told(name: Any) -> None:
+    with pytest.raises(InputError):
+        open_store(name)
+    assert told(lambda: Dataset.open(name)) is None
 
 
 @pytest.mark.parametrize("place", ["disk", "s3"])

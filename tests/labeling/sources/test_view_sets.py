@@ -13,28 +13,30 @@ import trimesh
 from PIL import Image
 
 from labeling.dataset import Dataset, ShardInfo
+from labeling.sources.scenes.discovery import find_scenes, kind_of
 from labeling.sources.source import Source
-from labeling.sources.view_sets import SetTask, is_view_set, write_sets
+from labeling.sources.view_sets import ViewOptions, make_row, write_rows
 from model.pictures import decode_gray, decode_picture
 
 EYE = np.eye(4).tolist()
-PARAMETERS = {"count": 3, "size": 32, "seed": 5}
+OPTIONS = ViewOptions(count=3, size=32, seed=5)
 
 
 def make(source: Path, target: Path, *files: str) -> Dataset:
     """The dataset with one shard of these files' sets."""
-    dataset = Dataset(target)
-    rows = write_sets(SetTask("000000", list(files), "recipe"), Source(str(source)), dataset, PARAMETERS)
-    dataset.describe("sets", [ShardInfo("000000", rows)], [])
+    dataset, found = Dataset(target), find_scenes(Source(str(source)), photographs=False)
+    rows = [make_row(Source(str(source)), scene, OPTIONS) for scene in found if scene.name in files]
+    write_rows(dataset, "000000", rows, "recipe")
+    dataset.describe("sets", [ShardInfo("000000", dataset.footer("images", "000000").rows)], [])
     return dataset
 
 
 @pytest.fixture
 def scene(tmp_path: Path, photographs: Path) -> Path:
-    """Two photographs of 451 × 300 and 600 × 400 pixels with a transforms.json, below a source folder."""
+    """Two photographs of 450 × 300 and 600 × 400 pixels with a transforms.json, below a source folder."""
     folder = tmp_path / "source" / "scene"
     folder.mkdir(parents=True)
-    shutil.copy(photographs / "chelsea.png", folder / "a.png")
+    Image.open(photographs / "chelsea.png").crop((0, 0, 450, 300)).save(folder / "a.png")
     shutil.copy(photographs / "coffee.png", folder / "b.png")
     return folder
 
@@ -45,8 +47,9 @@ def describe(scene: Path, *frames: dict[str, Any], **camera: Any) -> None:
 
 
 def test_files_that_make_view_sets() -> None:
-    names = ["a.GLB", "folder/b.ply", "c/transforms.json", "d.png", "my-transforms.json"]
-    assert [is_view_set(name) for name in names] == [True, True, True, False, False]
+    names = ["a.GLB", "folder/b.ply", "c/transforms.json", "transforms_train.json", "d.png", "my-transforms.json"]
+    assert [kind_of(name) for name in names] == ["mesh", "mesh", "transforms", "transforms", None, None]
+    assert [kind_of(name) for name in ("s/sparse/0/images.bin", "toy/frame_annotations.jgz")] == ["colmap", "co3d"]
 
 
 def test_mesh_gives_views_with_cameras_and_depth(tmp_path: Path) -> None:
@@ -74,13 +77,13 @@ def test_transforms_give_intrinsics_for_an_image_width_of_1(scene: Path, tmp_pat
     describe(scene, by_angle, by_pixels)
     (row,) = make(scene.parent, tmp_path / "dataset", "scene/transforms.json").rows("cameras", ["intrinsics"])
     first, second = (np.array(values).reshape(3, 3) for values in row["intrinsics"])
-    np.testing.assert_allclose(first, [[1, 0, 0.5], [0, 1, 0.5 * 300 / 451], [0, 0, 1]], atol=1e-6)
+    np.testing.assert_allclose(first, [[1, 0, 0.5], [0, 1, 0.5 * 300 / 450], [0, 0, 1]], atol=1e-6)
     np.testing.assert_allclose(second, [[1, 0, 0.4], [0, 1, 0.5 * 400 / 600], [0, 0, 1]], atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("c.png", "'c.png' is not there"), ("../a.png", "outside the source"), ("x.txt", "is not a picture")],
+    [("c.png", "'c.png' is not there"), ("../../a.png", "outside the source"), ("x.txt", "is not a picture")],
 )
 def test_broken_frames_are_named(scene: Path, tmp_path: Path, path: str, message: str) -> None:
     (scene / "x.txt").write_text("hello")
@@ -146,8 +149,10 @@ def test_lens_is_undistorted_to_the_pinhole_that_is_stored(kind: str, tmp_path: 
     board = np.zeros((96, 128, 3), np.uint8)
     board[places[inside][:, 1], places[inside][:, 0]] = fields(rays[inside])[:, None]
     Image.fromarray(board).save(tmp_path / "source" / "a.png")
+    Image.fromarray(255 - board).save(tmp_path / "source" / "b.png")
     model = {"is_fisheye": True} if kind == "is_fisheye" else {} if kind == "unnamed" else {"camera_model": kind}
-    describe(tmp_path / "source", {"file_path": "a.png", "fl_x": 100, "k1": k1, "k2": k2, **model})
+    lens = {"fl_x": 100, "k1": k1, "k2": k2, **model}
+    describe(tmp_path / "source", {"file_path": "a.png"}, {"file_path": "b.png"}, **lens)
     dataset = make(tmp_path / "source", tmp_path / "dataset", "transforms.json")
     (row,) = dataset.joined_rows({"images": None, "cameras": None})
     stored = off(decode_picture(row["images.image"][0]), np.array(row["cameras.intrinsics"][0]).reshape(3, 3))
@@ -164,7 +169,7 @@ def test_lens_is_undistorted_to_the_pinhole_that_is_stored(kind: str, tmp_path: 
         ({"camera_model": "FISHEYE", "k1": 9.0, "fl_x": 9}, "bends more than a pinhole"),
         ({"k1": 50.0, "k2": -9.0}, "bends more than a pinhole"),
         ({"fl_x": 0}, "a focal length of 0"),
-        ({"w": 300, "h": 451}, "the picture is 451 × 300, and its camera is of 300 × 451"),
+        ({"w": 300, "h": 450}, "the picture is 450 × 300, and its camera is of 300 × 450"),
         ({"transform_matrix": [[float("nan")] * 4] * 4}, "transform_matrix is not 4 × 4 numbers"),
         ({"transform_matrix": [[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]}, "no rotation and translation"),
     ],
@@ -195,6 +200,10 @@ def test_scene_without_frames_makes_no_set(frames: Any, reason: str, scene: Path
 
 
 def test_lens_of_zeros_leaves_the_bytes_as_they_are(scene: Path, tmp_path: Path) -> None:
-    describe(scene, {"file_path": "a.png", "fl_x": 400, "camera_model": "OPENCV", "k1": 0.0, "p2": 0})
-    (row,) = make(scene.parent, tmp_path / "dataset", "scene/transforms.json").rows("images", ["image"])
-    assert row["image"] == [(scene / "a.png").read_bytes()]
+    describe(scene, {"file_path": "a.png"}, {"file_path": "a.png"}, fl_x=400, camera_model="OPENCV", k1=0.0, p2=0)
+    (row,) = make(scene.parent, tmp_path / "dataset", "scene/transforms.json").rows("rejected")
+    assert row["reason"] == "all its pictures are the same"
+    Image.open(scene / "b.png").resize((450, 300)).save(scene / "c.png")
+    describe(scene, {"file_path": "a.png"}, {"file_path": "c.png"}, fl_x=400, camera_model="OPENCV", k1=0.0, p2=0)
+    (row,) = make(scene.parent, tmp_path / "again", "scene/transforms.json").rows("images", ["image"])
+    assert row["image"] == [(scene / name).read_bytes() for name in ("a.png", "c.png")]

@@ -19,7 +19,6 @@ LABELS = [*CONDITIONS, "caption"]
 VIEW_TASKS = ["views", "depth"]
 VIEWS_PER_SET = 8
 SET_TASKS = ("identity", "subject", "editing")
-SET_WEIGHT = 0.1  # of each of them in the mixture
 FACE_DISTANCE = 0.65  # at which two portraits of Tesla are linked, years apart; other people are 0.8 and more
 MOST_LOOKED_AT = 1000  # pictures, among which those to be edited are
 EDITED = ("cat_on_floor.jpg", "air_balloon.jpg", "dog.jpg")
@@ -188,11 +187,7 @@ def _train(out: str, steps: int | None, timings: Timings, say: Say) -> None:
     from training.config import load_config
 
     overrides: dict[str, Any] = {
-        "mixture": {
-            "pictures": {"dataset": f"{out}/dataset"},
-            "views": {"dataset": f"{out}/views"},
-            **{kind: {"dataset": f"{out}/{kind}", "tasks": {kind: SET_WEIGHT}, "text": "online"} for kind in SET_TASKS},
-        },
+        "mixture": {"pictures": {"dataset": f"{out}/dataset"}, "views": {"dataset": f"{out}/views"}},
         "checkpoints": {"first": True},
     }
     config = load_config("debug", overrides | ({"steps": steps} if steps else {}))

@@ -89,9 +89,6 @@ def test_demo_has_sets_of_people_items_and_edits(journey: tuple[str, str]) -> No
         rows = list(dataset.joined_rows({"caption": ["caption"], "origin": ["method"]}))
         assert rows and all(len(row["caption.caption"]) > 1 for row in rows)
         assert {"images", "caption", "origin"} < set(dataset.groups())
-    records = json.loads(open_store(f"{journey[0]}/samples").read("samples.json"))
-    prompts = {record["task"]: record["prompt"] for record in records}
-    assert "[[img1]]" in prompts["identity"] and "<item: " in prompts["subject"] and len(prompts["editing"]) > 20
     page = open_store(journey[0]).read("report.html").decode()
     for words in ("Sets of a person", "Sets of an item", "Pictures and edits"):
         assert words in page

@@ -9,7 +9,7 @@ INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --
 
 .PHONY: demo test test-fast lint docs examples bench bench-model bench-plan bench-train bench-pictures bench-ingest \
 	bench-labels bench-kills bench-scale bench-addresses bench-checkpoint bench-gpu bench-loader bench-selecting bench-views \
-	small-cpu soak check-image clean
+	bench-dashboard bench-lora small-cpu soak check-image clean
 
 demo: $(VENV)/installed
 	$(BIN)/onediffusion demo --out "$(OUT)" $(if $(PICTURES),--pictures "$(PICTURES)")
@@ -49,7 +49,7 @@ bench-pictures: $(VENV)/installed-test
 bench-ingest: $(VENV)/installed-test
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_ingest.py $(ARGUMENTS)
 
-# Cameras that are found against true ones, scenes an hour. Twenty minutes on two cores. ARGUMENTS: parts of it.
+# Cameras that are found against true ones, scenes an hour; long. ARGUMENTS: parts of it.
 bench-views: $(VENV)/installed-test
 	PYTHONPATH=.:tests/benchmarks $(BIN)/python tests/benchmarks/bench_views.py $(ARGUMENTS)
 
@@ -78,6 +78,10 @@ bench-addresses: $(VENV)/installed-test
 bench-selecting: $(VENV)/installed-test
 	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_selecting.py $(ARGUMENTS)
 
+# The dashboard's definitions and page of jobs at a lab's size. ARGUMENTS="--jobs 100": smaller.
+bench-dashboard: $(VENV)/installed-test
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_dashboard.py $(ARGUMENTS)
+
 # Grouping faces: up to 1.3 million synthetic embeddings of 65,000 people. ARGUMENTS="--rows 20000 80000": fewer.
 .PHONY: bench-sets
 bench-sets: $(VENV)/installed-test
@@ -95,6 +99,10 @@ bench-checkpoint: $(VENV)/installed-test
 # reading front to back is what is compared with. A quarter of an hour on two cores.
 bench-loader: $(VENV)/installed-test
 	PYTHONPATH=. PEERS="$(PEERS)" $(BIN)/python tests/benchmarks/bench_loader.py $(ARGUMENTS)
+
+# Some minutes on two cores, and those of a demo where runs/demo is not there. ARGUMENTS="--demo FOLDER": another one.
+bench-lora: $(VENV)/installed-test
+	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_lora.py $(ARGUMENTS)
 
 # For a machine with a CUDA GPU, as docs/gpu.md describes. It takes the environment in VENV, else any python3 with torch.
 # ARGUMENTS: options of the script, as in ARGUMENTS="--only attention".

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, Field, model_validator
 
 from cluster.kubernetes_target import KubernetesTarget
+from cluster.sbatch_options import checked_names, checked_option, checked_setup
 from cluster.target_fields import Variables, no_secret_in
 from model.inputs.schema import Section, validate
 from model.inputs.yaml_files import example_names, read_yaml
@@ -47,30 +47,6 @@ class RayTarget(Section):
 _Word = Annotated[str, Field(pattern=r"^[^\s\"'\\]+$")]
 
 
-# Options of sbatch by which jobs are found, stopped and told to write a checkpoint, or that another key of the target
-# stands for: the second of a kind would win. sbatch also takes the beginnings of names.
-_OWN_OPTIONS = {
-    **dict.fromkeys(("job-name", "array", "dependency", "output", "error", "input", "open-mode", "signal"), ""),
-    **dict.fromkeys(("export", "export-file", "chdir", "wrap", "wait", "parsable", "test-only", "quiet"), ""),
-    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node", "cpus-per-task"), "workers of the job, and cpus_per_node"),
-    **dict.fromkeys(("gres", "gpus", "gpus-per-node", "gpus-per-task"), "gpus_per_node and gpu_type"),
-    **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), "memory_gb_per_node"),
-    **{name: name for name in ("partition", "account", "qos", "reservation", "constraint", "exclusive")},
-    "time": "hours",
-    "requeue": "requeue",
-    "no-requeue": "requeue",
-}
-
-
-def _not_ours(option: str) -> str:
-    name = re.split(r"[=\s]", option.removeprefix("--"))[0]
-    for own, key in _OWN_OPTIONS.items():
-        if own.startswith(name):
-            remedy = f"; set {key}" if key else ""
-            raise ValueError(f"--{name} is what jobs of this project are steered by{remedy}")
-    return option
-
-
 class SlurmTarget(Section):
     """A Slurm site, from a machine where sbatch, squeue, scancel and scontrol work.
 
@@ -86,6 +62,9 @@ class SlurmTarget(Section):
     checkpoint_seconds: how long before its time limit a job is told to write a checkpoint, and how long a stopped one
     has for it. requeue: whether a job that was interrupted (time limit, preemption, lost node) goes back to the queue
     by itself, and continues. start_seconds: how long the nodes have to join Ray. object_store_gb: of Ray's, on a node.
+    container: an image that pyxis and enroot run everything in (a .sqsh on a disk of the nodes, or REGISTRY#NAME:TAG);
+    `python` and `working_dir` are then those within it. container_mounts: HOST:INSIDE, besides `scratch` and the
+    checkout, which are mounted: the folders of datasets and runs.
     setup: shell lines to begin with, as `module load …`. environment: variables of the job, no secrets: S3 credentials
     are those of the submitting shell, or the ones in ~/.aws on the nodes.
     """
@@ -96,9 +75,7 @@ class SlurmTarget(Section):
     qos: _Word | None = None
     reservation: _Word | None = None
     constraint: _Word | None = None
-    options: list[
-        Annotated[str, Field(pattern=r"^--[a-z][^\n]*$"), AfterValidator(no_secret_in), AfterValidator(_not_ours)]
-    ] = []
+    options: list[Annotated[str, AfterValidator(no_secret_in), AfterValidator(checked_option)]] = []
     hours: float | None = Field(default=None, gt=0)
     cpus_per_node: int = Field(ge=1)
     gpus_per_node: int = Field(default=0, ge=0)
@@ -114,11 +91,17 @@ class SlurmTarget(Section):
     requeue: bool = True
     start_seconds: int = Field(default=300, ge=10)
     object_store_gb: float | None = Field(default=None, ge=0.1)
-    setup: list[Annotated[str, AfterValidator(no_secret_in)]] = []
-    environment: Variables = {}
+    container: Annotated[str, Field(pattern=r"^[^\s,]+$")] | None = None
+    container_mounts: list[Annotated[str, Field(pattern=r"^/[^\s,:]+:/[^\s,:]+(:[a-z+]+)?$")]] = []
+    setup: list[Annotated[str, AfterValidator(no_secret_in), AfterValidator(checked_setup)]] = []
+    environment: Annotated[Variables, AfterValidator(checked_names)] = {}
 
     @model_validator(mode="after")
     def _sound(self) -> SlurmTarget:
+        if self.container and not self.python:
+            raise ValueError("container needs `python`: the interpreter within the image, as /usr/bin/python3")
+        if self.container_mounts and not self.container:
+            raise ValueError("container_mounts has no effect without `container`; leave it out, or name an image")
         if self.hours is not None and self.hours * 3600 < self.checkpoint_seconds + 60:
             raise ValueError(
                 f"hours {self.hours:g} leaves no time before the signal that comes {self.checkpoint_seconds} s "

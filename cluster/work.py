@@ -73,5 +73,20 @@ class TargetState:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class Finding:
+    """One line of `onediffusion doctor`.
+
+    check: what was looked at; where: a node, a target, or several in words; found: what is there; remedy: what to do
+    where that is not as it should be.
+    """
+
+    check: str
+    where: str
+    ok: bool
+    found: str
+    remedy: str = ""
+
+
 class AlreadySubmitted(InputError):
     """The target has work of this name already. What is recorded about that work is true and stays."""

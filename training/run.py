@@ -29,6 +29,7 @@ from training.memory import COMPILERS
 from training.metrics_logger import read_metrics
 from training.plan.manifest import FIRST_MANIFEST, Manifest
 from training.plan.mixture import build_manifest, with_encoders
+from training.rank_output import captured_output
 from training.worker_settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -220,6 +221,7 @@ def _run_workers(
                 trainer.fit()
         except ActorDiedError:
             if not trainer.ended:
+                trainer.end()  # gives back what its workers had
                 raise
         except TrainingFailedError:
             failure = ray.get(coordinator.failure.remote())
@@ -265,11 +267,16 @@ def _trainer(settings: WorkerSettings, ray_state: str) -> StoppableTrainer:
 
 def _train_worker(values: dict[str, Any]) -> dict[str, Any]:
     """What Ray Train runs on each worker: only there training.worker, and with it torch, is imported."""
+    from ray.train import get_context
+
     # Read when torch compiles for the first time.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(COMPILERS))
-    from training.worker import train_worker
 
-    return train_worker(values["settings"])
+    settings: WorkerSettings = values["settings"]
+    with captured_output(settings.run, get_context().get_world_rank()):
+        from training.worker import train_worker
+
+        return train_worker(settings)
 
 
 def readers_per_worker(config: TrainingConfig, cpus: float) -> int:

@@ -150,6 +150,16 @@ class ApiServer:
             items.extend(listed["items"])
         return items[0] if items else None
 
+    def may(self, verb: str, group: str, resource: str, subresource: str = "") -> bool:
+        """Whether this user may do so in the namespace, by a SelfSubjectAccessReview, which everyone may ask for."""
+        from kubernetes import client
+
+        attributes = {"namespace": self.namespace, "verb": verb, "group": group, "resource": resource}
+        review = {"spec": {"resourceAttributes": {**attributes, "subresource": subresource}}}
+        with self._explained():
+            api = client.AuthorizationV1Api(self._client)
+            return bool(api.create_self_subject_access_review(review, **self._limits).status.allowed)
+
     @property
     def host(self) -> str:
         return str(self._client.configuration.host)

@@ -9,11 +9,12 @@ from typing import Any
 
 from cluster.kubernetes.api import ApiServer
 from cluster.kubernetes.manifests import check_addresses, raycluster, rayjob, to_yaml
+from cluster.kubernetes.permissions import permissions
 from cluster.kubernetes.pods import HEAD_CONTAINER, WORKER_CONTAINER, Pods
 from cluster.kubernetes.shape import memory_lines, pod_shape, remarks
 from cluster.kubernetes.state import cluster_name, describe, last_words
 from cluster.kubernetes_target import KubernetesTarget
-from cluster.work import TargetState, Work
+from cluster.work import Finding, TargetState, Work
 from model.inputs import InputError, nearest
 
 
@@ -40,6 +41,10 @@ class KubernetesBackend:
         if self.target.cluster:
             plan[f"RayCluster {self.target.cluster} (once: kubectl apply -f)"] = to_yaml(raycluster(self.target))
         return plan
+
+    def examine(self, work: Work) -> list[Finding]:
+        """What the API server lets this user do, by SelfSubjectAccessReviews; see `Backend.examine`."""
+        return permissions(self.server)
 
     def remarks(self, work: Work) -> list[str]:
         """See `Backend.remarks`."""

@@ -77,15 +77,18 @@ def jobs(
 def logs(
     job_id: JobArgument,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    rank: Annotated[
+        int | None, typer.Option(min=0, help="Of a training: what this process printed. ID may be a run.")
+    ] = None,
 ) -> None:
     """What a job printed, over all its attempts."""
-    from pipelines.jobs.log import log_lines
+    from pipelines.jobs.log import log_lines, rank_lines
     from pipelines.jobs.status import find_attempt
 
     def show(line: str) -> None:
         print(line, flush=True)
 
-    for line in log_lines(find_attempt(job_id), follow, show):
+    for line in log_lines(find_attempt(job_id), follow, show) if rank is None else rank_lines(job_id, rank, follow):
         show(line)
 
 

@@ -105,6 +105,7 @@ def _ingest(out: str, source: str, timings: Timings, say: Say) -> Dataset:
 
 
 def _render_views(out: str, timings: Timings, say: Say) -> Dataset:
+    from labeling.sources.view_sets import ViewOptions
     from pipelines.demo_data.scene import build_scene
     from pipelines.views import views
 
@@ -115,7 +116,7 @@ def _render_views(out: str, timings: Timings, say: Say) -> Dataset:
             for path in sorted(Path(folder).iterdir()):
                 if not mesh.exists(path.name):
                     mesh.put(path.name, path.read_bytes())
-        result = views(f"{out}/mesh", f"{out}/views", VIEWS_PER_SET)
+        result = views(f"{out}/mesh", f"{out}/views", ViewOptions(VIEWS_PER_SET))
         record["pictures"] = result.added * VIEWS_PER_SET
     say(f"views: {result.added} sets rendered, {result.sets} sets in all")
     return Dataset.open(f"{out}/views")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,7 +43,8 @@ class Call:
 def load_pipeline(
     checkpoint: str, device: str | None = None, weights: Weights = "averaged", dtype: torch.dtype | None = None
 ) -> OneDiffusionPipeline:
-    """The pipeline of a run or one of its checkpoints, local or s3://, on a GPU in bf16 if there is one.
+    """The pipeline of a run or one of its checkpoints, local or s3://, on a GPU in bf16 if there is one; or that of a
+    folder in diffusers layout or a hub name.
 
     weights, dtype: of the transformer, see `training.checkpoint.load_checkpoint`.
     Raises InputError when there is no checkpoint.
@@ -64,17 +66,20 @@ def load_pipeline(
     if device != "cpu":
         dtype = dtype or torch.bfloat16
     transformer, state = load_checkpoint(checkpoint, weights, dtype)
-    text = load_text_encoder(state.get("text_encoder", "minilm"))
-    pipeline = OneDiffusionPipeline(
-        transformer,
-        load_autoencoder(state.get("codec", "dct")),
-        text.model,
-        text.tokenizer,
-        FlowMatchEulerDiscreteScheduler(
-            shift=3.0, use_dynamic_shifting=True, base_image_seq_len=256, max_image_seq_len=4096, max_shift=1.15
-        ),
-        default_size=int(state.get("config", {}).get("size", 256)),
-    )
+    if not state and (Path(checkpoint, "model_index.json").is_file() or not Path(checkpoint).exists()):
+        pipeline = OneDiffusionPipeline.from_pretrained(checkpoint, transformer=transformer)  # a folder, or of the hub
+    else:
+        text = load_text_encoder(state.get("text_encoder", "minilm"))
+        pipeline = OneDiffusionPipeline(
+            transformer,
+            load_autoencoder(state.get("codec", "dct")),
+            text.model,
+            text.tokenizer,
+            FlowMatchEulerDiscreteScheduler(
+                shift=3.0, use_dynamic_shifting=True, base_image_seq_len=256, max_image_seq_len=4096, max_shift=1.15
+            ),
+            default_size=int(state.get("config", {}).get("size", 256)),
+        )
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device)
     return pipeline

@@ -75,9 +75,22 @@ def train(
         say(f"train: stopped at step {result.step} of {config.steps} → {result.checkpoint or 'no checkpoint yet'}")
     else:
         say(f"train: {result.step - result.resumed_from} steps in {result.seconds:.0f} s → {result.checkpoint}")
+    if config.lora and result.step >= config.steps:
+        say(f"train: adapter → {write_adapter(run)}")
     if speed := speed_line(result.metrics):
         say(f"train: {speed}")
     return result
+
+
+def write_adapter(run: str) -> str:
+    """Write the averaged adapter of a run's newest checkpoint beside its checkpoints, where `load_lora_weights` looks
+    for one in the run's folder. Returns the file's address."""
+    from training.checkpoint.loading import packed_adapter
+    from training.lora import LORA_FILE
+
+    store = open_store(run)
+    store.put(LORA_FILE, packed_adapter(run))
+    return f"{store.uri}/{LORA_FILE}"
 
 
 @contextmanager

@@ -100,6 +100,10 @@ def user(tmp_path_factory: pytest.TempPathFactory, photographs: Path, web: Pictu
     (here / "my_module.py").write_text(
         "from simple_labelers import Brightness\n\n\nclass MyLabeler(Brightness):\n    name = 'mine'\n"
     )
+    (here / "my-pictures").mkdir()
+    for name, photograph in (("01", "coffee"), ("02", "astronaut")):
+        shutil.copy(photographs / f"{photograph}.png", here / "my-pictures" / f"{name}.png")
+        (here / "my-pictures" / f"{name}.txt").write_text(f"a sks toy {name}")
     (here / "lab.yaml").write_text("{kind: label, dataset: s3://lab/pictures, groups: [edges]}")
     (here / "mine.yaml").write_text(re.search(r"```yaml\n(.+?)```", HOWTO, re.DOTALL)[1])
     environment = {
@@ -167,6 +171,8 @@ def test_every_command_works(user: User, cluster: RayHead) -> None:
             asked = user.folder / "data" / "pictures" / "jobs" / job / "control.json"
             Thread(target=resume_when_written, args=(asked, working), daemon=True).start()
         output = user.run(command)
+        if command == "onediffusion export runs/mine models/mine":  # stands for the published model
+            shutil.copytree(user.folder / "models" / "mine", user.folder / "models" / "onediffusion")
         if command.startswith("onediffusion label"):  # ingest and the first label have started a Ray of their own
             user.environment |= {"RAY_ADDRESS": cluster.gcs, "RAY_AUTH_TOKEN_PATH": str(cluster.token_file)}
         if command.endswith("status data/pictures"):
@@ -190,6 +196,9 @@ def test_every_command_works(user: User, cluster: RayHead) -> None:
         "data/pictures/report.html",
         "data/views/dataset.json",
         "runs/mine/samples",
+        "toy.png",
+        "runs/finetune-lora/pytorch_lora_weights.safetensors",
+        "models/toy/pytorch_lora_weights.safetensors",
     ):
         assert (user.folder / name).exists(), name
     for group in ("mine", "latents-256-depth", "latents-256-edges", "text-edges"):
@@ -197,6 +206,7 @@ def test_every_command_works(user: User, cluster: RayHead) -> None:
 
 
 def test_python_of_the_howto_works(user: User) -> None:
+    shutil.rmtree(user.folder / "models" / "onediffusion", ignore_errors=True)
     save_pipeline(user.folder / "models" / "onediffusion")
     for name in ("depth", "pose"):
         shutil.copy(user.folder / "edges.png", user.folder / f"{name}.png")

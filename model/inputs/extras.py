@@ -23,6 +23,7 @@ EXTRAS = {
     ),
     "dashboard": ("dagster", "dagster_ray", "dagster_webserver", "uvicorn"),
     "kubernetes": ("kubernetes",),
+    "quantization": ("torchao",),
     "trackers": ("wandb", "mlflow"),
 }
 

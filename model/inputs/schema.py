@@ -98,7 +98,7 @@ def _explain(error: ValidationError, schema: Any) -> str:
             return f"`{within}` is one of {known}, not {context['tag']!r}"
         return f"`{within}` is missing; it is one of {known}"
     if kind == "extra_forbidden":
-        names = [name for model in models for name in model.model_fields]
+        names = [field.alias or name for model in models for name, field in model.model_fields.items()]
         return f"no key {where!r}{nearest(str(keys[-1]), names) or '; there are ' + (', '.join(names) or 'none')}"
     if kind == "missing":
         return f"key {where!r} is missing"

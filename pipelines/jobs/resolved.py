@@ -79,7 +79,7 @@ def _job_id(specification: JobSpecification) -> str:
         return f"train-{digest_json(specification.run)[:8]}"
     values = specification.model_dump(mode="json", exclude={"workers", "resources"})
     # Jobs of earlier versions, which had no such keys, keep their ids.
-    for key in ("only_errors", "where"):
+    for key in ("only_errors", "where", "with", "replay_step"):
         if not values.get(key):
             values.pop(key, None)
     if isinstance(specification, ViewsJob):
@@ -115,7 +115,8 @@ def _with_whole_addresses(specification: JobSpecification) -> JobSpecification:
     if isinstance(specification, EvaluateJob):
         return specification.model_copy(update={"run": whole_address(specification.run)})
     if isinstance(specification, ReportJob):
-        return specification.model_copy(update={"of": whole_address(specification.of)})
+        beside = whole_address(specification.beside) if specification.beside else None
+        return specification.model_copy(update={"of": whole_address(specification.of), "beside": beside})
     return _with_whole_configuration(specification)
 
 
@@ -145,6 +146,7 @@ def _workers_for(specification: LabelJob) -> WorkersSpec:
 
 
 def _with_whole_configuration(specification: TrainJob) -> TrainJob:
+    from training.checkpoint.files import is_hub_name
     from training.config import load_config, override_config, parse_config
 
     if isinstance(specification.config, str):
@@ -154,7 +156,7 @@ def _with_whole_configuration(specification: TrainJob) -> TrainJob:
     values = config.model_dump(mode="json")
     for source in values["mixture"].values():
         source["dataset"] = whole_address(source["dataset"])
-    if values["initialize"]:
+    if values["initialize"] and not is_hub_name(values["initialize"]):
         values["initialize"] = whole_address(values["initialize"])
     if specification.workers:
         values["workers"] |= specification.workers.model_dump(mode="json", include={"count", "cpus", "gpus"})

@@ -6,7 +6,7 @@ import inspect
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from cluster.work import ResourceRequest
 from labeling.resources import Resources
@@ -179,9 +179,11 @@ class TrainJob(Section):
     def data(self) -> list[str]:
         if isinstance(self.config, str):
             return [self.run]
+        from training.checkpoint.files import is_hub_name
+
         start = self.config.get("initialize")
         datasets = [source["dataset"] for source in self.config["mixture"].values()]
-        return [self.run, *datasets, *([start] if start else [])]
+        return [self.run, *datasets, *([start] if start and not is_hub_name(start) else [])]
 
 
 class EvaluateJob(Section):
@@ -201,11 +203,26 @@ class EvaluateJob(Section):
 
 
 class ReportJob(Section):
-    """`report`: the page of a dataset or a run."""
+    """`report`: the page of a dataset or a run.
+
+    where: SQL that is true of the rows of a dataset to show. beside, `with` in a file: a run to compare a run with.
+    replay_step: the page is about the samples of this step of a run.
+    """
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
     kind: Literal["report"]
     of: str
+    where: str | None = None
+    beside: str | None = Field(default=None, alias="with")
+    replay_step: int | None = Field(default=None, ge=1)
     workers: WorkersSpec = WorkersSpec()
+
+    @model_validator(mode="after")
+    def _about_one_thing(self) -> ReportJob:
+        if self.replay_step is not None and (self.where is not None or self.beside is not None):
+            raise ValueError("replay_step shows the samples of one step alone; leave where and with out")
+        return self
 
     @property
     def output(self) -> str:
@@ -213,7 +230,7 @@ class ReportJob(Section):
 
     @property
     def data(self) -> list[str]:
-        return [self.of]
+        return [self.of, *([self.beside] if self.beside else [])]
 
 
 JobSpecification = LabelJob | ViewsJob | SetsJob | TrainJob | EvaluateJob | ReportJob

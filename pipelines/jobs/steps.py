@@ -34,9 +34,9 @@ def run_job(specification: JobSpecification, attempt: RunningAttempt) -> dict[st
     if isinstance(specification, EvaluateJob):
         return evaluate_on_worker(specification)
     if isinstance(specification, ReportJob):
-        from pipelines.reports.page import report
+        from pipelines.reports.request import requested_page
 
-        page = report(specification.of)
+        page = requested_page(specification.of, specification.where, specification.beside, specification.replay_step)
         print(page)
         return {"page": page}
     return _train(specification, attempt)

@@ -25,6 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "runs" / "bench" / "image.json"
 PATH = "/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin"
+DEVICES = ("null", "zero", "full", "random", "urandom")
 PYTHON = "python3 python3-pip python3-dev ca-certificates"  # of Debian, in the place of the base image's
 
 
@@ -115,21 +116,33 @@ class Build:
             ["debootstrap", "--variant=minbase", match[1], str(folder)], check=True, stdout=subprocess.DEVNULL
         )
         shutil.copy("/etc/resolv.conf", folder / "etc/resolv.conf")
-        stage = Stage(folder)
+        own = folder / "usr/local/share/ca-certificates"
+        shutil.copytree("/usr/local/share/ca-certificates", own, dirs_exist_ok=True)  # of this machine's registries
+        stage, binds, self.binds = Stage(folder), self.binds, []
         self._run(
             stage, ["sh", "-c", f"apt-get -qq update && apt-get -qq install -y --no-install-recommends {PYTHON}"], {}
         )
+        self.binds = binds
         for marker in folder.glob("usr/lib/python3*/EXTERNALLY-MANAGED"):
             marker.unlink()
         (folder / "usr/local/bin/python").symlink_to("/usr/bin/python3")
 
     def _run(self, stage: Stage, command: list[str], variables: dict[str, str]) -> None:
-        """Run a command in a chroot. Its mounts are in a namespace of its own: nothing is left of them outside."""
+        """Run a command in a chroot. Its mounts are in a namespace of its own: nothing is left of them outside.
+
+        What it sees of this machine it cannot write to: packages that it installs write below /etc.
+        """
         mounts = ""
-        for place in ("/proc", "/dev", *self.binds):
+        for place in ("/proc", *self.binds):
             inside = stage.folder / place.lstrip("/")
             inside.mkdir(parents=True, exist_ok=True)
-            mounts += f"mount --rbind {shlex.quote(place)} {shlex.quote(str(inside))} && "
+            here = shlex.quote(str(inside))
+            mounts += f"mount --bind {shlex.quote(place)} {here} && mount -o remount,bind,ro {here} && "
+        devices = stage.folder / "dev"
+        devices.mkdir(exist_ok=True)
+        mounts += f"mount -t tmpfs -o mode=755 tmpfs {devices} && mkdir -m 1777 {devices}/shm && "
+        for name in DEVICES:
+            mounts += f"touch {devices}/{name} && mount --bind /dev/{name} {devices}/{name} && "
         passed = {
             name: value for name, value in os.environ.items() if re.match(r"(PIP_|https?_proxy|no_proxy)", name, re.I)
         }
@@ -163,7 +176,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a build argument")
-    parser.add_argument("--bind", action="append", default=[], metavar="FOLDER", help="to be seen in the chroot, too")
+    parser.add_argument(
+        "--bind", action="append", default=[], metavar="FOLDER", help="to be seen in the chroot, not to be changed"
+    )
     parser.add_argument("--until", default="", metavar="STAGE", help="the last stage to carry out")
     parser.add_argument("--check", default="", help="a command to run at the end, as the image's user")
     options = parser.parse_args()

@@ -63,14 +63,14 @@ def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_sixty_four_ranks_are_eight_pods_with_eight_gpus(submitted: Any) -> None:
     shown = submitted({"gpu_pool": MACHINE})
     assert shown.exit_code == 0, shown.output
-    manifest = yaml.safe_load(shown.output)  # all else is a comment, so that kubectl takes it as it is
+    manifest = yaml.safe_load(shown.stdout)  # all else is a comment, so that kubectl takes it as it is
     assert ray_errors(manifest) == []
     for template in pod_templates(manifest):
         validate_pod(template)
     (group,) = manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     asked = group["template"]["spec"]["containers"][0]["resources"]["requests"]
     assert (group["replicas"], asked["nvidia.com/gpu"], asked["cpu"]) == (8, 8, "180")
-    parts = [float(size) for size in re.findall(r"^#   .* ([\d.]+) GiB$", shown.output, re.MULTILINE)]
+    parts = [float(size) for size in re.findall(r"^#   .* ([\d.]+) GiB$", shown.stdout, re.MULTILINE)]
     *parts, together = parts
     assert sum(parts) == pytest.approx(together, abs=0.1 * len(parts))
     assert int(asked["memory"].removesuffix("Gi")) == pytest.approx(together, abs=1)

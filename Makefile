@@ -7,9 +7,9 @@ OUT ?= runs/demo
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --constraint constraints.txt
 
-.PHONY: demo test test-fast lint docs examples bench bench-model bench-plan bench-train bench-pictures bench-ingest \
-	bench-labels bench-kills bench-scale bench-addresses bench-checkpoint bench-gpu bench-loader bench-selecting bench-views \
-	small-cpu soak clean
+.PHONY: demo test test-fast test-models lint docs examples bench bench-model bench-plan bench-train bench-pictures \
+	bench-ingest bench-labels bench-kills bench-scale bench-addresses bench-checkpoint bench-gpu bench-loader \
+	bench-selecting bench-views bench-dashboard bench-lora small-cpu soak check-image clean
 
 demo: $(VENV)/installed
 	$(BIN)/onediffusion demo --out "$(OUT)" $(if $(PICTURES),--pictures "$(PICTURES)")
@@ -26,6 +26,10 @@ test: $(VENV)/installed-test
 # What needs no Ray, server or browser: for the inner loop.
 test-fast: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+# Every class of model that the catalog names, on a logical GPU; the suite has three of them.
+test-models: $(VENV)/installed-test
+	MODELS=all $(BIN)/python -m pytest tests/pipelines/test_catalog_models.py
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -49,7 +53,7 @@ bench-pictures: $(VENV)/installed-test
 bench-ingest: $(VENV)/installed-test
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_ingest.py $(ARGUMENTS)
 
-# Cameras that are found against true ones, scenes an hour. Twenty minutes on two cores. ARGUMENTS: parts of it.
+# Cameras that are found against true ones, scenes an hour; long. ARGUMENTS: parts of it.
 bench-views: $(VENV)/installed-test
 	PYTHONPATH=.:tests/benchmarks $(BIN)/python tests/benchmarks/bench_views.py $(ARGUMENTS)
 
@@ -78,6 +82,15 @@ bench-addresses: $(VENV)/installed-test
 bench-selecting: $(VENV)/installed-test
 	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_selecting.py $(ARGUMENTS)
 
+# The dashboard's definitions and page of jobs at a lab's size. ARGUMENTS="--jobs 100": smaller.
+bench-dashboard: $(VENV)/installed-test
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_dashboard.py $(ARGUMENTS)
+
+# Grouping faces: up to 1.3 million synthetic embeddings of 65,000 people. ARGUMENTS="--rows 20000 80000": fewer.
+.PHONY: bench-sets
+bench-sets: $(VENV)/installed-test
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_sets.py $(ARGUMENTS)
+
 # Datasets of up to 10⁵ shards, on disk and S3, for a quarter of an hour. ARGUMENTS="--shards 1000 --s3 1000": smaller.
 bench-scale: $(VENV)/installed-test
 	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_scale.py $(ARGUMENTS)
@@ -91,10 +104,19 @@ bench-checkpoint: $(VENV)/installed-test
 bench-loader: $(VENV)/installed-test
 	PYTHONPATH=. PEERS="$(PEERS)" $(BIN)/python tests/benchmarks/bench_loader.py $(ARGUMENTS)
 
+# Some minutes on two cores, and those of a demo where runs/demo is not there. ARGUMENTS="--demo FOLDER": another one.
+bench-lora: $(VENV)/installed-test
+	PYTHONPATH=.:tests/plugins $(BIN)/python tests/benchmarks/bench_lora.py $(ARGUMENTS)
+
 # For a machine with a CUDA GPU, as docs/gpu.md describes. It takes the environment in VENV, else any python3 with torch.
 # ARGUMENTS: options of the script, as in ARGUMENTS="--only attention".
 bench-gpu:
 	PYTHONPATH=. $(or $(wildcard $(BIN)/python),python3) tests/benchmarks/bench_gpu.py $(ARGUMENTS)
+
+# The Dockerfile step by step in a chroot, for a machine without Docker: as root, with debootstrap. For CPUs it needs about
+# 6 GB of disk. ARGUMENTS: as in ARGUMENTS="--device cpu", ARGUMENTS="--until torch".
+check-image:
+	$(or $(wildcard $(BIN)/python),python3) tests/benchmarks/image_steps.py $(ARGUMENTS)
 
 clean:
 	rm -rf runs

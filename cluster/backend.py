@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from cluster.target import KubernetesTarget, LocalTarget, RayTarget, SlurmTarget, Target
-from cluster.work import TargetState, Work
+from cluster.kubernetes_target import KubernetesTarget
+from cluster.target import LocalTarget, RayTarget, SlurmTarget, Target
+from cluster.work import Finding, TargetState, Work
 
 
 class Backend(Protocol):
@@ -23,6 +24,12 @@ class Backend(Protocol):
 
     def plan(self, work: Work) -> dict[str, str]:
         """Exactly what would be sent: title (as "sbatch script") → text. Holds no secret; touches nothing."""
+
+    def examine(self, work: Work) -> list[Finding]:
+        """What the target itself allows such work, before anything is sent: permissions, partitions, limits."""
+
+    def remarks(self, work: Work) -> list[str]:
+        """What may go wrong though nothing refuses it: a line each, for whoever sends it. Touches nothing."""
 
     def submit(self, work: Work) -> None:
         """Send it.

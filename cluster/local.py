@@ -17,7 +17,7 @@ import psutil
 from cluster.checkout import CHECKOUT
 from cluster.target import LocalTarget
 from cluster.user_data import data_folder, one_at_a_time
-from cluster.work import WORK_VARIABLE, AlreadySubmitted, TargetState, Work
+from cluster.work import WORK_VARIABLE, AlreadySubmitted, Finding, TargetState, Work
 
 
 class LocalBackend:
@@ -32,6 +32,14 @@ class LocalBackend:
         """The command; see `Backend.plan`."""
         variables = [f"{key}={value}" for key, value in self._variables(work).items()]
         return {"command": shlex.join([*variables, *_command(work)]) + "\n"}
+
+    def examine(self, work: Work) -> list[Finding]:
+        """Nothing: whoever may start this process may start the work; see `Backend.examine`."""
+        return []
+
+    def remarks(self, work: Work) -> list[str]:
+        """See `Backend.remarks`."""
+        return []
 
     def submit(self, work: Work) -> None:
         """Start it in a session of its own; see `Backend.submit`."""
@@ -111,7 +119,7 @@ def _leader(name: str) -> psutil.Process | None:
     """The process that was started, if it still runs."""
     for process in work_processes(name):
         try:
-            if os.getsid(process.pid) == process.pid and "execute" in process.cmdline():
+            if os.getsid(process.pid) == process.pid and process.cmdline()[1:3] == ["-m", "pipelines"]:
                 return process
         except (psutil.NoSuchProcess, ProcessLookupError):
             continue

@@ -27,7 +27,8 @@ RAY_ENVIRONMENT = {
 }
 # A Ray that ends with the command has these too. Nobody reads its metrics, and where its agent is late, every process
 # would print that it cannot export them. A cluster's own may be read by its monitoring.
-SESSION_ENVIRONMENT = {"RAY_enable_metrics_collection": "0"}
+# Nor what it reads of all processes every five seconds, now once an hour.
+SESSION_ENVIRONMENT = {"RAY_enable_metrics_collection": "0", "REPORTER_UPDATE_INTERVAL_MS": "3600000"}
 # How much Ray's C++ code writes to the terminal. A session sets it while it connects, for this process alone.
 LOG_LEVEL, LOG_LEVEL_OF_SESSION = "RAY_BACKEND_LOG_LEVEL", "fatal"
 

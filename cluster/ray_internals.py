@@ -7,6 +7,9 @@ to be set before (`cluster.ray_environment`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 CHECKED_VERSION = "2.60.0"
@@ -31,3 +34,70 @@ def execution_callback() -> type:
     from ray.data._internal.execution.execution_callback import ExecutionCallback
 
     return ExecutionCallback
+
+
+@contextmanager
+def few_processes() -> Iterator[None]:
+    """While a Ray starts here: leave out what a command never uses, three Python processes that take 4 CPU seconds.
+
+    They are the API server (dashboard, state and jobs over HTTP), the autoscaler of a cluster, and what sends the logs
+    of workers to the terminal.
+    """
+    import ray._private.node as node
+    import ray._private.parameter as parameter
+
+    parameters, start_api_server = parameter.RayParams, node.Node.start_api_server
+    parameter.RayParams = partial(parameters, no_monitor=True, include_log_monitor=False)
+    node.Node.start_api_server = lambda self, **options: None
+    try:
+        yield
+    finally:
+        parameter.RayParams, node.Node.start_api_server = parameters, start_api_server
+
+
+@contextmanager
+def few_actors() -> Iterator[None]:
+    """While Ray Data runs on a Ray of this machine alone: spare it two actors of its own, for which a job would wait.
+
+    One gathers figures for a dashboard, and gives every dataset its number; the other divides a cluster that grows
+    among several jobs.
+    """
+    from uuid import uuid4
+
+    import ray.data._internal.cluster_autoscaler.rate_based_cluster_autoscaler as autoscaler
+    import ray.data._internal.stats as stats
+
+    silent = ("register_dataset_to_stats_actor", "update_execution_metrics", "update_iteration_metrics")
+    manager, coordinator = stats._StatsManager, autoscaler.DefaultAutoscalingCoordinator
+    before = {name: manager.__dict__[name] for name in (*silent, "gen_dataset_id_from_stats_actor")}
+    for name in silent:
+        setattr(manager, name, staticmethod(lambda *arguments, **named: None))
+    manager.gen_dataset_id_from_stats_actor = staticmethod(lambda: uuid4().hex)
+    autoscaler.DefaultAutoscalingCoordinator = _WholeMachine
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(manager, name, method)
+        autoscaler.DefaultAutoscalingCoordinator = coordinator
+
+
+class _WholeMachine:
+    """Stands in for the actor that divides a cluster: all of it is the job's, and it does not grow."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self._resources: dict[str, float] = {}
+
+    def request_resources(self, *arguments: Any, **named: Any) -> None:
+        """Nothing grows here."""
+
+    def cancel_request(self) -> None:
+        """See `request_resources`."""
+
+    def get_reserved_resources(self) -> dict[str, dict[str, float]]:
+        """Resources by node."""
+        if not self._resources:
+            import ray
+
+            self._resources = ray.cluster_resources()
+        return {"here": self._resources}

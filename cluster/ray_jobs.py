@@ -17,7 +17,7 @@ from urllib.parse import urlparse
 from cluster.checkout import CHECKOUT, checkout_files, job_pins, pack_checkout
 from cluster.ray_environment import THREADS, cluster_token_file, prepare_ray
 from cluster.target import RayTarget
-from cluster.work import WORK_VARIABLE, AlreadySubmitted, TargetState, Work
+from cluster.work import WORK_VARIABLE, AlreadySubmitted, Finding, TargetState, Work
 from model.inputs import InputError, one_line
 
 CONNECT_SECONDS = 10.0
@@ -46,6 +46,18 @@ class RayBackend:
             f"POST {self.target.address}/api/jobs/": json.dumps(request, indent=2) + "\n",
             "working directory": "\n".join(checkout_files(self._folder())) + "\n",
         }
+
+    def examine(self, work: Work) -> list[Finding]:
+        """The version of the cluster's Ray, beside this machine's; see `Backend.examine`."""
+        from importlib.metadata import version
+
+        with self._explained(work.name):
+            there = str(self.client().get_version() or "of an unknown version")
+        return [Finding("the cluster's Ray answers", self.target.address, True, f"Ray {there}; here {version('ray')}")]
+
+    def remarks(self, work: Work) -> list[str]:
+        """See `Backend.remarks`."""
+        return []
 
     def submit(self, work: Work) -> None:
         """See `Backend.submit`."""

@@ -11,18 +11,30 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 from cluster.own_ray import AGAIN, NodeLost, OwnRay, watched
 from cluster.ray_environment import LOG_LEVEL, LOG_LEVEL_OF_SESSION, prepare_ray, starts_own_ray
-from cluster.ray_internals import silence_raylet
+from cluster.ray_internals import few_actors, few_processes, silence_raylet
 from model.inputs import InputError, WorkFailed, causes, error_for_person, one_line
 
 NODE_SECONDS = 30.0
 ANSWER_SECONDS = 5.0  # that a Ray may take to listen
 LONGEST_REASON = 300  # characters of what Ray says of a failure of its own
 UNEXPECTED, PREEMPTED = 2, 3  # NodeDeathInfo.Reason of Ray's gcs.proto
+_kept: list[ExitStack] = []  # of `kept_ray`: what holds the Ray that was started within it
+
+
+@contextmanager
+def kept_ray() -> Iterator[None]:
+    """Within, the first `ray_session` starts Ray and later ones use it; it ends with this context."""
+    with ExitStack() as stack:
+        _kept.append(stack)
+        try:
+            yield
+        finally:
+            _kept.remove(stack)
 
 
 @contextmanager
@@ -35,10 +47,17 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
     prepare_ray()
     import ray
 
-    if ray.is_initialized():
-        with _losses_named():
-            yield
-        return
+    if _kept and not ray.is_initialized():
+        _kept[-1].enter_context(_started(memory))
+    with nullcontext() if ray.is_initialized() else _started(memory), _losses_named():
+        yield
+
+
+@contextmanager
+def _started(memory: int) -> Iterator[None]:
+    """A Ray that is connected to or started here, and left or ended afterwards."""
+    import ray
+
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     verbose = bool(os.environ.get("ONEDIFFUSION_VERBOSE"))
     options = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
@@ -47,11 +66,15 @@ def ray_session(memory: int = 1 << 30) -> Iterator[None]:
             _connect(**options)
         else:
             # Ray would connect by itself to one that others have started on this machine.
-            _start(address="local", include_dashboard=False, object_store_memory=memory, **options)
+            with nullcontext() if verbose else few_processes():
+                _start(address="local", include_dashboard=False, object_store_memory=memory, **options)
     _quiet(verbose)
     own = OwnRay() if starts_own_ray() else None
     try:
-        with watched(own) if own else nullcontext(), _losses_named():
+        with (
+            watched(own) if own else nullcontext(),
+            few_actors() if own and not verbose else nullcontext(),
+        ):
             yield
     finally:
         if own and own.ended:
@@ -204,12 +227,11 @@ def _terminal_kept_clean() -> Iterator[None]:
 
 
 def _quiet(verbose: bool) -> None:
-    """Our own progress bars stand in for those of Ray's libraries, which set up their logging on import.
+    """Our own progress bars stand in for those of Ray Data, which sets up its logging on import.
 
-    Ray Data also logs every exception that it raises.
+    It also logs every exception that it raises.
     """
     import ray.data
-    import ray.train
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     if not verbose:

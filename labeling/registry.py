@@ -11,7 +11,9 @@ from labeling.dataset import TEXT, text_group
 from labeling.labeler import Labeler
 from model.inputs import InputError, nearest
 from model.inputs.schema import validate
+from model.prompts import EDITING
 
+ORIGIN = "origin"  # the group that sets without cameras have
 ENTRY_POINTS = "onediffusion.labelers"
 LABELERS = {
     "boxes": "labeling.labelers.boxes:BoxesLabeler",
@@ -90,7 +92,13 @@ def default_groups(
     `text` means the prompts of each of `tasks`, by default of those that the labels of the rows serve; a dataset that
     has the one group `text` keeps it. present: groups that the dataset has or will have; declared: that it has; sets:
     whether its rows are sets of views.
+    Raises InputError for `text` of sets without cameras.
     """
+    if name == TEXT and name not in declared and sets and ORIGIN in present and not tasks:
+        raise InputError(
+            "text: prompts of these sets name the pictures that a sample draws, so train with `text: online`; those of "
+            f"edits can be stored: label {text_group(EDITING)}"
+        )
     if name == TEXT and name not in declared:
         return [text_group(task) for task in dict.fromkeys(tasks or _served_tasks(present, sets))]
     if name != "latents":

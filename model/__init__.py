@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import Any
 
 _EXPORTS = {
@@ -11,6 +12,10 @@ _EXPORTS = {
     "sample_frames": "model.sampling",
 }
 __all__ = ["NextDiT", "OneDiffusionPipeline", "sample_frames"]
+
+# diffusers imports torchao where it is installed, and both then warn of parts that nothing here uses.
+for _name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

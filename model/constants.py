@@ -11,6 +11,9 @@ LATENT_FACTOR = 8
 PATCH_SIZE = 2
 SIZE_STEP = LATENT_FACTOR * PATCH_SIZE  # the sides of whatever the model sees divide by it, in pixels
 
+# Projections of the transformer's attention and feed-forward: what adapters are for, unless others are named.
+LORA_TARGETS = ["wq", "wk", "wv", "wo", "wk_y", "wv_y", "w1", "w2", "w3"]
+
 RAY_SCALE = 1.658  # brings ray latents to about unit variance
 FOCAL_LENGTH = 1.3887  # of a camera that nothing else is known of
 CAMERA_DISTANCE = 1.7  # of the first camera from where the optical axes meet, in normalized view sets

@@ -10,7 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from model.inputs import InputError, one_line
+from model.inputs import InputError, one_line, require
+from model.quantization import CONFIGURATION
 from model.weights import (
     OF_DEVICE_MAPS,
     HubOptions,
@@ -20,6 +21,7 @@ from model.weights import (
     damaged,
     indexed_files,
     model_folder,
+    read_json,
     refuse_unknown,
 )
 
@@ -62,6 +64,10 @@ def load_model(
     check_device_map(f"{cls.__name__}.from_pretrained", kwargs)
     folder = model_folder(str(name), subfolder or "transformer", (), hub, variant)
     check_files(folder, variant)
+    if CONFIGURATION in read_json(folder / "config.json"):
+        require("torchao")
+        kwargs["low_cpu_mem_usage"] = True
+        torch_dtype = torch_dtype or torch.bfloat16  # of what is not in 8 bits: the only type torchao computes all in
     if kwargs:
         weight_files(folder, variant)
         more = {"torch_dtype": torch_dtype, "variant": variant, "use_safetensors": True}

@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from model.adapters import check_adapter, config_of, layers_of
+from model.constants import LORA_TARGETS
 from model.inputs import InputError, as_path, one_line, shown
 from model.saving import folder_to_write, warn_of_pickles
 from model.weights import damaged, refuse_unknown
 
-# Projections of attention and feed-forward: what `target_modules` of a peft LoraConfig takes.
-LORA_TARGETS = ["wq", "wk", "wv", "wo", "wk_y", "wv_y", "w1", "w2", "w3"]
+__all__ = ["LORA_TARGETS", "LoraMixin"]  # LORA_TARGETS: what `target_modules` of a peft LoraConfig takes
 # Arguments of diffusers that say where weights come from.
 _SOURCE = (
     "weight_name",

@@ -112,7 +112,9 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
             where = f"{folder / part}" if part else name
             raise InputError(f"{where}: nothing that can be loaded ({one_line(error, 300)})") from error
         for part, model in pipeline.components.items():
-            if isinstance(model, nn.Module) and part not in kwargs:
+            # Quantized weights are stored under names of torchao.
+            quantized = getattr(model, "hf_quantizer", None)
+            if isinstance(model, nn.Module) and part not in kwargs and not quantized:
                 check_loaded(model, folder / part, kwargs.get("variant"))
         return pipeline
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from model.layers import FeedForward, RMSNorm, TimestepEmbedder
 from model.layout import Group, Layout, TokenLayout, batch_layout, mark_sizes, packed_layout
 from model.loading import load_model
 from model.saving import refuse_adapters, save_whole
+from model.single_file import read_single_file
 
 
 class NextDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -83,6 +85,11 @@ class NextDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> NextDiT:
         """The model of a folder or hub name; see model.loading.load_model."""
         return load_model(cls, super().from_pretrained, pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_single_file(cls, path: Any, torch_dtype: torch.dtype | None = None) -> NextDiT:
+        """The model in one safetensors file, as `onediffusion export --format comfyui` writes it."""
+        return read_single_file(cls, Path(path), torch_dtype)
 
     def save_pretrained(
         self,

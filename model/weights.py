@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from model.inputs import InputError, as_path, nearest, one_line, shown
+from model.node_cache import fetched_once, s3_model
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 OF_DEVICE_MAPS = ("max_memory", "offload_folder", "offload_state_dict")
@@ -71,9 +72,9 @@ def model_folder(
 ) -> Path:
     """The folder of a model: NAME/subfolder of a diffusers layout, or NAME itself.
 
-    `name` is a local path or a hub name ("owner/model"), which is downloaded once into the hub's cache; `siblings` are
-    further subfolders of the layout to download. Raises InputError when there is no such model, or it has no weights
-    in safetensors.
+    `name` is a local path, an s3:// address or a hub name ("owner/model"); the latter two are downloaded once for all
+    processes of a node (`model.node_cache`). `siblings` are further subfolders of the layout to download. Raises
+    InputError when there is no such model, or it has no weights in safetensors.
     """
     if not isinstance(name, str | Path):
         raise InputError(f"{shown(name)}: give a model's folder or a hub name such as owner/model")
@@ -263,12 +264,13 @@ def _file_digest(path: Path, _size: int, _modified: int) -> str:
 def _local_folder(name: str, hub: HubOptions) -> Path | None:
     if not name:
         raise InputError("'': give a model's folder or a hub name such as owner/model")
-    root = as_path("model", name)
-    if not root.is_dir():
+    on_s3 = name.startswith("s3://")
+    root = Path(name) if on_s3 else as_path("model", name)
+    if not on_s3 and not root.is_dir():
         return None
     if hub.revision is not None:
         raise InputError(f"revision {hub.revision}: {name} is a folder, and only models of the hub have revisions")
-    return root
+    return s3_model(name) if on_s3 else root
 
 
 def _parts(root: Path) -> list[Path]:
@@ -293,6 +295,7 @@ def _download(name: str, subfolder: str, siblings: Sequence[str], hub: HubOption
 def _fetch(name: str, patterns: Sequence[str], ignored: Sequence[str], hub: HubOptions) -> Path:
     """Download the files of a hub repository that match; the folder they are in. Raises InputError."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,
@@ -304,8 +307,15 @@ def _fetch(name: str, patterns: Sequence[str], ignored: Sequence[str], hub: HubO
     if not _HUB_NAME.fullmatch(name):
         raise InputError(f"{name}: no such folder; give a model's folder or a hub name such as owner/model")
     allowed, left_out = list(patterns), list(ignored)
-    try:
+
+    def fetch() -> Path:
         return Path(snapshot_download(name, allow_patterns=allowed, ignore_patterns=left_out, **hub.arguments()))
+
+    try:
+        if hub.local_files_only or HF_HUB_OFFLINE:
+            return fetch()
+        cache = Path(hub.cache_dir or HF_HUB_CACHE).expanduser().absolute()
+        return fetched_once(cache, [name, hub.revision, allowed, left_out], fetch, hub.force_download)
     except RepositoryNotFoundError:
         raise InputError(f"{name}: neither a folder nor a model of the hub") from None
     except RevisionNotFoundError:

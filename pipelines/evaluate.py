@@ -19,10 +19,11 @@ from model.constants import LATENT_FACTOR, SIZE_STEP
 from model.inputs import InputError
 from model.inputs.yaml_files import parse_yaml
 from model.pictures import Picture, decode_picture, encode_png, fit_picture
-from model.prompts import TASKS, build_prompt
+from model.prompts import TASKS, build_prompt, find_task
 from pipelines.reports.figures import EVALUATION
 from pipelines.reports.gallery import view_of_set
 from pipelines.sampler import Call, bucket, load_pipeline, sample_all
+from pipelines.set_samples import draw_references
 from training.checkpoint import STATE, checkpoint_name, whole_checkpoints
 from training.plan.streams import CAPTION
 from training.run import CONFIG
@@ -56,12 +57,13 @@ def evaluate(run: str, say: Callable[[str], None] = print) -> dict[str, Any]:
             say("evaluation: figures and samples of this checkpoint are there already")
             return dict(stored["figures"])
     images, views, tasks = _training_data(run)
+    references = _reference_sets(run)
     examples = read_examples(images, limit=MAX_EXAMPLES) if images else []
     for example in examples:
         example.prompts = {task: prompt for task, prompt in example.prompts.items() if task in tasks}
     pipeline = load_pipeline(newest)
     figures = label_correlations(pipeline, load_pipeline(first) if steps[0] == 0 else None, examples)
-    records = draw_samples(pipeline, run, examples, views)
+    records = draw_samples(pipeline, run, examples, views, references)
     if not records:
         raise InputError(
             f"{store.uri}: learns from no pictures with a prompt or caption, so there is nothing to sample"
@@ -77,6 +79,17 @@ def _training_data(run: str) -> tuple[Dataset | None, Dataset | None, set[str]]:
     images = next((dataset for dataset, _ in opened if dataset.kind == "pictures"), None)
     views = next((dataset for dataset, tasks in opened if dataset.has_sets and "views" in tasks), None)
     return images, views, {task for _, tasks in opened for task in tasks}
+
+
+def _reference_sets(run: str) -> dict[str, Dataset]:
+    """Task with references → the first dataset in a run's mixture that serves it."""
+    sources = parse_yaml(open_store(run).read(CONFIG).decode(), f"{run}/{CONFIG}")["mixture"].values()
+    datasets: dict[str, Dataset] = {}
+    for source in sources:
+        for task in source["tasks"]:
+            if find_task(task).references:
+                datasets.setdefault(task, Dataset.open(source["dataset"]))
+    return datasets
 
 
 @dataclass
@@ -192,6 +205,7 @@ def draw_samples(
     run: str,
     examples: Sequence[Example],
     views: Dataset | None,
+    references: Mapping[str, Dataset] | None = None,
     per_task: int = 2,
     steps: int = STEPS,
 ) -> list[dict[str, Any]]:
@@ -221,6 +235,7 @@ def draw_samples(
         )
     if views is not None:
         records += _draw_views(pipeline, run, views, steps)
+    records += draw_references(pipeline, store, references or {}, steps, GUIDANCE)
     store.put("samples.json", json.dumps(records, indent=1, ensure_ascii=False).encode())
     return records
 

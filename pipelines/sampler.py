@@ -1,23 +1,24 @@
-"""A run's checkpoint as a pipeline, and many calls of it at once."""
+"""A run's checkpoint as a pipeline, and many calls of it at once. Heavy imports stay inside."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
-from torch import Tensor
 
-from model import OneDiffusionPipeline
-from model.codecs import load_autoencoder
 from model.pictures import Picture, aspect_bucket
-from model.text import load_text_encoder
 from training.checkpoint import load_checkpoint
 from training.checkpoint.loading import Weights
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from model import OneDiffusionPipeline
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,19 @@ class Call:
 def load_pipeline(
     checkpoint: str, device: str | None = None, weights: Weights = "averaged", dtype: torch.dtype | None = None
 ) -> OneDiffusionPipeline:
-    """The pipeline of a run or one of its checkpoints, local or s3://, on a GPU in bf16 if there is one.
+    """The pipeline of a run or one of its checkpoints, local or s3://, on a GPU in bf16 if there is one; or that of a
+    folder in diffusers layout or a hub name.
 
     weights, dtype: of the transformer, see `training.checkpoint.load_checkpoint`.
     Raises InputError when there is no checkpoint.
     """
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler
     from transformers.utils.logging import disable_progress_bar
+
+    from model import OneDiffusionPipeline
+    from model.codecs import load_autoencoder
+    from model.text import load_text_encoder
 
     disable_progress_bar()  # weights load too fast for one to be of use
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -58,17 +66,20 @@ def load_pipeline(
     if device != "cpu":
         dtype = dtype or torch.bfloat16
     transformer, state = load_checkpoint(checkpoint, weights, dtype)
-    text = load_text_encoder(state.get("text_encoder", "minilm"))
-    pipeline = OneDiffusionPipeline(
-        transformer,
-        load_autoencoder(state.get("codec", "dct")),
-        text.model,
-        text.tokenizer,
-        FlowMatchEulerDiscreteScheduler(
-            shift=3.0, use_dynamic_shifting=True, base_image_seq_len=256, max_image_seq_len=4096, max_shift=1.15
-        ),
-        default_size=int(state.get("config", {}).get("size", 256)),
-    )
+    if not state and (Path(checkpoint, "model_index.json").is_file() or not Path(checkpoint).exists()):
+        pipeline = OneDiffusionPipeline.from_pretrained(checkpoint, transformer=transformer)  # a folder, or of the hub
+    else:
+        text = load_text_encoder(state.get("text_encoder", "minilm"))
+        pipeline = OneDiffusionPipeline(
+            transformer,
+            load_autoencoder(state.get("codec", "dct")),
+            text.model,
+            text.tokenizer,
+            FlowMatchEulerDiscreteScheduler(
+                shift=3.0, use_dynamic_shifting=True, base_image_seq_len=256, max_image_seq_len=4096, max_shift=1.15
+            ),
+            default_size=int(state.get("config", {}).get("size", 256)),
+        )
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device)
     return pipeline
@@ -86,6 +97,8 @@ def sample_all(
 
     Calls of one shape run in batches; each has its own noise, so its result does not depend on the others.
     """
+    import torch
+
     results: list[Any] = [None] * len(calls)
     same_shape: dict[Any, list[int]] = {}
     for index, call in enumerate(calls):

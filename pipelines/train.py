@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from cluster.own_ray import NodeLost
 from cluster.ray_environment import starts_own_ray
 from cluster.session import cluster_has, ray_session
 from labeling.dataset import lease, open_store
-from model.inputs import InputError, require
+from model.inputs import InputError, WorkFailed, causes, one_line, require
 from pipelines.progress import progress
-from training.checkpoint import FOLDER
+from training.checkpoint import FOLDER, whole_checkpoints
 from training.config import TrainingConfig
 from training.coordinator import ControlRequest
 from training.run import TrainingResult, run_training
@@ -33,9 +35,14 @@ def train(
     this machine has too few CPUs or GPUs for its workers; a cluster may grow, so there they wait.
     """
     require(*(name for name in config.trackers if name != "tensorboard"))
-    with lease(open_store(run), [FOLDER]), ray_session(), progress("train", config.steps, "steps") as advance:
+    store = open_store(run)
+    finished = from_checkpoint is None and any(step >= config.steps for step in whole_checkpoints(store))
+    session = nullcontext() if finished else ray_session()  # to say so needs no Ray
+    bar = progress("train", config.steps, "steps")
+    with _rank_named(run), lease(store, [FOLDER]), session, bar as advance:
         step = 0
-        _check_resources(config, say)
+        if not finished:
+            _check_resources(config, say)
 
         def show(event: dict[str, Any]) -> None:
             nonlocal step
@@ -50,10 +57,14 @@ def train(
                 say(f"train: back to step {event['step']}; removed {removed}")
             elif kind == "scale":
                 say(f"train: going on from step {event['step']} with {event['workers']} workers")
+            elif kind == "failure":
+                place = "before their first step" if event["step"] is None else f"at step {event['step']}"
+                again = f", {event['times']} times in a row" if event["times"] > 1 else ""
+                say(f"train: the workers failed {place}{again} ({event['reason'] or 'no reason given'})")
             elif kind == "leave":
                 say("train: a node is taken away; its workers write a checkpoint and go on elsewhere")
             if kind in ("resume", "step"):
-                advance(event["step"] - step)
+                advance(event["step"] - step, before=kind == "resume")
                 step = event["step"]
 
         result = run_training(config, run, show, refuse_impossible(control, config, say), from_checkpoint)
@@ -64,9 +75,37 @@ def train(
         say(f"train: stopped at step {result.step} of {config.steps} → {result.checkpoint or 'no checkpoint yet'}")
     else:
         say(f"train: {result.step - result.resumed_from} steps in {result.seconds:.0f} s → {result.checkpoint}")
+    if config.lora and result.step >= config.steps:
+        say(f"train: adapter → {write_adapter(run)}")
     if speed := speed_line(result.metrics):
         say(f"train: {speed}")
     return result
+
+
+def write_adapter(run: str) -> str:
+    """Write the averaged adapter of a run's newest checkpoint beside its checkpoints, where `load_lora_weights` looks
+    for one in the run's folder. Returns the file's address."""
+    from training.checkpoint.loading import packed_adapter
+    from training.lora import LORA_FILE
+
+    store = open_store(run)
+    store.put(LORA_FILE, packed_adapter(run))
+    return f"{store.uri}/{LORA_FILE}"
+
+
+@contextmanager
+def _rank_named(run: str) -> Iterator[None]:
+    """Say of a process that died which rank it was, and where what it printed last is; a lost node is said already."""
+    try:
+        yield
+    except NodeLost:
+        raise
+    except WorkFailed as error:
+        ranks = [rank for one in causes(error) for rank in getattr(one, "worker_failures", None) or ()]
+        if not ranks:
+            raise
+        printed = f"`onediffusion logs {run} --rank {min(ranks)}` shows what it printed last"
+        raise WorkFailed(f"train: rank {min(ranks)} died, {printed} ({one_line(error, 200)})") from error
 
 
 def speed_line(metrics: Mapping[str, Any]) -> str:

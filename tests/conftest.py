@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,20 @@ def pytest_collection_finish() -> None:
     """Ray reads its environment when it is imported, so a test file must not import it by itself."""
     if "ray" in sys.modules:
         raise pytest.UsageError("a test file imports Ray at its top: import it within the tests, after `ray_prepared`")
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """Undo what a test does to the signals of this process.
+
+    Dagster gives SIGTERM the handler of SIGINT for good, and that is ignored where the tests run in the background:
+    whatever is started later could not be ended by SIGTERM.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        if handler is not None and signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import pytest
 from nbclient import NotebookClient
 from ray_head import RayHead, ray_head
 from tiny_models import save_pipeline
+from warm_commands import warm_commands
 
 from labeling.dataset import Dataset
 
@@ -42,15 +43,22 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, installed: Path) -> Iterat
         yield head
 
 
-def run(command: list[str], cluster: RayHead, *paths: Path) -> str:
-    """What a command prints; it succeeds. paths: folders of further packages."""
-    environment = {
+@pytest.fixture(scope="module")
+def environment(cluster: RayHead, installed: Path) -> Iterator[dict[str, str]]:
+    """Variables of someone who has installed the packages and uses that Ray."""
+    variables = {
         **os.environ,
         "RAY_ADDRESS": cluster.gcs,
         "RAY_AUTH_TOKEN_PATH": str(cluster.token_file),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": os.pathsep.join([*map(str, paths), str(ROOT), os.environ["PYTHONPATH"]]),
+        "PYTHONPATH": os.pathsep.join([str(installed), str(ROOT), os.environ["PYTHONPATH"]]),
     }
+    with warm_commands(variables) as commands:
+        yield {**variables, "PATH": os.pathsep.join([str(commands), variables["PATH"]])}
+
+
+def run(command: list[str], environment: dict[str, str]) -> str:
+    """What a command prints; it succeeds."""
     result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
     return result.stdout
@@ -64,48 +72,48 @@ def take_pictures(photographs: Path, folder: Path) -> Path:
     return folder
 
 
-def test_packaged_labeler_is_found_by_its_name(
-    cluster: RayHead, installed: Path, photographs: Path, tmp_path: Path
-) -> None:
+def test_packaged_labeler_is_found_by_its_name(environment: dict[str, str], photographs: Path, tmp_path: Path) -> None:
     pictures, dataset = take_pictures(photographs, tmp_path / "pictures"), str(tmp_path / "dataset")
-    run(["onediffusion", "ingest", str(pictures), dataset], cluster)
-    output = run(["onediffusion", "label", dataset, "brightness"], cluster, installed)
+    run(["onediffusion", "ingest", str(pictures), dataset], environment)
+    output = run(["onediffusion", "label", dataset, "brightness"], environment)
     assert "brightness: 1 shards labeled, 0 fresh" in output
     rows = list(Dataset.open(dataset).rows("brightness"))
     assert len(rows) == 3
     assert all(0 < row["brightness"] < 1 and row["error"] is None for row in rows)
-    output = run(["onediffusion", "label", dataset, "brightness", "--set", "brightness.center=1"], cluster, installed)
+    output = run(["onediffusion", "label", dataset, "brightness", "--set", "brightness.center=1"], environment)
     assert "brightness: 1 shards labeled" in output
     assert all(row["brightness"] == row["center"] for row in Dataset.open(dataset).rows("brightness"))
 
 
 def test_label_of_a_package_becomes_a_task_that_can_be_trained_and_sampled(
-    cluster: RayHead, installed: Path, photographs: Path, tmp_path: Path
+    environment: dict[str, str], photographs: Path, tmp_path: Path
 ) -> None:
     pictures, dataset = take_pictures(photographs, tmp_path / "pictures"), str(tmp_path / "dataset")
     tasks, groups = (
         "text.tasks=[text2image, palette]",
         ("caption", "palette", "latents-96", "latents-96-palette", "text"),
     )
-    run(["onediffusion", "ingest", str(pictures), dataset], cluster)
-    run(["onediffusion", "label", dataset, *groups, "--set", tasks], cluster, installed)
+    run(["onediffusion", "ingest", str(pictures), dataset], environment)
+    run(["onediffusion", "label", dataset, *groups, "--set", tasks], environment)
     prompts = [entry["prompt"] for row in Dataset.open(dataset).rows("text-palette") for entry in row["entries"]]
     assert sum(prompt.startswith("[[palette2image]] ") for prompt in prompts) == 3
     configuration, trained = str(EXAMPLES / "own_pictures" / "tiny.yaml"), str(tmp_path / "run")
     settings = [f"mixture.pictures.dataset={dataset}", "mixture.pictures.tasks={palette: 1}", "steps=2", "batch=2"]
     changed = [word for setting in settings for word in ("--set", setting)]
-    run(["onediffusion", "train", configuration, "--run", trained, *changed], cluster, installed)
+    run(["onediffusion", "train", configuration, "--run", trained, *changed], environment)
     squares, again = str(tmp_path / "squares.png"), str(tmp_path / "again.png")
     sample = ["onediffusion", "sample", trained, "palette", "--steps", "2"]
-    run([*sample, "--image", str(pictures / "coffee.png"), "--out", squares], cluster, installed)
-    run([*sample, "--condition", squares, "--prompt", "a cup", "--out", again], cluster, installed)
+    run([*sample, "--image", str(pictures / "coffee.png"), "--out", squares], environment)
+    run([*sample, "--condition", squares, "--prompt", "a cup", "--out", again], environment)
     assert Path(again).stat().st_size > 0
 
 
-def test_own_pictures_become_a_run_that_can_be_sampled(cluster: RayHead, photographs: Path, tmp_path: Path) -> None:
+def test_own_pictures_become_a_run_that_can_be_sampled(
+    environment: dict[str, str], photographs: Path, tmp_path: Path
+) -> None:
     pictures, out = take_pictures(photographs, tmp_path / "pictures"), tmp_path / "own"
     few = ["--set", "steps=4", "--set", "batch=4", "--set", "checkpoints.every=4"]
-    run(["bash", str(EXAMPLES / "own_pictures" / "run.sh"), str(pictures), str(out), *few], cluster)
+    run(["bash", str(EXAMPLES / "own_pictures" / "run.sh"), str(pictures), str(out), *few], environment)
     for name in ("edges.png", "drawn.png", "run/report.html", "run/checkpoints/step-000004/state.json"):
         assert (out / name).exists(), name
 

@@ -7,10 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +22,7 @@ import trimesh
 from picture_server import Answer, PictureServer
 from ray_head import RayHead, ray_head
 from tiny_models import save_blip, save_depth_anything, save_pipeline, save_t5, save_vae
+from warm_commands import warm_commands
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 DOCS = Path(__file__).parents[1] / "docs"
@@ -75,7 +80,7 @@ def web() -> Iterator[PictureServer]:
 
 
 @pytest.fixture(scope="module")
-def user(tmp_path_factory: pytest.TempPathFactory, photographs: Path, web: PictureServer) -> User:
+def user(tmp_path_factory: pytest.TempPathFactory, photographs: Path, web: PictureServer) -> Iterator[User]:
     """Someone with three pictures, a list of addresses, a mesh, small models and the files of the how-to."""
     home, here = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("work")
     for name in ("astronaut.png", "chelsea.png", "coffee.png"):
@@ -95,6 +100,10 @@ def user(tmp_path_factory: pytest.TempPathFactory, photographs: Path, web: Pictu
     (here / "my_module.py").write_text(
         "from simple_labelers import Brightness\n\n\nclass MyLabeler(Brightness):\n    name = 'mine'\n"
     )
+    (here / "my-pictures").mkdir()
+    for name, photograph in (("01", "coffee"), ("02", "astronaut")):
+        shutil.copy(photographs / f"{photograph}.png", here / "my-pictures" / f"{name}.png")
+        (here / "my-pictures" / f"{name}.txt").write_text(f"a sks toy {name}")
     (here / "lab.yaml").write_text("{kind: label, dataset: s3://lab/pictures, groups: [edges]}")
     (here / "mine.yaml").write_text(re.search(r"```yaml\n(.+?)```", HOWTO, re.DOTALL)[1])
     environment = {
@@ -105,7 +114,8 @@ def user(tmp_path_factory: pytest.TempPathFactory, photographs: Path, web: Pictu
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
     environment.pop("HF_HOME", None)
-    return User(here, environment)
+    with warm_commands(environment) as commands:
+        yield User(here, {**environment, "PATH": os.pathsep.join([str(commands), environment["PATH"]])})
 
 
 def save_in_hub(home: Path, name: str, save: Callable[[Path], object]) -> None:
@@ -126,10 +136,26 @@ def cluster(user: User, tmp_path: Path) -> Iterator[RayHead]:
     user.environment = before
 
 
+def is_work_of(job: str, process: psutil.Process) -> bool:
+    """Whether it is the process of a local job."""
+    with suppress(psutil.Error):
+        return "execute" in (line := process.cmdline()) and any(job in word for word in line)
+    return False
+
+
+def resume_when_written(file: Path, processes: list[psutil.Process]) -> None:
+    """Let processes go on when the file has other content than now."""
+    before = file.read_bytes() if file.exists() else b""
+    while not file.exists() or file.read_bytes() == before:
+        time.sleep(0.05)
+    for process in processes:
+        process.resume()
+
+
 def test_every_command_works(user: User, cluster: RayHead) -> None:
     commands = [command for command in dict.fromkeys(COMMANDS) if not command.startswith(ELSEWHERE)]
     assert len(commands) >= 22
-    job = ""
+    job, working = "", list[psutil.Process]()
     for command in commands:
         command = command.replace("label-1a2b3c4d", job)
         if command.startswith("onediffusion ingest addresses"):
@@ -141,13 +167,22 @@ def test_every_command_works(user: User, cluster: RayHead) -> None:
             if not demo.exists():
                 demo.symlink_to(user.folder / "runs" / "mine")
             command += " --steps 2"
+        if command.startswith("onediffusion scale"):
+            asked = user.folder / "data" / "pictures" / "jobs" / job / "control.json"
+            Thread(target=resume_when_written, args=(asked, working), daemon=True).start()
         output = user.run(command)
+        if command == "onediffusion export runs/mine models/mine":  # stands for the published model
+            shutil.copytree(user.folder / "models" / "mine", user.folder / "models" / "onediffusion")
         if command.startswith("onediffusion label"):  # ingest and the first label have started a Ray of their own
             user.environment |= {"RAY_ADDRESS": cluster.gcs, "RAY_AUTH_TOKEN_PATH": str(cluster.token_file)}
         if command.endswith("status data/pictures"):
             assert "segmentation" in output
         if command.endswith("submit label --target local"):
             job = output.strip()
+            working = [process for process in psutil.process_iter() if is_work_of(job, process)]
+            assert working, "it has ended before it could be scaled"
+            for process in working:
+                process.suspend()  # or it has ended before it is scaled
         if command.startswith(("onediffusion evaluate", "onediffusion submit evaluate")):
             output = user.run(f"onediffusion logs -f {output.strip()}") if "submit" in command else output
             assert "image_to_edges_correlation: " in output
@@ -161,6 +196,9 @@ def test_every_command_works(user: User, cluster: RayHead) -> None:
         "data/pictures/report.html",
         "data/views/dataset.json",
         "runs/mine/samples",
+        "toy.png",
+        "runs/finetune-lora/pytorch_lora_weights.safetensors",
+        "models/toy/pytorch_lora_weights.safetensors",
     ):
         assert (user.folder / name).exists(), name
     for group in ("mine", "latents-256-depth", "latents-256-edges", "text-edges"):
@@ -168,6 +206,7 @@ def test_every_command_works(user: User, cluster: RayHead) -> None:
 
 
 def test_python_of_the_howto_works(user: User) -> None:
+    shutil.rmtree(user.folder / "models" / "onediffusion", ignore_errors=True)
     save_pipeline(user.folder / "models" / "onediffusion")
     for name in ("depth", "pose"):
         shutil.copy(user.folder / "edges.png", user.folder / f"{name}.png")

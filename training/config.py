@@ -15,6 +15,7 @@ from model.inputs.schema import Section, split_range, validate
 from model.inputs.settings import override, parse_settings
 from model.inputs.yaml_files import example_names, find_yaml, read_yaml
 from model.prompts import RAYS, find_task
+from training.lora import LoraConfig
 from training.monitor_config import AnomalyConfig, ValidationConfig
 from training.source_config import SourceConfig, views_of_sample
 
@@ -101,10 +102,12 @@ class ObjectiveConfig(Section):
 class OptimizerConfig(Section):
     """AdamW, its schedule, and the moving average of the weights.
 
+    kind: adamw8bit keeps the two moments in 8 bits (training/adamw8bit.py), 2.2 bytes a weight in place of 8.
     schedule: after `warmup` steps the rate stays, or falls to 0 at the last step, linearly or as a half cosine.
     ema: decay of the average, reached gradually: min(ema, (1 + step) / (10 + step)). clip: of the gradient's norm.
     """
 
+    kind: Literal["adamw", "adamw8bit"] = "adamw"
     learning_rate: float = Field(default=5e-4, gt=0)
     warmup: int = Field(default=1000, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -120,7 +123,8 @@ class ReaderConfig(Section):
 
     threads: of each worker that read, and decode pictures; 0 takes as many as there is to wait for. processes: so many
     of Ray Data do it instead, fewer where CPUs are short: for pictures of degraded tasks that more CPUs than the
-    worker's are to decode; cpus: of each process, requested by its worker; cache_mb: size of the cache of row groups;
+    worker's are to decode; cpus: of each process; beside: on its worker's machine, whose worker requests their CPUs;
+    false lets them be on any, as on machines without GPUs; cache_mb: size of the cache of row groups;
     prefetch: steps read ahead;
     window: row groups shuffled together (more mixes better, fewer reads more locally).
     lanes: parts of a step that are read independently, each from its own shards; a new run's are by default a power of
@@ -130,6 +134,7 @@ class ReaderConfig(Section):
     threads: int = Field(default=0, ge=0)
     processes: int = Field(default=0, ge=0)
     cpus: float = Field(default=1.0, ge=0)
+    beside: bool = True
     cache_mb: int = Field(default=512, gt=0)
     window: int = Field(default=8, gt=0)
     lanes: int | None = Field(default=None, gt=0, le=_MOST_LANES)
@@ -145,7 +150,8 @@ class WorkersConfig(Section):
     with a copy in every node, so that weights travel within nodes alone.
     gradient_checkpointing: compute each block again in the backward pass.
     pack_tokens: at most so many image tokens in one forward pass (a sample is never split).
-    max_failures: times that a failed worker group starts again from the newest checkpoint; -1 is always.
+    max_failures: times that a failed worker group starts again from the newest checkpoint; -1 is always. A failure that
+    repeats at the same step, with no checkpoint between, ends the run after three times in any case.
     """
 
     count: int | tuple[int, int] = 1
@@ -190,6 +196,7 @@ class TrainingConfig(Section):
     """A run. `batch` is the number of samples of a step over all workers; `initialize` a checkpoint to start from: a
     run, one of its checkpoints, or a folder in diffusers layout.
 
+    lora: train an adapter of `initialize` in place of its weights (training/lora.py).
     text_encoder: of sources with `text: online`, as for `model.text.load_text_encoder`; codec: of sources with
     `latents: online`, as for `model.codecs.load_codec`.
     step_tokens: at most so many image tokens in a step over all workers, on average; `batch` follows from them, and is
@@ -204,6 +211,7 @@ class TrainingConfig(Section):
     step_tokens: int | None = Field(default=None, gt=0)
     size: int = Field(gt=0, multiple_of=SIZE_STEP)
     initialize: str | None = None
+    lora: LoraConfig | None = None
     log_every: int = Field(default=50, gt=0)
     mixture: dict[str, SourceConfig] = Field(min_length=1)
     text_encoder: str | None = None
@@ -258,6 +266,12 @@ class TrainingConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_lora(self) -> TrainingConfig:
+        if self.lora and self.initialize is None:
+            raise ValueError("lora is an adapter of a trained model: name it, as `initialize: models/onediffusion`")
+        return self
+
+    @model_validator(mode="after")
     def _check_batch(self) -> TrainingConfig:
         if self.batch < self.workers.most:
             raise ValueError(f"batch {self.batch} leaves some of the {self.workers.most} workers without a sample")
@@ -304,6 +318,10 @@ class TrainingConfig(Section):
                     del source[key]
         for key in ("pictures", "denoise_steps", "guidance"):  # what is looked at changes no number
             del values["validation"][key]
+        if self.lora is None:
+            del values["lora"]
+        if self.optimizer.kind == "adamw":
+            del values["optimizer"]["kind"]
         values["reader"] = {"window": self.reader.window}
         if self.reader.lanes:  # else the run's manifest knows them
             values["reader"]["lanes"] = self.reader.lanes

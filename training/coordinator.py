@@ -47,6 +47,16 @@ class Coordinator:
         self._longest_step_seconds = 0.0
         self._long_operation_since: float | None = None
         self._worker_nodes: set[str] = set()
+        self._reason = ""
+        self._placement_group: Any = None
+
+    def hold_placement_group(self, group: Any) -> None:
+        """Ray's placement group of the workers that have started, in place of the one before."""
+        self._placement_group = group
+
+    def placement_group(self) -> Any:
+        """The placement group of the workers, None before they have started."""
+        return self._placement_group
 
     def add_worker(self, node: str) -> None:
         """A worker has started on the node of this id."""
@@ -73,6 +83,16 @@ class Coordinator:
     def failure(self) -> str | None:
         """The recorded message, if there is one."""
         return self._failure
+
+    def explain(self, reason: str) -> None:
+        """Why the present group of workers fails; `end_group` follows."""
+        self._reason = reason
+
+    def end_group(self) -> None:
+        """The present group of workers has failed; the next one may begin at an earlier step."""
+        step = None if self._newest_step is None else self._newest_step + 1
+        self._events.append({"event": "failure", "step": step, "reason": self._reason})
+        self._newest_step, self._long_operation_since, self._reason = None, None, ""
 
     def request_stop(self) -> None:
         """Make all workers stop before the same step, soon."""

@@ -15,6 +15,7 @@ from model.inputs import InputError
 from model.prompts import DEGRADED, RAYS, find_task
 from training.config import TrainingConfig
 from training.flops import FlopCounter, SampleSize, known_peak_flops
+from training.lora import adapter_size
 from training.source_config import SourceConfig
 
 if TYPE_CHECKING:
@@ -66,7 +67,9 @@ class ClusterSpec:
 
 @dataclass(frozen=True)
 class Cost:
-    """memory: part → bytes on each GPU at the end of the backward pass, when it is at its most.
+    """parameters: weights of the model; trained: those that change, of an adapter where there is one.
+
+    memory: part → bytes on each GPU at the end of the backward pass, when it is at its most.
 
     tokens: image tokens of a step; passes: forward and backward passes of each GPU in a step; sent: bytes that each GPU
     sends in a step, to others; read: bytes of stored latents and text of its samples, which each GPU's worker reads for
@@ -77,6 +80,7 @@ class Cost:
     """
 
     parameters: int
+    trained: int
     memory: dict[str, float]
     tokens: float
     passes: int
@@ -110,24 +114,22 @@ def run_cost(config: TrainingConfig, cluster: ClusterSpec) -> Cost:
         raise InputError(f"batch {config.batch} leaves some of {cluster.gpus} GPUs without a sample; raise `batch`")
     peak = known_peak_flops(cluster.device)
     model, parameters, block = _sizes(config)
+    trained = adapter_size(model, config.lora) if config.lora else parameters
     sizes = _mean_samples(config)
     tokens = config.batch * sum(share * size.tokens for share, size in sizes)
     per_gpu = tokens / cluster.gpus
     longest = max(size.tokens for _, size in sizes)
     passes = max(1, -(-int(per_gpu) // config.workers.pack_tokens))
-    counter = FlopCounter(model)
+    counter = FlopCounter(model, frozen=config.lora is not None)
     flops = config.batch * sum(share * counter.step([size]) for share, size in sizes)
     encode = _encoding_seconds(config, peak) / cluster.gpus
-    computed = flops
-    if not config.workers.gradient_checkpointing:  # the share that was measured is of steps that recompute their blocks
-        again = sum(share * counter.step([size], recomputed=True) for share, size in sizes)
-        computed *= flops / (config.batch * again)
+    computed = config.batch * _computed(model, config, sizes)
     compute = computed / (cluster.gpus * peak * cluster.mfu) + encode
-    inside, outside = _bytes_sent(parameters, passes, cluster)
+    inside, outside = _bytes_sent(parameters, trained, passes, cluster)
     communication = inside * 8e-9 / cluster.node_gbps + outside * 8e-9 / cluster.gbps
     # Blocks are fetched and gradients sent while others are computed, except for the first and the last of a pass.
     step = max(compute, communication) + min(compute, communication) / config.model.depth
-    state = parameters * (_WEIGHT + _ADAM + _AVERAGE)
+    state = trained * (_WEIGHT + _adam(config) + _AVERAGE)
     # All processes write, also where several have the same shard: each part is written once.
     nodes = -(-cluster.gpus // cluster.per_node)
     checkpoint = state / (nodes * cluster.store_gbytes * 1e9)
@@ -137,7 +139,8 @@ def run_cost(config: TrainingConfig, cluster: ClusterSpec) -> Cost:
     hours = (config.steps * step + config.steps / config.checkpoints.every * stall) / 3600
     return Cost(
         parameters=parameters,
-        memory=_memory(config, cluster, parameters, block, max(longest, per_gpu / passes)),
+        trained=trained,
+        memory=_memory(config, cluster, (parameters, trained, block), max(longest, per_gpu / passes)),
         tokens=tokens,
         passes=passes,
         flops=flops,
@@ -157,14 +160,19 @@ def run_cost(config: TrainingConfig, cluster: ClusterSpec) -> Cost:
     )
 
 
-def _sizes(config: TrainingConfig) -> tuple[NextDiT, int, int]:
-    """The model without memory for its weights, its number of weights, and that of a block."""
+def meta_model(config: TrainingConfig) -> NextDiT:
+    """The model without memory for its weights."""
     import torch
 
     from model.transformer import NextDiT
 
     with torch.device("meta"):
-        model = NextDiT(**config.model.model_dump())
+        return NextDiT(**config.model.model_dump())
+
+
+def _sizes(config: TrainingConfig) -> tuple[NextDiT, int, int]:
+    """The model without memory for its weights, its number of weights, and that of a block."""
+    model = meta_model(config)
     block = sum(parameter.numel() for parameter in model.layers[0].parameters())
     return model, sum(parameter.numel() for parameter in model.parameters()), block
 
@@ -172,6 +180,18 @@ def _sizes(config: TrainingConfig) -> tuple[NextDiT, int, int]:
 def _mean_samples(config: TrainingConfig) -> list[tuple[float, SampleSize]]:
     """(share of the samples, size) of each task of the mixture."""
     return [(share, SampleSize(tokens, TEXT_TOKENS, frames)) for share, frames, tokens in config.mean_sizes()]
+
+
+def _computed(model: NextDiT, config: TrainingConfig, sizes: list[tuple[float, SampleSize]]) -> float:
+    """FLOP of a sample, in such as the measured share is of: those of steps that train all weights and recompute their
+    blocks, where what is recomputed does not count."""
+
+    def of_sample(frozen: bool, recomputed: bool) -> float:
+        counter = FlopCounter(model, frozen)
+        return sum(share * counter.step([size], recomputed) for share, size in sizes)
+
+    done = of_sample(config.lora is not None, config.workers.gradient_checkpointing)
+    return done * of_sample(False, False) / of_sample(False, True)
 
 
 def _bytes_of_sample(config: TrainingConfig) -> float:
@@ -188,6 +208,15 @@ def _bytes_of_sample(config: TrainingConfig) -> float:
         of_token = _LETTERS if source.text == "online" else _STORED * config.model.caption_channels
         total += share * (frames + size.text * of_token)
     return total
+
+
+def _adam(config: TrainingConfig) -> float:
+    """Bytes of the optimizer's state for each weight."""
+    if config.optimizer.kind == "adamw":
+        return _ADAM
+    from training.adamw8bit import BLOCK  # it imports torch
+
+    return 2 * (1 + 4 / BLOCK)
 
 
 def _encoding_seconds(config: TrainingConfig, peak: float) -> float:
@@ -212,34 +241,38 @@ def _tasks(config: TrainingConfig) -> list[tuple[float, SampleSize, str, SourceC
     return [(*sized, *task) for sized, task in zip(_mean_samples(config), tasks, strict=True)]
 
 
-def _bytes_sent(parameters: int, passes: int, cluster: ClusterSpec) -> tuple[float, float]:
+def _bytes_sent(parameters: int, trained: int, passes: int, cluster: ClusterSpec) -> tuple[float, float]:
     """Bytes that each GPU sends in a step (within its node, to other nodes), by rings of all that take part.
 
     Sharded weights are gathered in bf16 for each forward and each backward pass, and their gradients scattered in
     float32 after it; copies of a shard add up their gradients once a step.
     """
     shards, copies = cluster.shards, cluster.gpus // cluster.shards
-    sharded = passes * parameters * (2 * _COMPUTE + _GRADIENT) * (shards - 1) / shards
-    added = 2 * parameters * _GRADIENT / shards * (copies - 1) / copies
+    sharded = passes * (2 * parameters * _COMPUTE + trained * _GRADIENT) * (shards - 1) / shards
+    added = 2 * trained * _GRADIENT / shards * (copies - 1) / copies
     one_node = cluster.gpus <= cluster.per_node
     inside = (sharded if shards <= cluster.per_node else 0.0) + (added if one_node else 0.0)
     return inside, sharded + added - inside
 
 
 def _memory(
-    config: TrainingConfig, cluster: ClusterSpec, parameters: int, block: int, tokens: float
+    config: TrainingConfig, cluster: ClusterSpec, weights: tuple[int, int, int], tokens: float
 ) -> dict[str, float]:
-    """Bytes on each GPU by part; tokens: of a pass."""
+    """Bytes on each GPU by part; weights: of the model, those trained, of a block; tokens: of a pass."""
+    parameters, trained, block = weights
+    # Frozen weights are held in what they compute in. Those that are not of linear layers are a few in 10,000.
+    frozen = _COMPUTE if config.workers.precision == "bf16" else _WEIGHT
+    held = parameters * frozen + trained * _WEIGHT if config.lora else parameters * _WEIGHT
     width, depth, shards = config.model.hidden_size, config.model.depth, cluster.shards
     hidden = 8 * width / 3
     # What a block keeps for its backward pass, in bf16: its norms, queries, keys and outputs, and SwiGLU's four parts.
     within = tokens * _COMPUTE * (8 * width + 4 * hidden)
     kept = tokens * _COMPUTE * width * depth if config.workers.gradient_checkpointing else (depth - 1) * within
     parts = {
-        "weights": parameters * _WEIGHT / shards,
-        "gradients": parameters * _GRADIENT / shards,
-        "optimizer": parameters * _ADAM / shards,
-        "average": parameters * _AVERAGE / shards,
+        "weights": held / shards,
+        "gradients": trained * _GRADIENT / shards,
+        "optimizer": trained * _adam(config) / shards,
+        "average": trained * _AVERAGE / shards,
         "activations": within + kept,
     }
     width, sources = config.model.caption_channels, config.mixture.values()

@@ -156,8 +156,13 @@ def _execute(
     # Every worker runs its own execution; together they must not take each other's memory.
     store = ray.cluster_resources().get("object_store_memory", 0.0) * _STORE_SHARE / workers
     context.execution_options.resource_limits = ExecutionResources(object_store_memory=store)
-    # They run on the worker's node where resources allow it, so that batches do not cross the network once more.
-    context.scheduling_strategy = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    beside = config.reader.beside
+    if beside:
+        # On the worker's node where resources allow it, so that batches do not cross the network once more.
+        here = ray.get_runtime_context().get_node_id()
+        context.scheduling_strategy = NodeAffinitySchedulingStrategy(here, soft=True)
+    else:
+        context.scheduling_strategy = "SPREAD"
     # Not from_arrow: for each block it runs a task that asks for a whole CPU, and waits forever where only parts are
     # free.
     rows = [{"step": step} for step in steps]
@@ -166,7 +171,7 @@ def _execute(
         fn_constructor_args=[{"ref": manifest}, config, rank, workers],
         batch_size=1,
         batch_format="pyarrow",
-        num_cpus=0,  # the worker has requested CPUs for its readers, see training.run
+        num_cpus=0 if beside else config.reader.cpus,  # else the worker has requested them, see training.run
         compute=ActorPoolStrategy(size=processes),
     )
     yield from dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=config.reader.prefetch)

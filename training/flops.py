@@ -55,8 +55,13 @@ def known_peak_flops(device: str) -> float:
 class FlopCounter:
     """Counts FLOP of a model: 2 for each weight and token in products, 4·D for each pair of tokens that meet."""
 
-    def __init__(self, model: NextDiT) -> None:
-        """The model may be without memory for its weights; make it before the weights are sharded."""
+    def __init__(self, model: NextDiT, frozen: bool = False) -> None:
+        """The model may be without memory for its weights; make it before the weights are sharded.
+
+        frozen: an adapter of the model is trained. Then there are no gradients of its weights to compute, though of
+        what meets in attention as ever; the adapter's own FLOP, a few in a hundred, are left out.
+        """
+        self._backward = 1 if frozen else 2
         block, width, depth = model.layers[0], model.config.hidden_size, len(model.layers)
         attention, ff = block.attention, block.feed_forward
         by_image = (attention.wq, attention.wk, attention.wv, attention.wo, ff.w1, ff.w2, ff.w3)
@@ -68,12 +73,14 @@ class FlopCounter:
         self._ends = 2 * (model.x_embedder.weight.numel() + model.final_layer.linear.weight.numel())
 
     def step(self, samples: Iterable[SampleSize], recomputed: bool = False) -> float:
-        """FLOP of forward and backward, which counts twice the forward.
+        """FLOP of forward and backward, which counts twice the forward, or once in layers whose weights are frozen.
 
         recomputed: with the forward of the blocks once more, as checkpointing does.
         """
-        blocks = outside = 0.0
+        layers = pairs = outside = 0.0
         for N, L, frames in samples:
-            blocks += self._image * N + self._text * L + self._frame * frames + self._pair * N * (N + L)
+            layers += self._image * N + self._text * L + self._frame * frames
+            pairs += self._pair * N * (N + L)
             outside += self._ends * N
-        return (4 if recomputed else 3) * blocks + 3 * outside
+        once = 1 + self._backward
+        return (once + recomputed) * layers + (3 + recomputed) * pairs + once * outside

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+COMPILERS = 4  # processes of a worker that compile kernels; torch would start one for each core, up to 32
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt, malloc.h
 
 

@@ -10,17 +10,25 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from training.adamw8bit import AdamW8bit
 from training.config import OptimizerConfig
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the model's parameters; norms, gates and biases (less than two axes) are not decayed."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are not frozen, in order."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW over the parameters that are trained; norms, gates and biases (less than two axes) are not decayed."""
+    matrices = [parameter for parameter in trained(model) if parameter.ndim >= 2]
+    vectors = [parameter for parameter in trained(model) if parameter.ndim < 2]
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
+    if config.kind == "adamw8bit":
+        return AdamW8bit(groups, config.learning_rate, config.betas, config.eps)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
 
 
@@ -37,10 +45,10 @@ def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:
 
 
 class MovingAverage:
-    """Exponential moving average of a model's parameters, in float32, on their device (and in their sharding)."""
+    """Exponential moving average of the parameters that are trained, in float32, on their device, in their sharding."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.parameters = list(model.parameters())
+        self.parameters = trained(model)
         self._gathers = [module for module in model.modules() if isinstance(module, FSDPModule)]
         self.decay = decay
         self.average = [parameter.detach().float().clone() for parameter in self.parameters]

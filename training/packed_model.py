@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from training.config import TrainingConfig
+from training.lora import add_adapter
 
 if TYPE_CHECKING:
     from model.transformer import NextDiT
@@ -31,11 +32,13 @@ class PackedModel(nn.Module):
 
 
 def build_model(config: TrainingConfig) -> PackedModel:
-    """The model of a configuration, with weights drawn from its seed."""
+    """The model of a configuration, with weights drawn from its seed; with `lora`, frozen and with an adapter."""
     from model.transformer import NextDiT
 
     torch.manual_seed(config.seed)
     transformer = NextDiT(**config.model.model_dump())
+    if config.lora:
+        add_adapter(transformer, config.lora, half=config.workers.precision == "bf16")
     if config.workers.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     if config.workers.gpus:

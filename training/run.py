@@ -24,9 +24,12 @@ from training.checkpoint import (
 )
 from training.config import TrainingConfig, override_config, parse_config
 from training.coordinator import ControlRequest, Coordinator, Progress, await_node_removal, monitor
+from training.failures import FailureWatch
+from training.memory import COMPILERS
 from training.metrics_logger import read_metrics
 from training.plan.manifest import FIRST_MANIFEST, Manifest
 from training.plan.mixture import build_manifest, with_encoders
+from training.rank_output import captured_output
 from training.worker_settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -67,7 +70,8 @@ def run_training(
     progress: called in this process with dicts that have an "event": "mixture" (rows: eligible rows of each task;
     empty: tasks without any, which are left out), "resume" (step), "step" (a record of metrics.jsonl, and steps),
     "checkpoint" (step, checkpoint: its address, when it is whole), "back" (step, removed: steps of checkpoints),
-    "scale" (step, workers), "leave" (a node of the workers is being removed).
+    "scale" (step, workers), "leave" (a node of the workers is being removed), "failure" (step that had begun or None,
+    checkpoint: step of the newest, reason, times: so often at this step since that checkpoint).
     control: asked twice a second. To change the workers, the present ones write a checkpoint and others continue from
     it: which samples a step has does not depend on who computes it. A run that was stopped has a `step` below
     config.steps.
@@ -103,14 +107,14 @@ def run_training(
     progress({"event": "mixture", "rows": rows, "empty": [task for task, count in rows.items() if not count]})
     if checkpoints and not finished:
         progress({"event": "resume", "step": start})
-    step, request = start, control()
+    step, request, failures = start, control(), FailureWatch(store)
     while step < config.steps and not request.stop:
         if request.workers is not None and request.ends(config):
             config = _scaled(config, request.workers)
             progress({"event": "scale", "step": step, "workers": request.workers})
         if not isinstance(config.workers.count, int):
             await_node_removal(control)
-        request = _run_workers(config, store.uri, manifest, validation_manifest, progress, control)
+        request = _run_workers(config, store.uri, manifest, validation_manifest, progress, control, failures)
         step = next(iter(whole_checkpoints(store)[-1:]), 0)  # a run that ended before its first step has none
     return TrainingResult(
         run=store.uri,
@@ -168,8 +172,12 @@ def _run_workers(
     validation_manifest: Manifest | None,
     progress: Progress,
     control: Callable[[], ControlRequest],
+    failures: FailureWatch,
 ) -> ControlRequest:
-    """Run one group of workers, to the last step or until a request ends it. Returns that request."""
+    """Run one group of workers, to the last step or until a request ends it. Returns that request.
+
+    Raises InputError where it fails again and again at the same step.
+    """
     import ray
     from ray.exceptions import ActorDiedError
     from ray.train import TrainingFailedError
@@ -197,11 +205,23 @@ def _run_workers(
     # The workers write checkpoints themselves. Ray only needs a folder for its own state; other nodes do not read it.
     with tempfile.TemporaryDirectory(prefix="onediffusion-") as ray_state:
         trainer = _trainer(settings, ray_state)
+
+        def watched(event: dict[str, Any]) -> None:
+            if event["event"] == "failure":
+                if ray.get(coordinator.failure.remote()):  # what the user has to correct is told in its own words
+                    return
+                event = failures.add(event["step"], event["reason"])
+                if verdict := failures.verdict(event):
+                    ray.get(coordinator.fail.remote(verdict))
+                    trainer.end()
+            progress(event)
+
         try:
-            with monitor(coordinator, config, progress, control, requests, trainer.end):
+            with monitor(coordinator, config, watched, control, requests, trainer.end):
                 trainer.fit()
         except ActorDiedError:
             if not trainer.ended:
+                trainer.end()  # gives back what its workers had
                 raise
         except TrainingFailedError:
             failure = ray.get(coordinator.failure.remote())
@@ -221,14 +241,17 @@ def _trainer(settings: WorkerSettings, ray_state: str) -> StoppableTrainer:
     """Ray's trainer of a group of workers. ray_state: a folder for what Ray keeps of them."""
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
-    from training.ray_internals import StoppableTrainer  # it imports torch, while the coordinator starts
+    # After Ray's start.
+    from training.ray_internals import FailureReporter, ProcessGroup, ReasonReporter, StoppableTrainer
 
     config, workers = settings.config, settings.config.workers
-    cpus = workers.cpus + settings.readers * config.reader.cpus
+    cpus = workers.cpus + settings.readers * config.reader.cpus * config.reader.beside
     resources = {"CPU": cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
     return StoppableTrainer(
-        _train_worker,
+        coordinator=settings.coordinator,
+        train_loop_per_worker=_train_worker,
         train_loop_config={"settings": settings},
+        backend_config=ProcessGroup("nccl" if workers.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=resources
         ),
@@ -237,15 +260,23 @@ def _trainer(settings: WorkerSettings, ray_state: str) -> StoppableTrainer:
             storage_path=ray_state,
             failure_config=FailureConfig(max_failures=workers.max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
+            callbacks=[ReasonReporter(settings.coordinator), FailureReporter(settings.coordinator)],
         ),
     )
 
 
 def _train_worker(values: dict[str, Any]) -> dict[str, Any]:
     """What Ray Train runs on each worker: only there training.worker, and with it torch, is imported."""
-    from training.worker import train_worker
+    from ray.train import get_context
 
-    return train_worker(values["settings"])
+    # Read when torch compiles for the first time.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(COMPILERS))
+
+    settings: WorkerSettings = values["settings"]
+    with captured_output(settings.run, get_context().get_world_rank()):
+        from training.worker import train_worker
+
+        return train_worker(settings)
 
 
 def readers_per_worker(config: TrainingConfig, cpus: float) -> int:

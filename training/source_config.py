@@ -61,7 +61,7 @@ class SourceConfig(Section):
             task = TASKS.get(name)  # an unknown one is refused when its dataset is looked at
             if not task or not task.references:
                 continue
-            if self.text == "stored":
+            if self.text == "stored" and task.references > 1:
                 raise ValueError(f"the prompt of {name} depends on the pictures drawn: set text to online")
             if self.views and not 2 <= self.views[0] <= self.views[1] <= 1 + task.references:
                 raise ValueError(f"views {list(self.views)}: {name} has 2 to {1 + task.references} pictures")

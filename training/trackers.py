@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from accelerate.tracking import GeneralTracker
 
-_MLFLOW_FOLDER = "mlruns"  # of a run, where no server is named
+_MLFLOW_FILE = "mlflow.db"  # of a run, where no server is named
 
 
 def trackers(config: TrainingConfig, logger: MetricsLogger, start: int) -> list[GeneralTracker]:
@@ -31,7 +31,10 @@ def trackers(config: TrainingConfig, logger: MetricsLogger, start: int) -> list[
         "mlflow": lambda: MLflowTracker(project, run_name=config.name),
     }
     if "mlflow" in config.trackers and not os.environ.get("MLFLOW_TRACKING_URI"):
-        os.environ["MLFLOW_TRACKING_URI"] = f"file:{folder}/{_MLFLOW_FOLDER}"
+        # A database: in files a metric `loss` cannot be beside `loss/edges`.
+        if logger.remote and logger.store.exists(_MLFLOW_FILE):  # what was tracked before the run continues
+            logger.folder.joinpath(_MLFLOW_FILE).write_bytes(logger.store.read(_MLFLOW_FILE))
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/{_MLFLOW_FILE}"
     return [made[name]() for name in dict.fromkeys(config.trackers)]
 
 

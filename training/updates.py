@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from training.batch import Sample, StepBatch
 from training.config import TrainingConfig
+from training.lora import seed_dropout
 from training.objective import flow_matching_loss
 from training.optimizer import MovingAverage, build_optimizer, learning_rate
 from training.parallel import accumulating, clip_gradients
@@ -54,6 +55,8 @@ class Updates:
         self.optimizer.zero_grad()
         for number, pack in enumerate(batch.packs):
             with accumulating(self.model, last=number == len(batch.packs) - 1):
+                if self.config.lora and self.config.lora.dropout:
+                    seed_dropout(pack[0].noise_seed)
                 with self.autocast():
                     loss, sample_losses = flow_matching_loss(self.model, pack, self.device)
                 # Gradients are averaged over workers, the loss is a sum over them: hence × workers.

@@ -25,6 +25,7 @@ from training.dataloader import load_batches, prefetch
 from training.device import DeviceBatches, pinned_array
 from training.divergence import all_finite, diverged, unusable_checkpoint
 from training.flops import FlopCounter
+from training.lora import without_dropout
 from training.memory import keep_freed_memory
 from training.metrics_logger import TENSORBOARD, MetricsLogger, scalars
 from training.optimizer import learning_rate
@@ -84,7 +85,8 @@ class _Worker:
         self.logger = MetricsLogger(self.store, self.start) if self.rank == 0 else None
         self.accelerator = _accelerator(self.config, self.logger, self.start)
         model = build_model(self.config)
-        self.transformer_config, flops = dict(model.transformer.config), FlopCounter(model.transformer)
+        self.transformer_config = dict(model.transformer.config)
+        flops = FlopCounter(model.transformer, frozen=self.config.lora is not None)
         device = self.accelerator.device
         encoders = settings.resolve_path(settings.codec), settings.resolve_path(settings.text_encoder)
         self.device_batches = DeviceBatches(self.config, *encoders, device)
@@ -199,7 +201,7 @@ class _Worker:
         values: dict[str, Any] = {}
         if self.validation or self.samples:
             self._begin_long_operation()
-        with self.accelerator.autocast():
+        with without_dropout(self.model, self.config.lora), self.accelerator.autocast():
             if self.validation:
                 values = self.validation.measure(self.model, self.average, device)
             if self.samples:
@@ -250,6 +252,7 @@ class _Worker:
             "codec": self.settings.codec,
             "text_encoder": self.settings.text_encoder,
             TRANSFORMER_CONFIG: self.transformer_config,
+            **self.state.facts(),
         }
         if self.anomalies.losses:
             facts[_LOSSES] = self.anomalies.losses

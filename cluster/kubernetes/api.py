@@ -12,7 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.target import KubernetesTarget
+from cluster.kubernetes_target import KubernetesTarget
 from cluster.work import AlreadySubmitted
 from model.inputs import InputError, nearest, one_line
 
@@ -150,6 +150,16 @@ class ApiServer:
             items.extend(listed["items"])
         return items[0] if items else None
 
+    def may(self, verb: str, group: str, resource: str, subresource: str = "") -> bool:
+        """Whether this user may do so in the namespace, by a SelfSubjectAccessReview, which everyone may ask for."""
+        from kubernetes import client
+
+        attributes = {"namespace": self.namespace, "verb": verb, "group": group, "resource": resource}
+        review = {"spec": {"resourceAttributes": {**attributes, "subresource": subresource}}}
+        with self._explained():
+            api = client.AuthorizationV1Api(self._client)
+            return bool(api.create_self_subject_access_review(review, **self._limits).status.allowed)
+
     @property
     def host(self) -> str:
         return str(self._client.configuration.host)
@@ -262,7 +272,10 @@ class ApiServer:
             )
         if "unknown field" in message:
             fields = ", ".join(dict.fromkeys(re.findall(r'unknown field \\?"([^"\\]+)', message)))
-            return f"{self.host}: its KubeRay is too old, it does not know {fields}; KubeRay 1.6 or later is needed"
+            remedy = "KubeRay 1.6 or later is needed"
+            if any(pod.pod_overlay for pod in (self.target.head, *self.target.pools.values())):
+                remedy = f"correct `pod_overlay` in the target, or else {remedy}"
+            return f"{self.host}: its KubeRay is too old, it does not know {fields}; {remedy}"
         if status >= 500 or status == 429:
             return f"{self.host}: the API server is in trouble ({status} {message}); try again later"
         return f"{self.host}: refused: {message}"

@@ -8,18 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from cluster.kubernetes.api import ApiServer
-from cluster.kubernetes.manifests import (
-    HEAD_CONTAINER,
-    WORKER_CONTAINER,
-    check_addresses,
-    raycluster,
-    rayjob,
-    to_yaml,
-    worker_template,
-)
+from cluster.kubernetes.manifests import check_addresses, raycluster, rayjob, to_yaml
+from cluster.kubernetes.permissions import permissions
+from cluster.kubernetes.pods import HEAD_CONTAINER, WORKER_CONTAINER, Pods
+from cluster.kubernetes.shape import memory_lines, pod_shape, remarks
 from cluster.kubernetes.state import cluster_name, describe, last_words
-from cluster.target import KubernetesTarget
-from cluster.work import TargetState, Work
+from cluster.kubernetes_target import KubernetesTarget
+from cluster.work import Finding, TargetState, Work
 from model.inputs import InputError, nearest
 
 
@@ -33,11 +28,27 @@ class KubernetesBackend:
         self.server = ApiServer(target)
 
     def plan(self, work: Work) -> dict[str, str]:
-        """The RayJob; of a shared cluster, also the RayCluster that must be there. See `Backend.plan`."""
-        plan = {f"RayJob {work.name} (kubectl create -f)": to_yaml(rayjob(self.target, work))}
+        """The RayJob; of a shared cluster, also the RayCluster that must be there. See `Backend.plan`.
+
+        Where the memory of a pod is known by arithmetic, its sum comes first, as comments.
+        """
+        plan = {}
+        shape = pod_shape(self.target, work)
+        if lines := memory_lines(shape):
+            title = f"memory of a pod, with {shape.workers} of the workers ({shape.max_pods} pods)"
+            plan[title] = "".join(f"#   {line}\n" for line in lines)
+        plan[f"RayJob {work.name} (kubectl create -f)"] = to_yaml(rayjob(self.target, work))
         if self.target.cluster:
             plan[f"RayCluster {self.target.cluster} (once: kubectl apply -f)"] = to_yaml(raycluster(self.target))
         return plan
+
+    def examine(self, work: Work) -> list[Finding]:
+        """What the API server lets this user do, by SelfSubjectAccessReviews; see `Backend.examine`."""
+        return permissions(self.server)
+
+    def remarks(self, work: Work) -> list[str]:
+        """See `Backend.remarks`."""
+        return remarks(self.target, pod_shape(self.target, work))
 
     def submit(self, work: Work) -> None:
         """Create the RayJob. Raises ConnectionError when it is unknown whether it was; see `Backend.submit`."""
@@ -49,8 +60,9 @@ class KubernetesBackend:
             )
         if self.target.queue and not self.target.cluster:
             self._check_queue(self.target.queue)
-        if re.search("[A-Z]", re.split(r"[:@](?=[^/]*$)", self.target.image)[0]):
-            raise InputError(f"{self.target.image}: put what is yours in the place of the capitals in the target")
+        for image in self.target.images:
+            if re.search("[A-Z]", re.split(r"[:@](?=[^/]*$)", image)[0]):
+                raise InputError(f"{image}: put what is yours in the place of the capitals in the target")
         self.server.create_job(manifest)
 
     def _check_queue(self, queue: str) -> None:
@@ -118,25 +130,23 @@ class KubernetesBackend:
         if not cluster:
             return False
         check_addresses(self.target, work)
-        request = work.resources
         group = cluster["spec"]["workerGroupSpecs"][0]
-        pool = self.target.gpu_pool if request.gpus else self.target.cpu_pool
-        template = worker_template(self.target, pool, request, {})
-        if _size(template) != _size(group["template"]):
+        shape = pod_shape(self.target, work)
+        if _size(Pods(self.target, name).worker(shape)) != _size(group["template"]):
             return False
         replicas = int(group.get("replicas") or group["minReplicas"])
         if cluster["spec"].get("enableInTreeAutoscaling"):
             # Busy workers are given back when they are idle, not before.
-            bounds = {"minReplicas": request.min_workers, "maxReplicas": max(request.max_workers, replicas)}
-        elif request.max_workers < replicas:
+            bounds = {"minReplicas": shape.min_pods, "maxReplicas": max(shape.max_pods, replicas)}
+        elif shape.max_pods < replicas:
             return False
         else:
-            bounds = dict.fromkeys(("minReplicas", "maxReplicas", "replicas"), request.max_workers)
+            bounds = dict.fromkeys(("minReplicas", "maxReplicas", "replicas"), shape.max_pods)
         self.server.patch_cluster(cluster["metadata"]["name"], _bounds("/spec", group["groupName"], bounds))
         bounds_of_retry = {
-            "minReplicas": request.min_workers,
-            "maxReplicas": request.max_workers,
-            "replicas": request.min_workers,
+            "minReplicas": shape.min_pods,
+            "maxReplicas": shape.max_pods,
+            "replicas": shape.min_pods,
         }
         self.server.patch_job(name, _bounds("/spec/rayClusterSpec", group["groupName"], bounds_of_retry))
         return True
@@ -163,4 +173,5 @@ def _bounds(cluster: str, name: str, values: dict[str, int]) -> list[dict[str, A
 
 def _size(template: dict[str, Any]) -> dict[str, str]:
     requests = template["spec"]["containers"][0]["resources"]["requests"]
-    return {name: str(value) for name, value in requests.items()}
+    # Disk does not count: clusters that an earlier version made asked for none.
+    return {name: str(value) for name, value in requests.items() if name != "ephemeral-storage"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import subprocess
 import time
@@ -11,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.slurm.messages import ended_reason, is_silence, is_unreachable, pending_reason, refusal
+from cluster.slurm.partitions import association_findings, partition_findings
 from cluster.slurm.script import gres, node_shape, output_file, script, script_folder
 from cluster.target import SlurmTarget
 from cluster.user_data import one_at_a_time, write_whole
-from cluster.work import AlreadySubmitted, Phase, TargetState, Work
+from cluster.work import AlreadySubmitted, Finding, Phase, TargetState, Work
 from model.inputs import InputError, one_line
 
 COMMAND_SECONDS = 120.0
@@ -67,6 +69,30 @@ class SlurmBackend:
         """The batch script; see `Backend.plan`."""
         self._check_addresses(work)
         return {"sbatch script": script(self.target, work)}
+
+    def examine(self, work: Work) -> list[Finding]:
+        """What the site's partitions, and limits of its accounting, allow; see `Backend.examine`."""
+        partitions = self._do("scontrol", "--oneliner", "show", "partition")
+        nodes = self._do("scontrol", "--oneliner", "show", "node")
+        settings = self._do("scontrol", "show", "config")
+        shape = node_shape(self.target, work.resources)
+        return partition_findings(self.target, shape, partitions, nodes) + self._limits(settings)
+
+    def _limits(self, settings: str) -> list[Finding]:
+        """What accounting says of this user; a site without it has no such limits."""
+        if "accounting_storage/slurmdbd" not in settings:
+            return [Finding("limits of the account", "the site", True, "no accounting, so none")]
+        user = getpass.getuser()
+        command = ("sacctmgr", "--noheader", "--parsable2", "show", "associations", f"user={user}")
+        try:
+            told = self._call(*command, "format=Account,QOS,MaxJobs,MaxSubmit,MaxWall,GrpTRES")
+        except InputError as error:
+            return [Finding("limits of the account", "the site", False, str(error), "install Slurm's sacctmgr here")]
+        return association_findings(self.target, user, told.stdout)
+
+    def remarks(self, work: Work) -> list[str]:
+        """See `Backend.remarks`."""
+        return []
 
     def submit(self, work: Work) -> None:
         """Send it; see `Backend.submit`."""

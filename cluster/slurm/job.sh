@@ -4,6 +4,13 @@
 # `ray stop` nor `ray symmetric-run` is used: both end every Ray of a machine, and other jobs may have theirs on it.
 say() { echo "[$(date '+%F %T')] $SLURM_JOB_NAME: $*"; }
 ray=("$python" -m ray.scripts.scripts start --block)
+# With a container, this script is outside of it: what needs our Python is a step of its own on this node.
+inside=()
+if [ ${#container[@]} -gt 0 ]; then
+    inside=(srun --overlap --export=ALL --mpi=none --cpu-bind=none --kill-on-bad-exit=0 --nodes=1 --ntasks=1)
+    inside+=(--nodelist="$SLURMD_NODENAME" --cpus-per-task="$cpus" ${gres:+--gres="$gres"})
+    inside+=(--chdir="$working_dir" --container-workdir="$working_dir" "${container[@]}")
+fi
 
 asked="" signals=0 job="" head="" workers="" listener="" guard="" scratch=""
 
@@ -51,7 +58,7 @@ finish() {
     trap '' USR1 USR2 TERM
     exec 9>&-
     [ -z "$guard" ] || kill -KILL "$guard" 2>/dev/null
-    [ -z "$head" ] || "$python" -m cluster.slurm.node end "$head"
+    [ -z "$head" ] || "${inside[@]}" "$python" -m cluster.slurm.node end "$head"
     [ -z "$workers" ] || gone_within 60 "$workers"
     [ -z "$listener" ] || gone_within 10 "$listener"
     [ -z "$scratch" ] || rm -rf "$scratch"
@@ -73,8 +80,8 @@ come_back() {
 }
 
 cd "$working_dir" || fail "$SLURMD_NODENAME has no folder $working_dir; correct working_dir in the target" 2
-command -v "$python" >/dev/null || fail "$SLURMD_NODENAME has no $python; correct python in the target" 2
-"$python" -c 'import importlib.util as find, sys; sys.exit(not all(map(find.find_spec, sys.argv[1:])))' \
+[ ${#container[@]} -gt 0 ] || command -v "$python" >/dev/null || fail "$SLURMD_NODENAME has no $python; correct python in the target" 2
+"${inside[@]}" "$python" -c 'import importlib.util as find, sys; sys.exit(not all(map(find.find_spec, sys.argv[1:])))' \
     ray cluster pipelines ||
     fail "$SLURMD_NODENAME: $python finds no checkout in $working_dir, or not its packages; correct the target" 2
 scratch=$(mktemp -d "$scratch_root/ray-XXXXXX") || fail "$SLURMD_NODENAME: cannot write to $scratch_root" 2
@@ -83,26 +90,29 @@ nodes=$SLURM_JOB_NUM_NODES
 say "attempt of job $SLURM_JOB_ID on $nodes node(s), restarted ${SLURM_RESTART_COUNT:-0} times"
 
 # A token of this job's own, so that no other user of these nodes gets into its Ray. It travels in the environment.
-RAY_AUTH_TOKEN=$("$python" -c 'import secrets; print(secrets.token_hex(32))')
+RAY_AUTH_TOKEN=$("${inside[@]}" "$python" -c 'import secrets; print(secrets.token_hex(32))')
 export RAY_AUTH_TOKEN
 
 # Ports: 0 lets the system choose, and no two jobs, or nodes that are one machine, can collide. Only the Ray client
 # server, which nobody uses and which cannot be left out, must be told one.
 common=(--num-cpus="$cpus" --num-gpus="$gpus" --disable-usage-stats --min-worker-port=0 --max-worker-port=0)
 common+=(--dashboard-agent-listen-port=0 ${object_store:+--object-store-memory="$object_store"})
+# Processes that nobody needs here: what sends the output of workers to the job, and an autoscaler.
+[ -n "${ONEDIFFUSION_VERBOSE:-}" ] || common+=(--include-log-monitor=false)
 here=()
 if [ "$nodes" -gt 1 ]; then
     other=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -v -x "$SLURMD_NODENAME" | head -n 1)
     peer=$(scontrol --oneliner show node "$other" | grep -o 'NodeAddr=[^ ]*' | cut -d= -f2)
-    address=$("$python" -m cluster.slurm.node address "${peer:-$other}") || fail "$other cannot be reached from here"
+    address=$("${inside[@]}" "$python" -m cluster.slurm.node address "${peer:-$other}") || fail "$other cannot be reached from here"
     here=(--node-ip-address="$address")
 fi
 start_head() {
     rm -f "$scratch/ray_current_cluster"
     local client
-    client=$("$python" -m cluster.slurm.node port) || return 1
-    "${ray[@]}" --head --port=0 --ray-client-server-port="$client" --include-dashboard=false --dashboard-port=0 \
-        "${here[@]}" "${common[@]}" --temp-dir="$scratch" </dev/null >"$scratch/head.out" 2>&1 &
+    client=$("${inside[@]}" "$python" -m cluster.slurm.node port) || return 1
+    "${inside[@]}" "${ray[@]}" --head --port=0 --ray-client-server-port="$client" --include-dashboard=false \
+        --dashboard-port=0 --no-monitor "${here[@]}" "${common[@]}" --temp-dir="$scratch" \
+        </dev/null >"$scratch/head.out" 2>&1 &
     head=$!
     until [ -s "$scratch/ray_current_cluster" ]; do
         kill -0 "$head" 2>/dev/null || return 1
@@ -160,12 +170,12 @@ exit "$ended"
 BODY
     {
         "${step[@]}" --nodes=$((nodes - 1)) --ntasks=$((nodes - 1)) --ntasks-per-node=1 --exclude="$SLURMD_NODENAME" \
-            --cpus-per-task="$cpus" ${gres:+--gres="$gres"} bash -c "$node_body" ray \
+            --cpus-per-task="$cpus" ${gres:+--gres="$gres"} "${container[@]}" bash -c "$node_body" ray \
             "$scratch_root" "${ray[@]}" --address="$RAY_ADDRESS" "${common[@]}"
         [ $? -eq 143 ] || kill -USR2 $$
     } <"$scratch/life" 9>&- &
     workers=$!
-    "$python" -m cluster.slurm.node joined "$RAY_ADDRESS" "$nodes" "$((deadline - SECONDS))" 9>&- </dev/null &
+    "${inside[@]}" "$python" -m cluster.slurm.node joined "$RAY_ADDRESS" "$nodes" "$((deadline - SECONDS))" 9>&- </dev/null &
     joining=$!
     while kill -0 "$joining" 2>/dev/null; do
         if [ -n "$asked" ] || ! kill -0 "$workers" 2>/dev/null; then kill "$joining" 2>/dev/null; fi
@@ -176,7 +186,7 @@ fi
 [ -z "$asked" ] || come_back
 
 trap lost USR2
-"$python" -m pipelines "${arguments[@]}" </dev/null 9>&- &
+"${inside[@]}" "$python" -m pipelines "${arguments[@]}" </dev/null 9>&- &
 job=$!
 [ -z "$asked" ] || kill -s "$asked" "$job"
 [ -z "$workers" ] || kill -0 "$workers" 2>/dev/null || lost

@@ -95,9 +95,19 @@ def script(target: SlurmTarget, work: Work) -> str:
         "requeue": "yes" if target.requeue else "no",
     }
     lines += [f"{name}={shlex.quote(str(value))}" for name, value in values.items()]
-    lines += [f"arguments=({shlex.join(work.arguments)})"]
+    lines += [f"arguments=({shlex.join(work.arguments)})", f"container=({shlex.join(_container(target))})"]
     lines += ['export PYTHONPATH="$working_dir${PYTHONPATH:+:$PYTHONPATH}"', "", BODY.read_text()]
     return "\n".join(lines)
+
+
+def _container(target: SlurmTarget) -> list[str]:
+    """Options of pyxis, which srun has where that is installed (its README, "Usage"); none without a container."""
+    if not target.container:
+        return []
+    own = [target.scratch.rstrip("/"), target.working_dir or str(CHECKOUT)]
+    mounts = [*(f"{folder}:{folder}" for folder in own), *target.container_mounts]
+    mounted = f"--container-mounts={','.join(mounts)}"
+    return [f"--container-image={target.container}", mounted, "--no-container-mount-home"]
 
 
 def output_file(target: SlurmTarget, name: str) -> Path:

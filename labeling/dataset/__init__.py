@@ -46,7 +46,16 @@ from labeling.dataset.status import (
     group_status,
     groups_of,
 )
-from labeling.dataset.storage import Entry, LocalStore, Store, open_store
+from labeling.dataset.storage import (
+    PAUSE_SECONDS,
+    Entry,
+    GrowingText,
+    LocalStore,
+    Store,
+    open_store,
+    stored_lines,
+    text_parts,
+)
 
 __all__ = [
     "CAMERAS",
@@ -62,6 +71,7 @@ __all__ = [
     "LEASE_EXPIRY",
     "LEASE_FILES",
     "NOT_SELECTED",
+    "PAUSE_SECONDS",
     "RECIPE_FIELDS",
     "REJECTED",
     "REJECTED_SCHEMA",
@@ -76,6 +86,7 @@ __all__ = [
     "FooterTable",
     "Footers",
     "GroupStatus",
+    "GrowingText",
     "IndexLog",
     "LocalStore",
     "MissingParameter",
@@ -116,7 +127,9 @@ __all__ = [
     "select_rows",
     "set_schema",
     "shard_file",
+    "stored_lines",
     "text_group",
+    "text_parts",
     "upstream_groups",
     "write_shard",
 ]

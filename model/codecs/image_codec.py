@@ -17,7 +17,7 @@ from model.codecs.block_transform import analyze, block_constants, synthesize
 from model.codecs.dct import DIGEST
 from model.constants import LATENT_CHANNELS, LATENT_FACTOR
 from model.inputs import InputError, shown
-from model.weights import check_files, check_loaded, model_folder, weights_digest
+from model.weights import check_files, check_loaded, model_folder, read_object, weights_digest
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from model.codecs.autoencoder_dct import AutoencoderDCT
 
 DCT = "dct"
+_DCT_CLASS = "AutoencoderDCT"  # in its config.json
 _SUBFOLDER = "vae"
 
 
@@ -96,9 +97,9 @@ def load_codec(name: str, device: str | torch.device = "cpu", dtype: torch.dtype
     """The codec "dct", or the autoencoder of that hub name or path, computing in `dtype`.
 
     A path holds a diffusers AutoencoderKL with 16 channels at an eighth of the side, as Stable Diffusion 3 has, or a
-    pipeline with it under vae/. Raises InputError.
+    pipeline with it under vae/; one that was exported with "dct" there is "dct". Raises InputError.
     """
-    if name == DCT:
+    if _is_dct(name):
         return _DctCodec(device)
     digest = weights_digest(model_folder(name, _SUBFOLDER))
     return ImageCodec(load_autoencoder(name, device, dtype), codec_name(name), digest)
@@ -106,7 +107,7 @@ def load_codec(name: str, device: str | torch.device = "cpu", dtype: torch.dtype
 
 def load_autoencoder(name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Any:
     """The codec of `load_codec` as a model of diffusers: an AutoencoderDCT or AutoencoderKL. Raises InputError."""
-    if name == DCT:
+    if _is_dct(name):
         from model.codecs.autoencoder_dct import AutoencoderDCT
 
         return AutoencoderDCT().to(device)
@@ -153,9 +154,14 @@ def check_autoencoder(vae: Any, name: str) -> None:
 
 def codec_digest(name: str) -> str:
     """The digest of a codec, without loading it. Raises InputError."""
-    return DIGEST if name == DCT else weights_digest(model_folder(name, _SUBFOLDER))
+    return DIGEST if _is_dct(name) else weights_digest(model_folder(name, _SUBFOLDER))
 
 
 def codec_name(name: str) -> str:
     """What labels record as their codec, without loading it. Raises InputError."""
-    return DCT if name == DCT else f"AutoencoderKL {codec_digest(name)[:8]}"
+    return DCT if _is_dct(name) else f"AutoencoderKL {codec_digest(name)[:8]}"
+
+
+def _is_dct(name: str) -> bool:
+    """Whether a codec is the one that needs no training, by its name or as an exported pipeline has it."""
+    return name == DCT or read_object(model_folder(name, _SUBFOLDER) / "config.json").get("_class_name") == _DCT_CLASS

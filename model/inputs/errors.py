@@ -89,8 +89,8 @@ def error_for_person(error: BaseException | None) -> InputError | WorkFailed | N
 def causes(error: BaseException | None) -> Iterator[BaseException]:
     """An exception and all that it was raised from, the nearest first, each once.
 
-    Beside Python's own links: the `cause` that errors of Ray carry, the members of a group, and the errors that Ray
-    Train gives by worker.
+    Beside Python's own links: the `cause` that errors of Ray carry, the members of a group, the errors that Ray Train
+    gives by worker, and what its look at a worker met.
     """
     waiting: list[Any] = [error]
     seen: set[int] = set()
@@ -102,7 +102,9 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         yield one
         members = one.exceptions if isinstance(one, BaseExceptionGroup) else ()
         by_worker = getattr(one, "worker_failures", None) or {}
-        waiting += [getattr(one, "cause", None), one.__cause__, *members, *dict(by_worker).values(), one.__context__]
+        of_check = getattr(one, "health_check_failure", None)
+        waiting += [getattr(one, "cause", None), one.__cause__, *members, *dict(by_worker).values(), of_check]
+        waiting.append(one.__context__)
 
 
 def _for_person(error: BaseException) -> InputError | WorkFailed | None:

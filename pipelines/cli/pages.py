@@ -21,14 +21,9 @@ def report(
     ] = None,
 ) -> None:
     """One self-contained HTML page about a dataset or a run."""
-    if replay_step is not None:
-        from pipelines.reports.replay import replay
+    from pipelines.reports.request import requested_page
 
-        print(replay(target, replay_step))
-        return
-    from pipelines.reports.page import report as run
-
-    print(run(target, where, beside))
+    print(requested_page(target, where, beside, replay_step))
 
 
 def demo(

@@ -18,6 +18,21 @@ class Sharding(StrEnum):
     all = "all"
 
 
+class ExportFormat(StrEnum):
+    """As `pipelines.export.export` names them."""
+
+    diffusers = "diffusers"
+    comfyui = "comfyui"
+    lora = "lora"
+
+
+class QuantizedType(StrEnum):
+    """As `model.quantization.quantized` names them."""
+
+    int8 = "int8"
+    fp8 = "fp8"
+
+
 def train(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file or a preset: debug, stage1-256, …")],
     run: Annotated[str | None, typer.Option("--run", help="Folder or s3:// of the run; default runs/NAME.")] = None,
@@ -117,14 +132,31 @@ def sample(
 
 def export(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A run, or one of its checkpoints.")],
-    out: Annotated[str, typer.Argument(metavar="DIR", help="A new folder or s3:// prefix.")],
+    out: Annotated[
+        str, typer.Argument(metavar="OUT", help="A new folder or s3:// prefix; a .safetensors for --format comfyui.")
+    ],
     live: Annotated[bool, typer.Option("--live", help="The weights trained last, instead of their average.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="The transformer in half the size.")] = False,
+    form: Annotated[
+        ExportFormat,
+        typer.Option("--format", help="A pipeline's folder; one file of the transformer; a run's adapter alone."),
+    ] = ExportFormat.diffusers,
+    quantize: Annotated[
+        QuantizedType | None, typer.Option(help="Linear weights in 8 bits; says how far velocities are off then.")
+    ] = None,
 ) -> None:
-    """A checkpoint as a folder that diffusers reads: OneDiffusionPipeline.from_pretrained(DIR)."""
+    """A checkpoint for other programs.
+
+    OneDiffusionPipeline.from_pretrained(OUT) reads --format diffusers, and its load_lora_weights(OUT) --format lora. An
+    adapter is merged into its model unless it is exported alone.
+    """
+    from model.quantization import Quantization
+    from pipelines.export import Weights
     from pipelines.export import export as run
 
-    print(run(checkpoint, out, "live" if live else "averaged", "bf16" if bf16 else "fp32"))
+    weights: Weights = "live" if live else "averaged"
+    kind: Quantization | None = quantize.value if quantize else None
+    print(run(checkpoint, out, weights, "bf16" if bf16 else "fp32", form.value, kind))
 
 
 def evaluate(

@@ -19,10 +19,10 @@ from pipelines.dashboard.access import HEADERS, ROLE, Access
 from pipelines.dashboard.background import ANSWER_SECONDS, SharedResults, T
 from pipelines.dashboard.charts import CURVES, live_curves
 from pipelines.dashboard.dagster_internals import FILE_PATHS, REPORT_PATHS
-from pipelines.dashboard.jobs_page import JOBS_PATH, render_jobs_page
+from pipelines.dashboard.jobs_page import FIRST_STEPS, JOBS_PATH, render_jobs_page
 from pipelines.dashboard.picture_files import PICTURES, picture_folder
 from pipelines.dashboard.tokens import Role, Tokens
-from pipelines.dashboard.tracked_assets import find_tracked
+from pipelines.dashboard.tracked_assets import find_tracked, tracked_assets
 
 IDLE_SECONDS = 2.0  # that an idle connection to Dagster is kept; a web server closes them later, and without notice
 MAX_BYTES = 64 << 20
@@ -35,6 +35,7 @@ _NOT_PASSED = frozenset(
     }
 )
 _OWN_PAGE = {**HEADERS, "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+_NO_STORE = {"Cache-Control": "no-store"}
 _STARTING = "the dashboard is starting; try again\n"
 
 
@@ -57,6 +58,7 @@ class Proxy:
         self._access.protect(app)
         app.router.add_get(f"/{PICTURES}/{{name}}", self._picture)
         app.router.add_get(f"/{CURVES}/{{name}}.svg", self._curves)
+        app.router.add_get("/", self._start)
         app.router.add_get(f"/{JOBS_PATH}", self._jobs)
         app.router.add_get(f"/{JOBS_PATH}/{{name}}", self._jobs)
         app.router.add_route("*", "/{path:.*}", self._pass)
@@ -75,6 +77,12 @@ class Proxy:
     async def _close(self, app: web.Application) -> None:
         for client in self._clients.values():
             await client.close()
+
+    async def _start(self, request: web.Request) -> web.StreamResponse:
+        """The assets, which Dagster would show after its timeline of runs; where there are none, what to do first."""
+        if not await self._shared(("anything",), tracked_assets):
+            return web.Response(text=FIRST_STEPS, content_type="text/html", headers={**_OWN_PAGE, **_NO_STORE})
+        raise web.HTTPFound("/assets")
 
     async def _picture(self, request: web.Request) -> web.StreamResponse:
         """A picture of an asset page. Its name is the digest of its content, so browsers may keep it."""

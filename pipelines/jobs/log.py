@@ -6,22 +6,23 @@ It is kept in parts (log/000001.txt …), since nothing appends to an object on 
 from __future__ import annotations
 
 import os
-import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from labeling.dataset import Store
+from labeling.dataset import PAUSE_SECONDS, GrowingText, Store, open_store, text_parts
+from labeling.dataset import stored_lines as text_lines
+from model.inputs import InputError
 from pipelines.jobs.attempt import Attempt
 from pipelines.jobs.folder import JobFolder
-from pipelines.jobs.status import backend_of, job_status
+from pipelines.jobs.known_jobs import remembered_jobs
+from pipelines.jobs.status import backend_of, find_attempt, job_status
+from training.rank_output import FOLDER as RANKS
+from training.rank_output import rank_folder
 
-PART = re.compile(r"[0-9]{6}\.txt")
-PART_BYTES = 256_000
-PAUSE_SECONDS = 2.0  # between two writes of the log, and between two looks at it
-LAST_TRIES = 5
+FOLDER = "log"  # of a job's folder
 
 
 def log_lines(attempt: Attempt, follow: bool = False, say: Callable[[str], None] = lambda line: None) -> Iterator[str]:
@@ -42,41 +43,41 @@ def log_lines(attempt: Attempt, follow: bool = False, say: Callable[[str], None]
             say(f"pending: {last_reason}")
         return not follow or not (status.alive or folder.control().attempt > last.number)
 
-    if follow and not log_parts(folder.store):
-        while not over() and not log_parts(folder.store):
+    if follow and not text_parts(folder.store, FOLDER):
+        while not over() and not text_parts(folder.store, FOLDER):
             time.sleep(PAUSE_SECONDS)
-    if log_parts(folder.store):
+    if text_parts(folder.store, FOLDER):
         yield from stored_lines(folder.store, over)
     else:
         yield from backend_of(attempt).logs(attempt.name)
 
 
-def log_parts(store: Store) -> list[str]:
-    """Names of the parts; other files in the folder are none."""
-    return [name for name in store.files("log") if PART.fullmatch(name)]
+def stored_lines(store: Store, over: Callable[[], bool] = lambda: True) -> Iterator[str]:
+    """Lines of the log in a job's folder; then new ones, until `over`."""
+    return text_lines(store, FOLDER, over)
 
 
-def stored_lines(
-    store: Store, over: Callable[[], bool] = lambda: True, seconds: float = PAUSE_SECONDS
-) -> Iterator[str]:
-    """Lines of the log; then, every few seconds, new ones, until `over` (asked before each last look)."""
-    sizes_read: dict[str, int] = {}  # bytes of each part that were given out
-    rest = b""
-    while True:
-        last = over()
-        sizes = store.files("log")
-        for name in filter(PART.fullmatch, sizes):
-            if sizes[name].size > sizes_read.get(name, 0):
-                content = store.read(f"log/{name}")
-                rest += content[sizes_read.get(name, 0) :]
-                sizes_read[name] = len(content)
-        *lines, rest = rest.split(b"\n")
-        yield from (line.decode(errors="replace") for line in lines)
-        if last:
-            break
-        time.sleep(seconds)
-    if rest:
-        yield rest.decode(errors="replace")
+def rank_lines(name: str, rank: int, follow: bool = False) -> Iterator[str]:
+    """What a rank of a training printed, over all attempts. name: of a job, or the address of a run.
+
+    follow: until the job ends; a run that was trained without a job is followed until this is interrupted.
+    Raises InputError for a run that has no such rank.
+    """
+    is_run = name not in remembered_jobs() and open_store(name).exists("config.yaml")
+    attempt = None if is_run else find_attempt(name)
+    run = attempt.address.rpartition("/jobs/")[0] if attempt else name
+    store = open_store(run)
+
+    def over() -> bool:
+        if not follow:
+            return True
+        return attempt is not None and not job_status(JobFolder(attempt.address).attempt() or attempt).alive
+
+    if not text_parts(store, rank_folder(rank)) and over():
+        printed = [str(int(name)) for name in store.folders(RANKS)]
+        others = f"; ranks that did: {', '.join(printed)}" if printed else ""
+        raise InputError(f"{run}: rank {rank} has printed nothing{others}")
+    return text_lines(store, rank_folder(rank), over)
 
 
 @contextmanager
@@ -85,7 +86,6 @@ def captured_log(store: Store) -> Iterator[None]:
 
     This process's and those of the processes it starts.
     """
-    number = 1 + max((int(name[:6]) for name in log_parts(store)), default=0)
     sys.stdout.flush()
     sys.stderr.flush()
     originals = [os.dup(1), os.dup(2)]
@@ -93,7 +93,7 @@ def captured_log(store: Store) -> Iterator[None]:
     os.dup2(writing, 1)
     os.dup2(writing, 2)
     os.close(writing)
-    log = _Log(store, number)
+    log = GrowingText(store, FOLDER)
     copying = threading.Thread(target=_copy, args=(reading, originals[0], log), daemon=True)
     writing_parts = threading.Thread(target=log.write_until_over, daemon=True)
     copying.start()
@@ -111,48 +111,9 @@ def captured_log(store: Store) -> Iterator[None]:
         writing_parts.join(timeout=10)
 
 
-def _copy(reading: int, shown: int, log: _Log) -> None:
+def _copy(reading: int, shown: int, log: GrowingText) -> None:
     """Pass output on to `shown` and to the log without waiting for either: a full pipe would stop the job."""
     while data := os.read(reading, 65536):
         log.add(data)
         with suppress(OSError):  # a terminal that went away
             os.write(shown, data)
-
-
-class _Log:
-    """Parts of a log, from a number on. A part that grows is written again whole."""
-
-    def __init__(self, store: Store, number: int) -> None:
-        self.over = threading.Event()
-        self._store, self._number = store, number
-        self._part, self._written = bytearray(), 0
-        self._lock = threading.Lock()
-
-    def add(self, data: bytes) -> None:
-        with self._lock:
-            self._part += data
-
-    def write_until_over(self) -> None:
-        """Write what was added, every few seconds. An error of the storage shows in the job itself."""
-        while not self.over.wait(PAUSE_SECONDS):
-            self._put()
-        for _ in range(LAST_TRIES):
-            if self._put():
-                return
-
-    def _put(self) -> bool:
-        """Whether everything that was added is written."""
-        while True:
-            with self._lock:
-                part = bytes(self._part[:PART_BYTES])
-            if len(part) == self._written:
-                return True
-            try:
-                self._store.put(f"log/{self._number:06d}.txt", part)
-            except Exception:
-                return False
-            self._written = len(part)
-            if self._written == PART_BYTES:
-                with self._lock:
-                    del self._part[:PART_BYTES]
-                self._number, self._written = self._number + 1, 0

@@ -16,6 +16,7 @@ from pipelines.jobs.specification import (
     JobSpecification,
     LabelJob,
     ReportJob,
+    SetsJob,
     TrainJob,
     ViewsJob,
     WorkersSpec,
@@ -78,7 +79,7 @@ def _job_id(specification: JobSpecification) -> str:
         return f"train-{digest_json(specification.run)[:8]}"
     values = specification.model_dump(mode="json", exclude={"workers", "resources"})
     # Jobs of earlier versions, which had no such keys, keep their ids.
-    for key in ("only_errors", "where"):
+    for key in ("only_errors", "where", "with", "replay_step"):
         if not values.get(key):
             values.pop(key, None)
     if isinstance(specification, ViewsJob):
@@ -95,7 +96,7 @@ def _resources(specification: JobSpecification) -> ResourceRequest:
     readers = 0.0
     if isinstance(specification, TrainJob) and isinstance(specification.config, dict):
         reader = specification.config["reader"]
-        readers = reader["processes"] * reader["cpus"]
+        readers = reader["processes"] * reader["cpus"] * reader.get("beside", True)
     return (specification.workers or WorkersSpec()).resources(readers)
 
 
@@ -108,10 +109,14 @@ def _with_whole_addresses(specification: JobSpecification) -> JobSpecification:
     if isinstance(specification, ViewsJob):
         addresses = {"dataset": whole_address(specification.dataset), "source": whole_address(specification.source)}
         return specification.model_copy(update=addresses)
+    if isinstance(specification, SetsJob):
+        sources = [whole_address(source) for source in specification.sources]
+        return specification.model_copy(update={"dataset": whole_address(specification.dataset), "sources": sources})
     if isinstance(specification, EvaluateJob):
         return specification.model_copy(update={"run": whole_address(specification.run)})
     if isinstance(specification, ReportJob):
-        return specification.model_copy(update={"of": whole_address(specification.of)})
+        beside = whole_address(specification.beside) if specification.beside else None
+        return specification.model_copy(update={"of": whole_address(specification.of), "beside": beside})
     return _with_whole_configuration(specification)
 
 
@@ -141,6 +146,7 @@ def _workers_for(specification: LabelJob) -> WorkersSpec:
 
 
 def _with_whole_configuration(specification: TrainJob) -> TrainJob:
+    from training.checkpoint.files import is_hub_name
     from training.config import load_config, override_config, parse_config
 
     if isinstance(specification.config, str):
@@ -150,13 +156,13 @@ def _with_whole_configuration(specification: TrainJob) -> TrainJob:
     values = config.model_dump(mode="json")
     for source in values["mixture"].values():
         source["dataset"] = whole_address(source["dataset"])
-    if values["initialize"]:
+    if values["initialize"] and not is_hub_name(values["initialize"]):
         values["initialize"] = whole_address(values["initialize"])
     if specification.workers:
         values["workers"] |= specification.workers.model_dump(mode="json", include={"count", "cpus", "gpus"})
     workers = parse_config(values, "workers").workers
-    memory = specification.workers.memory_gb if specification.workers else 0.0
-    spec = WorkersSpec(count=workers.count, cpus=workers.cpus, gpus=workers.gpus, memory_gb=memory)
+    asked = specification.workers or WorkersSpec()
+    spec = asked.model_copy(update={"count": workers.count, "cpus": workers.cpus, "gpus": workers.gpus})
     return TrainJob(
         kind="train",
         config=values,

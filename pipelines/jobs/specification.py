@@ -6,10 +6,11 @@ import inspect
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from cluster.work import ResourceRequest
 from labeling.resources import Resources
+from labeling.sets.options import OPTIONS
 from labeling.sources.addresses import policy
 from model.inputs.schema import Section, split_range, validate
 from model.inputs.yaml_files import example_names, read_yaml
@@ -21,6 +22,7 @@ class WorkersSpec(Section):
     """How much a job may use.
 
     count: workers, or [least, most] where the target can add and remove them; cpus, gpus, memory_gb: of each.
+    gpu_type: which of a Kubernetes target's `gpu_pools`; by default its `gpu_pool`.
     Training: a worker is one rank; its readers' CPUs (`reader` of the configuration) come on top.
     Labeling: a machine's share, on which the labelers' processes are spread.
     """
@@ -29,6 +31,7 @@ class WorkersSpec(Section):
     cpus: float = Field(default=1.0, ge=0)
     gpus: float = Field(default=0.0, ge=0)
     memory_gb: float = Field(default=0.0, ge=0)
+    gpu_type: str = ""
 
     _split_range = field_validator("count", mode="before")(split_range)
 
@@ -41,7 +44,7 @@ class WorkersSpec(Section):
     def resources(self, cpus_beside: float = 0.0) -> ResourceRequest:
         """What a target is asked for. cpus_beside: what runs beside each worker needs them."""
         least, most = (self.count, self.count) if isinstance(self.count, int) else self.count
-        return ResourceRequest(least, most, self.cpus + cpus_beside, self.gpus, self.memory_gb)
+        return ResourceRequest(least, most, self.cpus + cpus_beside, self.gpus, self.memory_gb, self.gpu_type)
 
 
 class IngestSpec(Section):
@@ -130,6 +133,30 @@ class ViewsJob(Section):
         return [self.source, self.dataset]
 
 
+class SetsJob(Section):
+    """`sets`: sets without cameras. of: their kind; options: of that kind, as in `labeling.sets.options`."""
+
+    kind: Literal["sets"]
+    of: Literal["identity", "subject", "editing"]
+    sources: list[str] = Field(min_length=1)
+    dataset: str
+    options: dict[str, Any] = {}
+    workers: WorkersSpec = WorkersSpec()
+
+    @model_validator(mode="after")
+    def _has_known_options(self) -> SetsJob:
+        validate(OPTIONS[self.of], self.options, f"options of {self.of}")
+        return self
+
+    @property
+    def output(self) -> str:
+        return self.dataset
+
+    @property
+    def data(self) -> list[str]:
+        return [*self.sources, self.dataset]
+
+
 class TrainJob(Section):
     """`train`. config: a preset, a YAML file, or the configuration itself; overrides: put over it; run: its address.
 
@@ -152,9 +179,11 @@ class TrainJob(Section):
     def data(self) -> list[str]:
         if isinstance(self.config, str):
             return [self.run]
+        from training.checkpoint.files import is_hub_name
+
         start = self.config.get("initialize")
         datasets = [source["dataset"] for source in self.config["mixture"].values()]
-        return [self.run, *datasets, *([start] if start else [])]
+        return [self.run, *datasets, *([start] if start and not is_hub_name(start) else [])]
 
 
 class EvaluateJob(Section):
@@ -174,11 +203,26 @@ class EvaluateJob(Section):
 
 
 class ReportJob(Section):
-    """`report`: the page of a dataset or a run."""
+    """`report`: the page of a dataset or a run.
+
+    where: SQL that is true of the rows of a dataset to show. beside, `with` in a file: a run to compare a run with.
+    replay_step: the page is about the samples of this step of a run.
+    """
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
     kind: Literal["report"]
     of: str
+    where: str | None = None
+    beside: str | None = Field(default=None, alias="with")
+    replay_step: int | None = Field(default=None, ge=1)
     workers: WorkersSpec = WorkersSpec()
+
+    @model_validator(mode="after")
+    def _about_one_thing(self) -> ReportJob:
+        if self.replay_step is not None and (self.where is not None or self.beside is not None):
+            raise ValueError("replay_step shows the samples of one step alone; leave where and with out")
+        return self
 
     @property
     def output(self) -> str:
@@ -186,10 +230,10 @@ class ReportJob(Section):
 
     @property
     def data(self) -> list[str]:
-        return [self.of]
+        return [self.of, *([self.beside] if self.beside else [])]
 
 
-JobSpecification = LabelJob | ViewsJob | TrainJob | EvaluateJob | ReportJob
+JobSpecification = LabelJob | ViewsJob | SetsJob | TrainJob | EvaluateJob | ReportJob
 AnyKind = Annotated[JobSpecification, Field(discriminator="kind")]
 
 

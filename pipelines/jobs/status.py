@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,11 @@ def list_jobs(output: str | None = None) -> list[tuple[Attempt, JobStatus]]:
 
     Of a folder that cannot be read only its address is known: attempt 0 at no target, with the status "unknown".
     """
-    addresses = jobs_of(output) if output else list(remembered_jobs().values())
+    return look_at_jobs(jobs_of(output) if output else list(remembered_jobs().values()))
+
+
+def look_at_jobs(addresses: Iterable[str]) -> list[tuple[Attempt, JobStatus]]:
+    """The jobs in these folders, each looked at once, the newest first; see `list_jobs`."""
 
     def look(address: str) -> tuple[Attempt, JobStatus] | None:
         try:
@@ -66,7 +71,7 @@ def list_jobs(output: str | None = None) -> list[tuple[Attempt, JobStatus]]:
             return Attempt(address.rpartition("/")[2], 0, address, "", {}, 0.0, ""), JobStatus("unknown", reason)
 
     with ThreadPoolExecutor(LISTING_THREADS) as pool:
-        listed = [one for one in pool.map(look, addresses) if one]
+        listed = [one for one in pool.map(look, dict.fromkeys(addresses)) if one]
     return sorted(listed, key=lambda one: -one[0].sent)
 
 
@@ -124,5 +129,22 @@ def _status_from_both(attempt: Attempt, own: AttemptState | None, target: Target
 
 
 def _progress(own: AttemptState) -> str:
+    """How far it is; where it has begun to move, how fast, and how long the rest takes at that speed."""
     progress = own.progress
-    return f"{progress['what']}: {progress['done']} of {progress['total']} {progress['unit']}" if progress else ""
+    if not progress:
+        return ""
+    done, total, unit = progress["done"], progress["total"], progress["unit"]
+    told = f"{progress['what']}: {done} of {total} {unit}".rstrip()
+    moved = done - progress.get("before", 0)
+    seconds = own.time - progress.get("began", own.time)  # earlier versions did not write when it began
+    if moved <= 0 or seconds <= 0:
+        return told
+    rate = moved / seconds
+    speed = f"{rate:.3g} {unit}/s" if rate >= 1 else f"{60 * rate:.3g} {unit}/min"
+    return f"{told}, {speed}, {_duration((total - done) / rate)} left"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from typing import Any
 
 from cluster.ray_environment import starts_own_ray
 from cluster.session import cluster_has, ray_session
+from cluster.work import MORE_CPUS
 from model.inputs import InputError
 from pipelines.jobs.running import RunningAttempt
-from pipelines.jobs.specification import EvaluateJob, JobSpecification, LabelJob, ReportJob, TrainJob, ViewsJob
+from pipelines.jobs.specification import EvaluateJob, JobSpecification, LabelJob, ReportJob, SetsJob, TrainJob, ViewsJob
 
 
 def run_job(specification: JobSpecification, attempt: RunningAttempt) -> dict[str, Any]:
@@ -23,12 +25,18 @@ def run_job(specification: JobSpecification, attempt: RunningAttempt) -> dict[st
         one = specification
         options = ViewOptions(one.count, one.size, one.seed, one.path, one.lens)
         return asdict(views(one.source, one.dataset, options, one.photographs, one.gpus, one.pile))
+    if isinstance(specification, SetsJob):
+        from pipelines.sets import sets
+
+        made = sets(specification.of, specification.sources, specification.dataset, specification.options)
+        print(*made.summary(specification.dataset), sep="\n", flush=True)
+        return asdict(made)
     if isinstance(specification, EvaluateJob):
         return evaluate_on_worker(specification)
     if isinstance(specification, ReportJob):
-        from pipelines.reports.page import report
+        from pipelines.reports.request import requested_page
 
-        page = report(specification.of)
+        page = requested_page(specification.of, specification.where, specification.beside, specification.replay_step)
         print(page)
         return {"page": page}
     return _train(specification, attempt)
@@ -60,7 +68,7 @@ def _label(specification: LabelJob) -> dict[str, Any]:
         specification.groups,
         specification.parameters,
         specification.shards,
-        most_cpus=request.max_workers * request.cpus,
+        most_cpus=request.max_workers * request.cpus + float(os.environ.get(MORE_CPUS, 0)),
         resources=specification.resources,
         only_errors=specification.only_errors,
         most_gpus=request.max_workers * request.gpus,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from cluster.backend import Backend, open_backend
+from cluster.kubernetes_target import KubernetesTarget
 from cluster.target import Target, load_target
 from cluster.user_data import one_at_a_time
 from cluster.work import AlreadySubmitted, Work
@@ -19,6 +20,7 @@ from model.inputs import InputError, one_line
 from pipelines.jobs.attempt import Attempt, Control, this_sender
 from pipelines.jobs.folder import JobFolder
 from pipelines.jobs.known_jobs import forget_job, remember_job, remembered_jobs
+from pipelines.jobs.needs import machine_needs
 from pipelines.jobs.resolved import ResolvedJob
 from pipelines.jobs.specification import JobSpecification
 from pipelines.jobs.status import backend_of, job_status
@@ -36,7 +38,7 @@ def submit_job(job: ResolvedJob, target_name: str, say: Say = lambda line: None)
 
 def send_job(job: ResolvedJob, target_name: str, target: Target, say: Say) -> Attempt:
     """`submit_job` with a target that was read already, whatever its file says by now."""
-    backend = open_backend(target)
+    backend = _backend_for(job, target)
     with one_at_a_time(job.id):
         previous = job.folder.attempt()
         if previous and _is_under_way(job, previous, say):
@@ -44,19 +46,27 @@ def send_job(job: ResolvedJob, target_name: str, target: Target, say: Say) -> At
         number = _next_number(job.folder, previous)
         target_values = target.model_dump(mode="json")
         attempt = Attempt(job.id, number, job.address, target_name, target_values, time.time(), this_sender())
+        remarks = backend.remarks(work_of(job, attempt))
         undo = _record(job, attempt, previous)
         _send(job, attempt, backend, undo)
+    for remark in remarks:
+        say(f"{job.id}: {remark}")
     return attempt
 
 
 def plan_job(job: ResolvedJob, target_name: str) -> dict[str, str]:
-    """What `submit_job` would send, by title; nothing is touched."""
+    """What `submit_job` would send, by title, and what it would remark; nothing is touched."""
     target, number = load_target(target_name), 1
+    backend = _backend_for(job, target)
     # Only the output of a job that was sent from here has to answer.
     previous = job.folder.attempt() if job.id in remembered_jobs() else None
     if previous:
         number = previous.number if job_status(previous).alive else _free_number(job.folder, previous)
-    return open_backend(target).plan(work_of(job, Attempt(job.id, number, job.address, target_name, {}, 0.0, "")))
+    work = work_of(job, Attempt(job.id, number, job.address, target_name, {}, 0.0, ""))
+    plan = backend.plan(work)
+    if remarks := backend.remarks(work):
+        plan["remarks"] = "".join(f"#   {remark}\n" for remark in remarks)
+    return plan
 
 
 def work_of(job: ResolvedJob, attempt: Attempt) -> Work:
@@ -68,7 +78,18 @@ def work_of(job: ResolvedJob, attempt: Attempt) -> Work:
         address=attempt.address,
         resources=job.resources,
         data=tuple(job.specification.data),
+        needs=machine_needs(job.specification),
     )
+
+
+def _backend_for(job: ResolvedJob, target: Target) -> Backend:
+    """The target's backend. Raises InputError for a job that names what only other kinds of targets have."""
+    if job.workers.gpu_type and not isinstance(target, KubernetesTarget):
+        raise InputError(
+            f"workers.gpu_type {job.workers.gpu_type}: names a pool of a Kubernetes target, and this one is of type "
+            f"{target.type}; leave it out"
+        )
+    return open_backend(target)
 
 
 def _is_under_way(job: ResolvedJob, previous: Attempt, say: Say) -> bool:

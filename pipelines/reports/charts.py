@@ -25,8 +25,9 @@ def line_chart(
     smooth: bool = True,
     top: float | None = None,
     others: Mapping[str, Points] | None = None,
+    axis: str = "step",
 ) -> Markup:
-    """Values over training steps: as measured, faint, and smoothed, strong.
+    """Values over training steps, or what `axis` says: as measured, faint, and smoothed, strong.
 
     points: (step, value); label: what is measured, for readers of the page's text; unit: on the vertical axis;
     top: of that axis, to give several charts the same. others: CSS class of a line → what else to draw, smoothed too.
@@ -61,7 +62,7 @@ def line_chart(
         parts.append(f'<text class="axis end" x="{_LEFT - 7}" y="{line_y + 3.5:.1f}">{number(tick)}</text>')
     for tick in ticks(x0, x1, 6):
         parts.append(f'<text class="axis mid" x="{x(tick):.1f}" y="{HEIGHT - 18}">{number(tick)}</text>')
-    parts.append(f'<text class="axis end" x="{WIDTH - _RIGHT}" y="{HEIGHT - 3}">step</text>')
+    parts.append(f'<text class="axis end" x="{WIDTH - _RIGHT}" y="{HEIGHT - 3}">{escape(axis)}</text>')
     parts.append(f'<text class="axis" x="4" y="12">{escape(unit)}</text>')
     own = {"raw": (steps, values), "line": (steps, means)} if smooth else {"line": (steps, values)}
     own |= {name: (line[0], smoothed(line[1]) if smooth else line[1]) for name, line in lines.items()}
@@ -71,7 +72,7 @@ def line_chart(
             continue
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(*_thinned(across, up), strict=True))
         parts.append(f'<polyline class="{name}" points="{path}"/>')
-    summary = f"{label}: {number(float(means[0]))} at step {number(steps[0])}, {number(float(means[-1]))} at the end"
+    summary = f"{label}: {number(float(means[0]))} at {axis} {number(steps[0])}, {number(float(means[-1]))} at the end"
     return _svg(WIDTH, HEIGHT, summary, "chart", parts)
 
 

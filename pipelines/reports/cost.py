@@ -25,6 +25,8 @@ def print_cost(config: TrainingConfig, cluster: ClusterSpec, cost: Cost, as_json
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_row("weights", f"{cost.parameters / 1e9:.2f} billion")
+    if cost.trained < cost.parameters:
+        table.add_row("weights of the adapter", f"{cost.trained / 1e6:.1f} million")
     for part, size in cost.memory.items():
         table.add_row(f"memory: {part}", f"{size / _GIB:.1f} GiB")
     total = sum(cost.memory.values())
@@ -43,17 +45,23 @@ def print_cost(config: TrainingConfig, cluster: ClusterSpec, cost: Cost, as_json
     table.add_row("seconds of a step", f"{cost.step:.3f}")
     table.add_row("model FLOP utilization", f"{cost.mfu:.0%}", end_section=True)
     table.add_row(
-        "checkpoint, written beside the steps", f"{cost.checkpoint_bytes / 1e9:.0f} GB in {cost.checkpoint:.0f} s"
+        "checkpoint, written beside the steps",
+        f"{_short(cost.checkpoint_bytes / 1e9)} GB in {_short(cost.checkpoint)} s",
     )
-    table.add_row("memory of a node for its copies", f"{cost.checkpoint_host_bytes / _GIB:.0f} GiB")
+    table.add_row("memory of a node for its copies", f"{_short(cost.checkpoint_host_bytes / _GIB)} GiB")
     table.add_row("seconds that steps wait for one", f"{cost.checkpoint_stall:.2f}", end_section=True)
-    table.add_row("the whole run", f"{cost.hours:,.0f} hours, {cost.hours * cluster.gpus:,.0f} GPU hours")
+    table.add_row("the whole run", f"{_short(cost.hours)} hours, {_short(cost.hours * cluster.gpus)} GPU hours")
     if cost.dollars is not None:
-        table.add_row("price", f"{cost.dollars:,.0f} dollars")
+        table.add_row("price", f"{_short(cost.dollars)} dollars")
     console = Console()
     console.print(table)
     for line in advice(config, cluster, cost):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _short(value: float) -> str:
+    """A whole number, or two digits of a smaller one."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def advice(config: TrainingConfig, cluster: ClusterSpec, cost: Cost) -> list[str]:
@@ -62,10 +70,12 @@ def advice(config: TrainingConfig, cluster: ClusterSpec, cost: Cost) -> list[str
     total = sum(cost.memory.values()) / _GIB
     if total > 0.9 * cluster.memory_gb:
         remedies = []
-        if cluster.sharding != "all":
+        if cluster.sharding != "all" and cluster.gpus > 1:
             remedies.append("shard over all GPUs (--shard all)")
         if not config.workers.gradient_checkpointing:
             remedies.append("set workers.gradient_checkpointing=true")
+        if config.initialize and not config.lora:
+            remedies.append("train an adapter (--set lora.rank=16)")
         remedies.append("lower workers.pack_tokens")
         lines.append(f"Memory: {total:.0f} GiB are close to or above what a GPU has; {', or '.join(remedies)}.")
     if cost.communication > cost.compute:

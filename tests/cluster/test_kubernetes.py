@@ -32,6 +32,19 @@ def test_submit_state_and_stop(server: ApiServer, backend: KubernetesBackend) ->
     assert backend.state(WORK.name) == TargetState("absent")
 
 
+def test_examination_asks_for_rights(server: ApiServer, backend: KubernetesBackend) -> None:
+    assert all(finding.ok for finding in backend.examine(WORK))
+    server.denied = {("patch", "rayclusters"), ("get", "pods")}
+    denied = {finding.check: finding.remedy for finding in backend.examine(WORK) if not finding.ok}
+    assert denied == {
+        "may patch rayclusters": "ask who runs the cluster for patch on rayclusters (ray.io)",
+        "may get pods/log": "ask who runs the cluster for get on pods/log",
+    }
+    reviews = [body["spec"]["resourceAttributes"] for _, path, _, body in server.requests if "reviews" in path]
+    assert {review["namespace"] for review in reviews} == {"default"}
+    assert not server.objects, "nothing was sent"
+
+
 def test_stop_reports_job_that_is_not_removed(
     server: ApiServer, backend: KubernetesBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +176,13 @@ def check(backend: KubernetesBackend, line: str) -> None:
     with pytest.raises(InputError, match=line) as error:
         backend.submit(WORK)
     assert "\n" not in str(error.value) and "token-of" not in str(error.value)
+
+
+def test_field_that_only_an_overlay_has_is_blamed_on_it(server: ApiServer, tmp_path: Path) -> None:
+    field = "spec.rayClusterSpec.workerGroupSpecs[0].template.spec.restartPolice"
+    server.refusals["POST", "rayjobs"] = (400, f'strict decoding error: unknown field "{field}"')
+    backend = backend_for(server, tmp_path, gpu_pool={"pod_overlay": {"spec": {"restartPolice": "x"}}})
+    check(backend, r"does not know .*restartPolice; correct `pod_overlay` in the target, or else KubeRay 1\.6")
 
 
 def test_user_error_is_one_line(server: ApiServer, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from kuberay_schemas import pod_templates, ray_errors, validate_pod
 
 from cluster.backend import open_backend
 from cluster.kubernetes.manifests import QUEUE_LABEL, raycluster, rayjob
-from cluster.target import KubernetesTarget, load_target, parse_target, targets
+from cluster.kubernetes_target import KubernetesTarget
+from cluster.target import load_target, parse_target, targets
 from cluster.work import ResourceRequest, Work
 from model.inputs import InputError
 
@@ -105,10 +106,22 @@ def test_schema_validation_rejects_unknown_field() -> None:
 
 @pytest.mark.parametrize("name", [name for name in targets() if isinstance(load_target(name), KubernetesTarget)])
 def test_example_targets_give_valid_manifests(name: str) -> None:
+    """KubeRay and Kubernetes would take what is sent for 64 ranks, on one machine or many."""
     target = load_target(name)
     assert isinstance(target, KubernetesTarget)
-    assert ray_errors(rayjob(target, WORKS["train"])) == []
+    manifest = rayjob(target, Work("train-1", "train", (), "s3://b/j", ResourceRequest(64, 64, 1.0, 1.0)))
+    assert ray_errors(manifest) == []
+    for template in pod_templates(manifest):
+        validate_pod(template)
+    pods = 64 // target.gpu_pool.gpus
+    assert group(manifest)["replicas"] == pods
+    assert requests_of_gpus(manifest) == 64
     assert parse_target(target.model_dump(mode="json"), name) == target  # as the job's folder keeps it
+
+
+def requests_of_gpus(manifest: dict[str, Any]) -> int:
+    container = group(manifest)["template"]["spec"]["containers"][0]
+    return group(manifest)["replicas"] * container["resources"]["requests"]["nvidia.com/gpu"]
 
 
 def group(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -116,9 +129,11 @@ def group(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def requests(template: dict[str, Any]) -> dict[str, Any]:
+    """What a pod asks for. Of disk it asks for some, and may take more."""
     resources = template["spec"]["containers"][0]["resources"]
-    assert resources["requests"] == resources["limits"]
-    return resources["requests"]
+    disk = {"ephemeral-storage": "10Gi"}
+    assert resources["requests"] == resources["limits"] | disk
+    return resources["limits"]
 
 
 def test_work_goes_to_its_pool_and_size() -> None:
@@ -126,7 +141,7 @@ def test_work_goes_to_its_pool_and_size() -> None:
     label, train = rayjob(target, WORKS["label, many"]), rayjob(target, WORKS["train"])
     assert (group(label)["groupName"], group(train)["groupName"]) == ("cpu", "gpu")
     assert requests(group(label)["template"]) == {"cpu": "2500m", "memory": "1.5G"}
-    assert requests(group(train)["template"]) == {"cpu": "8", "memory": "32Gi", "nvidia.com/gpu": 1}
+    assert requests(group(train)["template"]) == {"cpu": "32", "memory": "128Gi", "nvidia.com/gpu": 4}
     assert group(label)["template"]["spec"]["nodeSelector"] == {"pool": "cpu"}
     assert group(train)["template"]["spec"]["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"}
     tolerated = {item["key"] for item in group(train)["template"]["spec"]["tolerations"]}

@@ -49,6 +49,32 @@ def test_ray_data_calls_back_at_each_step(ray_prepared: None) -> None:
     assert "custom_execution_callback_classes" in fields, moved("custom_execution_callback_classes is gone")
 
 
+def test_ray_can_start_without_its_helpers(ray_prepared: None) -> None:
+    import ray._private.worker as worker
+    from ray._private.node import Node
+    from ray._private.parameter import RayParams
+
+    assert {"no_monitor", "include_log_monitor"} <= set(parameters(RayParams)), moved("RayParams")
+    assert "ray._private.parameter.RayParams(" in inspect.getsource(worker), moved("RayParams is taken from elsewhere")
+    names = parameters(getattr(Node, "start_api_server", None))
+    assert names == ["self", "include_dashboard", "raise_on_failure"], moved(f"start_api_server now takes {names}")
+
+
+def test_ray_data_asks_its_helpers_in_one_place(ray_prepared: None) -> None:
+    import ray.data._internal.cluster_autoscaler.rate_based_cluster_autoscaler as autoscaler
+    import ray.data._internal.stats as stats
+    from ray.data._internal.cluster_autoscaler import DEFAULT_CLUSTER_AUTOSCALER_VERSION, AutoscalingCoordinator
+
+    assert DEFAULT_CLUSTER_AUTOSCALER_VERSION == "RATE_BASED", moved("another autoscaler of clusters")
+    assert "DefaultAutoscalingCoordinator(" in inspect.getsource(autoscaler), moved("DefaultAutoscalingCoordinator")
+    asked = set(AutoscalingCoordinator.__abstractmethods__)
+    assert asked == {"request_resources", "cancel_request", "get_reserved_resources"}, moved(f"it is asked {asked}")
+    methods = {name for name, method in vars(stats._StatsManager).items() if isinstance(method, staticmethod)}
+    silent = {"register_dataset_to_stats_actor", "update_execution_metrics", "update_iteration_metrics"}
+    known = silent | {"gen_dataset_id_from_stats_actor", "_aggregate_per_node_metrics"}
+    assert methods == known, moved(f"_StatsManager has {methods}")
+
+
 def test_private_parts_of_ray_are_used_nowhere_else() -> None:
     users = {
         str(path.relative_to(ROOT))

@@ -103,3 +103,21 @@ def test_training_on_two_nodes_is_interrupted_and_finishes(
     assert [record["step"] for record in read_metrics(open_store(run))] == list(range(1, steps + 1))
     assert any(f"continuing from step {saved[-1]}" in line for line in log_lines(submission))
     assert "Restarts=1" in site.run("scontrol", "show", "job", number)
+
+
+def test_doctor_on_two_nodes(
+    site: SlurmSite, tmp_path: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipelines.cli.app import app
+
+    place = site_file(tmp_path, scratch)
+    app(["doctor", str(tmp_path / "place"), "--target", place, "--workers", "2", "--cpus", "2"], standalone_mode=False)
+    table = " ".join(capsys.readouterr().out.split())
+    for words in ("2 of 2 nodes are up", "no accounting", "between nodes", "over 2 (gloo)", "each reaches each"):
+        assert all(word in table for word in words.split()), table
+    until(lambda: not site.run("squeue", "-h", "-o", "%i"), lambda: [site.run("squeue")])
+    closed = Path(place).read_text() + "partition: closed\n"
+    Path(place).write_text(closed)
+    assert app(["doctor", "--target", place, "--workers", "2"], standalone_mode=False) == 1
+    told = capsys.readouterr().out
+    assert "✗" in told and "DOWN" in told, "nothing was sent to a partition that is down"

@@ -81,7 +81,7 @@ def test_script_states_target(tmp_path: Path) -> None:
         memory_gb_per_node=100,
         options=["--mail-type=FAIL"],
         setup=["module load cuda"],
-        environment={"HF_HUB_OFFLINE": "1", "NOTE": "it's $HOME"},
+        environment={"HF_HUB_OFFLINE": "1", "NOTE": "it's $HOME", "TWO": "lines;\n`touch x`"},
         folder=str(tmp_path / "100% of it"),
         python="/shared/venv/bin/python",
         working_dir="/shared/onediffusion",
@@ -98,6 +98,7 @@ def test_script_states_target(tmp_path: Path) -> None:
     assert lines.index("module load cuda") < lines.index("export HF_HUB_OFFLINE=1")
     told = subprocess.run(["bash", "-c", text[: text.index("# Ray on every")] + "env"], capture_output=True, text=True)
     assert "NOTE=it's $HOME\n" in told.stdout, told.stderr
+    assert "TWO=lines;\n`touch x`\n" in told.stdout
     assert "OMP_NUM_THREADS=1\n" in told.stdout
     assert "arguments=(execute s3://lab/d/jobs/label-1a2b3c4d --attempt 1)" in lines
     assert {"python=/shared/venv/bin/python", "working_dir=/shared/onediffusion"} <= set(lines)
@@ -137,13 +138,40 @@ def test_local_address_needs_shared_disk(tmp_path: Path) -> None:
         ({"hours": 0.05}, "hours 0.05 leaves no time before the signal that comes 300 s"),
         ({"partiton": "gpu"}, "no key 'partiton' (did you mean 'partition'?)"),
         ({"partition": "gpu --account=x"}, "partition: "),
-        ({"options": ["-p gpu"]}, "options.0: "),
+        (
+            {"options": ["-p gpu"]},
+            "options.0: -p gpu (--partition) is what jobs of this project are steered by; set pa",
+        ),
+        (
+            {"options": ["-Jmine"]},
+            "options.0: -Jmine (--job-name) is what jobs of this project are steered by; leave it",
+        ),
+        ({"options": ["-a 0-3"]}, "options.0: -a 0-3 (--array) is"),
+        ({"options": ["-o/dev/null"]}, "options.0: -o/dev/null (--output) is"),
+        ({"options": ["-b now"]}, "options.0: write '-b now' with its long name, as --begin=VALUE"),
+        ({"options": ["--export ALL,X=1"]}, "options.0: --export is"),
+        ({"options": ["--export=NONE"]}, "options.0: --export is"),
+        ({"options": [" --job-name=mine"]}, "options.0: --job-name is"),
+        ({"options": ["--Job_Name=mine"]}, "options.0: --Job_Name (--job-name) is"),
+        ({"options": ["--clusters=other"]}, "options.0: --clusters is"),
+        ({"options": ["--comment two words"]}, "options.0: write '--comment two words' as --NAME=VALUE, in one line"),
+        ({"options": ["--comment=a\n#SBATCH --job-name=mine"]}, "options.0: write "),
+        ({"setup": ["#SBATCH --job-name=mine"]}, "setup.0: a line with #SBATCH is an option of sbatch; give it under"),
+        ({"setup": ["true\n #PBS -N mine"]}, "setup.0: a line with #PBS is"),
+        ({"environment": {"MY-VAR": "1"}}, "environment: the name: write it as shells name variables"),
+        ({"environment": {"X;touch y": "1"}}, "environment: the name: write it as shells name variables"),
+        ({"environment": {"": "1"}}, "environment: the name: write it as shells name variables"),
+        ({"environment": {"2024": "1"}}, "environment: the name: write it as shells name variables"),
+        ({"environment": {"UID": "1"}}, "environment: UID is bash's own"),
         ({"options": ["--mail-type=FAIL", "--job-name=mine"]}, "options.1: --job-name is what jobs of this project"),
         ({"options": ["--array=0-3"]}, "options.0: --array is"),
-        ({"options": ["--outp=/dev/null"]}, "options.0: --outp is"),
+        ({"options": ["--outp=/dev/null"]}, "options.0: --outp (--output) is"),
         ({"options": ["--no-requeue"]}, "options.0: --no-requeue is what jobs of this project are steered by; set req"),
         ({"options": ["--time 5"]}, "options.0: --time is what jobs of this project are steered by; set hours"),
         ({"options": ["--nodes=4"]}, "options.0: --nodes is"),
+        ({"container": "lab#image:1"}, "container needs `python`: the interpreter within the image"),
+        ({"container_mounts": ["/a:/a"]}, "container_mounts has no effect without `container`"),
+        ({"options": ["--container-image=x"]}, "options.0: --container-image is what jobs of this project are steered"),
         ({"scratch": "/scratch/" + "x" * 40}, "scratch: "),
     ],
 )
@@ -163,7 +191,33 @@ def test_example_target_is_valid() -> None:
     for line in given:
         import yaml
 
-        target(**yaml.safe_load(line))
+        needed = {"python": "/usr/bin/python3"} if line.startswith("container") else {}
+        needed |= {"container": "/shared/onediffusion.sqsh"} if line.startswith("container_mounts") else {}
+        target(**needed | yaml.safe_load(line))
+
+
+def test_container_holds_every_process_of_ours(tmp_path: Path) -> None:
+    """The script with commands of Slurm that only note how they were called; pyxis itself is not to be had here."""
+    values = {"container": "lab#onediffusion:1", "python": "/usr/bin/python3", "container_mounts": ["/data:/data:ro"]}
+    text = SlurmBackend(target(working_dir="/opt/onediffusion", scratch=str(tmp_path)[:32], **values)).plan(work())
+    script = text["sbatch script"].replace('cd "$working_dir"', "cd /")
+    (tmp_path / "srun").write_text(f'#!/bin/bash\nprintf "%s\\n" "$*" >> {tmp_path}/steps\nexit 1\n')
+    (tmp_path / "srun").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURMD_NODENAME": "n1", "SLURM_JOB_NAME": "x"}
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "finds no checkout" in done.stdout
+    (step,) = (tmp_path / "steps").read_text().splitlines()
+    assert "--nodelist=n1" in step and "--container-image=lab#onediffusion:1" in step
+    assert ":/opt/onediffusion,/data:/data:ro " in step and "/usr/bin/python3 -c" in step
+    body = script[script.index("cd /") :]
+    ours = [line for line in body.splitlines() if '"$python"' in line or '"${ray[@]}"' in line]
+    assert len(ours) >= 8
+    outside = [
+        line for line in ours if '"${inside[@]}"' not in line and "fail" not in line and "--address=" not in line
+    ]
+    outside = [line for line in outside if "exec" not in line]  # the body of the other nodes' step, which has it
+    assert not outside, "what is not in a step of the container"
+    assert "container=()" in SlurmBackend(target()).plan(work())["sbatch script"]
 
 
 def test_missing_slurm_commands_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

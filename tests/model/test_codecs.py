@@ -12,7 +12,7 @@ from skimage import data
 from skimage.color import gray2rgb
 from tiny_models import save_vae
 
-from model.codecs import codec_digest, load_autoencoder, load_codec
+from model.codecs import codec_digest, codec_name, load_autoencoder, load_codec
 from model.codecs.block_transform import block_constants
 from model.codecs.dct import MEAN, STD
 from model.conditions import draw_mask
@@ -115,6 +115,13 @@ def test_load_codec_gives_dct_which_checks_sizes():
     assert codec.digest == codec_digest("dct") != ""
     with pytest.raises(InputError, match="20×16"):
         codec.encode(torch.zeros(1, 3, 16, 20))
+
+
+def test_pipeline_exported_with_dct_names_it(tmp_path):
+    load_autoencoder("dct").save_pretrained(tmp_path / "vae")
+    codec = load_codec(str(tmp_path))
+    assert (codec.name, codec.digest) == ("dct", codec_digest("dct")) == ("dct", codec_digest(str(tmp_path)))
+    assert codec_name(str(tmp_path)) == "dct"
 
 
 def test_vae_scales_the_mode_and_does_not_shift(vae_folder):

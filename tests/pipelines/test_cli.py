@@ -16,7 +16,7 @@ from commands import ROOT, onediffusion
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     result = onediffusion("--help")
     assert result.returncode == 0
-    for command in ("ingest", "label", "status", "views", "train", "sample", "report", "demo"):
+    for command in ("ingest", "label", "status", "views", "sets", "train", "sample", "report", "demo"):
         assert re.search(rf"\b{command}\b", result.stdout)
     code = "import sys, pipelines.cli.app; print([m for m in ('torch', 'ray', 'numpy', 'pyarrow') if m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

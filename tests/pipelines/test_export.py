@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 from tiny_run import save_run
 from typer.testing import CliRunner
 
@@ -64,6 +67,61 @@ def test_folder_with_something_in_it_is_left_alone(run: Path, tmp_path: Path) ->
     with pytest.raises(InputError, match="no checkpoint there"):
         export(str(tmp_path / "nothing"), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_one_file_holds_the_transformer_under_its_published_names(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "models" / "mine.safetensors"
+    result = CliRunner().invoke(app, ["export", str(run), str(path), "--format", "comfyui"])
+    assert result.exit_code == 0 and result.output.strip() == str(path)
+    expected = load_pipeline(str(run), "cpu").transformer
+    assert {name: value.shape for name, value in load_file(path).items()} == {
+        name: value.shape for name, value in expected.state_dict().items()
+    }
+    again = NextDiT.from_single_file(path)
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, expected.state_dict()[name]), name
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["modelspec.architecture"] == "onediffusion"
+    assert [entry.name for entry in path.parent.iterdir()] == ["mine.safetensors"]
+    with pytest.raises(InputError, match="there is something already"):
+        export(str(run), str(path), form="comfyui")
+    with pytest.raises(InputError, match="writes one file; name it"):
+        export(str(run), str(tmp_path / "folder"), form="comfyui")
+
+
+def test_eight_bits_in_one_file_say_how_far_they_are_off(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.safetensors"
+    result = CliRunner().invoke(app, ["export", str(run), str(path), "--format", "comfyui", "--quantize", "fp8"])
+    assert result.exit_code == 0, result.output
+    stated = re.search(r"fp8: .* velocities are ([\d.]+)% from those of bf16", result.output)
+    assert stated and 0.1 < float(stated[1]) < 10
+    stored = load_file(path)
+    assert stored["layers.0.attention.wq.weight"].dtype == torch.float8_e4m3fn
+    assert stored["layers.0.adaLN_modulation.1.weight"].dtype == stored["x_embedder.weight"].dtype == torch.bfloat16
+    assert NextDiT.from_single_file(path).dtype == torch.bfloat16
+    with pytest.raises(InputError, match="ComfyUI reads no such file"):
+        export(str(run), str(tmp_path / "int8.safetensors"), form="comfyui", quantize="int8")
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_pipeline_in_eight_bits_is_read_back(run: Path, tmp_path: Path, kind: str) -> None:
+    result = CliRunner().invoke(app, ["export", str(run), str(tmp_path / "out"), "--quantize", kind])
+    assert result.exit_code == 0, result.output
+    stated = re.search(rf"{kind}: .* velocities are ([\d.]+)% from those of bf16", result.output)
+    assert stated and 0.1 < float(stated[1]) < 10
+    exported = OneDiffusionPipeline.from_pretrained(tmp_path / "out")
+    weight = exported.transformer.layers[0].attention.wq.weight
+    assert type(weight).__name__ in ("Int8Tensor", "Float8Tensor")
+    plain = load_pipeline(str(run), "cpu", dtype=torch.bfloat16)
+    assert np.abs(draw(exported) - draw(plain)).mean() < 0.05
+    assert not list((tmp_path / "out").rglob("*.bin"))
+
+
+def test_pipeline_of_diffusers_is_exported_with_its_own_parts(run: Path, tmp_path: Path) -> None:
+    export(str(run), str(tmp_path / "first"))
+    export(str(tmp_path / "first"), str(tmp_path / "second"))
+    first, second = (OneDiffusionPipeline.from_pretrained(tmp_path / name) for name in ("first", "second"))
+    assert np.array_equal(draw(first), draw(second))
 
 
 def test_export_to_s3_is_read_back(run: Path, s3: str, tmp_path: Path) -> None:

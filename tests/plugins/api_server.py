@@ -32,7 +32,7 @@ class ApiServer:
     requests: (method, path, query, body) of all requests. refusals: answers (status, body) instead of the usual one, by
     (method, plural). silent: plurals whose POST is carried out, but never answered. lingering: how many more times a
     deleted object is listed. kuberay, kueue: whether their definitions are installed. quota: where it is set, every new
-    object is refused with this text.
+    object is refused with this text. denied: (verb, resource) that a review of access answers with no.
     """
 
     def __init__(self, namespaces: tuple[str, ...] = ("default",)) -> None:
@@ -44,6 +44,7 @@ class ApiServer:
         self.requests: list[tuple[str, str, dict[str, str], Any]] = []
         self.refusals: dict[tuple[str, str], tuple[int, Any]] = {}
         self.silent: set[str] = set()
+        self.denied: set[tuple[str, str]] = set()
         self.lingering = 0
         self.kuberay, self.kueue = True, False
         self.quota: str | None = None
@@ -90,6 +91,10 @@ class ApiServer:
             }
             group["preferredVersion"] = group["versions"][0]
             return 200, {"kind": "APIGroupList", "groups": [group] if self.kueue else []}
+        if path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews":
+            asked = body["spec"]["resourceAttributes"]
+            allowed = (asked["verb"], asked["resource"]) not in self.denied
+            return 201, {"kind": "SelfSubjectAccessReview", "spec": body["spec"], "status": {"allowed": allowed}}
         if core := CORE.fullmatch(path):
             return self._core(*core.groups(), query)
         match = OBJECT.fullmatch(path)

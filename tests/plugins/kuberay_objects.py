@@ -8,7 +8,8 @@ from typing import Any
 from api_server import ApiServer
 
 from cluster.kubernetes.backend import KubernetesBackend
-from cluster.target import KubernetesTarget, parse_target
+from cluster.kubernetes_target import KubernetesTarget
+from cluster.target import parse_target
 from cluster.work import ResourceRequest, Work
 
 WORK = Work(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import psutil
 
@@ -14,6 +14,31 @@ def below(process: int) -> list[psutil.Process]:
     with suppress(psutil.NoSuchProcess):
         return psutil.Process(process).children(recursive=True)
     return []
+
+
+def training_workers() -> list[psutil.Process]:
+    """The processes in which trainings take their steps, on the Ray that this process has started."""
+    processes = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "".join(process.cmdline()).startswith("ray::RayTrainWorker"):
+                processes.append(process)
+    return processes
+
+
+@contextmanager
+def training_suspended() -> Iterator[list[psutil.Process]]:
+    """Within, trainings take no steps, which would take the cores that a test waits for. Gives their processes."""
+    workers = training_workers()
+    assert workers
+    for worker in workers:
+        worker.suspend()
+    try:
+        yield workers
+    finally:
+        for worker in workers:
+            with suppress(psutil.NoSuchProcess):
+                worker.resume()
 
 
 def wait_for_end(job: subprocess.Popen[bytes], children: Sequence[psutil.Process]) -> None:

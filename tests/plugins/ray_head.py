@@ -22,12 +22,13 @@ from free_ports import free_ports
 from cluster.ray_environment import AUTHENTICATION, RAY_ENVIRONMENT
 
 START = (sys.executable, "-m", "ray.scripts.scripts", "start", "--block")
-WORKER_PORTS = ("--min-worker-port=0", "--max-worker-port=0")  # as the system gives them out: other Rays run beside it
+# Ports as the system gives them out, since other Rays run beside it; no process for workers' logs, which nobody reads.
+WORKERS = ("--min-worker-port=0", "--max-worker-port=0", "--include-log-monitor=false")
 
 
 @dataclass(frozen=True)
 class RayHead:
-    """Address of its dashboard, where its nodes meet, the file of its token, and the environment of its nodes."""
+    """Address that takes jobs, where its nodes meet, the file of its token, and the environment of its nodes."""
 
     address: str
     gcs: str
@@ -36,10 +37,13 @@ class RayHead:
 
 
 @contextmanager
-def ray_head(folder: Path, environment: dict[str, str], cwd: Path | None = None) -> Iterator[RayHead]:
+def ray_head(
+    folder: Path, environment: dict[str, str], cwd: Path | None = None, takes_jobs: bool = False
+) -> Iterator[RayHead]:
     """Start it with `environment` (as S3 credentials, which are the cluster's own), and end it by process id.
 
-    cwd: the folder that it works in, the base of relative paths.
+    cwd: the folder that it works in, the base of relative paths. takes_jobs: whether jobs can be sent to `address`,
+    for which Ray's dashboard has to run, a dozen processes.
     """
     token = folder / "token"
     token.touch(mode=0o600)
@@ -60,14 +64,16 @@ def ray_head(folder: Path, environment: dict[str, str], cwd: Path | None = None)
         *("--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2", f"--object-store-memory={300 << 20}"),
         *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"),
         f"--temp-dir={scratch}",
-        *WORKER_PORTS,
+        f"--include-dashboard={str(takes_jobs).lower()}",
+        "--no-monitor",  # of an autoscaler
+        *WORKERS,
         f"--dashboard-agent-listen-port={agent}",  # a Ray that runs beside it may have taken the usual one
     ]
     log = (folder / "head.log").open("wb")
     head = subprocess.Popen(command, env=own, cwd=cwd, stdout=log, stderr=log, start_new_session=True)
     try:
         deadline = time.monotonic() + 90
-        while not _listens(dashboard):
+        while not (_listens(dashboard) if takes_jobs else Path(scratch, "ray_current_cluster").exists()):
             assert head.poll() is None, (folder / "head.log").read_text()
             assert time.monotonic() < deadline, (folder / "head.log").read_text()
             time.sleep(0.3)
@@ -87,7 +93,7 @@ def ray_node(head: RayHead, cpus: int) -> Iterator[psutil.Process]:
     """
     scratch = tempfile.mkdtemp(prefix="ray-")
     command = [*START, f"--address={head.gcs}", f"--num-cpus={cpus}", f"--object-store-memory={100 << 20}"]
-    command += [f"--dashboard-agent-listen-port={free_ports(1)[0]}", *WORKER_PORTS, f"--temp-dir={scratch}"]
+    command += [f"--dashboard-agent-listen-port={free_ports(1)[0]}", *WORKERS, f"--temp-dir={scratch}"]
     # It prints much when it is killed.
     silent = subprocess.DEVNULL
     node = subprocess.Popen(command, env=head.environment, stdout=silent, stderr=silent, start_new_session=True)

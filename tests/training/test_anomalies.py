@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,9 @@ from typer.testing import CliRunner
 from labeling.dataset import Dataset, LocalStore, open_store, write_shard
 from model.inputs import InputError
 from pipelines.cli.app import app
+from pipelines.jobs.running import RunningAttempt
+from pipelines.jobs.specification import parse_specification
+from pipelines.jobs.steps import run_job
 from training.anomalies import SKIPPED, AnomalyWatch, Past, read_skipped
 from training.checkpoint import load_training
 from training.config import load_config
@@ -128,10 +131,14 @@ def test_run_skips_a_broken_row_on_all_workers_and_again_when_it_goes_back(
     assert drawn_steps(store) == [2, 4, 6, 8, 10]
     drawn = json.loads((run / "samples/step-000010/samples.json").read_text())
     assert {(one["task"], one["direction"]) for one in drawn} >= {("text2image", "to_image"), ("edges", "from_image")}
-    for command in (["report", str(run), "--with", str(run)], ["report", str(run), "--replay-step", str(steps[0])]):
-        result = CliRunner().invoke(app, command)
+    for name, value in (("with", str(run)), ("replay_step", steps[0])):
+        result = CliRunner().invoke(app, ["report", str(run), f"--{name.replace('_', '-')}", str(value)])
         assert result.exit_code == 0, result.output
-        page = read_page(result.output.strip().splitlines()[-1])
+        written = result.output.strip().splitlines()[-1]
+        page = read_page(written)
         assert "not finite" in page.text and page.all("img")
+        Path(written).unlink()
+        job = parse_specification({"kind": "report", "of": str(run), name: value}, "job")
+        assert run_job(job, cast(RunningAttempt, None)) == {"page": written} and read_page(written).all("img")
     assert f"Step {steps[0]} of debug" in page.text
     assert page.text.count("shard 00000") == config.batch and "σ 0." in page.text

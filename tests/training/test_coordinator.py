@@ -26,6 +26,24 @@ def test_lost_coordinator_aborts_the_training(small_config: dict[str, Any]) -> N
         assert aborted.wait(60)
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_trainer_that_is_ended_gives_back_what_its_workers_had() -> None:
+    """Ray keeps it for them until the driver ends: the next workers of the run would wait for it."""
+    import ray
+    from ray.util.placement_group import placement_group, placement_group_table
+
+    from training.ray_internals import StoppableTrainer
+
+    coordinator, controller = (ray.remote(num_cpus=0)(Coordinator).remote() for _ in range(2))
+    group = placement_group([{"CPU": 0.01}])
+    ray.get([group.ready(), coordinator.hold_placement_group.remote(group)])
+    trainer = object.__new__(StoppableTrainer)  # without a training
+    trainer._controller, trainer._coordinator = controller, coordinator
+    trainer.end()
+    assert placement_group_table(group)["state"] == "REMOVED"
+    ray.kill(coordinator)
+
+
 def test_coordinator_tells_stepping_workers_from_unresponsive_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("training.coordinator.time.monotonic", lambda: now)

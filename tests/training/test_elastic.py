@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from logical_nodes import actors_on, joined_node
 from ray_head import ray_head, ray_node
 
 from cluster.kubernetes.drain import NOT_WORK
@@ -89,6 +90,19 @@ def test_run_that_waits_for_resources_can_be_scaled_and_leaves_cpus_for_readers(
     assert {"event": "scale", "step": 0, "workers": (1, 2)} in events
     assert whole_checkpoints(open_store(tmp_path / "run")) == [0, 2]
     assert len(read_metrics(open_store(tmp_path / "run"))) == 2
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_readers_may_be_on_machines_without_workers(shared_config: dict[str, Any], tmp_path: Path) -> None:
+    """The worker takes all CPUs of its own."""
+    import ray
+
+    reader = {"processes": 1, "cpus": 1.0, "beside": False}
+    all_cpus = ray.cluster_resources()["CPU"]
+    config = config_of({**shared_config, "steps": 2}, {"count": 1, "cpus": all_cpus}, reader=reader)
+    with joined_node(cpus=1, gpus=0) as node:
+        assert run_training(config, str(tmp_path / "run")).step == 2
+        assert any("MapWorker" in name for name in actors_on(node))
 
 
 @pytest.mark.slow

@@ -13,12 +13,17 @@ from model import NextDiT
 from pipelines.train import speed_line
 from training.batch import Sample
 from training.flops import FlopCounter, SampleSize, peak_flops
+from training.lora import LoraConfig, add_adapter
 from training.step_metrics import StepMetrics
 
 
-def test_flop_of_a_step_are_those_that_torch_counts() -> None:
+@pytest.mark.parametrize(("depth", "adapter"), [(2, False), (8, True)])
+def test_flop_of_a_step_are_those_that_torch_counts(depth: int, adapter: bool) -> None:
     torch.manual_seed(0)
-    model = NextDiT(hidden_size=192, depth=2, num_heads=4, num_kv_heads=2, multiple_of=16, caption_channels=64)
+    model = NextDiT(hidden_size=192, depth=depth, num_heads=4, num_kv_heads=2, multiple_of=16, caption_channels=64)
+    flops = FlopCounter(model, frozen=adapter)
+    if adapter:
+        add_adapter(model, LoraConfig(rank=1), half=False)
     frames, side, length = 2, 16, 12
     counter = FlopCounterMode(display=False)
     latents, times = torch.randn(frames, 16, side, side), torch.rand(frames) * 1000
@@ -26,8 +31,8 @@ def test_flop_of_a_step_are_those_that_torch_counts() -> None:
         (velocity,) = model.forward_packed([latents], [times], [torch.randn(length, 64)])
         velocity.square().sum().backward()
     tokens = frames * (side // 2) ** 2
-    counted = FlopCounter(model).step([SampleSize(tokens, length, frames)])
-    # What is small is left out of the arithmetic: embeddings of timesteps and of text, and inputs without a gradient.
+    counted = flops.step([SampleSize(tokens, length, frames)])
+    # What is small is left out of the arithmetic: timesteps, text, adapters, and inputs without a gradient.
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.03)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
 import socket
 from typing import Any, NamedTuple
 
@@ -121,8 +120,7 @@ def run(count: int, local: int | None = None, **workers: Any) -> Result:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # SIGTERM may be ignored in a process that has run many tests, and what is started there would never end by it.
-    with context.Pool(count, signal.signal, (signal.SIGTERM, signal.SIG_DFL)) as pool:
+    with context.Pool(count) as pool:
         arguments = [(rank, count, port, local or count, config) for rank in range(count)]
         return pool.starmap_async(train, arguments, chunksize=1).get(timeout=300)[0]
 

@@ -11,6 +11,7 @@ def test_readers_driver_and_coordinator_start_without_torch() -> None:
     code = """
 import sys
 import training.coordinator, training.dataloader, training.run, training.worker_settings, pipelines.train
+import pipelines.evaluate
 print(*({"torch", "diffusers", "transformers", "peft", "accelerate", "ray"} & set(sys.modules)))
 """
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"

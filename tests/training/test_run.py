@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import psutil
 import pytest
 import torch
 from click.testing import Result
+from process_tree import training_workers
 from typer.testing import CliRunner
 
 from labeling.dataset import open_store
@@ -174,11 +174,11 @@ def test_killed_run_resumes_to_the_same_weights(
     while not any(whole_checkpoints(open_store(killed))) and time.monotonic() < deadline:
         assert driver.poll() is None, "the run ended before it could be killed"
         time.sleep(0.02)
-    workers = _training_workers()
+    workers = training_workers()
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
     psutil.wait_procs(workers, timeout=120)  # the workers end after their driver
-    assert not _training_workers()
+    assert not training_workers()
     resumed_at = whole_checkpoints(open_store(killed))[-1]
     assert 0 < resumed_at < 30
     # What a writer that dies leaves: a checkpoint without its last file, and half a line of metrics.
@@ -380,13 +380,3 @@ def _tensorboard_steps(run: Path, name: str) -> list[int]:
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     return [event.step for event in events.Scalars(name)]
-
-
-def _training_workers() -> list[psutil.Process]:
-    """The worker processes of trainings on this session's Ray."""
-    processes = []
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            if "".join(process.cmdline()).startswith("ray::RayTrainWorker"):
-                processes.append(process)
-    return processes

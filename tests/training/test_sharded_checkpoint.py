@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
-import signal
 import socket
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,8 +100,7 @@ def processes(count: int, run: Path, step: int, local: int, settings: TrainingCo
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # SIGTERM may be ignored in a process that has run many tests, and what is started there would never end by it.
-    with context.Pool(count, signal.signal, (signal.SIGTERM, signal.SIG_DFL)) as pool:
+    with context.Pool(count) as pool:
         arguments = [(rank, count, port, local, settings, str(run), step) for rank in range(count)]
         return pool.starmap_async(work, arguments, chunksize=1).get(timeout=300)
 

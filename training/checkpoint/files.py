@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from labeling.dataset import Store, open_store
@@ -33,6 +34,7 @@ from training.checkpoint.index import (
 FOLDER, STATE = "checkpoints", "state.json"
 SAVED = "saved"  # in state.json: when it was written, in ISO 8601
 _NAME = re.compile(r"step-(\d{6,})")
+_HUB_NAME = re.compile(r"\w[\w-]*/[\w.-]+")  # of an owner, who has no dot, and a model
 _VERIFIED_BYTES = 16 << 20  # read at a time, rounded down to whole blocks
 
 
@@ -67,20 +69,40 @@ def read_state(folder: Store) -> dict[str, Any]:
 def find_checkpoint(uri: str) -> tuple[Store, dict[str, Any]]:
     """(its folder, its state) of the checkpoint that an address means: a run, its checkpoint, or a diffusers folder.
 
-    The state of a folder with transformer/ in diffusers layout is {}. Raises InputError.
+    A folder in diffusers layout has transformer/, or is that; it may be named as on the hub, OWNER/MODEL. Its state is
+    {}. Raises InputError.
     """
     store = open_store(uri)
+    if is_hub_name(uri):
+        return _download(uri), {}
     if store.exists(STATE):
         return store, read_state(store)
     if _NAME.fullmatch(store.uri.rsplit("/", 1)[-1]) and store.walk():
         raise InputError(f"{uri}: this checkpoint is not whole (no {STATE}); take an earlier one")
     if store.exists(f"{TRANSFORMER}/config.json"):
         return store, {}
+    if store.uri.endswith(f"/{TRANSFORMER}") and store.exists("config.json"):
+        return open_store(store.uri.removesuffix(f"/{TRANSFORMER}")), {}
     steps = whole_checkpoints(store)
     if not steps:
         raise InputError(f"{uri}: no checkpoint there; give a run, one of its checkpoints, or make one with `train`")
     folder = store.subfolder(checkpoint_name(steps[-1]))
     return folder, read_state(folder)
+
+
+def is_hub_name(uri: str) -> bool:
+    """Whether an address is a name of the hub: OWNER/MODEL, where nothing here has the name OWNER."""
+    return bool(_HUB_NAME.fullmatch(uri)) and not Path(uri.partition("/")[0]).exists()
+
+
+def _download(name: str) -> Store:
+    """The folder of a model of the hub, downloaded once. Raises InputError."""
+    from model.weights import model_folder
+
+    folder = model_folder(name, TRANSFORMER)
+    if folder.name != TRANSFORMER:
+        raise InputError(f"{name}: it has no {TRANSFORMER}/, so it is no OneDiffusion in diffusers layout")
+    return open_store(folder.parent)
 
 
 def find_step(store: Store, name: str) -> int:

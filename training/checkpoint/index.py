@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import struct
@@ -99,6 +100,12 @@ class CheckpointIndex:
         ]
         return cls(tensors, files)
 
+    def digest(self) -> str:
+        """Of what it holds: tensors, sizes of files, and their checksums where they are known."""
+        tensors = sorted((name, entry.dtype, list(entry.shape)) for name, entry in self.tensors.items())
+        files = sorted([file.name, file.size, list(file.crc32 or ())] for file in self.files)
+        return hashlib.blake2b(json.dumps([tensors, files]).encode(), digest_size=16).hexdigest()
+
     def metadata(self) -> Metadata:
         """As torch.distributed.checkpoint plans by it."""
         import torch
@@ -173,7 +180,12 @@ def read_index(folder: Store) -> CheckpointIndex:
     try:
         return CheckpointIndex.from_json(folder.read(INDEX))
     except FileNotFoundError:
-        names = [f"{TRANSFORMER}/{name}" for name in folder.files(TRANSFORMER) if name.endswith(".safetensors")]
+        # A name with a second dot is that of a variant, as fp16, which holds the same tensors once more.
+        names = [
+            f"{TRANSFORMER}/{name}"
+            for name in folder.files(TRANSFORMER)
+            if name.endswith(".safetensors") and name.count(".") == 1
+        ]
         training = folder.exists(OLD_TRAINING)
         if not names:
             raise FileNotFoundError(f"{TRANSFORMER}/*.safetensors" if training else INDEX) from None

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from labeling.dataset import Store
 from model.inputs import InputError
+from training.checkpoint.base import BASE, BaseModel
 from training.checkpoint.files import checked_index, checkpoint_name, damaged, explained_damage, find_checkpoint
 from training.checkpoint.index import AVERAGE, MODEL, TRANSFORMER, CheckpointIndex, torch_dtype
+from training.lora import LoraConfig, adapter_file, merge_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +84,8 @@ def load_checkpoint(
     """(transformer in eval mode, state) of a checkpoint, or of a run's newest one.
 
     uri: RUN, RUN/checkpoints/step-…, or any folder with transformer/ in diffusers layout (its state is then {}).
-    weights: the averaged ones, or those that the optimizer moved last. dtype: of the weights, None as stored.
+    weights: the averaged ones, or those that the optimizer moved last. dtype: of the weights, None as stored. An
+    adapter is merged into the model that it is of.
     Memory beyond the model is some hundred megabytes. Raises InputError when there is no whole checkpoint, for one that
     is damaged, and for live weights of a folder that has only averaged ones.
     """
@@ -91,8 +94,9 @@ def load_checkpoint(
     from model.transformer import NextDiT
 
     folder, state = find_checkpoint(str(uri))
-    index = checked_index(folder)
-    names = _names(index, weights)
+    adapter = read_adapter(folder, state, weights) if BASE in state else None
+    base, index = BaseModel(**state[BASE]).open() if adapter else (folder, checked_index(folder))
+    names = _names(index, "averaged" if adapter else weights)
     if not names:
         raise InputError(f"{uri}: no checkpoint of a run, so it has no live weights; export the averaged ones")
     with torch.device("meta"):
@@ -100,12 +104,41 @@ def load_checkpoint(
     tensors = {}
     for name, place in transformer.state_dict().items():
         if name not in names:
-            raise InputError(f"{folder.uri}: holds no {name}; it is of another model")
+            raise InputError(f"{base.uri}: holds no {name}; it is of another model")
         stored = torch_dtype(index.tensors[names[name]].dtype)
         tensors[name] = torch.empty(place.shape, dtype=dtype if dtype and stored.is_floating_point else stored)
-    load_tensors(folder, index, {names[name]: tensor for name, tensor in tensors.items()})
+    load_tensors(base, index, {names[name]: tensor for name, tensor in tensors.items()})
+    if adapter:
+        merge_adapter(tensors, adapter, lora_config(state).scale)
     transformer.load_state_dict(tensors, strict=True, assign=True)
     return transformer.eval(), state
+
+
+def read_adapter(folder: Store, state: Mapping[str, Any], weights: Weights = "averaged") -> dict[str, Tensor]:
+    """The matrices of a checkpoint's adapter, MODULE.lora_A.weight and MODULE.lora_B.weight, in float32.
+
+    folder, state: of the checkpoint. Raises InputError for a checkpoint that is damaged, or holds no adapter.
+    """
+    import torch
+
+    if BASE not in state:
+        raise InputError(f"{folder.uri}: a checkpoint of a whole model, which has no adapter; train with `lora`")
+    index = checked_index(folder)
+    names = _names(index, weights)
+    tensors = {name: torch.empty(index.tensors[key].shape) for name, key in names.items()}
+    load_tensors(folder, index, {names[name]: tensor for name, tensor in tensors.items()})
+    return tensors
+
+
+def packed_adapter(checkpoint: str, weights: Weights = "averaged") -> bytes:
+    """The adapter of a run or checkpoint that has one, as `load_lora_weights` reads it. Raises InputError."""
+    folder, state = find_checkpoint(checkpoint)
+    return adapter_file(read_adapter(folder, state, weights), lora_config(state))
+
+
+def lora_config(state: Mapping[str, Any]) -> LoraConfig:
+    """The adapter that a checkpoint holds, from its state."""
+    return LoraConfig.model_validate(state["config"]["lora"])
 
 
 def _names(index: CheckpointIndex, weights: Weights) -> dict[str, str]:

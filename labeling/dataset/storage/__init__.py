@@ -5,12 +5,24 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from labeling.dataset.storage.growing_text import PAUSE_SECONDS, GrowingText, stored_lines, text_parts
 from labeling.dataset.storage.local import LocalStore
 from labeling.dataset.storage.s3 import S3Store
 from labeling.dataset.storage.store import Entry, Ranges, Store
 from model.inputs import InputError, as_path, shown
 
-__all__ = ["Entry", "LocalStore", "Ranges", "S3Store", "Store", "open_store"]
+__all__ = [
+    "PAUSE_SECONDS",
+    "Entry",
+    "GrowingText",
+    "LocalStore",
+    "Ranges",
+    "S3Store",
+    "Store",
+    "open_store",
+    "stored_lines",
+    "text_parts",
+]
 
 
 def open_store(uri: str | Path) -> Store:

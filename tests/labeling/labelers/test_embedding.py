@@ -8,7 +8,7 @@ from labeling.registry import load_labeler
 from labeling.run import label_rows
 from model.conditions import degrade
 from model.inputs import InputError
-from model.pictures import decode_picture
+from model.pictures import decode_picture, encode_png
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,25 @@ def test_batches_give_what_single_rows_give(labeler):
     assert np.abs(single - together).max() < 1e-3  # the last bit of half precision
     assert np.array_equal(single[1:], embeddings(labeler, pictures[1:]))
     assert declare(labeler)["weights"] == labeler.weights_digest() != ""
+
+
+def test_surroundings_of_an_object_do_not_count():
+    labeler = load_labeler("embedding-object", {})
+    labeler.load()
+    cup = data.coffee()[100:280, 100:330]
+    rows = []
+    for number, (place, surroundings) in enumerate(((40, data.grass()), (150, data.brick()), (90, data.gravel()))):
+        picture = np.repeat(surroundings[:400, :400, None], 3, axis=2)
+        mask = np.zeros(picture.shape[:2], np.uint8)
+        picture[place : place + 180, place : place + 230] = cup if number < 2 else data.chelsea()[60:240, 100:330]
+        mask[place : place + 180, place : place + 230] = 2
+        mask[:20, :20] = 1
+        row = {"id": str(number), "images.image": picture, "segmentation.names": ["stone", "cup"]}
+        rows.append({**row, "segmentation.mask": encode_png(mask)})
+    labels = label_rows(labeler, [*rows, {**rows[0], "id": "none", "segmentation.mask": encode_png(0 * mask)}])
+    one, same, other = (np.array(label["embedding"], np.float32) for label in labels[:3])
+    assert one @ same > 0.99 > 0.8 > one @ other
+    assert labels[0]["name"] == "cup" and labels[3]["error"] == "no object is segmented"
 
 
 def test_degraded_pictures_are_stored_by_kind_and_drawn_by_the_row():

@@ -187,6 +187,63 @@ def test_pictures_that_are_there_at_a_quarter_alone_keep_the_rays(tmp_path: Path
 
 
 @pytest.mark.parametrize("orientation", [6, 8, 3])
+def test_cameras_are_turned_with_photographs_that_exif_turns(orientation: int, tmp_path: Path) -> None:
+    """The picture lies in its file as it was taken; cameras found by programs that do not look at EXIF are of that."""
+    pictures(tmp_path / "plain", numbered(suffix=".jpg"))
+    frames = [
+        {"file_path": path, "transform_matrix": c2w.tolist()}
+        for path, c2w in zip(numbered(suffix=".jpg"), C2W, strict=True)
+    ]
+    for folder in ("plain", "turned"):
+        (tmp_path / folder / "images").mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "transforms.json").write_text(json.dumps({**CAMERA, "frames": frames}))
+    for path in (tmp_path / "plain" / "images").iterdir():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.open(path).save(tmp_path / "turned" / "images" / path.name, exif=exif)
+    (c2w, K, row), (turned, turned_K, turned_row) = stored(tmp_path / "plain"), stored(tmp_path / "turned")
+    width, height = turned_row["width"][0], turned_row["height"][0]
+    assert (width, height) == ((HEIGHT, WIDTH) if orientation != 3 else (WIDTH, HEIGHT))
+
+    def directions(pose: torch.Tensor, matrix: torch.Tensor, width: int, height: int) -> np.ndarray[Any, Any]:
+        """(height, width, 3) of the rays of all pixels in the world."""
+        y, x = np.mgrid[:height, :width] + 0.5
+        own = np.linalg.inv(matrix.double().numpy())
+        local = np.stack([x / width, y / width, np.ones_like(x)], -1) @ own.T
+        return local * (1, -1, -1) @ pose.double().numpy()[:3, :3].T
+
+    upright = directions(turned[1], turned_K[1], width, height)
+    plain = directions(c2w[1], K[1], row["width"][0], row["height"][0])
+    quarters = {6: 3, 8: 1, 3: 2}[orientation]
+    np.testing.assert_allclose(upright, np.rot90(plain, quarters), atol=1e-5)
+
+
+def test_views_of_several_sizes_are_cut_to_one_shape_with_their_cameras(tmp_path: Path) -> None:
+    pictures(tmp_path, numbered()[:2])
+    pictures(tmp_path, [numbered()[2]], 100, 60)
+    pictures(tmp_path, [numbered()[3]], 40, 120)
+    sizes = [(WIDTH, HEIGHT)] * 2 + [(100, 60), (40, 120)]
+    frames = [
+        {"file_path": path, "transform_matrix": c2w.tolist(), "fl_x": 80.0, "w": width, "h": height}
+        for path, c2w, (width, height) in zip(numbered(), C2W, sizes, strict=True)
+    ]
+    (tmp_path / "transforms.json").write_text(json.dumps({"frames": frames}))
+    _, intrinsics, row = stored(tmp_path)
+    assert row["width"] == [WIDTH] * 3 and row["height"] == [HEIGHT] * 3
+    assert list(json.loads(row["left_out"])) == ["images/3.png"]
+    # 90 × 60 pixels of the middle, made 96 wide.
+    np.testing.assert_allclose(intrinsics[2], [[80 / 90, 0, 0.5], [0, 80 / 90, 1 / 3], [0, 0, 1]], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "reason"),
+    [
+        (lambda folder: (folder / "sparse/0/cameras.bin").unlink(), "without 'sparse/0/cameras.bin'"),
+        (lambda folder: (folder / "images/2.png").unlink(), "'2.png' is not there"),
+        (lambda folder: (folder / "sparse/0/images.bin").write_bytes(b"\x04\0\0\0\0\0\0\0\1"), "a broken COLMAP model"),
+        (lambda folder: (folder / "sparse/0/images.bin").write_bytes(bytes(8)), "without pictures"),
+    ],
+)
 def test_broken_models_say_what_is_wrong(break_it: Callable[[Path], Any], reason: str, tmp_path: Path) -> None:
     colmap_binary(tmp_path)
     break_it(tmp_path)

@@ -64,7 +64,7 @@ def test_answers_without_body_leave_the_connection_usable(guarded: Dashboard, to
         )
         return connection.getresponse()
 
-    [script, *_] = re.findall(rb'src="(/_next/static/[^"]+)"', guarded.request("/", bearer(tokens["read"]))[2])
+    [script, *_] = re.findall(rb'src="(/_next/static/[^"]+)"', guarded.request("/assets", bearer(tokens["read"]))[2])
     answer = ask("GET", script.decode())
     assert answer.status == 200 and answer.read()
     sock = connection.sock
@@ -84,7 +84,8 @@ def test_login_form_exchanges_token_for_cookie(guarded: Dashboard, tokens: dict[
     cookie = headers["Set-Cookie"]
     assert tokens["read"] not in cookie and "HttpOnly" in cookie and "SameSite=Strict" in cookie
     session = {"Cookie": cookie.partition(";")[0]}
-    assert guarded.request("/", {**session, "Accept": "text/html"})[0] == 200
+    status, headers, _ = guarded.request("/", {**session, "Accept": "text/html"})
+    assert (status, headers["Location"]) == (302, "/assets")
     assert guarded.ask(ASSETS, session)["assetNodes"]
     assert guarded.request("/logout", session, b"")[0] == 303
     assert guarded.request("/server_info", session)[0] == 401

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from dashboard_process import Dashboard, served
 from playwright.sync_api import Page, TimeoutError, expect, sync_playwright
+from process_tree import training_suspended
 
 from cluster.local import work_processes
 from labeling.dataset import Dataset, dataset_status, open_store
@@ -203,15 +204,14 @@ def test_training_is_launched_scaled_and_stopped(
     store = open_store(run)
     page.goto("about:blank")  # a page that is shown takes its share of two cores
     until(lambda: len(read_metrics(store)) > 5)
-    visit(page, "/assets/training/checkpoints")
-    expect_picture(page, "loss and speed as they are now")
-    curves = dashboard.request("/curves/training.svg")[2].decode()
-    assert "; 1 worker on local" in curves and "<polyline" in curves
-    take_screenshot(page, "training")
-
-    scaling = launch(
-        page, "scale_training", "scale_run", {"run": "training", "workers": {"least": 2, "most": 2, "cpus": 0.25}}
-    )
+    with training_suspended():
+        visit(page, "/assets/training/checkpoints")
+        expect_picture(page, "loss and speed as they are now")
+        curves = dashboard.request("/curves/training.svg")[2].decode()
+        assert "; 1 worker on local" in curves and "<polyline" in curves
+        take_screenshot(page, "training")
+    form = {"run": "training", "workers": {"least": 2, "most": 2, "cpus": 0.25}}
+    scaling = launch(page, "scale_training", "scale_run", form)
     wait_for_success(dashboard, scaling)
     [(attempt, _)] = list_jobs(str(run))
     folder = JobFolder(attempt.address)
@@ -219,15 +219,16 @@ def test_training_is_launched_scaled_and_stopped(
     page.goto("about:blank")
     until(lambda: any("with 2 workers" in line for line in stored_lines(folder.store)), folder=folder)
     until(lambda: len(read_metrics(store)) > logged + 5, folder=folder)
-    visit(page, "/assets/training/checkpoints")
-    expect_picture(page, "loss and speed as they are now")
-    expect_picture(page, "loss, throughput, learning rate and gradient norm")  # as of the checkpoint that scaling made
-    assert "; 2 workers on local" in dashboard.request("/curves/training.svg")[2].decode()
-    take_screenshot(page, "training-scaled")
-
-    visit(page, f"/runs/{training}")
-    expect(page.get_by_role("button", name=re.compile("Terminate")).first).to_be_visible()
-    take_screenshot(page, "training-run")
+    with training_suspended():
+        visit(page, "/assets/training/checkpoints")
+        expect_picture(page, "loss and speed as they are now")
+        # As of the checkpoint that scaling made.
+        expect_picture(page, "loss, throughput, learning rate and gradient norm")
+        assert "; 2 workers on local" in dashboard.request("/curves/training.svg")[2].decode()
+        take_screenshot(page, "training-scaled")
+        visit(page, f"/runs/{training}")
+        expect(page.get_by_role("button", name=re.compile("Terminate")).first).to_be_visible()
+        take_screenshot(page, "training-run")
     page.get_by_role("button", name=re.compile("Terminate")).first.click()
     page.get_by_role("dialog").get_by_role("button", name=re.compile("Terminate")).click()
     until(lambda: job_status(attempt).phase == "stopped")

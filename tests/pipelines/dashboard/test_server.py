@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import stat
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import psutil
 import pytest
 import yaml
 from dashboard_process import ASSETS, LAUNCH, STOP_NOTHING, Dashboard, command, descendants, served
+from process_tree import training_suspended
 
 from cluster.local import work_processes
 from labeling.dataset import Dataset, open_store
@@ -23,11 +25,6 @@ from pipelines.jobs.status import list_jobs
 from training.metrics_logger import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
-
-
-def is_training(process: psutil.Process) -> bool:
-    """Whether it is a process of Ray in which a training takes its steps."""
-    return "TrainWorker" in " ".join(command(process))
 
 
 def keys(running: Dashboard) -> set[tuple[str, ...]]:
@@ -89,6 +86,7 @@ def test_job_outlives_the_dashboard_that_sent_it(
     query = """query($r: ID!) { runOrError(runId: $r) { ... on Run { status } } logsForRun(runId: $r) {
         ... on EventConnection { events { ... on MessageEvent { message } } } } }"""
     store = open_store(tmp_path / "run")
+    suspended = ExitStack()
 
     def follows(running: Dashboard) -> str:
         """Materialize it, and wait until that follows the job."""
@@ -104,10 +102,7 @@ def test_job_outlives_the_dashboard_that_sent_it(
         with served(tmp_path / "data") as running:
             run = running.ask(LAUNCH, p=execution)["launchRun"]["run"]["runId"]
             running.until(lambda: read_metrics(store), seconds=180)
-        workers = [process for process in psutil.Process().children(recursive=True) if is_training(process)]
-        assert workers
-        for worker in workers:  # its steps would take the cores on which the dashboards start
-            worker.suspend()
+        suspended.enter_context(training_suspended())  # while dashboards start
         [(attempt, state)] = list_jobs()
         assert state.phase == "running"
         last = read_metrics(store)[-1]["step"]
@@ -150,10 +145,10 @@ def test_job_outlives_the_dashboard_that_sent_it(
         with served(tmp_path / "data") as running:
             assert running.ask(query, r=run)["runOrError"]["status"] == "FAILURE"
             follows(running)
-            for worker in workers:
-                worker.resume()
+            suspended.close()
             running.until(lambda: read_metrics(store)[-1]["step"] > last)
     finally:
+        suspended.close()
         for attempt, _ in list_jobs():
             for process in work_processes(attempt.name):
                 process.kill()

@@ -28,14 +28,20 @@ def train_job(config: dict[str, Any], run: str) -> ResolvedJob:
 
 def test_examples_are_valid_specifications(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert {load_specification(name).kind for name in examples()} == {"label", "views", "train", "evaluate", "report"}
+    assert {load_specification(name).kind for name in examples()} == {
+        *("label", "views", "sets", "train", "evaluate", "report")
+    }
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"kind": "lable"}, "one of label, views, train, evaluate, report, not 'lable'"),
+        ({"kind": "lable"}, "one of label, views, sets, train, evaluate, report, not 'lable'"),
         ({}, "`kind` is missing"),
+        (
+            {"kind": "sets", "of": "identity", "sources": ["a"], "dataset": "b", "options": {"distanc": 0.4}},
+            "options of identity: no key 'distanc' (did you mean 'distance'?)",
+        ),
         ({"kind": "label"}, "'dataset' is missing"),
         ({"kind": "label", "dataset": "d", "grups": []}, "no key 'grups' (did you mean 'groups'?)"),
         ({"kind": "label", "dataset": "d", "workers": {"cpu": 1}}, "no key 'workers.cpu' (did you mean 'cpus'?)"),
@@ -114,6 +120,23 @@ def test_overrides_apply_to_preset_and_to_whole_configuration(small_config: dict
         parse_specification({"kind": "train", "config": {**whole, "initialize": "other"}, "run": "run"}, "job")
     )
     assert str(Path("other").absolute()) in start.specification.data
+    named = {"kind": "train", "config": {**whole, "initialize": "someone/OneDiffusion"}, "run": "run"}
+    of_hub = resolve_job(parse_specification(named, "job")).specification
+    assert of_hub.config["initialize"] == "someone/OneDiffusion" and len(of_hub.data) == 2
+
+
+def test_report_job_has_the_options_of_the_command(tmp_path: Path) -> None:
+    values = {"kind": "report", "of": "runs/mine", "with": "runs/other"}
+    job = resolved(**values)
+    assert job.specification.data == [str(Path(name).absolute()) for name in ("runs/mine", "runs/other")]
+    job.folder.put_specification(job.specification)
+    assert stored_job(job.address).specification == job.specification
+    others = [{**values, "with": "runs/third"}, {"kind": "report", "of": "runs/mine", "replay_step": 3}]
+    assert len({job.id, *(resolved(**other).id for other in others)}) == 3
+    with pytest.raises(InputError, match="replay_step shows the samples of one step alone"):
+        resolved(**values, replay_step=3)
+    with pytest.raises(InputError, match=r"no key 'wiht' \(did you mean 'with'"):
+        resolved(kind="report", of="runs/mine", wiht="runs/other")
 
 
 @pytest.mark.parametrize(

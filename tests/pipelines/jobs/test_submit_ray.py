@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory, s3_server: dict[str, str]) -> Iterator[RayHead]:
-    with ray_head(tmp_path_factory.mktemp("head"), s3_server) as running:
+    with ray_head(tmp_path_factory.mktemp("head"), s3_server, takes_jobs=True) as running:
         yield running
 
 

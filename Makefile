@@ -7,9 +7,9 @@ OUT ?= runs/demo
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --constraint constraints.txt
 
-.PHONY: demo test test-fast lint docs examples bench bench-model bench-plan bench-train bench-pictures bench-ingest \
-	bench-labels bench-kills bench-scale bench-addresses bench-checkpoint bench-gpu bench-loader bench-selecting bench-views \
-	bench-dashboard bench-lora small-cpu soak check-image clean
+.PHONY: demo test test-fast test-models lint docs examples bench bench-model bench-plan bench-train bench-pictures \
+	bench-ingest bench-labels bench-kills bench-scale bench-addresses bench-checkpoint bench-gpu bench-loader \
+	bench-selecting bench-views bench-dashboard bench-lora small-cpu soak check-image clean
 
 demo: $(VENV)/installed
 	$(BIN)/onediffusion demo --out "$(OUT)" $(if $(PICTURES),--pictures "$(PICTURES)")
@@ -26,6 +26,10 @@ test: $(VENV)/installed-test
 # What needs no Ray, server or browser: for the inner loop.
 test-fast: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+# Every class of model that the catalog names, on a logical GPU; the suite has three of them.
+test-models: $(VENV)/installed-test
+	MODELS=all $(BIN)/python -m pytest tests/pipelines/test_catalog_models.py
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

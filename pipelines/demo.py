@@ -7,22 +7,26 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from labeling.dataset import DATASET_FILE, Dataset, open_store
+from labeling.dataset import DATASET_FILE, IMAGES, Dataset, open_store
 from model.inputs import InputError
 
 CONDITIONS = ["boxes", "segmentation", "pose", "edges", "depth"]
 LABELS = [*CONDITIONS, "caption"]
 VIEW_TASKS = ["views", "depth"]
 VIEWS_PER_SET = 8
+SET_TASKS = ("identity", "subject", "editing")
+MOST_LOOKED_AT = 1000  # pictures, among which those to be edited are
+EDITED = ("cat_on_floor.jpg", "air_balloon.jpg", "dog.jpg")
 Say = Callable[[str], None]
 Timings = list[dict[str, Any]]  # of each step, as `pipelines.reports.page.write_report` takes them
 
 
 def demo(out: str, pictures: str | None = None, steps: int | None = None, say: Say = print) -> str:
-    """Ingest, label, render views, encode, train, sample, evaluate and report, all under `out`; the page's address.
+    """Ingest, label, render views, make sets, encode, train, sample, evaluate and report, all under `out`: its page.
 
     pictures: folder, glob or s3:// address; by default the photographs of installed packages and of this project.
     steps: the number of training steps, instead of the preset's. A second run does only what is missing.
@@ -40,6 +44,7 @@ def demo(out: str, pictures: str | None = None, steps: int | None = None, say: S
         dataset = _ingest(out, source, timings, say)
         views = _render_views(out, timings, say)
         _label(dataset, views, timings, say)
+        _make_sets(out, dataset, timings, say)
         _train(out, steps, timings, say)
     from pipelines.evaluate import evaluate
     from pipelines.reports.page import write_report
@@ -48,7 +53,12 @@ def demo(out: str, pictures: str | None = None, steps: int | None = None, say: S
         figures = evaluate(out, say)
 
     page = write_report(
-        f"{out}/report.html", [dataset.uri, views.uri], out, "OneDiffusion demo", timings=timings, figures=figures
+        f"{out}/report.html",
+        [dataset.uri, views.uri, *(f"{out}/{kind}" for kind in SET_TASKS)],
+        out,
+        "OneDiffusion demo",
+        timings=timings,
+        figures=figures,
     )
     metrics = {name: values["model"] for name, values in figures.items()}
     store.put("metrics.json", json.dumps({**metrics, "figures": figures, "timings": timings}, indent=1).encode())
@@ -130,6 +140,46 @@ def _label(pictures: Dataset, views: Dataset, timings: Timings, say: Say) -> Non
         say(f"{step}: {written} shards labeled, {fresh} shards fresh, in {len(result.fresh)} groups")
         for group, seconds in result.busy.items():
             timings.append({"step": f"  {group}", "seconds": seconds, "pictures": result.rows[group]})
+
+
+def _make_sets(out: str, pictures: Dataset, timings: Timings, say: Say) -> None:
+    """Sets of people, of items and of edits, of crops of the demo's photographs and of what was labeled."""
+    from pipelines.demo_data.crops import ITEMS, write_crops
+    from pipelines.demo_data.pictures import gather_pictures
+    from pipelines.ingest import ingest
+    from pipelines.label import label
+    from pipelines.sets import sets
+    from training.config import load_config
+
+    with _timed("sets", timings) as record:
+        crops = open_store(f"{out}/crops-files")
+        if not crops.exists("metadata.csv"):
+            with tempfile.TemporaryDirectory() as folder:
+                gather_pictures(Path(folder, "photographs"))
+                write_crops(Path(folder, "photographs"), Path(folder, "crops"))
+                # The table comes last: with it the folder is whole.
+                for path in sorted(Path(folder, "crops").rglob("*.*"), key=lambda path: (path.suffix == ".csv", path)):
+                    crops.put(path.relative_to(Path(folder, "crops")).as_posix(), path.read_bytes())
+        ingest(crops.uri, f"{out}/crops")
+        label(f"{out}/crops", ["faces", "hashes"], {"faces": {"tiles": 1}})
+        rows = list(islice(pictures.rows(IMAGES, ["id", "source"]), MOST_LOOKED_AT))
+        chosen = [row["id"] for row in rows if row["source"] in EDITED] or [row["id"] for row in rows[: len(EDITED)]]
+        where = f"images.id in ({', '.join(map(repr, chosen))})"
+        made = {
+            "identity": sets("identity", [f"{out}/crops"], f"{out}/identity", {}),
+            "subject": sets(
+                "subject",
+                [f"{out}/crops"],
+                f"{out}/subject",
+                {"where": f"images.source like '{ITEMS}/%'", "duplicates": -1},
+            ),
+            "editing": sets("editing", [pictures.uri], f"{out}/editing", {"where": where, "edits": 3}),
+        }
+        for kind in made:
+            label(f"{out}/{kind}", [f"latents-{load_config('debug').size}"])
+        record["pictures"] = sum(result.added for result in made.values())
+    for kind, result in made.items():
+        say(f"sets: {result.added} of {kind} written, {result.sets} in all")
 
 
 def _train(out: str, steps: int | None, timings: Timings, say: Say) -> None:

@@ -83,6 +83,17 @@ def test_demo_samples_every_task_in_both_directions(journey: tuple[str, str]) ->
     assert named <= set(files)
 
 
+def test_demo_has_sets_of_people_items_and_edits(journey: tuple[str, str]) -> None:
+    for kind in ("identity", "subject", "editing"):
+        dataset = Dataset.open(f"{journey[0]}/{kind}")
+        rows = list(dataset.joined_rows({"caption": ["caption"], "origin": ["method"]}))
+        assert rows and all(len(row["caption.caption"]) > 1 for row in rows)
+        assert {"images", "caption", "origin"} < set(dataset.groups())
+    page = open_store(journey[0]).read("report.html").decode()
+    for words in ("Sets of a person", "Sets of an item", "Pictures and edits"):
+        assert words in page
+
+
 def test_demo_page_is_self_contained(journey: tuple[str, str]) -> None:
     page = open_store(journey[0]).read("report.html").decode()
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)

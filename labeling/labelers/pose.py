@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import numpy as np
@@ -21,6 +22,10 @@ from labeling.networks.pretrained import (
 )
 from model.conditions import draw_skeleton
 from model.pictures import Picture, encode_png
+
+_FURTHER_MARGINS = (0.25, 0.5, 0.05)  # of further looks at a box
+_FURTHER_CONFIDENCE = 0.2  # that there is a person, whom the detector of boxes saw already
+_GRAY = 127
 
 Points = list[dict[str, float]]  # x, y in pixels of the picture, score
 
@@ -48,12 +53,15 @@ class PoseLabeler(PretrainedLabeler):
         """model: hub name or path of a ViTPose model, "" for mediapipe; dtype: what it computes in; people: at most so
         many, the largest first; confidence: least, that there is a person; margin: of a person's crop, as a share of
         the box; person: what the boxes call a person, in small or capital letters; of a detector whose classes have
-        numbers only, that of a person ("0", or "LABEL_0" as transformers write it)."""
+        numbers only, that of a person ("0", or "LABEL_0" as transformers write it); looks: at a box in which
+        mediapipe finds nobody, or one of another box, up to 4: the further ones are less sure and have the other
+        boxes gray. New groups have 4."""
 
         people: int = Field(6, ge=1)
         confidence: float = Field(0.5, ge=0, le=1)
         margin: float = Field(0.25, ge=0)
         person: Annotated[tuple[str, ...], AddedLater()] = ("person",)
+        looks: Annotated[int, AddedLater()] = Field(1, ge=1, le=1 + len(_FURTHER_MARGINS))
 
         @field_validator("person", mode="before")
         @classmethod
@@ -61,6 +69,10 @@ class PoseLabeler(PretrainedLabeler):
             return [str(one) for one in (person if isinstance(person, (list, tuple)) else [person])]
 
     parameters: Parameters
+
+    @classmethod
+    def first_parameters(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {} if given.get("model") else {"looks": 1 + len(_FURTHER_MARGINS)}
 
     @property
     def model(self) -> str:
@@ -76,8 +88,14 @@ class PoseLabeler(PretrainedLabeler):
         return VitPoseForPoseEstimation
 
     def load_embedded(self) -> None:
-        self._network = mediapipe_solution("pose").Pose(
-            static_image_mode=True, model_complexity=1, min_detection_confidence=self.parameters.confidence
+        self._network = self._of_confidence(self.parameters.confidence)
+        self._less_sure = None
+        if self.parameters.looks > 1:
+            self._less_sure = self._of_confidence(min(self.parameters.confidence, _FURTHER_CONFIDENCE))
+
+    def _of_confidence(self, confidence: float) -> Any:
+        return mediapipe_solution("pose").Pose(
+            static_image_mode=True, model_complexity=1, min_detection_confidence=confidence
         )
 
     def process(self, picture: Picture, **settings: Any) -> Inputs:
@@ -117,7 +135,8 @@ class PoseLabeler(PretrainedLabeler):
         # Without any box the whole image is tried, for people whom the detector overlooked. Where it detected other
         # things, this would put a person on a bird.
         whole = [] if row["boxes.boxes"] else [np.array([0.0, 0.0, picture.shape[1], picture.shape[0]])]
-        return _columns(self._mediapipe(picture, boxes or whole), picture.shape[:2])
+        further = self.parameters.looks - 1 if boxes else 0
+        return _columns(self._mediapipe(picture, boxes or whole, further), picture.shape[:2])
 
     def _people(self, row: Row) -> tuple[Picture, list[NDArray[np.float64]]]:
         """The picture, and the boxes of people in it, the largest first."""
@@ -137,28 +156,58 @@ class PoseLabeler(PretrainedLabeler):
             : self.parameters.people
         ]
 
-    def _mediapipe(self, picture: Picture, boxes: list[NDArray[np.float64]]) -> list[Points]:
-        """At most one person per box, from a crop around it."""
-        height, width = picture.shape[:2]
+    def _mediapipe(self, picture: Picture, boxes: list[NDArray[np.float64]], further: int) -> list[Points]:
+        """At most one person per box, from a crop around it. further: looks, where the first has found nobody new."""
         people: list[Points] = []
+        elsewhere: list[Points] = []  # in no box that they were looked for in: someone else's, or larger than the box
         for box in boxes:
-            margin = self.parameters.margin * max(box[2] - box[0], box[3] - box[1])
-            left, top = (int(max(0, value - margin)) for value in box[:2])
-            right, bottom = (
-                int(min(limit, value + margin)) for value, limit in zip(box[2:], (width, height), strict=True)
-            )
-            crop, scale = _enlarged(picture[top:bottom, left:right])
-            landmarks = self._network.process(crop).pose_landmarks
-            if landmarks is None:
-                continue
-            across, down = crop.shape[1] / scale, crop.shape[0] / scale
-            points = [
-                {"x": left + one.x * across, "y": top + one.y * down, "score": one.visibility}
-                for one in landmarks.landmark
-            ]
-            if _is_another(points, people):
+            points = self._look(self._network, picture, box, self.parameters.margin)
+            if points is not None and _is_another(points, people):
+                if not further or _is_within(points, box):
+                    people.append(points)
+                    continue
+                elsewhere.append(points)
+            others = [other for other in boxes if other is not box]
+            for margin in _FURTHER_MARGINS[:further]:
+                points = self._look(self._less_sure, _without(picture, others, box), box, margin)
+                if points is not None and _is_another(points, people) and _is_within(points, box):
+                    people.append(points)
+                    break
+        for points in elsewhere:
+            if len(people) < len(boxes) and _is_another(points, people):
                 people.append(points)
         return people
+
+    def _look(self, network: Any, picture: Picture, box: NDArray[np.float64], margin: float) -> Points | None:
+        """The person in a crop around a box. margin: as a share of the box's longer side."""
+        height, width = picture.shape[:2]
+        around = margin * max(box[2] - box[0], box[3] - box[1])
+        left, top = (int(max(0, value - around)) for value in box[:2])
+        right, bottom = (int(min(limit, value + around)) for value, limit in zip(box[2:], (width, height), strict=True))
+        crop, scale = _enlarged(picture[top:bottom, left:right])
+        landmarks = network.process(crop).pose_landmarks
+        if landmarks is None:
+            return None
+        across, down = crop.shape[1] / scale, crop.shape[0] / scale
+        return [
+            {"x": left + one.x * across, "y": top + one.y * down, "score": one.visibility} for one in landmarks.landmark
+        ]
+
+
+def _without(picture: Picture, others: list[NDArray[np.float64]], box: NDArray[np.float64]) -> Picture:
+    """The picture with other boxes gray, but for what lies in this one."""
+    hidden = picture.copy()
+    for x0, y0, x1, y1 in np.array(others, int).reshape(-1, 4):
+        hidden[y0:y1, x0:x1] = _GRAY
+    x0, y0, x1, y1 = box.astype(int)
+    hidden[y0:y1, x0:x1] = picture[y0:y1, x0:x1]
+    return hidden
+
+
+def _is_within(points: Points, box: NDArray[np.float64]) -> bool:
+    """Whether the middle of a person lies in a box."""
+    x, y = np.median([[point["x"], point["y"]] for point in points], axis=0)
+    return bool(box[0] <= x <= box[2] and box[1] <= y <= box[3])
 
 
 def _class_name(name: str) -> str:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from labeling.dataset import IMAGES, Dataset, FooterTable, Store, digest_json
-from labeling.near_duplicates import group_hashes
+from labeling.near_duplicates import group_words
 from labeling.sets.candidates import UNKNOWN, Candidates, read_candidates
 from labeling.sets.graph import Links, cluster, link, pair_scores
 from labeling.sets.options import GroupingOptions, IdentityOptions, SubjectOptions
@@ -163,7 +163,7 @@ def _different(candidates: Candidates, members: Indices, bits: int) -> Indices:
     hashes = candidates.hashes[members]
     known = hashes.any(axis=1)
     groups = np.arange(len(members))
-    groups[known] = np.flatnonzero(known)[group_hashes(hashes[known], bits)]
+    groups[known] = np.flatnonzero(known)[group_words(hashes[known], bits)]
     areas = candidates.sizes[members].astype(np.int64).prod(axis=1)
     order = np.lexsort((np.arange(len(members)), -areas, groups))
     first = np.diff(groups[order], prepend=-1) != 0

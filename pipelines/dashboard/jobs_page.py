@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from html import escape
@@ -15,8 +16,10 @@ from pipelines.dashboard.dagster_internals import JOB_FORM
 from pipelines.dashboard.snapshots import snapshots
 from pipelines.dashboard.tracked_assets import find_tracked
 from pipelines.jobs.attempt import Attempt
+from pipelines.jobs.folder import jobs_of
+from pipelines.jobs.known_jobs import remembered_jobs
 from pipelines.jobs.resolved import stored_job
-from pipelines.jobs.status import JobStatus, list_jobs
+from pipelines.jobs.status import LISTING_THREADS, JobStatus, look_at_jobs
 
 JOBS_PATH = "submissions"  # the first part of the address; `/jobs` is a page of Dagster's own
 LOCATION = "onediffusion"  # Dagster's name for our code server
@@ -69,13 +72,15 @@ def render_jobs_page(name: str | None, operates: bool) -> str:
         find_tracked(name)
     trouble = [f"{snapshot.tracked.address}: {snapshot.trouble}" for snapshot in shown if snapshot.trouble]
     addresses = [snapshot.tracked.address for snapshot in shown if not snapshot.trouble]
-    by_address: dict[str, tuple[Attempt, JobStatus]] = {}
-    for address in [*([] if name else [None]), *addresses]:
-        try:
-            by_address |= {attempt.address: (attempt, status) for attempt, status in list_jobs(address)}
-        except Exception as error:  # the others are shown all the same
-            trouble.append(f"{address}: {one_line(error)}")
-    jobs = sorted(by_address.values(), key=lambda item: -item[0].sent)
+    # A job that was sent from here is also in the folder of what it works on: it is looked at once.
+    folders: list[str] = [] if name else list(remembered_jobs().values())
+    with ThreadPoolExecutor(LISTING_THREADS) as pool:
+        for address, listing in [(address, pool.submit(jobs_of, address)) for address in addresses]:
+            try:
+                folders += listing.result()
+            except Exception as error:  # the others are shown all the same
+                trouble.append(f"{address}: {one_line(error)}")
+    jobs = look_at_jobs(folders)
     return _PAGE.format(
         title=f"Jobs of {escape(name)}" if name else "Jobs",
         table=_table(jobs, operates) if jobs else "<p>None yet.</p>",

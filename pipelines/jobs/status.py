@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,11 @@ def list_jobs(output: str | None = None) -> list[tuple[Attempt, JobStatus]]:
 
     Of a folder that cannot be read only its address is known: attempt 0 at no target, with the status "unknown".
     """
-    addresses = jobs_of(output) if output else list(remembered_jobs().values())
+    return look_at_jobs(jobs_of(output) if output else list(remembered_jobs().values()))
+
+
+def look_at_jobs(addresses: Iterable[str]) -> list[tuple[Attempt, JobStatus]]:
+    """The jobs in these folders, each looked at once, the newest first; see `list_jobs`."""
 
     def look(address: str) -> tuple[Attempt, JobStatus] | None:
         try:
@@ -66,7 +71,7 @@ def list_jobs(output: str | None = None) -> list[tuple[Attempt, JobStatus]]:
             return Attempt(address.rpartition("/")[2], 0, address, "", {}, 0.0, ""), JobStatus("unknown", reason)
 
     with ThreadPoolExecutor(LISTING_THREADS) as pool:
-        listed = [one for one in pool.map(look, addresses) if one]
+        listed = [one for one in pool.map(look, dict.fromkeys(addresses)) if one]
     return sorted(listed, key=lambda one: -one[0].sent)
 
 

@@ -16,6 +16,13 @@ from pipelines.reports.overlays import Inliner
 from pipelines.reports.sets import describe_sets
 
 MAX_REJECTED_NAMES, MAX_REASONS, MAX_EXAMPLES = 60, 40, 4
+# What the embedded labelers are known to be bad at (docs/catalog.md), said beside their figures.
+BAD_AT = {
+    "depth": "no depth where the right picture does not see, or all looks alike",
+    "segmentation": "only what a box of COCO's 80 classes is around; small people; a dish with its saucer",
+    "duplicates": "copies cut to another shape",
+    "faces": "leaves and animals among the less sure faces; none behind a visor",
+}
 MAX_REJECTED_READ = 10_000  # files whose reasons are read; their count comes from footers and is of all
 
 
@@ -72,7 +79,7 @@ class DatasetSection:
     rejected: Sequence[Reason] = ()
     rejected_count: int = 0
     gallery: Sequence[GalleryRow] = ()
-    truth: Sequence[tuple[str, int, str]] = ()  # group, rows, and figures beside what is known to be true
+    truth: Sequence[tuple[str, int, str, str]] = ()  # group, rows, figures beside the truth, and what it is bad at
     groups_of: Mapping[str, Any] | None = None  # of sets without cameras: their kind, figures and a curve of thresholds
     where: str = ""  # a condition on the rows that the gallery shows
     selected: int = 0  # rows of which it is true
@@ -118,7 +125,7 @@ def describe_dataset(uri: str, inline: Inliner, max_rows: int, where: str | None
     )
 
 
-def _truth(dataset: Dataset) -> list[tuple[str, int, str]]:
+def _truth(dataset: Dataset) -> list[tuple[str, int, str, str]]:
     """What `evaluate` found, by group."""
     if not dataset.store.exists(EVALUATION):
         return []
@@ -128,9 +135,14 @@ def _truth(dataset: Dataset) -> list[tuple[str, int, str]]:
             group,
             int(of_group["rows"]),
             ", ".join(f"{name} {value:.2f}" for name, value in of_group.items() if name != "rows"),
+            "" if _names_model(dataset, group) else BAD_AT.get(group, ""),
         )
         for group, of_group in figures.items()
     ]
+
+
+def _names_model(dataset: Dataset, group: str) -> bool:
+    return bool((dataset.declaration(group) or {}).get("parameters", {}).get("model"))
 
 
 def _group_lines(

@@ -74,7 +74,8 @@ def by_duckdb(folder: str, _: int) -> dict[str, Any]:
 
 
 def by_hash(_: str, rows: int) -> dict[str, Any]:
-    from labeling.near_duplicates import group_hashes
+    from labeling.near_duplicates import group_hashes, records_of
+    from labeling.scratch import ScratchRows
 
     random = np.random.default_rng(0)
     words = np.frombuffer(random.bytes(32 * rows), np.uint64).reshape(rows, 4).copy()
@@ -84,8 +85,10 @@ def by_hash(_: str, rows: int) -> dict[str, Any]:
         words[row] = words[origin]
         for place in random.choice(256, count, replace=False):
             words[row, place // 64] ^= np.uint64(1 << int(place % 64))
+    records, numbers = ScratchRows(np.uint64, 5), np.arange(rows)
+    records.append(records_of(numbers, words))
     found: list[np.ndarray] = []
-    seconds = _timed(lambda: found.append(group_hashes(words, FLIPS)))
+    seconds = _timed(lambda: found.append(group_hashes(records, rows, FLIPS).first_rows(numbers)))
     truth = np.arange(rows)
     truth[rows - copies :] = origins
     right = found[0] == truth

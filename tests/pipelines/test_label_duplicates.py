@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import pytest
+from commands import onediffusion
 from PIL import Image
 
 from labeling.dataset import Dataset, dataset_status, select_rows
@@ -67,3 +69,25 @@ def test_copies_are_found_and_the_largest_is_kept(photographs: Path, tmp_path: P
     assert plan(uri, ["duplicates"])["duplicates"].shards == 0
     with pytest.raises(InputError, match=r"depends on all rows of .*; label it without --shards"):
         label(uri, ["duplicates"], shards=(0, 1))
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_copies_by_embedding_are_left_out_from_the_command_line_on(photographs: Path, tmp_path: Path) -> None:
+    source, uri = tmp_path / "source", str(tmp_path / "dataset")
+    source.mkdir()
+    for name in PHOTOGRAPHS[:4]:
+        write_copies(photographs / name, source)
+    ingest(str(source), uri, shard_rows=16)
+    settings = ["--set", "duplicates.by=embedding", "--set", "duplicates.similarity=0.7"]
+    done = onediffusion("label", uri, "duplicates", *settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    dataset = Dataset.open(uri)
+    assert "hashes" not in dataset.groups() and "embedding" in dataset.groups()
+    asked = "select count(*) as kept, count(distinct duplicates.group) as groups from rows where duplicates.keep"
+    answer = onediffusion("query", uri, asked, "--json")
+    assert json.loads(answer.stdout) == {"kept": 4, "groups": 4}, answer.stdout + answer.stderr
+    # What is labeled, and trained on, is one picture of each.
+    done = onediffusion("label", uri, "edges", "--where", "duplicates.keep")
+    assert done.returncode == 0, done.stdout + done.stderr
+    labeled = [row for row in dataset.rows("edges") if row["error"] is None]
+    assert len(labeled) == 4 == select_rows(dataset, "duplicates.keep").rows

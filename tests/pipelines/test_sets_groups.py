@@ -202,6 +202,19 @@ def test_command_line_groups_them(people: list[str], tmp_path: Path) -> None:
     assert all(3 <= len(row["origin.row"]) <= 4 for row in rows_of(tmp_path / "sets"))
 
 
+def test_page_shows_sets_with_figures_of_other_thresholds(people: list[str], tmp_path: Path) -> None:
+    from pipelines.reports.page import report
+
+    sets("identity", people, str(tmp_path / "sets"), {})
+    page = Path(report(str(tmp_path / "sets"))).read_text()
+    for words in ("Sets of a person", "Left out:", "precision of pairs", "recall of pairs", "from the set&#39;s mean"):
+        assert words in page, words
+    curve = json.loads((tmp_path / "sets/plan/plan.json").read_text())["curve"]
+    assert [one["threshold"] for one in curve] == pytest.approx([0.3 + 0.05 * step for step in range(10)])
+    assert all(one["precision"] == 1 and one["known"] == 18 for one in curve)
+    assert curve[-1]["recall"] == 1 >= curve[0]["recall"]
+
+
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_cluster_groups_and_copies_the_same(
     people: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

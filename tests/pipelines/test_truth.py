@@ -86,6 +86,7 @@ def test_labels_are_compared_with_what_is_true(dataset: Dataset) -> None:
     assert onediffusion("report", dataset.uri).returncode == 0
     page = (Path(dataset.uri) / "report.html").read_text()
     assert "Beside what is true" in page and "precision 0.50, recall 0.25" in page
+    assert "known to be bad at: copies cut to another shape" in page
 
 
 def test_dataset_without_truth_names_what_is_needed(tmp_path: Path) -> None:

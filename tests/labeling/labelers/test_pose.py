@@ -129,3 +129,24 @@ def test_pose_model_is_loaded_by_path(tmp_path):
     assert decode_picture(result["skeleton"]).shape == (512, 512, 3)
     assert labeler.label_row(row(data.astronaut()))["keypoints"] == []
     assert labeler.model == f"VitPoseForPoseEstimation {labeler.weights_digest()[:8]}"  # no path of this machine
+
+
+def test_three_people_side_by_side_are_three_poses_where_the_first_look_finds_one_twice():
+    """Two of them small and close together: a crop around one shows the other as well."""
+    person = data.astronaut()[PERSON[1] : PERSON[3] : 6, PERSON[0] : PERSON[2] : 6]
+    height, width = person.shape[:2]
+    street = np.full((240, 320, 3), 150, np.uint8)
+    boxes = []
+    for left in (40, 40 + width + 4, 220):
+        street[100 : 100 + height, left : left + width] = person
+        boxes.append((left, 100, left + width, 100 + height))
+    people = make(looks=4).label_row(row(street, *boxes))["keypoints"]
+    assert len(people) == 3
+    middles = sorted(np.median([point["x"] for point in one]) for one in people)
+    for middle, box in zip(middles, boxes, strict=True):
+        assert box[0] <= middle <= box[2]
+    assert len(make().label_row(row(street, *boxes))["keypoints"]) <= 3  # as groups of before have it
+
+
+def test_further_looks_put_nobody_where_no_box_is():
+    assert make(looks=4).label_row(row(data.coffee()[::2, ::2]))["keypoints"] == []

@@ -76,6 +76,25 @@ def test_responding_job_of_unreachable_target_counts_as_running(
     assert job_status(attempt).phase == "running"
 
 
+@pytest.mark.parametrize(
+    ("progress", "told"),
+    [
+        ({"began": -50.0, "before": 100}, "train: 150 of 250 steps, 1 steps/s, 2 min left"),
+        ({"began": -3000.0, "before": 100}, "train: 150 of 250 steps, 1 steps/min, 1.7 h left"),
+        ({"began": -50.0, "before": 150}, "train: 150 of 250 steps"),
+        ({}, "train: 150 of 250 steps"),
+    ],
+)
+def test_status_tells_rate_and_time_left(job: ResolvedJob, progress: dict[str, Any], told: str) -> None:
+    """What was done before this attempt counts for neither; earlier versions wrote no such keys."""
+    now = time.time()
+    if "began" in progress:
+        progress = {**progress, "began": now + progress["began"]}
+    whole = {"what": "train", "done": 150, "total": 250, "unit": "steps", **progress}
+    state = AttemptState(1, "running", "elsewhere", 1, now - 3600, now, progress=whole)
+    assert job_status(recorded(job, 1, GONE, state)).progress == told
+
+
 def test_attempt_number_is_reused_only_if_it_never_began(job: ResolvedJob, tmp_path: Path) -> None:
     assert submit_job(job, "local").number == 1
     assert ended(find_attempt(job.id)) == "failed"

@@ -19,7 +19,6 @@ LABELS = [*CONDITIONS, "caption"]
 VIEW_TASKS = ["views", "depth"]
 VIEWS_PER_SET = 8
 SET_TASKS = ("identity", "subject", "editing")
-FACE_DISTANCE = 0.65  # at which two portraits of Tesla are linked, years apart; other people are 0.8 and more
 MOST_LOOKED_AT = 1000  # pictures, among which those to be edited are
 EDITED = ("cat_on_floor.jpg", "air_balloon.jpg", "dog.jpg")
 Say = Callable[[str], None]
@@ -167,7 +166,7 @@ def _make_sets(out: str, pictures: Dataset, timings: Timings, say: Say) -> None:
         chosen = [row["id"] for row in rows if row["source"] in EDITED] or [row["id"] for row in rows[: len(EDITED)]]
         where = f"images.id in ({', '.join(map(repr, chosen))})"
         made = {
-            "identity": sets("identity", [f"{out}/crops"], f"{out}/identity", {"distance": FACE_DISTANCE}),
+            "identity": sets("identity", [f"{out}/crops"], f"{out}/identity", {}),
             "subject": sets(
                 "subject",
                 [f"{out}/crops"],

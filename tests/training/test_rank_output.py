@@ -73,6 +73,5 @@ def test_rank_that_aborts_leaves_its_last_lines(
     printed = CliRunner().invoke(app, ["logs", str(run), "--rank", "1"])
     assert printed.exit_code == 0, printed.exception
     assert "Fatal Python error: Aborted" in printed.stdout
-    assert "training" in printed.stdout, "where it was"
     absent = CliRunner().invoke(app, ["logs", str(run), "--rank", "7"])
     assert "rank 7 has printed nothing; ranks that did: " in str(absent.exception)

@@ -191,6 +191,7 @@ def test_weights_that_are_missing_are_not_drawn_at_random(released, tmp_path, na
     ("name", "changes", "message"),
     [
         ("transformer/config.json", {"num_heads": 5}, r"transformer/config\.json: no NextDiT"),
+        ("transformer/config.json", {"norm_eps": None}, r"no NextDiT \(norm_eps is a small number\)"),
         ("vae/config.json", {"block_out_channels": [8, 8]}, "/vae: nothing that can be loaded"),
         ("text_encoder/config.json", {"d_model": "x"}, "/text_encoder: nothing that can be loaded"),
         (

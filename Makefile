@@ -142,4 +142,6 @@ $(VENV)/installed: pyproject.toml constraints.txt build-constraints.txt
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(INSTALL) --editable ".[test]"
+	@# Beside the environment: every process that imports diffusers would import it, which takes two seconds.
+	$(INSTALL) --no-deps --upgrade --target $(VENV)/beside torchao
 	touch $@

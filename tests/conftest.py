@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,9 @@ SLOW_FIXTURES = {"ray_cluster", "s3_server", "site"}
 
 @pytest.hookimpl(tryfirst=True)  # before tests are left out by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what starts servers, and begin with the files that take minutes."""
+    """Mark what starts servers, leave out what test_torchao runs, and begin with the files that take minutes."""
+    if find_spec("torchao") is None:
+        items[:] = [item for item in items if item.get_closest_marker("torchao") is None]
     for item in items:
         if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("slow")

@@ -103,6 +103,7 @@ def test_eight_bits_in_one_file_say_how_far_they_are_off(run: Path, tmp_path: Pa
         export(str(run), str(tmp_path / "int8.safetensors"), form="comfyui", quantize="int8")
 
 
+@pytest.mark.torchao
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_pipeline_in_eight_bits_is_read_back(run: Path, tmp_path: Path, kind: str) -> None:
     result = CliRunner().invoke(app, ["export", str(run), str(tmp_path / "out"), "--quantize", kind])

@@ -189,6 +189,7 @@ def test_merged_model_is_the_base_with_its_adapter(run: Path, released: Path, tm
     assert live.read_bytes() != file.read_bytes()
 
 
+@pytest.mark.torchao
 def test_adapter_is_loaded_beside_weights_in_eight_bits(run: Path, released: Path, tmp_path: Path) -> None:
     file = tmp_path / "adapter.safetensors"
     for command in (

@@ -11,88 +11,58 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tiny_training import write_views
+from plan_readers import debug_config, entry_of, first_sample, plan_reader, read_sample, stored_row
 
 from labeling.dataset import Dataset, open_store, shards
 from labeling.registry import load_labeler
 from model.inputs import InputError
 from model.pictures import decode_picture
 from training.batch import Sample
-from training.config import TrainingConfig, load_config
 from training.dataloader import read_ahead
 from training.device import DeviceBatches
 from training.plan.mixture import build_manifest
 from training.plan.step_plan import PlannedSample
 from training.reader import PlanReader
 
-WIDTH = 32
-
-
-def _config(settings: dict[str, Any], **changes: Any) -> TrainingConfig:
-    return load_config("debug", {**settings, **changes})
-
-
-def _reader(config: TrainingConfig) -> PlanReader:
-    return PlanReader(build_manifest(config.mixture, config.size), config, "dct")
-
-
-def _first(reader: PlanReader, task: str, drop_caption: bool = False) -> PlannedSample:
-    samples = (reader.dealer.plan.sample(index) for index in range(500))
-    return next(sample for sample in samples if sample.task == task and sample.drop_caption == drop_caption)
-
-
-def _read(reader: PlanReader, planned: PlannedSample) -> Sample:
-    return reader.read_sample(planned, np.ones(planned.frames, np.float32), np.ones(planned.frames, bool))
-
-
-def _stored(dataset: Path, group: str, planned: PlannedSample) -> dict[str, Any]:
-    table = Dataset.open(dataset).read(group, f"{planned.shard:06d}", row_groups=[planned.row_group])
-    return {name: table[name][planned.row].as_py() for name in table.column_names}
-
-
-def _entry(entries: list[dict[str, Any]], task: str) -> np.ndarray[Any, Any]:
-    entry = next(entry for entry in entries if entry["task"] == task)
-    return np.array(entry["embedding"], np.float16).reshape(entry["tokens"], WIDTH)
-
 
 @pytest.mark.parametrize(("task", "group"), [("text2image", None), ("edges", "latents-64-edges")])
 def test_reader_returns_stored_latents_and_prompts(
     small_config: dict[str, Any], pictures_dataset: Path, task: str, group: str | None
 ) -> None:
-    reader = _reader(_config(small_config))
-    planned = _first(reader, task)
-    sample = _read(reader, planned)
+    reader = plan_reader(debug_config(small_config))
+    planned = first_sample(reader, task)
+    sample = read_sample(reader, planned)
     for frame, name in enumerate(["latents-64", *([group] if group else [])]):
-        stored = _stored(pictures_dataset, name, planned)
+        stored = stored_row(pictures_dataset, name, planned)
         shape = (16, stored["latent_height"], stored["latent_width"])
         np.testing.assert_array_equal(sample.latents[frame].ravel(), np.array(stored["latent"], np.float16))
         assert sample.latents[frame].shape == shape
-    entries = _stored(pictures_dataset, "text", planned)["entries"]
-    np.testing.assert_array_equal(sample.text, _entry(entries, task))
-    dropped = _first(reader, task, drop_caption=True)
-    entries = _stored(pictures_dataset, "text", dropped)["entries"]
-    np.testing.assert_array_equal(_read(reader, dropped).text, _entry(entries, ""))
+    entries = stored_row(pictures_dataset, "text", planned)["entries"]
+    np.testing.assert_array_equal(sample.text, entry_of(entries, task))
+    dropped = first_sample(reader, task, drop_caption=True)
+    entries = stored_row(pictures_dataset, "text", dropped)["entries"]
+    np.testing.assert_array_equal(read_sample(reader, dropped).text, entry_of(entries, ""))
 
 
 def test_degraded_pictures_have_the_size_of_the_latents(small_config: dict[str, Any]) -> None:
-    reader = _reader(_config(small_config))
-    planned = _first(reader, "deblurring")
-    sample = _read(reader, planned)
+    reader = plan_reader(debug_config(small_config))
+    planned = first_sample(reader, "deblurring")
+    sample = read_sample(reader, planned)
     clean, blurred = sample.latents.astype(np.float32)
     assert blurred.shape == clean.shape
     # A blurred picture is the same picture with less detail: the codec's higher channels lose energy.
     assert np.corrcoef(clean[0].ravel(), blurred[0].ravel())[0, 1] > 0.6
     assert np.square(blurred[3:10]).sum() < np.square(clean[3:10]).sum()
-    np.testing.assert_array_equal(_read(_reader(_config(small_config)), planned).latents, sample.latents)
+    np.testing.assert_array_equal(read_sample(plan_reader(debug_config(small_config)), planned).latents, sample.latents)
     other = PlannedSample(**{**vars(planned), "degradation_seed": planned.degradation_seed + 1})
-    assert not np.array_equal(_read(reader, other).latents[1], sample.latents[1])
+    assert not np.array_equal(read_sample(reader, other).latents[1], sample.latents[1])
 
 
 def test_stored_degraded_pictures_are_read_as_their_latents(
     small_config: dict[str, Any], pictures_dataset: Path, write_group: Callable[..., None]
 ) -> None:
     source = {"dataset": str(pictures_dataset), "tasks": ["deblurring"], "degraded": "stored"}
-    config = _config(small_config, mixture={"pictures": source, "views": None})
+    config = debug_config(small_config, mixture={"pictures": source, "views": None})
     with pytest.raises(InputError, match="no group 'latents-64-degraded-deblurring', which deblurring needs; make it"):
         build_manifest(config.mixture, config.size)
     degraded, latents = (load_labeler(name, {}) for name in ("degraded-deblurring", "latents-64-degraded-deblurring"))
@@ -107,83 +77,22 @@ def test_stored_degraded_pictures_are_read_as_their_latents(
     rows[5] = {"error": "no picture"}
     shards, types = [[4, 4], [2, 2]], {field.name: field.type for field in latents.schema}
     write_group(pictures_dataset, "latents-64-degraded-deblurring", shards, types, rows)
-    reader = _reader(config)
+    reader = plan_reader(config)
     assert reader.threads == 1, "no picture is decoded"
-    planned = _first(reader, "deblurring")
-    sample = _read(reader, planned)
-    stored = _stored(pictures_dataset, "latents-64-degraded-deblurring", planned)["latent"]
+    planned = first_sample(reader, "deblurring")
+    sample = read_sample(reader, planned)
+    stored = stored_row(pictures_dataset, "latents-64-degraded-deblurring", planned)["latent"]
     np.testing.assert_array_equal(sample.latents[1].ravel(), np.array(stored, np.float16))
     assert not sample.pictures and not np.array_equal(*sample.latents)
     assert reader.manifest.streams[0].rows == 10, "row 3 has no prompt, and row 5 no stored picture"
-    assert "degraded" not in _config(small_config).fixed()["mixture"]["pictures"], "as runs of before have it"
+    assert "degraded" not in debug_config(small_config).fixed()["mixture"]["pictures"], "as runs of before have it"
     assert config.fixed()["mixture"]["pictures"]["degraded"] == "stored"
-
-
-def test_views_alternate_with_their_rays(small_config: dict[str, Any], views_dataset: Path) -> None:
-    import torch
-
-    from model.cameras import camera_rays, rays_to_latents
-
-    mixture = {"pictures": None, "views": {"dataset": str(views_dataset), "tasks": ["views"]}}
-    config = load_config("debug", {**small_config, "mixture": mixture, "objective": {"min_views": 3}})
-    reader = _reader(config)
-    planned = _first(reader, "views")
-    sample = _read(reader, planned)
-    assert sample.latents.shape == (2 * len(planned.views), 16, 8, 8)
-    latents = _stored(views_dataset, "latents-64", planned)["latent"]
-    for place, view in enumerate(planned.views):
-        np.testing.assert_array_equal(sample.latents[2 * place].ravel(), np.array(latents[view], np.float16))
-    stored = _stored(views_dataset, "cameras", planned)
-    c2w = torch.tensor([stored["c2w"][view] for view in planned.views]).reshape(-1, 4, 4)
-    intrinsics = torch.tensor([stored["intrinsics"][view] for view in planned.views]).reshape(-1, 3, 3)
-    rays = rays_to_latents(camera_rays(c2w, intrinsics, 8, normalize=True, scale=1.7), 8, 8)
-    np.testing.assert_allclose(sample.latents[1::2].astype(np.float32), rays.numpy(), atol=2e-3)
-    text = _stored(views_dataset, "text", planned)["entries"][planned.views[0]]
-    np.testing.assert_array_equal(sample.text, _entry(text, "views"))
-
-
-def test_views_that_are_not_square_have_the_rays_of_what_is_left_of_them(
-    small_config: dict[str, Any], tmp_path: Path
-) -> None:
-    """960 × 540 pixels in a bucket of 80 × 48: 900 × 540 are left of them."""
-    import torch
-
-    from model.cameras import camera_rays, rays_to_latents
-
-    sets = write_views(tmp_path / "views", (6, 10), (960, 540))
-    config = load_config(
-        "debug", {**small_config, "mixture": {"pictures": None, "views": {"dataset": str(sets), "tasks": ["views"]}}}
-    )
-    reader = _reader(config)
-    planned = _first(reader, "views")
-    sample = _read(reader, planned)
-    assert sample.latents.shape == (2 * len(planned.views), 16, 6, 10)
-    stored = _stored(sets, "cameras", planned)
-    c2w = torch.tensor([stored["c2w"][view] for view in planned.views]).reshape(-1, 4, 4)
-    # Focal lengths and center in pixels, what is cut off the left, and a new width.
-    pixels = np.array([1.4 * 960, 1.4 * 960, 0.5 * 960 - 30, 0.5 * 960]) / 900
-    K = torch.tensor([[pixels[0], 0, pixels[2]], [0, pixels[1], pixels[3]], [0, 0, 1]]).float()
-    rays = rays_to_latents(camera_rays(c2w, K.expand(len(c2w), 3, 3), (6, 10), normalize=True, scale=1.7), 6, 10)
-    np.testing.assert_allclose(sample.latents[1::2].astype(np.float32), rays.numpy(), atol=4e-3)
-    assert reader.read(0, 0, 1).packs, "they are packed as other pictures are"
-
-
-def test_views_of_a_window_are_near_each_other(small_config: dict[str, Any], views_dataset: Path) -> None:
-    source = {"dataset": str(views_dataset), "tasks": ["views"], "views": [2, 2]}
-    drawn = {}
-    for window in (None, 2):
-        mixture = {"pictures": None, "views": {**source, "window": window}}
-        reader = _reader(load_config("debug", {**small_config, "mixture": mixture}))
-        drawn[window] = [reader.dealer.plan.sample(index).views for index in range(60)]
-    assert {abs(one - other) for one, other in drawn[2]} == {1}
-    assert {views[0] for views in drawn[2]} == set(range(5)), "a window lies anywhere in the set"
-    assert max(abs(one - other) for one, other in drawn[None]) > 1
 
 
 @pytest.mark.parametrize("budget", [16384, 40])
 def test_workers_share_a_step_without_changing_it(small_config: dict[str, Any], budget: int) -> None:
-    config = _config(small_config, workers={"count": 1, "pack_tokens": budget})
-    reader = _reader(config)
+    config = debug_config(small_config, workers={"count": 1, "pack_tokens": budget})
+    reader = plan_reader(config)
 
     def samples(workers: int) -> tuple[set[int], dict[int, Sample]]:
         read = [reader.read(3, rank, workers) for rank in range(workers)]
@@ -204,7 +113,7 @@ def test_workers_share_a_step_without_changing_it(small_config: dict[str, Any], 
 
 def test_worker_with_fewer_packs_gets_one_outside_the_loss(small_config: dict[str, Any]) -> None:
     # Seven samples that each fill a pack, for two workers: four and three.
-    reader = _reader(_config(small_config, batch=7, workers={"count": 1, "pack_tokens": 32}))
+    reader = plan_reader(debug_config(small_config, batch=7, workers={"count": 1, "pack_tokens": 32}))
     step = next(s for s in range(50) if sum(p.tokens for p in reader.dealer.plan.step(s)) > 32 * 6)
     first, second = (reader.read(step, rank, 2) for rank in range(2))
     assert len(first.packs) == len(second.packs)
@@ -214,7 +123,7 @@ def test_worker_with_fewer_packs_gets_one_outside_the_loss(small_config: dict[st
 
 
 def test_cached_row_groups_are_read_once(small_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = _reader(_config(small_config))
+    reader = plan_reader(debug_config(small_config))
     reads: list[tuple[Any, ...]] = []
     original = Dataset.read
 
@@ -232,7 +141,7 @@ def test_cached_row_groups_are_read_once(small_config: dict[str, Any], monkeypat
 def test_changed_or_missing_shard_is_named(
     small_config: dict[str, Any], pictures_dataset: Path, write_group: Callable[..., None]
 ) -> None:
-    config = _config(small_config)
+    config = debug_config(small_config)
     manifest = build_manifest(config.mixture, config.size)
     rows = Dataset.open(pictures_dataset).rows("latents-64-edges")
     changed = [{**row, "latent": np.zeros_like(row["latent"]) if row["latent"] else None} for row in rows]
@@ -240,20 +149,20 @@ def test_changed_or_missing_shard_is_named(
     write_group(pictures_dataset, "latents-64-edges", [[4, 4], [2, 2]], types, changed)
     reader = PlanReader(manifest, config, "dct")
     with pytest.raises(InputError, match=r"latents-64-edges/00000\d.parquet: changed since the run began"):
-        _read(reader, _first(reader, "edges"))
+        read_sample(reader, first_sample(reader, "edges"))
     for shard in ("000000", "000001"):
         (pictures_dataset / "latents-64-edges" / f"{shard}.parquet").unlink()
     reader = PlanReader(manifest, config, "dct")
     with pytest.raises(InputError, match=r"latents-64-edges/00000\d.parquet: gone since the run began"):
-        _read(reader, _first(reader, "edges"))
+        read_sample(reader, first_sample(reader, "edges"))
 
 
 def test_prompts_of_each_task_are_read_from_its_own_group(
     small_config: dict[str, Any], pictures_dataset: Path, write_group: Callable[..., None]
 ) -> None:
     """Beside the group of all, which older datasets have, and where that is gone."""
-    config, dataset = _config(small_config), Dataset.open(pictures_dataset)
-    together = [sample for step in range(3) for pack in _reader(config).read(step, 0, 1).packs for sample in pack]
+    config, dataset = debug_config(small_config), Dataset.open(pictures_dataset)
+    together = [sample for step in range(3) for pack in plan_reader(config).read(step, 0, 1).packs for sample in pack]
     rows = list(dataset.rows("text"))
     kind = {"entries": dataset.read("text", "000000").schema.field("entries").type}
     for task in ("text2image", "edges", "segmentation", "deblurring"):
@@ -276,15 +185,15 @@ def test_prompts_of_each_task_are_read_from_its_own_group(
 
 def test_shard_whose_row_groups_end_elsewhere_has_changed(small_config: dict[str, Any], pictures_dataset: Path) -> None:
     """Its content is the same, and the row that the plan names is another."""
-    config = _config(small_config)
-    reader = _reader(config)
+    config = debug_config(small_config)
+    reader = plan_reader(config)
     dataset = Dataset.open(pictures_dataset)
     for shard in dataset.shard_names:
         footer, table = dataset.footer("latents-64", shard), dataset.read("latents-64", shard)
         groups = [footer.row_groups[0] - 1, footer.row_groups[1] + 1]
         assert shards.write_shard(dataset.store, "latents-64", shard, table, groups, "r").content == footer.content
     with pytest.raises(InputError, match=r"latents-64/00000\d.parquet: changed since the run began"):
-        _read(reader, _first(reader, "edges"))
+        read_sample(reader, first_sample(reader, "edges"))
 
 
 def test_row_group_is_of_the_content_that_is_pinned(
@@ -292,9 +201,9 @@ def test_row_group_is_of_the_content_that_is_pinned(
 ) -> None:
     """A group that is read by row groups is opened anew for each, and may be replaced between two of them."""
     _forget_sizes(pictures_dataset, monkeypatch)
-    reader = _reader(_config(small_config))
-    planned = _first(reader, "deblurring")
-    _read(reader, planned)
+    reader = plan_reader(debug_config(small_config))
+    planned = first_sample(reader, "deblurring")
+    read_sample(reader, planned)
     shard = f"{planned.shard:06d}"
     dataset = Dataset.open(pictures_dataset)
     footer, table = dataset.footer("images", shard), dataset.read("images", shard)
@@ -303,7 +212,7 @@ def test_row_group_is_of_the_content_that_is_pinned(
     shards.write_shard(dataset.store, "images", shard, table, footer.row_groups, footer.recipe)
     other = PlannedSample(**{**vars(planned), "row_group": 1 - planned.row_group, "row": 0})
     with pytest.raises(InputError, match=r"images/00000\d.parquet: changed since the run began"):
-        _read(reader, other)
+        read_sample(reader, other)
 
 
 def _forget_sizes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,7 +228,7 @@ def _forget_sizes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pictures_are_read_alone_and_as_before_where_footers_do_not_say_their_places(
     small_config: dict[str, Any], pictures_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = _config(small_config, reader={"cache_mb": 1})
+    config = debug_config(small_config, reader={"cache_mb": 1})
     rows: list[int] = []
     original = Dataset.read
 
@@ -346,7 +255,7 @@ def test_pictures_are_read_alone_and_as_before_where_footers_do_not_say_their_pl
 
 
 def test_open_shards_are_limited_by_their_memory(small_config: dict[str, Any]) -> None:
-    reader = _reader(_config(small_config, reader={"cache_mb": 1}))
+    reader = plan_reader(debug_config(small_config, reader={"cache_mb": 1}))
     reader.read(0, 0, 1)
     files = reader._files
     assert files._used <= files._limit == 1 << 18
@@ -364,8 +273,8 @@ def test_shards_of_lists_read_like_those_of_bytes(
     """Shards of before have lists of float16: their content is the same, and so is what a run reads."""
     sets = Path(shutil.copytree(views_dataset, tmp_path / "sets"))
     views = {"views": {"dataset": str(sets), "tasks": ["views"]}}
-    config = _config(small_config, mixture={**small_config["mixture"], **views})
-    batches = [_reader(config).read(step, 0, 1) for step in range(6)]
+    config = debug_config(small_config, mixture={**small_config["mixture"], **views})
+    batches = [plan_reader(config).read(step, 0, 1) for step in range(6)]
     manifest = build_manifest(config.mixture, config.size)
     for place in (pictures_dataset, sets):
         dataset = Dataset.open(place)
@@ -382,8 +291,8 @@ def test_shards_of_lists_read_like_those_of_bytes(
 
 
 def test_threads_read_steps_in_their_order(small_config: dict[str, Any]) -> None:
-    config = _config(small_config, reader={"threads": 3, "prefetch": 4})
-    expected = _reader(config)
+    config = debug_config(small_config, reader={"threads": 3, "prefetch": 4})
+    expected = plan_reader(config)
     reader = PlanReader(expected.manifest, config)
     device = DeviceBatches(config, "dct", "minilm", torch.device("cpu"))
     steps = range(3, 23)
@@ -395,7 +304,7 @@ def test_threads_read_steps_in_their_order(small_config: dict[str, Any]) -> None
 
 
 def test_error_of_a_reader_thread_reaches_the_consumer(small_config: dict[str, Any], pictures_dataset: Path) -> None:
-    reader = PlanReader(_reader(_config(small_config)).manifest, _config(small_config))
+    reader = PlanReader(plan_reader(debug_config(small_config)).manifest, debug_config(small_config))
     for shard in (pictures_dataset / "text").glob("0*.parquet"):
         shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"text/00000\d.parquet: not a Parquet file, or cut off"):
@@ -403,20 +312,20 @@ def test_error_of_a_reader_thread_reaches_the_consumer(small_config: dict[str, A
 
 
 def test_s3_gives_the_samples_of_a_disk(small_config: dict[str, Any], pictures_dataset: Path, s3: str) -> None:
-    config = _config(small_config)
+    config = debug_config(small_config)
     store = open_store(f"{s3}/reader")
     for name in Dataset.open(pictures_dataset).store.walk():
         store.put(name, (pictures_dataset / name).read_bytes())
     pictures = {**small_config["mixture"]["pictures"], "dataset": store.uri}
-    far = _reader(_config(small_config, mixture={**small_config["mixture"], "pictures": pictures}))
+    far = plan_reader(debug_config(small_config, mixture={**small_config["mixture"], "pictures": pictures}))
     assert far.threads > 1
-    near = _reader(config)
+    near = plan_reader(config)
     for batch in read_ahead(far, 0, 1, range(5)):
         assert batch.to_bytes() == near.read(batch.step, 0, 1).to_bytes()
 
 
 def test_wrong_text_width_is_named(small_config: dict[str, Any]) -> None:
     model = {**small_config["model"], "caption_channels": 384}
-    reader = _reader(_config(small_config, model=model))
+    reader = plan_reader(debug_config(small_config, model=model))
     with pytest.raises(InputError, match=r"model.caption_channels is 384, but the prompts of .* are 32 wide"):
-        _read(reader, _first(reader, "text2image"))
+        read_sample(reader, first_sample(reader, "text2image"))

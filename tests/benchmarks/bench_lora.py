@@ -106,7 +106,7 @@ def drawn_apart(base: Path, run: Path) -> float:
     plain = draw(adapted)
     adapted.load_lora_weights(str(run))
     of_diffusers = NextDiT.from_pretrained(base)
-    of_diffusers.load_lora_adapter(str(run), prefix="transformer")
+    of_diffusers.load_lora_adapter(str(run / "pytorch_lora_weights.safetensors"), prefix="transformer")
     merged = draw(pipeline_with(load_checkpoint(run)[0]))
     if torch.equal(plain, merged):
         return float("inf")
@@ -176,9 +176,10 @@ def measure(model: Any, config: Any) -> tuple[float, dict[str, float]]:
         for batch in read_ahead(PlanReader(manifest, config), 0, 1, range(STEPS)):
             for pack in encoded(batch).packs:
                 _, losses = flow_matching_loss(packed, pack, device)
-                for sample, loss in zip(pack, losses.tolist(), strict=True):
+                of_samples = losses.split([len(sample.sigmas) for sample in pack])
+                for sample, loss in zip(pack, of_samples, strict=True):
                     part = sums.setdefault(sample.task, [0.0, 0.0])
-                    part[0] += loss
+                    part[0] += float(loss.sum())
                     part[1] += float(sample.in_loss.sum())
     total, frames = (sum(values) for values in zip(*sums.values(), strict=True))
     return total / frames, {task: loss / count for task, (loss, count) in sums.items()}

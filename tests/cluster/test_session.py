@@ -150,7 +150,7 @@ def test_interrupt_during_ray_start_asks_for_restart(tmp_path: Path) -> None:
 def test_lost_node_interrupts_job(tmp_path: Path) -> None:
     folder, begun = JobFolder(str(tmp_path / "job")), tmp_path / "begun"
     folder.put_specification(ReportJob(kind="report", of=str(tmp_path)))
-    with ray_head(tmp_path, {}) as head, ray_node(head, 1) as raylet:
+    with ray_head(tmp_path, {}, takes_jobs=True) as head, ray_node(head, 1) as raylet:
         environment = head.environment | {"RAY_ADDRESS": head.gcs, "PYTHONPATH": str(Path(__file__).parents[2])}
         command = [sys.executable, "-c", USES_A_NODE, folder.address, str(begun)]
         job = subprocess.Popen(command, env=environment)

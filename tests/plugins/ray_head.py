@@ -57,6 +57,7 @@ def ray_head(
         **RAY_ENVIRONMENT,
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_health_check_period_ms": "1000",  # of nodes: tests do not wait as long for the loss of one
+        "RAY_raylet_start_wait_time_s": "120",  # on a busy machine
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
     command = [
@@ -85,15 +86,16 @@ def ray_head(
 
 
 @contextmanager
-def ray_node(head: RayHead, cpus: int) -> Iterator[psutil.Process]:
+def ray_node(head: RayHead, cpus: int, runs_jobs: bool = False) -> Iterator[psutil.Process]:
     """One more node; yields its raylet, whose death is that of the node.
 
-    Its temporary files are its own, as on another machine: a node that unpacks a job's code first removes what another
-    node beside it unpacked, and may run already.
+    runs_jobs: its temporary files are its own, as on another machine. A node that unpacks a job's code first removes
+    what another node beside it unpacked, and may run already.
     """
     scratch = tempfile.mkdtemp(prefix="ray-")
     command = [*START, f"--address={head.gcs}", f"--num-cpus={cpus}", f"--object-store-memory={100 << 20}"]
-    command += [f"--dashboard-agent-listen-port={free_ports(1)[0]}", *WORKERS, f"--temp-dir={scratch}"]
+    command += [f"--dashboard-agent-listen-port={free_ports(1)[0]}", *WORKERS]
+    command += [f"--temp-dir={scratch}"] if runs_jobs else []
     # It prints much when it is killed.
     silent = subprocess.DEVNULL
     node = subprocess.Popen(command, env=head.environment, stdout=silent, stderr=silent, start_new_session=True)

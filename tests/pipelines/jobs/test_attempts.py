@@ -294,8 +294,11 @@ def test_scaled_job_is_sent_to_target_as_recorded(
     attempt = recorded(job, 1, LocalTarget(type="local", environment=environment))
     target = LocalTarget(type="local", environment=environment)
     assert LocalBackend(target).state(attempt.name).phase == "absent"
+    (tmp_path / "waits").mkdir()
+    (tmp_path / "waits" / "pipelines.py").write_text("input()")
     waiting = subprocess.Popen(
-        [sys.executable, "-c", "input()", "execute"],
+        [sys.executable, "-m", "pipelines", "execute"],
+        cwd=tmp_path / "waits",
         stdin=subprocess.PIPE,
         env={**os.environ, WORK_VARIABLE: attempt.name},
         start_new_session=True,

@@ -170,7 +170,7 @@ def test_label_job_continues_after_losing_node(pictures: Path, head: RayHead, ta
     group = "simple_labelers:Patient"
     job = resolve_job(parse_specification({"kind": "label", "dataset": lost, "groups": [group]}, "job"))
     ingest(str(pictures), lost, shard_rows=2)
-    with ray_node(head, 1) as raylet:
+    with ray_node(head, 1, runs_jobs=True) as raylet:
         attempt = submit_job(job, path)
         deadline = time.monotonic() + 120
         while len(open_store(lost).files("patient")) < 2:  # its declaration, and a shard

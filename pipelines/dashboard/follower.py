@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
 
 from cluster.user_data import one_at_a_time
+from labeling.dataset import digest_json
 from model.inputs import one_line
+from pipelines.dashboard.changes import fingerprint
 from pipelines.dashboard.check_outcomes import DATASET_CHECKS, dataset_outcomes, report_outcomes, run_outcomes
 from pipelines.dashboard.dataset_state import DatasetState, dataset_state
 from pipelines.dashboard.metadata import (
@@ -20,10 +22,10 @@ from pipelines.dashboard.metadata import (
     labeling_metadata,
 )
 from pipelines.dashboard.picture_files import drop_old_pictures
-from pipelines.dashboard.reporting import MEMORY_SECONDS, Reporter, shown_pictures
+from pipelines.dashboard.reporting import MEMORY_SECONDS, MIN_WAIT, Reporter, shown_pictures
 from pipelines.dashboard.run_assets import versions_of
 from pipelines.dashboard.snapshots import NOT_READ, Snapshot, refresh, snapshots
-from pipelines.dashboard.tracked_assets import assets_of_jobs, track, tracked_assets
+from pipelines.dashboard.tracked_assets import TrackedAsset, assets_of_jobs, track, tracked_assets
 from pipelines.dashboard.versions import AssetVersion, dataset_versions
 
 REMOTE_SECONDS = 60.0  # between readings of datasets and runs that are not on this machine
@@ -41,6 +43,8 @@ class Follower:
     _read_times: dict[str, float] = field(default_factory=dict)  # name → when it was read
     _report_times: dict[str, float] = field(default_factory=dict)  # address → when its whole state had been reported
     _check_times: dict[str, float] = field(default_factory=dict)  # address → when all of its checks were evaluated
+    _fingerprints: dict[str, str] = field(default_factory=dict)  # name → see `changes`, before it was read and reported
+    _again_times: dict[str, float] = field(default_factory=dict)  # name → when to report what has to wait
     _cleanup_time: float = float("-inf")
 
     def __post_init__(self) -> None:
@@ -49,23 +53,22 @@ class Follower:
     def follow(self, seconds: float = 40.0) -> list[str]:
         """Read everything once, for about so long. Returns a line for each dataset or run with changes or trouble.
 
-        What does not fit into the time is reported the next time.
+        What does not fit into the time is reported the next time, before what was read since.
         """
         with one_at_a_time("dashboard-follow"):  # the server does the same once when it starts
             return self._follow(seconds)
 
     def _follow(self, seconds: float) -> list[str]:
         track(assets_of_jobs())
-        due = [asset.name for asset in tracked_assets() if self._is_due(asset.name, asset.address)]
+        reads = {snapshot.tracked.name: snapshot.reads for snapshot in snapshots()}
+        now = {asset.name: self._fingerprint(asset, reads.get(asset.name, ())) for asset in tracked_assets()}
+        due = [asset.name for asset in tracked_assets() if self._is_due(asset.name, asset.address, now[asset.name])]
         refresh(due)
         deadline = time.monotonic() + seconds
         track(("dataset", address) for snapshot in snapshots() for address, _ in snapshot.reads)
         lines = []
         all_snapshots = snapshots()
-        # Datasets come first: runs are compared with what datasets hold now.
-        for snapshot in sorted(
-            all_snapshots, key=lambda snapshot: (snapshot.tracked.kind == "run", snapshot.tracked.name)
-        ):
+        for snapshot in sorted(all_snapshots, key=self._turn):
             name = snapshot.tracked.name
             if snapshot.trouble:
                 lines.append(f"{name}: {snapshot.trouble}")
@@ -79,6 +82,7 @@ class Follower:
                 lines.append(f"{name}: {one_line(error)}")
                 continue
             self._read_times[name] = time.monotonic()
+            self._note(name, now.get(name))
             if count:
                 lines.append(f"{name}: {count} changes")
         if time.monotonic() - self._cleanup_time > CLEANUP_SECONDS:
@@ -91,13 +95,38 @@ class Follower:
         unknown = {address for address, _ in snapshot.reads} - self._states.keys()
         return any(one.tracked.address in unknown and one.trouble in ("", NOT_READ) for one in all_snapshots)
 
-    def _is_due(self, name: str, address: str) -> bool:
-        if not address.startswith("s3://"):
+    def _turn(self, snapshot: Snapshot) -> tuple[float, bool, str]:
+        """What was read longest ago comes first. Of what never was, datasets do: runs are compared with them."""
+        read = self._read_times.get(snapshot.tracked.name, float("-inf"))
+        return read, snapshot.tracked.kind == "run", snapshot.tracked.name
+
+    def _fingerprint(self, asset: TrackedAsset, reads: Iterable[tuple[str, str]]) -> str | None:
+        """Of a dataset or run on this machine, and of the content that a run is compared with."""
+        own = fingerprint(asset.address, asset.kind == "run")
+        states = [self._states[address].contents for address, _ in reads if address in self._states]
+        return None if own is None else digest_json([own, states])
+
+    def _is_due(self, name: str, address: str, now: str | None) -> bool:
+        since = time.monotonic() - self._read_times.get(name, float("-inf"))
+        if address.startswith("s3://"):
+            return since > REMOTE_SECONDS
+        if now is None or now != self._fingerprints.get(name) or since > MEMORY_SECONDS:
             return True
-        return time.monotonic() - self._read_times.get(name, float("-inf")) > REMOTE_SECONDS
+        return time.monotonic() > self._again_times.get(name, float("inf"))
+
+    def _note(self, name: str, now: str | None) -> None:
+        """Remember what was reported of a dataset or run, as far as it was."""
+        self._fingerprints.pop(name, None)
+        self._again_times.pop(name, None)
+        if now is None or self.reporter.was_cut:
+            return
+        self._fingerprints[name] = now
+        if not self.reporter.is_complete:
+            self._again_times[name] = time.monotonic() + MIN_WAIT
 
     def _report(self, snapshot: Snapshot, all_snapshots: Sequence[Snapshot], deadline: float) -> int:
         address = snapshot.tracked.address
+        self.reporter.is_complete, self.reporter.was_cut = True, False
         if snapshot.tracked.kind == "run":
             versions = versions_of(snapshot, self._states, all_snapshots)
 
@@ -111,9 +140,10 @@ class Follower:
     def _report_dataset(self, snapshot: Snapshot, deadline: float) -> int:
         address = snapshot.tracked.address
         before = self._states.get(address)
-        state = self._states[address] = dataset_state(snapshot, before)
+        state = dataset_state(snapshot, before)
+        self._states[address] = state.without_footers()
         now = time.monotonic()
-        if state is before and now - self._report_times.get(address, float("-inf")) < MEMORY_SECONDS:
+        if state.is_as(before) and now - self._report_times.get(address, float("-inf")) < MEMORY_SECONDS:
             return 0
         self._report_times.pop(address, None)
         count = self.reporter.report(dataset_versions(state), lambda version: group_metadata(state, version), deadline)

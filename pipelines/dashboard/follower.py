@@ -72,7 +72,8 @@ class Follower:
             name = snapshot.tracked.name
             if snapshot.trouble:
                 lines.append(f"{name}: {snapshot.trouble}")
-                self._read_times[name] = time.monotonic()
+                if snapshot.trouble != NOT_READ:  # it is read the next time, before runs that are compared with it
+                    self._read_times[name] = time.monotonic()
                 continue
             if name not in due or time.monotonic() > deadline or self._must_wait(snapshot, all_snapshots):
                 continue

@@ -53,6 +53,7 @@ from labeling.dataset.storage import (
     LocalStore,
     Store,
     open_store,
+    lines_of_many,
     stored_lines,
     text_parts,
 )
@@ -127,6 +128,7 @@ __all__ = [
     "select_rows",
     "set_schema",
     "shard_file",
+    "lines_of_many",
     "stored_lines",
     "text_group",
     "text_parts",

@@ -31,11 +31,12 @@ StorageLoc=accounting
 LogFile={folder}/slurmdbd.log
 PidFile={folder}/slurmdbd.pid
 """
-# Lines of slurm.conf.
+# Lines of slurm.conf. The "password" is where munged listens.
 SETTINGS = """\
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={port}
+AccountingStoragePass={folder}/munge.socket
 """
 
 

@@ -182,7 +182,7 @@ def _start_accounting(site: SlurmSite) -> str:
     write_configuration(site.folder, port, database)
     _start(site, "slurmdbd", "slurmdbd", "-D")
     _until(lambda: listens(port), 120, site, "slurmdbd does not start")
-    return SETTINGS.format(port=port)
+    return SETTINGS.format(port=port, folder=site.folder)
 
 
 def forget_jobs(site: SlurmSite) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ from pipelines.dashboard.snapshots import NOT_READ, Snapshot, refresh, snapshots
 from pipelines.dashboard.tracked_assets import TrackedAsset, assets_of_jobs, track, tracked_assets
 from pipelines.dashboard.versions import AssetVersion, dataset_versions
 
+READ_TOGETHER = 8  # datasets and runs, whose answers are waited for together
 REMOTE_SECONDS = 60.0  # between readings of datasets and runs that are not on this machine
 CLEANUP_SECONDS = 3600.0  # between cleanups of the stored pictures
 
@@ -62,20 +63,37 @@ class Follower:
         track(assets_of_jobs())
         reads = {snapshot.tracked.name: snapshot.reads for snapshot in snapshots()}
         now = {asset.name: self._fingerprint(asset, reads.get(asset.name, ())) for asset in tracked_assets()}
-        due = [asset.name for asset in tracked_assets() if self._is_due(asset.name, asset.address, now[asset.name])]
-        refresh(due)
+        assets = sorted(tracked_assets(), key=self._turn)
+        due = [asset.name for asset in assets if self._is_due(asset.name, asset.address, now[asset.name])]
         deadline = time.monotonic() + seconds
-        track(("dataset", address) for snapshot in snapshots() for address, _ in snapshot.reads)
+        lines: list[str] = []
+        # Some at a time: reading hundreds takes longer than a tick has, and those that do not answer are waited for.
+        for first in range(0, len(due), READ_TOGETHER):
+            if time.monotonic() > deadline:
+                break
+            names = due[first : first + READ_TOGETHER]
+            refresh(names)
+            track(("dataset", address) for snapshot in snapshots() for address, _ in snapshot.reads)
+            lines += self._report_read(names, now, deadline)
+        if time.monotonic() - self._cleanup_time > CLEANUP_SECONDS:
+            self._cleanup_time = time.monotonic()
+            drop_old_pictures(shown_pictures(self.instance))
+        return lines
+
+    def _report_read(self, names: Sequence[str], now: Mapping[str, str | None], deadline: float) -> list[str]:
+        """Report what was just read; a line for each dataset or run with changes or trouble. now: fingerprints."""
         lines = []
         all_snapshots = snapshots()
-        for snapshot in sorted(all_snapshots, key=self._turn):
-            name = snapshot.tracked.name
+        by_name = {snapshot.tracked.name: snapshot for snapshot in all_snapshots}
+        for name in names:
+            snapshot = by_name.get(name)
+            if snapshot is None:  # taken out meanwhile
+                continue
             if snapshot.trouble:
                 lines.append(f"{name}: {snapshot.trouble}")
-                if snapshot.trouble != NOT_READ:  # it is read the next time, before runs that are compared with it
-                    self._read_times[name] = time.monotonic()
+                self._read_times[name] = time.monotonic()
                 continue
-            if name not in due or time.monotonic() > deadline or self._must_wait(snapshot, all_snapshots):
+            if time.monotonic() > deadline or self._must_wait(snapshot, all_snapshots):
                 continue
             try:
                 count = self._report(snapshot, all_snapshots, deadline)
@@ -83,12 +101,9 @@ class Follower:
                 lines.append(f"{name}: {one_line(error)}")
                 continue
             self._read_times[name] = time.monotonic()
-            self._note(name, now.get(name))
+            self._note(name, now[name])
             if count:
                 lines.append(f"{name}: {count} changes")
-        if time.monotonic() - self._cleanup_time > CLEANUP_SECONDS:
-            self._cleanup_time = time.monotonic()
-            drop_old_pictures(shown_pictures(self.instance))
         return lines
 
     def _must_wait(self, snapshot: Snapshot, all_snapshots: Sequence[Snapshot]) -> bool:
@@ -96,10 +111,9 @@ class Follower:
         unknown = {address for address, _ in snapshot.reads} - self._states.keys()
         return any(one.tracked.address in unknown and one.trouble in ("", NOT_READ) for one in all_snapshots)
 
-    def _turn(self, snapshot: Snapshot) -> tuple[float, bool, str]:
+    def _turn(self, asset: TrackedAsset) -> tuple[float, bool, str]:
         """What was read longest ago comes first. Of what never was, datasets do: runs are compared with them."""
-        read = self._read_times.get(snapshot.tracked.name, float("-inf"))
-        return read, snapshot.tracked.kind == "run", snapshot.tracked.name
+        return self._read_times.get(asset.name, float("-inf")), asset.kind == "run", asset.name
 
     def _fingerprint(self, asset: TrackedAsset, reads: Iterable[tuple[str, str]]) -> str | None:
         """Of a dataset or run on this machine, and of the content that a run is compared with."""

@@ -7,8 +7,9 @@ and again); ticks of the sensor that follows datasets and runs: the first ones, 
 shard changed before every twelfth, and how memory grows meanwhile; and opening pages of the dashboard itself in a
 browser, where Chromium is installed. Floors: Dagster's import, and the bare reading of the jobs' files.
 
-All datasets link to the same two folders of shards, so the disk holds few files, and listings are of all of them. Runs
-are configurations alone. An hour's ticks follow each other at once. Figures go to runs/bench/dashboard.json.
+All datasets link to the same two folders of shards, so the disk holds few files, and listings are of all of them; one
+group has a folder of its own, and there shards change. Runs are configurations alone. An hour's ticks follow each other
+at once. Figures go to runs/bench/dashboard.json.
 """
 
 from __future__ import annotations
@@ -66,6 +67,11 @@ def make_assets(options: argparse.Namespace, folder: Path) -> list[str]:
         (dataset / "images").symlink_to(shared / "images")
         for group in range(options.groups - 1):
             (dataset / f"group{group:02d}").symlink_to(shared / "edges")
+    changing = datasets[0] / "group00"
+    changing.unlink()
+    changing.mkdir()
+    for path in (shared / "edges").iterdir():
+        (changing / path.name).hardlink_to(path)
     runs = [folder / f"run-{number:03d}" for number in range(options.runs)]
     for number, run in enumerate(runs):
         config = load_config("debug", {"mixture": {"pictures": {"dataset": str(datasets[number % len(datasets)])}, "views": None}})
@@ -108,7 +114,7 @@ def ticks(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     follower = Follower(instance)
     first = [timed(lambda: follower.follow(TICK_SECONDS)) for _ in range(FIRST_TICKS)]
     events = sum(1 for key in instance.all_asset_keys() for _ in instance.get_materialized_partitions(key))
-    shard = folder / "shared" / "edges" / "000000.parquet"
+    shard = folder / "dataset-000" / "group00" / "000000.parquet"
     content, hour, used, memory = shard.read_bytes(), [], time.process_time(), []
     for number in range(HOUR_TICKS):
         if number % CHANGED_EVERY == 0:

@@ -33,6 +33,23 @@ REMOTE_SECONDS = 60.0  # between readings of datasets and runs that are not on t
 CLEANUP_SECONDS = 3600.0  # between cleanups of the stored pictures
 
 
+@dataclass(frozen=True)
+class _Unfinished:
+    """A dataset whose changes did not fit into a tick: with its footers, which the next tick need not read again.
+
+    now: its fingerprint; since: when it was read.
+    """
+
+    now: str | None
+    state: DatasetState
+    since: float
+
+    def is_of(self, snapshot: Snapshot, now: str | None) -> bool:
+        """Whether it is what would be read now; of what has no fingerprint, for a while."""
+        is_recent = time.monotonic() - self.since < REMOTE_SECONDS
+        return self.state.snapshot == snapshot and self.now == now and (now is not None or is_recent)
+
+
 @dataclass
 class Follower:
     """Reads the datasets and runs and reports to Dagster what has changed."""
@@ -46,6 +63,8 @@ class Follower:
     _check_times: dict[str, float] = field(default_factory=dict)  # address → when all of its checks were evaluated
     _fingerprints: dict[str, str] = field(default_factory=dict)  # name → see `changes`, before it was read and reported
     _again_times: dict[str, float] = field(default_factory=dict)  # name → when to report what has to wait
+    _costs: dict[str, float] = field(default_factory=dict)  # name → seconds that its last reading and reporting took
+    _unfinished: _Unfinished | None = None
     _cleanup_time: float = float("-inf")
 
     def __post_init__(self) -> None:
@@ -74,13 +93,15 @@ class Follower:
             names = due[first : first + READ_TOGETHER]
             refresh(names)
             track(("dataset", address) for snapshot in snapshots() for address, _ in snapshot.reads)
-            lines += self._report_read(names, now, deadline)
+            lines += self._report_read(names, now, deadline, is_first=first == 0)
         if time.monotonic() - self._cleanup_time > CLEANUP_SECONDS:
             self._cleanup_time = time.monotonic()
             drop_old_pictures(shown_pictures(self.instance))
         return lines
 
-    def _report_read(self, names: Sequence[str], now: Mapping[str, str | None], deadline: float) -> list[str]:
+    def _report_read(
+        self, names: Sequence[str], now: Mapping[str, str | None], deadline: float, is_first: bool
+    ) -> list[str]:
         """Report what was just read; a line for each dataset or run with changes or trouble. now: fingerprints."""
         lines = []
         all_snapshots = snapshots()
@@ -93,18 +114,26 @@ class Follower:
                 lines.append(f"{name}: {snapshot.trouble}")
                 self._read_times[name] = time.monotonic()
                 continue
-            if time.monotonic() > deadline or self._must_wait(snapshot, all_snapshots):
+            began = time.monotonic()
+            if began + self._expected_cost(name, is_first) > deadline or self._must_wait(snapshot, all_snapshots):
                 continue
+            is_first = False
             try:
-                count = self._report(snapshot, all_snapshots, deadline)
+                count = self._report(snapshot, all_snapshots, deadline, now[name])
             except Exception as error:  # the others are followed all the same
                 lines.append(f"{name}: {one_line(error)}")
                 continue
-            self._read_times[name] = time.monotonic()
+            self._costs[name] = time.monotonic() - began
+            if not self.reporter.was_cut:  # otherwise it comes first the next time
+                self._read_times[name] = time.monotonic()
             self._note(name, now[name])
             if count:
                 lines.append(f"{name}: {count} changes")
         return lines
+
+    def _expected_cost(self, name: str, is_first: bool) -> float:
+        """Seconds; of what was never read as much as the largest took. What comes first in a tick is never put off."""
+        return 0.0 if is_first else self._costs.get(name, max(self._costs.values(), default=0.0))
 
     def _must_wait(self, snapshot: Snapshot, all_snapshots: Sequence[Snapshot]) -> bool:
         """Whether a run reads a dataset whose state is not known yet: its freshness is not known either."""
@@ -139,7 +168,9 @@ class Follower:
         if not self.reporter.is_complete:
             self._again_times[name] = time.monotonic() + MIN_WAIT
 
-    def _report(self, snapshot: Snapshot, all_snapshots: Sequence[Snapshot], deadline: float) -> int:
+    def _report(
+        self, snapshot: Snapshot, all_snapshots: Sequence[Snapshot], deadline: float, now: str | None
+    ) -> int:
         address = snapshot.tracked.address
         self.reporter.is_complete, self.reporter.was_cut = True, False
         if snapshot.tracked.kind == "run":
@@ -150,12 +181,15 @@ class Follower:
 
             count = self.reporter.report(versions, metadata, deadline)
             return count + report_outcomes(self.instance, run_outcomes(snapshot))
-        return self._report_dataset(snapshot, deadline)
+        return self._report_dataset(snapshot, deadline, now)
 
-    def _report_dataset(self, snapshot: Snapshot, deadline: float) -> int:
+    def _report_dataset(self, snapshot: Snapshot, deadline: float, fingerprint_now: str | None) -> int:
         address = snapshot.tracked.address
-        before = self._states.get(address)
-        state = dataset_state(snapshot, before)
+        before, now = self._states.get(address), time.monotonic()
+        unfinished, self._unfinished = self._unfinished, None
+        if unfinished is None or not unfinished.is_of(snapshot, fingerprint_now):
+            unfinished = _Unfinished(fingerprint_now, dataset_state(snapshot, before), now)
+        state = unfinished.state
         self._states[address] = state.without_footers()
         now = time.monotonic()
         if state.is_as(before) and now - self._report_times.get(address, float("-inf")) < MEMORY_SECONDS:
@@ -163,6 +197,8 @@ class Follower:
         self._report_times.pop(address, None)
         count = self.reporter.report(dataset_versions(state), lambda version: group_metadata(state, version), deadline)
         is_complete = self.reporter.is_complete
+        if self.reporter.was_cut:
+            self._unfinished = unfinished
         new = [labeling for labeling in state.labelings if before and labeling not in before.labelings]
         for labeling in new:  # a job states its speed some moments after its last shard
             key = dg.AssetKey([snapshot.tracked.name, labeling.group])

@@ -88,7 +88,7 @@ class Follower:
         lines: list[str] = []
         # Some at a time: reading hundreds takes longer than a tick has, and those that do not answer are waited for.
         for first in range(0, len(due), READ_TOGETHER):
-            if time.monotonic() > deadline:
+            if first and time.monotonic() > deadline:
                 break
             names = due[first : first + READ_TOGETHER]
             refresh(names)
@@ -102,7 +102,10 @@ class Follower:
     def _report_read(
         self, names: Sequence[str], now: Mapping[str, str | None], deadline: float, is_first: bool
     ) -> list[str]:
-        """Report what was just read; a line for each dataset or run with changes or trouble. now: fingerprints."""
+        """Report what was just read; a line for each dataset or run with changes or trouble.
+
+        now: fingerprints; is_first: whether nothing was reported in this tick, so that something must be.
+        """
         lines = []
         all_snapshots = snapshots()
         by_name = {snapshot.tracked.name: snapshot for snapshot in all_snapshots}
@@ -115,7 +118,8 @@ class Follower:
                 self._read_times[name] = time.monotonic()
                 continue
             began = time.monotonic()
-            if began + self._expected_cost(name, is_first) > deadline or self._must_wait(snapshot, all_snapshots):
+            does_not_fit = not is_first and began + self._expected_cost(name) > deadline
+            if does_not_fit or self._must_wait(snapshot, all_snapshots):
                 continue
             is_first = False
             try:
@@ -131,9 +135,9 @@ class Follower:
                 lines.append(f"{name}: {count} changes")
         return lines
 
-    def _expected_cost(self, name: str, is_first: bool) -> float:
-        """Seconds; of what was never read as much as the largest took. What comes first in a tick is never put off."""
-        return 0.0 if is_first else self._costs.get(name, max(self._costs.values(), default=0.0))
+    def _expected_cost(self, name: str) -> float:
+        """Seconds; of what was never read as much as the largest took."""
+        return self._costs.get(name, max(self._costs.values(), default=0.0))
 
     def _must_wait(self, snapshot: Snapshot, all_snapshots: Sequence[Snapshot]) -> bool:
         """Whether a run reads a dataset whose state is not known yet: its freshness is not known either."""

@@ -89,7 +89,9 @@ def logs(
     def show(line: str) -> None:
         print(line, flush=True)
 
-    for line in log_lines(find_attempt(job_id), follow, show, task) if rank is None else rank_lines(job_id, rank, follow):
+    for line in (
+        log_lines(find_attempt(job_id), follow, show, task) if rank is None else rank_lines(job_id, rank, follow)
+    ):
         show(line)
 
 

@@ -172,9 +172,7 @@ class Follower:
         if not self.reporter.is_complete:
             self._again_times[name] = time.monotonic() + MIN_WAIT
 
-    def _report(
-        self, snapshot: Snapshot, all_snapshots: Sequence[Snapshot], deadline: float, now: str | None
-    ) -> int:
+    def _report(self, snapshot: Snapshot, all_snapshots: Sequence[Snapshot], deadline: float, now: str | None) -> int:
         address = snapshot.tracked.address
         self.reporter.is_complete, self.reporter.was_cut = True, False
         if snapshot.tracked.kind == "run":

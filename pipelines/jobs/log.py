@@ -62,7 +62,9 @@ def log_lines(
 def _logs(attempt: Attempt, task: int | None) -> dict[str, Store]:
     """The stores that hold the logs of an attempt: by task where it is a job array. Raises InputError for no task."""
     if task is not None and task >= attempt.tasks:
-        told = f"its tasks are 0 to {attempt.tasks - 1}" if attempt.tasks > 1 else "it is no job array; leave --task out"
+        told = (
+            f"its tasks are 0 to {attempt.tasks - 1}" if attempt.tasks > 1 else "it is no job array; leave --task out"
+        )
         raise InputError(f"{attempt.job_id}: no task {task}; {told}")
     if attempt.tasks == 1:
         return {"": JobFolder(attempt.address).store}

@@ -74,7 +74,9 @@ def make_assets(options: argparse.Namespace, folder: Path) -> list[str]:
         (changing / path.name).hardlink_to(path)
     runs = [folder / f"run-{number:03d}" for number in range(options.runs)]
     for number, run in enumerate(runs):
-        config = load_config("debug", {"mixture": {"pictures": {"dataset": str(datasets[number % len(datasets)])}, "views": None}})
+        config = load_config(
+            "debug", {"mixture": {"pictures": {"dataset": str(datasets[number % len(datasets)])}, "views": None}}
+        )
         run.mkdir()
         (run / "config.yaml").write_text(to_yaml(config.model_dump(mode="json")))
     track([("dataset", str(one)) for one in datasets] + [("run", str(one)) for one in runs])

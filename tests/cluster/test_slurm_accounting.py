@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from slurm_jobs import all_gone, stand_in, target, until
+from slurm_jobs import all_gone, raylets, stand_in, target, until
 from slurm_site import SlurmSite, forget_jobs, need_slurm, slurm_site
 
 from cluster.slurm.backend import SlurmBackend
@@ -44,21 +44,19 @@ def test_job_array_labels_on_s3_on_both_nodes(
     for place in (here, there):
         ingest(str(pictures), place, shard_rows=2)
     label(here, ["edges"])
-    values = {"shared_disk": False, "scratch": str(scratch), "options": ["--exclusive"]}
+    wanted = target(tmp_path, shared_disk=False, scratch=str(scratch), exclusive=True)
     file = tmp_path / "site.yaml"
-    file.write_text(
-        yaml.safe_dump(target(tmp_path, **{**values, "options": []}).model_dump(exclude_none=True)), "utf-8"
-    )
+    file.write_text(yaml.safe_dump(wanted.model_dump(exclude_none=True)))
     asked = {"kind": "label", "dataset": there, "groups": ["edges"], "workers": {"tasks": 2, "cpus": 2}}
     sent = submit_job(resolve_job(parse_specification(asked, "job")), str(file))
-    backend = SlurmBackend(target(tmp_path, shared_disk=False, scratch=str(scratch)))
+    backend = SlurmBackend(wanted)
 
     def explain() -> list[str]:
         return [str(job_status(sent)), *log_lines(sent), *(path.read_text() for path in scratch.glob("*.out"))]
 
     assert sent.tasks == 2
     assert len(backend._jobs(sent.name)) == 2
-    until(lambda: len({job.state for job in backend._jobs(sent.name)} & {"RUNNING"}) == 1, explain)
+    until(lambda: raylets(site.processes(sent.name)) == {"node1", "node2"}, explain)
     running = site.processes(sent.name)
     until(lambda: not job_status(sent).alive, explain)
     assert job_status(sent).phase == "succeeded", explain()
@@ -75,6 +73,7 @@ def test_job_array_labels_on_s3_on_both_nodes(
     until(lambda: backend.state(sent.name).phase == "ended", explain)
     kept = backend._accounting(sent.name)
     assert {line.split("|")[1] for line in kept} == {"COMPLETED"} and len(kept) == 2, kept
+    assert {line.split("|")[3] for line in kept} == {"node1", "node2"}
     for path in scratch.glob("*.out"):
         path.unlink()
     all_gone(running, scratch)

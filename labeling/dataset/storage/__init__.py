@@ -25,8 +25,8 @@ __all__ = [
     "Ranges",
     "S3Store",
     "Store",
-    "open_store",
     "lines_of_many",
+    "open_store",
     "stored_lines",
     "text_parts",
 ]

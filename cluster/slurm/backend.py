@@ -131,7 +131,7 @@ class SlurmBackend:
                 raise duplicate
 
     def state(self, name: str) -> TargetState:
-        """See `Backend.state`. Where a site has forgotten a job, some minutes after its end, its accounting is asked."""
+        """See `Backend.state`. A site forgets a job some minutes after its end; then its accounting is asked."""
         jobs = self._job(name)
         if not jobs:
             ended = ended_jobs(self._accounting(name))
@@ -197,7 +197,8 @@ class SlurmBackend:
         if not paths and not self.target.shared_disk:
             nodes = dict.fromkeys(line.split("|")[3] for line in self._accounting(name))
             where = f" ({', '.join(nodes)})" if nodes else ""
-            yield f"what Slurm kept of {name} is in {path} on the job's first node{where}; this target has no shared disk"
+            place = f"{path} on the job's first node{where}"
+            yield f"what Slurm kept of {name} is in {place}; this target has no shared disk"
 
     def _look_whether_taken(self, name: str, silence: SilenceError) -> None:
         """Look for the job after sbatch got no answer. Raises ConnectionError unless it is there."""
@@ -236,7 +237,7 @@ class SlurmBackend:
         return sorted(jobs, key=lambda job: (job.array, job.task or 0))
 
     def _job(self, name: str) -> list[_SlurmJob]:
-        """The tasks of the job that is alive, of the first if there are two; otherwise of the last. A job is one task."""
+        """The tasks of the job that is alive, of the first if there are two; otherwise of the last."""
         jobs = self._jobs(name)
         chosen = next((job for job in jobs if job.is_alive), jobs[-1] if jobs else None)
         return [job for job in jobs if chosen and job.array == chosen.array]

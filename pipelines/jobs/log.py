@@ -30,8 +30,8 @@ def log_lines(
 ) -> Iterator[str]:
     """The log kept in the job's folder, of all attempts; where there is none yet, what the target kept of it.
 
-    Lines of a job array begin with the number of their task; task: of one alone. follow: until the job ends. say: is given the reason why the job waits, when that changes; these lines are not part
-    of the log.
+    Lines of a job array begin with the number of their task; task: of one alone. follow: until the job ends. say: is
+    given the reason why the job waits, when that changes; these lines are not part of the log.
     """
     folder = JobFolder(attempt.address)
     stores = _logs(attempt, task)

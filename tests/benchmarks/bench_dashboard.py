@@ -2,10 +2,10 @@
 
     bench_dashboard.py --datasets 50 --groups 20 --shards 10000 --runs 200 --jobs 1000
 
-Measured: loading the definitions of all assets, which each of Dagster's processes does; the page of jobs (the first time
-and again); ticks of the sensor that follows datasets and runs: the first ones, and as many as an hour has (360), with a
-shard changed before every twelfth, and how memory grows meanwhile; and opening pages of the dashboard itself in a
-browser, where Chromium is installed. Floors: Dagster's import, and the bare reading of the jobs' files.
+Measured: loading the definitions of all assets, which each of Dagster's processes does; the page of jobs (the first
+time and again); ticks of the sensor that follows datasets and runs: the first ones, and as many as an hour has (360),
+with a shard changed before every twelfth, and how memory grows meanwhile; and opening pages of the dashboard itself in
+a browser, where Chromium is installed. Floors: Dagster's import, and the bare reading of the jobs' files.
 
 All datasets link to the same two folders of shards, so the disk holds few files, and listings are of all of them; one
 group has a folder of its own, and there shards change. Runs are configurations alone. An hour's ticks follow each other

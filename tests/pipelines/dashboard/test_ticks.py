@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -21,7 +20,7 @@ from pipelines.dashboard.tracked_assets import track
 
 
 @pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the datasets whose shards were listed, in order."""
     names: list[str] = []
 
@@ -30,7 +29,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         return dataset_state(snapshot, before)
 
     monkeypatch.setattr(following, "dataset_state", note)
-    yield names
+    return names
 
 
 def rest(place: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from dataclasses import asdict
@@ -37,7 +38,7 @@ def test_ranges_cover_all_shards_once() -> None:
     for shards, tasks in (((0, 7), 3), ((5, 6), 1), ((10, 1010), 64), ((3, 6), 3)):
         ranges = [task_range(shards, tasks, task) for task in range(tasks)]
         assert [ranges[0][0], ranges[-1][1]] == list(shards)
-        assert all(before[1] == after[0] for before, after in zip(ranges, ranges[1:], strict=False))
+        assert all(before[1] == after[0] for before, after in itertools.pairwise(ranges))
         assert {end - first for first, end in ranges} <= {
             (shards[1] - shards[0]) // tasks,
             (shards[1] - shards[0]) // tasks + 1,

@@ -148,7 +148,9 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
         config = super().load_config(*args, **kwargs)
         index = config[0] if isinstance(config, tuple) else config
         for name, part in index.items():
-            class_name = "NextDiT" if name == "transformer" else part[-1] if isinstance(part, list) and part else None
+            class_name = part[-1] if isinstance(part, list | tuple) and part else None
+            if name == "transformer" and class_name:
+                class_name = "NextDiT"
             if isinstance(class_name, str) and class_name in _OWN_PARTS:
                 index[name] = [_OWN_PARTS[class_name], class_name]
         return config

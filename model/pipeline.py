@@ -221,7 +221,7 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
         names: classes of segmentation and boxes, or the item of subject; colors: "#RRGGBB" for each of them,
         drawn from the names otherwise. reference_prompts: captions of the pictures that identity and subject refer to.
         azimuth, elevation, distance (degrees, V each), or c2w (V, 4, 4) OpenGL camera-to-world: the cameras of views;
-        intrinsics (V, 3, 3) of the frames with image width 1. normalize_cameras: as in training; by default for c2w only.
+        intrinsics (V, 3, 3) of the frames, width 1. normalize_cameras: as in training; by default for c2w only.
         height, width: of every frame, by default the aspect of the first image around `default_size`²; views are
         square by default, as those that the published model learned from.
         num_inference_steps, guidance_scale: by default those of the task. condition_timestep: see sample_frames.

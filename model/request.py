@@ -92,8 +92,8 @@ def check_request(
         raise InputError("give prompt or prompt_embeds, not both")
     prompts = len(captions) if captions is not None else len(as_samples("prompt_embeds", prompt_embeds))
     pictures = as_pictures(images, prompts, takes_one(tasks))
-    *angles_and_matrices, given_intrinsics, normalize = cameras
-    of_views = as_cameras(*angles_and_matrices, normalize)
+    azimuth, elevation, distance, c2w, given_intrinsics, normalize = cameras
+    of_views = as_cameras(azimuth, elevation, distance, c2w, normalize)
     frames = plan_frames(tasks, len(pictures[0]), known, denoise_mask, 0 if of_views is None else len(of_views[0]))
     intrinsics = as_intrinsics(given_intrinsics, frames.kinds.count(RAYS))
     references = check_words(tasks, names, reference_prompts, frames.kinds.count(REFERENCE), colors)

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 
-
 class Sharding(StrEnum):
     """The names of `training.cost.ClusterSpec`."""
 

@@ -59,7 +59,8 @@ def draw_reprojection(row: Mapping[str, Any], inline: Inliner, side: int, title:
     c2w, intrinsics = row.get(f"{CAMERAS}.c2w") or (), row.get(f"{CAMERAS}.intrinsics") or ()
     if min(map(len, (levels, scales, c2w, intrinsics))) < 2 or not (levels[0] and levels[1]):
         return None
-    first, second = (decode_gray(raw).astype(np.float64) * scale for raw, scale in zip(levels[:2], scales[:2], strict=True))
+    depths = [decode_gray(raw).astype(np.float64) * scale for raw, scale in zip(levels[:2], scales[:2], strict=True)]
+    first, second = depths[0], depths[1]
     cameras = [np.asarray(values, np.float64).reshape(4, 4) for values in c2w[:2]]
     matrices = [np.asarray(values, np.float64).reshape(3, 3) for values in intrinsics[:2]]
     image = decode_picture(row[f"{IMAGES}.image"][0])
@@ -71,6 +72,5 @@ def draw_reprojection(row: Mapping[str, Any], inline: Inliner, side: int, title:
     scale = min(1.0, side / max(height, width))
     shown = fit_picture(colors, max(1, round(width * scale)), max(1, round(height * scale)))
     note = "" if share is None else f"depth agrees with that of view 2 in {share:.0%} of the pixels that both see"
-    return Drawing(
-        "view 1 as view 2 sees it", inline(shown), f"view 1 seen from view 2 of {title}", *shown.shape[1::-1], note=note
-    )
+    alt = f"view 1 seen from view 2 of {title}"
+    return Drawing("view 1 as view 2 sees it", inline(shown), alt, shown.shape[1], shown.shape[0], note=note)

@@ -32,9 +32,7 @@ def turntable(mesh: Path) -> list[View]:
 
 def test_a_view_looks_through_the_next_camera_like_the_next_view(turntable: list[View]) -> None:
     one, other = turntable
-    colors, inverse = reproject(
-        one.image, one.inverse_depth, (one.c2w, other.c2w), (one.intrinsics, other.intrinsics)
-    )
+    colors, inverse = reproject(one.image, one.inverse_depth, (one.c2w, other.c2w), (one.intrinsics, other.intrinsics))
     both = (inverse > 0) & (other.inverse_depth > 0)
     assert both.mean() > 0.15 and (agreement(inverse, other.inverse_depth) or 0) > 0.9
     off = np.abs(colors[both].astype(int) - other.image[both]).mean()

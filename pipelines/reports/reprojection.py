@@ -55,14 +55,14 @@ def agreement(inverse: Floats, expected: Floats) -> float | None:
 
 def draw_reprojection(row: Mapping[str, Any], inline: Inliner, side: int, title: str) -> Drawing | None:
     """The first view of a set as its second camera sees it; None where the depth of the views is not known exactly."""
-    levels, scales = row.get(f"{IMAGES}.disparity") or (), row.get(f"{IMAGES}.disparity_scale") or ()
-    c2w, intrinsics = row.get(f"{CAMERAS}.c2w") or (), row.get(f"{CAMERAS}.intrinsics") or ()
-    if min(map(len, (levels, scales, c2w, intrinsics))) < 2 or not (levels[0] and levels[1]):
+    names = (f"{IMAGES}.disparity", f"{IMAGES}.disparity_scale", f"{CAMERAS}.c2w", f"{CAMERAS}.intrinsics")
+    levels, scales, c2w, intrinsics = (list(row.get(name) or [])[:2] for name in names)
+    if not len(levels) == len(scales) == len(c2w) == len(intrinsics) == 2 or None in levels:
         return None
-    depths = [decode_gray(raw).astype(np.float64) * scale for raw, scale in zip(levels[:2], scales[:2], strict=True)]
+    depths = [decode_gray(raw).astype(np.float64) * scale for raw, scale in zip(levels, scales, strict=True)]
     first, second = depths[0], depths[1]
-    cameras = [np.asarray(values, np.float64).reshape(4, 4) for values in c2w[:2]]
-    matrices = [np.asarray(values, np.float64).reshape(3, 3) for values in intrinsics[:2]]
+    cameras = [np.asarray(values, np.float64).reshape(4, 4) for values in c2w]
+    matrices = [np.asarray(values, np.float64).reshape(3, 3) for values in intrinsics]
     image = decode_picture(row[f"{IMAGES}.image"][0])
     if first.shape != image.shape[:2] or second.shape != first.shape:
         return None

@@ -89,7 +89,9 @@ def _check_index(path: Path, index: Mapping[str, Any], own: Sequence[str]) -> No
         if name == "default_size" and name in own:
             check_default_size(value)
         elif name in own and not (len(texts) == 2 and (is_text or texts == [None, None])):
-            raise InputError(f"{path}: {name} {shown(value)}; it names a library and a class, as in the folder's origin")
+            raise InputError(
+                f"{path}: {name} {shown(value)}; it names a library and a class, as in the folder's origin"
+            )
 
 
 def part_at_fault(folder: Path, index: Mapping[str, Any], given: Collection[str]) -> tuple[str, Exception] | None:

@@ -115,9 +115,7 @@ def load_autoencoder(name: str, device: str | torch.device = "cpu", dtype: torch
 
     folder = model_folder(name, _SUBFOLDER)
     check_files(folder)
-    vae: Any = AutoencoderKL.from_pretrained(
-        str(folder), dtype=dtype, use_safetensors=True, local_files_only=True
-    )
+    vae: Any = AutoencoderKL.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, local_files_only=True)
     check_loaded(vae, folder)
     check_autoencoder(vae, name)
     return vae.to(device).eval().requires_grad_(False)

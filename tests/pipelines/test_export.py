@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from labeling.dataset import open_store
 from model import NextDiT, OneDiffusionPipeline
 from model.inputs import InputError
+from model.quantization import KEPT
 from pipelines.cli.app import app
 from pipelines.export import export
 from pipelines.sampler import load_pipeline

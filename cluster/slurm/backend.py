@@ -139,15 +139,15 @@ class SlurmBackend:
             return TargetState("ended", next(iter(reasons), "")) if ended else TargetState("absent")
         running = [job for job in jobs if job.phase == "running"]
         if running:
-            told = {job.state for job in running}
-            return TargetState("running", "" if "RUNNING" in told else f"Slurm says {', '.join(sorted(told))}")
+            states = {job.state for job in running}
+            return TargetState("running", "" if "RUNNING" in states else f"Slurm says {', '.join(sorted(states))}")
         pending = [job for job in jobs if job.phase == "pending"]
         if any(job.state in ("CONFIGURING", "POWER_UP_NODE") for job in pending):
             return TargetState("pending", "its nodes are being prepared")
         if pending:
             return TargetState("pending", pending_reason(pending[0].reason, pending[0].id))
-        reasons = (ended_reason(job.state, self._exit_code(job)) for job in jobs)
-        return TargetState("ended", next(filter(None, reasons), ""))
+        told = (ended_reason(job.state, self._exit_code(job)) for job in jobs)
+        return TargetState("ended", next(filter(None, told), ""))
 
     def stop(self, name: str) -> None:
         """See `Backend.stop`. Only the batch script gets the signal, since Ray is needed for the checkpoint."""

@@ -41,8 +41,9 @@ def test_job_array_labels_on_s3_on_both_nodes(
     from pipelines.cli.app import app
 
     here, there = str(tmp_path / "here"), f"{s3}/array"
-    for place in (here, there):
-        ingest(str(pictures), place, shard_rows=2)
+    ingest(str(pictures), here, shard_rows=2)
+    for name in open_store(here).walk():
+        open_store(there).put(name, open_store(here).read(name))
     label(here, ["edges"])
     wanted = target(tmp_path, shared_disk=False, scratch=str(scratch), exclusive=True)
     file = tmp_path / "site.yaml"
@@ -107,8 +108,6 @@ def test_accounting_remembers_what_the_queue_has_forgotten(
     app(["logs", sent.job_id], standalone_mode=False)
     assert "has no folder /nowhere" in capsys.readouterr().out
     assert stop_job(sent.job_id).phase == "stopped"
-    assert app(["doctor", "--target", str(file)], standalone_mode=False) == 1
-    assert "accounting does not know this user" in " ".join(capsys.readouterr().out.split())
     site.run("sacctmgr", "--immediate", "add", "account", "lab")
     user = site.run("id", "-un")
     site.run("sacctmgr", "--immediate", "add", "user", user, "account=lab")

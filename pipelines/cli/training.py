@@ -9,6 +9,11 @@ import typer
 
 from model.constants import SIZE_STEP
 
+Checkpoint = Annotated[
+    str,
+    typer.Argument(metavar="CHECKPOINT", help="A run, one of its checkpoints, a diffusers folder or a name on the hub."),
+]
+
 
 class Sharding(StrEnum):
     """The names of `training.cost.ClusterSpec`."""
@@ -89,7 +94,7 @@ def plan(
 
 
 def sample(
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A run, or one of its checkpoints.")],
+    checkpoint: Checkpoint,
     task: Annotated[str, typer.Argument(metavar="TASK", help="text2image, depth, segmentation, edges, pose, views, …")],
     images: Annotated[
         list[str] | None, typer.Option("--image", help="A picture whose label is wanted, or that is referred to.")
@@ -131,7 +136,7 @@ def sample(
 
 
 def export(
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A run, or one of its checkpoints.")],
+    checkpoint: Checkpoint,
     out: Annotated[
         str, typer.Argument(metavar="OUT", help="A new folder or s3:// prefix; a .safetensors for --format comfyui.")
     ],

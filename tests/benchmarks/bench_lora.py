@@ -31,7 +31,7 @@ CAPTION = "a picture of the sks toy"
 BESIDE, UNSEEN = "images.id < '8'", "images.id >= '8'"  # pictures of the demo that are in the mixture, and that are not
 TOY, DEMO, NOT_BESIDE = "the toy", "the demo's, all", "the demo's, pictures not beside"
 ALONE = ("mixture.others=null", "mixture.views=null")
-STEPS = 24  # of 16 samples that each loss is measured by
+STEPS = 12  # of 16 samples that each loss is measured by
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.cameras import as_matrices, default_intrinsics, orbit_cameras
+from model.cameras import as_matrices, orbit_cameras
 from model.constants import LATENT_CHANNELS, LATENT_FACTOR, MAX_PIXELS, SIZE_STEP
 from model.inputs import InputError, check_characters, nearest, shown
 from model.pictures import Picture, as_picture, is_signed
@@ -101,10 +101,9 @@ def as_cameras(
     elevation: Sequence[float] | None,
     distance: Sequence[float] | None,
     c2w: Tensor | None,
-    intrinsics: Tensor | None,
     normalize: bool | None,
-) -> tuple[Tensor, Tensor, bool] | None:
-    """Camera-to-world (V, 4, 4), intrinsics (V, 3, 3) and whether to normalize; None where no cameras are given.
+) -> tuple[Tensor, bool] | None:
+    """Camera-to-world (V, 4, 4) and whether to normalize; None where no cameras are given.
 
     Raises InputError for cameras given twice or in part, of wrong shapes, not finite, at the origin or straight above.
     """
@@ -137,10 +136,7 @@ def as_cameras(
         raise InputError("c2w: the last row of each matrix must be 0, 0, 0, 1; give camera-to-world matrices")
     if bool((torch.linalg.det(c2w[:, :3, :3].double()) < 0).any()):
         raise InputError("c2w: a matrix mirrors space; give OpenGL's camera-to-world: x right, y up, z backward")
-    intrinsics = default_intrinsics(len(c2w)) if intrinsics is None else _intrinsics(intrinsics)
-    if len(intrinsics) != len(c2w):
-        raise InputError(f"c2w {tuple(c2w.shape)}, intrinsics {tuple(intrinsics.shape)}: (V, 4, 4) and (V, 3, 3)")
-    return c2w, intrinsics, True if normalize is None else normalize
+    return c2w, True if normalize is None else normalize
 
 
 def _numbers(name: str, values: Any) -> list[float]:

@@ -25,7 +25,7 @@ from model.arguments import (
     check_numbers,
     latent_shape,
 )
-from model.cameras import camera_latents, recover_cameras
+from model.cameras import camera_latents, default_intrinsics, recover_cameras
 from model.codecs import ImageCodec
 from model.codecs.autoencoder_dct import AutoencoderDCT
 from model.frames import Frames, Known
@@ -148,8 +148,10 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
         config = super().load_config(*args, **kwargs)
         index = config[0] if isinstance(config, tuple) else config
         for name, part in index.items():
-            class_name = "NextDiT" if name == "transformer" else part[-1] if isinstance(part, list | tuple) else None
-            if class_name in _OWN_PARTS:
+            class_name = part[-1] if isinstance(part, list | tuple) and part else None
+            if name == "transformer" and class_name:
+                class_name = "NextDiT"
+            if isinstance(class_name, str) and class_name in _OWN_PARTS:
                 index[name] = [_OWN_PARTS[class_name], class_name]
         return config
 
@@ -221,8 +223,9 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
         names: classes of segmentation and boxes, or the item of subject; colors: "#RRGGBB" for each of them,
         drawn from the names otherwise. reference_prompts: captions of the pictures that identity and subject refer to.
         azimuth, elevation, distance (degrees, V each), or c2w (V, 4, 4) OpenGL camera-to-world: the cameras of views;
-        intrinsics (V, 3, 3) with image width 1. normalize_cameras: as in training; by default for c2w only.
-        height, width: of every frame, by default the aspect of the first image around `default_size`².
+        intrinsics (V, 3, 3) of the frames, width 1. normalize_cameras: as in training; by default for c2w only.
+        height, width: of every frame, by default the aspect of the first image around `default_size`²; views are
+        square by default, as those that the published model learned from.
         num_inference_steps, guidance_scale: by default those of the task. condition_timestep: see sample_frames.
         latents: noise (B, F, 16, h, w) to begin with, instead of what `generator` draws: one for all samples, or a list
         with one for each. num_images_per_prompt: samples of each prompt, one after another.
@@ -295,8 +298,10 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
             return clean, None
         rays = noise.new_zeros(request.frames.kinds.count(RAYS), *noise.shape[2:])
         if request.cameras is not None:
-            c2w, intrinsics, normalize = request.cameras
-            rays = camera_latents(c2w, intrinsics, noise.shape[-1], normalize=normalize).to(noise)
+            c2w, normalize = request.cameras
+            size = (noise.shape[-2], noise.shape[-1])
+            intrinsics = default_intrinsics(len(c2w), size) if request.intrinsics is None else request.intrinsics
+            rays = camera_latents(c2w, intrinsics, size, normalize=normalize).to(noise)
         return clean, rays[None].expand(samples, *rays.shape)
 
     def _sample(

@@ -116,6 +116,19 @@ def test_views_are_generated_from_one_image(pipe, views):
     assert torch.equal(given.latents[:, 1::2], output.latents[:, 1::2])
 
 
+@pytest.mark.parametrize(("width", "height"), [(48, 32), (32, 64)])
+def test_views_that_are_not_square_have_rays_through_their_pixels(pipe, width, height):
+    c2w = orbit_cameras([0, 40], [10, 20], [1.5, 1.5])
+    settings = {"c2w": c2w, "width": width, "height": height, "num_inference_steps": 1, "guidance_scale": 1.0}
+    h, w = height // 8, width // 8
+    rays = pipe("views", [CAT], "a cat", **settings).latents[0, 1::2]
+    top, left, side = (h - min(h, w)) // 2, (w - min(h, w)) // 2, min(h, w)
+    square = camera_latents(c2w, default_intrinsics(2), side, normalize=True)
+    torch.testing.assert_close(rays[..., top : top + side, left : left + side], square)
+    given = pipe("views", [CAT], "a cat", intrinsics=default_intrinsics(2, (h, w)), **settings)
+    assert torch.equal(given.latents[0, 1::2], rays)
+
+
 def test_cameras_are_generated_for_images(pipe):
     output = pipe("views", [CAT, COFFEE], denoise_mask=[0, 1, 0, 1], height=32, width=32, num_inference_steps=2)
     assert output.images is None
@@ -358,11 +371,6 @@ def test_sampling_that_is_not_finite_says_where(pipe, monkeypatch):
     monkeypatch.setattr(pipe.transformer, "forward", spoil)
     with pytest.raises(InputError, match="not finite at step 2 of 2"):
         pipe("text2image", prompt="a cat", guidance_scale=1.0, **SMALL)
-
-
-def test_views_must_be_square(pipe):
-    with pytest.raises(InputError, match="views must be square"):
-        pipe("views", [CAT, CAT], height=32, width=48)
 
 
 def test_folder_without_pipeline_is_refused(tmp_path):

@@ -290,6 +290,11 @@ class S3Store:
         if endpoint:
             scheme, _, address = endpoint.rpartition("://")
             options |= {"endpoint_override": address, "scheme": scheme or "https"}
+        if key := os.environ.get("AWS_ACCESS_KEY_ID"):
+            # The SDK would look for them at every request. One that another thread's change of the environment hides
+            # from it would leave unsigned.
+            options |= {"access_key": key, "secret_key": os.environ.get("AWS_SECRET_ACCESS_KEY", "")}
+            options["session_token"] = os.environ.get("AWS_SESSION_TOKEN")
         return fs.S3FileSystem(**options)
 
 

@@ -69,6 +69,18 @@ def test_expired_credentials_are_one_line(s3: str, monkeypatch: pytest.MonkeyPat
         open_store(f"{s3}/expired").read_tail("a", 8)
 
 
+def test_reading_needs_no_environment_once_it_began(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread's setenv can hide a variable for a moment: the request would leave without a signature."""
+    store = open_store(f"{s3}/environment")
+    store.put("a", b"0123456789")
+    ranges, target = store.ranges("a"), bytearray(4)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    assert ranges.read_into(2, [target], 4) and target == b"2345"
+    with store.open("a") as file:
+        assert file.read() == b"0123456789"
+
+
 @pytest.mark.slow
 def test_label_through_faulty_s3_gives_the_right_bytes(s3: str, tmp_path: Path) -> None:
     calm, shaken = Dataset(tmp_path / "calm"), Dataset(f"{s3}/{tmp_path.name}")

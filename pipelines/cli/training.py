@@ -9,7 +9,9 @@ import typer
 
 Checkpoint = Annotated[
     str,
-    typer.Argument(metavar="CHECKPOINT", help="A run, one of its checkpoints, a diffusers folder or a name on the hub."),
+    typer.Argument(
+        metavar="CHECKPOINT", help="A run, one of its checkpoints, a diffusers folder or a name on the hub."
+    ),
 ]
 
 

@@ -275,7 +275,7 @@ def enough_memory(shape: tuple[int, ...]) -> Iterator[None]:
         samples, frames, _, h, w = shape
         raise InputError(
             f"too little memory for {samples} samples of {frames} frames of {LATENT_FACTOR * w} × {LATENT_FACTOR * h} "
-            f"({one_line(error, 80)}); give fewer or smaller ones, torch_dtype=torch.bfloat16, or enable_model_cpu_offload"
+            f"({one_line(error, 80)}); give fewer or smaller ones, bfloat16, or enable_model_cpu_offload"
         ) from None
 
 

@@ -7,6 +7,13 @@ from typing import Annotated
 
 import typer
 
+Checkpoint = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT", help="A run, one of its checkpoints, a diffusers folder or a name on the hub."
+    ),
+]
+
 
 class Sharding(StrEnum):
     """The names of `training.cost.ClusterSpec`."""
@@ -87,7 +94,7 @@ def plan(
 
 
 def sample(
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A run, or one of its checkpoints.")],
+    checkpoint: Checkpoint,
     task: Annotated[str, typer.Argument(metavar="TASK", help="text2image, depth, segmentation, edges, pose, views, …")],
     images: Annotated[
         list[str] | None, typer.Option("--image", help="A picture whose label is wanted, or that is referred to.")
@@ -143,7 +150,7 @@ def _size(text: str | None) -> int | tuple[int, int] | None:
 
 
 def export(
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A run, or one of its checkpoints.")],
+    checkpoint: Checkpoint,
     out: Annotated[
         str, typer.Argument(metavar="OUT", help="A new folder or s3:// prefix; a .safetensors for --format comfyui.")
     ],

@@ -6,7 +6,8 @@ V views.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from model.cameras import as_matrices, orbit_cameras
 from model.constants import LATENT_CHANNELS, LATENT_FACTOR, MAX_PIXELS, SIZE_STEP
-from model.inputs import InputError, check_characters, nearest, shown
+from model.inputs import InputError, check_characters, nearest, one_line, shown
 from model.pictures import Picture, as_picture, is_signed
 from model.tensors import check_dense
 
@@ -258,6 +259,24 @@ def check_changed(changed: Any, latents: Tensor) -> Tensor:
     if not bool(torch.isfinite(new).all()):
         raise InputError("callback_on_step_end: it leaves latents that are not all finite")
     return new
+
+
+@contextmanager
+def enough_memory(shape: tuple[int, ...]) -> Iterator[None]:
+    """InputError where the memory of a device or of the machine does not hold what is computed.
+
+    shape: of the latents (B, F, 16, h, w).
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        samples, frames, _, h, w = shape
+        raise InputError(
+            f"too little memory for {samples} samples of {frames} frames of {LATENT_FACTOR * w} × {LATENT_FACTOR * h} "
+            f"({one_line(error, 80)}); give fewer or smaller ones, bfloat16, or enable_model_cpu_offload"
+        ) from None
 
 
 def check_finite(what: str, tensor: Tensor, dtype: torch.dtype) -> None:

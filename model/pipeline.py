@@ -23,6 +23,7 @@ from model.arguments import (
     check_flags,
     check_noise,
     check_numbers,
+    enough_memory,
     latent_shape,
 )
 from model.cameras import camera_latents, default_intrinsics, recover_cameras
@@ -273,19 +274,20 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
         check_noise(shape, generator, latents)
         self._guidance_scale = request.default_guidance if guidance_scale is None else float(guidance_scale)
         self._num_timesteps = request.default_steps if num_inference_steps is None else num_inference_steps
-        text, negative = self._embeddings(
-            prompts,
-            negative_prompt,
-            (prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask),
-            self.do_classifier_free_guidance,
-            num_images_per_prompt,
-        )
-        text = text if negative is None else text.after(negative)
-        noise = self._noise(shape, generator, latents)
-        clean, rays = self._known(request, noise, width, height)
-        after_step = self._after_step(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        result = self._sample(noise, clean, rays, request.frames, text, condition_timestep, after_step)
-        output = OneDiffusionOutput(latents=result, **self._read(result, request, output_type))
+        with enough_memory(shape):
+            text, negative = self._embeddings(
+                prompts,
+                negative_prompt,
+                (prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask),
+                self.do_classifier_free_guidance,
+                num_images_per_prompt,
+            )
+            text = text if negative is None else text.after(negative)
+            noise = self._noise(shape, generator, latents)
+            clean, rays = self._known(request, noise, width, height)
+            after_step = self._after_step(callback_on_step_end, callback_on_step_end_tensor_inputs)
+            result = self._sample(noise, clean, rays, request.frames, text, condition_timestep, after_step)
+            output = OneDiffusionOutput(latents=result, **self._read(result, request, output_type))
         self.maybe_free_model_hooks()
         return output if return_dict else output.images_first()
 

@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 RENDERINGS = 10
-FIRST_TICKS, HOUR_TICKS, CHANGED_EVERY = 12, 360, 12
+FIRST_TICKS, CHANGED_EVERY = 12, 12
 CHROMIUM = Path("/usr/bin/chromium")
 TARGETS = {
     "definitions": 5.0,
@@ -125,7 +125,7 @@ def ticks(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     events = sum(1 for key in instance.all_asset_keys() for _ in instance.get_materialized_partitions(key))
     shard = folder / "dataset-000" / "group00" / "000000.parquet"
     content, hour, memory = shard.read_bytes(), [], []
-    for number in range(HOUR_TICKS):
+    for number in range(options.ticks):
         if number % CHANGED_EVERY == 0:
             beside = shard.with_name(".new")
             beside.write_bytes(content)
@@ -140,7 +140,7 @@ def ticks(options: argparse.Namespace, folder: Path) -> dict[str, float]:
         "tick, the most CPU of an hour": max(cpu for _, cpu in hour),
         "tick, median CPU of an hour": sorted(cpu for _, cpu in hour)[len(hour) // 2],
         "ticks of an hour, CPU": sum(cpu for _, cpu in hour),
-        "MB after ten minutes of ticks": memory[HOUR_TICKS // 6],
+        "MB after ten minutes of ticks": memory[options.ticks // 6],
         "MB after an hour of ticks": memory[-1],
     }
 
@@ -181,7 +181,14 @@ def answers(running: Dashboard) -> Iterator[tuple[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("datasets", 50), ("groups", 20), ("shards", 10_000), ("runs", 200), ("jobs", 1000)):
+    for name, default in (
+        ("datasets", 50),
+        ("groups", 20),
+        ("shards", 10_000),
+        ("runs", 200),
+        ("jobs", 1000),
+        ("ticks", 360),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     memory_disk = Path("/dev/shm")
@@ -216,7 +223,9 @@ def main() -> None:
         for _ in range(RENDERINGS):
             render_jobs_page(None, True)
         grown = psutil.Process().memory_info().rss - before
+        print(json.dumps(figures), flush=True)
         figures |= ticks(options, folder)
+        print(json.dumps(figures), flush=True)
         if CHROMIUM.exists():
             figures |= dict(pages(folder / "data"))
     table = Table("what", "seconds", "target")

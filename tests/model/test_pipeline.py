@@ -373,6 +373,25 @@ def test_sampling_that_is_not_finite_says_where(pipe, monkeypatch):
         pipe("text2image", prompt="a cat", guidance_scale=1.0, **SMALL)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you"),
+        RuntimeError("of another kind"),
+    ],
+)
+def test_too_little_memory_is_told(pipe, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(pipe.transformer, "forward", fail)
+    said = r"^too little memory for 2 samples of 1 frames of 48 × 32 \([^\n]*\); give fewer[^\n]*$"
+    told = (RuntimeError, "^of another kind$") if "kind" in str(error) else (InputError, said)
+    with pytest.raises(told[0], match=told[1]):
+        pipe("text2image", prompt="a", num_images_per_prompt=2, height=32, width=48, num_inference_steps=1)
+
+
 def test_folder_without_pipeline_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no model_index\.json"):
         OneDiffusionPipeline.from_pretrained(tmp_path)

@@ -201,6 +201,7 @@ def test_weights_that_are_missing_are_not_drawn_at_random(released, tmp_path, na
             "2 layers encoder.block in its weights, 1 in its",
         ),
         ("tokenizer/tokenizer.json", None, "/tokenizer: nothing that can be loaded"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": ""}, "tokenizer T5Tokenizer.*: it makes no tokens"),
         ("scheduler/scheduler_config.json", None, "scheduler_config.json: it names no _class_name"),
         ("scheduler/scheduler_config.json", {"max_shift": "x"}, "max_shift 'x' in its configuration"),
         ("model_index.json", {"_class_name": []}, r"model_index\.json: _class_name \[\]; it is a text"),

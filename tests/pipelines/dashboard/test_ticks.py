@@ -11,6 +11,7 @@ import pytest
 from dashboard_assets import declare, statuses
 
 from labeling.dataset import Dataset
+from pipelines.dashboard import changes
 from pipelines.dashboard import follower as following
 from pipelines.dashboard.changes import fingerprint
 from pipelines.dashboard.dataset_state import DatasetState, dataset_state
@@ -23,6 +24,7 @@ from pipelines.dashboard.tracked_assets import track
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the datasets whose shards were listed, in order."""
     names: list[str] = []
+    monkeypatch.setattr(changes, "UNSURE_SECONDS", 1800.0)  # however long a busy machine takes to a first reading
 
     def note(snapshot: Snapshot, before: DatasetState | None = None) -> DatasetState:
         names.append(snapshot.tracked.name)

@@ -54,7 +54,9 @@ def leave(seconds: float, *more: str) -> None:
         return
     with suppress(OSError, subprocess.TimeoutExpired):  # a Ray that does not answer has no work to wait for
         subprocess.run(  # noqa: S603 - Ray's own command
-            [*LEAVE, f"--deadline-remaining-seconds={int(seconds)}", *more], timeout=min(seconds, LEAVE_SECONDS), check=False
+            [*LEAVE, f"--deadline-remaining-seconds={int(seconds)}", *more],
+            timeout=min(seconds, LEAVE_SECONDS),
+            check=False,
         )
 
 

@@ -83,7 +83,7 @@ def pod_shape(target: KubernetesTarget, work: Work) -> PodShape:
 
 
 def _names_machines(work: Work) -> bool:
-    """Whether workers are machines: those of labels and ingest are, where the job does not say what is on each."""
+    """Whether workers are machines: those of all but trainings are, where the job does not say what is on each."""
     request = work.resources
     return work.kind != "train" and not request.gpus and not request.memory_gb and request.cpus <= 1
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labeling.dataset import CAMERAS, IMAGES
+from labeling.sources.rendering import SAME_DEPTH
 from model.pictures import Picture, decode_gray, decode_picture, fit_picture
 from pipelines.reports.overlays import Drawing, Inliner
 
-SAME_DEPTH = 0.02  # by which depths of one point may differ, as a share of it
 _UNSEEN = 128  # gray of what the first view does not show
 
 Floats = NDArray[np.floating[Any]]

@@ -14,7 +14,7 @@ from typing import Any
 
 import dagster as dg
 
-from labeling.dataset import Dataset, RowErrors, open_store, read_row_errors
+from labeling.dataset import open_store, read_row_errors
 from pipelines.dashboard.dagster_internals import last_check_evaluations
 from pipelines.dashboard.dataset_state import DatasetState, RangeState
 from pipelines.dashboard.metadata import LABELED_BY, OLD_LABELED_BY, SPEED
@@ -69,23 +69,27 @@ class CheckOutcome:
 
 
 def dataset_outcomes(
-    state: DatasetState, instance: dg.DagsterInstance, checks: Collection[str] = DATASET_CHECKS
+    state: DatasetState,
+    instance: dg.DagsterInstance,
+    checks: Collection[str] = DATASET_CHECKS,
+    groups: Collection[str] | None = None,
 ) -> Iterator[CheckOutcome]:
-    """Outcomes of DATASET_CHECKS, or those among them that are named, for all labels of a dataset."""
-    row_errors: RowErrors | None = None
-    for group in state.snapshot.labels:
+    """Outcomes of DATASET_CHECKS, or those among them that are named, for all labels of a dataset, or some."""
+    for group in state.snapshot.labels if groups is None else groups:
         key = (state.snapshot.tracked.name, group)
         totals = state.totals(group)
         if "fresh" in checks:
             yield _freshness(key, totals, state)
         if "errors" in checks:
-            if totals.errors and row_errors is None:
-                dataset = Dataset.open(state.snapshot.tracked.address)
-                row_errors = read_row_errors(dataset, state.footers, MAX_REASON_SHARDS)
-            unavailable = row_errors.unavailable_rows(group) if row_errors else 0
-            yield _errors(key, totals, unavailable)
+            yield _errors(key, totals, _unavailable_rows(state, group) if totals.errors else 0)
         if "speed" in checks:
             yield _speed(key, state, instance)
+
+
+def _unavailable_rows(state: DatasetState, group: str) -> int:
+    """Rows of a group that nothing could label, by the reasons in the first shards."""
+    footers = {name: state.footers[name] for name in state.snapshot.lineage(group)}
+    return read_row_errors(state.dataset, footers, MAX_REASON_SHARDS).unavailable_rows(group)
 
 
 def _errors(key: Key, totals: RangeState, unavailable: int) -> CheckOutcome:

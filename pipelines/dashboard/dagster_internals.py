@@ -91,6 +91,15 @@ def last_check_evaluations(
     return evaluations
 
 
+def newest_events(instance: dg.DagsterInstance, keys: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], int | None]:
+    """Asset → number of its newest materialization (None: it has none), by one query."""
+    import dagster as dg
+
+    records = instance.get_asset_records([dg.AssetKey(key) for key in keys]) if keys else ()
+    found = {tuple(one.asset_entry.asset_key.path): one.asset_entry.last_materialization_storage_id for one in records}
+    return {key: found.get(key) for key in keys}
+
+
 def create_databases(instance: dg.DagsterInstance) -> None:
     """Make the databases that Dagster otherwise makes on first use."""
     assert instance.event_log_storage and instance.schedule_storage

@@ -14,14 +14,14 @@ from labeling.dataset import digest_json
 from model.inputs import one_line
 from pipelines.dashboard.changes import fingerprint
 from pipelines.dashboard.check_outcomes import DATASET_CHECKS, dataset_outcomes, report_outcomes, run_outcomes
-from pipelines.dashboard.dataset_state import DatasetState, dataset_state
+from pipelines.dashboard.dataset_state import DatasetState, StateReading
 from pipelines.dashboard.metadata import (
     checkpoint_metadata,
     evaluation_metadata,
     group_metadata,
     labeling_metadata,
 )
-from pipelines.dashboard.picture_files import drop_old_pictures
+from pipelines.dashboard.picture_files import drop_old_pictures, takes_too_much
 from pipelines.dashboard.reporting import MEMORY_SECONDS, MIN_WAIT, Reporter, shown_pictures
 from pipelines.dashboard.run_assets import versions_of
 from pipelines.dashboard.snapshots import NOT_READ, Snapshot, refresh, snapshots
@@ -33,21 +33,28 @@ REMOTE_SECONDS = 60.0  # between readings of datasets and runs that are not on t
 CLEANUP_SECONDS = 3600.0  # between cleanups of the stored pictures
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Unfinished:
-    """A dataset whose changes did not fit into a tick: with its footers, which the next tick need not read again.
+    """A dataset whose state or changes did not fit into a tick: with its footers, which the next need not read again.
 
-    now: its fingerprint; since: when it was read.
+    now: its fingerprint; reading: of its state, which begun at `since`; state: None while it is being read; checked:
+    the groups whose checks were reported.
     """
 
     now: str | None
-    state: DatasetState
+    reading: StateReading
     since: float
+    state: DatasetState | None = None
+    checked: set[str] = field(default_factory=set)
 
     def is_of(self, snapshot: Snapshot, now: str | None) -> bool:
         """Whether it is what would be read now; of what has no fingerprint, for a while."""
         is_recent = time.monotonic() - self.since < REMOTE_SECONDS
-        return self.state.snapshot == snapshot and self.now == now and (now is not None or is_recent)
+        return self.reading.snapshot == snapshot and self.now == now and (now is not None or is_recent)
+
+    def is_for(self, address: str) -> bool:
+        """Whether it is of the dataset at an address, as it may have been before."""
+        return self.reading.snapshot.tracked.address == address
 
 
 @dataclass
@@ -60,12 +67,14 @@ class Follower:
     # Times are those of time.monotonic.
     _read_times: dict[str, float] = field(default_factory=dict)  # name → when it was read
     _report_times: dict[str, float] = field(default_factory=dict)  # address → when its whole state had been reported
-    _check_times: dict[str, float] = field(default_factory=dict)  # address → when all of its checks were evaluated
+    _compared: set[tuple[str, str]] = field(default_factory=set)  # (address, group) whose speed was compared
     _fingerprints: dict[str, str] = field(default_factory=dict)  # name → see `changes`, before it was read and reported
     _again_times: dict[str, float] = field(default_factory=dict)  # name → when to report what has to wait
     _costs: dict[str, float] = field(default_factory=dict)  # name → seconds that its last reading and reporting took
     _unfinished: _Unfinished | None = None
     _cleanup_time: float = float("-inf")
+    _unseen: list[dg.AssetKey] = field(default_factory=list)  # assets whose pictures a cleanup has still to look for
+    _shown: set[str] = field(default_factory=set)  # pictures that it has found
 
     def __post_init__(self) -> None:
         self.reporter = Reporter(self.instance)
@@ -86,18 +95,32 @@ class Follower:
         due = [asset.name for asset in assets if self._is_due(asset.name, asset.address, now[asset.name])]
         deadline = time.monotonic() + seconds
         lines: list[str] = []
-        # Some at a time: reading hundreds takes longer than a tick has, and those that do not answer are waited for.
-        for first in range(0, len(due), READ_TOGETHER):
+        # Some at a time: reading hundreds takes longer than a tick has, and those that do not answer are waited for. One
+        # that the last tick left unfinished may fill this one too.
+        firsts = [0, *range(1 if self._unfinished else READ_TOGETHER, len(due), READ_TOGETHER)]
+        for first, end in zip(firsts, [*firsts[1:], len(due)], strict=True):
             if first and time.monotonic() > deadline:
                 break
-            names = due[first : first + READ_TOGETHER]
+            names = due[first:end]
             refresh(names)
             track(("dataset", address) for snapshot in snapshots() for address, _ in snapshot.reads)
             lines += self._report_read(names, now, deadline, is_first=first == 0)
-        if time.monotonic() - self._cleanup_time > CLEANUP_SECONDS:
-            self._cleanup_time = time.monotonic()
-            drop_old_pictures(shown_pictures(self.instance))
+        self._clean_up(deadline)
         return lines
+
+    def _clean_up(self, deadline: float) -> None:
+        """Drop pictures that no page shows, where they take too much; which those are takes thousands of queries."""
+        if not self._unseen and time.monotonic() - self._cleanup_time > CLEANUP_SECONDS:
+            self._cleanup_time = time.monotonic()
+            if takes_too_much():
+                self._unseen, self._shown = list(self.instance.all_asset_keys()), set()
+        while self._unseen:
+            self._shown |= shown_pictures(self.instance, [self._unseen.pop()])
+            if not self._unseen:
+                drop_old_pictures(self._shown)
+                self._shown = set()
+            if time.monotonic() > deadline:
+                break
 
     def _report_read(
         self, names: Sequence[str], now: Mapping[str, str | None], deadline: float, is_first: bool
@@ -187,31 +210,50 @@ class Follower:
 
     def _report_dataset(self, snapshot: Snapshot, deadline: float, fingerprint_now: str | None) -> int:
         address = snapshot.tracked.address
-        before, now = self._states.get(address), time.monotonic()
-        unfinished, self._unfinished = self._unfinished, None
+        before, unfinished = self._states.get(address), self._unfinished
+        self._unfinished = None
         if unfinished is None or not unfinished.is_of(snapshot, fingerprint_now):
-            unfinished = _Unfinished(fingerprint_now, dataset_state(snapshot, before), now)
-        state = unfinished.state
-        self._states[address] = state.without_footers()
-        now = time.monotonic()
+            known = unfinished.reading.partial() if unfinished and unfinished.is_for(address) else before
+            unfinished = _Unfinished(fingerprint_now, StateReading(snapshot, known), time.monotonic())
+        if unfinished.state is None:
+            unfinished.state = unfinished.reading.go_on(deadline)
+            if unfinished.state is None:
+                return self._cut(unfinished)
+            self._states[address] = unfinished.state.without_footers()
+            self._report_labelings(unfinished.state, before)
+        state, now = unfinished.state, time.monotonic()
         if state.is_as(before) and now - self._report_times.get(address, float("-inf")) < MEMORY_SECONDS:
             return 0
         self._report_times.pop(address, None)
         count = self.reporter.report(dataset_versions(state), lambda version: group_metadata(state, version), deadline)
-        is_complete = self.reporter.is_complete
         if self.reporter.was_cut:
-            self._unfinished = unfinished
-        new = [labeling for labeling in state.labelings if before and labeling not in before.labelings]
-        for labeling in new:  # a job states its speed some moments after its last shard
-            key = dg.AssetKey([snapshot.tracked.name, labeling.group])
-            self.instance.report_runless_asset_event(dg.AssetObservation(key, metadata=labeling_metadata(labeling)))
-        # The speed changes only when a job ends, and comparing it reads many events.
-        checks = DATASET_CHECKS
-        if new or now - self._check_times.get(address, float("-inf")) > MEMORY_SECONDS:
-            self._check_times[address] = now
-        else:
-            checks = DATASET_CHECKS - {"speed"}
-        count += report_outcomes(self.instance, dataset_outcomes(state, self.instance, checks))
+            return self._cut(unfinished, count)
+        is_complete = self.reporter.is_complete
+        for group in snapshot.labels:
+            if group in unfinished.checked:
+                continue
+            if unfinished.checked and time.monotonic() > deadline:
+                return self._cut(unfinished, count)
+            # The speed changes only when a job ends, and comparing it reads many events.
+            checks = DATASET_CHECKS - {"speed"} if (address, group) in self._compared else DATASET_CHECKS
+            count += report_outcomes(self.instance, dataset_outcomes(state, self.instance, checks, [group]))
+            self._compared.add((address, group))
+            unfinished.checked.add(group)
         if is_complete:
             self._report_times[address] = time.monotonic()
+        return count
+
+    def _report_labelings(self, state: DatasetState, before: DatasetState | None) -> None:
+        """Report what jobs state of their speed, some moments after their last shard."""
+        tracked = state.snapshot.tracked
+        for labeling in state.labelings:
+            if before and labeling not in before.labelings:
+                key = dg.AssetKey([tracked.name, labeling.group])
+                self.instance.report_runless_asset_event(dg.AssetObservation(key, metadata=labeling_metadata(labeling)))
+                self._compared.discard((tracked.address, labeling.group))
+
+    def _cut(self, unfinished: _Unfinished, count: int = 0) -> int:
+        """Go on with a dataset in the next tick; the number of changes reported by now."""
+        self._unfinished = unfinished
+        self.reporter.is_complete, self.reporter.was_cut = False, True
         return count

@@ -33,8 +33,7 @@ def group_metadata(state: DatasetState, version: AssetVersion) -> dict[str, Any]
     snapshot, group = state.snapshot, version.key[1]
     part = _range_of(snapshot, version.partition)
     counts = state.ranges[group][part.key]
-    dataset = Dataset.open(snapshot.tracked.address)
-    shards = [shard.name for shard in dataset.shards[part.first : part.end]]
+    dataset, shards = state.dataset, list(state.shards[part.first : part.end])
     metadata: dict[str, Any] = {}
     sheet = contact_sheet(dataset, group, shards, state.footers)
     if sheet:
@@ -64,9 +63,8 @@ def _range_of(snapshot: Snapshot, partition: str | None) -> ShardRange:
 
 def _errors_metadata(state: DatasetState, dataset: Dataset, group: str, shards: list[str]) -> dict[str, Any]:
     """Rows of some shards that are in error, by reason; and, apart from them, those that nothing can label yet."""
-    groups = [group]
-    for name in groups:  # why a row has no label may lie in what the label is made from
-        groups += [read for read in state.snapshot.upstream(name) if read not in groups]
+    # Why a row has no label may lie in what the label is made from.
+    groups = state.snapshot.lineage(group)
     footers = {name: FooterTable.of(state.footers[name]).only(shards) for name in groups}
     errors = dataset_errors(dataset.uri, dataset, footers, [group], MAX_ERROR_SHARDS)
     of_group = errors.groups[group]

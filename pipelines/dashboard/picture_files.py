@@ -35,6 +35,12 @@ def picture_folder() -> Path:
     return path
 
 
+def takes_too_much(max_bytes: int = MAX_BYTES) -> bool:
+    """Whether there are pictures to drop."""
+    with os.scandir(picture_folder()) as files:
+        return sum(file.stat().st_size for file in files) > max_bytes
+
+
 def drop_old_pictures(shown: Iterable[str] = (), max_bytes: int = MAX_BYTES) -> None:
     """Delete pictures until the rest takes at most max_bytes, first those that have not been shown for longest.
 

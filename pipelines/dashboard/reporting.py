@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import dagster as dg
@@ -22,13 +23,16 @@ from pipelines.dashboard.dagster_internals import (
     INPUT_DATA_VERSION,
     INPUT_EVENT_POINTER,
     NO_EVENT,
+    newest_events,
 )
 from pipelines.dashboard.dataset_state import NO_CONTENT
+from pipelines.dashboard.known_events import LatestTags
 from pipelines.dashboard.picture_files import PICTURES
 from pipelines.dashboard.versions import AssetVersion, Key
 
 STALE_CODE = "other than declared"  # the code version of what is stale, where the versions of its inputs do not say so
 MEMORY_SECONDS = 300.0  # that a reported version is remembered, before Dagster is asked again what it knows
+POINTER_SECONDS = 1.0  # that the newest event of an input is remembered: all partitions of an asset name it
 # Dagster keeps every event forever, and a range that a job works on changes with every shard. Until such a range is
 # complete, it is reported after a wait that doubles each time.
 MIN_WAIT, MAX_WAIT = 60.0, 3600.0
@@ -48,6 +52,8 @@ class Reporter:
     is_complete: bool = True
     was_cut: bool = False
     _known: dict[Part, tuple[float, AssetVersion]] = field(default_factory=dict)  # when it was confirmed, and what
+    _newest: dict[Key, int] = field(default_factory=dict)  # asset → its newest event when all of it was confirmed
+    _pointers: dict[Key, tuple[float, str]] = field(default_factory=dict)  # when it was asked, and the answer
     _waits: dict[Part, tuple[float, float]] = field(default_factory=dict)  # of the incomplete: since when, how long
 
     def report(self, versions: Iterable[AssetVersion], metadata: Metadata, deadline: float = float("inf")) -> int:
@@ -69,28 +75,46 @@ class Reporter:
         self, versions: Iterable[AssetVersion], metadata: Metadata, repeat: bool = False
     ) -> Iterator[dg.AssetMaterialization]:
         """The events that Dagster lacks (with `repeat`, of all versions). Report each before taking the next."""
+        versions = list(versions)
+        due = [] if repeat else list(dict.fromkeys(version.key for version in versions if not self._is_recent(version)))
+        newest = newest_events(self.instance, due)
         delayed: set[Part] = set()
-        for version in versions:
-            part = (version.key, version.partition)
-            since, known = self._known.get(part, (0.0, None))
-            if not repeat and known == version and time.monotonic() - since < MEMORY_SECONDS:
-                continue
-            tags = None if repeat else self._latest_tags(version)
-            if repeat or not _agrees(version, tags):
-                # Dagster would compare what is made from something delayed with an old version of that.
-                inputs = {(key, version.partition) for key in version.inputs}
-                if not repeat and (self._must_wait(version) or delayed & inputs):
-                    delayed.add(part)
-                    self.is_complete = False
+        for key, of_asset in groupby(versions, lambda version: version.key):
+            latest = LatestTags(self.instance, key, newest.get(key) is not None)
+            told_nothing = newest.get(key) is not None and newest[key] == self._newest.get(key)
+            has_reported = False
+            for version in of_asset:
+                part = (key, version.partition)
+                if not repeat and self._is_recent(version):
                     continue
-                self._extend_wait(version)
-                yield dg.AssetMaterialization(
-                    dg.AssetKey(version.key),
-                    partition=version.partition,
-                    metadata=_safe_metadata(metadata, version),
-                    tags=self._tags(version),
-                )
-            self._known[part] = (time.monotonic(), version)
+                is_as_before = told_nothing and self._known.get(part, (0.0, None))[1] == version
+                if repeat or not (is_as_before or _agrees(version, latest.of(version.partition))):
+                    # Dagster would compare what is made from something delayed with an old version of that.
+                    inputs = {(name, version.partition) for name in version.inputs}
+                    if not repeat and (self._must_wait(version) or delayed & inputs):
+                        delayed.add(part)
+                        self.is_complete = False
+                        continue
+                    self._extend_wait(version)
+                    has_reported = True
+                    self._pointers.pop(key, None)
+                    yield dg.AssetMaterialization(
+                        dg.AssetKey(key),
+                        partition=version.partition,
+                        metadata=_safe_metadata(metadata, version),
+                        tags=self._tags(version),
+                    )
+                self._known[part] = (time.monotonic(), version)
+            # Others may have told Dagster something meanwhile: after events of ours the asset is looked at once more.
+            if key in newest:
+                self._newest.pop(key, None)
+                if not has_reported and (event := newest[key]) is not None:
+                    self._newest[key] = event
+
+    def _is_recent(self, version: AssetVersion) -> bool:
+        """Whether Dagster was known to have this version not long ago."""
+        since, known = self._known.get((version.key, version.partition), (0.0, None))
+        return known == version and time.monotonic() - since < MEMORY_SECONDS
 
     def _must_wait(self, version: AssetVersion) -> bool:
         """Whether it is incomplete, and was reported not long ago."""
@@ -104,15 +128,6 @@ class Reporter:
         before = self._waits.pop(part, (0.0, MIN_WAIT / 2))[1]
         if not version.fresh:
             self._waits[part] = time.monotonic(), min(2 * before, MAX_WAIT)
-
-    def _latest_tags(self, version: AssetVersion) -> Mapping[str, str] | None:
-        records = self.instance.fetch_materializations(
-            dg.AssetRecordsFilter(
-                dg.AssetKey(version.key), asset_partitions=[version.partition] if version.partition else None
-            ),
-            limit=1,
-        ).records
-        return (records[0].event_log_entry.tags or {}) if records else None
 
     def _tags(self, version: AssetVersion) -> dict[str, str]:
         tags = {DATA_VERSION: version.content, DATA_VERSION_IS_OURS: "true"}
@@ -128,8 +143,12 @@ class Reporter:
 
     def _event_pointer(self, key: Key) -> str:
         """The newest event of an input. Of partitioned assets, Dagster takes what came until then for known."""
-        records = self.instance.fetch_materializations(dg.AssetKey(key), limit=1).records
-        return str(records[0].storage_id) if records else NO_EVENT
+        asked, pointer = self._pointers.get(key, (float("-inf"), NO_EVENT))
+        if time.monotonic() - asked > POINTER_SECONDS:
+            records = self.instance.fetch_materializations(dg.AssetKey(key), limit=1).records
+            pointer = str(records[0].storage_id) if records else NO_EVENT
+            self._pointers[key] = time.monotonic(), pointer
+        return pointer
 
 
 def _safe_metadata(metadata: Metadata, version: AssetVersion) -> dict[str, Any]:
@@ -165,10 +184,10 @@ def _is_stale_by_inputs(version: AssetVersion) -> bool:
     )
 
 
-def shown_pictures(instance: dg.DagsterInstance) -> set[str]:
-    """Names of the pictures in the newest event of each asset and each partition."""
+def shown_pictures(instance: dg.DagsterInstance, keys: Iterable[dg.AssetKey] | None = None) -> set[str]:
+    """Names of the pictures in the newest event of each asset (or those given) and each of its partitions."""
     names: set[str] = set()
-    for key in instance.all_asset_keys():
+    for key in instance.all_asset_keys() if keys is None else keys:
         newest = instance.get_latest_storage_id_by_partition(key, dg.DagsterEventType.ASSET_MATERIALIZATION)
         of_partitions = dg.AssetRecordsFilter(key, storage_ids=list(newest.values()))
         records = [

@@ -76,6 +76,13 @@ class Snapshot:
         names = dict.fromkeys(column.split(".", 1)[0] for column in ("images.id", *reads)) if reads else {}
         return [name for name in names if name in self.groups and name != group]
 
+    def lineage(self, group: str) -> list[str]:
+        """A group, and all that it is made from, directly or not."""
+        names = [group]
+        for name in names:
+            names += [read for read in self.upstream(name) if read not in names]
+        return names
+
 
 def read_snapshot(tracked: TrackedAsset) -> Snapshot:
     """Read what a dataset or run declares now. Raises InputError, or OSError where it does not answer."""

@@ -86,6 +86,15 @@ def test_check_evaluations_are_read_back_with_their_time() -> None:
     assert reported > 0 and evaluation.passed, ADVICE
 
 
+def test_newest_events_have_growing_numbers() -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        for _ in range(2):
+            before = ours.newest_events(instance, [("a", "b"), ("a", "c")])
+            instance.report_runless_asset_event(dg.AssetMaterialization(["a", "b"], partition="1"))
+        after = ours.newest_events(instance, [("a", "b"), ("a", "c")])
+    assert after["a", "c"] is None and before["a", "b"] and after["a", "b"] > before["a", "b"], ADVICE
+
+
 def test_pools_of_ended_runs_are_freed() -> None:
     with dg.instance_for_test() as instance:
         storage = instance.event_log_storage

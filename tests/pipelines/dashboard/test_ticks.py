@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
 from dashboard_assets import declare, statuses
 
-from labeling.dataset import Dataset
-from pipelines.dashboard import changes
+from labeling.dataset import Dataset, FooterTable, open_store
+from pipelines.dashboard import changes, reporting
 from pipelines.dashboard import follower as following
 from pipelines.dashboard.changes import fingerprint
-from pipelines.dashboard.dataset_state import DatasetState, dataset_state
+from pipelines.dashboard.dagster_internals import DATA_VERSION
+from pipelines.dashboard.dataset_state import DatasetState, StateReading, dataset_state
 from pipelines.dashboard.follower import Follower
-from pipelines.dashboard.snapshots import Snapshot
-from pipelines.dashboard.tracked_assets import track
+from pipelines.dashboard.known_events import LatestTags
+from pipelines.dashboard.snapshots import Snapshot, find_snapshot, refresh
+from pipelines.dashboard.tracked_assets import track, tracked_assets
 
 
 @pytest.fixture
@@ -26,11 +30,12 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     monkeypatch.setattr(changes, "UNSURE_SECONDS", 1800.0)  # however long a busy machine takes to a first reading
 
-    def note(snapshot: Snapshot, before: DatasetState | None = None) -> DatasetState:
-        names.append(snapshot.tracked.name)
-        return dataset_state(snapshot, before)
+    class Reading(StateReading):
+        def __init__(self, snapshot: Snapshot, before: DatasetState | None = None) -> None:
+            names.append(snapshot.tracked.name)
+            super().__init__(snapshot, before)
 
-    monkeypatch.setattr(following, "dataset_state", note)
+    monkeypatch.setattr(following, "StateReading", Reading)
     return names
 
 
@@ -76,11 +81,97 @@ def test_tick_without_time_goes_on_where_the_last_one_stopped(
     rest(faces.uri)
     rest(str(tmp_path / "later"))
     counts = []
-    for _ in range(12):
+    for _ in range(26):
         follower.follow(0.0)
         counts.append([name for name in ("faces", "later") if name in read])
     assert read[0] == "faces" and set(read) == {"faces", "later"}
     assert len(read) < 6, "an unfinished dataset is not read again for each event"
     assert counts == sorted(counts, key=len)
     follower.follow()
+    assert {status for status, _ in statuses(instance).values()} == {"FRESH"}
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Groups whose files were listed."""
+    groups: list[str] = []
+    all_footers = Dataset.all_footers
+
+    def note(dataset: Dataset, names: Sequence[str], *rest: Any, **named: Any) -> dict[str, FooterTable]:
+        groups.extend(names)
+        return all_footers(dataset, names, *rest, **named)
+
+    monkeypatch.setattr(Dataset, "all_footers", note)
+    return groups
+
+
+def test_groups_without_a_change_are_not_listed(
+    faces: Dataset, instance: dg.DagsterInstance, read: list[str], listed: list[str]
+) -> None:
+    follower = Follower(instance)
+    rest(faces.uri)
+    follower.follow()
+    assert sorted(listed) == ["brightness", "doubled", "images"]
+    rest(faces.uri)  # the indexes were written meanwhile
+    follower.follow()
+    listed.clear()
+    os.utime(Path(faces.uri, "dataset.json"))
+    follower.follow()
+    assert (len(read), listed) == (3, [])
+    Path(faces.uri, "doubled", "000001.parquet").unlink()
+    follower.follow()
+    assert "doubled" in listed and statuses(instance)["faces/doubled"][0] == "STALE"
+
+
+def test_index_of_a_group_tells_changes_on_s3(
+    faces: Dataset, s3: str, listed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = open_store(f"{s3}/ticks")
+    for name in faces.store.walk():
+        there.put(name, faces.store.read(name))
+    track([("dataset", there.uri)])
+    refresh()
+    snapshot = find_snapshot(next(asset.name for asset in tracked_assets() if asset.address == there.uri))
+
+    def look(before: DatasetState | None) -> tuple[DatasetState, set[str]]:
+        listed.clear()
+        state = dataset_state(snapshot, before)
+        return state, set(listed)
+
+    state, groups = look(None)
+    assert groups == {"images", "brightness", "doubled"}
+    state, _ = look(state.without_footers())  # it may have written indexes
+    state, groups = look(state.without_footers())
+    assert groups == set()
+    there.delete("brightness/000001.parquet")  # by another program than ours
+    assert look(state.without_footers())[1] == set()
+    dataset = Dataset.open(there.uri)
+    dataset.save_index("doubled", dataset.footers("doubled").without(["000002"]))
+    assert look(state.without_footers())[1] >= {"doubled"}
+    monkeypatch.setattr("pipelines.dashboard.dataset_state.REMOTE_SECONDS", 0.0)
+    state, groups = look(state.without_footers())
+    assert groups == {"images", "brightness", "doubled"} and state.totals("brightness").missing == 1
+
+
+def test_dagster_is_asked_once_for_all_that_nobody_has_changed(
+    faces: Dataset, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reporting, "MEMORY_SECONDS", 0.0)
+    monkeypatch.setattr(following, "MEMORY_SECONDS", 0.0)
+    asked: list[str | None] = []
+    of = LatestTags.of
+
+    def note(tags: LatestTags, partition: str | None) -> Any:
+        asked.append(partition)
+        return of(tags, partition)
+
+    monkeypatch.setattr(LatestTags, "of", note)
+    follower = Follower(instance)
+    follower.follow()
+    follower.follow()
+    asked.clear()
+    assert follower.follow() == [] and asked == []
+    others = dg.AssetMaterialization(dg.AssetKey(["faces", "brightness"]), tags={DATA_VERSION: "by others"})
+    instance.report_runless_asset_event(others)
+    assert follower.follow() == ["faces: 1 changes"] and asked == [None]
     assert {status for status, _ in statuses(instance).values()} == {"FRESH"}

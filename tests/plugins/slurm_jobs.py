@@ -155,7 +155,7 @@ def until(true: Callable[[], Any], explain: Callable[[], Any], seconds: float = 
 def all_gone(processes: list[psutil.Process], scratch: Path) -> None:
     """Processes end, Ray's agents some moments after the rest, and the folders of their Rays are removed."""
     assert processes
-    assert not psutil.wait_procs(processes, timeout=60)[1]
+    assert not psutil.wait_procs(processes, timeout=180)[1]
     assert not list(scratch.iterdir())
 
 

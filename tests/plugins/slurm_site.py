@@ -23,6 +23,7 @@ import pytest
 from free_ports import free_ports
 from slurm_accounting import SETTINGS, database_command, listens, need_accounting, write_configuration
 
+START_SECONDS = 180.0  # for each daemon, on a machine that does much else
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "srun", "sinfo")
 CONFIGURATION = """\
 ClusterName=test
@@ -171,17 +172,17 @@ def _start_munged(site: SlurmSite) -> None:
         site.folder.chmod(0o1777)
     files = [f"--{name}-file={folder}/{name}" for name in ("pid", "log", "seed")]
     _start(site, "munged", "munged", "--foreground", f"--socket={sockets}", f"--key-file={key}", *files, user=user)
-    _until(sockets.exists, 20, site, "munged made no socket")
+    _until(sockets.exists, site, "munged made no socket")
 
 
 def _start_accounting(site: SlurmSite) -> str:
     """Start a database and slurmdbd; the lines of slurm.conf that name it."""
     port, database = free_ports(2)
     _start(site, "mariadbd", *database_command(site.folder, database))
-    _until(lambda: listens(database), 120, site, "the database does not start")
+    _until(lambda: listens(database), site, "the database does not start")
     write_configuration(site.folder, port, database)
     _start(site, "slurmdbd", "slurmdbd", "-D")
-    _until(lambda: listens(port), 120, site, "slurmdbd does not start")
+    _until(lambda: listens(port), site, "slurmdbd does not start")
     return SETTINGS.format(port=port, folder=site.folder)
 
 
@@ -189,7 +190,7 @@ def forget_jobs(site: SlurmSite) -> None:
     """Start the controller anew without what it has saved: it knows no job, as some minutes after their ends."""
     _end_process(site.daemons.pop("slurmctld"))
     _start(site, "slurmctld", "slurmctld", "-D", "-c")
-    _until(lambda: _idle(site), 60, site, "the nodes do not come up again")
+    _until(lambda: _idle(site), site, "the nodes do not come up again")
 
 
 def _start_slurm(site: SlurmSite, accounting: str) -> None:
@@ -216,7 +217,7 @@ def _start_slurm(site: SlurmSite, accounting: str) -> None:
         for node in ("node1", "node2"):
             _start(site, node, "slurmd", "-D", "-N", node)
         try:
-            _until(lambda: _idle(site), 60, site, "the nodes do not come up")
+            _until(lambda: _idle(site), site, "the nodes do not come up")
             return
         except AssertionError:
             if attempt == 2:
@@ -231,8 +232,8 @@ def _idle(site: SlurmSite) -> bool:
     return site.run("sinfo", "-h", "-p", "main", "-N", "-o", "%T", check=False).split() == ["idle", "idle"]
 
 
-def _until(true: Callable[[], bool], seconds: float, site: SlurmSite, what: str) -> None:
-    deadline = time.monotonic() + seconds
+def _until(true: Callable[[], bool], site: SlurmSite, what: str) -> None:
+    deadline = time.monotonic() + START_SECONDS
     while not true():
         assert time.monotonic() < deadline, f"{what}: {_tail(site)}"
         time.sleep(0.2)

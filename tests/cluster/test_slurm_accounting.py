@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from slurm_jobs import all_gone, raylets, stand_in, target, until
@@ -57,9 +58,17 @@ def test_job_array_labels_on_s3_on_both_nodes(
 
     assert sent.tasks == 2
     assert len(backend._jobs(sent.name)) == 2
-    until(lambda: raylets(site.processes(sent.name)) == {"node1", "node2"}, explain)
-    running = site.processes(sent.name)
-    until(lambda: not job_status(sent).alive, explain)
+    running: set[psutil.Process] = set()
+    seen: set[str] = set()
+
+    def has_ended() -> bool:  # one task may be over before the other one has its Ray
+        processes = site.processes(sent.name)
+        running.update(processes)
+        seen.update(raylets(processes))
+        return not job_status(sent).alive
+
+    until(has_ended, explain)
+    assert seen == {"node1", "node2"}, explain()
     assert job_status(sent).phase == "succeeded", explain()
     stores = [open_store(f"{place}/edges") for place in (here, there)]
     shards = [name for name in stores[0].files() if name[0].isdigit()]
@@ -77,7 +86,7 @@ def test_job_array_labels_on_s3_on_both_nodes(
     assert {line.split("|")[3] for line in kept} == {"node1", "node2"}
     for path in scratch.glob("*.out"):
         path.unlink()
-    all_gone(running, scratch)
+    all_gone(list(running), scratch)
 
 
 def test_accounting_remembers_what_the_queue_has_forgotten(

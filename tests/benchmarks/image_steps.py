@@ -112,9 +112,10 @@ class Build:
         match = re.fullmatch(r"python:3\.11-slim-(\w+)", image)
         if not match:
             raise SystemExit(f"{image}: only Python 3.11 on Debian can be put in the place of a base image here")
-        subprocess.run(
-            ["debootstrap", "--variant=minbase", match[1], str(folder)], check=True, stdout=subprocess.DEVNULL
-        )
+        # It mounts /proc and /sys in the folder: where it is interrupted, nobody may empty those with the folder.
+        private = ["unshare", "--mount", "--propagation", "private"]
+        command = [*private, "debootstrap", "--variant=minbase", match[1], str(folder)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         shutil.copy("/etc/resolv.conf", folder / "etc/resolv.conf")
         own = folder / "usr/local/share/ca-certificates"
         shutil.copytree("/usr/local/share/ca-certificates", own, dirs_exist_ok=True)  # of this machine's registries

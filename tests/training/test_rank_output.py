@@ -8,16 +8,21 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from recorded_jobs import GONE, recorded
 from typer.testing import CliRunner
 
 from labeling.dataset import PAUSE_SECONDS, open_store, stored_lines
 from model.inputs import WorkFailed
 from pipelines.cli.app import app
+from pipelines.jobs.attempt import AttemptState
+from pipelines.jobs.resolved import resolve_job
+from pipelines.jobs.specification import TrainJob
 from pipelines.train import train
 from training.config import load_config
 
@@ -75,3 +80,23 @@ def test_rank_that_aborts_leaves_its_last_lines(
     assert "Fatal Python error: Aborted" in printed.stdout
     absent = CliRunner().invoke(app, ["logs", str(run), "--rank", "7"])
     assert "rank 7 has printed nothing; ranks that did: " in str(absent.exception)
+
+
+def test_rank_of_a_job_is_followed_until_the_job_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`logs -f JOB --rank 3` from before the rank prints anything."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    run, now = tmp_path / "run", time.time()
+    running = AttemptState(1, "running", "elsewhere", 7, now, now)
+    job = resolve_job(TrainJob(kind="train", config="debug", run=str(run)))
+    recorded(job, 1, GONE, running)
+    command = [sys.executable, "-m", "pipelines", "logs", "-f", job.id, "--rank", "3"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as following:
+        assert following.stdout
+        subprocess.run([sys.executable, "-c", RANK, str(run), "aborts"], capture_output=True)
+        lines = []
+        for line in following.stdout:
+            lines.append(line.rstrip())
+            if line.startswith("Fatal Python error: Aborted"):
+                job.folder.put_state(replace(running, phase="failed", reason="rank 3 died"))
+        assert following.wait() == 0
+    assert "NCCL WARN a line of C's" in lines and "rank 3 on " in lines[0], lines

@@ -70,7 +70,6 @@ class Follower:
     _compared: set[tuple[str, str]] = field(default_factory=set)  # (address, group) whose speed was compared
     _fingerprints: dict[str, str] = field(default_factory=dict)  # name → see `changes`, before it was read and reported
     _again_times: dict[str, float] = field(default_factory=dict)  # name → when to report what has to wait
-    _costs: dict[str, float] = field(default_factory=dict)  # name → seconds that its last reading and reporting took
     _unfinished: _Unfinished | None = None
     _cleanup_time: float = float("-inf")
     _unseen: list[dg.AssetKey] = field(default_factory=list)  # assets whose pictures a cleanup has still to look for
@@ -95,16 +94,16 @@ class Follower:
         due = [asset.name for asset in assets if self._is_due(asset.name, asset.address, now[asset.name])]
         deadline = time.monotonic() + seconds
         lines: list[str] = []
-        # Some at a time: reading hundreds takes longer than a tick has, and those that do not answer are waited for. One
-        # that the last tick left unfinished may fill this one too.
-        firsts = [0, *range(1 if self._unfinished else READ_TOGETHER, len(due), READ_TOGETHER)]
-        for first, end in zip(firsts, [*firsts[1:], len(due)], strict=True):
-            if first and time.monotonic() > deadline:
-                break
-            names = due[first:end]
+        # Some at a time: reading hundreds takes longer than a tick has, and those that do not answer are waited for.
+        # What the last tick left unfinished may fill this one too.
+        while due:
+            size = 1 if self._unfinished else READ_TOGETHER
+            names, due = due[:size], due[size:]
             refresh(names)
             track(("dataset", address) for snapshot in snapshots() for address, _ in snapshot.reads)
-            lines += self._report_read(names, now, deadline, is_first=first == 0)
+            lines += self._report_read(names, now, deadline)
+            if time.monotonic() > deadline:
+                break
         self._clean_up(deadline)
         return lines
 
@@ -122,14 +121,12 @@ class Follower:
             if time.monotonic() > deadline:
                 break
 
-    def _report_read(
-        self, names: Sequence[str], now: Mapping[str, str | None], deadline: float, is_first: bool
-    ) -> list[str]:
-        """Report what was just read; a line for each dataset or run with changes or trouble.
+    def _report_read(self, names: Sequence[str], now: Mapping[str, str | None], deadline: float) -> list[str]:
+        """Report what was just read, the first of it in any case; a line for each with changes or trouble.
 
-        now: fingerprints; is_first: whether nothing was reported in this tick, so that something must be.
+        now: fingerprints.
         """
-        lines = []
+        lines, has_reported = [], False
         all_snapshots = snapshots()
         by_name = {snapshot.tracked.name: snapshot for snapshot in all_snapshots}
         for name in names:
@@ -140,27 +137,21 @@ class Follower:
                 lines.append(f"{name}: {snapshot.trouble}")
                 self._read_times[name] = time.monotonic()
                 continue
-            began = time.monotonic()
-            does_not_fit = not is_first and began + self._expected_cost(name) > deadline
-            if does_not_fit or self._must_wait(snapshot, all_snapshots):
+            if (has_reported and time.monotonic() > deadline) or self._must_wait(snapshot, all_snapshots):
                 continue
-            is_first = False
+            has_reported = True
             try:
                 count = self._report(snapshot, all_snapshots, deadline, now[name])
             except Exception as error:  # the others are followed all the same
                 lines.append(f"{name}: {one_line(error)}")
+                self._read_times[name] = time.monotonic()
                 continue
-            self._costs[name] = time.monotonic() - began
             if not self.reporter.was_cut:  # otherwise it comes first the next time
                 self._read_times[name] = time.monotonic()
             self._note(name, now[name])
             if count:
                 lines.append(f"{name}: {count} changes")
         return lines
-
-    def _expected_cost(self, name: str) -> float:
-        """Seconds; of what was never read as much as the largest took."""
-        return self._costs.get(name, max(self._costs.values(), default=0.0))
 
     def _must_wait(self, snapshot: Snapshot, all_snapshots: Sequence[Snapshot]) -> bool:
         """Whether a run reads a dataset whose state is not known yet: its freshness is not known either."""

@@ -34,6 +34,8 @@ UNCOMPARED_PARTITIONS = 100
 # that change something without GraphQL, which alone enforces the read-only role.
 FILE_PATHS = ("/notebook", "/dagit/notebook")
 REPORT_PATHS = ("/report_asset_materialization", "/report_asset_check", "/report_asset_observation")
+# Where the scripts of its pages are, named by their content.
+STATIC_PATH = "/_next/static/"
 JOB_FORM = "/locations/{location}/jobs/{job}/playground/setup?config={config}"
 
 

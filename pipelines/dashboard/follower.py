@@ -220,10 +220,9 @@ class Follower:
         if self.reporter.was_cut:
             return self._cut(unfinished, count)
         is_complete = self.reporter.is_complete
-        for group in snapshot.labels:
-            if group in unfinished.checked:
-                continue
-            if unfinished.checked and time.monotonic() > deadline:
+        unchecked = [group for group in snapshot.labels if group not in unfinished.checked]
+        for index, group in enumerate(unchecked):
+            if index and time.monotonic() > deadline:
                 return self._cut(unfinished, count)
             # The speed changes only when a job ends, and comparing it reads many events.
             checks = DATASET_CHECKS - {"speed"} if (address, group) in self._compared else DATASET_CHECKS

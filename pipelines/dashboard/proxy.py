@@ -18,7 +18,7 @@ from model.inputs import InputError, WorkFailed
 from pipelines.dashboard.access import HEADERS, ROLE, Access
 from pipelines.dashboard.background import ANSWER_SECONDS, SharedResults, T
 from pipelines.dashboard.charts import CURVES, live_curves
-from pipelines.dashboard.dagster_internals import FILE_PATHS, REPORT_PATHS
+from pipelines.dashboard.dagster_internals import FILE_PATHS, REPORT_PATHS, STATIC_PATH
 from pipelines.dashboard.jobs_page import FIRST_STEPS, JOBS_PATH, render_jobs_page
 from pipelines.dashboard.picture_files import PICTURES, picture_folder
 from pipelines.dashboard.tokens import Role, Tokens
@@ -36,6 +36,7 @@ _NOT_PASSED = frozenset(
 )
 _OWN_PAGE = {**HEADERS, "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
 _NO_STORE = {"Cache-Control": "no-store"}
+_FOREVER = "private, max-age=31536000, immutable"  # of what is named by its content: a page would ask for 50 files again
 _STARTING = "the dashboard is starting; try again\n"
 
 
@@ -90,7 +91,7 @@ class Proxy:
         path = picture_folder() / name
         if "/" in name or name.startswith(".") or not path.is_file():
             raise web.HTTPNotFound(text="this picture is no longer kept\n")
-        return web.FileResponse(path, headers={**_OWN_PAGE, "Cache-Control": "private, max-age=31536000, immutable"})
+        return web.FileResponse(path, headers={**_OWN_PAGE, "Cache-Control": _FOREVER})
 
     async def _curves(self, request: web.Request) -> web.StreamResponse:
         """A run's loss curves as they are now; an event of Dagster's shows those of its time."""
@@ -134,6 +135,8 @@ class Proxy:
                 request.method, f"http://dagster{request.path_qs}", headers=headers, data=body, allow_redirects=False
             ) as answer:
                 passed = {name: value for name, value in answer.headers.items() if name.lower() not in _NOT_PASSED}
+                if request.path.startswith(STATIC_PATH) and answer.status == 200:
+                    passed["Cache-Control"] = _FOREVER
                 response = web.StreamResponse(status=answer.status, headers={**passed, **HEADERS})
                 if _has_body(request.method, answer.status):  # aiohttp would send a compressed nothing after the others
                     response.enable_compression()

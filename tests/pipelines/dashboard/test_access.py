@@ -18,6 +18,8 @@ import pytest
 from aiohttp import ClientSession, WSMsgType
 from dashboard_process import ASSETS, LAUNCH, STOP_NOTHING, Dashboard, command, descendants, served, tokens_in
 
+from pipelines.dashboard.dagster_internals import STATIC_PATH
+
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
@@ -67,6 +69,7 @@ def test_answers_without_body_leave_the_connection_usable(guarded: Dashboard, to
     [script, *_] = re.findall(rb'src="(/_next/static/[^"]+)"', guarded.request("/assets", bearer(tokens["read"]))[2])
     answer = ask("GET", script.decode())
     assert answer.status == 200 and answer.read()
+    assert script.decode().startswith(STATIC_PATH) and "immutable" in answer.headers["Cache-Control"]
     sock = connection.sock
     for method, status in (("GET", 304), ("HEAD", 200), ("GET", 304)):
         tag = {"If-None-Match": answer.headers["ETag"]} if status == 304 else {}

@@ -147,7 +147,8 @@ class Build:
         passed = {
             name: value for name, value in os.environ.items() if re.match(r"(PIP_|https?_proxy|no_proxy)", name, re.I)
         }
-        environment = passed | {"PATH": PATH, "HOME": "/root", "DEBIAN_FRONTEND": "noninteractive"} | variables
+        home = "/root" if stage.user.startswith("0") else "/home/onediffusion"
+        environment = passed | {"PATH": PATH, "HOME": home, "DEBIAN_FRONTEND": "noninteractive"} | variables
         inner = f"cd {shlex.quote(stage.directory)} && exec {shlex.join(command)}"
         chroot = shlex.join(["chroot", f"--userspec={stage.user}", str(stage.folder), "sh", "-c", inner])
         private = ["unshare", "--mount", "--propagation", "private", "sh", "-c", f"{mounts}exec {chroot}"]

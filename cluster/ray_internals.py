@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 CHECKED_VERSION = "2.60.0"
+WORKER_START = str(Path(__file__).with_name("ray_worker.py"))
 
 
 def silence_raylet() -> None:
@@ -41,13 +43,15 @@ def few_processes() -> Iterator[None]:
     """While a Ray starts here: leave out what a command never uses, three Python processes that take 4 CPU seconds.
 
     They are the API server (dashboard, state and jobs over HTTP), the autoscaler of a cluster, and what sends the logs
-    of workers to the terminal.
+    of workers to the terminal. Workers start by `cluster.ray_worker`, which spares each of them a third of a second.
     """
     import ray._private.node as node
     import ray._private.parameter as parameter
 
     parameters, start_api_server = parameter.RayParams, node.Node.start_api_server
-    parameter.RayParams = partial(parameters, no_monitor=True, include_log_monitor=False)
+    parameter.RayParams = partial(
+        parameters, no_monitor=True, include_log_monitor=False, setup_worker_path=WORKER_START
+    )
     node.Node.start_api_server = lambda self, **options: None
     try:
         yield

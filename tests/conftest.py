@@ -68,11 +68,16 @@ def ray_prepared(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def ray_cluster(ray_prepared: None) -> Iterator[None]:
-    """A Ray of this test session; the jobs under test connect to it."""
+    """A Ray of this test session; the jobs under test connect to it. Its workers are forked (warm_processes)."""
+    from commands import warm
+
+    import cluster.ray_internals
     from cluster.session import ray_session
 
-    with ray_session(memory=600 << 20):
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster.ray_internals, "WORKER_START", str(warm().worker_start))
+        with ray_session(memory=600 << 20):
+            yield
 
 
 @pytest.fixture

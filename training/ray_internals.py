@@ -28,6 +28,7 @@ from ray.util.placement_group import remove_placement_group
 from model.inputs import one_line
 
 CHECKED_VERSION = "2.60.0"
+RESERVATIONS = {"name": "AutoscalingCoordinator", "namespace": "AutoscalingCoordinator"}  # Ray's actor
 _LEAVE_SECONDS = 30.0  # that workers may take to leave their process group
 
 
@@ -185,3 +186,7 @@ class StoppableTrainer(DataParallelTrainer):
             with suppress(Exception):  # the coordinator is gone as well, as where Ray is
                 if group := ray.get(self._coordinator.placement_group.remote(), timeout=_LEAVE_SECONDS):
                     remove_placement_group(group)
+            # What the controller has asked for would be kept for it for three minutes, and elastic workers wait so long.
+            with suppress(ValueError):  # nothing has been asked for
+                reserved = ray.get_actor(**RESERVATIONS)
+                reserved.cancel_request.remote(f"train-{self.train_run_context.run_id}")

@@ -54,7 +54,7 @@ def test_ray_can_start_without_its_helpers(ray_prepared: None) -> None:
     from ray._private.node import Node
     from ray._private.parameter import RayParams
 
-    assert {"no_monitor", "include_log_monitor"} <= set(parameters(RayParams)), moved("RayParams")
+    assert {"no_monitor", "include_log_monitor", "setup_worker_path"} <= set(parameters(RayParams)), moved("RayParams")
     assert "ray._private.parameter.RayParams(" in inspect.getsource(worker), moved("RayParams is taken from elsewhere")
     names = parameters(getattr(Node, "start_api_server", None))
     assert names == ["self", "include_dashboard", "raise_on_failure"], moved(f"start_api_server now takes {names}")

@@ -86,3 +86,19 @@ def test_ray_keeps_the_callback_that_hears_of_every_failure(ray_prepared: None) 
     parameters = list(inspect.signature(hook).parameters)
     assert parameters == ["self", "failure_decision"], moved(f"{name} now takes {parameters}")
     assert name in inspect.getsource(TrainController), moved(f"nothing calls {name}")
+
+
+def test_ray_keeps_what_a_controller_asks_for_under_the_id_of_its_run(ray_prepared: None) -> None:
+    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinator
+    from ray.train.v2._internal.execution.context import TrainRunContext
+    from ray.train.v2._internal.execution.scaling_policy import ScalingPolicy
+
+    from training.ray_internals import RESERVATIONS
+
+    source = inspect.getsource(coordinator.get_or_create_autoscaling_coordinator)
+    for key, value in RESERVATIONS.items():
+        assert f'{key}="{value}"' in source, moved(f"the actor of reservations has another {key}")
+    parameters = list(inspect.signature(coordinator._AutoscalingCoordinatorActor.cancel_request).parameters)
+    assert parameters == ["self", "requester_id"], moved(f"cancel_request now takes {parameters}")
+    assert 'f"train-{train_run_context.run_id}"' in inspect.getsource(ScalingPolicy), moved("the name of a request")
+    assert "run_id" in TrainRunContext.__dataclass_fields__, moved("TrainRunContext.run_id")

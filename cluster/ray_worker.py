@@ -26,13 +26,19 @@ def worker_command(arguments: list[str]) -> list[str]:
     """
     context = json.loads(_value(arguments, CONTEXT) or "{}")
     if not _is_usual(context, _value(arguments, LANGUAGE)):
-        import ray._private.workers.setup_worker as of_ray
-
-        return [of_ray.__file__, *arguments]
+        return [os.path.join(_folder_of_ray(), "_private", "workers", "setup_worker.py"), *arguments]
     for name, value in (context.get("env_vars") or {}).items():
         # ${OTHER} stands for another variable, as in Ray's own.
         os.environ[name] = re.sub(r"\$\{[A-Z0-9_]+\}", "", os.path.expandvars(value))
     return [word for word in arguments if not word.startswith((CONTEXT, LANGUAGE))]
+
+
+def _folder_of_ray() -> str:
+    from importlib.util import find_spec  # it does not import the package
+
+    spec = find_spec("ray")
+    assert spec and spec.submodule_search_locations
+    return str(spec.submodule_search_locations[0])
 
 
 def _value(arguments: list[str], name: str) -> str:

@@ -39,7 +39,7 @@ def test_variables_of_a_runtime_environment_are_set(monkeypatch: pytest.MonkeyPa
 )
 def test_other_workers_are_left_to_ray(context: dict[str, object], language: str) -> None:
     script, *rest = ray_worker.worker_command(arguments(context, language))
-    assert Path(script).name == "setup_worker.py"
+    assert Path(script).name == "setup_worker.py" and Path(script).exists()
     assert rest == arguments(context, language)
 
 

@@ -76,7 +76,13 @@ def ray_head(
     }
     command = [
         *([sys.executable, "-c", START_WITH, str(worker_start), "start", "--block"] if worker_start else START),
-        *("--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2", f"--object-store-memory={300 << 20}"),
+        *(
+            "--head",
+            "--node-ip-address=127.0.0.1",
+            f"--port={port}",
+            "--num-cpus=2",
+            f"--object-store-memory={300 << 20}",
+        ),
         *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"),
         f"--temp-dir={scratch}",
         f"--include-dashboard={str(takes_jobs).lower()}",

@@ -186,7 +186,7 @@ class StoppableTrainer(DataParallelTrainer):
             with suppress(Exception):  # the coordinator is gone as well, as where Ray is
                 if group := ray.get(self._coordinator.placement_group.remote(), timeout=_LEAVE_SECONDS):
                     remove_placement_group(group)
-            # What the controller has asked for would be kept for it for three minutes, and elastic workers wait so long.
+            # Ray would keep what the controller asked for, for three minutes, and elastic workers would wait so long.
             with suppress(ValueError):  # nothing has been asked for
                 reserved = ray.get_actor(**RESERVATIONS)
                 reserved.cancel_request.remote(f"train-{self.train_run_context.run_id}")

@@ -89,14 +89,25 @@ class Layout:
     def per_level(self, x: Tensor, factor: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """apply(x (N, D), factor (M, D)) where the tokens of a level get its row of factor: (N, D).
 
-        It is broadcast group by group: `apply` is called with (m, t, D) and (m, 1, D), m levels of t tokens each.
+        It is broadcast over consecutive groups whose levels have equally many tokens: `apply` is called with (m, t, D)
+        and (m, 1, D), m levels of t tokens each.
         """
-        factors = _split(factor, [self._levels(group) for group in self.groups])
+        runs = self._runs()
         parts = [
             apply(rearrange(part, "(m t) D -> m t D", m=len(own)), rearrange(own, "m D -> m 1 D")).flatten(0, 1)
-            for part, own in zip(self.split(x), factors, strict=True)
+            for part, own in zip(_split(x, [m * t for m, t in runs]), _split(factor, [m for m, _ in runs]), strict=True)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _runs(self) -> list[tuple[int, int]]:
+        """(levels, tokens of each) of consecutive groups. The compiler understands neither groupby nor a cache here."""
+        runs: list[tuple[int, int]] = []
+        for group in self.groups:
+            levels, tokens = self._levels(group), 1 if self.per_token else group.tokens // group.grid[0]
+            if runs and runs[-1][1] == tokens:
+                levels += runs.pop()[0]
+            runs.append((levels, tokens))
+        return runs
 
     def _levels(self, group: Group) -> int:
         return group.samples * (group.tokens if self.per_token else group.grid[0])

@@ -133,10 +133,10 @@ class _Server:
             one.close()
 
     def end(self, client: socket.socket) -> None:
-        """A client that says something has ended."""
-        self.selector.unregister(client)
+        """A client that says something has ended. It may have been told of its process's end a moment ago."""
         for child, one in self.clients.items():
             if one is client:
+                self.selector.unregister(client)
                 with suppress(ProcessLookupError):
                     os.kill(child, signal.SIGTERM)
 
@@ -154,7 +154,8 @@ class _Server:
 
 
 def run(request: Mapping[str, Any], files: list[int]) -> NoReturn:
-    """Become what a client asks for."""
+    """Become what a client asks for, in a process group of its own: Ray ends the group of a worker that it ends."""
+    os.setpgid(0, 0)
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)

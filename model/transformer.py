@@ -140,7 +140,7 @@ class NextDiT(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """
         # Samples of one shape lie together, so that attention can take them as a batch; and those whose frames have
         # equally many tokens, so that norms can.
-        order = sorted(range(len(samples)), key=lambda i: (samples[i][0].numel(), tuple(samples[i].shape), len(text[i])))
+        order = sorted(range(len(samples)), key=lambda i: (samples[i][0].numel(), *samples[i].shape, len(text[i])))
         xs, ys = [samples[i] for i in order], [text[i] for i in order]
         grids = [(x.shape[0], x.shape[2] // P, x.shape[3] // P) for x in xs]
         layout = packed_layout(grids, [len(y) for y in ys], self.head_size, xs[0].device)

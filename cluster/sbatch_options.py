@@ -9,7 +9,8 @@ import re
 
 # Options by which jobs are found, stopped and told to write a checkpoint, or that another key of the target stands for.
 _OWN = {
-    **dict.fromkeys(("job-name", "array", "dependency", "output", "error", "input", "open-mode", "signal"), ""),
+    "array": "workers.tasks of the job, and tasks_at_once",
+    **dict.fromkeys(("job-name", "dependency", "output", "error", "input", "open-mode", "signal"), ""),
     **dict.fromkeys(("export", "export-file", "get-user-env", "chdir", "wrap", "clusters", "uid", "gid"), ""),
     **dict.fromkeys(("wait", "parsable", "test-only", "quiet", "help", "usage", "version", "propagate"), ""),
     **dict.fromkeys(("nodes", "ntasks", "cpus-per-task", "cpus-per-gpu"), "workers of the job, and cpus_per_node"),

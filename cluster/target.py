@@ -60,8 +60,9 @@ class SlurmTarget(Section):
     default the user's data folder. scratch: on a node's own disk, for Ray's files (short, since it has sockets there).
     shared_disk: whether the nodes see this machine's files. Without, all places of a job must be s3:// addresses.
     checkpoint_seconds: how long before its time limit a job is told to write a checkpoint, and how long a stopped one
-    has for it. requeue: whether a job that was interrupted (time limit, preemption, lost node) goes back to the queue
-    by itself, and continues. start_seconds: how long the nodes have to join Ray. object_store_gb: of Ray's, on a node.
+    has for it. tasks_at_once: most tasks of a job array (`workers.tasks` of a job) that run at a time. requeue: whether
+    a job that was interrupted (time limit, preemption, lost node) goes back to the queue by itself, and continues.
+    start_seconds: how long the nodes have to join Ray. object_store_gb: of Ray's, on a node.
     container: an image that pyxis and enroot run everything in (a .sqsh on a disk of the nodes, or REGISTRY#NAME:TAG);
     `python` and `working_dir` are then those within it. container_mounts: HOST:INSIDE, besides `scratch` and the
     checkout, which are mounted: the folders of datasets and runs.
@@ -88,6 +89,7 @@ class SlurmTarget(Section):
     scratch: str = Field(default="/tmp", pattern=r"^/\S+$", max_length=32)  # noqa: S108 - folders in it are made by mktemp
     shared_disk: bool = True
     checkpoint_seconds: int = Field(default=300, ge=1, le=65535)
+    tasks_at_once: int | None = Field(default=None, ge=1)
     requeue: bool = True
     start_seconds: int = Field(default=300, ge=10)
     object_store_gb: float | None = Field(default=None, ge=0.1)

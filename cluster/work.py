@@ -53,7 +53,8 @@ class Work:
     nothing is lost when a submission is killed half-way. arguments: what follows `python -m pipelines`.
     address: the job's folder (local or s3://), which the work keeps its state and log in.
     data: the other addresses that it reads and writes. needs: what a machine with so many of the workers must have;
-    None where nobody knows.
+    None where nobody knows. tasks: more than 1 for a job array: so many processes with the same arguments and
+    `--task NUMBER`, each with `resources` of its own.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Work:
     resources: ResourceRequest = ResourceRequest()
     data: tuple[str, ...] = ()
     needs: Callable[[int], MachineNeeds] | None = field(default=None, compare=False, repr=False)
+    tasks: int = 1
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,13 @@ ALL_ROWS = "true"
 
 @dataclass
 class Wave:
-    """Shards to compute in one pass over the images: shard → groups, each after those that it reads."""
+    """Shards to compute in one pass over the images: shard → groups, each after those that it reads.
+
+    later: shards of which a later wave decides, since one that they read is computed in this one.
+    """
 
     work: dict[str, list[str]] = field(default_factory=dict)
+    later: list[str] = field(default_factory=list)
 
     @property
     def groups(self) -> list[str]:
@@ -146,35 +150,28 @@ def _selection(dataset: Dataset, where: str) -> tuple[str, dict[str, Any]]:
     return f"{SELECTION}-{digest_json(where)[:8]}", {"where": where, "columns": list(condition.columns)}
 
 
-def next_wave(
-    dataset: Dataset,
-    declarations: Mapping[str, Mapping[str, Any]],
-    footers: Footers,
-    shards: tuple[int, int] | None = None,
-) -> Wave:
-    """The shards to compute now.
+def next_wave(declarations: Mapping[str, Mapping[str, Any]], footers: Footers, shards: Sequence[str]) -> Wave:
+    """The shards to compute now, of those given.
 
-    declarations: of the groups to label, each after those that it reads; shards: [first, end), all by default.
-    A shard that exists waits for the next wave while one that it reads is recomputed: if the new values equal the old,
-    it is fresh after all.
+    declarations: of the groups to label, each after those that it reads. A shard that exists waits for the next wave
+    while one that it reads is recomputed: if the new values equal the old, it is fresh after all.
     """
-    first, end = shards or (0, len(dataset.shards))
-    names = dataset.shard_names[first:end]
-    nothing = np.zeros(len(names), bool)
+    nothing = np.zeros(len(shards), bool)
     chosen: dict[str, NDArray[np.bool_]] = {}  # group → (shards,) whether to compute it now
     waiting: dict[str, NDArray[np.bool_]] = {}  # group → (shards,) whether a later wave decides
     for group, declaration in declarations.items():
         upstream = groups_of(declaration["reads"])
         upstream_waits = np.logical_or.reduce([waiting.get(read, nothing) for read in upstream] or [nothing])
         upstream_changes = np.logical_or.reduce([chosen.get(read, nothing) for read in upstream] or [nothing])
-        present = FooterTable.of(footers.get(group, {})).positions(names) >= 0
-        stale = present & ~fresh_shards(declaration, names, footers, group)
+        present = FooterTable.of(footers.get(group, {})).positions(shards) >= 0
+        stale = present & ~fresh_shards(declaration, shards, footers, group)
         chosen[group] = np.where(present, stale & ~upstream_waits & ~upstream_changes, ~upstream_waits)
         waiting[group] = np.where(present, upstream_waits | upstream_changes, upstream_waits)
-    return _wave(names, chosen)
+    waits = np.logical_or.reduce([nothing, *waiting.values()])
+    return Wave(_work(shards, chosen), [shards[index] for index in np.flatnonzero(waits).tolist()])
 
 
-def _wave(names: Sequence[str], chosen: Mapping[str, NDArray[np.bool_]]) -> Wave:
+def _work(names: Sequence[str], chosen: Mapping[str, NDArray[np.bool_]]) -> dict[str, list[str]]:
     """The work of a wave. Shards with the same groups share one list: it may be of 10⁵ shards."""
     groups = list(chosen)
     table = np.array([chosen[group] for group in groups], bool).reshape(len(groups), len(names))
@@ -186,7 +183,7 @@ def _wave(names: Sequence[str], chosen: Mapping[str, NDArray[np.bool_]]) -> Wave
         if key not in lists:
             lists[key] = [group for group, is_chosen in zip(groups, column, strict=True) if is_chosen]
         work[names[int(index)]] = lists[key]
-    return Wave(work)
+    return work
 
 
 def _load(dataset: Dataset, group: str, name: str | None, parameters: Mapping[str, Mapping[str, Any]]) -> Labeler:

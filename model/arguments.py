@@ -6,16 +6,17 @@ V views.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from model.cameras import as_matrices, default_intrinsics, orbit_cameras
+from model.cameras import as_matrices, orbit_cameras
 from model.constants import LATENT_CHANNELS, LATENT_FACTOR, MAX_PIXELS, SIZE_STEP
-from model.inputs import InputError, check_characters, nearest, shown
+from model.inputs import InputError, check_characters, nearest, one_line, shown
 from model.pictures import Picture, as_picture, is_signed
 from model.tensors import check_dense
 
@@ -101,10 +102,9 @@ def as_cameras(
     elevation: Sequence[float] | None,
     distance: Sequence[float] | None,
     c2w: Tensor | None,
-    intrinsics: Tensor | None,
     normalize: bool | None,
-) -> tuple[Tensor, Tensor, bool] | None:
-    """Camera-to-world (V, 4, 4), intrinsics (V, 3, 3) and whether to normalize; None where no cameras are given.
+) -> tuple[Tensor, bool] | None:
+    """Camera-to-world (V, 4, 4) and whether to normalize; None where no cameras are given.
 
     Raises InputError for cameras given twice or in part, of wrong shapes, not finite, at the origin or straight above.
     """
@@ -137,10 +137,7 @@ def as_cameras(
         raise InputError("c2w: the last row of each matrix must be 0, 0, 0, 1; give camera-to-world matrices")
     if bool((torch.linalg.det(c2w[:, :3, :3].double()) < 0).any()):
         raise InputError("c2w: a matrix mirrors space; give OpenGL's camera-to-world: x right, y up, z backward")
-    intrinsics = default_intrinsics(len(c2w)) if intrinsics is None else _intrinsics(intrinsics)
-    if len(intrinsics) != len(c2w):
-        raise InputError(f"c2w {tuple(c2w.shape)}, intrinsics {tuple(intrinsics.shape)}: (V, 4, 4) and (V, 3, 3)")
-    return c2w, intrinsics, True if normalize is None else normalize
+    return c2w, True if normalize is None else normalize
 
 
 def _numbers(name: str, values: Any) -> list[float]:
@@ -262,6 +259,24 @@ def check_changed(changed: Any, latents: Tensor) -> Tensor:
     if not bool(torch.isfinite(new).all()):
         raise InputError("callback_on_step_end: it leaves latents that are not all finite")
     return new
+
+
+@contextmanager
+def enough_memory(shape: tuple[int, ...]) -> Iterator[None]:
+    """InputError where the memory of a device or of the machine does not hold what is computed.
+
+    shape: of the latents (B, F, 16, h, w).
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        samples, frames, _, h, w = shape
+        raise InputError(
+            f"too little memory for {samples} samples of {frames} frames of {LATENT_FACTOR * w} × {LATENT_FACTOR * h} "
+            f"({one_line(error, 80)}); give fewer or smaller ones, bfloat16, or enable_model_cpu_offload"
+        ) from None
 
 
 def check_finite(what: str, tensor: Tensor, dtype: torch.dtype) -> None:

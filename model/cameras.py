@@ -225,9 +225,14 @@ def fitted_intrinsics(intrinsics: Tensor, sizes: Tensor, size: tuple[int, int]) 
     return torch.stack(fitted).to(intrinsics.dtype)
 
 
-def default_intrinsics(views: int) -> Tensor:
-    """(V, 3, 3) of the focal length that the published model is sampled with, image width 1."""
-    return torch.tensor([[FOCAL_LENGTH, 0, 0.5], [0, FOCAL_LENGTH, 0.5], [0, 0, 1.0]]).expand(views, 3, 3)
+def default_intrinsics(views: int, size: Size = 1) -> Tensor:
+    """(V, 3, 3) of the focal length that the published model is sampled with, image width 1.
+
+    size: (h, w) in any unit. The focal length is that of the shorter side: a longer one shows more.
+    """
+    h, w = _sides(size)
+    focal = FOCAL_LENGTH * min(h, w) / w
+    return torch.tensor([[focal, 0, 0.5], [0, focal, 0.5 * h / w], [0, 0, 1.0]]).expand(views, 3, 3)
 
 
 def camera_latents(c2w: Tensor, intrinsics: Tensor, size: Size, normalize: bool) -> Tensor:
@@ -242,5 +247,5 @@ def camera_latents(c2w: Tensor, intrinsics: Tensor, size: Size, normalize: bool)
 def recover_cameras(latents: Tensor, intrinsics: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """R (V, 3, 3) and T (V, 3) in PyTorch3D's convention from camera frames (V, 16, h, w)."""
     h, w = latents.shape[-2:]
-    intrinsics = default_intrinsics(len(latents)) if intrinsics is None else intrinsics
+    intrinsics = default_intrinsics(len(latents), (h, w)) if intrinsics is None else intrinsics
     return rays_to_cameras(latents_to_rays(latents), intrinsics, (h, w))

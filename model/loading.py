@@ -70,7 +70,7 @@ def load_model(
         torch_dtype = torch_dtype or torch.bfloat16  # of what is not in 8 bits: the only type torchao computes all in
     if kwargs:
         weight_files(folder, variant)
-        more = {"torch_dtype": torch_dtype, "variant": variant, "use_safetensors": True}
+        more = {"dtype": torch_dtype, "variant": variant, "use_safetensors": True}
         try:
             return diffusers_loader(str(folder), **more, **kwargs)
         except Exception as error:  # of a device_map or a quantization that cannot be

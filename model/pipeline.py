@@ -23,9 +23,10 @@ from model.arguments import (
     check_flags,
     check_noise,
     check_numbers,
+    enough_memory,
     latent_shape,
 )
-from model.cameras import camera_latents, recover_cameras
+from model.cameras import camera_latents, default_intrinsics, recover_cameras
 from model.codecs import ImageCodec
 from model.codecs.autoencoder_dct import AutoencoderDCT
 from model.frames import Frames, Known
@@ -148,8 +149,10 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
         config = super().load_config(*args, **kwargs)
         index = config[0] if isinstance(config, tuple) else config
         for name, part in index.items():
-            class_name = "NextDiT" if name == "transformer" else part[-1] if isinstance(part, list | tuple) else None
-            if class_name in _OWN_PARTS:
+            class_name = part[-1] if isinstance(part, list | tuple) and part else None
+            if name == "transformer" and class_name:
+                class_name = "NextDiT"
+            if isinstance(class_name, str) and class_name in _OWN_PARTS:
                 index[name] = [_OWN_PARTS[class_name], class_name]
         return config
 
@@ -221,8 +224,9 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
         names: classes of segmentation and boxes, or the item of subject; colors: "#RRGGBB" for each of them,
         drawn from the names otherwise. reference_prompts: captions of the pictures that identity and subject refer to.
         azimuth, elevation, distance (degrees, V each), or c2w (V, 4, 4) OpenGL camera-to-world: the cameras of views;
-        intrinsics (V, 3, 3) with image width 1. normalize_cameras: as in training; by default for c2w only.
-        height, width: of every frame, by default the aspect of the first image around `default_size`².
+        intrinsics (V, 3, 3) of the frames, width 1. normalize_cameras: as in training; by default for c2w only.
+        height, width: of every frame, by default the aspect of the first image around `default_size`²; views are
+        square by default, as those that the published model learned from.
         num_inference_steps, guidance_scale: by default those of the task. condition_timestep: see sample_frames.
         latents: noise (B, F, 16, h, w) to begin with, instead of what `generator` draws: one for all samples, or a list
         with one for each. num_images_per_prompt: samples of each prompt, one after another.
@@ -270,19 +274,20 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
         check_noise(shape, generator, latents)
         self._guidance_scale = request.default_guidance if guidance_scale is None else float(guidance_scale)
         self._num_timesteps = request.default_steps if num_inference_steps is None else num_inference_steps
-        text, negative = self._embeddings(
-            prompts,
-            negative_prompt,
-            (prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask),
-            self.do_classifier_free_guidance,
-            num_images_per_prompt,
-        )
-        text = text if negative is None else text.after(negative)
-        noise = self._noise(shape, generator, latents)
-        clean, rays = self._known(request, noise, width, height)
-        after_step = self._after_step(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        result = self._sample(noise, clean, rays, request.frames, text, condition_timestep, after_step)
-        output = OneDiffusionOutput(latents=result, **self._read(result, request, output_type))
+        with enough_memory(shape):
+            text, negative = self._embeddings(
+                prompts,
+                negative_prompt,
+                (prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask),
+                self.do_classifier_free_guidance,
+                num_images_per_prompt,
+            )
+            text = text if negative is None else text.after(negative)
+            noise = self._noise(shape, generator, latents)
+            clean, rays = self._known(request, noise, width, height)
+            after_step = self._after_step(callback_on_step_end, callback_on_step_end_tensor_inputs)
+            result = self._sample(noise, clean, rays, request.frames, text, condition_timestep, after_step)
+            output = OneDiffusionOutput(latents=result, **self._read(result, request, output_type))
         self.maybe_free_model_hooks()
         return output if return_dict else output.images_first()
 
@@ -295,8 +300,10 @@ class OneDiffusionPipeline(PromptMixin, LoraMixin, DiffusionPipeline):
             return clean, None
         rays = noise.new_zeros(request.frames.kinds.count(RAYS), *noise.shape[2:])
         if request.cameras is not None:
-            c2w, intrinsics, normalize = request.cameras
-            rays = camera_latents(c2w, intrinsics, noise.shape[-1], normalize=normalize).to(noise)
+            c2w, normalize = request.cameras
+            size = (noise.shape[-2], noise.shape[-1])
+            intrinsics = default_intrinsics(len(c2w), size) if request.intrinsics is None else request.intrinsics
+            rays = camera_latents(c2w, intrinsics, size, normalize=normalize).to(noise)
         return clean, rays[None].expand(samples, *rays.shape)
 
     def _sample(

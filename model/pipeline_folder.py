@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from model.arguments import check_default_size
 from model.inputs import InputError, shown
 from model.weights import (
     OF_DEVICE_MAPS,
@@ -49,17 +50,22 @@ def resolve_pipeline(
     check_variant(variant)
     given = {part for part in own if part in arguments}
     folder = pipeline_folder(name, hub, variant, given)
+    index = read_object(folder / "model_index.json")
+    _check_index(folder / "model_index.json", index, [name for name in own if name not in given])
     for part, class_name in parts_of(folder).items():
         if part not in given:
             _check_part(folder / part, class_name, variant)
             check_files(folder / part, variant)
     if variant is not None and not list(folder.glob(f"*/*.{variant}*")):
         raise InputError(f"{name}: no weights of the variant {shown(variant)} are there; {_variants(folder)}")
+    for part in own:  # a pipeline that was saved without it is loaded so
+        if part not in given and index.get(part) == [None, None]:
+            arguments[part] = None
     dtype, older = arguments.pop("dtype", None), arguments.pop("torch_dtype", None)
     if dtype is not None and older is not None and dtype != older:
         raise InputError(f"dtype {dtype} and torch_dtype {older}: both mean the same; give one")
     dtype = older if dtype is None else dtype
-    arguments["torch_dtype"] = _types(folder, dtype, variant, given)
+    arguments["dtype"] = _types(folder, dtype, variant, given)
     return folder, {"use_safetensors": True, **arguments}
 
 
@@ -68,6 +74,24 @@ def parts_of(folder: Path) -> dict[str, str]:
     index = read_object(folder / "model_index.json")
     described = {part: value for part, value in index.items() if isinstance(value, list) and len(value) == 2}
     return {part: str(value[1]) for part, value in described.items() if value[1]}
+
+
+def _check_index(path: Path, index: Mapping[str, Any], own: Sequence[str]) -> None:
+    """Raise InputError, naming the entry, for an index in which a part is no pair of a library and a class.
+
+    own: names of what is read of it.
+    """
+    for name, value in index.items():
+        texts = value if isinstance(value, list) else [value]
+        is_text = all(isinstance(one, str) for one in texts)
+        if name == "_class_name" and not (is_text and not isinstance(value, list)):
+            raise InputError(f"{path}: _class_name {shown(value)}; it is a text, as OneDiffusionPipeline")
+        if name == "default_size" and name in own:
+            check_default_size(value)
+        elif name in own and not (len(texts) == 2 and (is_text or texts == [None, None])):
+            raise InputError(
+                f"{path}: {name} {shown(value)}; it names a library and a class, as in the folder's origin"
+            )
 
 
 def part_at_fault(folder: Path, index: Mapping[str, Any], given: Collection[str]) -> tuple[str, Exception] | None:

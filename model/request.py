@@ -23,9 +23,9 @@ from model.prompts import RAYS, find_task
 class Request:
     """tasks: their names; captions: one for each prompt, None where embeddings stand for them; prompts: how many.
 
-    pictures: the known ones of each prompt, or one list for all; cameras: camera-to-world (V, 4, 4), intrinsics
-    (V, 3, 3) and whether to normalize, None where none are given; intrinsics: to recover generated cameras with;
-    references: captions of the pictures that are referred to; colors: class → "#RRGGBB".
+    pictures: the known ones of each prompt, or one list for all; cameras: camera-to-world (V, 4, 4) and whether to
+    normalize, None where none are given; intrinsics (V, 3, 3): of all cameras, known or generated, None where none are
+    given; references: captions of the pictures that are referred to; colors: class → "#RRGGBB".
     """
 
     tasks: list[str]
@@ -33,7 +33,7 @@ class Request:
     prompts: int
     pictures: list[list[Picture]]
     frames: Frames
-    cameras: tuple[Tensor, Tensor, bool] | None
+    cameras: tuple[Tensor, bool] | None
     intrinsics: Tensor | None
     references: list[str]
     colors: dict[str, str]
@@ -65,8 +65,6 @@ class Request:
                 first = self.pictures[0][0]
                 width, height = aspect_bucket(first.shape[1], first.shape[0], default_size)
         check_size(width, height)
-        if self.has_rays and width != height:
-            raise InputError(f"views must be square to have cameras, not {width} × {height}")
         return width, height
 
 
@@ -94,9 +92,10 @@ def check_request(
         raise InputError("give prompt or prompt_embeds, not both")
     prompts = len(captions) if captions is not None else len(as_samples("prompt_embeds", prompt_embeds))
     pictures = as_pictures(images, prompts, takes_one(tasks))
-    of_views = as_cameras(*cameras)
+    azimuth, elevation, distance, c2w, given_intrinsics, normalize = cameras
+    of_views = as_cameras(azimuth, elevation, distance, c2w, normalize)
     frames = plan_frames(tasks, len(pictures[0]), known, denoise_mask, 0 if of_views is None else len(of_views[0]))
-    intrinsics = as_intrinsics(cameras[4], frames.kinds.count(RAYS))
+    intrinsics = as_intrinsics(given_intrinsics, frames.kinds.count(RAYS))
     references = check_words(tasks, names, reference_prompts, frames.kinds.count(REFERENCE), colors)
     if captions is None:
         check_embedded(tasks, names, references)

@@ -99,14 +99,25 @@ class TextEncoder:
 
 def tokenize(tokenizer: Any, most: int, prompts: Sequence[str]) -> list[list[int]]:
     """The numbers of the tokens of each prompt, at most so many."""
-    return list(tokenizer(list(prompts), max_length=most, truncation=True)["input_ids"]) if prompts else []
+    return _tokens(tokenizer, prompts, max_length=most, truncation=True) if prompts else []
+
+
+def _tokens(tokenizer: Any, prompts: Sequence[str], **settings: Any) -> list[list[int]]:
+    """What a tokenizer gives. Raises InputError for one whose configuration holds what it cannot take."""
+    try:
+        return list(tokenizer(list(prompts), **settings)["input_ids"])
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise InputError(
+            f"tokenizer {type(tokenizer).__name__}: it makes no tokens of a prompt ({one_line(error, 120)}); its "
+            "configuration is at fault: copy or download it again"
+        ) from None
 
 
 def cut_texts(tokenizer: Any, most: int, prompts: Sequence[str]) -> list[str]:
     """For each prompt the words that its first `most` tokens do not hold, "" where they hold all."""
     if not prompts:
         return []
-    whole = tokenizer(list(prompts), truncation=False, verbose=False)["input_ids"]
+    whole = _tokens(tokenizer, prompts, truncation=False, verbose=False)
     rests = []
     for tokens, kept in zip(whole, tokenize(tokenizer, most, prompts), strict=True):
         shared = next((index for index, pair in enumerate(zip(tokens, kept, strict=False)) if len(set(pair)) > 1), None)

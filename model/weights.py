@@ -152,7 +152,8 @@ def check_loaded(part: Any, folder: Path, variant: str | None = None) -> None:
 
     Missing are those that no file holds. Tied weights are stored under one of their names, and some files add a prefix
     to all of them. Too many are layers beyond those of its configuration; a file may well hold other parts of a model.
-    A quantized part keeps more beside its weights than their files may hold.
+    A quantized part keeps more beside its weights than their files may hold. Too many are also those of an autoencoder
+    whose configuration leaves out a layer that they are of.
     """
     stored = {key for path in safetensors_files(folder, variant) for key in _keys(path)}
     own = dict(part.named_parameters(remove_duplicate=False))
@@ -171,6 +172,12 @@ def check_loaded(part: Any, folder: Path, variant: str | None = None) -> None:
         ):
             raise InputError(f"{folder}: the weights lack {keys[0]}; copy or download them again")
     _check_layers(part, folder, stored)
+    if type(part).__name__ == "AutoencoderKL" and getattr(part, "hf_quantizer", None) is None:
+        unused = next((key for key in sorted(stored) if key not in own), None)
+        if unused:
+            raise InputError(
+                f"{folder}: its config.json has no place for {unused} of its weights; copy or download the folder again"
+            )
 
 
 def _check_layers(part: Any, folder: Path, stored: set[str]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from labeling.dataset import CAMERAS, IMAGES, Dataset, entry_columns, is_text, open_store
 from model.conditions import CONDITION_READS, DEGRADATIONS, condition_picture, degrade, directions_of
-from model.constants import LATENT_FACTOR, SIZE_STEP
+from model.constants import LATENT_FACTOR
 from model.inputs import InputError
 from model.inputs.yaml_files import parse_yaml
 from model.pictures import Picture, decode_picture, encode_png, fit_picture
@@ -275,26 +275,27 @@ def _draw_views(pipeline: OneDiffusionPipeline, run: str, views: Dataset, steps:
 
     store = open_store(f"{run}/samples")
     row = next(iter(_read_rows(views, [CAMERAS])))
-    side = pipeline.config.default_size // SIZE_STEP * SIZE_STEP
-    pictures = [fit_picture(decode_picture(raw), side, side) for raw in row["images.image"]]
+    pictures = [decode_picture(raw) for raw in row["images.image"]]
+    width, height = bucket(pipeline, pictures[0])
+    pictures = [fit_picture(picture, width, height) for picture in pictures]
     chosen = [0, 1, 2] if len(pictures) > 2 else list(range(len(pictures)))
     c2w = torch.tensor(row["cameras.c2w"]).reshape(-1, 4, 4)[chosen]
     intrinsics = torch.tensor(row["cameras.intrinsics"]).reshape(-1, 3, 3)[chosen]
     if "cameras.width" in row:
         sizes = torch.tensor([row["cameras.width"], row["cameras.height"]]).T[chosen]
-        intrinsics = fitted_intrinsics(intrinsics, sizes, (side, side))
+        intrinsics = fitted_intrinsics(intrinsics, sizes, (width, height))
     prompt = _prompts(view_of_set(row, 0)).get("views") or build_prompt("views", "")
     identity = row["images.id"]
     names = [f"views-{identity[:8]}-{index}.png" for index in chosen]
     for name, index in zip(names, chosen, strict=True):
         store.put(name, encode_png(pictures[index]))
     mask = tuple(value for view in range(len(chosen)) for value in (int(view > 0), 0))
-    to_images = Call("views", prompt, mask, (pictures[chosen[0]],), side, side, 0, c2w, intrinsics)
+    to_images = Call("views", prompt, mask, (pictures[chosen[0]],), width, height, 0, c2w, intrinsics)
     known = tuple(pictures[index] for index in chosen)
-    to_cameras = Call("views", prompt, (0, 1) * len(chosen), known, side, side, 0, None, intrinsics)
+    to_cameras = Call("views", prompt, (0, 1) * len(chosen), known, width, height, 0, None, intrinsics)
     (drawn, _), (_, (rotations, _)) = sample_all(pipeline, [to_images, to_cameras], steps, GUIDANCE)
     true_rotations, _ = recover_cameras(
-        camera_latents(c2w, intrinsics, side // LATENT_FACTOR, normalize=True), intrinsics
+        camera_latents(c2w, intrinsics, (height // LATENT_FACTOR, width // LATENT_FACTOR), normalize=True), intrinsics
     )
     outputs = []
     for view, picture in enumerate(drawn, start=1):

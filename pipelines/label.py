@@ -169,7 +169,9 @@ def label(
             for group in part.labelers:
                 if result.written[group]:
                     work.dataset.save_index(group, current[group], work.part)
-                result.fresh[group] = len(part.fresh(group, work.shards, current)) - result.written[group]
+                # Without `only_errors` there is nothing left that is not fresh.
+                fresh = len(part.fresh(group, work.shards, current)) if only_errors else len(work.shards)
+                result.fresh[group] = fresh - result.written[group]
     result.seconds = time.monotonic() - started
     if result.first_label is not None:
         result.first_label -= time.time() - result.seconds
@@ -305,11 +307,18 @@ def _label_stale(work: Labeling, run: WaveRun, footers: FooterTables, result: La
     """Compute what is missing or stale, wave by wave; the footers afterwards."""
     fruitless = 0
     before: Mapping[str, Sequence[str]] = {}  # shard → groups that the wave before computed
-    while (wave := next_wave(work.dataset, work.declarations, footers, work.part)).work:
+    shards: Sequence[str] = work.shards
+    while (wave := next_wave(work.declarations, footers, shards)).work:
         again = [shard for shard, groups in wave.work.items() if set(groups) & set(before.get(shard, ()))]
         assert not again, f"computed and still stale: {again[:3]}"
         footers, before, _ = _run_wave(work, run, wave, footers, result, only_errors=False)
         fruitless = _count_fruitless(work, fruitless, before)
+        # All others are fresh: what was fresh, and what this wave wrote. To look takes seconds for 10⁵ shards.
+        unsettled = {
+            *wave.later,
+            *(shard for shard, groups in wave.work.items() if len(before.get(shard, ())) < len(groups)),
+        }
+        shards = [shard for shard in shards if shard in unsettled]
     return footers
 
 

@@ -34,7 +34,7 @@ def sample(
     names: Sequence[str] = (),
     cameras: Sequence[str] = (),
     references: Sequence[str] = (),
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
     steps: int | None = None,
     guidance: float | None = None,
     seed: int = 0,
@@ -46,23 +46,23 @@ def sample(
     identity and subject refer to (their captions are `references`). For views, `cameras` are
     "azimuth,elevation,distance" in degrees, one for each view, the first ones those of `images`; without cameras the
     poses of the images are predicted. names: classes for segmentation and boxes; the colors follow from the seed.
+    size: the side of a square of about as many pixels, or (width, height); the checkpoint's own by default.
     Returns the files written. Raises InputError for an unknown task or what does not go together.
     """
     _check(find_task(task), images, condition, cameras)
     only_poses = find_task(task).condition == RAYS and not cameras
     encoding = "" if only_poses and Path(out).suffix.lower() == ".json" else _encoding(out)
-    if size:
-        from model.pictures import aspect_bucket
-
-        aspect_bucket(SIZE_STEP, SIZE_STEP, size)  # refuses a size that pictures cannot have
+    if size is not None:
+        _check_size(size)
     import torch
 
     from pipelines.sampler import load_pipeline
 
     pictures = [_load_image(path) for path in (*images, *([condition] if condition else []))]
     pipeline = load_pipeline(checkpoint)
-    if size:
+    if isinstance(size, int):
         pipeline.register_to_config(default_size=size)
+    sides = {"width": size[0], "height": size[1]} if isinstance(size, tuple) else {}
     angles = zip(*(map(float, camera.split(",")) for camera in cameras), strict=True)
     orbit = dict(zip(("azimuth", "elevation", "distance"), map(list, angles), strict=False))  # {} without cameras
     class_colors = draw_colors(names, str(seed))
@@ -77,9 +77,23 @@ def sample(
         num_inference_steps=steps,
         guidance_scale=guidance,
         generator=torch.Generator().manual_seed(seed),
+        **sides,
         **({**orbit, "normalize_cameras": True} if orbit else {}),  # as in training
     )
     return _write(out, output, encoding)
+
+
+def _check_size(size: int | tuple[int, int]) -> None:
+    """Raise InputError for a size that pictures cannot have."""
+    from model.arguments import check_size
+    from model.pictures import aspect_bucket
+
+    if isinstance(size, int):
+        aspect_bucket(SIZE_STEP, SIZE_STEP, size)
+    elif min(size) < SIZE_STEP:
+        raise InputError(f"--size {size[0]}x{size[1]}: each side has at least {SIZE_STEP} pixels")
+    else:
+        check_size(*size)
 
 
 def _check(task: Task, images: Sequence[str], condition: str | None, cameras: Sequence[str]) -> None:

@@ -18,4 +18,4 @@ def test_weights_in_eight_bits_are_exported_and_read() -> None:
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(BESIDE), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "pytest", "-m", "torchao", "-p", "no:cacheprovider", *files]
     result = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0 and "3 passed" in result.stdout, result.stdout + result.stderr
+    assert result.returncode == 0 and "4 passed" in result.stdout, result.stdout + result.stderr

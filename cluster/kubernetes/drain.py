@@ -26,7 +26,7 @@ LEAVE = (
     *(sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--reason=DRAIN_NODE_REASON_PREEMPTION"),
     "--reason-message=its pod is taken away",
 )
-LEAVE_SECONDS = 20.0
+LEAVE_SECONDS = 60.0  # that the command may take at most: a busy machine imports Ray for half a minute
 
 
 def drain(role: str, seconds: float) -> bool:
@@ -54,7 +54,9 @@ def leave(seconds: float, *more: str) -> None:
         return
     with suppress(OSError, subprocess.TimeoutExpired):  # a Ray that does not answer has no work to wait for
         subprocess.run(  # noqa: S603 - Ray's own command
-            [*LEAVE, f"--deadline-remaining-seconds={int(seconds)}", *more], timeout=LEAVE_SECONDS, check=False
+            [*LEAVE, f"--deadline-remaining-seconds={int(seconds)}", *more],
+            timeout=min(seconds, LEAVE_SECONDS),
+            check=False,
         )
 
 

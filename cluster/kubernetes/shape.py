@@ -48,7 +48,7 @@ def pod_shape(target: KubernetesTarget, work: Work) -> PodShape:
     request = work.resources
     # A part of a GPU comes from one GPU; what is left of that one may be too little for another worker.
     gpus = 1 / math.floor(1 / request.gpus + 1e-9) if 0 < request.gpus < 1 else request.gpus
-    fits = _fitting(key, pool, work, gpus)
+    fits = 1 if _names_machines(work) else _fitting(key, pool, work, gpus)
     max_pods = math.ceil(request.max_workers / fits)
     workers = math.ceil(request.max_workers / max_pods)
     gpus_of_pod = math.ceil(workers * gpus - 1e-9)
@@ -80,6 +80,12 @@ def pod_shape(target: KubernetesTarget, work: Work) -> PodShape:
         needs=needs,
         named=named,
     )
+
+
+def _names_machines(work: Work) -> bool:
+    """Whether workers are machines: those of all but trainings are, where the job does not say what is on each."""
+    request = work.resources
+    return work.kind != "train" and not request.gpus and not request.memory_gb and request.cpus <= 1
 
 
 def machine_shape(key: str, pool: Pool, pods: tuple[int, int], queue: str | None) -> PodShape:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.slurm.messages import ended_reason, is_silence, is_unreachable, pending_reason, refusal
+from cluster.slurm.messages import ended_jobs, ended_reason, is_silence, is_unreachable, pending_reason, refusal
 from cluster.slurm.partitions import association_findings, partition_findings
 from cluster.slurm.script import gres, node_shape, output_file, script, script_folder
 from cluster.target import SlurmTarget
@@ -20,6 +20,7 @@ from cluster.work import AlreadySubmitted, Finding, Phase, TargetState, Work
 from model.inputs import InputError, one_line
 
 COMMAND_SECONDS = 120.0
+ACCOUNTED_DAYS = 60  # that accounting is asked about
 KILLED_SECONDS = 120.0  # for Slurm to end the processes of a canceled job
 PHASES: dict[str, Phase] = {
     **dict.fromkeys(("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"), "pending"),
@@ -34,9 +35,15 @@ SITE = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_CONF_SERVER")
 
 @dataclass(frozen=True)
 class _SlurmJob:
-    """A job as squeue lists it. cpus: on all its nodes; gres: on each; user: the number of the user."""
+    """A job as squeue lists it, or a task of a job array.
 
-    id: int
+    id: its number, of a task ARRAY_TASK; array: the number that sbatch told; task: None without an array; cpus: on all
+    its nodes; gres: on each; user: the number of the user.
+    """
+
+    id: str
+    array: int
+    task: int | None
     state: str
     reason: str
     nodes: int
@@ -47,6 +54,10 @@ class _SlurmJob:
     @property
     def is_alive(self) -> bool:
         return self.state in PHASES
+
+    @property
+    def phase(self) -> Phase:
+        return PHASES.get(self.state, "ended")
 
 
 class SilenceError(InputError):
@@ -111,7 +122,7 @@ class SlurmBackend:
                 raise InputError(refusal(answer.stderr, self.target.model_dump()) + self._partitions(answer.stderr))
             number = int(answer.stdout.strip().partition(";")[0].split()[-1])
             try:
-                first = min((job.id for job in self._jobs(work.name) if job.is_alive), default=number)
+                first = min((job.array for job in self._jobs(work.name) if job.is_alive), default=number)
                 if first != number:
                     self._do("scancel", str(number))
             except InputError as error:  # it is there; the next look shows whether it is alone
@@ -120,51 +131,74 @@ class SlurmBackend:
                 raise duplicate
 
     def state(self, name: str) -> TargetState:
-        """See `Backend.state`. A site forgets a job some minutes after its end."""
-        job = self._job(name)
-        if job is None:
-            return TargetState("absent")
-        phase = PHASES.get(job.state, "ended")
-        if phase == "pending":
-            if job.state in ("CONFIGURING", "POWER_UP_NODE"):
-                return TargetState(phase, "its nodes are being prepared")
-            return TargetState(phase, pending_reason(job.reason, str(job.id)))
-        if phase == "running":
-            return TargetState(phase, "" if job.state == "RUNNING" else f"Slurm says {job.state}")
-        return TargetState(phase, ended_reason(job.state, self._exit_code(job)))
+        """See `Backend.state`. A site forgets a job some minutes after its end; then its accounting is asked."""
+        jobs = self._job(name)
+        if not jobs:
+            ended = ended_jobs(self._accounting(name))
+            reasons = [reason for _, reason in ended if reason]
+            return TargetState("ended", next(iter(reasons), "")) if ended else TargetState("absent")
+        running = [job for job in jobs if job.phase == "running"]
+        if running:
+            states = {job.state for job in running}
+            return TargetState("running", "" if "RUNNING" in states else f"Slurm says {', '.join(sorted(states))}")
+        pending = [job for job in jobs if job.phase == "pending"]
+        if any(job.state in ("CONFIGURING", "POWER_UP_NODE") for job in pending):
+            return TargetState("pending", "its nodes are being prepared")
+        if pending:
+            return TargetState("pending", pending_reason(pending[0].reason, pending[0].id))
+        told = (ended_reason(job.state, self._exit_code(job)) for job in jobs)
+        return TargetState("ended", next(filter(None, told), ""))
 
     def stop(self, name: str) -> None:
         """See `Backend.stop`. Only the batch script gets the signal, since Ray is needed for the checkpoint."""
-        for job in [job for job in self._jobs(name) if job.is_alive]:
-            identity = str(job.id)
+        alive = [job for job in self._jobs(name) if job.is_alive]
+        for job in alive:
             if job.user != str(os.getuid()):
                 raise InputError(
-                    f"{name}: another user's job ({identity}), and it cannot be ended by force from here; it has been "
+                    f"{name}: another user's job ({job.id}), and it cannot be ended by force from here; it has been "
                     "asked to end, and `onediffusion jobs` tells when it has"
                 )
-            if PHASES[job.state] == "running":
-                # Otherwise it would requeue itself, as after any other interruption.
-                self._call("scontrol", "update", f"JobId={identity}", "Requeue=0")
-                self._call("scancel", "--batch", "--signal=TERM", identity)
-                self._until_over(job.id, self.target.checkpoint_seconds)
-            if any(other.id == job.id and other.is_alive for other in self._jobs(name)):
-                self._do("scancel", identity)
-                self._until_over(job.id, KILLED_SECONDS)
+        waiting = [job.id for job in alive if job.phase == "pending"]
+        if waiting:  # first, or they would begin where others have ended
+            self._do("scancel", *waiting)
+        running = [job.id for job in alive if job.phase == "running"]
+        for identity in running:
+            # Otherwise it would requeue itself, as after any other interruption.
+            self._call("scontrol", "update", f"JobId={identity}", "Requeue=0")
+            self._call("scancel", "--batch", "--signal=TERM", identity)
+        for identity in running:
+            self._until_over(identity, self.target.checkpoint_seconds)
+        left = [job.id for job in self._jobs(name) if job.is_alive]
+        if left:
+            self._do("scancel", *left)
+        for identity in left:
+            self._until_over(identity, KILLED_SECONDS)
 
     def scale(self, name: str, work: Work) -> bool:
         """True where the job has the nodes, and on each the CPUs and GPUs, that the work asks for."""
-        job, shape = self._job(name), node_shape(self.target, work.resources)
-        if job is None or not job.is_alive or not shape.min_nodes <= job.nodes <= shape.max_nodes:
+        jobs, shape = self._job(name), node_shape(self.target, work.resources)
+        if not jobs or len(jobs) != work.tasks:
             return False
-        return job.cpus >= shape.cpus * job.nodes and (not shape.gpus or job.gres.endswith(gres(self.target, shape)))
+        return all(
+            job.is_alive
+            and shape.min_nodes <= job.nodes <= shape.max_nodes
+            and job.cpus >= shape.cpus * job.nodes
+            and (not shape.gpus or job.gres.endswith(gres(self.target, shape)))
+            for job in jobs
+        )
 
     def logs(self, name: str) -> Iterator[str]:
         """The file that sbatch was told to write; see `Backend.logs`."""
         path = output_file(self.target, name)
-        if path.exists():
-            yield from path.read_text(errors="replace").splitlines()
-        elif not self.target.shared_disk:
-            yield f"what Slurm kept of {name} is in {path} on the job's first node; this target has no shared disk"
+        paths = [path] if path.exists() else sorted(path.parent.glob(f"{name}.*.out"), key=_task_of)
+        for path in paths:
+            text = path.read_text(errors="replace")
+            yield from (line if len(paths) == 1 else f"[{_task_of(path)}] {line}" for line in text.splitlines())
+        if not paths and not self.target.shared_disk:
+            nodes = dict.fromkeys(line.split("|")[3] for line in self._accounting(name))
+            where = f" ({', '.join(nodes)})" if nodes else ""
+            place = f"{path} on the job's first node{where}"
+            yield f"what Slurm kept of {name} is in {place}; this target has no shared disk"
 
     def _look_whether_taken(self, name: str, silence: SilenceError) -> None:
         """Look for the job after sbatch got no answer. Raises ConnectionError unless it is there."""
@@ -191,28 +225,41 @@ class SlurmBackend:
         return path
 
     def _jobs(self, name: str) -> list[_SlurmJob]:
-        """Jobs of this name that the site still knows, the oldest first."""
-        listed = self._do(*("squeue", "--noheader", "--states=all", f"--name={name}"), "--format=%i|%T|%r|%D|%C|%b|%U")
+        """Jobs of this name that the site still knows, the oldest first; of a job array, its tasks."""
+        command = ("squeue", "--noheader", "--array", "--states=all", f"--name={name}")
+        listed = self._do(*command, "--format=%i|%F|%K|%T|%r|%D|%C|%b|%U")
         jobs = []
         for line in listed.splitlines():
-            identity, state, reason, nodes, cpus, gres_of_node, user = line.strip().split("|")
-            jobs.append(_SlurmJob(int(identity), state, reason, int(nodes), int(cpus), gres_of_node, user))
-        return sorted(jobs, key=lambda job: job.id)
+            identity, array, task, state, reason, nodes, cpus, gres_of_node, user = line.strip().split("|")
+            number = int(task) if task.isdecimal() else None
+            counts = int(nodes), int(cpus)
+            jobs.append(_SlurmJob(identity, int(array), number, state, reason, *counts, gres_of_node, user))
+        return sorted(jobs, key=lambda job: (job.array, job.task or 0))
 
-    def _job(self, name: str) -> _SlurmJob | None:
-        """The job that is alive, the first if there are two; otherwise the last."""
+    def _job(self, name: str) -> list[_SlurmJob]:
+        """The tasks of the job that is alive, of the first if there are two; otherwise of the last."""
         jobs = self._jobs(name)
-        return next((job for job in jobs if job.is_alive), jobs[-1] if jobs else None)
+        chosen = next((job for job in jobs if job.is_alive), jobs[-1] if jobs else None)
+        return [job for job in jobs if chosen and job.array == chosen.array]
+
+    def _accounting(self, name: str) -> list[str]:
+        """What the site's accounting kept of jobs of this name (JobID|State|ExitCode|NodeList); none without it."""
+        fields = "--format=JobID,State,ExitCode,NodeList"
+        command = ("sacct", "--noheader", "--parsable2", "--allocations", "--allusers", f"--name={name}", fields)
+        with suppress(InputError):
+            told = self._call(*command, f"--starttime=now-{ACCOUNTED_DAYS}days")
+            return told.stdout.splitlines() if told.returncode == 0 else []
+        return []
 
     def _exit_code(self, job: _SlurmJob) -> str:
-        words = self._call("scontrol", "--oneliner", "show", "job", str(job.id)).stdout.split()
+        words = self._call("scontrol", "--oneliner", "show", "job", job.id).stdout.split()
         return next((word.partition("=")[2] for word in words if word.startswith("ExitCode=")), "")
 
-    def _until_over(self, identity: int, seconds: float) -> None:
+    def _until_over(self, identity: str, seconds: float) -> None:
         """Wait until a job is neither running nor being ended; it may be back in the queue."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            listed = self._call("squeue", "--noheader", "--states=all", f"--jobs={identity}", "--format=%T")
+            listed = self._call("squeue", "--noheader", "--array", "--states=all", f"--jobs={identity}", "--format=%T")
             if listed.returncode or PHASES.get(listed.stdout.strip()) != "running":
                 return
             time.sleep(0.5)
@@ -260,6 +307,12 @@ class SlurmBackend:
             for name, value in os.environ.items()
             if name in SITE or name in allowed or not name.startswith(("SLURM_", "SBATCH_", "SQUEUE_", "SCANCEL_"))
         }
+
+
+def _task_of(path: Path) -> int:
+    """The number of a task whose output file it is; -1 where it is none."""
+    number = path.stem.rpartition(".")[2]
+    return int(number) if number.isdecimal() else -1
 
 
 def _unreachable(cause: str) -> str:

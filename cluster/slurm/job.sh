@@ -12,6 +12,8 @@ if [ ${#container[@]} -gt 0 ]; then
     inside+=(--chdir="$working_dir" --container-workdir="$working_dir" "${container[@]}")
 fi
 
+identity=$SLURM_JOB_ID # of a task in an array, its number there: the last task's other number is that of the array
+[ -z "${SLURM_ARRAY_JOB_ID:-}" ] || identity=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 asked="" signals=0 job="" head="" workers="" listener="" guard="" scratch=""
 
 # SIGUSR1 comes from Slurm ahead of the time limit, SIGTERM from `onediffusion stop`; neither reaches the job itself.
@@ -72,9 +74,9 @@ fail() {
 # 75 (EX_TEMPFAIL): interrupted, to be continued. A job that was canceled is not put back: it would live again.
 come_back() {
     finish
-    if [ "$requeue" = yes ] && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+    if [ "$requeue" = yes ] && [ "$(squeue --noheader --jobs="$identity" --format=%T)" = RUNNING ]; then
         # After that Slurm ends this script.
-        scontrol requeue "$SLURM_JOB_ID" && say "back to the queue; it continues from what it had saved"
+        scontrol requeue "$identity" && say "back to the queue; it continues from what it had saved"
     fi
     exit 75
 }
@@ -87,7 +89,7 @@ cd "$working_dir" || fail "$SLURMD_NODENAME has no folder $working_dir; correct 
 scratch=$(mktemp -d "$scratch_root/ray-XXXXXX") || fail "$SLURMD_NODENAME: cannot write to $scratch_root" 2
 deadline=$((SECONDS + start_seconds))
 nodes=$SLURM_JOB_NUM_NODES
-say "attempt of job $SLURM_JOB_ID on $nodes node(s), restarted ${SLURM_RESTART_COUNT:-0} times"
+say "attempt of job $identity on $nodes node(s), restarted ${SLURM_RESTART_COUNT:-0} times"
 
 # A token of this job's own, so that no other user of these nodes gets into its Ray. It travels in the environment.
 RAY_AUTH_TOKEN=$("${inside[@]}" "$python" -c 'import secrets; print(secrets.token_hex(32))')

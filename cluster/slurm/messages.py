@@ -97,6 +97,25 @@ def ended_reason(state: str, code: str) -> str:
     return _ENDED.get(state) or f"it ended with exit code {exit_code or '?'}; `logs` has its last words"
 
 
+def ended_jobs(lines: list[str]) -> list[tuple[str, str]]:
+    """Number of a job, or task, and how it ended, of the last job that accounting tells of.
+
+    lines: of sacct, as JobID|State|ExitCode|…. What accounting takes for running though the queue does not know it was
+    lost with the controller, and is left out.
+    """
+    told = [line.split("|") for line in lines]
+    last = max((_number(identity) for identity, *_ in told), default=0)
+    return [
+        (identity, ended_reason(state.split()[0], code))
+        for identity, state, code, *_ in told
+        if _number(identity) == last and state.split()[0] not in ("PENDING", "RUNNING", "SUSPENDED", "REQUEUED")
+    ]
+
+
+def _number(identity: str) -> int:
+    return int(identity.partition("_")[0])
+
+
 def is_unreachable(text: str) -> bool:
     """Whether a command could not ask the site's controller."""
     return bool(_UNREACHABLE.search(text))

@@ -95,7 +95,8 @@ def script(target: SlurmTarget, work: Work) -> str:
         "requeue": "yes" if target.requeue else "no",
     }
     lines += [f"{name}={shlex.quote(str(value))}" for name, value in values.items()]
-    lines += [f"arguments=({shlex.join(work.arguments)})", f"container=({shlex.join(_container(target))})"]
+    task = ' --task "$SLURM_ARRAY_TASK_ID"' if work.tasks > 1 else ""
+    lines += [f"arguments=({shlex.join(work.arguments)}{task})", f"container=({shlex.join(_container(target))})"]
     lines += ['export PYTHONPATH="$working_dir${PYTHONPATH:+:$PYTHONPATH}"', "", BODY.read_text()]
     return "\n".join(lines)
 
@@ -110,9 +111,13 @@ def _container(target: SlurmTarget) -> list[str]:
     return [f"--container-image={target.container}", mounted, "--no-container-mount-home"]
 
 
-def output_file(target: SlurmTarget, name: str) -> Path:
-    """The file that Slurm writes a job's output to: on the shared disk, or on the job's first node."""
-    return (script_folder(target) if target.shared_disk else Path(target.scratch)) / f"{name}.out"
+def output_file(target: SlurmTarget, name: str, task: int | None = None) -> Path:
+    """The file that Slurm writes the output of a job to, or of a task of it: on the shared disk, or on the first node.
+
+    task: its number in a job array.
+    """
+    file = f"{name}.out" if task is None else f"{name}.{task}.out"
+    return (script_folder(target) if target.shared_disk else Path(target.scratch)) / file
 
 
 def script_folder(target: SlurmTarget) -> Path:
@@ -127,10 +132,13 @@ def gres(target: SlurmTarget, shape: Shape) -> str:
 
 def _options(target: SlurmTarget, work: Work, shape: Shape) -> list[str]:
     gpus = gres(target, shape)
+    output = str(output_file(target, work.name)).replace("%", "%%")
+    at_once = f"%{target.tasks_at_once}" if target.tasks_at_once else ""
     options = [
         f"--job-name={work.name}",
-        # Two machines may send a job at the same time, and only one may run: the later waits for the earlier.
-        "--dependency=singleton",
+        # Two machines may send a job at the same time, and only one may run: the later waits for the earlier. Tasks of
+        # an array have one name, and would wait for each other; they hold their shards themselves.
+        f"--array=0-{work.tasks - 1}{at_once}" if work.tasks > 1 else "--dependency=singleton",
         f"--nodes={shape.min_nodes}-{shape.max_nodes}" if shape.is_elastic else f"--nodes={shape.max_nodes}",
         "--ntasks-per-node=1",
         f"--cpus-per-task={shape.cpus}",
@@ -147,7 +155,7 @@ def _options(target: SlurmTarget, work: Work, shape: Shape) -> list[str]:
         f"--signal=B:USR1@{target.checkpoint_seconds}",
         "--requeue" if target.requeue else "--no-requeue",
         "--open-mode=append",
-        f"--output={str(output_file(target, work.name)).replace('%', '%%')}",
+        f"--output={output.removesuffix('out') + '%a.out' if work.tasks > 1 else output}",
         "--chdir=/",
         *target.options,
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labeling.dataset.checksums import changed_shard, damaged_shard, gone_shard, is_sound, read_checksums
+from labeling.dataset.checksums import (
+    PIECE_BYTES,
+    RunningChecksum,
+    changed_shard,
+    damaged_shard,
+    gone_shard,
+    read_checksums,
+)
 from labeling.dataset.places import LENGTH_BYTES, EntryPlaces, LatentPlaces, PicturePlaces, read_places
 from labeling.dataset.shards import footer_of, read_metadata, row_groups_of, shard_file
 from labeling.dataset.storage import Store
@@ -24,8 +31,8 @@ class ArrayFile:
     """One shard of latents, text or pictures, opened to read single arrays of it.
 
     content: as its footer says; row_starts: rows before each row group; latents, entries, pictures: where its arrays
-    are, all None where the file does not say so and row groups have to be read. Raises FileNotFoundError, InputError
-    for a file that this project did not write.
+    are, all None where the file does not say so and row groups have to be read; has_checksums: whether its arrays have
+    some. Raises FileNotFoundError, InputError for a file that this project did not write.
     """
 
     def __init__(self, store: Store, group: str, shard: str) -> None:
@@ -43,6 +50,7 @@ class ArrayFile:
         self._places = places
         self.gap = store.gap
         _, self._checksums = read_checksums(metadata)
+        self.has_checksums = self._checksums is not None
         self.row_groups = row_groups_of(metadata)
         self.row_starts = np.concatenate([[0], np.cumsum(self.row_groups)]).tolist()
         arrays = [self._checksums, *vars(places).values()] if places else []
@@ -82,6 +90,9 @@ class ArrayFile:
         return [replace(want, file=now, start=int(now._starts[self._value(want)])) for want in wants]
 
     def _read(self, wants: Sequence[Want]) -> None:
+        if len(wants) == 1 and not self.gap and wants[0].target.nbytes > PIECE_BYTES:
+            self._read_in_pieces(wants[0])
+            return
         first = end = wants[0].start - LENGTH_BYTES
         lengths = [bytearray(LENGTH_BYTES) for _ in wants]
         parts: list[Any] = []
@@ -95,6 +106,21 @@ class ArrayFile:
         for want, length in zip(wants, lengths, strict=True):
             self.check(want, length)
 
+    def _read_in_pieces(self, want: Want) -> None:
+        """Fill one large array from a store without delay, each piece compared while the cache still holds it."""
+        length, offset = bytearray(LENGTH_BYTES), want.start - LENGTH_BYTES
+        before: tuple[Any, ...] = (length,)
+        checksum = RunningChecksum()
+        for piece in pieces(want.target):
+            size = len(piece) + (LENGTH_BYTES if before else 0)
+            if not self._ranges.read_into(offset, (*before, piece), size):
+                raise self._damaged(want)
+            if self.has_checksums:
+                checksum.add(piece)
+            offset += size
+            before = ()
+        self.check(want, length, checksum)
+
     def read_bytes(self, first: int, end: int) -> bytearray:
         """The bytes [first, end). Raises InputError where there are fewer."""
         content = bytearray(end - first)
@@ -102,12 +128,20 @@ class ArrayFile:
             raise damaged_shard(self.address, None)
         return content
 
-    def check(self, want: Want, length: bytes | bytearray) -> None:
+    def check(self, want: Want, length: bytes | bytearray, checksum: RunningChecksum | None = None) -> None:
         """Raise InputError unless these bytes, which stand before an array, say its length, and the array that was read
-        has its checksum."""
+        has its checksum.
+
+        checksum: of the array as it was read, where it is known.
+        """
         if length != want.target.nbytes.to_bytes(LENGTH_BYTES, "little"):
             raise self._damaged(want)
-        if self._checksums is not None and not is_sound(want.target, int(self._checksums[self._value(want)])):
+        if self._checksums is None:
+            return
+        if checksum is None:
+            checksum = RunningChecksum()
+            checksum.add(want.target.reshape(-1).view(np.uint8).data)
+        if not checksum.equals(int(self._checksums[self._value(want)])):
             raise self._damaged(want)
 
     def page(self, row_group: int) -> tuple[int, int]:
@@ -143,6 +177,13 @@ class Want:
     start: int
     target: NDArray[np.float16] | NDArray[np.uint8]
     page: tuple[int, int] | None = None
+
+
+def pieces(target: NDArray[Any]) -> Iterator[memoryview]:
+    """The bytes of a contiguous array, piece by piece."""
+    content = target.reshape(-1).view(np.uint8).data
+    for first in range(0, len(content), PIECE_BYTES):
+        yield content[first : first + PIECE_BYTES]
 
 
 def read_arrays(wants: Iterable[Want], pool: Executor | None = None) -> None:

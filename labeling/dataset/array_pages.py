@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from concurrent.futures import Executor, Future
 from threading import Lock
 
-import numpy as np
-
-from labeling.dataset.array_file import ArrayFile, Want, read_arrays
+from labeling.dataset.array_file import ArrayFile, Want, pieces, read_arrays
+from labeling.dataset.checksums import RunningChecksum
+from labeling.dataset.places import LENGTH_BYTES
 from model.inputs import InputError
 
 _Key = tuple[str, int]
@@ -44,9 +44,14 @@ class PageCache:
         for want, first, future in paged:
             try:
                 content = future.result()
-                target = want.target.reshape(-1).view(np.uint8)
-                target[:] = np.frombuffer(content, np.uint8)[want.start - first :][: target.size]
-                want.file.check(want, content[want.start - first - 4 : want.start - first])
+                start, checksum = want.start - first, RunningChecksum()
+                length, values = content[start - LENGTH_BYTES : start], memoryview(content)
+                for piece in pieces(want.target):
+                    piece[:] = values[start : start + len(piece)]
+                    start += len(piece)
+                    if want.file.has_checksums:
+                        checksum.add(piece)
+                want.file.check(want, length, checksum)
             except (InputError, FileNotFoundError):  # the file may have been stored anew, or tells what is wrong
                 self._forget((want.file.address, first))
                 want.file.read([want])

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from model.inputs import InputError, one_line
 
 CHECKSUMS = "checksums"  # key of the footer: JSON object, "pages": "crc32", "arrays": base64 of a uint16 for each
+PIECE_BYTES = 256 << 10  # of an array that is read and compared piece by piece; a core's cache holds it
 _HALF = 0xFFFF
 _BROKEN_PAGE = "page integrity"  # what Arrow says of a page with another checksum
 
@@ -44,9 +45,23 @@ def read_checksums(metadata: pq.FileMetaData) -> tuple[bool, NDArray[np.uint16] 
     return "pages" in values, None if arrays is None else np.frombuffer(base64.b64decode(arrays), "<u2")
 
 
-def is_sound(values: NDArray[Any], checksum: int) -> bool:
-    """Whether an array has this checksum."""
-    return _crc32()(values.reshape(-1).view(np.uint8).data) & _HALF == checksum
+class RunningChecksum:
+    """The checksum of an array whose bytes are added one piece after another.
+
+    Who adds a piece right after it was written finds it in the cache of its core: so 550 kB take 11 µs, and 20 µs where
+    they are added when all is there.
+    """
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def add(self, content: memoryview) -> None:
+        """Add what follows."""
+        self._value = _crc32()(content, self._value)
+
+    def equals(self, checksum: int) -> bool:
+        """Whether all that was added has this checksum."""
+        return self._value & _HALF == checksum
 
 
 def open_parquet(file: pa.NativeFile) -> pq.ParquetFile:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from labeling.dataset.digests import digest_column, digest_json
 from labeling.dataset.shards import Footer
 from labeling.dataset.storage import Entry
 
@@ -136,10 +137,9 @@ class FooterTable(Mapping[str, Footer]):
         """Rows in each row group of a shard. Raises KeyError for a missing one."""
         return list(self.table["row_groups"][self._position[shard]].as_py())
 
-    def is_same_files(self, other: FooterTable | None) -> bool:
-        """Whether both are of the same files, as listings show them."""
-        fields = ["name", "size", "tag"]
-        return other is not None and self.table.select(fields).equals(other.table.select(fields))
+    def files_digest(self) -> str:
+        """Digest of the files that the footers are of, as listings show them."""
+        return digest_json([digest_column(self.table[field]) for field in ("name", "size", "tag")])
 
     def __getitem__(self, shard: str) -> Footer:
         (row,) = self.table.slice(self._position[shard], 1).to_pylist()

@@ -115,9 +115,7 @@ def load_autoencoder(name: str, device: str | torch.device = "cpu", dtype: torch
 
     folder = model_folder(name, _SUBFOLDER)
     check_files(folder)
-    vae: Any = AutoencoderKL.from_pretrained(
-        str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True
-    )
+    vae: Any = AutoencoderKL.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, local_files_only=True)
     check_loaded(vae, folder)
     check_autoencoder(vae, name)
     return vae.to(device).eval().requires_grad_(False)
@@ -137,13 +135,16 @@ def check_autoencoder(vae: Any, name: str) -> None:
         raise InputError(f"{name}: scaling_factor {shown(scale)} in its config.json; it is a number above 0, as 1.5305")
     if isinstance(vae, AutoencoderDCT):
         return
-    # JSON's true counts as 1 until a kernel refuses it, in the middle of a sample.
-    numbers = [key for key, one in inspect.signature(AutoencoderKL).parameters.items() if type(one.default) is int]
-    truth = next((key for key in numbers if isinstance(getattr(getattr(vae, "config", None), key, 0), bool)), None)
-    if truth:
-        raise InputError(f"{name}: {truth} in its config.json is true or false; it is a number")
     if not isinstance(vae, AutoencoderKL):
         raise InputError(f"{name}: {type(vae).__name__}; take an AutoencoderKL, or the codec that needs no training")
+    # JSON's true counts as 1, and layers are made of halves and of less than nothing, until a kernel refuses them in
+    # the middle of a sample.
+    for key, parameter in inspect.signature(AutoencoderKL).parameters.items():
+        value = getattr(vae.config, key, None)
+        if key == "sample_size" and isinstance(value, list | tuple):  # which decides on tiles alone
+            continue
+        if type(parameter.default) is int and (type(value) is not int or value < 1):
+            raise InputError(f"{name}: {key} {shown(value)} in its config.json; it is a whole number of 1 or more")
     side = 2 ** (len(vae.config.block_out_channels) - 1)
     if vae.config.latent_channels != LATENT_CHANNELS or side != LATENT_FACTOR:
         raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from pydantic.fields import FieldInfo
 from model.inputs.errors import InputError, nearest
 
 T = TypeVar("T")
+_KINDS = re.compile(r"(constrained-)?(int|float|str|bool)")
 
 
 class Section(BaseModel):
@@ -102,6 +104,8 @@ def _explain(error: ValidationError, schema: Any) -> str:
         return f"no key {where!r}{nearest(str(keys[-1]), names) or '; there are ' + (', '.join(names) or 'none')}"
     if kind == "missing":
         return f"key {where!r} is missing"
+    if len(keys) > 1 and _KINDS.fullmatch(str(keys[-1])):  # pydantic's word for one of several types of a value
+        where = ".".join(str(key) for key in keys[:-1])
     # A value that was refused as a secret must not be printed.
     printable = isinstance(problem["input"], str | int | float | bool) and "looks like a secret" not in problem["msg"]
     shown = f", got {problem['input']!r}" if printable else ""

@@ -39,7 +39,9 @@ def in_srgb(decoded: Decoded) -> Any:
 
 
 def _without_palette(image: Any) -> Any:
-    if "transparency" in image.info or image.mode in ("PA", "La", "RGBa"):
+    if image.mode == "La":  # which Pillow converts to nothing else
+        return image.convert("LA")
+    if "transparency" in image.info or image.mode in ("PA", "RGBa"):
         return image.convert("RGBA")
     if image.mode == "1":
         return image.convert("L")

@@ -80,6 +80,7 @@ def logs(
     rank: Annotated[
         int | None, typer.Option(min=0, help="Of a training: what this process printed. ID may be a run.")
     ] = None,
+    task: Annotated[int | None, typer.Option(min=0, help="Of a job array: this task alone.")] = None,
 ) -> None:
     """What a job printed, over all its attempts."""
     from pipelines.jobs.log import log_lines, rank_lines
@@ -88,7 +89,9 @@ def logs(
     def show(line: str) -> None:
         print(line, flush=True)
 
-    for line in log_lines(find_attempt(job_id), follow, show) if rank is None else rank_lines(job_id, rank, follow):
+    for line in (
+        log_lines(find_attempt(job_id), follow, show, task) if rank is None else rank_lines(job_id, rank, follow)
+    ):
         show(line)
 
 
@@ -120,11 +123,12 @@ def scale(
 def execute(
     address: Annotated[str, typer.Argument(metavar="ADDRESS")],
     attempt: Annotated[int, typer.Option(min=1)],
+    task: Annotated[int | None, typer.Option(min=0)] = None,
 ) -> int:
     """What targets run: one attempt at the job whose folder this is."""
     from pipelines.jobs.run import execute as run
 
-    return run(address, attempt)
+    return run(address, attempt, task)
 
 
 def _with_label_options(

@@ -7,7 +7,12 @@ from typing import Annotated
 
 import typer
 
-from model.constants import SIZE_STEP
+Checkpoint = Annotated[
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT", help="A run, one of its checkpoints, a diffusers folder or a name on the hub."
+    ),
+]
 
 
 class Sharding(StrEnum):
@@ -89,7 +94,7 @@ def plan(
 
 
 def sample(
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A run, or one of its checkpoints.")],
+    checkpoint: Checkpoint,
     task: Annotated[str, typer.Argument(metavar="TASK", help="text2image, depth, segmentation, edges, pose, views, …")],
     images: Annotated[
         list[str] | None, typer.Option("--image", help="A picture whose label is wanted, or that is referred to.")
@@ -104,7 +109,9 @@ def sample(
         list[str] | None, typer.Option("--reference", metavar="CAPTION", help="Of an --image of identity or subject.")
     ] = None,
     out: Annotated[str, typer.Option(help="Where to write the picture.")] = "sample.png",
-    size: Annotated[int | None, typer.Option(min=SIZE_STEP, help="Around which to sample; default as trained.")] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="SIDE|WxH", help="Around which to sample, or the exact size.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; default as published.")] = None,
     guidance: Annotated[float | None, typer.Option(min=1.0, help="Toward the prompt; 1 is none.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
@@ -122,7 +129,7 @@ def sample(
         names or [],
         cameras or [],
         references or [],
-        size,
+        _size(size),
         steps,
         guidance,
         seed,
@@ -130,8 +137,20 @@ def sample(
     print("\n".join(written))
 
 
+def _size(text: str | None) -> int | tuple[int, int] | None:
+    """--size: a side, or width and height. Raises InputError for anything else."""
+    from model.inputs import InputError
+
+    sides = [] if text is None else text.lower().split("x")
+    if not all(side.isascii() and side.isdigit() and len(side) < 6 for side in sides) or len(sides) > 2:
+        raise InputError(f"--size {text}: give the side of a square of as many pixels, or width and height, as 512x384")
+    if not sides:
+        return None
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
 def export(
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A run, or one of its checkpoints.")],
+    checkpoint: Checkpoint,
     out: Annotated[
         str, typer.Argument(metavar="OUT", help="A new folder or s3:// prefix; a .safetensors for --format comfyui.")
     ],

@@ -2,6 +2,7 @@
 
 tracked_assets  which datasets and runs it shows, kept in the user's data folder
 snapshots       what each of them declares, kept there too, so that definitions load at once and without a network
+changes         whether something may have changed there, without reading it
 dataset_state, versions, reporting      what is fresh, by the shards' own footers, and telling Dagster
 contact_sheets, charts, metadata        what asset pages show
 check_outcomes, sources                 what checks find

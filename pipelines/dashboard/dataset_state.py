@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from labeling.dataset import Dataset, FooterTable, GroupStatus, digest_json, group_status
@@ -30,7 +30,8 @@ class RangeState(GroupStatus):
 class DatasetState:
     """What was present of a dataset when its shards were listed.
 
-    ranges: group → key of a range → its state; contents: group → digest of all its shards.
+    ranges: group → key of a range → its state; contents: group → digest of all its shards; listed: group → digest of
+    their files. footers: of all groups; none in a state that is only kept to be compared, since a lab has 10⁷.
     """
 
     snapshot: Snapshot
@@ -38,6 +39,7 @@ class DatasetState:
     ranges: dict[str, dict[str, RangeState]]
     footers: Mapping[str, FooterTable]
     contents: dict[str, str]
+    listed: dict[str, str]
     labelings: Sequence[Labeling]
 
     def totals(self, group: str) -> RangeState:
@@ -46,23 +48,30 @@ class DatasetState:
         totals = {field.name: sum(getattr(state, field.name) for state in states) for field in fields(GroupStatus)}
         return RangeState(**totals, content=self.contents[group])
 
+    def is_as(self, before: DatasetState | None) -> bool:
+        """Whether nothing had changed since another state was read."""
+        return before is not None and self.ranges is before.ranges and self.labelings is before.labelings
+
+    def without_footers(self) -> DatasetState:
+        """What a later state is compared with."""
+        return replace(self, footers={})
+
 
 def dataset_state(snapshot: Snapshot, before: DatasetState | None = None) -> DatasetState:
     """List the shards of a dataset and read the footers that are not known yet. Costs one listing for each group.
 
-    before: the last state, from which everything is taken that has not changed. Where nothing has, it is returned.
+    before: the last state, from which everything is taken that has not changed.
     """
     dataset = Dataset.open(snapshot.tracked.address)
     shards = [shard.name for shard in dataset.shards]
-    footers = dataset.all_footers(list(snapshot.groups), save=True, known=before.footers if before else None)
+    known = before.footers if before and before.footers else None
+    footers = dataset.all_footers(list(snapshot.groups), save=True, known=known)
     labelings = labeling_history(dataset.store)
-    # A footer's table holds what was listed of the file, so files that are listed as before have equal tables.
-    listed_as_before = {
-        group for group, table in footers.items() if before and table.is_same_files(before.footers.get(group))
-    }
-    now = (snapshot, shards, labelings)
-    if before and listed_as_before == set(before.footers) and now == (before.snapshot, before.shards, before.labelings):
-        return before
+    listed = {group: table.files_digest() for group, table in footers.items()}
+    listed_as_before = {group for group, digest in listed.items() if before and before.listed.get(group) == digest}
+    now = (snapshot, shards, listed, labelings)
+    if before and now == (before.snapshot, before.shards, before.listed, before.labelings):
+        return replace(before, footers=footers)
     ranges: dict[str, dict[str, RangeState]] = {}
     contents: dict[str, str] = {}
     for group in snapshot.groups:
@@ -74,7 +83,7 @@ def dataset_state(snapshot: Snapshot, before: DatasetState | None = None) -> Dat
             part.key: _range_state(declared, group, shards[part.first : part.end], footers) for part in snapshot.ranges
         }
         contents[group] = _content(shards, footers[group])
-    return DatasetState(snapshot, shards, ranges, footers, contents, labelings)
+    return DatasetState(snapshot, shards, ranges, footers, contents, listed, labelings)
 
 
 def _is_unchanged(

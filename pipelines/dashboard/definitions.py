@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,10 +32,21 @@ class _Part:
 def build_definitions() -> dg.Definitions:
     """Assets and checks of all datasets and runs, the sensors that watch them, and the jobs that forms launch."""
     all_snapshots = snapshots()
-    datasets = [(snapshot, _part(snapshot, {})) for snapshot in all_snapshots if snapshot.tracked.kind != "run"]
+    with suppress(Exception):  # which one Dagster refuses is found by trying each by itself
+        definitions = _together(_parts(all_snapshots, _part))
+        definitions.get_repository_def()
+        return definitions
+    return _together(_parts(all_snapshots, _tried_part))
+
+
+def _parts(all_snapshots: Sequence[Snapshot], make: Callable[[Snapshot, Mapping[str, str]], _Part]) -> list[_Part]:
+    datasets = [(snapshot, make(snapshot, {})) for snapshot in all_snapshots if snapshot.tracked.kind != "run"]
     names = dataset_names(snapshot for snapshot, part in datasets if not part.broken)
-    runs = [_part(snapshot, names) for snapshot in all_snapshots if snapshot.tracked.kind == "run"]
-    parts = [*(part for _, part in datasets), *runs]
+    runs = [make(snapshot, names) for snapshot in all_snapshots if snapshot.tracked.kind == "run"]
+    return [*(part for _, part in datasets), *runs]
+
+
+def _together(parts: Sequence[_Part]) -> dg.Definitions:
     return dg.Definitions(
         assets=[asset for part in parts for asset in part.assets],
         asset_checks=[check for part in parts for check in part.checks],
@@ -45,12 +57,18 @@ def build_definitions() -> dg.Definitions:
 
 
 def _part(snapshot: Snapshot, names: Mapping[str, str]) -> _Part:
-    """Definitions of one dataset or run, tried by themselves: one that Dagster refuses must not take others down."""
-    name, is_run = snapshot.tracked.name, snapshot.tracked.kind == "run"
+    """Definitions of one dataset or run. names: address → name, of the datasets on the dashboard."""
+    is_run = snapshot.tracked.kind == "run"
+    assets = run_assets(snapshot, names) if is_run else dataset_assets(snapshot)
+    sensors = [picture_sensor(snapshot)] if snapshot.has_sources else []
+    return _Part(with_jobs_link(snapshot.tracked.name, assets), build_checks(snapshot), sensors)
+
+
+def _tried_part(snapshot: Snapshot, names: Mapping[str, str]) -> _Part:
+    """`_part`, tried by itself: one that Dagster refuses must not take others down."""
+    name = snapshot.tracked.name
     try:
-        assets = run_assets(snapshot, names) if is_run else dataset_assets(snapshot)
-        sensors = [picture_sensor(snapshot)] if snapshot.has_sources else []
-        part = _Part(with_jobs_link(name, assets), build_checks(snapshot), sensors)
+        part = _part(snapshot, names)
         definitions = dg.Definitions(
             assets=part.assets, asset_checks=part.checks, jobs=DAGSTER_JOBS, sensors=part.sensors
         )

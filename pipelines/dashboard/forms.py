@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import dagster as dg
@@ -76,7 +77,8 @@ def labeling_values_in(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def training_fields() -> dict[str, dg.Field]:
+@cache  # all runs share it: a lab has hundreds
+def training_fields() -> Mapping[str, dg.Field]:
     """The form of a training, except its configuration."""
     return {
         **target_fields(),
@@ -86,6 +88,12 @@ def training_fields() -> dict[str, dg.Field]:
         ),
         "steps": dg.Field(int, default_value=0, is_required=False, description="To train; 0: as configured."),
     }
+
+
+@cache
+def evaluation_fields() -> Mapping[str, dg.Field]:
+    """The form of an evaluation."""
+    return {**target_fields(), "workers": workers_field()}
 
 
 def target_in(config: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 from labeling.dataset import Store
 from pipelines.file_cache import FileCache
-from pipelines.jobs.folder import FOLDER, JobFolder
+from pipelines.jobs.folder import FOLDER, TASKS, JobFolder
 
 STATE = "state.json"
 
@@ -37,13 +37,13 @@ def labeling_history(store: Store) -> list[Labeling]:
     history: list[Labeling] = []
     for name, entry in store.walk(FOLDER).items():
         path = PurePosixPath(name)
-        if path.name == STATE and len(path.parts) == 2:
+        if path.name == STATE and (len(path.parts) == 2 or path.parts[1] == TASKS):
             history += _states.get(store, f"{FOLDER}/{name}", entry)
     return sorted(history, key=lambda labeling: (labeling.ended, labeling.group))
 
 
 def _read(store: Store, name: str) -> list[Labeling]:
-    folder = PurePosixPath(name).parent
+    folder = PurePosixPath(name).parent  # jobs/ID, or jobs/ID/tasks/NUMBER
     state = None
     with suppress(ValueError, TypeError):  # written by another version of the project
         state = JobFolder(f"{store.uri}/{folder}").state()
@@ -51,10 +51,15 @@ def _read(store: Store, name: str) -> list[Labeling]:
         return []
     seconds, rows = state.result.get("busy") or {}, state.result.get("rows") or {}
     return [
-        Labeling(f"{folder.name}-{state.attempt}", group, int(rows[group]), float(busy), state.time)
+        Labeling(f"{folder.parts[1]}-{state.attempt}{_task(folder)}", group, int(rows[group]), float(busy), state.time)
         for group, busy in seconds.items()
         if rows.get(group) and busy
     ]
+
+
+def _task(folder: PurePosixPath) -> str:
+    """What tells the tasks of a job array apart."""
+    return f" task {int(folder.name)}" if len(folder.parts) > 2 else ""
 
 
 _states = FileCache(_read, capacity=1024)

@@ -41,11 +41,12 @@ Metadata = Callable[[AssetVersion], Mapping[str, Any]]
 class Reporter:
     """Reports versions to an instance, and remembers for a while what the instance knows.
 
-    is_complete: whether the last report included all that was to be reported.
+    is_complete: whether the last report included all that was to be reported; was_cut: whether its deadline ended it.
     """
 
     instance: dg.DagsterInstance
     is_complete: bool = True
+    was_cut: bool = False
     _known: dict[Part, tuple[float, AssetVersion]] = field(default_factory=dict)  # when it was confirmed, and what
     _waits: dict[Part, tuple[float, float]] = field(default_factory=dict)  # of the incomplete: since when, how long
 
@@ -55,12 +56,12 @@ class Reporter:
         metadata: makes that of an event, called only where there is one. versions: each after those of its inputs.
         """
         count = 0
-        self.is_complete = True
+        self.is_complete, self.was_cut = True, False
         for event in self.events(versions, metadata):
             self.instance.report_runless_asset_event(event)
             count += 1
             if time.monotonic() > deadline:
-                self.is_complete = False
+                self.is_complete, self.was_cut = False, True
                 break
         return count
 

@@ -10,14 +10,7 @@ from labeling.dataset import open_store
 from model.inputs import InputError
 from pipelines.dashboard.charts import CURVES
 from pipelines.dashboard.dataset_state import DatasetState, dataset_state
-from pipelines.dashboard.forms import (
-    target_fields,
-    target_in,
-    training_fields,
-    training_overrides_in,
-    workers_field,
-    workers_in,
-)
+from pipelines.dashboard.forms import evaluation_fields, target_in, training_fields, training_overrides_in, workers_in
 from pipelines.dashboard.launch import input_errors_fail_run, job_metadata, run_job
 from pipelines.dashboard.metadata import checkpoint_metadata, evaluation_metadata, progress_metadata
 from pipelines.dashboard.reporting import Reporter
@@ -75,7 +68,7 @@ def _training(snapshot: Snapshot, spec: dg.AssetSpec) -> dg.AssetsDefinition:
         specs=[spec],
         can_subset=True,  # or Dagster would add an event of its own, with versions of its own
         pool=f"run_{name}",
-        config_schema=training_fields(),
+        config_schema=dict(training_fields()),
     )
     def train(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterialization]:
         config = context.op_execution_context.op_config
@@ -102,7 +95,7 @@ def _evaluating(snapshot: Snapshot, spec: dg.AssetSpec) -> dg.AssetsDefinition:
         specs=[spec],
         can_subset=True,  # as for checkpoints
         pool=f"evaluation_{name}",
-        config_schema={**target_fields(), "workers": workers_field()},
+        config_schema=dict(evaluation_fields()),
     )
     def evaluate(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterialization]:
         config = context.op_execution_context.op_config

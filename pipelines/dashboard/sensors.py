@@ -18,6 +18,7 @@ from pipelines.dashboard.sources import NewFiles, leased_group, source_outcome, 
 from pipelines.dashboard.tracked_assets import TrackedAsset, find_tracked
 
 FOLLOW_SECONDS, PICTURE_SECONDS = 10, 30
+TICK_SECONDS = 4.0  # that following takes at a time; pages of the code server wait meanwhile
 REMOTE_SECONDS = 300.0  # between listings of sources that are not on this machine
 LISTING_PAUSE = 20.0  # between two listings, as a multiple of the time that one takes
 # After a run that failed, the next one waits RETRY_SECONDS, after each further failure twice as long.
@@ -37,7 +38,7 @@ def follow(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     # The follower lives longer than a tick, since it remembers what Dagster knows; its instance changes with each tick.
     follower = _followers.setdefault(context.instance.root_directory, Follower(context.instance))
     follower.reporter.instance = follower.instance = context.instance
-    return dg.SkipReason("; ".join(follower.follow()) or "nothing new")
+    return dg.SkipReason("; ".join(follower.follow(TICK_SECONDS)) or "nothing new")
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ def find_snapshot(name: str) -> Snapshot:
 
 def snapshots_digest() -> str:
     """Digest of all that the definitions are made from: when it changes, they must be loaded again."""
-    return digest_json([asdict(snapshot) for snapshot in snapshots()])
+    return digest_json([[asdict(asset), _written(asset)] for asset in tracked_assets()])
 
 
 def _with_trouble(asset: TrackedAsset, trouble: str) -> Snapshot:
@@ -173,7 +173,30 @@ def _path(asset: TrackedAsset) -> Path:
     return folder / f"{asset.name}.json"
 
 
+_Written = tuple[int, int] | None
+_loaded: dict[str, tuple[_Written, TrackedAsset, Snapshot | None]] = {}  # by path
+
+
+def _written(asset: TrackedAsset) -> _Written:
+    """The file of a snapshot, and when it was written (ns): only when it is another."""
+    try:
+        stat = _path(asset).stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns
+
+
 def _load(asset: TrackedAsset) -> Snapshot | None:
+    """The snapshot of an asset; parsed once, since hundreds are asked for every few seconds."""
+    written, path = _written(asset), str(_path(asset))
+    if (known := _loaded.get(path)) and known[:2] == (written, asset):
+        return known[2]
+    snapshot = _parsed(asset)
+    _loaded[path] = written, asset, snapshot
+    return snapshot
+
+
+def _parsed(asset: TrackedAsset) -> Snapshot | None:
     try:
         values = json.loads(_path(asset).read_text())
     except (FileNotFoundError, ValueError):

@@ -23,7 +23,7 @@ class Attempt:
     """One sending of a job.
 
     number: from 1; address: of the job's folder; target_name, target: the target's name and whole description;
-    sent: Unix time; sender: USER@HOST.
+    sent: Unix time; sender: USER@HOST. tasks: more than 1 for a job array, whose tasks share the shards [first, end).
     """
 
     job_id: str
@@ -33,6 +33,8 @@ class Attempt:
     target: dict[str, Any]
     sent: float
     sender: str
+    tasks: int = 1
+    shards: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
@@ -42,12 +44,16 @@ class Attempt:
     def to_json(self) -> dict[str, Any]:
         """The values that submission.json keeps."""
         values = asdict(self)
+        if self.tasks == 1:  # as all versions read it
+            del values["tasks"], values["shards"]
         return {"id": values.pop("job_id"), "attempt": values.pop("number"), **values}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Attempt:
         """The attempt that submission.json keeps."""
         rest = {key: value for key, value in values.items() if key not in ("id", "attempt")}
+        if shards := rest.get("shards"):
+            rest["shards"] = tuple(shards)
         return cls(values["id"], values["attempt"], **rest)
 
 

@@ -11,7 +11,7 @@ from pipelines.jobs.attempt import Attempt, AttemptState, Control
 from pipelines.jobs.folder import JobFolder
 from pipelines.jobs.resolved import ResolvedJob, stored_job
 from pipelines.jobs.specification import TrainJob, WorkersSpec
-from pipelines.jobs.status import JobStatus, backend_of, find_attempt, job_status
+from pipelines.jobs.status import JobStatus, attempt_state, backend_of, find_attempt, job_status
 from pipelines.jobs.submit import Say, send_job, work_of
 
 STOP_SECONDS = 180.0  # for a job to end by itself, before its target ends what is left
@@ -76,7 +76,7 @@ def _end(attempt: Attempt, control: Control, say: Say) -> JobStatus:
         while time.monotonic() < deadline and job_status(attempt).phase == "running":
             time.sleep(0.5)
     _end_by_force(attempt, say)
-    state = folder.state()
+    state = attempt_state(attempt)
     if state is None or state.attempt != attempt.number or not state.has_ended:
         now = time.time()
         if state is None or state.attempt != attempt.number:  # it never began

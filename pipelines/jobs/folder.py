@@ -6,6 +6,7 @@ state.json         written by the running attempt: phase, heartbeat, how it ende
 control.json       written by others for the running attempt: stop, or another number of workers (`Control`)
 back.json          the checkpoint that a training went back to, as it was asked for: no attempt does so again
 log/000001.txt …   its output, over all attempts, in parts (see pipelines.jobs.log)
+tasks/00003/       of a task of a job array: state.json and log/ of its own
 """
 
 from __future__ import annotations
@@ -16,21 +17,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from labeling.dataset import open_store
+from labeling.dataset import Store, open_store
 from model.inputs import InputError
 from model.inputs.yaml_files import parse_yaml, to_yaml
 from pipelines.jobs.attempt import Attempt, AttemptState, Control
 from pipelines.jobs.specification import JobSpecification, parse_specification
 
 FOLDER = "jobs"  # of a dataset or run
+TASKS = "tasks"
 
 
 class JobFolder:
-    """The folder of one job. Every file in it is written whole; the last writer wins."""
+    """The folder of one job, or of a task of it. Every file in it is written whole; the last writer wins.
 
-    def __init__(self, address: str) -> None:
+    own: where state and log are: the folder itself, or that of the task.
+    """
+
+    def __init__(self, address: str, task: int | None = None) -> None:
         self.store = open_store(address)
         self.address = self.store.uri
+        self.own = self.store if task is None else open_store(f"{self.address}/{TASKS}/{task:05d}")
 
     def remove(self) -> None:
         """Remove it, and the folders that were made for it alone."""
@@ -63,11 +69,16 @@ class JobFolder:
 
     def state(self) -> AttemptState | None:
         """What the last attempt that began says of itself."""
-        values = self._json("state.json")
+        values = self._json("state.json", self.own)
         return AttemptState(**values) if values else None
 
+    def last_begun(self) -> int:
+        """Number of the last attempt that began, of a task at least; 0 for none."""
+        tasks = [JobFolder(self.address, int(name)) for name in self.store.folders(TASKS) if name.isdecimal()]
+        return max((state.attempt for folder in (self, *tasks) if (state := folder.state())), default=0)
+
     def put_state(self, state: AttemptState) -> None:
-        self.store.put("state.json", _dump(asdict(state)))
+        self.own.put("state.json", _dump(asdict(state)))
 
     def control(self) -> Control:
         """What others ask of the running attempt; the default `Control` where nobody has asked."""
@@ -83,9 +94,9 @@ class JobFolder:
     def put_went_back_to(self, checkpoint: str) -> None:
         self.store.put("back.json", _dump({"checkpoint": checkpoint}))
 
-    def _json(self, name: str) -> dict[str, Any]:
+    def _json(self, name: str, store: Store | None = None) -> dict[str, Any]:
         try:
-            return dict(json.loads(self.store.read(name)))
+            return dict(json.loads((store or self.store).read(name)))
         except FileNotFoundError:
             return {}
 

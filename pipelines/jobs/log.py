@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from labeling.dataset import PAUSE_SECONDS, GrowingText, Store, open_store, text_parts
+from labeling.dataset import PAUSE_SECONDS, GrowingText, Store, lines_of_many, open_store, text_parts
 from labeling.dataset import stored_lines as text_lines
 from model.inputs import InputError
 from pipelines.jobs.attempt import Attempt
@@ -25,13 +25,16 @@ from training.rank_output import rank_folder
 FOLDER = "log"  # of a job's folder
 
 
-def log_lines(attempt: Attempt, follow: bool = False, say: Callable[[str], None] = lambda line: None) -> Iterator[str]:
+def log_lines(
+    attempt: Attempt, follow: bool = False, say: Callable[[str], None] = lambda line: None, task: int | None = None
+) -> Iterator[str]:
     """The log kept in the job's folder, of all attempts; where there is none yet, what the target kept of it.
 
-    follow: until the job ends. say: is given the reason why the job waits, when that changes; these lines are not part
-    of the log.
+    Lines of a job array begin with the number of their task; task: of one alone. follow: until the job ends. say: is
+    given the reason why the job waits, when that changes; these lines are not part of the log.
     """
     folder = JobFolder(attempt.address)
+    stores = _logs(attempt, task)
     last_reason = ""
 
     def over() -> bool:
@@ -43,13 +46,30 @@ def log_lines(attempt: Attempt, follow: bool = False, say: Callable[[str], None]
             say(f"pending: {last_reason}")
         return not follow or not (status.alive or folder.control().attempt > last.number)
 
-    if follow and not text_parts(folder.store, FOLDER):
-        while not over() and not text_parts(folder.store, FOLDER):
+    def has_begun() -> bool:
+        return any(text_parts(store, FOLDER) for store in stores.values())
+
+    if follow and not has_begun():
+        while not over() and not has_begun():
             time.sleep(PAUSE_SECONDS)
-    if text_parts(folder.store, FOLDER):
-        yield from stored_lines(folder.store, over)
+    if has_begun():
+        for name, line in lines_of_many(stores, FOLDER, over):
+            yield f"[{name}] {line}" if len(stores) > 1 else line
     else:
         yield from backend_of(attempt).logs(attempt.name)
+
+
+def _logs(attempt: Attempt, task: int | None) -> dict[str, Store]:
+    """The stores that hold the logs of an attempt: by task where it is a job array. Raises InputError for no task."""
+    if task is not None and task >= attempt.tasks:
+        told = (
+            f"its tasks are 0 to {attempt.tasks - 1}" if attempt.tasks > 1 else "it is no job array; leave --task out"
+        )
+        raise InputError(f"{attempt.job_id}: no task {task}; {told}")
+    if attempt.tasks == 1:
+        return {"": JobFolder(attempt.address).store}
+    tasks = range(attempt.tasks) if task is None else [task]
+    return {str(number): JobFolder(attempt.address, number).own for number in tasks}
 
 
 def stored_lines(store: Store, over: Callable[[], bool] = lambda: True) -> Iterator[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from cluster.own_ray import NodeLost
 from model.inputs import InputError, error_for_person, one_line
+from pipelines.jobs.arrays import task_specification
 from pipelines.jobs.folder import JobFolder
 from pipelines.jobs.log import captured_log
 from pipelines.jobs.running import CONTROL_SECONDS, Interrupted, RunningAttempt
@@ -23,18 +24,25 @@ from pipelines.jobs.steps import run_job
 TRY_AGAIN = 75  # EX_TEMPFAIL: interrupted after a checkpoint, to be started again
 
 
-def execute(address: str, attempt: int) -> int:
+def execute(address: str, attempt: int, task: int | None = None) -> int:
     """Run a job to its end, or until a signal, its control file or a lost node ends it; the exit code (see TRY_AGAIN).
 
     SIGTERM and SIGUSR1 interrupt: labeling keeps its finished shards, training writes a checkpoint first.
+    task: which of a job array's; it has state and log of its own.
     """
-    folder = JobFolder(address)
+    folder = JobFolder(address, task)
     specification = folder.specification()
+    if task is not None:
+        recorded = folder.attempt()
+        if recorded is None or recorded.number != attempt:
+            print(f"attempt {attempt} is over: there is another", flush=True)
+            return 0
+        specification = task_specification(specification, recorded, task)
     if _is_over(folder, attempt) or (_wait_for_another(folder, attempt) and _is_over(folder, attempt)):
         return 0
-    os.environ["ONEDIFFUSION_JOB"] = folder.address
+    os.environ["ONEDIFFUSION_JOB"] = folder.own.uri
     with RunningAttempt(folder, attempt) as running:
-        with captured_log(folder.store):
+        with captured_log(folder.own):
             outcome = _outcome(specification, running)
         # After the log is whole: whoever follows it stops reading once the job has ended.
         running.end(outcome.phase, outcome.reason, outcome.result)

@@ -23,6 +23,8 @@ class WorkersSpec(Section):
 
     count: workers, or [least, most] where the target can add and remove them; cpus, gpus, memory_gb: of each.
     gpu_type: which of a Kubernetes target's `gpu_pools`; by default its `gpu_pool`.
+    tasks: on Slurm, of a job that labels: so many tasks of a job array, each with a range of the shards and `count`
+    workers of its own. They begin as nodes get free, and one that fails leaves the others alone.
     Training: a worker is one rank; its readers' CPUs (`reader` of the configuration) come on top.
     Labeling: a machine's share, on which the labelers' processes are spread.
     """
@@ -32,6 +34,7 @@ class WorkersSpec(Section):
     gpus: float = Field(default=0.0, ge=0)
     memory_gb: float = Field(default=0.0, ge=0)
     gpu_type: str = ""
+    tasks: int = Field(default=1, ge=1, le=1000)
 
     _split_range = field_validator("count", mode="before")(split_range)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.backend import Backend, open_backend
 from cluster.target import parse_target
 from cluster.work import TargetState
 from model.inputs import InputError, nearest, one_line
+from pipelines.jobs.arrays import state_of_tasks
 from pipelines.jobs.attempt import Attempt, AttemptState, Control, this_sender
 from pipelines.jobs.folder import JobFolder, jobs_of
 from pipelines.jobs.known_jobs import remembered_jobs
@@ -82,7 +83,7 @@ def backend_of(attempt: Attempt) -> Backend:
 
 def job_status(attempt: Attempt) -> JobStatus:
     """What the attempt says of itself, and where it says nothing more, what its target says of it."""
-    own = _own_state(attempt)
+    own = attempt_state(attempt)
     if own and own.has_ended:
         return JobStatus(own.phase, own.reason, result=own.result)
     try:
@@ -97,9 +98,16 @@ def job_status(attempt: Attempt) -> JobStatus:
     return _status_from_both(attempt, own, target, backend.sees_all)
 
 
-def _own_state(attempt: Attempt) -> AttemptState | None:
+def attempt_state(attempt: Attempt) -> AttemptState | None:
+    """What an attempt says of itself, of a job array what its tasks say together; None before it has begun."""
     state = JobFolder(attempt.address).state()
-    return state if state and state.attempt == attempt.number else None
+    if state and state.attempt == attempt.number:
+        return state
+    if attempt.tasks == 1:
+        return None
+    folders = [JobFolder(attempt.address, task) for task in range(attempt.tasks)]
+    with ThreadPoolExecutor(LISTING_THREADS) as pool:
+        return state_of_tasks(attempt, list(pool.map(JobFolder.state, folders)))
 
 
 def _status_from_folder(attempt: Attempt, own: AttemptState | None) -> JobStatus | None:
@@ -117,7 +125,7 @@ def _status_from_both(attempt: Attempt, own: AttemptState | None, target: Target
             return JobStatus("pending", target.reason or "starting")
         return JobStatus(target.phase, target.reason, _progress(own))
     # It may have ended between the looks at its folder and at the target.
-    latest = _own_state(attempt)
+    latest = attempt_state(attempt)
     if latest and latest.phase != "running":
         return JobStatus(latest.phase, latest.reason, result=latest.result)
     if sees_all and JobFolder(attempt.address).control() == Control(attempt.number, stop=True):
@@ -131,6 +139,9 @@ def _status_from_both(attempt: Attempt, own: AttemptState | None, target: Target
 def _progress(own: AttemptState) -> str:
     """How far it is; where it has begun to move, how fast, and how long the rest takes at that speed."""
     progress = own.progress
+    if tasks := progress.get("tasks"):
+        rest = _progress(replace(own, progress={key: value for key, value in progress.items() if key != "tasks"}))
+        return f"{tasks[0]} of {tasks[1]} tasks have ended" + (f"; {rest}" if rest else "")
     if not progress:
         return ""
     done, total, unit = progress["done"], progress["total"], progress["unit"]

@@ -17,6 +17,7 @@ from cluster.target import Target, load_target
 from cluster.user_data import one_at_a_time
 from cluster.work import AlreadySubmitted, Work
 from model.inputs import InputError, one_line
+from pipelines.jobs.arrays import array_of
 from pipelines.jobs.attempt import Attempt, Control, this_sender
 from pipelines.jobs.folder import JobFolder
 from pipelines.jobs.known_jobs import forget_job, remember_job, remembered_jobs
@@ -45,7 +46,8 @@ def send_job(job: ResolvedJob, target_name: str, target: Target, say: Say) -> At
             return previous
         number = _next_number(job.folder, previous)
         target_values = target.model_dump(mode="json")
-        attempt = Attempt(job.id, number, job.address, target_name, target_values, time.time(), this_sender())
+        place = (job.address, target_name, target_values)
+        attempt = Attempt(job.id, number, *place, time.time(), this_sender(), *array_of(job, target))
         remarks = backend.remarks(work_of(job, attempt))
         undo = _record(job, attempt, previous)
         _send(job, attempt, backend, undo)
@@ -62,7 +64,7 @@ def plan_job(job: ResolvedJob, target_name: str) -> dict[str, str]:
     previous = job.folder.attempt() if job.id in remembered_jobs() else None
     if previous:
         number = previous.number if job_status(previous).alive else _free_number(job.folder, previous)
-    work = work_of(job, Attempt(job.id, number, job.address, target_name, {}, 0.0, ""))
+    work = work_of(job, Attempt(job.id, number, job.address, target_name, {}, 0.0, "", *array_of(job, target)))
     plan = backend.plan(work)
     if remarks := backend.remarks(work):
         plan["remarks"] = "".join(f"#   {remark}\n" for remark in remarks)
@@ -79,6 +81,7 @@ def work_of(job: ResolvedJob, attempt: Attempt) -> Work:
         resources=job.resources,
         data=tuple(job.specification.data),
         needs=machine_needs(job.specification),
+        tasks=attempt.tasks,
     )
 
 
@@ -133,9 +136,9 @@ def _free_number(folder: JobFolder, previous: Attempt) -> int:
         absent = previous.sender == this_sender() and backend_of(previous).state(previous.name).phase == "absent"
     except InputError:
         absent = False
-    began = folder.state()
-    last = max(previous.number, began.attempt if began else 0)
-    return last if absent and (began is None or began.attempt < last) else last + 1
+    began = folder.last_begun()
+    last = max(previous.number, began)
+    return last if absent and began < last else last + 1
 
 
 def _record(job: ResolvedJob, attempt: Attempt, previous: Attempt | None) -> Callable[[], None]:
@@ -161,7 +164,7 @@ def _record(job: ResolvedJob, attempt: Attempt, previous: Attempt | None) -> Cal
             folder.put_specification(replaced[0])
             folder.put_control(replaced[1])
             folder.put_attempt(previous)
-        elif folder.state() is None:  # otherwise another sender's attempt has begun
+        elif not folder.last_begun():  # otherwise another sender's attempt has begun
             folder.remove()
             forget_job(job.id)
 

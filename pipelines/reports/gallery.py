@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -28,12 +29,19 @@ from model.conditions import CONDITION_READS, shows_nothing
 from model.pictures import decode_picture
 from pipelines.reports.charts import camera_plan
 from pipelines.reports.overlays import DRAWN, SIDE, Drawing, Inliner, draw_label, thumbnail
+from pipelines.reports.reprojection import draw_reprojection
 
 VIEW_SIDE = 192
 MAX_VIEWS, MAX_SETS = 12, 6
 
 _IMAGE_COLUMNS = ("id", "image", "width", "height", "source", "author", "licence", "text")
+_EXACT_DEPTH = ("disparity", "disparity_scale")  # of views, from which one is drawn as another camera sees it
 _COMMON_COLUMNS = ("model", "version")
+_QUALITY = {
+    "reprojection": ("reprojection error", "{:.2f} px"),
+    "baseline": ("baseline", "{:.0%} of the distance"),
+    "overlap": ("overlap", "{:.0%} of a view"),
+}
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,7 @@ def joined_rows(
 def _shown_columns(group: str, footer: Footer, sets: bool) -> list[str]:
     """Columns of a group that are shown or drawn; embeddings, latents and right images are not read."""
     if group == IMAGES:
-        names: Sequence[str] = _IMAGE_COLUMNS
+        names: Sequence[str] = (*_IMAGE_COLUMNS, *_EXACT_DEPTH) if sets else _IMAGE_COLUMNS
     elif group.startswith("latents") or is_text(group):
         names = ("id", "error", *_COMMON_COLUMNS)
     else:
@@ -150,26 +158,41 @@ def _image_row(row: Mapping[str, Any], groups: Sequence[str], inline: Inliner) -
 def _set_row(row: Mapping[str, Any], groups: Sequence[str], inline: Inliner) -> GalleryRow:
     count = len(row["images.image"])
     views = [view_of_set(row, index) for index in range(min(count, MAX_VIEWS))]
-    title = _title(str(PurePosixPath(views[0].get("images.source") or "").parent), row["images.id"])
-    c2w, intrinsics = row.get("cameras.c2w"), row.get("cameras.intrinsics")
     empty = [group for group in CONDITION_READS if group in groups and all(shows_nothing(group, v) for v in views)]
     drawn = [group for group in groups if group not in empty]
     if "origin.method" in row:
         return _reference_row(row, views, drawn, inline)
+    title = _title(str(PurePosixPath(views[0].get("images.source") or "").parent), row["images.id"])
+    c2w, intrinsics = row.get("cameras.c2w"), row.get("cameras.intrinsics")
+    drawings = [
+        _drawings(view, drawn, inline, f"{title}, view {index + 1}", VIEW_SIDE, f"view {index + 1}")
+        for index, view in enumerate(views)
+    ]
+    if reprojection := draw_reprojection(row, inline, VIEW_SIDE, title):
+        drawings[1].append(reprojection)
     return GalleryRow(
         title=title,
         id=row["images.id"],
         size=f"{count} views of {views[0]['images.width']} × {views[0]['images.height']}",
-        facts=_facts(views[0]),
+        facts=_facts(views[0]) | _quality(row),
         caption=_caption(views[0]),
-        views=[
-            _drawings(view, drawn, inline, f"{title}, view {index + 1}", VIEW_SIDE, f"view {index + 1}")
-            for index, view in enumerate(views)
-        ],
+        views=drawings,
         empty=empty,
         plan=camera_plan(c2w, intrinsics) if c2w and intrinsics else None,
         prompts=_prompts(views[0], groups),
     )
+
+
+def _quality(row: Mapping[str, Any]) -> dict[str, str]:
+    """What is known of a view set's cameras, in words."""
+    known = {name: row.get(f"{CAMERAS}.{name}") for name in ("kind", *_QUALITY, "left_out")}
+    words = {"cameras from": str(known["kind"])} if known["kind"] else {}
+    words |= {title: form.format(known[name]) for name, (title, form) in _QUALITY.items() if known[name] is not None}
+    left_out = json.loads(known["left_out"] or "{}")
+    if left_out:
+        first = next(iter(left_out.items()))
+        words["left out"] = f"{len(left_out)}, as {first[0]}: {first[1]}"
+    return words
 
 
 def _reference_row(

@@ -2,11 +2,14 @@
 
     bench_dashboard.py --datasets 50 --groups 20 --shards 10000 --runs 200 --jobs 1000
 
-Measured: loading the definitions of all assets, which each of Dagster's processes does, rendering the page of jobs
-(the first time and again), and how memory grows while pages are rendered. The floor beside the page of jobs is the bare
-reading of the jobs' files. Nothing of the datasets but what the dashboard remembers of them is made: how long one tick
-takes over so many shards, and Dagster's own pages in a browser, are not measured here. Figures go to
-runs/bench/dashboard.json.
+Measured: loading the definitions of all assets, which each of Dagster's processes does; the page of jobs (the first
+time and again); ticks of the sensor that follows datasets and runs: the first ones, and as many as an hour has (360),
+with a shard changed before every twelfth, and how memory grows meanwhile; and opening pages of the dashboard itself in
+a browser, where Chromium is installed. Floors: Dagster's import, and the bare reading of the jobs' files.
+
+All datasets link to the same two folders of shards, so the disk holds few files, and listings are of all of them; one
+group has a folder of its own, and there shards change. Runs are configurations alone. An hour's ticks follow each other
+at once. Figures go to runs/bench/dashboard.json.
 """
 
 from __future__ import annotations
@@ -18,44 +21,72 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
+from bench_scale import make
+from dashboard_process import Dashboard, served
 from rich.console import Console
 from rich.table import Table
 
 RENDERINGS = 10
-TARGETS = {"definitions": 5.0, "jobs page, first": 2.0, "jobs page, again": 2.0}
+FIRST_TICKS, CHANGED_EVERY = 12, 12
+CHROMIUM = Path("/usr/bin/chromium")
+TARGETS = {
+    "definitions": 5.0,
+    "jobs page, first": 2.0,
+    "jobs page, again": 2.0,
+    "tick, the longest of the first": 5.0,
+    "tick, the longest of an hour": 5.0,
+    "asset page, first": 2.0,
+    "asset page, again": 2.0,
+}
 
 
 def timed(work: Callable[[], Any]) -> float:
-    began = time.monotonic()
+    return timed_both(work)[0]
+
+
+def timed_both(work: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds, and seconds of this process's CPU, which count where others use the machine as well."""
+    began, used = time.monotonic(), time.process_time()
     work()
-    return time.monotonic() - began
+    return time.monotonic() - began, time.process_time() - used
 
 
 def make_assets(options: argparse.Namespace, folder: Path) -> list[str]:
-    """Snapshots of datasets and runs; addresses of the runs."""
-    from model.inputs.yaml_files import read_yaml
-    from pipelines.dashboard.snapshots import Snapshot, _save
+    """Datasets and runs that the dashboard has read; addresses of the runs."""
+    from model.inputs.yaml_files import to_yaml
+    from pipelines.dashboard.snapshots import refresh
     from pipelines.dashboard.tracked_assets import track
-    from training.config import PRESETS, parse_config
+    from training.config import load_config
 
-    config = parse_config(read_yaml("debug", PRESETS, "preset"), "debug").model_dump(mode="json")
-    datasets = [str(folder / f"dataset-{n:03d}") for n in range(options.datasets)]
-    runs = [str(folder / f"run-{n:03d}") for n in range(options.runs)]
-    tracked = track([("dataset", address) for address in datasets] + [("run", address) for address in runs])
-    label = {"labeler": "edges", "version": 1, "parameters": {"low": 40, "high": 80}, "reads": ["images.image"]}
-    groups = {"images": {}, **{f"group{n:02d}": label for n in range(options.groups - 1)}}
-    for asset in tracked:
-        if asset.kind == "run":
-            source = datasets[hash(asset.name) % len(datasets)]
-            _save(Snapshot(asset, config=config, reads=[(source, "images"), (source, "group00")]))
-        else:
-            _save(Snapshot(asset, kind="pictures", shards=options.shards, sources=[], groups=groups))
-    return runs
+    shared = folder / "shared"
+    make(shared, options.shards)
+    datasets = [folder / f"dataset-{number:03d}" for number in range(options.datasets)]
+    for dataset in datasets:
+        dataset.mkdir()
+        (dataset / "dataset.json").write_bytes((shared / "dataset.json").read_bytes())
+        (dataset / "images").symlink_to(shared / "images")
+        for group in range(options.groups - 1):
+            (dataset / f"group{group:02d}").symlink_to(shared / "edges")
+    changing = datasets[0] / "group00"
+    changing.unlink()
+    changing.mkdir()
+    for path in (shared / "edges").iterdir():
+        (changing / path.name).hardlink_to(path)
+    runs = [folder / f"run-{number:03d}" for number in range(options.runs)]
+    for number, run in enumerate(runs):
+        config = load_config(
+            "debug", {"mixture": {"pictures": {"dataset": str(datasets[number % len(datasets)])}, "views": None}}
+        )
+        run.mkdir()
+        (run / "config.yaml").write_text(to_yaml(config.model_dump(mode="json")))
+    track([("dataset", str(one)) for one in datasets] + [("run", str(one)) for one in runs])
+    refresh()
+    return [str(run) for run in runs]
 
 
 def make_jobs(options: argparse.Namespace, runs: list[str]) -> None:
@@ -78,15 +109,93 @@ def make_jobs(options: argparse.Namespace, runs: list[str]) -> None:
         remember_job(job, folder.address)
 
 
+def ticks(options: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Seconds and CPU seconds of ticks, and how memory grew over the last five sixths of an hour's."""
+    from dagster import DagsterInstance
+
+    from pipelines.dashboard.follower import Follower
+    from pipelines.dashboard.sensors import TICK_SECONDS
+
+    (folder / "instance").mkdir()
+    instance, process = DagsterInstance.local_temp(str(folder / "instance")), psutil.Process()
+    follower = Follower(instance)
+    first, first_cpu = zip(
+        *(timed_both(lambda: follower.follow(TICK_SECONDS)) for _ in range(FIRST_TICKS)), strict=True
+    )
+    events = sum(1 for key in instance.all_asset_keys() for _ in instance.get_materialized_partitions(key))
+    shard = folder / "dataset-000" / "group00" / "000000.parquet"
+    content, hour, memory = shard.read_bytes(), [], []
+    for number in range(options.ticks):
+        if number % CHANGED_EVERY == 0:
+            beside = shard.with_name(".new")
+            beside.write_bytes(content)
+            beside.rename(shard)
+        hour.append(timed_both(lambda: follower.follow(TICK_SECONDS)))
+        memory.append(process.memory_info().rss / 1e6)
+    return {
+        "tick, the longest of the first": max(first),
+        "tick, the most CPU of the first": max(first_cpu),
+        "partitions reported in the first": events,
+        "tick, the longest of an hour": max(seconds for seconds, _ in hour),
+        "tick, the most CPU of an hour": max(cpu for _, cpu in hour),
+        "tick, median CPU of an hour": sorted(cpu for _, cpu in hour)[len(hour) // 2],
+        "ticks of an hour, CPU": sum(cpu for _, cpu in hour),
+        "MB after ten minutes of ticks": memory[options.ticks // 6],
+        "MB after an hour of ticks": memory[-1],
+    }
+
+
+def pages(data: Path) -> Iterator[tuple[str, float]]:
+    """Seconds until pages of a dashboard show what they are opened for, in a browser."""
+    from playwright.sync_api import sync_playwright
+
+    began = time.monotonic()
+    with served(data) as running, sync_playwright() as playwright:
+        yield "start of the dashboard", time.monotonic() - began
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        context = browser.new_context()  # which keeps Dagster's scripts, as a browser does
+        for what, asset in (("first", "dataset_000/group00"), ("again", "dataset_001/group01")):
+            page = context.new_page()
+
+            def open_page(page: Any = page, asset: str = asset) -> None:
+                page.goto(f"{running.address}/assets/{asset}?view=overview", wait_until="commit")
+                page.get_by_text("Made by").first.wait_for(timeout=120_000)
+
+            yield f"asset page, {what}", timed(open_page)
+            page.close()
+        page = context.new_page()
+
+        def open_groups() -> None:
+            page.goto(f"{running.address}/asset-groups", wait_until="commit")
+            page.get_by_text("dataset_000").first.wait_for(timeout=120_000)
+
+        yield "list of assets", timed(open_groups)
+        yield from answers(running)
+        browser.close()
+
+
+def answers(running: Dashboard) -> Iterator[tuple[str, float]]:
+    """Seconds of answers of the server, without a browser."""
+    yield "all assets by GraphQL", timed(lambda: running.ask("{ assetNodes { assetKey { path } staleStatus } }"))
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("datasets", 50), ("groups", 20), ("shards", 10_000), ("runs", 200), ("jobs", 1000)):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (
+        ("datasets", 50),
+        ("groups", 20),
+        ("shards", 10_000),
+        ("runs", 200),
+        ("jobs", 1000),
+        ("ticks", 360),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     memory_disk = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory_disk if memory_disk.is_dir() else None) as text:
-        os.environ["XDG_DATA_HOME"] = text
-        runs = make_assets(options, Path(text))
+        folder = Path(text)
+        os.environ["XDG_DATA_HOME"] = str(folder / "data")
+        runs = make_assets(options, folder)
         make_jobs(options, runs)
         from pipelines.dashboard.jobs_page import render_jobs_page
         from pipelines.jobs.folder import JobFolder
@@ -99,10 +208,13 @@ def main() -> None:
 
             assert len(list(built.defs.resolve_all_asset_specs())) >= options.datasets * options.groups
 
-        figures = {"definitions": timed(definitions), "floor of the definitions: Dagster's import": import_seconds}
-        pages: list[str] = []
-        figures["jobs page, first"] = timed(lambda: pages.append(render_jobs_page(None, True)))
-        assert pages[0].count("<code>evaluate-") == options.jobs
+        seconds, cpu = timed_both(definitions)
+        figures = {"definitions": seconds, "definitions, CPU": cpu}
+        figures["floor of the definitions: Dagster's import"] = import_seconds
+        pages_of_jobs: list[str] = []
+        seconds, cpu = timed_both(lambda: pages_of_jobs.append(render_jobs_page(None, True)))
+        figures |= {"jobs page, first": seconds, "jobs page, first, CPU": cpu}
+        assert pages_of_jobs[0].count("<code>evaluate-") == options.jobs
         figures["jobs page, again"] = timed(lambda: render_jobs_page(None, True))
         figures["floor of the jobs page"] = timed(
             lambda: [(folder.attempt(), folder.state()) for folder in map(JobFolder, remembered_jobs().values())]
@@ -111,17 +223,20 @@ def main() -> None:
         for _ in range(RENDERINGS):
             render_jobs_page(None, True)
         grown = psutil.Process().memory_info().rss - before
+        print(json.dumps(figures), flush=True)
+        figures |= ticks(options, folder)
+        print(json.dumps(figures), flush=True)
+        if CHROMIUM.exists():
+            figures |= dict(pages(folder / "data"))
     table = Table("what", "seconds", "target")
     for name, seconds in figures.items():
         table.add_row(name, f"{seconds:.2f}", f"≤ {TARGETS[name]:g}" if name in TARGETS else "")
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     Console().print(table)
-    print(
-        f"page of {len(pages[0]) / 1e6:.2f} MB; {RENDERINGS} more renderings: {grown / 1e6:+.1f} MB; peak {most:.0f} MB"
-    )
+    print(f"{RENDERINGS} more renderings of the jobs page: {grown / 1e6:+.1f} MB; peak {most:.0f} MB")
     path = Path("runs/bench/dashboard.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    values = {"scale": vars(options), "seconds": figures, "grown_bytes": grown, "peak_mb": most}
+    values = {"scale": vars(options), "figures": figures, "grown_bytes": grown, "peak_mb": most}
     path.write_text(json.dumps(values, indent=1))
 
 

@@ -28,7 +28,7 @@ from rich.table import Table
 from view_scenes import camera_errors, write_meshes
 
 from labeling.dataset import Dataset, open_store
-from labeling.sources.rendering import View, pixel_rays, render_views
+from labeling.sources.rendering import render_views
 from labeling.sources.scenes.colmap_model import read_model
 from labeling.sources.scenes.files import SceneFiles
 from labeling.sources.scenes.photographs import find_cameras
@@ -36,6 +36,7 @@ from labeling.sources.scenes.stored_views import store_views
 from model.constants import FOCAL_LENGTH
 from model.inputs import InputError
 from model.pictures import decode_picture
+from pipelines.reports.reprojection import reproject
 
 RESULT = Path("runs/bench/views.json")
 VIEWS, SIZE = 24, 480
@@ -157,7 +158,8 @@ def depth(work: Path) -> Figures:
     """Depth of one view reprojected into another: how far it is from the depth there, and a picture of both."""
     mesh = write_meshes(work / "meshes")["still life"]
     one, other = render_views(mesh, 16, 256, 0, "turntable")[:2]
-    seen, there, colors = _reprojected(one, other)
+    colors, there = reproject(one.image, one.inverse_depth, (one.c2w, other.c2w), (one.intrinsics, other.intrinsics))
+    seen = other.inverse_depth
     both = (seen > 0) & (there > 0)
     off = np.abs(there[both] / seen[both] - 1)
     strip = np.concatenate([one.image, other.image, colors], 1)
@@ -235,24 +237,6 @@ def kills(work: Path) -> Figures:
     _timed_views(folder, work / "killed", *options)
     whole, resumed = (_bytes_of(work / name) for name in ("whole", "killed"))
     return {"kills": killed, "files": len(whole), "same_bytes": whole == resumed}
-
-
-def _reprojected(one: View, other: View) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(H, W) inverse depth of `other`, and of what `one` sees as `other` would see it; and its colors there."""
-    size = len(one.inverse_depth)
-    origins, directions = pixel_rays(one.c2w, size)
-    inverse = one.inverse_depth.reshape(-1).astype(float)
-    hit = inverse > 0
-    local = (origins[hit] + directions[hit] / inverse[hit, None] - other.c2w[:3, 3]) @ other.c2w[:3, :3]
-    z = -local[:, 2]
-    x = ((0.5 + FOCAL_LENGTH * local[:, 0] / z) * size).astype(int)
-    y = ((0.5 - FOCAL_LENGTH * local[:, 1] / z) * size).astype(int)
-    inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
-    order = np.argsort(-z[inside])  # the nearest last
-    there, colors = np.zeros((size, size)), np.full((size, size, 3), 128, np.uint8)
-    there[y[inside][order], x[inside][order]] = (1 / z)[inside][order]
-    colors[y[inside][order], x[inside][order]] = one.image.reshape(-1, 3)[hit][inside][order]
-    return other.inverse_depth, there, colors
 
 
 def _files(folder: Path) -> SceneFiles:

@@ -60,9 +60,10 @@ def ours(folder: Path, place: str, kind: str, batch: int) -> Iterator[Batch]:
 
 def unchecked(folder: Path, place: str, kind: str, batch: int) -> Iterator[Batch]:
     """Ours, without comparing the checksum of each array that is read."""
-    from labeling.dataset import array_file
+    from labeling.dataset.checksums import RunningChecksum
 
-    array_file.is_sound = lambda values, checksum: True
+    RunningChecksum.add = lambda self, content: None  # type: ignore[method-assign]
+    RunningChecksum.equals = lambda self, checksum: True  # type: ignore[method-assign]
     yield from ours(folder, place, kind, batch)
 
 

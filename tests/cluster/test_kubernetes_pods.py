@@ -219,6 +219,19 @@ def test_job_chooses_its_pool_of_gpus() -> None:
     assert [group["groupName"] for group in shared["spec"]["workerGroupSpecs"]] == ["cpu", "gpu", "gpu-l4", "gpu-a100"]
 
 
+@pytest.mark.parametrize(
+    ("job", "pods"),
+    [
+        (work(1, 4, kind="label", gpus=0.0, cpus=1.0), (1, 4)),  # as a job file has it that says `count: 1:4` alone
+        (work(20, kind="ingest", gpus=0.0, cpus=2.0), (3, 3)),
+        (work(20, kind="train", gpus=0.0, cpus=1.0), (2, 2)),
+    ],
+)
+def test_workers_without_gpus_fill_machines_where_a_job_says_what_is_on_each(job: Work, pods: tuple[int, int]) -> None:
+    (group,) = groups(target_of(cpu_pool={"cpus": 14}), job)
+    assert (group["minReplicas"], group["maxReplicas"], requested(group["template"])["cpu"]) == (*pods, "14")
+
+
 def test_machines_without_gpus_stand_beside_a_job_with_gpus() -> None:
     target = target_of(gpu_pool=MACHINE, cpu_pool={"cpus": 14, "memory": "56Gi"}, cpu_pods=(0, 3))
     gpu, cpu = groups(target, work(64, kind="label"))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cluster.slurm.backend import SlurmBackend
-from cluster.slurm.messages import ended_reason, is_unreachable, pending_reason, refusal
+from cluster.slurm.messages import ended_jobs, ended_reason, is_unreachable, pending_reason, refusal
 from cluster.slurm.node import free_port, reachable_address
 from cluster.slurm.script import Shape, gres, node_shape
 from cluster.target import SlurmTarget, load_target, parse_target
@@ -104,6 +104,31 @@ def test_script_states_target(tmp_path: Path) -> None:
     assert {"python=/shared/venv/bin/python", "working_dir=/shared/onediffusion"} <= set(lines)
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
     assert not tmp_path.joinpath("100% of it").exists(), "a plan touches nothing"
+
+
+def test_job_array_has_a_task_for_each_range(tmp_path: Path) -> None:
+    site = SlurmBackend(target(folder=str(tmp_path), tasks_at_once=4))
+    text = site.plan(work(tasks=10))["sbatch script"]
+    given = options(text)
+    assert {"--array=0-9%4", f"--output={tmp_path}/label-1a2b3c4d-1.%a.out"} <= set(given)
+    assert not [option for option in given if option.startswith("--dependency")], "they would wait for each other"
+    line = next(line for line in text.splitlines() if line.startswith("arguments="))
+    told = subprocess.run(
+        ["bash", "-c", f'{line}; echo "${{arguments[@]}}"'],
+        env={"SLURM_ARRAY_TASK_ID": "7"},
+        capture_output=True,
+        text=True,
+    )
+    assert told.stdout.split()[-2:] == ["--task", "7"]
+    (tmp_path / "label-1a2b3c4d-1.10.out").write_text("last\n")
+    (tmp_path / "label-1a2b3c4d-1.9.out").write_text("a line\nand another\n")
+    assert list(site.logs("label-1a2b3c4d-1")) == ["[9] a line", "[9] and another", "[10] last"]
+
+
+def test_accounting_tells_how_the_last_job_ended() -> None:
+    lines = ["7|FAILED|2:0|node1", "9_0|COMPLETED|0:0|node1", "9_1|CANCELLED by 0|0:15|node2", "9_[2-3]|PENDING|0:0|"]
+    assert ended_jobs(lines) == [("9_0", ""), ("9_1", "it was canceled")]
+    assert ended_jobs([]) == []
 
 
 def test_minimal_target_gives_minimal_script() -> None:

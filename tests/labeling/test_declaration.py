@@ -42,7 +42,7 @@ def test_rerun_on_an_old_dataset_finds_its_labelers_and_nothing_to_do(old_datase
     assert declaration["parameters"]["low"] == 50
     assert is_same(old_dataset.declaration("edges"), declaration)
     footers = {group: old_dataset.footers(group) for group in ("images", "edges")}
-    assert not next_wave(old_dataset, {"edges": declaration}, footers).work
+    assert not next_wave({"edges": declaration}, footers, old_dataset.shard_names).work
     assert dataset_status(old_dataset)["edges"].fresh == 1
 
 
@@ -80,7 +80,7 @@ def test_parameter_added_later_leaves_shards_of_before_fresh(old_dataset: Datase
         declaration = declare(choose_labelers(old_dataset, ["edges"], given)["edges"])
         assert is_same(old_dataset.declaration("edges"), declaration) == fresh
         footers = {group: old_dataset.footers(group) for group in ("images", "edges")}
-        assert (not next_wave(old_dataset, {"edges": declaration}, footers).work) == fresh
+        assert (not next_wave({"edges": declaration}, footers, old_dataset.shard_names).work) == fresh
     old_dataset.declare("edges", declaration)  # labeled with it, it stays until it is set back
     assert declare(choose_labelers(old_dataset, ["edges"], {})["edges"])["parameters"]["dtype"] == "bf16"
     back = declare(choose_labelers(old_dataset, ["edges"], {"edges": {"dtype": "fp32"}})["edges"])

@@ -88,15 +88,17 @@ def test_any_value_in_a_configuration_is_taken_or_told(released: Path, tmp_path_
     folder = tmp_path_factory.mktemp("values") / "model"
     shutil.copytree(released, folder, copy_function=os.link)
     names = ["model_index.json", "transformer/config.json", "vae/config.json", "text_encoder/config.json"]
-    file = folder / data.draw(st.sampled_from([*names, "scheduler/scheduler_config.json"]))
-    values = json.loads(file.read_text())
-    file.unlink()  # a link to what others use
-    key = data.draw(st.sampled_from(sorted(values)))
-    if data.draw(st.booleans()):
-        values[key] = data.draw(VALUES)
-    else:
-        del values[key]
-    file.write_text(json.dumps(values))
+    names += ["scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json", "tokenizer/tokenizer.json"]
+    for _ in range(data.draw(st.integers(1, 2))):
+        file = folder / data.draw(st.sampled_from(names))
+        values = json.loads(file.read_text())
+        file.unlink()  # a link to what others use
+        key = data.draw(st.sampled_from(sorted(values)))
+        if data.draw(st.integers(0, 3)):
+            values[key] = data.draw(VALUES)
+        else:
+            del values[key]
+        file.write_text(json.dumps(values))
     try:
         serves(folder)
     finally:

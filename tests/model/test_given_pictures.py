@@ -65,6 +65,27 @@ def test_gray_of_any_depth_keeps_its_shades(mode: str) -> None:
     assert np.abs(given[0, :, 0].astype(int) - ramp()[0]).max() <= 1
 
 
+def test_every_mode_of_pillow_looks_like_the_picture_it_is_of() -> None:
+    y, x = np.mgrid[:48, :64]
+    colors = Image.fromarray(np.stack([x * 4, y * 5, x + y], -1).astype(np.uint8))
+    gray = colors.convert("L")
+    deep = np.asarray(gray).astype(np.uint16) * 257
+    images = {mode: colors.convert(mode) for mode in ("RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")}
+    images |= {mode: gray.convert(mode) for mode in ("L", "LA", "P")}
+    images |= {"RGBa": images["RGBA"].convert("RGBa"), "La": images["LA"].convert("La"), "PA": gray.convert("PA")}
+    images |= {
+        mode: Image.frombytes(mode, gray.size, deep.astype(kind).tobytes())
+        for mode, kind in (("I;16", "<u2"), ("I;16L", "<u2"), ("I;16B", ">u2"), ("I", "<i4"))
+    }
+    images["F"] = Image.fromarray(np.asarray(gray).astype(np.float32) / 255)
+    for mode, image in images.items():
+        expected = np.asarray(colors if mode.startswith(("R", "C", "Y", "H")) else gray.convert("RGB")).astype(int)
+        most = {"YCbCr": 3, "HSV": 8}.get(mode, 1)  # which Pillow rounds
+        assert np.abs(as_picture(image) - expected).max() <= most, mode
+    black_and_white = colors.convert("1")
+    np.testing.assert_array_equal(as_picture(black_and_white)[..., 0], np.asarray(black_and_white) * 255)
+
+
 def floats(*levels: float) -> Image.Image:
     return Image.fromarray(np.array([levels], np.float32))
 

@@ -116,6 +116,19 @@ def test_views_are_generated_from_one_image(pipe, views):
     assert torch.equal(given.latents[:, 1::2], output.latents[:, 1::2])
 
 
+@pytest.mark.parametrize(("width", "height"), [(48, 32), (32, 64)])
+def test_views_that_are_not_square_have_rays_through_their_pixels(pipe, width, height):
+    c2w = orbit_cameras([0, 40], [10, 20], [1.5, 1.5])
+    settings = {"c2w": c2w, "width": width, "height": height, "num_inference_steps": 1, "guidance_scale": 1.0}
+    h, w = height // 8, width // 8
+    rays = pipe("views", [CAT], "a cat", **settings).latents[0, 1::2]
+    top, left, side = (h - min(h, w)) // 2, (w - min(h, w)) // 2, min(h, w)
+    square = camera_latents(c2w, default_intrinsics(2), side, normalize=True)
+    torch.testing.assert_close(rays[..., top : top + side, left : left + side], square)
+    given = pipe("views", [CAT], "a cat", intrinsics=default_intrinsics(2, (h, w)), **settings)
+    assert torch.equal(given.latents[0, 1::2], rays)
+
+
 def test_cameras_are_generated_for_images(pipe):
     output = pipe("views", [CAT, COFFEE], denoise_mask=[0, 1, 0, 1], height=32, width=32, num_inference_steps=2)
     assert output.images is None
@@ -360,9 +373,23 @@ def test_sampling_that_is_not_finite_says_where(pipe, monkeypatch):
         pipe("text2image", prompt="a cat", guidance_scale=1.0, **SMALL)
 
 
-def test_views_must_be_square(pipe):
-    with pytest.raises(InputError, match="views must be square"):
-        pipe("views", [CAT, CAT], height=32, width=48)
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you"),
+        RuntimeError("of another kind"),
+    ],
+)
+def test_too_little_memory_is_told(pipe, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(pipe.transformer, "forward", fail)
+    said = r"^too little memory for 2 samples of 1 frames of 48 × 32 \([^\n]*\); give fewer[^\n]*$"
+    told = (RuntimeError, "^of another kind$") if "kind" in str(error) else (InputError, said)
+    with pytest.raises(told[0], match=told[1]):
+        pipe("text2image", prompt="a", num_images_per_prompt=2, height=32, width=48, num_inference_steps=1)
 
 
 def test_folder_without_pipeline_is_refused(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 import pytest
@@ -200,9 +201,19 @@ def test_weights_that_are_missing_are_not_drawn_at_random(released, tmp_path, na
             "2 layers encoder.block in its weights, 1 in its",
         ),
         ("tokenizer/tokenizer.json", None, "/tokenizer: nothing that can be loaded"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": ""}, "tokenizer T5Tokenizer.*: it makes no tokens"),
         ("scheduler/scheduler_config.json", None, "scheduler_config.json: it names no _class_name"),
         ("scheduler/scheduler_config.json", {"max_shift": "x"}, "max_shift 'x' in its configuration"),
-        ("vae/config.json", {"norm_num_groups": True}, "norm_num_groups in its config.json is true or false"),
+        ("model_index.json", {"_class_name": []}, r"model_index\.json: _class_name \[\]; it is a text"),
+        ("model_index.json", {"vae": ["diffusers", []]}, r"model_index\.json: vae .*; it names a library and a class"),
+        ("model_index.json", {"vae": None}, "vae None; it names a library and a class"),
+        ("model_index.json", {"default_size": [1]}, r"default_size \[1\]: give a whole number"),
+        ("vae/config.json", {"norm_num_groups": True}, "norm_num_groups True in its config.json; it is a whole number"),
+        ("vae/config.json", {"norm_num_groups": 0.5}, "norm_num_groups 0.5 in its config.json"),
+        ("vae/config.json", {"norm_num_groups": -1}, "norm_num_groups -1 in its config.json"),
+        ("vae/config.json", {"mid_block_add_attention": False}, "no place for decoder.mid_block.attentions"),
+        ("vae/config.json", {"use_quant_conv": False}, "no place for quant_conv"),
+        ("text_encoder/config.json", {"d_kv": 16}, "/text_encoder: "),
         ("vae/config.json", {"scaling_factor": float("nan")}, "scaling_factor nan in its config.json"),
         ("vae/diffusion_pytorch_model.safetensors.index.json", None, "index.json: it names no weights"),
     ],
@@ -213,6 +224,20 @@ def test_configuration_of_another_model_is_one_line_that_names_the_part(released
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes} if changes else {}))
     with pytest.raises(InputError, match=rf"^[^\n]*{message}[^\n]*$"):
         latents(load(folder))
+
+
+def test_pipeline_without_its_transformer_is_saved_and_embeds_prompts(released, tmp_path):
+    """Nothing that a newer diffusers will refuse is called on the way."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        load(released, transformer=None).save_pretrained(tmp_path / "encoder")
+        encoder = load(tmp_path / "encoder")
+    assert encoder.transformer is None
+    embeds, mask, *_ = encoder.encode_prompt("a cat", task="text2image")
+    expected = load(released).encode_prompt("a cat", task="text2image")
+    assert torch.equal(embeds, expected[0]) and torch.equal(mask, expected[1])
+    with pytest.raises(InputError, match="this pipeline has no transformer"):
+        latents(encoder)
 
 
 def test_weights_in_pickles_alone_are_told(released, tmp_path):

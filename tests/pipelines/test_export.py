@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from labeling.dataset import open_store
 from model import NextDiT, OneDiffusionPipeline
 from model.inputs import InputError
+from model.quantization import KEPT
 from pipelines.cli.app import app
 from pipelines.export import export
 from pipelines.sampler import load_pipeline
@@ -116,6 +117,28 @@ def test_pipeline_in_eight_bits_is_read_back(run: Path, tmp_path: Path, kind: st
     plain = load_pipeline(str(run), "cpu", dtype=torch.bfloat16)
     assert np.abs(draw(exported) - draw(plain)).mean() < 0.05
     assert not list((tmp_path / "out").rglob("*.bin"))
+
+
+@pytest.mark.torchao
+def test_pipeline_is_quantized_while_it_is_loaded(run: Path, tmp_path: Path) -> None:
+    from diffusers import PipelineQuantizationConfig, TorchAoConfig
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import TorchAoConfig as TextConfig
+
+    folder = tmp_path / "plain"
+    export(str(run), str(folder))
+    eight = Int8WeightOnlyConfig(version=2)
+    of_transformer = TorchAoConfig(eight, modules_to_not_convert=list(KEPT))
+    parts = PipelineQuantizationConfig(quant_mapping={"transformer": of_transformer, "text_encoder": TextConfig(eight)})
+    loaded = OneDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16, quantization_config=parts)
+    for part in (loaded.transformer, loaded.text_encoder):
+        assert "Int8Tensor" in {type(value).__name__ for value in part.parameters()}
+    plain = load_pipeline(str(run), "cpu", dtype=torch.bfloat16)
+    assert np.abs(draw(loaded) - draw(plain)).mean() < 0.05
+    alone = NextDiT.from_pretrained(folder, torch_dtype=torch.bfloat16, quantization_config=of_transformer)
+    assert np.isfinite(draw(OneDiffusionPipeline.from_pretrained(folder, transformer=alone))).all()
+    with pytest.raises(InputError, match="PipelineQuantizationConfig"):
+        OneDiffusionPipeline.from_pretrained(folder, quantization_config=of_transformer)
 
 
 def test_pipeline_of_diffusers_is_exported_with_its_own_parts(run: Path, tmp_path: Path) -> None:

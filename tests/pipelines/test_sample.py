@@ -49,6 +49,36 @@ def test_poses_alone_are_written_as_json(run: Path, tmp_path: Path) -> None:
         sample(str(run), "views", str(tmp_path / "poses.json"), images[:1], cameras=["0,10,1.5", "30,10,1.5"], steps=1)
 
 
+@pytest.mark.parametrize(("size", "shape"), [("96x32", (96, 32)), ("32X48", (32, 48)), ("32", (32, 32))])
+def test_views_have_the_size_that_is_asked_for(run: Path, tmp_path: Path, size: str, shape: tuple[int, int]) -> None:
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "one.png")
+    cameras = [part for angle in (0, 30) for part in ("--camera", f"{angle},10,1.5")]
+    command = ["sample", str(run), "views", "--image", str(tmp_path / "one.png"), *cameras, "--steps", "1"]
+    result = CliRunner().invoke(app, [*command, "--size", size, "--out", str(tmp_path / "turned.png")])
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / "turned.png") as image:
+        assert image.size == shape
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ("0", "size 0"),
+        ("96x0", "each side has at least 16"),
+        ("100x96", "take 96 × 96"),
+        ("96x", "give the side of a square"),
+        ("1x2x3", "give the side of a square"),
+        ("-64", "give the side of a square"),
+        ("99999x99999", "must divide by 16|more than"),
+    ],
+)
+def test_wrong_size_is_one_line(tmp_path: Path, size: str, message: str) -> None:
+    from pipelines.cli.training import sample as command
+
+    with pytest.raises(InputError, match=message):
+        command("no/run", "text2image", out=str(tmp_path / "cat.png"), size=size)
+
+
 def test_item_of_a_subject_is_named(run: Path, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "one.png")
     files = sample(str(run), "subject", str(tmp_path / "cup.png"), [str(tmp_path / "one.png")], names=["cup"], steps=1)

@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 from free_ports import free_ports
+from slurm_accounting import SETTINGS, database_command, listens, need_accounting, write_configuration
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "srun", "sinfo")
 CONFIGURATION = """\
@@ -43,7 +44,7 @@ TaskPlugin=task/none
 SwitchType=switch/none
 MpiDefault=none
 JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
+{accounting}
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
@@ -106,15 +107,20 @@ def need_slurm() -> None:
 
 
 @contextlib.contextmanager
-def slurm_site() -> Iterator[SlurmSite]:
-    """Start it, wait until both nodes are idle, and end by their ids all processes that it started."""
+def slurm_site(accounting: bool = False) -> Iterator[SlurmSite]:
+    """Start it, wait until both nodes are idle, and end by their ids all processes that it started.
+
+    accounting: with slurmdbd, so that it knows jobs that its controller has forgotten.
+    """
+    if accounting:
+        need_accounting()
     # Not pytest's folder, which only this user may enter: munged runs as another.
     folder = Path(tempfile.mkdtemp(prefix="slurm-site-"))
     folder.chmod(0o755)
     site = SlurmSite(folder, {"SLURM_CONF": str(folder / "slurm.conf")})
     try:
         _start_munged(site)
-        _start_slurm(site)
+        _start_slurm(site, _start_accounting(site) if accounting else "AccountingStorageType=accounting_storage/none")
         yield site
     finally:
         _end(site)
@@ -168,7 +174,25 @@ def _start_munged(site: SlurmSite) -> None:
     _until(sockets.exists, 20, site, "munged made no socket")
 
 
-def _start_slurm(site: SlurmSite) -> None:
+def _start_accounting(site: SlurmSite) -> str:
+    """Start a database and slurmdbd; the lines of slurm.conf that name it."""
+    port, database = free_ports(2)
+    _start(site, "mariadbd", *database_command(site.folder, database))
+    _until(lambda: listens(database), 120, site, "the database does not start")
+    write_configuration(site.folder, port, database)
+    _start(site, "slurmdbd", "slurmdbd", "-D")
+    _until(lambda: listens(port), 120, site, "slurmdbd does not start")
+    return SETTINGS.format(port=port, folder=site.folder)
+
+
+def forget_jobs(site: SlurmSite) -> None:
+    """Start the controller anew without what it has saved: it knows no job, as some minutes after their ends."""
+    _end_process(site.daemons.pop("slurmctld"))
+    _start(site, "slurmctld", "slurmctld", "-D", "-c")
+    _until(lambda: _idle(site), 60, site, "the nodes do not come up again")
+
+
+def _start_slurm(site: SlurmSite, accounting: str) -> None:
     host = socket.gethostname().split(".")[0]
     for folder in ("state", "spool-node1", "spool-node2"):
         (site.folder / folder).mkdir()
@@ -180,11 +204,14 @@ def _start_slurm(site: SlurmSite) -> None:
             nodes=f"{first},{second}",
             user=pwd.getpwuid(os.getuid()).pw_name,
             folder=site.folder,
+            accounting=accounting,
         )
         (site.folder / "slurm.conf").write_text(text)
         # Nothing opens these devices: jobs are only told the numbers of "their" GPUs.
         gpus = [f"NodeName=node[1-2] Name=gpu Type=small File={path}\n" for path in ("/dev/zero", "/dev/full")]
         (site.folder / "gres.conf").write_text("".join(gpus))
+        if "slurmdbd" in site.daemons and not attempt:
+            site.run("sacctmgr", "--immediate", "add", "cluster", "test")
         _start(site, "slurmctld", "slurmctld", "-D")
         for node in ("node1", "node2"):
             _start(site, node, "slurmd", "-D", "-N", node)
@@ -224,7 +251,7 @@ def _end(site: SlurmSite) -> None:
             deadline = time.monotonic() + 20
             while site.run("squeue", "-h", "-o", "%i", check=False) and time.monotonic() < deadline:
                 time.sleep(0.5)
-    for name in ("node1", "node2", "slurmctld", "munged"):
+    for name in ("node1", "node2", "slurmctld", "slurmdbd", "mariadbd", "munged"):
         if name in site.daemons:
             _end_process(site.daemons[name])
     for _ in range(3):  # what is killed may have started something in between

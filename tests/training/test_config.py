@@ -60,6 +60,7 @@ def test_base_file_is_inherited_and_overrides_come_last(tmp_path: Path) -> None:
         ("mixture.pictures.datset=x", "no key 'mixture.pictures.datset' (did you mean 'dataset'?)"),
         ("workers.counts=2", "no key 'workers.counts' (did you mean 'count'?)"),
         ("steps=-1", "steps: Input should be greater than 0, got -1"),
+        ("workers.count=.inf", "debug: workers.count: Input should be a finite number"),
         ("mixture.new.tasks=[edges]", "key 'mixture.new.dataset' is missing"),
         ("batch=1", "batch 1 leaves some of the 2 workers without a sample"),
         ("objective.min_views=40", "min_views 40 is more than max_views 3"),

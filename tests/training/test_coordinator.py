@@ -37,8 +37,8 @@ def test_trainer_that_is_ended_gives_back_what_its_workers_had() -> None:
     coordinator, controller = (ray.remote(num_cpus=0)(Coordinator).remote() for _ in range(2))
     group = placement_group([{"CPU": 0.01}])
     ray.get([group.ready(), coordinator.hold_placement_group.remote(group)])
-    trainer = object.__new__(StoppableTrainer)  # without a training
-    trainer._controller, trainer._coordinator = controller, coordinator
+    trainer = StoppableTrainer(coordinator, train_loop_per_worker=lambda: None)
+    trainer._controller = controller  # without a training
     trainer.end()
     assert placement_group_table(group)["state"] == "REMOVED"
     ray.kill(coordinator)

@@ -29,6 +29,7 @@ from training.checkpoint.saving import CheckpointSaver
 from training.checkpoint.state import TrainingState
 from training.config import PRESETS, CheckpointConfig, TrainingConfig, load_config
 from training.cost import ClusterSpec, run_cost
+from training.lora import LoraConfig
 from training.packed_model import build_model
 from training.parallel import distribute
 from training.plan.packing import deal_to_one
@@ -286,6 +287,18 @@ def test_configuration_names_what_an_adapter_cannot_be() -> None:
     with pytest.raises(InputError, match="lora is an adapter of a trained model"):
         load_config("finetune-lora", ["initialize=null"])
     assert "lora" not in load_config("debug").fixed() and "kind" not in load_config("debug").fixed()["optimizer"]
+
+
+def test_files_of_the_page_are_configurations(tmp_path: Path) -> None:
+    beside, options = re.findall(r"```yaml\n(.+?)```", PAGE.read_text(), re.DOTALL)
+    file = tmp_path / "toy.yaml"
+    file.write_text(options)
+    assert load_config(file).lora == LoraConfig(rank=32, alpha=16, targets=["wq", "wk", "wv", "wo"], dropout=0.05)
+    file.write_text(beside)
+    config = load_config(file)
+    weights = [weight for source in config.mixture.values() for weight in source.tasks.values()]
+    of_subject, alone = config.mixture["pictures"].tasks["text2image"] / sum(weights), load_config("finetune-lora")
+    assert config.batch * of_subject == pytest.approx(alone.batch), "it sees the subject as often as without the others"
 
 
 def test_preset_fits_a_gpu_of_24_gigabytes() -> None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from labeling.dataset.storage.growing_text import PAUSE_SECONDS, GrowingText, stored_lines, text_parts
+from labeling.dataset.storage.growing_text import (
+    PAUSE_SECONDS,
+    GrowingText,
+    lines_of_many,
+    stored_lines,
+    text_parts,
+)
 from labeling.dataset.storage.local import LocalStore
 from labeling.dataset.storage.s3 import S3Store
 from labeling.dataset.storage.store import Entry, Ranges, Store
@@ -19,6 +25,7 @@ __all__ = [
     "Ranges",
     "S3Store",
     "Store",
+    "lines_of_many",
     "open_store",
     "stored_lines",
     "text_parts",

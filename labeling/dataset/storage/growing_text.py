@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from labeling.dataset.storage.store import Store
 
@@ -27,23 +27,44 @@ def stored_lines(
     store: Store, folder: str, over: Callable[[], bool] = lambda: True, seconds: float = PAUSE_SECONDS
 ) -> Iterator[str]:
     """Lines of the text; then, every few seconds, new ones, until `over` (asked before each last look)."""
-    sizes_read: dict[str, int] = {}  # bytes of each part that were given out
-    rest = b""
+    yield from (line for _, line in lines_of_many({"": store}, folder, over, seconds))
+
+
+def lines_of_many(
+    stores: Mapping[str, Store], folder: str, over: Callable[[], bool] = lambda: True, seconds: float = PAUSE_SECONDS
+) -> Iterator[tuple[str, str]]:
+    """`stored_lines` of texts in several stores: (name of the store, line), as they come."""
+    reading = {name: _Reading(store, folder) for name, store in stores.items()}
     while True:
         last = over()
-        sizes = store.files(folder)
-        for name in filter(PART.fullmatch, sizes):
-            if sizes[name].size > sizes_read.get(name, 0):
-                content = store.read(f"{folder}/{name}")
-                rest += content[sizes_read.get(name, 0) :]
-                sizes_read[name] = len(content)
-        *lines, rest = rest.split(b"\n")
-        yield from (line.decode(errors="replace") for line in lines)
+        for name, text in reading.items():
+            yield from ((name, line) for line in text.new_lines())
         if last:
             break
         time.sleep(seconds)
-    if rest:
-        yield rest.decode(errors="replace")
+    for name, text in reading.items():
+        if text.rest:
+            yield name, text.rest.decode(errors="replace")
+
+
+class _Reading:
+    """A text as far as it was read. rest: what was read after the last whole line."""
+
+    def __init__(self, store: Store, folder: str) -> None:
+        self._store, self._folder = store, folder
+        self._sizes_read: dict[str, int] = {}  # bytes of each part that were given out
+        self.rest = b""
+
+    def new_lines(self) -> list[str]:
+        sizes = self._store.files(self._folder)
+        for name in filter(PART.fullmatch, sizes):
+            given = self._sizes_read.get(name, 0)
+            if sizes[name].size > given:
+                content = self._store.read(f"{self._folder}/{name}")
+                self.rest += content[given:]
+                self._sizes_read[name] = len(content)
+        *lines, self.rest = self.rest.split(b"\n")
+        return [line.decode(errors="replace") for line in lines]
 
 
 class GrowingText:

@@ -13,7 +13,8 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import cached_property
+from functools import cached_property, lru_cache
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -52,25 +53,12 @@ class S3Store:
         return S3Store, (self.uri,)
 
     def subfolder(self, name: str) -> S3Store:
-        folder = S3Store(f"{self.uri}/{name}")
-        folder.__dict__["client"] = self.client  # to make one takes tenths of a second
-        return folder
+        return S3Store(f"{self.uri}/{name}")
 
     @cached_property
     def client(self) -> Any:
-        import boto3
-        from botocore.config import Config
-
-        settings = Config(
-            retries={
-                "mode": cast(Any, os.environ.get("AWS_RETRY_MODE", "standard")),
-                "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", _ATTEMPTS)),
-            },
-            max_pool_connections=_PARALLEL,
-        )
         with explained(self.uri):
-            # The default session would keep the first credentials that it reads.
-            return boto3.session.Session().client("s3", region_name=_region(), config=settings)
+            return _client(_credentials())
 
     def key(self, name: str) -> str:
         return f"{self.prefix}/{name}".strip("/")
@@ -282,15 +270,55 @@ class S3Store:
 
     @cached_property
     def _arrow(self) -> Any:
-        from pyarrow import fs
+        return _arrow(_credentials())
 
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        retries = fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)
-        options: dict[str, Any] = {"region": _region(), "retry_strategy": retries}
-        if endpoint:
-            scheme, _, address = endpoint.rpartition("://")
-            options |= {"endpoint_override": address, "scheme": scheme or "https"}
-        return fs.S3FileSystem(**options)
+
+def _credentials() -> str:
+    """A digest of all that clients are made of: the process, its variables, and files that may be written anew."""
+    files = (
+        os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
+        os.environ.get("AWS_CONFIG_FILE", "~/.aws/config"),
+    )
+    times = []
+    for file in files:
+        with suppress(OSError):
+            times.append(os.stat(os.path.expanduser(file)).st_mtime_ns)
+    variables = sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))
+    return blake2b(repr((os.getpid(), variables, times)).encode()).hexdigest()
+
+
+@lru_cache(maxsize=4)  # stores share them: to make one takes tenths of a second
+def _client(credentials: str) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    settings = Config(
+        retries={
+            "mode": cast(Any, os.environ.get("AWS_RETRY_MODE", "standard")),
+            "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", _ATTEMPTS)),
+        },
+        max_pool_connections=_PARALLEL,
+    )
+    # The default session would keep the first credentials that it reads.
+    return boto3.session.Session().client("s3", region_name=_region(), config=settings)
+
+
+@lru_cache(maxsize=4)
+def _arrow(credentials: str) -> Any:
+    from pyarrow import fs
+
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    retries = fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)
+    options: dict[str, Any] = {"region": _region(), "retry_strategy": retries}
+    if endpoint:
+        scheme, _, address = endpoint.rpartition("://")
+        options |= {"endpoint_override": address, "scheme": scheme or "https"}
+    if key := os.environ.get("AWS_ACCESS_KEY_ID"):
+        # The SDK would look for them at every request. One that another thread's change of the environment hides
+        # from it would leave unsigned.
+        options |= {"access_key": key, "secret_key": os.environ.get("AWS_SECRET_ACCESS_KEY", "")}
+        options["session_token"] = os.environ.get("AWS_SESSION_TOKEN")
+    return fs.S3FileSystem(**options)
 
 
 class _Stream:

@@ -74,13 +74,14 @@ def test_pictures_are_read_alone(tmp_path: Path, sets: bool) -> None:
     with pytest.raises(IndexError):
         file.pictures.value(0, 2)
     assert shards.is_stored_as_now(store, "images", "000000")
-    content = bytearray((tmp_path / "images" / "000000.parquet").read_bytes())
-    content[int(file.pictures.starts[4]) + 5] ^= 1
-    (tmp_path / "images" / "000000.parquet").write_bytes(content)
-    damaged = ArrayFile(store, "images", "000000")
-    target = np.empty(70_000, np.uint8)
-    with pytest.raises(InputError, match=f"row group {1 if sets else 2}: damaged"):
-        read_arrays([Want(damaged, int(damaged.pictures.starts[4]), target)])  # type: ignore[union-attr]
+    whole = (tmp_path / "images" / "000000.parquet").read_bytes()
+    for number, byte, row_group in ((4, 5, 1 if sets else 2), (0, 0, 0), (0, 2_000_000, 0), (0, 2_999_999, 0)):
+        content, start = bytearray(whole), int(file.pictures.starts[number])
+        content[start + byte] ^= 1
+        (tmp_path / "images" / "000000.parquet").write_bytes(content)
+        target = np.empty(len(data[number] or b""), np.uint8)
+        with pytest.raises(InputError, match=f"row group {row_group}: damaged"):
+            read_arrays([Want(ArrayFile(store, "images", "000000"), start, target)])
 
 
 def test_rows_of_a_large_row_group_are_read_alone(tmp_path: Path) -> None:

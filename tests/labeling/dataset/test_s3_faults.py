@@ -23,6 +23,7 @@ from labeling.dataset import (
     open_store,
     write_shard,
 )
+from labeling.dataset.storage import S3Store
 from labeling.dataset.storage.errors import dispensable
 from labeling.declaration import declare
 from labeling.registry import load_labeler
@@ -64,6 +65,31 @@ def test_expired_credentials_are_one_line(s3: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(InputError, match="refused these credentials"):
         open_store(f"{s3}/expired").read_tail("a", 8)
+
+
+def test_stores_share_clients_until_credentials_change(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    first, second = S3Store(f"{s3}/one"), S3Store(f"{s3}/two")
+    assert first.client is second.client and first.arrow()[0] is second.arrow()[0]
+    (tmp_path / "credentials").write_text("[default]\n")  # as a login does that renews them
+    assert S3Store(f"{s3}/one").client is not first.client
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    third = S3Store(f"{s3}/one")
+    assert third.client is not first.client and third.arrow()[0] is not first.arrow()[0]
+
+
+def test_reading_needs_no_environment_once_it_began(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread's setenv can hide a variable for a moment: the request would leave without a signature."""
+    store = open_store(f"{s3}/environment")
+    store.put("a", b"0123456789")
+    ranges, target = store.ranges("a"), bytearray(4)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    assert ranges.read_into(2, [target], 4) and target == b"2345"
+    with store.open("a") as file:
+        assert file.read() == b"0123456789"
 
 
 @pytest.mark.slow

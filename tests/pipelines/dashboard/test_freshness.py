@@ -166,14 +166,14 @@ def test_check_is_reported_when_it_flips_and_otherwise_seldom(instance: dg.Dagst
 
 def test_second_state_reads_only_changed_footers(faces: Dataset) -> None:
     state = dataset_state(find_snapshot("faces"))
-    assert dataset_state(find_snapshot("faces"), state) is state
+    assert dataset_state(find_snapshot("faces"), state.without_footers()).is_as(state)
     for group in ("images", "brightness", "doubled"):
         faces.store.delete(f"{group}/index-000000-004096.parquet")
     path = Path(faces.uri, "brightness", "000000.parquet")  # not to be read: what is listed of it stays the same
     stat = path.stat()
     path.write_bytes(bytes(stat.st_size))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert dataset_state(find_snapshot("faces"), state) is state
+    assert dataset_state(find_snapshot("faces"), state).is_as(state)
     faces.store.delete("brightness/000001.parquet")
     os.utime(Path(faces.uri, "brightness", "000002.parquet"))
     after = dataset_state(find_snapshot("faces"), state)

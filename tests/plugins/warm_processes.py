@@ -2,8 +2,12 @@
 imported all.
 
 A command takes one to five seconds of a core to import what it needs, a worker of Ray half a second, and five where it
-trains. Cold ones are run by tests/test_journey.py, tests/pipelines/test_output.py, and wherever a test starts a Ray of
-its own.
+trains. What differs from a process that starts cold: all is imported already, so that a forgotten import does not show;
+strings have the hashes, and so sets the order, of the process that is forked; the process is its child, and has its
+command line and environment in /proc. So what is about a process's start, its signals, or about two processes that give
+the same bytes, starts cold: tests/test_journey.py, tests/pipelines/test_output.py, tests/pipelines/test_kill.py, jobs
+that are submitted, and wherever a test starts a Ray of its own. A process whose environment has other values of what
+was read while all was imported starts cold too.
 """
 
 from __future__ import annotations
@@ -45,16 +49,22 @@ MODULES = (
     "training.checkpoint.state",
     "accelerate",
 )
-# What packages read when they are imported, and where Python finds them: with others of these a process starts cold.
-READ_AT_IMPORT = ("PYTHONPATH", "OMP_NUM_THREADS", "HF_", "TRANSFORMERS_", "TORCH")
+# Read at import, but not through os.environ: by the interpreter, the C library and native code. What Python code reads
+# is noted while it is imported.
+READ_BY_NATIVE_CODE = ("PYTHON", "LD_", "LANG", "LC_", "TZ", "MALLOC_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "GRPC_")
+READ_AGAIN = {"COLUMNS", "LINES"}  # whenever something is printed
 MOST_BYTES = 1 << 20  # of a command with its environment
 CLIENT = """#!{python} -IS
-import json, os, socket, sys
+import json, os, signal, socket, sys
 server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 server.connect({address!r})
 request = {{"kind": {kind!r}, "arguments": sys.argv[1:], "folder": os.getcwd(), "environment": dict(os.environ)}}
 socket.send_fds(server, [json.dumps(request).encode()], [0, 1, 2])
-sys.exit((server.recv(1) or b"\\1")[0])
+code = int(server.recv(9) or 1)
+if code < 0:  # a signal ended it
+    signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+sys.exit(code)
 """
 
 
@@ -87,10 +97,65 @@ def warm_processes(environment: Mapping[str, str]) -> Iterator[Warm]:
             server.wait()
 
 
+class _ImportedWith:
+    """The environment that all was imported with."""
+
+    def __init__(self) -> None:
+        self.states = [dict(os.environ)]  # as it was, with what is set for Ray, and with what imports have set
+        self.names: set[str] = set()
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Within, names are noted that are looked up in os.environ. What reads all of it is not: it copies it."""
+        environment = os.environ
+        usual, names = type(environment), self.names
+
+        class OfAll(str):
+            """A name that is not asked for by itself."""
+
+        class Noting(usual):  # type: ignore[misc, valid-type]
+            def __getitem__(self, name: str) -> str:
+                if not isinstance(name, OfAll):
+                    names.add(name)
+                return str(super().__getitem__(name))
+
+            def __contains__(self, name: object) -> bool:
+                names.add(str(name))
+                return bool(super().__contains__(name))
+
+            def __iter__(self) -> Iterator[str]:
+                return map(OfAll, super().__iter__())
+
+        self.states.append(dict(environment))
+        environment.__class__ = Noting
+        try:
+            yield
+        finally:
+            environment.__class__ = usual
+        self.states.append(dict(environment))
+        names -= READ_AGAIN
+
+    def same(self) -> bool:
+        """Whether what was read has the same values in this process."""
+        now = {*os.environ, *self.states[0]}
+        names = self.names | {name for name in now if name.startswith(READ_BY_NATIVE_CODE)}
+        return all(os.environ.get(name) in [state.get(name) for state in self.states] for name in names)
+
+    def complete(self) -> None:
+        """Do what else imports would have done here: set variables, and seed NumPy's own numbers."""
+        import numpy as np
+
+        for name, value in self.states[-1].items():
+            if self.states[1].get(name) != value:
+                os.environ.setdefault(name, value)
+        np.random.seed()
+
+
 class _Server:
     """Forks a process for every client, and tells it the exit code; a client that goes away takes its process along."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, imported: _ImportedWith) -> None:
+        self.imported = imported
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.selector = selectors.DefaultSelector()
         self.clients: dict[int, socket.socket] = {}  # by the process
@@ -118,7 +183,7 @@ class _Server:
         child = os.fork()
         if child == 0:
             self.leave(client)
-            run(json.loads(message), files)
+            run(json.loads(message), files, self.imported)
         for file in files:
             os.close(file)
         self.clients[child] = client
@@ -149,42 +214,40 @@ class _Server:
                 with suppress(KeyError, ValueError):
                     self.selector.unregister(client)
                 with suppress(OSError):
-                    client.send(bytes([os.waitstatus_to_exitcode(ended[1]) % 256]))
+                    client.send(b"%d" % os.waitstatus_to_exitcode(ended[1]))
                 client.close()
 
 
-def run(request: Mapping[str, Any], files: list[int]) -> NoReturn:
+def run(request: Mapping[str, Any], files: list[int], imported: _ImportedWith) -> NoReturn:
     """Become what a client asks for, in a process group of its own: Ray ends the group of a worker that it ends."""
     os.setpgid(0, 0)
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
+    sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())  # type: ignore[union-attr]
     os.chdir(request["folder"])
-    before = read_at_import()
     os.environ.clear()
     os.environ.update(request["environment"])
-    {"command": run_command, "worker": run_worker}[request["kind"]](request["arguments"], before)
+    {"command": run_command, "worker": run_worker}[request["kind"]](request["arguments"], imported)
 
 
-def read_at_import() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith(READ_AT_IMPORT)}
-
-
-def run_command(arguments: list[str], imported_with: Mapping[str, str]) -> NoReturn:
-    if read_at_import() != imported_with:
+def run_command(arguments: list[str], imported: _ImportedWith) -> NoReturn:
+    if not imported.same():
         os.execv(sys.executable, [sys.executable, "-m", "pipelines", *arguments])
+    imported.complete()
     from pipelines.cli import main
 
     sys.argv = [str(Path(sys.executable).with_name("onediffusion")), *arguments]
     run_to_end(main)
 
 
-def run_worker(arguments: list[str], imported_with: Mapping[str, str]) -> NoReturn:
+def run_worker(arguments: list[str], imported: _ImportedWith) -> NoReturn:
     from cluster.ray_worker import worker_command
 
     command = worker_command(arguments)
-    if read_at_import() != imported_with:  # as where Ray has unpacked the code of a job
+    if not imported.same():  # as where Ray has unpacked the code of a job
         os.execv(sys.executable, [sys.executable, *command])
+    imported.complete()
     while command[0].startswith("-"):  # of the interpreter
         del command[0]
     sys.argv = command
@@ -198,6 +261,8 @@ def run_to_end(main: Callable[[], object]) -> NoReturn:
         main()
     except SystemExit as end:
         code = end.code
+        if not isinstance(code, int | None):
+            print(code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
         code = 1
@@ -213,15 +278,17 @@ def serve(address: str) -> None:
     """Run what clients ask for until this process is killed."""
     import importlib
 
-    sys.path.insert(0, str(Path(__file__).parents[2]))
+    sys.path[0] = str(Path(__file__).parents[2])  # in the place of this script's folder
+    imported = _ImportedWith()
     from cluster.ray_environment import prepare_ray
 
     prepare_ray()  # Ray reads it when it is imported
-    for module in MODULES:
-        importlib.import_module(module)
+    with imported.noted():
+        for module in MODULES:
+            importlib.import_module(module)
     gc.collect()
     gc.freeze()
-    _Server(address).serve()
+    _Server(address, imported).serve()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def joined_node(cpus: int, gpus: int) -> Iterator[str]:
         gcs_address=gcs, num_cpus=cpus, num_gpus=gpus, object_store_memory=memory, include_log_monitor=False
     )
     node = Node(joins, head=False, shutdown_at_exit=False, spawn_reaper=False)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not (new := [one["NodeID"] for one in ray.nodes() if one["Alive"] and one["NodeID"] not in before]):
         assert time.monotonic() < deadline
         time.sleep(0.2)

@@ -93,7 +93,7 @@ def ray_head(
     log = (folder / "head.log").open("wb")
     head = subprocess.Popen(command, env=own, cwd=cwd, stdout=log, stderr=log, start_new_session=True)
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while not (_listens(dashboard) if takes_jobs else Path(scratch, "ray_current_cluster").exists()):
             assert head.poll() is None, (folder / "head.log").read_text()
             assert time.monotonic() < deadline, (folder / "head.log").read_text()
@@ -120,7 +120,7 @@ def ray_node(head: RayHead, cpus: int, runs_jobs: bool = False) -> Iterator[psut
     silent = subprocess.DEVNULL
     node = subprocess.Popen(command, env=head.environment, stdout=silent, stderr=silent, start_new_session=True)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not (raylets := [process for process in _descendants(node) if process.name() == "raylet"]):
             assert node.poll() is None and time.monotonic() < deadline
             time.sleep(0.3)

@@ -142,7 +142,7 @@ def test_draining_node_makes_workers_save_and_continue_elsewhere(shared_config: 
         try:
             wait_for(lambda: len(read_metrics(store)) > 2)
             assert "ray::RayTrainWorker" in "".join(work())
-            subprocess.run([sys.executable, "-c", DRAIN_NODE], env=environment, check=True, timeout=90)
+            subprocess.run([sys.executable, "-c", DRAIN_NODE], env=environment, check=True, timeout=240)
             wait_for(lambda: not work())
             nodes.close()
             saved = whole_checkpoints(store)[-1]

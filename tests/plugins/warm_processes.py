@@ -1,5 +1,5 @@
-"""`onediffusion` and workers of Ray for tests that start many: processes of their own, forked from one that has
-imported all.
+"""`onediffusion`, workers of Ray, and what labels below them, for tests that start many: processes of their own, forked
+from one that has imported all.
 
 A command takes one to five seconds of a core to import what it needs, a worker of Ray half a second, and five where it
 trains. What differs from a process that starts cold: all is imported already, so that a forgotten import does not show;
@@ -53,13 +53,16 @@ MODULES = (
 # is noted while it is imported.
 READ_BY_NATIVE_CODE = ("PYTHON", "LD_", "LANG", "LC_", "TZ", "MALLOC_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "GRPC_")
 READ_AGAIN = {"COLUMNS", "LINES"}  # whenever something is printed
-MOST_BYTES = 1 << 20  # of a command with its environment
+MOST_BYTES, MOST_FILES = 1 << 20, 16  # of a command with its environment
 CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
 server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 server.connect({address!r})
 request = {{"kind": {kind!r}, "arguments": sys.argv[1:], "folder": os.getcwd(), "environment": dict(os.environ)}}
-socket.send_fds(server, [json.dumps(request).encode()], [0, 1, 2])
+files = [0, 1, 2, *map(int, {more})]
+socket.send_fds(server, [json.dumps(request).encode()], files)
+for file in files[3:]:
+    os.close(file)
 code = int(server.recv(9) or 1)
 if code < 0:  # a signal ended it
     signal.signal(-code, signal.SIG_DFL)
@@ -83,7 +86,7 @@ def warm_processes(environment: Mapping[str, str]) -> Iterator[Warm]:
         address = Path(folder, "socket")
         warm = Warm(Path(folder), Path(folder, "ray_worker.py"))
         for kind, path in (("command", warm.commands / "onediffusion"), ("worker", warm.worker_start)):
-            path.write_text(CLIENT.format(python=sys.executable, address=str(address), kind=kind))
+            path.write_text(CLIENT.format(python=sys.executable, address=str(address), kind=kind, more="()"))
             path.chmod(0o755)
         server = subprocess.Popen([sys.executable, __file__, address], env=dict(environment), start_new_session=True)
         deadline = time.monotonic() + 400
@@ -155,6 +158,7 @@ class _Server:
     """Forks a process for every client, and tells it the exit code; a client that goes away takes its process along."""
 
     def __init__(self, address: str, imported: _ImportedWith) -> None:
+        self.address = address
         self.imported = imported
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.selector = selectors.DefaultSelector()
@@ -176,14 +180,14 @@ class _Server:
 
     def accept(self, listener: socket.socket) -> None:
         client, _ = listener.accept()
-        message, files, _, _ = socket.recv_fds(client, MOST_BYTES, 3)
+        message, files, _, _ = socket.recv_fds(client, MOST_BYTES, MOST_FILES)
         if not message:
             client.close()
             return
         child = os.fork()
         if child == 0:
             self.leave(client)
-            run(json.loads(message), files, self.imported)
+            _Forked(json.loads(message), files, self.imported, self.address).run()
         for file in files:
             os.close(file)
         self.clients[child] = client
@@ -218,41 +222,69 @@ class _Server:
                 client.close()
 
 
-def run(request: Mapping[str, Any], files: list[int], imported: _ImportedWith) -> NoReturn:
-    """Become what a client asks for, in a process group of its own: Ray ends the group of a worker that it ends."""
-    os.setpgid(0, 0)
-    for number, file in enumerate(files):
-        os.dup2(file, number)
-        os.close(file)
-    sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())  # type: ignore[union-attr]
-    os.chdir(request["folder"])
-    os.environ.clear()
-    os.environ.update(request["environment"])
-    {"command": run_command, "worker": run_worker}[request["kind"]](request["arguments"], imported)
+class _Forked:
+    """A process that was forked for a client, with what it asks for and its files."""
 
+    def __init__(self, request: Mapping[str, Any], files: list[int], imported: _ImportedWith, address: str) -> None:
+        self.request, self.files = request, files
+        self.imported, self.address = imported, address
+        self.arguments: list[str] = request["arguments"]
 
-def run_command(arguments: list[str], imported: _ImportedWith) -> NoReturn:
-    if not imported.same():
-        os.execv(sys.executable, [sys.executable, "-m", "pipelines", *arguments])
-    imported.complete()
-    from pipelines.cli import main
+    def run(self) -> NoReturn:
+        """Become what the client asks for."""
+        os.setsid()  # in a process group of its own: Ray ends the group of a worker that it ends
+        for number in range(3):
+            os.dup2(self.files[number], number)
+            os.close(self.files[number])
+        sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())  # type: ignore[union-attr]
+        os.chdir(self.request["folder"])
+        os.environ.clear()
+        os.environ.update(self.request["environment"])
+        {"command": self.command, "worker": self.worker, "label": self.label}[self.request["kind"]]()
+        os._exit(0)
 
-    sys.argv = [str(Path(sys.executable).with_name("onediffusion")), *arguments]
-    run_to_end(main)
+    def start_cold_if_unlike(self, *command: str) -> None:
+        """Become a cold process where the environment is not the one that all was imported with."""
+        if not self.imported.same():
+            os.execv(sys.executable, [sys.executable, *command])
+        self.imported.complete()
 
+    def command(self) -> None:
+        """A command line."""
+        self.start_cold_if_unlike("-m", "pipelines", *self.arguments)
+        from pipelines.cli import main
 
-def run_worker(arguments: list[str], imported: _ImportedWith) -> NoReturn:
-    from cluster.ray_worker import worker_command
+        sys.argv = [str(Path(sys.executable).with_name("onediffusion")), *self.arguments]
+        run_to_end(main)
 
-    command = worker_command(arguments)
-    if not imported.same():  # as where Ray has unpacked the code of a job
-        os.execv(sys.executable, [sys.executable, *command])
-    imported.complete()
-    while command[0].startswith("-"):  # of the interpreter
-        del command[0]
-    sys.argv = command
-    sys.path.insert(0, str(Path(command[0]).parent))
-    run_to_end(lambda: runpy.run_path(command[0], run_name="__main__"))
+    def worker(self) -> None:
+        """A worker of Ray. The processes that label for it are forked too."""
+        from cluster.ray_worker import worker_command
+        from labeling.supervision import worker_handle
+
+        command = worker_command(self.arguments)
+        self.start_cold_if_unlike(*command)  # as where Ray has unpacked the code of a job
+        assert worker_handle._STARTS
+        worker_handle._STARTS = CLIENT.format(python="", address=self.address, kind="label", more="sys.argv[2:6]")
+        while command[0].startswith("-"):  # of the interpreter
+            del command[0]
+        sys.argv = command
+        sys.path.insert(0, str(Path(command[0]).parent))
+        run_to_end(lambda: runpy.run_path(command[0], run_name="__main__"))
+
+    def label(self) -> None:
+        """The processes below a supervisor of labels."""
+        from labeling.supervision.worker_handle import _STARTS
+        from labeling.supervision.worker_main import main
+
+        path, *arguments = self.arguments
+        given = self.files[3:]
+        arguments[: len(given)] = map(str, given)
+        for file in given:
+            os.set_inheritable(file, True)
+        self.start_cold_if_unlike("-P", "-c", _STARTS, path, *arguments)
+        sys.path[:] = json.loads(path)
+        main(arguments)
 
 
 def run_to_end(main: Callable[[], object]) -> NoReturn:

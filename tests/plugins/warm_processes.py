@@ -2,7 +2,7 @@
 from one that has imported all.
 
 A command takes one to five seconds of a core to import what it needs, a worker of Ray half a second, and five where it
-trains. What differs from a process that starts cold: all is imported already, so that a forgotten import does not show;
+trains or makes latents. What differs from a process that starts cold: all is imported already, so that a forgotten import does not show;
 strings have the hashes, and so sets the order, of the process that is forked; the process is its child, and has its
 command line and environment in /proc. So what is about a process's start, its signals, or about two processes that give
 the same bytes, starts cold: tests/test_journey.py, tests/pipelines/test_output.py, tests/pipelines/test_kill.py, jobs
@@ -32,9 +32,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+# All but Ray, which reads its settings and the job of a worker when it is imported: it takes half a second after these.
 MODULES = (
-    "ray.data",
-    "ray.train.v2.api.data_parallel_trainer",
+    "boto3",
+    "cv2",
+    "duckdb",
+    "pandas",
+    "accelerate",
     "model.pipeline",
     "model.codecs",
     "model.text",
@@ -47,7 +51,6 @@ MODULES = (
     "training.worker",
     "training.checkpoint.saving",
     "training.checkpoint.state",
-    "accelerate",
 )
 # Read at import, but not through os.environ: by the interpreter, the C library and native code. What Python code reads
 # is noted while it is imported.
@@ -104,7 +107,7 @@ class _ImportedWith:
     """The environment that all was imported with."""
 
     def __init__(self) -> None:
-        self.states = [dict(os.environ)]  # as it was, with what is set for Ray, and with what imports have set
+        self.states = [dict(os.environ)]  # before and after
         self.names: set[str] = set()
 
     @contextmanager
@@ -129,7 +132,6 @@ class _ImportedWith:
             def __iter__(self) -> Iterator[str]:
                 return map(OfAll, super().__iter__())
 
-        self.states.append(dict(environment))
         environment.__class__ = Noting
         try:
             yield
@@ -149,7 +151,7 @@ class _ImportedWith:
         import numpy as np
 
         for name, value in self.states[-1].items():
-            if self.states[1].get(name) != value:
+            if self.states[0].get(name) != value:
                 os.environ.setdefault(name, value)
         np.random.seed()
 
@@ -312,12 +314,10 @@ def serve(address: str) -> None:
 
     sys.path[0] = str(Path(__file__).parents[2])  # in the place of this script's folder
     imported = _ImportedWith()
-    from cluster.ray_environment import prepare_ray
-
-    prepare_ray()  # Ray reads it when it is imported
     with imported.noted():
         for module in MODULES:
             importlib.import_module(module)
+    assert "ray" not in sys.modules
     gc.collect()
     gc.freeze()
     _Server(address, imported).serve()

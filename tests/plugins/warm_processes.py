@@ -2,17 +2,18 @@
 from one that has imported all.
 
 A command takes one to five seconds of a core to import what it needs, a worker of Ray half a second, and five where it
-trains or makes latents. What differs from a process that starts cold: all is imported already, so that a forgotten import does not show;
-strings have the hashes, and so sets the order, of the process that is forked; the process is its child, and has its
-command line and environment in /proc. So what is about a process's start, its signals, or about two processes that give
-the same bytes, starts cold: tests/test_journey.py, tests/pipelines/test_output.py, tests/pipelines/test_kill.py, jobs
-that are submitted, and wherever a test starts a Ray of its own. A process whose environment has other values of what
-was read while all was imported starts cold too.
+trains or makes latents. What differs from a process that starts cold: all is imported already, so that a forgotten
+import does not show; strings have the hashes, and so sets the order, of the process that is forked; the process is its
+child, and has its command line and environment in /proc. So what is about a process's start, its signals, or about two
+processes that give the same bytes, starts cold: tests/test_journey.py, tests/pipelines/test_output.py,
+tests/pipelines/test_kill.py, jobs that are submitted, and wherever a test starts a Ray of its own. A process whose
+environment has other values of what was read while all was imported starts cold too.
 """
 
 from __future__ import annotations
 
 import atexit
+import ctypes
 import gc
 import json
 import os
@@ -56,6 +57,7 @@ MODULES = (
 # is noted while it is imported.
 READ_BY_NATIVE_CODE = ("PYTHON", "LD_", "LANG", "LC_", "TZ", "MALLOC_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "GRPC_")
 READ_AGAIN = {"COLUMNS", "LINES"}  # whenever something is printed
+PR_SET_PDEATHSIG = 1
 MOST_BYTES, MOST_FILES = 1 << 20, 16  # of a command with its environment
 CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
@@ -312,6 +314,7 @@ def serve(address: str) -> None:
     """Run what clients ask for until this process is killed."""
     import importlib
 
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it ends with the tests, however they end
     sys.path[0] = str(Path(__file__).parents[2])  # in the place of this script's folder
     imported = _ImportedWith()
     with imported.noted():

@@ -56,7 +56,7 @@ MODULES = (
 # Read at import, but not through os.environ: by the interpreter, the C library and native code. What Python code reads
 # is noted while it is imported.
 READ_BY_NATIVE_CODE = ("PYTHON", "LD_", "LANG", "LC_", "TZ", "MALLOC_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "GRPC_")
-READ_AGAIN = {"COLUMNS", "LINES"}  # whenever something is printed
+READ_AGAIN = {"COLUMNS", "LINES", "PYTHONBREAKPOINT"}  # whenever they are needed; Ray sets the last
 PR_SET_PDEATHSIG = 1
 MOST_BYTES, MOST_FILES = 1 << 20, 16  # of a command with its environment
 CLIENT = """#!{python} -IS
@@ -140,12 +140,11 @@ class _ImportedWith:
         finally:
             environment.__class__ = usual
         self.states.append(dict(environment))
-        names -= READ_AGAIN
 
     def same(self) -> bool:
         """Whether what was read has the same values in this process."""
         now = {*os.environ, *self.states[0]}
-        names = self.names | {name for name in now if name.startswith(READ_BY_NATIVE_CODE)}
+        names = (self.names | {name for name in now if name.startswith(READ_BY_NATIVE_CODE)}) - READ_AGAIN
         return all(os.environ.get(name) in [state.get(name) for state in self.states] for name in names)
 
     def complete(self) -> None:

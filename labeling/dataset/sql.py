@@ -11,9 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from labeling.dataset.dataset import Dataset
 from labeling.dataset.footers import FooterTable
 from labeling.dataset.images import IMAGES, REJECTED
@@ -25,13 +22,14 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
+    from labeling.dataset.arrow_shards import Places
+
 ROWS = "rows"  # a row of every group side by side: a column for each group, with its columns as fields
 _COMMON = ("id", "model", "version", "error")
 _COLUMN, _TABLE = re.compile(r"[Cc]olumn|Could not find key"), re.compile(r"[Tt]able")  # in errors about names
 _STREAM = "stream to be stored"
 _SHOWS = ("query", "duckdb_", "pragma_")  # functions that show tables which a statement does not name begin so
 MAX_NAMES = 40  # of columns that an error lists
-MAX_FILLER = 1 << 16  # rows of nulls in one piece, in the place of shards that are missing
 
 
 @contextmanager
@@ -73,7 +71,7 @@ class Tables:
         self.names = [*dataset.groups(), REJECTED] if footers is None else list(footers)
         self._footers = dict(footers or {})
         self._schemas: dict[str, pa.Schema] = {}
-        self._places: dict[str, tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = {}
+        self._places: dict[str, Places] = {}
 
     def with_rows(self, groups: Iterable[str]) -> list[str]:
         """Those of some groups that have rows. Footers that were not read yet are read together."""
@@ -253,61 +251,20 @@ class Tables:
 
     def _arrow(self, group: str, first: int, end: int | None) -> Any:
         """An Arrow dataset of a group's rows, in order, with nulls for shards that are missing."""
-        import pyarrow.dataset as arrow
-        from pyarrow.fs import LocalFileSystem
+        from labeling.dataset.arrow_shards import arrow_shards
 
-        schema = self.schema(group)
-        filesystem, root = self.dataset.store.arrow()
-        # Arrow would hold files twice, as they are and as rows; of a bucket it does, to read them in few requests.
-        ahead = not isinstance(filesystem, LocalFileSystem)
-        options = arrow.ParquetFragmentScanOptions(pre_buffer=ahead, use_buffered_stream=not ahead)
-        kind = arrow.ParquetFileFormat(default_fragment_scan_options=options)
-        shards = self.dataset.shards[first:end]
-        positions, rows, sizes = self._where(group)
-        parts: list[Any] = []
-        fragments: list[Any] = []
-        lacking = 0  # rows
+        places, is_aligned = self._places_of(group), group != REJECTED
+        return arrow_shards(self.dataset, group, self.schema(group), places, first, end, is_aligned)
 
-        def flush() -> None:
-            nonlocal lacking
-            if fragments:
-                parts.append(arrow.FileSystemDataset(list(fragments), schema, kind, filesystem))
-                fragments.clear()
-            for start in range(0, lacking, MAX_FILLER):
-                parts.append(arrow.InMemoryDataset(_nulls(schema, min(MAX_FILLER, lacking - start))))
-            lacking = 0
+    def _places_of(self, group: str) -> Places:
+        """Kept: a condition is evaluated on some hundred shards at a time, and to look all of them up each time would
+        take longer than to evaluate it."""
+        from labeling.dataset.arrow_shards import Places
 
-        for shard, position in zip(shards, positions[first:end].tolist(), strict=True):
-            if position < 0:
-                if group == REJECTED:
-                    continue
-                if fragments:
-                    flush()
-                lacking += shard.rows
-                continue
-            if group != REJECTED and rows[position] != shard.rows:
-                name = f"{self.dataset.uri}/{group}/{shard.name}"
-                raise InputError(f"{name}: other rows than the dataset's; label it again")
-            if lacking:
-                flush()
-            path = f"{root}/{shard_file(group, shard.name)}"
-            size = int(sizes[position])  # which saves a request where it is known
-            fragments.append(kind.make_fragment(path, filesystem, file_size=size if ahead and size > 0 else None))
-        flush()
-        if not parts:
-            return arrow.InMemoryDataset(schema.empty_table())
-        return parts[0] if len(parts) == 1 else arrow.UnionDataset(schema, parts)
-
-    def _where(self, group: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """(shards,) where each shard's footer is, -1 where there is none; rows and bytes of each footer's file.
-
-        Kept: a condition is evaluated on some hundred shards at a time, and a look at all of them each time would take
-        longer than what is looked for.
-        """
         if group not in self._places:
             table = self._footers[group]
             rows, sizes = table.table["rows"].to_numpy(), table.table["size"].to_numpy()
-            self._places[group] = (table.positions(self.dataset.shard_names), rows, sizes)
+            self._places[group] = Places(table.positions(self.dataset.shard_names), rows, sizes)
         return self._places[group]
 
 
@@ -376,9 +333,3 @@ def known_types(table: pa.Table) -> pa.Table:
     import pyarrow as pa
 
     return table.cast(pa.schema([pa.field(field.name, _known_type(field.type)) for field in table.schema]))
-
-
-def _nulls(schema: pa.Schema, rows: int) -> pa.Table:
-    import pyarrow as pa
-
-    return pa.table([pa.nulls(rows, field.type) for field in schema], schema=schema)

@@ -212,9 +212,7 @@ class Tables:
             if not any(pa.types.is_binary(self.schema(group).field(name).type) for name in names)
         }
 
-    def view_rows(
-        self, connection: duckdb.DuckDBPyConnection, mentioned: Mentioned, groups: Sequence[str]
-    ) -> None:
+    def view_rows(self, connection: duckdb.DuckDBPyConnection, mentioned: Mentioned, groups: Sequence[str]) -> None:
         """Add the table `rows`, with the columns of a statement that names it: DuckDB would read all of them.
 
         groups: that it needs, which are tables of the connection. A `*` has all columns but those of binary values,

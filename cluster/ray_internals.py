@@ -43,19 +43,25 @@ def few_processes() -> Iterator[None]:
     """While a Ray starts here: leave out what a command never uses, three Python processes that take 4 CPU seconds.
 
     They are the API server (dashboard, state and jobs over HTTP), the autoscaler of a cluster, and what sends the logs
-    of workers to the terminal. Workers start by `cluster.ray_worker`, which spares each of them a third of a second.
+    of workers to the terminal. The agent of the dashboard, without which no node starts, is the one of an installation
+    without a dashboard: it serves nothing. The other would wait four seconds for its port where a second Ray runs on
+    the machine. Workers start by `cluster.ray_worker`, which spares each of them a third of a second.
     """
     import ray._private.node as node
     import ray._private.parameter as parameter
+    import ray._private.utils as utils
 
     parameters, start_api_server = parameter.RayParams, node.Node.start_api_server
+    dependency_error = utils.get_dashboard_dependency_error
     parameter.RayParams = partial(
         parameters, no_monitor=True, include_log_monitor=False, setup_worker_path=WORKER_START
     )
     node.Node.start_api_server = lambda self, **options: None
+    utils.get_dashboard_dependency_error = lambda: ImportError("left out")
     try:
         yield
     finally:
+        utils.get_dashboard_dependency_error = dependency_error
         parameter.RayParams, node.Node.start_api_server = parameters, start_api_server
 
 

@@ -50,6 +50,7 @@ def test_ray_data_calls_back_at_each_step(ray_prepared: None) -> None:
 
 
 def test_ray_can_start_without_its_helpers(ray_prepared: None) -> None:
+    import ray._private.services as services
     import ray._private.worker as worker
     from ray._private.node import Node
     from ray._private.parameter import RayParams
@@ -58,6 +59,9 @@ def test_ray_can_start_without_its_helpers(ray_prepared: None) -> None:
     assert "ray._private.parameter.RayParams(" in inspect.getsource(worker), moved("RayParams is taken from elsewhere")
     names = parameters(getattr(Node, "start_api_server", None))
     assert names == ["self", "include_dashboard", "raise_on_failure"], moved(f"start_api_server now takes {names}")
+    source = inspect.getsource(services.start_raylet)
+    asked = "if ray._private.utils.get_dashboard_dependency_error() is not None:"
+    assert asked in source and '.append("--minimal")' in source, moved("the dashboard's agent")
 
 
 def test_ray_data_asks_its_helpers_in_one_place(ray_prepared: None) -> None:

@@ -22,7 +22,12 @@ pytestmark = pytest.mark.slow
 
 ANSWERS = """
 import os, signal, time
+import psutil
 from cluster.session import ray_session
+
+class Same:
+    def __call__(self, batch):
+        return batch
 
 told = []
 for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -34,8 +39,12 @@ with ray_session(memory=100 << 20):
     import ray
     import ray._private.state
     import ray.data
-    assert ray.data.range(4).map(lambda row: row, concurrency=1).count() == 4
-    print(*sorted(ray._private.worker._global_node.all_processes), len(ray._private.state.state.actor_table(None)))
+    assert ray.data.range(4).map_batches(Same, concurrency=1, batch_size=None).count() == 4
+    started = ray._private.worker._global_node.all_processes
+    print(*sorted(started), len(ray._private.state.state.actor_table(None)))
+    below = psutil.Process(started["raylet"][0].process.pid).children(recursive=True)
+    agent = next(process for process in below if "DashboardAgent" in process.cmdline()[0])
+    print("agent", *(one.laddr.port for one in agent.net_connections() if one.status == psutil.CONN_LISTEN))
 print(*told)
 """
 
@@ -191,8 +200,10 @@ def test_own_ray_has_what_a_command_needs_and_leaves_it_its_signals(tmp_path: Pa
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), "XDG_DATA_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", ANSWERS], env=environment, capture_output=True, text=True, timeout=120)
-    processes, signals = done.stdout.splitlines()
+    processes, agent, signals = done.stdout.splitlines()
     assert signals.split() == ["SIGTERM", "SIGUSR1"], done.stderr
     *names, actors = processes.split()
     assert set(names) - {"reaper"} == {"gcs_server", "raylet"}, "without helpers; some kernels need a reaper"
-    assert actors == "0", "none of Ray Data's own"
+    assert actors == "1", "that of the work, none of Ray Data's own"
+    usual = "52365"  # for which the agent of a second Ray would wait
+    assert agent.startswith("agent") and usual not in agent

@@ -26,6 +26,7 @@ PLAIN = (200, 200, 200, 255)  # of what has no color
 
 CameraPath = Literal["orbit", "turntable", "random"]
 
+AnyFloats = NDArray[np.floating[Any]]
 Floats = NDArray[np.float64]
 
 
@@ -118,7 +119,7 @@ class SeenPoints:
 
 
 def seen_by(
-    inverse_depth: NDArray[np.floating[Any]], cameras: tuple[Floats, Floats], intrinsics: tuple[Floats, Floats]
+    inverse_depth: AnyFloats, cameras: tuple[AnyFloats, AnyFloats], intrinsics: tuple[AnyFloats, AnyFloats]
 ) -> SeenPoints:
     """Project the pixels of a view whose depth is known into another one of its width.
 

@@ -40,8 +40,11 @@ def query(uri: str, sql: str) -> Iterator[Answer]:
     """
     tables = Tables(Dataset.open(uri))
     mentioned = parse(sql, "query")
-    with explained_sql(tables, "query"), tables.connect(columns=tables.read_columns(mentioned)) as connection:
-        tables.view_rows(connection, mentioned)
+    with explained_sql(tables, "query"):
+        groups = tables.needed(mentioned)
+        columns = tables.read_columns(mentioned, groups)
+    with explained_sql(tables, "query"), tables.connect(only=groups, columns=columns) as connection:
+        tables.view_rows(connection, mentioned, groups)
         relation = connection.execute(sql)
         names = [column[0] for column in relation.description or ()]
 

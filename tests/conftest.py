@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # as in processes of Ray
+    os.environ.setdefault(variable, "1")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # so that the end of short runs is noticed soon
 # Tests and the processes that they start import from plugins/, as simple_labelers. tests/ itself must not be on the
 # path, since its folders have the names of our packages.
@@ -68,11 +69,16 @@ def ray_prepared(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def ray_cluster(ray_prepared: None) -> Iterator[None]:
-    """A Ray of this test session; the jobs under test connect to it."""
+    """A Ray of this test session; the jobs under test connect to it. Its workers are forked (warm_processes)."""
+    from commands import warm
+
+    import cluster.ray_internals
     from cluster.session import ray_session
 
-    with ray_session(memory=600 << 20):
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster.ray_internals, "WORKER_START", str(warm().worker_start))
+        with ray_session(memory=600 << 20):
+            yield
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from nbclient import NotebookClient
 from ray_head import RayHead, ray_head
 from tiny_models import save_pipeline
-from warm_commands import warm_commands
+from warm_processes import Warm, warm_processes
 
 from labeling.dataset import Dataset
 
@@ -35,26 +35,38 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory, installed: Path) -> Iterator[RayHead]:
-    """A Ray with the package installed, so that not every command starts its own."""
+def paths(installed: Path) -> str:
+    """PYTHONPATH with the packages and the checkout."""
+    return os.pathsep.join([str(installed), str(ROOT), os.environ["PYTHONPATH"]])
+
+
+@pytest.fixture(scope="module")
+def warm(paths: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """What commands and workers of Ray are forked from."""
+    data = str(tmp_path_factory.mktemp("data"))
+    with warm_processes({**os.environ, "PYTHONPATH": paths, "XDG_DATA_HOME": data}) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, paths: str, warm: Warm) -> Iterator[RayHead]:
+    """A Ray with the packages installed, so that not every command starts its own."""
     folder = tmp_path_factory.mktemp("ray")
-    paths = os.pathsep.join([str(installed), os.environ["PYTHONPATH"]])
-    with ray_head(folder, {"XDG_DATA_HOME": str(folder), "PYTHONPATH": paths}) as head:
+    own = {"XDG_DATA_HOME": str(folder), "PYTHONPATH": paths}
+    with ray_head(folder, own, worker_start=warm.worker_start) as head:
         yield head
 
 
 @pytest.fixture(scope="module")
-def environment(cluster: RayHead, installed: Path) -> Iterator[dict[str, str]]:
+def environment(cluster: RayHead, paths: str, warm: Warm) -> dict[str, str]:
     """Variables of someone who has installed the packages and uses that Ray."""
-    variables = {
+    return {
         **os.environ,
         "RAY_ADDRESS": cluster.gcs,
         "RAY_AUTH_TOKEN_PATH": str(cluster.token_file),
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": os.pathsep.join([str(installed), str(ROOT), os.environ["PYTHONPATH"]]),
+        "PATH": os.pathsep.join([str(warm.commands), str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": paths,
     }
-    with warm_commands(variables) as commands:
-        yield {**variables, "PATH": os.pathsep.join([str(commands), variables["PATH"]])}
 
 
 def run(command: list[str], environment: dict[str, str]) -> str:

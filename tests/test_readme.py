@@ -22,7 +22,7 @@ import trimesh
 from picture_server import Answer, PictureServer
 from ray_head import RayHead, ray_head
 from tiny_models import save_blip, save_depth_anything, save_pipeline, save_t5, save_vae
-from warm_commands import warm_commands
+from warm_processes import Warm, warm_processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 DOCS = Path(__file__).parents[1] / "docs"
@@ -57,6 +57,7 @@ class User:
 
     folder: Path
     environment: dict[str, str]
+    warm: Warm
 
     def run(self, command: str) -> str:
         """What a command prints; it succeeds."""
@@ -114,8 +115,8 @@ def user(tmp_path_factory: pytest.TempPathFactory, photographs: Path, web: Pictu
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
     environment.pop("HF_HOME", None)
-    with warm_commands(environment) as commands:
-        yield User(here, {**environment, "PATH": os.pathsep.join([str(commands), environment["PATH"]])})
+    with warm_processes(environment) as warm:
+        yield User(here, {**environment, "PATH": os.pathsep.join([str(warm.commands), environment["PATH"]])}, warm)
 
 
 def save_in_hub(home: Path, name: str, save: Callable[[Path], object]) -> None:
@@ -131,7 +132,7 @@ def save_in_hub(home: Path, name: str, save: Callable[[Path], object]) -> None:
 def cluster(user: User, tmp_path: Path) -> Iterator[RayHead]:
     """A Ray with the user's home and folder, so that not every command starts its own."""
     before = dict(user.environment)
-    with ray_head(tmp_path, user.environment, user.folder) as head:
+    with ray_head(tmp_path, user.environment, user.folder, worker_start=user.warm.worker_start) as head:
         yield head
     user.environment = before
 

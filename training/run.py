@@ -220,8 +220,10 @@ def _run_workers(
             with monitor(coordinator, config, watched, control, requests, trainer.end):
                 trainer.fit()
         except ActorDiedError:
-            if not trainer.ended:
-                trainer.end()  # gives back what its workers had
+            ended = trainer.ended
+            # Gives back what its workers had; of a controller that was ended, what it still asked for at that moment.
+            trainer.end()
+            if not ended:
                 raise
         except TrainingFailedError:
             failure = ray.get(coordinator.failure.remote())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from labeling.dataset import TEXT, Dataset, entry_columns
+from labeling.dataset import Dataset, entry_columns
 from training.config import TrainingConfig
 from training.plan.manifest import Manifest
 from training.plan.planned_sample import PlannedSample
@@ -46,7 +46,7 @@ class SampleNames:
             return ""
         dataset = Dataset(source.dataset)
         columns = entry_columns(dataset.has_sets, "task", "prompt")
-        table = dataset.read(TEXT, source.shards.name(planned.shard), columns, [planned.row_group])
+        table = dataset.read(stream.text_group, source.shards.name(planned.shard), columns, [planned.row_group])
         entries = table["entries"][planned.row].as_py() or []
         if planned.views:
             entries = entries[planned.views[0]] or []

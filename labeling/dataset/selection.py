@@ -109,19 +109,18 @@ def read_condition(tables: Tables, where: str) -> Condition:
     what = f"where {where!r}"
     if not where.strip():
         raise InputError("where '': give a condition, as in \"images.width >= 512\"")
-    if not tables.groups:
+    if not tables.any_group():
         raise InputError(f"{what}: {tables.dataset.uri} has no rows yet")
     mentioned = parse(f"select 1 where {_boolean(where)}", what)
+    # Their footers at once, and those of no other group unless a column is named without its own.
+    tables.named({*mentioned.tables, *(path[0] for path in mentioned.columns if len(path) > 1)})
     _check_stable(tables, mentioned, what)
     try:
         columns = _columns(tables, mentioned)
     except InputError as error:
         raise InputError(f"{what}: {error}") from None
-    table_names = {table.lower() for table in mentioned.tables}
-    own = [group for group in tables.groups if group.lower() in table_names]
-    condition = Condition(where, columns, mentioned.whole, own)
-    only = tables.groups if condition.whole else condition.groups or tables.groups[:1]
-    with tables.connect(0, 0, only) as connection, explained_sql(tables, what):
+    condition = Condition(where, columns, mentioned.whole, tables.named(mentioned.tables))
+    with tables.connect(0, 0, _needed(condition, tables)) as connection, explained_sql(tables, what):
         # The condition stands in a WHERE, which refuses aggregates and windows.
         sql = f"select 1 from {_from(condition, tables)} where {_boolean(where)}"  # noqa: S608 (the person's own)
         connection.execute(sql).fetchall()
@@ -158,7 +157,7 @@ def select_rows(dataset: Dataset, where: str, footers: Mapping[str, FooterTable]
 
 def _evaluate(tables: Tables, condition: Condition, first: int, end: int) -> NDArray[np.bool_]:
     """(rows of the shards [first, end),) where the condition is true."""
-    only = tables.groups if condition.whole else condition.groups or tables.groups[:1]
+    only = _needed(condition, tables)
     columns = {} if condition.whole else _small_columns(tables, condition)
     with explained_sql(tables, f"where {condition.where!r}"), tables.connect(first, end, only, columns) as connection:
         mask = _mask(connection, condition.where, _from(condition, tables))
@@ -223,8 +222,13 @@ def _boolean(where: str) -> str:
     return f"cast(({where}\n) as boolean)"
 
 
+def _needed(condition: Condition, tables: Tables) -> list[str]:
+    """The groups that are tables where a condition is evaluated."""
+    return condition.reads if condition.groups else list(dict.fromkeys([*tables.any_group(), *condition.tables]))
+
+
 def _from(condition: Condition, tables: Tables) -> str:
-    return _beside(condition.groups or tables.groups[:1])
+    return _beside(condition.groups or tables.any_group())
 
 
 def _beside(groups: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
+    from labeling.dataset.arrow_shards import Places
+
 ROWS = "rows"  # a row of every group side by side: a column for each group, with its columns as fields
 _COMMON = ("id", "model", "version", "error")
 _COLUMN, _TABLE = re.compile(r"[Cc]olumn|Could not find key"), re.compile(r"[Tt]able")  # in errors about names
 _STREAM = "stream to be stored"
+_SHOWS = ("query", "duckdb_", "pragma_")  # functions that show tables which a statement does not name begin so
 MAX_NAMES = 40  # of columns that an error lists
-MAX_FILLER = 1 << 16  # rows of nulls in one piece, in the place of shards that are missing
 
 
 @contextmanager
@@ -60,15 +62,37 @@ def close_access(connection: duckdb.DuckDBPyConnection) -> None:
 class Tables:
     """The groups of a dataset as tables. A group that lacks a shard has nulls in its place.
 
-    footers: of each group that may be named; all declared groups by default, and what was rejected.
+    footers: of each group that may be named. By default any declared group may, and what was rejected, and the footers
+    are read of those alone that a statement needs: of many shards a listing takes seconds.
     """
 
     def __init__(self, dataset: Dataset, footers: Mapping[str, FooterTable] | None = None) -> None:
         self.dataset = dataset
-        self.footers = dataset.all_footers([*dataset.groups(), REJECTED]) if footers is None else dict(footers)
-        self.footers = {group: table for group, table in self.footers.items() if len(table)}
-        self.groups = [group for group in self.footers if group != REJECTED]
+        self.names = [*dataset.groups(), REJECTED] if footers is None else list(footers)
+        self._footers = dict(footers or {})
         self._schemas: dict[str, pa.Schema] = {}
+        self._places: dict[str, Places] = {}
+
+    def with_rows(self, groups: Iterable[str]) -> list[str]:
+        """Those of some groups that have rows. Footers that were not read yet are read together."""
+        groups = list(groups)
+        if unread := [group for group in groups if group not in self._footers]:
+            self._footers |= self.dataset.all_footers(unread)
+        return [group for group in groups if len(self._footers[group])]
+
+    def named(self, names: Iterable[str]) -> list[str]:
+        """The groups of rows that are called by one of these names, as SQL takes them, and have rows."""
+        lower = {name.lower() for name in names}
+        return self.with_rows(group for group in self.names if group != REJECTED and group.lower() in lower)
+
+    @property
+    def groups(self) -> list[str]:
+        """Every group that has a row for each of the dataset's."""
+        return self.with_rows(group for group in self.names if group != REJECTED)
+
+    def any_group(self) -> list[str]:
+        """A group that tells how many rows there are; none where there are no rows."""
+        return self.named([IMAGES]) or self.groups[:1]
 
     def schema(self, group: str) -> pa.Schema:
         """The columns of a group: of its first shard and of its last one, which a newer program may have written."""
@@ -76,8 +100,9 @@ class Tables:
             import pyarrow as pa
             import pyarrow.parquet as pq
 
-            names, store, schemas = self.footers[group].names(), self.dataset.store, []
-            for name in dict.fromkeys([shard_file(group, names[-1]), shard_file(group, names[0])]):
+            names, store, schemas = self._footers[group].table["name"], self.dataset.store, []
+            for shard in dict.fromkeys([names[-1].as_py(), names[0].as_py()]):
+                name = shard_file(group, shard)
                 with store.open(name) as file, store.explained(name):
                     schemas.append(pq.read_schema(file).remove_metadata())
             fields = [pa.field(field.name, _known_type(field.type)) for field in _unified(schemas)]
@@ -88,19 +113,19 @@ class Tables:
         """Every column, as "group.column"."""
         return [f"{group}.{name}" for group in groups or self.groups for name in self.schema(group).names]
 
-    def resolve(self, path: Sequence[str]) -> tuple[str, str] | None:
+    def resolve(self, path: Sequence[str], among: Sequence[str] | None = None) -> tuple[str, str] | None:
         """(group, column) that a path in SQL means, None where it means none of them.
 
-        Raises InputError for a name that columns of several groups have.
+        among: the groups whose columns may be named alone, all by default. Raises InputError for a name that columns of
+        several groups have.
         """
-        groups = {group.lower(): group for group in self.groups}
-        if len(path) > 1 and path[0].lower() in groups:
-            group = groups[path[0].lower()]
+        if len(path) > 1 and (of_name := self.named([path[0]])):
+            group = of_name[0]
             name = next((name for name in self.schema(group).names if name.lower() == path[1].lower()), None)
             return None if name is None else (group, name)
         owners = [
             (group, name)
-            for group in self.groups
+            for group in (self.groups if among is None else among)
             for name in self.schema(group).names
             if name.lower() == path[0].lower()
         ]
@@ -134,7 +159,7 @@ class Tables:
         only: the groups that are tables there; columns: of them that SQL reads, which where the store is far away are
         read before, from many files at a time: DuckDB has four of them read, whatever the delay.
         """
-        groups = self.footers if only is None else only
+        groups = self.with_rows(self.names if only is None else only)
         tables = {group: self._arrow(group, first, end) for group in groups}
         for group, names in (columns or {}).items():
             if self.dataset.store.gap and group in tables:
@@ -151,8 +176,21 @@ class Tables:
         scanner = rows.scanner(columns=list(names), fragment_readahead=parallel, batch_readahead=parallel)
         return scanner.to_reader()
 
-    def read_columns(self, mentioned: Mentioned) -> dict[str, list[str]]:
-        """The columns that a statement reads, by group; nothing where it may need others, or a few rows only."""
+    def needed(self, mentioned: Mentioned) -> list[str]:
+        """The groups that a statement reads, and what was rejected where it does: all where that is not sure."""
+        known = {ROWS, *(group.lower() for group in self.names)}
+        tables = {table.lower() for table in mentioned.tables}
+        shows = any(name.startswith(_SHOWS) for name in mentioned.functions)
+        if shows or not tables <= known or (ROWS in tables and _reads_all_groups(mentioned)):
+            return self.with_rows(self.names)
+        names = tables | {name.lower() for path in mentioned.columns for name in path}
+        names |= {field.lower() for field in mentioned.fields}
+        groups = self.with_rows(group for group in self.names if group.lower() in names)
+        return groups if ROWS not in tables or groups not in ([], [REJECTED]) else [*self.any_group(), *groups]
+
+    def read_columns(self, mentioned: Mentioned, groups: Sequence[str]) -> dict[str, list[str]]:
+        """The columns that a statement reads of the groups that it needs; nothing where it may need others, or a few
+        rows only."""
         import pyarrow as pa
 
         renames = any(alias != table for table, alias in mentioned.aliases)
@@ -162,10 +200,10 @@ class Tables:
         columns: dict[str, list[str]] = {}
         for path in mentioned.columns:
             try:
-                found = self.resolve(path)
+                found = self.resolve(path, groups)
             except InputError:
                 return {}
-            if found is None or (len(path) == 1 and path[0].lower() in map(str.lower, self.groups)):
+            if found is None or (len(path) == 1 and path[0].lower() in map(str.lower, groups)):
                 return {}  # such a name may be a whole group of `rows`
             columns[found[0]] = [name for name in self.schema(found[0]).names if name.lower() in named]
         return {
@@ -174,20 +212,23 @@ class Tables:
             if not any(pa.types.is_binary(self.schema(group).field(name).type) for name in names)
         }
 
-    def view_rows(self, connection: duckdb.DuckDBPyConnection, mentioned: Mentioned) -> None:
+    def view_rows(self, connection: duckdb.DuckDBPyConnection, mentioned: Mentioned, groups: Sequence[str]) -> None:
         """Add the table `rows`, with the columns of a statement that names it: DuckDB would read all of them.
 
-        A `*` has all columns but those of binary values, which are pictures.
+        groups: that it needs, which are tables of the connection. A `*` has all columns but those of binary values,
+        which are pictures.
         """
         import pyarrow as pa
 
         paths = {tuple(name.lower() for name in path) for path in mentioned.columns}
         used_names = {name for path in paths for name in path} | {field.lower() for field in mentioned.fields}
         own = {alias for table, alias in mentioned.aliases if table == ROWS}
-        every = mentioned.star or any(path[-1] in own for path in paths)
-        parts, groups = [], []
-        for group in self.groups:
+        every = _reads_all_groups(mentioned)
+        parts, sides = [], []
+        for group in self.names:
             name = group.lower()
+            if group == REJECTED or (group not in groups and (every or name in used_names)):  # it has no rows
+                continue
             if not every and name not in used_names:  # it stays a column, so that an error about its name lists it
                 parts.append(f"struct_pack(id := null::varchar) as {quoted(group)}")
                 continue
@@ -200,59 +241,29 @@ class Tables:
             ]
             fields = ", ".join(f"{quoted(name)} := {quoted(group)}.{quoted(name)}" for name in names or ["id"])
             parts.append(f"struct_pack({fields}) as {quoted(group)}")
-            groups.append(quoted(group))
-        if parts:
-            sides = " positional join ".join(groups or [quoted(self.groups[0])])
-            connection.execute(f"create view {ROWS} as select {', '.join(parts)} from {sides}")  # noqa: S608
+            sides.append(quoted(group))
+        sides = sides or [quoted(group) for group in groups if group != REJECTED][:1]
+        if sides:
+            joined = " positional join ".join(sides)
+            connection.execute(f"create view {ROWS} as select {', '.join(parts)} from {joined}")  # noqa: S608
 
     def _arrow(self, group: str, first: int, end: int | None) -> Any:
         """An Arrow dataset of a group's rows, in order, with nulls for shards that are missing."""
-        import pyarrow.dataset as arrow
-        from pyarrow.fs import LocalFileSystem
+        from labeling.dataset.arrow_shards import arrow_shards
 
-        schema, table = self.schema(group), self.footers[group]
-        filesystem, root = self.dataset.store.arrow()
-        # Arrow would hold files twice, as they are and as rows; of a bucket it does, to read them in few requests.
-        ahead = not isinstance(filesystem, LocalFileSystem)
-        options = arrow.ParquetFragmentScanOptions(pre_buffer=ahead, use_buffered_stream=not ahead)
-        kind = arrow.ParquetFileFormat(default_fragment_scan_options=options)
-        shards = self.dataset.shards[first:end]
-        positions = table.positions([shard.name for shard in shards])
-        rows = table.table["rows"].to_numpy()
-        sizes = table.table["size"].to_numpy()
-        parts: list[Any] = []
-        fragments: list[Any] = []
-        lacking = 0  # rows
+        places, is_aligned = self._places_of(group), group != REJECTED
+        return arrow_shards(self.dataset, group, self.schema(group), places, first, end, is_aligned)
 
-        def flush() -> None:
-            nonlocal lacking
-            if fragments:
-                parts.append(arrow.FileSystemDataset(list(fragments), schema, kind, filesystem))
-                fragments.clear()
-            for start in range(0, lacking, MAX_FILLER):
-                parts.append(arrow.InMemoryDataset(_nulls(schema, min(MAX_FILLER, lacking - start))))
-            lacking = 0
+    def _places_of(self, group: str) -> Places:
+        """Kept: a condition is evaluated on some hundred shards at a time, and to look all of them up each time would
+        take longer than to evaluate it."""
+        from labeling.dataset.arrow_shards import Places
 
-        for shard, position in zip(shards, positions.tolist(), strict=True):
-            if position < 0:
-                if group == REJECTED:
-                    continue
-                if fragments:
-                    flush()
-                lacking += shard.rows
-                continue
-            if group != REJECTED and rows[position] != shard.rows:
-                name = f"{self.dataset.uri}/{group}/{shard.name}"
-                raise InputError(f"{name}: other rows than the dataset's; label it again")
-            if lacking:
-                flush()
-            path = f"{root}/{shard_file(group, shard.name)}"
-            size = int(sizes[position])  # which saves a request where it is known
-            fragments.append(kind.make_fragment(path, filesystem, file_size=size if ahead and size > 0 else None))
-        flush()
-        if not parts:
-            return arrow.InMemoryDataset(schema.empty_table())
-        return parts[0] if len(parts) == 1 else arrow.UnionDataset(schema, parts)
+        if group not in self._places:
+            table = self._footers[group]
+            rows, sizes = table.table["rows"].to_numpy(), table.table["size"].to_numpy()
+            self._places[group] = Places(table.positions(self.dataset.shard_names), rows, sizes)
+        return self._places[group]
 
 
 @contextmanager
@@ -271,8 +282,14 @@ def explained_sql(tables: Tables, what: str) -> Iterator[None]:
         if _COLUMN.search(text):
             there = f"; there are {listed(tables.telling_columns())}"
         elif _TABLE.search(text):
-            there = f"; there are {listed([ROWS, *tables.footers])}"
+            there = f"; there are {listed([ROWS, *tables.with_rows(tables.names)])}"
         raise InputError(f"{what}: {one_line(text, 400).rstrip('.!')}{there}") from None
+
+
+def _reads_all_groups(mentioned: Mentioned) -> bool:
+    """Whether a statement that names `rows` takes all of its columns."""
+    own = {alias for table, alias in mentioned.aliases if table == ROWS}
+    return mentioned.star or any(path[-1].lower() in own for path in mentioned.columns)
 
 
 def quoted(name: str) -> str:
@@ -314,9 +331,3 @@ def known_types(table: pa.Table) -> pa.Table:
     import pyarrow as pa
 
     return table.cast(pa.schema([pa.field(field.name, _known_type(field.type)) for field in table.schema]))
-
-
-def _nulls(schema: pa.Schema, rows: int) -> pa.Table:
-    import pyarrow as pa
-
-    return pa.table([pa.nulls(rows, field.type) for field in schema], schema=schema)

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from labeling.labeler import Prepared, Row, RowError, required
+from labeling.labeler import AddedLater, Prepared, Row, RowError, required
 from labeling.networks.batches import in_batches, parts
+from labeling.networks.box_masks import BoxMasks
 from labeling.networks.pretrained import (
     MEDIAPIPE,
     PretrainedLabeler,
     files_digest,
     mediapipe_file,
-    mediapipe_solution,
     package_label,
 )
 from labeling.networks.prompted_masks import (
@@ -41,8 +41,6 @@ _PERSON = "person"
 _NOTHING = ("background", "unlabeled", "void", "N/A")  # classes of some models that mean no class
 _SEGMENT = ("id", "label_id", "score")  # what is used of a processor's segments_info
 _CLASSES = 10  # of a picture (docs/paper.md, One-Gen)
-_AROUND = 0.15  # of a box's longer side: the margin that is looked at with it
-_SMALL_SIDE = 96  # pixels that a box with its margin has at least for GrabCut, where the picture has them
 _LEAST_SHARE = 0.0005  # of the picture: smaller regions are noise
 
 
@@ -61,14 +59,21 @@ class SegmentationLabeler(PretrainedLabeler):
         computes in; kind: which regions a model is asked for, "" for single things or, of a model that cannot tell them
         apart, classes of pixels; "boxes" for the objects in the boxes, of a SAM 2; "words" for what `names` or
         `names_from` say, of a SAM 3; working_side: pixels of the longer side that GrabCut works at; iterations: of
-        GrabCut; threshold: least share of person in a pixel, or least score of a segment."""
+        GrabCut; threshold: least share of person in a pixel, or least score of a segment; full_people: whether people
+        are looked at in the full picture, which finds small ones, and cut out by GrabCut where mediapipe finds nobody;
+        new groups without a model have it."""
 
         kind: Literal["", "instance", "panoptic", "semantic", "boxes", "words"] = ""
         working_side: int = Field(320, ge=32)
         iterations: int = Field(4, ge=1)
         threshold: float = Field(0.5, ge=0, le=1)
+        full_people: Annotated[bool, AddedLater()] = False
 
     parameters: Parameters
+
+    @classmethod
+    def first_parameters(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {} if given.get("model") else {"full_people": True}
 
     def __init__(self, group: str, parameters: BaseModel) -> None:
         super().__init__(group, parameters)
@@ -83,7 +88,6 @@ class SegmentationLabeler(PretrainedLabeler):
         else:
             self.version = 2  # GrabCut sees the surroundings of a box only
         self._prompts: MaskPrompts | None = None
-        self._people: Any = None  # mediapipe's model of people
 
     @property
     def model(self) -> str:
@@ -141,7 +145,8 @@ class SegmentationLabeler(PretrainedLabeler):
             raise InputError(f"segmentation.kind: {self._kind} regions are not what this model gives; take semantic")
 
     def load_embedded(self) -> None:
-        self._people = mediapipe_solution("selfie_segmentation").SelfieSegmentation(model_selection=0)
+        own = self.parameters
+        self._boxes = BoxMasks(own.working_side, own.iterations, own.threshold, own.full_people)
 
     def prepare(self, row: Row) -> Prepared:
         required(row, "images.image")
@@ -192,93 +197,9 @@ class SegmentationLabeler(PretrainedLabeler):
     def _cut_out(
         self, picture: Picture, boxes: list[dict[str, float]], names: list[str]
     ) -> list[tuple[NDArray[np.bool_], str]]:
-        import mmcv
-
-        height, width = picture.shape[:2]
-        scale = min(1.0, self.parameters.working_side / max(height, width))
-        small: Any = None  # for people alone
-        regions: list[tuple[NDArray[np.bool_], str]] = []
-        for box, name in zip(boxes, names, strict=True):
-            corners = tuple(box[key] for key in ("x0", "y0", "x1", "y1"))
-            if name != _PERSON:
-                full = self._object(picture, corners)
-            else:
-                if small is None:
-                    small = mmcv.imrescale(picture, scale, interpolation="area") if scale < 1 else picture
-                    small = np.ascontiguousarray(small)
-                fx, fy = small.shape[1] / width, small.shape[0] / height
-                full = _resized(
-                    self._person(small, (corners[0] * fx, corners[1] * fy, corners[2] * fx, corners[3] * fy)),
-                    width,
-                    height,
-                )
-            if _share(full) >= _LEAST_SHARE:
-                regions.append((full, name))
-        return regions
-
-    def _person(self, picture: Picture, corners: tuple[float, ...]) -> NDArray[np.bool_]:
-        """A person: mediapipe's mask of the surroundings of the box, inside the box."""
-        import mmcv
-
-        height, width = picture.shape[:2]
-        x0, y0, x1, y1 = _pixels(corners, width, height)
-        around = _AROUND * max(x1 - x0, y1 - y0)
-        window = np.array([max(0, x0 - around), max(0, y0 - around), min(width, x1 + around), min(height, y1 + around)])
-        left, top, right, bottom = window.round().astype(int)
-        crop = np.ascontiguousarray(mmcv.imcrop(picture, np.array([left, top, right - 1, bottom - 1])))
-        share = np.asarray(self._people.process(crop).segmentation_mask)
-        person = np.zeros((height, width), bool)
-        person[top : top + share.shape[0], left : left + share.shape[1]] = share >= self.parameters.threshold
-        inside = np.zeros((height, width), bool)
-        inside[y0:y1, x0:x1] = True
-        return person & inside
-
-    def _object(self, picture: Picture, corners: tuple[float, ...]) -> NDArray[np.bool_]:
-        """Any other object: GrabCut around its box, outside of which is background.
-
-        It sees the box and a margin. Of a whole picture the background has all colors, those of a small object too.
-        """
-        import mmcv
-
-        height, width = picture.shape[:2]
-        x0, y0, x1, y1 = _pixels(corners, width, height)
-        around = round(_AROUND * max(x1 - x0, y1 - y0))
-        left, top = max(0, x0 - around), max(0, y0 - around)
-        right, bottom = min(width, x1 + around), min(height, y1 + around)
-        crop = picture[top:bottom, left:right]
-        side = max(crop.shape[:2])
-        # An object is as large as in a picture of working_side, and a small one larger.
-        scale = min(1.0, max(self.parameters.working_side / max(height, width), _SMALL_SIDE / side))
-        if scale < 1:
-            crop = mmcv.imrescale(crop, scale, interpolation="area")
-        fx, fy = crop.shape[1] / (right - left), crop.shape[0] / (bottom - top)
-        inside = ((x0 - left) * fx, (y0 - top) * fy, (x1 - left) * fx, (y1 - top) * fy)
-        cut = self._grab(np.ascontiguousarray(crop), _pixels(inside, crop.shape[1], crop.shape[0]))
-        full = np.zeros((height, width), bool)
-        full[top:bottom, left:right] = _resized(cut, right - left, bottom - top)
-        return full
-
-    def _grab(self, picture: Picture, box: tuple[int, int, int, int]) -> NDArray[np.bool_]:
-        """What GrabCut finds inside a box, in pixels."""
-        import cv2
-
-        height, width = picture.shape[:2]
-        x0, y0, x1, y1 = box
-        mask = np.full((height, width), cv2.GC_BGD, np.uint8)
-        mask[y0:y1, x0:x1] = cv2.GC_PR_FGD
-        if (mask == cv2.GC_BGD).sum() < 0.02 * mask.size:  # the box fills the picture: its rim is the best guess
-            rim = max(1, round(0.02 * min(height, width)))
-            mask[:rim], mask[-rim:], mask[:, :rim], mask[:, -rim:] = (cv2.GC_PR_BGD,) * 4
-            mask[0], mask[-1], mask[:, 0], mask[:, -1] = (cv2.GC_BGD,) * 4
-        if not (mask == cv2.GC_PR_FGD).any():  # a box of two or three pixels
-            return np.ones((height, width), bool)
-        cv2.setRNGSeed(0)  # GrabCut begins with k-means, which draws its centers
-        back, fore = np.zeros((1, 65)), np.zeros((1, 65))
-        nowhere = (0, 0, 1, 1)  # the rectangle is not used when a mask is given
-        cv2.grabCut(picture, mask, nowhere, back, fore, self.parameters.iterations, cv2.GC_INIT_WITH_MASK)
-        cut = np.isin(mask, (cv2.GC_FGD, cv2.GC_PR_FGD))
-        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
-        return cv2.morphologyEx(cut.astype(np.uint8), cv2.MORPH_OPEN, kernel).astype(bool)
+        corners = [tuple(box[key] for key in ("x0", "y0", "x1", "y1")) for box in boxes]
+        masks = self._boxes.of(picture, [(one, name == _PERSON) for one, name in zip(corners, names, strict=True)])
+        return [(mask, name) for mask, name in zip(masks, names, strict=True) if _share(mask) >= _LEAST_SHARE]
 
     def _segments(
         self, batch: dict[str, Any], counts: list[int], sizes: list[tuple[int, int]]
@@ -355,15 +276,3 @@ def _columns(regions: list[tuple[NDArray[np.bool_], str]], size: tuple[int, int]
 def _share(region: NDArray[np.bool_]) -> float:
     """A region's share of the picture. Its pixels are counted: a mean of booleans takes ten times as long."""
     return np.count_nonzero(region) / region.size
-
-
-def _resized(cut: NDArray[np.bool_], width: int, height: int) -> NDArray[np.bool_]:
-    import mmcv
-
-    return np.asarray(mmcv.imresize(cut.astype(np.uint8) * 255, (width, height), interpolation="bilinear") > 127)
-
-
-def _pixels(corners: tuple[float, ...], width: int, height: int) -> tuple[int, int, int, int]:
-    x0, y0, x1, y1 = (round(value) for value in corners)
-    x0, y0 = min(max(x0, 0), width - 1), min(max(y0, 0), height - 1)
-    return x0, y0, min(max(x1, x0 + 1), width), min(max(y1, y0 + 1), height)

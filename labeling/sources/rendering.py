@@ -26,6 +26,7 @@ PLAIN = (200, 200, 200, 255)  # of what has no color
 
 CameraPath = Literal["orbit", "turntable", "random"]
 
+AnyFloats = NDArray[np.floating[Any]]
 Floats = NDArray[np.float64]
 
 
@@ -89,22 +90,52 @@ def overlap(views: Sequence[View]) -> float | None:
 
 
 def _shown_again(one: View, other: View) -> float | None:
-    size = len(one.inverse_depth)
-    origins, directions = pixel_rays(one.c2w, size)
-    inverse = one.inverse_depth.reshape(-1).astype(np.float64)
-    hit = inverse > 0
-    if not hit.any():
+    height, width = other.inverse_depth.shape
+    points = seen_by(one.inverse_depth, (one.c2w, other.c2w), (one.intrinsics, other.intrinsics))
+    if not len(points.depth):
         return None
-    points = origins[hit] + directions[hit] / inverse[hit, None]
-    local = (points - other.c2w[:3, 3]) @ other.c2w[:3, :3]
-    depth = -local[:, 2]
-    x, y = (
-        ((0.5 + sign * FOCAL_LENGTH * local[:, axis] / np.maximum(depth, 1e-9)) * size).astype(int)
-        for axis, sign in ((0, 1), (1, -1))
-    )
-    inside = (depth > 0) & (x >= 0) & (x < size) & (y >= 0) & (y < size)
-    there = other.inverse_depth[y.clip(0, size - 1), x.clip(0, size - 1)]
-    return float((inside & (np.abs(there * depth - 1) < SAME_DEPTH)).mean())
+    inside = points.inside(width, height)
+    there = other.inverse_depth[points.y.clip(0, height - 1), points.x.clip(0, width - 1)]
+    return float((inside & (np.abs(there * points.depth - 1) < SAME_DEPTH)).mean())
+
+
+@dataclass(frozen=True)
+class SeenPoints:
+    """What P pixels of a view show, as another camera sees it.
+
+    rows, columns: (P,) of the pixels; x, y: (P,) int64, of the other view's pixels; depth: (P,) along its optical axis,
+    not above 0 behind it.
+    """
+
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    x: NDArray[np.int64]
+    y: NDArray[np.int64]
+    depth: Floats
+
+    def inside(self, width: int, height: int) -> NDArray[np.bool_]:
+        """(P,): which are within the other view."""
+        return (self.depth > 0) & (self.x >= 0) & (self.x < width) & (self.y >= 0) & (self.y < height)
+
+
+def seen_by(
+    inverse_depth: AnyFloats, cameras: tuple[AnyFloats, AnyFloats], intrinsics: tuple[AnyFloats, AnyFloats]
+) -> SeenPoints:
+    """Project the pixels of a view whose depth is known into another one of its width.
+
+    inverse_depth: (H, W), 0 where unknown; cameras: OpenGL camera-to-world (4, 4) of the view and of the other one;
+    intrinsics: (3, 3) of both, for an image width of 1.
+    """
+    width = inverse_depth.shape[1]
+    rows, columns = np.nonzero(inverse_depth > 0)
+    depth = 1 / inverse_depth[rows, columns].astype(np.float64)
+    (own, other), (own_matrix, other_matrix) = cameras, intrinsics
+    across = np.stack([(columns + 0.5) / width, (rows + 0.5) / width, np.ones(len(rows))], -1)
+    local = across @ np.linalg.inv(own_matrix).T * depth[:, None] * (1, -1, -1)  # OpenGL: y up, z backward
+    there = (local @ own[:3, :3].T + own[:3, 3] - other[:3, 3]) @ other[:3, :3] * (1, -1, -1)
+    seen = (there / np.maximum(there[:, 2:], 1e-9)) @ np.asarray(other_matrix).T * width
+    x, y = (np.floor(seen[:, axis].clip(-1, 1 << 30)).astype(np.int64) for axis in (0, 1))
+    return SeenPoints(rows, columns, x, y, there[:, 2])
 
 
 def _check(name: str, vertices: Floats, faces: NDArray[Any]) -> None:

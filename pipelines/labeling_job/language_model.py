@@ -96,7 +96,7 @@ def ask(tables: Sequence[Any], process: tuple[Any, ...], processes: int, config:
     from ray.data import ActorPoolStrategy
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    requests = ray.data.from_arrow(list(tables)).map_batches(
+    requests = ray.data.from_blocks(list(tables)).map_batches(
         Asking,
         fn_constructor_args=process,
         batch_size=None,

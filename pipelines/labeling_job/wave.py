@@ -208,7 +208,7 @@ def _run(
         enable_true_multi_threading=True,
     )
     with DataContext.current(context):
-        rows = ray.data.from_arrow(tables).map_batches(
+        rows = ray.data.from_blocks(tables).map_batches(  # from_arrow runs a task for each, to look at it
             LabelProcess,
             fn_constructor_args=process,
             batch_size=None,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labeling.dataset import CAMERAS, IMAGES
-from labeling.sources.rendering import SAME_DEPTH
+from labeling.sources.rendering import SAME_DEPTH, seen_by
 from model.pictures import Picture, decode_gray, decode_picture, fit_picture
 from pipelines.reports.overlays import Drawing, Inliner
 
@@ -20,7 +20,10 @@ Floats = NDArray[np.floating[Any]]
 
 
 def reproject(
-    image: Picture, inverse_depth: Floats, cameras: tuple[Floats, Floats], intrinsics: tuple[Floats, Floats]
+    image: Picture,
+    inverse_depth: Floats,
+    cameras: tuple[NDArray[np.float64], NDArray[np.float64]],
+    intrinsics: tuple[NDArray[np.float64], NDArray[np.float64]],
 ) -> tuple[Picture, Floats]:
     """What a view shows as another camera sees it: its colors (H, W, 3) there, and their inverse depth (H, W), 0 where
     it shows nothing.
@@ -29,21 +32,13 @@ def reproject(
     the other one; intrinsics: (3, 3) of both, for an image width of 1.
     """
     height, width = inverse_depth.shape
-    rows, columns = np.nonzero(inverse_depth > 0)
-    depth = 1 / inverse_depth[rows, columns].astype(np.float64)
-    (own, other), (own_matrix, other_matrix) = cameras, intrinsics
-    across = np.stack([(columns + 0.5) / width, (rows + 0.5) / width, np.ones(len(rows))], -1)
-    local = across @ np.linalg.inv(own_matrix).T * depth[:, None] * (1, -1, -1)  # OpenGL: y up, z backward
-    there = (local @ own[:3, :3].T + own[:3, 3] - other[:3, 3]) @ other[:3, :3] * (1, -1, -1)
-    front = there[:, 2] > 0
-    seen = (there[front] / there[front, 2:]) @ np.asarray(other_matrix).T * width
-    x, y = np.floor(seen[:, 0]).astype(int), np.floor(seen[:, 1]).astype(int)
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    order = np.argsort(-there[front, 2][inside], kind="stable")  # the nearest last
-    at = (y[inside][order], x[inside][order])
+    points = seen_by(inverse_depth, cameras, intrinsics)
+    inside = np.nonzero(points.inside(width, height))[0]
+    inside = inside[np.argsort(-points.depth[inside], kind="stable")]  # the nearest last
+    at = (points.y[inside], points.x[inside])
     colors, inverse = np.full_like(image, _UNSEEN), np.zeros_like(inverse_depth, np.float64)
-    colors[at] = image[rows, columns][front][inside][order]
-    inverse[at] = 1 / there[front, 2][inside][order]
+    colors[at] = image[points.rows[inside], points.columns[inside]]
+    inverse[at] = 1 / points.depth[inside]
     return colors, inverse
 
 

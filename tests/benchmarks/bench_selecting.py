@@ -2,7 +2,8 @@
 
 Beside `where`: the same SQL by DuckDB alone, which reads the files itself. `make bench-selecting`.
 
-    bench_selecting.py --shards 1000 10000 100000            # small shards, on disk: what a shard costs
+    bench_selecting.py --shards 1000 10000 100000            # shards of 16 rows, on disk: what a shard costs
+    bench_selecting.py --shards 1000 4000 --shard-rows 1024  # up to 4 million rows
     bench_selecting.py --s3 300 1000 3000 --delay 0.03       # on S3: a server on loopback that makes requests wait
 """
 
@@ -26,6 +27,7 @@ SHARD_ROWS = 1024
 RESULT = Path("runs/bench/selecting.json")
 WHERE = "quality.sharpness > 0.4 and images.licence like 'CC%'"
 FLIPS = 56
+DISTINCT = 200  # shards that are written; the files of further ones are links to theirs
 
 
 def write_dataset(folder: str, rows: int, shard_rows: int = SHARD_ROWS) -> None:
@@ -36,6 +38,11 @@ def write_dataset(folder: str, rows: int, shard_rows: int = SHARD_ROWS) -> None:
     licences = np.array(["CC0-1.0", "CC-BY-4.0", "all rights reserved", None], object)
     for number, start in enumerate(range(0, rows, shard_rows)):
         count, shard = min(shard_rows, rows - start), f"{number:06d}"
+        shards.append(ShardInfo(shard, count))
+        if number >= DISTINCT and count == shard_rows:
+            for group in ("images", "quality"):
+                os.link(f"{folder}/{group}/{number % DISTINCT:06d}.parquet", f"{folder}/{group}/{shard}.parquet")
+            continue
         ids = pa.array([f"{row:032x}" for row in range(start, start + count)])
         groups = [16] * (count // 16) + ([count % 16] if count % 16 else [])
         licence = pa.array(licences[random.integers(0, 4, count)], pa.string())
@@ -43,7 +50,6 @@ def write_dataset(folder: str, rows: int, shard_rows: int = SHARD_ROWS) -> None:
         quality = pa.table({"id": ids, "sharpness": pa.array(random.random(count), pa.float32())})
         for group, table in (("images", images), ("quality", quality)):
             write_shard(dataset.store, group, shard, table, groups, "recipe")
-        shards.append(ShardInfo(shard, count))
     for group in ("images", "quality"):
         made_by = {"labeler": group, "version": 1, "parameters": {}, "weights": ""}
         dataset.declare(group, {**made_by, "reads": ["images.id"]})
@@ -53,9 +59,9 @@ def write_dataset(folder: str, rows: int, shard_rows: int = SHARD_ROWS) -> None:
 def by_where(folder: str, _: int) -> dict[str, Any]:
     from labeling.dataset import Dataset, select_rows
 
-    dataset = Dataset.open(folder)
-    dataset.all_footers(dataset.groups(), save=True)
-    return {"selected": _timed(lambda: select_rows(dataset, WHERE).rows)}
+    indexed = _timed(lambda: Dataset.open(folder).all_footers(["images", "quality"], save=True))
+    selected = _timed(lambda: select_rows(Dataset.open(folder), WHERE).rows)
+    return {"selected": selected, "seconds of the first index": indexed["seconds"]}
 
 
 def by_duckdb(folder: str, _: int) -> dict[str, Any]:
@@ -160,8 +166,10 @@ def measure(kind: str, folder: str, rows: int, s3: str = "") -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--shards", type=int, nargs="*", default=[], help="numbers of shards of 16 rows, on disk")
-    parser.add_argument("--s3", type=int, nargs="*", default=[], help="numbers of shards of 64 rows, on S3")
+    parser.add_argument("--shards", type=int, nargs="*", default=[], help="numbers of shards, on disk")
+    parser.add_argument("--s3", type=int, nargs="*", default=[], help="numbers of shards, on S3")
+    parser.add_argument("--shard-rows", type=int, default=16, help="rows of each of these")
+    parser.add_argument("--only", nargs="*", default=list(WORK), help="what to measure")
     parser.add_argument("--delay", type=float, default=0.03, help="seconds that a request to S3 waits")
     parser.add_argument("--work", default="")
     parser.add_argument("--folder", default="")
@@ -182,7 +190,7 @@ def main() -> None:
     for rows in (options.rows // 100, options.rows // 10, options.rows):
         with tempfile.TemporaryDirectory() as folder:
             write_dataset(folder, rows)
-            for kind in WORK:
+            for kind in options.only:
                 result = results[f"{kind}, {rows}"] = measure(kind, folder, rows)
                 timed = result.get("selected") or result["grouped"]
                 figures = f"{timed['seconds']:8.2f} {timed['cpu']:7.2f} {result['MB']:6.0f}"
@@ -198,7 +206,8 @@ def measure_shards(options: argparse.Namespace, results: dict[str, Any]) -> None
     from s3_folder import S3Folder
     from s3_proxy import serving
 
-    for place, counts, rows in (("disk", options.shards, 16), ("s3", options.s3, 64)):
+    rows = options.shard_rows
+    for place, counts in (("disk", options.shards), ("s3", options.s3)):
         for count in counts:
             with tempfile.TemporaryDirectory() as root:
                 folder = Path(root) / "lab" / "dataset"
@@ -206,7 +215,7 @@ def measure_shards(options: argparse.Namespace, results: dict[str, Any]) -> None
                 write_dataset(str(folder), count * rows, rows)
                 with serving(S3Folder(Path(root), options.delay)) as server:
                     address = "s3://lab/dataset" if place == "s3" else str(folder)
-                    for kind in ("where", "query"):
+                    for kind in [kind for kind in ("where", "query") if kind in options.only]:
                         before = server.requests
                         result = measure(kind, address, count * rows, server.address)
                         result["requests"] = server.requests - before

@@ -111,7 +111,7 @@ def boards(work: Path) -> Figures:
         if found is not None:
             local = (grid - view.c2w[:3, 3]) @ view.c2w[:3, :3] * (1, -1, -1)
             seen = local @ view.matrix.T
-            off.append(np.linalg.norm(seen[:, :2] / seen[:, 2:] * view.image.width - 0.5 - found[:, 0], axis=1))
+            off.append(np.linalg.norm(seen[:, :2] / seen[:, 2:] * view.image.width - 0.5 - found, axis=1))
     figures: Figures = {
         "pictures": len(names),
         "found_again": len(off),
@@ -131,7 +131,7 @@ def _corners(gray: Any, shape: tuple[int, int]) -> Any:
 
     found, where = cv2.findChessboardCorners(gray, shape)
     end = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 30, 1e-3)
-    return cv2.cornerSubPix(gray, where, (5, 5), (-1, -1), end) if found else None
+    return cv2.cornerSubPix(gray, where, (5, 5), (-1, -1), end).reshape(-1, 2) if found else None
 
 
 def film(work: Path) -> Figures:

@@ -50,6 +50,7 @@ def test_ray_data_calls_back_at_each_step(ray_prepared: None) -> None:
 
 
 def test_ray_can_start_without_its_helpers(ray_prepared: None) -> None:
+    import ray._private.services as services
     import ray._private.worker as worker
     from ray._private.node import Node
     from ray._private.parameter import RayParams
@@ -58,6 +59,9 @@ def test_ray_can_start_without_its_helpers(ray_prepared: None) -> None:
     assert "ray._private.parameter.RayParams(" in inspect.getsource(worker), moved("RayParams is taken from elsewhere")
     names = parameters(getattr(Node, "start_api_server", None))
     assert names == ["self", "include_dashboard", "raise_on_failure"], moved(f"start_api_server now takes {names}")
+    source = inspect.getsource(services.start_raylet)
+    asked = "if ray._private.utils.get_dashboard_dependency_error() is not None:"
+    assert asked in source and '.append("--minimal")' in source, moved("the dashboard's agent")
 
 
 def test_ray_data_asks_its_helpers_in_one_place(ray_prepared: None) -> None:
@@ -73,6 +77,21 @@ def test_ray_data_asks_its_helpers_in_one_place(ray_prepared: None) -> None:
     silent = {"register_dataset_to_stats_actor", "update_execution_metrics", "update_iteration_metrics"}
     known = silent | {"gen_dataset_id_from_stats_actor", "_aggregate_per_node_metrics"}
     assert methods == known, moved(f"_StatsManager has {methods}")
+
+
+def test_ray_data_keeps_the_nodes_of_its_processes_in_one_place(ray_prepared: None) -> None:
+    import ray.data._internal.execution.operators.actor_pool_map_operator as actor_pool
+    import ray.data._internal.utils.cached_ray_internals as locations
+    from ray.data._internal.execution.node_trackers import actor_location
+
+    for module in (actor_pool, locations):
+        assert "get_or_create_actor_location_tracker()" in inspect.getsource(module), moved(f"{module.__name__}")
+    tracker = actor_location.ActorLocationTracker.__ray_metadata__.modified_class
+    methods = {name for name, method in vars(tracker).items() if inspect.isfunction(method) and name[:2] != "__"}
+    assert {name for name in methods if "ray" not in name} == {"update_actor_location", "get_actor_locations"}, moved(
+        f"the tracker of locations has {methods}"
+    )
+    assert methods >= {name for name in vars(ours._OneNode) if not name.startswith("_")}
 
 
 def test_private_parts_of_ray_are_used_nowhere_else() -> None:

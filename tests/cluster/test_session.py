@@ -22,7 +22,12 @@ pytestmark = pytest.mark.slow
 
 ANSWERS = """
 import os, signal, time
+import psutil
 from cluster.session import ray_session
+
+class Same:
+    def __call__(self, batch):
+        return batch
 
 told = []
 for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -34,8 +39,12 @@ with ray_session(memory=100 << 20):
     import ray
     import ray._private.state
     import ray.data
-    assert ray.data.range(4).map(lambda row: row, concurrency=1).count() == 4
-    print(*sorted(ray._private.worker._global_node.all_processes), len(ray._private.state.state.actor_table(None)))
+    assert ray.data.range(4).map_batches(Same, concurrency=1, batch_size=None).count() == 4
+    started = ray._private.worker._global_node.all_processes
+    print(*sorted(started), len(ray._private.state.state.actor_table(None)))
+    below = psutil.Process(started["raylet"][0].process.pid).children(recursive=True)
+    agent = next(process for process in below if "DashboardAgent" in process.cmdline()[0])
+    print("agent", *(one.laddr.port for one in agent.net_connections() if one.status == psutil.CONN_LISTEN))
 print(*told)
 """
 
@@ -137,12 +146,12 @@ def test_interrupt_during_ray_start_asks_for_restart(tmp_path: Path) -> None:
     folder = JobFolder(str(tmp_path / "job"))
     folder.put_specification(ReportJob(kind="report", of=str(tmp_path)))
     job = subprocess.Popen([sys.executable, "-c", STARTS_RAY, folder.address], env=environment)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while "gcs_server" not in [process.name() for process in psutil.Process(job.pid).children()]:
         assert job.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     job.terminate()
-    assert job.wait(timeout=60) == TRY_AGAIN
+    assert job.wait(timeout=240) == TRY_AGAIN
     state = folder.state()
     assert state is not None and state.phase == "interrupted"
 
@@ -154,12 +163,12 @@ def test_lost_node_interrupts_job(tmp_path: Path) -> None:
         environment = head.environment | {"RAY_ADDRESS": head.gcs, "PYTHONPATH": str(Path(__file__).parents[2])}
         command = [sys.executable, "-c", USES_A_NODE, folder.address, str(begun)]
         job = subprocess.Popen(command, env=environment)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not begun.exists():
             assert job.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
         raylet.kill()
-        assert job.wait(timeout=60) == TRY_AGAIN
+        assert job.wait(timeout=240) == TRY_AGAIN
     state = folder.state()
     assert state is not None and state.phase == "interrupted"
     assert re.fullmatch(r"the cluster lost [0-9.]+; started again, it goes on", state.reason)
@@ -179,7 +188,7 @@ def test_job_whose_ray_dies_says_so_and_asks_for_restart(tmp_path: Path) -> None
         time.sleep(0.1)
     time.sleep(1)
     psutil.Process(int((tmp_path / "raylet").read_text())).kill()
-    said, _ = job.communicate(timeout=60)
+    said, _ = job.communicate(timeout=240)
     assert job.returncode == TRY_AGAIN
     state = folder.state()
     assert state is not None and state.phase == "interrupted"
@@ -191,8 +200,10 @@ def test_own_ray_has_what_a_command_needs_and_leaves_it_its_signals(tmp_path: Pa
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), "XDG_DATA_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", ANSWERS], env=environment, capture_output=True, text=True, timeout=120)
-    processes, signals = done.stdout.splitlines()
+    processes, agent, signals = done.stdout.splitlines()
     assert signals.split() == ["SIGTERM", "SIGUSR1"], done.stderr
     *names, actors = processes.split()
     assert set(names) - {"reaper"} == {"gcs_server", "raylet"}, "without helpers; some kernels need a reaper"
-    assert actors == "0", "none of Ray Data's own"
+    assert actors == "1", "that of the work, none of Ray Data's own"
+    usual = "52365"  # for which the agent of a second Ray would wait
+    assert agent.startswith("agent") and usual not in agent

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import onediffusion
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -22,7 +20,6 @@ from model import OneDiffusionPipeline
 from pipelines.cli.app import app
 from training.metrics_logger import read_metrics
 
-ROOT = Path(__file__).parents[2]
 ARTIFACTS = Path(__file__).parent
 EXPECTED = ARTIFACTS / "expected"
 MADE_AT = "/tmp/onediffusion-compat"
@@ -59,15 +56,7 @@ def place(tmp_path: Path) -> Path:
 
 def run(place: Path, *arguments: str | Path) -> str:
     """What a command printed."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-        "XDG_DATA_HOME": str(place / "data"),
-        "HF_HUB_OFFLINE": "1",
-        "COLUMNS": "200",
-    }
-    command = [sys.executable, "-m", "pipelines", *map(str, arguments)]
-    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    found = onediffusion(*arguments, XDG_DATA_HOME=str(place / "data"), COLUMNS="200")
     assert found.returncode == 0, f"{arguments}\n{found.stdout}\n{found.stderr}"
     return found.stdout
 

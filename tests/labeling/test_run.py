@@ -45,7 +45,7 @@ def test_packages_are_imported_by_one_process_at_a_time(tmp_path: Path) -> None:
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), root, os.environ["PYTHONPATH"]])}
     started = [subprocess.Popen([sys.executable, "-c", IMPORT], env=environment) for _ in range(3)]
-    assert [process.wait(timeout=60) for process in started] == [0, 0, 0]
+    assert [process.wait(timeout=240) for process in started] == [0, 0, 0]
 
 
 def bad(what: str, row: str = "r5", kind: type[Labeler] = Bad, **more: Any) -> Labeler:

@@ -218,9 +218,9 @@ def test_child_and_its_processes_end_with_the_parent(number: signal.Signals | No
         for child in psutil.Process(parent.pid).children():
             child.kill()
     parent.send_signal(number or signal.SIGKILL)
-    parent.wait(30)
+    parent.wait(120)
     parent.stdout.close()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while any(map(psutil.pid_exists, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(psutil.pid_exists, pids))

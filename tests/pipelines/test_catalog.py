@@ -156,7 +156,7 @@ def kill_when(command: list[str], environment: dict[str, str], log: Path, moment
     children = psutil.Process(job.pid).children(recursive=True) if job.poll() is None else []
     job.send_signal(signal.SIGKILL)
     job.wait()
-    _, left = psutil.wait_procs([one for one in children if not one.name().endswith("Agent")], timeout=60)
+    _, left = psutil.wait_procs([one for one in children if not one.name().endswith("Agent")], timeout=240)
     for process in children:
         with suppress(psutil.NoSuchProcess):
             process.kill()

@@ -67,9 +67,16 @@ MODELS: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "embedding-siglip": (save_siglip, []),
     "embedding-dinov2": (save_dinov2, []),
     "quality": (partial(save_classifier, classes=["score"]), ["text=false", "nsfw=''"]),
+    "quality-nsfw": (partial(save_classifier, classes=["normal", "nsfw"]), ["text=false"]),
+    "quality-watermark": (partial(save_classifier, classes=["clean", "watermark"]), ["text=false", "nsfw=''"]),
+    "faces": (save_yolos, ["threshold=0", "least_side=4", "most=3"]),
+    "hed": (lambda _: None, []),  # whose weights a package holds
     "latents-96": (save_vae, []),
 }
-PARAMETER = {"quality": "aesthetic", "latents-96": "codec"}  # that names the network; of others it is `model`
+# That names the network; of others it is `model`.
+PARAMETER = {
+    "quality": "aesthetic", "quality-nsfw": "nsfw", "quality-watermark": "watermark", "latents-96": "codec", "hed": "",
+}  # fmt: skip
 IN_THE_SUITE = 3
 JOB = 5  # networks of a job, which has a process for each
 
@@ -110,7 +117,9 @@ def test_model_labels_the_same_in_batches_on_a_gpu_and_alone(
         build, settings = MODELS[group]
         (tmp_path / group).mkdir()
         build(tmp_path / group)
-        changed += [f"{group}.{one}" for one in [f"{PARAMETER.get(group, 'model')}={tmp_path / group}", *settings]]
+        parameter = PARAMETER.get(group, "model")
+        named = [f"{parameter}={tmp_path / group}"] if parameter else []
+        changed += [f"{group}.{one}" for one in [*named, *settings]]
     files = {}
     for where, resources in (("gpu", ("gpus=0.1", "batch=4")), ("alone", ("gpus=0", "batch=1"))):
         shutil.copytree(labeled, tmp_path / where)

@@ -224,8 +224,9 @@ def test_killed_ingest_asks_nothing_twice_and_gives_the_same_shards(
     assert not (killed / "dataset.json").exists()
     written = {path: path.stat().st_mtime_ns for path in killed.glob("images/[0-9]*.parquet")}
     assert 5 <= len(written) < 20
-    time.sleep(1)  # what its tasks were asking for
-    before = server.requests.copy()
+    before = None
+    while before != (before := server.requests.copy()):  # what its tasks were asking for
+        time.sleep(1)
     written = {path: path.stat().st_mtime_ns for path in killed.glob("images/[0-9]*.parquet")}
     terminal.ingest(listed, killed, *options)
     done = [number for path in written for number in numbers[20 * int(path.stem) :][:20] if numbers.count(number) == 1]

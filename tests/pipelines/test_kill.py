@@ -45,7 +45,7 @@ def kill_when(dataset: Path, gate: Path, moment: Callable[[], bool]) -> None:
     agents = [process for process in children if process.name().endswith("Agent")]
     job.send_signal(signal.SIGKILL)
     job.wait()
-    _, working = psutil.wait_procs([process for process in children if process not in agents], timeout=60)
+    _, working = psutil.wait_procs([process for process in children if process not in agents], timeout=240)
     for agent in agents:
         agent.kill()
     assert came, f"it did not come so far:\n{dataset.with_suffix('.log').read_text()}"

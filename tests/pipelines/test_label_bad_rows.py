@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from commands import onediffusion
 
 from labeling.dataset import Dataset
 from model.pictures import decode_picture
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
-ROOT = Path(__file__).parents[2]
 REASONS = {
     "abort": "the process died: SIGABRT",
     "exit": "the process died: exit code 3",
@@ -25,8 +22,7 @@ REASONS = {
 
 
 def label(dataset: Dataset, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipelines", "label", dataset.uri, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=dict(os.environ), timeout=300)
+    return onediffusion("label", dataset.uri, *arguments)
 
 
 def test_bad_rows_are_in_error_and_the_job_goes_on(dataset: Dataset) -> None:

@@ -33,7 +33,7 @@ def gpus(ray_cluster: None) -> Iterator[None]:
     import ray
 
     with joined_node(cpus=1, gpus=2):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not ray.cluster_resources().get("GPU"):
             assert time.monotonic() < deadline
             time.sleep(0.2)
@@ -162,7 +162,7 @@ def test_restarted_coordinator_knows_that_it_lost_its_writers(dataset: Dataset) 
     coordinator = ray.remote(Coordinator).options(**options).remote(dataset, {}, {})
     assert ray.get(coordinator.count_losses.remote()) == 0
     ray.kill(coordinator, no_restart=False)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not ray.get(coordinator.count_losses.remote()):  # the one that is to end may answer once more
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -64,7 +64,7 @@ def on_terminal(command: list[str], environment: dict[str, str]) -> tuple[int, l
     except OSError:  # the terminal is closed when the last process that has it ends
         pass
     os.close(ours)
-    code = process.wait(timeout=60)
+    code = process.wait(timeout=240)
     lines = [ESCAPES.sub("", line).strip() for line in re.split(r"[\r\n]+", printed.decode(errors="replace"))]
     return code, [line for line in lines if line and not BARS.match(line)]
 

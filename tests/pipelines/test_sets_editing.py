@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from commands import onediffusion
 from PIL import Image
 
 from labeling.dataset import Dataset, dataset_status
@@ -199,12 +200,10 @@ def test_a_killed_job_goes_on_to_the_same_bytes(lines: Path, tmp_path: Path) -> 
 
 
 def test_command_line_makes_them(lines: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipelines", "sets", "editing"]
-    done = subprocess.run([*command, str(lines), str(tmp_path / "edits")], capture_output=True, text=True, check=True)
+    done = onediffusion("sets", "editing", lines, tmp_path / "edits")
+    assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("2 sets written; 2 sets in") and "13 rows rejected" in done.stdout
     shutil.copytree(tmp_path / "edits", tmp_path / "copy")
-    refused = subprocess.run(
-        [*command, str(lines), str(tmp_path / "edits"), str(tmp_path / "new")], capture_output=True, text=True
-    )
+    refused = onediffusion("sets", "editing", lines, tmp_path / "edits", tmp_path / "new")
     assert refused.returncode == 2
     assert refused.stderr.startswith(f"onediffusion: {lines}: no dataset, as the other sources are")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from commands import onediffusion
 from labels_here import label_here
 from PIL import Image, ImageEnhance
 
@@ -196,8 +195,8 @@ def test_missing_labels_are_named_with_the_command_that_makes_them(people: list[
 
 
 def test_command_line_groups_them(people: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipelines", "sets", "identity", *people, str(tmp_path / "sets")]
-    done = subprocess.run([*command, "--pictures", "3:4"], capture_output=True, text=True, check=True)
+    done = onediffusion("sets", "identity", *people, tmp_path / "sets", "--pictures", "3:4")
+    assert done.returncode == 0, done.stderr
     assert f"sets in {tmp_path / 'sets'}" in done.stdout and "pictures left out: nearly the same" in done.stdout
     assert all(3 <= len(row["origin.row"]) <= 4 for row in rows_of(tmp_path / "sets"))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from commands import onediffusion
 from PIL import Image
 
 from labeling.dataset import Dataset, write_shard
@@ -99,8 +98,8 @@ def test_the_way_back_ends_in_the_real_picture(pictures: str, tmp_path: Path) ->
 def test_options_have_their_effect(
     options: list[str], holds: Callable[..., bool], pictures: str, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "pipelines", "sets", "editing", pictures, str(tmp_path / "edits"), *options]
-    subprocess.run(command, check=True, capture_output=True)
+    done = onediffusion("sets", "editing", pictures, tmp_path / "edits", *options)
+    assert done.returncode == 0, done.stderr
     assert holds(rows_of(tmp_path / "edits"))
 
 

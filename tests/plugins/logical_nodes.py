@@ -14,14 +14,21 @@ def joined_node(cpus: int, gpus: int) -> Iterator[str]:
     from ray._private.node import Node
     from ray._private.parameter import RayParams
 
+    from cluster import ray_internals
+
     before = {node["NodeID"] for node in ray.nodes()}
     gcs = ray.get_runtime_context().gcs_address
     memory = 100 << 20
     joins = RayParams(
-        gcs_address=gcs, num_cpus=cpus, num_gpus=gpus, object_store_memory=memory, include_log_monitor=False
+        gcs_address=gcs,
+        num_cpus=cpus,
+        num_gpus=gpus,
+        object_store_memory=memory,
+        include_log_monitor=False,
+        setup_worker_path=ray_internals.WORKER_START,
     )
     node = Node(joins, head=False, shutdown_at_exit=False, spawn_reaper=False)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not (new := [one["NodeID"] for one in ray.nodes() if one["Alive"] and one["NodeID"] not in before]):
         assert time.monotonic() < deadline
         time.sleep(0.2)

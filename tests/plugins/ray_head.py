@@ -22,6 +22,15 @@ from free_ports import free_ports
 from cluster.ray_environment import AUTHENTICATION, RAY_ENVIRONMENT
 
 START = (sys.executable, "-m", "ray.scripts.scripts", "start", "--block")
+# The same with another script that starts workers, which is no option of the command.
+START_WITH = """
+import sys
+from functools import partial
+import ray._private.parameter as parameter
+parameter.RayParams = partial(parameter.RayParams, setup_worker_path=sys.argv.pop(1))
+from ray.scripts.scripts import main
+main()
+"""
 # Ports as the system gives them out, since other Rays run beside it; no process for workers' logs, which nobody reads.
 WORKERS = ("--min-worker-port=0", "--max-worker-port=0", "--include-log-monitor=false")
 
@@ -38,12 +47,17 @@ class RayHead:
 
 @contextmanager
 def ray_head(
-    folder: Path, environment: dict[str, str], cwd: Path | None = None, takes_jobs: bool = False
+    folder: Path,
+    environment: dict[str, str],
+    cwd: Path | None = None,
+    takes_jobs: bool = False,
+    worker_start: Path | None = None,
 ) -> Iterator[RayHead]:
     """Start it with `environment` (as S3 credentials, which are the cluster's own), and end it by process id.
 
     cwd: the folder that it works in, the base of relative paths. takes_jobs: whether jobs can be sent to `address`,
-    for which Ray's dashboard has to run, a dozen processes.
+    for which Ray's dashboard has to run, a dozen processes. worker_start: the script that starts a worker, in the place
+    of Ray's own.
     """
     token = folder / "token"
     token.touch(mode=0o600)
@@ -61,8 +75,14 @@ def ray_head(
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
     command = [
-        *(*START, "--head"),
-        *("--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2", f"--object-store-memory={300 << 20}"),
+        *([sys.executable, "-c", START_WITH, str(worker_start), "start", "--block"] if worker_start else START),
+        *(
+            "--head",
+            "--node-ip-address=127.0.0.1",
+            f"--port={port}",
+            "--num-cpus=2",
+            f"--object-store-memory={300 << 20}",
+        ),
         *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"),
         f"--temp-dir={scratch}",
         f"--include-dashboard={str(takes_jobs).lower()}",
@@ -73,7 +93,7 @@ def ray_head(
     log = (folder / "head.log").open("wb")
     head = subprocess.Popen(command, env=own, cwd=cwd, stdout=log, stderr=log, start_new_session=True)
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while not (_listens(dashboard) if takes_jobs else Path(scratch, "ray_current_cluster").exists()):
             assert head.poll() is None, (folder / "head.log").read_text()
             assert time.monotonic() < deadline, (folder / "head.log").read_text()
@@ -100,7 +120,7 @@ def ray_node(head: RayHead, cpus: int, runs_jobs: bool = False) -> Iterator[psut
     silent = subprocess.DEVNULL
     node = subprocess.Popen(command, env=head.environment, stdout=silent, stderr=silent, start_new_session=True)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not (raylets := [process for process in _descendants(node) if process.name() == "raylet"]):
             assert node.poll() is None and time.monotonic() < deadline
             time.sleep(0.3)

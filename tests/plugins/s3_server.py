@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from free_ports import free_ports
+
 
 @contextmanager
 def s3_server(root: Path, bucket: str = "lab") -> Iterator[dict[str, str]]:
@@ -19,9 +21,7 @@ def s3_server(root: Path, bucket: str = "lab") -> Iterator[dict[str, str]]:
     assert package is not None and package.origin is not None
     rclone = Path(package.origin).parent / "bin" / "rclone"
     (root / bucket).mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     key, secret = "tester", secrets.token_hex(16)
     server = subprocess.Popen(
         [str(rclone), "serve", "s3", str(root), "--addr", f"127.0.0.1:{port}", "--auth-key", f"{key},{secret}"],
@@ -29,7 +29,7 @@ def s3_server(root: Path, bucket: str = "lab") -> Iterator[dict[str, str]]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        for _ in range(100):
+        for _ in range(600):
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break

@@ -67,7 +67,7 @@ def test_run_that_waits_for_resources_can_be_stopped(shared_config: dict[str, An
         config, str(tmp_path / "run"), control=lambda: ControlRequest(stop=time.monotonic() - began > 3)
     )
     assert (stopped.step, stopped.checkpoint) == (0, "")
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 150  # Ray itself would give up later
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -142,7 +142,7 @@ def test_draining_node_makes_workers_save_and_continue_elsewhere(shared_config: 
         try:
             wait_for(lambda: len(read_metrics(store)) > 2)
             assert "ray::RayTrainWorker" in "".join(work())
-            subprocess.run([sys.executable, "-c", DRAIN_NODE], env=environment, check=True, timeout=90)
+            subprocess.run([sys.executable, "-c", DRAIN_NODE], env=environment, check=True, timeout=240)
             wait_for(lambda: not work())
             nodes.close()
             saved = whole_checkpoints(store)[-1]

@@ -7,13 +7,13 @@ import multiprocessing
 import re
 import shutil
 import signal
-import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from free_ports import free_ports
 from safetensors import safe_open
 from tiny_models import save_pipeline
 from tiny_run import save_run
@@ -253,9 +253,7 @@ def test_two_processes_train_what_one_trains(released: Path, tmp_path: Path, wor
     lora = {"rank": 64, "targets": ["wq", "w2", "x_embedder"]}
     config = settings(released, lora, RELEASED, optimizer=optimizer, workers=workers)
     one = trained(settings(released, lora, RELEASED, optimizer=optimizer), tmp_path / "one")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "model.transformer"])
     with context.Pool(2, signal.signal, (signal.SIGTERM, signal.SIG_DFL)) as pool:

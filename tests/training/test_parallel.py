@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
-import socket
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from free_ports import free_ports
 
 from model.inputs import InputError
 from training.batch import Sample, StepBatch
@@ -117,9 +117,7 @@ def run(count: int, local: int | None = None, **workers: Any) -> Result:
         return train(0, 1, 0, 1, config)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "model.transformer"])  # torch is imported once, not by each of them
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     with context.Pool(count) as pool:
         arguments = [(rank, count, port, local or count, config) for rank in range(count)]
         return pool.starmap_async(train, arguments, chunksize=1).get(timeout=300)[0]

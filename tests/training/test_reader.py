@@ -23,6 +23,7 @@ from training.device import DeviceBatches
 from training.plan.mixture import build_manifest
 from training.plan.step_plan import PlannedSample
 from training.reader import PlanReader
+from training.sample_names import SampleNames
 
 
 @pytest.mark.parametrize(("task", "group"), [("text2image", None), ("edges", "latents-64-edges")])
@@ -179,6 +180,8 @@ def test_prompts_of_each_task_are_read_from_its_own_group(
         assert (one.task, one.noise_seed) == (other.task, other.noise_seed)
         np.testing.assert_array_equal(one.text, other.text)
     shutil.rmtree(pictures_dataset / "text")
+    shown = first_sample(PlanReader(manifest, config, "dct"), "text2image")
+    assert SampleNames(manifest, config).prompt(shown) == "text2image", "what a page of pictures says"
     with pytest.raises(InputError, match="no group 'text-edges', which edges needs; make it with `label`"):
         build_manifest(config.mixture, config.size)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
-import socket
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from free_ports import free_ports
 
 from labeling.dataset import LocalStore, open_store
 from model.inputs.yaml_files import parse_yaml
@@ -97,9 +97,7 @@ def processes(count: int, run: Path, step: int, local: int, settings: TrainingCo
     """What that many processes report, `local` of which take themselves for one node; step: to restore, 0 saves."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "model.transformer", "training.checkpoint.saving"])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     with context.Pool(count) as pool:
         arguments = [(rank, count, port, local, settings, str(run), step) for rank in range(count)]
         return pool.starmap_async(work, arguments, chunksize=1).get(timeout=300)

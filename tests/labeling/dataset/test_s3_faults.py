@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from commands import onediffusion
 from PIL import Image
 from s3_proxy import FAULTS, s3_proxy
 
@@ -30,8 +29,6 @@ from labeling.declaration import declare
 from labeling.registry import load_labeler
 from labeling.run import label_table
 from model.inputs import InputError, WorkFailed
-
-ROOT = Path(__file__).parents[3]
 
 
 def test_every_operation_outlives_faults(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,13 +111,7 @@ def test_label_through_faulty_s3_gives_the_right_bytes(s3: str, tmp_path: Path) 
     shaken.declare(IMAGES, {"labeler": "ingest", "version": 1, "parameters": {}, "weights": "", "reads": []})
     shaken.describe("pictures", [ShardInfo(shard, 1) for shard in shards], [])
     with s3_proxy(os.environ["AWS_ENDPOINT_URL"], share=0.05) as proxy:
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]]),
-            "AWS_ENDPOINT_URL": proxy.address,
-        }
-        command = [sys.executable, "-m", "pipelines", "label", shaken.uri, "simple_labelers:Brightness"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        done = onediffusion("label", shaken.uri, "simple_labelers:Brightness", AWS_ENDPOINT_URL=proxy.address)
         assert done.returncode == 0, done.stderr
         assert sum(proxy.counts[fault] for fault in FAULTS) >= 3, proxy.counts
     for shard in shards:
@@ -144,6 +135,5 @@ def test_endpoint_that_does_not_answer_is_no_mistake_of_the_user(monkeypatch: py
         store.read("dataset.json")
     with dispensable():
         store.put("edges/index-new-1.parquet", b"")
-    command = [sys.executable, "-m", "pipelines", "status", store.uri]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = onediffusion("status", store.uri)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1) and "does not answer" in done.stderr

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from labeling.dataset import Dataset, ShardInfo, evaluate, select_rows, write_shard
+from labeling.dataset.footers import FooterTable
 from labeling.dataset.sql import Tables
 from model.inputs import InputError
 from pipelines.query import query
@@ -94,6 +98,50 @@ def test_selection_is_the_same_for_any_batches(synthetic: Dataset, monkeypatch: 
     pieces = select_rows(synthetic, CONDITIONS[0])
     assert pieces.fingerprint == whole.fingerprint != select_rows(synthetic, CONDITIONS[1]).fingerprint
     assert np.array_equal(pieces.bits, whole.bits)
+
+
+def test_shards_are_looked_up_once_and_no_other_group_is_read(
+    synthetic: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, read = Counter[int](), Counter[str]()
+    positions, all_footers = FooterTable.positions, Dataset.all_footers
+
+    def counted_positions(table: FooterTable, shards: Sequence[str]) -> np.ndarray:
+        looks[len(table)] += 1
+        return positions(table, shards)
+
+    def counted_footers(dataset: Dataset, groups: Sequence[str], *rest: Any, **named: Any) -> dict[str, FooterTable]:
+        read.update(groups)
+        return all_footers(dataset, groups, *rest, **named)
+
+    monkeypatch.setattr(Dataset, "all_footers", counted_footers)
+    monkeypatch.setattr("labeling.dataset.selection.CHUNK_ROWS", ROWS)  # a shard at a time
+    footers = synthetic.all_footers(["images", "quality"])
+    monkeypatch.setattr(FooterTable, "positions", counted_positions)
+    select_rows(Dataset.open(synthetic.uri), CONDITIONS[0], footers)
+    assert looks == {SHARDS: 2}  # for the two groups, not for each of 25 pieces
+    monkeypatch.undo()
+    monkeypatch.setattr(Dataset, "all_footers", counted_footers)
+    for where, groups in (
+        (CONDITIONS[0], ["images", "quality"]),
+        ("images.id in (select quality.id from quality)", ["images", "quality"]),
+        ("true", ["images"]),
+        ("sharpness > 0.4", ["boxes", "images", "quality"]),  # which has that column?
+    ):
+        read.clear()
+        select_rows(Dataset.open(synthetic.uri), where)
+        assert sorted(read) == groups and set(read.values()) == {1}, where
+    for sql, groups in (
+        ("select count(*) from quality where sharpness > 0.5", ["quality"]),
+        ("select count(*) from rows where quality.sharpness > images.width", ["images", "quality"]),
+        ("select count(*) from rows", ["images"]),
+        ("select * from rows limit 1", ["boxes", "images", "quality", "rejected"]),
+        ("select table_name from duckdb_tables()", ["boxes", "images", "quality", "rejected"]),
+    ):
+        read.clear()
+        with query(synthetic.uri, sql) as answer:
+            next(answer.rows, None)
+        assert sorted(read) == groups and set(read.values()) == {1}, sql
 
 
 def test_missing_labels_are_null(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ NETWORKS = [
     ("segmentation", save_sam3, {"kind": "words", "threshold": 0, "names": ["cat", "wine glass"]}),
     ("segmentation", save_sam3, {"kind": "words", "threshold": 0, "names_from": "objects"}),
     ("pose", save_vitpose, {}),
+    ("faces", save_yolos, {"threshold": 0, "least_side": 4, "most": 2}),
     ("caption", save_blip, {"tokens": 6}),
     ("caption", save_vision_encoder_decoder, {"tokens": 6}),
     ("caption", save_llava, {"tokens": 6, "dtype": "fp32"}),

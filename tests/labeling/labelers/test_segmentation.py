@@ -2,13 +2,16 @@ import hashlib
 import subprocess
 import sys
 
+import mmcv
 import numpy as np
 import pytest
 import torch
 from skimage import data
 from tiny_networks import save_eomt, save_segformer
 
-from labeling.declaration import declare
+from labeling.dataset import Dataset
+from labeling.declaration import declare, is_same
+from labeling.plan import choose_labelers
 from labeling.registry import load_labeler
 from labeling.run import label_rows, label_table
 from model.conditions import condition_picture
@@ -208,8 +211,45 @@ def test_class_that_a_crowd_hides_is_not_named(labeler, monkeypatch):
         person[:, 128 * column : 128 * (column + 1)] = True
         masks[(128 * column, 0, 128 * column + 128, 511)] = person
     masks[(384, 0, 512, 511)][0] = False  # a hundred pixels of the car are left
-    monkeypatch.setattr(labeler, "_object", lambda _picture, corners: masks[tuple(corners)])
+    monkeypatch.setattr(labeler._boxes, "thing", lambda _picture, corners: masks[tuple(corners)])
     boxes = [dict(zip(("x0", "y0", "x1", "y1"), corners, strict=True)) for corners in masks]
     row = {"id": "a", "images.image": picture, "boxes.boxes": boxes, "boxes.names": ["car", *["horse"] * 4]}
     label = labeler.label_row(row)
     assert label["names"] == ["horse"] and set(np.unique(decode_gray(label["mask"]))) <= {0, 1}
+
+
+def test_small_people_are_cut_out_of_the_full_picture():
+    """One of 60 pixels before a lawn, where the mask of the same person in full size says what is right."""
+    person = data.astronaut()
+    expected = mask_of(make().label_row(row(person, ((14, 12, 370, 508), "person")))).astype(float)
+    small, truth = (mmcv.imresize(one, (60, 60), interpolation="area") for one in (person, expected))
+    street = np.repeat(np.repeat(data.grass()[..., None], 3, 2), 2, 1)  # 512 by 1024
+    street[300:360, 700:760][truth > 0.5] = small[truth > 0.5]
+    given = row(street, ((701, 301, 744, 360), "person"))
+    found = [mask_of(make(full_people=full).label_row(given))[300:360, 700:760] > 0 for full in (False, True)]
+    before, now = (overlap(one, truth > 0.5) for one in found)
+    assert now > 0.85 and now > before + 0.1
+
+
+def test_person_whom_the_network_does_not_see_is_cut_out_as_other_things_are(shapes):
+    picture, _, kettle = shapes
+    corners = (128, 98, 192, 162)
+    thing = make().label_row(row(picture, (corners, "kettle")))
+    person = make(full_people=True).label_row(row(picture, (corners, "person")))
+    assert person["names"] == ["person"] and person["mask"] == thing["mask"]
+    assert overlap(mask_of(person) > 0, kettle) > 0.8
+
+
+def test_new_groups_look_for_people_in_the_full_picture_and_those_of_before_stay_as_they_are(tmp_path):
+    before, new = Dataset(tmp_path / "before"), Dataset(tmp_path / "new")
+    for dataset in (before, new):
+        dataset.describe("pictures", [], [])
+    declared = declare(make())
+    before.declare("segmentation", declared)
+
+    def of(dataset, **given):
+        return choose_labelers(dataset, ["segmentation"], {"segmentation": given})["segmentation"]
+
+    assert of(new).parameters.full_people and not of(new, full_people=False).parameters.full_people
+    assert not of(new, model="owner/segmenter").parameters.full_people
+    assert is_same(declared, declare(of(before))) and "full_people" not in declared["parameters"]

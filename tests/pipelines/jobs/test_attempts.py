@@ -39,7 +39,7 @@ def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ended(attempt: Attempt) -> str:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while job_status(attempt).alive or work_processes(attempt.name):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -194,7 +194,7 @@ def test_attempt_waits_for_running_one(job: ResolvedJob, tmp_path: Path, other: 
         assert JobFolder(attempt.address).state().process == earlier.pid
     finally:
         earlier.communicate(b"\n")
-        output = later.communicate(timeout=60)[0]
+        output = later.communicate(timeout=240)[0]
     assert "no dataset there" in output
     state = JobFolder(attempt.address).state()
     assert (state.attempt, state.process) == (2, later.pid)
@@ -237,7 +237,7 @@ def test_next_attempt_takes_over_leased_groups(tmp_path: Path, monkeypatch: pyte
     earlier = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], **pipes)
     assert earlier.stdout and earlier.stdout.readline() == b"held\n"
     with lease(store, ["edges"]):
-        earlier.communicate(b"\n", timeout=90)
+        earlier.communicate(b"\n", timeout=240)
         monkeypatch.delenv("ONEDIFFUSION_JOB")
         with pytest.raises(InputError, match="is working on it"), lease(store, ["edges"]):
             pass
@@ -263,13 +263,13 @@ def test_listed_error_is_shown_verbatim(job: ResolvedJob, tmp_path: Path) -> Non
     attempt = recorded(job, 1, LOCAL, AttemptState(1, "failed", "here", 7, 0.0, 0.0, reason))
     environment = {**os.environ, "COLUMNS": "300"}
     command = [sys.executable, "-m", "pipelines", "jobs"]
-    table = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    table = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert reason in table.stdout, (table.stdout, table.stderr)
-    nothing = subprocess.run([*command, "runs/typo"], capture_output=True, text=True, timeout=60)
+    nothing = subprocess.run([*command, "runs/typo"], capture_output=True, text=True, timeout=240)
     assert (nothing.returncode, nothing.stderr.count("\n")) == (2, 1)
     assert "runs/typo: nothing is there; name a dataset or a run" in nothing.stderr
     (tmp_path / "dataset.json").touch()
-    none = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    none = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=240)
     assert (none.returncode, none.stdout) == (0, f"{tmp_path}: no jobs there\n")
     assert find_attempt(attempt.job_id) == attempt
 
@@ -282,7 +282,7 @@ def test_unreachable_address_hides_no_other_job(job: ResolvedJob, s3: str, monke
     assert statuses[attempt.job_id].phase == "failed"
     assert statuses["train-far"].phase == "unknown"
     assert "train-far: " in statuses["train-far"].reason
-    table = subprocess.run([sys.executable, "-m", "pipelines", "jobs"], capture_output=True, text=True, timeout=60)
+    table = subprocess.run([sys.executable, "-m", "pipelines", "jobs"], capture_output=True, text=True, timeout=240)
     assert attempt.job_id in table.stdout, table.stderr
 
 
@@ -311,7 +311,7 @@ def test_scaled_job_is_sent_to_target_as_recorded(
         # There is no file target.yaml, and no target of that name.
         after = scale_job(attempt.job_id, WorkersSpec(count=2))
         assert (after.number, after.target["environment"]) == (2, environment)
-        follower.join(timeout=60)
+        follower.join(timeout=240)
         assert any("no dataset there" in line for line in lines), "who follows a job goes on with its next attempt"
         assert not psutil.pid_exists(waiting.pid)
         assert ended(after) == "failed"
@@ -327,6 +327,6 @@ def test_log_ignores_files_that_are_no_parts(tmp_path: Path) -> None:
     store.put("log/notes.txt", b"mine\n")
     script = "import sys\nfrom labeling.dataset import open_store\nfrom pipelines.jobs.log import captured_log\n"
     script += "with captured_log(open_store(sys.argv[1])):\n    print('said')\n"
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=90)
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=240)
     assert store.read("log/000003.txt") == b"said\n"
     assert list(stored_lines(store)) == ["before", "said"]

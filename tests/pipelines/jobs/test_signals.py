@@ -71,7 +71,7 @@ def test_signal_interrupts_attempt_anywhere(run: str, job: ResolvedJob, shared_r
         if line == "begun\n":
             process.terminate()
         try:
-            assert process.wait(timeout=60) == 75
+            assert process.wait(timeout=240) == 75
         finally:
             process.kill()
     state = JobFolder(attempt.address).state()
@@ -89,12 +89,14 @@ def test_superseded_attempt_keeps_state_of_later_one(tmp_path: Path, job: Resolv
         "from pipelines.jobs.folder import JobFolder\n"
         "running.CONTROL_SECONDS = 0.2\n"
         "folder = JobFolder(sys.argv[1])\n"
-        "execute.run_job = lambda job, own: time.sleep(60)\n"
+        "execute.run_job = lambda job, own: time.sleep(600)\n"
         "with running.RunningAttempt(folder, 1) as own:\n"
         "    outcome = execute._outcome(None, own)\n"
         "    own.end(outcome.phase, outcome.reason)\n"
         "print('ended')\n"
     )
-    result = subprocess.run([sys.executable, "-c", script, attempt.address], capture_output=True, text=True, timeout=50)
+    result = subprocess.run(
+        [sys.executable, "-c", script, attempt.address], capture_output=True, text=True, timeout=240
+    )
     assert result.stdout.splitlines()[-1] == "ended", result.stderr
     assert JobFolder(attempt.address).state() == later

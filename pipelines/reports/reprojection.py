@@ -20,10 +20,7 @@ Floats = NDArray[np.floating[Any]]
 
 
 def reproject(
-    image: Picture,
-    inverse_depth: Floats,
-    cameras: tuple[NDArray[np.float64], NDArray[np.float64]],
-    intrinsics: tuple[NDArray[np.float64], NDArray[np.float64]],
+    image: Picture, inverse_depth: Floats, cameras: tuple[Floats, Floats], intrinsics: tuple[Floats, Floats]
 ) -> tuple[Picture, Floats]:
     """What a view shows as another camera sees it: its colors (H, W, 3) there, and their inverse depth (H, W), 0 where
     it shows nothing.

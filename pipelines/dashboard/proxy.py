@@ -36,9 +36,7 @@ _NOT_PASSED = frozenset(
 )
 _OWN_PAGE = {**HEADERS, "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
 _NO_STORE = {"Cache-Control": "no-store"}
-_FOREVER = (
-    "private, max-age=31536000, immutable"  # of what is named by its content; a page has 50 such files
-)
+_FOREVER = "private, max-age=31536000, immutable"  # of what is named by its content; a page has 50 such files
 _STARTING = "the dashboard is starting; try again\n"
 
 

@@ -15,10 +15,11 @@ from pipelines.dashboard.dagster_jobs import ingest_pictures
 from pipelines.dashboard.follower import Follower
 from pipelines.dashboard.snapshots import Snapshot, read_snapshot
 from pipelines.dashboard.sources import NewFiles, leased_group, source_outcome, sources_digest, unlabeled_shards
-from pipelines.dashboard.tracked_assets import TrackedAsset, find_tracked
+from pipelines.dashboard.tracked_assets import TrackedAsset, find_tracked, tracked_assets
 
 FOLLOW_SECONDS, PICTURE_SECONDS = 10, 30
-TICK_SECONDS = 4.0  # that following takes at a time; pages of the code server wait meanwhile
+TICK_SECONDS = 3.0  # that following takes at a time, and a group more; pages of the code server wait meanwhile
+AT_ONCE = 5  # picture sensors that begin together: at its start a lab's fifty would hold up the first pages
 REMOTE_SECONDS = 300.0  # between listings of sources that are not on this machine
 LISTING_PAUSE = 20.0  # between two listings, as a multiple of the time that one takes
 # After a run that failed, the next one waits RETRY_SECONDS, after each further failure twice as long.
@@ -26,6 +27,7 @@ RETRY_SECONDS, MAX_DOUBLINGS, MAX_RUNS = 300.0, 6, 100
 # Tags of the runs that are requested: the dataset, what it was to add and to label, and how the sources were listed.
 DATASET_TAG, WORK_TAG, LISTING_TAG = "onediffusion/new pictures", "onediffusion/work", "onediffusion/listing"
 _followers: dict[str, Follower] = {}
+_loaded = time.time()
 
 
 @dg.sensor(
@@ -72,11 +74,19 @@ def picture_sensor(snapshot: Snapshot) -> dg.SensorDefinition:
             tracked = find_tracked(name)
             if tracked.new_pictures == "ignore":
                 return dg.SkipReason("new pictures are ignored here")
+            if (wait := _turn(tracked) - time.time()) > 0:
+                return dg.SkipReason(f"the sources of other datasets come first, for {wait:.0f} s")
             return _notice(context.instance, tracked, cursor)
         except (InputError, WorkFailed, OSError) as error:  # a source that does not answer is not listed again at once
             return _skip(one_line(error), replace(cursor, due=time.time() + REMOTE_SECONDS))
 
     return notice
+
+
+def _turn(tracked: TrackedAsset) -> float:
+    """When the sources of a dataset are first listed, as Unix time: the first few at once, the others after them."""
+    names = [asset.name for asset in tracked_assets() if asset.kind == "dataset"]
+    return _loaded + names.index(tracked.name) // AT_ONCE * PICTURE_SECONDS if tracked.name in names else _loaded
 
 
 def _parse(cursor: str | None) -> PictureCursor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tarfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,21 @@ def test_new_pictures_are_reported_built_or_ignored_by_policy(
     assert built.run_requests[0].run_config["ops"]["add_pictures"]["config"] == {"dataset": "faces"}
     track([("dataset", faces.uri)], new_pictures="ignore")
     assert "ignored" in notice(instance).skip_message
+
+
+def test_sources_of_a_lab_are_not_all_listed_when_the_dashboard_starts(
+    faces: Dataset, new_picture: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.dashboard.sensors.AT_ONCE", 1)
+    monkeypatch.setattr("pipelines.dashboard.sensors._loaded", time.time())
+    others = [Path(faces.uri).parent / name for name in ("a", "b")]
+    for other in others:
+        shutil.copytree(faces.uri, other)
+    track([("dataset", str(other)) for other in others])
+    skipped = notice(instance)
+    assert re.search(r"other datasets come first, for (5\d|60) s", skipped.skip_message) and not skipped.cursor
+    monkeypatch.setattr("pipelines.dashboard.sensors._loaded", time.time() - 61)
+    assert "have changed" in notice(instance).skip_message
 
 
 def second_tick(instance: dg.DagsterInstance) -> Any:

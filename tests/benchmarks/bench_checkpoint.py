@@ -35,7 +35,7 @@ from training.parallel import distribute
 from training.updates import Updates
 
 OUT = Path("runs/bench/checkpoint.json")
-LARGE = {"hidden_size": 1152, "depth": 10, "num_heads": 12, "num_kv_heads": 12, "caption_channels": 2048}
+LARGE = {"hidden_size": 1152, "depth": 12, "num_heads": 12, "num_kv_heads": 12, "caption_channels": 2048}
 EVERY, ROUNDS = 15, 8  # steps between saves of the small model, and of those between in turn none
 GB = 1e9
 MOST_STALL = 0.05  # of a step's time, for each save

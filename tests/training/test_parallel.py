@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -161,3 +162,33 @@ def test_nodes_of_different_sizes_cannot_have_a_copy_each(monkeypatch: pytest.Mo
     config = settings(fsdp=True, shard="node")
     with pytest.raises(InputError, match="3 workers are not the same number on every node"):
         distribute(build_model(config), WorkersConfig(fsdp=True, shard="node"), torch.device("cpu"), 2)
+
+
+def test_timesteps_reach_their_embedding_unrounded_where_weights_are_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FSDP2 casts what a module is given to the type of its weights unless it is told not to: 997.3 would be 996."""
+    from torch.distributed import fsdp
+
+    reductions = []
+
+    def as_on_cuda(half: Any, reduction: torch.dtype, **options: Any) -> Any:
+        reductions.append(reduction)
+        return policy(torch.bfloat16, reduction, **options)
+
+    policy = fsdp.MixedPrecisionPolicy
+    monkeypatch.setattr(fsdp, "MixedPrecisionPolicy", as_on_cuda)
+    config = settings(fsdp=True, precision="bf16")
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = distribute(build_model(config), config.workers, torch.device("cpu"), 1)
+        embedded = []
+        embedder = model.transformer.t_embedder
+        embedder.register_forward_pre_hook(
+            lambda module, inputs: embedded.append((inputs[0], next(module.parameters()).dtype))
+        )
+        with suppress(RuntimeError), torch.autocast("cpu", torch.bfloat16):  # norms need more on a CPU
+            model([torch.zeros(1, 16, 8, 8)], [torch.tensor([997.3])], [torch.zeros(3, 16)])
+    finally:
+        torch.distributed.destroy_process_group()
+    timesteps, weights = embedded[0]
+    assert weights == torch.bfloat16 and reductions == [torch.float32]
+    assert timesteps.dtype == torch.float32 and float(timesteps[0]) == pytest.approx(997.3)

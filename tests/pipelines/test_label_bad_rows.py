@@ -17,7 +17,7 @@ REASONS = {
     "exit": "the process died: exit code 3",
     "hang": "no answer within 5 s",
     "key": "the labeler gave no column 'value', but 'brightness'",
-    "memory-error": "MemoryError",
+    "shared-memory": "more than 0.5 GB of memory",
 }
 
 
@@ -30,6 +30,7 @@ def test_bad_rows_are_in_error_and_the_job_goes_on(dataset: Dataset) -> None:
     assert len(pictures) > len(REASONS)
     bad = dict(zip(pictures, REASONS, strict=False))
     arguments = ["--set", f"many.rows={json.dumps(bad)}", "--resources", "many.timeout=5"]
+    arguments += ["--resources", "many.memory_gb=0.5"]
     done = label(dataset, "bad_labelers:BadOnMany", *arguments)
     assert done.returncode == 0, done.stderr
     rows = {row["id"]: row for row in dataset.rows("many")}

@@ -153,6 +153,20 @@ def test_device_that_fails_everywhere_ends_the_job_in_one_line_and_is_no_rows_er
     assert not list(Path(dataset.uri).glob("loose/0*.parquet"))
 
 
+@pytest.mark.parametrize(("what", "reason"), [("infer-abort", "the process died: SIGABRT"), ("infer", "no such shape")])
+def test_row_that_breaks_a_network_on_a_gpu_is_in_error_and_the_job_goes_on(
+    what: str, reason: str, dataset: Dataset, shared_ray: None
+) -> None:
+    rows = [row["id"] for row in dataset.rows("images", ["id"])]
+    options = ("--set", f"device.what={what}", "--set", f"device.row={rows[1]}", "--resources", "device.gpus=0.5")
+    done = onediffusion("label", dataset.uri, "bad_labelers:BadDevice", *options)
+    assert done.returncode == 0 and reason in done.stdout + done.stderr, done.stderr
+    labeled = list(dataset.rows("device"))
+    assert [row["id"] for row in labeled] == rows
+    assert {row["id"]: reason in row["error"] for row in labeled if row["error"]} == {rows[1]: True}
+    assert all(row["value"] is not None for row in labeled if not row["error"])
+
+
 def test_restarted_coordinator_knows_that_it_lost_its_writers(dataset: Dataset) -> None:
     import ray
 

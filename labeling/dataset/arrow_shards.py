@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -33,16 +34,16 @@ class FilesAndNulls(arrow.UnionDataset):
         return super().scanner(**{"cache_metadata": False, **options})
 
 
+@dataclass(frozen=True)
 class Places:
     """Where each shard of a dataset is among the footers of a group.
 
     positions: (shards,) −1 where there is none; rows, sizes: of each footer's file.
     """
 
-    def __init__(self, positions: NDArray[Any], rows: NDArray[Any], sizes: NDArray[Any]) -> None:
-        self.positions = positions
-        self.rows = rows
-        self.sizes = sizes
+    positions: NDArray[Any]
+    rows: NDArray[Any]
+    sizes: NDArray[Any]
 
 
 def arrow_shards(

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Wallpapers and stamps of Debian to a run of an hour on two cores: run.sh OUT [settings of the training]
+# Wallpapers and stamps of Debian to a run of half an hour on two cores: run.sh OUT [settings of the training]
 set -euo pipefail
 out=$1
 shift

@@ -42,8 +42,9 @@ MAX_EXAMPLES = 64
 def evaluate(run: str, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Measure and sample a run's newest checkpoint into RUN/evaluation.json and RUN/samples/; return the figures.
 
-    They are of the first images of each dataset and of the first view sets that the run learns from. A checkpoint is evaluated once: later calls
-    return the stored figures. Raises InputError when there is no checkpoint, or no image with labels and prompts.
+    They are of the first images of each dataset and of the first view sets that the run learns from. A checkpoint is
+    evaluated once: later calls return the stored figures. Raises InputError when there is no checkpoint, or no image
+    with labels and prompts.
     """
     store = open_store(run)
     steps = whole_checkpoints(store)

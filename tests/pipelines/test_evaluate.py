@@ -96,7 +96,8 @@ def test_every_dataset_of_the_mixture_is_sampled_for_its_own_tasks(trained: Path
     second = shutil.copytree(trained / "photographs", tmp_path / "second")
     config = parse_yaml((run / "config.yaml").read_text(), "config")
     one = config["mixture"]["pictures"]
-    sources = {"one": {**one, "tasks": {"text2image": 1}}, "two": {**one, "dataset": str(second), "tasks": {"edges": 1}}}
+    other = {**one, "dataset": str(second), "tasks": {"edges": 1}}
+    sources = {"one": {**one, "tasks": {"text2image": 1}}, "two": other}
     (run / "config.yaml").write_text(to_yaml({**config, "mixture": sources}))
     assert evaluate(str(run))["image_to_edges_correlation"]["pictures"] == 4, "only the second serves edges"
     records = json.loads((run / "samples" / "samples.json").read_text())

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 # One process for all: each script finds what its target in the Makefile lets it find.
 START = """
@@ -45,3 +47,16 @@ def test_scripts_of_the_makefile_import_and_know_their_options() -> None:
     for script, _ in targets:
         if "argparse" in (ROOT / script).read_text():
             assert f"usage: {Path(script).name}" in done.stdout
+
+
+@pytest.mark.slow
+def test_bench_gpu_tries_its_sections_on_a_cpu_without_ray(tmp_path: Path) -> None:
+    """So is a machine with a GPU that has torch alone."""
+    script = ROOT / "tests" / "benchmarks" / "bench_gpu.py"
+    without_ray = "import runpy, sys; sys.modules['ray'] = None; runpy.run_path(sys.argv[0], run_name='__main__')"
+    code = f"import sys; del sys.argv[0]; sys.path.insert(0, {str(script.parent)!r}); {without_ray}"
+    command = [sys.executable, "-c", code, str(script), "--small", "--out", str(tmp_path / "gpu.json")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": "."})
+    assert not done.returncode, done.stderr
+    sections = json.loads((tmp_path / "gpu.json").read_text())["sections"]
+    assert {name for name, figures in sections.items() if "skipped" in figures} <= {"graphs"}

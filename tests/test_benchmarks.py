@@ -28,7 +28,7 @@ for script, folders in json.loads(sys.argv[1]):
     except BaseException:
         failed.append(script)
         traceback.print_exc()
-sys.exit(" ".join(failed))
+sys.exit(" ".join(failed) or 0)
 """
 
 

@@ -58,7 +58,7 @@ class Setting:
     @property
     def tokens(self) -> int:
         """Of a pack, about."""
-        return 2048 if self.small else 16384
+        return 512 if self.small else 16384
 
     @property
     def training(self) -> TrainingConfig:

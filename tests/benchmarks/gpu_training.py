@@ -232,13 +232,14 @@ def fsdp(setting: Setting) -> Figures:
         shared = build(setting)
         shared.enable_gradient_checkpointing()
         packed = distribute(PackedModel(shared), setting.training.workers, torch.device(setting.device), 1)
+        trainer = Trainer(setting, packed)  # before weights are gathered: its averages are of shards
         with torch.no_grad():
             loss = _loss(setting, packed, first)
         figures |= {"plain_loss": plain, "loss": loss, "relative_difference": abs(loss / plain - 1)}
         if setting.cuda:
             shared.compile_blocks()
-        figures |= measure_steps(setting, Trainer(setting, packed), shared)
-        del shared, packed
+        figures |= measure_steps(setting, trainer, shared)
+        del shared, packed, trainer
     require(figures["relative_difference"] < 0.01, "losses differ", figures)
     return figures
 

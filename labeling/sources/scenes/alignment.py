@@ -58,13 +58,13 @@ def align_points(model: Any, database: Path, pictures: Path, side: int, threads:
 
     cv2.setNumThreads(threads)
     seen = _observations(model, database, side)
-    templates = np.zeros((len(seen.point), (_SIDE + 2) ** 2), np.float32)
+    templates = np.zeros((len(model.points3D), (_SIDE + 2) ** 2), np.float32)
     grid = np.mgrid[-_RADIUS - 1 : _RADIUS + 2, -_RADIUS - 1 : _RADIUS + 2].reshape(2, -1)[::-1].T
     middles = np.unique(seen.middle)
     for number in np.unique(seen.image[middles]).tolist():
         there = middles[seen.image[middles] == number]
         picture, _ = _picture(model, number, pictures, side)
-        templates[there] = _sampled(picture, seen.xy[there][:, None] + grid)
+        templates[seen.point[there]] = _sampled(picture, seen.xy[there][:, None] + grid)
     moved = 0
     for number in np.unique(seen.image).tolist():
         there = np.nonzero((seen.image == number) & (seen.middle != np.arange(len(seen.middle))))[0]
@@ -72,7 +72,7 @@ def align_points(model: Any, database: Path, pictures: Path, side: int, threads:
             continue
         picture, scale = _picture(model, number, pictures, side)
         start = seen.shape[there] @ np.linalg.inv(seen.shape[seen.middle[there]])
-        xy, alike = lay_over(picture, templates[seen.middle[there]], seen.xy[there], start)
+        xy, alike = lay_over(picture, templates[seen.point[there]], seen.xy[there], start)
         near = np.linalg.norm(xy - seen.xy[there], axis=1) < _FARTHEST
         points = model.images[number].points2D
         for which in np.nonzero(near & (alike > _ALIKE))[0].tolist():

@@ -24,6 +24,7 @@ _STEPS, _STILL = 12, 0.005  # most steps, and the pixels of one that ends them
 _FARTHEST = 2.0  # pixels that an observation may move by
 _ALIKE = 0.9  # correlation from which two surroundings are taken for the same
 _RIDGE = 1e-5
+_MOST_ROWS = 16384  # of OpenCV's maps, which have at most 32767
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.int64]
@@ -154,6 +155,7 @@ def _picture(model: Any, number: int, pictures: Path, side: int) -> tuple[Floats
     image = model.images[number]
     scale = _scale(image.camera, side)
     levels = cv2.imread(str(pictures / image.name), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
+    assert levels is not None, image.name  # JPEG or PNG, from which COLMAP has taken features
     if scale < 1:
         size = (round(image.camera.width * scale), round(image.camera.height * scale))
         levels = cv2.resize(levels, size, interpolation=cv2.INTER_AREA)
@@ -164,10 +166,10 @@ def _sampled(picture: Floats, where: Floats) -> Floats:
     """(P, S) levels at x, y (P, S, 2), which OpenCV rounds to a 32nd of a pixel."""
     import cv2
 
-    rows = [
-        cv2.remap(picture, *np.moveaxis(some.astype(np.float32), -1, 0).copy(), cv2.INTER_CUBIC)
-        for some in np.array_split(where, -(-len(where) // 16384))  # OpenCV's maps have at most 32767 rows
-    ]
+    rows = []
+    for some in np.array_split(where.astype(np.float32), -(-len(where) // _MOST_ROWS)):
+        x, y = np.ascontiguousarray(some[..., 0]), np.ascontiguousarray(some[..., 1])
+        rows.append(cv2.remap(picture, x, y, cv2.INTER_CUBIC))
     return np.concatenate(rows)
 
 

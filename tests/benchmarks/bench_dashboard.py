@@ -129,10 +129,13 @@ def ticks(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     from dagster import DagsterInstance
 
     from pipelines.dashboard.follower import Follower
+    from pipelines.dashboard.instance import SETTINGS
     from pipelines.dashboard.sensors import TICK_SECONDS
 
     (folder / "instance").mkdir()
-    instance, process = DagsterInstance.local_temp(str(folder / "instance")), psutil.Process()
+    (folder / "instance" / "dagster.yaml").write_text(SETTINGS)
+    os.environ["DAGSTER_HOME"] = str(folder / "instance")
+    instance, process = DagsterInstance.get(), psutil.Process()
     follower = Follower(instance)
     first, first_cpu = zip(
         *(timed_both(lambda: follower.follow(TICK_SECONDS)) for _ in range(FIRST_TICKS)), strict=True

@@ -29,12 +29,13 @@ _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:80rem;margin:2rem auto;padding:0 1rem;color:#1b1d22}}
 p{{color:#5c626d}}table{{border-collapse:collapse;width:100%}}th,td{{text-align:left;padding:.4rem .9rem .4rem 0;
 border-bottom:1px solid #e2e3df;vertical-align:top;overflow-wrap:anywhere}}th{{font-weight:600}}li{{margin:.6rem 0}}
-td:nth-child(1),td:nth-child(4),td:nth-child(5),td:nth-child(7){{white-space:nowrap}}td:nth-child(6){{min-width:16rem}}
-code{{font-size:.9em;background:#f3f4f1;padding:.1em .3em;border-radius:3px}}a{{color:#2457c5}}
+td:nth-child(1),td:nth-child(4),td:nth-child(5),td:nth-child(7){{white-space:nowrap}}td:nth-child(6){{min-width:16rem}}td:nth-child(2){{min-width:14rem}}
+td:nth-child(3){{min-width:7rem}}
+code{{font-size:.9em;white-space:nowrap;background:#f3f4f1;padding:.1em .3em;border-radius:3px}}a{{color:#2457c5}}
 .running{{font-weight:600}}.failed,.lost{{color:#b3372b}}</style><h1>{title}</h1>{content}</html>"""
 _JOBS = """{table}{trouble}<p>{hint}On the command line: <code>onediffusion stop ID</code>,
-<code>onediffusion scale ID --workers N</code>, <code>onediffusion logs -f ID</code>. What was stopped goes on when it is
-sent again.</p><p><a href="/">Dashboard</a>{all}</p>"""
+<code>onediffusion scale ID --workers N</code>, <code>onediffusion logs -f ID</code>. What was stopped goes on when it
+is sent again.</p><p><a href="/">Dashboard</a>{all}</p>"""
 
 FIRST_STEPS = _PAGE.format(
     title="Nothing is here yet",

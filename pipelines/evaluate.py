@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,8 +42,9 @@ MAX_EXAMPLES = 64
 def evaluate(run: str, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Measure and sample a run's newest checkpoint into RUN/evaluation.json and RUN/samples/; return the figures.
 
-    They are of the first images and view sets that the run learns from. A checkpoint is evaluated once: later calls
-    return the stored figures. Raises InputError when there is no checkpoint, or no image with labels and prompts.
+    They are of the first images of each dataset and of the first view sets that the run learns from. A checkpoint is
+    evaluated once: later calls return the stored figures. Raises InputError when there is no checkpoint, or no image
+    with labels and prompts.
     """
     store = open_store(run)
     steps = whole_checkpoints(store)
@@ -56,11 +58,9 @@ def evaluate(run: str, say: Callable[[str], None] = print) -> dict[str, Any]:
         if stored.get("checkpoint") == newest and stored.get("tag") == tag:
             say("evaluation: figures and samples of this checkpoint are there already")
             return dict(stored["figures"])
-    images, views, tasks = _training_data(run)
+    images, views = _training_data(run)
     references = _reference_sets(run)
-    examples = read_examples(images, limit=MAX_EXAMPLES) if images else []
-    for example in examples:
-        example.prompts = {task: prompt for task, prompt in example.prompts.items() if task in tasks}
+    examples = _examples_in_turns(images, MAX_EXAMPLES)
     pipeline = load_pipeline(newest)
     figures = label_correlations(pipeline, load_pipeline(first) if steps[0] == 0 else None, examples)
     records = draw_samples(pipeline, run, examples, views, references)
@@ -72,13 +72,26 @@ def evaluate(run: str, say: Callable[[str], None] = print) -> dict[str, Any]:
     return figures
 
 
-def _training_data(run: str) -> tuple[Dataset | None, Dataset | None, set[str]]:
-    """The first dataset of images in a run's mixture, the first of view sets that serves `views`, and all its tasks."""
+def _training_data(run: str) -> tuple[dict[str, set[str]], Dataset | None]:
+    """Datasets of images in a run's mixture → their tasks there; the first dataset of view sets that serves `views`."""
     sources = parse_yaml(open_store(run).read(CONFIG).decode(), f"{run}/{CONFIG}")["mixture"].values()
     opened = [(Dataset.open(source["dataset"]), source["tasks"]) for source in sources]
-    images = next((dataset for dataset, _ in opened if dataset.kind == "pictures"), None)
-    views = next((dataset for dataset, tasks in opened if dataset.has_sets and "views" in tasks), None)
-    return images, views, {task for _, tasks in opened for task in tasks}
+    images: dict[str, set[str]] = {}
+    for dataset, tasks in opened:
+        if dataset.kind == "pictures":
+            images.setdefault(dataset.uri, set()).update(tasks)
+    return images, next((dataset for dataset, tasks in opened if dataset.has_sets and "views" in tasks), None)
+
+
+def _examples_in_turns(images: Mapping[str, set[str]], limit: int) -> list[Example]:
+    """One row of each dataset in turn, with its prompts of the tasks that the dataset serves; about `limit`."""
+    by_dataset = []
+    for uri, tasks in images.items():
+        examples = read_examples(Dataset.open(uri), limit=-(-limit // len(images)))
+        for example in examples:
+            example.prompts = {task: prompt for task, prompt in example.prompts.items() if task in tasks}
+        by_dataset.append(examples)
+    return [example for turn in zip_longest(*by_dataset) for example in turn if example is not None]
 
 
 def _reference_sets(run: str) -> dict[str, Dataset]:

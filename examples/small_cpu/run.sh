@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Wallpapers and stamps of Debian to a run of an hour on two cores: run.sh OUT [settings of the training]
+# Wallpapers and stamps of Debian to a run of half an hour on two cores: run.sh OUT [settings of the training]
 set -euo pipefail
 out=$1
 shift
@@ -20,7 +20,10 @@ unpack() {
 unpack wallpapers plasma-workspace-wallpapers mate-backgrounds gnome-backgrounds
 unpack stamps tuxpaint-stamps-default
 # The first line beside a stamp says what it shows; those after it say so in seventy languages.
-find "$out/files/stamps" -name "*.txt" -exec sed -i '2,$d' {} +
+if [ ! -e "$out/files/one-line" ]; then
+  find "$out/files/stamps" -name "*.txt" -exec sed -i '2,$d' {} +
+  touch "$out/files/one-line" # written again, they would have to be read again
+fi
 
 # 2. Labels. Of wallpapers that differ in size only, one is trained on: the preset's `where` reads `duplicates`.
 onediffusion ingest "$out/files/wallpapers/usr/share" "$out/wallpapers"

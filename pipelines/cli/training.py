@@ -10,7 +10,7 @@ import typer
 Checkpoint = Annotated[
     str,
     typer.Argument(
-        metavar="CHECKPOINT", help="A run, one of its checkpoints, a diffusers folder or a name on the hub."
+        metavar="CHECKPOINT", help="A run, one of its checkpoints, a diffusers folder, a name on the hub, or small-cpu."
     ),
 ]
 

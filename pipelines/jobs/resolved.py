@@ -146,7 +146,7 @@ def _workers_for(specification: LabelJob) -> WorkersSpec:
 
 
 def _with_whole_configuration(specification: TrainJob) -> TrainJob:
-    from training.checkpoint.files import is_hub_name
+    from training.checkpoint.files import is_model_name
     from training.config import load_config, override_config, parse_config
 
     if isinstance(specification.config, str):
@@ -156,7 +156,7 @@ def _with_whole_configuration(specification: TrainJob) -> TrainJob:
     values = config.model_dump(mode="json")
     for source in values["mixture"].values():
         source["dataset"] = whole_address(source["dataset"])
-    if values["initialize"] and not is_hub_name(values["initialize"]):
+    if values["initialize"] and not is_model_name(values["initialize"]):
         values["initialize"] = whole_address(values["initialize"])
     if specification.workers:
         values["workers"] |= specification.workers.model_dump(mode="json", include={"count", "cpus", "gpus"})

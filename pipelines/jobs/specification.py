@@ -182,11 +182,11 @@ class TrainJob(Section):
     def data(self) -> list[str]:
         if isinstance(self.config, str):
             return [self.run]
-        from training.checkpoint.files import is_hub_name
+        from training.checkpoint.files import is_model_name
 
         start = self.config.get("initialize")
         datasets = [source["dataset"] for source in self.config["mixture"].values()]
-        return [self.run, *datasets, *([start] if start and not is_hub_name(start) else [])]
+        return [self.run, *datasets, *([start] if start and not is_model_name(start) else [])]
 
 
 class EvaluateJob(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pipelines.reports.gallery import GalleryRow, draw_gallery
 from pipelines.reports.overlays import Inliner
 from pipelines.reports.sets import describe_sets
 
-MAX_REJECTED_NAMES, MAX_REASONS, MAX_EXAMPLES = 60, 40, 4
+MAX_REJECTED_NAMES, MAX_REASONS, MAX_EXAMPLES = 6, 40, 4
 # What the embedded labelers are known to be bad at (docs/catalog.md), said beside their figures.
 BAD_AT = {
     "depth": "no depth where the right picture does not see, or all looks alike",
@@ -23,6 +24,7 @@ BAD_AT = {
     "duplicates": "copies cut to another shape",
     "faces": "leaves and animals among the less sure faces; none behind a visor",
 }
+_NUMBER = re.compile(r"\d+")
 MAX_REJECTED_READ = 10_000  # files whose reasons are read; their count comes from footers and is of all
 
 
@@ -184,7 +186,20 @@ def _rejected(dataset: Dataset) -> tuple[list[Reason], int]:
             for row in dataset.read(REJECTED, shard).to_pylist():
                 reasons[row["reason"]].append(row["source"])
     count = sum(footer.rows for footer in footers.values())
-    return _count(REJECTED, reasons, MAX_REJECTED_NAMES)[:MAX_REASONS], count
+    return _count(REJECTED, _by_kind(reasons), MAX_REJECTED_NAMES)[:MAX_REASONS], count
+
+
+def _by_kind(reasons: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """The names of files by what is alike in their reasons: these may name another file, or sizes."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for reason in reasons:
+        kinds["same bytes as" if reason.startswith("same bytes as ") else _NUMBER.sub("…", reason)].append(reason)
+    return {
+        alike[0] if len(alike) == 1 else f"{alike[0]}; {len(alike) - 1} more like it": [
+            name for reason in alike for name in reasons[reason]
+        ]
+        for alike in kinds.values()
+    }
 
 
 def _count(group: str, rows: Mapping[str, Sequence[str]], max_examples: int = MAX_EXAMPLES) -> list[Reason]:

@@ -22,7 +22,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "report.html"
 # Characters of inlined images, so that a page stays well below 12 MB and can be mailed and opened on a phone.
 RUN_CHARACTERS, DATASET_CHARACTERS = 3_500_000, 6_000_000
-MAX_ROWS = 48
+MAX_ROWS = 48  # of each dataset
+MAX_ROWS_OF_RUN = 8  # likewise on the page of a run, which is about what it learned from them
 PACKAGES = (
     *("onediffusion", "torch", "ray", "pyarrow", "numpy", "transformers", "diffusers", "accelerate", "safetensors"),
     *("mediapipe", "mmcv", "opencv-python", "pillow", "scikit-image", "trimesh", "embreex", "boto3", "pydantic"),
@@ -70,7 +71,10 @@ def report(uri: str, where: str | None = None, beside: str | None = None) -> str
             raise InputError(f"{uri}: --where selects rows of a dataset, and this is a run")
         timings, title = run_timings(store), f"Run {name}"
         return write_report(
-            f"{store.uri}/{PAGE}", run_datasets(store), store.uri, title, timings=timings, beside=beside
+            *(f"{store.uri}/{PAGE}", run_datasets(store), store.uri, title),
+            timings=timings,
+            beside=beside,
+            max_rows=MAX_ROWS_OF_RUN,
         )
     raise InputError(
         f"{uri}: neither a dataset (no dataset.json) nor a run (no config.yaml, metrics.jsonl or checkpoints/); "
@@ -87,20 +91,22 @@ def write_report(
     figures: Mapping[str, Any] | None = None,
     where: str | None = None,
     beside: str | None = None,
+    max_rows: int = MAX_ROWS,
 ) -> str:
     """Write the page at `target` (local or s3://), whole or not at all, and return its address.
 
     datasets, run: what it is about; a part of them that is not there is named on the page.
     timings: {"step", "seconds"} and what was done: "pictures", "samples", "steps", "tokens_per_second";
     a step whose name begins with a blank is part of the one above it. figures: of the evaluation (default: those in
-    RUN/evaluation.json). where, beside: as `report` takes them. Raises InputError when `target` cannot be written.
+    RUN/evaluation.json). where, beside: as `report` takes them. max_rows: of each dataset, that are shown.
+    Raises InputError when `target` cannot be written.
     """
     store, name = split_target(target)
     run_section = describe_run(run, Inliner(RUN_CHARACTERS), figures, beside=beside) if run else None
     sections, characters = [], DATASET_CHARACTERS
     for index, uri in enumerate(datasets):
         inline = Inliner(max(characters, 0) // (len(datasets) - index))
-        sections.append(describe_dataset(uri, inline, MAX_ROWS, where))
+        sections.append(describe_dataset(uri, inline, max_rows, where))
         characters -= inline.used
     page = render(title, sections, run_section, timings)
     store.put(name, page.encode())

@@ -14,6 +14,7 @@ from dashboard_assets import last_event
 
 from labeling.dataset import Dataset, open_store
 from model.inputs import InputError
+from model.inputs.yaml_files import parse_yaml, to_yaml
 from pipelines.dashboard.definitions import build_definitions
 from pipelines.dashboard.run_assets import versions_of
 from pipelines.dashboard.snapshots import find_snapshot, refresh
@@ -88,6 +89,19 @@ def test_evaluation_follows_the_newest_checkpoint(trained: Path, tmp_path: Path)
     again = evaluate(str(run))["image_to_edges_correlation"]
     assert "step_0" not in again
     assert again["model"] == edges["model"]
+
+
+def test_every_dataset_of_the_mixture_is_sampled_for_its_own_tasks(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    second = shutil.copytree(trained / "photographs", tmp_path / "second")
+    config = parse_yaml((run / "config.yaml").read_text(), "config")
+    one = config["mixture"]["pictures"]
+    other = {**one, "dataset": str(second), "tasks": {"edges": 1}}
+    sources = {"one": {**one, "tasks": {"text2image": 1}}, "two": other}
+    (run / "config.yaml").write_text(to_yaml({**config, "mixture": sources}))
+    assert evaluate(str(run))["image_to_edges_correlation"]["pictures"] == 4, "only the second serves edges"
+    records = json.loads((run / "samples" / "samples.json").read_text())
+    assert {record["task"] for record in records} == {"text2image", "edges"}
 
 
 def test_run_without_checkpoint_is_refused(tmp_path: Path) -> None:

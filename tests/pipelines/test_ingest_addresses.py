@@ -57,7 +57,7 @@ class Terminal:
 
     def ingest(self, *arguments: object, code: int = 0) -> tuple[str, str]:
         """What the command prints to its output and its errors; it ends with `code`."""
-        self.monkeypatch.setattr(sys, "argv", ["onediffusion", "ingest", *map(str, arguments), *LOCAL])
+        self.monkeypatch.setattr(sys, "argv", ["onediffusion", "ingest", *LOCAL, *map(str, arguments)])
         self.capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()
@@ -142,6 +142,24 @@ def test_options_reach_the_fetching(server: PictureServer, terminal: Terminal, t
     assert [row["text"] for row in rows(tmp_path / "data")] == ["w0", "w2"]
     assert reasons(tmp_path / "data") == {"1.png": "X-Robots-Tag: noai", "3.png": "larger than 1 MiB"}
     assert server.headers[-1]["User-Agent"] == "lab/1 (me@lab.test)"
+
+
+def test_limits_reach_the_fetching(server: PictureServer, terminal: Terminal, tmp_path: Path) -> None:
+    """How much at once, how often and how long, as typed."""
+    listed = write_list(tmp_path / "a.jsonl", [{"url": server.url(f"/{number}.png")} for number in range(6)])
+    busy = Answer(b"busy", 503, headers=[("Retry-After", "0")])
+    server.answers["/1.png"].first += [busy, busy]
+    server.answers["/2.png"].first += [busy, busy, busy]
+    for number in range(3, 6):
+        server.answers[f"/{number}.png"].wait = 0.2
+    terminal.ingest(listed, tmp_path / "data", "--connections", 8, "--host-connections", 1, "--retries", 2)
+    assert reasons(tmp_path / "data") == {"2.png": "HTTP 503"}
+    assert (server.requests["/1.png"], server.requests["/2.png"]) == (3, 3)
+    assert server.most == 1
+    server.answers["/9.png"].wait = 4.0
+    slow = write_list(tmp_path / "b.jsonl", [{"url": server.url(f"/{number}.png")} for number in (8, 9)])
+    terminal.ingest(slow, tmp_path / "slow", "--timeout", 1)
+    assert reasons(tmp_path / "slow") == {"9.png": "timed out after 1 s without a byte"}
 
 
 def test_job_file_has_the_same_options() -> None:

@@ -14,6 +14,7 @@ from labeling.dataset import Dataset, dataset_status
 from labeling.plan import Wave
 from labeling.resources import Resources
 from model.inputs import InputError, WorkFailed
+from model.inputs.yaml_files import to_yaml
 from model.pictures import encode_png
 from pipelines.ingest import ingest
 from pipelines.label import label, plan
@@ -94,6 +95,27 @@ def test_command_tells_reasons_and_fails_where_every_row_does(
     last = onediffusion(*command, "--only-errors")
     assert last.returncode == 0, last.stderr
     assert f"broken: {len(dataset.shards)} shards labeled" in last.stdout and "in error" not in last.stdout
+
+
+def test_submitted_job_repeats_rows_in_error_only(
+    dataset: Dataset, tmp_path: Path, shared_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    mended = tmp_path / "mended"
+    parameters = {"broken": {"until": str(mended), "wider_than": 600}}
+    label(dataset.uri, [BROKEN], parameters)
+    before = stamps(dataset, "broken")
+    touched = sum(dataset.footer("broken", shard.name).errors > 0 for shard in dataset.shards)
+    mended.touch()
+    job = {"kind": "label", "dataset": dataset.uri, "groups": [BROKEN], "parameters": parameters}
+    (tmp_path / "job.yaml").write_text(to_yaml(job))
+    sent = onediffusion("submit", tmp_path / "job.yaml", "--target", "local", "--only-errors")
+    assert sent.returncode == 0, sent.stderr
+    done = onediffusion("logs", "-f", sent.stdout.strip())
+    assert f"broken: {touched} shards labeled" in done.stdout, done.stdout + done.stderr
+    after = stamps(dataset, "broken")
+    assert sum(after[name] != before[name] for name in before) == touched < len(before)
+    assert dataset_status(dataset)["broken"].errors == 0
 
 
 def test_labels_that_read_a_mended_label_are_computed_again(dataset: Dataset, tmp_path: Path) -> None:

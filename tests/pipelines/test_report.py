@@ -20,7 +20,7 @@ from report_pages import (
     write_group,
 )
 
-from labeling.dataset import IMAGE_SCHEMA, Dataset, open_store
+from labeling.dataset import IMAGE_SCHEMA, REJECTED_SCHEMA, Dataset, open_store, write_shard
 from model.inputs import InputError
 from model.pictures import encode_png
 from pipelines.reports.dataset import describe_dataset
@@ -48,6 +48,23 @@ def test_report_shows_ingested_images_and_rejected_files(ray_cluster: None, pict
         *("same bytes as coffee.png", "wider than 700", "opencv"),
     ):
         assert phrase in page.text
+
+
+def test_reasons_that_are_alike_share_a_line_and_a_long_list_is_cut(tmp_path: Path) -> None:
+    uri = build_pictures(str(tmp_path / "d"))
+    dataset = Dataset.open(uri)
+    rows = [(f"copy-{number}.png", f"same bytes as first-{number}.png") for number in range(30)]
+    rows += [(f"small-{number}.png", f"too small: {number} × 9") for number in range(2)] + [("a.svg", "a drawing")]
+    table = pa.Table.from_pylist([{"source": name, "reason": reason} for name, reason in rows], REJECTED_SCHEMA)
+    write_shard(dataset.store, "rejected", dataset.shards[0].name, table, [len(rows)], "recipe")
+    lines = describe_dataset(uri, Inliner(), 1).rejected
+    assert [(line.count, line.reason) for line in lines] == [
+        (30, "same bytes as first-0.png; 29 more like it"),
+        (2, "too small: 0 × 9; 1 more like it"),
+        (1, "a drawing"),
+    ]
+    text = read_page(report(uri)).text
+    assert "copy-5.png" in text and "copy-6.png" not in text and "All of them are in the group rejected" in text
 
 
 def test_every_label_is_drawn_and_foreign_text_is_escaped(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from labeling.dataset import Store
 from model.inputs import InputError
 from training.checkpoint.files import checked_index, find_checkpoint
 from training.checkpoint.index import CheckpointIndex
+from training.pretrained import pretrained_folder
 
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 BASE = "base"  # in state.json of an adapter's checkpoints: a BaseModel
@@ -26,9 +27,9 @@ class BaseModel:
     @classmethod
     def of(cls, given: str, folder: Store, index: CheckpointIndex) -> BaseModel:
         """Of a folder with averaged weights, as `given` was found. A run's own newest checkpoint may be another later,
-        and of a hub name the folder is another on every machine."""
+        and the folder of a hub name, or of what comes with the program, is another on every machine."""
         is_hub_name = "/snapshots/" in folder.uri and re.fullmatch(r"[\w.-]+/[\w.-]+", given)
-        return cls(given if is_hub_name else folder.uri, _digest(folder, index))
+        return cls(given if is_hub_name or pretrained_folder(given) else folder.uri, _digest(folder, index))
 
     def open(self) -> tuple[Store, CheckpointIndex]:
         """Its folder and what is in it. Raises InputError where it is gone or has other weights."""

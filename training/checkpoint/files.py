@@ -30,6 +30,7 @@ from training.checkpoint.index import (
     read_blocks,
     read_index,
 )
+from training.pretrained import pretrained_folder, pretrained_names
 
 FOLDER, STATE = "checkpoints", "state.json"
 SAVED = "saved"  # in state.json: when it was written, in ISO 8601
@@ -70,11 +71,11 @@ def find_checkpoint(uri: str) -> tuple[Store, dict[str, Any]]:
     """(its folder, its state) of the checkpoint that an address means: a run, its checkpoint, or a diffusers folder.
 
     A folder in diffusers layout has transformer/, or is that; it may be named as on the hub, OWNER/MODEL. Its state is
-    {}. Raises InputError.
+    {}. Checkpoints that come with the program have a name. Raises InputError.
     """
-    store = open_store(uri)
-    if is_hub_name(uri):
+    if _is_hub_name(uri):
         return _download(uri), {}
+    store = open_store(str(pretrained_folder(uri) or uri))
     if store.exists(STATE):
         return store, read_state(store)
     if _NAME.fullmatch(store.uri.rsplit("/", 1)[-1]) and store.walk():
@@ -85,12 +86,20 @@ def find_checkpoint(uri: str) -> tuple[Store, dict[str, Any]]:
         return open_store(store.uri.removesuffix(f"/{TRANSFORMER}")), {}
     steps = whole_checkpoints(store)
     if not steps:
-        raise InputError(f"{uri}: no checkpoint there; give a run, one of its checkpoints, or make one with `train`")
+        raise InputError(
+            f"{uri}: no checkpoint there{nearest(uri, pretrained_names())}; give a run, one of its checkpoints, or "
+            f"make one with `train`; {', '.join(pretrained_names())} comes with the program"
+        )
     folder = store.subfolder(checkpoint_name(steps[-1]))
     return folder, read_state(folder)
 
 
-def is_hub_name(uri: str) -> bool:
+def is_model_name(uri: str) -> bool:
+    """Whether an address is the name of a model, of the hub or of those that come with the program, and no place."""
+    return _is_hub_name(uri) or pretrained_folder(uri) is not None
+
+
+def _is_hub_name(uri: str) -> bool:
     """Whether an address is a name of the hub: OWNER/MODEL, where nothing here has the name OWNER."""
     return bool(_HUB_NAME.fullmatch(uri)) and not Path(uri.partition("/")[0]).exists()
 

@@ -15,11 +15,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from labeling.sources.scenes.alignment import align_points
+
 _EXHAUSTIVE = 60  # pictures up to which each is matched with each
 _NEAREST, _NEIGHBORS = 20, 4  # others that a picture of more is matched with: by likeness, and by name
 _LEAST_MODEL = 3  # pictures of a reconstruction
 _SIDE = 1600  # pixels of the longer side that features are looked for at
 _FEATURES = 8192
+_ROUNDS, _FARTHEST = 3, 6  # of the last adjustment, and how many times the median error a point may be off by
+_LEAST_ERROR = 0.04  # pixels of the median, at the size of the search, below which pictures are not taken at their word
+_TOLERANCE = 1e-6  # share of the cost that a step has to win; without one COLMAP's take a hundred steps
+_LEAST_ANGLE = 1.5  # degrees between the rays of a point
+_FIRST_ANGLE = 8.0  # between those of the first two pictures: of a turntable's, neighbors and not opposite ones
 _SEED = 0
 _DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
@@ -62,13 +72,48 @@ def reconstruct(folder: Path, camera_model: str, threads: int) -> dict[str, Any]
     mapping = pycolmap.IncrementalPipelineOptions()
     mapping.num_threads, mapping.random_seed, mapping.min_model_size = threads, _SEED, _LEAST_MODEL
     mapping.extract_colors = False
+    mapping.mapper.init_min_tri_angle = _FIRST_ANGLE
     (folder / "models").mkdir()
     found = pycolmap.incremental_mapping(database, pictures, folder / "models", mapping)
     models = sorted(found.values(), key=lambda model: (-model.num_reg_images(), -model.num_points3D()))
     if models:
+        align_points(models[0], database, pictures, _SIDE, threads)
+        adjust(models[0], threads)
         (folder / "model").mkdir()
         models[0].write_binary(folder / "model")
     return {"models": [_names(model) for model in models], "matches": _matches(database)}
+
+
+def adjust(model: Any, threads: int) -> None:
+    """Adjust cameras and points of a pycolmap.Reconstruction once more, in rounds, to what the most of its pictures
+    agree on: errors count by how many times the median they are, and those far above it are left out."""
+    import pycolmap
+
+    sides = (max(model.images[number].camera.width, model.images[number].camera.height) for number in model.images)
+    least = _LEAST_ERROR * max(1.0, max(sides) / _SIDE)
+    options = pycolmap.BundleAdjustmentOptions()
+    options.print_summary = False
+    options.ceres.solver_options.num_threads = threads
+    options.ceres.solver_options.function_tolerance = _TOLERANCE
+    options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
+    for round_ in range(_ROUNDS):
+        median = max(float(np.median(_errors(model))), least)
+        if round_:
+            pycolmap.ObservationManager(model).filter_all_points3D(_FARTHEST * median, _LEAST_ANGLE)
+        options.ceres.loss_function_scale = 2 * median
+        pycolmap.bundle_adjustment(model, options)
+    model.update_point_3d_errors()
+
+
+def _errors(model: Any) -> NDArray[np.float64]:
+    """Pixels between where each picture shows a point and where its camera sees it."""
+    off = []
+    for image in model.images.values():
+        for seen in image.get_observation_points2D() if image.has_pose else ():
+            there = image.project_point(model.points3D[seen.point3D_id].xyz)
+            if there is not None:
+                off.append(there - seen.xy)
+    return np.asarray(np.linalg.norm(np.array(off).reshape(-1, 2), axis=1))
 
 
 def _names(model: Any) -> list[str]:

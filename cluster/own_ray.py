@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from cluster.ray_internals import own_node
@@ -41,6 +41,22 @@ class OwnRay:
     def loss(self) -> NodeLost:
         """What a person is told."""
         return NodeLost(f"Ray on this machine has ended (its {self.ended} died: killed, or out of memory?); {AGAIN}")
+
+    def shut_down(self) -> None:
+        """End it in good order, and then what is left of its workers.
+
+        One that hangs in Ray's C++ code while it exits would stay, and keep its memory, until someone finds it.
+        """
+        import psutil
+        import ray
+
+        workers = []
+        with suppress(psutil.NoSuchProcess):
+            workers = psutil.Process(self._processes["raylet"].pid).children(recursive=True)
+        ray.shutdown()
+        for worker in workers:
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
 
     def end(self) -> None:
         """End what is left of it, without waiting for an answer."""

@@ -79,6 +79,8 @@ def _started(memory: int) -> Iterator[None]:
     finally:
         if own and own.ended:
             own.end()  # Ray itself would wait for an answer of what is gone
+        elif own:
+            own.shut_down()
         else:
             ray.shutdown()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,11 @@ class MetricsLogger:
             self.store.put(path.relative_to(self.folder).as_posix(), path.read_bytes())
 
     def close(self) -> None:
-        """Upload the last lines and close the file."""
+        """Upload the last lines and close the file. Trackers that write beside it have ended."""
         self._file.close()
         self.sync()
+        if self.remote:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def scalars(record: dict[str, Any]) -> dict[str, float]:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import ray
@@ -162,10 +163,14 @@ class StoppableTrainer(DataParallelTrainer):
     ended = False
     _controller: Any = None
 
-    def __init__(self, coordinator: Any, **arguments: Any) -> None:
-        """coordinator: the run's (training.coordinator)."""
+    def __init__(self, coordinator: Any, run: str, **arguments: Any) -> None:
+        """coordinator: the run's (training.coordinator); run: its address."""
         super().__init__(**arguments)
         self._coordinator = coordinator
+        # A driver that is killed cancels nothing, and Ray keeps what its controller asked for, for three minutes. The
+        # run's next controller asks under the same name, and so in its place.
+        name = f"{ray.get_runtime_context().get_node_id()} {run}"  # a folder of the same name may lie on another node
+        object.__setattr__(self.train_run_context, "run_id", blake2b(name.encode(), digest_size=16).hexdigest())
 
     def _create_default_callbacks(self) -> list[Any]:
         left_out = (DatasetsCallback, PlacementGroupCleanerCallback)
@@ -189,4 +194,6 @@ class StoppableTrainer(DataParallelTrainer):
             # Ray would keep what the controller asked for, for three minutes, and elastic workers would wait so long.
             with suppress(ValueError):  # nothing has been asked for
                 reserved = ray.get_actor(**RESERVATIONS)
-                reserved.cancel_request.remote(f"train-{self.train_run_context.run_id}")
+                cancelled = reserved.cancel_request.remote(f"train-{self.train_run_context.run_id}")
+                with suppress(GetTimeoutError):
+                    ray.get(cancelled, timeout=_LEAVE_SECONDS)  # the next controller asks under the same name

@@ -251,6 +251,7 @@ def _trainer(settings: WorkerSettings, ray_state: str) -> StoppableTrainer:
     resources = {"CPU": cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
     return StoppableTrainer(
         coordinator=settings.coordinator,
+        run=settings.run,
         train_loop_per_worker=_train_worker,
         train_loop_config={"settings": settings},
         backend_config=ProcessGroup("nccl" if workers.gpus else "gloo"),

@@ -1,15 +1,16 @@
 """`make bench-loader`: what a training worker's samples cost, beside MosaicML Streaming, LitData and webdataset.
 
-All deliver the same rows, shuffled, in batches of 32 to one process: rows of 82 kB and of 580 kB from this machine's
-disk and from S3 (rclone, loopback), and pictures that all decode, fit and mask alike. Each takes its turn in rounds.
+All deliver the same rows, shuffled, in batches of 32 to one process: rows of 82 kB and of 580 kB, and pictures that
+all decode, fit and mask alike, from this machine's disk and from S3 (rclone, loopback). Each takes its turn in rounds.
 The floor reads our files front to back into one buffer; of pictures it is the work on them, without a loader. The
 peers need an environment of their own (pip install mosaicml-streaming litdata webdataset, and what decodes pictures:
 numpy, opencv-python, pillow; LitData reads an S3 without TLS only when obstore is not installed). PEERS names its
 Python, and without it the floor alone is beside ours.
 
 "unchecked" is ours without comparing checksums: what they cost is its rate and CPU time beside ours.
-Two figures come from the plan: the bytes that a worker of 64 reads for a byte that it delivers, and how well rows are
-mixed: the variance of a batch's mean, of a feature that the rows of a row group share, × that of a full shuffle.
+Other figures need no peers: the bytes that a worker of 64 reads from disk and from S3 for a byte that it delivers, both
+counted; and how well rows are mixed: the variance of a batch's mean, of a feature that the rows of a row group share, ×
+that of a full shuffle.
 Results go to runs/bench/loader.json.
 """
 
@@ -24,14 +25,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
-from loader_data import PICTURE, ROW_GROUP, SHARD_ROWS, Rows, make_pictures, write_ours
+from loader_data import PICTURE, ROW_GROUP, SHARD_ROWS, TASK, Rows, make_pictures, repeat_shard, write_ours
 from rich.console import Console
 from rich.table import Table
 
@@ -40,8 +44,10 @@ from model.pictures import aspect_bucket
 HERE = Path(__file__).parent
 PEERS = ("mosaicml", "litdata", "webdataset")
 SIZES = {"82 kB": (384, 64, 64), "580 kB": (2048, 64, 200)}  # width, tokens of the shortest and longest prompt
-WORKERS, EACH, STEPS = 64, 16, 60  # whose reads are counted: workers, samples of one in a step, steps
-ROW_BYTES = 82_000
+WORKERS, EACH = 64, 16  # whose reads are counted: workers, samples of one in a step
+# A lane uses the rows of its window of 8 row groups in 64 steps. Reads are counted in two windows, after a first one:
+# what is read for later and what was read before are then as much.
+STEPS, FIRST = 192, 64
 Record = dict[str, float]
 
 
@@ -49,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", default=os.environ.get("PEERS", ""), help="Python of the peers' environment")
     parser.add_argument("--rows", type=int, default=6000, help="of 82 kB; a third as many of 580 kB and pictures")
-    parser.add_argument("--shards", type=int, default=128, help="of the dataset whose reads are counted")
+    parser.add_argument("--shards", type=int, default=256, help="of the dataset whose reads are counted")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="names of the cases to run, as in '82 kB, disk;plan'")
     parser.add_argument("--data", type=Path, help="where data is kept for the next time; a temporary folder by default")
@@ -62,7 +68,7 @@ def main() -> None:
         data = given.data or Path(folder)
         cases = {f"{size}, disk": (size, "rows", False) for size in SIZES}
         cases |= {f"{size}, S3": (size, "rows", True) for size in SIZES}
-        cases["pictures, disk"] = ("pictures", "pictures", False)
+        cases |= {f"pictures, {place}": ("pictures", "pictures", place == "S3") for place in ("disk", "S3")}
         with s3_server(data) as environment:
             for case, (name, kind, is_far) in cases.items():
                 if only and case not in only:
@@ -75,8 +81,8 @@ def main() -> None:
                 result["cases"][case] = show(case, rounds)
                 for peer, ratio in result["cases"][case]["ratios"].items():
                     result["ratios"].setdefault(peer, {})[case] = ratio
-        if not only or "plan" in only:
-            result |= plan_figures(data / "bench" / "many", given.shards)
+            if not only or "plan" in only:
+                result |= plan_figures(data / "bench" / "many", given.shards, environment)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written to {given.out}")
@@ -147,72 +153,103 @@ def show(case: str, rounds: dict[str, list[Record]]) -> dict[str, Any]:
     return figures
 
 
-def plan_figures(place: Path, shards: int) -> dict[str, Any]:
-    """read_ratio_64 and shuffle_variance, on a dataset of many shards of tiny rows."""
-    from labeling.dataset import Dataset
-    from labeling.dataset.places import LENGTH_BYTES
-    from labeling.dataset.storage import local
-    from training.config import parse_config
-    from training.plan.dealing import Dealer
-    from training.plan.mixture import build_manifest
-    from training.reader import PlanReader
-
-    rows = Rows(shards * SHARD_ROWS, 8, 1, 1)
+def plan_figures(place: Path, shards: int, environment: dict[str, str]) -> dict[str, Any]:
+    """read_ratio_64 on disk and S3, and shuffle_variance, of rows of 82 kB."""
     if not (place / "dataset.json").exists():
-        write_ours(place, rows, shape=(16, 2, 2))
-    settings: dict[str, Any] = {
+        write_ours(place, Rows(SHARD_ROWS, *SIZES["82 kB"]))
+        repeat_shard(place, shards)
+    table = Table("figure of the plan", "value")
+    figures: dict[str, Any] = {}
+    with mock.patch.dict(os.environ, environment):
+        for name, address in (("disk", str(place)), ("s3", f"s3://bench/{place.name}")):
+            figures[f"read_ratio_64_{name}"], reads = read_ratio(address)
+            table.add_row(
+                f"bytes read ÷ delivered, a worker of {WORKERS}, {name}",
+                f"{figures[f'read_ratio_64_{name}']:.3f}; {reads:.2f} reads a sample",
+            )
+    variance, rate = shuffle_variance(place)
+    table.add_row("variance of a batch's mean × a full shuffle's", f"{variance:.2f}")
+    table.add_row("samples planned and dealt a second", f"{rate:.0f}")
+    Console().print(table)
+    return {**figures, "shuffle_variance": round(variance, 3)}
+
+
+def _run_on(address: str, batch: int, workers: int) -> tuple[Any, Any]:
+    """(manifest, configuration) of a run on the dataset there."""
+    from training.config import parse_config
+    from training.plan.mixture import build_manifest
+
+    settings = {
         "name": "bench",
         "steps": STEPS,
-        "batch": WORKERS * EACH,
+        "batch": batch,
         "size": 256,
-        "mixture": {"a": {"dataset": str(place), "tasks": ["text2image"]}},
-        "model": {"caption_channels": 8},
+        "mixture": {"a": {"dataset": address, "tasks": [TASK]}},
+        "model": {"caption_channels": SIZES["82 kB"][0]},
         "objective": {"caption_dropout": 0.0},
-        "workers": {"count": WORKERS},
+        "workers": {"count": workers},
     }
     config = parse_config(settings, "bench")
-    manifest = build_manifest(config.mixture, config.size, config.lanes)
+    return build_manifest(config.mixture, config.size, config.lanes), config
 
-    # Bytes of arrays are counted as they are, against those that are delivered; footers as they are, against rows of
-    # 82 kB, which these stand for.
-    delivered = arrays = ends = wanted = 0
-    ranges: Any = local._Ranges
-    read_into, read_tail, read_table = ranges.read_into, ranges.read_tail, Dataset.read
 
-    def counted_into(self: Any, offset: int, parts: Any, size: int) -> bool:
-        nonlocal arrays
-        arrays += size
-        return bool(read_into(self, offset, parts, size))
+def read_ratio(address: str) -> tuple[float, float]:
+    """(bytes read for a byte delivered, reads for a sample) of a few workers of 64, footers of shards included."""
+    from training.reader import PlanReader
 
-    def counted_tail(self: Any, size: int) -> Any:
-        nonlocal ends
-        tail, entry = read_tail(self, size)
-        ends += len(tail)
-        return tail, entry
-
-    def counted_table(self: Dataset, *arguments: Any) -> Any:
-        nonlocal arrays
-        table = read_table(self, *arguments)
-        arrays += table.nbytes
-        return table
-
-    ranges.read_into, ranges.read_tail, Dataset.read = counted_into, counted_tail, counted_table  # type: ignore[method-assign]
-    for rank in range(0, WORKERS, WORKERS // 4):  # a few workers stand for all
+    manifest, config = _run_on(address, WORKERS * EACH, WORKERS)
+    total: Counter[str] = Counter()
+    for rank in range(0, WORKERS, WORKERS // 4):  # they stand for all
         reader = PlanReader(manifest, config)
-        for step in range(STEPS):
-            samples = [sample for pack in reader.read(step, rank, WORKERS).packs for sample in pack]
-            delivered += len(samples)
-            wanted += sum(sample.latents.nbytes + sample.text.nbytes for sample in samples)
-    ranges.read_into, ranges.read_tail, Dataset.read = read_into, read_tail, read_table  # type: ignore[method-assign]
-    lengths = 2 * LENGTH_BYTES * delivered  # of a latent and an embedding, which are as many whatever their size
-    ratio = (arrays - lengths) / wanted + (lengths + ends) / (delivered * ROW_BYTES)
+        with counted_reads() as counts:
+            for step in range(STEPS):
+                if step == FIRST:
+                    counts.clear()
+                made = [sample for pack in reader.read(step, rank, WORKERS).packs for sample in pack]
+                wanted = sum(sample.latents.nbytes + sample.text.nbytes for sample in made)
+                counts.update(samples=len(made), wanted=wanted)
+            total += counts
+    return round(total["bytes"] / total["wanted"], 4), round(total["reads"] / total["samples"], 3)
 
-    batch = 256
-    mixed = parse_config({**settings, "batch": batch, "workers": {"count": 1}}, "bench")
-    dealer = Dealer(build_manifest(mixed.mixture, mixed.size, mixed.lanes), mixed)
+
+@contextmanager
+def counted_reads() -> Iterator[Counter[str]]:
+    """Counts of "reads" and their "bytes", from disk and S3, while the context lasts."""
+    from labeling.dataset import Dataset
+    from labeling.dataset.storage import local, s3
+
+    counts: Counter[str] = Counter()
+    lock = threading.Lock()
+
+    def count(owner: Any, name: str, size_of: Callable[[Any, tuple[Any, ...]], int]) -> Any:
+        read = getattr(owner, name)
+
+        def counted(self: Any, *arguments: Any, **options: Any) -> Any:
+            result = read(self, *arguments, **options)
+            with lock:
+                counts.update(reads=1, bytes=size_of(result, arguments))
+            return result
+
+        return mock.patch.object(owner, name, counted)
+
+    with ExitStack() as patches:
+        for ranges in (local._Ranges, s3._Ranges):
+            patches.enter_context(count(ranges, "read_into", lambda result, arguments: int(arguments[2])))
+        patches.enter_context(count(local._Ranges, "read_tail", lambda result, arguments: len(result[0])))
+        patches.enter_context(count(s3.S3Store, "_get", lambda result, arguments: len(result[0])))
+        patches.enter_context(count(Dataset, "read", lambda result, arguments: int(result.nbytes)))
+        yield counts
+
+
+def shuffle_variance(place: Path, batch: int = 256) -> tuple[float, float]:
+    """(variance of a batch's mean × a full shuffle's, samples that are planned and dealt a second)."""
+    from training.plan.dealing import Dealer
+
+    manifest, config = _run_on(str(place), batch, 1)
+    dealer, rows = Dealer(manifest, config), manifest.counts()[TASK]
     order = []
     began = time.perf_counter()
-    for step in range(rows.count // batch // 2):
+    for step in range(rows // batch // 2):
         packs, _, _ = dealer.deal(step, 0, 1)
         order += [
             planned.shard * SHARD_ROWS + planned.row_group * ROW_GROUP + planned.row
@@ -220,17 +257,8 @@ def plan_figures(place: Path, shards: int) -> dict[str, Any]:
             for planned, *_ in pack
         ]
     seconds = time.perf_counter() - began
-    variance = _variance(np.array(order), batch) / _variance(
-        np.random.default_rng(1).permutation(rows.count)[: len(order)], batch
-    )
-    table = Table("figure of the plan", "value")
-    table.add_row(
-        f"bytes read ÷ delivered, a worker of {WORKERS}", f"{ratio:.3f} ({ends >> 20} MiB of footers, {delivered} rows)"
-    )
-    table.add_row("variance of a batch's mean × a full shuffle's", f"{variance:.2f}")
-    table.add_row("samples planned and dealt a second", f"{len(order) / seconds:.0f}")
-    Console().print(table)
-    return {"read_ratio_64": round(ratio, 4), "shuffle_variance": round(variance, 3)}
+    shuffled = np.random.default_rng(1).permutation(rows)[: len(order)]
+    return _variance(np.array(order), batch) / _variance(shuffled, batch), len(order) / seconds
 
 
 def _variance(order: np.ndarray[Any, Any], batch: int) -> float:

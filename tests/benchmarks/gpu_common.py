@@ -11,11 +11,12 @@ from unittest import mock
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model import NextDiT
 from model import transformer as transformer_module
 from training.batch import Sample
+from training.config import TrainingConfig
 from training.flops import SampleSize
 
 PUBLISHED = {"hidden_size": 3840, "depth": 16, "num_heads": 32, "num_kv_heads": 8, "caption_channels": 2048}
@@ -57,18 +58,24 @@ class Setting:
     @property
     def tokens(self) -> int:
         """Of a pack, about."""
-        return 2048 if self.small else 16384
+        return 512 if self.small else 16384
 
+    @property
+    def training(self) -> TrainingConfig:
+        """A run's configuration: how steps are done. The model is what `build` makes."""
+        return TrainingConfig(
+            name="bench-gpu",
+            steps=1_000_000,
+            batch=1,
+            size=512,
+            mixture={"a": {"dataset": "none", "tasks": ["text2image"]}},
+            optimizer={"learning_rate": 1e-5, "warmup": 0},
+            workers={"precision": "bf16", "fsdp": True},
+        )
 
-class Packed(nn.Module):
-    """NextDiT with the packed form as its `forward`, as the training worker wraps it."""
-
-    def __init__(self, transformer: NextDiT) -> None:
-        super().__init__()
-        self.transformer = transformer
-
-    def forward(self, samples: list[Tensor], timesteps: list[Tensor], text: list[Tensor]) -> list[Tensor]:
-        return list(self.transformer.forward_packed(samples, timesteps, text))
+    def autocast(self) -> torch.autocast:
+        """What a worker computes in, but for float32."""
+        return torch.autocast(self.device, torch.bfloat16)
 
 
 def build(setting: Setting, depth: int | None = None, **arguments: Any) -> NextDiT:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from gpu_common import (
-    Packed,
     Setting,
     build,
     by_groups,
@@ -26,7 +25,14 @@ from gpu_common import (
 )
 from torch import Tensor, nn
 
+from training.batch import StepBatch
 from training.flops import FlopCounter, peak_flops
+from training.lora import LoraConfig, add_adapter
+from training.objective import flow_matching_loss
+from training.optimizer import trained
+from training.packed_model import PackedModel
+from training.parallel import distribute
+from training.updates import Updates
 
 Figures = dict[str, Any]
 
@@ -82,26 +88,17 @@ def _uniform(setting: Setting, model: nn.Module, cap: bool) -> Figures:
 
 
 class Trainer:
-    """A step as the worker does it: bf16 under autocast, float32 weights, AdamW fused, blocks checkpointed."""
+    """Steps as a worker of a run does them: bf16 under autocast, float32 weights, AdamW fused, averages."""
 
-    def __init__(self, setting: Setting, model: nn.Module, rate: float = 1e-5) -> None:
-        from training.config import OptimizerConfig
-        from training.optimizer import build_optimizer
+    def __init__(self, setting: Setting, model: nn.Module) -> None:
+        """model: on its device, and distributed where it is to be."""
+        self.model, self.step = model, 0
+        self.updates = Updates(model, setting.training, torch.device(setting.device), 1, setting.autocast)
 
-        self.setting, self.model = setting, model
-        self.optimizer = build_optimizer(model, OptimizerConfig(learning_rate=rate))
-
-    def __call__(self, samples: list[Any]) -> Tensor:
-        """One update. Returns the loss, still on the device."""
-        from training.objective import flow_matching_loss
-
-        self.optimizer.zero_grad()
-        with torch.autocast(self.setting.device, torch.bfloat16):
-            loss, _ = flow_matching_loss(self.model, samples, self.setting.device)
-        (loss / sum(len(sample.sigmas) for sample in samples)).backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        return loss.detach()
+    def __call__(self, samples: list[Any]) -> None:
+        """One update."""
+        self.updates.update(StepBatch(self.step, [samples], sum(len(sample.sigmas) for sample in samples)))
+        self.step += 1
 
 
 def steps(setting: Setting) -> Figures:
@@ -110,7 +107,7 @@ def steps(setting: Setting) -> Figures:
     model = build(setting)
     model.enable_gradient_checkpointing()
     figures["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    trainer = Trainer(setting, Packed(model))
+    trainer = Trainer(setting, PackedModel(model))
     for name in ("eager", "compiled") if setting.cuda else ("eager",):
         if name == "compiled":
             model.compile_blocks()
@@ -177,12 +174,10 @@ def graphs(setting: Setting) -> Figures:
     model = build(setting, 2)
     model.enable_gradient_checkpointing()
     model.compile_blocks()
-    trainer = Trainer(setting, Packed(model))
+    trainer = Trainer(setting, PackedModel(model))
 
     def validate(seed: int) -> None:
-        from training.objective import flow_matching_loss
-
-        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        with torch.no_grad(), setting.autocast():
             flow_matching_loss(trainer.model, samples_of(setting, seed, 1024 * (1 + seed % 9)), "cuda")
 
     def run() -> None:
@@ -225,50 +220,32 @@ def _one_rank(setting: Setting) -> Iterator[None]:
 
 
 def fsdp(setting: Setting) -> Figures:
-    """FSDP2 on one rank: bf16 parameters, float32 gradients reduced, inputs (timesteps among them) left as they are."""
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
+    """FSDP2 on one rank, as a run has it: bf16 parameters, float32 gradients reduced, inputs left as they are."""
     figures: Figures = {}
     model = build(setting)
     model.enable_gradient_checkpointing()
     first = samples_of(setting, 10)
     with torch.no_grad():
-        plain = _loss(setting, Packed(model), first)
-    rounded = None
+        plain = _loss(setting, PackedModel(model), first)
+    del model
     with _one_rank(setting):
-        for kept in (False, True):
-            shared = build(setting)
-            half = torch.bfloat16 if setting.cuda else None  # LayerNorm on a CPU takes one type
-            policy = MixedPrecisionPolicy(half, torch.float32, cast_forward_inputs=not kept)
-            for layer in shared.layers:
-                fully_shard(layer, mp_policy=policy)
-            packed = fully_shard(Packed(shared), mp_policy=policy)
-            with torch.no_grad():
-                loss = _loss(setting, packed, first)
-            if not kept:
-                rounded = loss
-                del shared, packed
-                continue
-            del model
-            figures |= {
-                "plain_loss": plain,
-                "loss": loss,
-                "relative_difference": abs(loss / plain - 1),
-                "relative_difference_inputs_cast": abs(rounded / plain - 1),
-            }
-            shared.enable_gradient_checkpointing()
-            if setting.cuda:
-                shared.compile_blocks()
-            figures |= measure_steps(setting, Trainer(setting, packed), shared)
-            del shared, packed
+        shared = build(setting)
+        shared.enable_gradient_checkpointing()
+        packed = distribute(PackedModel(shared), setting.training.workers, torch.device(setting.device), 1)
+        trainer = Trainer(setting, packed)  # before weights are gathered: its averages are of shards
+        with torch.no_grad():
+            loss = _loss(setting, packed, first)
+        figures |= {"plain_loss": plain, "loss": loss, "relative_difference": abs(loss / plain - 1)}
+        if setting.cuda:
+            shared.compile_blocks()
+        figures |= measure_steps(setting, trainer, shared)
+        del shared, packed, trainer
     require(figures["relative_difference"] < 0.01, "losses differ", figures)
     return figures
 
 
 def _loss(setting: Setting, model: nn.Module, samples: list[Any]) -> float:
-    from training.objective import flow_matching_loss
-
-    with torch.autocast(setting.device, torch.bfloat16):
+    with setting.autocast():
         return float(flow_matching_loss(model, samples, setting.device)[0])
 
 
@@ -281,10 +258,10 @@ def checkpoints(setting: Setting) -> Figures:
 
     figures: Figures = {}
     model = build(setting, 2)
-    trainer = Trainer(setting, Packed(model))
+    trainer = Trainer(setting, PackedModel(model))
     trainer(samples_of(setting, 1, 2048))
     with _one_rank(setting), tempfile.TemporaryDirectory() as folder:
-        weights, optimizer = get_state_dict(trainer.model, trainer.optimizer)
+        weights, optimizer = get_state_dict(trainer.model, trainer.updates.optimizer)
         state = {"model": weights, "optimizer": optimizer}
         size = gigabytes(sum(p.numel() for p in model.parameters()) * 12)
         figures["gigabytes"] = size
@@ -308,9 +285,8 @@ def _saved_aside(setting: Setting, trainer: Trainer, folder: str) -> Figures:
     from training.checkpoint.saving import CheckpointSaver
     from training.checkpoint.state import TrainingState
     from training.config import CheckpointConfig
-    from training.optimizer import MovingAverage
 
-    state = TrainingState(trainer.model, trainer.optimizer, MovingAverage(trainer.model, 0.999))
+    state = TrainingState(trainer.model, trainer.updates.optimizer, trainer.updates.average)
     saver = CheckpointSaver(open_store(folder), state.tensors, CheckpointConfig(keep=1))
 
     def copy(step: int) -> None:
@@ -328,22 +304,17 @@ def _saved_aside(setting: Setting, trainer: Trainer, folder: str) -> Figures:
 
 def lora(setting: Setting) -> Figures:
     """Steps of an adapter of rank 16 on frozen bf16 weights."""
-    from peft import LoraConfig
-
-    from model.lora import LORA_TARGETS
-
     figures: Figures = {}
-    model = build(setting, 4).to(torch.bfloat16 if setting.cuda else torch.float32).requires_grad_(False)
-    model.add_adapter(LoraConfig(r=16, lora_alpha=16, target_modules=LORA_TARGETS))
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model = build(setting, 4)
+    add_adapter(model, LoraConfig(), half=setting.cuda)
     model.enable_gradient_checkpointing()
-    trainer = Trainer(setting, Packed(model))
-    trainer.optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
-    figures["trained_parameters"] = sum(parameter.numel() for parameter in trained)
     if setting.cuda:
         model.compile_blocks()
+    trainer = Trainer(setting, PackedModel(model))
+    parameters = trained(model)
+    figures["trained_parameters"] = sum(parameter.numel() for parameter in parameters)
     seconds = [timed(setting, lambda seed=seed: trainer(samples_of(setting, seed)))[0] for seed in range(6)]
     figures["first_step_seconds"], figures["step_seconds"] = seconds[0], float(np.median(seconds[2:]))
     synchronize(setting)
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in trained)
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in parameters)
     return figures

@@ -113,6 +113,19 @@ def write_ours(folder: Path, rows: Rows, pictures: Sequence[bytes] = (), shape: 
     dataset.describe("pictures", described, [])
 
 
+def repeat_shard(folder: Path, count: int) -> None:
+    """Let a dataset of ours that has one shard have so many, all of them the same file."""
+    from labeling.dataset import Dataset, ShardInfo
+
+    dataset = Dataset(folder)
+    [first] = dataset.shards
+    shards = [ShardInfo(f"{number:06d}", first.rows) for number in range(count)]
+    for group in dataset.groups():
+        for shard in shards[1:]:
+            (folder / group / f"{shard.name}.parquet").hardlink_to(folder / group / f"{first.name}.parquet")
+    dataset.describe("pictures", shards, [])
+
+
 def make_pictures(count: int) -> Iterator[bytes]:
     """JPEGs, quality 90, cut from scikit-image's photographs, with noise as a camera's."""
     import cv2

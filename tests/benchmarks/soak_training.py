@@ -8,14 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 from process_tree import below, wait_for_end
+from recorded_training import recorded_samples
 
 from labeling.dataset import Store, open_store
 from model.inputs.yaml_files import to_yaml
@@ -139,17 +139,8 @@ class Training:
             self.kill()
 
     def samples(self) -> dict[int, set[tuple[int, int]]]:
-        """Step → (number, fingerprint) of every sample that any worker was ever dealt for it."""
-        steps: dict[int, set[tuple[int, int]]] = defaultdict(set)
-        for dealt in self._dealt():
-            steps[dealt["step"] + 1] |= {(int(index), mark) for index, mark in dealt["samples"].items()}
-        return dict(steps)
-
-    def _dealt(self) -> Iterator[dict[str, Any]]:
-        for path in (self.folder / "samples").iterdir():
-            for line in path.read_text().splitlines():
-                with suppress(ValueError):  # cut by a kill
-                    yield json.loads(line)
+        """See `recorded_samples`."""
+        return recorded_samples(self.folder)
 
     def check_whole(self) -> None:
         """Its metrics are those of every step once; its last checkpoint is sound, and nothing unfinished lies about."""

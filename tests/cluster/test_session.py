@@ -45,6 +45,9 @@ with ray_session(memory=100 << 20):
     below = psutil.Process(started["raylet"][0].process.pid).children(recursive=True)
     agent = next(process for process in below if "DashboardAgent" in process.cmdline()[0])
     print("agent", *(one.laddr.port for one in agent.net_connections() if one.status == psutil.CONN_LISTEN))
+    worker = ray.get(ray.remote(lambda: os.getpid()).remote())
+    os.kill(worker, signal.SIGSTOP)  # stands in for one that hangs while it exits
+print(worker)
 print(*told)
 """
 
@@ -200,10 +203,11 @@ def test_own_ray_has_what_a_command_needs_and_leaves_it_its_signals(tmp_path: Pa
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), "XDG_DATA_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", ANSWERS], env=environment, capture_output=True, text=True, timeout=120)
-    processes, agent, signals = done.stdout.splitlines()
+    processes, agent, worker, signals = done.stdout.splitlines()
     assert signals.split() == ["SIGTERM", "SIGUSR1"], done.stderr
     *names, actors = processes.split()
     assert set(names) - {"reaper"} == {"gcs_server", "raylet"}, "without helpers; some kernels need a reaper"
     assert actors == "1", "that of the work, none of Ray Data's own"
     usual = "52365"  # for which the agent of a second Ray would wait
     assert agent.startswith("agent") and usual not in agent
+    assert not psutil.pid_exists(int(worker)), "no worker outlives its Ray"

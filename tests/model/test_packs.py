@@ -95,11 +95,12 @@ def test_packs_of_any_shapes_share_at_most_four_graphs(transformer: NextDiT, gra
     model = model_like(transformer)
     model.compile_blocks()
     model.enable_gradient_checkpointing()
-    for seed in range(30):
+    for seed in range(100):  # of 200 packs most are small: their shapes and number of samples differ all the same
+        most = 7 if seed < 10 else 3
         model.train()
-        outputs_and_gradients(model, random_pack(seed))
+        outputs_and_gradients(model, random_pack(seed, most))
         with torch.no_grad():
-            model.eval().forward_packed(*random_pack(100 + seed))
+            model.eval().forward_packed(*random_pack(100 + seed, most))
     assert 2 <= len(graphs) <= 4
 
 

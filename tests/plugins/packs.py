@@ -16,12 +16,12 @@ def mixed_samples() -> Pack:
     return pack_of(MIXED, [5, 9, 5, 1, 7, 3], seed=1)
 
 
-def random_pack(seed: int) -> Pack:
-    """One to seven samples of up to 4 frames, whose sides and texts no two packs share."""
+def random_pack(seed: int, most: int = 7) -> Pack:
+    """One to `most` samples of up to 4 frames, whose sides and texts no two packs share."""
     generator = random.Random(seed)
     shapes = [
         (generator.randint(1, 4), 2 * generator.randint(2, 12), 2 * generator.randint(2, 12))
-        for _ in range(generator.randint(1, 7))
+        for _ in range(generator.randint(1, most))
     ]
     return pack_of(shapes, [generator.randint(1, 90) for _ in shapes], seed)
 

@@ -17,10 +17,15 @@ import os
 import signal
 import time
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from training.plan.planned_sample import Leveled
 
 SOAK = "SOAK"
 
@@ -44,6 +49,37 @@ def _control() -> Any:
     return ControlRequest(workers=int(text) if text else None)
 
 
+def folder_beside(run: str) -> Path:
+    """What is SOAK to `worker_recorded_beside`."""
+    return Path(f"{run}.recorded")
+
+
+def worker_recorded_beside(values: dict[str, Any]) -> dict[str, Any]:
+    """`recorded_worker` on a Ray that was started without SOAK."""
+    os.environ[SOAK] = str(folder_beside(values["settings"].run))  # of this process, which ends with the worker
+    return recorded_worker(values)
+
+
+def marks_of(packs: list[list[Leveled]]) -> dict[int, int]:
+    """Number → fingerprint of each sample that was dealt: its row, noise, noise levels and all else that is drawn."""
+    return {
+        planned.index: zlib.crc32(repr((planned, levels.tolist(), counted.tolist())).encode())
+        for pack in packs
+        for planned, levels, counted in pack
+    }
+
+
+def recorded_samples(folder: Path) -> dict[int, set[tuple[int, int]]]:
+    """Step → (number, fingerprint) of every sample that any worker was ever dealt for it."""
+    steps: dict[int, set[tuple[int, int]]] = defaultdict(set)
+    for path in (folder / "samples").iterdir():
+        for line in path.read_text().splitlines():
+            with suppress(ValueError):  # cut by a kill
+                dealt = json.loads(line)
+                steps[dealt["step"] + 1] |= {(int(index), mark) for index, mark in dealt["samples"].items()}
+    return dict(steps)
+
+
 def recorded_worker(values: dict[str, Any]) -> dict[str, Any]:
     """What Ray Train runs in place of `training.run._train_worker`."""
     from training import worker
@@ -57,12 +93,8 @@ def recorded_worker(values: dict[str, Any]) -> dict[str, Any]:
         while step > int(_read("gate") or 0):
             time.sleep(0.02)
         dealt = deal(self, step, rank, workers)
-        marks = {
-            planned.index: zlib.crc32(repr((planned, levels.tolist(), counted.tolist())).encode())
-            for pack in dealt[0]
-            for planned, levels, counted in pack
-        }
-        samples.write(json.dumps({"step": step, "rank": rank, "workers": workers, "samples": marks}) + "\n")
+        record = {"step": step, "rank": rank, "workers": workers, "samples": marks_of(dealt[0])}
+        samples.write(json.dumps(record) + "\n")
         return dealt
 
     def recorded_log(self: Any, record: dict[str, Any]) -> None:

@@ -206,3 +206,12 @@ def shared_config(pictures_original: Path, views_dataset: Path) -> dict[str, Any
     config = _small_config(pictures_original)
     config["mixture"]["views"] = {"dataset": str(views_dataset), "tasks": ["views"]}
     return {**config, "steps": 30, "checkpoints": {"every": 2, "keep": 14, "first": True}}
+
+
+def tensorboard_steps(run: Path, name: str) -> list[int]:
+    """The steps of a value in a run's TensorBoard files."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    return [event.step for event in events.Scalars(name)]

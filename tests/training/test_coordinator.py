@@ -37,11 +37,34 @@ def test_trainer_that_is_ended_gives_back_what_its_workers_had() -> None:
     coordinator, controller = (ray.remote(num_cpus=0)(Coordinator).remote() for _ in range(2))
     group = placement_group([{"CPU": 0.01}])
     ray.get([group.ready(), coordinator.hold_placement_group.remote(group)])
-    trainer = StoppableTrainer(coordinator, train_loop_per_worker=lambda: None)
+    trainer = StoppableTrainer(coordinator, "runs/a", train_loop_per_worker=lambda: None)
     trainer._controller = controller  # without a training
     trainer.end()
     assert placement_group_table(group)["state"] == "REMOVED"
     ray.kill(coordinator)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_next_trainer_of_a_run_takes_the_place_of_one_whose_driver_was_killed() -> None:
+    """Of what Ray keeps for it; it would wait three minutes where that is all there is."""
+    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as ray_coordinator
+
+    from training.ray_internals import StoppableTrainer
+
+    nodes = [{"NodeID": "a", "Alive": True, "Resources": {"CPU": 2.0}}]
+    reserved = ray_coordinator._AutoscalingCoordinatorActor(
+        send_resources_request=lambda *asked, **named: None, get_cluster_nodes=lambda: nodes
+    )
+
+    def ask(run: str) -> dict[str, Any]:
+        """What a new trainer's controller gets of the two CPUs that it asks for."""
+        trainer = StoppableTrainer(None, run, train_loop_per_worker=lambda: None)
+        name = f"train-{trainer.train_run_context.run_id}"
+        reserved.request_resources(name, [{"CPU": 2.0}], 180.0)
+        return dict(reserved.get_reserved_resources(name))
+
+    assert ask("runs/a") == ask("runs/a") == {"a": {"CPU": 2.0}}
+    assert not ask("runs/b")
 
 
 def test_coordinator_tells_stepping_workers_from_unresponsive_ones(monkeypatch: pytest.MonkeyPatch) -> None:

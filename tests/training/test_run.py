@@ -14,9 +14,11 @@ from typing import Any
 
 import psutil
 import pytest
+import recorded_training
 import torch
 from click.testing import Result
 from process_tree import training_workers
+from tiny_training import tensorboard_steps
 from typer.testing import CliRunner
 
 from labeling.dataset import open_store
@@ -25,14 +27,11 @@ from model.inputs.yaml_files import to_yaml
 from pipelines.cli.app import app
 from pipelines.jobs.log import log_lines
 from pipelines.jobs.status import find_attempt
-from training.batch import StepBatch
 from training.checkpoint import load_checkpoint, load_training, whole_checkpoints
 from training.config import load_config
 from training.metrics_logger import read_metrics
-from training.objective import flow_matching_loss
-from training.packed_model import PackedModel
-from training.plan.mixture import build_manifest
-from training.reader import PlanReader
+from training.plan.dealing import Dealer
+from training.plan.manifest import Manifest
 from training.run import TrainingResult, run_training
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.long]
@@ -82,7 +81,7 @@ def test_run_writes_checkpoints_metrics_and_events(whole: tuple[Path, TrainingRe
     assert [event["step"] for event in events if event["event"] == "checkpoint"] == list(range(0, 31, 2))
     assert all(event["checkpoint"].endswith(f"step-{event['step']:06d}") for event in events if "checkpoint" in event)
     assert [event["step"] for event in events if event["event"] == "step"] == list(range(1, 31))
-    assert _tensorboard_steps(run, "loss") == list(range(1, 31))
+    assert tensorboard_steps(run, "loss") == list(range(1, 31))
     transformer, state = load_checkpoint(run)
     assert not transformer.training
     assert (state["step"], state["codec"], state["text_encoder"]) == (30, "dct", "minilm")
@@ -105,16 +104,55 @@ def test_loss_falls(whole: tuple[Path, TrainingResult, list[Any]]) -> None:
     assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
 
 
-@pytest.mark.parametrize("fsdp", [False, True])
-def test_number_of_workers_packs_and_shards_do_not_change_a_run(
-    whole: tuple[Path, TrainingResult, list[Any]], shared_config: dict[str, Any], tmp_path: Path, fsdp: bool
+def test_worker_that_is_killed_costs_no_sample_and_number_of_workers_and_packs_do_not_change_a_run(
+    whole: tuple[Path, TrainingResult, list[Any]],
+    shared_config: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SIGKILL to one of two workers after the third step, before the fourth; they continue from a checkpoint."""
+    run, events = tmp_path / "two", []
+    monkeypatch.setattr("training.run._train_worker", recorded_training.worker_recorded_beside)
+    folder = recorded_training.folder_beside(str(run))
+    (folder / "samples").mkdir(parents=True)
+    (folder / "gate").write_text("2")  # the last step that may be read, from 0
+
+    def kill_one(event: dict[str, Any]) -> None:
+        events.append(event)
+        if (event["event"], event.get("step")) == ("step", 3) and not _failures(events):
+            workers = training_workers()
+            assert len(workers) == 2
+            workers[-1].send_signal(signal.SIGKILL)
+            (folder / "gate").write_text("4")
+
+    workers = {"count": 2, "pack_tokens": 100, "max_failures": 1}
+    config = load_config("debug", _merged(shared_config, steps=4, workers=workers))
+    run_training(config, str(run), kill_one)
+    assert [(event["step"], event["times"]) for event in _failures(events)] == [(3, 1)]
+    _compare(whole[0], run)
+    dealer = Dealer(Manifest.read(open_store(whole[0])), config)
+    dealt = {step + 1: set(recorded_training.marks_of(dealer.deal(step, 0, 1)[0]).items()) for step in range(4)}
+    assert recorded_training.recorded_samples(folder) == dealt
+
+
+def test_shards_do_not_change_a_run(
+    whole: tuple[Path, TrainingResult, list[Any]], shared_config: dict[str, Any], tmp_path: Path
 ) -> None:
     """FSDP2 also continues from a checkpoint that it wrote."""
-    workers = {"count": 2, "pack_tokens": 100, "fsdp": fsdp}
-    for steps in (2, 4) if fsdp else (4,):
+    workers = {"count": 2, "pack_tokens": 100, "fsdp": True}
+    for steps in (2, 4):
         _run(shared_config, tmp_path / "two", steps=steps, workers=workers)
-    assert _losses(tmp_path / "two") == pytest.approx(_losses(whole[0])[:4], rel=1e-5)
-    one, two = _training(whole[0], 4), _training(tmp_path / "two", 4)
+    _compare(whole[0], tmp_path / "two")
+
+
+def _failures(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [event for event in events if event["event"] == "failure"]
+
+
+def _compare(whole: Path, other: Path) -> None:
+    """A run of four steps is the beginning of the whole one, up to rounding."""
+    assert _losses(other) == pytest.approx(_losses(whole)[:4], rel=1e-5)
+    one, two = _training(whole, 4), _training(other, 4)
     assert one.keys() == two.keys()
     compared = 0
     for name, value in one.items():
@@ -128,37 +166,6 @@ def test_number_of_workers_packs_and_shards_do_not_change_a_run(
             torch.testing.assert_close(value, two[name], rtol=1e-3, atol=1e-4)
             compared += 1
     assert compared > 20
-
-
-def test_validation_loss_is_measured_at_every_checkpoint(shared_config: dict[str, Any], tmp_path: Path) -> None:
-    values = _merged(
-        shared_config,
-        steps=4,
-        log_every=3,
-        workers={"count": 2, "pack_tokens": 100},
-        checkpoints={"every": 2},
-        validation={"share": 0.3, "samples": 12},
-    )
-    config = load_config("debug", values)
-    result = run_training(config, str(tmp_path / "run"))
-    training, validation = build_manifest(config.mixture, config.size, config.lanes).split(0.3, config.seed)
-    assert result.rows == training.counts()
-    records = read_metrics(open_store(tmp_path / "run"))
-    assert [(record["step"], "loss" in record) for record in records] == [(2, False), (3, True), (4, True)]
-    assert _tensorboard_steps(tmp_path / "run", "validation_loss") == [2, 4]
-    # By hand, in one process: the averaged weights of the checkpoint on the samples that the plan gives.
-    reader = PlanReader(validation, config, "dct")
-    for record in (records[0], records[2]):
-        transformer, _ = load_checkpoint(tmp_path / "run" / "checkpoints" / f"step-{record['step']:06d}")
-        model, losses = PackedModel(transformer), []
-        for step in range(2):
-            batch = StepBatch.from_bytes(reader.read(step, 0, 1).to_bytes())
-            with torch.no_grad():
-                sums = [float(flow_matching_loss(model, pack)[0]) for pack in batch.packs]
-            losses.append(sum(sums) / batch.frames_in_loss)
-        assert record["validation_loss"] == pytest.approx(sum(losses) / 2, rel=1e-4)
-        assert set(record["validation_losses"]) <= {task for task, count in validation.counts().items() if count}
-    assert records[2]["validation_loss"] != records[0]["validation_loss"]
 
 
 def test_killed_run_resumes_to_the_same_weights(
@@ -198,7 +205,7 @@ def test_killed_run_resumes_to_the_same_weights(
     for name, value in load_checkpoint(whole[0])[0].state_dict().items():
         assert torch.equal(value, averaged[name]), name
     assert _losses(killed) == _losses(whole[0])
-    assert _tensorboard_steps(killed, "loss") == list(range(1, 31))
+    assert tensorboard_steps(killed, "loss") == list(range(1, 31))
 
 
 def test_damaged_checkpoint_is_named_and_failed_save_ends_run(
@@ -372,11 +379,3 @@ def _settings(folder: Path, runs: list[dict[str, Any]]) -> Path:
     path = folder / "settings.json"
     path.write_text(json.dumps(runs))
     return path
-
-
-def _tensorboard_steps(run: Path, name: str) -> list[int]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(run / "tensorboard"))
-    events.Reload()
-    return [event.step for event in events.Scalars(name)]

@@ -10,6 +10,7 @@ import json
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -119,7 +120,7 @@ class CheckpointSaver:
         self._thread: threading.Thread | None = None
         self._copied = threading.Event()
         self._copied_on_device: torch.cuda.Event | None = None
-        self._saved: list[tuple[int, str]] = []
+        self._saved: deque[tuple[int, str]] = deque()
         self._error: BaseException | None = None
         self.waited = 0.0  # seconds that training has spent here
 
@@ -157,8 +158,7 @@ class CheckpointSaver:
         """(step, address) of the checkpoints that have become whole since the last call. Raises a save's failure."""
         if self._error is not None:
             raise self._error
-        saved, self._saved = self._saved, []
-        return saved
+        return [self._saved.popleft() for _ in range(len(self._saved))]
 
     def wait(self) -> None:
         """Wait until nothing is being written. Raises the failure of a save."""

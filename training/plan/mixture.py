@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +31,6 @@ from training.plan.manifest import Manifest, SourcePin, counted
 from training.plan.pinned_shards import ShardPin, Shards, bits_of
 from training.plan.streams import CAPTION, ITEM, SUBJECT, Stream
 from training.source_config import SourceConfig
-
-if TYPE_CHECKING:
-    pass
 
 _READ_THREADS = 16
 _SIDES = ["latent_height", "latent_width"]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 FRESH_SECONDS = 3.0  # that a result serves everyone who asks
 ANSWER_SECONDS = 10.0  # that a caller waits for a result, before the last one serves
+LOW_PRIORITY = 10  # the niceness of what pages go before
 
 
 def in_background(work: Callable[[], T]) -> Future[T]:
@@ -27,6 +30,20 @@ def in_background(work: Callable[[], T]) -> Future[T]:
 
     threading.Thread(target=run, daemon=True).start()
     return future
+
+
+def at_low_priority(work: Callable[[], T]) -> T:
+    """What `work` returns, called on a thread that gives way to pages where they need all cores.
+
+    On Linux niceness is a thread's own, and a process may not lower it again: so it is a thread that ends then.
+    """
+
+    def call() -> T:
+        with suppress(OSError):  # as on a system where it is a process's
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
+        return work()
+
+    return in_background(call).result()
 
 
 class SharedResults:

@@ -15,7 +15,7 @@ from pipelines.dashboard.dagster_jobs import DAGSTER_JOBS
 from pipelines.dashboard.dataset_assets import dataset_assets
 from pipelines.dashboard.jobs_page import with_jobs_link
 from pipelines.dashboard.run_assets import dataset_names, run_assets
-from pipelines.dashboard.sensors import follow, picture_sensor
+from pipelines.dashboard.sensors import follow, new_pictures
 from pipelines.dashboard.snapshots import Snapshot, snapshots
 
 
@@ -25,7 +25,6 @@ class _Part:
 
     assets: list[Any]
     checks: list[Any] = field(default_factory=list)
-    sensors: list[Any] = field(default_factory=list)
     broken: bool = False
 
 
@@ -51,7 +50,7 @@ def _together(parts: Sequence[_Part]) -> dg.Definitions:
         assets=[asset for part in parts for asset in part.assets],
         asset_checks=[check for part in parts for check in part.checks],
         jobs=DAGSTER_JOBS,
-        sensors=[follow, *(sensor for part in parts for sensor in part.sensors)],
+        sensors=[follow, new_pictures],
         executor=dg.in_process_executor,  # steps only wait for the jobs that they sent
     )
 
@@ -60,8 +59,7 @@ def _part(snapshot: Snapshot, names: Mapping[str, str]) -> _Part:
     """Definitions of one dataset or run. names: address → name, of the datasets on the dashboard."""
     is_run = snapshot.tracked.kind == "run"
     assets = run_assets(snapshot, names) if is_run else dataset_assets(snapshot)
-    sensors = [picture_sensor(snapshot)] if snapshot.has_sources else []
-    return _Part(with_jobs_link(snapshot.tracked.name, assets), build_checks(snapshot), sensors)
+    return _Part(with_jobs_link(snapshot.tracked.name, assets), build_checks(snapshot))
 
 
 def _tried_part(snapshot: Snapshot, names: Mapping[str, str]) -> _Part:
@@ -69,9 +67,7 @@ def _tried_part(snapshot: Snapshot, names: Mapping[str, str]) -> _Part:
     name = snapshot.tracked.name
     try:
         part = _part(snapshot, names)
-        definitions = dg.Definitions(
-            assets=part.assets, asset_checks=part.checks, jobs=DAGSTER_JOBS, sensors=part.sensors
-        )
+        definitions = dg.Definitions(assets=part.assets, asset_checks=part.checks, jobs=DAGSTER_JOBS)
         definitions.get_repository_def()
         return part
     except Exception as error:

@@ -12,7 +12,15 @@ FOLLOWS, JOB_TAG, TARGET_TAG = "onediffusion/follows", "onediffusion/job", "oned
 SETTINGS = f"""# Written anew by `onediffusion dashboard` whenever it starts.
 telemetry:
   enabled: false
+storage:
+  custom:
+    module: pipelines.dashboard.dagster_storage
+    class: KeptSqliteStorage
+    config: {{base_dir: {{env: DAGSTER_HOME}}}}
 nux:
+  enabled: false
+freshness:
+  # No asset has a policy of it. Dagster would all the same store an event of each that was never made, every 30 s.
   enabled: false
 run_coordinator:
   module: dagster.core.run_coordinator

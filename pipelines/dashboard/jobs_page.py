@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
@@ -25,24 +26,25 @@ JOBS_PATH = "submissions"  # the first part of the address; `/jobs` is a page of
 LOCATION = "onediffusion"  # Dagster's name for our code server
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="15">
 <title>{title} · OneDiffusion dashboard</title><meta name="viewport" content="width=device-width">
-<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1b1d22}}
+<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:80rem;margin:2rem auto;padding:0 1rem;color:#1b1d22}}
 p{{color:#5c626d}}table{{border-collapse:collapse;width:100%}}th,td{{text-align:left;padding:.4rem .9rem .4rem 0;
-border-bottom:1px solid #e2e3df;vertical-align:top}}th{{font-weight:600}}code{{font-size:.9em}}a{{color:#2457c5}}
-.running{{font-weight:600}}.failed,.lost{{color:#b3372b}}</style><h1>{title}</h1>{table}{trouble}
-<p>{hint}On the command line: <code>onediffusion stop ID</code>, <code>onediffusion scale ID --workers N</code>,
-<code>onediffusion logs -f ID</code>. What was stopped goes on when it is sent again.</p>
-<p><a href="/">Dashboard</a>{all}</p></html>"""
+border-bottom:1px solid #e2e3df;vertical-align:top;overflow-wrap:anywhere}}th{{font-weight:600}}li{{margin:.6rem 0}}
+td:nth-child(1),td:nth-child(4),td:nth-child(5),td:nth-child(7){{white-space:nowrap}}td:nth-child(6){{min-width:16rem}}td:nth-child(2){{min-width:14rem}}
+td:nth-child(3){{min-width:7rem}}
+code{{font-size:.9em;white-space:nowrap;background:#f3f4f1;padding:.1em .3em;border-radius:3px}}a{{color:#2457c5}}
+.running{{font-weight:600}}.failed,.lost{{color:#b3372b}}</style><h1>{title}</h1>{content}</html>"""
+_JOBS = """{table}{trouble}<p>{hint}On the command line: <code>onediffusion stop ID</code>,
+<code>onediffusion scale ID --workers N</code>, <code>onediffusion logs -f ID</code>. What was stopped goes on when it
+is sent again.</p><p><a href="/">Dashboard</a>{all}</p>"""
 
 FIRST_STEPS = _PAGE.format(
     title="Nothing is here yet",
-    table="""<ol><li>Make a dataset: <code>onediffusion ingest PICTURES DATASET</code>, then
+    content=f"""<ol><li>Make a dataset: <code>onediffusion ingest PICTURES DATASET</code>, then
 <code>onediffusion label DATASET boxes caption</code>; or send both as a job with <code>onediffusion submit</code>.</li>
 <li>Show the dataset here: <code>onediffusion dashboard DATASET</code> in another terminal; this page follows in some
 seconds. Runs are shown the same way, and what a submitted job works on comes by itself.</li>
-<li>Then open its assets, and materialize what is missing or stale.</li></ol>""",
-    trouble="",
-    hint="",
-    all=f' · <a href="/{JOBS_PATH}">all jobs</a>',
+<li>Then open its assets, and materialize what is missing or stale.</li></ol>
+<p><a href="/{JOBS_PATH}">All jobs</a> that were sent from this machine</p>""",
 )
 
 _LAUNCHPAD_HINT = "_▾ beside Materialize, Open launchpad: where it runs, and with how many workers_"
@@ -81,34 +83,47 @@ def render_jobs_page(name: str | None, operates: bool) -> str:
             except Exception as error:  # the others are shown all the same
                 trouble.append(f"{address}: {one_line(error)}")
     jobs = look_at_jobs(folders)
-    return _PAGE.format(
-        title=f"Jobs of {escape(name)}" if name else "Jobs",
-        table=_table(jobs, operates) if jobs else "<p>None yet.</p>",
+    places = {snapshot.tracked.address: snapshot.tracked.name for snapshot in snapshots()}
+    content = _JOBS.format(
+        table=_table(jobs, places, operates) if jobs else "<p>None yet.</p>",
         trouble="".join(f"<p>{escape(line)}</p>" for line in trouble),
         hint="Stopping and scaling open a form that is filled in already. " if operates else "",
         all=f' · <a href="/{JOBS_PATH}">all jobs</a>' if name else "",
     )
+    return _PAGE.format(title=f"Jobs of {escape(name)}" if name else "Jobs", content=content)
 
 
-def _table(jobs: Sequence[tuple[Attempt, JobStatus]], operates: bool) -> str:
-    headers = ("id", "works on", "target", "sent", "state", "", "")
-    rows = [_row(attempt, status, operates) for attempt, status in jobs]
-    return f"<table><tr>{''.join(f'<th>{header}</th>' for header in headers)}</tr>{''.join(rows)}</table>"
+def _table(jobs: Sequence[tuple[Attempt, JobStatus]], places: Mapping[str, str], operates: bool) -> str:
+    """How many there are of each state, and a row for each job: those under way first, a lab has a thousand others.
+
+    places: address → name of the datasets and runs on the dashboard.
+    """
+    phases = Counter(status.phase for _, status in jobs)
+    ordered = sorted(jobs, key=lambda job: not job[1].alive)
+    headers = ("id", "works on", "target", "sent", "state", "progress, or what went wrong", "")
+    rows = [_row(attempt, status, places, operates) for attempt, status in ordered]
+    return (
+        f"<p>{', '.join(f'{count:,} {phase}' for phase, count in phases.most_common())}</p>"
+        f"<table><tr>{''.join(f'<th>{header}</th>' for header in headers)}</tr>{''.join(rows)}</table>"
+    )
 
 
-def _row(attempt: Attempt, status: JobStatus, operates: bool) -> str:
+def _row(attempt: Attempt, status: JobStatus, places: Mapping[str, str], operates: bool) -> str:
     date = datetime.fromtimestamp(attempt.sent).strftime("%Y-%m-%d %H:%M") if attempt.sent else ""
+    address = attempt.address.rpartition("/jobs/")[0]
+    place = escape(address)
+    if address in places:
+        place = f'<a href="/assets/{quote(places[address])}">{place}</a>'
     links = []
     if operates and status.alive and attempt.number:
         links.append(_form("stop", "stop_job", "stop_submission", {"job": attempt.job_id}))
         if attempt.job_id.startswith("train-"):
-            run = attempt.address.rpartition("/jobs/")[0]
-            links.append(_form("scale", "scale_training", "scale_run", {"run": run, "workers": _workers(attempt)}))
+            links.append(_form("scale", "scale_training", "scale_run", {"run": address, "workers": _workers(attempt)}))
     if page := ray_page(attempt):
         links.append(f'<a href="{escape(page)}">Ray</a>')
     cells = [
         f"<code>{escape(attempt.job_id)}</code>",
-        escape(attempt.address.rpartition("/jobs/")[0]),
+        place,
         escape(attempt.target_name),
         date,
         f'<span class="{escape(status.phase)}">{escape(status.phase)}</span>',

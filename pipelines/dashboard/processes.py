@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.dashboard.background import LOW_PRIORITY
 from pipelines.dashboard.dagster_internals import console_script, import_web_server, web_application
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def main(name: str, socket: str, workspace: str) -> None:
         arguments += ["--use-python-environment-entry-point", "--log-level", "warning"]
         run(["code-server", "start", *arguments])
     elif name == "daemon":
+        os.nice(LOW_PRIORITY)  # it starts no processes that would inherit this: the code server does
         run = console_script("dagster-daemon")
         _wait_for(code_socket)
         run(["run", "--workspace", workspace, "--log-level", "warning"])

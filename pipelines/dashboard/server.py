@@ -17,7 +17,7 @@ from typing import Any
 
 from model.inputs import InputError, WorkFailed, one_line
 from pipelines.dashboard.access import LOOPBACK
-from pipelines.dashboard.background import in_background
+from pipelines.dashboard.background import at_low_priority, in_background
 from pipelines.dashboard.graphql import FAILED, LOADED, DagsterClient
 from pipelines.dashboard.instance import environment
 from pipelines.dashboard.jobs_page import JOBS_PATH
@@ -40,7 +40,8 @@ from pipelines.dashboard.tracked_assets import (
 
 PORT = 3000
 START_SECONDS = 90.0
-FIRST_REPORT_SECONDS = 30.0
+FIRST_REPORT_SECONDS = 15.0  # no longer than a lab's definitions take to load
+LOADING_PAUSE = 5.0  # between two loadings of the definitions, as a multiple of what one takes: a lab's take seconds
 _OWNER = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+|team:\S+")
 Say = Callable[[str], None]
 
@@ -184,19 +185,23 @@ async def _serve(listener: socket.socket, address: str, tokens: Tokens | None, p
         try:
             await runner.setup()
             await web.SockSite(runner, listener).start()
-            first_report = asyncio.wrap_future(in_background(lambda: _report_first(say)))
+            first_report = asyncio.wrap_future(in_background(lambda: at_low_priority(lambda: _report_first(say))))
             for name in supervisor.names:
                 supervisor.start(name)
             if await _until_loaded(supervisor, dagster, ended):
+                await dagster.prepare()
                 await _first_of(first_report, ended)
                 publish_address(address)
                 say(f"dashboard: {address}")
                 say(f"  datasets and runs: {address}/asset-groups  jobs: {address}/{JOBS_PATH}")
+            load_time = 0.0
             while not ended.is_set():
                 await asyncio.to_thread(supervisor.restart_dead)
                 now = await asyncio.to_thread(snapshots_digest)
-                if now != loaded:
+                if now != loaded and time.monotonic() > load_time:
+                    began = time.monotonic()
                     problem = await dagster.reload()
+                    load_time = time.monotonic() + LOADING_PAUSE * (time.monotonic() - began)
                     if problem:
                         say(f"dashboard: the definitions do not load: {problem}")
                     loaded = now

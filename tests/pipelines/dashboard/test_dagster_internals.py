@@ -106,13 +106,13 @@ def test_pools_of_ended_runs_are_freed() -> None:
         assert storage.get_concurrency_run_ids() == set(), ADVICE
 
 
-def test_private_parts_of_dagster_are_used_in_one_file() -> None:
+def test_private_parts_of_dagster_are_used_in_two_files() -> None:
     private = re.compile(r"\bdagster(_\w+)?\._|\bdagster_webserver\.|[\"']\.?dagster/")
     offenders = [
         f"{path.relative_to(ROOT)}:{number}"
         for folder in ("pipelines", "cluster", "labeling", "training", "model")
         for path in (ROOT / folder).rglob("*.py")
-        if path.name != "dagster_internals.py"
+        if path.name not in ("dagster_internals.py", "dagster_storage.py")
         for number, line in enumerate(path.read_text().splitlines(), start=1)
         if private.search(line)
     ]

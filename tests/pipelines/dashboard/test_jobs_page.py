@@ -14,8 +14,9 @@ from recorded_jobs import GONE, LOCAL, recorded
 from pipelines.dashboard.jobs_page import render_jobs_page
 from pipelines.dashboard.proxy import Proxy
 from pipelines.dashboard.tracked_assets import track
-from pipelines.jobs.attempt import AttemptState
+from pipelines.jobs.attempt import Attempt, AttemptState, this_sender
 from pipelines.jobs.resolved import ResolvedJob
+from pipelines.jobs.status import JobStatus
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +34,24 @@ def test_page_shows_progress_rate_time_left_and_the_last_error(job: ResolvedJob)
     page = render_jobs_page(None, True)
     assert '<span class="failed">failed</span>' in page
     assert "[pair.cc:538] Connection closed by &lt;peer&gt;" in page, page
+
+
+def test_jobs_under_way_come_first_and_link_to_what_they_work_on(
+    job: ResolvedJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = job.address.rpartition("/jobs/")[0]
+    attempts = [
+        Attempt(f"label-0000000{number}", 1, f"{dataset}/jobs/label-0000000{number}", "local", {}, 0.0, this_sender())
+        for number in range(3)
+    ]
+    phases = ["succeeded", "running", "succeeded"]
+    listed = [(attempt, JobStatus(phase)) for attempt, phase in zip(attempts, phases, strict=True)]
+    monkeypatch.setattr("pipelines.dashboard.jobs_page.look_at_jobs", lambda folders: listed)
+    page = render_jobs_page(None, False)
+    assert re.findall(r"<code>label-0000000(\d)", page) == ["1", "0", "2"] and "<p>2 succeeded, 1 running</p>" in page
+    assert f"<td>{dataset}</td>" in page
+    [asset] = track([("dataset", dataset)])
+    assert f'<a href="/assets/{asset.name}">{dataset}</a>' in render_jobs_page(None, False)
 
 
 def test_empty_dashboard_says_what_to_do_first(tmp_path: Path) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import tarfile
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from pipelines.label import label
 
 def notice(instance: dg.DagsterInstance, cursor: str | None = None) -> Any:
     definitions = build_definitions()
-    sensor = definitions.get_repository_def().get_sensor_def("new_pictures_faces")
+    sensor = definitions.get_repository_def().get_sensor_def("new_pictures")
     return sensor.evaluate_tick(dg.build_sensor_context(instance=instance, cursor=cursor))
 
 
@@ -48,22 +46,37 @@ def test_new_pictures_are_reported_built_or_ignored_by_policy(
     built = notice(instance, tick.cursor)
     assert built.run_requests[0].run_config["ops"]["add_pictures"]["config"] == {"dataset": "faces"}
     track([("dataset", faces.uri)], new_pictures="ignore")
-    assert "ignored" in notice(instance).skip_message
+    assert notice(instance).skip_message == "no sources to look at now"
 
 
-def test_sources_of_a_lab_are_not_all_listed_when_the_dashboard_starts(
+def test_tick_looks_at_as_many_datasets_as_fit_and_then_at_the_others(
     faces: Dataset, new_picture: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.dashboard.sensors.AT_ONCE", 1)
-    monkeypatch.setattr("pipelines.dashboard.sensors._loaded", time.time())
+    monkeypatch.setattr("pipelines.dashboard.sensors.TICK_SECONDS", 0.0)
     others = [Path(faces.uri).parent / name for name in ("a", "b")]
     for other in others:
         shutil.copytree(faces.uri, other)
     track([("dataset", str(other)) for other in others])
-    skipped = notice(instance)
-    assert re.search(r"other datasets come first, for (5\d|60) s", skipped.skip_message) and not skipped.cursor
-    monkeypatch.setattr("pipelines.dashboard.sensors._loaded", time.time() - 61)
-    assert "have changed" in notice(instance).skip_message
+    refresh()
+    looked, cursor = [], None
+    for _ in range(4):
+        tick = notice(instance, cursor)
+        cursor = tick.cursor
+        looked.append(tick.skip_message.split(":")[0])
+    assert sorted(looked[:3]) == ["a", "b", "faces"] and looked[3] == looked[0]
+    assert set(json.loads(cursor)) == {"a", "b", "faces"}
+
+
+def test_dataset_that_cannot_be_looked_at_does_not_hold_up_others(
+    faces: Dataset, new_picture: Path, instance: dg.DagsterInstance
+) -> None:
+    other = Path(faces.uri).parent / "a"
+    shutil.copytree(faces.uri, other)
+    track([("dataset", str(other))])
+    refresh()
+    (other / "dataset.json").write_text("{")
+    tick = notice(instance)
+    assert "a: " in tick.skip_message and "faces: the sources have changed" in tick.skip_message
 
 
 def second_tick(instance: dg.DagsterInstance) -> Any:
@@ -164,9 +177,9 @@ def test_remote_sources_are_listed_less_often(
     refresh()
     first = notice(instance)
     assert "have changed" in first.skip_message
-    assert "listed again in 300 s" in notice(instance, first.cursor).skip_message
-    waited = json.dumps({**json.loads(first.cursor), "due": 0.0})
-    assert notice(instance, waited).skip_message == "all pictures are in the dataset"
+    assert notice(instance, first.cursor).skip_message == "no sources to look at now"
+    waited = json.dumps({"faces": json.loads(first.cursor)["faces"] | {"due": 0.0}})
+    assert notice(instance, waited).skip_message == "faces: all pictures are in the dataset"
 
 
 def test_truncated_archive_is_named(faces: Dataset, labeled: Path, tmp_path: Path) -> None:
@@ -186,11 +199,11 @@ def test_unlabeled_shards_request_a_run_unless_a_job_holds_them(
     assert not new_files(find_snapshot("faces"))
     with lease(faces.store, ["brightness"]):
         waits = second_tick(instance)
-        assert waits.skip_message == "a job is working on brightness" and not waits.run_requests
+        assert waits.skip_message == "faces: a job is working on brightness" and not waits.run_requests
     tick = second_tick(instance)
     assert tick.run_requests
     run = request_run(instance, tick, dg.DagsterRunStatus.SUCCESS)
     assert run and "has succeeded" in second_tick(instance).skip_message, "not for ever"
     label(faces.uri, [])
     done = second_tick(instance)
-    assert done.skip_message == "all pictures are in the dataset" and not done.run_requests
+    assert done.skip_message == "faces: all pictures are in the dataset" and not done.run_requests

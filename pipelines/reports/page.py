@@ -184,9 +184,8 @@ def _cards(
     for kind in ("pictures", "sets"):
         of_kind = [section for section in datasets if section.kind == kind]
         if of_kind:
-            what = kind if kind == "pictures" else "view sets"
             rows = sum(section.rows for section in of_kind)
-            cards.append(Card(number(rows), what, f"#dataset-{datasets.index(of_kind[0])}"))
+            cards.append(Card(number(rows), kind, f"#dataset-{datasets.index(of_kind[0])}"))
     groups = {group.name for section in datasets for group in section.groups}
     if groups:
         cards.append(Card(number(len(groups)), "column groups"))

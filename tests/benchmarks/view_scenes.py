@@ -73,8 +73,9 @@ def camera_errors(found: Floats, true: Floats) -> dict[str, float]:
     """Median degrees of relative rotation over all pairs, and the largest distance of centers after the similarity that
     fits best, as a share of the cameras' mean distance from their middle. found, true: (V, 4, 4)."""
     relative = [np.einsum("vji,wjk->vwik", poses[:, :3, :3], poses[:, :3, :3]) for poses in (found, true)]
-    cosine = (np.einsum("vwij,vwij->vw", *relative) - 1) / 2
-    degrees = np.degrees(np.arccos(cosine.clip(-1, 1)))[np.triu_indices(len(found), 1)]
+    # The length of the difference, 2 √2 sin(θ / 2), tells small angles, which a cosine of nearly 1 does not.
+    apart = np.linalg.norm(relative[0] - relative[1], axis=(2, 3))[np.triu_indices(len(found), 1)]
+    degrees = np.degrees(2 * np.arcsin((apart / np.sqrt(8)).clip(0, 1)))
     one, other = (poses[:, :3, 3] - poses[:, :3, 3].mean(0) for poses in (found, true))
     u, sizes, vt = np.linalg.svd(one.T @ other)
     flip = np.diag([1, 1, np.sign(np.linalg.det(u @ vt))])

@@ -55,8 +55,8 @@ def group_spec(snapshot: Snapshot, group: str) -> dg.AssetSpec:
     """One group as an asset."""
     name, declared = snapshot.tracked.name, snapshot.groups[group]
     labeler = f"{declared.get('labeler', group)} {declared.get('version', '')}".strip()
-    reads = ", ".join(f"`{column}`" for column in declared.get("reads") or ())
-    description = f"Made by **{labeler}**" + (f" from {reads}." if reads else ".")
+    reads = ", ".join(declared.get("reads") or ())
+    description = f"Made by {labeler}" + (f" from {reads}." if reads else ".")  # the catalog shows Markdown as it is
     if snapshot.trouble:
         description = f"**Out of reach: {snapshot.trouble}**\n\n{description}"
     partitions = [part.key for part in snapshot.ranges]

@@ -54,7 +54,7 @@ def _description(snapshot: Snapshot) -> str:
     if not snapshot.config:
         return trouble
     tasks = [task for source in snapshot.config["mixture"].values() for task in source["tasks"]]
-    description = f"Checkpoints of **{snapshot.config['name']}**, learning {', '.join(dict.fromkeys(tasks))}."
+    description = f"Checkpoints of {snapshot.config['name']}, learning {', '.join(dict.fromkeys(tasks))}."
     if trouble:  # which may pass, so what was known stays in sight
         description = f"{trouble}\n\n{description}"
     return f"{description}\n\n![loss and speed as they are now](/{CURVES}/{snapshot.tracked.name}.svg)"

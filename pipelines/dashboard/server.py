@@ -40,7 +40,7 @@ from pipelines.dashboard.tracked_assets import (
 
 PORT = 3000
 START_SECONDS = 90.0
-FIRST_REPORT_SECONDS = 15.0  # no longer than a lab's definitions take to load
+FIRST_REPORT_SECONDS = 30.0
 LOADING_PAUSE = 5.0  # between two loadings of the definitions, as a multiple of what one takes: a lab's take seconds
 _OWNER = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+|team:\S+")
 Say = Callable[[str], None]

@@ -46,8 +46,10 @@ def dataset_versions(state: DatasetState) -> Iterator[AssetVersion]:
     """Versions of all groups and ranges of a dataset, each after those of its inputs."""
     snapshot = state.snapshot
     for group in topological_order(snapshot):
-        for part in snapshot.ranges:
-            counts = state.ranges[group][part.key]
+        ranges = state.ranges[group]
+        # Those without rows come first: an asset's page shows its newest event, which then has pictures.
+        for part in sorted(snapshot.ranges, key=lambda part: ranges[part.key].rows > 0):
+            counts = ranges[part.key]
             inputs: dict[Key, str] = {
                 (snapshot.tracked.name, upstream): state.ranges[upstream][part.key].content
                 for upstream in snapshot.upstream(group)

@@ -15,6 +15,8 @@ import pytest
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # as in processes of Ray
     os.environ.setdefault(variable, "1")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # so that the end of short runs is noticed soon
+# Ray lowers the priority of its workers, and the demo's training would wait for all the other tests.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # Tests and the processes that they start import from plugins/, as simple_labelers. tests/ itself must not be on the
 # path, since its folders have the names of our packages.
 PLUGINS = str(Path(__file__).parent / "plugins")

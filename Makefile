@@ -14,7 +14,8 @@ INSTALL = $(BIN)/pip install --quiet --build-constraint build-constraints.txt --
 demo: $(VENV)/installed
 	$(BIN)/onediffusion demo --out "$(OUT)" $(if $(PICTURES),--pictures "$(PICTURES)")
 
-# Half an hour on two cores, and more on slow ones: wallpapers and stamps of Debian, labeled and learned. ARGUMENTS: settings of the training.
+# Half an hour on two cores, and more on slow ones: wallpapers and stamps of Debian, labeled and learned.
+# ARGUMENTS: settings of the training.
 small-cpu: $(VENV)/installed
 	PATH="$(abspath $(BIN)):$$PATH" examples/small_cpu/run.sh runs/small-cpu $(ARGUMENTS)
 

@@ -72,22 +72,23 @@ def evaluate(run: str, say: Callable[[str], None] = print) -> dict[str, Any]:
     return figures
 
 
-def _training_data(run: str) -> tuple[dict[str, set[str]], Dataset | None]:
-    """Datasets of images in a run's mixture → their tasks there; the first dataset of view sets that serves `views`."""
+def _training_data(run: str) -> tuple[list[tuple[Dataset, set[str]]], Dataset | None]:
+    """Datasets of images in a run's mixture, each with its tasks there; the first of view sets that serves `views`."""
     sources = parse_yaml(open_store(run).read(CONFIG).decode(), f"{run}/{CONFIG}")["mixture"].values()
     opened = [(Dataset.open(source["dataset"]), source["tasks"]) for source in sources]
-    images: dict[str, set[str]] = {}
+    images: dict[str, tuple[Dataset, set[str]]] = {}
     for dataset, tasks in opened:
         if dataset.kind == "pictures":
-            images.setdefault(dataset.uri, set()).update(tasks)
-    return images, next((dataset for dataset, tasks in opened if dataset.has_sets and "views" in tasks), None)
+            images.setdefault(dataset.uri, (dataset, set()))[1].update(tasks)
+    views = next((dataset for dataset, tasks in opened if dataset.has_sets and "views" in tasks), None)
+    return list(images.values()), views
 
 
-def _examples_in_turns(images: Mapping[str, set[str]], limit: int) -> list[Example]:
+def _examples_in_turns(images: Sequence[tuple[Dataset, set[str]]], limit: int) -> list[Example]:
     """One row of each dataset in turn, with its prompts of the tasks that the dataset serves; about `limit`."""
     by_dataset = []
-    for uri, tasks in images.items():
-        examples = read_examples(Dataset.open(uri), limit=-(-limit // len(images)))
+    for dataset, tasks in images:
+        examples = read_examples(dataset, limit=-(-limit // len(images)))
         for example in examples:
             example.prompts = {task: prompt for task, prompt in example.prompts.items() if task in tasks}
         by_dataset.append(examples)

@@ -12,6 +12,8 @@ from PIL import Image
 
 from labeling.dataset import open_store
 from model.inputs import InputError
+from pipelines.jobs.resolved import resolve_job
+from pipelines.jobs.specification import parse_specification
 from pipelines.sampler import Call, load_pipeline, sample_all
 from training.checkpoint import load_checkpoint
 from training.checkpoint.base import BaseModel
@@ -56,6 +58,13 @@ def test_its_preset_starts_from_it() -> None:
     folder, index = initial_weights(config)
     assert folder.uri == open_store(str(pretrained_folder("small-cpu"))).uri
     assert sum(np.prod(entry.shape) for entry in index.tensors.values()) > 4_000_000
+
+
+def test_job_keeps_the_name_that_every_machine_knows(tmp_path: Path) -> None:
+    values = {"kind": "train", "config": "small-cpu", "overrides": {"initialize": "small-cpu"}, "run": str(tmp_path)}
+    resolved = resolve_job(parse_specification(values, "job")).specification
+    assert resolved.config["initialize"] == "small-cpu"
+    assert "small-cpu" not in resolved.data
 
 
 @pytest.mark.slow

@@ -8,26 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import zip_longest
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from labeling.dataset import CAMERAS, IMAGES, Dataset, entry_columns, is_text, open_store
-from model.conditions import CONDITION_READS, DEGRADATIONS, condition_picture, degrade, directions_of
+from labeling.dataset import CAMERAS, Dataset, open_store
+from model.conditions import CONDITION_READS, DEGRADATIONS, degrade, directions_of
 from model.constants import LATENT_FACTOR
 from model.inputs import InputError
-from model.inputs.yaml_files import parse_yaml
 from model.pictures import Picture, decode_picture, encode_png, fit_picture
-from model.prompts import TASKS, build_prompt, find_task
+from model.prompts import build_prompt
 from pipelines.reports.figures import EVALUATION
 from pipelines.reports.gallery import view_of_set
+from pipelines.run_examples import Example, prompts_of, read_rows, read_training_data
 from pipelines.sampler import Call, bucket, load_pipeline, sample_all
 from pipelines.set_samples import draw_references
 from training.checkpoint import STATE, checkpoint_name, whole_checkpoints
-from training.plan.streams import CAPTION
-from training.run import CONFIG
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +39,7 @@ MAX_EXAMPLES = 64
 def evaluate(run: str, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Measure and sample a run's newest checkpoint into RUN/evaluation.json and RUN/samples/; return the figures.
 
-    They are of the first images of each dataset and of the first view sets that the run learns from. A checkpoint is
+    They are of the first images of each source and of the first view sets that the run learns from. A checkpoint is
     evaluated once: later calls return the stored figures. Raises InputError when there is no checkpoint, or no image
     with labels and prompts.
     """
@@ -58,84 +55,17 @@ def evaluate(run: str, say: Callable[[str], None] = print) -> dict[str, Any]:
         if stored.get("checkpoint") == newest and stored.get("tag") == tag:
             say("evaluation: figures and samples of this checkpoint are there already")
             return dict(stored["figures"])
-    images, views = _training_data(run)
-    references = _reference_sets(run)
-    examples = _examples_in_turns(images, MAX_EXAMPLES)
+    data = read_training_data(run)
+    examples = data.examples(MAX_EXAMPLES)
     pipeline = load_pipeline(newest)
     figures = label_correlations(pipeline, load_pipeline(first) if steps[0] == 0 else None, examples)
-    records = draw_samples(pipeline, run, examples, views, references)
+    records = draw_samples(pipeline, run, examples, data.views, data.references)
     if not records:
         raise InputError(
             f"{store.uri}: learns from no pictures with a prompt or caption, so there is nothing to sample"
         )
     store.put(EVALUATION, json.dumps({"checkpoint": newest, "tag": tag, "figures": figures}, indent=1).encode())
     return figures
-
-
-def _training_data(run: str) -> tuple[list[tuple[Dataset, set[str]]], Dataset | None]:
-    """Datasets of images in a run's mixture, each with its tasks there; the first of view sets that serves `views`."""
-    sources = parse_yaml(open_store(run).read(CONFIG).decode(), f"{run}/{CONFIG}")["mixture"].values()
-    opened = [(Dataset.open(source["dataset"]), source["tasks"]) for source in sources]
-    images: dict[str, tuple[Dataset, set[str]]] = {}
-    for dataset, tasks in opened:
-        if dataset.kind == "pictures":
-            images.setdefault(dataset.uri, (dataset, set()))[1].update(tasks)
-    views = next((dataset for dataset, tasks in opened if dataset.has_sets and "views" in tasks), None)
-    return list(images.values()), views
-
-
-def _examples_in_turns(images: Sequence[tuple[Dataset, set[str]]], limit: int) -> list[Example]:
-    """One row of each dataset in turn, with its prompts of the tasks that the dataset serves; about `limit`."""
-    by_dataset = []
-    for dataset, tasks in images:
-        examples = read_examples(dataset, limit=-(-limit // len(images)))
-        for example in examples:
-            example.prompts = {task: prompt for task, prompt in example.prompts.items() if task in tasks}
-        by_dataset.append(examples)
-    return [example for turn in zip_longest(*by_dataset) for example in turn if example is not None]
-
-
-def _reference_sets(run: str) -> dict[str, Dataset]:
-    """Task with references → the first dataset in a run's mixture that serves it."""
-    sources = parse_yaml(open_store(run).read(CONFIG).decode(), f"{run}/{CONFIG}")["mixture"].values()
-    datasets: dict[str, Dataset] = {}
-    for source in sources:
-        for task in source["tasks"]:
-            if find_task(task).references:
-                datasets.setdefault(task, Dataset.open(source["dataset"]))
-    return datasets
-
-
-@dataclass
-class Example:
-    """A row of a dataset as the model sees it: the image, its prompts by task, and its labels, drawn, by group.
-
-    A label that shows nothing (an all-black drawing) is left out.
-    """
-
-    id: str
-    picture: Picture
-    prompts: dict[str, str]
-    labels: dict[str, Picture] = field(default_factory=dict)
-
-
-def read_examples(dataset: Dataset, limit: int | None = None) -> list[Example]:
-    """The first rows of a dataset of images with their labels drawn; a row in error lacks that label."""
-    groups = [group for group in CONDITION_READS if dataset.declaration(group)]
-    examples: list[Example] = []
-    for row in _read_rows(dataset, groups):
-        picture = decode_picture(row["images.image"])
-        example = Example(row["images.id"], picture, _prompts(row))
-        for group in groups:
-            # `get`: a group that is still being made lacks some shards.
-            if all(row.get(column) is not None for column in CONDITION_READS[group]):
-                drawn = condition_picture(group, row, row["images.width"], row["images.height"])
-                if drawn.any():
-                    example.labels[group] = drawn
-        examples.append(example)
-        if limit and len(examples) == limit:
-            break
-    return examples
 
 
 def label_correlations(
@@ -288,7 +218,7 @@ def _draw_views(pipeline: OneDiffusionPipeline, run: str, views: Dataset, steps:
     from model.cameras import camera_latents, fitted_intrinsics, recover_cameras
 
     store = open_store(f"{run}/samples")
-    row = next(iter(_read_rows(views, [CAMERAS])))
+    row = next(iter(read_rows(views, [CAMERAS])))
     pictures = [decode_picture(raw) for raw in row["images.image"]]
     width, height = bucket(pipeline, pictures[0])
     pictures = [fit_picture(picture, width, height) for picture in pictures]
@@ -298,7 +228,7 @@ def _draw_views(pipeline: OneDiffusionPipeline, run: str, views: Dataset, steps:
     if "cameras.width" in row:
         sizes = torch.tensor([row["cameras.width"], row["cameras.height"]]).T[chosen]
         intrinsics = fitted_intrinsics(intrinsics, sizes, (width, height))
-    prompt = _prompts(view_of_set(row, 0)).get("views") or build_prompt("views", "")
+    prompt = prompts_of(view_of_set(row, 0)).get("views") or build_prompt("views", "")
     identity = row["images.id"]
     names = [f"views-{identity[:8]}-{index}.png" for index in chosen]
     for name, index in zip(names, chosen, strict=True):
@@ -338,24 +268,3 @@ def _camera_note(rotations: Tensor, truth: Tensor) -> str:
     cosine = ((rotations.transpose(1, 2) @ truth).diagonal(dim1=1, dim2=2).sum(1) - 1) / 2
     angles = np.degrees(np.arccos(np.clip(cosine.numpy(), -1, 1)))
     return "cameras recovered from the pictures; rotation off by " + ", ".join(f"{angle:.0f}°" for angle in angles)
-
-
-def _read_rows(dataset: Dataset, groups: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-    """Rows of images, of the groups named, and of prompts or what they are built of, as "group.column" → value."""
-    prompts = [group for group in dataset.groups() if is_text(group)]
-    columns: dict[str, Any] = dict.fromkeys((IMAGES, CAPTION, *groups))
-    columns |= dict.fromkeys(prompts, entry_columns(dataset.has_sets, "task", "prompt"))
-    return dataset.joined_rows(columns)
-
-
-def _prompts(row: Mapping[str, Any]) -> dict[str, str]:
-    """Task → prompt: as groups of text have them, or of a caption where no group has one of the task."""
-    prompts = {}
-    if caption := row.get(f"{CAPTION}.{CAPTION}"):
-        for task in TASKS.values():
-            columns = ("names", "colors") if task.phrase else ()
-            names: list[Any] = [row.get(f"{task.name}.{column}") for column in columns]
-            if not task.references and None not in names:
-                prompts[task.name] = build_prompt(task.name, caption, *names)
-    entries = [entry for name, value in row.items() if is_text(name.partition(".")[0]) for entry in value or ()]
-    return {**prompts, **{entry["task"]: entry["prompt"] for entry in entries}}

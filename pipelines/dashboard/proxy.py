@@ -18,7 +18,7 @@ from model.inputs import InputError, WorkFailed
 from pipelines.dashboard.access import HEADERS, ROLE, Access
 from pipelines.dashboard.background import ANSWER_SECONDS, SharedResults, T
 from pipelines.dashboard.charts import CURVES, live_curves
-from pipelines.dashboard.dagster_internals import FILE_PATHS, REPORT_PATHS, STATIC_PATH
+from pipelines.dashboard.dagster_internals import FILE_PATHS, REPORT_PATHS, STATIC_PATH, static_folder
 from pipelines.dashboard.jobs_page import FIRST_STEPS, JOBS_PATH, render_jobs_page
 from pipelines.dashboard.picture_files import PICTURES, picture_folder
 from pipelines.dashboard.tokens import Role, Tokens
@@ -59,6 +59,7 @@ class Proxy:
         self._access.protect(app)
         app.router.add_get(f"/{PICTURES}/{{name}}", self._picture)
         app.router.add_get(f"/{CURVES}/{{name}}.svg", self._curves)
+        app.router.add_get(f"{STATIC_PATH}{{path:.+}}", self._script)
         app.router.add_get("/", self._start)
         app.router.add_get(f"/{JOBS_PATH}", self._jobs)
         app.router.add_get(f"/{JOBS_PATH}/{{name}}", self._jobs)
@@ -92,6 +93,14 @@ class Proxy:
         if "/" in name or name.startswith(".") or not path.is_file():
             raise web.HTTPNotFound(text="this picture is no longer kept\n")
         return web.FileResponse(path, headers={**_OWN_PAGE, "Cache-Control": _FOREVER})
+
+    async def _script(self, request: web.Request) -> web.StreamResponse:
+        """A script of Dagster's pages, from its file: a page waits for fifty, which Dagster would send through here."""
+        folder = static_folder().resolve()
+        path = (folder / request.match_info["path"]).resolve()
+        if not path.is_relative_to(folder) or not path.is_file():
+            raise web.HTTPNotFound(text="not served here\n")
+        return web.FileResponse(path, headers={**HEADERS, "Cache-Control": _FOREVER})
 
     async def _curves(self, request: web.Request) -> web.StreamResponse:
         """A run's loss curves as they are now; an event of Dagster's shows those of its time."""
@@ -135,8 +144,6 @@ class Proxy:
                 request.method, f"http://dagster{request.path_qs}", headers=headers, data=body, allow_redirects=False
             ) as answer:
                 passed = {name: value for name, value in answer.headers.items() if name.lower() not in _NOT_PASSED}
-                if request.path.startswith(STATIC_PATH) and answer.status == 200:
-                    passed["Cache-Control"] = _FOREVER
                 response = web.StreamResponse(status=answer.status, headers={**passed, **HEADERS})
                 if _has_body(request.method, answer.status):  # aiohttp would send a compressed nothing after the others
                     response.enable_compression()

@@ -42,6 +42,7 @@ PORT = 3000
 START_SECONDS = 90.0
 FIRST_REPORT_SECONDS = 30.0
 LOADING_PAUSE = 5.0  # between two loadings of the definitions, as a multiple of what one takes: a lab's take seconds
+LONGEST_PAUSE = 20.0  # so that a new run has its page soon where a busy machine takes long for one
 _OWNER = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+|team:\S+")
 Say = Callable[[str], None]
 
@@ -201,7 +202,7 @@ async def _serve(listener: socket.socket, address: str, tokens: Tokens | None, p
                 if now != loaded and time.monotonic() > load_time:
                     began = time.monotonic()
                     problem = await dagster.reload()
-                    load_time = time.monotonic() + LOADING_PAUSE * (time.monotonic() - began)
+                    load_time = time.monotonic() + min(LOADING_PAUSE * (time.monotonic() - began), LONGEST_PAUSE)
                     if problem:
                         say(f"dashboard: the definitions do not load: {problem}")
                     loaded = now

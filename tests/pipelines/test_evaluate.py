@@ -13,20 +13,23 @@ import pytest
 from dashboard_assets import last_event
 
 from labeling.dataset import Dataset, open_store
+from model.conditions import CONDITION_READS
 from model.inputs import InputError
-from model.inputs.yaml_files import parse_yaml, to_yaml
 from pipelines.dashboard.definitions import build_definitions
 from pipelines.dashboard.run_assets import versions_of
 from pipelines.dashboard.snapshots import find_snapshot, refresh
 from pipelines.dashboard.tracked_assets import track
-from pipelines.evaluate import evaluate, read_examples
+from pipelines.evaluate import evaluate
 from pipelines.ingest import ingest
 from pipelines.jobs.specification import EvaluateJob, WorkersSpec
 from pipelines.jobs.status import list_jobs
 from pipelines.jobs.steps import evaluate_on_worker
 from pipelines.label import label
+from pipelines.run_examples import prompts_of, read_rows
 from training.config import load_config
+from training.plan.mixture import build_manifest
 from training.run import run_training
+from training.source_config import SourceConfig
 
 pytestmark = pytest.mark.long
 
@@ -91,17 +94,20 @@ def test_evaluation_follows_the_newest_checkpoint(trained: Path, tmp_path: Path)
     assert again["model"] == edges["model"]
 
 
-def test_every_dataset_of_the_mixture_is_sampled_for_its_own_tasks(trained: Path, tmp_path: Path) -> None:
+def test_every_source_of_the_mixture_is_sampled_for_what_it_serves(trained: Path, tmp_path: Path) -> None:
+    """Each for its own tasks, and only the rows for which its condition is true."""
     run = shutil.copytree(trained / "run", tmp_path / "run")
     second = shutil.copytree(trained / "photographs", tmp_path / "second")
-    config = parse_yaml((run / "config.yaml").read_text(), "config")
-    one = config["mixture"]["pictures"]
-    other = {**one, "dataset": str(second), "tasks": {"edges": 1}}
-    sources = {"one": {**one, "tasks": {"text2image": 1}}, "two": other}
-    (run / "config.yaml").write_text(to_yaml({**config, "mixture": sources}))
-    assert evaluate(str(run))["image_to_edges_correlation"]["pictures"] == 4, "only the second serves edges"
+    mixture = {
+        "one": SourceConfig(dataset=str(trained / "photographs"), tasks={"text2image": 1}),
+        "two": SourceConfig(dataset=str(second), tasks={"edges": 1}, where="images.source like '%coffee%'"),
+    }
+    build_manifest(mixture, 64).write(open_store(run))
+    assert evaluate(str(run))["image_to_edges_correlation"]["pictures"] == 1, "only the second serves edges, of one"
     records = json.loads((run / "samples" / "samples.json").read_text())
     assert {record["task"] for record in records} == {"text2image", "edges"}
+    [coffee] = [row["images.id"] for row in read_rows(Dataset.open(second), []) if "coffee" in row["images.source"]]
+    assert {record["id"] for record in records if record["task"] == "edges"} == {coffee}
 
 
 def test_run_without_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -142,11 +148,15 @@ def test_evaluation_materializes_as_asset(trained: Path, own_data: None, shared_
 def test_prompts_are_built_where_none_are_stored(tmp_path: Path) -> None:
     """As a run with `text: online` builds them; stored ones, of one group or one for each task, come first."""
     place = Path(shutil.copytree(STORED, tmp_path / "dataset"))
-    stored = [example.prompts for example in read_examples(Dataset.open(place))]
+
+    def prompts() -> list[dict[str, str]]:
+        return [prompts_of(row) for row in read_rows(Dataset.open(place), list(CONDITION_READS))]
+
+    stored = prompts()
     (place / "text").rename(place / "text-edges")
-    assert [example.prompts for example in read_examples(Dataset.open(place))] == stored
+    assert prompts() == stored
     shutil.rmtree(place / "text-edges")
-    built = [example.prompts for example in read_examples(Dataset.open(place))]
+    built = prompts()
     assert stored and all(stored)
     for prompts, expected in zip(built, stored, strict=True):
         assert prompts.items() >= {task: prompt for task, prompt in expected.items() if task}.items()

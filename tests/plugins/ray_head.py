@@ -90,19 +90,35 @@ def ray_head(
         *WORKERS,
         f"--dashboard-agent-listen-port={agent}",  # a Ray that runs beside it may have taken the usual one
     ]
-    log = (folder / "head.log").open("wb")
-    head = subprocess.Popen(command, env=own, cwd=cwd, stdout=log, stderr=log, start_new_session=True)
+    log = folder / "head.log"
+    head = _start_head(command, own, cwd, log)
     try:
-        deadline = time.monotonic() + 240
-        while not (_listens(dashboard) if takes_jobs else Path(scratch, "ray_current_cluster").exists()):
-            assert head.poll() is None, (folder / "head.log").read_text()
-            assert time.monotonic() < deadline, (folder / "head.log").read_text()
-            time.sleep(0.3)
+        if not _ready(head, log, Path(scratch), dashboard if takes_jobs else None):
+            _end(head)
+            head = _start_head(command, own, cwd, log)
+            assert _ready(head, log, Path(scratch), dashboard if takes_jobs else None), log.read_text()
         yield RayHead(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", token, own)
     finally:
         _end(head)
-        log.close()
         shutil.rmtree(scratch)
+
+
+def _start_head(
+    command: list[str], environment: dict[str, str], cwd: Path | None, log: Path
+) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen(command, env=environment, cwd=cwd, stdout=output, stderr=output, start_new_session=True)
+
+
+def _ready(head: subprocess.Popen[bytes], log: Path, scratch: Path, dashboard: int | None) -> bool:
+    """Wait until nodes can join, and jobs be sent. False: Ray allows a node half a minute, and the machine was busy."""
+    deadline = time.monotonic() + 240
+    while not ((scratch / "ray_current_cluster").exists() and (dashboard is None or _listens(dashboard))):
+        if head.poll() is not None and "timed out during startup" in log.read_text():
+            return False
+        assert head.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.3)
+    return True
 
 
 @contextmanager

@@ -71,10 +71,18 @@ def test_answers_without_body_leave_the_connection_usable(guarded: Dashboard, to
     assert answer.status == 200 and answer.read()
     assert script.decode().startswith(STATIC_PATH) and "immutable" in answer.headers["Cache-Control"]
     sock = connection.sock
-    for method, status in (("GET", 304), ("HEAD", 200), ("GET", 304)):
-        tag = {"If-None-Match": answer.headers["ETag"]} if status == 304 else {}
-        other = ask(method, script.decode(), **tag)
-        assert (other.status, other.read(), other.headers["Content-Encoding"]) == (status, b"", None)
+    passed = "/vendor/graphiql/graphiql.min.css"  # to the server behind the proxy, which answers scripts itself
+    for path in (script.decode(), passed):
+        answer = ask("GET", path)
+        assert answer.status == 200 and answer.read()
+        for method, status in (("GET", 304), ("HEAD", 200), ("GET", 304)):
+            tag = {"If-None-Match": answer.headers["ETag"]} if status == 304 else {}
+            other = ask(method, path, **tag)
+            assert (other.status, other.read(), other.headers["Content-Encoding"]) == (status, b"", None)
+    outside = ask("GET", f"{STATIC_PATH}%2e%2e/%2e%2e/index.html")
+    assert outside.status == 403 and outside.read()
+    absent = ask("GET", f"{STATIC_PATH}chunks")
+    assert absent.status == 404 and absent.read()
     assert connection.sock is sock
     connection.close()
 

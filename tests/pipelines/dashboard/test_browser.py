@@ -204,6 +204,9 @@ def test_training_is_launched_scaled_and_stopped(
     store = open_store(run)
     page.goto("about:blank")  # a page that is shown takes its share of two cores
     until(lambda: len(read_metrics(store)) > 5)
+    # Dagster shows a folder where it does not know an asset, and stays there.
+    query, checkpoints = "{ assetNodes { assetKey { path } } }", {"assetKey": {"path": ["training", "checkpoints"]}}
+    until(lambda: checkpoints in dashboard.ask(query)["assetNodes"])
     with training_suspended():
         visit(page, "/assets/training/checkpoints")
         expect_picture(page, "loss and speed as they are now")
@@ -215,9 +218,9 @@ def test_training_is_launched_scaled_and_stopped(
     wait_for_success(dashboard, scaling)
     [(attempt, _)] = list_jobs(str(run))
     folder = JobFolder(attempt.address)
-    logged = len(read_metrics(store))
     page.goto("about:blank")
     until(lambda: any("with 2 workers" in line for line in stored_lines(folder.store)), folder=folder)
+    logged = len(read_metrics(store))
     until(lambda: len(read_metrics(store)) > logged + 5, folder=folder)
     with training_suspended():
         visit(page, "/assets/training/checkpoints")

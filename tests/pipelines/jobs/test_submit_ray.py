@@ -101,7 +101,7 @@ def test_upload_holds_no_data_and_no_credentials(tmp_path: Path, monkeypatch: py
     assert set(checkout_files(checkout)) == {*tracked.splitlines(), "mine.py"}
     assert set(without_git) < set(tracked.splitlines())
     monkeypatch.setattr("cluster.checkout.MAX_BYTES", 1 << 20)
-    with pytest.raises(InputError, match=r"MB would be uploaded.* \(the largest file is tests/model/vectors/"):
+    with pytest.raises(InputError, match=r"MB would be uploaded.* \(the largest file is training/pretrained/"):
         pack_checkout(checkout, tmp_path / "archive.zip")
 
 

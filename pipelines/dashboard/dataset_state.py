@@ -134,19 +134,24 @@ class StateReading:
         self._contents: dict[str, str] = {}
 
     def go_on(self, deadline: float = float("inf")) -> DatasetState | None:
-        """The state, or None where `deadline` (of time.monotonic) came first; at least one group is read each time."""
+        """The state, or None where `deadline` (of time.monotonic) came first, or would come while the next is read.
+
+        At least one group is read each time, and one more where at least half of its time is left.
+        """
         store = self.dataset.store
         to_list = [group for group in self.snapshot.groups if group not in self._listed and not self._take_over(group)]
         # A disk answers at once; a distant store is asked about several groups together.
         at_once = max(1, store.parallel // 8)
+        longest = 0.0
         for first in range(0, len(to_list), at_once):
-            if first and time.monotonic() > deadline:
+            if first and time.monotonic() + longest / 2 > deadline:
                 return None
             groups, now = to_list[first : first + at_once], time.monotonic()
             self.footers.read(groups)
             for group in groups:
                 self._listed[group] = self.footers[group].files_digest()
                 self._looks[group] = Look(self._markers[group], now)
+            longest = max(longest, time.monotonic() - now)
         to_count = [group for group in self.snapshot.groups if group not in self._ranges]
         for index, group in enumerate(to_count):
             if (index or to_list) and time.monotonic() > deadline:

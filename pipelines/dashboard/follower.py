@@ -87,12 +87,12 @@ class Follower:
             return self._follow(seconds)
 
     def _follow(self, seconds: float) -> list[str]:
+        deadline = time.monotonic() + seconds
         track(assets_of_jobs())
         reads = {snapshot.tracked.name: snapshot.reads for snapshot in snapshots()}
         now = {asset.name: self._fingerprint(asset, reads.get(asset.name, ())) for asset in tracked_assets()}
         assets = sorted(tracked_assets(), key=self._turn)
         due = [asset.name for asset in assets if self._is_due(asset.name, asset.address, now[asset.name])]
-        deadline = time.monotonic() + seconds
         lines: list[str] = []
         # Some at a time: reading hundreds takes longer than a tick has, and those that do not answer are waited for.
         # What the last tick left unfinished may fill this one too.

@@ -76,17 +76,22 @@ def reconstruct(folder: Path, camera_model: str, threads: int) -> dict[str, Any]
     (folder / "models").mkdir()
     found = pycolmap.incremental_mapping(database, pictures, folder / "models", mapping)
     models = sorted(found.values(), key=lambda model: (-model.num_reg_images(), -model.num_points3D()))
-    if models:
+    while models:
         align_points(models[0], database, pictures, _SIDE, threads)
-        adjust(models[0], threads)
-        (folder / "model").mkdir()
-        models[0].write_binary(folder / "model")
+        if adjust(models[0], threads):
+            (folder / "model").mkdir()
+            models[0].write_binary(folder / "model")
+            break
+        models.pop(0)
     return {"models": [_names(model) for model in models], "matches": _matches(database)}
 
 
-def adjust(model: Any, threads: int) -> None:
+def adjust(model: Any, threads: int) -> bool:
     """Adjust cameras and points of a pycolmap.Reconstruction once more, in rounds, to what the most of its pictures
-    agree on: errors count by how many times the median they are, and those far above it are left out."""
+    agree on: errors count by how many times the median they are, and those far above it are left out.
+
+    False where no point is left then, as of a camera that stood still: it is no reconstruction.
+    """
     import pycolmap
 
     sides = (max(model.images[number].camera.width, model.images[number].camera.height) for number in model.images)
@@ -97,12 +102,16 @@ def adjust(model: Any, threads: int) -> None:
     options.ceres.solver_options.function_tolerance = _TOLERANCE
     options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
     for round_ in range(_ROUNDS):
-        median = max(float(np.median(_errors(model))), least)
+        errors = _errors(model)
+        if not len(errors):
+            return False
+        median = max(float(np.median(errors)), least)
         if round_:
             pycolmap.ObservationManager(model).filter_all_points3D(_FARTHEST * median, _LEAST_ANGLE)
         options.ceres.loss_function_scale = 2 * median
         pycolmap.bundle_adjustment(model, options)
     model.update_point_3d_errors()
+    return bool(model.num_points3D())
 
 
 def _errors(model: Any) -> NDArray[np.float64]:

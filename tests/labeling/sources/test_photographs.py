@@ -15,6 +15,7 @@ from labeling.sources.rendering import render_views
 from labeling.sources.scenes import photographs as photographs_module
 from labeling.sources.scenes.discovery import find_scenes
 from labeling.sources.scenes.files import SceneFiles
+from labeling.sources.scenes.motion import adjust
 from labeling.sources.scenes.photographs import find_cameras
 from labeling.sources.scenes.retrieval import pairs_of
 from labeling.sources.source import Source
@@ -80,6 +81,24 @@ def test_folders_without_a_scene_are_refused(names: list[str], reason: str, tmp_
         picture.resize((160, 120)).save(tmp_path / f"{number}.png")
     with pytest.raises(InputError, match=reason):
         find_cameras(SceneFiles(open_store(str(tmp_path))), sorted(path.name for path in tmp_path.iterdir()))
+
+
+def test_model_of_a_camera_that_stood_still_is_none() -> None:
+    """As of pictures of a board that is moved before it: no two rays of a point differ."""
+    import pycolmap
+
+    options = pycolmap.SyntheticDatasetOptions()
+    options.num_rigs, options.num_frames_per_rig, options.num_points3D = 1, 4, 60
+    model = pycolmap.synthesize_dataset(options)
+    assert adjust(model, 1) and model.num_points3D() == 60
+    pose = model.images[min(model.images)].cam_from_world()
+    for step, image in enumerate(model.images.values()):
+        moved = pycolmap.Rigid3d(pose.rotation, pose.translation + 1e-3 * step)
+        image.frame.set_cam_from_world(image.camera_id, moved)
+        for seen in image.points2D:
+            if seen.has_point3D():
+                seen.xy = image.project_point(model.points3D[seen.point3D_id].xyz)
+    assert not adjust(model, 1)
 
 
 def test_process_that_dies_of_pictures_is_a_reason(turntable: Path, monkeypatch: pytest.MonkeyPatch) -> None:

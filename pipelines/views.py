@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -34,8 +35,9 @@ from labeling.sources.view_sets import (
     is_fresh,
     make_part,
     reject_part,
+    write_set_shard,
 )
-from model.inputs import InputError, require
+from model.inputs import InputError, WorkFailed, require
 from pipelines.ingest_job.workers import Workers
 from pipelines.progress import progress
 
@@ -122,30 +124,52 @@ def _plan_shards(scenes: Sequence[SceneSource]) -> list[SetTask]:
 
 
 def _run(tasks: Sequence[SetTask], source: Source, target: Dataset, options: ViewOptions, gpus: float) -> None:
-    """Write the shards, each by the task of the scene that is made last."""
+    """Make the sets, a task for each scene, and write each shard once all of its sets are made, in a task as well."""
     if not tasks:
         return
     left = Counter({task.shard: len(task.scenes) for task in tasks})
     calls = ((source, target, task, index, options) for task in tasks for index in range(len(task.scenes)))
     total = sum(left.values())
+
+    def write_next(made: _Made) -> list[tuple[Any, ...]]:
+        left[made.task.shard] -= made.index is not None
+        is_last = made.index is not None and not left[made.task.shard]
+        return [(source, target, made.task, None, options)] if is_last else []
+
     with Workers() as workers, progress("views", total, "scenes") as advance:
         # A single scene is made by one process wherever it is.
-        for task in workers.map(_make, calls, on_cluster=total > 1, gpus=gpus, lost=_lost):
-            left[task.shard] -= 1
-            advance(1)
-            if not left[task.shard]:
-                delete_parts(target, task.shard)
+        for made in workers.map(_make, calls, on_cluster=total > 1, gpus=gpus, lost=_lost, then=write_next):
+            if made.index is not None:
+                advance(1)
+            else:
+                delete_parts(target, made.task.shard)
 
 
-def _make(source: Source, target: Dataset, task: SetTask, index: int, options: ViewOptions) -> SetTask:
-    make_part(source, target, task, index, options)
-    return task
+@dataclass(frozen=True)
+class _Made:
+    """What a task has made: the set of the scene of that index, or the shard where it is None."""
+
+    task: SetTask
+    index: int | None
 
 
-def _lost(arguments: Sequence[object], reason: str) -> SetTask:
-    """A scene whose process died is a rejected one."""
+def _make(source: Source, target: Dataset, task: SetTask, index: int | None, options: ViewOptions) -> _Made:
+    if index is None:
+        write_set_shard(target, task, options)
+    else:
+        make_part(source, target, task, index, options)
+    return _Made(task, index)
+
+
+def _lost(arguments: Sequence[object], reason: str) -> _Made:
+    """A scene whose process died is a rejected one. Raises WorkFailed where it was to write a shard."""
     _, target, task, index, options = arguments
-    assert isinstance(target, Dataset) and isinstance(task, SetTask) and isinstance(index, int)
-    assert isinstance(options, ViewOptions)
+    assert isinstance(target, Dataset) and isinstance(task, SetTask) and isinstance(options, ViewOptions)
+    if index is None:
+        raise WorkFailed(
+            f"{target.uri}: the process that was to write shard {task.shard} ended ({reason}); "
+            "started again, it goes on"
+        )
+    assert isinstance(index, int)
     reject_part(target, task, index, options, f"makes no views, its process ended ({reason})")
-    return task
+    return _Made(task, index)

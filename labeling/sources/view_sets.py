@@ -122,7 +122,7 @@ def content_digest(source: Source, scene: SceneSource) -> str:
 
 def make_part(source: Source, dataset: Dataset, task: SetTask, index: int, options: ViewOptions) -> None:
     """Make the set of one scene of a shard and keep it as a part, unless it is there; a scene that makes none keeps the
-    reason. The shard is written where this was the last part."""
+    reason."""
     scene = task.scenes[index]
     folder = f"{SCENES}/parts/{task.shard}"
     name = part_name(scene, options)
@@ -130,7 +130,6 @@ def make_part(source: Source, dataset: Dataset, task: SetTask, index: int, optio
         row = make_row(source, scene, options)
         table = pa.Table.from_pylist([{key: row.get(key) for key in PART_SCHEMA.names}], PART_SCHEMA)
         write_shard(dataset.store, folder, name, table, [1], "part")
-    write_if_whole(dataset, task, options)
 
 
 def reject_part(dataset: Dataset, task: SetTask, index: int, options: ViewOptions, reason: str) -> None:
@@ -139,24 +138,17 @@ def reject_part(dataset: Dataset, task: SetTask, index: int, options: ViewOption
     row = {"scene": scene.title, "reason": reason, "digest": "", "id": None}
     table = pa.Table.from_pylist([{key: row.get(key) for key in PART_SCHEMA.names}], PART_SCHEMA)
     write_shard(dataset.store, f"{SCENES}/parts/{task.shard}", part_name(scene, options), table, [1], "part")
-    write_if_whole(dataset, task, options)
 
 
-def write_if_whole(dataset: Dataset, task: SetTask, options: ViewOptions) -> bool:
-    """Write a shard if all of its parts are there; whether they are."""
-    if _is_written(dataset, task, options):
-        return True
+def write_set_shard(dataset: Dataset, task: SetTask, options: ViewOptions) -> None:
+    """Write a shard of its parts, which are all there. It has one writer at a time, as all shards do."""
     folder = f"{SCENES}/parts/{task.shard}"
     names = [part_name(scene, options) for scene in task.scenes]
-    there = dataset.store.files(folder)
-    if any(f"{name}.parquet" not in there for name in names):
-        return False
     rows = [dataset.read(folder, name).to_pylist()[0] for name in names]
     shard_recipe = recipe(declaration_of(options), {"source": _scenes_digest(task, [row["digest"] for row in rows])})
     write_rows(dataset, task.shard, rows, shard_recipe)
     said = {"recipe": shard_recipe, "tag": task.tag(options)}
     dataset.store.put(_seen_file(task.shard), json.dumps(said).encode())
-    return True
 
 
 def delete_parts(dataset: Dataset, shard: str = "") -> None:

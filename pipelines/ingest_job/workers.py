@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
@@ -44,18 +45,24 @@ class Workers:
         on_cluster: bool,
         gpus: float = 0,
         lost: Callable[[Sequence[Any], str], T] | None = None,
+        then: Callable[[T], Iterable[Sequence[Any]]] = lambda result: (),
     ) -> Iterator[T]:
         """Results of the calls, as they come. What calls return is small, and only few of them wait at a time.
 
         gpus: that a call holds on a cluster. lost: what to return of a call whose process died, several times, told its
-        arguments and why; without it that ends the job.
+        arguments and why; without it that ends the job. then: calls that a result makes possible, which go before the
+        others.
         """
-        if not on_cluster:
-            for call in calls:
-                yield function(*call)
+        if on_cluster:
+            self._start()
+            yield from _on_ray(function, calls, gpus, lost, then)
             return
-        self._start()
-        yield from _on_ray(function, calls, gpus, lost)
+        waiting = iter(calls)
+        following: deque[Sequence[Any]] = deque()
+        while (call := following.popleft() if following else next(waiting, None)) is not None:
+            result = function(*call)
+            following.extend(then(result))
+            yield result
 
 
 def _on_ray(
@@ -63,6 +70,7 @@ def _on_ray(
     calls: Iterable[Sequence[Any]],
     gpus: float,
     lost: Callable[[Sequence[Any], str], T] | None,
+    then: Callable[[T], Iterable[Sequence[Any]]],
 ) -> Iterator[T]:
     import ray
     from ray.exceptions import OutOfMemoryError, WorkerCrashedError
@@ -73,9 +81,10 @@ def _on_ray(
     task = ray.remote(call_with).options(num_cpus=1, num_gpus=gpus, max_retries=3)
     running: dict[Any, Sequence[Any]] = {}
     waiting = iter(calls)
+    following: list[Sequence[Any]] = []
     while True:
         most = 2 * int(cluster_has("CPU")) + _WAITING
-        for arguments in islice(waiting, max(most - len(running), 0)):
+        for arguments in (*following, *islice(waiting, max(most - len(running) - len(following), 0))):
             running[task.remote(arguments)] = arguments
         if not running:
             return
@@ -87,4 +96,5 @@ def _on_ray(
             if lost is None:
                 raise
             result = lost(arguments, one_line(error, 120))
+        following = list(then(result))
         yield result

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -29,8 +31,10 @@ OPTIONS = ViewOptions(count=2, size=40)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks run in this process, one after another."""
 
-    def map_here(self: Workers, function: Any, calls: Any, **_: Any) -> Any:
-        return (function(*call) for call in calls)
+    map_anywhere = Workers.map
+
+    def map_here(self: Workers, function: Any, calls: Any, on_cluster: bool, then: Any, **_: Any) -> Any:
+        return map_anywhere(self, function, calls, False, then=then)
 
     monkeypatch.setattr(Workers, "map", map_here)
 
@@ -101,12 +105,43 @@ def test_only_scenes_that_changed_are_made_again(
     assert files_of(out) == before
 
 
+def test_scenes_that_are_made_at_once_have_one_writer_of_their_shard(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two writers would take each other's temporary file away."""
+    together, written = Barrier(4), list[str]()
+    write_shard, write_rows = view_sets.write_shard, view_sets.write_rows
+
+    def write_together(store: Any, group: str, *arguments: Any) -> Any:
+        footer = write_shard(store, group, *arguments)
+        if "/parts/" in group:
+            together.wait(60)
+        return footer
+
+    def write_noted(dataset: Dataset, shard: str, *arguments: Any) -> None:
+        written.append(shard)
+        write_rows(dataset, shard, *arguments)
+
+    def map_at_once(self: Workers, function: Any, calls: Any, then: Any, **_: Any) -> Any:
+        with ThreadPoolExecutor(4) as pool:
+            for made in list(pool.map(lambda call: function(*call), calls)):
+                yield made
+                yield from [function(*call) for call in then(made)]
+
+    monkeypatch.setattr(view_sets, "write_shard", write_together)
+    monkeypatch.setattr(view_sets, "write_rows", write_noted)
+    monkeypatch.setattr(Workers, "map", map_at_once)
+    assert views(str(source), str(tmp_path / "out"), OPTIONS) == ViewsResult(3, 3, 1, 0)
+    assert written == ["000000"]
+
+
 def test_process_that_dies_of_a_scene_costs_that_scene(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def map_dying(self: Workers, function: Any, calls: Any, lost: Any, **_: Any) -> Any:
+    def map_dying(self: Workers, function: Any, calls: Any, lost: Any, then: Any, **_: Any) -> Any:
         for call in calls:
-            yield lost(call, "it died") if call[3] == 1 else function(*call)
+            yield (made := lost(call, "it died") if call[3] == 1 else function(*call))
+            yield from [function(*call) for call in then(made)]
 
     monkeypatch.setattr(Workers, "map", map_dying)
     assert views(str(source), str(tmp_path / "out"), OPTIONS).rejected == 2

@@ -53,8 +53,10 @@ def test_wrong_camera_or_unit_is_seen(turntable: list[View]) -> None:
 def test_page_tells_the_quality_of_a_set_and_draws_a_view_from_the_next(
     mesh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def map_here(self: Workers, function: Any, calls: Any, **_: Any) -> Any:
-        return (function(*call) for call in calls)
+    map_anywhere = Workers.map
+
+    def map_here(self: Workers, function: Any, calls: Any, on_cluster: bool, then: Any, **_: Any) -> Any:
+        return map_anywhere(self, function, calls, False, then=then)
 
     monkeypatch.setattr(Workers, "map", map_here)  # its one scene needs no Ray
     views(str(mesh), str(tmp_path / "views"), ViewOptions(count=6, size=96, path="turntable"))

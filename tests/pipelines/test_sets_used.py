@@ -17,6 +17,7 @@ from plan_readers import first_sample, read_sample
 from report_pages import read_page
 from tiny_run import save_run
 
+from labeling.dataset import open_store
 from model.pictures import decode_picture
 from pipelines.evaluate import evaluate
 from pipelines.reports.page import report
@@ -63,6 +64,7 @@ def test_edits_of_files_are_trained_on_evaluated_and_shown(edits: str, tmp_path:
     assert (sample.prompt or "").endswith(INSTRUCTION)
 
     (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    manifest.write(open_store(run))
     evaluate(str(run))
     (record,) = json.loads((run / "samples" / "samples.json").read_text())
     assert record["task"] == "editing" and record["prompt"].endswith(INSTRUCTION)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, zip_longest
+from itertools import groupby, islice, zip_longest
+from operator import itemgetter
 from typing import Any
 
-from labeling.dataset import IMAGES, Columns, Dataset, entry_columns, is_text, open_store
+import numpy as np
+
+from labeling.dataset import IMAGES, Columns, Dataset, entry_columns, is_text
 from model.conditions import CONDITION_READS, condition_picture
 from model.pictures import Picture, decode_picture
 from model.prompts import TASKS, build_prompt, find_task
-from training.plan.manifest import Manifest
 from training.plan.pinned_shards import Shards
 from training.plan.streams import CAPTION, Stream
+from training.run import read_run
 
 
 @dataclass
@@ -38,23 +41,37 @@ class ImageSource:
     streams: Sequence[Stream]
 
     def examples(self) -> Iterator[Example]:
-        """The rows that one of the tasks may use, with the prompts of those tasks; of other rows nothing is read."""
+        """The rows that one of the tasks may use, with the prompts of those tasks.
+
+        Row groups without such rows are not read. A shard that has other row groups by now is left out.
+        """
         groups = [group for group in CONDITION_READS if self.dataset.declaration(group)]
         columns = _columns(self.dataset, groups)
-        for number in range(len(self.shards)):
+        usable = np.logical_or.reduce([self.shards.counts(stream.key) > 0 for stream in self.streams])
+        of_shard = np.searchsorted(self.shards.group_starts, np.flatnonzero(usable), "right") - 1
+        for number, places in groupby(
+            zip(of_shard.tolist(), np.flatnonzero(usable).tolist(), strict=True), itemgetter(0)
+        ):
+            if not self._is_as_pinned(number):
+                continue
             masks = {stream.task: self.shards.mask(stream.key, number) for stream in self.streams}
-            end = 0
-            for row_group, rows in enumerate(self.shards.row_groups(number).tolist()):
-                start, end = end, end + rows
-                tasks = [{task for task, mask in masks.items() if mask[row]} for row in range(start, end)]
-                if not any(tasks):
-                    continue
+            for _, place in places:
+                row_group = place - int(self.shards.group_starts[number])
                 table = self.dataset.join(self.shards.name(number), columns, [row_group], skip_missing=True)
-                for row, usable in zip(table.to_pylist(), tasks, strict=True):
-                    if usable:
+                first = self.shards.row_in_shard(number, row_group, 0)
+                for index, row in enumerate(table.to_pylist(), start=first):
+                    tasks = {task for task, mask in masks.items() if mask[index]}
+                    if tasks:
                         example = _example(row, groups)
-                        example.prompts = {task: text for task, text in example.prompts.items() if task in usable}
+                        example.prompts = {task: text for task, text in example.prompts.items() if task in tasks}
                         yield example
+
+    def _is_as_pinned(self, number: int) -> bool:
+        try:
+            footer = self.dataset.footer(IMAGES, self.shards.name(number))
+        except FileNotFoundError:
+            return False
+        return bool(np.array_equal(footer.row_groups, self.shards.row_groups(number)))
 
 
 @dataclass(frozen=True)
@@ -70,14 +87,19 @@ class TrainingData:
     references: Mapping[str, Dataset]
 
     def examples(self, limit: int) -> list[Example]:
-        """A row of each source in turn; about `limit`."""
+        """A row of each source in turn, once where several have it; about `limit`."""
         each = [list(islice(source.examples(), -(-limit // len(self.images)))) for source in self.images]
-        return [example for turn in zip_longest(*each) for example in turn if example is not None]
+        examples: dict[tuple[str, str], Example] = {}
+        for turn in zip_longest(*each):
+            for source, example in zip(self.images, turn, strict=True):
+                if example is not None:
+                    examples.setdefault((source.dataset.uri, example.id), example).prompts |= example.prompts
+        return list(examples.values())
 
 
 def read_training_data(run: str) -> TrainingData:
-    """As the run's manifest pins it: without rows that its conditions, or its validation, keep out of training."""
-    manifest = Manifest.read(open_store(run))
+    """What a run's manifest pins, without rows that its conditions, or its validation, keep out of training."""
+    _, manifest = read_run(run)
     images: list[ImageSource] = []
     views: Dataset | None = None
     references: dict[str, Dataset] = {}

@@ -168,7 +168,7 @@ def _lost(arguments: Sequence[object], reason: str) -> _Made:
     if index is None:
         raise WorkFailed(
             f"{target.uri}: the process that was to write shard {task.shard} ended ({reason}); "
-            "started again, it goes on"
+            "started again, it goes on with what is made"
         )
     assert isinstance(index, int)
     reject_part(target, task, index, options, f"makes no views, its process ended ({reason})")

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +126,23 @@ def run_training(
         metrics=next(iter(read_metrics(store)[-1:]), {}),
         seconds=time.monotonic() - began,
     )
+
+
+def read_run(run_uri: str) -> tuple[TrainingConfig, Manifest]:
+    """The configuration of a run, and the rows that it trains on, where its datasets are now.
+
+    Raises InputError where there is no run, or its manifest is gone or damaged.
+    """
+    store = open_store(run_uri)
+    place = f"{store.uri}/{CONFIG}"
+    try:
+        values: Mapping[str, Any] = parse_yaml(store.read(CONFIG).decode(), place)
+    except FileNotFoundError:
+        raise InputError(f"{place}: no such file; is this a run?") from None
+    config = parse_config(values, place)
+    datasets = {name: source.dataset for name, source in config.mixture.items()}
+    manifest = Manifest.read(store).at_addresses(datasets)
+    return config, manifest.split(config.validation.share, config.seed)[0] if config.validation.share else manifest
 
 
 def _pin(config: TrainingConfig, store: Store, resumes: bool) -> Manifest:

@@ -3,8 +3,8 @@
 A row is a set: each column of images is a list with one entry per view. Cameras go to the group `cameras`, true inverse
 depth to images.disparity, from which the depth labeler makes labels as from any other disparity.
 
-A scene is made by itself and kept as a part, a row of its own in scenes/parts/SHARD; whoever makes the last part of a
-shard writes the shard. So scenes are made once, wherever a job was ended, and wait for no other.
+A scene is made by itself and kept as a part, a row of its own in scenes/parts/SHARD; the shard is written of its parts,
+by one task, once all are there. So scenes are made once, wherever a job was ended, and wait for no other.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,15 +9,12 @@ import numpy as np
 from labeling.dataset import open_store
 from model.constants import RAY_SCALE
 from model.inputs import InputError
-from model.inputs.yaml_files import parse_yaml
 from model.pictures import Picture
 from model.prompts import RAYS, find_task
 from pipelines.reports.overlays import Drawing, Inliner, thumbnail
 from pipelines.reports.page import fill_template, written_now
 from training.anomalies import read_skipped
-from training.config import TrainingConfig, parse_config
-from training.plan.manifest import Manifest
-from training.run import CONFIG, encoders
+from training.run import encoders, read_run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +38,7 @@ def replay(uri: str, step: int) -> str:
     from training.sample_names import SampleNames
 
     store = open_store(uri)
-    config, manifest = _run(uri)
+    config, manifest = read_run(uri)
     if not 1 <= step <= config.steps:
         raise InputError(f"{uri}: has the steps 1 to {config.steps}, so no step {step}")
     record = next((one for one in read_skipped(store) if one.get("step") == step), {})
@@ -80,20 +76,6 @@ def replay(uri: str, step: int) -> str:
     name = f"replay/step-{step:06d}.html"
     store.put(name, page.encode())
     return f"{store.uri}/{name}"
-
-
-def _run(uri: str) -> tuple[TrainingConfig, Manifest]:
-    """The configuration of a run, and the rows that it trains on, where its datasets are now."""
-    store = open_store(uri)
-    place = f"{store.uri}/{CONFIG}"
-    try:
-        values: Mapping[str, Any] = parse_yaml(store.read(CONFIG).decode(), place)
-    except FileNotFoundError:
-        raise InputError(f"{place}: no such file; --replay-step is about a run") from None
-    config = parse_config(values, place)
-    datasets = {name: source.dataset for name, source in config.mixture.items()}
-    manifest = Manifest.read(store).at_addresses(datasets)
-    return config, manifest.split(config.validation.share, config.seed)[0] if config.validation.share else manifest
 
 
 def _frame(sample: Sample, place: int, noise: Tensor, codec: ImageCodec, inline: Inliner) -> list[Drawing]:

@@ -12,9 +12,10 @@ import dagster as dg
 import pytest
 from dashboard_assets import last_event
 
-from labeling.dataset import Dataset, open_store
+from labeling.dataset import Dataset, open_store, write_shard
 from model.conditions import CONDITION_READS
 from model.inputs import InputError
+from model.inputs.yaml_files import parse_yaml, to_yaml
 from pipelines.dashboard.definitions import build_definitions
 from pipelines.dashboard.run_assets import versions_of
 from pipelines.dashboard.snapshots import find_snapshot, refresh
@@ -25,8 +26,9 @@ from pipelines.jobs.specification import EvaluateJob, WorkersSpec
 from pipelines.jobs.status import list_jobs
 from pipelines.jobs.steps import evaluate_on_worker
 from pipelines.label import label
-from pipelines.run_examples import prompts_of, read_rows
+from pipelines.run_examples import prompts_of, read_rows, read_training_data
 from training.config import load_config
+from training.plan.manifest import Manifest
 from training.plan.mixture import build_manifest
 from training.run import run_training
 from training.source_config import SourceConfig
@@ -95,19 +97,42 @@ def test_evaluation_follows_the_newest_checkpoint(trained: Path, tmp_path: Path)
 
 
 def test_every_source_of_the_mixture_is_sampled_for_what_it_serves(trained: Path, tmp_path: Path) -> None:
-    """Each for its own tasks, and only the rows for which its condition is true."""
-    run = shutil.copytree(trained / "run", tmp_path / "run")
-    second = shutil.copytree(trained / "photographs", tmp_path / "second")
-    mixture = {
-        "one": SourceConfig(dataset=str(trained / "photographs"), tasks={"text2image": 1}),
-        "two": SourceConfig(dataset=str(second), tasks={"edges": 1}, where="images.source like '%coffee%'"),
+    """Each for its own tasks, and only the rows for which its condition is true, wherever its dataset is now."""
+    run, first = shutil.copytree(trained / "run", tmp_path / "run"), str(trained / "photographs")
+    second = shutil.copytree(first, tmp_path / "second")
+    mixture: dict[str, dict[str, Any]] = {
+        "one": {"dataset": first, "tasks": {"text2image": 1}},
+        "again": {"dataset": first, "tasks": {"edges": 1}, "where": "images.source like '%coffee%'"},
+        "two": {"dataset": str(second), "tasks": {"edges": 1}, "where": "images.source like '%rocket%'"},
     }
-    build_manifest(mixture, 64).write(open_store(run))
-    assert evaluate(str(run))["image_to_edges_correlation"]["pictures"] == 1, "only the second serves edges, of one"
+    build_manifest({name: SourceConfig(**one) for name, one in mixture.items()}, 64).write(open_store(run))
+    mixture["two"]["dataset"] = str(second.rename(tmp_path / "moved"))
+    config = parse_yaml((run / "config.yaml").read_text(), "config")
+    (run / "config.yaml").write_text(to_yaml({**config, "mixture": mixture}))
+    assert evaluate(str(run))["image_to_edges_correlation"]["pictures"] == 2
     records = json.loads((run / "samples" / "samples.json").read_text())
-    assert {record["task"] for record in records} == {"text2image", "edges"}
-    [coffee] = [row["images.id"] for row in read_rows(Dataset.open(second), []) if "coffee" in row["images.source"]]
-    assert {record["id"] for record in records if record["task"] == "edges"} == {coffee}
+    sources = {row["images.id"]: row["images.source"] for row in read_rows(Dataset.open(first), [])}
+    assert {sources[one["id"]] for one in records if one["task"] == "edges"} == {"coffee.png", "rocket.jpg"}
+    assert sum(one["task"] == "text2image" for one in records) == 2
+    outputs = [name for record in records for name in record["output"]]
+    assert len(outputs) == len(set(outputs)), "no row twice"
+
+
+def test_rows_for_validation_are_not_what_a_run_learns_from(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    dataset = Dataset.open(shutil.copytree(trained / "photographs", tmp_path / "photographs"))
+    config = parse_yaml((run / "config.yaml").read_text(), "config")
+    config["mixture"]["pictures"]["dataset"] = dataset.uri
+    config["validation"]["share"] = 0.3
+    (run / "config.yaml").write_text(to_yaml(config))
+    training, validation = Manifest.read(open_store(run)).split(0.3, config["seed"])
+    counts = [max(stream.rows for stream in side.streams) for side in (training, validation)]
+    examples = read_training_data(str(run)).examples(64)
+    assert 0 < len(examples) == counts[0] == 4 - counts[1]
+    shard = dataset.shards[0].name
+    table, row_groups = dataset.read("images", shard), dataset.footer("images", shard).row_groups
+    write_shard(dataset.store, "images", shard, table.slice(1), [row_groups[0] - 1, *row_groups[1:]], "another")
+    assert read_training_data(str(run)).examples(64) == [], "the shard has other rows now"
 
 
 def test_run_without_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -158,6 +183,6 @@ def test_prompts_are_built_where_none_are_stored(tmp_path: Path) -> None:
     shutil.rmtree(place / "text-edges")
     built = prompts()
     assert stored and all(stored)
-    for prompts, expected in zip(built, stored, strict=True):
-        assert prompts.items() >= {task: prompt for task, prompt in expected.items() if task}.items()
-        assert "depth" in prompts and "identity" not in prompts
+    for own, expected in zip(built, stored, strict=True):
+        assert own.items() >= {task: prompt for task, prompt in expected.items() if task}.items()
+        assert "depth" in own and "identity" not in own

@@ -243,5 +243,5 @@ def test_run_page_shows_noise_levels_skipped_steps_and_rows_over_time_beside_ano
         report(str(tmp_path / "first"), beside=str(tmp_path / "d"))
     with pytest.raises(InputError, match=r"--with compares runs, and this is none"):
         report(str(tmp_path / "d"), beside=str(tmp_path / "first"))
-    with pytest.raises(InputError, match=r"config.yaml: no such file; --replay-step is about a run"):
+    with pytest.raises(InputError, match=r"config.yaml: no such file; is this a run\?"):
         replay(str(tmp_path / "d"), 1)

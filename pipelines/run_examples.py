@@ -47,11 +47,10 @@ class ImageSource:
         """
         groups = [group for group in CONDITION_READS if self.dataset.declaration(group)]
         columns = _columns(self.dataset, groups)
-        usable = np.logical_or.reduce([self.shards.counts(stream.key) > 0 for stream in self.streams])
-        of_shard = np.searchsorted(self.shards.group_starts, np.flatnonzero(usable), "right") - 1
-        for number, places in groupby(
-            zip(of_shard.tolist(), np.flatnonzero(usable).tolist(), strict=True), itemgetter(0)
-        ):
+        has_rows = np.logical_or.reduce([self.shards.counts(stream.key) > 0 for stream in self.streams])
+        usable = np.flatnonzero(has_rows)  # row groups, counted over all shards
+        shards = np.searchsorted(self.shards.group_starts, usable, "right") - 1
+        for number, places in groupby(zip(shards.tolist(), usable.tolist(), strict=True), itemgetter(0)):
             if not self._is_as_pinned(number):
                 continue
             masks = {stream.task: self.shards.mask(stream.key, number) for stream in self.streams}

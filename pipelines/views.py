@@ -132,9 +132,10 @@ def _run(tasks: Sequence[SetTask], source: Source, target: Dataset, options: Vie
     total = sum(left.values())
 
     def write_next(made: _Made) -> list[tuple[Any, ...]]:
-        left[made.task.shard] -= made.index is not None
-        is_last = made.index is not None and not left[made.task.shard]
-        return [(source, target, made.task, None, options)] if is_last else []
+        if made.index is None:
+            return []
+        left[made.task.shard] -= 1
+        return [] if left[made.task.shard] else [(source, target, made.task, None, options)]
 
     with Workers() as workers, progress("views", total, "scenes") as advance:
         # A single scene is made by one process wherever it is.

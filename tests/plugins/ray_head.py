@@ -114,9 +114,10 @@ def _ready(head: subprocess.Popen[bytes], log: Path, scratch: Path, dashboard: i
     """Wait until nodes can join, and jobs be sent. False: Ray allows a node half a minute, and the machine was busy."""
     deadline = time.monotonic() + 240
     while not ((scratch / "ray_current_cluster").exists() and (dashboard is None or _listens(dashboard))):
-        if head.poll() is not None and "timed out during startup" in log.read_text():
+        has_ended = head.poll() is not None
+        if has_ended and "timed out during startup" in log.read_text():
             return False
-        assert head.poll() is None and time.monotonic() < deadline, log.read_text()
+        assert not has_ended and time.monotonic() < deadline, log.read_text()
         time.sleep(0.3)
     return True
 

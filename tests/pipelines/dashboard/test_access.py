@@ -81,8 +81,9 @@ def test_answers_without_body_leave_the_connection_usable(guarded: Dashboard, to
             assert (other.status, other.read(), other.headers["Content-Encoding"]) == (status, b"", None)
     outside = ask("GET", f"{STATIC_PATH}%2e%2e/%2e%2e/index.html")
     assert outside.status == 403 and outside.read()
-    absent = ask("GET", f"{STATIC_PATH}chunks")
-    assert absent.status == 404 and absent.read()
+    for name in ("chunks", "/etc/hostname", "%00", "x" * 5000):
+        absent = ask("GET", f"{STATIC_PATH}{name}")
+        assert absent.status == 404 and absent.read(), name
     assert connection.sock is sock
     connection.close()
 

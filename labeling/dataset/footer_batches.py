@@ -12,7 +12,7 @@ import pickle
 import queue
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from itertools import chain, islice
 from types import TracebackType
@@ -23,7 +23,8 @@ from labeling.dataset.shards import Footer, read_footer
 from labeling.dataset.storage import Store
 
 BATCH = 2048  # footers that are read before they become columns
-MANY = 16  # batches, from which processes are started: each takes a second to begin
+MANY = 16 * BATCH  # from which processes are started: each takes a second to begin
+MOST_PROCESSES = 16
 _STARTS = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from labeling.dataset.footer_batches import serve; serve()"
@@ -33,19 +34,22 @@ File = tuple[str, str, int | None]  # group, shard, and size in bytes if known
 Tables = list[tuple[str, FooterTable]]  # by group
 
 
-def read_batches(store: Store, files: Iterable[File]) -> Iterator[tuple[str, FooterTable]]:
-    """Tables of the footers of files, by group, some thousands at a time; without what is gone."""
+def read_batches(
+    store: Store, files: Iterable[File], size: int = BATCH
+) -> Generator[tuple[str, FooterTable], None, None]:
+    """Tables of the footers of files, by group, of so many files at a time; without what is gone."""
     rest = iter(files)
-    batches: Iterator[list[File]] = iter(lambda: list(islice(rest, BATCH)), [])
-    first = list(islice(batches, MANY))
+    batches: Iterator[list[File]] = iter(lambda: list(islice(rest, size)), [])
+    many = MANY * BATCH // size
+    first = list(islice(batches, many))
     processes = len(os.sched_getaffinity(0))
-    if len(first) < MANY or processes < 2:
+    if len(first) < many or processes < 2:
         for batch in chain(first, batches):
             yield from _read(store, store.parallel, batch)
         return
     with ExitStack() as ending:
         free: queue.SimpleQueue[_Reader] = queue.SimpleQueue()
-        for _ in range(min(processes, MANY)):
+        for _ in range(min(processes, MOST_PROCESSES)):
             free.put(ending.enter_context(_Reader()))
 
         def read(batch: list[File]) -> Tables:
@@ -58,7 +62,7 @@ def read_batches(store: Store, files: Iterable[File]) -> Iterator[tuple[str, Foo
             finally:
                 free.put(reader)
 
-        for tables in in_parallel(read, chain(first, batches), min(processes, MANY)):
+        for tables in in_parallel(read, chain(first, batches), min(processes, MOST_PROCESSES)):
             yield from tables
 
 

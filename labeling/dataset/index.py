@@ -12,6 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from itertools import islice
 
 import numpy as np
@@ -47,6 +48,23 @@ def read_footers(
     shards: all of the dataset's; part: those of interest, all by default. save: keep the footers in the indexes, where
     one may write there. known: footers read before, which are taken instead of the index where the file is the same.
     """
+    footers, _ = read_footers_until(float("inf"), store, groups, shards, part, save, known)
+    return footers
+
+
+def read_footers_until(
+    deadline: float,
+    store: Store,
+    groups: Sequence[str],
+    shards: Sequence[str],
+    part: Range | None = None,
+    save: bool = False,
+    known: Mapping[str, FooterTable] | None = None,
+) -> tuple[dict[str, FooterTable], bool]:
+    """The same, as far as `deadline` (of time.monotonic) allows, and whether it did not come before the end.
+
+    Some footers are read in any case: given as `known` the next time, they bring it to an end. Indexes are saved there.
+    """
     chosen = shards if part is None else shards[slice(*part)]
 
     names = pa.array(chosen, pa.string())
@@ -59,17 +77,23 @@ def read_footers(
     looks = dict(zip(groups, in_parallel(look, groups, at_once), strict=True))
     missing = ((group, shard, size) for group, (_, sizes, _) in looks.items() for shard, size in sizes.items())
     read: dict[str, list[FooterTable]] = {group: [] for group in groups}
-    for group, table in read_batches(store, missing):
-        read[group].append(table)
+    left, is_complete = sum(len(sizes) for _, sizes, _ in looks.values()), True
+    with closing(read_batches(store, missing, BATCH if deadline == float("inf") else BATCH // 4)) as batches:
+        for group, table in batches:
+            read[group].append(table)
+            left -= len(table)
+            if left and time.monotonic() > deadline:
+                is_complete = False
+                break
     footers = {}
     for group, (table, sizes, _) in looks.items():
         footers[group] = _in_order([table, *read[group]], chosen) if sizes else table
-    if save:
+    if save and is_complete:
         changed = [group for group, (_, sizes, is_whole) in looks.items() if sizes or not is_whole]
         for group in changed:
             save_index(store, group, footers[group], shards, part)
     pa.default_memory_pool().release_unused()
-    return footers
+    return footers, is_complete
 
 
 def refreshed_footers(

@@ -47,15 +47,29 @@ class GroupFooters(Mapping[str, FooterTable]):
 
     def __init__(self, dataset: Dataset, groups: Sequence[str], known: Mapping[str, FooterTable] | None = None) -> None:
         self.dataset, self.groups = dataset, list(groups)
-        self._known = known._read if isinstance(known, GroupFooters) else known or {}
         self._read: dict[str, FooterTable] = {}
+        # Of groups not read yet: as they were before, and those of some of their shards.
+        self._known: dict[str, FooterTable] = dict(known or {})
+        if isinstance(known, GroupFooters):
+            self._known = {**known._known, **known._read}
 
-    def read(self, groups: Sequence[str]) -> None:
-        """Read several at once, which a distant store answers in the time of one."""
+    def read(self, groups: Sequence[str], deadline: float = float("inf")) -> bool:
+        """Read several at once, which a distant store answers in the time of one; whether all were before `deadline`.
+
+        deadline: of time.monotonic. What was read until then is not read again.
+        """
         wanted = [group for group in groups if group not in self._read]
-        if wanted:
-            known = {group: self._known[group] for group in wanted if group in self._known}
-            self._read |= self.dataset.all_footers(wanted, save=True, known=known)
+        if not wanted:
+            return True
+        known = {group: self._known[group] for group in wanted if group in self._known}
+        footers, is_complete = self.dataset.footers_until(deadline, wanted, known)
+        if is_complete:
+            self._read |= footers
+            for group in wanted:
+                self._known.pop(group, None)
+        else:
+            self._known |= footers
+        return is_complete
 
     def __getitem__(self, group: str) -> FooterTable:
         if group not in self.groups:
@@ -136,7 +150,7 @@ class StateReading:
     def go_on(self, deadline: float = float("inf")) -> DatasetState | None:
         """The state, or None where `deadline` (of time.monotonic) came first, or would come while the next is read.
 
-        At least one group is read each time, and one more where at least half of its time is left.
+        Some footers are read each time, and those of one more group where at least half of its time is left.
         """
         store = self.dataset.store
         to_list = [group for group in self.snapshot.groups if group not in self._listed and not self._take_over(group)]
@@ -147,7 +161,8 @@ class StateReading:
             if first and time.monotonic() + longest / 2 > deadline:
                 return None
             groups, now = to_list[first : first + at_once], time.monotonic()
-            self.footers.read(groups)
+            if not self.footers.read(groups, deadline):
+                return None
             for group in groups:
                 self._listed[group] = self.footers[group].files_digest()
                 self._looks[group] = Look(self._markers[group], now)

@@ -68,7 +68,10 @@ files = [0, 1, 2, *map(int, {more})]
 socket.send_fds(server, [json.dumps(request).encode()], files)
 for file in files[3:]:
     os.close(file)
-code = int(server.recv(9) or 1)
+answer = server.recv(9)
+if not answer:
+    sys.exit("the process that forks commands told no exit code")
+code = int(answer)
 if code < 0:  # a signal ended it
     signal.signal(-code, signal.SIG_DFL)
     os.kill(os.getpid(), -code)

@@ -185,3 +185,16 @@ def test_leased_shards_are_left_alone_by_status(tmp_path: Path) -> None:
     with lease(dataset.store, ["edges"], (0, 4)):  # the own process knows what it does
         dataset.footers("edges", save=True)
     assert parts(dataset)
+
+
+def test_reading_that_is_cut_goes_on_with_what_it_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "BATCH", 12)  # cut after three footers
+    dataset = make(str(tmp_path))
+    whole = dataset.all_footers(["edges"])
+    known: dict[str, FooterTable] = {}
+    counts, is_complete = [], False
+    while not is_complete:
+        known, is_complete = dataset.footers_until(0.0, ["edges"], known)
+        counts.append(len(known["edges"]))
+        assert bool(parts(dataset)) == is_complete, "an index is of all shards"
+    assert known == whole and counts == [3, 6, 9, 10]

@@ -95,13 +95,15 @@ def test_tick_without_time_goes_on_where_the_last_one_stopped(
 def listed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Groups whose files were listed."""
     groups: list[str] = []
-    all_footers = Dataset.all_footers
+    footers_until = Dataset.footers_until
 
-    def note(dataset: Dataset, names: Sequence[str], *rest: Any, **named: Any) -> dict[str, FooterTable]:
+    def note(
+        dataset: Dataset, deadline: float, names: Sequence[str], known: dict[str, FooterTable]
+    ) -> tuple[dict[str, FooterTable], bool]:
         groups.extend(names)
-        return all_footers(dataset, names, *rest, **named)
+        return footers_until(dataset, deadline, names, known)
 
-    monkeypatch.setattr(Dataset, "all_footers", note)
+    monkeypatch.setattr(Dataset, "footers_until", note)
     return groups
 
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 from labeling.dataset.array_file import ArrayFile
 from labeling.dataset.footers import FooterTable
 from labeling.dataset.images import IMAGES
-from labeling.dataset.index import read_footers, read_footers_until, refreshed_footers, save_index
+from labeling.dataset.index import read_footers, refreshed_footers, save_index
 from labeling.dataset.join import Columns, join_groups, read_columns
 from labeling.dataset.lease import Range
 from labeling.dataset.parallel import in_parallel
@@ -209,16 +209,17 @@ class Dataset:
         save: keep them in the groups' indexes, where one may write there and no other job works. shards: [first, end),
         all by default. known: footers read before, which stand in for the indexes.
         """
-        return read_footers(self.store, groups, self.shard_names, shards, save, known)
+        footers, _ = read_footers(self.store, groups, self.shard_names, shards, save, known)
+        return footers
 
     def footers_until(
         self, deadline: float, groups: Sequence[str], known: Mapping[str, FooterTable]
     ) -> tuple[dict[str, FooterTable], bool]:
-        """The same, kept in the indexes, as far as `deadline` (of time.monotonic) allows, and whether these are all.
+        """Footers as of `all_footers`, kept in the indexes, and whether these are all: at `deadline` reading stops.
 
-        Some are read in any case: given as `known` the next time, they bring it to an end.
+        deadline: of time.monotonic. Some are read in any case: given as `known` the next time, they bring it to an end.
         """
-        return read_footers_until(deadline, self.store, groups, self.shard_names, save=True, known=known)
+        return read_footers(self.store, groups, self.shard_names, save=True, known=known, deadline=deadline)
 
     def refreshed(self, footers: Mapping[str, FooterTable], pairs: Iterable[tuple[str, str]]) -> dict[str, FooterTable]:
         """The footers, those of some (group, shard) read anew: cheaper than a listing for few of many shards."""

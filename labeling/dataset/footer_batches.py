@@ -23,7 +23,7 @@ from labeling.dataset.shards import Footer, read_footer
 from labeling.dataset.storage import Store
 
 BATCH = 2048  # footers that are read before they become columns
-MANY = 16 * BATCH  # from which processes are started: each takes a second to begin
+MANY = 16 * BATCH  # footers, from which processes are started: each takes a second to begin
 MOST_PROCESSES = 16
 _STARTS = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -40,7 +40,7 @@ def read_batches(
     """Tables of the footers of files, by group, of so many files at a time; without what is gone."""
     rest = iter(files)
     batches: Iterator[list[File]] = iter(lambda: list(islice(rest, size)), [])
-    many = MANY * BATCH // size
+    many = max(1, MANY // size)
     first = list(islice(batches, many))
     processes = len(os.sched_getaffinity(0))
     if len(first) < many or processes < 2:

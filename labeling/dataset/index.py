@@ -42,28 +42,14 @@ def read_footers(
     part: Range | None = None,
     save: bool = False,
     known: Mapping[str, FooterTable] | None = None,
-) -> dict[str, FooterTable]:
-    """Footers of those of the shards that are there, by group: all groups at once, many requests at a time.
-
-    shards: all of the dataset's; part: those of interest, all by default. save: keep the footers in the indexes, where
-    one may write there. known: footers read before, which are taken instead of the index where the file is the same.
-    """
-    footers, _ = read_footers_until(float("inf"), store, groups, shards, part, save, known)
-    return footers
-
-
-def read_footers_until(
-    deadline: float,
-    store: Store,
-    groups: Sequence[str],
-    shards: Sequence[str],
-    part: Range | None = None,
-    save: bool = False,
-    known: Mapping[str, FooterTable] | None = None,
+    deadline: float = float("inf"),
 ) -> tuple[dict[str, FooterTable], bool]:
-    """The same, as far as `deadline` (of time.monotonic) allows, and whether it did not come before the end.
+    """Footers of those of the shards that are there, by group, and whether these are all: see `deadline`.
 
-    Some footers are read in any case: given as `known` the next time, they bring it to an end. Indexes are saved there.
+    All groups at once, many requests at a time. shards: all of the dataset's; part: those of interest, all by default.
+    save: keep the footers in the indexes, where one may write there and all are read. known: footers read before, which
+    are taken instead of the index where the file is the same. deadline: of time.monotonic, at which reading stops. Some
+    are read in any case, so that whoever gives them as `known` the next time comes to an end.
     """
     chosen = shards if part is None else shards[slice(*part)]
 

@@ -82,10 +82,14 @@ def test_footers_of_very_many_shards_are_read_by_several_processes(
 ) -> None:
     dataset = make(str(tmp_path))
     alone = dataset.footers("edges")
-    monkeypatch.setattr(footer_batches, "BATCH", 3)
-    monkeypatch.setattr(footer_batches, "MANY", 2)
+    monkeypatch.setattr(index, "BATCH", 3)
     monkeypatch.setattr(footer_batches.os, "sched_getaffinity", lambda _: {0, 1})
     here = unread(monkeypatch)
+    assert footer_batches.MANY < 10**5, "10⁵ shards are worth processes"
+    monkeypatch.setattr(footer_batches, "MANY", 15)
+    assert dataset.footers("edges") == alone and set(here) == set(SHARDS), "processes are for many"
+    here.clear()
+    monkeypatch.setattr(footer_batches, "MANY", 6)
     assert dataset.footers("edges") == alone and not here
     (tmp_path / "edges" / "000004.parquet").write_bytes(b"no shard")
     with pytest.raises(InputError, match=r"edges/000004\.parquet: not a Parquet file"):

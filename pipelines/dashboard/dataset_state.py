@@ -48,10 +48,12 @@ class GroupFooters(Mapping[str, FooterTable]):
     def __init__(self, dataset: Dataset, groups: Sequence[str], known: Mapping[str, FooterTable] | None = None) -> None:
         self.dataset, self.groups = dataset, list(groups)
         self._read: dict[str, FooterTable] = {}
+        self._known: dict[str, FooterTable]
         # Of groups not read yet: as they were before, and those of some of their shards.
-        self._known: dict[str, FooterTable] = dict(known or {})
-        if isinstance(known, GroupFooters):
+        if isinstance(known, GroupFooters):  # `dict` of which would read all that it has not read yet
             self._known = {**known._known, **known._read}
+        else:
+            self._known = dict(known or {})
 
     def read(self, groups: Sequence[str], deadline: float = float("inf")) -> bool:
         """Read several at once, which a distant store answers in the time of one; whether all were before `deadline`.

@@ -125,6 +125,16 @@ def test_groups_without_a_change_are_not_listed(
     assert "doubled" in listed and statuses(instance)["faces/doubled"][0] == "STALE"
 
 
+def test_reading_that_begins_anew_reads_no_group_before_it_goes_on(faces: Dataset, listed: list[str]) -> None:
+    snapshot = find_snapshot("faces")
+    reading = StateReading(snapshot)
+    assert reading.go_on(deadline=0.0) is None
+    before, known = len(listed), set(listed)
+    anew = StateReading(snapshot, reading.partial())
+    assert known and known < set(snapshot.groups) and len(listed) == before
+    assert anew.go_on() is not None and set(listed) == set(snapshot.groups)
+
+
 def test_index_of_a_group_tells_changes_on_s3(
     faces: Dataset, s3: str, listed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

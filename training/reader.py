@@ -130,7 +130,7 @@ class PlanReader:
                     continue
                 value = file.pictures.value(file.row_starts[planned.row_group] + planned.row, view or 0)
                 images[key] = np.empty(file.pictures.sizes[value], np.uint8)
-                wants.append(Want(file, int(file.pictures.starts[value]), images[key]))
+                wants.append(file.want(value, images[key]))
         self._fill(wants, workers)
         return images
 
@@ -215,7 +215,7 @@ class PlanReader:
         if file.latents:
             value = file.latents.value(file.row_starts[planned.row_group] + planned.row, view or 0)
             page = file.page(planned.row_group) if self._pages and self._is_dense[planned.stream] else None
-            return _Source(file.latents.shape(value), file, int(file.latents.starts[value]), page=page)
+            return _Source(file.latents.shape(value), file, value, page=page)
         table = self._table(stream, group, planned)
         latent, height, width = (table[name][planned.row] for name in LATENT_COLUMNS)
         if view is not None:
@@ -280,7 +280,7 @@ class PlanReader:
                 value = file.entries.value(row, task, planned.views[0] if planned.views else 0)
                 is_dense = self._pages and self._is_dense[planned.stream] and file.entries.share(task) > _DENSE
                 page = file.page(planned.row_group) if is_dense else None
-                source = _Source(file.entries.shape(value), file, int(file.entries.starts[value]), page=page)
+                source = _Source(file.entries.shape(value), file, value, page=page)
             else:
                 source = self._entry(stream, planned, task, file.address)
         except KeyError:
@@ -373,18 +373,18 @@ class _Source:
         self,
         shape: tuple[int, ...],
         file: ArrayFile | None = None,
-        start: int = 0,
+        value: int = 0,
         values: Any = None,
         page: tuple[int, int] | None = None,
     ) -> None:
-        self.shape, self._file, self._start, self._values, self._page = shape, file, start, values, page
+        self.shape, self._file, self._value, self._values, self._page = shape, file, value, values, page
 
     def fill(self, target: NDArray[np.float16], wants: list[Want]) -> None:
         """Put the array into `target`, now or once `wants` is read."""
         if self._file is None:
             target.reshape(-1)[:] = self._values
         else:
-            wants.append(Want(self._file, self._start, target, self._page))
+            wants.append(self._file.want(self._value, target, self._page))
 
 
 def _array(values: pa.Array) -> NDArray[np.float16]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from labeling.dataset.checksums import (
     PIECE_BYTES,
-    RunningChecksum,
+    array_checksum,
     changed_shard,
     damaged_shard,
     gone_shard,
+    is_checksum,
     read_checksums,
 )
 from labeling.dataset.places import LENGTH_BYTES, EntryPlaces, LatentPlaces, PicturePlaces, read_places
@@ -48,6 +48,7 @@ class ArrayFile:
         self.entries = places if isinstance(places, EntryPlaces) else None
         self.pictures = places if isinstance(places, PicturePlaces) else None
         self._places = places
+        self._starts = places.starts if places else np.zeros(0, np.int64)
         self.gap = store.gap
         _, self._checksums = read_checksums(metadata)
         self.has_checksums = self._checksums is not None
@@ -57,6 +58,15 @@ class ArrayFile:
         self.nbytes = _OPEN_BYTES + sum(values.nbytes for values in arrays if isinstance(values, np.ndarray))
         if self.entries:
             self.nbytes += 4 * len(self.entries.firsts) * len(self.entries.tasks)  # which tasks' entries are where
+
+    def want(
+        self,
+        value: int,
+        target: NDArray[np.float16] | NDArray[np.uint8],
+        page: tuple[int, int] | None = None,
+    ) -> Want:
+        """The array of that number, as its places number them, to be read into `target`."""
+        return Want(self, value, int(self._starts[value]), target, page)
 
     def read(self, wants: Sequence[Want]) -> None:
         """Fill what is wanted, sorted by their places and close to each other, by one read.
@@ -87,7 +97,7 @@ class ArrayFile:
         return now
 
     def _placed_in(self, now: ArrayFile, wants: Iterable[Want]) -> list[Want]:
-        return [replace(want, file=now, start=int(now._starts[self._value(want)])) for want in wants]
+        return [now.want(want.value, want.target) for want in wants]
 
     def _read(self, wants: Sequence[Want]) -> None:
         if len(wants) == 1 and not self.gap and wants[0].target.nbytes > PIECE_BYTES:
@@ -110,25 +120,25 @@ class ArrayFile:
         """Fill one large array from a store without delay, each piece compared while the cache still holds it."""
         length, offset = bytearray(LENGTH_BYTES), want.start - LENGTH_BYTES
         before: tuple[Any, ...] = (length,)
-        checksum = RunningChecksum()
+        checksum = 0
         for piece in pieces(want.target):
             size = len(piece) + (LENGTH_BYTES if before else 0)
             if not self._ranges.read_into(offset, (*before, piece), size):
                 raise self._damaged(want)
             if self.has_checksums:
-                checksum.add(piece)
+                checksum = array_checksum(piece, checksum)
             offset += size
             before = ()
         self.check(want, length, checksum)
 
-    def read_bytes(self, first: int, end: int) -> bytearray:
+    def read_bytes(self, first: int, end: int) -> bytes | bytearray:
         """The bytes [first, end). Raises InputError where there are fewer."""
-        content = bytearray(end - first)
-        if not self._ranges.read_into(first, [content], end - first):
+        content = self._ranges.read(first, end - first)
+        if content is None:
             raise damaged_shard(self.address, None)
         return content
 
-    def check(self, want: Want, length: bytes | bytearray, checksum: RunningChecksum | None = None) -> None:
+    def check(self, want: Want, length: bytes | bytearray, checksum: int | None = None) -> None:
         """Raise InputError unless these bytes, which stand before an array, say its length, and the array that was read
         has its checksum.
 
@@ -139,9 +149,8 @@ class ArrayFile:
         if self._checksums is None:
             return
         if checksum is None:
-            checksum = RunningChecksum()
-            checksum.add(want.target.reshape(-1).view(np.uint8).data)
-        if not checksum.equals(int(self._checksums[self._value(want)])):
+            checksum = array_checksum(want.target.reshape(-1).view(np.uint8).data)
+        if not is_checksum(checksum, int(self._checksums[want.value])):
             raise self._damaged(want)
 
     def page(self, row_group: int) -> tuple[int, int]:
@@ -149,16 +158,8 @@ class ArrayFile:
         assert self._places is not None
         return int(self._places.pages[0, row_group]), int(self._places.pages[1, row_group])
 
-    def _value(self, want: Want) -> int:
-        """Number of the array among all of the shard; a null starts where the next array does."""
-        return int(np.searchsorted(self._starts, want.start, side="right")) - 1
-
-    @property
-    def _starts(self) -> NDArray[np.int64]:
-        return self._places.starts if self._places else np.zeros(0, np.int64)
-
     def _damaged(self, want: Want) -> InputError:
-        value_index = self._value(want)
+        value_index = want.value
         assert self._places is not None
         bounds = [self._places.firsts, *([self.entries.views] if self.entries else [])]
         for firsts in (*bounds, self.row_starts):
@@ -166,14 +167,15 @@ class ArrayFile:
         return damaged_shard(self.address, value_index)
 
 
-@dataclass(frozen=True, slots=True)
-class Want:
-    """An array to read: the byte that its values start at in the file, and the contiguous memory that they go to.
+class Want(NamedTuple):
+    """An array to read, see `ArrayFile.want`: its number, the byte that its values start at in the file, and the
+    contiguous memory that they go to.
 
     page: [first, end) bytes that will be wanted with it sooner or later, None where the others will not.
     """
 
     file: ArrayFile
+    value: int
     start: int
     target: NDArray[np.float16] | NDArray[np.uint8]
     page: tuple[int, int] | None = None

@@ -12,7 +12,7 @@ from concurrent.futures import Executor, Future
 from threading import Lock
 
 from labeling.dataset.array_file import ArrayFile, Want, pieces, read_arrays
-from labeling.dataset.checksums import RunningChecksum
+from labeling.dataset.checksums import array_checksum
 from labeling.dataset.places import LENGTH_BYTES
 from model.inputs import InputError
 
@@ -25,7 +25,7 @@ class PageCache:
     def __init__(self, pool: Executor, limit: int) -> None:
         """pool: where reads run beside each other."""
         self._pool, self._limit, self._used = pool, limit, 0
-        self._pages: OrderedDict[_Key, tuple[Future[bytearray], int]] = OrderedDict()
+        self._pages: OrderedDict[_Key, tuple[Future[bytes | bytearray], int]] = OrderedDict()
         self._lock = Lock()
 
     def read(self, wants: Iterable[Want], most: int) -> None:
@@ -33,7 +33,7 @@ class PageCache:
 
         Raises InputError for the first that cannot be read.
         """
-        paged: list[tuple[Want, int, Future[bytearray]]] = []
+        paged: list[tuple[Want, int, Future[bytes | bytearray]]] = []
         exact: list[Want] = []
         for want in wants:
             if want.page is not None and want.page[1] - want.page[0] <= most:
@@ -44,13 +44,13 @@ class PageCache:
         for want, first, future in paged:
             try:
                 content = future.result()
-                start, checksum = want.start - first, RunningChecksum()
+                start, checksum = want.start - first, 0
                 length, values = content[start - LENGTH_BYTES : start], memoryview(content)
                 for piece in pieces(want.target):
                     piece[:] = values[start : start + len(piece)]
                     start += len(piece)
                     if want.file.has_checksums:
-                        checksum.add(piece)
+                        checksum = array_checksum(piece, checksum)
                 want.file.check(want, length, checksum)
             except (InputError, FileNotFoundError):  # the file may have been stored anew, or tells what is wrong
                 self._forget((want.file.address, first))
@@ -59,7 +59,7 @@ class PageCache:
                 self._forget((want.file.address, first))  # it is asked for again by who tries again
                 raise
 
-    def _page(self, file: ArrayFile, first: int, end: int) -> Future[bytearray]:
+    def _page(self, file: ArrayFile, first: int, end: int) -> Future[bytes | bytearray]:
         key = file.address, first
         with self._lock:
             if key in self._pages:

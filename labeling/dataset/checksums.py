@@ -45,23 +45,19 @@ def read_checksums(metadata: pq.FileMetaData) -> tuple[bool, NDArray[np.uint16] 
     return "pages" in values, None if arrays is None else np.frombuffer(base64.b64decode(arrays), "<u2")
 
 
-class RunningChecksum:
-    """The checksum of an array whose bytes are added one piece after another.
+def array_checksum(content: memoryview, before: int = 0) -> int:
+    """The checksum of an array whose last bytes are these; before: that of those before them.
 
     Who adds a piece right after it was written finds it in the cache of its core: so 550 kB take 11 µs, and 20 µs where
     they are added when all is there.
     """
+    checksum: int = _crc32()(content, before)
+    return checksum
 
-    def __init__(self) -> None:
-        self._value = 0
 
-    def add(self, content: memoryview) -> None:
-        """Add what follows."""
-        self._value = _crc32()(content, self._value)
-
-    def equals(self, checksum: int) -> bool:
-        """Whether all that was added has this checksum."""
-        return self._value & _HALF == checksum
+def is_checksum(checksum: int, stored: int) -> bool:
+    """Whether an array with this checksum has the one that its shard says."""
+    return checksum & _HALF == stored
 
 
 def open_parquet(file: pa.NativeFile) -> pq.ParquetFile:

@@ -109,7 +109,7 @@ def _shard_rows(
             if file.pictures:
                 place = file.pictures.value(row)
                 values["image"] = np.empty(file.pictures.sizes[place], np.uint8)
-                wants.append(Want(file, int(file.pictures.starts[place]), values["image"]))
+                wants.append(file.want(place, values["image"]))
             else:
                 assert whole is not None
                 values["image"] = whole[offset].as_py()

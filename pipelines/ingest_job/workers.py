@@ -49,9 +49,9 @@ class Workers:
     ) -> Iterator[T]:
         """Results of the calls, as they come. What calls return is small, and only few of them wait at a time.
 
-        gpus: that a call holds on a cluster. lost: what to return of a call whose process died, several times, told its
-        arguments and why; without it that ends the job. then: calls that a result makes possible, which go before the
-        others.
+        gpus: that each of `calls` holds on a cluster, and those of `then` do not. lost: what to return of a call whose
+        process died, several times, told its arguments and why; without it that ends the job. then: calls that a result
+        makes possible, which go before the others.
         """
         if on_cluster:
             self._start()
@@ -78,14 +78,16 @@ def _on_ray(
     def call_with(arguments: Sequence[Any]) -> T:
         return function(*arguments)
 
-    task = ray.remote(call_with).options(num_cpus=1, num_gpus=gpus, max_retries=3)
+    remote = ray.remote(call_with)
+    task = remote.options(num_cpus=1, num_gpus=gpus, max_retries=3)
+    following_task = remote.options(num_cpus=1, max_retries=3)
     running: dict[Any, Sequence[Any]] = {}
     waiting = iter(calls)
     following: list[Sequence[Any]] = []
     while True:
         most = 2 * int(cluster_has("CPU")) + _WAITING
-        for arguments in (*following, *islice(waiting, max(most - len(running) - len(following), 0))):
-            running[task.remote(arguments)] = arguments
+        running |= {following_task.remote(arguments): arguments for arguments in following}
+        running |= {task.remote(arguments): arguments for arguments in islice(waiting, max(most - len(running), 0))}
         if not running:
             return
         (ready,), _ = ray.wait(list(running), num_returns=1)

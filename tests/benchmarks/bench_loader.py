@@ -69,27 +69,33 @@ def main() -> None:
         cases = {f"{size}, disk": (size, "rows", False) for size in SIZES}
         cases |= {f"{size}, S3": (size, "rows", True) for size in SIZES}
         cases |= {f"pictures, {place}": ("pictures", "pictures", place == "S3") for place in ("disk", "S3")}
+        chosen = {case: what for case, what in cases.items() if not only or case in only}
+        for name, _, _ in chosen.values():  # before the server lists its folders, which it remembers
+            write_case(folder_of(data, name), name, given.rows if name == "82 kB" else given.rows // 3, given.peers)
+        has_plan, many = not only or "plan" in only, data / "bench" / "many"
+        if has_plan and not (many / "dataset.json").exists():
+            write_ours(many, Rows(SHARD_ROWS, *SIZES["82 kB"]))
+            repeat_shard(many, given.shards)
         with s3_server(data) as environment:
-            for case, (name, kind, is_far) in cases.items():
-                if only and case not in only:
-                    continue
-                place = data / "bench" / name.replace(" ", "-")
-                write_case(place, name, given.rows if name == "82 kB" else given.rows // 3, peers, given.peers)
-                rounds = run_rounds(
-                    place, kind, ("ours", "unchecked", *peers, "floor"), given, environment if is_far else None
-                )
+            for case, (name, kind, is_far) in chosen.items():
+                names = ("ours", "unchecked", *peers, "floor")
+                rounds = run_rounds(folder_of(data, name), kind, names, given, environment if is_far else None)
                 result["cases"][case] = show(case, rounds)
                 for peer, ratio in result["cases"][case]["ratios"].items():
                     result["ratios"].setdefault(peer, {})[case] = ratio
-            if not only or "plan" in only:
-                result |= plan_figures(data / "bench" / "many", given.shards, environment)
+            if has_plan:
+                result |= plan_figures(many, environment)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written to {given.out}")
 
 
-def write_case(place: Path, name: str, count: int, peers: tuple[str, ...], python: str) -> None:
-    """The data of a case in all formats, where it is not there yet."""
+def folder_of(data: Path, name: str) -> Path:
+    return data / "bench" / name.replace(" ", "-")
+
+
+def write_case(place: Path, name: str, count: int, python: str) -> None:
+    """The data of a case in all formats, those of peers where they have a Python, where it is not there yet."""
     place.mkdir(parents=True, exist_ok=True)
     kind = "pictures" if name == "pictures" else "rows"
     width, least, most = SIZES.get(name, (8, 1, 1))
@@ -103,7 +109,7 @@ def write_case(place: Path, name: str, count: int, peers: tuple[str, ...], pytho
             (place / "jpeg" / f"{number:06d}.jpg").write_bytes(picture)
         width, height = aspect_bucket(*PICTURE, 256)
         write_ours(place / "ours", rows, pictures, (16, height // 8, width // 8) if pictures else (16, 32, 32))
-    for peer in peers:
+    for peer in PEERS if python else ():
         if not (place / peer).exists():
             subprocess.run(
                 [python, str(HERE / "loader_data.py"), peer, kind, str(place)], check=True, stdout=sys.stderr
@@ -153,11 +159,8 @@ def show(case: str, rounds: dict[str, list[Record]]) -> dict[str, Any]:
     return figures
 
 
-def plan_figures(place: Path, shards: int, environment: dict[str, str]) -> dict[str, Any]:
+def plan_figures(place: Path, environment: dict[str, str]) -> dict[str, Any]:
     """read_ratio_64 on disk and S3, and shuffle_variance, of rows of 82 kB."""
-    if not (place / "dataset.json").exists():
-        write_ours(place, Rows(SHARD_ROWS, *SIZES["82 kB"]))
-        repeat_shard(place, shards)
     table = Table("figure of the plan", "value")
     figures: dict[str, Any] = {}
     with mock.patch.dict(os.environ, environment):
@@ -233,8 +236,8 @@ def counted_reads() -> Iterator[Counter[str]]:
         return mock.patch.object(owner, name, counted)
 
     with ExitStack() as patches:
-        for ranges in (local._Ranges, s3._Ranges):
-            patches.enter_context(count(ranges, "read_into", lambda result, arguments: int(arguments[2])))
+        patches.enter_context(count(local._Ranges, "read_into", lambda result, arguments: int(arguments[2])))
+        patches.enter_context(count(s3._Ranges, "read", lambda result, arguments: int(arguments[1])))
         patches.enter_context(count(local._Ranges, "read_tail", lambda result, arguments: len(result[0])))
         patches.enter_context(count(s3.S3Store, "_get", lambda result, arguments: len(result[0])))
         patches.enter_context(count(Dataset, "read", lambda result, arguments: int(result.nbytes)))

@@ -60,10 +60,9 @@ def ours(folder: Path, place: str, kind: str, batch: int) -> Iterator[Batch]:
 
 def unchecked(folder: Path, place: str, kind: str, batch: int) -> Iterator[Batch]:
     """Ours, without comparing the checksum of each array that is read."""
-    from labeling.dataset.checksums import RunningChecksum
+    from labeling.dataset import array_file
 
-    RunningChecksum.add = lambda self, content: None  # type: ignore[method-assign]
-    RunningChecksum.equals = lambda self, checksum: True  # type: ignore[method-assign]
+    array_file.read_checksums = lambda metadata: (False, None)  # type: ignore[assignment]
     yield from ours(folder, place, kind, batch)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -14,13 +15,16 @@ import numpy as np
 import pytest
 import trimesh
 from commands import onediffusion
+from logical_nodes import joined_node
 from PIL import Image
+from typer.testing import CliRunner
 
 from labeling.dataset import Dataset
 from labeling.sources import view_sets
 from labeling.sources.scenes.files import SceneFiles
 from labeling.sources.view_sets import ViewOptions, view_options
 from model.inputs import InputError, WorkFailed
+from pipelines.cli.app import app
 from pipelines.ingest_job.workers import Workers
 from pipelines.views import ViewsResult, views
 
@@ -192,3 +196,26 @@ def test_command_line_says_what_became_of_scenes_and_refuses_what_is_none(tmp_pa
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"no mesh .*, file of cameras or photographs there"):
         views(str(tmp_path / "empty"), str(tmp_path / "o"))
+
+
+def test_scenes_hold_gpus_and_the_writing_of_a_shard_does_not(
+    ray_cluster: None, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines import views as job
+
+    make, notes = job._make, tmp_path / "notes"
+
+    def noting(*arguments: Any) -> Any:
+        import ray
+
+        gpus = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+        with notes.open("a") as file:
+            file.write(f"{'shard' if arguments[3] is None else 'scene'}, GPUs: {len(gpus)}\n")
+        return make(*arguments)
+
+    monkeypatch.setattr(job, "_make", noting)
+    with joined_node(cpus=1, gpus=1):
+        command = ["views", str(source), str(tmp_path / "out"), "--count", "2", "--size", "40", "--gpus", "1"]
+        result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert Counter(notes.read_text().splitlines()) == {"scene, GPUs: 1": 4, "shard, GPUs: 0": 1}

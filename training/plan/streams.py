@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from labeling.dataset import CAMERAS, IMAGES, TEXT
@@ -53,22 +54,22 @@ class Stream:
         made = cls(name, task, source.tasks[task], source.size or size, 0, source.text, *drawn)
         return replace(made, degraded=source.degraded, window=source.window)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """What tells it apart from the other streams of its source."""
         return f"{self.task}@{self.size}"
 
-    @property
+    @cached_property
     def latents(self) -> str:
         """The group of the pictures' latents."""
         return f"latents-{self.size}"
 
-    @property
+    @cached_property
     def degrades(self) -> bool:
         """Whether its pictures are degraded when they are used."""
         return find_task(self.task).condition == DEGRADED and self.degraded == "online"
 
-    @property
+    @cached_property
     def condition(self) -> str | None:
         """The group of the condition's latents, None where frame 1 is not stored."""
         label = find_task(self.task).label
@@ -76,7 +77,7 @@ class Stream:
             label = f"{DEGRADED}-{self.task}"
         return label and f"{self.latents}-{label}"
 
-    @property
+    @cached_property
     def groups(self) -> tuple[str, ...]:
         """Every group that a sample of this stream is read or judged from."""
         condition = find_task(self.task).condition
@@ -116,7 +117,7 @@ class Stream:
             columns += NAMES
         return list(dict.fromkeys(columns))
 
-    @property
+    @cached_property
     def prompt_groups(self) -> tuple[str, ...]:
         """The groups that prompts are built of."""
         named = SUBJECT if self.task == SUBJECT else self.task if find_task(self.task).phrase else None

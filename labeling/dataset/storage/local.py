@@ -255,6 +255,10 @@ class _Ranges:
             done += read
         return done == size
 
+    def read(self, offset: int, size: int) -> bytearray | None:
+        content = bytearray(size)
+        return content if self.read_into(offset, [content], size) else None
+
     def read_tail(self, size: int) -> tuple[bytes, Entry]:
         stat = os.fstat(self._file.fileno())
         start = max(0, stat.st_size - size)

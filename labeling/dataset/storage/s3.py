@@ -347,17 +347,22 @@ class _Ranges:
     def __init__(self, store: S3Store, name: str) -> None:
         self._store, self._name, self._file = store, name, store.open(name)
 
-    def read_into(self, offset: int, parts: Sequence[Any], size: int) -> bool:
+    def read(self, offset: int, size: int) -> bytes | None:
         try:
             with self._store.explained(self._name):
-                content = memoryview(self._file.read_at(size, offset))
+                content: bytes = self._file.read_at(size, offset)
         except FileNotFoundError:
             raise
         except OSError as error:  # after all attempts
             address = f"{self._store.uri}/{self._name}"
             raise WorkFailed(f"{address}: S3 does not give its bytes ({one_line(error, 120)})") from None
-        if len(content) != size:
+        return content if len(content) == size else None
+
+    def read_into(self, offset: int, parts: Sequence[Any], size: int) -> bool:
+        whole = self.read(offset, size)
+        if whole is None:
             return False
+        content = memoryview(whole)
         for part in parts:
             if not memoryview(part).nbytes:  # there is no view of it as bytes
                 continue

@@ -32,6 +32,9 @@ class Ranges(Protocol):
         parts: contiguous writable memory.
         """
 
+    def read(self, offset: int, size: int) -> bytes | bytearray | None:
+        """`size` bytes from `offset` on, None where there are fewer."""
+
     def read_tail(self, size: int) -> tuple[bytes, Entry]:
         """The last `size` bytes (all of a smaller file), and the entry of the file."""
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from labeling.dataset import ArrayFile, PageCache, Want, open_store, read_arrays, shards, write_shard
+from labeling.dataset import ArrayFile, PageCache, open_store, read_arrays, shards, write_shard
 from labeling.dataset.storage.local import LocalStore
 from labeling.dataset.storage.s3 import S3Store
 from model.inputs import InputError, WorkFailed
@@ -33,7 +33,7 @@ def _read(file: ArrayFile, row: int) -> list[float]:
     assert file.latents
     value = file.latents.value(row)
     target = np.empty(file.latents.shape(value), np.float16)
-    read_arrays([Want(file, int(file.latents.starts[value]), target)])
+    read_arrays([file.want(value, target)])
     return [float(each) for each in target.ravel()]
 
 
@@ -69,7 +69,7 @@ def test_pictures_are_read_alone(tmp_path: Path, sets: bool) -> None:
             continue
         value = file.pictures.value(row, view)
         target = np.empty(file.pictures.sizes[value], np.uint8)
-        read_arrays([Want(file, int(file.pictures.starts[value]), target)])
+        read_arrays([file.want(value, target)])
         assert target.tobytes() == data[number]
     with pytest.raises(IndexError):
         file.pictures.value(0, 2)
@@ -81,7 +81,7 @@ def test_pictures_are_read_alone(tmp_path: Path, sets: bool) -> None:
         (tmp_path / "images" / "000000.parquet").write_bytes(content)
         target = np.empty(len(data[number] or b""), np.uint8)
         with pytest.raises(InputError, match=f"row group {row_group}: damaged"):
-            read_arrays([Want(ArrayFile(store, "images", "000000"), start, target)])
+            read_arrays([ArrayFile(store, "images", "000000").want(number, target)])
 
 
 def test_rows_of_a_large_row_group_are_read_alone(tmp_path: Path) -> None:
@@ -111,6 +111,9 @@ class _Named:
 
     def read_into(self, *wanted: Any) -> bool:
         return self._open().read_into(*wanted)
+
+    def read(self, *wanted: Any) -> Any:
+        return self._open().read(*wanted)
 
     def read_tail(self, size: int) -> Any:
         return self._open().read_tail(size)
@@ -181,8 +184,7 @@ def test_s3_gives_arrays_without_numbers(tmp_path: Path, monkeypatch: pytest.Mon
     file = ArrayFile(_far(monkeypatch, tmp_path), "text", "000000")
     assert file.entries
     targets = [np.ones(file.entries.shape(value), np.float16) for value in (0, 1)]
-    places = file.entries.starts
-    read_arrays([Want(file, int(places[value]), target) for value, target in enumerate(targets)])
+    read_arrays([file.want(value, target) for value, target in enumerate(targets)])
     assert targets[0].shape == (0, 4)
     assert targets[1].ravel().tolist() == table["entries"][0][1]["embedding"].as_py()
 
@@ -216,5 +218,5 @@ def test_page_of_a_shard_that_is_stored_anew_is_read_there(tmp_path: Path, monke
     expected = _read(file, 2)
     write_shard(store, "g", "000000", LATENTS, GROUPS, "recipe")
     with ThreadPoolExecutor(1) as pool:
-        PageCache(pool, 1 << 20).read([Want(file, int(file.latents.starts[2]), target, file.page(1))], 1 << 20)
+        PageCache(pool, 1 << 20).read([file.want(2, target, file.page(1))], 1 << 20)
     assert target.ravel().tolist() == expected

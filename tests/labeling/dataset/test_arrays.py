@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from labeling.dataset import ArrayFile, PageCache, Want, digest_column, open_store, read_arrays, shards, write_shard
+from labeling.dataset import ArrayFile, PageCache, digest_column, open_store, read_arrays, shards, write_shard
 from labeling.dataset.checksums import checksums_text
 from labeling.dataset.join import read_columns
 from model.inputs import InputError
@@ -117,14 +117,14 @@ def test_single_arrays_are_read_exactly(tmp_path: Path, place: str, request: pyt
                         continue
                     number = file.latents.value(row, view)
                     target = np.empty(file.latents.shape(number), np.float16)
-                    wants.append(Want(file, int(file.latents.starts[number]), target))
+                    wants.append(file.want(number, target))
                     wanted.append((target, value))
                 for entry in value or () if file.entries else ():
                     assert file.entries
                     number = file.entries.value(row, entry["task"], view)
                     target = np.empty(file.entries.shape(number), np.float16)
                     assert target.shape == (entry["tokens"], WIDTH)
-                    wants.append(Want(file, int(file.entries.starts[number]), target))
+                    wants.append(file.want(number, target))
                     wanted.append((target, entry["embedding"]))
     assert len(wants) > 20
     read_arrays(wants[::2] + wants[1::2])
@@ -144,7 +144,7 @@ def test_pages_are_read_once_and_no_more_than_fit(tmp_path: Path, monkeypatch: p
     reads: list[tuple[int, int]] = []
     original = file.read_bytes
 
-    def counted(first: int, end: int) -> bytearray:
+    def counted(first: int, end: int) -> bytes | bytearray:
         reads.append((first, end))
         return original(first, end)
 
@@ -155,7 +155,7 @@ def test_pages_are_read_once_and_no_more_than_fit(tmp_path: Path, monkeypatch: p
         def read(cache: PageCache, most: int) -> None:
             targets = {row: np.empty(places.shape(row), np.float16) for row in (0, 2, 3, 4)}
             page = {0: pages[0], 2: pages[1], 3: pages[2], 4: pages[2]}
-            wants = [Want(file, int(places.starts[row]), target, page[row]) for row, target in targets.items()]
+            wants = [file.want(row, target, page[row]) for row, target in targets.items()]
             cache.read(wants, most)
             for row, target in targets.items():
                 assert target.ravel().tolist() == expected[row]
@@ -171,7 +171,7 @@ def test_pages_are_read_once_and_no_more_than_fit(tmp_path: Path, monkeypatch: p
         read(small, 1 << 20)
         assert len(reads) > 6
 
-        def fails(first: int, end: int) -> bytearray:
+        def fails(first: int, end: int) -> bytes | bytearray:
             raise OSError("no answer")
 
         cache = PageCache(pool, 1 << 20)
@@ -192,7 +192,7 @@ def test_damaged_shards_are_named_in_one_line(tmp_path: Path) -> None:
     file = ArrayFile(store, "g", "000000")
     assert file.latents
     target = np.empty(file.latents.shape(2), np.float16)
-    one = Want(file, int(file.latents.starts[2]), target)
+    one = file.want(2, target)
     content = path.read_bytes()
     with path.open("r+b") as opened:  # a length that is another
         opened.seek(int(file.latents.starts[2]) - 4)

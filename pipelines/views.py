@@ -18,6 +18,7 @@ from labeling.dataset import (
     REJECTED,
     Dataset,
     ShardInfo,
+    in_parallel,
     lease,
     shard_file,
 )
@@ -86,10 +87,13 @@ def views(
         for group in (IMAGES, CAMERAS):
             target.declare(group, declaration_of(options))
         tasks = _plan_shards(scenes)
-        stale = [task for task in tasks if not is_fresh(source, target, task, options)]
+        # Each costs several requests.
+        fresh = in_parallel(lambda task: is_fresh(source, target, task, options), tasks, target.store.parallel)
+        stale = [task for task, is_there in zip(tasks, fresh, strict=True) if not is_there]
         _run(stale, source, target, options, gpus)
         delete_parts(target)  # which a job that was ended may have left
-        shards = [ShardInfo(task.shard, target.footer(IMAGES, task.shard).rows) for task in tasks]
+        footers = in_parallel(lambda task: target.footer(IMAGES, task.shard), tasks, target.store.parallel)
+        shards = [ShardInfo(task.shard, footer.rows) for task, footer in zip(tasks, footers, strict=True)]
         sets = sum(shard.rows for shard in shards)
         if not sets:
             raise _nothing_made(source_uri, target, shards, len(scenes))
@@ -100,7 +104,8 @@ def views(
 
 
 def _left_out(target: Dataset, shards: Sequence[str]) -> int:
-    said = (text for shard in shards for text in target.read(CAMERAS, shard, ["left_out"])["left_out"].to_pylist())
+    read = in_parallel(lambda shard: target.read(CAMERAS, shard, ["left_out"]), shards, target.store.parallel)
+    said = (text for table in read for text in table["left_out"].to_pylist())
     return sum(len(json.loads(text)) for text in said if text)
 
 

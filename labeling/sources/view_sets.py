@@ -31,6 +31,7 @@ from labeling.dataset import (
     REJECTED_SCHEMA,
     Dataset,
     digest_json,
+    in_parallel,
     recipe,
     set_schema,
     shard_file,
@@ -144,7 +145,8 @@ def write_set_shard(dataset: Dataset, task: SetTask, options: ViewOptions) -> No
     """Write a shard of its parts, which are all there. It has one writer at a time, as all shards do."""
     folder = f"{SCENES}/parts/{task.shard}"
     names = [part_name(scene, options) for scene in task.scenes]
-    rows = [dataset.read(folder, name).to_pylist()[0] for name in names]
+    read = in_parallel(lambda name: dataset.read(folder, name).to_pylist()[0], names, dataset.store.parallel)
+    rows = list(read)
     shard_recipe = recipe(declaration_of(options), {"source": _scenes_digest(task, [row["digest"] for row in rows])})
     write_rows(dataset, task.shard, rows, shard_recipe)
     said = {"recipe": shard_recipe, "tag": task.tag(options)}

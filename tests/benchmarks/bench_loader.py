@@ -4,8 +4,8 @@ All deliver the same rows, shuffled, in batches of 32 to one process: rows of 82
 all decode, fit and mask alike, from this machine's disk and from S3 (rclone, loopback). Each takes its turn in rounds.
 The floor reads our files front to back into one buffer; of pictures it is the work on them, without a loader. The
 peers need an environment of their own (pip install mosaicml-streaming litdata webdataset, and what decodes pictures:
-numpy, opencv-python, pillow; LitData reads an S3 without TLS only when obstore is not installed). PEERS names its
-Python, and without it the floor alone is beside ours.
+numpy, opencv-python, pillow, simplejpeg; LitData reads an S3 without TLS only when obstore is not installed). PEERS
+names its Python, and without it the floor alone is beside ours.
 
 "unchecked" is ours without comparing checksums: what they cost is its rate and CPU time beside ours.
 Other figures need no peers: the bytes that a worker of 64 reads from disk and from S3 for a byte that it delivers, both

@@ -13,7 +13,6 @@ environment has other values of what was read while all was imported starts cold
 from __future__ import annotations
 
 import atexit
-import ctypes
 import gc
 import json
 import os
@@ -57,7 +56,6 @@ MODULES = (
 # is noted while it is imported.
 READ_BY_NATIVE_CODE = ("PYTHON", "LD_", "LANG", "LC_", "TZ", "MALLOC_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "GRPC_")
 READ_AGAIN = {"COLUMNS", "LINES", "PYTHONBREAKPOINT"}  # whenever they are needed; Ray sets the last
-PR_SET_PDEATHSIG = 1
 MOST_BYTES, MOST_FILES = 1 << 20, 16  # of a command with its environment
 CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
@@ -96,7 +94,8 @@ def warm_processes(environment: Mapping[str, str]) -> Iterator[Warm]:
         for kind, path in (("command", warm.commands / "onediffusion"), ("worker", warm.worker_start)):
             path.write_text(CLIENT.format(python=sys.executable, address=str(address), kind=kind, more="()"))
             path.chmod(0o755)
-        server = subprocess.Popen([sys.executable, __file__, address], env=dict(environment), start_new_session=True)
+        command = [sys.executable, __file__, address]
+        server = subprocess.Popen(command, stdin=subprocess.PIPE, env=dict(environment), start_new_session=True)
         deadline = time.monotonic() + 400
         while not address.exists():
             assert server.poll() is None and time.monotonic() < deadline
@@ -178,6 +177,9 @@ class _Server:
     def serve(self) -> NoReturn:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self.wake[1].fileno(), warn_on_full_buffer=False)
+        # A pipe from the tests, which breaks when they end, however they do. A signal at the parent's death would come
+        # when the thread of the tests ends that needed this process first.
+        self.selector.register(sys.stdin, selectors.EVENT_READ, lambda _: os._exit(0))
         self.selector.register(self.listener, selectors.EVENT_READ, self.accept)
         self.selector.register(self.wake[0], selectors.EVENT_READ, self.reap)
         while True:
@@ -316,7 +318,6 @@ def serve(address: str) -> None:
     """Run what clients ask for until this process is killed."""
     import importlib
 
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # it ends with the tests, however they end
     sys.path[0] = str(Path(__file__).parents[2])  # in the place of this script's folder
     imported = _ImportedWith()
     with imported.noted():

@@ -34,6 +34,7 @@ from labeling.sources.view_sets import (
     declaration_of,
     delete_parts,
     is_fresh,
+    listed_fresh,
     make_part,
     reject_part,
     write_set_shard,
@@ -87,9 +88,12 @@ def views(
         for group in (IMAGES, CAMERAS):
             target.declare(group, declaration_of(options))
         tasks = _plan_shards(scenes)
-        # Each costs several requests.
-        fresh = in_parallel(lambda task: is_fresh(source, target, task, options), tasks, target.store.parallel)
-        stale = [task for task, is_there in zip(tasks, fresh, strict=True) if not is_there]
+        listed = in_parallel(lambda task: listed_fresh(target, task, options), tasks, target.store.parallel)
+        stale = [
+            task
+            for task, fresh in zip(tasks, listed, strict=True)
+            if not (is_fresh(source, target, task, options) if fresh is None else fresh)
+        ]
         _run(stale, source, target, options, gpus)
         delete_parts(target)  # which a job that was ended may have left
         footers = in_parallel(lambda task: target.footer(IMAGES, task.shard), tasks, target.store.parallel)

@@ -65,7 +65,7 @@ class ArrayFile:
         target: NDArray[np.float16] | NDArray[np.uint8],
         page: tuple[int, int] | None = None,
     ) -> Want:
-        """The array of that number, as its places number them, to be read into `target`."""
+        """The array of that number, as its places number them, to be read into `target`; page: see `Want`."""
         return Want(self, value, int(self._starts[value]), target, page)
 
     def read(self, wants: Sequence[Want]) -> None:

@@ -54,6 +54,7 @@ from model.inputs import InputError, WorkFailed, nearest, one_line
 
 VERSION = 1
 SHARD_SETS = 64  # also the most rows of a row group
+_PARTS_AT_ONCE = 8  # that are read: each is in memory twice meanwhile
 SCENES = "scenes"  # no column group: parts of shards that are not written yet, and what shards were made from
 SET_SCHEMA = set_schema(IMAGE_SCHEMA)
 _MACHINE_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE)  # whatever the scene is
@@ -145,8 +146,7 @@ def write_set_shard(dataset: Dataset, task: SetTask, options: ViewOptions) -> No
     """Write a shard of its parts, which are all there. It has one writer at a time, as all shards do."""
     folder = f"{SCENES}/parts/{task.shard}"
     names = [part_name(scene, options) for scene in task.scenes]
-    read = in_parallel(lambda name: dataset.read(folder, name).to_pylist()[0], names, dataset.store.parallel)
-    rows = list(read)
+    rows = list(in_parallel(lambda name: dataset.read(folder, name).to_pylist()[0], names, _PARTS_AT_ONCE))
     shard_recipe = recipe(declaration_of(options), {"source": _scenes_digest(task, [row["digest"] for row in rows])})
     write_rows(dataset, task.shard, rows, shard_recipe)
     said = {"recipe": shard_recipe, "tag": task.tag(options)}
@@ -158,31 +158,26 @@ def delete_parts(dataset: Dataset, shard: str = "") -> None:
     dataset.store.delete_tree(f"{SCENES}/parts/{shard}".rstrip("/"))
 
 
-def is_fresh(source: Source, dataset: Dataset, task: SetTask, options: ViewOptions) -> bool:
-    """Whether a shard is there, made of the scenes as they are now.
-
-    If the listing of the source does not tell, the files are read.
-    """
+def listed_fresh(dataset: Dataset, task: SetTask, options: ViewOptions) -> bool | None:
+    """Whether a shard is there, made of the scenes as they are listed now; None where listings do not tell."""
     if not (dataset.has_shard(IMAGES, task.shard) and dataset.has_shard(CAMERAS, task.shard)):
         return False
-    if _is_written(dataset, task, options):
-        return True
+    try:
+        seen = json.loads(dataset.store.read(_seen_file(task.shard)))
+        has = dataset.footer(IMAGES, task.shard).recipe
+    except (FileNotFoundError, ValueError):
+        return None
+    return True if seen == {"recipe": has, "tag": task.tag(options)} else None
+
+
+def is_fresh(source: Source, dataset: Dataset, task: SetTask, options: ViewOptions) -> bool:
+    """Whether a shard that is there is made of the scenes as they are now, by reading their files."""
     has = dataset.footer(IMAGES, task.shard).recipe
     digests = [content_digest(source, scene) for scene in task.scenes]
     wanted = recipe(declaration_of(options), {"source": _scenes_digest(task, digests)})
     if wanted == has:
         dataset.store.put(_seen_file(task.shard), json.dumps({"recipe": has, "tag": task.tag(options)}).encode())
     return wanted == has
-
-
-def _is_written(dataset: Dataset, task: SetTask, options: ViewOptions) -> bool:
-    """Whether a shard was made of scenes that are listed as they were then."""
-    try:
-        seen = json.loads(dataset.store.read(_seen_file(task.shard)))
-        has = dataset.footer(IMAGES, task.shard).recipe
-    except (FileNotFoundError, ValueError):
-        return False
-    return bool(seen == {"recipe": has, "tag": task.tag(options)})
 
 
 def declaration_of(options: ViewOptions) -> dict[str, Any]:

@@ -49,6 +49,7 @@ WORKERS, EACH = 64, 16  # whose reads are counted: workers, samples of one in a 
 # what is read for later and what was read before are then as much.
 STEPS, FIRST = 192, 64
 Record = dict[str, float]
+Rounds = dict[str, list[Record | None]]  # contestant → what each round gave, None where it failed
 
 
 def main() -> None:
@@ -118,9 +119,9 @@ def write_case(place: Path, name: str, count: int, python: str) -> None:
 
 def run_rounds(
     place: Path, kind: str, names: tuple[str, ...], given: argparse.Namespace, s3: dict[str, str] | None
-) -> dict[str, list[Record]]:
+) -> Rounds:
     """Records of each contestant, a round after another, each round in another order."""
-    found: dict[str, list[Record]] = {name: [] for name in names}
+    found: Rounds = {name: [] for name in names}
     for number in range(given.rounds):
         for name in (*names[number % len(names) :], *names[: number % len(names)]):
             python = given.peers if name in PEERS else sys.executable
@@ -131,19 +132,19 @@ def run_rounds(
             lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
             if not lines:
                 print(f"{name} failed: {done.stderr.strip()[-600:]}", file=sys.stderr)
-                continue
-            found[name].append(json.loads(lines[-1]))
-    return {name: records for name, records in found.items() if records}
+            found[name].append(json.loads(lines[-1]) if lines else None)
+    return {name: records for name, records in found.items() if any(records)}
 
 
-def show(case: str, rounds: dict[str, list[Record]]) -> dict[str, Any]:
-    """Print a case; its figures. Ratios are medians of those within a round."""
+def show(case: str, rounds: Rounds) -> dict[str, Any]:
+    """Print a case; its figures. Ratios are medians of those within a round in which both delivered."""
     table = Table("what", "samples/s", "MB/s", "CPU ms", "first batch s", "ours ÷ it", title=case)
     figures: dict[str, Any] = {"ratios": {}, "contestants": {}}
-    for name, records in rounds.items():
+    for name, all_records in rounds.items():
+        records = [record for record in all_records if record]
+        pairs = [(own, other) for own, other in zip(rounds["ours"], all_records, strict=True) if own and other]
         middle = {key: statistics.median(record[key] for record in records) for key in records[0]}
-        ratios = [own["rate"] / record["rate"] for own, record in zip(rounds["ours"], records, strict=False)]
-        ratio = statistics.median(ratios)
+        ratio = statistics.median(own["rate"] / other["rate"] for own, other in pairs)
         figures["contestants"][name] = {**middle, "rates": [record["rate"] for record in records]}
         if name in PEERS:
             figures["ratios"][name] = round(ratio, 3)
@@ -151,8 +152,8 @@ def show(case: str, rounds: dict[str, list[Record]]) -> dict[str, Any]:
             figures["share_of_floor"] = round(ratio, 3)
         elif name == "unchecked":
             figures["with_checksums"] = round(ratio, 3)
-            costs = [own["cpu_ms"] / record["cpu_ms"] for own, record in zip(rounds["ours"], records, strict=False)]
-            figures["cpu_with_checksums"] = round(statistics.median(costs), 3)
+            cost = statistics.median(own["cpu_ms"] / other["cpu_ms"] for own, other in pairs)
+            figures["cpu_with_checksums"] = round(cost, 3)
         shown = (f"{middle['rate']:.0f}", f"{middle['mb_per_second']:.0f}", f"{middle['cpu_ms']:.2f}")
         table.add_row(name, *shown, f"{middle['first']:.2f}", "" if name == "ours" else f"{ratio:.2f}")
     Console().print(table)

@@ -104,7 +104,7 @@ def warm_processes(environment: Mapping[str, str]) -> Iterator[Warm]:
             yield warm
         finally:
             server.kill()
-            server.wait()
+            server.communicate()
 
 
 class _ImportedWith:
@@ -315,7 +315,7 @@ def run_to_end(main: Callable[[], object]) -> NoReturn:
 
 
 def serve(address: str) -> None:
-    """Run what clients ask for until this process is killed."""
+    """Run what clients ask for until this process is killed or its standard input ends."""
     import importlib
 
     sys.path[0] = str(Path(__file__).parents[2])  # in the place of this script's folder

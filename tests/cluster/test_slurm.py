@@ -285,7 +285,9 @@ def test_job_at_time_limit_requeues_and_continues(site: SlurmSite, limited: Stan
     assert limited.checkpoint() == {"signals": ["SIGUSR1"], "works": True}
     go_on(site, limited.number())
     assert limited.ended() == ""
-    assert limited.report(1)["token"] != limited.report()["token"]
+    # A slow machine may need the time of more than one restart to start Ray.
+    last = max(int(path.stem.removeprefix("report-")) for path in limited.folder.glob("report-*.json"))
+    assert last > 0 and limited.report(last)["token"] != limited.report()["token"]
     lines = list(limited.backend.logs("limited-1"))
-    assert [f"restarted {count} times" in "".join(lines) for count in (0, 1)] == [True, True], "one file holds both"
+    assert [f"restarted {count} times" in "".join(lines) for count in (0, last)] == [True, True], "one file holds both"
     assert any("back to the queue" in line for line in lines)

@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.long]
 @pytest.fixture(scope="module")
 def limited(site: SlurmSite, tmp_path_factory: pytest.TempPathFactory) -> StandIn:
     """A job that comes to its time limit while other tests run; it goes on when it is put back."""
-    job = stand_in(tmp_path_factory.mktemp("limited"), "limited-1", "twice", hours=2 / 60, options=["--nodelist=node2"])
+    job = stand_in(tmp_path_factory.mktemp("limited"), "limited-1", "twice", hours=3 / 60, options=["--nodelist=node2"])
     job.backend.submit(job.work)
     return job
 
